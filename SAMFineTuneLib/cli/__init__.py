@@ -1,0 +1,1 @@
+"""The command `samfinetune`. Every module here but `main` is one sub-command."""

@@ -1,0 +1,7 @@
+"""`python -m SAMFineTuneLib.cli`, for where the script `samfinetune` is not on the path."""
+
+import sys
+
+from SAMFineTuneLib.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,85 @@
+"""`samfinetune`: finds the sub-command, runs it, and turns what went wrong into a sentence and an exit code.
+
+A sub-command is the module of its name in this package. It offers `add_parser(subparsers)` and
+`run(args) -> int`, and imports nothing heavier than the standard library at file scope: only the module that
+is asked for is loaded, and only help needs all of them.
+
+Exit codes: 0 done, 2 wrong input (one sentence on stderr), 130 interrupted; anything else is a defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from SAMFineTuneLib import __version__
+from SAMFineTuneLib.errors import UserError
+
+COMMANDS = ("demo", "info", "segment", "embed", "models", "cache", "pretrain")
+
+_EPILOG = """examples:
+  samfinetune demo                                         try it on a phantom: no data, no download needed
+  samfinetune info path/to/dicom                           what was understood of a volume
+  samfinetune segment path/to/dicom -o liver.seg.nrrd --box 120,60,-40,-10,-80,-40
+  samfinetune models list                                  which models are here, and which could be
+
+Every sub-command has its own help: samfinetune segment --help
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `samfinetune` with `argv` (the process's own arguments when None); returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _say(f"samfinetune: {error}", 2)
+    except KeyboardInterrupt:
+        return _say("samfinetune: interrupted; nothing half-written was left behind.", 130)
+    except BrokenPipeError:
+        _discard_stdout()
+        return 0
+
+
+def _dispatch(argv: list[str]) -> int:
+    names = COMMANDS if not argv or argv[0] not in COMMANDS else (argv[0],)
+    parser = argparse.ArgumentParser(
+        prog="samfinetune",
+        description="Segment DICOM and NIfTI volumes from points and boxes with SAM and its medical variants.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"samfinetune {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    modules = {}
+    for name in names:
+        try:
+            modules[name] = importlib.import_module(f"SAMFineTuneLib.cli.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"SAMFineTuneLib.cli.{name}":
+                raise
+            continue
+        modules[name].add_parser(subparsers)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as exit_:  # argparse has already printed its help or its complaint
+        return int(exit_.code or 0)
+    return int(modules[args.command].run(args) or 0)
+
+
+def _say(sentence: str, code: int) -> int:
+    """Print `sentence` to stderr, on one line, and hand back `code`."""
+    try:
+        print(" ".join(sentence.split()), file=sys.stderr)
+    except BrokenPipeError:
+        pass
+    return code
+
+
+def _discard_stdout() -> None:
+    """After the reader of a pipe has gone, keep the interpreter's last flush from complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
