@@ -1,0 +1,139 @@
+"""A volume: voxels and the matrix that says where they are in the patient.
+
+World is RAS in millimetres (x grows to the patient's right, y to anterior, z to superior) everywhere in the
+library. DICOM's and SimpleITK's LPS differs by the sign of x and y; the two functions at the end are the only door.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.window import IntensityWindow
+
+_LPS_RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class VolumeSource:
+    """Where a volume came from. Lives in memory only: nothing of it is ever written into caches or logs.
+
+    `files` are in slice order for a DICOM series (one file when multi-frame), a single path otherwise.
+    `frames` are, for a multi-frame DICOM file, the 1-based frame numbers in slice order; empty otherwise.
+    """
+
+    files: tuple[Path, ...]
+    format: str  # "DICOM", "NIfTI", "NRRD", ...
+    series_uid: str = ""
+    description: str = ""
+    frames: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SeriesInfo:
+    """One line of a folder's list of DICOM series. Holds nothing that identifies a patient.
+
+    `uid` is what `--series` takes: the SeriesInstanceUID, with `#2`, `#3`… appended where one series holds
+    slices of several orientations or sizes (localizers) and had to be split.
+    """
+
+    number: int  # 1-based position in the list, also accepted by `--series`
+    uid: str
+    description: str
+    modality: str
+    size: tuple[int, int, int]  # voxels along i, j, k
+    spacing: tuple[float, float, float]  # mm along i, j, k; 0 where the files do not say
+    files: int
+
+    def __str__(self) -> str:
+        size = "×".join(str(n) for n in self.size)
+        spacing = "×".join(f"{mm:.4g}" for mm in self.spacing)
+        return (
+            f"{self.number}: {self.modality or 'unknown modality'}, “{self.description or 'no description'}”, "
+            f"{size} voxels of {spacing} mm, {self.files} file{'s' if self.files != 1 else ''}, {self.uid}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels `array` [k, j, i] (slice, row, column) and `affine` (4×4 float64): voxel (i, j, k, 1) → RAS mm.
+
+    The array is read-only. Note the order: the array is indexed [k, j, i], the affine takes (i, j, k).
+    Raises UserError when the array is not a non-empty 3-D grid of real numbers or the affine is not usable.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    modality: str = ""  # "CT", "MR", …; "" when unknown
+    window: IntensityWindow | None = None  # the window stored in the file
+    source: VolumeSource | None = None
+    warnings: tuple[str, ...] = ()  # sentences for the user: uneven slices, assumed spacing, …
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.array)
+        if array.ndim != 3 or array.size == 0:
+            raise UserError(f"A volume needs three non-empty dimensions, but this image has shape {array.shape}.")
+        if array.dtype.kind not in "iufb":
+            raise UserError(f"A volume needs real numbers as voxels, but this image holds {array.dtype}.")
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0, 0, 0, 1)):
+            raise UserError("The image's geometry is not a finite 4×4 matrix; export the image again.")
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if spacing.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
+            raise UserError("The image's axes do not span three dimensions; export the image again.")
+        array = array.view()
+        array.flags.writeable = False
+        affine.flags.writeable = False
+        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Slices, rows, columns (k, j, i)."""
+        return self.array.shape
+
+    @cached_property
+    def spacing(self) -> np.ndarray:
+        """Voxel size (3,) in mm along i, j, k."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of voxels and geometry; nothing in it identifies a patient."""
+        digest = hashlib.sha256(f"{self.array.dtype.str} {self.array.shape}".encode())
+        digest.update(self.affine.astype("<f8").tobytes())
+        for piece in self.array:  # slice by slice: no second copy of a large volume
+            digest.update(np.ascontiguousarray(piece).data)
+        return digest.hexdigest()
+
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        return np.linalg.inv(self.affine)
+
+    def ijk_to_ras(self, points) -> np.ndarray:
+        """Voxel coordinates (..., 3) as (i, j, k), centres at integers → RAS mm (..., 3)."""
+        return np.asarray(points, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def ras_to_ijk(self, points) -> np.ndarray:
+        """RAS mm (..., 3) → voxel coordinates (..., 3) as (i, j, k), not rounded."""
+        return np.asarray(points, dtype=np.float64) @ self._inverse[:3, :3].T + self._inverse[:3, 3]
+
+
+def affine_from_lps(origin, directions, spacing) -> np.ndarray:
+    """RAS affine (4×4) from LPS geometry: origin (3,), directions (3, 3) with axes i, j, k as columns, spacing (3,)."""
+    affine = np.eye(4)
+    affine[:3, :3] = _LPS_RAS @ (np.asarray(directions, dtype=np.float64).reshape(3, 3) * np.asarray(spacing))
+    affine[:3, 3] = _LPS_RAS @ np.asarray(origin, dtype=np.float64)
+    return affine
+
+
+def lps_from_affine(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(origin (3,), directions (3, 3), spacing (3,)) in LPS from a RAS affine: the inverse of `affine_from_lps`."""
+    axes = _LPS_RAS @ affine[:3, :3]
+    spacing = np.linalg.norm(axes, axis=0)
+    return _LPS_RAS @ affine[:3, 3], axes / spacing, spacing
