@@ -1,0 +1,1 @@
+"""From a picture and prompts to masks: engines, embedding cache, predictor, propagation, everything mode, session."""

@@ -1,0 +1,240 @@
+"""Embeddings in memory and on disk, addressed by what was embedded.
+
+The key is a digest of the very pixels the encoder sees (so of voxels, plane and window together) and of the
+engine's weights, adapter and precision: a changed input is another key, and nothing in a key or an entry tells
+whose image it was. An entry is a `.npz` (its members carry CRC-32 checksums) that also holds its own key; one
+that is damaged, renamed or cut short reads as missing and is computed again. Entries appear by rename, so
+processes may share one folder without locks and may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write, data_folder
+
+Embedding = dict[str, np.ndarray]
+
+_FORMAT = "1"  # part of every key: raise it when the meaning of a stored embedding changes
+_KEY_MEMBER = "_key"
+_STALE_PARTIAL_SECONDS = 3600  # a writer this old was killed
+
+
+def cache_folder() -> Path:
+    """Default folder of the disk cache; `SAMFINETUNE_CACHE` overrides it."""
+    configured = os.environ.get("SAMFINETUNE_CACHE")
+    return Path(configured).expanduser() if configured else data_folder() / "embeddings"
+
+
+def embedding_key(picture: np.ndarray, engine_digest: str) -> str:
+    """Hex SHA-256 of a picture (any shape, `uint8`) and the engine that embeds it."""
+    digest = hashlib.sha256(f"{_FORMAT}|{engine_digest}|{picture.dtype}|{picture.shape}|".encode())
+    digest.update(np.ascontiguousarray(picture))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What lies in the disk cache; sizes in bytes."""
+
+    folder: Path
+    entries: int
+    size: int
+    limit: int
+
+
+class EmbeddingCache:
+    """Least-recently-used embeddings: a memory tier over an optional disk tier.
+
+    `folder=None` keeps everything in memory. `disk_bytes` caps the folder, whoever wrote the entries.
+    """
+
+    def __init__(self, folder: str | Path | None = None, memory_bytes: int = 512 << 20, disk_bytes: int = 8 << 30):
+        self.folder = Path(folder).expanduser() if folder is not None else None
+        self.memory_bytes = memory_bytes
+        self.disk_bytes = disk_bytes
+        self.computed = 0
+        self.hits = 0
+        self._memory: OrderedDict[str, Embedding] = OrderedDict()
+        self._memory_size = 0
+        self._disk_size: int | None = None  # what this process believes; re-counted when the cap seems reached
+        self._disk_failed = False
+
+    def get_or_compute(self, key: str, compute: Callable[[], Embedding]) -> Embedding:
+        """The embedding of `key`, from memory, disk, or `compute()`; the arrays are read-only."""
+        found = self.get(key)
+        if found is not None:
+            self.hits += 1
+            return found
+        embedding = {name: np.ascontiguousarray(array) for name, array in compute().items()}
+        self.computed += 1
+        self._remember(key, embedding)
+        self._store(key, embedding)
+        return embedding
+
+    def get(self, key: str) -> Embedding | None:
+        """The embedding of `key`, or None when it is absent or damaged."""
+        if key in self._memory:
+            self._memory.move_to_end(key)
+            return self._memory[key]
+        if self.folder is None:
+            return None
+        path = self._path(key)
+        embedding = _read_entry(path, key)
+        if embedding is None:
+            return None
+        _touch(path)
+        self._remember(key, embedding)
+        return embedding
+
+    def info(self) -> CacheInfo:
+        """Number and size of the entries on disk."""
+        entries = self._entries()
+        folder = self.folder if self.folder is not None else Path()
+        return CacheInfo(folder, len(entries), sum(size for _, size, _ in entries), self.disk_bytes)
+
+    def verify(self) -> list[Path]:
+        """Entries on disk that do not read back whole; they are recomputed when asked for."""
+        return [path for _, _, path in self._entries() if _read_entry(path, path.stem) is None]
+
+    def clear(self) -> int:
+        """Remove all entries, on disk and in memory; returns the bytes freed on disk."""
+        self._memory.clear()
+        self._memory_size = 0
+        self._remove_partials(older_than=0)
+        freed = 0
+        for _, size, path in self._entries():
+            if _remove(path):
+                freed += size
+        self._disk_size = None
+        return freed
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{key}.npz"
+
+    def _remember(self, key: str, embedding: Embedding) -> None:
+        for array in embedding.values():
+            array.flags.writeable = False
+        if (old := self._memory.pop(key, None)) is not None:
+            self._memory_size -= _size(old)
+        self._memory[key] = embedding
+        self._memory_size += _size(embedding)
+        while self._memory_size > self.memory_bytes and len(self._memory) > 1:
+            _, dropped = self._memory.popitem(last=False)
+            self._memory_size -= _size(dropped)
+
+    def _store(self, key: str, embedding: Embedding) -> None:
+        if self.folder is None or self._disk_failed:
+            return
+        path = self._path(key)
+        try:
+            with atomic_write(path, durable=False) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **{_KEY_MEMBER: np.frombuffer(key.encode(), np.uint8)}, **embedding)
+            written = path.stat().st_size
+        except OSError:  # full or read-only disk: the cache is a convenience, the answer must still come
+            self._disk_failed = True
+            return
+        if self._disk_size is None:
+            self._disk_size = self.info().size
+        else:
+            self._disk_size += written
+        if self._disk_size > self.disk_bytes:
+            self._evict(keep=path)
+
+    def _evict(self, keep: Path) -> None:
+        """Remove the least recently used entries until the folder is a tenth below its cap."""
+        self._remove_partials(_STALE_PARTIAL_SECONDS)
+        entries = sorted(self._entries())
+        size = sum(entry_size for _, entry_size, _ in entries)
+        for _, entry_size, path in entries:
+            if size <= 0.9 * self.disk_bytes:
+                break
+            if path != keep and _remove(path):
+                size -= entry_size
+        self._disk_size = size
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """(last use, bytes, path) of each entry; one that vanishes meanwhile is left out."""
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        found = []
+        for path in self.folder.glob("*.npz"):
+            if path.name.startswith("."):
+                continue
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            found.append((status.st_mtime, status.st_size, path))
+        return found
+
+    def _remove_partials(self, older_than: float) -> None:
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for path in self.folder.glob(".*.partial-*"):
+            try:
+                if time.time() - path.stat().st_mtime >= older_than:
+                    path.unlink(missing_ok=True)
+            except OSError:
+                continue
+
+
+def open_cache(disk: bool = True, limit_bytes: int | None = None) -> EmbeddingCache:
+    """The user's cache: memory and `cache_folder()`; `SAMFINETUNE_CACHE_GB` sets the cap of the folder."""
+    if limit_bytes is None:
+        limit_bytes = _configured_limit()
+    return EmbeddingCache(cache_folder() if disk else None, disk_bytes=limit_bytes)
+
+
+def _configured_limit() -> int:
+    text = os.environ.get("SAMFINETUNE_CACHE_GB", "8")
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < 1e6:
+        raise UserError(f"SAMFINETUNE_CACHE_GB is {text!r}; set it to the cache's size in gigabytes, such as 8.")
+    return int(gigabytes * (1 << 30))
+
+
+def _read_entry(path: Path, key: str) -> Embedding | None:
+    try:
+        content = io.BytesIO(path.read_bytes())
+        with np.load(content, allow_pickle=False) as archive:
+            if archive[_KEY_MEMBER].tobytes() != key.encode():
+                return None
+            return {name: archive[name] for name in archive.files if name != _KEY_MEMBER}
+    except FileNotFoundError:
+        return None
+    except Exception:  # damage may surface as any error of zip, zlib or numpy; all mean "compute it again"
+        return None
+
+
+def _size(embedding: Embedding) -> int:
+    return sum(array.nbytes for array in embedding.values())
+
+
+def _touch(path: Path) -> None:
+    try:
+        os.utime(path)
+    except OSError:  # a read-only shared cache still serves
+        pass
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.unlink(missing_ok=True)
+        return True
+    except OSError:  # open in another process on Windows: it goes at the next eviction
+        return False

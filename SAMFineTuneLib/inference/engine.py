@@ -1,0 +1,100 @@
+"""What runs a model: the protocol, and the choice of runtime, device and precision.
+
+Two engines give one answer. ONNX Runtime needs no torch and runs a model that has `encoder.onnx` and
+`decoder.onnx`; PyTorch runs any checkpoint. `open_engine` takes ONNX Runtime when the files are there, unless a
+GPU is only within PyTorch's reach.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.models.store import ModelFolder
+
+DEVICES = ("auto", "cpu", "cuda", "mps", "directml", "coreml")
+PRECISIONS = ("auto", "fp32", "bf16")
+ENGINES = ("auto", "onnx", "torch")
+
+
+class Engine(Protocol):
+    """A loaded model. All arrays are `float32`; coordinates are x, y in pixels of the model's input."""
+
+    spec: ModelSpec
+    digest: str
+    """Identifies weights, adapter and precision: two engines with one digest give one embedding."""
+    device: str
+    """What it runs on, for the user: `CPU (ONNX Runtime, fp32)`."""
+    notices: list[str]
+    """Sentences for the user about what was decided on the way, such as a fallback to the CPU."""
+
+    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Embed one prepared image (1, C, S, S)."""
+        ...
+
+    def decode(
+        self,
+        embedding: dict[str, np.ndarray],
+        point_coords: np.ndarray,
+        point_labels: np.ndarray,
+        mask_input: np.ndarray,
+        has_mask_input: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Low-resolution logits (B, 4, h, w) and predicted IoU (B, 4).
+
+        `point_coords` is (B, N, 2); `point_labels` is (B, N) with -1 padding, 0 negative, 1 positive, 2 and 3
+        top-left and bottom-right corner of a box; `mask_input` is (B, 1, h, w) and counts where
+        `has_mask_input` (B,) is 1. Output 0 is the single-mask token, 1 to 3 are the multimask tokens.
+        """
+        ...
+
+
+def open_engine(
+    model: ModelFolder, device: str = "auto", precision: str = "auto", engine: str = "auto"
+) -> Engine:
+    """Load a model on the best device there is, or on the one asked for.
+
+    `device` is one of DEVICES, or `cuda:1`; `precision` one of PRECISIONS; `engine` one of ENGINES.
+    Raises UserError when the combination cannot run here, saying what can.
+    """
+    _check("device", device.partition(":")[0], DEVICES)
+    _check("precision", precision, PRECISIONS)
+    _check("engine", engine, ENGINES)
+    has_onnx = {"encoder", "decoder"} <= set(model.spec.files)
+    if engine == "auto":
+        engine = "onnx" if has_onnx and not _torch_serves_better(device, precision) else "torch"
+    if engine == "onnx":
+        if not has_onnx:
+            raise UserError(
+                f"Model '{model.spec.id}' has no ONNX files; export them with `samfinetune models export`, "
+                "or use the PyTorch engine."
+            )
+        if precision == "bf16":
+            raise UserError("ONNX Runtime runs these models in fp32; choose the PyTorch engine for bf16.")
+        from SAMFineTuneLib.inference.onnx_engine import OnnxEngine
+
+        return OnnxEngine(model, device)
+    from SAMFineTuneLib.inference.torch_engine import TorchEngine
+
+    return TorchEngine(model, device, precision)
+
+
+def _check(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"Unknown {what} '{value}'; choose one of {', '.join(allowed)}.")
+
+
+def _torch_serves_better(device: str, precision: str) -> bool:
+    """Whether PyTorch reaches what ONNX Runtime cannot: bf16, MPS, or a CUDA GPU without onnxruntime-gpu."""
+    if precision == "bf16" or device == "mps":
+        return True
+    if not device.startswith("cuda"):
+        return False  # importing torch takes seconds: on "auto" a model with ONNX files stays without it
+    from SAMFineTuneLib.inference.onnx_engine import available_devices
+
+    return "cuda" not in available_devices()

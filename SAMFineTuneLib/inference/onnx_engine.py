@@ -1,0 +1,147 @@
+"""Models as ONNX graphs in ONNX Runtime: no torch, any provider the installed runtime offers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import sha256_of
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.models.store import ModelFolder
+
+_PROVIDERS = {  # in the order in which "auto" tries them; CoreML only when asked, for it rejects parts of SAM
+    "cuda": "CUDAExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+_AUTO = ("cuda", "directml", "cpu")
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate", "cudaerrormemoryallocation", "e_outofmemory")
+Result = TypeVar("Result")
+
+
+def available_devices() -> list[str]:
+    """Devices the installed ONNX Runtime was built for (a driver may still be missing)."""
+    providers = _runtime().get_available_providers()
+    return [device for device, provider in _PROVIDERS.items() if provider in providers]
+
+
+class OnnxEngine:
+    """See `engine.Engine`. Falls back to the CPU, with a notice, when a GPU is missing or out of memory."""
+
+    def __init__(self, model: ModelFolder, device: str = "auto"):
+        self.spec = model.spec
+        self.notices: list[str] = []
+        self._files = {part: Path(model.path) / self.spec.files[part] for part in ("encoder", "decoder")}
+        for path in self._files.values():
+            if not path.is_file():
+                raise UserError(f"Model '{self.spec.id}' lacks its file {path.name}; import or download it again.")
+        self.digest = hashlib.sha256(f"onnx|{self._weights_digest()}".encode()).hexdigest()
+        self._open(self._choose(device), asked=device)
+
+    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        def run() -> dict[str, np.ndarray]:
+            names = [output.name for output in self._encoder.get_outputs()]
+            return dict(zip(names, self._encoder.run(names, {"image": image}), strict=True))
+
+        return self._on_cpu_when_out_of_memory(run)
+
+    def decode(
+        self,
+        embedding: dict[str, np.ndarray],
+        point_coords: np.ndarray,
+        point_labels: np.ndarray,
+        mask_input: np.ndarray,
+        has_mask_input: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        inputs = {
+            **embedding,
+            "point_coords": point_coords,
+            "point_labels": point_labels,
+            "mask_input": mask_input,
+            "has_mask_input": has_mask_input,
+        }
+
+        def run() -> tuple[np.ndarray, np.ndarray]:
+            logits, scores = self._decoder.run(["low_res_masks", "iou_predictions"], inputs)
+            return logits, scores
+
+        return self._on_cpu_when_out_of_memory(run)
+
+    def _weights_digest(self) -> str:
+        recorded = [self.spec.sha256.get(path.name) for path in self._files.values()]
+        return "|".join(
+            digest or sha256_of(path) for digest, path in zip(recorded, self._files.values(), strict=True)
+        )
+
+    @staticmethod
+    def _choose(device: str) -> str:
+        available = available_devices()
+        name = device.partition(":")[0]
+        if name == "auto":
+            return next(candidate for candidate in _AUTO if candidate in available)
+        if name not in available:
+            raise UserError(
+                f"ONNX Runtime here cannot use '{device}' (it offers {', '.join(available)}); "
+                + ("install onnxruntime-gpu, or " if name == "cuda" else "")
+                + "choose another device."
+            )
+        return device
+
+    def _open(self, device: str, asked: str) -> None:
+        name, _, number = device.partition(":")
+        provider: Any = _PROVIDERS[name]
+        if number:
+            provider = (provider, {"device_id": number})
+        self._encoder = self._session("encoder", provider)
+        self._decoder = self._session("decoder", provider)
+        if _PROVIDERS[name] not in self._encoder.get_providers():  # built in, but no driver or no GPU
+            if asked != "auto":
+                raise UserError(f"No usable GPU driver was found for '{asked}'; choose device 'cpu'.")
+            name = "cpu"
+        self._name = name
+        self.device = f"{'CPU' if name == 'cpu' else name.upper()} (ONNX Runtime, fp32)"
+
+    def _session(self, part: str, provider: Any) -> Any:
+        runtime = _runtime()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4  # its messages go to stderr; what matters is raised
+        try:
+            return runtime.InferenceSession(str(self._files[part]), options, providers=[provider, _PROVIDERS["cpu"]])
+        except Exception as error:  # ONNX Runtime raises classes of its own, some private
+            if _is_out_of_memory(error):
+                return runtime.InferenceSession(str(self._files[part]), options, providers=[_PROVIDERS["cpu"]])
+            raise UserError(
+                f"{self._files[part].name} of model '{self.spec.id}' is not an ONNX graph that this ONNX Runtime "
+                "can run; import or export the model again."
+            ) from error
+
+    def _on_cpu_when_out_of_memory(self, run: Callable[[], Result]) -> Result:
+        try:
+            return run()
+        except Exception as error:
+            if self._name == "cpu" or not _is_out_of_memory(error):
+                raise
+            self.notices.append(f"The GPU ran out of memory; '{self.spec.id}' goes on, slower, on the CPU.")
+            self._open("cpu", asked="cpu")
+            return run()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            'ONNX Runtime is not installed; install it with `pip install onnxruntime` (or "samfinetune[gpu]").'
+        ) from error
+    return onnxruntime

@@ -1,0 +1,247 @@
+"""Prompts on one picture to a mask, over cached embeddings.
+
+All prompts of a plane are answered together, as `segment_anything.SamPredictor` does; with a model marked `zoom`
+the predictor also decides where to look (see `view`). A box, a mask or several points say how large the object
+is. A single point does not: the model is asked at several scales, and the view is fitted to the best answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
+from SAMFineTuneLib.inference.engine import Engine
+from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts, square_view, view_of_box
+from SAMFineTuneLib.models.preprocess import InputGeometry, prepare
+from SAMFineTuneLib.prompts import PlanePrompts
+
+_POINT_SCALES = (1.0, 0.5, 0.25, 0.125)  # sides of the views a single point is asked in, in longer picture sides
+_CUT_PENALTY = 0.5  # how much of its score a mask loses when all of its outline lies on the view's cut edges
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The answer for one set of prompts on a picture of H x W pixels.
+
+    `masks` (M, H, W) bool and `scores` (M,) are the candidates, M = 1 or 3; `mask` and `score` the one with the
+    best predicted IoU. `low_res` (h, w) are its logits in the model's own small grid, over `view`; they are what
+    the next prediction takes as `previous`.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    low_res_candidates: np.ndarray
+    view: View
+
+    @property
+    def best(self) -> int:
+        return int(np.argmax(self.scores))
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.masks[self.best]
+
+    @property
+    def score(self) -> float:
+        return float(self.scores[self.best])
+
+    @property
+    def low_res(self) -> np.ndarray:
+        return self.low_res_candidates[self.best]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Raw decoder output for B prompts in one view: logits (B, 4, h, w), predicted IoU (B, 4)."""
+
+    low_res: np.ndarray
+    scores: np.ndarray
+    view: View
+    geometry: InputGeometry
+
+    def logits(self, prompt: int, tokens: slice | list[int]) -> np.ndarray:
+        """Logits (M, rows, columns) of the view's own pixels."""
+        return self.geometry.logits_to_picture(self.low_res[prompt, tokens])
+
+
+class Predictor:
+    """Answers prompts with one engine. Pictures are `uint8` (H, W), or (H, W, 3)."""
+
+    def __init__(self, engine: Engine, cache: EmbeddingCache | None = None):
+        self.engine = engine
+        self.cache = cache if cache is not None else EmbeddingCache()
+        self.encoder_calls = 0
+
+    def embed(self, picture: np.ndarray, view: View | None = None) -> tuple[Embedding, InputGeometry]:
+        """Embedding of a picture or of a view of it, from the cache where it is there."""
+        cropped = (view or View.whole(picture.shape)).crop(picture)
+        image, geometry = prepare(cropped, self.engine.spec)
+
+        def compute() -> Embedding:
+            self.encoder_calls += 1
+            return self.engine.encode(image)
+
+        key = embedding_key(np.ascontiguousarray(cropped), self.engine.digest)
+        return self.cache.get_or_compute(key, compute), geometry
+
+    def predict(
+        self,
+        picture: np.ndarray,
+        prompts: PlanePrompts,
+        multimask: bool | None = None,
+        previous: Prediction | None = None,
+        view: View | None = None,
+    ) -> Prediction:
+        """Masks for all prompts of one picture.
+
+        `multimask` gives three candidates; by default it does so for one positive point alone, which is
+        ambiguous. `previous` feeds an earlier answer back as a mask prompt, and keeps its view while that holds
+        all prompts. `view` overrides where a zooming model looks.
+        Raises UserError without any prompt.
+        """
+        if not len(prompts.points) and prompts.box is None and prompts.mask is None:
+            raise UserError("There is no prompt on this slice; place a point or a box first.")
+        lone_point = len(prompts.points) == 1 and prompts.labels[0] == 1 and prompts.box is None
+        lone_point = lone_point and prompts.mask is None and previous is None
+        tokens = slice(1, 4) if (lone_point if multimask is None else multimask) else slice(0, 1)
+        if view is None:
+            view = self._choose_view(picture, prompts, previous)
+        decoded = self._decode_prompts(picture, prompts, view, previous)
+        return _to_prediction(decoded, tokens, picture.shape)
+
+    def predict_boxes(self, picture: np.ndarray, boxes: np.ndarray) -> list[Prediction]:
+        """One prediction a box; `boxes` is (B, 4) x0, y0, x1, y1. Boxes that share a view share one decoder run."""
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        views = [self._zoomed(picture, box) for box in boxes]
+        predictions: dict[int, Prediction] = {}
+        for view in dict.fromkeys(views):
+            members = [index for index, other in enumerate(views) if other == view]
+            corners = boxes[members].reshape(-1, 2, 2)
+            decoded = self.decode(picture, corners, np.tile(np.float32([2, 3]), (len(members), 1)), view=view)
+            for position, index in enumerate(members):
+                predictions[index] = _to_prediction(decoded, slice(0, 1), picture.shape, position)
+        return [predictions[index] for index in range(len(boxes))]
+
+    def decode(
+        self,
+        picture: np.ndarray,
+        coords: np.ndarray,
+        labels: np.ndarray,
+        mask_input: np.ndarray | None = None,
+        view: View | None = None,
+    ) -> Decoded:
+        """Run the decoder for B prompts at once.
+
+        `coords` (B, N, 2) are x, y in picture pixels, `labels` (B, N) as in `Engine.decode`, `mask_input`
+        (B, h, w) low-resolution logits of this view.
+        """
+        view = view or View.whole(picture.shape)
+        embedding, geometry = self.embed(picture, view)
+        coords = geometry.to_input(view.to_view(coords)).astype(np.float32)
+        coords[labels == -1] = 0.0
+        size = self.engine.spec.low_res_size
+        given = mask_input is not None
+        masks = np.zeros((len(coords), size, size), np.float32) if mask_input is None else mask_input
+        low_res, scores = self.engine.decode(
+            embedding,
+            coords,
+            np.asarray(labels, np.float32),
+            np.asarray(masks, np.float32)[:, None],
+            np.full(len(coords), given, np.float32),
+        )
+        return Decoded(low_res, scores, view, geometry)
+
+    def _decode_prompts(
+        self, picture: np.ndarray, prompts: PlanePrompts, view: View, previous: Prediction | None = None
+    ) -> Decoded:
+        coords = np.asarray(prompts.points, np.float32).reshape(-1, 2)
+        labels = np.asarray(prompts.labels, np.float32)
+        if prompts.box is not None:
+            coords = np.concatenate([coords, np.asarray(prompts.box, np.float32).reshape(2, 2)])
+            labels = np.concatenate([labels, np.float32([2, 3])])
+        else:  # segment-anything pads when there is no box; the decoder was trained that way
+            coords = np.concatenate([coords, np.zeros((1, 2), np.float32)])
+            labels = np.concatenate([labels, np.float32([-1])])
+        mask_input = None
+        if previous is not None and previous.view == view:
+            mask_input = previous.low_res[None]
+        elif previous is not None or prompts.mask is not None:
+            mask = previous.mask if previous is not None else prompts.mask
+            _, geometry = prepare(view.crop(picture), self.engine.spec)
+            mask_input = geometry.mask_to_low_res(view.crop(mask))[None]
+        return self.decode(picture, coords[None], labels[None], mask_input, view)
+
+    def _choose_view(self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | None) -> View:
+        """Where to look. Prompts decide, in the order in which they came, so that a replay looks the same way."""
+        if not self.engine.spec.zoom:
+            return View.whole(picture.shape)
+        around = box_around_prompts(prompts)
+        if previous is not None and previous.view.contains(np.asarray(prompts.points).reshape(-1, 2)):
+            if around is None or previous.view.contains(around.reshape(2, 2)):
+                return previous.view
+        if previous is not None and (before := bounding_box(previous.mask)) is not None:
+            around = before if around is None else _union(around, before)
+        if around is None:
+            return View.whole(picture.shape)
+        if prompts.box is None and prompts.mask is None and previous is None:
+            first = np.flatnonzero(prompts.labels == 1)[0]
+            fitted = self._view_for_point(picture, prompts.points[first])
+            if fitted.contains(prompts.points):
+                return fitted
+            in_fitted = np.float32(
+                [fitted.left, fitted.top, fitted.left + fitted.columns - 1, fitted.top + fitted.rows - 1]
+            )
+            quarter = np.float32([fitted.columns, fitted.rows, -fitted.columns, -fitted.rows]) / 4
+            around = _union(around, in_fitted + quarter)
+        return self._zoomed(picture, around)
+
+    def _zoomed(self, picture: np.ndarray, box: np.ndarray) -> View:
+        return view_of_box(picture.shape, box) if self.engine.spec.zoom else View.whole(picture.shape)
+
+    def _view_for_point(self, picture: np.ndarray, point: np.ndarray) -> View:
+        """The view that fits the object under one point, whose size is unknown."""
+        lone = PlanePrompts(np.asarray(point, np.float32)[None], np.ones(1, np.int64))
+        longer = max(picture.shape[:2])
+        center = (float(point[0]), float(point[1]))
+        views = dict.fromkeys(square_view(picture.shape, center, longer * scale) for scale in _POINT_SCALES)
+        best, best_score = View.whole(picture.shape), -1.0
+        for view in views:
+            decoded = self._decode_prompts(picture, lone, view)
+            masks = decoded.logits(0, slice(1, 4)) > 0
+            for mask, score in zip(masks, decoded.scores[0, 1:], strict=True):
+                around = bounding_box(mask)
+                if around is None:
+                    continue
+                score = float(score) * (1.0 - _CUT_PENALTY * _cut_fraction(mask, view, picture.shape))
+                if score > best_score:
+                    shift = np.float32([view.left, view.top, view.left, view.top])
+                    best, best_score = view_of_box(picture.shape, around + shift), score
+        return best
+
+
+def _cut_fraction(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> float:
+    """Part of a mask's extent that runs into edges of the view which are not edges of the picture (0 to 1)."""
+    edges = (
+        (view.top > 0, mask[0]),
+        (view.left > 0, mask[:, 0]),
+        (view.top + view.rows < shape[0], mask[-1]),
+        (view.left + view.columns < shape[1], mask[:, -1]),
+    )
+    return min(1.0, sum(float(edge.mean()) for cut, edge in edges if cut))
+
+
+def _union(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.minimum(first[:2], second[:2]), np.maximum(first[2:], second[2:])])
+
+
+def _to_prediction(decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompt: int = 0) -> Prediction:
+    masks = decoded.logits(prompt, tokens) > 0
+    return Prediction(
+        decoded.view.paste(masks, (shape[0], shape[1]), False),
+        decoded.scores[prompt, tokens],
+        decoded.low_res[prompt, tokens],
+        decoded.view,
+    )

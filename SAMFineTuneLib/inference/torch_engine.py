@@ -1,0 +1,130 @@
+"""Any checkpoint in PyTorch: CUDA (bf16 encoder), Apple's MPS, or the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import sha256_of
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.models.store import ModelFolder
+
+Result = TypeVar("Result")
+
+
+class TorchEngine:
+    """See `engine.Engine`. The decoder always runs in fp32; `precision` is that of the encoder.
+
+    On `auto` the encoder runs in bf16 on a CUDA GPU that has it and in fp32 elsewhere: on a CPU bf16 is faster
+    for large models but changes masks slightly, so it waits to be asked for. Falls back to the CPU, with a
+    notice, when the GPU runs out of memory.
+    """
+
+    def __init__(self, model: ModelFolder, device: str = "auto", precision: str = "auto"):
+        self._torch = _import_torch()
+        from SAMFineTuneLib.models.load import load_torch_model
+
+        self.spec = model.spec
+        self.notices: list[str] = []
+        self._weights = self.spec.sha256.get(self.spec.files["weights"]) or sha256_of(
+            model.path / self.spec.files["weights"]
+        )
+        self._place, self._precision = self._choose(device, precision)
+        try:
+            self._network = load_torch_model(model, self._place, self._torch.float32)
+        except self._torch.OutOfMemoryError:
+            self._fall_back()
+            self._network = load_torch_model(model, self._place, self._torch.float32)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"torch|{self._weights}|{self._precision}".encode()).hexdigest()
+
+    @property
+    def device(self) -> str:
+        return f"{self._place.upper()} (PyTorch, {self._precision})"
+
+    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        torch = self._torch
+
+        def run() -> dict[str, np.ndarray]:
+            kind = self._place.partition(":")[0]
+            with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self._precision == "bf16"):
+                embedding = self._network.encode(self._tensor(image))
+                return {name: tensor.float().cpu().numpy() for name, tensor in embedding.items()}
+
+        return self._on_cpu_when_out_of_memory(run)
+
+    def decode(
+        self,
+        embedding: dict[str, np.ndarray],
+        point_coords: np.ndarray,
+        point_labels: np.ndarray,
+        mask_input: np.ndarray,
+        has_mask_input: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        def run() -> tuple[np.ndarray, np.ndarray]:
+            with self._torch.inference_mode():
+                logits, scores = self._network.decode(
+                    {name: self._tensor(array) for name, array in embedding.items()},
+                    self._tensor(point_coords),
+                    self._tensor(point_labels),
+                    self._tensor(mask_input),
+                    self._tensor(has_mask_input),
+                )
+                return logits.float().cpu().numpy(), scores.float().cpu().numpy()
+
+        return self._on_cpu_when_out_of_memory(run)
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        if not array.flags.writeable:  # cached embeddings are read-only, which torch warns about
+            array = array.copy()
+        return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._place)
+
+    def _choose(self, device: str, precision: str) -> tuple[str, str]:
+        torch = self._torch
+        name = device.partition(":")[0]
+        has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        if name == "auto":
+            device = name = next(candidate for candidate, there in has.items() if there)
+        if not has.get(name, False):
+            usable = ", ".join(candidate for candidate, there in has.items() if there)
+            raise UserError(f"PyTorch here cannot use '{device}'; choose one of: {usable}.")
+        if name == "cuda" and ":" in device:
+            number = device.partition(":")[2]
+            if not number.isdigit() or int(number) >= torch.cuda.device_count():
+                raise UserError(f"There is no GPU '{device}'; this machine has {torch.cuda.device_count()}.")
+        if precision == "auto":
+            precision = "bf16" if name == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        return device, precision
+
+    def _fall_back(self) -> None:
+        self.notices.append(f"The GPU ran out of memory; '{self.spec.id}' goes on, slower, on the CPU.")
+        self._torch.cuda.empty_cache()
+        self._place, self._precision = "cpu", "fp32"
+
+    def _on_cpu_when_out_of_memory(self, run: Callable[[], Result]) -> Result:
+        try:
+            return run()
+        except self._torch.OutOfMemoryError:
+            if self._place == "cpu":
+                raise
+        self._fall_back()  # outside the handler: its traceback would keep the GPU's tensors alive
+        self._network.to("cpu")
+        return run()
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            'This model needs PyTorch; install it with `pip install "samfinetune[torch]"`, '
+            "or use the bundled model, which needs none."
+        ) from error
+    return torch

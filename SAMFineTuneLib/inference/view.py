@@ -1,0 +1,106 @@
+"""Which part of a picture the model looks at.
+
+A small model with a small input sees little of a small structure in a large slice, so models marked `zoom` look
+at a square around the prompts. Squares come from a fixed ladder of sides and a fixed grid of centres, so that
+prompts close to each other share one embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.prompts import PlanePrompts
+
+SURROUNDINGS = 2.0
+"""Side of the square in units of the object's longer side."""
+SMALLEST_SIDE = 24
+"""Pixels of the picture; below it the surroundings say too little."""
+_STEP = math.sqrt(2.0)
+_GRID = 8  # centres lie on multiples of side / 8
+_WHOLE_FROM = 0.8  # a square with this part of the picture's longer side or more is the whole picture
+
+
+@dataclass(frozen=True)
+class View:
+    """A rectangle of a picture in whole pixels: `rows` x `columns` from (`top`, `left`)."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> View:
+        return cls(0, 0, shape[0], shape[1])
+
+    def crop(self, picture: np.ndarray) -> np.ndarray:
+        return picture[self.top : self.top + self.rows, self.left : self.left + self.columns]
+
+    def to_view(self, points: np.ndarray) -> np.ndarray:
+        """Picture x, y (..., 2) to x, y of the cropped picture."""
+        return np.asarray(points, np.float32) - np.float32([self.left, self.top])
+
+    def paste(self, cropped: np.ndarray, shape: tuple[int, int], fill: float | bool) -> np.ndarray:
+        """(..., rows, columns) of this view into (..., *shape), `fill` elsewhere."""
+        if cropped.shape[-2:] == shape:
+            return cropped
+        full = np.full((*cropped.shape[:-2], *shape), fill, cropped.dtype)
+        full[..., self.top : self.top + self.rows, self.left : self.left + self.columns] = cropped
+        return full
+
+    def contains(self, points: np.ndarray) -> bool:
+        """Whether all x, y (N, 2) lie in the view."""
+        x, y = np.asarray(points, float).reshape(-1, 2).T
+        return bool(
+            np.all(
+                (x >= self.left - 0.5)
+                & (x <= self.left + self.columns - 0.5)
+                & (y >= self.top - 0.5)
+                & (y <= self.top + self.rows - 0.5)
+            )
+        )
+
+
+def square_view(shape: tuple[int, ...], center: tuple[float, float], side: float) -> View:
+    """The ladder's square nearest to `side` pixels around `center` (x, y), moved to lie within the picture."""
+    rows, columns = shape[:2]
+    step = round(math.log(max(side, SMALLEST_SIDE) / SMALLEST_SIDE, _STEP))
+    length = round(SMALLEST_SIDE * _STEP**step)
+    if length >= _WHOLE_FROM * max(rows, columns):
+        return View.whole(shape)
+    grid = max(length / _GRID, 1.0)
+    height, width = min(length, rows), min(length, columns)
+    left = round(round(center[0] / grid) * grid - length / 2)
+    top = round(round(center[1] / grid) * grid - length / 2)
+    return View(min(max(top, 0), rows - height), min(max(left, 0), columns - width), height, width)
+
+
+def view_of_box(shape: tuple[int, ...], box: np.ndarray) -> View:
+    """The surroundings of a box x0, y0, x1, y1."""
+    x0, y0, x1, y1 = (float(value) for value in box)
+    longer = max(x1 - x0, y1 - y0) + 1.0
+    return square_view(shape, ((x0 + x1) / 2, (y0 + y1) / 2), SURROUNDINGS * longer)
+
+
+def bounding_box(mask: np.ndarray) -> np.ndarray | None:
+    """x0, y0, x1, y1 (float32, pixel centres) of a 2-D mask; None when it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    return np.float32([columns[0], rows[0], columns[-1], rows[-1]])
+
+
+def box_around_prompts(prompts: PlanePrompts) -> np.ndarray | None:
+    """The rectangle that box, mask and positive points span; None without any."""
+    corners = [prompts.points[prompts.labels == 1].reshape(-1, 2)]
+    if prompts.box is not None:
+        corners.append(np.asarray(prompts.box, np.float32).reshape(2, 2))
+    if prompts.mask is not None and (around := bounding_box(prompts.mask)) is not None:
+        corners.append(around.reshape(2, 2))
+    points = np.concatenate(corners)
+    if not len(points):
+        return None
+    return np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float32)
