@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "torchvision", "onnxruntime", "onnx", "peft", "transformers", "matplotlib", "segment_anything", "slicer")
+HEAVY = ("torch", "torchvision", "onnxruntime", "onnx", "peft", "transformers", "matplotlib", "segment_anything")
 
 # Modules that define PyTorch layers or train them; everything else must import without PyTorch.
 NEED_TORCH = ("SAMFineTuneLib.models.architectures.", "SAMFineTuneLib.training.")
@@ -17,7 +17,8 @@ NEED_TORCH = ("SAMFineTuneLib.models.architectures.", "SAMFineTuneLib.training."
 
 def lint(project: Path) -> subprocess.CompletedProcess:
     """Run import-linter on `project`, as `lint-imports` in that folder does."""
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
+    code = "from importlinter.cli import lint_imports_command as main; main()"
+    command = [sys.executable, "-c", code, "--no-cache"]
     return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=120)
 
 
@@ -25,9 +26,8 @@ def lint(project: Path) -> subprocess.CompletedProcess:
 def project(root, tmp_path) -> Path:
     """A copy of the library and its layer rules."""
     shutil.copy(root / "pyproject.toml", tmp_path)
-    shutil.copytree(
-        root / "SAMFineTuneLib", tmp_path / "SAMFineTuneLib", ignore=shutil.ignore_patterns("__pycache__", "Resources")
-    )
+    ignore = shutil.ignore_patterns("__pycache__", "Resources")
+    shutil.copytree(root / "SAMFineTuneLib", tmp_path / "SAMFineTuneLib", ignore=ignore)
     return tmp_path
 
 
@@ -51,7 +51,7 @@ def test_a_forbidden_import_is_found(project, module, line, broken):
     (project / "SAMFineTuneLib" / module).write_text(line + "\n")
     result = lint(project)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert any(broken in row and "BROKEN" in row for row in result.stdout.splitlines()) or "stray" in result.stdout
+    assert any(broken in row and "BROKEN" in row for row in result.stdout.splitlines())
 
 
 def modules(root: Path) -> list[str]:
