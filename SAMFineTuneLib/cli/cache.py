@@ -1,0 +1,63 @@
+"""`samfinetune cache`: what the disk cache of image embeddings holds, and emptying it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from SAMFineTuneLib.errors import UserError
+
+_EPILOG = """examples:
+  samfinetune cache info           where the embeddings lie, how many and how large
+  samfinetune cache clear          remove them, after asking
+  samfinetune cache clear --yes    remove them without asking, for scripts
+
+An embedding is computed again when it is needed again: clearing loses time, never results. The folder is set
+by the variable SAMFINETUNE_CACHE, its largest size in gigabytes by SAMFINETUNE_CACHE_GB (8 unless set).
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Add `cache` and its two actions."""
+    parser = subparsers.add_parser(
+        "cache",
+        help="show or clear the cache of image embeddings",
+        description="Show or clear the cache of image embeddings.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=("info", "clear"), help="what to do")
+    parser.add_argument("--yes", action="store_true", help="clear without asking")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the cache's figures, or clear it."""
+    from SAMFineTuneLib.inference.cache import open_cache
+
+    cache = open_cache()
+    info = cache.info()
+    held = f"{_count(info.entries)}, {info.size / 1e6:.1f} MB"
+    if args.action == "info":
+        print(f"folder    {info.folder}")
+        print(f"holds     {held}")
+        print(f"at most   {info.limit / (1 << 30):.3g} GB, then the least recently used go first")
+        return 0
+    if not args.yes and info.entries and not _confirmed(f"Remove {held} from {info.folder}?"):
+        print("Nothing was removed.")
+        return 0
+    freed = cache.clear()
+    print(f"Removed {_count(info.entries)}, {freed / 1e6:.1f} MB, from {info.folder}.")
+    return 0
+
+
+def _count(entries: int) -> str:
+    return "1 embedding" if entries == 1 else f"{entries} embeddings"
+
+
+def _confirmed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UserError("Clearing the cache asks first, and there is nobody to answer here; add --yes.")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
