@@ -1,0 +1,137 @@
+"""From a picture to a model's input, and from its logits back to the picture. NumPy and Pillow only.
+
+Each model gets the pixels its authors gave it; `ModelSpec` says how:
+
+| interpolation | definition | authors |
+|---|---|---|
+| `bilinear` | Pillow's antialiased bilinear on bytes | SAM, MobileSAM, MedicoSAM, finetune-SAM |
+| `cubic` | scikit-image's `resize(order=3, anti_aliasing=True)`, cut to bytes | MedSAM |
+| `area` | OpenCV's `INTER_AREA`, rounded to bytes | LiteMedSAM |
+| `nearest` | OpenCV's `INTER_NEAREST` | SAM-Med2D |
+
+Then min-max if asked, mean and standard deviation, and at last the zeros of the padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from . import resample
+from .spec import ModelSpec
+
+MASK_LOGIT = 10.0
+
+
+@dataclass(frozen=True)
+class InputGeometry:
+    """Where a picture lies in a model's square input.
+
+    `original` and `content` are (rows, columns): the picture's, and its copy's at the input's top left.
+    """
+
+    original: tuple[int, int]
+    content: tuple[int, int]
+    input_size: int
+    low_res_size: int
+    coordinates: str = "scaled"
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Input pixels a picture pixel, along x and y."""
+        return self.content[1] / self.original[1], self.content[0] / self.original[0]
+
+    def to_input(self, points: np.ndarray) -> np.ndarray:
+        """Picture pixels (..., 2) as x, y -> model-input pixels, float32."""
+        scale = np.asarray(self.scale)
+        points = np.asarray(points, dtype=np.float64)
+        if self.coordinates == "centred":
+            return ((points + 0.5) * scale - 0.5).astype(np.float32)
+        return (points * scale).astype(np.float32)
+
+    def logits_to_picture(self, low_res: np.ndarray) -> np.ndarray:
+        """Mask logits (..., h, w) of the square input -> (..., rows, columns) of the picture, float32.
+
+        Equals SAM's post-processing: bilinear to the input's size, padding cut off, bilinear to the picture.
+        """
+        low_res = np.asarray(low_res, dtype=np.float32)
+        rows, columns = (_to_picture(low_res.shape[axis - 2], self, axis) for axis in (0, 1))
+        return rows @ low_res @ columns.T
+
+    def mask_to_low_res(self, mask: np.ndarray) -> np.ndarray:
+        """A mask of the picture (rows, columns) -> logits (1, h, w) for the mask prompt, float32.
+
+        Each low-resolution cell gets `MASK_LOGIT` times (2 p - 1), p the share of it that the mask covers:
+        +10 inside, -10 outside and in the padding, between them along the contour.
+        """
+        if mask.shape != self.original:
+            raise ValueError(f"a mask of {mask.shape} does not belong to a picture of {self.original}")
+        cells = [side * self.low_res_size / self.input_size for side in self.content]
+        rows, columns = (
+            resample.coverage(self.low_res_size, self.original[axis], cells[axis]) for axis in (0, 1)
+        )
+        share = rows @ np.asarray(mask, dtype=np.float64) @ columns.T
+        return (MASK_LOGIT * (2 * share - 1)).astype(np.float32)[None]
+
+
+def geometry(shape: tuple[int, int], spec: ModelSpec) -> InputGeometry:
+    """Where a picture of `shape` (rows, columns) lies in the model's input."""
+    rows, columns = int(shape[0]), int(shape[1])
+    if spec.resize == "squash":
+        content = (spec.input_size, spec.input_size)
+    else:
+        scale = spec.input_size / max(rows, columns)
+        content = (max(1, int(rows * scale + 0.5)), max(1, int(columns * scale + 0.5)))
+    return InputGeometry((rows, columns), content, spec.input_size, spec.low_res_size, spec.coordinates)
+
+
+def prepare(picture: np.ndarray, spec: ModelSpec) -> tuple[np.ndarray, InputGeometry]:
+    """A picture, uint8 [rows, columns(, 3)], -> the model's input (1, C, S, S) float32 and its geometry."""
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
+        raise ValueError(f"a picture must be uint8 [rows, columns(, 3)], not {picture.dtype} {picture.shape}")
+    if picture.ndim == 3 and spec.channels == 1:
+        picture = np.asarray(Image.fromarray(picture).convert("L"))
+    place = geometry(picture.shape[:2], spec)
+    planes = [picture] if picture.ndim == 2 else [picture[..., channel] for channel in range(3)]
+    resized = [_resize(plane, place.content, spec.interpolation) for plane in planes]
+    pixels = np.stack(resized).astype(np.float32)
+    if spec.pixel_range == "minmax":
+        low, high = pixels.min(), pixels.max()
+        pixels = (pixels - low) / max(float(high - low), 1e-8)
+    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (spec.pixel_mean, spec.pixel_std))
+    tensor = np.zeros((1, spec.channels, spec.input_size, spec.input_size), np.float32)
+    tensor[0, :, : place.content[0], : place.content[1]] = (pixels - mean) / std
+    return tensor, place
+
+
+def _resize(plane: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """One channel, uint8 [rows, columns], -> uint8 of `size`."""
+    rows, columns = size
+    if interpolation == "bilinear":
+        return np.asarray(Image.fromarray(plane).resize((columns, rows), Image.Resampling.BILINEAR))
+    if interpolation == "nearest":
+        return plane[_nearest(rows, plane.shape[0])[:, None], _nearest(columns, plane.shape[1])]
+    kind = resample.cubic if interpolation == "cubic" else resample.area
+    values = kind(rows, plane.shape[0]) @ plane.astype(np.float64) @ kind(columns, plane.shape[1]).T
+    if interpolation == "area":
+        return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    # The authors cut to whole numbers; the small addition keeps a constant picture what it was.
+    return (np.clip(values, plane.min(), plane.max()) + 1e-6).astype(np.uint8)
+
+
+def _nearest(target: int, source: int) -> np.ndarray:
+    """Index of the source sample at the beginning of each target cell."""
+    return np.minimum((np.arange(target) * (source / target)).astype(np.int64), source - 1)
+
+
+def _to_picture(low: int, place: InputGeometry, axis: int) -> np.ndarray:
+    """Both bilinear steps of `logits_to_picture` along one axis, float32 (picture, low)."""
+    return _two_steps(low, place.input_size, place.content[axis], place.original[axis])
+
+
+@resample.cached
+def _two_steps(low: int, size: int, content: int, original: int) -> np.ndarray:
+    steps = resample.bilinear(original, content) @ resample.bilinear(size, low)[:content]
+    return steps.astype(np.float32)

@@ -1,0 +1,116 @@
+"""Resampling one axis as a matrix: `matrix(m, n) @ values` turns n samples into m.
+
+All of them are linear, separable and small, so a two-axis resampling is `rows @ picture @ columns.T`. They
+follow the definitions of the libraries the models' authors used, named at each function. Cached, because a
+session resamples the same few sizes over and over; the arrays are read-only.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+
+def cached(function):
+    """Cache by the sizes and lock the result against writing."""
+
+    @lru_cache(maxsize=64)
+    def build(*sizes) -> np.ndarray:
+        result = function(*sizes)
+        result.setflags(write=False)
+        return result
+
+    build.__doc__, build.__name__ = function.__doc__, function.__name__
+    return build
+
+
+@cached
+def bilinear(target: int, source: int) -> np.ndarray:
+    """PyTorch's `interpolate(mode="bilinear", align_corners=False)`, float64 (target, source).
+
+    Positions are rounded to float32 as PyTorch's are.
+    """
+    scale = np.float32(source) / np.float32(target)
+    position = np.maximum(scale * (np.arange(target, dtype=np.float32) + 0.5) - 0.5, 0.0)
+    low = np.minimum(position.astype(np.int64), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    fraction = position - low
+    result = np.zeros((target, source))
+    rows = np.arange(target)
+    np.add.at(result, (rows, low), 1 - fraction)
+    np.add.at(result, (rows, high), fraction)
+    return result
+
+
+@cached
+def coverage(target: int, source: int, extent: float) -> np.ndarray:
+    """Mean over the part of the source each target cell covers, float64 (target, source).
+
+    The source fills the first `extent` target cells; what a cell covers beyond it counts as zero.
+    """
+    edges = np.arange(source + 1) * (extent / source)
+    cell = np.arange(target)[:, None]
+    overlap = np.minimum(edges[1:], cell + 1) - np.maximum(edges[:-1], cell)
+    return np.maximum(overlap, 0.0)
+
+
+@cached
+def area(target: int, source: int) -> np.ndarray:
+    """OpenCV's `INTER_AREA`, float64 (target, source): means over cells when shrinking.
+
+    When growing, OpenCV interpolates linearly between cell edges: each source cell keeps its own value up to
+    the last target cell that begins in it.
+    """
+    if target <= source:
+        return coverage(target, source, float(target)).copy()
+    scale = source / target
+    index = np.arange(target)
+    low = np.minimum((index * scale).astype(np.int64), source - 1)
+    fraction = (index + 1) - (low + 1) / scale
+    fraction = np.where(fraction <= 0, 0.0, fraction - np.floor(fraction))
+    high = np.minimum(low + 1, source - 1)
+    result = np.zeros((target, source))
+    np.add.at(result, (index, low), 1 - fraction)
+    np.add.at(result, (index, high), fraction)
+    return result
+
+
+@cached
+def cubic(target: int, source: int) -> np.ndarray:
+    """scikit-image's `resize(order=3, anti_aliasing=True)`, float64 (target, source).
+
+    An interpolating cubic B-spline with mirrored borders; when shrinking, after a Gaussian of sigma
+    (factor - 1) / 2.
+    """
+    position = (np.arange(target) + 0.5) * (source / target) - 0.5
+    base = np.floor(position).astype(np.int64)
+    t = position - base
+    weights = ((1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3)
+    evaluate = np.zeros((target, source))
+    for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
+        np.add.at(evaluate, (np.arange(target), _mirror(base + offset, source)), weight / 6)
+    values = np.zeros((source, source))
+    for offset, weight in ((-1, 1 / 6), (0, 4 / 6), (1, 1 / 6)):
+        np.add.at(values, (np.arange(source), _mirror(np.arange(source) + offset, source)), weight)
+    result = np.linalg.solve(values.T, evaluate.T).T
+    return result @ _gaussian(source, (source / target - 1) / 2) if source > target else result
+
+
+def _gaussian(size: int, sigma: float) -> np.ndarray:
+    """Gaussian blur with mirrored borders, cut at four sigma, float64 (size, size)."""
+    radius = int(4 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
+    result = np.zeros((size, size))
+    for offset, weight in zip(offsets, kernel / kernel.sum(), strict=True):
+        np.add.at(result, (np.arange(size), _mirror(np.arange(size) + offset, size)), weight)
+    return result
+
+
+def _mirror(index: np.ndarray, size: int) -> np.ndarray:
+    """Indices beyond the border come back, the border itself counted once."""
+    if size == 1:
+        return np.zeros_like(index)
+    index = np.abs(index) % (2 * size - 2)
+    return np.where(index >= size, 2 * size - 2 - index, index)

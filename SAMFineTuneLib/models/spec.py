@@ -1,0 +1,197 @@
+"""What a model is: the content of its `model.json`, and the folder that holds it.
+
+The preprocessing, the engines and the store read only this; nothing here needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePath
+from typing import Any
+
+from ..errors import UserError
+from ..files import atomic_write, sha256_of
+
+FORMAT = 1
+SPEC_FILE = "model.json"
+
+ARCHITECTURES = (
+    "sam_vit_b",
+    "sam_vit_l",
+    "sam_vit_h",
+    "sam_vit",
+    "mobile_sam",
+    "lite_medsam",
+    "sam_med2d",
+    "finetune_sam",
+    "compact",
+)
+FILE_ROLES = ("weights", "encoder", "decoder")
+_CHOICES = {
+    "architecture": ARCHITECTURES,
+    "resize": ("longest_side_pad", "squash"),
+    "interpolation": ("bilinear", "cubic", "area", "nearest"),
+    "pixel_range": ("0-255", "minmax"),
+    "coordinates": ("scaled", "centred"),
+    "channels": (1, 3),
+}
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model as `model.json` describes it. Every instance is valid: a wrong value raises `UserError`.
+
+    The defaults are Segment Anything's. `input_size` is the side of the square the network sees,
+    `embedding_size` that of its image embedding, `low_res_size` that of its mask logits.
+    """
+
+    id: str
+    name: str
+    architecture: str
+    input_size: int = 1024
+    resize: str = "longest_side_pad"
+    """`longest_side_pad` keeps the aspect and pads right and bottom with zeros; `squash` fills the square."""
+    interpolation: str = "bilinear"
+    """How pixels are resampled, see `preprocess`: `bilinear` (antialiased), `cubic`, `area` or `nearest`."""
+    pixel_range: str = "0-255"
+    """`0-255` as they are; `minmax` each picture stretched to 0..1, before `pixel_mean` and `pixel_std`."""
+    pixel_mean: tuple[float, ...] = IMAGENET_MEAN
+    pixel_std: tuple[float, ...] = IMAGENET_STD
+    channels: int = 3
+    coordinates: str = "scaled"
+    """A prompt pixel x at scale s lies at `scaled` x * s (SAM's rule), `centred` (x + 0.5) * s - 0.5."""
+    embedding_size: int = 64
+    low_res_size: int = 256
+    zoom: bool = False
+    """Whether the predictor should crop to the prompt's surroundings, because the input is small."""
+    licence: str = ""
+    source: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """File name of the `weights`, the ONNX `encoder` and the ONNX `decoder`, as far as they exist."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Hex digest of a file by its name."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of an automatic (prompt-free) head, background first; else empty."""
+
+    def __post_init__(self) -> None:
+        for name in ("pixel_mean", "pixel_std", "classes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if problem := _problem(self):
+            raise UserError(f"The description of model {self.id!r} is not usable: {problem}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object `from_dict` reads."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str = SPEC_FILE) -> ModelSpec:
+        """Read a JSON object; `where` names it in the sentence of a `UserError`."""
+        if not isinstance(content, dict):
+            raise UserError(f"{where} must hold a JSON object that describes a model.")
+        content = dict(content)
+        version = content.pop("format", None)
+        if version != FORMAT:
+            raise UserError(
+                f"{where} has format {version!r}, but this version reads format {FORMAT}: update SAMFineTune "
+                "or import the model again."
+            )
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(content.keys() - known):
+            raise UserError(f"{where} has fields that are not known: {', '.join(unknown)}.")
+        if missing := [name for name in ("id", "name", "architecture") if name not in content]:
+            raise UserError(f"{where} lacks: {', '.join(missing)}.")
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise UserError(f"{where} is not usable: {error}.") from error
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk: its description and the folder its files lie in."""
+
+    spec: ModelSpec
+    path: Path
+
+    def has(self, role: str) -> bool:
+        """Whether the file of a role (`weights`, `encoder`, `decoder`) is there."""
+        return role in self.spec.files and (self.path / self.spec.files[role]).is_file()
+
+    def file(self, role: str) -> Path:
+        """Path of the file of a role; `UserError` when the model has none."""
+        if not self.has(role):
+            raise UserError(
+                f"The model {self.spec.id!r} has no {role} file in {self.path}: import or download it again."
+            )
+        return self.path / self.spec.files[role]
+
+    def verify(self) -> None:
+        """Raise `UserError` when a file is missing or is not the one `model.json` means. Reads it all."""
+        for role, name in self.spec.files.items():
+            expected, found = self.spec.sha256.get(name), sha256_of(self.file(role))
+            if expected and expected != found:
+                raise UserError(
+                    f"{self.path / name} is damaged or was replaced: its SHA-256 is {found}, not {expected}; "
+                    "import or download the model again."
+                )
+
+
+def read_model_folder(path: str | Path) -> ModelFolder:
+    """The model in a folder with a `model.json`."""
+    path = Path(path)
+    file = path / SPEC_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not a model folder: it has no {SPEC_FILE}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error}): import the model again.") from error
+    return ModelFolder(ModelSpec.from_dict(content, str(file)), path)
+
+
+def write_spec(spec: ModelSpec, folder: str | Path) -> Path:
+    """Write `model.json` into a folder, all or nothing; its path."""
+    file = Path(folder) / SPEC_FILE
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(spec.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return file
+
+
+def _problem(spec: ModelSpec) -> str | None:
+    """What is wrong with a description, or None."""
+    for name in ("id", "name", "licence", "source"):
+        if not isinstance(getattr(spec, name), str):
+            return f"{name} must be text"
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", spec.id):
+        return "its id must consist of letters, digits, '-', '_' and '.'"
+    for name, allowed in _CHOICES.items():
+        if getattr(spec, name) not in allowed:
+            return f"{name} is {getattr(spec, name)!r}, but must be one of {', '.join(map(str, allowed))}"
+    for name in ("input_size", "embedding_size", "low_res_size"):
+        value = getattr(spec, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 8192:
+            return f"{name} must be a whole number of pixels, not {value!r}"
+    for name in ("pixel_mean", "pixel_std"):
+        values = getattr(spec, name)
+        if len(values) != spec.channels or not all(isinstance(v, int | float) for v in values):
+            return f"{name} must hold {spec.channels} number(s), one a channel"
+    if min(spec.pixel_std) <= 0:
+        return "pixel_std must be positive"
+    for name in ("files", "sha256"):
+        values = getattr(spec, name)
+        if not isinstance(values, Mapping) or not all(isinstance(v, str) for v in values.values()):
+            return f"{name} must map names to text"
+    for role, file in spec.files.items():
+        if role not in FILE_ROLES:
+            return f"files names the role {role!r}, but knows only {', '.join(FILE_ROLES)}"
+        if PurePath(file).name != file or file in ("", ".", ".."):
+            return f"the file {file!r} must lie in the model's own folder"
+    if not all(isinstance(name, str) for name in spec.classes):
+        return "classes must be names"
+    return None
