@@ -1,0 +1,93 @@
+"""Small facts about 2-D masks: packing, boxes, overlap, connected pieces, the most interior points.
+
+Masks are bool (rows, columns); points and boxes are (x, y) = (column, row) with pixel centres at integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask at one bit a pixel, immutable and comparable, so that history and saved files can share it."""
+
+    data: bytes
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> PackedMask:
+        """Pack a bool (rows, columns) array."""
+        mask = np.asarray(mask, dtype=bool)
+        return cls(np.packbits(mask).tobytes(), (int(mask.shape[0]), int(mask.shape[1])))
+
+    def unpack(self) -> np.ndarray:
+        """The bool (rows, columns) array."""
+        rows, columns = self.shape
+        bits = np.unpackbits(np.frombuffer(self.data, dtype=np.uint8), count=rows * columns)
+        return bits.reshape(self.shape).astype(bool)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """First and last column and row that hold mask pixels, as x0, y0, x1, y1; None for an empty mask."""
+    columns = np.flatnonzero(mask.any(axis=0))
+    if columns.size == 0:
+        return None
+    rows = np.flatnonzero(mask.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks; 0 when both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0
+
+
+def pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """The 8-connected pieces of a mask, largest first, each a mask of the full size."""
+    box = bounding_box(mask)
+    if box is None:
+        return []
+    import SimpleITK as sitk
+
+    x0, y0, x1, y1 = box
+    inside = np.ascontiguousarray(mask[y0 : y1 + 1, x0 : x1 + 1], dtype=np.uint8)
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(inside), True))
+    sizes = np.bincount(labels.ravel())[1:]
+    found = []
+    for label in np.argsort(-sizes, kind="stable") + 1:
+        piece = np.zeros(mask.shape, dtype=bool)
+        piece[y0 : y1 + 1, x0 : x1 + 1] = labels == label
+        found.append(piece)
+    return found
+
+
+def interior_points(mask: np.ndarray, count: int = 1) -> np.ndarray:
+    """Up to `count` well separated most interior points (n, 2) as x, y, by the distance to the mask's edge.
+
+    The first is the centre of the largest inscribed disc; each further one is the most interior point outside
+    the discs taken so far, as long as its own disc is at least half as wide as the first.
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return np.zeros((0, 2), dtype=np.float32)
+    import SimpleITK as sitk
+
+    x0, y0, x1, y1 = box
+    inside = np.pad(mask[y0 : y1 + 1, x0 : x1 + 1], 1).astype(np.uint8)
+    signed = sitk.SignedMaurerDistanceMap(sitk.GetImageFromArray(inside), True, False, False)
+    # Maurer's map is 0 on the mask's own outermost pixels; one more makes it the radius of the disc that fits.
+    depth = np.where(inside, np.maximum(sitk.GetArrayFromImage(signed), 0.0) + 1.0, 0.0)
+    rows, columns = np.indices(depth.shape)
+    enough = depth.max() / 2
+    points: list[tuple[float, float]] = []
+    while len(points) < count:
+        row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
+        radius = float(depth[row, column])
+        if radius < enough:
+            break
+        points.append((x0 + column - 1, y0 + row - 1))
+        depth[(rows - row) ** 2 + (columns - column) ** 2 <= (2 * radius) ** 2] = 0.0
+    return np.array(points, dtype=np.float32)

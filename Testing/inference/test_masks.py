@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from SAMFineTuneLib.inference.masks import PackedMask, bounding_box, interior_points, overlap, pieces
+
+shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=19)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(bool, shapes))
+def test_packing_loses_nothing_and_equal_masks_are_equal(mask):
+    packed = PackedMask.of(mask)
+    assert np.array_equal(packed.unpack(), mask)
+    assert packed == PackedMask.of(mask.copy())
+    assert len(packed.data) == -(-mask.size // 8)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(bool, shapes))
+def test_pieces_partition_the_mask_and_agree_with_scipy(mask):
+    ndimage = pytest.importorskip("scipy.ndimage")
+    found = pieces(mask)
+    assert len(found) == ndimage.label(mask, np.ones((3, 3)))[1]
+    assert np.array_equal(np.sum(found, axis=0) if found else np.zeros(mask.shape), mask.astype(int))
+    sizes = [int(piece.sum()) for piece in found]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(bool, shapes), st.integers(1, 4))
+def test_interior_points_lie_inside_and_are_distinct(mask, count):
+    points = interior_points(mask, count)
+    assert (len(points) >= 1) == bool(mask.any()) and len(points) <= count
+    assert len({tuple(point) for point in points}) == len(points)
+    assert all(mask[int(y), int(x)] for x, y in points)
+
+
+def test_the_first_interior_point_is_the_centre_of_a_disc():
+    rows, columns = np.indices((60, 50))
+    disc = (rows - 33) ** 2 + (columns - 17) ** 2 <= 10**2
+    assert np.allclose(interior_points(disc)[0], (17, 33))
+    two = disc | ((rows - 10) ** 2 + (columns - 40) ** 2 <= 6**2)
+    assert np.allclose(interior_points(two, 2), [(17, 33), (40, 10)])
+
+
+def test_boxes_and_overlap():
+    mask = np.zeros((8, 9), dtype=bool)
+    assert bounding_box(mask) is None and overlap(mask, mask) == 0.0
+    mask[2:5, 3:8] = True
+    assert bounding_box(mask) == (3, 2, 7, 4)
+    other = np.roll(mask, 1, axis=0)
+    assert overlap(mask, other) == pytest.approx(10 / 20)
