@@ -1,14 +1,225 @@
-"""Intensity windows."""
+"""Intensity windows: which voxel values become black and white in the 8-bit picture that a model sees.
+
+The window is an explicit value of its own: chosen once for a volume, never slice by slice, so that the same tissue
+has the same grey on every slice and a second run sees the same picture.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.images.volume import Volume
+
+CT_PRESETS = {  # name -> (level, width) in Hounsfield units, the values common in radiology textbooks
+    "abdomen": (40.0, 400.0),
+    "liver": (60.0, 160.0),
+    "mediastinum": (50.0, 350.0),
+    "lung": (-600.0, 1500.0),
+    "bone": (400.0, 1800.0),
+    "spine": (50.0, 250.0),
+    "brain": (40.0, 80.0),
+    "stroke": (40.0, 40.0),
+    "subdural": (75.0, 215.0),
+    "angio": (300.0, 600.0),
+}
+DEFAULT_PERCENTILES = (0.5, 99.5)
+_SAMPLE = 4_000_000  # voxels; percentiles of larger volumes are taken from an even sample of this size
 
 
 @dataclass(frozen=True)
 class IntensityWindow:
-    """Voxel values `low` … `high` become black … white."""
+    """Values up to `low` are black, from `high` on white, linear between; `name` says where it comes from.
+
+    Raises UserError when a limit is not finite or `high` is not above `low`.
+    """
 
     low: float
     high: float
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and math.isfinite(self.high - self.low)):
+            raise UserError(f"The intensity window {self.low:g} to {self.high:g} is not finite: give two numbers.")
+        if not self.high > self.low:
+            raise UserError(
+                f"The intensity window {self.low:g} to {self.high:g} is empty: its second number must be the larger."
+            )
+
+    @classmethod
+    def from_level(cls, level: float, width: float, name: str = "", dicom: bool = False) -> IntensityWindow:
+        """From level (centre) and width; `dicom=True` takes them as WindowCenter and WindowWidth of the VOI LUT
+        function LINEAR (DICOM PS3.3 C.11.2.1.2), which reaches white at centre - 0.5 + (width - 1) / 2."""
+        if dicom and width > 1:
+            return cls(level - 0.5 - (width - 1) / 2, level - 0.5 + (width - 1) / 2, name)
+        return cls(level - width / 2, level + width / 2, name)
+
+    @property
+    def level(self) -> float:
+        return (self.low + self.high) / 2
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """uint8 of the same shape: 0 at `low` and 255 at `high`, rounded to the nearest (halves to even).
+
+        Voxels that are not a number become 0, infinite ones 0 or 255.
+        """
+        array = np.asarray(array)
+        single = array.dtype.itemsize <= 2 or array.dtype == np.float32  # float32 holds these exactly
+        grey = array.astype(np.float32 if single else np.float64)
+        grey -= grey.dtype.type(self.low)
+        grey *= grey.dtype.type(255.0 / (self.high - self.low))
+        np.clip(grey, 0, 255, out=grey)
+        np.rint(grey, out=grey)
+        return np.nan_to_num(grey, copy=False, nan=0.0).astype(np.uint8)
+
+    def __str__(self) -> str:
+        limits = f"{self.low:g} to {self.high:g}"
+        return f"{self.name}, {limits}" if self.name else limits
+
+
+def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow:
+    """The window for `volume`; printing it (`str`) shows what was decided and why.
+
+    `request` is None or "auto" for the default, "dicom" (the window stored in the file), a CT preset ("ct-abdomen",
+    "ct-lung", ... see CT_PRESETS), "percentiles" or "percentiles:LOW,HIGH", "minmax", or "LOW,HIGH".
+
+    The default:
+    * CT: the file's own window when it is made for soft tissue (level -50 to 150 HU, width at most 600 HU: so a head
+      CT keeps its brain window), otherwise the abdomen preset. A window for lung or bone follows the reconstruction
+      kernel, not the question, and hides every soft organ; it is one request away ("dicom").
+    * pictures of 8 bits (PNG, ultrasound): 0 to 255, as they are.
+    * no modality (NIfTI, NRRD), lowest value a whole number of -900 or less: taken for a CT, and said so.
+    * MR and everything else: percentiles 0.5 and 99.5 of the volume. MR windows in files differ from slice to slice.
+
+    Raises UserError for an unknown request, a preset on a volume that is no CT, and a volume without finite voxels.
+    """
+    text = (request or "auto").strip().lower()
+    if text == "auto":
+        return _default_window(volume)
+    if text == "dicom":
+        if volume.window is None:
+            raise UserError(
+                "This volume has no DICOM window: choose another one, such as ct-abdomen, percentiles or LOW,HIGH."
+            )
+        return volume.window
+    if text == "minmax":
+        return _window_or_constant(*_finite_range(volume.array), "minimum and maximum of the volume")
+    if text == "percentiles" or text.startswith("percentiles:"):
+        return _percentiles(volume.array, *_percentile_limits(text))
+    preset = text.removeprefix("ct-")
+    if preset in CT_PRESETS:
+        return _preset(volume, preset)
+    return _explicit(text)
+
+
+def _default_window(volume: Volume) -> IntensityWindow:
+    modality = volume.modality.upper()
+    if modality == "CT":
+        stored = volume.window
+        if stored is None:
+            return _preset(volume, "abdomen")
+        if -50 <= stored.level <= 150 and stored.width <= 600:
+            return stored
+        return _preset(volume, "abdomen", f" (the file's own window, {stored.low:g} to {stored.high:g}, is not for "
+                                          "soft tissue; ask for it with dicom)")
+    if volume.array.dtype == np.uint8 and (modality in ("US", "XC", "ES", "GM", "OP") or volume.array.shape[0] == 1):
+        return IntensityWindow(0.0, 255.0, "8-bit picture as it is")
+    if not modality:
+        lowest, _ = _finite_range(volume.array)
+        if lowest <= -900 and lowest == round(lowest):
+            return _preset(volume, "abdomen", f" (guessed: no modality in the file, values from {lowest:g} look like "
+                                              "Hounsfield units)")
+    return _percentiles(volume.array, *DEFAULT_PERCENTILES)
+
+
+def _preset(volume: Volume, preset: str, why: str = "") -> IntensityWindow:
+    if volume.modality.upper() not in ("", "CT"):
+        raise UserError(
+            f"The window ct-{preset} is in Hounsfield units, but this volume is {volume.modality}: "
+            "choose percentiles, minmax, dicom or LOW,HIGH."
+        )
+    return IntensityWindow.from_level(*CT_PRESETS[preset], f"CT {preset} preset in HU{why}")
+
+
+def _percentile_limits(text: str) -> tuple[float, float]:
+    if text == "percentiles":
+        return DEFAULT_PERCENTILES
+    numbers = _numbers(text.partition(":")[2])
+    if numbers is None or not 0 <= numbers[0] < numbers[1] <= 100:
+        raise UserError(f'The window "{text}" needs two rising percentages, for instance percentiles:1,99.')
+    return numbers
+
+
+def _percentiles(array: np.ndarray, lower: float, upper: float) -> IntensityWindow:
+    """`lower` over all voxels, `upper` over the voxels that are not background (exactly 0, or the lowest value):
+    however much air surrounds the body, the same share of the body is white."""
+    name = f"percentiles {lower:g} and {upper:g} of the volume"
+    lowest, highest = _finite_range(array)
+    sample = _even_sample(array)
+    sample = sample[np.isfinite(sample)]
+    if sample.size == 0:
+        return _window_or_constant(lowest, highest, name)
+    body = sample[(sample != 0) & (sample != lowest)]
+    low = float(np.percentile(sample, lower))
+    high = float(np.percentile(body if body.size else sample, upper))
+    if not high > low:  # nearly all voxels share one value
+        low, high = lowest, highest
+    return _window_or_constant(low, high, name)
+
+
+def _even_sample(array: np.ndarray) -> np.ndarray:
+    """About _SAMPLE voxels spread evenly, with a step that shares no factor with the rows and slices."""
+    step = max(1, array.size // _SAMPLE)
+    while any(math.gcd(step, length) > 1 for length in array.shape):
+        step += 1
+    return array.reshape(-1)[::step]
+
+
+def _finite_range(array: np.ndarray) -> tuple[float, float]:
+    if array.size == 0:
+        raise UserError("This volume has no voxels, so it has no intensity window.")
+    lowest, highest = float(array.min()), float(array.max())
+    if math.isfinite(lowest) and math.isfinite(highest):
+        return lowest, highest
+    finite = array[np.isfinite(array)]
+    if finite.size == 0:
+        raise UserError("This volume holds no finite voxel value, so it cannot be shown or segmented.")
+    return float(finite.min()), float(finite.max())
+
+
+def _window_or_constant(low: float, high: float, name: str) -> IntensityWindow:
+    if high > low:
+        return IntensityWindow(low, high, name)
+    # One value everywhere: black, whatever the value. The step must be seen by floats of that size.
+    return IntensityWindow(low, low + max(1.0, abs(low) * 1e-3), f"{name} (constant volume)")
+
+
+def _explicit(text: str) -> IntensityWindow:
+    numbers = _numbers(text)
+    if numbers is None:
+        presets = ", ".join(f"ct-{name}" for name in CT_PRESETS)
+        raise UserError(
+            f'"{text}" is no intensity window: give two numbers as LOW,HIGH, or one of auto, dicom, minmax, '
+            f"percentiles, percentiles:LOW,HIGH, {presets}."
+        )
+    return IntensityWindow(*numbers, "as given")
+
+
+def _numbers(text: str) -> tuple[float, float] | None:
+    parts = re.split(r"\s*[,;]\s*|\s+", text.strip())
+    try:
+        low, high = (float(part) for part in parts)
+    except ValueError:
+        return None
+    return low, high
