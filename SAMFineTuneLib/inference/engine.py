@@ -7,15 +7,12 @@ GPU is only within PyTorch's reach.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from SAMFineTuneLib.models.store import ModelFolder
+from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "directml", "coreml")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -65,7 +62,7 @@ def open_engine(
     _check("device", device.partition(":")[0], DEVICES)
     _check("precision", precision, PRECISIONS)
     _check("engine", engine, ENGINES)
-    has_onnx = {"encoder", "decoder"} <= set(model.spec.files)
+    has_onnx = model.has("encoder") and model.has("decoder")
     if engine == "auto":
         engine = "onnx" if has_onnx and not _torch_serves_better(device, precision) else "torch"
     if engine == "onnx":

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
-
-if TYPE_CHECKING:
-    from SAMFineTuneLib.models.store import ModelFolder
+from SAMFineTuneLib.models.spec import ModelFolder
 
 _PROVIDERS = {  # in the order in which "auto" tries them; CoreML only when asked, for it rejects parts of SAM
     "cuda": "CUDAExecutionProvider",
@@ -38,10 +35,7 @@ class OnnxEngine:
     def __init__(self, model: ModelFolder, device: str = "auto"):
         self.spec = model.spec
         self.notices: list[str] = []
-        self._files = {part: Path(model.path) / self.spec.files[part] for part in ("encoder", "decoder")}
-        for path in self._files.values():
-            if not path.is_file():
-                raise UserError(f"Model '{self.spec.id}' lacks its file {path.name}; import or download it again.")
+        self._files = {part: model.file(part) for part in ("encoder", "decoder")}
         self.digest = hashlib.sha256(f"onnx|{self._weights_digest()}".encode()).hexdigest()
         self._open(self._choose(device), asked=device)
 

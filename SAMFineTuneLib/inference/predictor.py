@@ -15,7 +15,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
 from SAMFineTuneLib.inference.engine import Engine
 from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts, square_view, view_of_box
-from SAMFineTuneLib.models.preprocess import InputGeometry, prepare
+from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)  # sides of the views a single point is asked in, in longer picture sides
@@ -78,14 +78,13 @@ class Predictor:
     def embed(self, picture: np.ndarray, view: View | None = None) -> tuple[Embedding, InputGeometry]:
         """Embedding of a picture or of a view of it, from the cache where it is there."""
         cropped = (view or View.whole(picture.shape)).crop(picture)
-        image, geometry = prepare(cropped, self.engine.spec)
 
         def compute() -> Embedding:
             self.encoder_calls += 1
-            return self.engine.encode(image)
+            return self.engine.encode(prepare(cropped, self.engine.spec)[0])
 
         key = embedding_key(np.ascontiguousarray(cropped), self.engine.digest)
-        return self.cache.get_or_compute(key, compute), geometry
+        return self.cache.get_or_compute(key, compute), geometry(cropped.shape, self.engine.spec)
 
     def predict(
         self,
@@ -139,9 +138,8 @@ class Predictor:
         (B, h, w) low-resolution logits of this view.
         """
         view = view or View.whole(picture.shape)
-        embedding, geometry = self.embed(picture, view)
-        coords = geometry.to_input(view.to_view(coords)).astype(np.float32)
-        coords[labels == -1] = 0.0
+        embedding, place = self.embed(picture, view)
+        coords = _to_input(view.to_view(coords), labels, place)
         size = self.engine.spec.low_res_size
         given = mask_input is not None
         masks = np.zeros((len(coords), size, size), np.float32) if mask_input is None else mask_input
@@ -152,7 +150,7 @@ class Predictor:
             np.asarray(masks, np.float32)[:, None],
             np.full(len(coords), given, np.float32),
         )
-        return Decoded(low_res, scores, view, geometry)
+        return Decoded(low_res, scores, view, place)
 
     def _decode_prompts(
         self, picture: np.ndarray, prompts: PlanePrompts, view: View, previous: Prediction | None = None
@@ -170,8 +168,8 @@ class Predictor:
             mask_input = previous.low_res[None]
         elif previous is not None or prompts.mask is not None:
             mask = previous.mask if previous is not None else prompts.mask
-            _, geometry = prepare(view.crop(picture), self.engine.spec)
-            mask_input = geometry.mask_to_low_res(view.crop(mask))[None]
+            place = geometry(view.crop(picture).shape, self.engine.spec)
+            mask_input = place.mask_to_low_res(view.crop(mask))
         return self.decode(picture, coords[None], labels[None], mask_input, view)
 
     def _choose_view(self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | None) -> View:
@@ -220,6 +218,21 @@ class Predictor:
                     shift = np.float32([view.left, view.top, view.left, view.top])
                     best, best_score = view_of_box(picture.shape, around + shift), score
         return best
+
+
+def _to_input(coords: np.ndarray, labels: np.ndarray, place: InputGeometry) -> np.ndarray:
+    """Prompts of a view, in its pixels, to the model's input.
+
+    A box names its outermost pixels. Where the model counts pixel centres, an enlarged pixel is several input
+    pixels, and the box must name the outermost of those.
+    """
+    inputs = place.to_input(coords)
+    if place.coordinates == "centred":
+        half_pixel = (np.float32(place.scale) - 1) / 2
+        inputs[labels == 2] -= half_pixel
+        inputs[labels == 3] += half_pixel
+    inputs[labels == -1] = 0.0
+    return inputs
 
 
 def _cut_fraction(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> float:

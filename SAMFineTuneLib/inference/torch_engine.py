@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
-
-if TYPE_CHECKING:
-    from SAMFineTuneLib.models.store import ModelFolder
+from SAMFineTuneLib.models.spec import ModelFolder
 
 Result = TypeVar("Result")
 
@@ -31,9 +29,8 @@ class TorchEngine:
 
         self.spec = model.spec
         self.notices: list[str] = []
-        self._weights = self.spec.sha256.get(self.spec.files["weights"]) or sha256_of(
-            model.path / self.spec.files["weights"]
-        )
+        weights = model.file("weights")
+        self._weights = self.spec.sha256.get(weights.name) or sha256_of(weights)
         self._place, self._precision = self._choose(device, precision)
         try:
             self._network = load_torch_model(model, self._place, self._torch.float32)
