@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except UserError as error:
         return _say(f"samfinetune: {error}", 2)
-    except KeyboardInterrupt:
-        return _say("samfinetune: interrupted; nothing half-written was left behind.", 130)
+    except KeyboardInterrupt as error:
+        return _say(f"samfinetune: {error or 'interrupted; nothing half-written was left behind.'}", 130)
     except BrokenPipeError:
         _discard_stdout()
         return 0
@@ -49,7 +49,7 @@ def _dispatch(argv: list[str]) -> int:
     names = COMMANDS if not argv or argv[0] not in COMMANDS else (argv[0],)
     parser = argparse.ArgumentParser(
         prog="samfinetune",
-        description="Segment DICOM and NIfTI volumes from points and boxes with SAM and its medical variants.",
+        description="Segment DICOM and NIfTI volumes from points and boxes with SAM and its variants.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

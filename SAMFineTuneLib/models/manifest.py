@@ -1,0 +1,66 @@
+"""The published checkpoints this library knows: `Resources/models/manifest.json` as objects.
+
+The manifest says what a file cannot say of itself: its name, its terms, where it comes from, and how its
+authors prepared pixels (MedSAM's tensors have SAM's shapes, but not SAM's pixel values).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import resources
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published checkpoint. `bytes` is None and `digests` is empty where the authors state none."""
+
+    id: str
+    name: str
+    architecture: str  # as in ModelSpec
+    input_size: int  # pixels, side of the encoder's square input
+    preparation: Mapping[str, Any]  # the authors' way from picture to input: fields of ModelSpec
+    description: str
+    needs: str  # what computer it wants, a sentence
+    licence: str
+    licence_note: str
+    ask_terms: bool  # the weights' terms are not stated plainly: the user confirms them, even on import
+    source: str  # the authors' page
+    file: str  # the name under which the authors publish it
+    urls: tuple[str, ...] = ()  # empty: by file import only
+    bytes: int | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)  # "sha256", "md5" or "xxh128" -> hex
+    how_to_get: str = ""  # where there is no address: a sentence saying how to come by the file
+
+    @property
+    def downloadable(self) -> bool:
+        return bool(self.urls)
+
+
+def read_manifest(path: str | Path) -> dict[str, Entry]:
+    """Entries of a manifest file by id, in the file's order."""
+    rows = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
+    return {row["id"]: Entry(**row | {"urls": tuple(row["urls"])}) for row in rows}
+
+
+@cache
+def known_models() -> Mapping[str, Entry]:
+    """Entries of the manifest that ships with the library."""
+    return read_manifest(resources() / "models" / "manifest.json")
+
+
+def find_entry(model_id: str) -> Entry:
+    """The manifest's entry of that id; UserError with the nearest ids when there is none."""
+    entries = known_models()
+    if model_id not in entries:
+        near = get_close_matches(model_id, entries, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see `samfinetune models list`."
+        raise UserError(f"No published model is known as {model_id!r}; {hint}")
+    return entries[model_id]
