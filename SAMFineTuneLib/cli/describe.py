@@ -1,0 +1,49 @@
+"""Sentences about volumes that several sub-commands print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.images import Volume
+
+_DIRECTIONS = (("Left", "Right"), ("Posterior", "Anterior"), ("Inferior", "Superior"))
+_ALONG = {"sagittal": 0, "coronal": 1, "axial": 2}  # orientation → the RAS axis its slices are stacked along
+_UPRIGHT = 0.1  # degrees; scanners round their direction cosines
+
+
+def what(volume: Volume) -> str:
+    """Modality, description and number of files: `CT, “Abdomen”, 20 DICOM files`."""
+    source = volume.source
+    words = [volume.modality or "unknown modality"]
+    if source is not None:
+        if source.description:
+            words.append(f"“{source.description}”")
+        count = len(source.files)
+        words.append(f"{count} {source.format} file{'s' if count != 1 else ''}")
+    return ", ".join(words)
+
+
+def grid(volume: Volume) -> str:
+    """Size and spacing along i, j, k: `512 × 512 × 20 voxels of 0.977 × 0.977 × 2 mm`."""
+    size = " × ".join(str(n) for n in reversed(volume.shape))
+    spacing = " × ".join(f"{mm:.4g}" for mm in volume.spacing)
+    return f"{size} voxels of {spacing} mm"
+
+
+def orientation(volume: Volume) -> str:
+    """Which way the axes run, and by how much they are tilted: `axial slices, i → Left, …, tilted by 10.8°`."""
+    from SAMFineTuneLib.images.plane import view_axes
+
+    across = {view_axes(volume, name)[2]: name for name in _ALONG}  # volume axis → the slices it counts
+    arrows, alignment = [], 1.0
+    for axis, letter in enumerate("ijk"):
+        ras = _ALONG[across[axis]]
+        cosine = volume.affine[ras, axis] / volume.spacing[axis]
+        arrows.append(f"{letter} → {_DIRECTIONS[ras][int(cosine > 0)]}")
+        alignment = min(alignment, abs(cosine))
+    tilt = float(np.degrees(np.arccos(alignment)))
+    upright = f"oblique, tilted by {tilt:.1f}°" if tilt > _UPRIGHT else "not tilted"
+    return f"{across[2]} slices, {', '.join(arrows)}, {upright}"

@@ -1,0 +1,58 @@
+"""`samfinetune info`: what was understood of a volume, before anything is done with it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_EPILOG = """examples:
+  samfinetune info path/to/dicom                 a folder of DICOM files, in any order
+  samfinetune info path/to/dicom --series 2      one of several series in it
+  samfinetune info head.nii.gz --window minmax   what another grey-value window would be
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Add `info`."""
+    parser = subparsers.add_parser(
+        "info",
+        help="print what was understood of a volume",
+        description="Print what was understood of a volume: series, geometry, grey values and their window.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("volume", metavar="VOLUME", help="DICOM folder or file, NIfTI, NRRD, MetaImage, PNG, JPEG")
+    parser.add_argument("--series", metavar="UID", help="which series of a folder: its UID or its number in the list")
+    parser.add_argument("--window", help="grey-value window, see `samfinetune segment --help`")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the series of a folder; when there is one, or one was asked for, also its geometry and values."""
+    from SAMFineTuneLib.cli import describe
+    from SAMFineTuneLib.images import choose_window, list_series, read_volume
+
+    if Path(args.volume).is_dir() and args.series is None:
+        series = list_series(args.volume)
+        if len(series) > 1:
+            print(f"{args.volume} holds {len(series)} series; ask for one with --series and its number or UID:")
+            for entry in series:
+                print(f"  {entry}")
+            return 0
+    volume = read_volume(args.volume, args.series)
+    window = choose_window(volume, args.window)
+    corner = volume.affine[:3, 3]
+    rows = [
+        ("read", describe.what(volume)),
+        ("grid", describe.grid(volume)),
+        ("axes", describe.orientation(volume)),
+        ("corner", "the first voxel lies at R {:.1f}, A {:.1f}, S {:.1f} mm".format(*corner)),
+        ("values", f"{volume.array.min():g} to {volume.array.max():g} ({volume.array.dtype})"),
+        ("window", str(window)),
+    ]
+    if volume.source is not None and volume.source.series_uid:
+        rows.insert(1, ("series", volume.source.series_uid))
+    for label, text in rows:
+        print(f"{label:<9}{text}")
+    for warning in volume.warnings:
+        print(f"note     {warning}")
+    return 0

@@ -1,0 +1,92 @@
+"""`samfinetune pretrain`: train the compact model from nothing on synthetic pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from SAMFineTuneLib.errors import UserError
+
+_EPILOG = """examples:
+  samfinetune pretrain --synthetic -o compact --minutes 60
+  samfinetune pretrain --synthetic -o compact --steps 20000 --seed 7     the same weights on every run
+  samfinetune pretrain --synthetic -o compact --minutes 60 --resume      goes on where it was stopped
+
+The folder is a complete model for `samfinetune segment --model FOLDER`. Ctrl-C stops; --resume goes on from the
+last checkpoint, which is written every few minutes. Needs PyTorch: pip install "samfinetune[training]"
+"""
+_LINE_SECONDS = 10.0  # between lines of progress when nobody watches a terminal
+
+
+def add_parser(subparsers) -> None:
+    """Add `pretrain`."""
+    parser = subparsers.add_parser(
+        "pretrain",
+        help="train the compact model on synthetic pictures",
+        description="Train the compact model from nothing, on pictures made up on the way: no data are needed.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--synthetic", action="store_true", help="train on synthetic pictures (required)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where the model is written")
+    parser.add_argument("--minutes", type=float, help="stop after this time")
+    parser.add_argument("--steps", type=int, help="stop after this many steps; repeatable to the last bit")
+    parser.add_argument("--seed", type=int, default=0, help="start of all random numbers (default 0)")
+    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, if there is one")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, print progress, say where the model lies."""
+    if not args.synthetic:
+        raise UserError("Pre-training knows one kind of pictures so far: add --synthetic.")
+    if not (args.minutes or args.steps):
+        raise UserError("Say how long to train: add --minutes 60, --steps 20000, or both.")
+    if (args.minutes or 0) < 0 or (args.steps or 0) < 0:
+        raise UserError("--minutes and --steps must be above zero.")
+    try:
+        import scipy  # noqa: F401  the pictures are made with it
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f'Pre-training needs {error.name}, which is not installed: pip install "samfinetune[training]".'
+        ) from error
+    from pathlib import Path
+
+    from SAMFineTuneLib.training.pretrain import pretrain_synthetic
+
+    folder = pretrain_synthetic(
+        Path(args.output),
+        minutes=args.minutes,
+        steps=args.steps,
+        seed=args.seed,
+        resume=args.resume,
+        device=args.device,
+        progress=_Report(),
+    )
+    print(f"The model is in {folder}; use it with: samfinetune segment VOLUME -o OUT --model {folder}")
+    return 0
+
+
+class _Report:
+    """Prints how far the training is: in place on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._printed = 0.0
+
+    def __call__(self, state: dict) -> None:
+        now = time.monotonic()
+        last = state["fraction"] >= 1
+        if not last and now - self._printed < (0.5 if self._terminal else _LINE_SECONDS):
+            return
+        self._printed = now
+        line = (
+            f"step {state['step']}, {100 * min(state['fraction'], 1):.0f} %, {state['minutes']:.1f} min, "
+            f"loss {state['loss']:.3f}, IoU of the first answer {state['iou']:.2f}"
+        )
+        if self._terminal:
+            print(f"\r{line}\x1b[K", end="\n" if last else "", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
