@@ -1,7 +1,7 @@
 """Intensity windows: which voxel values become black and white in the 8-bit picture that a model sees.
 
-The window is an explicit value of its own: chosen once for a volume, never slice by slice, so that the same tissue
-has the same grey on every slice and a second run sees the same picture.
+The window is an explicit value of its own: chosen once for a volume, never slice by slice, so that the same
+tissue has the same grey on every slice and a second run sees the same picture.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ CT_PRESETS = {  # name -> (level, width) in Hounsfield units, the values common 
     "subdural": (75.0, 215.0),
     "angio": (300.0, 600.0),
 }
+_PICTURE_MODALITIES = ("US", "XC", "ES", "GM", "OP")  # stored as they are meant to be seen
 DEFAULT_PERCENTILES = (0.5, 99.5)
 _SAMPLE = 4_000_000  # voxels; percentiles of larger volumes are taken from an even sample of this size
 
@@ -46,17 +47,16 @@ class IntensityWindow:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and math.isfinite(self.high - self.low)):
-            raise UserError(f"The intensity window {self.low:g} to {self.high:g} is not finite: give two numbers.")
+        limits = f"{self.low:g} to {self.high:g}"
+        if not all(map(math.isfinite, (self.low, self.high, self.high - self.low))):
+            raise UserError(f"The intensity window {limits} is not finite: give two ordinary numbers.")
         if not self.high > self.low:
-            raise UserError(
-                f"The intensity window {self.low:g} to {self.high:g} is empty: its second number must be the larger."
-            )
+            raise UserError(f"The intensity window {limits} is empty: its second number must be the larger.")
 
     @classmethod
     def from_level(cls, level: float, width: float, name: str = "", dicom: bool = False) -> IntensityWindow:
-        """From level (centre) and width; `dicom=True` takes them as WindowCenter and WindowWidth of the VOI LUT
-        function LINEAR (DICOM PS3.3 C.11.2.1.2), which reaches white at centre - 0.5 + (width - 1) / 2."""
+        """From level (centre) and width; `dicom=True` takes them as WindowCenter and WindowWidth of the VOI
+        LUT function LINEAR (DICOM PS3.3 C.11.2.1.2), which is white from centre - 0.5 + (width - 1) / 2."""
         if dicom and width > 1:
             return cls(level - 0.5 - (width - 1) / 2, level - 0.5 + (width - 1) / 2, name)
         return cls(level - width / 2, level + width / 2, name)
@@ -91,18 +91,18 @@ class IntensityWindow:
 def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow:
     """The window for `volume`; printing it (`str`) shows what was decided and why.
 
-    `request` is None or "auto" for the default, "dicom" (the window stored in the file), a CT preset ("ct-abdomen",
-    "ct-lung", ... see CT_PRESETS), "percentiles" or "percentiles:LOW,HIGH", "minmax", or "LOW,HIGH".
+    `request` is None or "auto" for the default, "dicom" (the window stored in the file), a CT preset
+    ("ct-abdomen", "ct-lung", ... see CT_PRESETS), "percentiles", "percentiles:LOW,HIGH", "minmax" or "LOW,HIGH".
 
     The default:
-    * CT: the file's own window when it is made for soft tissue (level -50 to 150 HU, width at most 600 HU: so a head
-      CT keeps its brain window), otherwise the abdomen preset. A window for lung or bone follows the reconstruction
-      kernel, not the question, and hides every soft organ; it is one request away ("dicom").
+    * CT: the file's own window when it is made for soft tissue (level -50 to 150 HU, width at most 600 HU: so
+      a head CT keeps its brain window), otherwise the abdomen preset. A window for lung or bone follows the
+      reconstruction kernel, not the question, and hides every soft organ; "dicom" asks for it.
     * pictures of 8 bits (PNG, ultrasound): 0 to 255, as they are.
     * no modality (NIfTI, NRRD), lowest value a whole number of -900 or less: taken for a CT, and said so.
-    * MR and everything else: percentiles 0.5 and 99.5 of the volume. MR windows in files differ from slice to slice.
+    * MR and the rest: percentiles 0.5 and 99.5 of the volume. MR windows in files differ between slices.
 
-    Raises UserError for an unknown request, a preset on a volume that is no CT, and a volume without finite voxels.
+    Raises UserError for an unknown request, a preset on what is no CT, and a volume without finite voxels.
     """
     text = (request or "auto").strip().lower()
     if text == "auto":
@@ -110,7 +110,7 @@ def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow
     if text == "dicom":
         if volume.window is None:
             raise UserError(
-                "This volume has no DICOM window: choose another one, such as ct-abdomen, percentiles or LOW,HIGH."
+                "This volume has no DICOM window: choose another, such as ct-abdomen, percentiles or LOW,HIGH."
             )
         return volume.window
     if text == "minmax":
@@ -131,15 +131,17 @@ def _default_window(volume: Volume) -> IntensityWindow:
             return _preset(volume, "abdomen")
         if -50 <= stored.level <= 150 and stored.width <= 600:
             return stored
-        return _preset(volume, "abdomen", f" (the file's own window, {stored.low:g} to {stored.high:g}, is not for "
-                                          "soft tissue; ask for it with dicom)")
-    if volume.array.dtype == np.uint8 and (modality in ("US", "XC", "ES", "GM", "OP") or volume.array.shape[0] == 1):
+        own = f"{stored.low:g} to {stored.high:g}"
+        why = f" (the file's own window, {own}, is not for soft tissue; ask for it with dicom)"
+        return _preset(volume, "abdomen", why)
+    is_picture = volume.array.shape[0] == 1 or modality in _PICTURE_MODALITIES
+    if volume.array.dtype == np.uint8 and is_picture:
         return IntensityWindow(0.0, 255.0, "8-bit picture as it is")
     if not modality:
         lowest, _ = _finite_range(volume.array)
         if lowest <= -900 and lowest == round(lowest):
-            return _preset(volume, "abdomen", f" (guessed: no modality in the file, values from {lowest:g} look like "
-                                              "Hounsfield units)")
+            why = f" (guessed: no modality in the file, values from {lowest:g} look like Hounsfield units)"
+            return _preset(volume, "abdomen", why)
     return _percentiles(volume.array, *DEFAULT_PERCENTILES)
 
 
@@ -162,7 +164,7 @@ def _percentile_limits(text: str) -> tuple[float, float]:
 
 
 def _percentiles(array: np.ndarray, lower: float, upper: float) -> IntensityWindow:
-    """`lower` over all voxels, `upper` over the voxels that are not background (exactly 0, or the lowest value):
+    """`lower` over all voxels, `upper` over those that are not background (exactly 0, or the lowest value):
     however much air surrounds the body, the same share of the body is white."""
     name = f"percentiles {lower:g} and {upper:g} of the volume"
     lowest, highest = _finite_range(array)

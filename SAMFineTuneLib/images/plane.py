@@ -1,0 +1,291 @@
+"""Slice planes: square-pixel grids in RAS, along a volume's own axes or oblique through it.
+
+An aligned plane runs through the voxel centres of one slice. "Axial" is the pair of volume axes closest to the
+patient's axial plane, so the planes of a tilted scan are tilted with it. A picture covers the volume to the outer
+edge of its border voxels, hence half a voxel beyond their centres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.images.volume import Volume
+
+# name -> (RAS axis across the slices, signed RAS axis to the right, signed RAS axis down); the radiologist's view
+_VIEWS = {
+    "axial": (2, (0, -1), (1, -1)),  # right is the patient's left, down is posterior
+    "coronal": (1, (0, -1), (2, -1)),  # right is the patient's left, down is inferior
+    "sagittal": (0, (1, -1), (2, -1)),  # right is posterior, down is inferior
+}
+ORIENTATIONS = tuple(_VIEWS)
+_EDGE = 1e-4  # voxels, or pixels: differences below it are floating point noise
+_SLACK = 0.01  # pixels that a grid may fall short: matrices stored in float32 add up to less over a slice
+_LARGEST_PICTURE = 4096  # pixels: thick-sliced volumes are not blown up beyond it
+
+
+@dataclass(frozen=True, eq=False)
+class SlicePlane:
+    """A grid of square pixels in RAS. Pixel (row 0, column 0) is centred on `origin`; units are mm.
+
+    Coordinates are snapped to a millionth of a mm, so that a plane survives JSON unchanged.
+    """
+
+    origin: np.ndarray  # RAS of the centre of pixel row 0, column 0
+    right: np.ndarray  # unit vector in which the column index grows
+    down: np.ndarray  # unit vector in which the row index grows, perpendicular to `right`
+    pixel_size: float
+    shape: tuple[int, int]  # rows, columns
+    orientation: str = "oblique"  # "axial", "coronal", "sagittal" or "oblique"
+    index: int | None = None  # slice index along the volume's axis when aligned
+    thickness: float | None = None  # slice thickness along the normal; None is one pixel
+
+    def __post_init__(self) -> None:
+        for name, decimals in (("origin", 6), ("right", 9), ("down", 9)):
+            value = np.round(np.array(getattr(self, name), dtype=np.float64), decimals) + 0.0  # no -0
+            value.flags.writeable = False
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "pixel_size", round(float(self.pixel_size), 9))
+        thickness = self.pixel_size if self.thickness is None else round(float(self.thickness), 9)
+        object.__setattr__(self, "thickness", thickness)
+        object.__setattr__(self, "shape", (int(self.shape[0]), int(self.shape[1])))
+        object.__setattr__(self, "index", None if self.index is None else int(self.index))
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Unit vector right × down: superior for axial, anterior or posterior, and so on."""
+        return np.cross(self.right, self.down)
+
+    @property
+    def key(self) -> str:
+        """The same text for the same plane of one volume, whatever the floating point noise."""
+        if self.index is not None:
+            return f"{self.orientation}:{self.index}"
+        # Cell edges at an odd offset: round figures (0.34375, 12.5) never lie on one, so noise cannot tip them.
+        numbers = np.concatenate([self.origin * 1e3, np.concatenate([self.right, self.down]) * 1e5])
+        cells = np.floor(numbers + 0.3819660113).astype(int)
+        return f"{self.orientation}:{','.join(map(str, cells))}:{self.shape[0]}x{self.shape[1]}"
+
+    def __str__(self) -> str:
+        return f"{self.orientation} slice {self.index}" if self.index is not None else "the oblique plane"
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON; `from_dict` gives an identical plane."""
+        return {
+            "origin": self.origin.tolist(),
+            "right": self.right.tolist(),
+            "down": self.down.tolist(),
+            "pixel_size": self.pixel_size,
+            "shape": list(self.shape),
+            "orientation": self.orientation,
+            "index": self.index,
+            "thickness": self.thickness,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> SlicePlane:
+        """Raises UserError when `values` is not what `to_dict` gives."""
+        try:
+            plane = cls(**values)
+            vectors = np.stack([plane.origin, plane.right, plane.down])
+            axes = vectors[1:] @ vectors[1:].T
+            usable = (
+                vectors.shape == (3, 3)
+                and np.isfinite(vectors).all()
+                and np.allclose(axes, np.eye(2), atol=1e-6)
+                and 0 < plane.pixel_size < np.inf
+                and 0 < plane.thickness < np.inf
+                and min(plane.shape) > 0
+                and (plane.orientation in _VIEWS if plane.index is not None else plane.orientation == "oblique")
+            )
+        except (TypeError, ValueError, IndexError, OverflowError):
+            usable = False
+        if not usable:
+            raise UserError("A stored slice plane is damaged: remove it and place its prompts again.")
+        return plane
+
+    def ras_to_pixel(self, points) -> np.ndarray:
+        """RAS mm (..., 3) → (..., 2) as (column, row), pixel centres at integers; what is off the plane is
+        projected along its normal."""
+        return (np.asarray(points, dtype=np.float64) - self.origin) @ (
+            np.stack([self.right, self.down], axis=1) / self.pixel_size
+        )
+
+    def pixel_to_ras(self, pixels) -> np.ndarray:
+        """(column, row) (..., 2) → RAS mm (..., 3)."""
+        pixels = np.asarray(pixels, dtype=np.float64)
+        return self.origin + pixels @ (np.stack([self.right, self.down]) * self.pixel_size)
+
+    def distance(self, points) -> np.ndarray:
+        """Signed distance in mm of RAS points (..., 3), positive on the side of `normal`."""
+        return (np.asarray(points, dtype=np.float64) - self.origin) @ self.normal
+
+    def contains(self, points) -> np.ndarray:
+        """Whether RAS points (..., 3) lie within half a slice thickness of the plane."""
+        return np.abs(self.distance(points)) <= self.thickness / 2 + _EDGE * self.pixel_size
+
+
+def number_of_slices(volume: Volume, orientation: str) -> int:
+    """How many aligned planes of that orientation the volume has."""
+    return volume.shape[2 - view_axes(volume, orientation)[2]]
+
+
+def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
+    """The volume's own slice number `index` (from 0, along the volume's axis) of that orientation.
+
+    Square pixels as small as the smaller voxel side in the slice. Raises UserError beyond the volume.
+    """
+    across, down_axis, slices_axis = view_axes(volume, orientation)
+    count = volume.shape[2 - slices_axis]
+    if not 0 <= index < count:
+        raise UserError(
+            f"There is no {orientation} slice {index}: the volume has {count}, numbered from 0 to {count - 1}."
+        )
+    _, (right_ras, right_sign), (down_ras, down_sign) = _VIEWS[orientation]
+    columns = volume.affine[:3, across]
+    columns = columns if columns[right_ras] * right_sign > 0 else -columns
+    rows = volume.affine[:3, down_axis]
+    rows = rows if rows[down_ras] * down_sign > 0 else -rows
+    right = columns / np.linalg.norm(columns)
+    down = rows - right * (rows @ right)  # differs from `rows` only when the volume's axes are sheared
+    down /= np.linalg.norm(down)
+    corners = _corners(volume)
+    corners[:, slices_axis] = index
+    return _covering_plane(
+        volume,
+        volume.ijk_to_ras(corners),
+        right,
+        down,
+        min(volume.spacing[across], volume.spacing[down_axis]),
+        orientation=orientation,
+        index=int(index),
+        thickness=abs(volume.affine[:3, slices_axis] @ np.cross(right, down)),
+    )
+
+
+def plane_through(volume: Volume, orientation: str, ras_point) -> SlicePlane:
+    """The aligned plane nearest to a RAS point. Raises UserError when the point is outside the volume."""
+    require_inside(volume, ras_point, "The point")
+    axis = view_axes(volume, orientation)[2]
+    return aligned_plane(volume, orientation, nearest_slice(volume, axis, volume.ras_to_ijk(ras_point)[axis]))
+
+
+def nearest_slice(volume: Volume, axis: int, coordinate: float) -> int:
+    """Slice index along a volume axis for a voxel coordinate; the outer half of a border voxel is its own."""
+    return int(np.clip(np.floor(coordinate + 0.5), 0, volume.shape[2 - axis] - 1))
+
+
+def oblique_plane(volume: Volume, origin, right, down) -> SlicePlane:
+    """The plane through RAS point `origin`, spanned by `right` and `down`, covering the volume's cross-section.
+
+    `down` is made perpendicular to `right`. Pixels are as small as the volume's smallest voxel side. Raises
+    UserError when the plane misses the volume or the vectors do not span a plane.
+    """
+    origin, right, down = (np.asarray(vector, dtype=np.float64) for vector in (origin, right, down))
+    lengths = [np.linalg.norm(right), np.linalg.norm(down)]
+    if not (np.isfinite(origin).all() and np.isfinite(lengths).all() and min(lengths) > 0):
+        raise UserError("A plane needs three finite numbers for its origin, its right and its down direction.")
+    right = right / lengths[0]
+    down = down / lengths[1]
+    down = down - right * (right @ down)
+    if np.linalg.norm(down) < 1e-3:
+        raise UserError("The plane's right and down directions are parallel: give two that span a plane.")
+    down /= np.linalg.norm(down)
+    normal = np.cross(right, down)
+    cut = cross_section(volume.ijk_to_ras(_corners(volume)), origin, normal)
+    if len(cut) < 3:
+        raise UserError(
+            f"The plane through {format_ras(origin)} misses the volume, which covers {format_bounds(volume)}."
+        )
+    per_voxel = np.linalg.solve(volume.affine[:3, :3], normal)  # voxels passed per mm along the normal
+    thickness = 1 / float(np.linalg.norm(per_voxel))
+    return _covering_plane(volume, cut, right, down, volume.spacing.min(), thickness=thickness)
+
+
+def cross_section(corners: np.ndarray, origin, normal) -> np.ndarray:
+    """Corner points (N, 3) of the polygon in which a plane cuts a box; fewer than three when it does not.
+
+    `corners` (8, 3) in binary order (…, last axis fastest), as from `box_corners`. Points are in no order.
+    """
+    distances = (corners - np.asarray(origin)) @ np.asarray(normal)
+    touching = np.abs(distances) <= 1e-9 * (1 + np.abs(corners).max())
+    points = [corners[touching]]
+    for a in range(8):
+        for bit in (1, 2, 4):
+            b = a | bit
+            if b != a and not touching[a] and not touching[b] and distances[a] * distances[b] < 0:
+                share = distances[a] / (distances[a] - distances[b])
+                points.append((corners[a] + share * (corners[b] - corners[a]))[None])
+    return np.concatenate(points)
+
+
+def box_corners(low, high) -> np.ndarray:
+    """The eight corners (8, 3) between two opposite ones, in binary order."""
+    low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+    bits = (np.arange(8)[:, None] >> np.array([2, 1, 0])) & 1
+    return np.where(bits, high, low)
+
+
+def inside(volume: Volume, ras_points) -> np.ndarray:
+    """Whether RAS points (..., 3) lie in the volume, up to the outer edge of its border voxels."""
+    ijk = volume.ras_to_ijk(ras_points)
+    last = np.array(volume.shape[::-1]) - 0.5
+    return ((ijk >= -0.5 - _EDGE) & (ijk <= last + _EDGE)).all(axis=-1)
+
+
+def require_inside(volume: Volume, ras_point, what: str) -> None:
+    """Raises UserError naming the point and the volume's bounds; `what` begins the sentence."""
+    point = np.asarray(ras_point, dtype=np.float64)
+    if point.shape != (3,) or not np.isfinite(point).all():
+        raise UserError(f"{what} needs three finite numbers: right, anterior, superior in mm.")
+    if not inside(volume, point):
+        raise UserError(
+            f"{what} at {format_ras(point)} lies outside the volume, which covers {format_bounds(volume)}."
+        )
+
+
+def format_ras(point) -> str:
+    """"R 12.5, A -3.0, S 100.0 mm"."""
+    return ", ".join(f"{axis} {value:.1f}" for axis, value in zip("RAS", point, strict=True)) + " mm"
+
+
+def format_bounds(volume: Volume) -> str:
+    """The volume's extent along R, A and S, for sentences."""
+    corners = volume.ijk_to_ras(_corners(volume))
+    limits = zip("RAS", corners.min(axis=0), corners.max(axis=0), strict=True)
+    return ", ".join(f"{axis} {low:.1f} to {high:.1f}" for axis, low, high in limits) + " mm"
+
+
+def view_axes(volume: Volume, orientation: str) -> tuple[int, int, int]:
+    """Volume axes (0 = i, 1 = j, 2 = k) of an orientation: across the picture, down the picture, across slices."""
+    if orientation not in _VIEWS:
+        raise UserError(f'"{orientation}" is no orientation: choose one of {", ".join(ORIENTATIONS)}.')
+    closeness = np.abs(volume.affine[:3, :3] / volume.spacing)
+    # The assignment of volume axes to R, A, S that is best as a whole: no axis is taken twice near 45°.
+    axes = max(permutations(range(3)), key=lambda order: round(sum(closeness[range(3), order]), 9))
+    slices, (right, _), (down, _) = _VIEWS[orientation]
+    return axes[right], axes[down], axes[slices]
+
+
+def _corners(volume: Volume) -> np.ndarray:
+    """Outer corners of the border voxels, (8, 3) voxel coordinates."""
+    return box_corners([-0.5] * 3, np.array(volume.shape[::-1]) - 0.5)
+
+
+def _covering_plane(volume: Volume, points, right, down, pixel_size, **kind) -> SlicePlane:
+    """The smallest grid that covers coplanar RAS `points`, centred on their bounding rectangle."""
+    across, along = points @ right, points @ down
+    low = np.array([across.min(), along.min()])
+    extent = np.array([across.max(), along.max()]) - low
+    pixel_size = max(pixel_size, extent.max() / (max(_LARGEST_PICTURE, *volume.shape) + _SLACK))
+    size = np.maximum(1, np.ceil(extent / pixel_size - _SLACK)).astype(int)
+    first = low + extent / 2 - (size - 1) / 2 * pixel_size
+    normal = np.cross(right, down)
+    origin = first[0] * right + first[1] * down + (points[0] @ normal) * normal
+    return SlicePlane(origin, right, down, pixel_size, (size[1], size[0]), **kind)
