@@ -1,4 +1,7 @@
-"""Volumes, slice planes, intensity windows; reading and writing them. NumPy arrays are [k, j, i], world is RAS mm."""
+"""Volumes, slice planes and intensity windows; reading and writing them.
+
+NumPy arrays are [k, j, i] (slice, row, column); the world is RAS in millimetres.
+"""
 
 from SAMFineTuneLib.images.segments import SegmentInfo
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SegmentInfo:
-    """One structure of a label map: its name, its voxel value (1 or more), its colour (red, green, blue in 0 to 1)."""
+    """One structure of a label map: name, voxel value (1 or more), colour (red, green, blue in 0 to 1)."""
 
     name: str
     value: int

@@ -1,7 +1,7 @@
 """A volume: voxels and the matrix that says where they are in the patient.
 
 World is RAS in millimetres (x grows to the patient's right, y to anterior, z to superior) everywhere in the
-library. DICOM's and SimpleITK's LPS differs by the sign of x and y; the two functions at the end are the only door.
+library. DICOM's and SimpleITK's LPS differs in the sign of x and y: the two functions at the end convert.
 """
 
 from __future__ import annotations
@@ -21,17 +21,14 @@ _LPS_RAS = np.diag([-1.0, -1.0, 1.0])
 
 @dataclass(frozen=True)
 class VolumeSource:
-    """Where a volume came from. Lives in memory only: nothing of it is ever written into caches or logs.
-
-    `files` are in slice order for a DICOM series (one file when multi-frame), a single path otherwise.
-    `frames` are, for a multi-frame DICOM file, the 1-based frame numbers in slice order; empty otherwise.
-    """
+    """Where a volume came from. Lives in memory only: nothing of it is ever written into caches or logs."""
 
     files: tuple[Path, ...]
-    format: str  # "DICOM", "NIfTI", "NRRD", ...
+    format: str  # "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG"
     series_uid: str = ""
     description: str = ""
-    frames: tuple[int, ...] = ()
+    # DICOM only, one entry a slice k: (index into `files`, 1-based frame number), None for a missing slice.
+    slices: tuple[tuple[int, int] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,9 @@ class SeriesInfo:
     def __str__(self) -> str:
         size = "×".join(str(n) for n in self.size)
         spacing = "×".join(f"{mm:.4g}" for mm in self.spacing)
-        return (
-            f"{self.number}: {self.modality or 'unknown modality'}, “{self.description or 'no description'}”, "
-            f"{size} voxels of {spacing} mm, {self.files} file{'s' if self.files != 1 else ''}, {self.uid}"
-        )
+        files = f"{self.files} file{'s' if self.files != 1 else ''}"
+        modality, description = self.modality or "unknown modality", self.description or "no description"
+        return f"{self.number}: {modality}, “{description}”, {size} voxels of {spacing} mm, {files}, {self.uid or 'no UID'}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +73,12 @@ class Volume:
     def __post_init__(self) -> None:
         array = np.asarray(self.array)
         if array.ndim != 3 or array.size == 0:
-            raise UserError(f"A volume needs three non-empty dimensions, but this image has shape {array.shape}.")
+            raise UserError(f"A volume needs three non-empty dimensions, but this image is {array.shape}.")
         if array.dtype.kind not in "iufb":
             raise UserError(f"A volume needs real numbers as voxels, but this image holds {array.dtype}.")
         affine = np.array(self.affine, dtype=np.float64)
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0, 0, 0, 1)):
+        usable = affine.shape == (4, 4) and np.isfinite(affine).all()
+        if not usable or not np.array_equal(affine[3], (0, 0, 0, 1)):
             raise UserError("The image's geometry is not a finite 4×4 matrix; export the image again.")
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if spacing.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
@@ -125,7 +122,7 @@ class Volume:
 
 
 def affine_from_lps(origin, directions, spacing) -> np.ndarray:
-    """RAS affine (4×4) from LPS geometry: origin (3,), directions (3, 3) with axes i, j, k as columns, spacing (3,)."""
+    """RAS affine (4×4) from LPS: origin (3,), directions (3, 3) with axes i, j, k as columns, spacing (3,)."""
     affine = np.eye(4)
     affine[:3, :3] = _LPS_RAS @ (np.asarray(directions, dtype=np.float64).reshape(3, 3) * np.asarray(spacing))
     affine[:3, 3] = _LPS_RAS @ np.asarray(origin, dtype=np.float64)
@@ -133,7 +130,7 @@ def affine_from_lps(origin, directions, spacing) -> np.ndarray:
 
 
 def lps_from_affine(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(origin (3,), directions (3, 3), spacing (3,)) in LPS from a RAS affine: the inverse of `affine_from_lps`."""
+    """Inverse of `affine_from_lps`: (origin (3,), directions (3, 3), spacing (3,)) in LPS."""
     axes = _LPS_RAS @ affine[:3, :3]
     spacing = np.linalg.norm(axes, axis=0)
     return _LPS_RAS @ affine[:3, 3], axes / spacing, spacing

@@ -1,0 +1,240 @@
+"""Voxel values of DICOM frames: decoding, rescaling, inversion of MONOCHROME1, padding.
+
+Uncompressed data are decoded by pydicom, every compressed syntax (JPEG 2000, JPEG-LS, JPEG lossless and
+lossy, RLE) by the GDCM library inside SimpleITK, which is in all its wheels. GDCM is handed a temporary file
+with nothing but the compressed frames and their format, because on whole files it decides about rescaling.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import apply_modality_lut, pixel_array
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.dicom_headers import Frame
+from SAMFineTuneLib.images.sitk_images import quiet
+
+_NATIVE = (
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+_FORMAT = [
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+]
+_TAGS = [
+    *_FORMAT,
+    "NumberOfFrames",
+    "PixelData",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "ModalityLUTSequence",
+]
+_LOSSY_GREY = 2  # grey pictures stored in colour differ by this much between channels after lossy compression
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Values of one frame, and which of them are padding rather than image."""
+
+    values: np.ndarray  # [row, column]
+    padding: np.ndarray | None  # bool [row, column]
+    mirror: float | None  # for MONOCHROME1: shown value = mirror − stored value
+
+
+def read_pixels(frames: Sequence[Frame | None]) -> tuple[np.ndarray, list[float | None]]:
+    """(array [k, j, i], mirror of each frame) for frames in slice order, None being a missing slice.
+
+    Rescale slope and intercept are each frame's own. MONOCHROME1 is inverted, so that large values are bright
+    as everywhere else; the mirror tells how a window must follow. Padding outside the range of the image's
+    real values is set to the lowest of them, and so are missing slices. The array is the smallest of int16,
+    uint16, int32 that holds all values (uint8 stays uint8), float32 when a rescale is not whole-numbered.
+    """
+    places: dict[Path, list[int]] = {}
+    for k, frame in enumerate(frames):
+        if frame is not None:
+            places.setdefault(frame.file, []).append(k)
+    pieces: list[_Piece | None] = [None] * len(frames)
+    for path, slices in places.items():
+        for k, piece in zip(slices, _read_file(path, [frames[k] for k in slices]), strict=True):
+            pieces[k] = piece
+
+    real = [piece for piece in pieces if piece is not None]
+    genuine = [piece.values if piece.padding is None else piece.values[~piece.padding] for piece in real]
+    genuine = [values for values in genuine if values.size] or [piece.values for piece in real]
+    low, high = min(values.min() for values in genuine), max(values.max() for values in genuine)
+    for piece in real:
+        if piece.padding is not None:
+            outside = piece.padding & ((piece.values < low) | (piece.values > high))
+            piece.values[outside] = low
+            low, high = min(low, piece.values.min()), max(high, piece.values.max())
+
+    array = np.empty(
+        (len(frames), *real[0].values.shape), _dtype([piece.values.dtype for piece in real], low, high)
+    )
+    for k, piece in enumerate(pieces):
+        array[k] = low if piece is None else piece.values
+    return array, [None if piece is None else piece.mirror for piece in pieces]
+
+
+def _dtype(dtypes: list[np.dtype], low, high) -> np.dtype:
+    if any(dtype.kind == "f" for dtype in dtypes):
+        return np.dtype(np.float32)
+    candidates = ("uint8",) if all(dtype == np.uint8 for dtype in dtypes) else ("int16", "uint16", "int32")
+    for candidate in map(np.dtype, candidates):
+        if np.iinfo(candidate).min <= low and high <= np.iinfo(candidate).max:
+            return candidate
+    return np.dtype(np.float32)
+
+
+def _read_file(path: Path, frames: Sequence[Frame]) -> list[_Piece]:
+    """One piece for each of the file's asked frames."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path, force=True, specific_tags=_TAGS)
+            if "PixelData" not in dataset:
+                raise UserError(
+                    f"“{path.name}” holds no pixels (it is cut off, or not an image); copy it again."
+                )
+            stored = _decode(dataset, [frame.number - 1 for frame in frames])
+            return [_piece(dataset, values, frame) for values, frame in zip(stored, frames, strict=True)]
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged data
+        raise UserError(
+            f"The pixels of “{path.name}” ({kind}) cannot be decoded: the file is damaged or cut off (copy it "
+            "again), or of a kind that is not supported (export it uncompressed)."
+        ) from error
+
+
+def _syntax(dataset: Dataset) -> pydicom.uid.UID:
+    known = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    if known:
+        return known
+    implicit, little = dataset.original_encoding  # files without a meta header
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
+    """Stored values [n, row, column] of 0-based `frames`, one channel."""
+    photometric = str(dataset.PhotometricInterpretation)
+    if photometric == "PALETTE COLOR":
+        raise UserError("This DICOM image is in colour (a palette); only grey images can be segmented.")
+    if (syntax := _syntax(dataset)) in _NATIVE:
+        if not getattr(dataset, "file_meta", None):
+            dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = syntax
+        values = np.asarray(pixel_array(dataset))
+        values = values if int(dataset.get("NumberOfFrames") or 1) > 1 else values[None]
+        values = values[list(frames)]
+    else:
+        values = _decode_with_gdcm(dataset, syntax, frames)
+    if int(dataset.SamplesPerPixel) == 1:
+        return values
+    if int(np.ptp(values.astype(np.int32), axis=-1).max()) > _LOSSY_GREY:
+        raise UserError("This DICOM image is in colour; only grey images can be segmented.")
+    return values[..., 1]
+
+
+def _decode_with_gdcm(dataset: Dataset, syntax: pydicom.uid.UID, frames: Sequence[int]) -> np.ndarray:
+    count = int(dataset.get("NumberOfFrames") or 1)
+    tables = [
+        dataset[name].value
+        for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+        if name in dataset
+    ]
+    encoded = list(
+        generate_frames(
+            dataset.PixelData,
+            number_of_frames=count,
+            extended_offsets=tuple(tables) if len(tables) == 2 else None,
+        )
+    )
+    plain = Dataset()
+    plain.file_meta = FileMetaDataset()
+    plain.file_meta.TransferSyntaxUID = syntax
+    kind = (
+        SecondaryCaptureImageStorage
+        if len(frames) == 1
+        else MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+    )
+    plain.file_meta.MediaStorageSOPClassUID = plain.SOPClassUID = kind
+    plain.file_meta.MediaStorageSOPInstanceUID = plain.SOPInstanceUID = generate_uid()
+    for keyword in _FORMAT:
+        if keyword in dataset:
+            plain[keyword] = dataset[keyword]
+    if int(dataset.SamplesPerPixel) == 1:
+        plain.PhotometricInterpretation = "MONOCHROME2"
+    plain.NumberOfFrames = len(frames)
+    plain.PixelData = encapsulate([encoded[n] for n in frames])
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "frames.dcm"
+        plain.save_as(path, enforce_file_format=True)
+        values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    channels = () if int(dataset.SamplesPerPixel) == 1 else (int(dataset.SamplesPerPixel),)
+    return values.reshape(len(frames), int(dataset.Rows), int(dataset.Columns), *channels)
+
+
+def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> _Piece:
+    padding = None
+    if (pad := dataset.get("PixelPaddingValue")) is not None and stored.dtype.kind in "iu":
+        limit = dataset.get("PixelPaddingRangeLimit")
+        pad, limit = sorted((int(pad), int(pad if limit is None else limit)))
+        padding = (stored >= pad) & (stored <= limit)
+    if "ModalityLUTSequence" in dataset:
+        values, slope, intercept = apply_modality_lut(stored, dataset).astype(np.int32), 1.0, 0.0
+    else:
+        slope, intercept = frame.slope, frame.intercept
+        values = _rescaled(stored, slope, intercept)
+    mirror = None
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        bits = int(dataset.BitsStored)
+        ends = (
+            (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+            if dataset.PixelRepresentation
+            else (0, (1 << bits) - 1)
+        )
+        mirror = sum(ends) * slope + 2 * intercept
+        values = (int(mirror) if values.dtype.kind == "i" else values.dtype.type(mirror)) - values
+    return _Piece(values, padding if padding is not None and padding.any() else None, mirror)
+
+
+def _rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """A new array of `stored · slope + intercept`; whole numbers stay whole."""
+    if slope == 1 and intercept == 0 and stored.dtype == np.uint8:
+        return stored.copy()
+    whole = slope.is_integer() and intercept.is_integer()
+    if whole and max(abs(int(stored.min())), abs(int(stored.max()))) * abs(slope) + abs(intercept) < 2**31:
+        return stored.astype(np.int32) * int(slope) + int(intercept)
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
