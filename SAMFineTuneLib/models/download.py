@@ -64,7 +64,7 @@ def download(
             os.replace(partial, destination)
             _origin(partial).unlink(missing_ok=True)
     except OSError as error:  # the network's are sentences by now
-        raise UserError(f"The download cannot be written to {destination.parent} ({error.strerror or error}).") from error
+        raise UserError(f"{destination.parent} cannot be written to ({error.strerror or error}).") from error
     return note
 
 

@@ -24,11 +24,11 @@ class Broken(Exception):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
+    """To https, or from http to http; nowhere else."""
+
     def redirect_request(self, request, file, code, message, headers, new_url):
-        old, new = urlsplit(request.full_url).scheme, urlsplit(new_url).scheme
-        if new not in ("http", "https") or (old, new) == ("https", "http"):
-            raise UserError(f"{host(request.full_url)} redirects to {new}:, which is not safe to follow; "
-                            "get the file in a browser and import it with `samfinetune models import`.")
+        if urlsplit(new_url).scheme not in ("https", request.type):
+            raise urllib.error.HTTPError(request.full_url, code, message, headers, file)
         return super().redirect_request(request, file, code, message, headers, new_url)
 
 
@@ -80,6 +80,9 @@ def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
     if error.code in (401, 403):
         return UserError(f"{host(url)} does not let this computer have the file (HTTP {error.code}); "
                          "get it in a browser and import it with `samfinetune models import`.")
+    if error.code // 100 == 3:
+        return UserError(f"{host(url)} sends on to an address that is not safe to follow (HTTP {error.code}); "
+                         "get the file in a browser and import it with `samfinetune models import`.")
     return UserError(f"{host(url)} refused the download with HTTP {error.code} {error.reason}.")
 
 
@@ -104,7 +107,7 @@ def unreachable(url: str, error: Exception) -> Exception:
         return UserError(f"The address of {proxy or host(url)} cannot be found; {advice}.")
     if "unknown url type" in str(reason):
         if proxy:
-            return UserError(f"The proxy {proxy} is of a kind that is not supported; give HTTPS_PROXY an http:// address.")
+            return UserError(f"The proxy {proxy} is of an unknown kind; give HTTPS_PROXY an http:// address.")
         return UserError(f"Only http and https addresses can be downloaded, not {url}.")
     cause = getattr(reason, "strerror", None) or reason
     return UserError(f"{host(url)} cannot be reached{way} ({cause}); {advice}.")
