@@ -92,7 +92,7 @@ def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow
     """The window for `volume`; printing it (`str`) shows what was decided and why.
 
     `request` is None or "auto" for the default, "dicom" (the window stored in the file), a CT preset
-    ("ct-abdomen", "ct-lung", ... see CT_PRESETS), "percentiles", "percentiles:LOW,HIGH", "minmax" or "LOW,HIGH".
+    ("ct-abdomen", "ct-lung", ... see CT_PRESETS), "percentiles", "percentiles:LOW,HIGH", "minmax", "LOW,HIGH".
 
     The default:
     * CT: the file's own window when it is made for soft tissue (level -50 to 150 HU, width at most 600 HU: so
@@ -110,7 +110,7 @@ def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow
     if text == "dicom":
         if volume.window is None:
             raise UserError(
-                "This volume has no DICOM window: choose another, such as ct-abdomen, percentiles or LOW,HIGH."
+                "This volume has no DICOM window: choose another, such as ct-abdomen, minmax or LOW,HIGH."
             )
         return volume.window
     if text == "minmax":

@@ -1,0 +1,296 @@
+"""Pictures cut from a volume, and masks written back: the two directions between voxels and a slice plane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.images.window import IntensityWindow
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.images.volume import Volume
+
+_EXACT = 0.02  # voxels: positions that stay this close to voxel centres are those voxels
+_TIE = 1e-6  # voxels, pixels: what lies on an edge goes the same way whatever the floating point noise
+_minimum: WeakKeyDictionary[Volume, float] = WeakKeyDictionary()
+
+Block = tuple[slice, slice, slice]
+
+
+def extract(volume: Volume, plane: SlicePlane) -> np.ndarray:
+    """float32 [rows, columns] of the volume on the plane.
+
+    Linear interpolation between voxel centres; the outer half of a border voxel has that voxel's value, what is
+    outside the volume its lowest value. Where pixels coincide with voxels the values are the voxels' own.
+    """
+    aligned = _aligned(volume, plane)
+    if aligned is None:
+        return _trilinear(volume, plane)
+    values = aligned.slice_of(volume.array)
+    values = _interpolate(_interpolate(values, aligned.rows, 0), aligned.columns, 1)
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def extract_labels(labelmap: np.ndarray, volume: Volume, plane: SlicePlane) -> np.ndarray:
+    """The labelmap's [k, j, i] values on the plane: for each pixel that of the voxel it lies in, 0 outside."""
+    _require_shape(labelmap, volume)
+    voxels, within = _voxels_of_pixels(volume, plane)
+    return np.where(within, labelmap[voxels], labelmap.dtype.type(0))
+
+
+def picture(volume: Volume, plane: SlicePlane, window: IntensityWindow) -> np.ndarray:
+    """uint8 [rows, columns]: the volume on the plane as a model sees it."""
+    return window.apply(extract(volume, plane))
+
+
+def write(
+    mask: np.ndarray,
+    plane: SlicePlane,
+    labelmap: np.ndarray,
+    volume: Volume,
+    value: int,
+    protect: bool = True,
+) -> Block | None:
+    """Make `mask` (bool [rows, columns]) the shape of label `value` on that plane of `labelmap` [k, j, i].
+
+    The voxels concerned are those the plane cuts: for an aligned plane, its slice. A voxel gets `value` when it
+    holds the centre of a true pixel, or when the mask is true where the plane passes closest to the voxel's
+    centre; so nothing is missed and there are no holes. Others of the cut that had `value` become 0. With
+    `protect`, voxels of other labels stay as they are. `labelmap` is changed in place.
+
+    Returns the slices (k, j, i) of the smallest block that holds all changed voxels, None when nothing changed.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != plane.shape:
+        raise ValueError(f"The mask's shape {mask.shape} is not the plane's {plane.shape}.")
+    _require_shape(labelmap, volume)
+    largest = np.iinfo(labelmap.dtype).max
+    if not 1 <= value <= largest:
+        raise UserError(f"The label value {value} does not fit: choose one from 1 to {largest}.")
+    aligned = _aligned(volume, plane)
+    if aligned is not None and (voxel_mask := aligned.to_voxels(mask, volume)) is not None:
+        return _write_slice(voxel_mask, aligned, labelmap, value, protect)
+    return _write_cut(mask, plane, labelmap, volume, value, protect)
+
+
+def _require_shape(labelmap: np.ndarray, volume: Volume) -> None:
+    if labelmap.shape != volume.shape:
+        raise UserError(
+            f"The labelmap has {labelmap.shape} voxels (slices, rows, columns) but the volume {volume.shape}: "
+            "resample it to the volume first."
+        )
+
+
+# ---- the plane's pixels in voxel coordinates
+
+
+def _pixel_steps(volume: Volume, plane: SlicePlane) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Voxel coordinates (i, j, k) of pixel (0, 0), and the steps to the next column and the next row."""
+    corner, column, row = volume.ras_to_ijk(plane.pixel_to_ras([[0, 0], [1, 0], [0, 1]]))
+    return corner, column - corner, row - corner
+
+
+class _Aligned(NamedTuple):
+    """A plane whose rows and columns run along voxel axes, within one slice."""
+
+    across: int  # voxel axis of the columns: 0 = i, 1 = j, 2 = k
+    down: int
+    slices: int
+    index: int
+    columns: np.ndarray  # position of every pixel column along `across`, in voxels
+    rows: np.ndarray
+
+    def slice_of(self, array: np.ndarray) -> np.ndarray:
+        """View [down, across] of array [k, j, i], in the order of the voxels."""
+        return array.transpose(2 - self.slices, 2 - self.down, 2 - self.across)[self.index]
+
+    def to_voxels(self, mask: np.ndarray, volume: Volume) -> np.ndarray | None:
+        """Mask [down, across] of the slice's voxels that hold a true pixel; None when some voxel holds no pixel."""
+        for axis, (positions, voxel_axis) in enumerate(((self.rows, self.down), (self.columns, self.across))):
+            length = volume.shape[2 - voxel_axis]
+            voxels = _nearest(positions, length)
+            if voxels[0] > voxels[-1]:
+                voxels, mask = voxels[::-1], np.flip(mask, axis)
+            firsts = np.flatnonzero(np.diff(voxels, prepend=-1))  # the first pixel of every voxel
+            if len(firsts) != length:
+                return None
+            mask = np.logical_or.reduceat(mask, firsts, axis)
+        return mask
+
+
+def _aligned(volume: Volume, plane: SlicePlane) -> _Aligned | None:
+    """None when the plane is oblique, when the volume's axes are sheared, or when it leaves the volume."""
+    corner, column, row = _pixel_steps(volume, plane)
+    rows, columns = plane.shape
+    across, down = int(np.abs(column).argmax()), int(np.abs(row).argmax())
+    if across == down:
+        return None
+    slices = 3 - across - down
+    index = round(float(corner[slices]))
+    drift = np.abs(column) * (columns - 1), np.abs(row) * (rows - 1)
+    stray = max(drift[0][down], drift[1][across], drift[0][slices] + drift[1][slices], abs(corner[slices] - index))
+    last = np.array(volume.shape[::-1]) - 1
+    along_columns = corner[across] + column[across] * np.arange(columns)
+    along_rows = corner[down] + row[down] * np.arange(rows)
+    fits = 0 <= index <= last[slices] and all(
+        positions.min() >= -0.5 - _EXACT and positions.max() <= last[axis] + 0.5 + _EXACT
+        for axis, positions in ((across, along_columns), (down, along_rows))
+    )
+    return _Aligned(across, down, slices, index, along_columns, along_rows) if stray <= _EXACT and fits else None
+
+
+def _on_voxels(positions: np.ndarray) -> bool:
+    return bool(np.abs(positions - np.rint(positions)).max() <= _EXACT)
+
+
+def _interpolate(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """`values` at fractional `positions` along an axis, linear, constant beyond the outermost centres."""
+    last = values.shape[axis] - 1
+    if _on_voxels(positions):
+        return values.take(np.rint(positions).astype(int), axis)
+    positions = np.clip(positions, 0, last)
+    low = np.floor(positions).astype(int)
+    share = (positions - low).astype(np.float32)
+    below = values.take(low, axis).astype(np.float32)
+    above = values.take(np.minimum(low + 1, last), axis).astype(np.float32)
+    above -= below
+    above *= share[:, None] if axis == 0 else share
+    above += below
+    return above
+
+
+def _trilinear(volume: Volume, plane: SlicePlane) -> np.ndarray:
+    low, high, share, within = [], [], [], np.ones(plane.shape, dtype=bool)
+    for position, last in zip(_pixel_coordinates(volume, plane), np.array(volume.shape[::-1]) - 1, strict=True):
+        within &= (position >= -0.5 - _TIE) & (position <= last + 0.5 + _TIE)
+        np.clip(position, 0, last, out=position)
+        low.append(position.astype(np.intp))
+        high.append(np.minimum(low[-1] + 1, last))
+        share.append((position - low[-1]).astype(np.float32))
+
+    def along_i(k: np.ndarray, j: np.ndarray) -> np.ndarray:
+        below = volume.array[k, j, low[0]].astype(np.float32)
+        return below + share[0] * (volume.array[k, j, high[0]].astype(np.float32) - below)
+
+    def along_j(k: np.ndarray) -> np.ndarray:
+        below = along_i(k, low[1])
+        return below + share[1] * (along_i(k, high[1]) - below)
+
+    below = along_j(low[2])
+    values = below + share[2] * (along_j(high[2]) - below)
+    values[~within] = _lowest(volume)
+    return values
+
+
+def _pixel_coordinates(volume: Volume, plane: SlicePlane) -> list[np.ndarray]:
+    """[i, j, k] positions in voxels, each float64 [rows, columns]."""
+    corner, column, row = _pixel_steps(volume, plane)
+    rows, columns = np.arange(plane.shape[0])[:, None], np.arange(plane.shape[1])
+    return [corner[axis] + row[axis] * rows + column[axis] * columns for axis in range(3)]
+
+
+def _voxels_of_pixels(volume: Volume, plane: SlicePlane) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Voxel indices (k, j, i) of every pixel's centre, and whether it lies in the volume at all."""
+    voxels, within = [], np.ones(plane.shape, dtype=bool)
+    for position, length in zip(_pixel_coordinates(volume, plane), volume.shape[::-1], strict=True):
+        within &= (position >= -0.5 - _EXACT) & (position <= length - 0.5 + _EXACT)
+        voxels.append(_nearest(position, length))
+    return tuple(voxels[::-1]), within
+
+
+def _nearest(position: np.ndarray, length: int) -> np.ndarray:
+    """Index of the voxel, or pixel, that a position lies in."""
+    return np.clip(np.floor(position + 0.5 + _TIE).astype(np.intp), 0, length - 1)
+
+
+def _lowest(volume: Volume) -> float:
+    """The volume's lowest finite value, found once per volume."""
+    if volume not in _minimum:
+        lowest = float(volume.array.min())
+        if not np.isfinite(lowest):
+            finite = volume.array[np.isfinite(volume.array)]
+            lowest = float(finite.min()) if finite.size else 0.0
+        _minimum[volume] = lowest
+    return _minimum[volume]
+
+
+# ---- writing
+
+
+def _write_slice(
+    mask: np.ndarray, aligned: _Aligned, labelmap: np.ndarray, value: int, protect: bool
+) -> Block | None:
+    """The slice's voxels, `mask` [down, across] being theirs."""
+    voxels = aligned.slice_of(labelmap)
+    own = voxels == value
+    cleared = own & ~mask
+    added = mask & ~own
+    if protect:
+        added &= voxels == 0
+    voxels[cleared] = 0
+    voxels[added] = value
+    rows, columns = np.nonzero(cleared | added)
+    where = {aligned.slices: np.array([aligned.index]), aligned.down: rows, aligned.across: columns}
+    return _block([where[2], where[1], where[0]]) if len(rows) else None
+
+
+def _write_cut(
+    mask: np.ndarray, plane: SlicePlane, labelmap: np.ndarray, volume: Volume, value: int, protect: bool
+) -> Block | None:
+    """Voxels that the plane cuts, wherever it runs."""
+    pixel_voxels, within = _voxels_of_pixels(volume, plane)
+    pixel_voxels = np.stack(pixel_voxels)[:, within]
+    cut_voxels, nearest, on_picture = _cut_voxels(volume, plane)
+    cut_voxels, cut_wanted = cut_voxels[:, on_picture], mask[nearest][on_picture]
+    wanted = np.concatenate([pixel_voxels[:, mask[within]], cut_voxels[:, cut_wanted]], axis=1)
+    others = np.concatenate([pixel_voxels[:, ~mask[within]], cut_voxels[:, ~cut_wanted]], axis=1)
+
+    before = labelmap[tuple(wanted)]
+    added = wanted[:, (before == 0) if protect else (before != value)]
+    wanted = wanted[:, before == value]
+    cleared = others[:, labelmap[tuple(others)] == value]
+    labelmap[tuple(cleared)] = 0
+    labelmap[tuple(wanted)] = value  # a voxel with true and false pixels belongs to the true ones
+    labelmap[tuple(added)] = value
+    changed = np.concatenate([added, cleared[:, labelmap[tuple(cleared)] == 0]], axis=1)
+    return _block(changed) if changed.size else None
+
+
+def _cut_voxels(
+    volume: Volume, plane: SlicePlane
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Indices (3, N) as k, j, i of all voxels the plane passes through; for each the pixel (row, column) at the
+    point of the plane closest to the voxel's centre, in voxel steps; and whether that is on the picture."""
+    gradient = plane.normal @ volume.affine[:3, :3]  # mm along the normal per voxel step
+    gradient[np.abs(gradient) < 1e-6 * np.abs(gradient).max()] = 0
+    offset = float(plane.distance(volume.affine[:3, 3]))
+    reach = np.abs(gradient).sum() / 2 * (1 - _TIE)
+    steep = int(np.abs(gradient).argmax())  # the plane crosses every column of voxels along this axis once
+    others = [axis for axis in range(3) if axis != steep]
+    lengths = volume.shape[::-1]
+    grid = np.indices([lengths[axis] for axis in others]).reshape(2, -1)
+    crossing = -(offset + gradient[others] @ grid) / gradient[steep]
+    found = []
+    for step in (-1, 0, 1):  # the gradient is largest along `steep`, so the reach is at most 1.5 voxels
+        at = np.rint(crossing) + step
+        distance = gradient[steep] * (at - crossing)
+        cut = (np.abs(distance) <= reach) & (at >= 0) & (at < lengths[steep])
+        voxels = np.empty((3, int(cut.sum())), dtype=np.intp)
+        voxels[others] = grid[:, cut]
+        voxels[steep] = at[cut]
+        found.append((voxels, distance[cut]))
+    voxels = np.concatenate([part for part, _ in found], axis=1)
+    distance = np.concatenate([part for _, part in found])
+    closest = voxels.T - distance[:, None] * (gradient / (gradient @ gradient))
+    x, y = plane.ras_to_pixel(volume.ijk_to_ras(closest)).T
+    on_picture = (np.minimum(x, y) > -1.5) & (x < plane.shape[1] + 0.5) & (y < plane.shape[0] + 0.5)
+    return voxels[::-1], (_nearest(y, plane.shape[0]), _nearest(x, plane.shape[1])), on_picture
+
+
+def _block(voxels) -> Block:
+    """Slices (k, j, i) around voxel indices (k, j, i)."""
+    return tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in voxels)
