@@ -217,8 +217,8 @@ def tls_server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     try:
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout", key, "-out",
-                        certificate, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout", key,
+                        "-out", certificate, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
                        check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("openssl is not on this machine")
@@ -228,7 +228,7 @@ def tls_server(tmp_path_factory):
         yield running, certificate
 
 
-def test_a_certificate_that_cannot_be_verified_is_one_sentence_and_ssl_cert_file_helps(tls_server, tmp_path, monkeypatch):
+def test_an_unknown_certificate_is_one_sentence_and_ssl_cert_file_helps(tls_server, tmp_path, monkeypatch):
     server, certificate = tls_server
     with pytest.raises(UserError, match="certificate of 127.0.0.1 could not be verified .*set SSL_CERT_FILE"):
         download(f"{server.url}/file", tmp_path / "model.pth")
