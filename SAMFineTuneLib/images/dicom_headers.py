@@ -1,4 +1,4 @@
-"""What one DICOM file says about its frames. Reads only the attributes named here: never a patient's name."""
+"""What one DICOM file says about its frames; only the attributes named here are read, no patient's name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
+from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.window import IntensityWindow
 
 # Where an enhanced multi-frame file keeps an attribute (DICOM PS3.3 C.7.6.16, functional group macros).
@@ -23,6 +24,7 @@ _MACROS = {
     "RescaleIntercept": "PixelValueTransformationSequence",
     "WindowCenter": "FrameVOILUTSequence",
     "WindowWidth": "FrameVOILUTSequence",
+    "VOILUTFunction": "FrameVOILUTSequence",
 }
 _TAGS = [
     *_MACROS,
@@ -170,7 +172,9 @@ def _frames(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
             slice_gap=_number(value("SpacingBetweenSlices", own)),
             slope=slope or 1.0,
             intercept=intercept or 0.0,
-            window=_window(value("WindowCenter", own), value("WindowWidth", own)),
+            window=_window(
+                value("WindowCenter", own), value("WindowWidth", own), value("VOILUTFunction", own)
+            ),
             instance=_number(dataset.get("InstanceNumber")),
         )
 
@@ -200,9 +204,12 @@ def _positive(*candidates: np.ndarray | None) -> np.ndarray | None:
     return next((numbers for numbers in candidates if numbers is not None and (numbers > 0).all()), None)
 
 
-def _window(center, width) -> IntensityWindow | None:
+def _window(center, width, function) -> IntensityWindow | None:
     """The first of the stored windows."""
     center, width = _number(center), _number(width)
     if center is None or width is None or width <= 0:
         return None
-    return IntensityWindow(center - width / 2, center + width / 2, "DICOM")
+    try:
+        return IntensityWindow.from_level(center, width, "DICOM", dicom=(function or "LINEAR") == "LINEAR")
+    except UserError:  # a useless window is no reason to refuse the image
+        return None

@@ -1,0 +1,61 @@
+"""PNG and JPEG pictures as volumes of one slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.volume import Volume, VolumeSource
+
+PICTURES = (".png", ".jpg", ".jpeg")
+_LOSSY_GREY = 2  # JPEG's channels of a grey picture may differ by rounding
+
+
+def read_picture(path: Path) -> Volume:
+    """A grey picture (8 or 16 bits, or colour whose channels are equal) as one axial slice of 1 mm pixels.
+
+    The first pixel lies at the origin; columns grow to the patient's left, rows to posterior (LPS's axes), so
+    that the picture looks in an axial view as it does on screen. Resolution written in the file (dpi) is that
+    of a printer or a scanner and is not used. Transparency is ignored.
+    """
+    try:
+        with Image.open(path) as picture:
+            kind = "PNG" if picture.format == "PNG" else "JPEG"
+            pixels = _pixels(picture)
+    except UserError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"“{path.name}” cannot be read as a picture: it is damaged, cut off or not what its ending says; "
+            "copy or export it again."
+        ) from error
+    return Volume(
+        pixels[None],
+        np.diag([-1.0, -1.0, 1.0, 1.0]),
+        source=VolumeSource((path,), kind),
+        warnings=("A picture holds no geometry; pixels of 1 mm in an axial slice are assumed.",),
+    )
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """Grey values [row, column]: uint8, uint16 or int32."""
+    mode = picture.mode
+    if mode.startswith("I;16"):
+        return np.asarray(picture).astype(np.uint16)
+    if mode == "I":  # older Pillow versions open 16-bit PNG like this
+        values = np.asarray(picture)
+        return values.astype(np.uint16) if values.min() >= 0 and values.max() < 65536 else values
+    if mode in ("1", "L"):
+        return np.asarray(picture.convert("L"))
+    if mode in ("LA", "La"):
+        return np.asarray(picture)[..., 0]
+    colour = np.asarray(picture.convert("RGB"))
+    if np.ptp(colour.astype(np.int16), axis=-1).max() > _LOSSY_GREY:
+        raise UserError(
+            f"“{Path(picture.filename).name}” is a colour picture, and only grey images can be segmented; "
+            "convert it to grey."
+        )
+    return colour[..., 1]
