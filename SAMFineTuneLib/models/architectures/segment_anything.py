@@ -1,0 +1,48 @@
+"""segment-anything's network modules, without its package.
+
+`import segment_anything` imports torchvision, which only its picture transforms need. Its sub-package `modeling` is
+self-contained, so it is loaded here under a private name; `segment_anything` itself stays untouched for others.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from ...errors import UserError
+
+_PRIVATE_NAME = "_samfinetune_segment_anything_modeling"
+_INSTALL = 'install them with: pip install "samfinetune[torch]"'
+
+
+@cache
+def modeling() -> ModuleType:
+    """The sub-package `modeling`; `UserError` when PyTorch or segment-anything is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"This model runs in PyTorch, which is not installed together with its helpers; {_INSTALL}")
+    package = importlib.util.find_spec("segment_anything")
+    if package is None or not package.submodule_search_locations:
+        raise UserError(f"SAM's network needs the package segment-anything, which is not installed; {_INSTALL}")
+    folder = Path(next(iter(package.submodule_search_locations))) / "modeling"
+    spec = importlib.util.spec_from_file_location(
+        _PRIVATE_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None or not (folder / "__init__.py").is_file():
+        raise UserError(f"The installed segment-anything in {folder.parent} is incomplete; {_INSTALL}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_PRIVATE_NAME] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(_PRIVATE_NAME, None)
+        raise
+    return module
+
+
+def image_encoder_module() -> ModuleType:
+    """The file with the ViT encoder and its window functions."""
+    modeling()
+    return sys.modules[f"{_PRIVATE_NAME}.image_encoder"]

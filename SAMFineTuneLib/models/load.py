@@ -1,0 +1,110 @@
+"""Loading a model into PyTorch: one object with `encode` and `decode`, whatever the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..files import atomic_write
+from .recognise import Recognition, build_network, recognise
+from .spec import ModelFolder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class TorchModel:
+    """A network on its device. The image encoder computes in `dtype`; prompts and masks, a few percent of the work,
+    always in float32, so that half precision costs no accuracy at the contours. Results are float32."""
+
+    network: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+
+    def encode(self, image: Tensor) -> dict[str, Tensor]:
+        """(1, C, S, S), as `preprocess.prepare` makes it -> the embedding by name: `image_embeddings`, ..."""
+        import torch
+
+        with torch.inference_mode():
+            embedding = self.network.encode(image.to(self.device, self.dtype))
+            return {name: value.float() for name, value in embedding.items()}
+
+    def decode(
+        self,
+        embedding: Mapping[str, Tensor],
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts of B objects on one picture -> logits (B, T, L, L), predicted IoU (B, T), T mask tokens.
+
+        `point_coords` (B, N, 2) as x, y in input pixels; `point_labels` (B, N): -1 padding, 0 negative, 1 positive,
+        2 and 3 a box's corners; `mask_input` (B, 1, L, L) logits; `has_mask_input` (B,) 0 or 1. Without a box, a
+        padding point belongs to the points (SAM's rule); heads with classes take no points at all (N = 0).
+        """
+        import torch
+
+        values = (point_coords, point_labels, mask_input, has_mask_input)
+        with torch.inference_mode():
+            return self.network.decode(
+                {name: value.to(self.device, torch.float32) for name, value in embedding.items()},
+                *(value.to(self.device, torch.float32) for value in values),
+            )
+
+
+def load_network(path: str | Path, base: str | Path | None = None) -> tuple[Recognition, nn.Module]:
+    """What a checkpoint is, and its network in float32 on the CPU, ready for inference or training.
+
+    `UserError` names the tensors when the file does not fit. `base` completes an image encoder, see `recognise`.
+    """
+    recognition = recognise(path, base)
+    recognition.require_fit()
+    _, network = build_network(recognition.state_dict)
+    weights = {
+        name: value.float() if value.is_floating_point() else value for name, value in recognition.state_dict.items()
+    }
+    network.load_state_dict(weights, strict=True, assign=True)
+    return recognition, network.eval()
+
+
+def load_torch_model(model_folder: ModelFolder, device: Any = "cpu", dtype: Any = None) -> TorchModel:
+    """The model in a folder, from its `weights` file, on a device; `dtype` of the image encoder, float32 if None.
+
+    `UserError` when the weights are not what `model.json` says.
+    """
+    import torch
+
+    recognition, network = load_network(model_folder.file("weights"))
+    spec = model_folder.spec
+    # finetune-SAM's plain outputs have SAM's own tensors: only model.json knows them.
+    alike = "finetune_sam" in (spec.architecture, recognition.architecture) or spec.architecture in (
+        recognition.architecture
+    )
+    found = (recognition.input_size, recognition.channels, recognition.low_res_size)
+    if not alike or found != (spec.input_size, spec.channels, spec.low_res_size):
+        raise UserError(
+            f"The weights of {spec.id!r} are not what its model.json says: {recognition.architecture} at "
+            f"{recognition.input_size} pixels instead of {spec.architecture} at {spec.input_size}; import them again."
+        )
+    device = torch.device(device)
+    dtype = dtype or torch.float32
+    network = network.requires_grad_(False).to(device)
+    network.image_encoder.to(dtype)
+    return TorchModel(network, device, dtype)
+
+
+def write_weights(recognition: Recognition, path: str | Path) -> Path:
+    """Write a recognised, complete checkpoint as plain `.safetensors`: unwrapped, LoRA merged, base included."""
+    from safetensors.torch import save
+
+    recognition.require_fit()
+    content = save({name: value.contiguous() for name, value in recognition.state_dict.items()})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
