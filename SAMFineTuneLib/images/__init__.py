@@ -3,8 +3,44 @@
 NumPy arrays are [k, j, i] (slice, row, column); the world is RAS in millimetres.
 """
 
+from SAMFineTuneLib.images.dicom import list_series
+from SAMFineTuneLib.images.labelmap_files import OUTPUT_ENDINGS, check_output_path, write_labelmap
+from SAMFineTuneLib.images.overlay import overlay_picture
+from SAMFineTuneLib.images.phantom import body_phantom, write_dicom_series
+from SAMFineTuneLib.images.plane import (
+    SlicePlane,
+    aligned_plane,
+    number_of_slices,
+    oblique_plane,
+    plane_through,
+)
+from SAMFineTuneLib.images.read import read_volume
+from SAMFineTuneLib.images.resample import extract, picture, write
 from SAMFineTuneLib.images.segments import SegmentInfo
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
-from SAMFineTuneLib.images.window import IntensityWindow
+from SAMFineTuneLib.images.window import IntensityWindow, choose_window
 
-__all__ = ["IntensityWindow", "SegmentInfo", "SeriesInfo", "Volume", "VolumeSource"]
+__all__ = [
+    "OUTPUT_ENDINGS",
+    "IntensityWindow",
+    "SegmentInfo",
+    "SeriesInfo",
+    "SlicePlane",
+    "Volume",
+    "VolumeSource",
+    "aligned_plane",
+    "body_phantom",
+    "check_output_path",
+    "choose_window",
+    "extract",
+    "list_series",
+    "number_of_slices",
+    "oblique_plane",
+    "overlay_picture",
+    "picture",
+    "plane_through",
+    "read_volume",
+    "write",
+    "write_dicom_series",
+    "write_labelmap",
+]

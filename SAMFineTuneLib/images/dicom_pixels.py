@@ -119,22 +119,22 @@ def _dtype(dtypes: list[np.dtype], low, high) -> np.dtype:
 
 def _read_file(path: Path, frames: Sequence[Frame]) -> list[_Piece]:
     """One piece for each of the file's asked frames."""
+    kind = "DICOM"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path, force=True, specific_tags=_TAGS)
             if "PixelData" not in dataset:
-                raise UserError(
-                    f"“{path.name}” holds no pixels (it is cut off, or not an image); copy it again."
-                )
+                raise UserError(f"“{path.name}” holds no pixels: it is cut off or no image; copy it again.")
+            kind = _syntax(dataset).name
             stored = _decode(dataset, [frame.number - 1 for frame in frames])
             return [_piece(dataset, values, frame) for values, frame in zip(stored, frames, strict=True)]
     except UserError:
         raise
     except Exception as error:  # decoders raise whatever they like on damaged data
         raise UserError(
-            f"The pixels of “{path.name}” ({kind}) cannot be decoded: the file is damaged or cut off (copy it "
-            "again), or of a kind that is not supported (export it uncompressed)."
+            f"The pixels of “{path.name}” ({kind}) cannot be decoded: the file is damaged or cut off (copy "
+            "it again), or of a kind that is not supported (export it uncompressed)."
         ) from error
 
 

@@ -52,7 +52,8 @@ class SeriesInfo:
         spacing = "×".join(f"{mm:.4g}" for mm in self.spacing)
         files = f"{self.files} file{'s' if self.files != 1 else ''}"
         modality, description = self.modality or "unknown modality", self.description or "no description"
-        return f"{self.number}: {modality}, “{description}”, {size} voxels of {spacing} mm, {files}, {self.uid or 'no UID'}"
+        uid = self.uid or "no UID"
+        return f"{self.number}: {modality}, “{description}”, {size} voxels of {spacing} mm, {files}, {uid}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ class Volume:
 
 
 def affine_from_lps(origin, directions, spacing) -> np.ndarray:
-    """RAS affine (4×4) from LPS: origin (3,), directions (3, 3) with axes i, j, k as columns, spacing (3,)."""
+    """RAS affine (4×4) from LPS origin (3,), directions (3, 3) with axes i, j, k as columns, spacing (3,)."""
     affine = np.eye(4)
     affine[:3, :3] = _LPS_RAS @ (np.asarray(directions, dtype=np.float64).reshape(3, 3) * np.asarray(spacing))
     affine[:3, 3] = _LPS_RAS @ np.asarray(origin, dtype=np.float64)
