@@ -1,8 +1,8 @@
 """Slice planes: square-pixel grids in RAS, along a volume's own axes or oblique through it.
 
-An aligned plane runs through the voxel centres of one slice. "Axial" is the pair of volume axes closest to the
-patient's axial plane, so the planes of a tilted scan are tilted with it. A picture covers the volume to the outer
-edge of its border voxels, hence half a voxel beyond their centres.
+An aligned plane runs through the voxel centres of one slice. "Axial" is the pair of volume axes closest to
+the patient's axial plane, so the planes of a tilted scan are tilted with it. A picture covers the volume to
+the outer edge of its border voxels, hence half a voxel beyond their centres.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from SAMFineTuneLib.errors import UserError
 if TYPE_CHECKING:
     from SAMFineTuneLib.images.volume import Volume
 
-# name -> (RAS axis across the slices, signed RAS axis to the right, signed RAS axis down); the radiologist's view
+# name -> RAS axis across the slices, then (RAS axis, sign) to the right and down: the radiologist's view
 _VIEWS = {
     "axial": (2, (0, -1), (1, -1)),  # right is the patient's left, down is posterior
     "coronal": (1, (0, -1), (2, -1)),  # right is the patient's left, down is inferior
@@ -67,7 +67,7 @@ class SlicePlane:
         """The same text for the same plane of one volume, whatever the floating point noise."""
         if self.index is not None:
             return f"{self.orientation}:{self.index}"
-        # Cell edges at an odd offset: round figures (0.34375, 12.5) never lie on one, so noise cannot tip them.
+        # Cell edges at an odd offset: round figures never lie on one, so noise cannot tip them.
         numbers = np.concatenate([self.origin * 1e3, np.concatenate([self.right, self.down]) * 1e5])
         cells = np.floor(numbers + 0.3819660113).astype(int)
         return f"{self.orientation}:{','.join(map(str, cells))}:{self.shape[0]}x{self.shape[1]}"
@@ -95,6 +95,7 @@ class SlicePlane:
             plane = cls(**values)
             vectors = np.stack([plane.origin, plane.right, plane.down])
             axes = vectors[1:] @ vectors[1:].T
+            aligned = plane.orientation in _VIEWS and plane.index is not None and plane.index >= 0
             usable = (
                 vectors.shape == (3, 3)
                 and np.isfinite(vectors).all()
@@ -102,7 +103,7 @@ class SlicePlane:
                 and 0 < plane.pixel_size < np.inf
                 and 0 < plane.thickness < np.inf
                 and min(plane.shape) > 0
-                and (plane.orientation in _VIEWS if plane.index is not None else plane.orientation == "oblique")
+                and (aligned or (plane.orientation, plane.index) == ("oblique", None))
             )
         except (TypeError, ValueError, IndexError, OverflowError):
             usable = False
@@ -145,7 +146,7 @@ def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
     count = volume.shape[2 - slices_axis]
     if not 0 <= index < count:
         raise UserError(
-            f"There is no {orientation} slice {index}: the volume has {count}, numbered from 0 to {count - 1}."
+            f"There is no {orientation} slice {index}: the volume has {count}, from 0 to {count - 1}."
         )
     _, (right_ras, right_sign), (down_ras, down_sign) = _VIEWS[orientation]
     columns = volume.affine[:3, across]
@@ -182,7 +183,7 @@ def nearest_slice(volume: Volume, axis: int, coordinate: float) -> int:
 
 
 def oblique_plane(volume: Volume, origin, right, down) -> SlicePlane:
-    """The plane through RAS point `origin`, spanned by `right` and `down`, covering the volume's cross-section.
+    """The plane through a RAS point, spanned by `right` and `down`, covering the volume's cross-section.
 
     `down` is made perpendicular to `right`. Pixels are as small as the volume's smallest voxel side. Raises
     UserError when the plane misses the volume or the vectors do not span a plane.
@@ -190,7 +191,7 @@ def oblique_plane(volume: Volume, origin, right, down) -> SlicePlane:
     origin, right, down = (np.asarray(vector, dtype=np.float64) for vector in (origin, right, down))
     lengths = [np.linalg.norm(right), np.linalg.norm(down)]
     if not (np.isfinite(origin).all() and np.isfinite(lengths).all() and min(lengths) > 0):
-        raise UserError("A plane needs three finite numbers for its origin, its right and its down direction.")
+        raise UserError("A plane needs three finite numbers each for its origin, right and down direction.")
     right = right / lengths[0]
     down = down / lengths[1]
     down = down - right * (right @ down)
@@ -263,7 +264,7 @@ def format_bounds(volume: Volume) -> str:
 
 
 def view_axes(volume: Volume, orientation: str) -> tuple[int, int, int]:
-    """Volume axes (0 = i, 1 = j, 2 = k) of an orientation: across the picture, down the picture, across slices."""
+    """Volume axes (0 = i, 1 = j, 2 = k) of an orientation: along the columns, the rows and the slices."""
     if orientation not in _VIEWS:
         raise UserError(f'"{orientation}" is no orientation: choose one of {", ".join(ORIENTATIONS)}.')
     closeness = np.abs(volume.affine[:3, :3] / volume.spacing)

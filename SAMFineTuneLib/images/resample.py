@@ -24,8 +24,9 @@ Block = tuple[slice, slice, slice]
 def extract(volume: Volume, plane: SlicePlane) -> np.ndarray:
     """float32 [rows, columns] of the volume on the plane.
 
-    Linear interpolation between voxel centres; the outer half of a border voxel has that voxel's value, what is
-    outside the volume its lowest value. Where pixels coincide with voxels the values are the voxels' own.
+    Linear interpolation between voxel centres; the outer half of a border voxel has that voxel's value,
+    what is outside the volume its lowest value. Where pixels coincide with voxels the values are the
+    voxels' own.
     """
     aligned = _aligned(volume, plane)
     if aligned is None:
@@ -36,7 +37,7 @@ def extract(volume: Volume, plane: SlicePlane) -> np.ndarray:
 
 
 def extract_labels(labelmap: np.ndarray, volume: Volume, plane: SlicePlane) -> np.ndarray:
-    """The labelmap's [k, j, i] values on the plane: for each pixel that of the voxel it lies in, 0 outside."""
+    """The labelmap's [k, j, i] values on the plane: of the voxel that each pixel lies in, 0 outside."""
     _require_shape(labelmap, volume)
     voxels, within = _voxels_of_pixels(volume, plane)
     return np.where(within, labelmap[voxels], labelmap.dtype.type(0))
@@ -57,12 +58,12 @@ def write(
 ) -> Block | None:
     """Make `mask` (bool [rows, columns]) the shape of label `value` on that plane of `labelmap` [k, j, i].
 
-    The voxels concerned are those the plane cuts: for an aligned plane, its slice. A voxel gets `value` when it
-    holds the centre of a true pixel, or when the mask is true where the plane passes closest to the voxel's
-    centre; so nothing is missed and there are no holes. Others of the cut that had `value` become 0. With
-    `protect`, voxels of other labels stay as they are. `labelmap` is changed in place.
+    The voxels concerned are those the plane cuts: for an aligned plane, its slice. A voxel gets `value`
+    when it holds the centre of a true pixel, or when the mask is true where the plane passes closest to the
+    voxel's centre; so nothing is missed and there are no holes. Others of the cut that had `value` become
+    0. With `protect`, voxels of other labels stay as they are. `labelmap` is changed in place.
 
-    Returns the slices (k, j, i) of the smallest block that holds all changed voxels, None when nothing changed.
+    Returns the slices (k, j, i) of the smallest block around all changed voxels, None when none changed.
     """
     mask = np.asarray(mask, dtype=bool)
     if mask.shape != plane.shape:
@@ -80,7 +81,7 @@ def write(
 def _require_shape(labelmap: np.ndarray, volume: Volume) -> None:
     if labelmap.shape != volume.shape:
         raise UserError(
-            f"The labelmap has {labelmap.shape} voxels (slices, rows, columns) but the volume {volume.shape}: "
+            f"The labelmap has {labelmap.shape} slices, rows and columns, but the volume has {volume.shape}: "
             "resample it to the volume first."
         )
 
@@ -109,7 +110,7 @@ class _Aligned(NamedTuple):
         return array.transpose(2 - self.slices, 2 - self.down, 2 - self.across)[self.index]
 
     def to_voxels(self, mask: np.ndarray, volume: Volume) -> np.ndarray | None:
-        """Mask [down, across] of the slice's voxels that hold a true pixel; None when some voxel holds no pixel."""
+        """Mask [down, across] of the voxels that hold a true pixel; None when some voxel holds no pixel."""
         for axis, (positions, voxel_axis) in enumerate(((self.rows, self.down), (self.columns, self.across))):
             length = volume.shape[2 - voxel_axis]
             voxels = _nearest(positions, length)
@@ -131,8 +132,13 @@ def _aligned(volume: Volume, plane: SlicePlane) -> _Aligned | None:
         return None
     slices = 3 - across - down
     index = round(float(corner[slices]))
-    drift = np.abs(column) * (columns - 1), np.abs(row) * (rows - 1)
-    stray = max(drift[0][down], drift[1][across], drift[0][slices] + drift[1][slices], abs(corner[slices] - index))
+    strays = [
+        column[down] * (columns - 1),
+        row[across] * (rows - 1),
+        column[slices] * (columns - 1),
+        row[slices] * (rows - 1),
+        corner[slices] - index,
+    ]
     last = np.array(volume.shape[::-1]) - 1
     along_columns = corner[across] + column[across] * np.arange(columns)
     along_rows = corner[down] + row[down] * np.arange(rows)
@@ -140,7 +146,9 @@ def _aligned(volume: Volume, plane: SlicePlane) -> _Aligned | None:
         positions.min() >= -0.5 - _EXACT and positions.max() <= last[axis] + 0.5 + _EXACT
         for axis, positions in ((across, along_columns), (down, along_rows))
     )
-    return _Aligned(across, down, slices, index, along_columns, along_rows) if stray <= _EXACT and fits else None
+    if not fits or np.abs(strays).max() > _EXACT:
+        return None
+    return _Aligned(across, down, slices, index, along_columns, along_rows)
 
 
 def _on_voxels(positions: np.ndarray) -> bool:
@@ -165,7 +173,8 @@ def _interpolate(values: np.ndarray, positions: np.ndarray, axis: int) -> np.nda
 
 def _trilinear(volume: Volume, plane: SlicePlane) -> np.ndarray:
     low, high, share, within = [], [], [], np.ones(plane.shape, dtype=bool)
-    for position, last in zip(_pixel_coordinates(volume, plane), np.array(volume.shape[::-1]) - 1, strict=True):
+    for position, length in zip(_pixel_coordinates(volume, plane), volume.shape[::-1], strict=True):
+        last = length - 1
         within &= (position >= -0.5 - _TIE) & (position <= last + 0.5 + _TIE)
         np.clip(position, 0, last, out=position)
         low.append(position.astype(np.intp))
@@ -263,8 +272,8 @@ def _write_cut(
 def _cut_voxels(
     volume: Volume, plane: SlicePlane
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Indices (3, N) as k, j, i of all voxels the plane passes through; for each the pixel (row, column) at the
-    point of the plane closest to the voxel's centre, in voxel steps; and whether that is on the picture."""
+    """Indices (3, N) as k, j, i of all voxels the plane passes through; for each the pixel (row, column) at
+    the point of the plane closest to its centre, in voxel steps; and whether that is on the picture."""
     gradient = plane.normal @ volume.affine[:3, :3]  # mm along the normal per voxel step
     gradient[np.abs(gradient) < 1e-6 * np.abs(gradient).max()] = 0
     offset = float(plane.distance(volume.affine[:3, 3]))

@@ -92,7 +92,8 @@ def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow
     """The window for `volume`; printing it (`str`) shows what was decided and why.
 
     `request` is None or "auto" for the default, "dicom" (the window stored in the file), a CT preset
-    ("ct-abdomen", "ct-lung", ... see CT_PRESETS), "percentiles", "percentiles:LOW,HIGH", "minmax", "LOW,HIGH".
+    ("ct-abdomen", "ct-lung", ... see CT_PRESETS), "percentiles", "percentiles:LOW,HIGH", "minmax" or
+    "LOW,HIGH".
 
     The default:
     * CT: the file's own window when it is made for soft tissue (level -50 to 150 HU, width at most 600 HU: so

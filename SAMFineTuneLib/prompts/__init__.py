@@ -1,5 +1,6 @@
 """Prompts in RAS: what they are, on which slice planes they lie, and the files that hold them."""
 
+from SAMFineTuneLib.prompts.on_planes import on_planes, prompt_planes
 from SAMFineTuneLib.prompts.prompts import (
     Box3DPrompt,
     BoxPrompt,
@@ -25,5 +26,7 @@ __all__ = [
     "PromptSet",
     "ScribblePrompt",
     "SegmentPrompts",
+    "on_planes",
+    "prompt_planes",
     "segment_color",
 ]

@@ -28,7 +28,7 @@ class PointPrompt:
 
 @dataclass(frozen=True)
 class BoxPrompt:
-    """Two opposite corners of a box on one slice; corners on different slices span a box along the volume's axes."""
+    """Two opposite corners of a box on a slice; on different slices they span one along the volume's axes."""
 
     corner_a: Ras
     corner_b: Ras
@@ -83,7 +83,7 @@ class MaskPrompt:
     def __post_init__(self) -> None:
         mask = np.array(self.mask, dtype=bool)
         if mask.shape != self.plane.shape:
-            raise UserError(f"A mask prompt of {mask.shape} pixels does not fit its plane of {self.plane.shape}.")
+            raise UserError(f"A mask prompt of {mask.shape} pixels does not fit its plane {self.plane.shape}.")
         if not mask.any():
             raise UserError("A mask prompt is empty: draw at least one pixel.")
         mask.flags.writeable = False
@@ -112,7 +112,7 @@ class SegmentPrompts:
             )
         color = segment_color(value) if self.color is None else tuple(float(part) for part in self.color)
         if len(color) != 3 or not all(0 <= part <= 1 for part in color):
-            raise UserError(f"The color of segment {self.name} needs three numbers from 0 to 1: red, green, blue.")
+            raise UserError(f"The color of segment {self.name} needs three numbers from 0 to 1.")
         object.__setattr__(self, "color", color)
         object.__setattr__(self, "prompts", tuple(self.prompts))
 
@@ -132,7 +132,7 @@ class ObliqueView:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of one job: by segment, and on which planes they are meant (`view` goes before `orientation`)."""
+    """The prompts of one job by segment, and the planes they are meant on: `view`, or else `orientation`."""
 
     segments: tuple[SegmentPrompts, ...]
     orientation: str = "axial"
@@ -141,8 +141,10 @@ class PromptSet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", tuple(self.segments))
         if self.orientation not in ORIENTATIONS:
-            raise UserError(f'"{self.orientation}" is no orientation: choose one of {", ".join(ORIENTATIONS)}.')
-        for what, values in (("name", [s.name for s in self.segments]), ("value", [s.value for s in self.segments])):
+            choices = ", ".join(ORIENTATIONS)
+            raise UserError(f'"{self.orientation}" is no orientation: choose one of {choices}.')
+        for what in ("name", "value"):
+            values = [getattr(segment, what) for segment in self.segments]
             for value in values:
                 if values.count(value) > 1:
                     raise UserError(f"Two segments have the same {what}, {value}: give each its own.")
@@ -150,7 +152,7 @@ class PromptSet:
 
 @dataclass(frozen=True, eq=False)
 class PlanePrompts:
-    """The prompts of one segment on one plane, in pixels of its picture: x = column, y = row, centres at integers.
+    """The prompts of one segment on a plane, in pixels: x = column, y = row, centres at integers.
 
     `points` (N, 2) float32 with `labels` (N,) 1 inside, 0 outside; `box` (4,) float32 x0, y0, x1, y1 or None;
     `mask` bool (rows, columns) or None.

@@ -1,0 +1,70 @@
+"""A picture for people: the slice with masks as translucent, outlined colors and the prompts drawn on top."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from SAMFineTuneLib.files import atomic_write
+
+Color = Sequence[float]
+
+_SMALLEST_SIDE = 512  # pixels of the longer side; smaller slices are enlarged by a whole factor
+_FILL = 0.3  # opacity inside the outline
+_INSIDE, _OUTSIDE, _BOX = (40, 220, 60), (240, 50, 50), (255, 210, 40)
+
+
+def overlay_picture(
+    path: str | Path,
+    picture: np.ndarray,
+    masks: Iterable[tuple[np.ndarray, Color]] = (),
+    points: Iterable[tuple[float, float, bool]] = (),
+    boxes: Iterable[Sequence[float]] = (),
+) -> None:
+    """Write a PNG (whatever the ending of `path`), whole or not at all.
+
+    `picture` uint8 [rows, columns]; `masks` are pairs of a bool array of that shape and a color (r, g, b)
+    from 0 to 1; `points` are (x, y, positive), green inside and red outside; `boxes` are (x0, y0, x1, y1);
+    both in pixels, centres at integers.
+    """
+    from PIL import Image, ImageDraw
+
+    scale = max(1, math.ceil(_SMALLEST_SIDE / max(picture.shape)))
+    rows, columns = (side * scale for side in picture.shape)
+    grey = Image.fromarray(np.ascontiguousarray(picture)).resize((columns, rows), Image.Resampling.BICUBIC)
+    canvas = np.repeat(np.asarray(grey, dtype=np.float32)[..., None], 3, axis=2)
+    for mask, color in masks:
+        if mask.shape != picture.shape:
+            raise ValueError(f"The mask's shape {mask.shape} is not the picture's {picture.shape}.")
+        paint = np.asarray(color, dtype=np.float32) * 255
+        area = mask.astype(bool).repeat(scale, axis=0).repeat(scale, axis=1)
+        canvas[area] = canvas[area] * (1 - _FILL) + paint * _FILL
+        canvas[_outline(area, max(1, scale // 2))] = paint
+    image = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    line = max(1, max(rows, columns) // 400)
+    for box in boxes:
+        x0, y0, x1, y1 = (_enlarged(value, scale) for value in box)
+        draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=_BOX, width=line)
+    for x, y, positive in points:
+        centre = _enlarged(x, scale), _enlarged(y, scale)
+        draw.circle(centre, 3 * line, fill=_INSIDE if positive else _OUTSIDE, outline=(0, 0, 0), width=line)
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def _enlarged(value: float, scale: int) -> float:
+    """A pixel coordinate on the enlarged picture, centres at integers on both."""
+    return (float(value) + 0.5) * scale - 0.5
+
+
+def _outline(area: np.ndarray, width: int) -> np.ndarray:
+    """The pixels of `area` at most `width` steps from outside it, the picture's edge not counting."""
+    core = area
+    for _ in range(width):
+        padded = np.pad(core, 1, mode="edge")
+        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return area & ~core
