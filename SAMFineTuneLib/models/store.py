@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,8 @@ from SAMFineTuneLib.models.manifest import known_models
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
 
 DEFAULT_MODEL = "compact"
+
+Source = Path | Callable[[Path], object]  # a file to copy, or what writes (or moves) one to the path it is given
 
 _BUILDING = ".building-"  # begins the name of a folder that is not a model yet
 _ABANDONED = 24 * 3600  # seconds without a change after which such a folder belongs to no one
@@ -68,22 +70,20 @@ class Store:
                 raise UserError(f"There is a model {model_id!r} already, in {folder}; choose another id with --id, or "
                                 f"remove that one first with `samfinetune models remove {model_id}`.")
 
-    def add(self, spec: ModelSpec, sources: Mapping[str, str | Path], move: bool = False) -> ModelFolder:
-        """Install a model: `sources` gives the file for each role of `spec.files`, whose names they get.
+    def add(self, spec: ModelSpec, sources: Mapping[str, Source]) -> ModelFolder:
+        """Install a model whose files, by the names they get, are copied or written by what `sources` gives.
 
-        Files are copied, or moved with `move`; their SHA-256 goes into the model's description.
+        Their SHA-256 goes into the model's description.
         """
         self.check_new(spec.id)
         with self._building(spec.id) as building:
-            digests = {}
-            for role, name in spec.files.items():
-                if move:
-                    shutil.move(sources[role], building / name)
+            for name, source in sources.items():
+                if callable(source):
+                    source(building / name)
                 else:
-                    shutil.copyfile(sources[role], building / name)
+                    shutil.copyfile(source, building / name)
                 _flush(building / name)
-                digests[name] = sha256_of(building / name)
-            write_spec(replace(spec, sha256=digests), building)
+            write_spec(replace(spec, sha256={name: sha256_of(building / name) for name in sources}), building)
         return read_model_folder(self.folder / spec.id)
 
     def remove(self, model_id: str) -> None:

@@ -37,7 +37,7 @@ def store(tmp_path, monkeypatch):
     bundled.write_bytes(b"onnx")
     factory = Store(resources / "models")
     factory.add(ModelSpec(id="compact", name="Compact", architecture="compact", files={"encoder": "encoder.onnx"}),
-                {"encoder": bundled})
+                {"encoder.onnx": bundled})
     return Store(tmp_path / "models")
 
 
@@ -60,7 +60,7 @@ def test_reading_a_store_creates_nothing(store):
 
 
 def test_an_added_model_is_a_copy_with_its_digest_and_the_users_file_stays(store, weights):
-    model = store.add(spec(), {"weights": weights})
+    model = store.add(spec(), {"weights.pth": weights})
     assert model.path == store.folder / "mine"
     assert model.spec.sha256 == {"weights.pth": hashlib.sha256(weights.read_bytes()).hexdigest()}
     assert model.file("weights").read_bytes() == weights.read_bytes()
@@ -69,9 +69,11 @@ def test_an_added_model_is_a_copy_with_its_digest_and_the_users_file_stays(store
     assert visible_and_hidden(store.folder) == ["mine"]
 
 
-def test_a_downloaded_file_is_moved(store, weights):
-    store.add(spec(), {"weights": weights}, move=True)
-    assert not weights.exists() and store.get("mine").has("weights")
+def test_a_file_can_be_written_or_moved_into_place(store, weights):
+    content = weights.read_bytes()
+    store.add(spec(), {"weights.pth": weights.rename, "notes.txt": lambda target: target.write_text("notes")})
+    assert not weights.exists() and store.get("mine").file("weights").read_bytes() == content
+    assert store.get("mine").spec.sha256["notes.txt"] == hashlib.sha256(b"notes").hexdigest()
 
 
 def test_the_default_model_is_the_bundled_one(store):
@@ -81,23 +83,23 @@ def test_the_default_model_is_the_bundled_one(store):
 
 def test_a_bundled_model_is_neither_replaced_nor_removed(store, weights):
     with pytest.raises(UserError, match="There is a model 'compact' already"):
-        store.add(spec("compact"), {"weights": weights})
+        store.add(spec("compact"), {"weights.pth": weights})
     with pytest.raises(UserError, match="ships with SAMFineTune and cannot be removed"):
         store.remove("compact")
     assert store.get("compact").has("encoder")
 
 
 def test_a_second_model_of_the_same_id_is_refused_and_the_first_stays(store, weights, tmp_path):
-    store.add(spec(), {"weights": weights})
+    store.add(spec(), {"weights.pth": weights})
     other = tmp_path / "other.pth"
     other.write_bytes(b"other")
     with pytest.raises(UserError, match="There is a model 'mine' already.*--id"):
-        store.add(spec(), {"weights": other})
+        store.add(spec(), {"weights.pth": other})
     store.get("mine").verify()
 
 
 def test_a_removed_model_is_gone(store, weights):
-    store.add(spec(), {"weights": weights})
+    store.add(spec(), {"weights.pth": weights})
     store.remove("mine")
     assert visible_and_hidden(store.folder) == []
     with pytest.raises(UserError, match="No model 'mine'"):
@@ -109,7 +111,7 @@ def test_only_models_can_be_removed_or_opened(store, weights, model_id, tmp_path
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "model.json").write_text("{}")
-    store.add(spec(), {"weights": weights})
+    store.add(spec(), {"weights.pth": weights})
     with pytest.raises(UserError):
         store.remove(model_id)
     with pytest.raises(UserError):
@@ -127,19 +129,19 @@ def test_a_folder_that_is_no_model_is_not_removed(store):
 
 def test_an_add_that_fails_leaves_nothing(store, tmp_path):
     with pytest.raises(UserError, match="cannot be changed"):
-        store.add(spec(), {"weights": tmp_path / "not there.pth"})
+        store.add(spec(), {"weights.pth": tmp_path / "not there.pth"})
     assert visible_and_hidden(store.folder) == []
 
 
 def test_a_store_that_cannot_be_made_is_one_sentence(store, weights, tmp_path):
     (tmp_path / "in the way").write_text("a file")
     with pytest.raises(UserError, match="cannot be changed.*SAMFINETUNE_MODELS"):
-        Store(tmp_path / "in the way" / "models").add(spec(), {"weights": weights})
+        Store(tmp_path / "in the way" / "models").add(spec(), {"weights.pth": weights})
 
 
 def test_a_damaged_model_does_not_hide_the_others_and_can_be_removed(store, weights):
-    store.add(spec("good"), {"weights": weights})
-    store.add(spec("bad"), {"weights": weights})
+    store.add(spec("good"), {"weights.pth": weights})
+    store.add(spec("bad"), {"weights.pth": weights})
     (store.folder / "bad" / "model.json").write_text("{")
     assert [model.spec.id for model in store.list()] == ["compact", "good"]
     assert len(store.problems()) == 1 and "bad" in store.problems()[0]
@@ -159,7 +161,7 @@ def test_a_published_model_that_is_not_here_says_how_to_get_it(store):
 
 
 def test_a_killed_add_leaves_no_model_and_its_remains_are_swept(store, weights, root):
-    store.add(spec("first"), {"weights": weights})
+    store.add(spec("first"), {"weights.pth": weights})
     code = (
         "import time, shutil\n"
         "from SAMFineTuneLib.models.spec import ModelSpec\n"
@@ -169,19 +171,19 @@ def test_a_killed_add_leaves_no_model_and_its_remains_are_swept(store, weights, 
         "    copy(source, target); print('copied', flush=True); time.sleep(60)\n"
         "shutil.copyfile = slow\n"
         f"Store({str(store.folder)!r}).add(ModelSpec(id='mine', name='', architecture='sam_vit_b', "
-        f"files={{'weights': 'weights.pth'}}), {{'weights': {str(weights)!r}}})\n"
+        f"files={{'weights': 'weights.pth'}}), {{'weights.pth': {str(weights)!r}}})\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "copied\n"
         process.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
     assert [model.spec.id for model in store.list()] == ["compact", "first"] and store.problems() == []
 
-    store.add(spec("second"), {"weights": weights})
+    store.add(spec("second"), {"weights.pth": weights})
     [remains] = store.folder.glob(".building-*")  # too young to be swept: it could be another process at work
     long_ago = time.time() - 7 * 24 * 3600
     for path in (*remains.iterdir(), remains):
         os.utime(path, (long_ago, long_ago))
-    store.add(spec("mine"), {"weights": weights})
+    store.add(spec("mine"), {"weights.pth": weights})
     assert visible_and_hidden(store.folder) == ["first", "mine", "second"]
 
 

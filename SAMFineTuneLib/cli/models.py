@@ -1,0 +1,285 @@
+"""`samfinetune models`: which models are here, adding, removing and exporting them."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.models.manifest import Entry
+    from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
+    from SAMFineTuneLib.models.store import Store
+
+_EPILOG = """examples:
+  samfinetune models list
+  samfinetune models show medsam                                   terms, size, what computer it wants
+  samfinetune models download sam-vit-b                            shows the licence and asks
+  samfinetune models import sam_vit_b_01ec64.pth                   a file you have already; no network
+  samfinetune models import best.pth --id my-liver --like medsam   weights of your own, trained on MedSAM's pixels
+  samfinetune models import encoder.pth --id sslsam --base sam_vit_b_01ec64.pth
+  samfinetune models export my-liver -o my-liver-onnx --int8       runs without PyTorch
+  samfinetune models import my-liver-onnx                          ... on another computer
+  samfinetune models remove my-liver
+
+Models are kept in one folder, set by the variable SAMFINETUNE_MODELS. Downloads go through the proxy that
+HTTPS_PROXY names, except to the hosts in NO_PROXY.
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Add `models` and its actions."""
+    parser = subparsers.add_parser(
+        "models",
+        help="list, download, import, export and remove models",
+        description="List, download, import, export and remove models.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name, function, text):
+        added = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(act=function)
+        return added
+
+    action("list", _list, "list the models on this computer and those that can be added")
+    added = action("show", _show, "show everything known about a model")
+    added.add_argument("id", metavar="ID", help="as `samfinetune models list` prints it")
+    added = action("import", _import, "add a model from a checkpoint file, or from a folder that `export` wrote")
+    added.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors; it is copied and stays where it is")
+    added.add_argument("--id", help="what to call it (default: after the file, or the published model that it is)")
+    added.add_argument("--like", metavar="ID", help="published model whose picture preparation it was trained with")
+    added.add_argument("--base", metavar="FILE", help="complete checkpoint, for a file that is an image encoder only "
+                                                      "(a file, or the id of a model that is here)")
+    added.add_argument("--yes", action="store_true", help="agree to the terms without being asked")
+    added = action("download", _download, "download a published model, after showing its licence")
+    added.add_argument("id", metavar="ID", help="as `samfinetune models list` prints it")
+    added.add_argument("--yes", action="store_true", help="agree to the licence without being asked, for scripts")
+    added = action("remove", _remove, "remove a model that was added, or what a broken download of it left")
+    added.add_argument("id", metavar="ID")
+    added = action("export", _export, "write a model as ONNX files, which run without PyTorch, into a folder")
+    added.add_argument("id", metavar="ID")
+    added.add_argument("-o", "--output", metavar="FOLDER", required=True, help="new folder for the exported model")
+    added.add_argument("--int8", action="store_true", help="8-bit weights in the encoder: a quarter of the size")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the action."""
+    from SAMFineTuneLib.models.store import Store
+
+    args.act(Store(), args)
+    return 0
+
+
+def _list(store: Store, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.manifest import known_models
+
+    rows = [("ID", "MODEL", "SIZE", "WHERE", "LICENCE")]
+    here = store.list()
+    for model in here:
+        where = "bundled" if store.is_bundled(model) else "installed"
+        rows.append((model.spec.id, model.spec.name, readable_size(_bytes(model)), where, model.spec.licence or "-"))
+    installed = {model.spec.id for model in here}
+    for entry in known_models().values():
+        if entry.id not in installed:
+            size = readable_size(entry.bytes) if entry.bytes else "-"
+            rows.append((entry.id, entry.name, size, "download" if entry.downloadable else "import", entry.licence))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\nInstalled models are in {store.folder}; `samfinetune models show ID` tells more.")
+    for problem in store.problems():
+        print(f"Not usable: {problem}")
+
+
+def _show(store: Store, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.manifest import known_models
+
+    entry = known_models().get(args.id)
+    try:
+        model = store.get(args.id)
+    except UserError:
+        if entry is None:
+            raise
+        model = None
+    for label, text in (_facts_here(store, model) if model else []) + (_facts_published(entry, model) if entry else []):
+        print(textwrap.fill(text, 110, initial_indent=f"{label:<14}", subsequent_indent=" " * 14,
+                            break_long_words=False, break_on_hyphens=False))
+
+
+def _facts_here(store: Store, model: ModelFolder) -> list[tuple[str, str]]:
+    from SAMFineTuneLib.models.download import readable_size
+
+    spec = model.spec
+    facts = [
+        ("id", spec.id),
+        ("name", spec.name),
+        ("status", "bundled with SAMFineTune" if store.is_bundled(model) else "installed"),
+        ("folder", str(model.path)),
+    ]
+    for role, name in spec.files.items():
+        size = readable_size(model.file(role).stat().st_size) if model.has(role) else "MISSING"
+        facts.append((role, f"{name}, {size}, sha256 {spec.sha256.get(name, 'not recorded')}"))
+    needs = "ONNX Runtime, which is installed with SAMFineTune" if model.has("encoder") else "PyTorch"
+    facts += [("runs with", needs), ("architecture", spec.architecture), ("input", _input(spec))]
+    if spec.classes:
+        facts.append(("classes", ", ".join(spec.classes)))
+    return facts + [("licence", spec.licence or "not stated"), ("source", spec.source or "not stated")]
+
+
+def _facts_published(entry: Entry, model: ModelFolder | None) -> list[tuple[str, str]]:
+    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.spec import ModelSpec
+
+    facts = [("what", entry.description), ("needs", entry.needs), ("terms", entry.licence_note)]
+    if model:
+        return facts
+    spec = ModelSpec(entry.id, entry.name, entry.architecture, entry.input_size, **entry.preparation)
+    how = f"samfinetune models download {entry.id}" if entry.downloadable else entry.how_to_get
+    size = readable_size(entry.bytes) if entry.bytes else "size not stated"
+    digests = ", ".join(f"{kind} {value}" for kind, value in entry.digests.items()) or "no digest published"
+    return [
+        ("id", entry.id),
+        ("name", entry.name),
+        ("status", "not on this computer"),
+        *facts,
+        ("licence", entry.licence),
+        ("source", entry.source),
+        ("runs with", "PyTorch"),
+        ("architecture", entry.architecture),
+        ("input", _input(spec)),
+        ("file", f"{entry.file}, {size}, {digests}"),
+        *(("address", url) for url in entry.urls),
+        ("get it", how),
+    ]
+
+
+def _input(spec: ModelSpec) -> str:
+    resize = {"longest_side_pad": "longest side resized, the rest padded", "squash": "both sides resized"}[spec.resize]
+    values = {"0-255": "grey values 0-255", "minmax": "each picture stretched to 0-1"}[spec.pixel_range]
+    numbers = [", ".join(f"{value:g}" for value in values) for values in (spec.pixel_mean, spec.pixel_std)]
+    return (f"{spec.input_size} x {spec.input_size} pixels, {resize} ({spec.interpolation}); {values}, "
+            f"less {numbers[0]}, over {numbers[1]}")
+
+
+def _import(store: Store, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.importing import examine
+
+    proposal = examine(args.file, args.id, args.like, _base(store, args.base))
+    store.check_new(proposal.spec.id)
+    print(args.file)
+    _print_lines(proposal.findings)
+    if proposal.terms:
+        _print_lines([f"terms: {proposal.terms}"])
+    if proposal.ask_terms and not _agreed(args.yes, "May you use this model under its terms?"):
+        return
+    _say_installed(store.add(proposal.spec, proposal.sources))
+
+
+def _base(store: Store, base: str | None) -> Path | None:
+    """The file that --base means: a file, or the weights of a model that is here."""
+    if base is None or Path(base).exists():
+        return base and Path(base)
+    try:
+        return store.get(base).file("weights")
+    except UserError as error:
+        raise UserError(f"--base {base} is neither a file nor a model with weights: {error}") from error
+
+
+def _download(store: Store, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.fetch import check_possible, fetch
+    from SAMFineTuneLib.models.manifest import find_entry
+
+    store.check_new(args.id)
+    entry = find_entry(args.id)
+    check_possible(store, entry)
+    print(f"{entry.name}, {readable_size(entry.bytes) if entry.bytes else 'size not stated'}")
+    _print_lines([*(f"from {url}" for url in entry.urls), f"into {store.folder}",
+                  f"terms: {entry.licence}. {entry.licence_note}", f"more at {entry.source}"])
+    if not _agreed(args.yes, "Download it under these terms?"):
+        return
+    with _Bar(entry.file) as bar:
+        try:
+            model, findings = fetch(store, entry, bar)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted; what has arrived is kept, run the same command again to continue "
+                                    f"or `samfinetune models remove {entry.id}` to delete it.") from None
+    _print_lines(findings)
+    _say_installed(model)
+
+
+def _remove(store: Store, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.fetch import forget
+    from SAMFineTuneLib.models.manifest import known_models
+
+    leftover = args.id in known_models() and forget(store, known_models()[args.id])
+    if leftover:
+        print(f"Removed an unfinished download of {args.id}.")
+    if leftover and args.id not in (model.spec.id for model in store.list()):
+        return
+    store.remove(args.id)
+    print(f"Removed {args.id} from {store.folder}.")
+
+
+def _export(store: Store, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.export import export_onnx
+
+    model = export_onnx(store.get(args.id), args.output, int8=args.int8)
+    sizes = [f"{name} ({readable_size((model.path / name).stat().st_size)})" for name in model.spec.files.values()]
+    print(f"Wrote {', '.join(sizes)} to {model.path}; `samfinetune models import {model.path}` adds it on any computer.")
+
+
+class _Bar:
+    """A progress bar on stderr, made when the first bytes arrive; tqdm estimates the time."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._bar = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __call__(self, received: int, total: int | None) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=received, desc=self._name, unit="B", unit_scale=True)
+        self._bar.total = total
+        self._bar.update(received - self._bar.n)
+
+    def __exit__(self, *error) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _agreed(yes: bool, question: str) -> bool:
+    from SAMFineTuneLib.cli.ask import confirmed
+
+    if yes or confirmed(question):
+        return True
+    print("Nothing was changed.")
+    return False
+
+
+def _say_installed(model: ModelFolder) -> None:
+    from SAMFineTuneLib.models.download import readable_size
+
+    print(f"Installed {model.spec.id} ({readable_size(_bytes(model))}) in {model.path}; "
+          f"use it with --model {model.spec.id}.")
+
+
+def _bytes(model: ModelFolder) -> int:
+    return sum(path.stat().st_size for path in model.path.iterdir() if path.is_file())
+
+
+def _print_lines(lines) -> None:
+    for line in lines:
+        print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    ",
+                            break_long_words=False, break_on_hyphens=False))
