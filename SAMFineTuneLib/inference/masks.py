@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from SAMFineTuneLib.inference.view import bounding_box
+
 
 @dataclass(frozen=True)
 class PackedMask:
@@ -30,15 +32,6 @@ class PackedMask:
         return bits.reshape(self.shape).astype(bool)
 
 
-def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """First and last column and row that hold mask pixels, as x0, y0, x1, y1; None for an empty mask."""
-    columns = np.flatnonzero(mask.any(axis=0))
-    if columns.size == 0:
-        return None
-    rows = np.flatnonzero(mask.any(axis=1))
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
-
-
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two masks; 0 when both are empty."""
     union = np.count_nonzero(a | b)
@@ -52,7 +45,7 @@ def pieces(mask: np.ndarray) -> list[np.ndarray]:
         return []
     import SimpleITK as sitk
 
-    x0, y0, x1, y1 = box
+    x0, y0, x1, y1 = box.astype(int)
     inside = np.ascontiguousarray(mask[y0 : y1 + 1, x0 : x1 + 1], dtype=np.uint8)
     labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(inside), True))
     sizes = np.bincount(labels.ravel())[1:]
@@ -64,6 +57,24 @@ def pieces(mask: np.ndarray) -> list[np.ndarray]:
     return found
 
 
+def interpolate(first: np.ndarray, second: np.ndarray, position: float) -> np.ndarray:
+    """The shape `position` (0 to 1) of the way from one non-empty mask to another (Raya and Udupa 1990).
+
+    Signed distances to the two outlines are blended; the new outline is where the blend is 0.
+    """
+    return (1 - position) * _signed_distance(first) + position * _signed_distance(second) > 0
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Distance to the outline in pixels, positive inside; the outline runs between pixels."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8))
+    to_edge_pixels = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, True, False, False))
+    # Maurer's map is 0 on the mask's own outermost pixels: half a pixel more puts 0 on the outline.
+    return np.where(mask, np.maximum(to_edge_pixels, 0) + 0.5, to_edge_pixels + 0.5)
+
+
 def interior_points(mask: np.ndarray, count: int = 1) -> np.ndarray:
     """Up to `count` well separated most interior points (n, 2) as x, y, by the distance to the mask's edge.
 
@@ -73,13 +84,9 @@ def interior_points(mask: np.ndarray, count: int = 1) -> np.ndarray:
     box = bounding_box(mask)
     if box is None:
         return np.zeros((0, 2), dtype=np.float32)
-    import SimpleITK as sitk
-
-    x0, y0, x1, y1 = box
-    inside = np.pad(mask[y0 : y1 + 1, x0 : x1 + 1], 1).astype(np.uint8)
-    signed = sitk.SignedMaurerDistanceMap(sitk.GetImageFromArray(inside), True, False, False)
-    # Maurer's map is 0 on the mask's own outermost pixels; one more makes it the radius of the disc that fits.
-    depth = np.where(inside, np.maximum(sitk.GetArrayFromImage(signed), 0.0) + 1.0, 0.0)
+    x0, y0, x1, y1 = box.astype(int)
+    inside = np.pad(mask[y0 : y1 + 1, x0 : x1 + 1], 1)
+    depth = np.where(inside, _signed_distance(inside) + 0.5, 0.0)  # radius of the disc of pixels that fits
     rows, columns = np.indices(depth.shape)
     enough = depth.max() / 2
     points: list[tuple[float, float]] = []

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from SAMFineTuneLib.inference.masks import PackedMask, bounding_box, interior_points, overlap, pieces
+from SAMFineTuneLib.inference.masks import PackedMask, interior_points, interpolate, overlap, pieces
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=19)
 
@@ -48,10 +48,20 @@ def test_the_first_interior_point_is_the_centre_of_a_disc():
     assert np.allclose(interior_points(two, 2), [(17, 33), (40, 10)])
 
 
-def test_boxes_and_overlap():
+def test_overlap():
     mask = np.zeros((8, 9), dtype=bool)
-    assert bounding_box(mask) is None and overlap(mask, mask) == 0.0
+    assert overlap(mask, mask) == 0.0
     mask[2:5, 3:8] = True
-    assert bounding_box(mask) == (3, 2, 7, 4)
-    other = np.roll(mask, 1, axis=0)
-    assert overlap(mask, other) == pytest.approx(10 / 20)
+    assert overlap(mask, np.roll(mask, 1, axis=0)) == pytest.approx(10 / 20)
+
+
+def test_interpolation_moves_and_grows_a_disc_evenly():
+    rows, columns = np.indices((60, 70))
+
+    def disc(x, y, radius):
+        return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+    assert overlap(interpolate(disc(30, 30, 8), disc(30, 30, 16), 0.5), disc(30, 30, 12)) > 0.95
+    assert overlap(interpolate(disc(28, 30, 12), disc(32, 30, 12), 0.25), disc(29, 30, 12)) > 0.93
+    small = disc(20, 20, 3)
+    assert np.array_equal(interpolate(small, small, 0.3), small)

@@ -1,0 +1,55 @@
+"""How far a long computation is, and whether it was asked to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Cancelled = Callable[[], bool]
+"""Asked before every slice; true ends the computation. `threading.Event().is_set` is one."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` steps; the time left in seconds, None before the first step is done."""
+
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+class Meter:
+    """Counts steps and reports a Progress after each, with the time left at the mean pace so far."""
+
+    def __init__(
+        self,
+        total: int,
+        report: Callable[[Progress], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total = total
+        self.done = 0
+        self._worked = 0
+        self._report = report
+        self._clock = clock
+        self._start = clock()
+
+    def step(self) -> None:
+        """One step was worked."""
+        self._worked += 1
+        self._advance(1)
+
+    def skip(self, count: int) -> None:
+        """`count` steps turned out not to be needed; they tell nothing about the pace."""
+        if count > 0:
+            self._advance(count)
+
+    def _advance(self, count: int) -> None:
+        self.done = min(self.done + count, self.total)
+        if self._report is None:
+            return
+        left = None
+        if self._worked:
+            left = (self._clock() - self._start) / self._worked * (self.total - self.done)
+        self._report(Progress(self.done, self.total, left))

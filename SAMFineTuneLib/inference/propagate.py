@@ -1,0 +1,361 @@
+"""A segment carried through the volume, slice by slice, from one or several slices that have a mask.
+
+The protocol is MedicoSAM's 3-D evaluation (Archit et al. 2025, arXiv 2501.11734): prompts for the next slice are
+derived from the mask of the previous one, and a direction ends when the new mask has too little in common with
+it. Beyond that, each connected piece of a mask is carried on its own, so that two kidneys in one segment are two
+boxes and not one around both; and a direction also ends where a piece's area collapses or explodes, or where the
+model itself doubts the mask.
+
+Between two prompted slices the masks grow from both ends towards the middle; the slice where they meet is prompted
+with the union of its two neighbours. Beyond the outermost prompted slices, `direction` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import IntensityWindow, Volume
+from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.images.resample import picture
+from SAMFineTuneLib.inference.masks import interior_points, overlap, pieces
+from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
+from SAMFineTuneLib.inference.stack import Stack, stack_through
+from SAMFineTuneLib.inference.view import bounding_box, view_of_box
+from SAMFineTuneLib.prompts import PlanePrompts
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+MODES = ("mask+box", "box", "points", "points+mask")
+DIRECTIONS = ("both", "up", "down", "fill")
+KEEP = ("largest", "touching", "all")
+
+SMALLEST_PIECE = 0.1
+"""Pieces of a mask below this fraction of its largest piece are not carried on."""
+
+
+@dataclass(frozen=True)
+class PropagationSettings:
+    """How a mask is carried on and when it ends."""
+
+    mode: str = "mask+box"
+    """What the next slice is prompted with: one of MODES."""
+    direction: str = "both"
+    """One of DIRECTIONS. Up is towards superior, anterior or the patient's right; fill only closes gaps."""
+    first: int | None = None
+    """Lowest slice index that may be written; None is the volume's first."""
+    last: int | None = None
+    """Highest slice index that may be written; None is the volume's last."""
+    min_overlap: float = 0.4
+    """A piece ends where its IoU with itself on the previous slice falls below this."""
+    max_area_change: float = 2.5
+    """A piece ends where its area grows or shrinks by more than this factor from one slice to the next."""
+    min_score: float = 0.5
+    """A piece ends where the model's predicted IoU is below this."""
+    box_margin: float = 0.05
+    """The derived box is wider than the previous mask by this fraction of its side, at least one pixel."""
+    keep: str = "largest"
+    """Which pieces of a new mask count: the `largest` that overlaps the previous one, all `touching`, or `all`."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("mode", MODES), ("direction", DIRECTIONS), ("keep", KEEP)):
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"Unknown propagation {name} '{getattr(self, name)}'; choose one of {', '.join(allowed)}."
+                )
+        if not 0 <= self.min_overlap <= 1 or not 0 <= self.min_score <= 1:
+            raise UserError("The smallest overlap and the smallest score of a propagation lie between 0 and 1.")
+        if self.max_area_change <= 1:
+            raise UserError("The largest area change of a propagation is a factor above 1, for example 2.5.")
+        if not 0 <= self.box_margin <= 1:
+            raise UserError("The box margin of a propagation is a fraction between 0 and 1, for example 0.05.")
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise UserError(f"The slice range {self.first} to {self.last} is empty; give the lower index first.")
+
+
+@dataclass(frozen=True, eq=False)
+class Seed:
+    """A slice whose mask is known."""
+
+    plane: SlicePlane
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class PropagatedSlice:
+    """A slice the mask was carried to."""
+
+    plane: SlicePlane
+    mask: np.ndarray
+    score: float
+    """The lowest predicted IoU among the mask's pieces."""
+    overlap: float
+    """IoU with the mask it was derived from."""
+    sources: tuple[str, ...]
+    """Keys of the prompted planes it comes from."""
+
+
+@dataclass(frozen=True)
+class PropagationEnd:
+    """Where and why a direction ended before the end of the range, as a sentence."""
+
+    reason: str
+
+
+def derive_prompts(mask: np.ndarray, mode: str, box_margin: float) -> PlanePrompts:
+    """Prompts for the next slice from a connected, non-empty mask (rows, columns) of the previous one.
+
+    `points` are up to three positives, the most interior ones, and the corners of a wider box as negatives.
+    """
+    rows, columns = mask.shape
+    x0, y0, x1, y1 = bounding_box(mask)
+    limits = np.array([columns - 1, rows - 1, columns - 1, rows - 1], dtype=np.float32)
+
+    def widened(fraction: float, at_least: float) -> np.ndarray:
+        dx, dy = max(fraction * (x1 - x0 + 1), at_least), max(fraction * (y1 - y0 + 1), at_least)
+        return np.clip(np.array([x0 - dx, y0 - dy, x1 + dx, y1 + dy], dtype=np.float32), 0, limits)
+
+    points, labels = np.zeros((0, 2), dtype=np.float32), np.zeros(0, dtype=np.float32)
+    if "points" in mode:
+        inside = interior_points(mask, 3)
+        wide = np.round(widened(0.2, 2)).astype(int)
+        corners = np.array([(x, y) for x in wide[[0, 2]] for y in wide[[1, 3]] if not mask[y, x]])
+        points = np.concatenate([inside, corners.reshape(-1, 2)]).astype(np.float32)
+        labels = np.concatenate([np.ones(len(inside)), np.zeros(len(corners))]).astype(np.float32)
+    return PlanePrompts(
+        points=points,
+        labels=labels,
+        box=widened(box_margin, 1) if "box" in mode else None,
+        mask=mask if "mask" in mode else None,
+    )
+
+
+def propagate(
+    predictor: Predictor,
+    volume: Volume,
+    window: IntensityWindow,
+    seeds: Sequence[Seed],
+    settings: PropagationSettings | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: Cancelled = lambda: False,
+) -> Iterator[PropagatedSlice | PropagationEnd]:
+    """Carry the seeds' masks through the volume; slices arrive one by one, nearest to their seed first.
+
+    Seeds lie on parallel slices. A prompted slice itself is never returned. Raises UserError when a seed's mask
+    is empty, when seeds do not belong to one stack of slices, or when `fill` has fewer than two of them.
+    """
+    settings = settings or PropagationSettings()
+    plan = _make_plan(volume, seeds, settings)
+    return _Run(predictor, volume, window, settings, plan, cancelled, Meter(len(plan.indices), progress)).slices()
+
+
+def planned_planes(
+    volume: Volume, seeds: Sequence[Seed], settings: PropagationSettings | None = None
+) -> list[SlicePlane]:
+    """The slices `propagate` may return, when nothing ends early; raises UserError as it does."""
+    plan = _make_plan(volume, seeds, settings or PropagationSettings())
+    return [plan.stack.plane(index) for index in plan.indices]
+
+
+@dataclass(frozen=True, eq=False)
+class _Front:
+    """A mask that has been carried to slice `index`."""
+
+    index: int
+    mask: np.ndarray
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Refused:
+    """Why a mask was not carried on."""
+
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Where the masks start, and which slices of the range are to be reached."""
+
+    stack: Stack
+    starts: list[_Front]
+    steps: tuple[int, ...]
+    """Directions beyond the outermost starts: 1 and -1."""
+    first: int
+    last: int
+
+    def beyond(self, step: int) -> range:
+        """Slices after the outermost start, nearest first."""
+        if step > 0:
+            return range(max(self.starts[-1].index + 1, self.first), self.last + 1)
+        return range(min(self.starts[0].index - 1, self.last), self.first - 1, -1)
+
+    def between(self, low: int, high: int) -> range:
+        """Slices after `low` and before `high`."""
+        return range(max(low + 1, self.first), min(high - 1, self.last) + 1)
+
+    @property
+    def gaps(self) -> list[tuple[_Front, _Front]]:
+        return list(zip(self.starts, self.starts[1:], strict=False))
+
+    @property
+    def indices(self) -> list[int]:
+        found = [index for low, high in self.gaps for index in self.between(low.index, high.index)]
+        return found + [index for step in self.steps for index in self.beyond(step)]
+
+
+def _make_plan(volume: Volume, seeds: Sequence[Seed], settings: PropagationSettings) -> _Plan:
+    if not seeds:
+        raise UserError("There is no mask to propagate; prompt the segment on at least one slice first.")
+    stack = stack_through(volume, seeds[0].plane)
+    starts = {}
+    for seed in seeds:
+        if not seed.mask.any():
+            raise UserError(f"The mask on {seed.plane} is empty; change its prompts before propagating.")
+        index, mask = stack.place(seed.plane, seed.mask)
+        starts[index] = _Front(index, mask, (seed.plane.key,))
+    if settings.direction == "fill" and len(starts) < 2:
+        raise UserError("Filling needs the segment on two slices of the same orientation; prompt another slice.")
+    up = 1 if stack.up_is_increasing else -1
+    steps = {"both": (1, -1), "up": (up,), "down": (-up,), "fill": ()}[settings.direction]
+    first = max(settings.first or 0, 0)
+    last = stack.count - 1 if settings.last is None else min(settings.last, stack.count - 1)
+    return _Plan(stack, [starts[index] for index in sorted(starts)], steps, first, last)
+
+
+class _Run:
+    """One propagation: what stays the same from slice to slice."""
+
+    def __init__(self, predictor, volume, window, settings, plan, cancelled, meter) -> None:
+        self.predictor, self.volume, self.window = predictor, volume, window
+        self.settings, self.plan, self.cancelled, self.meter = settings, plan, cancelled, meter
+
+    def slices(self) -> Iterator[PropagatedSlice | PropagationEnd]:
+        for lower, upper in self.plan.gaps:
+            yield from self._between(lower, upper)
+        for step in self.plan.steps:
+            yield from self._outward(self.plan.starts[-1 if step > 0 else 0], step)
+
+    def _outward(self, front: _Front, step: int) -> Iterator[PropagatedSlice | PropagationEnd]:
+        wanted = self.plan.beyond(step)
+        if not wanted:
+            return
+        for index in range(front.index + step, wanted[-1] + step, step):
+            if self.cancelled():
+                return
+            result = self._carry(front.mask, index, front.sources)
+            if isinstance(result, _Refused):
+                self.meter.skip(len([other for other in wanted if (other - index) * step >= 0]))
+                yield PropagationEnd(f"Propagation ended before slice {index}: {result.reason}.")
+                return
+            front = _Front(index, result.mask, front.sources)
+            if index in wanted:
+                self.meter.step()
+                yield result
+
+    def _between(self, lower: _Front, upper: _Front) -> Iterator[PropagatedSlice | PropagationEnd]:
+        """Close the gap between two known slices from both ends."""
+        ends = (lower.index, upper.index)
+        wanted = self.plan.between(*ends)
+        fronts = {1: lower, -1: upper}
+        alive = [1, -1]
+        refusals: list[str] = []
+        while alive and fronts[-1].index - fronts[1].index > 1:
+            if self.cancelled():
+                return
+            step = alive[0]
+            front, other = fronts[step], fronts[-step]
+            index = front.index + step
+            mask, sources = front.mask, front.sources
+            if index + step == other.index and len(alive) == 2:
+                # The last slice of the gap hears both sides, unless they contradict each other.
+                if overlap(front.mask, other.mask) < self.settings.min_overlap:
+                    yield PropagationEnd(
+                        f"The masks that come from slices {ends[0]} and {ends[1]} do not agree where they meet, "
+                        f"at slice {index}; prompt a slice there."
+                    )
+                else:
+                    mask, sources = front.mask | other.mask, front.sources + other.sources
+            result = self._carry(mask, index, sources)
+            if isinstance(result, _Refused):
+                refusals.append(result.reason)
+                alive.remove(step)
+                continue
+            fronts[step] = _Front(index, result.mask, front.sources)
+            alive.reverse()
+            if index in wanted:
+                self.meter.step()
+                yield result
+        empty = (fronts[1].index + 1, fronts[-1].index - 1)
+        if empty[0] <= empty[1]:
+            self.meter.skip(len(self.plan.between(empty[0] - 1, empty[1] + 1)))
+            where = f"slice {empty[0]} stays" if empty[0] == empty[1] else f"slices {empty[0]} to {empty[1]} stay"
+            yield PropagationEnd(
+                f"Between slices {ends[0]} and {ends[1]}, {where} empty: {refusals[-1]}; prompt a slice there."
+            )
+
+    def _carry(self, mask: np.ndarray, index: int, sources: tuple[str, ...]) -> PropagatedSlice | _Refused:
+        """The mask on slice `index`, from a neighbouring slice's mask."""
+        plane = self.plan.stack.plane(index)
+        shown = picture(self.volume, plane, self.window)
+        carried = np.zeros(mask.shape, dtype=bool)
+        scores, refusals = [], []
+        before = pieces(mask)
+        for piece in before:
+            if np.count_nonzero(piece) < SMALLEST_PIECE * np.count_nonzero(before[0]):
+                break
+            new, score = self._predict(shown, piece)
+            reason = self._doubt(piece, new, score)
+            if reason:
+                refusals.append(reason)
+            else:
+                carried |= new
+                scores.append(score)
+        if not scores:
+            return _Refused(refusals[0])
+        return PropagatedSlice(plane, carried, min(scores), overlap(mask, carried), sources)
+
+    def _predict(self, shown: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, float]:
+        settings = self.settings
+        prompts = derive_prompts(piece, settings.mode, settings.box_margin)
+        # The previous mask says where to look, even where the prompts alone (points) would not.
+        zoom = self.predictor.engine.spec.zoom
+        view = view_of_box(shown.shape, bounding_box(piece)) if zoom else None
+        if settings.mode == "points":
+            # Points alone are ambiguous; the previous mask tells which of the model's readings is meant.
+            prediction = self.predictor.predict(shown, prompts, multimask=True, view=view)
+            best = int(np.argmax([overlap(candidate, piece) for candidate in prediction.masks]))
+            mask, score = prediction.masks[best], float(prediction.scores[best])
+        else:
+            prediction = self.predictor.predict(shown, prompts, multimask=False, view=view)
+            mask, score = prediction.mask, prediction.score
+        return keep_pieces(mask, piece, settings.keep), score
+
+    def _doubt(self, before: np.ndarray, after: np.ndarray, score: float) -> str | None:
+        """Why `after` should not be believed, or None."""
+        old, new = np.count_nonzero(before), np.count_nonzero(after)
+        if new == 0:
+            return "the structure is not found there"
+        if score < self.settings.min_score:
+            return f"the model is unsure (predicted IoU {score:.2f})"
+        if not 1 / self.settings.max_area_change <= new / old <= self.settings.max_area_change:
+            return f"the area changes from {old} to {new} pixels"
+        shared = overlap(before, after)
+        if shared < self.settings.min_overlap:
+            return f"the mask has too little in common with the slice before (IoU {shared:.2f})"
+        return None
+
+
+def keep_pieces(mask: np.ndarray, before: np.ndarray, keep: str) -> np.ndarray:
+    """The pieces of `mask` that continue `before`: the `largest` overlapping one, all `touching`, or `all`."""
+    if keep == "all":
+        return mask
+    touching = [piece for piece in pieces(mask) if (piece & before).any()]
+    if keep == "largest":
+        touching = sorted(touching, key=lambda piece: -np.count_nonzero(piece & before))[:1]
+    return np.any(touching, axis=0) if touching else np.zeros_like(mask)

@@ -1,0 +1,83 @@
+"""Parallel slices through a volume that share one pixel grid, so that masks can be compared across them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import Volume
+from SAMFineTuneLib.images.plane import SlicePlane, aligned_plane, number_of_slices
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Slices 0 to `count` - 1; all have the same shape, directions and pixel size."""
+
+    count: int
+    plane: Callable[[int], SlicePlane]
+    place: Callable[[SlicePlane, np.ndarray], tuple[int, np.ndarray]]
+    """A plane with its mask -> its index and the mask on the stack's grid; UserError when it is no such slice."""
+
+    @property
+    def up_is_increasing(self) -> bool:
+        """Whether the index grows towards superior, anterior or right, whichever the slices are stacked along."""
+        if self.count < 2:
+            return True
+        towards = self.plane(1).origin - self.plane(0).origin
+        return bool(towards[np.argmax(np.abs(self.plane(0).normal))] > 0)
+
+
+def stack_through(volume: Volume, plane: SlicePlane) -> Stack:
+    """The stack a plane belongs to: the volume's own slices, or parallel oblique ones a slice thickness apart."""
+    return _aligned(volume, plane.orientation) if plane.index is not None else _oblique(volume, plane)
+
+
+def _aligned(volume: Volume, orientation: str) -> Stack:
+    def place(plane: SlicePlane, mask: np.ndarray) -> tuple[int, np.ndarray]:
+        if plane.orientation != orientation or plane.index is None:
+            raise UserError(
+                f"Slices of different orientations ({orientation} and {plane.orientation}) cannot be "
+                "propagated together; choose one orientation."
+            )
+        return plane.index, mask
+
+    return Stack(
+        number_of_slices(volume, orientation), lambda index: aligned_plane(volume, orientation, index), place
+    )
+
+
+def _oblique(volume: Volume, plane: SlicePlane) -> Stack:
+    """Other parallel slices cut the volume elsewhere, so the stack's grid is the seed's, extended to hold it all."""
+    last = np.array(volume.shape[::-1]) - 1
+    corners = volume.ijk_to_ras(np.array(np.meshgrid(*([0, end] for end in last))).reshape(3, -1).T)
+    steps = plane.distance(corners) / plane.thickness
+    below, above = (max(0, int(np.floor(reach + 0.5))) for reach in (-steps.min(), steps.max()))
+    pixels = plane.ras_to_pixel(corners)
+    rows, columns = plane.shape
+    low = np.minimum(np.floor(pixels.min(axis=0)), 0).astype(int)
+    high = np.maximum(np.ceil(pixels.max(axis=0)), (columns - 1, rows - 1)).astype(int)
+    shape = (int(high[1] - low[1]) + 1, int(high[0] - low[0]) + 1)
+    grid = replace(plane, origin=plane.pixel_to_ras(low), shape=shape)
+
+    def plane_at(index: int) -> SlicePlane:
+        return replace(grid, origin=grid.origin + (index - below) * plane.thickness * plane.normal)
+
+    def place(other: SlicePlane, mask: np.ndarray) -> tuple[int, np.ndarray]:
+        parallel = np.allclose([other.right, other.down], [grid.right, grid.down], atol=1e-4)
+        offset = float(grid.distance(other.origin)) / plane.thickness
+        if not parallel or not np.isclose(other.pixel_size, grid.pixel_size) or abs(offset - round(offset)) > 0.25:
+            raise UserError(
+                "Oblique slices can be propagated together only when they are parallel and whole slice "
+                "thicknesses apart; propagate from one of them."
+            )
+        left, top = np.rint(grid.ras_to_pixel(other.origin)).astype(int)
+        full = np.zeros(shape, dtype=bool)
+        ys, xs = np.nonzero(mask)
+        inside = (ys + top >= 0) & (ys + top < shape[0]) & (xs + left >= 0) & (xs + left < shape[1])
+        full[ys[inside] + top, xs[inside] + left] = True
+        return below + round(offset), full
+
+    return Stack(below + above + 1, plane_at, place)
