@@ -52,7 +52,7 @@ def write_labelmap(
 
 
 def check_output_path(path: str | Path) -> None:
-    """UserError when `path`'s ending is none that `write_labelmap` knows; lets a long job fail at its start."""
+    """UserError unless `path` has an ending for `write_labelmap`; lets a long job fail at its start."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"“{path}” is a folder; give the name of a file in it.")
