@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..files import atomic_write
 from .recognise import Recognition, build_network, recognise
 from .spec import ModelFolder
 
@@ -97,14 +96,3 @@ def load_torch_model(model_folder: ModelFolder, device: Any = "cpu", dtype: Any 
     network = network.requires_grad_(False).to(device)
     network.image_encoder.to(dtype)
     return TorchModel(network, device, dtype)
-
-
-def write_weights(recognition: Recognition, path: str | Path) -> Path:
-    """Write a recognised, complete checkpoint as plain `.safetensors`: unwrapped, LoRA merged, base included."""
-    from safetensors.torch import save
-
-    recognition.require_fit()
-    content = save({name: value.contiguous() for name, value in recognition.state_dict.items()})
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
-    return Path(path)

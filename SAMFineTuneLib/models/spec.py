@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..errors import UserError
@@ -133,11 +133,14 @@ class ModelFolder:
 
     def verify(self) -> None:
         """Raise `UserError` when a file is missing or is not the one `model.json` means. Reads it all."""
-        for role, name in self.spec.files.items():
-            expected, found = self.spec.sha256.get(name), sha256_of(self.file(role))
-            if expected and expected != found:
+        for role in self.spec.files:
+            self.file(role)
+        for name, expected in self.spec.sha256.items():
+            file = self.path / name
+            found = sha256_of(file) if file.is_file() else "none, because it is missing"
+            if expected != found:
                 raise UserError(
-                    f"{self.path / name} is damaged or was replaced: its SHA-256 is {found}, not {expected}; "
+                    f"{file} is damaged or was replaced: its SHA-256 is {found}, not {expected}; "
                     "import or download the model again."
                 )
 
@@ -190,7 +193,8 @@ def _problem(spec: ModelSpec) -> str | None:
     for role, file in spec.files.items():
         if role not in FILE_ROLES:
             return f"files names the role {role!r}, but knows only {', '.join(FILE_ROLES)}"
-        if PurePath(file).name != file or file in ("", ".", ".."):
+    for file in (*spec.files.values(), *spec.sha256):
+        if PureWindowsPath(file).name != file or file in ("", ".", ".."):
             return f"the file {file!r} must lie in the model's own folder"
     if not all(isinstance(name, str) for name in spec.classes):
         return "classes must be names"

@@ -179,6 +179,8 @@ def test_a_description_survives_its_file(tmp_path):
         ({"pixel_mean": [1.0]}, "pixel_mean must hold 3"),
         ({"pixel_std": [1, 0, 1]}, "positive"),
         ({"files": {"weights": "../../etc/passwd"}}, "own folder"),
+        ({"files": {"weights": "C:\\w.pth"}}, "own folder"),
+        ({"sha256": {"../w.pth": "0"}}, "own folder"),
         ({"files": {"virus": "a"}}, "'virus'"),
         ({"id": "../x"}, "its id"),
         ({"colour": "red"}, "not known: colour"),

@@ -1,0 +1,183 @@
+"""Exporting a model to ONNX: an encoder and a decoder graph that ONNX Runtime runs without PyTorch.
+
+`encoder.onnx`: `image` (1, C, S, S) -> the embedding's tensors by name. `decoder.onnx`: those, `point_coords`
+(B, N, 2), `point_labels` (B, N), `mask_input` (B, 1, L, L), `has_mask_input` (B,) -> `low_res_masks` (B, T, L, L),
+`iou_predictions` (B, T); B and N are free, everything is float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..files import sha256_of
+from .spec import ModelFolder, ModelSpec, write_spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OPSET = 17
+PROMPTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
+OUTPUTS = ("low_res_masks", "iou_predictions")
+_FREE = {"point_coords": {0: "prompts", 1: "points"}, "point_labels": {0: "prompts", 1: "points"}} | {
+    name: {0: "prompts"} for name in ("mask_input", "has_mask_input", *OUTPUTS)
+}
+
+
+def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> ModelFolder:
+    """Export a model that is on disk into `folder`, with its `model.json`: a model folder of its own.
+
+    Exporting into the model's own folder adds the graphs to it. `UserError` when its weights do not fit.
+    """
+    from .load import load_torch_model
+
+    folder = Path(folder)
+    spec = model.spec
+    written = export_onnx(load_torch_model(model).network, spec, folder, int8)
+    kept = folder.resolve() == model.path.resolve()
+    files = (dict(spec.files) if kept else {}) | {role: f"{role}.onnx" for role in ("encoder", "decoder")}
+    digests = {name: digest for name, digest in spec.sha256.items() if kept and name not in written}
+    digests |= {path.name: sha256_of(path) for path in written}
+    spec = replace(spec, files=files, sha256=digests)
+    write_spec(spec, folder)
+    return ModelFolder(spec, folder)
+
+
+def export_onnx(network: nn.Module, spec: ModelSpec, folder: str | Path, int8: bool = False) -> list[Path]:
+    """Write `encoder.onnx` and `decoder.onnx` of a float32 network on the CPU; the paths of all files written.
+
+    Weights of 2 GiB and more lie in `encoder.onnx.data`. With `int8` the encoder's linear layers are quantised, each
+    output channel by its own scale: about a quarter of the size, and faster on CPUs; the small decoder stays exact.
+    Files appear whole or not at all.
+    """
+    import torch
+
+    _need_onnx()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    image = torch.zeros(1, spec.channels, spec.input_size, spec.input_size)
+    prompts = (
+        torch.zeros(2, 3, 2),
+        torch.tensor([[1.0, 0.0, -1.0], [2.0, 3.0, 1.0]]),
+        torch.zeros(2, 1, spec.low_res_size, spec.low_res_size),
+        torch.tensor([0.0, 1.0]),
+    )
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder) as place:
+        building = Path(place)
+        embedding = network.encode(image)
+        encoder, decoder = _halves(network, list(embedding))
+        _trace(encoder, (image,), building / "encoder", ["image"], list(embedding))
+        _trace(decoder, (*embedding.values(), *prompts), building / "decoder", [*embedding, *PROMPTS], list(OUTPUTS))
+        if int8:
+            _quantise(building / "encoder")
+        return [*_move(building / "encoder", folder), *_move(building / "decoder", folder)]
+
+
+def _halves(network: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder as modules over plain tensors; `names` are those of the embedding's."""
+    from torch import nn
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+    class Encoder(Half):
+        def forward(self, image):
+            embedding = self.network.encode(image)
+            return tuple(embedding[name] for name in names)
+
+    class Decoder(Half):
+        def forward(self, *values):
+            embedding = dict(zip(names, values, strict=False))
+            return self.network.decode(embedding, *values[len(names) :])
+
+    return Encoder().eval(), Decoder().eval()
+
+
+def _trace(half: nn.Module, values: tuple, folder: Path, inputs: list[str], outputs: list[str]) -> None:
+    """Write one graph into a new folder that is named after it."""
+    import onnx
+    import torch
+
+    folder.mkdir()
+    graph = folder / f"{folder.name}.onnx"
+    # The tracing exporter needs seconds where the newer one needs half a minute, and both give the same answers.
+    options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes become constants while tracing: here they are
+        torch.onnx.export(
+            half,
+            values,
+            str(graph),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes={name: axes for name, axes in _FREE.items() if name in (*inputs, *outputs)},
+            opset_version=OPSET,
+            **options,
+        )
+    if len(list(folder.iterdir())) > 1:  # beyond 2 GiB the exporter writes a file for each tensor
+        model = onnx.load(graph)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        onnx.save(model, graph, save_as_external_data=True, location=f"{graph.name}.data", size_threshold=1024)
+
+
+def _quantise(folder: Path) -> None:
+    """Replace a graph by one whose products with constant matrices run in 8 bits, scales computed per picture."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = folder / f"{folder.name}.onnx"
+    exact = folder.with_name(f"{folder.name}-exact")
+    folder.rename(exact)
+    folder.mkdir()
+    with _quiet():
+        quantize_dynamic(
+            exact / graph.name,
+            graph,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            # 7-bit weights: CPUs without VNNI instructions overflow with 8.
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=len(list(exact.iterdir())) > 1,
+        )
+    shutil.rmtree(exact)
+
+
+def _move(source: Path, folder: Path) -> list[Path]:
+    """Move a graph's files into their folder, the weights before the graph that names them."""
+    files = sorted(source.iterdir(), key=lambda path: path.suffix == ".onnx")
+    for path in files:
+        os.replace(path, folder / path.name)
+    return [folder / path.name for path in files]
+
+
+def _need_onnx() -> None:
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError(
+            "Exporting needs the package onnx, which is not installed; install it with: "
+            'pip install "samfinetune[torch]"'
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantiser's advice out of the user's terminal."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
