@@ -1,5 +1,6 @@
 """Prompts in RAS: what they are, on which slice planes they lie, and the files that hold them."""
 
+from SAMFineTuneLib.prompts.markups import read_markups, write_markups
 from SAMFineTuneLib.prompts.on_planes import on_planes, prompt_planes
 from SAMFineTuneLib.prompts.prompts import (
     Box3DPrompt,
@@ -14,6 +15,13 @@ from SAMFineTuneLib.prompts.prompts import (
     SegmentPrompts,
     segment_color,
 )
+from SAMFineTuneLib.prompts.prompts_file import (
+    merge_prompts,
+    prompts_from_dict,
+    prompts_to_dict,
+    read_prompts,
+    write_prompts,
+)
 
 __all__ = [
     "Box3DPrompt",
@@ -26,7 +34,14 @@ __all__ = [
     "PromptSet",
     "ScribblePrompt",
     "SegmentPrompts",
+    "merge_prompts",
     "on_planes",
     "prompt_planes",
+    "prompts_from_dict",
+    "prompts_to_dict",
+    "read_markups",
+    "read_prompts",
     "segment_color",
+    "write_markups",
+    "write_prompts",
 ]
