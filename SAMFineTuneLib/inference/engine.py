@@ -62,11 +62,11 @@ def open_engine(
     _check("device", device.partition(":")[0], DEVICES)
     _check("precision", precision, PRECISIONS)
     _check("engine", engine, ENGINES)
-    has_onnx = model.has("encoder") and model.has("decoder")
     if engine == "auto":
+        has_onnx = model.has("encoder") and model.has("decoder")
         engine = "onnx" if has_onnx and not _torch_serves_better(device, precision) else "torch"
     if engine == "onnx":
-        if not has_onnx:
+        if not {"encoder", "decoder"} <= set(model.spec.files):
             raise UserError(
                 f"Model '{model.spec.id}' has no ONNX files; export them with `samfinetune models export`, "
                 "or use the PyTorch engine."

@@ -37,7 +37,9 @@ class OnnxEngine:
         self.notices: list[str] = []
         self._files = {part: model.file(part) for part in ("encoder", "decoder")}
         self.digest = hashlib.sha256(f"onnx|{self._weights_digest()}".encode()).hexdigest()
-        self._open(self._choose(device), asked=device)
+        self._asked = device
+        self._place = self._choose(device)
+        self._on_cpu_when_out_of_memory(self._open)
 
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
         def run() -> dict[str, np.ndarray]:
@@ -88,29 +90,30 @@ class OnnxEngine:
             )
         return device
 
-    def _open(self, device: str, asked: str) -> None:
-        name, _, number = device.partition(":")
-        provider: Any = _PROVIDERS[name]
-        if number:
-            provider = (provider, {"device_id": number})
-        self._encoder = self._session("encoder", provider)
-        self._decoder = self._session("decoder", provider)
-        if _PROVIDERS[name] not in self._encoder.get_providers():  # built in, but no driver or no GPU
-            if asked != "auto":
-                raise UserError(f"No usable GPU driver was found for '{asked}'; choose device 'cpu'.")
-            name = "cpu"
-        self._name = name
-        self.device = f"{'CPU' if name == 'cpu' else name.upper()} (ONNX Runtime, fp32)"
+    def _open(self) -> None:
+        name, _, number = self._place.partition(":")
+        provider = _PROVIDERS[name]
+        chosen = [(provider, {"device_id": number} if number else {})]
+        if name != "cpu":
+            chosen.append((_PROVIDERS["cpu"], {}))  # for what a GPU provider does not implement
+        self._encoder = self._session("encoder", chosen)
+        self._decoder = self._session("decoder", chosen)
+        if provider not in self._encoder.get_providers():  # built in, but no driver or no GPU
+            if self._asked != "auto":
+                raise UserError(f"No usable GPU driver was found for '{self._asked}'; choose device 'cpu'.")
+            self._place = name = "cpu"
+        precision = self._encoder.get_modelmeta().custom_metadata_map.get("precision", "fp32")
+        self.device = f"{name.upper()} (ONNX Runtime, {precision})"
 
-    def _session(self, part: str, provider: Any) -> Any:
+    def _session(self, part: str, providers: list[tuple[str, dict[str, str]]]) -> Any:
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # its messages go to stderr; what matters is raised
         try:
-            return runtime.InferenceSession(str(self._files[part]), options, providers=[provider, _PROVIDERS["cpu"]])
+            return runtime.InferenceSession(str(self._files[part]), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises classes of its own, some private
             if _is_out_of_memory(error):
-                return runtime.InferenceSession(str(self._files[part]), options, providers=[_PROVIDERS["cpu"]])
+                raise
             raise UserError(
                 f"{self._files[part].name} of model '{self.spec.id}' is not an ONNX graph that this ONNX Runtime "
                 "can run; import or export the model again."
@@ -120,11 +123,12 @@ class OnnxEngine:
         try:
             return run()
         except Exception as error:
-            if self._name == "cpu" or not _is_out_of_memory(error):
+            if self._place == "cpu" or not _is_out_of_memory(error):
                 raise
-            self.notices.append(f"The GPU ran out of memory; '{self.spec.id}' goes on, slower, on the CPU.")
-            self._open("cpu", asked="cpu")
-            return run()
+        self.notices.append(f"The GPU ran out of memory; '{self.spec.id}' goes on, slower, on the CPU.")
+        self._place = "cpu"
+        self._open()
+        return run()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

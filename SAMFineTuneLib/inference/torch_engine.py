@@ -25,18 +25,14 @@ class TorchEngine:
 
     def __init__(self, model: ModelFolder, device: str = "auto", precision: str = "auto"):
         self._torch = _import_torch()
-        from SAMFineTuneLib.models.load import load_torch_model
-
         self.spec = model.spec
         self.notices: list[str] = []
         weights = model.file("weights")
         self._weights = self.spec.sha256.get(weights.name) or sha256_of(weights)
+        self._model = model
         self._place, self._precision = self._choose(device, precision)
-        try:
-            self._network = load_torch_model(model, self._place, self._torch.float32)
-        except self._torch.OutOfMemoryError:
-            self._fall_back()
-            self._network = load_torch_model(model, self._place, self._torch.float32)
+        self._network = None
+        self._on_cpu_when_out_of_memory(self._load)
 
     @property
     def digest(self) -> str:
@@ -47,13 +43,9 @@ class TorchEngine:
         return f"{self._place.upper()} (PyTorch, {self._precision})"
 
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        torch = self._torch
-
         def run() -> dict[str, np.ndarray]:
-            kind = self._place.partition(":")[0]
-            with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self._precision == "bf16"):
-                embedding = self._network.encode(self._tensor(image))
-                return {name: tensor.float().cpu().numpy() for name, tensor in embedding.items()}
+            embedding = self._network.encode(self._tensor(image))
+            return {name: tensor.cpu().numpy() for name, tensor in embedding.items()}
 
         return self._on_cpu_when_out_of_memory(run)
 
@@ -66,22 +58,27 @@ class TorchEngine:
         has_mask_input: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         def run() -> tuple[np.ndarray, np.ndarray]:
-            with self._torch.inference_mode():
-                logits, scores = self._network.decode(
-                    {name: self._tensor(array) for name, array in embedding.items()},
-                    self._tensor(point_coords),
-                    self._tensor(point_labels),
-                    self._tensor(mask_input),
-                    self._tensor(has_mask_input),
-                )
-                return logits.float().cpu().numpy(), scores.float().cpu().numpy()
+            logits, scores = self._network.decode(
+                {name: self._tensor(array) for name, array in embedding.items()},
+                self._tensor(point_coords),
+                self._tensor(point_labels),
+                self._tensor(mask_input),
+                self._tensor(has_mask_input),
+            )
+            return logits.cpu().numpy(), scores.cpu().numpy()
 
         return self._on_cpu_when_out_of_memory(run)
 
     def _tensor(self, array: np.ndarray) -> Any:
         if not array.flags.writeable:  # cached embeddings are read-only, which torch warns about
             array = array.copy()
-        return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._place)
+        return self._torch.from_numpy(np.ascontiguousarray(array))
+
+    def _load(self) -> None:
+        from SAMFineTuneLib.models.load import load_torch_model
+
+        dtype = self._torch.bfloat16 if self._precision == "bf16" else self._torch.float32
+        self._network = load_torch_model(self._model, self._place, dtype)
 
     def _choose(self, device: str, precision: str) -> tuple[str, str]:
         torch = self._torch
@@ -100,19 +97,17 @@ class TorchEngine:
             precision = "bf16" if name == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         return device, precision
 
-    def _fall_back(self) -> None:
-        self.notices.append(f"The GPU ran out of memory; '{self.spec.id}' goes on, slower, on the CPU.")
-        self._torch.cuda.empty_cache()
-        self._place, self._precision = "cpu", "fp32"
-
     def _on_cpu_when_out_of_memory(self, run: Callable[[], Result]) -> Result:
         try:
             return run()
-        except self._torch.OutOfMemoryError:
-            if self._place == "cpu":
+        except RuntimeError as error:  # what CUDA and MPS raise for it is one
+            if self._place == "cpu" or "out of memory" not in str(error).lower():
                 raise
-        self._fall_back()  # outside the handler: its traceback would keep the GPU's tensors alive
-        self._network.to("cpu")
+        # Outside the handler, whose traceback would keep the GPU's tensors alive.
+        self.notices.append(f"The GPU ran out of memory; '{self.spec.id}' goes on, slower, on the CPU.")
+        self._place, self._precision, self._network = "cpu", "fp32", None
+        self._torch.cuda.empty_cache()
+        self._load()
         return run()
 
 

@@ -1,0 +1,62 @@
+"""Where a zooming model looks: squares from a fixed ladder that always hold the prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from SAMFineTuneLib.inference.view import SMALLEST_SIDE, View, bounding_box, square_view, view_of_box
+
+SHAPES = st.tuples(st.integers(1, 700), st.integers(1, 700))
+PART = st.floats(0, 1)
+
+
+@st.composite
+def boxes_in_pictures(draw):
+    rows, columns = draw(SHAPES)
+    x = sorted(draw(st.tuples(PART, PART)))
+    y = sorted(draw(st.tuples(PART, PART)))
+    box = np.float32([x[0] * (columns - 1), y[0] * (rows - 1), x[1] * (columns - 1), y[1] * (rows - 1)])
+    return (rows, columns), box
+
+
+@given(boxes_in_pictures())
+def test_the_view_lies_in_the_picture_holds_the_box_and_leaves_room_around_it(case):
+    (rows, columns), box = case
+    view = view_of_box((rows, columns), box)
+    assert 0 <= view.top and view.top + view.rows <= rows and 0 <= view.left and view.left + view.columns <= columns
+    assert view.contains(box.reshape(2, 2))
+    longer = max(box[2] - box[0], box[3] - box[1]) + 1
+    if view != View.whole((rows, columns)):
+        assert max(view.rows, view.columns) >= min(1.5 * longer, rows, columns) or longer < SMALLEST_SIDE
+        assert view.rows <= max(2.5 * longer, SMALLEST_SIDE)
+
+
+@given(SHAPES, st.floats(1, 900), PART, PART)
+def test_views_of_neighbouring_prompts_are_often_the_same(shape, side, x, y):
+    rows, columns = shape
+    center = (x * (columns - 1), y * (rows - 1))
+    view = square_view(shape, center, side)
+    again = square_view(shape, (view.left + view.columns / 2, view.top + view.rows / 2), max(view.rows, view.columns))
+    assert again.rows == view.rows or View.whole(shape) in (again, view)
+
+
+@given(boxes_in_pictures())
+def test_cropping_and_pasting_are_inverse_and_points_move_along(case):
+    (rows, columns), box = case
+    picture = np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
+    view = view_of_box((rows, columns), box)
+    pasted = view.paste(view.crop(picture), (rows, columns), -1)
+    inside = pasted >= 0
+    assert inside.sum() == view.rows * view.columns and np.array_equal(pasted[inside], picture[inside])
+    x, y = np.round(box[:2]).astype(int)
+    in_view_x, in_view_y = view.to_view(np.float32([[x, y]]))[0].astype(int)
+    assert view.crop(picture)[in_view_y, in_view_x] == picture[y, x]
+
+
+def test_the_box_of_a_mask_names_its_outermost_pixels():
+    mask = np.zeros((9, 12), bool)
+    assert bounding_box(mask) is None
+    mask[2:5, 7] = True
+    assert bounding_box(mask).tolist() == [7, 2, 7, 4]
