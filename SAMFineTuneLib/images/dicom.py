@@ -94,7 +94,7 @@ def _scan(folder: Path) -> _Folder:
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder):
         folders.sort()
-        for path in (Path(parent, name) for name in sorted(names)):
+        for path in (Path(parent, name) for name in sorted(names) if name.upper() != "DICOMDIR"):
             try:
                 header = read_header(path)
             except (DamagedFile, PermissionError):

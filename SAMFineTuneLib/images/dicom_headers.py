@@ -119,11 +119,12 @@ def read_header(path: Path) -> Header | str | None:
 
 
 def _header(path: Path, dataset: Dataset) -> Header | str | None:
-    sop_class = dataset.get("SOPClassUID") or ""
+    meta = getattr(dataset, "file_meta", None) or Dataset()
+    sop_class = dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""
     if sop_class in _NOT_TO_SEGMENT:
         return _NOT_TO_SEGMENT[sop_class]
     if not (dataset.get("Rows") and dataset.get("Columns")):
-        if getattr(sop_class, "name", "").endswith("Image Storage"):
+        if not sop_class or getattr(sop_class, "name", "").endswith("Image Storage"):
             raise DamagedFile(str(path))
         return None
     number = _number(dataset.get("SeriesNumber"))

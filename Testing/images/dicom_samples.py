@@ -102,7 +102,14 @@ def _item(**attributes) -> Dataset:
 
 
 def write_enhanced(
-    path: Path, stored: np.ndarray, order, *, step=2.5, rescale=None, compress: str | None = None, **attributes
+    path: Path,
+    stored: np.ndarray,
+    order,
+    *,
+    step=2.5,
+    rescale=None,
+    compress: str | None = None,
+    **attributes,
 ) -> Path:
     """Enhanced CT file whose n-th frame is slice `order[n]` of `stored` [k, row, column].
 

@@ -9,6 +9,7 @@ import SimpleITK as sitk
 from dicom_samples import AXIAL, decimals, write_enhanced, write_series
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import list_series, read_volume
 
