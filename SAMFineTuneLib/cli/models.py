@@ -229,11 +229,15 @@ def _remove(store: Store, args: argparse.Namespace) -> None:
 
 def _export(store: Store, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.models.download import readable_size
-    from SAMFineTuneLib.models.export import export_onnx
+    from SAMFineTuneLib.models.export import export_model
 
-    model = export_onnx(store.get(args.id), args.output, int8=args.int8)
-    sizes = [f"{name} ({readable_size((model.path / name).stat().st_size)})" for name in model.spec.files.values()]
-    print(f"Wrote {', '.join(sizes)} to {model.path}; `samfinetune models import {model.path}` adds it on any computer.")
+    output = Path(args.output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"{output} exists already; -o needs a new or an empty folder.")
+    model = export_model(store.get(args.id), output, int8=args.int8)
+    sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(output.glob("*.onnx*"))]
+    print(f"Wrote {', '.join(sizes)} to {model.path}.")
+    print(f"`samfinetune models import {model.path}` adds it on any computer, where it runs without PyTorch.")
 
 
 class _Bar:

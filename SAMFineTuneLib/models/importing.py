@@ -52,14 +52,13 @@ def examine(
         if like or base:
             raise UserError(f"{path} is a folder, which says itself how it is used; --like and --base are for files.")
         return _examine_folder(path, model_id)
-    from SAMFineTuneLib.models.load import write_weights
     from SAMFineTuneLib.models.recognise import recognise
 
     recognition = recognise(path, base)
     recognition.require_fit()
     entry, notes = _identify(path, model_id, recognition)
     teacher = find_entry(like) if like else entry or _usual(recognition)
-    if like and teacher.architecture != recognition.architecture != "finetune_sam":
+    if like and _family(teacher) != _family(recognition) != "finetune_sam":
         raise UserError(f"{path} is {recognition.architecture}, and {like!r} is {teacher.architecture}; "
                         "--like needs a published model of the same architecture.")
     spec = ModelSpec(
@@ -72,7 +71,7 @@ def examine(
     )
     sources: dict[str, Source] = {spec.files["weights"]: path}
     if base:  # one complete file, so that the model does not depend on another's
-        sources = {spec.files["weights"]: lambda target: write_weights(recognition, target)}
+        sources = {spec.files["weights"]: lambda target: _save(recognition, target)}
         notes.append(f"completed by the prompt encoder and mask decoder of {base}")
     if recognition.settings is not None:
         sources[_SETTINGS] = path.with_name(_SETTINGS)
@@ -123,6 +122,11 @@ def _kind(thing: Entry | Recognition) -> str:
     return f"{thing.architecture} with {thing.input_size} pixels"
 
 
+def _family(thing: Entry | Recognition) -> str:
+    """The architecture, whatever the size of its ViT."""
+    return "sam_vit" if thing.architecture.startswith("sam_vit") else thing.architecture
+
+
 def _usual(recognition: Recognition) -> Entry | None:
     """The published model whose pixel rule a file of this kind most likely has; finetune-SAM's says its own."""
     if recognition.architecture == "finetune_sam":
@@ -145,6 +149,12 @@ def _preparation(recognition: Recognition, teacher: Entry | None, told: object) 
                                            "as is usual for its architecture, because nothing beside the file says how")
     doubt = "" if told else ", because the file does not say how; if that is wrong, import it with --like"
     return f"pictures are prepared as for {teacher.name}{doubt}"
+
+
+def _save(recognition: Recognition, target: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.clone() for name, tensor in recognition.state_dict.items()}, target)
 
 
 def _slug(text: str) -> str:
