@@ -4,7 +4,8 @@ A sub-command is the module of its name in this package. It offers `add_parser(s
 `run(args) -> int`, and imports nothing heavier than the standard library at file scope: only the module that
 is asked for is loaded, and only help needs all of them.
 
-Exit codes: 0 done, 2 wrong input (one sentence on stderr), 130 interrupted; anything else is a defect.
+Exit codes: 0 done, 2 wrong input (one sentence on stderr), 130 interrupted, 141 the reader of the output went
+away; anything else is a defect.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ Every sub-command has its own help: samfinetune segment --help
 def main(argv: list[str] | None = None) -> int:
     """Run `samfinetune` with `argv` (the process's own arguments when None); returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the program
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
@@ -39,10 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _say(f"samfinetune: {error}", 2)
     except KeyboardInterrupt as error:
-        return _say(f"samfinetune: {error or 'interrupted; nothing half-written was left behind.'}", 130)
+        return _say(f"samfinetune: {str(error) or 'interrupted; nothing half-written was left behind.'}", 130)
+    except MemoryError:
+        return _say("samfinetune: this computer has too little free memory for that; close other programs, or take a "
+                    "smaller model or volume.", 2)
     except BrokenPipeError:
         _discard_stdout()
-        return 0
+        return 141
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -54,7 +61,7 @@ def _dispatch(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"samfinetune {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     modules = {}
     for name in names:
         try:
