@@ -1,14 +1,16 @@
 """Slicer's markups files (`.mrk.json`): point lists, ROIs, curves and planes as prompts, in and out.
 
 What a markup means:
-* Its segment is the list's name, in a file the file's name without ending. Words at its end that only say what it
-  is are left out: positive, pos, negative, neg, foreground, background, points, box, roi, scribble, curve, line,
-  with or without a number: "liver_negative.mrk.json" and "liver_box-1.mrk.json" both belong to "liver".
+
+* Its segment is the list's name, which is the file's name. Words at its end that only say what it is are
+  left out (positive, pos, negative, neg, foreground, background, points, box, roi, scribble, curve, line, also
+  with a number): "liver_negative.mrk.json" and "liver_box-1.mrk.json" both belong to "liver".
 * A point is negative when its description, or else its label, or else the list's name holds one of the words
   negative, neg, background, or is just "-"; the words positive, pos, foreground, or "+" make it positive.
 * An ROI is a 3-D box along its own axes; a thin one is a box on the slice of its centre.
 * Curves and lines are scribbles, straight from control point to control point.
 * A plane is the oblique plane that all prompts are meant on.
+
 Only points whose position is defined count: not those skipped, nor the preview under the mouse.
 """
 
@@ -80,12 +82,12 @@ def read_markups(path: str | Path) -> PromptSet:
                 colors.setdefault(segment, tuple(numbers(color, f"{where}.display.selectedColor", 3)))
         else:
             raise UserError(
-                f"{path.name} holds a markup of type {kind}, which is no prompt: use point lists, ROIs, curves or "
-                "a plane."
+                f"{path.name} holds a markup of type {kind}, which is no prompt: "
+                "use point lists, ROIs, curves or a plane."
             )
     placed = [(name, prompts) for name, prompts in found.items() if prompts]
     if not placed and view is None:
-        raise UserError(f"{path.name} holds no placed points or boxes: place them in Slicer and save it again.")
+        raise UserError(f"{path.name} holds no placed points or boxes: place some in Slicer, save it again.")
     segments = (
         SegmentPrompts(name, value, colors.get(name), tuple(prompts))
         for value, (name, prompts) in enumerate(placed, start=1)
@@ -94,8 +96,8 @@ def read_markups(path: str | Path) -> PromptSet:
 
 
 def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> list[Path]:
-    """Write prompts as markups that Slicer opens, one file for each list, ROI, curve and plane; each whole or not
-    at all. Returns the files. `volume` gives boxes on slices their directions and thickness.
+    """Write prompts as markups that Slicer opens, one file for each list, ROI, curve and plane; each whole
+    or not at all. Returns the files. `volume` gives boxes on slices their directions and thickness.
 
     Raises UserError for what markups cannot hold: masks, and 3-D boxes with skewed axes.
     """
@@ -106,7 +108,8 @@ def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> lis
         if any(name.startswith(f"{stem}_") for name in contents):
             stem = f"{stem} {segment.value}"
         for name, markup in _segment_markups(segment, prompts, volume):
-            markup["display"] = {"visibility": True, "color": list(segment.color), "selectedColor": list(segment.color)}
+            color = list(segment.color)
+            markup["display"] = {"visibility": True, "color": color, "selectedColor": color}
             contents[f"{stem}_{name}"] = markup
     if prompts.view is not None:
         contents["view_plane"] = _plane_markup(prompts.view)
@@ -219,7 +222,9 @@ _READERS = {
 # ---- writing
 
 
-def _segment_markups(segment: SegmentPrompts, prompts: PromptSet, volume: Volume) -> Iterable[tuple[str, dict]]:
+def _segment_markups(
+    segment: SegmentPrompts, prompts: PromptSet, volume: Volume
+) -> Iterable[tuple[str, dict]]:
     """(what it is, markup) for everything of a segment."""
     for positive, name in ((True, "positive"), (False, "negative")):
         points = [p.ras for p in segment.prompts if isinstance(p, PointPrompt) and p.positive == positive]
@@ -234,7 +239,7 @@ def _segment_markups(segment: SegmentPrompts, prompts: PromptSet, volume: Volume
         elif isinstance(prompt, ScribblePrompt):
             strokes += 1
             name = f"{'positive' if prompt.positive else 'negative'}_scribble-{strokes}"
-            yield name, _points_markup("Curve", prompt.ras, "scribble") | {"curve": {"type": "linear"}}
+            yield name, _points_markup("Curve", prompt.ras, "scribble")
         elif isinstance(prompt, MaskPrompt):
             raise UserError(
                 f"Segment {segment.name} has a mask prompt, which Slicer's markups cannot hold: "

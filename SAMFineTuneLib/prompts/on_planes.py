@@ -239,7 +239,7 @@ def _add_mask(slices: _Slices, prompt: MaskPrompt, what: str) -> None:
     else:
         fits = []
     if not fits or fits[0].shape != plane.shape or not np.allclose(fits[0].origin, plane.origin, atol=0.01):
-        raise UserError(f"{what} was drawn on {plane}, which this volume or view does not have: draw it anew.")
+        raise UserError(f"{what} was drawn on {plane}, which this volume or view lacks: draw it again.")
     one = slices.on(fits[0])
     if one.mask is not None:
         raise UserError(f"Segment {slices.segment} has two mask prompts on {plane}: keep one.")

@@ -83,7 +83,7 @@ class MaskPrompt:
     def __post_init__(self) -> None:
         mask = np.array(self.mask, dtype=bool)
         if mask.shape != self.plane.shape:
-            raise UserError(f"A mask prompt of {mask.shape} pixels does not fit its plane {self.plane.shape}.")
+            raise UserError(f"A mask prompt of {mask.shape} pixels does not fit its plane, {self.plane}.")
         if not mask.any():
             raise UserError("A mask prompt is empty: draw at least one pixel.")
         mask.flags.writeable = False

@@ -102,7 +102,7 @@ def prompts_from_dict(values: dict, volume: Volume | None = None, where: str = "
     mapping(values, where, ("version", "space", "orientation", "plane", "segments"))
     version = required(values, "version", where)
     if version != VERSION or isinstance(version, bool):
-        raise UserError(f"{where} has version {version}, but this program reads version {VERSION}: update it.")
+        raise UserError(f"{where} has version {version}; this program reads version {VERSION}: update it.")
     space = _Space(text(values.get("space", "ras"), "space"), volume)
     view = None
     if values.get("plane") is not None:
@@ -114,7 +114,8 @@ def prompts_from_dict(values: dict, volume: Volume | None = None, where: str = "
         )
     segments: list[SegmentPrompts] = []
     entries = sequence(required(values, "segments", where), "segments")
-    stated = {entry.get("value") for entry in entries if isinstance(entry, dict) and _is_int(entry.get("value"))}
+    values_given = [entry.get("value") for entry in entries if isinstance(entry, dict)]
+    stated = {value for value in values_given if _is_int(value)}
     for number, entry in enumerate(entries):
         segments.append(_segment_from_dict(entry, f"segments[{number}]", space, stated))
         stated.add(segments[-1].value)
@@ -128,7 +129,7 @@ class _Space:
         if name not in ("ras", "ijk"):
             raise UserError(f'space must be "ras" or "ijk", not "{name}".')
         if name == "ijk" and volume is None:
-            raise UserError('The prompts are in voxel coordinates (space "ijk"): give the volume they belong to.')
+            raise UserError('The prompts are in voxel coordinates (space "ijk"): give their volume too.')
         self.volume = volume if name == "ijk" else None
         self.axes = np.eye(3) if self.volume is None else self.volume.affine[:3, :3].T  # one row an axis
 
@@ -150,7 +151,10 @@ class _Space:
         if "corners" in box:
             if len(box) > 1:
                 raise UserError(f'{where} must have either "corners" or "center" and "size", not both.')
-            a, b = (np.array(numbers(c, f"{where}.corners", 3)) for c in _two(box["corners"], f"{where}.corners"))
+            corners = sequence(box["corners"], f"{where}.corners")
+            if len(corners) != 2:
+                raise UserError(f"{where}.corners must be a list of 2 positions.")
+            a, b = (np.array(numbers(corner, f"{where}.corners", 3)) for corner in corners)
             center, size, axes = (a + b) / 2, np.abs(b - a), np.eye(3)
         else:
             center = np.array(numbers(required(box, "center", where), f"{where}.center", 3))
@@ -161,7 +165,8 @@ class _Space:
                 raise UserError(f"{where}.axes must be a list of 3 directions.")
         in_mm = axes @ self.axes
         lengths = np.linalg.norm(in_mm, axis=1) / np.maximum(np.linalg.norm(axes, axis=1), 1e-12)
-        return Box3DPrompt(self.point(center.tolist(), where), tuple(size * lengths), tuple(map(tuple, in_mm)))
+        center = self.point(center.tolist(), where)
+        return Box3DPrompt(center, tuple(size * lengths), tuple(map(tuple, in_mm)))
 
 
 def _segment_from_dict(entry: Any, where: str, space: _Space, taken: set[int]) -> SegmentPrompts:
@@ -259,8 +264,3 @@ def _free_value(taken: set[int]) -> int:
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
-
-def _two(value: Any, where: str) -> list:
-    if len(sequence(value, where)) != 2:
-        raise UserError(f"{where} must be a list of 2 positions.")
-    return value

@@ -27,7 +27,7 @@ def load_json(path: Path) -> dict:
             f"{error.msg}."
         ) from None
     except (RecursionError, ValueError):  # nested, or numbers, beyond all reason
-        raise UserError(f"The prompts file {path.name} is not valid JSON that this program can read.") from None
+        raise UserError(f"The prompts file {path.name} is not JSON that this program can read.") from None
     return mapping(values, path.name)
 
 
