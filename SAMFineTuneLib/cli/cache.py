@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-
-from SAMFineTuneLib.errors import UserError
 
 _EPILOG = """examples:
   samfinetune cache info           where the embeddings lie, how many and how large
@@ -32,6 +29,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the cache's figures, or clear it."""
+    from SAMFineTuneLib.cli.ask import confirmed
     from SAMFineTuneLib.inference.cache import open_cache
 
     cache = open_cache()
@@ -42,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"holds     {held}")
         print(f"at most   {info.limit / (1 << 30):.3g} GB, then the least recently used go first")
         return 0
-    if not args.yes and info.entries and not _confirmed(f"Remove {held} from {info.folder}?"):
+    if not args.yes and info.entries and not confirmed(f"Remove {held} from {info.folder}?"):
         print("Nothing was removed.")
         return 0
     freed = cache.clear()
@@ -52,12 +50,3 @@ def run(args: argparse.Namespace) -> int:
 
 def _count(entries: int) -> str:
     return "1 embedding" if entries == 1 else f"{entries} embeddings"
-
-
-def _confirmed(question: str) -> bool:
-    if not sys.stdin.isatty():
-        raise UserError("Clearing the cache asks first, and there is nobody to answer here; add --yes.")
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:  # Ctrl-D
-        return False

@@ -7,11 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.images import Volume
+    from SAMFineTuneLib.images import IntensityWindow, Volume
+    from SAMFineTuneLib.inference.predictor import Predictor
 
 _DIRECTIONS = (("Left", "Right"), ("Posterior", "Anterior"), ("Inferior", "Superior"))
 _ALONG = {"sagittal": 0, "coronal": 1, "axial": 2}  # orientation → the RAS axis its slices are stacked along
 _UPRIGHT = 0.1  # degrees; scanners round their direction cosines
+
+
+def print_inputs(volume: Volume, window: IntensityWindow, predictor: Predictor) -> None:
+    """Print what a model is about to see."""
+    print(f"volume      {what(volume)}")
+    print(f"            {grid(volume)}, {orientation(volume)}")
+    for warning in volume.warnings:
+        print(f"note        {warning}")
+    print(f"window      {window}")
+    spec = predictor.engine.spec
+    print(f"model       {spec.id} ({spec.name}) on {predictor.engine.device}", flush=True)
 
 
 def what(volume: Volume) -> str:

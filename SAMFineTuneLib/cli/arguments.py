@@ -1,0 +1,63 @@
+"""Options that several sub-commands share, and what they open."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+ORIENTATIONS = ("axial", "coronal", "sagittal")
+
+
+def add_volume(parser: argparse.ArgumentParser) -> None:
+    """VOLUME, --series and --window."""
+    parser.add_argument("volume", metavar="VOLUME", help="DICOM folder or file, NIfTI, NRRD, MetaImage, PNG or JPEG")
+    parser.add_argument("--series", metavar="UID", help="which series of a folder: its UID, or its number in the list")
+    parser.add_argument(
+        "--window",
+        metavar="WINDOW",
+        help="grey values that become black and white: auto (default), dicom, ct-abdomen, ct-lung, ct-bone, …, "
+        "percentiles, percentiles:1,99, minmax, or LOW,HIGH",
+    )
+    allow_negative_numbers(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model, --device, --precision and --no-cache."""
+    parser.add_argument(
+        "--model", metavar="ID", default="compact", help="as `samfinetune models list` prints it (default: compact), "
+        "or a model's folder"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps, directml or coreml")
+    parser.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor write embeddings on disk")
+
+
+def allow_negative_numbers(parser: argparse.ArgumentParser) -> None:
+    """Let `--point -12,3,40` mean what `--point=-12,3,40` does.
+
+    argparse takes a word that begins with a dash for an option unless this pattern calls it a number, and its
+    own pattern (before Python 3.14) knows single numbers only. `test_segment_command` holds this to its promise.
+    """
+    parser._negative_number_matcher = re.compile(r"^-\.?\d")
+
+
+def open_predictor(args: argparse.Namespace) -> Predictor:
+    """The model that was asked for, over the embedding cache."""
+    from SAMFineTuneLib.inference.cache import open_cache
+    from SAMFineTuneLib.inference.engine import open_engine
+    from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.models.spec import SPEC_FILE, read_model_folder
+    from SAMFineTuneLib.models.store import Store
+
+    is_folder = (Path(args.model).expanduser() / SPEC_FILE).is_file()
+    model = read_model_folder(Path(args.model).expanduser()) if is_folder else Store().get(args.model)
+    engine = open_engine(model, args.device, args.precision)
+    for notice in engine.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    return Predictor(engine, open_cache(disk=not args.no_cache))

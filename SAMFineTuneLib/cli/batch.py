@@ -1,0 +1,156 @@
+"""A set of prompts answered from start to end by a session: what `segment` and `demo` do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, SlicePlane, Volume, overlay_picture, picture
+from SAMFineTuneLib.images.resample import extract_labels
+from SAMFineTuneLib.inference import events
+from SAMFineTuneLib.inference.propagate import PropagationSettings
+from SAMFineTuneLib.inference.session import Session
+from SAMFineTuneLib.prompts import PromptSet, plane_prompts, prompt_planes
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a set of prompts."""
+
+    volume: Volume
+    window: IntensityWindow
+    segments: tuple[SegmentInfo, ...]
+    labelmap: np.ndarray
+    """[k, j, i], the segments' values."""
+    prompted: dict[int, list[SlicePlane]]
+    """The planes on which each segment (by value) has prompts."""
+    scores: dict[int, float]
+    """The lowest predicted IoU among each segment's prompted planes."""
+    session: Session
+
+
+def answer(
+    volume: Volume, window: IntensityWindow, predictor: Predictor, prompts: PromptSet, propagate: str = "none"
+) -> Outcome:
+    """Place all prompts, make all masks, carry each segment through the volume when asked to.
+
+    `propagate` is "none" or one of the directions of PropagationSettings.
+    """
+    session = Session(volume, predictor, window, immediate=False)
+    oblique = prompt_planes(volume, prompts)
+    view = oblique[0] if oblique else prompts.orientation
+    for segment in prompts.segments:
+        session.add_segment(segment.name, segment.value, segment.color)
+        for prompt in segment.prompts:
+            session.add_prompt(segment.value, prompt, view)
+    prompted = {info.value: session.planes(info.value) for info in session.segments}
+    if propagate == "none":
+        _require_targets(session)
+    with _showing(session):
+        scores = _predict(session, prompted)
+        if propagate != "none":
+            for info in session.segments:
+                session.finish(session.propagate(info.value, PropagationSettings(direction=propagate)))
+    return Outcome(volume, window, session.segments, session.labelmap(), prompted, scores, session)
+
+
+def _require_targets(session: Session) -> None:
+    """Refuse planes that only say what the structure is not; propagation would leave a mask there to correct."""
+    for (value, _), task in session.state.tasks.items():
+        if not plane_prompts(task.prompts, task.plane).says_where:
+            raise UserError(
+                f"Segment {session.segment(value).name} has only negative points on {task.plane}: add a positive "
+                "point or a box there."
+            )
+
+
+def _predict(session: Session, prompted: dict[int, list[SlicePlane]]) -> dict[int, float]:
+    from tqdm import tqdm
+
+    places = [(value, plane) for value, planes in prompted.items() for plane in planes]
+    scores: dict[int, float] = {}
+    for value, plane in tqdm(places, "prompts", unit="slice", disable=_quiet(len(places)), leave=False):
+        scores[value] = min(scores.get(value, 1.0), session.score(value, plane))
+    return scores
+
+
+def _quiet(count: int) -> bool:
+    """Whether a bar would only be in the way."""
+    return count < 3 or not sys.stderr.isatty()
+
+
+@contextmanager
+def _showing(session: Session) -> Iterator[None]:
+    """Show a session's progress and sentences on stderr; what failed in it is raised at the end."""
+    from tqdm import tqdm
+
+    bar: tqdm | None = None
+    failures: list[str] = []
+
+    def listen(event: events.Event) -> None:
+        nonlocal bar
+        if isinstance(event, events.Busy):
+            if bar is None:
+                bar = tqdm(desc=event.what, unit="slice", total=0, disable=_quiet(event.progress.total), leave=False)
+            bar.total = event.progress.total
+            bar.update(event.progress.done - bar.n)
+        elif isinstance(event, events.Finished) and bar is not None:
+            bar.close()
+            bar = None
+        elif isinstance(event, events.Notice):
+            tqdm.write(f"note: {event.text}", file=sys.stderr)
+        elif isinstance(event, events.Failed):
+            failures.append(event.text)
+
+    stop = session.listen(listen)
+    try:
+        yield
+    finally:
+        stop()
+        if bar is not None:
+            bar.close()
+    if failures:
+        raise UserError(failures[0])
+
+
+def draw(outcome: Outcome, path: str | Path, plane: SlicePlane) -> None:
+    """Write a PNG of a plane: the picture the model saw, the label map on it, and the prompts that lie there."""
+    labels = extract_labels(outcome.labelmap, outcome.volume, plane)
+    points, boxes = [], []
+    for (_, key), task in outcome.session.state.tasks.items():
+        if key == plane.key and task.prompts:
+            given = plane_prompts(task.prompts, plane)
+            points += [(*point, bool(label)) for point, label in zip(given.points, given.labels, strict=True)]
+            boxes += [] if given.box is None else [given.box]
+    overlay_picture(
+        path,
+        picture(outcome.volume, plane, outcome.window),
+        [(labels == info.value, info.color) for info in outcome.segments],
+        points,
+        boxes,
+    )
+
+
+def busiest_plane(outcome: Outcome) -> SlicePlane:
+    """The prompted plane on which the segments cover most."""
+    planes = {plane.key: plane for planes in outcome.prompted.values() for plane in planes}
+    covered = {
+        key: np.count_nonzero(extract_labels(outcome.labelmap, outcome.volume, plane)) for key, plane in planes.items()
+    }
+    return planes[max(covered, key=covered.__getitem__)]
+
+
+def milliliters(outcome: Outcome, value: int) -> float:
+    """A segment's volume."""
+    voxel = abs(float(np.linalg.det(outcome.volume.affine[:3, :3])))
+    return np.count_nonzero(outcome.labelmap == value) * voxel / 1000

@@ -1,0 +1,56 @@
+"""`samfinetune embed`: compute the embeddings of all slices ahead of time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from SAMFineTuneLib.cli import arguments
+from SAMFineTuneLib.errors import UserError
+
+_EPILOG = """examples:
+  samfinetune embed path/to/dicom --model sam-vit-b                        all axial slices
+  samfinetune embed head.nii.gz --model sam-vit-b --orientation sagittal
+
+Ctrl-C stops; the same command goes on where it was. `samfinetune segment` with the same series, window and model
+then answers without computing embeddings. See also: samfinetune cache info
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Add `embed`."""
+    parser = subparsers.add_parser(
+        "embed",
+        help="compute the embeddings of all slices ahead of time",
+        description="Compute the embeddings of all slices ahead of time, so that prompts are answered at once.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.add_volume(parser)
+    parser.add_argument("--orientation", choices=arguments.ORIENTATIONS, default="axial", help="default: axial")
+    arguments.add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed slice by slice, with the time left."""
+    from tqdm import tqdm
+
+    from SAMFineTuneLib.cli import describe
+    from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices, picture, read_volume
+
+    if args.no_cache:
+        raise UserError("Embedding ahead without the cache on disk leaves nothing; leave out --no-cache.")
+    volume = read_volume(args.volume, args.series)
+    window = choose_window(volume, args.window)
+    predictor = arguments.open_predictor(args)
+    describe.print_inputs(volume, window, predictor)
+    if predictor.engine.spec.zoom:
+        print("note        this model looks at the surroundings of prompts; only whole slices can be embedded ahead")
+    count, done = number_of_slices(volume, args.orientation), 0
+    try:
+        for done in tqdm(range(count), unit="slice", disable=not sys.stderr.isatty()):
+            predictor.embed(picture(volume, aligned_plane(volume, args.orientation, done), window))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped after {done} of {count} slices; the same command goes on there.") from None
+    print(f"embeddings  {predictor.encoder_calls} computed, {count - predictor.encoder_calls} were there already")
+    return 0

@@ -1,0 +1,183 @@
+"""`samfinetune segment`: prompts in, label map out."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from SAMFineTuneLib.cli import arguments
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.cli.batch import Outcome
+    from SAMFineTuneLib.images import Volume
+    from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.prompts import PromptSet
+
+_EPILOG = """examples:
+  one box on an axial slice, its corners as Slicer shows them (right, anterior, superior in mm):
+    samfinetune segment path/to/dicom -o liver.seg.nrrd --label Liver --box 120,60,-40,-10,-80,-40
+  a point inside, one outside, carried through the volume in both directions:
+    samfinetune segment head.nii.gz -o tumour.nii.gz --point -12,3,40 --negative-point -30,3,40 --propagate both
+  voxel coordinates (column, row, slice, from 0) on sagittal slices:
+    samfinetune segment head.nii.gz -o tumour.nii.gz --space ijk --point 88,120,70 --orientation sagittal
+  several organs from a prompts file, or points and boxes that Slicer saved as markups:
+    samfinetune segment path/to/dicom -o organs.seg.nrrd --prompts organs.json
+    samfinetune segment path/to/dicom -o liver.dcm --prompts liver.mrk.json --prompts liver_negative.mrk.json
+
+OUT's ending chooses the format: .nii.gz, .nii, .nrrd, .mha label map; .seg.nrrd Slicer segmentation with names
+and colours; .dcm DICOM SEG. The scan itself is never changed.
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Add `segment`."""
+    parser = subparsers.add_parser(
+        "segment",
+        help="segment a volume from points and boxes",
+        description="Segment a volume from points and boxes and write a label map that lies exactly on it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.add_volume(parser)
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="label map to write, see below")
+    prompts = parser.add_argument_group("prompts (each may be given several times)")
+    prompts.add_argument("--point", metavar="R,A,S", action="append", default=[], help="a point inside the structure")
+    prompts.add_argument("--negative-point", metavar="R,A,S", action="append", default=[], help="a point outside it")
+    prompts.add_argument("--box", metavar="R,A,S,R,A,S", action="append", default=[],
+                         help="opposite corners of a box: on one slice, or of a box over several slices")  # fmt: skip
+    prompts.add_argument("--prompts", metavar="FILE", action="append", default=[],
+                         help="prompts file (.json) or Slicer markups (.mrk.json)")  # fmt: skip
+    prompts.add_argument("--label", metavar="NAME", help="name of the segment that typed prompts belong to")
+    prompts.add_argument("--space", choices=("ras", "ijk"), default="ras",
+                         help="typed coordinates are RAS in mm (default) or voxels i,j,k")  # fmt: skip
+    prompts.add_argument("--orientation", choices=arguments.ORIENTATIONS,
+                         help="slices to segment on (default: what the prompts file says, else axial)")  # fmt: skip
+    parser.add_argument("--propagate", choices=("none", "up", "down", "both", "fill"), default="none",
+                        help="carry the masks on to other slices, or fill between prompted ones")  # fmt: skip
+    parser.add_argument("--picture", metavar="FILE.png", help="also draw prompts and masks of one prompted slice")
+    arguments.add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, answer, write, and say what was done."""
+    from SAMFineTuneLib.cli import batch, describe
+    from SAMFineTuneLib.images import check_output_path, choose_window, read_volume, write_labelmap
+
+    check_output_path(args.output)
+    volume = read_volume(args.volume, args.series)
+    _check_outputs(args, volume)
+    prompts = gather_prompts(args, volume)
+    window = choose_window(volume, args.window)
+    predictor = arguments.open_predictor(args)
+    describe.print_inputs(volume, window, predictor)
+    outcome = batch.answer(volume, window, predictor, prompts, args.propagate)
+    report(outcome, predictor)
+    for note in write_labelmap(args.output, outcome.labelmap, volume, outcome.segments):
+        print(f"note        {note}")
+    print(f"written     {args.output}")
+    if args.picture:
+        batch.draw(outcome, args.picture, batch.busiest_plane(outcome))
+        print(f"written     {args.picture}")
+    return 0
+
+
+def gather_prompts(args: argparse.Namespace, volume: Volume) -> PromptSet:
+    """Typed prompts and prompt files as one set. UserError without any, or when a name is wanting."""
+    from dataclasses import replace
+
+    from SAMFineTuneLib.prompts import PromptSet, SegmentPrompts, merge_prompts, read_prompts
+
+    files = [read_prompts(path, volume) for path in args.prompts]
+    named = merge_prompts(files) if files else PromptSet(())
+    typed = _typed_prompts(args, volume)
+    names = [segment.name for segment in named.segments]
+    if not typed and not names:
+        raise UserError("There is nothing to segment from: add --point, --box or --prompts FILE.")
+    if typed:
+        if len(names) > 1 and args.label is None:
+            raise UserError(f"Say with --label which of {', '.join(names)} the typed prompts belong to.")
+        label = args.label or (names[0] if names else "Segment 1")
+        named = merge_prompts([*files, PromptSet((SegmentPrompts(label, prompts=typed),), named.orientation)])
+    elif args.label is not None:
+        if len(names) > 1:
+            raise UserError(f"--label names one segment, but the prompts hold {len(names)}: {', '.join(names)}.")
+        named = replace(named, segments=(replace(named.segments[0], name=args.label),))
+    return replace(named, orientation=args.orientation) if args.orientation else named
+
+
+def _typed_prompts(args: argparse.Namespace, volume: Volume) -> tuple:
+    """Boxes first: points that follow a box correct its answer."""
+    from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
+
+    def ras(numbers: list[float]) -> tuple[float, ...]:
+        return tuple(numbers if args.space == "ras" else volume.ijk_to_ras(numbers).tolist())
+
+    boxes = [_numbers("--box", text, 6) for text in args.box]
+    return (
+        *(BoxPrompt(ras(box[:3]), ras(box[3:])) for box in boxes),
+        *(PointPrompt(ras(_numbers("--point", text, 3)), True) for text in args.point),
+        *(PointPrompt(ras(_numbers("--negative-point", text, 3)), False) for text in args.negative_point),
+    )
+
+
+def _numbers(option: str, text: str, count: int) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        example = "-12,3.5,40" if count == 3 else "120,60,-40,-10,-80,-40"
+        raise UserError(f"{option} {text} is not {count} numbers with commas between them, as in {option}={example}.")
+    return numbers
+
+
+def report(outcome: Outcome, predictor: Predictor) -> None:
+    """Print what was found and how much had to be computed."""
+    from SAMFineTuneLib.cli import batch
+
+    for info in outcome.segments:
+        slices = len(set((outcome.labelmap == info.value).nonzero()[0].tolist()))
+        planes = outcome.prompted[info.value]
+        print(f"segment     {info.name}: {batch.milliliters(outcome, info.value):.2f} mL on {slices} volume slices, "
+              f"prompted on {_planes(planes)}, predicted IoU {outcome.scores[info.value]:.2f}")  # fmt: skip
+        if not slices:
+            print(f"note        nothing was found for {info.name}: check prompts and window, or add a point")
+    print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
+
+
+def _planes(planes: list) -> str:
+    if len(planes) == 1:
+        return str(planes[0])
+    return f"{len(planes)} {planes[0].orientation} slices" if planes else "no slice"
+
+
+def _check_outputs(args: argparse.Namespace, volume: Volume) -> None:
+    """Find out before the long work that everything can be written, and that none of it is what was read."""
+    from importlib.util import find_spec
+
+    if args.picture and not args.picture.lower().endswith(".png"):
+        raise UserError(f"The picture {args.picture} must end in .png.")
+    if args.output.lower().endswith(".dcm"):
+        if volume.source is None or volume.source.format != "DICOM":
+            raise UserError("DICOM SEG refers to a DICOM series, which this volume is not; choose .seg.nrrd or .nii.gz.")
+        if find_spec("highdicom") is None:
+            raise UserError('DICOM SEG needs one more package: pip install "samfinetune[dicom-seg]".')
+    inputs = [Path(path).expanduser() for path in (args.volume, *args.prompts)]
+    inputs += volume.source.files if volume.source is not None else ()
+    for target in (Path(path).expanduser() for path in (args.output, args.picture) if path):
+        if target.exists() and any(file.exists() and target.samefile(file) for file in inputs):
+            raise UserError(f"{target} is a file that was read, and those are never overwritten; choose another name.")
+        _require_writable(target.parent)
+
+
+def _require_writable(folder: Path) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"Nothing can be written into {folder} ({error.strerror}); choose another place.") from error
