@@ -63,7 +63,7 @@ def examine(
                         "--like needs a published model of the same architecture.")
     spec = ModelSpec(
         id=model_id or (entry.id if entry else _slug(path.stem)),
-        name=entry.name if entry else path.stem,
+        name=entry.name if entry else model_id or path.stem,
         licence=entry.licence if entry else "",
         source=entry.source if entry else path.name,
         files={"weights": "weights.safetensors" if base else f"weights{path.suffix.lower()}"},
@@ -101,7 +101,7 @@ def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tup
         if (entry.architecture, entry.input_size) != (recognition.architecture, recognition.input_size):
             raise UserError(f"{path} is {_kind(recognition)}, but {entry.name} is {_kind(entry)}; choose another --id.")
         try:
-            return entry, [check_file(path, str(path), entry.bytes, entry.digests)]
+            return entry, [check_file(path, "it", entry.bytes, entry.digests)]
         except UserError as error:
             raise UserError(f"{path} is not the published {entry.name}: {error} Weights of your own are imported "
                             f"with --like {entry.id} and another --id.") from error
@@ -111,7 +111,7 @@ def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tup
         named = path.name.lower() == entry.file.lower()
         if _kind(entry) == _kind(recognition) and (named or entry.bytes == size):
             try:
-                return entry, [f"the published {entry.name}: {check_file(path, str(path), entry.bytes, entry.digests)}"]
+                return entry, [f"the published {entry.name}: {check_file(path, "it", entry.bytes, entry.digests)}"]
             except UserError as error:
                 if named:
                     notes.append(f"has the name of the published {entry.name}, but is not that file: {error}")
