@@ -162,7 +162,7 @@ def _check_outputs(args: argparse.Namespace, volume: Volume) -> None:
         raise UserError(f"The picture {args.picture} must end in .png.")
     if args.output.lower().endswith(".dcm"):
         if volume.source is None or volume.source.format != "DICOM":
-            raise UserError("DICOM SEG refers to a DICOM series, which this volume is not; choose .seg.nrrd or .nii.gz.")
+            raise UserError("DICOM SEG refers to a DICOM series, which this volume is not; choose .seg.nrrd.")
         if find_spec("highdicom") is None:
             raise UserError('DICOM SEG needs one more package: pip install "samfinetune[dicom-seg]".')
     inputs = [Path(path).expanduser() for path in (args.volume, *args.prompts)]
