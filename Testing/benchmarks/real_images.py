@@ -1,0 +1,141 @@
+"""Accuracy of a model on the annotated images in `shared/data`, through the predictor as users meet it.
+
+    python Testing/benchmarks/real_images.py [--model ID] [--pictures FOLDER]
+
+One tight box, and one centre point, per object; the mask with the best predicted IoU; Dice in the slice's own
+pixels; mean with a 95 % bootstrap interval over objects. The CT is one patient: its interval says nothing about
+other patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from SAMFineTuneLib.models.store import Store
+
+from SAMFineTuneLib.images import Volume, aligned_plane, choose_window, extract, overlay_picture, picture, read_volume
+from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.predictor import Predictor
+from SAMFineTuneLib.inference.view import bounding_box
+from SAMFineTuneLib.prompts import PlanePrompts
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+CT_ORGANS = {
+    "spleen": 1, "right kidney": 2, "liver": 5, "stomach": 6, "aorta": 52, "vena cava": 63, "spinal cord": 79,
+    "back muscle L": 86, "back muscle R": 87,
+}  # fmt: skip
+
+
+def ct_objects():
+    """(group, name, picture, mask) of the CT's organs on its middle slice where the organ is there."""
+    volume = read_volume(DATA / "ct-abdomen-dicom" / "series")
+    window = choose_window(volume, None)
+    labels = labels_on(volume, DATA / "ct-abdomen-dicom" / "segmentation.nii.gz")
+    for name, value in CT_ORGANS.items():
+        sizes = (labels == value).sum(axis=(1, 2))
+        k = int(np.argmin(np.abs(np.arange(len(sizes)) - len(sizes) // 2) + 1e6 * (sizes < 30)))
+        plane = aligned_plane(volume, "axial", k)
+        yield "ct", name, picture(volume, plane, window), reference_on(volume, labels == value, plane)
+
+
+def labels_on(volume, path: Path) -> np.ndarray:
+    """Labels resampled (nearest) onto the volume's grid."""
+    flip = np.diag([-1.0, -1.0, 1.0])
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    k, j, i = volume.array.shape
+    grid = sitk.Image([i, j, k], sitk.sitkUInt8)
+    grid.SetSpacing(spacing.tolist())
+    grid.SetOrigin((flip @ volume.affine[:3, 3]).tolist())
+    grid.SetDirection((flip @ (volume.affine[:3, :3] / spacing)).ravel().tolist())
+    labels = sitk.ReadImage(str(path))
+    return sitk.GetArrayFromImage(sitk.Resample(labels, grid, sitk.Transform(), sitk.sitkNearestNeighbor))
+
+
+def reference_on(volume, mask: np.ndarray, plane) -> np.ndarray:
+    return extract(Volume(mask.astype(np.uint8), volume.affine), plane) > 0.5
+
+
+def prostate_objects():
+    folder = DATA / "prostate-mri-5shot"
+    for listing in ("train.csv", "val.csv"):
+        with open(folder / listing, newline="") as file:
+            for row in csv.reader(file):
+                image, mask = (folder / cell.strip() for cell in row[:2])
+                if not image.is_file():
+                    continue
+                volume, reference = read_volume(image), read_volume(mask)
+                plane = aligned_plane(volume, "axial", 0)
+                shown = picture(volume, plane, choose_window(volume, None))
+                yield "prostate", image.stem, shown, reference_on(reference, reference.array > 0, plane)
+
+
+def hippocampus_objects():
+    folder = DATA / "hippocampus-mri"
+    for path in sorted((folder / "images").iterdir()):
+        volume, reference = read_volume(path), read_volume(folder / "labels" / path.name)
+        plane = aligned_plane(volume, "axial", int(np.argmax((reference.array > 0).sum(axis=(1, 2)))))
+        yield (
+            "hippocampus", path.name.split(".")[0],
+            picture(volume, plane, choose_window(volume, None)), reference_on(reference, reference.array > 0, plane),
+        )  # fmt: skip
+
+
+def centre(mask: np.ndarray) -> np.ndarray:
+    """x, y of the most interior pixel."""
+    distance = sitk.GetArrayFromImage(
+        sitk.SignedMaurerDistanceMap(sitk.GetImageFromArray(np.pad(mask, 1).astype(np.uint8)), True, False)
+    )[1:-1, 1:-1]
+    row, column = np.unravel_index(np.argmax(distance), mask.shape)
+    return np.float32([[column, row]])
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    return 2 * float((first & second).sum()) / float(first.sum() + second.sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="compact")
+    parser.add_argument("--pictures", type=Path, help="folder for an overlay picture per object and prompt")
+    parser.add_argument("--only", help="ct, prostate or hippocampus")
+    arguments = parser.parse_args()
+    predictor = Predictor(open_engine(Store().get(arguments.model)))
+    none = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+    results: dict[tuple[str, str], list[float]] = {}
+    for objects in (ct_objects, prostate_objects, hippocampus_objects):
+        for group, name, shown, reference in objects():
+            if arguments.only not in (None, group):
+                break
+            point = centre(reference)
+            prompts = {
+                "box": PlanePrompts(*none, box=bounding_box(reference)),
+                "point": PlanePrompts(point, np.ones(1, np.int64)),
+            }
+            line = f"{group:12s} {name:22s}"
+            for kind, prompt in prompts.items():
+                prediction = predictor.predict(shown, prompt)
+                value = dice(prediction.mask, reference)
+                results.setdefault((group, kind), []).append(value)
+                line += f"  {kind} {value:.3f} (predicted IoU {prediction.score:.2f}, view {prediction.view.rows})"
+                if arguments.pictures:
+                    overlay_picture(
+                        arguments.pictures / f"{group}-{name.replace(' ', '-')}-{kind}.png", shown,
+                        [(reference, (0.2, 0.9, 0.2)), (prediction.mask, (0.95, 0.3, 0.2))],
+                        points=[(float(point[0, 0]), float(point[0, 1]), True)] if kind == "point" else [],
+                        boxes=[bounding_box(reference)] if kind == "box" else [],
+                    )  # fmt: skip
+            print(line, flush=True)
+    random = np.random.default_rng(0)
+    print("\n| images | prompt | objects | mean Dice | 95 % interval |\n|---|---|---|---|---|")
+    for (group, kind), values in results.items():
+        means = random.choice(values, (2000, len(values))).mean(axis=1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        print(f"| {group} | {kind} | {len(values)} | {np.mean(values):.3f} | {low:.3f} to {high:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

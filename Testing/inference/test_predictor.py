@@ -1,0 +1,185 @@
+"""The predictor: segment-anything's answers, nothing embedded twice, zoom, wrong input."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.inference.cache import EmbeddingCache
+from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.predictor import Predictor
+from SAMFineTuneLib.inference.view import View, bounding_box
+from SAMFineTuneLib.models.export import export_model
+from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
+from SAMFineTuneLib.prompts import PlanePrompts
+
+NONE = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+
+
+def points(*xy_label) -> tuple[np.ndarray, np.ndarray]:
+    table = np.float32(xy_label).reshape(-1, 3)
+    return table[:, :2], table[:, 2].astype(np.int64)
+
+
+def textured(rows: int = 120, columns: int = 180) -> np.ndarray:
+    random = np.random.default_rng(3)
+    y, x = np.mgrid[:rows, :columns]
+    disc = ((x - 110) ** 2 + (y - 60) ** 2 < 30**2) * 120
+    return np.clip(disc + 60 + random.normal(0, 12, (rows, columns)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory):
+    """SAM's ViT-B with random weights, as a checkpoint file, and segment-anything's own predictor on the same."""
+    torch = pytest.importorskip("torch")
+    monkey = pytest.MonkeyPatch()
+    functional = types.ModuleType("torchvision.transforms.functional")
+    # What torchvision does with pictures is Pillow's; the real package would pull in a CUDA build.
+    functional.to_pil_image = Image.fromarray
+    functional.resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)
+    for name in ("torchvision", "torchvision.transforms", "torchvision.ops", "torchvision.ops.boxes"):
+        monkey.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["torchvision.ops.boxes"].batched_nms = sys.modules["torchvision.ops.boxes"].box_area = None
+    monkey.setitem(sys.modules, "torchvision.transforms.functional", functional)
+    import segment_anything
+
+    torch.manual_seed(0)
+    network = segment_anything.sam_model_registry["vit_b"]().eval()
+    for parameter in network.mask_decoder.parameters():  # else random logits are near zero, and masks noise
+        parameter.data *= 1.5
+    folder = tmp_path_factory.mktemp("sam")
+    torch.save(network.state_dict(), folder / "sam_vit_b.pth")
+    spec = ModelSpec(id="sam-random", name="SAM", architecture="sam_vit_b", files={"weights": "sam_vit_b.pth"})
+    picture = textured()
+    theirs = segment_anything.SamPredictor(network)
+    theirs.set_image(np.repeat(picture[..., None], 3, axis=2))
+    yield ModelFolder(spec, folder), theirs, picture
+    monkey.undo()
+
+
+CASES = {
+    "one point": PlanePrompts(*points((100, 50, 1))),
+    "points": PlanePrompts(*points((100, 50, 1), (20, 20, 0), (121.5, 70.25, 1))),
+    "box": PlanePrompts(*NONE, box=np.float32([75, 25, 145, 95])),
+    "box and points": PlanePrompts(*points((100, 50, 1), (30, 90, 0)), box=np.float32([75, 25, 145, 95])),
+}
+
+
+def asked_of(theirs, prompts: PlanePrompts, **options):
+    some = {"point_coords": prompts.points, "point_labels": prompts.labels} if len(prompts.points) else {}
+    return theirs.predict(**some, box=prompts.box, **options)
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    return 2 * (first & second).sum() / max(1, first.sum() + second.sum())
+
+
+def test_masks_predicted_iou_and_logits_are_segment_anythings(sam):
+    folder, theirs, picture = sam
+    predictor = Predictor(open_engine(folder, device="cpu"))
+    for name, prompts in CASES.items():
+        multimask = name == "one point"
+        masks, scores, low_res = asked_of(theirs, prompts, multimask_output=multimask)
+        ours = predictor.predict(picture, prompts)
+        np.testing.assert_allclose(ours.low_res_candidates, low_res, atol=2e-4 * np.abs(low_res).max(), err_msg=name)
+        np.testing.assert_allclose(ours.scores, scores, atol=1e-4, err_msg=name)
+        assert ours.masks.shape == masks.shape
+        assert min(dice(a, b) for a, b in zip(ours.masks, masks, strict=True)) > 0.999, name
+    first = predictor.predict(picture, CASES["one point"])
+    masks, scores, low_res = asked_of(
+        theirs, CASES["points"], mask_input=first.low_res[None], multimask_output=False
+    )
+    ours = predictor.predict(picture, CASES["points"], previous=first)
+    np.testing.assert_allclose(ours.low_res[None], low_res, atol=2e-4 * np.abs(low_res).max())
+    np.testing.assert_allclose(ours.scores, scores, atol=1e-4)
+    boxes = np.float32([[75, 25, 145, 95], [10, 10, 60, 80]])
+    for box, prediction in zip(boxes, predictor.predict_boxes(picture, boxes), strict=True):
+        masks, scores, low_res = theirs.predict(box=box, multimask_output=False)
+        np.testing.assert_allclose(prediction.low_res[None], low_res, atol=2e-4 * np.abs(low_res).max())
+    assert predictor.encoder_calls == 1  # all of this on one embedding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("int8", "least"), [(False, 0.999), (True, 0.99)])
+def test_the_exported_graphs_give_segment_anythings_masks(sam, tmp_path, int8, least):
+    folder, theirs, picture = sam
+    predictor = Predictor(open_engine(export_model(folder, tmp_path, int8=int8), device="cpu", engine="onnx"))
+    assert ("int8" in predictor.engine.device) == int8
+    for name, prompts in CASES.items():
+        masks, scores, _ = asked_of(theirs, prompts, multimask_output=True)
+        ours = predictor.predict(picture, prompts, multimask=True)
+        assert min(dice(a, b) for a, b in zip(ours.masks, masks, strict=True)) >= least, name
+
+
+def test_a_second_prompt_on_an_embedded_slice_encodes_nothing(random_compact, tmp_path):
+    picture = textured()
+    for spec in (replace(random_compact.spec, zoom=False), random_compact.spec):
+        engine = open_engine(ModelFolder(spec, random_compact.path))
+        predictor = Predictor(engine, EmbeddingCache(tmp_path / str(spec.zoom)))
+        first = predictor.predict(picture, CASES["box"])
+        encoded = predictor.encoder_calls
+        assert encoded == 1
+        predictor.predict(picture, CASES["box and points"])
+        predictor.predict(picture, PlanePrompts(*points((100, 50, 1), (90, 40, 0))), previous=first)
+        assert predictor.encoder_calls == encoded
+        again = Predictor(engine, EmbeddingCache(tmp_path / str(spec.zoom)))
+        assert np.array_equal(again.predict(picture, CASES["box"]).mask, first.mask)
+        assert again.encoder_calls == 0  # another process, the same command
+
+
+def test_a_lone_point_gives_three_candidates_and_more_prompts_one(random_compact):
+    predictor = Predictor(open_engine(random_compact))
+    picture = textured()
+    alone = predictor.predict(picture, CASES["one point"])
+    assert alone.masks.shape == (3, *picture.shape) and alone.score == alone.scores.max()
+    assert np.array_equal(alone.mask, alone.masks[alone.best])
+    for name in ("points", "box", "box and points"):
+        assert predictor.predict(picture, CASES[name]).masks.shape == (1, *picture.shape)
+    assert predictor.predict(picture, CASES["box"], multimask=True).masks.shape == (3, *picture.shape)
+
+
+def test_a_prompt_outside_the_view_widens_it(random_compact):
+    predictor = Predictor(open_engine(random_compact))
+    picture = textured(400, 500)
+    first = predictor.predict(picture, PlanePrompts(*NONE, box=np.float32([200, 200, 230, 230])))
+    assert first.view.rows < 120
+    near = predictor.predict(picture, PlanePrompts(*points((205, 205, 1), (228, 222, 0))), previous=first)
+    assert near.view == first.view
+    far = predictor.predict(picture, PlanePrompts(*points((205, 205, 1), (420, 300, 1))), previous=first)
+    assert far.view.contains([[205, 205], [420, 300]]) and far.view.rows > first.view.rows
+
+
+def test_nothing_outside_the_view_is_ever_in_the_mask(random_compact):
+    predictor = Predictor(open_engine(random_compact))
+    prediction = predictor.predict(textured(), CASES["one point"], view=View(30, 80, 60, 60))
+    outside = np.ones((120, 180), bool)
+    outside[30:90, 80:140] = False
+    assert not prediction.masks[:, outside].any()
+
+
+def test_a_mask_alone_is_a_prompt(random_compact):
+    predictor = Predictor(open_engine(random_compact))
+    mask = np.zeros((120, 180), bool)
+    mask[40:80, 90:130] = True
+    prediction = predictor.predict(textured(), PlanePrompts(*NONE, mask=mask))
+    assert prediction.view.contains(bounding_box(mask).reshape(2, 2)) and prediction.masks.shape[0] == 1
+
+
+def test_boxes_in_a_batch_are_answered_as_alone(random_compact):
+    predictor = Predictor(open_engine(random_compact))
+    boxes = np.float32([[75, 25, 145, 95], [20, 20, 40, 45], [76, 26, 144, 94]])
+    for box, together in zip(boxes, predictor.predict_boxes(textured(), boxes), strict=True):
+        alone = predictor.predict(textured(), PlanePrompts(*NONE, box=box))
+        assert together.view == alone.view
+        assert dice(together.mask, alone.mask) > 0.999 or not alone.mask.any()
+
+
+def test_no_prompt_is_refused_with_a_sentence(random_compact):
+    with pytest.raises(UserError, match="no prompt on this slice"):
+        Predictor(open_engine(random_compact)).predict(textured(), PlanePrompts(*NONE))
