@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -127,37 +129,31 @@ def _check_geometry(path: Path, image: sitk.Image, affine: np.ndarray) -> tuple[
 def _check_complete(path: Path) -> None:
     """ITK reads a NIfTI file that was cut off as zeros; compare its length with what its header promises."""
     try:
-        opened = gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
-        with opened as file:
-            start = file.read(544)
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            start = file.read(348)
             expected = _promised_bytes(start)
             length = len(start)
             while piece := file.read(1 << 22):
                 length += len(piece)
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        if isinstance(error, PermissionError):
-            raise
+    except PermissionError:
+        raise
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise _unreadable(path) from error
+    if expected is None:
+        raise UserError(
+            f"“{path.name}” is no NIfTI-1 file, and NIfTI-2 is not supported; save it as NIfTI-1."
+        )
     if length < expected:
         raise UserError(f"“{path.name}” is cut off ({length} of {expected} bytes); copy or export it again.")
 
 
-def _promised_bytes(start: bytes) -> int:
-    """Length of a whole (unpacked) NIfTI-1 or NIfTI-2 file from its header, in either byte order."""
+def _promised_bytes(start: bytes) -> int | None:
+    """Length of a whole, unpacked NIfTI-1 file by its header, in either byte order; None for other files."""
     for order in "<>":
-        (header,) = struct.unpack_from(order + "i", start, 0)
-        if header == 348:
-            dimensions = struct.unpack_from(order + "8h", start, 40)
+        if struct.unpack_from(order + "i", start, 0) == (348,):
+            rank, *lengths = struct.unpack_from(order + "8h", start, 40)
             (bits,) = struct.unpack_from(order + "h", start, 72)
             (offset,) = struct.unpack_from(order + "f", start, 108)
-        elif header == 540:
-            dimensions = struct.unpack_from(order + "8q", start, 16)
-            (bits,) = struct.unpack_from(order + "h", start, 14)
-            (offset,) = struct.unpack_from(order + "q", start, 168)
-        else:
-            continue
-        voxels = 1
-        for length in dimensions[1 : 1 + max(0, min(dimensions[0], 7))]:
-            voxels *= max(1, length)
-        return int(offset) + voxels * bits // 8
-    raise ValueError("not NIfTI")
+            separate = start[344:347] == b"ni1"  # voxels in an .img file beside the header
+            return 348 if separate else int(offset) + math.prod(lengths[: max(0, rank)]) * bits // 8
+    return None

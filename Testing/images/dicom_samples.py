@@ -63,7 +63,7 @@ def write_series(
 ) -> str:
     """One single-frame file a slice of `stored` [k, row, column]; returns the SeriesInstanceUID.
 
-    Slice k lies at `positions[k]` (LPS mm), by default `step` mm further along the normal each. File names and
+    Slice k lies at `positions[k]` (LPS mm), by default `step` mm further along the normal. File names and
     instance numbers follow no order unless `shuffle` is False.
     """
     uid = uid or generate_uid()

@@ -1,4 +1,4 @@
-"""Folders as they come from a disc, an archive or a colleague: several series, other files, copies, damage."""
+"""Folders as they come from a disc or an archive: several series, other files, copies, damage."""
 
 import shutil
 from pathlib import Path

@@ -1,0 +1,282 @@
+"""Reading everything that is not DICOM, and one sentence for everything that cannot be read."""
+
+import gzip
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import read_volume
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def voxels(dtype=np.int16, shape=(3, 4, 5)):
+    return np.random.default_rng(1).integers(0, 200, shape).astype(dtype)
+
+
+def oblique(seed=0, spacing=(0.7, 1.2, 3.0)):
+    """A RAS affine with any orientation, right- or left-handed."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0] * spacing
+    affine[:3, 3] = (-31, 17, 42)
+    return affine
+
+
+def save_nifti(path, array, affine, sform=2, qform=1):
+    image = nibabel.Nifti1Image(array.T, affine)
+    image.set_sform(affine, sform)
+    image.set_qform(affine, qform, strip_shears=True)
+    nibabel.save(image, path)
+    return path
+
+
+def sitk_image(array, affine):
+    image = sitk.GetImageFromArray(array)
+    lps = LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), forms=st.sampled_from([(1, 1), (2, 0), (0, 1)]))
+def test_nifti_has_the_affine_and_voxels_that_nibabel_sees(tmp_path_factory, seed, forms):
+    path = save_nifti(tmp_path_factory.mktemp("n") / "a.nii.gz", voxels(), oblique(seed), *forms)
+    volume = read_volume(path)
+    reference = nibabel.load(path)
+    assert np.array_equal(volume.array, np.asarray(reference.dataobj).T)
+    assert np.allclose(volume.affine, reference.affine, atol=1e-4)
+    assert np.allclose(volume.affine, oblique(seed), atol=1e-4)
+    assert volume.warnings == ()
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd", ".nii"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32"])
+def test_other_formats_keep_voxels_type_and_geometry(tmp_path, ending, dtype):
+    folder = tmp_path / "Ordner mit ü und 中"
+    folder.mkdir()
+    path = folder / f"my image{ending}"
+    sitk.WriteImage(sitk_image(voxels(dtype), oblique()), str(path))
+    volume = read_volume(str(path))
+    assert volume.array.dtype == dtype
+    assert np.array_equal(volume.array, voxels(dtype))
+    assert np.allclose(volume.affine, oblique(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "becomes"), [("int64", "int32"), ("float64", "float32")])
+def test_64_bit_voxels_take_half_the_memory(tmp_path, dtype, becomes):
+    sitk.WriteImage(sitk_image(voxels(dtype), oblique()), str(tmp_path / "a.nrrd"))
+    volume = read_volume(tmp_path / "a.nrrd")
+    assert volume.array.dtype == becomes and np.array_equal(volume.array, voxels())
+
+
+def test_nifti_scaling_is_applied(tmp_path):
+    image = nibabel.Nifti1Image(voxels().T, oblique())
+    image.header.set_slope_inter(0.5, -10)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert np.allclose(read_volume(tmp_path / "a.nii").array, nibabel.load(tmp_path / "a.nii").get_fdata().T)
+
+
+def test_big_endian_nifti_is_read_and_nifti_2_refused(tmp_path):
+    array = voxels()
+    header = nibabel.Nifti1Header(endianness=">")
+    header.set_data_dtype(">i2")
+    nibabel.save(nibabel.Nifti1Image(array.T.astype(">i2"), oblique(), header), tmp_path / "big.nii.gz")
+    assert np.array_equal(read_volume(tmp_path / "big.nii.gz").array, array)
+    nibabel.save(nibabel.Nifti2Image(array.T, oblique()), tmp_path / "two.nii")
+    refused(tmp_path / "two.nii", "NIfTI-2")
+
+
+@pytest.mark.parametrize("qform", [0, 1])
+def test_a_slightly_skew_sform_is_read_and_a_sheared_one_refused(tmp_path, qform):
+    skew, sheared = np.diag([1, 1, 2, 1.0]), np.diag([1, 1, 2, 1.0])
+    skew[0, 1], sheared[0, 1] = 2e-4, 0.3
+    volume = read_volume(save_nifti(tmp_path / "skew.nii.gz", voxels(), skew, 1, qform))
+    assert np.array_equal(volume.array, voxels())
+    corner = np.array([4, 3, 2, 1])
+    assert np.allclose(volume.affine @ corner, skew @ corner, atol=0.01)
+    with pytest.raises(UserError, match="perpendicular"):
+        read_volume(save_nifti(tmp_path / "sheared.nii.gz", voxels(), sheared, 1, qform))
+    assert "ITK_NIFTI_SFORM_PERMISSIVE" not in os.environ
+
+
+def test_a_sheared_nrrd_is_refused(tmp_path):
+    path = tmp_path / "a.nrrd"
+    sitk.WriteImage(sitk_image(voxels(), np.eye(4)), str(path))
+    text = path.read_bytes()
+    start = text.index(b"space directions:")
+    sheared = b"space directions: (1,0,0) (0.4,1,0) (0,0,1)"
+    path.write_bytes(text[:start] + sheared + text[text.index(b"\n", start) :])
+    with pytest.raises(UserError, match="perpendicular"):
+        read_volume(path)
+
+
+def test_nifti_without_geometry_says_so(tmp_path):
+    volume = read_volume(save_nifti(tmp_path / "a.nii.gz", voxels(), np.diag([2, 2, 2, 1]), 0, 0))
+    assert "where it lies" in volume.warnings[0]
+    assert np.allclose(volume.spacing, 2)
+
+
+def test_one_volume_with_a_fourth_axis_of_one_is_3_d(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(voxels().T[..., None], oblique()), tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    assert np.array_equal(volume.array, voxels())
+    assert np.allclose(volume.affine, oblique(), atol=1e-4)
+
+
+def test_a_two_dimensional_image_is_one_slice(tmp_path):
+    image = sitk.GetImageFromArray(voxels()[0])
+    image.SetSpacing((0.5, 0.25))
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    volume = read_volume(tmp_path / "a.mha")
+    assert np.array_equal(volume.array, voxels()[:1])
+    assert np.allclose(volume.spacing, (0.5, 0.25, 1))
+
+
+def test_voxels_that_are_no_numbers_become_the_lowest_value_and_are_said(tmp_path):
+    array = voxels(np.float32)
+    array[0, 0, 0], array[1, 1, 1] = np.nan, np.inf
+    sitk.WriteImage(sitk_image(array, oblique()), str(tmp_path / "a.nrrd"))
+    volume = read_volume(tmp_path / "a.nrrd")
+    lowest = array[np.isfinite(array)].min()
+    assert volume.array[0, 0, 0] == volume.array[1, 1, 1] == lowest
+    assert "2 voxels" in volume.warnings[0]
+    sitk.WriteImage(sitk_image(np.full((2, 2, 2), np.nan, np.float32), oblique()), str(tmp_path / "b.nrrd"))
+    with pytest.raises(UserError, match="no real number"):
+        read_volume(tmp_path / "b.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "array"),
+    [
+        ("a.png", None, voxels(np.uint8)[0]),
+        ("a.png", None, voxels(np.uint16)[0] * 300),
+        ("a.PNG", None, np.repeat(voxels(np.uint8)[0][..., None], 3, axis=-1)),
+        ("a.png", "LA", voxels(np.uint8)[0]),
+        ("a.png", "P", voxels(np.uint8)[0]),
+        ("a.png", "1", (voxels(np.uint8)[0] > 100).astype(np.uint8) * 255),
+    ],
+    ids=["8 bit", "16 bit", "equal colours", "transparency", "palette", "1 bit"],
+)
+def test_grey_pictures_are_one_slice_of_1_mm(tmp_path, name, mode, array):
+    picture = Image.fromarray(array)
+    (picture if mode is None else picture.convert(mode)).save(tmp_path / name)
+    volume = read_volume(tmp_path / name)
+    expected = array if array.ndim == 2 else array[..., 0]
+    assert np.array_equal(volume.array, expected[None])
+    assert volume.array.dtype == expected.dtype
+    assert np.array_equal(volume.affine, LPS)
+    assert "1 mm" in volume.warnings[0]
+
+
+def test_grey_jpeg_is_read_and_colours_are_refused(tmp_path):
+    i, j = np.indices((32, 32))
+    grey = (4 * i + 3 * j).astype(np.uint8)
+    Image.fromarray(grey).convert("RGB").save(tmp_path / "grey.jpg", quality=95)
+    assert np.abs(read_volume(tmp_path / "grey.jpg").array[0].astype(int) - grey).max() < 12
+    colour = np.stack([grey, grey[::-1], grey.T], axis=-1)
+    Image.fromarray(colour).save(tmp_path / "colour.jpg")
+    Image.fromarray(colour).save(tmp_path / "colour.png")
+    for name in ("colour.jpg", "colour.png"):
+        with pytest.raises(UserError, match="colour"):
+            read_volume(tmp_path / name)
+
+
+def refused(path, match):
+    """The one sentence with which `path` is refused."""
+    with pytest.raises(UserError, match=match) as refusal:
+        read_volume(path)
+    text = str(refusal.value)
+    assert "\n" not in text and "Traceback" not in text and "ITK" not in text
+    return text
+
+
+def test_4_d_and_colour_volumes_are_refused(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((5, 4, 3, 6), np.int16), oblique()), tmp_path / "4d.nii.gz")
+    assert "6 volumes" in refused(tmp_path / "4d.nii.gz", "4-D")
+    vectors = sitk.GetImageFromArray(voxels(np.uint8, (2, 3, 4, 3)), isVector=True)
+    sitk.WriteImage(vectors, str(tmp_path / "colour.nrrd"))
+    refused(tmp_path / "colour.nrrd", "colours or vectors")
+    grey = sitk.GetImageFromArray(np.repeat(voxels(np.uint8)[..., None], 3, axis=-1), isVector=True)
+    sitk.WriteImage(grey, str(tmp_path / "grey.nrrd"))
+    assert np.array_equal(read_volume(tmp_path / "grey.nrrd").array, voxels())
+
+
+@pytest.mark.parametrize("cut", [60, 200])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha", ".png", ".jpg"])
+def test_truncated_files_are_refused(tmp_path, ending, cut):
+    path = tmp_path / f"image{ending}"
+    noise = np.random.default_rng(2).integers(0, 255, (40, 40)).astype(np.uint8)
+    if ending in (".png", ".jpg"):
+        Image.fromarray(noise).save(path)
+    else:
+        sitk.WriteImage(sitk_image(noise[None].astype(np.int16), np.eye(4)), str(path))
+    path.write_bytes(path.read_bytes()[:-cut])
+    refused(path, "cut off")
+
+
+@pytest.mark.parametrize(
+    "ending", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".dcm", ".txt"]
+)
+def test_empty_missing_and_wrong_files_are_refused(tmp_path, ending):
+    path = tmp_path / f"image{ending}"
+    refused(path, "does not exist")
+    path.write_bytes(b"")
+    refused(path, "is empty")
+    path.write_bytes(b"this is not an image, whatever its name says " * 20)
+    refused(path, "not what its ending|no image that can be|without an image|NIfTI-1")
+    path.write_bytes(bytes(range(256)) * 4)
+    refused(path, "not what its ending|no image that can be|without an image|NIfTI-1")
+
+
+def test_gzip_that_is_no_nifti_is_refused(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"hello" * 300))
+    refused(tmp_path / "a.nii.gz", "no NIfTI-1")
+
+
+def test_a_header_without_its_data_file_is_refused(tmp_path):
+    sitk.WriteImage(sitk_image(voxels(), oblique()), str(tmp_path / "a.mhd"))
+    (tmp_path / "a.raw").unlink(missing_ok=True)
+    (tmp_path / "a.zraw").unlink(missing_ok=True)
+    refused(tmp_path / "a.mhd", "cannot be read")
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_files_that_may_not_be_read_are_refused(tmp_path):
+    path = save_nifti(tmp_path / "a.nii.gz", voxels(), oblique())
+    path.chmod(0)
+    refused(path, "permissions")
+
+
+def test_reading_changes_nothing_on_disk(tmp_path):
+    path = save_nifti(tmp_path / "a.nii.gz", voxels(), oblique())
+    before = path.read_bytes()
+    read_volume(path)
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the folder of real images is absent")
+def test_real_nifti_and_png_agree_with_nibabel_and_pillow(tmp_path):
+    for path in sorted((DATA / "hippocampus-mri" / "images").glob("*.nii.gz"))[:5]:
+        volume, reference = read_volume(path), nibabel.load(path)
+        assert np.array_equal(volume.array, np.asarray(reference.dataobj).T)
+        assert np.allclose(volume.affine, reference.affine, atol=1e-5)
+    picture = next((DATA / "prostate-mri-5shot").rglob("*.png"))
+    shutil.copy(picture, tmp_path / "slice one.png")
+    with Image.open(picture) as opened:
+        assert np.array_equal(
+            read_volume(tmp_path / "slice one.png").array[0], np.asarray(opened.convert("L"))
+        )
