@@ -111,7 +111,8 @@ def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tup
         named = path.name.lower() == entry.file.lower()
         if _kind(entry) == _kind(recognition) and (named or entry.bytes == size):
             try:
-                return entry, [f"the published {entry.name}: {check_file(path, "it", entry.bytes, entry.digests)}"]
+                checked = check_file(path, "it", entry.bytes, entry.digests)
+                return entry, [f"the published {entry.name}: {checked}"]
             except UserError as error:
                 if named:
                     notes.append(f"has the name of the published {entry.name}, but is not that file: {error}")
