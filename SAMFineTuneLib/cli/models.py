@@ -153,7 +153,7 @@ def _facts_published(entry: Entry, model: ModelFolder | None) -> list[tuple[str,
         ("runs with", "PyTorch"),
         ("architecture", entry.architecture),
         ("input", _input(spec)),
-        ("file", f"{entry.file}, {size}, {digests}"),
+        *((("file", f"{entry.file}, {size}, {digests}"),) if entry.file else ()),
         *(("address", url) for url in entry.urls),
         ("get it", how),
     ]

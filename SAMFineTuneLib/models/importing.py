@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.digests import check_file
 from SAMFineTuneLib.models.manifest import Entry, find_entry, known_models
-from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder
+from SAMFineTuneLib.models.spec import SPEC_FILE, ModelSpec, read_model_folder
 from SAMFineTuneLib.models.store import Source
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ def examine(
     recognition = recognise(path, base)
     recognition.require_fit()
     entry, notes = _identify(path, model_id, recognition)
-    teacher = find_entry(like) if like else entry or _usual(recognition)
-    if like and _family(teacher) != _family(recognition) != "finetune_sam":
-        raise UserError(f"{path} is {recognition.architecture}, and {like!r} is {teacher.architecture}; "
-                        "--like needs a published model of the same architecture.")
+    teacher = _teacher(recognition, like, entry)
     spec = ModelSpec(
         id=model_id or (entry.id if entry else _slug(path.stem)),
         name=entry.name if entry else model_id or path.stem,
@@ -86,8 +83,13 @@ def _examine_folder(path: Path, model_id: str | None) -> Proposal:
     model = read_model_folder(path)
     model.verify()
     spec = replace(model.spec, id=model_id or model.spec.id)
-    sources = {name: path / name for name in (*spec.files.values(), *spec.sha256)}
-    findings = (f"a model folder with {', '.join(spec.files)}", "every file is the one its model.json speaks of")
+    names = {*spec.files.values(), *spec.sha256}
+    unchecked = ", ".join(sorted(names - spec.sha256.keys()))
+    findings = (
+        f"a model folder with {', '.join(spec.files)}",
+        f"no digest of {unchecked} is in its {SPEC_FILE}" if unchecked else f"every file is the one its {SPEC_FILE} means",
+    )
+    sources = {name: path / name for name in names}
     return Proposal(spec, sources, findings, spec.licence and f"{spec.licence}.", ask_terms=False)
 
 
@@ -128,11 +130,21 @@ def _family(thing: Entry | Recognition) -> str:
     return "sam_vit" if thing.architecture.startswith("sam_vit") else thing.architecture
 
 
-def _usual(recognition: Recognition) -> Entry | None:
-    """The published model whose pixel rule a file of this kind most likely has; finetune-SAM's says its own."""
+def _teacher(recognition: Recognition, like: str | None, entry: Entry | None) -> Entry | None:
+    """The published model whose pixel rule a file has: as told, its own, or the usual one of its kind.
+
+    finetune-SAM's outputs have their own rule, of which `args.json` tells the rest.
+    """
+    if like:
+        teacher = find_entry(like)
+        if _family(teacher) != _family(recognition) != "finetune_sam":
+            raise UserError(f"{recognition.path} is {recognition.architecture}, and {teacher.name} is "
+                            f"{teacher.architecture}; --like needs a published model of the same architecture.")
+        return teacher
     if recognition.architecture == "finetune_sam":
         return None
-    return next((entry for entry in known_models().values() if _kind(entry) == _kind(recognition)), None)
+    usual = (published for published in known_models().values() if _kind(published) == _kind(recognition))
+    return entry or next(usual, None)
 
 
 def _pixels(recognition: Recognition, teacher: Entry | None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Entry:
     licence_note: str
     ask_terms: bool  # the weights' terms are not stated plainly: the user confirms them, even on import
     source: str  # the authors' page
-    file: str  # the name under which the authors publish it
+    file: str  # the name under which the authors publish it; empty for a kind of file rather than one file
     urls: tuple[str, ...] = ()  # empty: by file import only
     bytes: int | None = None
     digests: Mapping[str, str] = field(default_factory=dict)  # "sha256", "md5" or "xxh128" -> hex

@@ -252,19 +252,21 @@ def test_an_encoder_alone_needs_a_base_and_becomes_a_model_of_its_own(models, pu
     assert models("import", encoder, "--base", "nowhere")[0] == 2
 
 
-def test_finetune_sams_settings_come_along(models, small_sam, store, tmp_path):
+@pytest.mark.parametrize("model_id", ["prostate", "finetune-sam"])
+def test_finetune_sams_settings_come_along(models, published, small_sam, store, tmp_path, model_id):
+    published("finetune-sam", architecture="finetune_sam", file="", bytes=None, digests={})
     run = tmp_path / "run"
     run.mkdir()
     checkpoint = run / "checkpoint_best.pth"
     checkpoint.write_bytes(small_sam.read_bytes())
     settings = {"finetune_type": "vanilla", "num_cls": 3, "normalize_type": "medsam", "arch": "vit_b"}
     (run / "args.json").write_text(json.dumps(settings))
-    code, out, _ = models("import", checkpoint, "--id", "prostate")
-    spec = store.get("prostate").spec
+    code, out, _ = models("import", checkpoint, "--id", model_id)
+    spec = store.get(model_id).spec
     assert code == 0 and "args.json" in out
     assert (spec.architecture, spec.pixel_range, spec.resize) == ("finetune_sam", "minmax", "squash")
     assert spec.classes[0] == "background"
-    assert json.loads((store.folder / "prostate" / "args.json").read_text()) == settings
+    assert json.loads((store.folder / model_id / "args.json").read_text()) == settings
 
 
 def test_a_download_shows_the_licence_and_installs_what_it_verified(models, published, small_sam, store, monkeypatch):
@@ -361,3 +363,16 @@ def test_an_exported_model_is_imported_without_torch(models, published, small_sa
     (exported / "decoder.onnx").write_bytes(b"changed")
     code, _, err = models("import", exported, "--id", "other")
     assert code == 2 and "damaged" in err
+
+
+def test_a_folder_that_reaches_outside_itself_is_refused(models, published, store, tmp_path):
+    outside = tmp_path / "secret.txt"
+    outside.write_text("secret")
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    (folder / "model.json").write_text(json.dumps({
+        "format": 1, "id": "trap", "name": "Trap", "architecture": "sam_vit", "files": {},
+        "sha256": {"../secret.txt": sha256_of(outside)},
+    }))  # fmt: skip
+    code, _, err = models("import", folder)
+    assert code == 2 and "../secret.txt" in err and left_in(store) == []
