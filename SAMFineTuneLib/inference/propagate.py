@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import IntensityWindow, Volume
-from SAMFineTuneLib.images.plane import SlicePlane
-from SAMFineTuneLib.images.resample import picture
+from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
 from SAMFineTuneLib.inference.masks import interior_points, overlap, pieces
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.stack import Stack, stack_through

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import Volume
-from SAMFineTuneLib.images.plane import SlicePlane, aligned_plane, number_of_slices
+from SAMFineTuneLib.images import SlicePlane, Volume, aligned_plane, number_of_slices
 
 
 @dataclass(frozen=True, eq=False)

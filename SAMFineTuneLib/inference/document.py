@@ -1,0 +1,341 @@
+"""What the user has made of a volume: segments, prompts and the masks that follow from them, with undo.
+
+Prompts are the truth and masks follow from them (see `answers`), so undo and redo only exchange states, and a new
+window or model makes the masks anew. `session.Session` adds what takes long.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume, choose_window
+from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.images.resample import write
+from SAMFineTuneLib.inference import edits, events
+from SAMFineTuneLib.inference.answers import Answer, Answers
+from SAMFineTuneLib.inference.history import History
+from SAMFineTuneLib.inference.masks import PackedMask
+from SAMFineTuneLib.inference.state import Place, PlacedPrompt, State, changes
+from SAMFineTuneLib.prompts import Prompt
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+
+def locked(method):
+    """One intent or step at a time, whichever threads they come from."""
+
+    @functools.wraps(method)
+    def guarded(self, *args, **kwargs):
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return guarded
+
+
+class Document:
+    """Volume, window, model, and a `State` over which there is a history.
+
+    A wrong intent raises UserError and changes nothing. With `immediate` an intent returns when the masks it
+    concerns are made; if the model then fails, the intent holds all the same and UserError says why there is no
+    mask. Otherwise masks are made when asked for, or by `Session.work`.
+    """
+
+    def __init__(
+        self,
+        volume: Volume | None = None,
+        predictor: Predictor | None = None,
+        window: IntensityWindow | None = None,
+        immediate: bool = True,
+    ) -> None:
+        self.immediate = immediate
+        self.work_arrived = threading.Event()
+        """Set when there is something for `work` to do."""
+        self.volume: Volume | None = None
+        self.window: IntensityWindow | None = None
+        self.predictor: Predictor | None = None
+        self.adapter = ""
+        """Name of the adapter the model carries, empty without one."""
+        self._lock = threading.RLock()
+        self._listeners = events.Listeners()
+        self._history = History(State())
+        self._next_number = 1
+        self._answers: Answers | None = None
+        self._shown: dict[Place, PackedMask] = {}
+        self._pending: dict[Place, SlicePlane] = {}
+        if predictor is not None:
+            self.set_model(predictor)
+        if volume is not None:
+            self.set_volume(volume, window)
+
+    # ---- what it works on
+
+    @locked
+    def set_volume(self, volume: Volume, window: IntensityWindow | None = None) -> None:
+        """Start over with another volume; without a window, with the default of its modality."""
+        window = window or choose_window(volume, None)
+        self.reset(State())
+        while self._pending and self._answers:  # nothing but masks that are gone
+            self._refresh()
+        self.volume, self.window = volume, window
+        self._restart_answers()
+
+    @locked
+    def set_window(self, window: IntensityWindow) -> None:
+        """See the volume differently; masks that come from prompts are made anew by `work`, or when asked for."""
+        self.window = window
+        self._restart_answers()
+
+    @locked
+    def set_model(self, predictor: Predictor, adapter: str = "") -> None:
+        """Answer with another model; masks that come from prompts are made anew by `work`, or when asked for."""
+        self.predictor, self.adapter = predictor, adapter
+        for sentence in predictor.engine.notices:
+            self._tell(events.Notice(sentence))
+        self._restart_answers()
+
+    @locked
+    def reset(self, state: State) -> None:
+        """Go on from a state, with nothing to undo."""
+        before, self._history = self.state, History(state)
+        self._next_number = max([self._next_number, *(placed.id + 1 for placed in state.prompts)])
+        self._announce(before)
+
+    # ---- segments and prompts
+
+    @property
+    def state(self) -> State:
+        """All that can be undone; immutable."""
+        return self._history.state
+
+    @contextmanager
+    def unchanged(self) -> Iterator[State]:
+        """The state, while nobody else changes anything."""
+        with self._lock:
+            yield self.state
+
+    @property
+    def segments(self) -> tuple[SegmentInfo, ...]:
+        """In the order in which they are protected: an earlier one keeps its voxels."""
+        return self.state.segments
+
+    @property
+    def prompts(self) -> tuple[PlacedPrompt, ...]:
+        """All prompts in the order in which they came."""
+        return self.state.prompts
+
+    @locked
+    def add_segment(self, name: str, value: int | None = None, color: edits.Color | None = None) -> SegmentInfo:
+        """A new segment; value and colour are chosen when not given."""
+        self._apply("add segment", edits.add_segment(self.state, name, value, color))
+        return self.segments[-1]
+
+    @locked
+    def change_segment(self, value: int, name: str | None = None, color: edits.Color | None = None) -> None:
+        """Rename or recolour a segment."""
+        self._apply("change segment", edits.change_segment(self.state, value, name, color))
+
+    @locked
+    def remove_segment(self, value: int) -> None:
+        """Remove a segment with its prompts and masks."""
+        self._apply("remove segment", edits.remove_segment(self.state, value))
+
+    @locked
+    def add_prompt(self, segment: int, prompt: Prompt, view: str | SlicePlane = "axial") -> int:
+        """Place a prompt on the slices of an orientation, or on an oblique plane; returns the prompt's number."""
+        number = self._next_number
+        placed = edits.place_prompt(self.state, self._require_volume(), number, segment, prompt, view)
+        self._next_number += 1
+        self._apply("add prompt", edits.add_prompt(self.state, placed))
+        self._hint(placed)
+        return number
+
+    @locked
+    def move_prompt(self, number: int, prompt: Prompt, view: str | SlicePlane | None = None) -> None:
+        """Put another prompt in the place of one; it keeps its turn in the order."""
+        old = edits.find_prompt(self.state, number)
+        view = old.view if view is None else view
+        placed = edits.place_prompt(self.state, self._require_volume(), number, old.segment, prompt, view)
+        self._apply("move prompt", edits.move_prompt(self.state, placed))
+
+    @locked
+    def delete_prompt(self, number: int) -> None:
+        """Remove a prompt; a plane that has no other and no propagated mask has no mask any more."""
+        edits.find_prompt(self.state, number)
+        self._apply("delete prompt", edits.delete_prompt(self.state, number))
+
+    @locked
+    def clear(self, segment: int | None = None, plane: SlicePlane | None = None) -> None:
+        """Remove prompts and propagated masks: of a segment, on a plane, or both; without either all of them."""
+        if segment is not None:
+            edits.find_segment(self.state, segment)
+
+        def unwanted(place: Place) -> bool:
+            return segment in (None, place[0]) and (plane is None or plane.key == place[1])
+
+        if any(unwanted(place) for place in self.state.tasks):
+            self._apply("clear", self.state.without(unwanted))
+
+    # ---- undo
+
+    @property
+    def undo_name(self) -> str | None:
+        """What `undo` takes back, None when there is nothing."""
+        return self._history.undo_name
+
+    @property
+    def redo_name(self) -> str | None:
+        """What `redo` does again, None when there is nothing."""
+        return self._history.redo_name
+
+    @locked
+    def undo(self) -> str | None:
+        """Take back the last step (a prompt, a segment, a whole propagation); returns its name, None without one."""
+        before = self.state
+        name = self._history.undo()
+        self._announce(before)
+        return name
+
+    @locked
+    def redo(self) -> str | None:
+        """Do again what was undone last; returns its name, None without one."""
+        before = self.state
+        name = self._history.redo()
+        self._announce(before)
+        return name
+
+    # ---- results
+
+    @locked
+    def mask(self, segment: int, plane: SlicePlane | str) -> np.ndarray | None:
+        """Mask bool (rows, columns) of a segment on a plane or its key; None where it has none."""
+        answer = self._answer((segment, plane if isinstance(plane, str) else plane.key))
+        return None if answer is None else answer.mask.unpack()
+
+    @locked
+    def score(self, segment: int, plane: SlicePlane | str) -> float | None:
+        """The predicted IoU of that mask; None where there is none."""
+        answer = self._answer((segment, plane if isinstance(plane, str) else plane.key))
+        return None if answer is None else answer.score
+
+    @locked
+    def planes(self, segment: int) -> list[SlicePlane]:
+        """The planes on which a segment has prompts or propagated masks."""
+        return [task.plane for place, task in self.state.tasks.items() if place[0] == segment]
+
+    @locked
+    def outdated(self, segment: int) -> list[SlicePlane]:
+        """Planes whose propagated mask comes from prompts that were changed since."""
+        return self.state.outdated(segment)
+
+    @locked
+    def labelmap(self, onto: np.ndarray | None = None, overwrite: bool = False) -> np.ndarray:
+        """All segments as a label map [k, j, i], uint8 or uint16; masks that are not made yet are made now.
+
+        Segments are written in their order and never into voxels that have another value, be it from an earlier
+        segment or from `onto` (an existing label map, which is copied), unless `overwrite`. Where planes of one
+        segment cross, the one prompted last counts.
+        """
+        volume = self._require_volume()
+        kind = np.dtype(np.uint8 if max((info.value for info in self.segments), default=0) < 256 else np.uint16)
+        labelmap = np.zeros(volume.shape, kind) if onto is None else np.array(onto, np.promote_types(onto.dtype, kind))
+        for info in self.segments:
+            for place, task in self.state.tasks.items():
+                if place[0] == info.value:
+                    mask = self._answer(place).mask.unpack()
+                    write(mask, task.plane, labelmap, volume, info.value, protect=not overwrite)
+        return labelmap
+
+    def listen(self, listener: events.Listener) -> Callable[[], None]:
+        """Tell a listener every event from now on; returns the function that ends it."""
+        return self._listeners.add(listener)
+
+    # ---- inside
+
+    def _tell(self, event: events.Event) -> None:
+        self._listeners.tell(event)
+
+    def _require_volume(self) -> Volume:
+        if self.volume is None:
+            raise UserError("There is no volume yet; open one first.")
+        return self.volume
+
+    def _require_predictor(self) -> Predictor:
+        if self.predictor is None:
+            raise UserError("There is no model yet; choose one first.")
+        return self.predictor
+
+    def _restart_answers(self) -> None:
+        """Volume, window or model are others: nothing that was answered holds any more."""
+        if self.volume is None or self.predictor is None:
+            return
+        self._answers = Answers(self.predictor, self.volume, self.window)
+        self._pending |= {place: task.plane for place, task in self.state.tasks.items() if task.prompts}
+        self.work_arrived.set()
+
+    def _answer(self, place: Place) -> Answer | None:
+        task = self.state.tasks.get(place)
+        if task is None:
+            return None
+        if not task.prompts:
+            return Answer(task.base.mask, task.base.score)
+        self._require_predictor()
+        try:
+            return self._answers.answer(task)
+        except Exception as error:
+            raise as_sentence(error, f"segment {task.plane}") from error
+
+    def _hint(self, placed: PlacedPrompt) -> None:
+        for plane, _ in placed.parts:
+            task = self.state.tasks[(placed.segment, plane.key)]
+            if task.base is None and not any(part.says_where for part in task.prompts):
+                self._tell(events.Notice(f"There are only negative points on {plane}; add a positive point or a box."))
+
+    def _apply(self, name: str, state: State) -> None:
+        before = self.state
+        self._history.push(name, state)
+        self._announce(before)
+
+    def _announce(self, before: State) -> None:
+        """Tell what differs from an earlier state, and have the masks that follow from it made."""
+        after = self.state
+        if before.segments != after.segments:
+            self._tell(events.SegmentsChanged())
+        if before.prompts != after.prompts:
+            self._tell(events.PromptsChanged())
+        for info in after.segments:
+            if after.outdated(info.value) and not before.outdated(info.value):
+                text = f"Slices of {info.name} were propagated from prompts that have changed since; propagate again."
+                self._tell(events.Notice(text))
+        self._pending |= {(value, plane.key): plane for value, plane in changes(before, after)}
+        self.work_arrived.set()
+        while self.immediate and self._pending and self._answers:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring the plane that changed last up to date."""
+        place, plane = self._pending.popitem()
+        answer = self._answer(place)
+        if (answer and answer.mask) == self._shown.get(place):
+            return
+        if answer is None:
+            del self._shown[place]
+        else:
+            self._shown[place] = answer.mask
+        self._tell(events.MaskChanged(place[0], plane))
+
+
+def as_sentence(error: Exception, task: str) -> UserError:
+    """An error of the model's runtime as a sentence; the trace goes to the log."""
+    if isinstance(error, UserError):
+        return error
+    logging.getLogger(__name__).error("The model failed to %s", task, exc_info=error)
+    return UserError(f"The model could not {task} ({error}); try again, or choose another model or device.")

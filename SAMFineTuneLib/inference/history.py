@@ -1,0 +1,49 @@
+"""Undo and redo over immutable states."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+State = TypeVar("State")
+
+
+class History(Generic[State]):
+    """The current state and the ones before and after it; each step carries the name of what was done."""
+
+    def __init__(self, state: State, limit: int = 200) -> None:
+        self.state = state
+        self._limit = limit
+        self._past: list[tuple[str, State]] = []
+        self._future: list[tuple[str, State]] = []
+
+    @property
+    def undo_name(self) -> str | None:
+        """What `undo` would take back, None when nothing."""
+        return self._past[-1][0] if self._past else None
+
+    @property
+    def redo_name(self) -> str | None:
+        """What `redo` would do again, None when nothing."""
+        return self._future[-1][0] if self._future else None
+
+    def push(self, name: str, state: State) -> None:
+        """Make `state` the current one; what was undone cannot be redone any more."""
+        self._past = [*self._past, (name, self.state)][-self._limit :]
+        self._future = []
+        self.state = state
+
+    def undo(self) -> str | None:
+        """Back to the state before the last step; returns its name, None when there is none."""
+        return self._travel(self._past, self._future)
+
+    def redo(self) -> str | None:
+        """Forward again; returns the name of what was done, None when nothing was undone."""
+        return self._travel(self._future, self._past)
+
+    def _travel(self, source: list[tuple[str, State]], target: list[tuple[str, State]]) -> str | None:
+        if not source:
+            return None
+        name, state = source.pop()
+        target.append((name, self.state))
+        self.state = state
+        return name

@@ -1,0 +1,129 @@
+"""What a session remembers and can undo: segments, placed prompts, propagated masks. Immutable throughout.
+
+Prompts are the truth. The mask of a segment on a plane follows from its `Task`: what of the prompts lies there, in
+the order in which they came, and the mask that propagation left there, if any. A part of a prompt is compared by
+identity: it is made once, when its prompt is placed or moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+
+from SAMFineTuneLib.images import SegmentInfo, SlicePlane
+from SAMFineTuneLib.inference.masks import PackedMask
+from SAMFineTuneLib.prompts import PlanePrompts, Prompt
+
+Place = tuple[int, str]
+"""A segment's value and a plane's key."""
+
+Sources = tuple[tuple[str, tuple[PlanePrompts, ...]], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedPrompt:
+    """A prompt of a segment, and what of it lies on which plane (a 3-D box lies on many).
+
+    `view` is the orientation whose slices it lies on, or the oblique plane it was given for.
+    """
+
+    id: int
+    segment: int
+    prompt: Prompt
+    view: str | SlicePlane
+    parts: tuple[tuple[SlicePlane, PlanePrompts], ...]
+    trimmed: bool = False
+    """Whether it was taken off some of the planes it would lie on."""
+
+    def only_on(self, keys: Collection[str]) -> PlacedPrompt:
+        """The same prompt on fewer planes."""
+        parts = tuple(part for part in self.parts if part[0].key in keys)
+        return self if len(parts) == len(self.parts) else replace(self, parts=parts, trimmed=True)
+
+
+@dataclass(frozen=True, eq=False)
+class PropagatedMask:
+    """A mask that was found without prompts of its own, and the prompts it comes from, by their plane's key."""
+
+    plane: SlicePlane
+    mask: PackedMask
+    score: float
+    sources: Sources
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """All that the mask of one segment on one plane follows from."""
+
+    plane: SlicePlane
+    base: PropagatedMask | None
+    prompts: tuple[PlanePrompts, ...]
+
+    def same_as(self, other: Task | None) -> bool:
+        return other is not None and self.base is other.base and self.prompts == other.prompts
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """One moment of a session."""
+
+    segments: tuple[SegmentInfo, ...] = ()
+    prompts: tuple[PlacedPrompt, ...] = ()
+    propagated: Mapping[Place, PropagatedMask] = field(default_factory=lambda: MappingProxyType({}))
+
+    @cached_property
+    def tasks(self) -> Mapping[Place, Task]:
+        """What makes each mask; propagated planes first, then prompted ones in the order of their last prompt."""
+        own_boxes = {
+            (placed.segment, placed.parts[0][0].key)
+            for placed in self.prompts
+            if len(placed.parts) == 1 and placed.parts[0][1].box is not None
+        }
+        tasks = {place: Task(item.plane, item, ()) for place, item in self.propagated.items()}
+        for placed in self.prompts:
+            for plane, part in placed.parts:
+                place = (placed.segment, plane.key)
+                if len(placed.parts) > 1 and part.box is not None and place in own_boxes:
+                    continue  # a slice's own box counts, not what a 3-D box cuts there
+                before = tasks.pop(place, Task(plane, None, ()))
+                tasks[place] = replace(before, prompts=(*before.prompts, part))
+        return tasks
+
+    def prompts_at(self, place: Place) -> tuple[PlanePrompts, ...]:
+        """The prompts of a place, in order."""
+        task = self.tasks.get(place)
+        return task.prompts if task else ()
+
+    def without(self, unwanted: Callable[[Place], bool]) -> State:
+        """This state without what lies at the unwanted places."""
+        prompts = [
+            placed.only_on({plane.key for plane, _ in placed.parts if not unwanted((placed.segment, plane.key))})
+            for placed in self.prompts
+        ]
+        propagated = {place: item for place, item in self.propagated.items() if not unwanted(place)}
+        return replace(self, prompts=tuple(placed for placed in prompts if placed.parts), propagated=propagated)
+
+    def outdated(self, segment: int) -> list[SlicePlane]:
+        """Planes whose propagated mask comes from prompts that have been changed or removed since."""
+        return [
+            item.plane
+            for (owner, _), item in self.propagated.items()
+            if owner == segment and not self.agrees(segment, item.sources)
+        ]
+
+    def agrees(self, segment: int, sources: Sources) -> bool:
+        """Whether the prompts something was derived from are still there, unchanged."""
+        return all(self.prompts_at((segment, key)) == prompts for key, prompts in sources)
+
+
+def changes(before: State, after: State) -> list[tuple[int, SlicePlane]]:
+    """The segments and planes whose mask may differ between two states."""
+    places = dict.fromkeys([*before.tasks, *after.tasks])
+    changed = []
+    for place in places:
+        old, new = before.tasks.get(place), after.tasks.get(place)
+        if old is None or not old.same_as(new):
+            changed.append((place[0], (new or old).plane))
+    return changed
