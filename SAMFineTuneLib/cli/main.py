@@ -1,8 +1,8 @@
 """`samfinetune`: finds the sub-command, runs it, and turns what went wrong into a sentence and an exit code.
 
 A sub-command is the module of its name in this package. It offers `add_parser(subparsers)` and
-`run(args) -> int`, and imports nothing heavier than the standard library at file scope: only the module that
-is asked for is loaded, and only help needs all of them.
+`run(args) -> int`, and imports nothing heavier than NumPy at file scope: only the module that is asked for is
+loaded, and only help needs all of them.
 
 Exit codes: 0 done, 2 wrong input (one sentence on stderr), 130 interrupted, 141 the reader of the output went
 away; anything else is a defect.
@@ -62,15 +62,9 @@ def _dispatch(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"samfinetune {__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    modules = {}
-    for name in names:
-        try:
-            modules[name] = importlib.import_module(f"SAMFineTuneLib.cli.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"SAMFineTuneLib.cli.{name}":
-                raise
-            continue
-        modules[name].add_parser(subparsers)
+    modules = {name: importlib.import_module(f"SAMFineTuneLib.cli.{name}") for name in names}
+    for module in modules.values():
+        module.add_parser(subparsers)
     try:
         args = parser.parse_args(argv)
     except SystemExit as exit_:  # argparse has already printed its help or its complaint
@@ -81,7 +75,7 @@ def _dispatch(argv: list[str]) -> int:
 def _say(sentence: str, code: int) -> int:
     """Print `sentence` to stderr, on one line, and hand back `code`."""
     try:
-        print(" ".join(sentence.split()), file=sys.stderr)
+        print(" ".join(sentence.splitlines()), file=sys.stderr)
     except BrokenPipeError:
         pass
     return code

@@ -87,7 +87,7 @@ def _examine_folder(path: Path, model_id: str | None) -> Proposal:
     unchecked = ", ".join(sorted(names - spec.sha256.keys()))
     findings = (
         f"a model folder with {', '.join(spec.files)}",
-        f"no digest of {unchecked} is in its {SPEC_FILE}" if unchecked else f"every file is the one its {SPEC_FILE} means",
+        f"its {SPEC_FILE} has no digest of {unchecked}" if unchecked else f"every file is the one {SPEC_FILE} means",
     )
     sources = {name: path / name for name in names}
     return Proposal(spec, sources, findings, spec.licence and f"{spec.licence}.", ask_terms=False)

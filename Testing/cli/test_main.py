@@ -14,7 +14,7 @@ from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cli import main as frame
 from SAMFineTuneLib.errors import UserError
 
-HEAVY = ("numpy", "torch", "onnxruntime", "SimpleITK", "pydicom", "PIL", "tqdm")
+HEAVY = ("torch", "onnxruntime", "SimpleITK", "pydicom", "PIL", "tqdm")
 
 
 @pytest.fixture
