@@ -1,0 +1,342 @@
+"""Pictures out of volumes and masks back into label maps, compared with SimpleITK's resampling."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.plane import (
+    ORIENTATIONS,
+    aligned_plane,
+    number_of_slices,
+    oblique_plane,
+    plane_through,
+)
+from SAMFineTuneLib.images.resample import extract, extract_labels, picture, write
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.images.window import IntensityWindow
+
+LPS = np.array([-1.0, -1.0, 1.0])
+
+
+def oriented(shape, spacing, turn, axes, signs, seed=0) -> Volume:
+    """Noise [k, j, i]; voxel axis a runs along RAS axis axes[a] with signs[a], all turned by a rotation vector."""
+    directions = np.zeros((3, 3))
+    directions[list(axes), range(3)] = signs
+    angle = np.linalg.norm(turn)
+    x, y, z = np.asarray(turn) / angle if angle else (0, 0, 1)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    turned = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross  # Rodrigues
+    affine = np.eye(4)
+    affine[:3, :3] = turned @ directions * spacing
+    affine[:3, 3] = (-31.5, 12.25, 100.0)
+    return Volume(np.random.default_rng(seed).integers(-1000, 2000, shape).astype(np.int16), affine)
+
+
+spacings = st.floats(0.4, 5)
+anisotropic = st.tuples(spacings, spacings, spacings)
+isotropic = spacings.map(lambda mm: (mm, mm, mm))
+
+
+def volumes(spacing, smallest=1):
+    return st.builds(
+        oriented,
+        shape=st.tuples(*[st.integers(smallest, 9)] * 3),
+        spacing=spacing,
+        turn=st.tuples(*[st.floats(-0.5, 0.5)] * 3),
+        axes=st.permutations((0, 1, 2)),
+        signs=st.tuples(*[st.sampled_from((-1, 1))] * 3),
+        seed=st.integers(0, 99),
+    )
+
+
+def middle_of(volume: Volume) -> np.ndarray:
+    return volume.ijk_to_ras((np.array(volume.shape[::-1]) - 1) / 2)
+
+
+@st.composite
+def oblique_cuts(draw):
+    """(volume, an oblique plane through it)"""
+    volume = draw(volumes(anisotropic, smallest=2))
+    right = np.array(draw(st.tuples(*[st.floats(-1, 1)] * 3)))
+    down = np.array(draw(st.tuples(*[st.floats(-1, 1)] * 3)))
+    assume(np.linalg.norm(np.cross(right, down)) > 0.1)
+    inside = np.array(draw(st.tuples(*[st.floats(0.1, 0.9)] * 3))) * (np.array(volume.shape[::-1]) - 1)
+    return volume, oblique_plane(volume, volume.ijk_to_ras(inside), right, down)
+
+
+def with_simpleitk(volume: Volume, plane, interpolator=sitk.sitkLinear) -> np.ndarray:
+    """The same picture, computed by SimpleITK in LPS from the geometry alone."""
+    image = sitk.GetImageFromArray(volume.array.astype(np.float64))
+    image.SetOrigin(tuple(LPS * volume.affine[:3, 3]))
+    image.SetSpacing(tuple(map(float, volume.spacing)))
+    directions = LPS[:, None] * volume.affine[:3, :3] / volume.spacing
+    image.SetDirection(directions.reshape(-1).tolist())
+    to_lps = np.stack([LPS * plane.right, LPS * plane.down, np.cross(LPS * plane.right, LPS * plane.down)], axis=1)
+    rows, columns = plane.shape
+    resampled = sitk.Resample(
+        image,
+        [columns, rows, 1],
+        sitk.Transform(),
+        interpolator,
+        tuple(LPS * plane.origin),
+        [plane.pixel_size] * 3,
+        to_lps.reshape(-1).tolist(),
+        float(volume.array.min()),
+        sitk.sitkFloat64,
+    )
+    return sitk.GetArrayFromImage(resampled)[0]
+
+
+def agree(ours: np.ndarray, theirs: np.ndarray, volume: Volume, plane) -> None:
+    """Equal everywhere but on the volume's very edge, where inside or outside is a matter of rounding."""
+    rows, columns = np.indices(plane.shape)
+    ijk = volume.ras_to_ijk(plane.pixel_to_ras(np.stack([columns, rows], axis=-1)))
+    last = np.array(volume.shape[::-1]) - 0.5
+    edge = (np.minimum(np.abs(ijk + 0.5), np.abs(ijk - last)) < 1e-4).any(axis=-1)
+    assert ours.shape == theirs.shape and np.abs(ours - theirs)[~edge].max(initial=0) < 0.6  # of a range of 3000
+
+
+@settings(max_examples=60, deadline=None)
+@given(volumes(isotropic), st.sampled_from(ORIENTATIONS), st.data())
+def test_isotropic_slices_are_the_voxels_themselves(volume, orientation, data):
+    plane = aligned_plane(volume, orientation, data.draw(st.integers(0, number_of_slices(volume, orientation) - 1)))
+    values = extract(volume, plane)
+    rows, columns = np.indices(plane.shape)
+    ijk = np.rint(volume.ras_to_ijk(plane.pixel_to_ras(np.stack([columns, rows], axis=-1)))).astype(int)
+    assert values.dtype == np.float32
+    assert np.array_equal(values, volume.array[ijk[..., 2], ijk[..., 1], ijk[..., 0]])
+
+
+@settings(max_examples=80, deadline=None)
+@given(volumes(anisotropic), st.sampled_from(ORIENTATIONS), st.data())
+def test_slices_of_any_volume_are_what_simpleitk_finds_there(volume, orientation, data):
+    plane = aligned_plane(volume, orientation, data.draw(st.integers(0, number_of_slices(volume, orientation) - 1)))
+    agree(extract(volume, plane), with_simpleitk(volume, plane), volume, plane)
+
+
+@settings(max_examples=80, deadline=None)
+@given(oblique_cuts())
+def test_oblique_pictures_are_what_simpleitk_finds_there(cut):
+    volume, plane = cut
+    agree(extract(volume, plane), with_simpleitk(volume, plane), volume, plane)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_slices_of_sheared_volumes_are_right(orientation):
+    """A linear ramp in RAS looks the same however it is sampled."""
+    affine = np.diag([1.0, 1.2, 2.0, 1.0])
+    affine[:3, 2] = (0.3, 0.7, 2.0)
+    k, j, i = np.indices((8, 9, 10))
+    ras = np.stack([i, j, k], axis=-1) @ affine[:3, :3].T
+    volume = Volume((ras @ (3.0, 5.0, 7.0)).astype(np.float64), affine)
+    plane = aligned_plane(volume, orientation, 4)
+    rows, columns = np.indices(plane.shape)
+    points = plane.pixel_to_ras(np.stack([columns, rows], axis=-1))
+    ijk = volume.ras_to_ijk(points)
+    between_centres = ((ijk >= -1e-6) & (ijk <= np.array([9, 8, 7]) + 1e-6)).all(axis=-1)
+    assert between_centres.mean() > 0.4
+    assert np.allclose(extract(volume, plane)[between_centres], (points @ (3.0, 5.0, 7.0))[between_centres], atol=1e-3)
+    labelmap = np.zeros(volume.shape, np.uint8)
+    mask = between_centres.copy()
+    write(mask, plane, labelmap, volume, 1)
+    assert extract_labels(labelmap, volume, plane)[mask].all()
+    axis = {"axial": 0, "coronal": 1, "sagittal": 2}[orientation]
+    assert set(np.nonzero(labelmap)[axis]) == {4}
+
+
+def test_outside_the_volume_is_its_lowest_value_and_its_outer_half_voxels_are_not():
+    volume = Volume(np.full((4, 4, 4), 50, np.int16), np.eye(4))
+    volume = Volume(np.where(np.arange(4) == 2, 7, volume.array), volume.affine)
+    plane = oblique_plane(volume, (1.5, 1.5, 1.5), (1, 1, 0.2), (0, 0.1, 1))
+    values = extract(volume, plane)
+    rows, columns = np.indices(plane.shape)
+    ijk = volume.ras_to_ijk(plane.pixel_to_ras(np.stack([columns, rows], axis=-1)))
+    outside = ((ijk < -0.5) | (ijk > 3.5)).any(axis=-1)
+    outer_half = ~outside & (ijk[..., 0] < 1)
+    assert outside.any() and outer_half.any()
+    assert (values[outside] == 7).all() and np.allclose(values[outer_half], 50)
+
+
+def test_the_lowest_value_is_a_number_even_among_voxels_that_are_not():
+    voxels = np.arange(64, dtype=np.float32).reshape(4, 4, 4)
+    voxels[0, 0, :2] = np.nan, -np.inf
+    volume = Volume(voxels, np.eye(4))
+    plane = oblique_plane(volume, (2, 2, 2.5), (1, 1, 0), (1, -1, 0.1))
+    assert np.isfinite(extract(volume, plane)).all() and extract(volume, plane)[0, 0] == 2
+
+
+def test_picture_is_the_window_of_the_extract():
+    volume = oriented((6, 7, 8), (1, 1, 2), (0.1, 0.2, 0), (0, 1, 2), (1, 1, 1))
+    plane, window = aligned_plane(volume, "coronal", 3), IntensityWindow(-160, 240)
+    shown = picture(volume, plane, window)
+    assert shown.dtype == np.uint8 and np.array_equal(shown, window.apply(extract(volume, plane)))
+
+
+# ---- writing
+
+
+def random_mask(shape, seed) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape) < 0.4
+
+
+@settings(max_examples=60, deadline=None)
+@given(volumes(isotropic), st.sampled_from(ORIENTATIONS), st.integers(0, 99), st.data())
+def test_what_is_written_on_an_isotropic_slice_is_read_back_and_nothing_else_changes(volume, orientation, seed, data):
+    plane = aligned_plane(volume, orientation, data.draw(st.integers(0, number_of_slices(volume, orientation) - 1)))
+    mask = random_mask(plane.shape, seed)
+    labelmap = np.zeros(volume.shape, np.uint8)
+    block = write(mask, plane, labelmap, volume, 3)
+    assert np.array_equal(extract_labels(labelmap, volume, plane), mask * 3)
+    assert np.array_equal(extract(Volume(labelmap, volume.affine), plane), mask * 3)
+    assert np.count_nonzero(labelmap) == mask.sum()
+    assert (block is None) == (not mask.any())
+    if block is not None:
+        assert np.count_nonzero(labelmap[block]) == mask.sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(volumes(anisotropic), st.sampled_from(ORIENTATIONS), st.integers(0, 99), st.data())
+def test_on_any_aligned_slice_voxels_hold_exactly_the_true_pixels_and_neighbours_stay(volume, orientation, seed, data):
+    index = data.draw(st.integers(0, number_of_slices(volume, orientation) - 1))
+    plane = aligned_plane(volume, orientation, index)
+    mask = random_mask(plane.shape, seed)
+    labelmap = np.zeros(volume.shape, np.uint16)
+    write(mask, plane, labelmap, volume, 500)
+    axis = 2 - int(np.abs(plane.normal @ volume.affine[:3, :3] / volume.spacing).argmax())
+    assert set(np.nonzero(labelmap)[axis]) <= {index}
+    assert extract_labels(labelmap, volume, plane)[mask].all()
+    expected = np.zeros(volume.shape, bool)
+    rows, columns = np.nonzero(mask)
+    ijk = volume.ras_to_ijk(plane.pixel_to_ras(np.stack([columns, rows], axis=-1)))
+    clear = (np.abs(ijk - np.floor(ijk) - 0.5) > 1e-4).all(axis=1)  # of the edge between two voxels
+    i, j, k = np.rint(ijk[clear]).astype(int).T
+    expected[k, j, i] = True
+    assert not (expected & (labelmap == 0)).any()
+    if clear.all():
+        assert np.array_equal(expected, labelmap == 500)
+
+
+@settings(max_examples=80, deadline=None)
+@given(oblique_cuts(), st.integers(0, 99))
+def test_an_oblique_mask_covers_its_pixels_has_no_holes_and_stays_on_the_voxels_the_plane_cuts(cut, seed):
+    volume, plane = cut
+    rows, columns = np.indices(plane.shape)
+    centre = np.array(plane.shape) / 2 - 0.5
+    disc = np.hypot(rows - centre[0], columns - centre[1]) <= max(plane.shape) * (0.2 + 0.006 * seed)
+    labelmap = np.zeros(volume.shape, np.uint8)
+    write(disc, plane, labelmap, volume, 1)
+    ijk = volume.ras_to_ijk(plane.pixel_to_ras(np.stack([columns, rows], axis=-1)))
+    within = ((ijk > -0.499) & (ijk < np.array(volume.shape[::-1]) - 0.501)).all(axis=-1)
+    assert extract_labels(labelmap, volume, plane)[disc & within].all()
+    reference = with_simpleitk(Volume(labelmap, volume.affine), plane, sitk.sitkNearestNeighbor)
+    between = (np.abs(ijk - np.floor(ijk) - 0.5) < 1e-4).any(axis=-1)
+    assert reference[disc & within & ~between].all()  # SimpleITK finds the mask there too
+
+    k, j, i = np.nonzero(labelmap)
+    corners = np.stack(np.meshgrid(*[[-0.5, 0.5]] * 3), axis=-1).reshape(-1, 3)
+    distance = plane.distance(volume.ijk_to_ras(np.stack([i, j, k], axis=-1)[:, None] + corners))
+    assert (distance.min(axis=1) <= 1e-4).all() and (distance.max(axis=1) >= -1e-4).all()
+    assert len(i) >= 1 if (disc & within).any() else True
+
+
+def test_a_full_oblique_mask_sets_every_voxel_the_plane_cuts():
+    volume = oriented((20, 22, 24), (0.7, 0.7, 2.0), (0.3, 0.1, 0.2), (0, 1, 2), (1, -1, 1))
+    plane = oblique_plane(volume, middle_of(volume), (1, 0.4, 0.2), (0, 1, -0.7))
+    labelmap = np.zeros(volume.shape, np.uint8)
+    write(np.ones(plane.shape, bool), plane, labelmap, volume, 1)
+    ijk = np.indices(volume.shape[::-1]).reshape(3, -1).T
+    corners = np.stack(np.meshgrid(*[[-0.5, 0.5]] * 3), axis=-1).reshape(-1, 3)
+    distance = plane.distance(volume.ijk_to_ras(ijk[:, None] + corners))
+    cut = (distance.min(axis=1) < -1e-4) & (distance.max(axis=1) > 1e-4)
+    i, j, k = ijk[cut].T
+    assert labelmap[k, j, i].all() and np.count_nonzero(labelmap) - cut.sum() <= 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(oblique_cuts(), st.integers(0, 99), st.booleans())
+def test_writing_again_replaces_the_plane_and_protects_other_labels(cut, seed, aligned):
+    volume, plane = cut
+    if aligned:
+        plane = plane_through(volume, "coronal", middle_of(volume))
+    before = np.random.default_rng(seed).choice([0, 0, 2], volume.shape).astype(np.uint8)
+    labelmap = before.copy()
+    write(random_mask(plane.shape, seed), plane, labelmap, volume, 1)
+    assert np.array_equal(labelmap == 2, before == 2)
+    block = write(np.zeros(plane.shape, bool), plane, labelmap, volume, 1)
+    assert np.array_equal(labelmap, before)
+    assert write(np.zeros(plane.shape, bool), plane, labelmap, volume, 1) is None
+    del block
+    mask = random_mask(plane.shape, seed + 1)
+    write(mask, plane, labelmap, volume, 1, protect=False)
+    once = labelmap.copy()
+    assert not (extract_labels(labelmap, volume, plane)[mask] == 2).any()
+    assert write(mask, plane, labelmap, volume, 1, protect=False) is None and np.array_equal(labelmap, once)
+
+
+@settings(max_examples=60, deadline=None)
+@given(oblique_cuts(), st.integers(0, 99), st.booleans())
+def test_the_block_returned_holds_exactly_the_changes(cut, seed, aligned):
+    volume, plane = cut
+    if aligned:
+        plane = plane_through(volume, "sagittal", middle_of(volume))
+    labelmap = np.zeros(volume.shape, np.uint8)
+    write(random_mask(plane.shape, seed), plane, labelmap, volume, 1)
+    before = labelmap.copy()
+    block = write(random_mask(plane.shape, seed + 1), plane, labelmap, volume, 1)
+    changed = np.argwhere(before != labelmap)
+    if block is None:
+        assert not len(changed)
+    else:
+        assert [(s.start, s.stop) for s in block] == [(c.min(), c.max() + 1) for c in changed.T]
+
+
+def test_label_maps_that_are_not_contiguous_are_written_too():
+    volume = oriented((6, 7, 8), (1, 1, 1), (0, 0, 0), (0, 1, 2), (1, 1, 1))
+    labelmap = np.zeros((8, 7, 6), np.uint8).transpose(2, 1, 0)
+    plane = oblique_plane(volume, middle_of(volume), (1, 0.3, 0), (0, 1, 0.4))
+    write(np.ones(plane.shape, bool), plane, labelmap, volume, 1)
+    assert extract_labels(labelmap, volume, plane).any()
+
+
+def test_wrong_shapes_and_values_are_refused():
+    volume = oriented((6, 7, 8), (1, 1, 1), (0, 0, 0), (0, 1, 2), (1, 1, 1))
+    plane = aligned_plane(volume, "axial", 0)
+    mask, labelmap = np.ones(plane.shape, bool), np.zeros(volume.shape, np.uint8)
+    with pytest.raises(UserError, match="resample it"):
+        write(mask, plane, np.zeros((6, 7, 9), np.uint8), volume, 1)
+    for value in (0, 256, -1):
+        with pytest.raises(UserError, match="from 1 to 255"):
+            write(mask, plane, labelmap, volume, value)
+    with pytest.raises(ValueError, match="mask"):
+        write(mask[1:], plane, labelmap, volume, 1)
+    assert not labelmap.any()
+
+
+def test_the_volume_is_never_changed():
+    volume = oriented((6, 7, 8), (1, 1, 2), (0.1, 0, 0), (0, 1, 2), (1, 1, 1))
+    before = volume.array.copy()
+    for orientation in ORIENTATIONS:
+        extract(volume, aligned_plane(volume, orientation, 2))[:] = 0
+    assert np.array_equal(volume.array, before)
+
+
+def test_pictures_come_quickly():
+    """Generous limits, five to ten times what an idle core needs: to notice a slow path, not a busy machine."""
+    volume = oriented((40, 512, 512), (0.8, 0.8, 2), (0.1, 0, 0), (0, 1, 2), (1, 1, 1))
+    aligned = aligned_plane(volume, "axial", 20)
+    oblique = oblique_plane(volume, middle_of(volume), (1, 0.05, 0), (0, 1, 0.05))
+    extract(volume, oblique)
+    for plane, limit in ((aligned, 0.02), (oblique, 0.5)):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            extract(volume, plane)
+            times.append(time.perf_counter() - start)
+        assert min(times) < limit
