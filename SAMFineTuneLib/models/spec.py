@@ -190,7 +190,7 @@ def _problem(spec: ModelSpec) -> str | None:
         values = getattr(spec, name)
         if not isinstance(values, Mapping) or not all(isinstance(v, str) for v in values.values()):
             return f"{name} must map names to text"
-    for role, file in spec.files.items():
+    for role in spec.files:
         if role not in FILE_ROLES:
             return f"files names the role {role!r}, but knows only {', '.join(FILE_ROLES)}"
     for file in (*spec.files.values(), *spec.sha256):
