@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,8 +125,10 @@ class Store:
     def _sweep(self) -> None:
         """Delete what killed processes left long ago."""
         for folder in self.folder.glob(f"{_BUILDING}*"):
-            if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > _ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process has just finished with it
+                newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                if time.time() - newest > _ABANDONED:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
