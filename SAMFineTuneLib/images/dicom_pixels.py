@@ -93,17 +93,17 @@ def read_pixels(frames: Sequence[Frame | None]) -> tuple[np.ndarray, list[float 
     genuine = [piece.values if piece.padding is None else piece.values[~piece.padding] for piece in real]
     genuine = [values for values in genuine if values.size] or [piece.values for piece in real]
     low, high = min(values.min() for values in genuine), max(values.max() for values in genuine)
-    for piece in real:
-        if piece.padding is not None:
-            outside = piece.padding & ((piece.values < low) | (piece.values > high))
-            piece.values[outside] = low
-            low, high = min(low, piece.values.min()), max(high, piece.values.max())
-
-    array = np.empty(
-        (len(frames), *real[0].values.shape), _dtype([piece.values.dtype for piece in real], low, high)
+    array = np.full(
+        (len(frames), *real[0].values.shape), low, _dtype([p.values.dtype for p in real], low, high)
     )
     for k, piece in enumerate(pieces):
-        array[k] = low if piece is None else piece.values
+        if piece is not None:
+            kept = (
+                True
+                if piece.padding is None
+                else ~piece.padding | ((piece.values >= low) & (piece.values <= high))
+            )
+            np.copyto(array[k], piece.values, where=kept, casting="unsafe")
     return array, [None if piece is None else piece.mirror for piece in pieces]
 
 
@@ -226,15 +226,23 @@ def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> _Piece:
             else (0, (1 << bits) - 1)
         )
         mirror = sum(ends) * slope + 2 * intercept
-        values = (int(mirror) if values.dtype.kind == "i" else values.dtype.type(mirror)) - values
+        # float64 holds all 32-bit whole numbers; `_narrowed` brings them back to whole ones
+        inverted = mirror - values.astype(np.float64)
+        values = inverted.astype(np.float32) if values.dtype.kind == "f" else _narrowed(inverted)
     return _Piece(values, padding if padding is not None and padding.any() else None, mirror)
 
 
 def _rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     """A new array of `stored · slope + intercept`; whole numbers stay whole."""
-    if slope == 1 and intercept == 0 and stored.dtype == np.uint8:
+    if slope == 1 and intercept == 0 and stored.dtype in (np.uint8, np.int16):
         return stored.copy()
-    whole = slope.is_integer() and intercept.is_integer()
-    if whole and max(abs(int(stored.min())), abs(int(stored.max()))) * abs(slope) + abs(intercept) < 2**31:
-        return stored.astype(np.int32) * int(slope) + int(intercept)
-    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    values = stored.astype(np.float64) * slope + intercept
+    return _narrowed(values) if slope.is_integer() and intercept.is_integer() else values.astype(np.float32)
+
+
+def _narrowed(values: np.ndarray) -> np.ndarray:
+    """Whole numbers as int16 or int32, as float32 beyond."""
+    for dtype in (np.int16, np.int32):
+        if np.iinfo(dtype).min <= values.min() and values.max() <= np.iinfo(dtype).max:
+            return values.astype(dtype)
+    return values.astype(np.float32)

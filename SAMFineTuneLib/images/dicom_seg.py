@@ -19,6 +19,18 @@ from SAMFineTuneLib.images.segments import SegmentInfo, require_described
 from SAMFineTuneLib.images.volume import Volume
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+# DICOM wants these in every file, if need be without a value; anonymisers remove them nevertheless.
+_MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 # What Slicer, too, calls a segment of unknown kind: a free name allows no code that claims more.
 _TISSUE = Code("85756007", "SCT", "Tissue")
 
@@ -106,6 +118,9 @@ def _source_images(
                 f"The source series lacks {', '.join(missing)}, to which a DICOM SEG refers; write .seg.nrrd "
                 "instead."
             )
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in dataset:
+                setattr(dataset, keyword, None)
     places = [source.slices[k] for k in present]
     if len(datasets) == 1:  # one file: frames may be stored in any order
         frames = np.zeros((int(datasets[0].get("NumberOfFrames") or 1), *labels.shape[1:]), labels.dtype)

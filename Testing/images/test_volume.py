@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume
 from SAMFineTuneLib.images.volume import affine_from_lps, lps_from_affine
