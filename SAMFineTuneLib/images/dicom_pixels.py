@@ -93,17 +93,15 @@ def read_pixels(frames: Sequence[Frame | None]) -> tuple[np.ndarray, list[float 
     genuine = [piece.values if piece.padding is None else piece.values[~piece.padding] for piece in real]
     genuine = [values for values in genuine if values.size] or [piece.values for piece in real]
     low, high = min(values.min() for values in genuine), max(values.max() for values in genuine)
-    array = np.full(
-        (len(frames), *real[0].values.shape), low, _dtype([p.values.dtype for p in real], low, high)
-    )
+    dtype = _dtype([piece.values.dtype for piece in real], low, high)
+    array = np.full((len(frames), *real[0].values.shape), low, dtype)
     for k, piece in enumerate(pieces):
-        if piece is not None:
-            kept = (
-                True
-                if piece.padding is None
-                else ~piece.padding | ((piece.values >= low) & (piece.values <= high))
-            )
-            np.copyto(array[k], piece.values, where=kept, casting="unsafe")
+        if piece is None:
+            continue
+        kept = (piece.values >= low) & (piece.values <= high)
+        if piece.padding is not None:
+            kept |= ~piece.padding
+        np.copyto(array[k], piece.values, where=kept, casting="unsafe")
     return array, [None if piece is None else piece.mirror for piece in pieces]
 
 
@@ -129,7 +127,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[_Piece]:
             kind = _syntax(dataset).name
             stored = _decode(dataset, [frame.number - 1 for frame in frames])
             return [_piece(dataset, values, frame) for values, frame in zip(stored, frames, strict=True)]
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like on damaged data
         raise UserError(
