@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, SlicePlane, Volume, overlay_picture, picture
+from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, overlay_picture, picture
 from SAMFineTuneLib.images.resample import extract_labels
 from SAMFineTuneLib.inference import events
 from SAMFineTuneLib.inference.propagate import PropagationSettings
 from SAMFineTuneLib.inference.session import Session
-from SAMFineTuneLib.prompts import PromptSet, plane_prompts, prompt_planes
+from SAMFineTuneLib.prompts import PromptSet, prompt_planes
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
@@ -27,51 +27,56 @@ if TYPE_CHECKING:
 class Outcome:
     """What came of a set of prompts."""
 
-    volume: Volume
-    window: IntensityWindow
-    segments: tuple[SegmentInfo, ...]
+    session: Session
     labelmap: np.ndarray
     """[k, j, i], the segments' values."""
     prompted: dict[int, list[SlicePlane]]
     """The planes on which each segment (by value) has prompts."""
+    filled: dict[int, int]
+    """On how many planes each segment has a mask."""
     scores: dict[int, float]
     """The lowest predicted IoU among each segment's prompted planes."""
-    session: Session
 
 
-def answer(
-    volume: Volume, window: IntensityWindow, predictor: Predictor, prompts: PromptSet, propagate: str = "none"
-) -> Outcome:
-    """Place all prompts, make all masks, carry each segment through the volume when asked to.
-
-    `propagate` is "none" or one of the directions of PropagationSettings.
-    """
-    session = Session(volume, predictor, window, immediate=False)
+def place(volume: Volume, window: IntensityWindow, prompts: PromptSet, propagate: str = "none") -> Session:
+    """A session with all prompts placed and no model yet; UserError for a prompt that cannot be."""
+    session = Session(volume, None, window, immediate=False)
     oblique = prompt_planes(volume, prompts)
     view = oblique[0] if oblique else prompts.orientation
     for segment in prompts.segments:
         session.add_segment(segment.name, segment.value, segment.color)
         for prompt in segment.prompts:
             session.add_prompt(segment.value, prompt, view)
-    prompted = {info.value: session.planes(info.value) for info in session.segments}
-    if propagate == "none":
-        _require_targets(session)
-    with _showing(session):
-        scores = _predict(session, prompted)
-        if propagate != "none":
-            for info in session.segments:
-                session.finish(session.propagate(info.value, PropagationSettings(direction=propagate)))
-    return Outcome(volume, window, session.segments, session.labelmap(), prompted, scores, session)
+    if propagate == "none":  # otherwise a mask may arrive there for negative points to correct
+        _require_targets(session, {segment.value: segment.name for segment in prompts.segments})
+    return session
 
 
-def _require_targets(session: Session) -> None:
-    """Refuse planes that only say what the structure is not; propagation would leave a mask there to correct."""
+def _require_targets(session: Session, names: dict[int, str]) -> None:
+    """Refuse planes whose prompts only say what the structure is not."""
     for (value, _), task in session.state.tasks.items():
-        if not plane_prompts(task.prompts, task.plane).says_where:
+        if not any(given.says_where for given in task.prompts):
             raise UserError(
-                f"Segment {session.segment(value).name} has only negative points on {task.plane}: add a positive "
-                "point or a box there."
+                f"Segment {names[value]} has only negative points on {task.plane}: add a positive point or a box there."
             )
+
+
+def answer(session: Session, predictor: Predictor, propagate: str = "none") -> Outcome:
+    """Make the masks of all placed prompts, and carry each segment through the volume when asked to.
+
+    `propagate` is "none" or one of the directions of PropagationSettings.
+    """
+    session.set_model(predictor)
+    prompted = {info.value: session.planes(info.value) for info in session.segments}
+    scores = _predict(session, prompted)
+    for info in session.segments if propagate != "none" else ():
+        if any(session.mask(info.value, plane).any() for plane in prompted[info.value]):
+            with _showing(session, info.name):
+                session.finish(session.propagate(info.value, PropagationSettings(direction=propagate)))
+    filled = {
+        value: sum(bool(session.mask(value, plane).any()) for plane in session.planes(value)) for value in prompted
+    }
+    return Outcome(session, session.labelmap(), prompted, filled, scores)
 
 
 def _predict(session: Session, prompted: dict[int, list[SlicePlane]]) -> dict[int, float]:
@@ -90,8 +95,8 @@ def _quiet(count: int) -> bool:
 
 
 @contextmanager
-def _showing(session: Session) -> Iterator[None]:
-    """Show a session's progress and sentences on stderr; what failed in it is raised at the end."""
+def _showing(session: Session, name: str) -> Iterator[None]:
+    """Show the progress and the sentences of a job on segment `name` on stderr; raise what failed in it."""
     from tqdm import tqdm
 
     bar: tqdm | None = None
@@ -101,14 +106,14 @@ def _showing(session: Session) -> Iterator[None]:
         nonlocal bar
         if isinstance(event, events.Busy):
             if bar is None:
-                bar = tqdm(desc=event.what, unit="slice", total=0, disable=_quiet(event.progress.total), leave=False)
+                bar = tqdm(desc=name, unit="slice", total=0, disable=_quiet(event.progress.total), leave=False)
             bar.total = event.progress.total
             bar.update(event.progress.done - bar.n)
         elif isinstance(event, events.Finished) and bar is not None:
             bar.close()
             bar = None
         elif isinstance(event, events.Notice):
-            tqdm.write(f"note: {event.text}", file=sys.stderr)
+            tqdm.write(f"note: {name}: {event.text}", file=sys.stderr)
         elif isinstance(event, events.Failed):
             failures.append(event.text)
 
@@ -125,17 +130,16 @@ def _showing(session: Session) -> Iterator[None]:
 
 def draw(outcome: Outcome, path: str | Path, plane: SlicePlane) -> None:
     """Write a PNG of a plane: the picture the model saw, the label map on it, and the prompts that lie there."""
-    labels = extract_labels(outcome.labelmap, outcome.volume, plane)
+    labels = extract_labels(outcome.labelmap, outcome.session.volume, plane)
     points, boxes = [], []
     for (_, key), task in outcome.session.state.tasks.items():
-        if key == plane.key and task.prompts:
-            given = plane_prompts(task.prompts, plane)
+        for given in task.prompts if key == plane.key else ():
             points += [(*point, bool(label)) for point, label in zip(given.points, given.labels, strict=True)]
             boxes += [] if given.box is None else [given.box]
     overlay_picture(
         path,
-        picture(outcome.volume, plane, outcome.window),
-        [(labels == info.value, info.color) for info in outcome.segments],
+        picture(outcome.session.volume, plane, outcome.session.window),
+        [(labels == info.value, info.color) for info in outcome.session.segments],
         points,
         boxes,
     )
@@ -144,13 +148,14 @@ def draw(outcome: Outcome, path: str | Path, plane: SlicePlane) -> None:
 def busiest_plane(outcome: Outcome) -> SlicePlane:
     """The prompted plane on which the segments cover most."""
     planes = {plane.key: plane for planes in outcome.prompted.values() for plane in planes}
+    volume = outcome.session.volume
     covered = {
-        key: np.count_nonzero(extract_labels(outcome.labelmap, outcome.volume, plane)) for key, plane in planes.items()
+        key: np.count_nonzero(extract_labels(outcome.labelmap, volume, plane)) for key, plane in planes.items()
     }
     return planes[max(covered, key=covered.__getitem__)]
 
 
 def milliliters(outcome: Outcome, value: int) -> float:
     """A segment's volume."""
-    voxel = abs(float(np.linalg.det(outcome.volume.affine[:3, :3])))
+    voxel = abs(float(np.linalg.det(outcome.session.volume.affine[:3, :3])))
     return np.count_nonzero(outcome.labelmap == value) * voxel / 1000

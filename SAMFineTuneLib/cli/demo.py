@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from SAMFineTuneLib.images import Volume
     from SAMFineTuneLib.prompts import PromptSet
 
@@ -61,24 +61,26 @@ def run(args: argparse.Namespace) -> int:
     write_prompts(folder / "prompts.json", prompts)
     predictor = Predictor(open_engine(Store().get()), open_cache())
     describe.print_inputs(volume, window, predictor)
-    outcome = batch.answer(volume, window, predictor, prompts, "both")
-    write_labelmap(folder / "organs.seg.nrrd", outcome.labelmap, volume, outcome.segments)
+    outcome = batch.answer(batch.place(volume, window, prompts, "both"), predictor, "both")
+    segments = outcome.session.segments
+    write_labelmap(folder / "organs.seg.nrrd", outcome.labelmap, volume, segments)
     batch.draw(outcome, folder / "picture.png", batch.busiest_plane(outcome))
 
     print(f"\n{'Dice (1 is perfect)':<21}{'box slice':>10}{'whole body':>12}{'volume':>12}")
-    for info in outcome.segments:
+    for info in segments:
         found, known = outcome.labelmap == info.value, truth == info.value
         k = outcome.prompted[info.value][0].index
         print(f"{info.name:<21}{dice(found[k], known[k]):>10.2f}{dice(found, known):>12.2f}"
               f"{batch.milliliters(outcome, info.value):>9.1f} mL")  # fmt: skip
-    print(f"\nThe label map is {folder / 'organs.seg.nrrd'}, a picture of it {folder / 'picture.png'}.\nThe same by hand:")
+    print(f"\nThe label map is {folder / 'organs.seg.nrrd'}, a picture of it {folder / 'picture.png'}.")
+    print("The same by hand:")
     print(f"  samfinetune segment {series} -o organs.seg.nrrd --prompts {folder / 'prompts.json'} --propagate both")
     return 0
 
 
 def dice(found: np.ndarray, known: np.ndarray) -> float:
     """Overlap of two masks: twice their common voxels over the sum of both."""
-    return 2 * np.count_nonzero(found & known) / max(1, np.count_nonzero(found) + np.count_nonzero(known))
+    return 2 * int((found & known).sum()) / max(1, int(found.sum()) + int(known.sum()))
 
 
 def _folder(path: str) -> Path:
@@ -105,7 +107,7 @@ def _box_round_each(volume: Volume, truth: np.ndarray, names: dict[int, str]) ->
     for value, name in names.items():
         k = int((truth == value).sum(axis=(1, 2)).argmax())
         plane = aligned_plane(volume, "axial", k)
-        rows, columns = np.nonzero(extract_labels(truth, volume, plane) == value)
+        rows, columns = (extract_labels(truth, volume, plane) == value).nonzero()
         low = columns.min() - _MARGIN, rows.min() - _MARGIN
         high = columns.max() + _MARGIN, rows.max() + _MARGIN
         corners = plane.pixel_to_ras([low, high])

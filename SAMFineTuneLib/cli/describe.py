@@ -18,7 +18,8 @@ _UPRIGHT = 0.1  # degrees; scanners round their direction cosines
 def print_inputs(volume: Volume, window: IntensityWindow, predictor: Predictor) -> None:
     """Print what a model is about to see."""
     print(f"volume      {what(volume)}")
-    print(f"            {grid(volume)}, {orientation(volume)}")
+    print(f"            {grid(volume)}")
+    print(f"            {orientation(volume)}")
     for warning in volume.warnings:
         print(f"note        {warning}")
     print(f"window      {window}")

@@ -12,7 +12,7 @@ from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cli.batch import Outcome
-    from SAMFineTuneLib.images import Volume
+    from SAMFineTuneLib.images import SlicePlane, Volume
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.prompts import PromptSet
 
@@ -71,11 +71,12 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(args, volume)
     prompts = gather_prompts(args, volume)
     window = choose_window(volume, args.window)
+    session = batch.place(volume, window, prompts, args.propagate)
     predictor = arguments.open_predictor(args)
     describe.print_inputs(volume, window, predictor)
-    outcome = batch.answer(volume, window, predictor, prompts, args.propagate)
+    outcome = batch.answer(session, predictor, args.propagate)
     report(outcome, predictor)
-    for note in write_labelmap(args.output, outcome.labelmap, volume, outcome.segments):
+    for note in write_labelmap(args.output, outcome.labelmap, volume, session.segments):
         print(f"note        {note}")
     print(f"written     {args.output}")
     if args.picture:
@@ -105,6 +106,9 @@ def gather_prompts(args: argparse.Namespace, volume: Volume) -> PromptSet:
         if len(names) > 1:
             raise UserError(f"--label names one segment, but the prompts hold {len(names)}: {', '.join(names)}.")
         named = replace(named, segments=(replace(named.segments[0], name=args.label),))
+    for segment in named.segments:
+        if not segment.prompts:
+            raise UserError(f"Segment {segment.name} has no prompts: place some, or leave it out of the file.")
     return replace(named, orientation=args.orientation) if args.orientation else named
 
 
@@ -138,20 +142,21 @@ def report(outcome: Outcome, predictor: Predictor) -> None:
     """Print what was found and how much had to be computed."""
     from SAMFineTuneLib.cli import batch
 
-    for info in outcome.segments:
-        slices = len(set((outcome.labelmap == info.value).nonzero()[0].tolist()))
-        planes = outcome.prompted[info.value]
-        print(f"segment     {info.name}: {batch.milliliters(outcome, info.value):.2f} mL on {slices} volume slices, "
+    for info in outcome.session.segments:
+        planes, filled = outcome.prompted[info.value], outcome.filled[info.value]
+        print(f"segment     {info.name}: {batch.milliliters(outcome, info.value):.2f} mL on {_slices(filled)}, "
               f"prompted on {_planes(planes)}, predicted IoU {outcome.scores[info.value]:.2f}")  # fmt: skip
-        if not slices:
+        if not filled:
             print(f"note        nothing was found for {info.name}: check prompts and window, or add a point")
     print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
 
 
-def _planes(planes: list) -> str:
-    if len(planes) == 1:
-        return str(planes[0])
-    return f"{len(planes)} {planes[0].orientation} slices" if planes else "no slice"
+def _slices(count: int) -> str:
+    return "1 slice" if count == 1 else f"{count} slices"
+
+
+def _planes(planes: list[SlicePlane]) -> str:
+    return str(planes[0]) if len(planes) == 1 else f"{len(planes)} {planes[0].orientation} slices"
 
 
 def _check_outputs(args: argparse.Namespace, volume: Volume) -> None:
