@@ -42,7 +42,7 @@ def overlay_picture(
         paint = np.asarray(color, dtype=np.float32) * 255
         area = mask.astype(bool).repeat(scale, axis=0).repeat(scale, axis=1)
         canvas[area] = canvas[area] * (1 - _FILL) + paint * _FILL
-        canvas[_outline(area, max(1, scale // 2))] = paint
+        canvas[_outline(area, max(1, min(scale // 2, 3)))] = paint
     image = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     line = max(1, max(rows, columns) // 400)

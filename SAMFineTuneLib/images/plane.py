@@ -252,7 +252,7 @@ def require_inside(volume: Volume, ras_point, what: str) -> None:
 
 
 def format_ras(point) -> str:
-    """"R 12.5, A -3.0, S 100.0 mm"."""
+    """ "R 12.5, A -3.0, S 100.0 mm"."""
     return ", ".join(f"{axis} {value:.1f}" for axis, value in zip("RAS", point, strict=True)) + " mm"
 
 

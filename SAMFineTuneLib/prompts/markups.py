@@ -3,8 +3,8 @@
 What a markup means:
 
 * Its segment is the list's name, which is the file's name. Words at its end that only say what it is are
-  left out (positive, pos, negative, neg, foreground, background, points, box, roi, scribble, curve, line, also
-  with a number): "liver_negative.mrk.json" and "liver_box-1.mrk.json" both belong to "liver".
+  left out (positive, pos, negative, neg, foreground, background, points, box, roi, scribble, curve, line,
+  also with a number): "liver_negative.mrk.json" and "liver_box-1.mrk.json" both belong to "liver".
 * A point is negative when its description, or else its label, or else the list's name holds one of the words
   negative, neg, background, or is just "-"; the words positive, pos, foreground, or "+" make it positive.
 * An ROI is a 3-D box along its own axes; a thin one is a box on the slice of its centre.

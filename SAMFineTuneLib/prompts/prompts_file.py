@@ -263,4 +263,3 @@ def _free_value(taken: set[int]) -> int:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-

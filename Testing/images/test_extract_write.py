@@ -26,7 +26,7 @@ LPS = np.array([-1.0, -1.0, 1.0])
 
 
 def oriented(shape, spacing, turn, axes, signs, seed=0) -> Volume:
-    """Noise [k, j, i]; voxel axis a runs along RAS axis axes[a] with signs[a], all turned by a rotation vector."""
+    """Noise [k, j, i]; voxel axis a runs along RAS axis axes[a] with signs[a]; all is turned about `turn`."""
     directions = np.zeros((3, 3))
     directions[list(axes), range(3)] = signs
     angle = np.linalg.norm(turn)
@@ -78,7 +78,9 @@ def with_simpleitk(volume: Volume, plane, interpolator=sitk.sitkLinear) -> np.nd
     image.SetSpacing(tuple(map(float, volume.spacing)))
     directions = LPS[:, None] * volume.affine[:3, :3] / volume.spacing
     image.SetDirection(directions.reshape(-1).tolist())
-    to_lps = np.stack([LPS * plane.right, LPS * plane.down, np.cross(LPS * plane.right, LPS * plane.down)], axis=1)
+    to_lps = np.stack(
+        [LPS * plane.right, LPS * plane.down, np.cross(LPS * plane.right, LPS * plane.down)], axis=1
+    )
     rows, columns = plane.shape
     resampled = sitk.Resample(
         image,
@@ -100,13 +102,17 @@ def agree(ours: np.ndarray, theirs: np.ndarray, volume: Volume, plane) -> None:
     ijk = volume.ras_to_ijk(plane.pixel_to_ras(np.stack([columns, rows], axis=-1)))
     last = np.array(volume.shape[::-1]) - 0.5
     edge = (np.minimum(np.abs(ijk + 0.5), np.abs(ijk - last)) < 1e-4).any(axis=-1)
-    assert ours.shape == theirs.shape and np.abs(ours - theirs)[~edge].max(initial=0) < 0.6  # of a range of 3000
+    assert (
+        ours.shape == theirs.shape and np.abs(ours - theirs)[~edge].max(initial=0) < 0.6
+    )  # of a range of 3000
 
 
 @settings(max_examples=60, deadline=None)
 @given(volumes(isotropic), st.sampled_from(ORIENTATIONS), st.data())
 def test_isotropic_slices_are_the_voxels_themselves(volume, orientation, data):
-    plane = aligned_plane(volume, orientation, data.draw(st.integers(0, number_of_slices(volume, orientation) - 1)))
+    plane = aligned_plane(
+        volume, orientation, data.draw(st.integers(0, number_of_slices(volume, orientation) - 1))
+    )
     values = extract(volume, plane)
     rows, columns = np.indices(plane.shape)
     ijk = np.rint(volume.ras_to_ijk(plane.pixel_to_ras(np.stack([columns, rows], axis=-1)))).astype(int)
@@ -117,7 +123,9 @@ def test_isotropic_slices_are_the_voxels_themselves(volume, orientation, data):
 @settings(max_examples=80, deadline=None)
 @given(volumes(anisotropic), st.sampled_from(ORIENTATIONS), st.data())
 def test_slices_of_any_volume_are_what_simpleitk_finds_there(volume, orientation, data):
-    plane = aligned_plane(volume, orientation, data.draw(st.integers(0, number_of_slices(volume, orientation) - 1)))
+    plane = aligned_plane(
+        volume, orientation, data.draw(st.integers(0, number_of_slices(volume, orientation) - 1))
+    )
     agree(extract(volume, plane), with_simpleitk(volume, plane), volume, plane)
 
 
@@ -142,7 +150,9 @@ def test_slices_of_sheared_volumes_are_right(orientation):
     ijk = volume.ras_to_ijk(points)
     between_centres = ((ijk >= -1e-6) & (ijk <= np.array([9, 8, 7]) + 1e-6)).all(axis=-1)
     assert between_centres.mean() > 0.4
-    assert np.allclose(extract(volume, plane)[between_centres], (points @ (3.0, 5.0, 7.0))[between_centres], atol=1e-3)
+    assert np.allclose(
+        extract(volume, plane)[between_centres], (points @ (3.0, 5.0, 7.0))[between_centres], atol=1e-3
+    )
     labelmap = np.zeros(volume.shape, np.uint8)
     mask = between_centres.copy()
     write(mask, plane, labelmap, volume, 1)
@@ -188,8 +198,12 @@ def random_mask(shape, seed) -> np.ndarray:
 
 @settings(max_examples=60, deadline=None)
 @given(volumes(isotropic), st.sampled_from(ORIENTATIONS), st.integers(0, 99), st.data())
-def test_what_is_written_on_an_isotropic_slice_is_read_back_and_nothing_else_changes(volume, orientation, seed, data):
-    plane = aligned_plane(volume, orientation, data.draw(st.integers(0, number_of_slices(volume, orientation) - 1)))
+def test_what_is_written_on_an_isotropic_slice_is_read_back_and_nothing_else_changes(
+    volume, orientation, seed, data
+):
+    plane = aligned_plane(
+        volume, orientation, data.draw(st.integers(0, number_of_slices(volume, orientation) - 1))
+    )
     mask = random_mask(plane.shape, seed)
     labelmap = np.zeros(volume.shape, np.uint8)
     block = write(mask, plane, labelmap, volume, 3)
@@ -203,7 +217,9 @@ def test_what_is_written_on_an_isotropic_slice_is_read_back_and_nothing_else_cha
 
 @settings(max_examples=60, deadline=None)
 @given(volumes(anisotropic), st.sampled_from(ORIENTATIONS), st.integers(0, 99), st.data())
-def test_on_any_aligned_slice_voxels_hold_exactly_the_true_pixels_and_neighbours_stay(volume, orientation, seed, data):
+def test_on_any_aligned_slice_voxels_hold_exactly_the_true_pixels_and_neighbours_stay(
+    volume, orientation, seed, data
+):
     index = data.draw(st.integers(0, number_of_slices(volume, orientation) - 1))
     plane = aligned_plane(volume, orientation, index)
     mask = random_mask(plane.shape, seed)
@@ -328,7 +344,7 @@ def test_the_volume_is_never_changed():
 
 
 def test_pictures_come_quickly():
-    """Generous limits, five to ten times what an idle core needs: to notice a slow path, not a busy machine."""
+    """Five to ten times what an idle core needs: to notice a slow path, not a busy machine."""
     volume = oriented((40, 512, 512), (0.8, 0.8, 2), (0.1, 0, 0), (0, 1, 2), (1, 1, 1))
     aligned = aligned_plane(volume, "axial", 20)
     oblique = oblique_plane(volume, middle_of(volume), (1, 0.05, 0), (0, 1, 0.05))

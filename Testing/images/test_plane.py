@@ -37,7 +37,7 @@ def rotation(x: float, y: float, z: float) -> np.ndarray:
 
 
 def make_volume(shape=(5, 6, 7), spacing=(1.0, 1.0, 1.0), turn=(0, 0, 0), axes=(0, 1, 2), signs=(1, 1, 1)):
-    """Voxels of noise [k, j, i]; voxel axis a runs along RAS axis axes[a] with sign signs[a], then all is turned."""
+    """Noise [k, j, i]; voxel axis a runs along RAS axis axes[a] with signs[a]; all is turned."""
     directions = np.zeros((3, 3))
     for column, (axis, sign) in enumerate(zip(axes, signs, strict=True)):
         directions[axis, column] = sign
@@ -93,7 +93,12 @@ def test_a_plane_runs_through_its_voxel_centres_and_its_picture_covers_them(volu
 
 
 @settings(max_examples=60, deadline=None)
-@given(volumes, st.sampled_from(ORIENTATIONS), st.lists(st.floats(-0.49, 0.49), min_size=3, max_size=3), st.data())
+@given(
+    volumes,
+    st.sampled_from(ORIENTATIONS),
+    st.lists(st.floats(-0.49, 0.49), min_size=3, max_size=3),
+    st.data(),
+)
 def test_a_point_finds_the_slice_of_its_voxel_even_in_the_outer_half_of_a_border_voxel(
     volume, orientation, shift, data
 ):
@@ -117,7 +122,9 @@ def test_pixels_and_ras_are_inverse_and_distance_is_along_the_normal(volume, ori
 def test_points_beyond_the_border_voxels_are_refused_with_point_and_bounds():
     volume = Volume(np.zeros((10, 20, 30), np.int16), np.eye(4))
     plane_through(volume, "axial", (29.49, -0.5, 9.5))
-    with pytest.raises(UserError, match=r"R 29\.6, A 0\.0, S 0\.0.*outside.*R -0\.5 to 29\.5.*S -0\.5 to 9\.5"):
+    with pytest.raises(
+        UserError, match=r"R 29\.6, A 0\.0, S 0\.0.*outside.*R -0\.5 to 29\.5.*S -0\.5 to 9\.5"
+    ):
         plane_through(volume, "axial", (29.6, 0, 0))
     with pytest.raises(UserError, match="three finite numbers"):
         plane_through(volume, "axial", (float("nan"), 0, 0))
@@ -139,7 +146,9 @@ def test_pixels_are_square_and_as_small_as_the_smaller_voxel_side():
 
 
 def test_matrices_stored_in_single_precision_still_give_one_pixel_a_voxel():
-    volume = make_volume(shape=(300, 512, 512), spacing=(0.9765625, 0.9765625, 0.97656255), turn=(0.1, 0.2, 0.3))
+    volume = make_volume(
+        shape=(300, 512, 512), spacing=(0.9765625, 0.9765625, 0.97656255), turn=(0.1, 0.2, 0.3)
+    )
     rounded = Volume(volume.array, volume.affine.astype(np.float32))
     for orientation in ORIENTATIONS:
         plane = aligned_plane(rounded, orientation, 7)
@@ -188,7 +197,10 @@ def test_keys_do_not_change_with_floating_point_noise(volume, tilt, noise):
 @given(volumes, st.sampled_from(ORIENTATIONS))
 def test_planes_survive_json(volume, orientation):
     middle = volume.ijk_to_ras((np.array(volume.shape[::-1]) - 1) / 2)
-    for plane in (aligned_plane(volume, orientation, 0), oblique_plane(volume, middle, (1, 0.2, 0), (0, 1, 0.3))):
+    for plane in (
+        aligned_plane(volume, orientation, 0),
+        oblique_plane(volume, middle, (1, 0.2, 0), (0, 1, 0.3)),
+    ):
         again = SlicePlane.from_dict(json.loads(json.dumps(plane.to_dict())))
         assert again.key == plane.key and again.to_dict() == plane.to_dict()
         assert np.array_equal(again.origin, plane.origin) and again.shape == plane.shape
@@ -219,7 +231,9 @@ def test_damaged_planes_are_refused(change):
 def test_keys_tell_planes_apart():
     volume = make_volume(shape=(6, 6, 6))
     keys = {aligned_plane(volume, o, i).key for o in ORIENTATIONS for i in range(6)}
-    keys |= {oblique_plane(volume, volume.ijk_to_ras([2, 3, z]), (1, 0, 0.1), (0, 1, 0)).key for z in (2, 2.01, 3)}
+    keys |= {
+        oblique_plane(volume, volume.ijk_to_ras([2, 3, z]), (1, 0, 0.1), (0, 1, 0)).key for z in (2, 2.01, 3)
+    }
     assert len(keys) == 21
 
 
