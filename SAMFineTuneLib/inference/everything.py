@@ -2,7 +2,8 @@
 
 A slice is prompted with a grid of single points (strategy S1 of the COSMOS study, arXiv 2304.14660), and what
 comes back is filtered as in Segment Anything (Kirillov et al. 2023, appendix B): by predicted IoU, by stability
-(how little a mask depends on the threshold), and by non-maximum suppression of its boxes. Finer layers repeat this
+(how little a mask depends on the threshold, measured on the model's own logits before they are enlarged), and by
+non-maximum suppression of its boxes. Finer layers repeat this
 on overlapping tiles; a mask cut by a tile's edge is dropped, and of two equal masks the smaller tile's stays.
 `link` then joins masks of neighbouring slices that overlap enough.
 """
@@ -30,9 +31,11 @@ from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.view import View, bounding_box
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.inference.predictor import Decoded, Predictor
 
 POINTS_PER_BATCH = 64
+SAME_BOX = 0.9
+"""Boxes in the model's small grid that overlap more (IoU) show the same object; only the best one is enlarged."""
 TILE_OVERLAP = 512 / 1500
 """How far neighbouring tiles overlap, as a fraction of the picture's shorter side over the tiles per side."""
 
@@ -284,6 +287,17 @@ def objects_labelmap(objects: Sequence[Object3D], volume: Volume) -> np.ndarray:
     return labelmap
 
 
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A mask in the model's own small grid: logits (h, w), box edges (4,) in its cells."""
+
+    logits: np.ndarray
+    box: np.ndarray
+    score: float
+    stability: float
+    point: tuple[float, float]
+
+
 def _masks_of_view(
     predictor: Predictor,
     shown: np.ndarray,
@@ -292,7 +306,7 @@ def _masks_of_view(
     settings: EverythingSettings,
     cancelled: Cancelled,
 ) -> list[AutomaticMask]:
-    found: list[AutomaticMask] = []
+    candidates: list[_Candidate] = []
     points = grid_points(view, per_side)
     for start in range(0, len(points), POINTS_PER_BATCH):
         if cancelled():
@@ -301,30 +315,44 @@ def _masks_of_view(
         coords = np.stack([batch, np.zeros_like(batch)], axis=1)
         labels = np.tile(np.float32([1, -1]), (len(batch), 1))
         decoded = predictor.decode(shown, coords, labels, view=view)
-        for prompt, point in enumerate(batch):
-            good = [token for token in (1, 2, 3) if decoded.scores[prompt, token] >= settings.min_score]
-            if not good:
-                continue
-            logits = decoded.logits(prompt, good)
-            for token, layer, stability in zip(
-                good, logits, stability_score(logits, settings.stability_offset), strict=True
-            ):
-                if stability < settings.min_stability:
-                    continue
-                mask = _usable(layer > 0, view, shown.shape, settings)
-                if mask is not None:
-                    x0, y0, x1, y1 = (int(edge) for edge in bounding_box(mask))
-                    found.append(
-                        AutomaticMask(
-                            PackedMask.of(mask),
-                            float(decoded.scores[prompt, token]),
-                            float(stability),
-                            (x0, y0, x1, y1),
-                            (float(point[0]), float(point[1])),
-                        )
-                    )
+        candidates = _best(candidates + _candidates(decoded, batch, settings), SAME_BOX)
+    found = []
+    for one in candidates:
+        mask = _usable(decoded.geometry.logits_to_picture(one.logits) > 0, view, shown.shape, settings)
+        if mask is not None:
+            x0, y0, x1, y1 = (int(edge) for edge in bounding_box(mask))
+            found.append(AutomaticMask(PackedMask.of(mask), one.score, one.stability, (x0, y0, x1, y1), one.point))
     kept = box_nms(_edges(found), np.array([mask.score for mask in found]), settings.max_box_overlap)
     return [found[index] for index in kept]
+
+
+def _candidates(decoded: Decoded, points: np.ndarray, settings: EverythingSettings) -> list[_Candidate]:
+    """What passes the filters that need no enlarging; most points find what another one finds, too."""
+    place = decoded.geometry
+    rows, columns = (-(-side * place.low_res_size // place.input_size) for side in place.content)
+    low_res, scores = decoded.low_res[:, 1:4], decoded.scores[:, 1:4]
+    within = low_res[..., :rows, :columns]  # the rest of the grid is padding
+    stability = stability_score(within, settings.stability_offset)
+    good = (scores >= settings.min_score) & (stability >= settings.min_stability)
+    found = []
+    for prompt, token in np.argwhere(good):
+        box = bounding_box(within[prompt, token] > 0)
+        if box is not None:
+            found.append(
+                _Candidate(
+                    low_res[prompt, token].copy(),
+                    box + np.float32([0, 0, 1, 1]),
+                    float(scores[prompt, token]),
+                    float(stability[prompt, token]),
+                    (float(points[prompt, 0]), float(points[prompt, 1])),
+                )
+            )
+    return found
+
+
+def _best(candidates: list[_Candidate], max_overlap: float) -> list[_Candidate]:
+    boxes = np.array([one.box for one in candidates]).reshape(-1, 4)
+    return [candidates[i] for i in box_nms(boxes, np.array([one.score for one in candidates]), max_overlap)]
 
 
 def _usable(

@@ -40,6 +40,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.now = ((), (), {})
         self.past: list[tuple] = []
         self.future: list[tuple] = []
+        self.add_segment()
 
     def draw(self, event):
         """What a panel would have on its screen."""
@@ -191,4 +192,4 @@ class SessionMachine(RuleBasedStateMachine):
 
 
 TestSessionMachine = SessionMachine.TestCase
-TestSessionMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestSessionMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
