@@ -64,7 +64,7 @@ def load_network(path: str | Path, base: str | Path | None = None) -> tuple[Reco
     """
     recognition = recognise(path, base)
     recognition.require_fit()
-    _, network = build_network(recognition.state_dict)
+    _, network = build_network(recognition.state_dict, recognition.architecture == "finetune_sam")
     weights = {
         name: value.float() if value.is_floating_point() else value for name, value in recognition.state_dict.items()
     }
@@ -81,12 +81,8 @@ def load_torch_model(model_folder: ModelFolder, device: Any = "cpu", dtype: Any 
 
     recognition, network = load_network(model_folder.file("weights"))
     spec = model_folder.spec
-    # finetune-SAM's plain outputs have SAM's own tensors: only model.json knows them.
-    alike = "finetune_sam" in (spec.architecture, recognition.architecture) or spec.architecture in (
-        recognition.architecture
-    )
-    found = (recognition.input_size, recognition.channels, recognition.low_res_size)
-    if not alike or found != (spec.input_size, spec.channels, spec.low_res_size):
+    found = (recognition.architecture, recognition.input_size, recognition.channels, recognition.low_res_size)
+    if found != (spec.architecture, spec.input_size, spec.channels, spec.low_res_size):
         raise UserError(
             f"The weights of {spec.id!r} are not what its model.json says: {recognition.architecture} at "
             f"{recognition.input_size} pixels instead of {spec.architecture} at {spec.input_size}; import them again."

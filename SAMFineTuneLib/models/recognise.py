@@ -31,6 +31,7 @@ TITLES = {
     "finetune_sam": "a model trained with finetune-SAM",
     "compact": "SAMFineTune's compact model",
 }
+_MASK_TOKENS = "mask_decoder.mask_tokens.weight"
 # Where an image encoder's first tensor is called so, the name before it is a prefix.
 _MARKERS = ("patch_embed.proj.weight", "patch_embed.seq.0.c.weight", "patch_embed.stride2.0.weight")
 # Never used when a picture is segmented: a classification head, tables, finetune-SAM's branch for 3-D input.
@@ -152,11 +153,16 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
     own = set(state)
     if base is not None:
         state |= _rest_of(base, state, path)
-    architecture, network = _lay_out(state, path)
-    settings = _settings(path, network)
+    tokens = state[_MASK_TOKENS].shape[0] if _MASK_TOKENS in state else 4
+    settings = _settings(path, tokens)
+    finetuned = bool(lora or settings) or tokens != 4 or any("_Adapter." in name for name in state)
+    try:
+        architecture, network = build_network(state, finetuned)
+    except UserError as error:
+        raise UserError(f"{path} cannot be loaded: {error}") from error
     if any(".Adapter.channel." in name for name in state):
         architecture = "sam_med2d"
-    elif lora or settings or _mask_tokens(network) != 4 or any("_Adapter." in name for name in state):
+    elif finetuned:
         architecture = "finetune_sam"
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     misshapen = {name for name, shape in expected.items() if name in state and tuple(state[name].shape) != shape}
@@ -167,7 +173,7 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
         wrapper=wrapper,
         prefix=prefix,
         **_sizes(network),
-        mask_tokens=_mask_tokens(network),
+        mask_tokens=tokens,
         state_dict=fitting,
         matched=tuple(name for name in fitting if name in own),
         missing=tuple(name for name in expected if name not in state),
@@ -179,10 +185,11 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
     )
 
 
-def build_network(state: Mapping[str, Tensor]) -> tuple[str, nn.Module]:
+def build_network(state: Mapping[str, Tensor], finetuned: bool = False) -> tuple[str, nn.Module]:
     """The architecture that tensors with SAM's names and these shapes belong to, laid out without memory.
 
-    Give it the weights with `load_state_dict(state, assign=True)`.
+    Give it the weights with `load_state_dict(state, assign=True)`. `finetuned` builds finetune-SAM's variant, whose
+    windows differ and whose tensors can look just like SAM's.
     """
     import torch
 
@@ -193,14 +200,7 @@ def build_network(state: Mapping[str, Tensor]) -> tuple[str, nn.Module]:
             return "compact", CompactModel().eval()
         from .architectures.sam import build_sam
 
-        return build_sam(state)
-
-
-def _lay_out(state: Mapping[str, Tensor], path: Path) -> tuple[str, nn.Module]:
-    try:
-        return build_network(state)
-    except UserError as error:
-        raise UserError(f"{path} cannot be loaded: {error}") from error
+        return build_sam(state, finetuned)
 
 
 def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:
@@ -242,23 +242,19 @@ def _rest_of(base: str | Path, state: Mapping[str, Tensor], path: Path) -> dict[
     return {name: value for name, value in complete.state_dict.items() if not name.startswith("image_encoder.")}
 
 
-def _settings(path: Path, network: nn.Module) -> dict[str, Any] | None:
-    """finetune-SAM's `args.json` beside the file, when it speaks of a network with this many outputs."""
+def _settings(path: Path, mask_tokens: int) -> dict[str, Any] | None:
+    """finetune-SAM's `args.json` beside the file, when it speaks of a network with this many mask tokens."""
     try:
         settings = json.loads((path.parent / "args.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(settings, dict) or "finetune_type" not in settings:
         return None
-    if settings.get("num_cls") != _mask_tokens(network) - 1:
+    if settings.get("num_cls") != mask_tokens - 1:
         return None
     if settings.get("thd"):
         raise UserError(f"{path} was trained by finetune-SAM on 3-D input (thd in args.json), which cannot be run yet.")
     return settings
-
-
-def _mask_tokens(network: nn.Module) -> int:
-    return network.mask_decoder.mask_tokens.weight.shape[0]
 
 
 def _sizes(network: nn.Module) -> dict[str, int]:

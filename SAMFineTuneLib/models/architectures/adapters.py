@@ -7,7 +7,7 @@ the published state dicts. LoRA needs no modules here: it is merged into the wei
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -53,24 +53,24 @@ class ChannelSpatialAdapter(nn.Module):
         return self.norm(x + self.spatial(weighed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-class _AdaptedVitBlock(nn.Module):
-    """A ViT block's own layers, and its attention in windows."""
+class _VitBlock(nn.Module):
+    """A ViT block's own layers, and something done to its grid window by window."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.norm1, self.attn, self.norm2, self.mlp = block.norm1, block.attn, block.norm2, block.mlp
         self.window_size = block.window_size
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Normalised grid (B, H, W, C) -> attended grid of the same shape."""
+    def in_windows(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`function` of each window of the grid (B, H, W, C), padded with zeros to whole windows; the same shape."""
         if self.window_size == 0:
-            return self.attn(x)
+            return function(x)
         windows = image_encoder_module()
         parts, padded = windows.window_partition(x, self.window_size)
-        return windows.window_unpartition(self.attn(parts), self.window_size, padded, x.shape[1:3])
+        return windows.window_unpartition(function(parts), self.window_size, padded, x.shape[1:3])
 
 
-class Med2DBlock(_AdaptedVitBlock):
+class Med2DBlock(_VitBlock):
     """SAM-Med2D: the adapter works beside the MLP."""
 
     def __init__(self, block: nn.Module, width: int, hidden: int) -> None:
@@ -79,24 +79,32 @@ class Med2DBlock(_AdaptedVitBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = x + self.attend(self.norm1(x))
+        x = x + self.in_windows(self.attn, self.norm1(x))
         normal = self.norm2(x)
         return x + self.mlp(normal) + self.Adapter(normal)
 
 
-class FinetuneVitBlock(_AdaptedVitBlock):
-    """finetune-SAM: one adapter after the attention, one beside the MLP at half weight."""
+class FinetuneVitBlock(_VitBlock):
+    """finetune-SAM's block, with or without an adapter after the attention and one beside the MLP at half weight.
 
-    def __init__(self, block: nn.Module, width: int, hidden: int) -> None:
+    It pads windows before the norm, SAM after it: there the padding is the norm's bias instead of zero, also in
+    blocks without adapters.
+    """
+
+    def __init__(self, block: nn.Module, adapter: tuple[int, int] | None) -> None:
         super().__init__(block)
-        self.Space_Adapter = Bottleneck(width, hidden, skip=True)
-        self.MLP_Adapter = Bottleneck(width, hidden, skip=False)
+        self.adapted = adapter is not None
+        if adapter is not None:
+            self.Space_Adapter = Bottleneck(*adapter, skip=True)
+            self.MLP_Adapter = Bottleneck(*adapter, skip=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = x + self.Space_Adapter(self.attend(self.norm1(x)))
+        attended = self.in_windows(lambda window: self.attn(self.norm1(window)), x)
+        x = x + (self.Space_Adapter(attended) if self.adapted else attended)
         normal = self.norm2(x)
-        return x + self.mlp(normal) + 0.5 * self.MLP_Adapter(normal)
+        x = x + self.mlp(normal)
+        return x + 0.5 * self.MLP_Adapter(normal) if self.adapted else x
 
 
 class FinetuneTwoWayBlock(nn.Module):
@@ -124,31 +132,33 @@ class FinetuneTwoWayBlock(nn.Module):
         return queries, self.norm4(self.Adapter(keys + told))
 
 
-def attach(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give the blocks of a SAM the adapters its state dict has tensors for."""
+def attach(model: nn.Module, state: Mapping[str, Tensor], finetuned: bool) -> None:
+    """Give the blocks of a SAM the adapters its state dict has tensors for; `finetuned` by finetune-SAM."""
     med2d = _adapted(state, r"image_encoder\.blocks\.(\d+)\.Adapter\.channel\.0\.weight")
     vit = _adapted(state, r"image_encoder\.blocks\.(\d+)\.Space_Adapter\.D_fc1\.weight")
     tiny = _adapted(state, r"image_encoder\.layers\.(\d+)\.blocks\.(\d+)\.Space_Adapter\.D_fc1\.weight")
     decoder = _adapted(state, r"mask_decoder\.transformer\.layers\.(\d+)\.Adapter\.D_fc1\.weight")
     if set(med2d) & set(vit):
         raise UserError("one of its blocks has both SAM-Med2D's and finetune-SAM's adapter.")
-    for (i,), (hidden, width) in med2d.items():
-        model.image_encoder.blocks[i] = Med2DBlock(model.image_encoder.blocks[i], width, hidden)
-    for (i,), (hidden, width) in vit.items():
-        model.image_encoder.blocks[i] = FinetuneVitBlock(model.image_encoder.blocks[i], width, hidden)
-    for (stage, i), (hidden, width) in tiny.items():
+    for (i,), size in med2d.items():
+        model.image_encoder.blocks[i] = Med2DBlock(model.image_encoder.blocks[i], *size)
+    if finetuned:
+        for i, block in enumerate(getattr(model.image_encoder, "blocks", ())):
+            model.image_encoder.blocks[i] = FinetuneVitBlock(block, vit.get((i,)))
+    for (stage, i), size in tiny.items():
         block = model.image_encoder.layers[stage].blocks[i]
-        block.Space_Adapter = Bottleneck(width, hidden, skip=True)
-        block.MLP_Adapter = Bottleneck(width, hidden, skip=False)
-    for (i,), (hidden, width) in decoder.items():
+        block.Space_Adapter = Bottleneck(*size, skip=True)
+        block.MLP_Adapter = Bottleneck(*size, skip=False)
+    for (i,), size in decoder.items():
         layers = model.mask_decoder.transformer.layers
-        layers[i] = FinetuneTwoWayBlock(layers[i], width, hidden)
+        layers[i] = FinetuneTwoWayBlock(layers[i], *size)
 
 
 def _adapted(state: Mapping[str, Tensor], pattern: str) -> dict[tuple[int, ...], tuple[int, int]]:
-    """Position of each adapted block -> (hidden, width) of its adapter."""
+    """Position of each adapted block -> (width, hidden) of its adapter."""
     found = {}
     for name, tensor in state.items():
         if match := re.fullmatch(pattern, name):
-            found[tuple(int(number) for number in match.groups())] = tuple(tensor.shape)
+            hidden, width = tensor.shape
+            found[tuple(int(number) for number in match.groups())] = (width, hidden)
     return found

@@ -185,11 +185,11 @@ def build_vit(shape: VitShape) -> nn.Module:
     )
 
 
-def build_sam(state: State) -> tuple[str, SamModel]:
+def build_sam(state: State, finetuned: bool = False) -> tuple[str, SamModel]:
     """The network whose tensors have the names and shapes of `state`, and the encoder's name.
 
-    `state` uses SAM's names. Its values are not loaded; adapters are built where it has them. Run inside
-    `torch.device("meta")` to spend nothing on initial values.
+    `state` uses SAM's names. Its values are not loaded; adapters are built where it has them. `finetuned` builds
+    finetune-SAM's variant. Run inside `torch.device("meta")` to spend nothing on initial values.
     """
     if "image_encoder.patch_embed.proj.weight" in state:
         shape = vit_shape(state)
@@ -198,7 +198,7 @@ def build_sam(state: State) -> tuple[str, SamModel]:
         tiny = tiny_vit.tiny_vit_shape(state)
         name, size, grid, encoder = tiny.name, tiny.input_size, tiny_vit.GRID, tiny_vit.TinyViT(tiny)
     model = SamModel(encoder, _prompt_encoder(state, size, grid), _mask_decoder(state), size)
-    adapters.attach(model, state)
+    adapters.attach(model, state, finetuned)
     return name, model.eval()
 
 
