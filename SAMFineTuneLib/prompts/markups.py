@@ -310,11 +310,15 @@ def _plane_markup(view: ObliqueView) -> dict:
     up -= right * (right @ up)
     up /= np.linalg.norm(up)
     normal = np.cross(right, up)
+    base_to_node = np.eye(4)
+    base_to_node[:3, :] = np.stack([_lps(v) for v in (right, up, normal, view.origin)], axis=1)
     return _points_markup("Plane", [view.origin], "plane") | {
         "planeType": "pointNormal",
         "sizeMode": "auto",
         "center": _lps(view.origin),
         "normal": _lps(normal),
         "orientation": _orientation_lps(np.stack([right, up, normal])),
+        "objectToBase": np.diag([-1.0, -1.0, 1.0, 1.0]).reshape(-1).tolist(),
+        "baseToNode": base_to_node.reshape(-1).tolist(),  # Slicer places the plane by this matrix alone
         "size": [100.0, 100.0, 0.0],
     }

@@ -35,6 +35,7 @@ from SAMFineTuneLib.prompts.prompts import (
 POINTS_PER_STROKE = 8  # on one slice: more points slow SAM's decoder down and say nothing new
 _STROKE_SPACING = 5.0  # pixels: closer points of a stroke say the same
 _EMPTY = 1e-3  # pixels: a box that thin has no area
+_TOUCH = 1e-3  # mm: how close a 3-D box's face counts as on the slice
 _NARROW = 0.5  # pixels: where a 3-D box narrows to less than this, its tip has ended
 
 
@@ -218,7 +219,7 @@ def _add_box_3d(slices: _Slices, prompt: Box3DPrompt, what: str) -> None:
         candidates = slices.between(ijk[:, slices.axis].min(), ijk[:, slices.axis].max())
     reached = False
     for plane in candidates:
-        cut = cross_section(corners, plane.origin, plane.normal)
+        cut = _cut(plane, corners)
         if len(cut) < 3:
             continue
         reached |= _set_box_3d(slices, plane, _bounds(plane.ras_to_pixel(cut)), what)
@@ -228,6 +229,14 @@ def _add_box_3d(slices: _Slices, prompt: Box3DPrompt, what: str) -> None:
     one = slices.through(prompt.center, f"The centre of {what}")
     if not _set_box_3d(slices, one.plane, _bounds(one.plane.ras_to_pixel(corners)), what):
         raise UserError(f"{what} has no area on {one.plane}: make it larger.")
+
+
+def _cut(plane: SlicePlane, corners: np.ndarray) -> np.ndarray:
+    """Corners of what the plane cuts from a box; one that ends on the plane itself reaches it, noise or not."""
+    distances = plane.distance(corners)
+    inward = np.clip(0.0, distances.min() + _TOUCH / 2, distances.max() - _TOUCH / 2)
+    origin = plane.origin + inward * plane.normal if abs(inward) <= _TOUCH else plane.origin
+    return cross_section(corners, origin, plane.normal)
 
 
 def _add_mask(slices: _Slices, prompt: MaskPrompt, what: str) -> None:
