@@ -50,8 +50,9 @@ def overlay_picture(
         x0, y0, x1, y1 = (_enlarged(value, scale) for value in box)
         draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=_BOX, width=line)
     for x, y, positive in points:
-        centre = _enlarged(x, scale), _enlarged(y, scale)
-        draw.circle(centre, 3 * line, fill=_INSIDE if positive else _OUTSIDE, outline=(0, 0, 0), width=line)
+        x, y, radius = _enlarged(x, scale), _enlarged(y, scale), 3 * line
+        around = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(around, fill=_INSIDE if positive else _OUTSIDE, outline=(0, 0, 0), width=line)
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
 

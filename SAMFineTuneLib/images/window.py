@@ -170,7 +170,7 @@ def _percentiles(array: np.ndarray, lower: float, upper: float) -> IntensityWind
     name = f"percentiles {lower:g} and {upper:g} of the volume"
     lowest, highest = _finite_range(array)
     sample = _even_sample(array)
-    sample = sample[np.isfinite(sample)]
+    sample = sample[np.isfinite(sample)].astype(np.float64)
     if sample.size == 0:
         return _window_or_constant(lowest, highest, name)
     body = sample[(sample != 0) & (sample != lowest)]

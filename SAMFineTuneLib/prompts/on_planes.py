@@ -232,7 +232,7 @@ def _add_box_3d(slices: _Slices, prompt: Box3DPrompt, what: str) -> None:
 
 
 def _cut(plane: SlicePlane, corners: np.ndarray) -> np.ndarray:
-    """Corners of what the plane cuts from a box; one that ends on the plane itself reaches it, noise or not."""
+    """Corners of what the plane cuts from a box; a box that ends on the plane reaches it, noise or not."""
     distances = plane.distance(corners)
     inward = np.clip(0.0, distances.min() + _TOUCH / 2, distances.max() - _TOUCH / 2)
     origin = plane.origin + inward * plane.normal if abs(inward) <= _TOUCH else plane.origin
@@ -248,7 +248,7 @@ def _add_mask(slices: _Slices, prompt: MaskPrompt, what: str) -> None:
     else:
         fits = []
     if not fits or fits[0].shape != plane.shape or not np.allclose(fits[0].origin, plane.origin, atol=0.01):
-        raise UserError(f"{what} was drawn on {plane}, which this volume or view lacks: draw it again.")
+        raise UserError(f"{what} was drawn on {plane}, which is not here: draw it again.")
     one = slices.on(fits[0])
     if one.mask is not None:
         raise UserError(f"Segment {slices.segment} has two mask prompts on {plane}: keep one.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 
@@ -106,13 +107,14 @@ class SegmentPrompts:
         if not isinstance(self.name, str) or not self.name.strip():
             raise UserError("A segment needs a name.")
         value = self.value
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_VALUE:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= LARGEST_VALUE:
             raise UserError(
                 f"The label value of segment {self.name} must be a whole number from 1 to {LARGEST_VALUE}."
             )
         color = segment_color(value) if self.color is None else tuple(float(part) for part in self.color)
         if len(color) != 3 or not all(0 <= part <= 1 for part in color):
             raise UserError(f"The color of segment {self.name} needs three numbers from 0 to 1.")
+        object.__setattr__(self, "value", int(value))
         object.__setattr__(self, "color", color)
         object.__setattr__(self, "prompts", tuple(self.prompts))
 

@@ -202,3 +202,10 @@ def test_requests_that_make_no_sense_are_refused_with_what_to_do(request_, says)
 def test_hounsfield_presets_are_refused_on_what_is_no_ct():
     with pytest.raises(UserError, match="Hounsfield.*this volume is MR"):
         choose_window(ct(modality="MR"), "ct-brain")
+
+
+def test_masks_as_volumes_have_a_window_too():
+    mask = np.zeros((4, 5, 6), bool)
+    mask[1:3] = True
+    window = choose_window(volume_of(mask))
+    assert np.array_equal(window.apply(mask), mask * 255)
