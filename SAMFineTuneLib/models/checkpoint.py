@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> Any:
     torch = _need("torch")
     try:
-        with _harmless_globals(torch):
+        with _harmless_globals(torch), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old pickles; what cannot be read is raised
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise UserError(f"{path} does not fit into this computer's memory.") from None

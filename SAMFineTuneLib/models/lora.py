@@ -28,7 +28,8 @@ def merge_lora(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[st
             layer, part = match["layer"], match["part"]
             down, up = _take(merged, layer, f"linear_a_{part}"), _take(merged, layer, f"linear_b_{part}")
             weight = _plain(merged, layer, "qkv")
-            rows = slice(0, up.shape[0]) if part == "q" else slice(weight.shape[0] - up.shape[0], None)
+            third = weight.shape[0] // 3
+            rows = slice(0, third) if part == "q" else slice(2 * third, None)
         elif match := _DECODER.fullmatch(name):
             layer = match["layer"]
             down, up = _take(merged, layer, "w_a"), _take(merged, layer, "w_b")
@@ -36,7 +37,7 @@ def merge_lora(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[st
             rows = slice(None)
         else:
             continue
-        if up.shape[1:] != down.shape[:1] or down.shape[1:] != weight.shape[1:] or weight[rows].shape[0] != up.shape[0]:
+        if (*up.shape, *down.shape) != (len(weight[rows]), down.shape[0], down.shape[0], weight.shape[1]):
             raise UserError(
                 f"The LoRA tensors of {layer} do not fit its weight: shapes {tuple(down.shape)} and "
                 f"{tuple(up.shape)} for {tuple(weight.shape)}."
