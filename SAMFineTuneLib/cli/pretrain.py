@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     from SAMFineTuneLib.training.pretrain import pretrain_synthetic
 
+    report = _Report()
     folder = pretrain_synthetic(
         Path(args.output),
         minutes=args.minutes,
@@ -63,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         resume=args.resume,
         device=args.device,
-        progress=_Report(),
+        progress=report,
     )
+    report.close()
     print(f"The model is in {folder}; use it with: samfinetune segment VOLUME -o OUT --model {folder}")
     return 0
 
@@ -75,18 +77,25 @@ class _Report:
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._printed = 0.0
+        self._state: dict | None = None
 
     def __call__(self, state: dict) -> None:
-        now = time.monotonic()
-        last = state["fraction"] >= 1
-        if not last and now - self._printed < (0.5 if self._terminal else _LINE_SECONDS):
-            return
-        self._printed = now
+        self._state = state
+        if time.monotonic() - self._printed > (0.5 if self._terminal else _LINE_SECONDS):
+            self._printed = time.monotonic()
+            self._print("" if self._terminal else "\n")
+
+    def close(self) -> None:
+        """Print where it ended."""
+        if self._state is not None:
+            self._print("\n")
+
+    def _print(self, end: str) -> None:
+        state = self._state
         line = (
-            f"step {state['step']}, {100 * min(state['fraction'], 1):.0f} %, {state['minutes']:.1f} min, "
+            f"step {state['step']}, {state['pictures']} pictures, {state['minutes']:.1f} min, "
             f"loss {state['loss']:.3f}, IoU of the first answer {state['iou']:.2f}"
         )
         if self._terminal:
-            print(f"\r{line}\x1b[K", end="\n" if last else "", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+            line = f"\r{100 * state['fraction']:.0f} %, {line}\x1b[K"
+        print(line, end=end, file=sys.stderr, flush=True)
