@@ -99,8 +99,13 @@ class Predictor:
         `multimask` gives three candidates; by default it does so for one positive point alone, which is
         ambiguous. `previous` feeds an earlier answer back as a mask prompt, and keeps its view while that holds
         all prompts. `view` overrides where a zooming model looks.
-        Raises UserError without any prompt.
+        Raises UserError without any prompt, and for a model whose head takes none.
         """
+        if self.engine.spec.classes:
+            raise UserError(
+                f"Model '{self.engine.spec.id}' finds {', '.join(self.engine.spec.classes[1:])} by itself and takes "
+                "no prompts; choose a promptable model."
+            )
         if not len(prompts.points) and prompts.box is None and prompts.mask is None:
             raise UserError("There is no prompt on this slice; place a point or a box first.")
         lone_point = len(prompts.points) == 1 and prompts.labels[0] == 1 and prompts.box is None
