@@ -37,6 +37,8 @@ def ct_objects():
     labels = labels_on(volume, DATA / "ct-abdomen-dicom" / "segmentation.nii.gz")
     for name, value in CT_ORGANS.items():
         sizes = (labels == value).sum(axis=(1, 2))
+        if sizes.max() < 30:
+            continue
         k = int(np.argmin(np.abs(np.arange(len(sizes)) - len(sizes) // 2) + 1e6 * (sizes < 30)))
         plane = aligned_plane(volume, "axial", k)
         yield "ct", name, picture(volume, plane, window), reference_on(volume, labels == value, plane)
