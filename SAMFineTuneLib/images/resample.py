@@ -14,7 +14,7 @@ from SAMFineTuneLib.images.window import IntensityWindow
 if TYPE_CHECKING:
     from SAMFineTuneLib.images.volume import Volume
 
-_EXACT = 0.02  # voxels: positions that stay this close to voxel centres are those voxels
+_EXACT = 0.005  # voxels: positions that stay this close to voxel centres are those voxels
 _TIE = 1e-6  # voxels, pixels: what lies on an edge goes the same way whatever the floating point noise
 _minimum: WeakKeyDictionary[Volume, float] = WeakKeyDictionary()
 

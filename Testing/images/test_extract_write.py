@@ -39,6 +39,11 @@ def oriented(shape, spacing, turn, axes, signs, seed=0) -> Volume:
     return Volume(np.random.default_rng(seed).integers(-1000, 2000, shape).astype(np.int16), affine)
 
 
+def hundredths(low: int, high: int):
+    """Not any float: SimpleITK's inverse fails on angles as small as 1e-309."""
+    return st.integers(low, high).map(lambda number: number / 100)
+
+
 spacings = st.floats(0.4, 5)
 anisotropic = st.tuples(spacings, spacings, spacings)
 isotropic = spacings.map(lambda mm: (mm, mm, mm))
@@ -49,7 +54,7 @@ def volumes(spacing, smallest=1):
         oriented,
         shape=st.tuples(*[st.integers(smallest, 9)] * 3),
         spacing=spacing,
-        turn=st.tuples(*[st.floats(-0.5, 0.5)] * 3),
+        turn=st.tuples(*[hundredths(-50, 50)] * 3),
         axes=st.permutations((0, 1, 2)),
         signs=st.tuples(*[st.sampled_from((-1, 1))] * 3),
         seed=st.integers(0, 99),
@@ -64,8 +69,8 @@ def middle_of(volume: Volume) -> np.ndarray:
 def oblique_cuts(draw):
     """(volume, an oblique plane through it)"""
     volume = draw(volumes(anisotropic, smallest=2))
-    right = np.array(draw(st.tuples(*[st.floats(-1, 1)] * 3)))
-    down = np.array(draw(st.tuples(*[st.floats(-1, 1)] * 3)))
+    right = np.array(draw(st.tuples(*[hundredths(-100, 100)] * 3)))
+    down = np.array(draw(st.tuples(*[hundredths(-100, 100)] * 3)))
     assume(np.linalg.norm(np.cross(right, down)) > 0.1)
     inside = np.array(draw(st.tuples(*[st.floats(0.1, 0.9)] * 3))) * (np.array(volume.shape[::-1]) - 1)
     return volume, oblique_plane(volume, volume.ijk_to_ras(inside), right, down)
@@ -97,14 +102,18 @@ def with_simpleitk(volume: Volume, plane, interpolator=sitk.sitkLinear) -> np.nd
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray, volume: Volume, plane) -> None:
-    """Equal everywhere but on the volume's very edge, where inside or outside is a matter of rounding."""
+    """Equal everywhere but on the volume's very edge, where inside or outside is a matter of rounding.
+
+    Where a whole axis stays within 0.005 voxels of the centres, pixels show the voxels themselves: of
+    neighbours up to 3000 apart, that may differ by 15 an axis.
+    """
     rows, columns = np.indices(plane.shape)
     ijk = volume.ras_to_ijk(plane.pixel_to_ras(np.stack([columns, rows], axis=-1)))
     last = np.array(volume.shape[::-1]) - 0.5
     edge = (np.minimum(np.abs(ijk + 0.5), np.abs(ijk - last)) < 1e-4).any(axis=-1)
-    assert (
-        ours.shape == theirs.shape and np.abs(ours - theirs)[~edge].max(initial=0) < 0.6
-    )  # of a range of 3000
+    off_centre = np.abs(ijk - np.rint(ijk)).reshape(-1, 3).max(axis=0)
+    tolerance = 0.6 + 15 * np.count_nonzero((off_centre > 1e-5) & (off_centre <= 0.005))
+    assert ours.shape == theirs.shape and np.abs(ours - theirs)[~edge].max(initial=0) < tolerance
 
 
 @settings(max_examples=60, deadline=None)
