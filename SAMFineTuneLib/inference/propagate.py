@@ -13,7 +13,7 @@ with the union of its two neighbours. Beyond the outermost prompted slices, `dir
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,7 +54,7 @@ class PropagationSettings:
     max_area_change: float = 2.5
     """A piece ends where its area grows or shrinks by more than this factor from one slice to the next."""
     min_score: float = 0.5
-    """A piece ends where the model's predicted IoU is below this."""
+    """A piece ends where the predicted IoU is below this fraction of the best one so far in its direction."""
     box_margin: float = 0.05
     """The derived box is wider than the previous mask by this fraction of its side, at least one pixel."""
     keep: str = "largest"
@@ -108,27 +108,17 @@ class PropagationEnd:
 def derive_prompts(mask: np.ndarray, mode: str, box_margin: float) -> PlanePrompts:
     """Prompts for the next slice from a connected, non-empty mask (rows, columns) of the previous one.
 
-    `points` are up to three positives, the most interior ones, and the corners of a wider box as negatives.
+    `points` are up to three positives, the most interior ones.
     """
     rows, columns = mask.shape
     x0, y0, x1, y1 = bounding_box(mask)
-    limits = np.array([columns - 1, rows - 1, columns - 1, rows - 1], dtype=np.float32)
-
-    def widened(fraction: float, at_least: float) -> np.ndarray:
-        dx, dy = max(fraction * (x1 - x0 + 1), at_least), max(fraction * (y1 - y0 + 1), at_least)
-        return np.clip(np.array([x0 - dx, y0 - dy, x1 + dx, y1 + dy], dtype=np.float32), 0, limits)
-
-    points, labels = np.zeros((0, 2), dtype=np.float32), np.zeros(0, dtype=np.float32)
-    if "points" in mode:
-        inside = interior_points(mask, 3)
-        wide = np.round(widened(0.2, 2)).astype(int)
-        corners = np.array([(x, y) for x in wide[[0, 2]] for y in wide[[1, 3]] if not mask[y, x]])
-        points = np.concatenate([inside, corners.reshape(-1, 2)]).astype(np.float32)
-        labels = np.concatenate([np.ones(len(inside)), np.zeros(len(corners))]).astype(np.float32)
+    margin = np.maximum(box_margin * np.array([x1 - x0 + 1, y1 - y0 + 1]), 1)
+    box = np.concatenate([(x0, y0) - margin, (x1, y1) + margin])
+    points = interior_points(mask, 3) if "points" in mode else np.zeros((0, 2), dtype=np.float32)
     return PlanePrompts(
         points=points,
-        labels=labels,
-        box=widened(box_margin, 1) if "box" in mode else None,
+        labels=np.ones(len(points), dtype=np.int64),
+        box=np.clip(box, 0, [columns - 1, rows - 1] * 2) if "box" in mode else None,
         mask=mask if "mask" in mode else None,
     )
 
@@ -162,11 +152,15 @@ def planned_planes(
 
 @dataclass(frozen=True, eq=False)
 class _Front:
-    """A mask that has been carried to slice `index`."""
+    """A mask that has been carried to slice `index`, and the best predicted IoU on its way."""
 
     index: int
     mask: np.ndarray
     sources: tuple[str, ...]
+    best: float = 0.0
+
+    def moved(self, index: int, result: PropagatedSlice) -> _Front:
+        return _Front(index, result.mask, self.sources, max(self.best, result.score))
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,12 +240,12 @@ class _Run:
         for index in range(front.index + step, wanted[-1] + step, step):
             if self.cancelled():
                 return
-            result = self._carry(front.mask, index, front.sources)
+            result = self._carry(front, index)
             if isinstance(result, _Refused):
                 self.meter.skip(len([other for other in wanted if (other - index) * step >= 0]))
                 yield PropagationEnd(f"Propagation ended before slice {index}: {result.reason}.")
                 return
-            front = _Front(index, result.mask, front.sources)
+            front = front.moved(index, result)
             if index in wanted:
                 self.meter.step()
                 yield result
@@ -269,7 +263,7 @@ class _Run:
             step = alive[0]
             front, other = fronts[step], fronts[-step]
             index = front.index + step
-            mask, sources = front.mask, front.sources
+            carried = front
             if index + step == other.index and len(alive) == 2:
                 # The last slice of the gap hears both sides, unless they contradict each other.
                 if overlap(front.mask, other.mask) < self.settings.min_overlap:
@@ -278,13 +272,13 @@ class _Run:
                         f"at slice {index}; prompt a slice there."
                     )
                 else:
-                    mask, sources = front.mask | other.mask, front.sources + other.sources
-            result = self._carry(mask, index, sources)
+                    carried = replace(front, mask=front.mask | other.mask, sources=front.sources + other.sources)
+            result = self._carry(carried, index)
             if isinstance(result, _Refused):
                 refusals.append(result.reason)
                 alive.remove(step)
                 continue
-            fronts[step] = _Front(index, result.mask, front.sources)
+            fronts[step] = front.moved(index, result)
             alive.reverse()
             if index in wanted:
                 self.meter.step()
@@ -297,18 +291,18 @@ class _Run:
                 f"Between slices {ends[0]} and {ends[1]}, {where} empty: {refusals[-1]}; prompt a slice there."
             )
 
-    def _carry(self, mask: np.ndarray, index: int, sources: tuple[str, ...]) -> PropagatedSlice | _Refused:
+    def _carry(self, front: _Front, index: int) -> PropagatedSlice | _Refused:
         """The mask on slice `index`, from a neighbouring slice's mask."""
         plane = self.plan.stack.plane(index)
         shown = picture(self.volume, plane, self.window)
-        carried = np.zeros(mask.shape, dtype=bool)
+        carried = np.zeros(front.mask.shape, dtype=bool)
         scores, refusals = [], []
-        before = pieces(mask)
+        before = pieces(front.mask)
         for piece in before:
             if np.count_nonzero(piece) < SMALLEST_PIECE * np.count_nonzero(before[0]):
                 break
             new, score = self._predict(shown, piece)
-            reason = self._doubt(piece, new, score)
+            reason = self._doubt(piece, new, score, front.best)
             if reason:
                 refusals.append(reason)
             else:
@@ -316,7 +310,7 @@ class _Run:
                 scores.append(score)
         if not scores:
             return _Refused(refusals[0])
-        return PropagatedSlice(plane, carried, min(scores), overlap(mask, carried), sources)
+        return PropagatedSlice(plane, carried, min(scores), overlap(front.mask, carried), front.sources)
 
     def _predict(self, shown: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, float]:
         settings = self.settings
@@ -334,13 +328,13 @@ class _Run:
             mask, score = prediction.mask, prediction.score
         return keep_pieces(mask, piece, settings.keep), score
 
-    def _doubt(self, before: np.ndarray, after: np.ndarray, score: float) -> str | None:
+    def _doubt(self, before: np.ndarray, after: np.ndarray, score: float, best: float) -> str | None:
         """Why `after` should not be believed, or None."""
         old, new = np.count_nonzero(before), np.count_nonzero(after)
         if new == 0:
             return "the structure is not found there"
-        if score < self.settings.min_score:
-            return f"the model is unsure (predicted IoU {score:.2f})"
+        if score < self.settings.min_score * best:
+            return f"the model is unsure (predicted IoU {score:.2f} after {best:.2f})"
         if not 1 / self.settings.max_area_change <= new / old <= self.settings.max_area_change:
             return f"the area changes from {old} to {new} pixels"
         shared = overlap(before, after)

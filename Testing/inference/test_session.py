@@ -417,7 +417,7 @@ def test_a_second_run_replaces_the_first_where_it_could_have_gone(scene):
     session, _, _ = scene
     session.add_prompt(1, point(session, *tube(9)))
     session.finish(session.propagate(1))
-    session.finish(session.propagate(1, PropagationSettings(min_score=0.95, direction="up")))  # ends at once
+    session.finish(session.propagate(1, PropagationSettings(min_overlap=1.0, direction="up")))  # ends at once
     assert sorted(plane.index for plane in session.planes(1)) == list(range(10))
 
 
