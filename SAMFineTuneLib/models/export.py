@@ -15,17 +15,19 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import UserError
 from ..files import sha256_of
 from .spec import ModelFolder, ModelSpec, write_spec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 OPSET = 17
 PROMPTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
@@ -66,19 +68,18 @@ def export_onnx(network: nn.Module, spec: ModelSpec, folder: str | Path, int8: b
     _need_onnx()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    image = torch.zeros(1, spec.channels, spec.input_size, spec.input_size)
-    prompts = (
-        torch.zeros(2, 3, 2),
-        torch.tensor([[1.0, 0.0, -1.0], [2.0, 3.0, 1.0]]),
-        torch.zeros(2, 1, spec.low_res_size, spec.low_res_size),
-        torch.tensor([0.0, 1.0]),
-    )
+    image = torch.linspace(-1, 1, spec.channels * spec.input_size**2).reshape(1, spec.channels, spec.input_size, -1)
     with torch.no_grad(), tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder) as place:
         building = Path(place)
         embedding = network.encode(image)
         encoder, decoder = _halves(network, list(embedding))
         _trace(encoder, (image,), building / "encoder", ["image"], list(embedding))
+        prompts = _prompts(spec, objects=2, points=3)
         _trace(decoder, (*embedding.values(), *prompts), building / "decoder", [*embedding, *PROMPTS], list(OUTPUTS))
+        _verify(building / "encoder", {"image": image}, embedding)
+        # In other numbers than those of the trace, which must not have become constants.
+        values = embedding | dict(zip(PROMPTS, _prompts(spec, objects=3, points=1), strict=True))
+        _verify(building / "decoder", values, dict(zip(OUTPUTS, decoder(*values.values()), strict=True)))
         if int8:
             _quantise(building / "encoder")
         return [*_move(building / "encoder", folder), *_move(building / "decoder", folder)]
@@ -132,6 +133,36 @@ def _trace(half: nn.Module, values: tuple, folder: Path, inputs: list[str], outp
         shutil.rmtree(folder)
         folder.mkdir()
         onnx.save(model, graph, save_as_external_data=True, location=f"{graph.name}.data", size_threshold=1024)
+
+
+def _prompts(spec: ModelSpec, objects: int, points: int) -> tuple[Tensor, ...]:
+    """Prompts of every kind, as `decode` takes them."""
+    import torch
+
+    return (
+        torch.linspace(0, spec.input_size, objects * points * 2).reshape(objects, points, 2),
+        (torch.arange(objects * points) % 5 - 1).reshape(objects, points).float(),
+        torch.linspace(-9, 9, objects * spec.low_res_size**2).reshape(objects, 1, spec.low_res_size, -1),
+        (torch.arange(objects) % 2).float(),
+    )
+
+
+def _verify(folder: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Run a graph in ONNX Runtime and compare its answer with PyTorch's: no wrong graph leaves this module."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what matters is raised
+    graph = folder / f"{folder.name}.onnx"
+    try:
+        session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        answers = session.run(list(expected), {name: value.numpy() for name, value in values.items()})
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        raise RuntimeError(f"the exported {folder.name} does not run in ONNX Runtime: {error}") from error
+    for (name, value), answer in zip(expected.items(), answers, strict=True):
+        wrong = float(np.abs(answer - value.numpy()).max())
+        if not wrong <= 1e-3 * max(1.0, float(value.abs().max())):
+            raise RuntimeError(f"the exported {folder.name} differs from PyTorch by {wrong:g} in {name}")
 
 
 def _quantise(folder: Path) -> None:
