@@ -98,18 +98,21 @@ def _folder(path: str) -> Path:
 
 
 def _box_round_each(volume: Volume, truth: np.ndarray, names: dict[int, str]) -> PromptSet:
-    """One box for each organ, on the slice where it is largest, its corners in RAS as a person would draw them."""
+    """One box for each organ, on the slice where it is largest, its corners in RAS as a person would draw them.
+
+    The smallest organ comes first: an earlier segment keeps its voxels, so no large one can spill into a small one.
+    """
     from SAMFineTuneLib.images import aligned_plane
     from SAMFineTuneLib.images.resample import extract_labels
     from SAMFineTuneLib.prompts import BoxPrompt, PromptSet, SegmentPrompts
 
     segments = []
-    for value, name in names.items():
+    for value in sorted(names, key=lambda value: int((truth == value).sum())):
         k = int((truth == value).sum(axis=(1, 2)).argmax())
         plane = aligned_plane(volume, "axial", k)
         rows, columns = (extract_labels(truth, volume, plane) == value).nonzero()
         low = columns.min() - _MARGIN, rows.min() - _MARGIN
         high = columns.max() + _MARGIN, rows.max() + _MARGIN
         corners = plane.pixel_to_ras([low, high])
-        segments.append(SegmentPrompts(name, value, prompts=(BoxPrompt(tuple(corners[0]), tuple(corners[1])),)))
+        segments.append(SegmentPrompts(names[value], value, prompts=(BoxPrompt(tuple(corners[0]), tuple(corners[1])),)))
     return PromptSet(tuple(segments))

@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 from measure import BOXES, vit_b  # noqa: E402
 
 from SAMFineTuneLib.files import atomic_write  # noqa: E402
+from SAMFineTuneLib.models.store import Store  # noqa: E402
 
 ENGINES = {
     "segment-anything": "segment-anything, PyTorch fp32",
@@ -52,7 +53,7 @@ def main() -> None:
         figures = {
             "machine": machine(),
             "sam_vit_b": compare(random_vit_b(Path(folder) / "vit-b"), tuple(ENGINES), args.rounds),
-            "compact": compare(ROOT / "Resources" / "models" / "compact", ("torch", "onnx"), 5 * args.rounds),
+            "compact": compare(Store().get().path, ("torch", "onnx"), 5 * args.rounds),
             "cold start": cold_start(Path(folder), args.rounds),
         }
     text = tables(figures)
@@ -88,13 +89,13 @@ def random_vit_b(folder: Path) -> Path:
     """A model folder with SAM ViT-B, random weights, and its ONNX files."""
     import torch
 
-    from SAMFineTuneLib.models.export import export_onnx
+    from SAMFineTuneLib.models.export import export_model
     from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
 
     folder.mkdir()
     torch.save(vit_b().state_dict(), folder / "weights.pth")
     write_spec(ModelSpec("vit-b", "SAM ViT-B", "sam_vit_b", files={"weights": "weights.pth"}), folder)
-    export_onnx(read_model_folder(folder), folder)
+    export_model(read_model_folder(folder), folder)
     return folder
 
 

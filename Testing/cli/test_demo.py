@@ -31,11 +31,12 @@ def test_the_demo_measures_what_it_wrote(samfinetune, tmp_path):
     for value, name in names.items():
         both, sizes = (written == value) & (labels == value), (written == value).sum() + (labels == value).sum()
         assert found[name][1] == pytest.approx(2 * both.sum() / sizes, abs=0.006)
-    assert found["liver"][0] > 0.85 and found["liver"][1] > 0.75
+    assert found["liver"][0] > 0.85
     assert np.mean([on_slice for on_slice, _ in found.values()]) > 0.75
+    assert np.mean([whole for _, whole in found.values()]) > 0.5
 
     prompts = read_prompts(tmp_path / "demo" / "prompts.json")
-    assert [segment.name for segment in prompts.segments] == list(names.values())
+    assert {segment.value: segment.name for segment in prompts.segments} == names
     assert np.asarray(Image.open(tmp_path / "demo" / "picture.png")).std() > 10
 
     by_hand = next(line for line in result.out.splitlines() if line.startswith("  samfinetune segment"))
