@@ -146,12 +146,13 @@ def draw(outcome: Outcome, path: str | Path, plane: SlicePlane) -> None:
 
 
 def busiest_plane(outcome: Outcome) -> SlicePlane:
-    """The prompted plane on which the segments cover most."""
+    """The plane on which the segments that are prompted there cover most."""
     planes = {plane.key: plane for planes in outcome.prompted.values() for plane in planes}
-    volume = outcome.session.volume
-    covered = {
-        key: np.count_nonzero(extract_labels(outcome.labelmap, volume, plane)) for key, plane in planes.items()
-    }
+    covered = dict.fromkeys(planes, 0)
+    for value, own in outcome.prompted.items():
+        for plane in own:
+            labels = extract_labels(outcome.labelmap, outcome.session.volume, plane)
+            covered[plane.key] += np.count_nonzero(labels == value)
     return planes[max(covered, key=covered.__getitem__)]
 
 
