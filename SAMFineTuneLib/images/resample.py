@@ -55,13 +55,16 @@ def write(
     volume: Volume,
     value: int,
     protect: bool = True,
+    points: np.ndarray | None = None,
 ) -> Block | None:
     """Make `mask` (bool [rows, columns]) the shape of label `value` on that plane of `labelmap` [k, j, i].
 
     The voxels concerned are those the plane cuts: for an aligned plane, its slice. A voxel gets `value`
-    when it holds the centre of a true pixel, or when the mask is true where the plane passes closest to the
-    voxel's centre; so nothing is missed and there are no holes. Others of the cut that had `value` become
-    0. With `protect`, voxels of other labels stay as they are. `labelmap` is changed in place.
+    when the mask is true where the plane passes closest (in voxels) to its centre, so that voxels thicker than
+    pixels make it neither larger nor smaller on average. Others of the cut that had `value` become 0. Of a
+    point the user placed, the voxel itself is what was meant: those of `points` (N, 2), x and y in pixels,
+    belong to the mask wherever it is true at the point. With `protect`, voxels of other labels stay as they
+    are. `labelmap` is changed in place.
 
     Returns the slices (k, j, i) of the smallest block around all changed voxels, None when none changed.
     """
@@ -72,10 +75,12 @@ def write(
     largest = np.iinfo(labelmap.dtype).max
     if not 1 <= value <= largest:
         raise UserError(f"The label value {value} does not fit: choose one from 1 to {largest}.")
+    pointed = _pointed_voxels(mask, plane, volume, points)
     aligned = _aligned(volume, plane)
     if aligned is not None and (voxel_mask := aligned.to_voxels(mask, volume)) is not None:
+        voxel_mask[pointed[aligned.down], pointed[aligned.across]] = True
         return _write_slice(voxel_mask, aligned, labelmap, value, protect)
-    return _write_cut(mask, plane, labelmap, volume, value, protect)
+    return _write_cut(mask, plane, labelmap, volume, value, protect, pointed)
 
 
 def _require_shape(labelmap: np.ndarray, volume: Volume) -> None:
@@ -110,17 +115,24 @@ class _Aligned(NamedTuple):
         return array.transpose(2 - self.slices, 2 - self.down, 2 - self.across)[self.index]
 
     def to_voxels(self, mask: np.ndarray, volume: Volume) -> np.ndarray | None:
-        """Mask [down, across] of the voxels that hold a true pixel; None when some voxel holds no pixel."""
-        for axis, (positions, voxel_axis) in enumerate(((self.rows, self.down), (self.columns, self.across))):
-            length = volume.shape[2 - voxel_axis]
-            voxels = _nearest(positions, length)
-            if voxels[0] > voxels[-1]:
-                voxels, mask = voxels[::-1], np.flip(mask, axis)
-            firsts = np.flatnonzero(np.diff(voxels, prepend=-1))  # the first pixel of every voxel
-            if len(firsts) != length:
-                return None
-            mask = np.logical_or.reduceat(mask, firsts, axis)
-        return mask
+        """The mask [down, across] at the voxels' centres; None when the picture leaves voxels out."""
+        rows, columns = (
+            _pixel_of_each_voxel(positions, volume.shape[2 - axis])
+            for positions, axis in ((self.rows, self.down), (self.columns, self.across))
+        )
+        return None if rows is None or columns is None else mask[np.ix_(rows, columns)]
+
+
+def _pixel_of_each_voxel(positions: np.ndarray, length: int) -> np.ndarray | None:
+    """Index of the pixel that each of `length` voxel centres lies in; None when one lies in no pixel.
+
+    `positions` are those of the pixels, evenly spaced, in voxels.
+    """
+    step = positions[1] - positions[0] if len(positions) > 1 else 1.0
+    pixels = (np.arange(length) - positions[0]) / step
+    if pixels.min() < -0.5 - _EXACT or pixels.max() > len(positions) - 0.5 + _EXACT:
+        return None
+    return _nearest(pixels, len(positions))
 
 
 def _aligned(volume: Volume, plane: SlicePlane) -> _Aligned | None:
@@ -248,25 +260,43 @@ def _write_slice(
 
 
 def _write_cut(
-    mask: np.ndarray, plane: SlicePlane, labelmap: np.ndarray, volume: Volume, value: int, protect: bool
+    mask: np.ndarray,
+    plane: SlicePlane,
+    labelmap: np.ndarray,
+    volume: Volume,
+    value: int,
+    protect: bool,
+    pointed: np.ndarray,
 ) -> Block | None:
-    """Voxels that the plane cuts, wherever it runs."""
-    pixel_voxels, within = _voxels_of_pixels(volume, plane)
-    pixel_voxels = np.stack(pixel_voxels)[:, within]
-    cut_voxels, nearest, on_picture = _cut_voxels(volume, plane)
-    cut_voxels, cut_wanted = cut_voxels[:, on_picture], mask[nearest][on_picture]
-    wanted = np.concatenate([pixel_voxels[:, mask[within]], cut_voxels[:, cut_wanted]], axis=1)
-    others = np.concatenate([pixel_voxels[:, ~mask[within]], cut_voxels[:, ~cut_wanted]], axis=1)
+    """Voxels that the plane cuts, wherever it runs; `pointed` (3, N) are set as i, j, k in any case."""
+    voxels, nearest, on_picture = _cut_voxels(volume, plane)
+    voxels, inside = voxels[:, on_picture], mask[nearest][on_picture]
+    wanted = np.concatenate([voxels[:, inside], pointed[::-1]], axis=1)
+    others = voxels[:, ~inside]
 
     before = labelmap[tuple(wanted)]
     added = wanted[:, (before == 0) if protect else (before != value)]
-    wanted = wanted[:, before == value]
+    kept = wanted[:, before == value]
     cleared = others[:, labelmap[tuple(others)] == value]
     labelmap[tuple(cleared)] = 0
-    labelmap[tuple(wanted)] = value  # a voxel with true and false pixels belongs to the true ones
+    labelmap[tuple(kept)] = value  # a pointed voxel may be among the cleared
     labelmap[tuple(added)] = value
     changed = np.concatenate([added, cleared[:, labelmap[tuple(cleared)] == 0]], axis=1)
     return _block(changed) if changed.size else None
+
+
+def _pointed_voxels(
+    mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None
+) -> np.ndarray:
+    """Voxel indices (3, N) as i, j, k of the points (N, 2) that lie in the mask and in the volume."""
+    if points is None or not len(points):
+        return np.empty((3, 0), np.intp)
+    points = np.asarray(points, float).reshape(-1, 2)
+    columns, rows = (_nearest(points[:, axis], mask.shape[1 - axis]) for axis in (0, 1))
+    ijk = volume.ras_to_ijk(plane.pixel_to_ras(points[mask[rows, columns]]))
+    lengths = volume.shape[::-1]
+    within = ((ijk >= -0.5 - _EXACT) & (ijk <= np.array(lengths) - 0.5 + _EXACT)).all(axis=1)
+    return np.stack([_nearest(ijk[within, axis], lengths[axis]) for axis in range(3)])
 
 
 def _cut_voxels(

@@ -251,7 +251,9 @@ class Document:
             for place, task in self.state.tasks.items():
                 if place[0] == info.value:
                     mask = self._answer(place).mask.unpack()
-                    write(mask, task.plane, labelmap, volume, info.value, protect=not overwrite)
+                    placed = [given.points[given.labels == 1] for given in task.prompts]
+                    points = np.concatenate(placed) if placed else None
+                    write(mask, task.plane, labelmap, volume, info.value, not overwrite, points)
         return labelmap
 
     def listen(self, listener: events.Listener) -> Callable[[], None]:
