@@ -1,0 +1,1 @@
+"""Pre-training on synthetic pictures and fine-tuning on a few cases; importing this package loads no PyTorch."""

@@ -1,0 +1,92 @@
+"""A simulated annotator: first prompts, masks as propagation offers them, clicks where an answer is wrong.
+
+n objects at a time, on the mask decoder's 64 x 64 grid; coordinates are pixel positions of the 128 x 128 input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from SAMFineTuneLib.models.architectures import compact
+
+
+@dataclass
+class Prompts:
+    """Prompts of n objects: `coords` (n, N, 2), `labels` (n, N), `logits` (n, 1, 64, 64), `has_logits` (n,)."""
+
+    coords: Tensor
+    labels: Tensor
+    logits: Tensor
+    has_logits: Tensor
+
+    def subset(self, index: Tensor) -> Prompts:
+        """The prompts of some of the objects."""
+        return Prompts(self.coords[index], self.labels[index], self.logits[index], self.has_logits[index])
+
+
+def first_prompts(box: Tensor, point: Tensor, by_box: Tensor) -> Prompts:
+    """Boxes (n, 4) where `by_box` (n,) says so, else points (n, 2) with one padding point."""
+    corners = box.reshape(-1, 2, 2)
+    single = torch.stack([point, torch.zeros_like(point)], dim=1)
+    chosen = by_box[:, None]
+    coords = torch.where(chosen[..., None], corners, single)
+    labels = torch.where(
+        chosen, torch.tensor([2.0, 3.0], device=box.device), torch.tensor([1.0, -1.0], device=box.device)
+    )
+    count, side = len(box), compact.LOW_RES_SIZE
+    return Prompts(coords, labels, box.new_zeros(count, 1, side, side), box.new_zeros(count))
+
+
+def shift_masks(masks: Tensor, offset: Tensor) -> Tensor:
+    """Move each of (n, 64, 64) by its own whole (x, y) low-res pixels (n, 2); what enters is empty."""
+    side = masks.shape[-1]
+    axis = torch.arange(side, device=masks.device)
+    columns, rows = (axis - offset[:, i : i + 1] for i in (0, 1))
+    inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
+    number = torch.arange(len(masks), device=masks.device)[:, None, None]
+    return masks[number, rows.clamp(0, side - 1)[:, :, None], columns.clamp(0, side - 1)[:, None, :]] * inside
+
+
+def offer_neighbour_masks(prompts: Prompts, target: Tensor, by_box: Tensor, generator: torch.Generator) -> Prompts:
+    """Give some objects a mask prompt as propagation does: the object as another slice might show it.
+
+    A quarter of the boxes get one beside the box; a twentieth of the objects get a mask and no other prompt.
+    """
+    count, device = len(target), target.device
+    chance, level, offset = (torch.rand(count, *shape, generator=generator).to(device) for shape in ((), (), (2,)))
+    alone = chance > 0.95
+    offered = alone | (by_box & (chance < 0.25))
+    reach = 0.12 * target.sum((1, 2)).sqrt()
+    moved = shift_masks(target, ((2 * offset - 1) * reach[:, None]).round().long())
+    # Averaging and a random threshold grow or shrink the mask.
+    smooth = F.avg_pool2d(moved[:, None], 5, 1, 2)
+    mask = torch.where(smooth > 0.2 + 0.6 * level[:, None, None, None], 10.0, -10.0)
+    given = offered.float()
+    labels = torch.where(alone[:, None], torch.full_like(prompts.labels, -1), prompts.labels)
+    return Prompts(prompts.coords, labels, mask * given[:, None, None, None], given)
+
+
+def correct(prompts: Prompts, logits: Tensor, target: Tensor, generator: torch.Generator) -> Prompts:
+    """Add one click where `logits` (n, 64, 64) are wrong, and offer them as mask prompt to some of the objects."""
+    count, side = len(target), compact.LOW_RES_SIZE
+    truth, answer = target > 0.5, logits > 0
+    wrong = (truth != answer).flatten(1)
+    # Nothing wrong: a click inside the object, as a user confirming it.
+    candidates = torch.where(wrong.any(1, keepdim=True), wrong, truth.flatten(1))
+    noise = torch.rand(count, side * side, generator=generator).to(target.device)
+    index = (noise * candidates).argmax(1)
+    label = truth.flatten(1).gather(1, index[:, None]).float()
+    # One low-res pixel covers two input pixels, whose common centre is at 2 c + 0.5.
+    shift = torch.rand(count, 2, generator=generator).to(target.device)
+    click = 2 * torch.stack([index % side, index // side], dim=1) + shift
+    feed = (torch.rand(count, generator=generator) < 0.6).float().to(target.device)
+    return Prompts(
+        torch.cat([prompts.coords, click[:, None]], dim=1),
+        torch.cat([prompts.labels, label], dim=1),
+        logits.detach()[:, None] * feed[:, None, None, None],
+        feed,
+    )

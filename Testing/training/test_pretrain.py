@@ -1,0 +1,150 @@
+"""Pre-training: learns, resumes exactly, writes a model others can read, and refuses what it cannot use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("scipy")
+
+from SAMFineTuneLib.errors import UserError  # noqa: E402
+from SAMFineTuneLib.training import pretrain, simulated_annotator  # noqa: E402
+
+
+@pytest.fixture
+def without_export(monkeypatch):
+    """The ONNX graphs take longer than the training here; one test makes them."""
+    monkeypatch.setattr(pretrain, "write_model_folder", lambda run, folder: folder)
+
+
+def train(folder, **options):
+    history = []
+    options = {"seed": 5, "batch_size": 2, "workers": 0, "progress": history.append, "device": "cpu", **options}
+    pretrain.pretrain_synthetic(folder, **options)
+    return history
+
+
+def checkpoint(folder):
+    return torch.load(folder / pretrain.CHECKPOINT_NAME, weights_only=True)
+
+
+def test_a_short_run_lowers_the_loss(tmp_path, without_export):
+    history = train(tmp_path, steps=40)
+    losses = [entry["loss"] for entry in history]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+    assert history[-1]["step"] == 40 and history[-1]["pictures"] == 80
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, without_export):
+    class Killed(Exception):
+        pass
+
+    def kill(entry):
+        if entry["step"] == 4:
+            raise Killed
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole, steps=6)
+    # As after a power cut: the last checkpoint is older than the last step.
+    pretrain_seconds, pretrain.CHECKPOINT_SECONDS = pretrain.CHECKPOINT_SECONDS, -1
+    try:
+        with pytest.raises(Killed):
+            train(parts, steps=6, progress=kill)
+    finally:
+        pretrain.CHECKPOINT_SECONDS = pretrain_seconds
+    assert checkpoint(parts)["step"] == 3
+    resumed = train(parts, steps=6, resume=True)
+    assert [entry["step"] for entry in resumed] == [4, 5, 6]
+    for kind in ("model", "average"):
+        expected, found = checkpoint(whole)[kind], checkpoint(parts)[kind]
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_without_resume_a_run_starts_anew(tmp_path, without_export):
+    train(tmp_path, steps=2)
+    assert [entry["step"] for entry in train(tmp_path, steps=1)] == [1]
+
+
+def test_minutes_bound_a_run(tmp_path, without_export):
+    history = train(tmp_path, minutes=0.02)
+    assert history and history[-1]["minutes"] < 0.5
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path, without_export):
+    (tmp_path / pretrain.CHECKPOINT_NAME).write_bytes(b"half a file")
+    with pytest.raises(UserError, match="not a usable pre-training checkpoint"):
+        train(tmp_path, steps=1, resume=True)
+
+
+def test_a_run_without_budget_is_refused(tmp_path):
+    with pytest.raises(UserError, match="minutes or of steps"):
+        pretrain.pretrain_synthetic(tmp_path)
+
+
+def test_the_finished_folder_is_a_complete_model(tmp_path):
+    from SAMFineTuneLib.models.spec import read_model_folder
+
+    train(tmp_path, steps=1)
+    model = read_model_folder(tmp_path)
+    model.verify()
+    assert all(model.has(role) for role in ("weights", "encoder", "decoder"))
+    assert model.spec.architecture == "compact" and "seed 5" in model.spec.source
+
+
+def test_learning_rate_warms_up_and_ends_near_zero():
+    rates = [pretrain.learning_rate(fraction) for fraction in np.linspace(0, 1, 101)]
+    assert rates[0] < 0.05 * max(rates) and rates[-1] < 1e-3 * max(rates)
+    assert max(rates) == pytest.approx(pretrain.LEARNING_RATE, rel=1e-3)
+
+
+def test_batches_depend_on_seed_and_number_only():
+    batches = pretrain.SyntheticBatches(3, 2)
+    first, again, other = batches[7], batches[7], batches[8]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["image"], other["image"])
+    assert first["image"].shape == (2, 1, 128, 128) and first["target"].shape == (2, 4, 64, 64)
+
+
+def test_first_prompts_touch_their_objects():
+    batch = pretrain.SyntheticBatches(3, 4)[0]
+    for target, box, point in zip(*(batch[name].flatten(0, 1) for name in ("target", "box", "point")), strict=True):
+        column, row = (point / 2).floor().int().tolist()
+        assert target[row, column] > 0
+        rows, columns = torch.where(target > 0)
+        tight = torch.tensor([columns.min(), rows.min(), columns.max(), rows.max()]) * 2 + 0.5
+        side = max(box[2] - box[0], box[3] - box[1])
+        assert ((box - tight).abs() <= 0.1 * side + 2.5).all()
+
+
+def test_a_correction_clicks_where_the_answer_is_wrong():
+    target = torch.zeros(2, 64, 64)
+    target[:, 20:40, 20:40] = 1
+    answer = torch.full((2, 64, 64), -5.0)
+    answer[0, 20:40, 20:30] = 5  # misses the right half
+    answer[1, 20:40, 20:50] = 5  # too wide
+    start = simulated_annotator.first_prompts(
+        torch.zeros(2, 4), torch.full((2, 2), 60.0), torch.zeros(2, dtype=torch.bool)
+    )
+    after = simulated_annotator.correct(start, answer, target, torch.Generator().manual_seed(0))
+    assert after.labels[:, -1].tolist() == [1, 0]
+    assert 60 <= after.coords[0, -1, 0] < 80 and 80 <= after.coords[1, -1, 0] < 100
+
+
+def test_the_best_candidate_alone_learns_from_an_ambiguous_point():
+    target = torch.zeros(1, 64, 64)
+    target[:, :32] = 1
+    right, wrong = 8 * (2 * target - 1), 8 * (1 - 2 * target)
+    predicted = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    good = pretrain._session_loss(torch.stack([right, right, wrong, wrong], 1), predicted, target, torch.tensor([True]))
+    bad = pretrain._session_loss(torch.stack([wrong, wrong, wrong, wrong], 1), predicted, target, torch.tensor([True]))
+    assert good[0] < 0.25 * bad[0]
+    assert good[1].tolist() == [[1.0, 1.0, 0.0, 0.0]]
+
+
+def test_a_shifted_mask_moves_and_does_not_wrap_around():
+    masks = torch.zeros(2, 64, 64)
+    masks[:, 10:14, 60:64] = 1
+    moved = simulated_annotator.shift_masks(masks, torch.tensor([[-5, 2], [3, 0]]))
+    assert moved[0, 12:16, 55:59].sum() == 16 == moved[0].sum()
+    assert moved[1].sum() == 4
