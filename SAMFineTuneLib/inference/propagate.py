@@ -3,8 +3,9 @@
 The protocol is MedicoSAM's 3-D evaluation (Archit et al. 2025, arXiv 2501.11734): prompts for the next slice are
 derived from the mask of the previous one, and a direction ends when the new mask has too little in common with
 it. Beyond that, each connected piece of a mask is carried on its own, so that two kidneys in one segment are two
-boxes and not one around both; and a direction also ends where a piece's area collapses or explodes, or where the
-model itself doubts the mask.
+boxes and not one around both. A piece also ends where its area collapses or explodes, where the model doubts the
+mask, and where the mask covers something that looks different from the prompted slice: a mask prompt keeps its
+shape alive long after the structure has ended, and neither IoU nor predicted IoU notices.
 
 Between two prompted slices the masks grow from both ends towards the middle; the slice where they meet is prompted
 with the union of its two neighbours. Beyond the outermost prompted slices, `direction` decides.
@@ -35,6 +36,8 @@ KEEP = ("largest", "touching", "all")
 
 SMALLEST_PIECE = 0.1
 """Pieces of a mask below this fraction of its largest piece are not carried on."""
+SMALLEST_SPREAD = 8.0
+"""Grey values (of 255) of a structure are taken to vary by this much at least: less is noise, or saturation."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class PropagationSettings:
     """A piece ends where its area grows or shrinks by more than this factor from one slice to the next."""
     min_score: float = 0.5
     """A piece ends where the predicted IoU is below this fraction of the best one so far in its direction."""
+    max_grey_shift: float = 1.5
+    """A piece ends where its mean grey value is further from the prompted slice's than this many standard
+    deviations of the grey values there."""
     box_margin: float = 0.05
     """The derived box is wider than the previous mask by this fraction of its side, at least one pixel."""
     keep: str = "largest"
@@ -70,6 +76,8 @@ class PropagationSettings:
             raise UserError("The smallest overlap and the smallest score of a propagation lie between 0 and 1.")
         if self.max_area_change <= 1:
             raise UserError("The largest area change of a propagation is a factor above 1, for example 2.5.")
+        if self.max_grey_shift <= 0:
+            raise UserError("The largest grey shift of a propagation is a number above 0, for example 1.5.")
         if not 0 <= self.box_margin <= 1:
             raise UserError("The box margin of a propagation is a fraction between 0 and 1, for example 0.05.")
         if self.first is not None and self.last is not None and self.first > self.last:
@@ -152,15 +160,17 @@ def planned_planes(
 
 @dataclass(frozen=True, eq=False)
 class _Front:
-    """A mask that has been carried to slice `index`, and the best predicted IoU on its way."""
+    """A mask that has been carried to slice `index`, what it looked like at first, the best score on its way."""
 
     index: int
     mask: np.ndarray
     sources: tuple[str, ...]
+    grey: tuple[float, float] | None = None
+    """Mean and standard deviation of the grey values where it started."""
     best: float = 0.0
 
     def moved(self, index: int, result: PropagatedSlice) -> _Front:
-        return _Front(index, result.mask, self.sources, max(self.best, result.score))
+        return replace(self, index=index, mask=result.mask, best=max(self.best, result.score))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,12 +202,9 @@ class _Plan:
         return range(max(low + 1, self.first), min(high - 1, self.last) + 1)
 
     @property
-    def gaps(self) -> list[tuple[_Front, _Front]]:
-        return list(zip(self.starts, self.starts[1:], strict=False))
-
-    @property
     def indices(self) -> list[int]:
-        found = [index for low, high in self.gaps for index in self.between(low.index, high.index)]
+        gaps = zip(self.starts, self.starts[1:], strict=False)
+        found = [index for low, high in gaps for index in self.between(low.index, high.index)]
         return found + [index for step in self.steps for index in self.beyond(step)]
 
 
@@ -228,10 +235,15 @@ class _Run:
         self.settings, self.plan, self.cancelled, self.meter = settings, plan, cancelled, meter
 
     def slices(self) -> Iterator[PropagatedSlice | PropagationEnd]:
-        for lower, upper in self.plan.gaps:
+        starts = [self._with_grey(front) for front in self.plan.starts]
+        for lower, upper in zip(starts, starts[1:], strict=False):
             yield from self._between(lower, upper)
         for step in self.plan.steps:
-            yield from self._outward(self.plan.starts[-1 if step > 0 else 0], step)
+            yield from self._outward(starts[-1 if step > 0 else 0], step)
+
+    def _with_grey(self, front: _Front) -> _Front:
+        values = picture(self.volume, self.plan.stack.plane(front.index), self.window)[front.mask]
+        return replace(front, grey=(float(values.mean()), max(float(values.std()), SMALLEST_SPREAD)))
 
     def _outward(self, front: _Front, step: int) -> Iterator[PropagatedSlice | PropagationEnd]:
         wanted = self.plan.beyond(step)
@@ -302,7 +314,7 @@ class _Run:
             if np.count_nonzero(piece) < SMALLEST_PIECE * np.count_nonzero(before[0]):
                 break
             new, score = self._predict(shown, piece)
-            reason = self._doubt(piece, new, score, front.best)
+            reason = self._doubt(piece, new, score, front, shown)
             if reason:
                 refusals.append(reason)
             else:
@@ -328,18 +340,24 @@ class _Run:
             mask, score = prediction.mask, prediction.score
         return keep_pieces(mask, piece, settings.keep), score
 
-    def _doubt(self, before: np.ndarray, after: np.ndarray, score: float, best: float) -> str | None:
-        """Why `after` should not be believed, or None."""
+    def _doubt(
+        self, before: np.ndarray, after: np.ndarray, score: float, front: _Front, shown: np.ndarray
+    ) -> str | None:
+        """Why `after`, which continues the piece `before`, should not be believed, or None."""
         old, new = np.count_nonzero(before), np.count_nonzero(after)
         if new == 0:
             return "the structure is not found there"
-        if score < self.settings.min_score * best:
-            return f"the model is unsure (predicted IoU {score:.2f} after {best:.2f})"
+        if score < self.settings.min_score * front.best:
+            return f"the model is unsure (predicted IoU {score:.2f} after {front.best:.2f})"
         if not 1 / self.settings.max_area_change <= new / old <= self.settings.max_area_change:
             return f"the area changes from {old} to {new} pixels"
         shared = overlap(before, after)
         if shared < self.settings.min_overlap:
             return f"the mask has too little in common with the slice before (IoU {shared:.2f})"
+        mean, spread = front.grey
+        grey = float(shown[after].mean())
+        if abs(grey - mean) > self.settings.max_grey_shift * spread:
+            return f"what the mask covers looks different (mean grey value {grey:.0f} instead of {mean:.0f})"
         return None
 
 
