@@ -62,14 +62,21 @@ class PropagationJob(Job):
         return place
 
     def commit(self, state: State) -> State:
-        """The state with the results. A complete run replaces all earlier masks where it could have gone."""
+        """The state with the results. A complete run replaces all earlier masks where it could have gone.
+
+        Where there are prompts by now that say what is meant, they count alone; negative points correct what came.
+        """
 
         def replaced(place: Place) -> bool:
             covered = place in self.masks or (not self.cancelled and place[1] in self.covers)
             return place[0] == self.segment and covered and not state.prompts_at(place)
 
         kept = {place: item for place, item in state.propagated.items() if not replaced(place)}
-        found = {place: item for place, item in self.masks.items() if not state.prompts_at(place)}
+        found = {
+            place: item
+            for place, item in self.masks.items()
+            if not any(part.says_where for part in state.prompts_at(place))
+        }
         if not found and len(kept) == len(state.propagated):
             return state
         return replace(state, propagated=kept | found)

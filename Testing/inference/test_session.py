@@ -400,6 +400,17 @@ def test_a_propagated_slice_is_corrected_by_a_point(scene):
     assert np.array_equal(session.mask(1, plane), carried)
 
 
+def test_negative_points_wait_for_what_a_propagation_brings(scene):
+    session, labels, _ = scene
+    session.add_prompt(1, point(session, *tube(12), positive=False))
+    session.add_prompt(1, point(session, *tube(9)))
+    plane = aligned_plane(session.volume, "axial", 12)
+    assert not session.mask(1, plane).any()
+    session.finish(session.propagate(1))
+    mask, tube_there = session.mask(1, plane), is_label(session, labels, plane, 1)
+    assert 0.5 * tube_there.sum() < (mask & tube_there).sum() < tube_there.sum()
+
+
 def test_masks_from_changed_prompts_are_outdated_until_propagated_again(scene):
     session, _, told = scene
     number = session.add_prompt(1, point(session, *tube(9)))
