@@ -56,11 +56,18 @@ def run(folder, image, values):
     return embedding, decoder.run(list(OUTPUTS), embedding | prompts)
 
 
+def a_vit_b():
+    return small_models.sam(small_models.vit_b(256))
+
+
+VIT_B = pytest.param(a_vit_b, id="vit_b", marks=pytest.mark.slow)
+
+
 def dice(a, b):
     return 2 * (a & b).sum() / max(1, a.sum() + b.sum())
 
 
-@pytest.mark.parametrize("make", [compact, small_models.sam, lambda: small_models.sam(outputs=6)])
+@pytest.mark.parametrize("make", [compact, small_models.sam, lambda: small_models.sam(outputs=6), VIT_B])
 def test_graphs_equal_pytorch_for_any_number_of_prompts(tmp_path, make):
     model = model_in(tmp_path, make())
     exported = export_model(model, tmp_path / "onnx")
@@ -82,7 +89,7 @@ def test_graphs_equal_pytorch_for_any_number_of_prompts(tmp_path, make):
         assert dice(masks > 0, expected_masks > 0) >= 0.999
 
 
-@pytest.mark.parametrize("make", [compact, lambda: small_models.sam(small_models.vit(width=256, heads=4))])
+@pytest.mark.parametrize("make", [compact, lambda: small_models.sam(small_models.vit(width=256, heads=4)), VIT_B])
 def test_int8_is_smaller_and_nearly_the_same(tmp_path, make):
     model = model_in(tmp_path, make())
     export_model(model, tmp_path / "exact")
