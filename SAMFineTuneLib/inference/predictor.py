@@ -209,7 +209,9 @@ class Predictor:
         lone = PlanePrompts(np.asarray(point, np.float32)[None], np.ones(1, np.int64))
         longer = max(picture.shape[:2])
         center = (float(point[0]), float(point[1]))
-        views = dict.fromkeys(square_view(picture.shape, center, longer * scale) for scale in _POINT_SCALES)
+        # A view with fewer pixels than the model's input shows it no more, only less of the surroundings.
+        sides = [longer * scale for scale in _POINT_SCALES if scale == 1 or longer * scale >= self.engine.spec.input_size]
+        views = dict.fromkeys(square_view(picture.shape, center, side) for side in sides)
         best, best_score = View.whole(picture.shape), -1.0
         for view in views:
             decoded = self._decode_prompts(picture, lone, view)
