@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 OPSET = 17
 PROMPTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
 OUTPUTS = ("low_res_masks", "iou_predictions")
+_BUILDING = ".exporting-"  # begins the name of a folder in which graphs are written
+_ABANDONED = 24 * 3600  # seconds after which such a folder belongs to no one
 _FREE = {"point_coords": {0: "prompts", 1: "points"}, "point_labels": {0: "prompts", 1: "points"}} | {
     name: {0: "prompts"} for name in ("mask_input", "has_mask_input", *OUTPUTS)
 }
@@ -68,8 +71,11 @@ def export_onnx(network: nn.Module, spec: ModelSpec, folder: str | Path, int8: b
     _need_onnx()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_BUILDING}*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
     image = torch.linspace(-1, 1, spec.channels * spec.input_size**2).reshape(1, spec.channels, spec.input_size, -1)
-    with torch.no_grad(), tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder) as place:
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix=_BUILDING, dir=folder) as place:
         building = Path(place)
         embedding = network.encode(image)
         encoder, decoder = _halves(network, list(embedding))

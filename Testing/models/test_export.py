@@ -1,6 +1,8 @@
 """The exported graphs answer as PyTorch does, for any number of objects and points."""
 
 import importlib.util
+import os
+import time
 
 import numpy as np
 import pytest
@@ -21,10 +23,15 @@ from SAMFineTuneLib.models.recognise import recognise  # noqa: E402
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder  # noqa: E402
 
 
-def model_in(folder, network):
+def recognised(folder, network):
+    """Save a network's weights into a folder and tell what they are."""
     folder.mkdir(exist_ok=True)
     torch.save(network.state_dict(), folder / "weights.pth")
-    fields = recognise(folder / "weights.pth").spec_fields()
+    return recognise(folder / "weights.pth").spec_fields()
+
+
+def model_in(folder, network):
+    fields = recognised(folder, network)
     return ModelFolder(ModelSpec(id="m", name="M", files={"weights": "weights.pth"}, **fields), folder)
 
 
@@ -135,6 +142,19 @@ def test_a_failing_export_leaves_nothing(tmp_path, monkeypatch):
         export_onnx(network, spec, target)
     assert [path.name for path in target.iterdir()] == ["encoder.onnx"]
     assert (target / "encoder.onnx").read_text() == "the previous one"
+
+
+def test_what_a_killed_export_left_is_swept_when_it_is_old(tmp_path):
+    for name, hours in (("old", 48), ("fresh", 0)):
+        left = tmp_path / f".exporting-{name}"
+        left.mkdir()
+        (left / "encoder.onnx").write_text("half")
+        os.utime(left, (time.time() - 3600 * hours,) * 2)
+    network = compact()
+    spec = ModelSpec(id="m", name="M", files={}, **recognised(tmp_path, network))
+    export_onnx(network, spec, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert ".exporting-old" not in names and ".exporting-fresh" in names
 
 
 def test_a_graph_that_answers_otherwise_is_refused(tmp_path):
