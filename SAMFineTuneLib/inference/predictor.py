@@ -210,7 +210,8 @@ class Predictor:
         longer = max(picture.shape[:2])
         center = (float(point[0]), float(point[1]))
         # A view with fewer pixels than the model's input shows it no more, only less of the surroundings.
-        sides = [longer * scale for scale in _POINT_SCALES if scale == 1 or longer * scale >= self.engine.spec.input_size]
+        least = min(longer, self.engine.spec.input_size)
+        sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= least]
         views = dict.fromkeys(square_view(picture.shape, center, side) for side in sides)
         best, best_score = View.whole(picture.shape), -1.0
         for view in views:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from SAMFineTuneLib.models.store import Store
 
 from SAMFineTuneLib.images import Volume, aligned_plane, choose_window, extract, overlay_picture, picture, read_volume
 from SAMFineTuneLib.inference.engine import open_engine
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.view import bounding_box
+from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
