@@ -331,6 +331,7 @@ def write_model_folder(run: Run, folder: Path) -> Path:
     half = {name: value.detach().cpu().half().contiguous() for name, value in run.average.state_dict().items()}
     with atomic_write(folder / "model.safetensors") as temporary:
         save_file(half, temporary)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner may read
     # The graphs are exported from the rounded weights, so that both engines give the same answer.
     for graph in export_onnx(compact.build_compact(half), _spec(run), folder):
         _store_weights_as_half(graph)

@@ -30,10 +30,10 @@ def checkpoint(folder):
 
 
 def test_a_short_run_lowers_the_loss(tmp_path, without_export):
-    history = train(tmp_path, steps=40)
+    history = train(tmp_path, steps=16)
     losses = [entry["loss"] for entry in history]
-    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
-    assert history[-1]["step"] == 40 and history[-1]["pictures"] == 80
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert history[-1]["step"] == 16 and history[-1]["pictures"] == 32
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, without_export):
