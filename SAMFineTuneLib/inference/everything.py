@@ -2,9 +2,10 @@
 
 A slice is prompted with a grid of single points (strategy S1 of the COSMOS study, arXiv 2304.14660), and what
 comes back is filtered as in Segment Anything (Kirillov et al. 2023, appendix B): by predicted IoU, by stability
-(how little a mask depends on the threshold, measured on the model's own logits before they are enlarged), and by
-non-maximum suppression of its boxes. Finer layers repeat this
-on overlapping tiles; a mask cut by a tile's edge is dropped, and of two equal masks the smaller tile's stays.
+(how little a mask depends on the threshold), and by non-maximum suppression of its boxes. Models differ in how high
+they score and how steep their logits are, so both are measured against the model's own on that slice; stability is
+measured before masks are enlarged. Finer layers repeat this on overlapping tiles; a mask cut by a tile's edge is
+dropped, and of two equal masks the smaller tile's stays.
 `link` then joins masks of neighbouring slices that overlap enough.
 """
 
@@ -32,6 +33,7 @@ from SAMFineTuneLib.inference.view import View, bounding_box
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Decoded, Predictor
+    from SAMFineTuneLib.models.preprocess import InputGeometry
 
 POINTS_PER_BATCH = 64
 SAME_BOX = 0.9
@@ -47,11 +49,12 @@ class EverythingSettings:
     points_per_side: int = 32
     layers: int | None = None
     """Layer n looks at 2**n by 2**n tiles; None is 1 finer layer for a model that zooms, none for others."""
-    min_score: float = 0.88
-    """Smallest predicted IoU."""
-    min_stability: float = 0.95
+    min_score: float = 0.8
+    """Smallest predicted IoU, as a fraction of the best one on the slice."""
+    min_stability: float = 0.8
     """Smallest IoU of the masks at the thresholds + and - `stability_offset`."""
-    stability_offset: float = 1.0
+    stability_offset: float = 0.1
+    """In units of the median absolute logit, which makes it about Segment Anything's 1.0 for its own models."""
     max_box_overlap: float = 0.7
     """Of two masks whose boxes overlap more (IoU), the one with the lower score is dropped."""
     min_area: int = 20
@@ -122,12 +125,17 @@ def automatic_masks(
         layers = 1 if predictor.engine.spec.zoom else 0
     found: list[AutomaticMask] = []
     sides: list[int] = []
-    for layer in range(layers + 1):
-        for view in tiles(shown.shape, layer):
-            per_side = max(1, settings.points_per_side >> layer)
-            masks = _masks_of_view(predictor, shown, view, per_side, settings, cancelled)
-            found += masks
-            sides += [view.rows * view.columns] * len(masks)
+    views = [(layer, view) for layer in range(layers + 1) for view in tiles(shown.shape, layer)]
+    per_view = [
+        _candidates_of_view(predictor, shown, view, max(1, settings.points_per_side >> layer), settings, cancelled)
+        for layer, view in views
+    ]
+    enough = settings.min_score * max((one.score for candidates in per_view for one in candidates), default=0.0)
+    for (_, view), candidates in zip(views, per_view, strict=True):
+        good = [one for one in candidates if one.score >= enough]
+        masks = _enlarged(good, view, shown.shape, settings)
+        found += masks
+        sides += [view.rows * view.columns] * len(masks)
     if layers:  # the same object seen in several tiles: the closest look counts
         found = [found[i] for i in box_nms(_edges(found), -np.array(sides, float), settings.max_box_overlap)]
     return sorted(found, key=lambda mask: -mask.score)
@@ -292,20 +300,21 @@ class _Candidate:
     """A mask in the model's own small grid: logits (h, w), box edges (4,) in its cells."""
 
     logits: np.ndarray
+    geometry: InputGeometry
     box: np.ndarray
     score: float
     stability: float
     point: tuple[float, float]
 
 
-def _masks_of_view(
+def _candidates_of_view(
     predictor: Predictor,
     shown: np.ndarray,
     view: View,
     per_side: int,
     settings: EverythingSettings,
     cancelled: Cancelled,
-) -> list[AutomaticMask]:
+) -> list[_Candidate]:
     candidates: list[_Candidate] = []
     points = grid_points(view, per_side)
     for start in range(0, len(points), POINTS_PER_BATCH):
@@ -315,10 +324,20 @@ def _masks_of_view(
         coords = np.stack([batch, np.zeros_like(batch)], axis=1)
         labels = np.tile(np.float32([1, -1]), (len(batch), 1))
         decoded = predictor.decode(shown, coords, labels, view=view)
-        candidates = _best(candidates + _candidates(decoded, batch, settings), SAME_BOX)
+        candidates += _candidates(decoded, batch, settings)
+        boxes = np.array([one.box for one in candidates]).reshape(-1, 4)
+        kept = box_nms(boxes, np.array([one.score for one in candidates]), SAME_BOX)
+        candidates = [candidates[index] for index in kept]
+    return candidates
+
+
+def _enlarged(
+    candidates: list[_Candidate], view: View, shape: tuple[int, ...], settings: EverythingSettings
+) -> list[AutomaticMask]:
+    """The candidates' masks in the whole picture, those that pass the filters by size and by overlap."""
     found = []
     for one in candidates:
-        mask = _usable(decoded.geometry.logits_to_picture(one.logits) > 0, view, shown.shape, settings)
+        mask = _usable(one.geometry.logits_to_picture(one.logits) > 0, view, shape, settings)
         if mask is not None:
             x0, y0, x1, y1 = (int(edge) for edge in bounding_box(mask))
             found.append(AutomaticMask(PackedMask.of(mask), one.score, one.stability, (x0, y0, x1, y1), one.point))
@@ -332,15 +351,15 @@ def _candidates(decoded: Decoded, points: np.ndarray, settings: EverythingSettin
     rows, columns = (-(-side * place.low_res_size // place.input_size) for side in place.content)
     low_res, scores = decoded.low_res[:, 1:4], decoded.scores[:, 1:4]
     within = low_res[..., :rows, :columns]  # the rest of the grid is padding
-    stability = stability_score(within, settings.stability_offset)
-    good = (scores >= settings.min_score) & (stability >= settings.min_stability)
+    stability = stability_score(within, settings.stability_offset * float(np.median(np.abs(within))))
     found = []
-    for prompt, token in np.argwhere(good):
+    for prompt, token in np.argwhere(stability >= settings.min_stability):
         box = bounding_box(within[prompt, token] > 0)
         if box is not None:
             found.append(
                 _Candidate(
                     low_res[prompt, token].copy(),
+                    place,
                     box + np.float32([0, 0, 1, 1]),
                     float(scores[prompt, token]),
                     float(stability[prompt, token]),
@@ -348,11 +367,6 @@ def _candidates(decoded: Decoded, points: np.ndarray, settings: EverythingSettin
                 )
             )
     return found
-
-
-def _best(candidates: list[_Candidate], max_overlap: float) -> list[_Candidate]:
-    boxes = np.array([one.box for one in candidates]).reshape(-1, 4)
-    return [candidates[i] for i in box_nms(boxes, np.array([one.score for one in candidates]), max_overlap)]
 
 
 def _usable(

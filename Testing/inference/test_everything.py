@@ -140,7 +140,7 @@ def test_it_finds_every_structure_of_a_slice_once():
         mask = item.mask.unpack()
         rows, columns = np.nonzero(mask)
         assert item.box == (columns.min(), rows.min(), columns.max(), rows.max())
-        assert item.stability == 1.0 and item.score >= COARSE.min_score
+        assert item.stability == 1.0 and item.score >= 0.8 * 0.92
         assert len(np.unique(shown[mask])) == 1 and mask.sum() >= COARSE.min_area
 
 
@@ -151,10 +151,10 @@ def test_filters_count():
     def count(**changes):
         return len(automatic_masks(region_predictor(), shown, EverythingSettings(points_per_side=12, **changes)))
 
-    assert count(min_score=0.95) == 0
+    assert count(min_score=1.0) == 3  # the region itself scores best; what is thinner or thicker scores less
     assert count(min_area=100) == 2  # the second tube has 81 pixels
     assert count(max_area=0.05) == 2  # the ball has more
-    assert count(stability_offset=6.0, min_stability=0.9) == 0
+    assert count(stability_offset=1.5, min_stability=0.9) == 0  # all logits are + or - 5
 
 
 def test_finer_layers_see_small_things_and_count_nothing_twice():
