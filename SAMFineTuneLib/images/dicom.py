@@ -16,6 +16,8 @@ from SAMFineTuneLib.images.dicom_pixels import read_pixels
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
 from SAMFineTuneLib.images.window import IntensityWindow
 
+_SHORTEST_PART = 4  # characters of a UID: fewer would choose a series by chance, or for a number not in the list
+
 
 @dataclass(frozen=True, eq=False)
 class _Series:
@@ -33,7 +35,6 @@ class _Folder:
     series: tuple[_Series, ...]
     damaged: tuple[Path, ...]
     left_out: frozenset[str]  # kinds of DICOM that are not to be segmented
-
 
 def list_series(folder: str | Path) -> list[SeriesInfo]:
     """The DICOM series below `folder`, in order of their series numbers. UserError when there is none."""
@@ -148,7 +149,9 @@ def _choose(series: Sequence[_Series], wanted: str | None, folder: Path) -> _Ser
     if wanted.isdecimal() and 1 <= int(wanted) <= len(series):
         return series[int(wanted) - 1]
     exact = [one for one in series if one.uid == wanted]
-    fitting = exact or [one for one in series if one.uid.startswith(wanted) or one.uid.endswith(wanted)]
+    fitting = exact
+    if not exact and len(wanted) >= _SHORTEST_PART:
+        fitting = [one for one in series if one.uid.startswith(wanted) or one.uid.endswith(wanted)]
     if len(fitting) == 1:
         return fitting[0]
     problem = "fits several series" if fitting else "is not among the series"

@@ -155,7 +155,7 @@ WRONG = {
     "model": (("--point", "0,0,0", "--model", "nonsense"), "nonsense"),
     "device": (("--point", "0,0,0", "--device", "abacus"), "abacus"),
     "window": (("--point", "0,0,0", "--window", "soft"), "soft"),
-    "series": (("--point", "0,0,0", "--series", "9"), "9"),
+    "series": (("--point", "0,0,0", "--series", "nonsense"), "nonsense"),
     "file": (("--prompts", "missing.json"), "missing.json"),
     "propagate": (("--point", "0,0,0", "--propagate", "fill"), "two slices"),
 }

@@ -62,7 +62,7 @@ def test_several_series_are_asked_about_and_chosen_by_number_uid_or_part_of_it(t
         volume = read_volume(folder, wanted)
         assert np.array_equal(volume.array, slices(3, 1))
         assert (volume.modality, volume.source.description, volume.source.series_uid) == ("MR", "T1", second)
-    for wanted, problem in (("3.99.9", "not among"), ("9", "not among|several"), ("1.", "several")):
+    for wanted, problem in (("3.99.9", "not among"), ("9", "not among"), (first[:4], "several")):
         with pytest.raises(UserError, match=problem):
             read_volume(folder, wanted)
 

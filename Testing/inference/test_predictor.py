@@ -60,6 +60,8 @@ def sam(tmp_path_factory):
     theirs = segment_anything.SamPredictor(network)
     theirs.set_image(np.repeat(picture[..., None], 3, axis=2))
     yield ModelFolder(spec, folder), theirs, picture
+    for name in [name for name in sys.modules if name.split(".")[0] == "segment_anything"]:
+        del sys.modules[name]  # it was imported with the stand-ins
     monkey.undo()
 
 
