@@ -192,6 +192,16 @@ def _quantise(folder: Path) -> None:
             use_external_data_format=len(list(exact.iterdir())) > 1,
         )
     shutil.rmtree(exact)
+    _mark(graph, "int8")
+
+
+def _mark(graph: Path, precision: str) -> None:
+    """Write the precision into the graph's metadata, where ONNX Runtime shows it to the engine."""
+    import onnx
+
+    model = onnx.load(graph, load_external_data=False)
+    onnx.helper.set_model_props(model, {"precision": precision})
+    graph.write_bytes(model.SerializeToString())
 
 
 def _move(source: Path, folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ import onnxruntime  # noqa: E402
 import small_models  # noqa: E402
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
+from SAMFineTuneLib.inference.engine import open_engine  # noqa: E402
 from SAMFineTuneLib.models import export  # noqa: E402
 from SAMFineTuneLib.models.export import OUTPUTS, PROMPTS, export_model, export_onnx  # noqa: E402
 from SAMFineTuneLib.models.load import load_torch_model  # noqa: E402
@@ -110,6 +111,8 @@ def test_int8_is_smaller_and_nearly_the_same(tmp_path, make):
     assert not np.array_equal(masks, exact)
     assert dice(masks > 0, exact > 0) >= 0.99
     assert np.abs(iou - exact_iou).max() < 0.05
+    devices = [open_engine(read_model_folder(tmp_path / kind), "cpu").device for kind in ("exact", "int8")]
+    assert devices == ["CPU (ONNX Runtime, fp32)", "CPU (ONNX Runtime, int8)"]
 
 
 def test_exporting_into_the_models_own_folder_adds_the_graphs(tmp_path):
