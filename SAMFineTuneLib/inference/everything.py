@@ -49,8 +49,8 @@ class EverythingSettings:
     points_per_side: int = 32
     layers: int | None = None
     """Layer n looks at 2**n by 2**n tiles; None is 1 finer layer for a model that zooms, none for others."""
-    min_score: float = 0.8
-    """Smallest predicted IoU, as a fraction of the best one on the slice."""
+    min_score: float = 0.7
+    """Smallest predicted IoU, as a fraction of the best one in its layer of the slice."""
     min_stability: float = 0.8
     """Smallest IoU of the masks at the thresholds + and - `stability_offset`."""
     stability_offset: float = 0.1
@@ -125,17 +125,16 @@ def automatic_masks(
         layers = 1 if predictor.engine.spec.zoom else 0
     found: list[AutomaticMask] = []
     sides: list[int] = []
-    views = [(layer, view) for layer in range(layers + 1) for view in tiles(shown.shape, layer)]
-    per_view = [
-        _candidates_of_view(predictor, shown, view, max(1, settings.points_per_side >> layer), settings, cancelled)
-        for layer, view in views
-    ]
-    enough = settings.min_score * max((one.score for candidates in per_view for one in candidates), default=0.0)
-    for (_, view), candidates in zip(views, per_view, strict=True):
-        good = [one for one in candidates if one.score >= enough]
-        masks = _enlarged(good, view, shown.shape, settings)
-        found += masks
-        sides += [view.rows * view.columns] * len(masks)
+    for layer in range(layers + 1):
+        views = tiles(shown.shape, layer)
+        per_side = max(1, settings.points_per_side >> layer)
+        per_view = [_candidates_of_view(predictor, shown, view, per_side, settings, cancelled) for view in views]
+        enough = settings.min_score * max((one.score for candidates in per_view for one in candidates), default=0.0)
+        for view, candidates in zip(views, per_view, strict=True):
+            good = [one for one in candidates if one.score >= enough]
+            masks = _enlarged(good, view, shown.shape, settings)
+            found += masks
+            sides += [view.rows * view.columns] * len(masks)
     if layers:  # the same object seen in several tiles: the closest look counts
         found = [found[i] for i in box_nms(_edges(found), -np.array(sides, float), settings.max_box_overlap)]
     return sorted(found, key=lambda mask: -mask.score)

@@ -47,7 +47,7 @@ class RegionEngine:
             for coords, labels, mask, given in zip(point_coords, point_labels, mask_input, has_mask_input, strict=True)
         ]
         masks = np.stack([self._tokens(region) for region in answers])
-        scores = np.tile(np.float32([0.9, 0.7, 0.92, 0.6]), (len(answers), 1))
+        scores = np.tile(np.float32([0.9, 0.6, 0.92, 0.55]), (len(answers), 1))
         scores[[not region.any() for region in answers]] = 0.1
         return np.where(masks, 5.0, -5.0).astype(np.float32), scores
 
