@@ -58,7 +58,7 @@ class PropagationSettings:
     """A piece ends where its area grows or shrinks by more than this factor from one slice to the next."""
     min_score: float = 0.5
     """A piece ends where the predicted IoU is below this fraction of the best one so far in its direction."""
-    max_grey_shift: float = 1.5
+    max_grey_shift: float = 2.0
     """A piece ends where its mean grey value is further from the prompted slice's than this many standard
     deviations of the grey values there."""
     box_margin: float = 0.05
@@ -77,7 +77,7 @@ class PropagationSettings:
         if self.max_area_change <= 1:
             raise UserError("The largest area change of a propagation is a factor above 1, for example 2.5.")
         if self.max_grey_shift <= 0:
-            raise UserError("The largest grey shift of a propagation is a number above 0, for example 1.5.")
+            raise UserError("The largest grey shift of a propagation is a number above 0, for example 2.")
         if not 0 <= self.box_margin <= 1:
             raise UserError("The box margin of a propagation is a fraction between 0 and 1, for example 0.05.")
         if self.first is not None and self.last is not None and self.first > self.last:
