@@ -150,7 +150,7 @@ def _choose(series: Sequence[_Series], wanted: str | None, folder: Path) -> _Ser
         return series[int(wanted) - 1]
     exact = [one for one in series if one.uid == wanted]
     fitting = exact
-    if not exact and len(wanted) >= _SHORTEST_PART:
+    if not exact and (len(wanted) >= _SHORTEST_PART or wanted.startswith("#")):
         fitting = [one for one in series if one.uid.startswith(wanted) or one.uid.endswith(wanted)]
     if len(fitting) == 1:
         return fitting[0]
