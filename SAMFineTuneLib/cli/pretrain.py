@@ -1,4 +1,4 @@
-"""`samfinetune pretrain`: train the compact model from nothing on synthetic pictures."""
+"""`samfinetune pretrain`: train the compact model on synthetic pictures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _EPILOG = """examples:
   samfinetune pretrain --synthetic -o compact --minutes 60
   samfinetune pretrain --synthetic -o compact --steps 20000 --seed 7     the same weights on every run
   samfinetune pretrain --synthetic -o compact --minutes 60 --resume      goes on where it was stopped
+  samfinetune pretrain --synthetic -o better --minutes 60 --start compact   learns on from another run's weights
 
 The folder is a complete model for `samfinetune segment --model FOLDER`. Ctrl-C stops; --resume goes on from the
 last checkpoint, which is written every few minutes. Needs PyTorch: pip install "samfinetune[training]"
@@ -24,7 +25,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "pretrain",
         help="train the compact model on synthetic pictures",
-        description="Train the compact model from nothing, on pictures made up on the way: no data are needed.",
+        description="Train the compact model on pictures made up on the way: no data are needed.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -34,6 +35,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--steps", type=int, help="stop after this many steps; repeatable to the last bit")
     parser.add_argument("--seed", type=int, default=0, help="start of all random numbers (default 0)")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, if there is one")
+    parser.add_argument("--start", metavar="FOLDER", help="begin with the weights of this compact model's folder")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
 
 
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         steps=args.steps,
         seed=args.seed,
         resume=args.resume,
+        start=Path(args.start) if args.start else None,
         device=args.device,
         progress=report,
     )

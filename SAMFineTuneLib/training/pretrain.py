@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, sha256_of
 from SAMFineTuneLib.models.architectures import compact
-from SAMFineTuneLib.models.spec import ModelSpec, write_spec
+from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, offer_neighbour_masks
 from SAMFineTuneLib.training.synthetic import GENERATOR_VERSION, SIZE, synthetic_picture
 
@@ -168,6 +168,8 @@ class Run:
     batch_size: int
     step: int = 0
     elapsed: float = 0.0
+    origin: str = ""
+    """What the weights of step 0 were: empty when random, else the source of the model they were taken from."""
 
     def state(self) -> dict:
         """Tensors and plain numbers only, so that it can be read with `weights_only=True`."""
@@ -179,6 +181,7 @@ class Run:
             "batch_size": self.batch_size,
             "step": self.step,
             "elapsed": self.elapsed,
+            "origin": self.origin,
         }
 
 
@@ -197,12 +200,24 @@ def _optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
     )  # fmt: skip
 
 
-def _new_run(seed: int, batch_size: int, device: torch.device) -> Run:
+def _new_run(seed: int, batch_size: int, device: torch.device, start: Path | None = None) -> Run:
+    weights, origin = (None, "") if start is None else _start_weights(start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = compact.build_compact().to(device).train()
+        model = compact.build_compact(weights).to(device).train()
     average = deepcopy(model).eval().requires_grad_(False)
-    return Run(model, average, _optimizer(model), seed, batch_size)
+    return Run(model, average, _optimizer(model), seed, batch_size, origin=origin)
+
+
+def _start_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """Weights of an earlier compact model, and how that one was made."""
+    from safetensors.torch import load_file
+
+    model = read_model_folder(folder)
+    spec = model.spec
+    if spec.architecture != "compact":
+        raise UserError(f"Pre-training starts from compact models; {spec.id} is of architecture {spec.architecture}.")
+    return load_file(model.file("weights")), spec.source
 
 
 def load_run(path: Path, device: torch.device | str = "cpu") -> Run:
@@ -215,7 +230,7 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> Run:
         run.optimizer.load_state_dict(state["optimizer"])
     except Exception as error:
         raise UserError(f"{path.name} is not a usable pre-training checkpoint; delete it to start anew.") from error
-    run.step, run.elapsed = state["step"], state["elapsed"]
+    run.step, run.elapsed, run.origin = state["step"], state["elapsed"], state.get("origin", "")
     return run
 
 
@@ -293,15 +308,17 @@ def pretrain_synthetic(
     seed: int = 0,
     batch_size: int = 8,
     resume: bool = False,
+    start: Path | None = None,
     progress: Callable[[dict], None] | None = None,
     device: str = "auto",
     workers: int = 1,
 ) -> Path:
-    """Train the compact model from nothing and write a complete model folder. -> the folder.
+    """Train the compact model and write a complete model folder. -> the folder.
 
     The budget is `minutes` of wall clock, or `steps`, or whichever ends first. Only a run bounded by `steps` alone is
     reproducible bit by bit, since the learning rate follows the used part of the budget. `resume` goes on from the
-    checkpoint in the folder, if there is one. `progress` gets a dict after every step. `workers` processes render
+    checkpoint in the folder, if there is one; else the weights of the model folder `start` are the first, or random
+    ones. `progress` gets a dict after every step. `workers` processes render
     pictures ahead; with any, the caller's script needs the usual `if __name__ == "__main__"` guard.
     """
     if not minutes and not steps:
@@ -313,7 +330,7 @@ def pretrain_synthetic(
     if resume and checkpoint.exists():
         run = load_run(checkpoint, device)
     else:
-        run = _new_run(seed, batch_size, torch.device(device))
+        run = _new_run(seed, batch_size, torch.device(device), start)
     _train(run, checkpoint, minutes, steps, progress, workers)
     return write_model_folder(run, output_folder)
 
@@ -380,6 +397,7 @@ def _spec(run: Run, folder: Path | None = None) -> ModelSpec:
         source=(
             f"trained by samfinetune pretrain --synthetic: generator {GENERATOR_VERSION}, seed {run.seed}, "
             f"{run.step * run.batch_size} pictures in {run.step} steps, {run.elapsed / 60:.0f} minutes"
+            + (f", after: {run.origin}" if run.origin else "")
         ),
         files=files,
         sha256={name: sha256_of(folder / name) for name in files.values()} if folder else {},

@@ -146,18 +146,25 @@ def child(*arguments: str, **environment: str) -> dict:
 
 
 def tables(figures: dict) -> str:
-    """The figures as Markdown."""
+    """The figures as Markdown; in brackets the ratio to the first row of the same table."""
     lines = [", ".join(f"{name} {value}" for name, value in figures["machine"].items() if name != "processor")]
     lines = [f"{figures['machine']['processor']}, {lines[0]}", ""]
     for model, title in (("sam_vit_b", "SAM ViT-B, random weights"), ("compact", "bundled model")):
         lines += [f"| {title} | {' | '.join(label for _, label in FIGURES)} |", "|---|" + "---:|" * len(FIGURES)]
+        reference = next(iter(figures[model].values()))
         for engine, values in figures[model].items():
-            lines.append(f"| {ENGINES[engine]} | {' | '.join(f'{values[key]:.3g}' for key, _ in FIGURES)} |")
+            cells = (f"{number(values[key])} ({values[key] / reference[key]:.2f})" for key, _ in FIGURES)
+            lines.append(f"| {ENGINES[engine]} | {' | '.join(cells)} |")
         lines.append("")
     lines += ["| `samfinetune segment`, one box | whole command (s) | peak memory (MiB) |", "|---|---:|---:|"]
     for name, values in figures["cold start"].items():
         lines.append(f"| {name} | {values['seconds']:.3g} | {values['peak_mib']:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def number(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -148,3 +148,29 @@ def test_a_shifted_mask_moves_and_does_not_wrap_around():
     moved = simulated_annotator.shift_masks(masks, torch.tensor([[-5, 2], [3, 0]]))
     assert moved[0, 12:16, 55:59].sum() == 16 == moved[0].sum()
     assert moved[1].sum() == 4
+
+
+def test_a_run_may_start_from_earlier_weights(tmp_path, without_export):
+    from SAMFineTuneLib.models.store import Store
+
+    bundled = Store().get().path
+    history = train(tmp_path / "on", steps=2, start=bundled)
+    fresh = train(tmp_path / "fresh", steps=2)
+    assert history[0]["loss"] < fresh[0]["loss"], "the first batch is the same, so the earlier weights show"
+    assert checkpoint(tmp_path / "on")["origin"].startswith("trained by samfinetune pretrain")
+    resumed = train(tmp_path / "on", steps=3, resume=True)
+    assert [entry["step"] for entry in resumed] == [3]
+    assert checkpoint(tmp_path / "on")["origin"], "a resumed run still knows where it came from"
+
+
+def test_a_run_cannot_start_from_another_architecture(tmp_path):
+    import json
+
+    (tmp_path / "other").mkdir()
+    from SAMFineTuneLib.models.store import Store
+
+    spec = json.loads((Store().get().path / "model.json").read_text())
+    spec |= {"id": "other", "architecture": "sam_vit_b", "channels": 3, "pixel_mean": [0, 0, 0], "pixel_std": [1, 1, 1]}
+    (tmp_path / "other" / "model.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError, match="starts from compact models; other is of architecture sam_vit_b"):
+        train(tmp_path / "run", steps=1, start=tmp_path / "other")
