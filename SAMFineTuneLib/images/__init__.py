@@ -1,12 +1,16 @@
 """Volumes, slice planes and intensity windows; reading and writing them.
 
 NumPy arrays are [k, j, i] (slice, row, column); the world is RAS in millimetres.
+
+What reads and writes files is loaded when it is first asked for: geometry needs NumPy alone, so that a client of a
+remote server does.
 """
 
-from SAMFineTuneLib.images.dicom import list_series
-from SAMFineTuneLib.images.labelmap_files import OUTPUT_ENDINGS, check_output_path, write_labelmap
-from SAMFineTuneLib.images.overlay import overlay_picture
-from SAMFineTuneLib.images.phantom import body_phantom, write_dicom_series
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from SAMFineTuneLib.images.plane import (
     SlicePlane,
     aligned_plane,
@@ -14,11 +18,28 @@ from SAMFineTuneLib.images.plane import (
     oblique_plane,
     plane_through,
 )
-from SAMFineTuneLib.images.read import read_volume
 from SAMFineTuneLib.images.resample import extract, picture, write
 from SAMFineTuneLib.images.segments import SegmentInfo
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
 from SAMFineTuneLib.images.window import IntensityWindow, choose_window
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.images.dicom import list_series
+    from SAMFineTuneLib.images.labelmap_files import OUTPUT_ENDINGS, check_output_path, write_labelmap
+    from SAMFineTuneLib.images.overlay import overlay_picture
+    from SAMFineTuneLib.images.phantom import body_phantom, write_dicom_series
+    from SAMFineTuneLib.images.read import read_volume
+
+_LATE = {
+    "OUTPUT_ENDINGS": "labelmap_files",
+    "body_phantom": "phantom",
+    "check_output_path": "labelmap_files",
+    "list_series": "dicom",
+    "overlay_picture": "overlay",
+    "read_volume": "read",
+    "write_dicom_series": "phantom",
+    "write_labelmap": "labelmap_files",
+}
 
 __all__ = [
     "OUTPUT_ENDINGS",
@@ -44,3 +65,11 @@ __all__ = [
     "write_dicom_series",
     "write_labelmap",
 ]
+
+
+def __getattr__(name: str):
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    globals()[name] = value
+    return value

@@ -106,8 +106,14 @@ class Document:
     def reset(self, state: State) -> None:
         """Go on from a state, with nothing to undo."""
         before, self._history = self.state, History(state)
-        self._next_number = max([self._next_number, *(placed.id + 1 for placed in state.prompts)])
+        self._count_from(state)
         self._announce(before)
+
+    @locked
+    def put(self, name: str, state: State) -> None:
+        """Go on from a state, by a step that can be undone."""
+        self._count_from(state)
+        self._apply(name, state)
 
     # ---- segments and prompts
 
@@ -149,11 +155,19 @@ class Document:
         self._apply("remove segment", edits.remove_segment(self.state, value))
 
     @locked
-    def add_prompt(self, segment: int, prompt: Prompt, view: str | SlicePlane = "axial") -> int:
-        """Place a prompt on the slices of an orientation, or on an oblique plane; returns the prompt's number."""
-        number = self._next_number
+    def add_prompt(
+        self, segment: int, prompt: Prompt, view: str | SlicePlane = "axial", number: int | None = None
+    ) -> int:
+        """Place a prompt on the slices of an orientation, or on an oblique plane; returns the prompt's number.
+
+        `number` is the caller's choice, one that no prompt of this session has had.
+        """
+        if number is None:
+            number = self._next_number
+        elif number < self._next_number:
+            raise UserError(f"The number {number} belongs to another prompt; choose a higher one.")
         placed = edits.place_prompt(self.state, self._require_volume(), number, segment, prompt, view)
-        self._next_number += 1
+        self._next_number = number + 1
         self._apply("add prompt", edits.add_prompt(self.state, placed))
         self._hint(placed)
         return number
@@ -214,16 +228,26 @@ class Document:
 
     # ---- results
 
+    @property
+    def settled(self) -> bool:
+        """Whether every mask is made that follows from the state, or there is no model to make it."""
+        return not (self._pending and self._answers)
+
+    @locked
+    def answer(self, segment: int, plane: SlicePlane | str) -> Answer | None:
+        """Packed mask and score of a segment on a plane or its key; None where it has none."""
+        return self._answer((segment, plane if isinstance(plane, str) else plane.key))
+
     @locked
     def mask(self, segment: int, plane: SlicePlane | str) -> np.ndarray | None:
         """Mask bool (rows, columns) of a segment on a plane or its key; None where it has none."""
-        answer = self._answer((segment, plane if isinstance(plane, str) else plane.key))
+        answer = self.answer(segment, plane)
         return None if answer is None else answer.mask.unpack()
 
     @locked
     def score(self, segment: int, plane: SlicePlane | str) -> float | None:
         """The predicted IoU of that mask; None where there is none."""
-        answer = self._answer((segment, plane if isinstance(plane, str) else plane.key))
+        answer = self.answer(segment, plane)
         return None if answer is None else answer.score
 
     @locked
@@ -264,6 +288,9 @@ class Document:
 
     def _tell(self, event: events.Event) -> None:
         self._listeners.tell(event)
+
+    def _count_from(self, state: State) -> None:
+        self._next_number = max([self._next_number, *(placed.id + 1 for placed in state.prompts)])
 
     def _require_volume(self) -> Volume:
         if self.volume is None:
@@ -340,4 +367,21 @@ def as_sentence(error: Exception, task: str) -> UserError:
     if isinstance(error, UserError):
         return error
     logging.getLogger(__name__).error("The model failed to %s", task, exc_info=error)
+    if is_out_of_memory(error):
+        return UserError(
+            f"There is too little memory to {task}; close other programs, or choose a smaller model or another device."
+        )
     return UserError(f"The model could not {task} ({error}); try again, or choose another model or device.")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, PyTorch or ONNX Runtime ran out of memory, in RAM or on the GPU."""
+    said = f"{type(error).__name__} {error}".lower()
+    signs = ("outofmemory", "out of memory", "failed to allocate", "bad_alloc", "not enough memory", "alloc_failed")
+    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
+
+
+def details_of(error: BaseException) -> str:
+    """What lies behind a sentence, for the log."""
+    cause = error.__cause__
+    return f"{type(cause).__name__}: {cause}" if cause is not None else ""

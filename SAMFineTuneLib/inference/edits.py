@@ -5,7 +5,7 @@ Wrong input raises UserError.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from SAMFineTuneLib.errors import UserError
@@ -90,11 +90,17 @@ def delete_prompt(state: State, number: int) -> State:
     return replace(state, prompts=tuple(item for item in state.prompts if item.id != number))
 
 
-def adopt_objects(state: State, volume: Volume, objects: Iterable[Object3D]) -> State:
-    """With a new segment for each object that was found without prompts."""
+def adopt_objects(
+    state: State, volume: Volume, objects: Iterable[Object3D], values: Sequence[int] | None = None
+) -> State:
+    """With a new segment for each object that was found without prompts; `values` are their label values."""
     segments, propagated = state.segments, dict(state.propagated)
-    for item in objects:
-        info = _checked_segment(segments, _free_name(segments, item.value), None, None)
+    objects = tuple(objects)
+    wanted = [None] * len(objects) if values is None else list(values)
+    if len(wanted) != len(objects):
+        raise UserError(f"{len(objects)} objects need as many label values, not {len(wanted)}.")
+    for item, value in zip(objects, wanted, strict=True):
+        info = _checked_segment(segments, _free_name(segments, item.value), value, None)
         segments = (*segments, info)
         for index, mask in item.masks.items():
             plane = aligned_plane(volume, item.orientation, index)

@@ -35,6 +35,7 @@ class Busy:
 
     what: str
     progress: Progress
+    job: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Finished:
 
     what: str
     cancelled: bool = False
+    job: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,12 @@ class Notice:
 
 @dataclass(frozen=True)
 class Failed:
-    """A sentence that says what could not be done."""
+    """A sentence that says what could not be done; `job` is the number of the job that ended by it."""
 
     text: str
+    job: int | None = None
+    details: str = ""
+    """For the log: what the runtime said."""
 
 
 Event = MaskChanged | SegmentsChanged | PromptsChanged | Busy | Finished | Notice | Failed

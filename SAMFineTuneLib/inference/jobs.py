@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 
 class Job:
-    """A computation under way. `progress` is its last one, `done` is true when it will do nothing more."""
+    """A computation under way. `progress` is its last one, `done` is true when it will do nothing more.
+
+    `number` is its caller's name for it, and comes back in its events.
+    """
 
     what = "job"
 
-    def __init__(self) -> None:
+    def __init__(self, number: int | None = None) -> None:
+        self.number = number
         self.progress: Progress | None = None
         self.done = False
         self.cancelled = False
@@ -46,8 +50,10 @@ class PropagationJob(Job):
 
     what = "propagate"
 
-    def __init__(self, segment: int, sources: Sources, covers: list[SlicePlane]) -> None:
-        super().__init__()
+    def __init__(
+        self, segment: int, sources: Sources, covers: list[SlicePlane], number: int | None = None
+    ) -> None:
+        super().__init__(number)
         self.segment = segment
         self.sources = sources
         self.covers = frozenset(plane.key for plane in covers)
@@ -87,8 +93,8 @@ class EverythingJob(Job):
 
     what = "everything"
 
-    def __init__(self, settings: EverythingSettings | None) -> None:
-        super().__init__()
+    def __init__(self, settings: EverythingSettings | None, number: int | None = None) -> None:
+        super().__init__(number)
         self.objects: list[Object3D] = []
         self.slices: list[SliceMasks] = []
         self.steps: Iterator[SliceMasks] = iter(())

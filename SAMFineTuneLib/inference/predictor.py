@@ -2,7 +2,8 @@
 
 All prompts of a plane are answered together, as `segment_anything.SamPredictor` does; with a model marked `zoom`
 the predictor also decides where to look (see `view`). A box, a mask or several points say how large the object
-is. A single point does not: the model is asked at several scales, and the view is fitted to the best answer.
+is. A single point does not: the model is asked at several scales, and the scale with the most trustworthy answer
+is the view.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
-_POINT_SCALES = (1.0, 0.5, 0.25, 0.125)  # sides of the views a single point is asked in, in longer picture sides
+_POINT_SCALES = tuple(0.5 ** (step / 2) for step in range(8))  # sides of the views a single point is asked in, in longer picture sides
 _CUT_PENALTY = 0.5  # how much of its score a mask loses when all of its outline lies on the view's cut edges
 
 
@@ -26,7 +27,7 @@ _CUT_PENALTY = 0.5  # how much of its score a mask loses when all of its outline
 class Prediction:
     """The answer for one set of prompts on a picture of H x W pixels.
 
-    `masks` (M, H, W) bool and `scores` (M,) are the candidates, M = 1 or 3; `mask` and `score` the one with the
+    `masks` (M, H, W) bool and `scores` (M,) are the candidates, M = 1, 3 or 4; `mask` and `score` the one with the
     best predicted IoU. `low_res` (h, w) are its logits in the model's own small grid, over `view`; they are what
     the next prediction takes as `previous`.
     """
@@ -97,7 +98,7 @@ class Predictor:
         """Masks for all prompts of one picture.
 
         `multimask` gives three candidates; by default it does so for one positive point alone, which is
-        ambiguous. `previous` feeds an earlier answer back as a mask prompt, and keeps its view while that holds
+        ambiguous. A model that ranks all its candidates gives four by default. `previous` feeds an earlier answer back as a mask prompt, and keeps its view while that holds
         all prompts. `view` overrides where a zooming model looks.
         Raises UserError without any prompt, and for a model whose head takes none.
         """
@@ -110,11 +111,17 @@ class Predictor:
             raise UserError("There is no prompt on this slice; place a point or a box first.")
         lone_point = len(prompts.points) == 1 and prompts.labels[0] == 1 and prompts.box is None
         lone_point = lone_point and prompts.mask is None and previous is None
-        tokens = slice(1, 4) if (lone_point if multimask is None else multimask) else slice(0, 1)
+        tokens = self._candidates(lone_point if multimask is None else multimask, by_default=multimask is None)
         if view is None:
             view = self._choose_view(picture, prompts, previous)
         decoded = self._decode_prompts(picture, prompts, view, previous)
         return _to_prediction(decoded, tokens, picture.shape)
+
+    def _candidates(self, ambiguous: bool, by_default: bool) -> slice:
+        """Which of the decoder's four masks are candidates."""
+        if by_default and self.engine.spec.ranks_all:
+            return slice(0, 4)
+        return slice(1, 4) if ambiguous else slice(0, 1)
 
     def predict_boxes(self, picture: np.ndarray, boxes: np.ndarray) -> list[Prediction]:
         """One prediction a box; `boxes` is (B, 4) x0, y0, x1, y1. Boxes that share a view share one decoder run."""
@@ -126,7 +133,8 @@ class Predictor:
             corners = boxes[members].reshape(-1, 2, 2)
             decoded = self.decode(picture, corners, np.tile(np.float32([2, 3]), (len(members), 1)), view=view)
             for position, index in enumerate(members):
-                predictions[index] = _to_prediction(decoded, slice(0, 1), picture.shape, position)
+                candidates = self._candidates(False, by_default=True)
+                predictions[index] = _to_prediction(decoded, candidates, picture.shape, position)
         return [predictions[index] for index in range(len(boxes))]
 
     def decode(
@@ -191,41 +199,57 @@ class Predictor:
             return View.whole(picture.shape)
         if prompts.box is None and prompts.mask is None and previous is None:
             first = np.flatnonzero(prompts.labels == 1)[0]
-            fitted = self._view_for_point(picture, prompts.points[first])
-            if fitted.contains(prompts.points):
-                return fitted
-            in_fitted = np.float32(
-                [fitted.left, fitted.top, fitted.left + fitted.columns - 1, fitted.top + fitted.rows - 1]
-            )
-            quarter = np.float32([fitted.columns, fitted.rows, -fitted.columns, -fitted.rows]) / 4
-            around = _union(around, in_fitted + quarter)
+            found = self._view_for_point(picture, prompts.points[first])
+            if found.contains(prompts.points):
+                return found
+            in_found = np.float32([found.left, found.top, found.left + found.columns - 1, found.top + found.rows - 1])
+            quarter = np.float32([found.columns, found.rows, -found.columns, -found.rows]) / 4
+            around = _union(around, in_found + quarter)
         return self._zoomed(picture, around)
 
     def _zoomed(self, picture: np.ndarray, box: np.ndarray) -> View:
         return view_of_box(picture.shape, box) if self.engine.spec.zoom else View.whole(picture.shape)
 
     def _view_for_point(self, picture: np.ndarray, point: np.ndarray) -> View:
-        """The view that fits the object under one point, whose size is unknown."""
+        """Where to look for the object under one point, whose size is unknown.
+
+        Each view proposes masks. A good one is expected to be good (predicted IoU), is found again in other views,
+        and does not run into the view's edges; its view wins.
+        """
         lone = PlanePrompts(np.asarray(point, np.float32)[None], np.ones(1, np.int64))
         longer = max(picture.shape[:2])
         center = (float(point[0]), float(point[1]))
         # A view with fewer pixels than the model's input shows it no more, only less of the surroundings.
         least = min(longer, self.engine.spec.input_size)
         sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= least]
-        views = dict.fromkeys(square_view(picture.shape, center, side) for side in sides)
-        best, best_score = View.whole(picture.shape), -1.0
-        for view in views:
-            decoded = self._decode_prompts(picture, lone, view)
-            masks = decoded.logits(0, slice(1, 4)) > 0
-            for mask, score in zip(masks, decoded.scores[0, 1:], strict=True):
-                around = bounding_box(mask)
-                if around is None:
-                    continue
-                score = float(score) * (1.0 - _CUT_PENALTY * _cut_fraction(mask, view, picture.shape))
-                if score > best_score:
-                    shift = np.float32([view.left, view.top, view.left, view.top])
-                    best, best_score = view_of_box(picture.shape, around + shift), score
-        return best
+        views = list(dict.fromkeys(square_view(picture.shape, center, side) for side in sides))
+        if len(views) == 1:
+            return views[0]
+        proposals = [self._proposals(picture, lone, view) for view in views]
+        merits = []
+        for number, (masks, scores) in enumerate(proposals):
+            others = [other for position, (other, _) in enumerate(proposals) if position != number]
+            merits.append(max(score * _agreement(mask, others) for mask, score in zip(masks, scores, strict=True)))
+        return views[int(np.argmax(merits))]
+
+    def _proposals(self, picture: np.ndarray, prompts: PlanePrompts, view: View) -> tuple[np.ndarray, np.ndarray]:
+        """Masks (3, H, W) in the picture, and predicted IoU (3,) less what the view's edges cut."""
+        decoded = self._decode_prompts(picture, prompts, view)
+        masks = decoded.logits(0, slice(1, 4)) > 0
+        whole = np.array([1.0 - _CUT_PENALTY * _cut_fraction(mask, view, picture.shape) for mask in masks])
+        return view.paste(masks, picture.shape[:2], False), decoded.scores[0, 1:] * whole
+
+
+def _agreement(mask: np.ndarray, others: list[np.ndarray]) -> float:
+    """How well a mask (H, W) is found again among the masks (M, H, W) of each other view: mean IoU in the best two."""
+    area = int(mask.sum())
+    if not area:
+        return 0.0
+    found = []
+    for masks in others:
+        common = (masks & mask).sum(axis=(1, 2))
+        found.append(float((common / (masks.sum(axis=(1, 2)) + area - common)).max()))
+    return float(np.mean(sorted(found)[-2:]))
 
 
 def _to_input(coords: np.ndarray, labels: np.ndarray, place: InputGeometry) -> np.ndarray:

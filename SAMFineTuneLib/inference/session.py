@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
@@ -20,7 +20,7 @@ from SAMFineTuneLib.images.plane import SlicePlane, aligned_plane, number_of_sli
 from SAMFineTuneLib.images.resample import picture
 from SAMFineTuneLib.inference import edits, events
 from SAMFineTuneLib.inference.answers import Answer
-from SAMFineTuneLib.inference.document import Document, as_sentence, locked
+from SAMFineTuneLib.inference.document import Document, as_sentence, details_of, locked
 from SAMFineTuneLib.inference.everything import EverythingSettings, Object3D, everything
 from SAMFineTuneLib.inference.jobs import Embedding, EverythingJob, Job, PropagationJob
 from SAMFineTuneLib.inference.predictor import Predictor
@@ -78,11 +78,16 @@ class Session(Document):
 
     @locked
     def propagate(
-        self, segment: int, settings: PropagationSettings | None = None, orientation: str | None = None
+        self,
+        segment: int,
+        settings: PropagationSettings | None = None,
+        orientation: str | None = None,
+        number: int | None = None,
     ) -> PropagationJob:
         """Carry a segment's prompted slices through the volume; `work` does it, slice by slice.
 
-        `orientation` says whose slices ("axial", ..., "oblique") when the segment is prompted in several.
+        `orientation` says whose slices ("axial", ..., "oblique") when the segment is prompted in several. `number`
+        is what the caller calls the job.
         """
         info = edits.find_segment(self.state, segment)
         volume, predictor = self._require_volume(), self._require_predictor()
@@ -98,7 +103,7 @@ class Session(Document):
             if orientation in (None, task.plane.orientation) and mask.any():
                 seeds.append(Seed(task.plane, mask))
                 sources.append((task.plane.key, task.prompts))
-        job = PropagationJob(segment, tuple(sources), planned_planes(volume, seeds, settings))
+        job = PropagationJob(segment, tuple(sources), planned_planes(volume, seeds, settings), number)
         job.steps = propagate(
             predictor, volume, self.window, seeds, settings, functools.partial(self._report, job), job.is_cancelled
         )
@@ -111,10 +116,11 @@ class Session(Document):
         settings: EverythingSettings | None = None,
         first: int | None = None,
         last: int | None = None,
+        number: int | None = None,
     ) -> EverythingJob:
         """Find all objects of a range of slices; the job's `objects` can be adopted as segments."""
         volume, predictor = self._require_volume(), self._require_predictor()
-        job = EverythingJob(settings)
+        job = EverythingJob(settings, number)
         report = functools.partial(self._report, job)
         job.steps = everything(
             predictor, volume, self.window, orientation, settings, first, last, report, job.is_cancelled
@@ -122,10 +128,10 @@ class Session(Document):
         return self._start(job)
 
     @locked
-    def adopt(self, objects: Iterable[Object3D]) -> tuple[SegmentInfo, ...]:
-        """Make found objects segments, in one step; returns them."""
+    def adopt(self, objects: Iterable[Object3D], values: Sequence[int] | None = None) -> tuple[SegmentInfo, ...]:
+        """Make found objects segments, in one step; returns them. Their values are chosen when not given."""
         known = len(self.segments)
-        state = edits.adopt_objects(self.state, self._require_volume(), objects)
+        state = edits.adopt_objects(self.state, self._require_volume(), objects, values)
         if len(state.segments) > known:
             self._apply("add found objects", state)
         return self.segments[known:]
@@ -168,7 +174,7 @@ class Session(Document):
 
     def _report(self, job: Job, progress) -> None:
         job.progress = progress
-        self._tell(events.Busy(job.what, progress))
+        self._tell(events.Busy(job.what, progress, job.number))
 
     def _propagations(self) -> list[PropagationJob]:
         return [job for job in self._jobs if isinstance(job, PropagationJob)]
@@ -195,17 +201,20 @@ class Session(Document):
 
     def _step(self) -> bool:
         """One step of what is most urgent; False when there was nothing."""
+        job = None
         try:
             if self._pending and self._answers:
                 self._refresh()
             elif self._jobs:
-                self._step_job(self._jobs[0])
+                job = self._jobs[0]
+                self._step_job(job)
             elif self._embedding is not None:
                 self._step_embedding(self._embedding)
             else:
                 return False
         except UserError as error:
-            self._tell(events.Failed(str(error)))
+            number = job.number if job is not None else None
+            self._tell(events.Failed(str(error), number, details_of(error)))
         return True
 
     def _start(self, job):
@@ -244,7 +253,7 @@ class Session(Document):
             self._pending |= {place: item.plane for place, item in job.masks.items()}
             if job.keep_results and (state := job.commit(self.state)) is not self.state:
                 self._apply("propagate", state)
-        self._tell(events.Finished(job.what, job.cancelled))
+        self._tell(events.Finished(job.what, job.cancelled, job.number))
 
     def _step_embedding(self, embedding: Embedding) -> None:
         plane = embedding.next()

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FORMAT = "samfinetune-session"
 VERSION = 1
 
+MadeWith = tuple[str, str, str]
+"""Id, digest and adapter of the model that made the masks."""
+
 
 def save_session(session: Session, path: str | Path) -> None:
     """Write a session, whole or not at all."""
@@ -94,6 +97,23 @@ def session_from_dict(
     `listener` also hears, as a Notice, when the model is another one than the masks were made with. Raises
     UserError when the volume is another one, or the values are damaged.
     """
+    window, state, made_with = read_document(values, volume)
+    session = Session(immediate=False)
+    if listener is not None:
+        session.listen(listener)
+    if predictor is not None:
+        session.set_model(predictor, adapter)
+    session.set_volume(volume, window)
+    session.reset(state)
+    session.immediate = True
+    notice = model_notice(made_with, predictor)
+    if notice and listener is not None:
+        listener(events.Notice(notice))
+    return session
+
+
+def read_document(values: Any, volume: Volume) -> tuple[IntensityWindow, State, MadeWith | None]:
+    """Window, state and model of `session_to_dict`; UserError when the volume is another one or it is damaged."""
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError("This is not a session file; choose one that was saved as such.")
     if values.get("version") != VERSION:
@@ -110,27 +130,21 @@ def session_from_dict(
         window = IntensityWindow(**values["window"])
         state = _state_from_dict(values, volume)
         model = values["model"]
-        made_with = None if model is None else (model["id"], model["digest"], model["adapter"])
+        made_with = None if model is None else (str(model["id"]), str(model["digest"]), str(model["adapter"]))
+        return window, state, made_with
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"The session file is damaged ({type(error).__name__}); use another copy of it.") from error
 
-    session = Session(immediate=False)
-    if listener is not None:
-        session.listen(listener)
-    if predictor is not None:
-        session.set_model(predictor, adapter)
-    session.set_volume(volume, window)
-    session.reset(state)
-    session.immediate = True
-    if predictor is not None and made_with is not None and made_with[1] != predictor.engine.digest:
-        notice = f"The session was made with model {made_with[0]}"
-        notice += f" and adapter {made_with[2]}" if made_with[2] else ""
-        notice += f", and goes on with {predictor.engine.spec.id}: masks may differ from those you saw."
-        if listener is not None:
-            listener(events.Notice(notice))
-    return session
+
+def model_notice(made_with: MadeWith | None, predictor: Predictor | None) -> str:
+    """A sentence when a session goes on with another model than it was made with; empty when not."""
+    if predictor is None or made_with is None or made_with[1] == predictor.engine.digest:
+        return ""
+    notice = f"The session was made with model {made_with[0]}"
+    notice += f" and adapter {made_with[2]}" if made_with[2] else ""
+    return notice + f", and goes on with {predictor.engine.spec.id}: masks may differ from those you saw."
 
 
 def _prompt_to_dict(state: State, placed: PlacedPrompt) -> dict[str, Any]:
