@@ -88,6 +88,32 @@ def read_dicom_file(path: Path) -> Volume:
     return _volume(series, notes)
 
 
+def series_of_files(files: Sequence[Path]) -> Volume:
+    """Geometry and source of the series that some files are, without reading pixels: every voxel is 0."""
+    frames: list[Frame] = []
+    first = None
+    for path in files:
+        try:
+            header = read_header(path)
+        except DamagedFile as error:
+            raise UserError(f"“{path.name}” is damaged or cut off; copy the series again.") from error
+        except OSError as error:
+            raise UserError("The DICOM files that the volume was read from are gone; put them back.") from error
+        if isinstance(header, Header):
+            first = first or header
+            frames.extend(header.frames)
+    if first is None:
+        raise UserError("The files are no DICOM images; give those that the volume was read from.")
+    (group, *_) = _groups(frames)
+    stack = stack_frames(group)
+    return Volume(
+        np.broadcast_to(np.uint8(0), (len(stack.frames), group[0].rows, group[0].columns)),
+        stack.affine,
+        modality=first.modality,
+        source=_source(stack.frames, first.series_uid, first.description),
+    )
+
+
 def _scan(folder: Path) -> _Folder:
     by_uid: dict[str, list[Header]] = {}
     damaged: list[Path] = []
@@ -182,22 +208,21 @@ def _volume(series: _Series, notes: list[str]) -> Volume:
     notes = [*notes, *stack.warnings]
     if any(mirror is not None for mirror in mirrors):
         notes.append("The image is stored with dark as bright (MONOCHROME1); its values are inverted.")
-    files = tuple(dict.fromkeys(frame.file for frame in stack.frames if frame is not None))
-    index = {path: n for n, path in enumerate(files)}
     return Volume(
         array,
         stack.affine,
         modality=series.modality,
         window=_window(stack.frames, mirrors),
-        source=VolumeSource(
-            files,
-            "DICOM",
-            series.series_uid,
-            series.description,
-            tuple(None if frame is None else (index[frame.file], frame.number) for frame in stack.frames),
-        ),
+        source=_source(stack.frames, series.series_uid, series.description),
         warnings=tuple(notes),
     )
+
+
+def _source(frames: Sequence[Frame | None], series_uid: str, description: str) -> VolumeSource:
+    files = tuple(dict.fromkeys(frame.file for frame in frames if frame is not None))
+    index = {path: n for n, path in enumerate(files)}
+    slices = tuple(None if frame is None else (index[frame.file], frame.number) for frame in frames)
+    return VolumeSource(files, "DICOM", series_uid, description, slices)
 
 
 def _window(frames: Sequence[Frame | None], mirrors: Sequence[float | None]) -> IntensityWindow | None:
