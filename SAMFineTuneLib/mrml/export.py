@@ -15,6 +15,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.segments import SegmentInfo
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.volumes import array_from_matrix
 
 _SAME_GRID = 1e-3  # voxels: what headers lose of a position, over the whole volume
 
@@ -54,7 +55,7 @@ def to_labelmap_node(segmentation_node, volume_node, segment_ids: Sequence[str] 
     image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(found.labels).reshape(-1), deep=True))
     node.SetAndObserveImageData(image)
     matrix = vtk.vtkMatrix4x4()
-    volume_node.GetIJKToRASMatrix(matrix)
+    matrix.DeepCopy(found.affine.reshape(-1).tolist())
     node.SetIJKToRASMatrix(matrix)
     node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     node.CreateDefaultDisplayNodes()
@@ -86,12 +87,15 @@ def export_file(
 
 
 def own_affine(volume_node) -> np.ndarray:
-    """Voxel (i, j, k, 1) → mm of the volume node itself, without the transforms it is under."""
+    """Array index (i, j, k, 1) → mm of the volume node itself, without the transforms it is under."""
     import vtk
 
     matrix = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
-    return _array(matrix)
+    affine = array_from_matrix(matrix)
+    start = np.array(volume_node.GetImageData().GetExtent()[::2], float)
+    affine[:3, 3] += affine[:3, :3] @ start  # indices begin at the extent's corner, arrays at 0
+    return affine
 
 
 # ---- inside
@@ -229,7 +233,3 @@ def _color_table(scene, name: str, segments: Sequence[SegmentInfo]):
 
 def _shape_of(volume_node) -> tuple[int, int, int]:
     return tuple(volume_node.GetImageData().GetDimensions())[::-1]
-
-
-def _array(matrix) -> np.ndarray:
-    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])

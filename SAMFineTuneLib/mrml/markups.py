@@ -18,6 +18,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.plane import ORIENTATIONS, SlicePlane, aligned_plane, oblique_plane, plane_through
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.volumes import array_from_matrix
 from SAMFineTuneLib.prompts.prompts import Box3DPrompt, BoxPrompt, PointPrompt, Prompt, ScribblePrompt
 
 View = str | SlicePlane
@@ -383,7 +384,7 @@ def _roi_box(node) -> Box3DPrompt | None:
     """None while it is being placed, or has no area."""
     if node.GetNumberOfControlPoints() and not world_points(node):
         return None
-    matrix = _array(node.GetObjectToWorldMatrix())
+    matrix = array_from_matrix(node.GetObjectToWorldMatrix())
     sides = matrix[:3, :3] * np.array(node.GetSize())  # columns: the box's sides in mm
     lengths = np.linalg.norm(sides, axis=0)
     axes = matrix[:3, :3] / np.maximum(np.linalg.norm(matrix[:3, :3], axis=0), 1e-12)
@@ -438,7 +439,7 @@ def _write_roi(node, prompt: BoxPrompt | Box3DPrompt, view: View, volume: Volume
     if transform is not None:
         world_to_node = vtk.vtkMatrix4x4()
         transform.GetMatrixTransformFromWorld(world_to_node)
-        matrix = _array(world_to_node) @ matrix
+        matrix = array_from_matrix(world_to_node) @ matrix
     to_node.DeepCopy(matrix.reshape(-1).tolist())
     was_modifying = node.StartModify()
     node.SetAndObserveObjectToNodeMatrix(to_node)
@@ -554,7 +555,3 @@ def _fields(marked: MarkedPrompt) -> tuple:
 
 def _index_of(node, point_id: str) -> int:
     return node.GetNthControlPointIndexByID(point_id) if point_id else -1
-
-
-def _array(matrix) -> np.ndarray:
-    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])

@@ -62,9 +62,10 @@ class SlicerScene:
             view.close()
         self._views.clear()
         self.scene.Clear(True)
-        for logic in self.logics.values():
-            logic.SetMRMLScene(None)
-        self.application.SetMRMLScene(None)
+        with quiet_vtk():
+            for logic in self.logics.values():
+                logic.SetMRMLScene(None)
+            self.application.SetMRMLScene(None)
 
     # ---- nodes
 

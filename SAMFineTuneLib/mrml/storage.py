@@ -1,0 +1,180 @@
+"""What belongs to the scene: the parameter node, and for every volume and segmentation the session's document.
+
+The document is kept in a text node that references both. It is saved with the scene, hidden from lists, and says
+nothing that the session file does not say either: no path, no patient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.images.window import IntensityWindow
+from SAMFineTuneLib.mrml.markups import SEGMENTATION_ROLE, VOLUME_ROLE
+
+MODULE = "SAMFineTune"
+FORMAT = "samfinetune-scene"
+VERSION = 1
+_RECORD = "SAMFineTune.session"
+_ROLES = {"volume": "Volume", "segmentation": "Segmentation", "editor": "SegmentEditor"}
+_SAMPLES = 4096  # voxels by which a volume is recognised
+_SAME_AFFINE = 1e-3  # mm: what files lose of a volume's place
+
+
+class ParameterNode:
+    """Input, model and window of the module, in the one node Slicer's scripted modules keep such things in.
+
+    Values are texts; `window` is None where the displayed one is to be followed.
+    """
+
+    def __init__(self, scene):
+        self.scene = scene
+
+    @property
+    def node(self):
+        """The vtkMRMLScriptedModuleNode, made when it is not there."""
+        return self.find() or self._make()
+
+    def find(self):
+        """The node, None when there is none."""
+        return self.scene.GetSingletonNode(MODULE, "vtkMRMLScriptedModuleNode")
+
+    def get(self, name: str, default: str = "") -> str:
+        node = self.find()
+        return (node.GetParameter(name) if node is not None else "") or default
+
+    def set(self, name: str, value: str) -> None:
+        if self.get(name) != value:
+            self.node.SetParameter(name, value)
+
+    def referenced(self, what: str):
+        """The "volume", "segmentation" or "editor" node, None without one."""
+        node = self.find()
+        return None if node is None else node.GetNodeReference(_ROLES[what])
+
+    def refer(self, what: str, other) -> None:
+        """Reference a node, or none."""
+        if self.referenced(what) is not other:
+            self.node.SetNodeReferenceID(_ROLES[what], None if other is None else other.GetID())
+
+    @property
+    def window(self) -> IntensityWindow | None:
+        try:
+            values = json.loads(self.get("Window", "null"))
+            return None if values is None else IntensityWindow(**values)
+        except (ValueError, TypeError):
+            return None
+
+    @window.setter
+    def window(self, window: IntensityWindow | None) -> None:
+        self.set("Window", json.dumps(None if window is None else _window_values(window)))
+
+    def _make(self):
+        import slicer
+
+        node = slicer.vtkMRMLScriptedModuleNode()
+        node.SetSingletonTag(MODULE)
+        node.SetModuleName(MODULE)
+        node.SetAttribute("ModuleName", MODULE)
+        node.SetName(MODULE)
+        node.SetHideFromEditors(True)
+        return self.scene.AddNode(node)
+
+
+@dataclass
+class Record:
+    """What is kept of one volume and segmentation.
+
+    `document` is the session as `session_to_dict` gives it, None before there was one. `values` has the label value
+    of every segment ID, `claims` what `SegmentWriter.to_dict` gives.
+    """
+
+    document: dict[str, Any] | None = None
+    values: dict[str, int] = field(default_factory=dict)
+    claims: Any = None
+    model: str = ""
+    adapter: str = ""
+    volume: dict[str, Any] = field(default_factory=dict)  # see `recognise`
+
+
+def read_record(scene, volume_node, segmentation_node) -> Record:
+    """The record of a volume and segmentation; an empty one when there is none, or it is damaged."""
+    node = find_record(scene, volume_node, segmentation_node)
+    try:
+        values = json.loads(node.GetText()) if node is not None else {}
+        if values.pop("format", None) != FORMAT or values.pop("version", None) != VERSION:
+            return Record()
+        record = Record(**values)
+        record.values = {str(key): int(value) for key, value in record.values.items()}
+        if not isinstance(record.document, (dict, type(None))) or not isinstance(record.volume, dict):
+            return Record()
+        return record
+    except (ValueError, TypeError, AttributeError):
+        return Record()
+
+
+def write_record(scene, volume_node, segmentation_node, record: Record) -> None:
+    """Store a record; what is stored already is not touched, so that the scene does not count as changed."""
+    text = json.dumps({"format": FORMAT, "version": VERSION} | asdict(record), sort_keys=True, ensure_ascii=False)
+    node = find_record(scene, volume_node, segmentation_node)
+    if node is None:
+        node = scene.CreateNodeByClass("vtkMRMLTextNode")
+        node.UnRegister(None)
+        node.SetName(scene.GenerateUniqueName("SAMFineTune session"))
+        node.SetAttribute(_RECORD, "1")
+        node.SetHideFromEditors(True)
+        node.SetSaveWithScene(True)
+        node = scene.AddNode(node)
+        node.SetNodeReferenceID(VOLUME_ROLE, volume_node.GetID())
+        node.SetNodeReferenceID(SEGMENTATION_ROLE, segmentation_node.GetID())
+    if node.GetText() != text:
+        node.SetText(text)
+
+
+def find_record(scene, volume_node, segmentation_node):
+    """The text node of a volume and segmentation, None without one."""
+    wanted = (volume_node.GetID(), segmentation_node.GetID())
+    for node in record_nodes(scene):
+        if (node.GetNodeReferenceID(VOLUME_ROLE), node.GetNodeReferenceID(SEGMENTATION_ROLE)) == wanted:
+            return node
+    return None
+
+
+def record_nodes(scene) -> list:
+    """All text nodes that hold records."""
+    nodes = scene.GetNodes()
+    every = (nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems()))
+    return [node for node in every if node.IsA("vtkMRMLTextNode") and node.GetAttribute(_RECORD)]
+
+
+def recognise(volume: Volume) -> dict[str, Any]:
+    """What a volume is recognised by after saving and loading: size, place, and a digest of some of its voxels."""
+    flat = volume.array.reshape(-1)
+    sample = np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLES)])
+    digest = hashlib.sha256(sample.astype("<f8").tobytes()).hexdigest()
+    return {"shape": list(volume.shape), "affine": volume.affine.tolist(), "sample": digest}
+
+
+def same_voxels(recognised: dict[str, Any], volume: Volume) -> bool:
+    """Whether a volume has the voxels it was recognised by, wherever it is now."""
+    now = recognise(volume)
+    return recognised.get("shape") == now["shape"] and recognised.get("sample") == now["sample"]
+
+
+def same_place(recognised: dict[str, Any], volume: Volume) -> bool:
+    """Whether a volume is where it was when it was recognised."""
+    affine = np.asarray(recognised.get("affine", np.full((4, 4), np.nan)), dtype=np.float64)
+    if affine.shape != (4, 4):
+        return False
+    corners = np.array([[i, j, k, 1] for k in (0, volume.shape[0]) for j in (0, volume.shape[1])
+                        for i in (0, volume.shape[2])])
+    return bool(np.abs((affine - volume.affine) @ corners.T).max() <= _SAME_AFFINE)
+
+
+def _window_values(window: IntensityWindow) -> dict[str, Any]:
+    return {"low": window.low, "high": window.high, "name": window.name}
