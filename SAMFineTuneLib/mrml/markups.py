@@ -132,7 +132,7 @@ class PromptNodes:
         node, point_id = self.find(number)
         if node is not None and (kind_of(node) != kind or segment_of(node) != segment_id):
             self.remove(number)
-            node = None
+            node, point_id = None, ""
         if isinstance(prompt, PointPrompt):
             node = node or self.point_list(segment_id, kind)
             _write_point(node, point_id, number, prompt, view)
@@ -159,12 +159,20 @@ class PromptNodes:
     def remove_marked(self, node, point_id: str) -> None:
         """Take away a node, or one of its control points."""
         if point_id == _WHOLE_NODE:
-            self.scene.RemoveNode(node)
+            self.remove_node(node)
             return
         index = _index_of(node, point_id)
         if index >= 0:
             node.RemoveNthControlPoint(index)
         _set_entries(node, {key: entry for key, entry in _entries(node).items() if key != point_id})
+
+    def remove_node(self, node) -> None:
+        """Take away a node and its place in the subject hierarchy."""
+        hierarchy = self.scene.GetSubjectHierarchyNode()
+        self.scene.RemoveNode(node)
+        item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+        if item:  # the application has removed it by now
+            hierarchy.RemoveItem(item, False, False)
 
     def point_list(self, segment_id: str, kind: str):
         """The list of a segment's "positive" or "negative" points; made when there is none."""
@@ -177,13 +185,13 @@ class PromptNodes:
         """Take away all nodes of a segment."""
         for node in self.nodes():
             if segment_of(node) == segment_id:
-                self.scene.RemoveNode(node)
+                self.remove_node(node)
 
     def remove_empty(self, keep=()) -> None:
         """Take away point lists without points, and the folder when it is empty."""
         for node in self.nodes():
             if node not in keep and kind_of(node) != "box" and node.GetNumberOfControlPoints() == 0:
-                self.scene.RemoveNode(node)
+                self.remove_node(node)
         if not self.nodes():
             self._remove_folder()
 
@@ -248,18 +256,20 @@ class PromptNodes:
     def _remove_folder(self) -> None:
         hierarchy = self.scene.GetSubjectHierarchyNode()
         folder = self._folder(hierarchy) if hierarchy is not None else 0
-        if folder and not hierarchy.GetNumberOfItemChildren(folder):
+        if not folder:
+            return
+        children = _children(hierarchy, folder)
+        for item in children:
+            if hierarchy.GetItemDataNode(item) is None:  # its node was removed by somebody else
+                hierarchy.RemoveItem(item, False, False)
+        if not _children(hierarchy, folder):
             hierarchy.RemoveItem(folder, False, False)
 
     def _folder(self, hierarchy) -> int:
         """The subject hierarchy's item of the folder for this volume's prompts, 0 when there is none."""
-        import vtk
-
-        children = vtk.vtkIdList()
-        hierarchy.GetItemChildren(hierarchy.GetSceneItemID(), children, False)
-        for number in range(children.GetNumberOfIds()):
-            if hierarchy.GetItemAttribute(children.GetId(number), _FOLDER) == self.volume_node.GetID():
-                return children.GetId(number)
+        for item in _children(hierarchy, hierarchy.GetSceneItemID()):
+            if hierarchy.GetItemAttribute(item, _FOLDER) == self.volume_node.GetID():
+                return item
         return 0
 
 
@@ -551,6 +561,14 @@ def _same_plane(a: SlicePlane, b: SlicePlane) -> bool:
 
 def _fields(marked: MarkedPrompt) -> tuple:
     return tuple(getattr(marked, name) for name in MarkedPrompt.__dataclass_fields__)
+
+
+def _children(hierarchy, item: int) -> list[int]:
+    import vtk
+
+    children = vtk.vtkIdList()
+    hierarchy.GetItemChildren(item, children, False)
+    return [children.GetId(number) for number in range(children.GetNumberOfIds())]
 
 
 def _index_of(node, point_id: str) -> int:

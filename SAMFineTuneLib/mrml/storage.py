@@ -171,8 +171,9 @@ def same_place(recognised: dict[str, Any], volume: Volume) -> bool:
     affine = np.asarray(recognised.get("affine", np.full((4, 4), np.nan)), dtype=np.float64)
     if affine.shape != (4, 4):
         return False
-    corners = np.array([[i, j, k, 1] for k in (0, volume.shape[0]) for j in (0, volume.shape[1])
-                        for i in (0, volume.shape[2])])
+    corners = np.array(
+        [[i, j, k, 1] for k in (0, volume.shape[0]) for j in (0, volume.shape[1]) for i in (0, volume.shape[2])]
+    )
     return bool(np.abs((affine - volume.affine) @ corners.T).max() <= _SAME_AFFINE)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from mrml.scenes import SlicerScene
+from mrml.scenes import SlicerScene, tilted_volume
 
 from SAMFineTuneLib.images.phantom import body_phantom
 from SAMFineTuneLib.images.volume import Volume
@@ -49,12 +48,19 @@ def segmentation_node(slicer_scene, volume_node):
     return slicer_scene.add_segmentation(volume_node)
 
 
-def tilted_volume(shape=(7, 12, 10), spacing=(0.8, 1.1, 2.5), seed: int = 0) -> Volume:
-    a, b, c = 0.3, -0.2, 0.45
-    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = x @ y @ z @ np.diag([-1, 1, 1]) * spacing
-    affine[:3, 3] = (12.5, -31.0, 100.25)
-    return Volume(np.random.default_rng(seed).integers(-1000, 2000, shape).astype(np.int16), affine)
+@pytest.fixture
+def load_mrb():
+    """Loads an `.mrb` into a fresh scene, or `into` a SlicerScene, and returns the SlicerScene."""
+    from mrml.scene_files import read_mrb
+
+    fresh = []
+
+    def load(path, into=None):
+        loaded = read_mrb(path, into)
+        if into is None:
+            fresh.append(loaded)
+        return loaded
+
+    yield load
+    for loaded in fresh:
+        loaded.close()

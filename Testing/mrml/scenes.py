@@ -180,3 +180,14 @@ def segment_voxels(segmentation_node, segment_id: str, volume: Volume) -> np.nda
         own.insert(0, slice(max(-first, 0), min(last, n - 1) + 1 - first))
     voxels[tuple(there)] = labels[tuple(own)]
     return voxels
+
+
+def tilted_volume(shape=(7, 12, 10), spacing=(0.8, 1.1, 2.5), seed: int = 0) -> Volume:
+    a, b, c = 0.3, -0.2, 0.45
+    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = x @ y @ z @ np.diag([-1, 1, 1]) * spacing
+    affine[:3, 3] = (12.5, -31.0, 100.25)
+    return Volume(np.random.default_rng(seed).integers(-1000, 2000, shape).astype(np.int16), affine)
