@@ -77,10 +77,36 @@ def write(
         raise UserError(f"The label value {value} does not fit: choose one from 1 to {largest}.")
     pointed = _pointed_voxels(mask, plane, volume, points)
     aligned = _aligned(volume, plane)
-    if aligned is not None and (voxel_mask := aligned.to_voxels(mask, volume)) is not None:
-        voxel_mask[pointed[aligned.down], pointed[aligned.across]] = True
+    if aligned is not None and (voxel_mask := _slice_mask(mask, aligned, volume, pointed)) is not None:
         return _write_slice(voxel_mask, aligned, labelmap, value, protect)
     return _write_cut(mask, plane, labelmap, volume, value, protect, pointed)
+
+
+def covered_voxels(
+    mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None = None
+) -> np.ndarray:
+    """Indices (3, N) as k, j, i of the voxels that `write` gives the label where nothing is protected.
+
+    Only the volume's grid counts, not its values. It need not be the grid that the plane was made for: of a
+    finer one all voxels are covered whose centres lie within half the plane's thickness. None occurs twice.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != plane.shape:
+        raise ValueError(f"The mask's shape {mask.shape} is not the plane's {plane.shape}.")
+    if not mask.any():
+        return np.empty((3, 0), np.intp)
+    pointed = _pointed_voxels(mask, plane, volume, points)
+    aligned = _aligned(volume, plane)
+    if aligned is not None and plane.thickness / 2 < abs(plane.normal @ volume.affine[:3, aligned.slices]):
+        voxel_mask = _slice_mask(mask, aligned, volume, pointed)
+        if voxel_mask is not None:
+            voxels = np.empty((3, np.count_nonzero(voxel_mask)), np.intp)
+            voxels[2 - aligned.slices] = aligned.index
+            voxels[2 - aligned.down], voxels[2 - aligned.across] = np.nonzero(voxel_mask)
+            return voxels
+    voxels, nearest, on_picture = _cut_voxels(volume, plane, _surroundings(mask, plane, volume))
+    wanted = voxels[:, on_picture & mask[nearest]]
+    return np.unique(np.concatenate([wanted, pointed[::-1]], axis=1), axis=1) if pointed.size else wanted
 
 
 def _require_shape(labelmap: np.ndarray, volume: Volume) -> None:
@@ -242,6 +268,17 @@ def _lowest(volume: Volume) -> float:
 # ---- writing
 
 
+def _slice_mask(
+    mask: np.ndarray, aligned: _Aligned, volume: Volume, pointed: np.ndarray
+) -> np.ndarray | None:
+    """The mask [down, across] of the slice's voxels, with those `pointed` at (3, N) as i, j, k; None when the
+    picture leaves voxels out."""
+    voxel_mask = aligned.to_voxels(mask, volume)
+    if voxel_mask is not None:
+        voxel_mask[pointed[aligned.down], pointed[aligned.across]] = True
+    return voxel_mask
+
+
 def _write_slice(
     mask: np.ndarray, aligned: _Aligned, labelmap: np.ndarray, value: int, protect: bool
 ) -> Block | None:
@@ -299,25 +336,50 @@ def _pointed_voxels(
     return np.stack([_nearest(ijk[within, axis], lengths[axis]) for axis in range(3)])
 
 
+def _surroundings(mask: np.ndarray, plane: SlicePlane, volume: Volume) -> np.ndarray:
+    """Lowest and highest i, j, k (2, 3) of voxels that the mask, which is not empty, may concern."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x, y = (columns[0] - 2, columns[-1] + 2), (rows[0] - 2, rows[-1] + 2)
+    corners = volume.ras_to_ijk(plane.pixel_to_ras([(a, b) for a in x for b in y]))
+    gradient = plane.normal @ volume.affine[:3, :3]
+    aside = _reach(gradient, plane) * np.abs(gradient) / (gradient @ gradient) + 1
+    last = np.array(volume.shape[::-1]) - 1
+    limits = np.stack([np.floor(corners.min(axis=0) - aside), np.ceil(corners.max(axis=0) + aside)])
+    return np.clip(limits, [[0, 0, 0], [-1, -1, -1]], [last + 1, last]).astype(int)
+
+
+def _reach(gradient: np.ndarray, plane: SlicePlane) -> float:
+    """mm along the normal from the plane to the centres of voxels that it passes through, or that its thickness
+    covers; on the volume the plane was made for, the former is never less."""
+    return max(np.abs(gradient).sum(), plane.thickness) / 2 * (1 - _TIE)
+
+
 def _cut_voxels(
-    volume: Volume, plane: SlicePlane
+    volume: Volume, plane: SlicePlane, limits: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
     """Indices (3, N) as k, j, i of all voxels the plane passes through; for each the pixel (row, column) at
-    the point of the plane closest to its centre, in voxel steps; and whether that is on the picture."""
+    the point of the plane closest to its centre, in voxel steps; and whether that is on the picture.
+
+    `limits` are the lowest and highest i, j, k (2, 3) to look at.
+    """
+    if limits is None:
+        limits = np.array([[0, 0, 0], np.array(volume.shape[::-1]) - 1])
+    low, high = limits
     gradient = plane.normal @ volume.affine[:3, :3]  # mm along the normal per voxel step
     gradient[np.abs(gradient) < 1e-6 * np.abs(gradient).max()] = 0
     offset = float(plane.distance(volume.affine[:3, 3]))
-    reach = np.abs(gradient).sum() / 2 * (1 - _TIE)
+    reach = _reach(gradient, plane)
     steep = int(np.abs(gradient).argmax())  # the plane crosses every column of voxels along this axis once
     others = [axis for axis in range(3) if axis != steep]
-    lengths = volume.shape[::-1]
-    grid = np.indices([lengths[axis] for axis in others]).reshape(2, -1)
+    counts = np.maximum(high - low + 1, 0)
+    grid = np.indices(counts[others]).reshape(2, -1) + low[others][:, None]
     crossing = -(offset + gradient[others] @ grid) / gradient[steep]
     found = []
-    for step in (-1, 0, 1):  # the gradient is largest along `steep`, so the reach is at most 1.5 voxels
+    steps = int(reach / abs(gradient[steep]) + 0.5)  # 1 where the plane's thickness is one voxel
+    for step in range(-steps, steps + 1):
         at = np.rint(crossing) + step
         distance = gradient[steep] * (at - crossing)
-        cut = (np.abs(distance) <= reach) & (at >= 0) & (at < lengths[steep])
+        cut = (np.abs(distance) <= reach) & (at >= low[steep]) & (at <= high[steep])
         voxels = np.empty((3, int(cut.sum())), dtype=np.intp)
         voxels[others] = grid[:, cut]
         voxels[steep] = at[cut]

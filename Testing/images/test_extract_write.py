@@ -18,7 +18,7 @@ from SAMFineTuneLib.images.plane import (
     oblique_plane,
     plane_through,
 )
-from SAMFineTuneLib.images.resample import extract, extract_labels, picture, write
+from SAMFineTuneLib.images.resample import covered_voxels, extract, extract_labels, picture, write
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
 
@@ -416,3 +416,39 @@ def test_pictures_come_quickly():
             extract(volume, plane)
             times.append(time.perf_counter() - start)
         assert min(times) < limit
+
+
+# ---- the voxels a mask covers, without writing
+
+
+@settings(max_examples=80, deadline=None)
+@given(oblique_cuts(), st.integers(0, 99), st.sampled_from(("oblique", "axial", "sagittal")))
+def test_covered_voxels_are_those_that_are_written(cut, seed, kind):
+    volume, plane = cut
+    if kind != "oblique":
+        plane = plane_through(volume, kind, middle_of(volume))
+    random = np.random.default_rng(seed)
+    mask = random_mask(plane.shape, seed)
+    if seed % 2:  # a small mask: only its surroundings are looked at
+        mask[: plane.shape[0] // 2] = mask[:, : plane.shape[1] // 2] = False
+    points = random.uniform(-0.4, np.array(plane.shape[::-1]) - 0.6, (4, 2)) if seed % 3 else None
+    written = np.zeros(volume.shape, np.uint8)
+    write(mask, plane, written, volume, 1, points=points)
+    covered = covered_voxels(mask, plane, volume, points)
+    assert set(map(tuple, covered.T)) == set(zip(*np.nonzero(written), strict=True))
+    assert covered.shape[1] == np.count_nonzero(written)
+
+
+def test_a_slice_covers_its_whole_thickness_in_a_finer_grid_and_never_misses_a_coarser_one():
+    volume = oriented((6, 10, 10), (1.0, 1.0, 5.0), (0.2, 0.1, 0), (0, 1, 2), (1, 1, 1))
+    plane = aligned_plane(volume, "axial", 3)
+    mask = np.ones(plane.shape, bool)
+    for times, count in ((5, 5), (0.5, 1)):
+        affine = volume.affine.copy()
+        affine[:3, 2] /= times
+        affine[:3, 3] = volume.ijk_to_ras((0, 0, -0.5)) + affine[:3, 2] / 2  # the same outer edges
+        grid = Volume(np.zeros((int(6 * times), 10, 10), np.uint8), affine)
+        covered = covered_voxels(mask, plane, grid)
+        assert covered.shape[1] == 100 * count
+        assert len(set(covered[0])) == count
+        assert set(covered[0]) == set(range(15, 20) if times == 5 else (1,))
