@@ -110,6 +110,14 @@ class Volume:
         return digest.hexdigest()
 
     @cached_property
+    def voxels_digest(self) -> str:
+        """Hex SHA-256 of the voxels alone, wherever they are."""
+        digest = hashlib.sha256(f"{self.array.dtype.str} {self.array.shape}".encode())
+        for piece in self.array:
+            digest.update(np.ascontiguousarray(piece).data)
+        return digest.hexdigest()
+
+    @cached_property
     def _inverse(self) -> np.ndarray:
         return np.linalg.inv(self.affine)
 

@@ -62,6 +62,9 @@ class Document:
         self.volume: Volume | None = None
         self.window: IntensityWindow | None = None
         self.predictor: Predictor | None = None
+        self.segments_are_steps = True
+        """Whether adding, changing and removing a segment can be undone. False for a host with a table of segments of
+        its own: they then hold for every state there is, and undo and redo step by prompt."""
         self.adapter = ""
         """Name of the adapter the model carries, empty without one."""
         self._lock = threading.RLock()
@@ -141,18 +144,21 @@ class Document:
     @locked
     def add_segment(self, name: str, value: int | None = None, color: edits.Color | None = None) -> SegmentInfo:
         """A new segment; value and colour are chosen when not given."""
-        self._apply("add segment", edits.add_segment(self.state, name, value, color))
+        info = edits.add_segment(self.state, name, value, color).segments[-1]
+        self._edit_segments("add segment", info.value, False, lambda s: edits.add_segment(s, name, info.value, color))
         return self.segments[-1]
 
     @locked
     def change_segment(self, value: int, name: str | None = None, color: edits.Color | None = None) -> None:
         """Rename or recolour a segment."""
-        self._apply("change segment", edits.change_segment(self.state, value, name, color))
+        edits.find_segment(self.state, value)
+        self._edit_segments("change segment", value, True, lambda s: edits.change_segment(s, value, name, color))
 
     @locked
     def remove_segment(self, value: int) -> None:
         """Remove a segment with its prompts and masks."""
-        self._apply("remove segment", edits.remove_segment(self.state, value))
+        edits.find_segment(self.state, value)
+        self._edit_segments("remove segment", value, True, lambda s: edits.remove_segment(s, value))
 
     @locked
     def add_prompt(
@@ -327,6 +333,19 @@ class Document:
             task = self.state.tasks[(placed.segment, plane.key)]
             if task.base is None and not any(part.says_where for part in task.prompts):
                 self._tell(events.Notice(f"There are only negative points on {plane}; add a positive point or a box."))
+
+    def _edit_segments(self, name: str, value: int, there: bool, edit: Callable[[State], State]) -> None:
+        """A step, or an edit of all states in which the segment is there (or not)."""
+        if self.segments_are_steps:
+            self._apply(name, edit(self.state))
+            return
+
+        def where_it_fits(state: State) -> State:
+            return edit(state) if any(info.value == value for info in state.segments) == there else state
+
+        before = self.state
+        self._history.rewrite(where_it_fits, State.same_as)
+        self._announce(before)
 
     def _apply(self, name: str, state: State) -> None:
         before = self.state

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from SAMFineTuneLib.errors import UserError
 
 State = TypeVar("State")
 
@@ -39,6 +42,27 @@ class History(Generic[State]):
     def redo(self) -> str | None:
         """Forward again; returns the name of what was done, None when nothing was undone."""
         return self._travel(self._future, self._past)
+
+    def rewrite(self, edit: Callable[[State], State], same: Callable[[State, State], bool]) -> None:
+        """Edit every state there is, so that undo and redo do not take the edit back.
+
+        Steps that then change nothing are gone; so is what lies beyond a state that cannot be edited so.
+        """
+        self.state = edit(self.state)
+        self._past = self._edited(self._past, edit, same)
+        self._future = self._edited(self._future, edit, same)
+
+    def _edited(self, steps: list[tuple[str, State]], edit, same) -> list[tuple[str, State]]:
+        kept, nearer = [], self.state
+        for name, state in reversed(steps):
+            try:
+                state = edit(state)
+            except UserError:
+                break
+            if not same(state, nearer):
+                kept.append((name, state))
+                nearer = state
+        return kept[::-1]
 
     def _travel(self, source: list[tuple[str, State]], target: list[tuple[str, State]]) -> str | None:
         if not source:

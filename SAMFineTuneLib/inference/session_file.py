@@ -14,6 +14,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images import IntensityWindow, Volume
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = "samfinetune-session"
 VERSION = 1
+_SAME_PLACE = 1e-3  # mm
 
 MadeWith = tuple[str, str, str]
 """Id, digest and adapter of the model that made the masks."""
@@ -74,7 +77,12 @@ def session_to_dict(session: Session) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "volume": {"digest": session.volume.digest, "shape": list(session.volume.shape)},
+            "volume": {
+                "digest": session.volume.digest,
+                "shape": list(session.volume.shape),
+                "voxels": session.volume.voxels_digest,
+                "affine": session.volume.affine.tolist(),
+            },
             "window": {"low": window.low, "high": window.high, "name": window.name},
             "model": model,
             "segments": [{"name": s.name, "value": s.value, "color": list(s.color)} for s in state.segments],
@@ -122,7 +130,7 @@ def read_document(values: Any, volume: Volume) -> tuple[IntensityWindow, State, 
         )
     try:
         saved = values["volume"]
-        if saved["digest"] != volume.digest:
+        if not _is_volume(saved, volume):
             raise UserError(
                 f"The session belongs to another volume (of {_size(saved['shape'])} voxels) than this one (of "
                 f"{_size(volume.shape)}); open the volume it was saved with."
@@ -136,6 +144,17 @@ def read_document(values: Any, volume: Volume) -> tuple[IntensityWindow, State, 
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"The session file is damaged ({type(error).__name__}); use another copy of it.") from error
+
+
+def _is_volume(saved: dict[str, Any], volume: Volume) -> bool:
+    """Whether it is the volume of the document; its place may have been rounded by a file in between."""
+    if saved["digest"] == volume.digest:
+        return True
+    affine = np.asarray(saved.get("affine", np.nan), dtype=np.float64)
+    if saved.get("voxels") != volume.voxels_digest or affine.shape != (4, 4):
+        return False
+    far = np.array([*volume.shape[::-1], 1.0])
+    return bool((np.abs(affine - volume.affine) @ far <= _SAME_PLACE).all())
 
 
 def model_notice(made_with: MadeWith | None, predictor: Predictor | None) -> str:

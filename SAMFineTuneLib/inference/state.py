@@ -91,6 +91,14 @@ class State:
                 tasks[place] = replace(before, prompts=(*before.prompts, part))
         return tasks
 
+    def same_as(self, other: State) -> bool:
+        """Whether both hold the same."""
+        return (
+            self.segments == other.segments
+            and self.prompts == other.prompts
+            and dict(self.propagated) == dict(other.propagated)
+        )
+
     def prompts_at(self, place: Place) -> tuple[PlanePrompts, ...]:
         """The prompts of a place, in order."""
         task = self.tasks.get(place)

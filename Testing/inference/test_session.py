@@ -242,6 +242,32 @@ def test_segments_are_added_changed_and_removed(scene):
     assert session.mask(2, session.planes(2)[0]).any()
 
 
+def test_a_host_with_a_table_of_segments_undoes_by_prompt(scene):
+    """Segments then hold for every state there is: what undo leaves, what redo brings back."""
+    session, _, _ = scene
+    session.segments_are_steps = False
+    before = session.add_prompt(1, point(session, *tube(9)))
+    session.add_segment("liver")
+    session.add_prompt(2, point(session, *tube(5)))
+    session.change_segment(2, name="spleen")
+    session.change_segment(1, name="vein")
+    assert session.undo() == "add prompt" and [placed.id for placed in session.prompts] == [before]
+    assert [info.name for info in session.segments] == ["vein", "spleen"]
+    assert session.undo() == "add prompt" and session.undo() == "add segment"  # from before the host's table
+    assert [info.name for info in session.segments] == ["spleen"]
+    for _ in range(3):
+        session.redo()
+    assert [info.name for info in session.segments] == ["vein", "spleen"] and len(session.prompts) == 2
+    with pytest.raises(UserError, match="named spleen"):
+        session.change_segment(1, name="spleen")
+    session.remove_segment(2)
+    assert session.undo_name == "add prompt" and session.redo_name is None
+    assert session.undo() == "add prompt" and session.prompts == ()
+    assert [info.name for info in session.segments] == ["vein"]  # the removed one's prompt is no step any more
+    session.redo()
+    assert [placed.id for placed in session.prompts] == [before]
+
+
 @pytest.mark.parametrize(
     ("intent", "match"),
     [

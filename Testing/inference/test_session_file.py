@@ -167,3 +167,21 @@ def test_damage_anywhere_is_one_sentence(session):
             assert str(error).endswith("."), key
     assert refused > 50
     assert json.dumps(values) == whole
+
+
+def test_a_place_rounded_by_a_file_is_the_same_volume(session):
+    """Scenes keep geometry as text; another place, or other voxels, is another volume."""
+    values = json.loads(json.dumps(session_to_dict(session)))
+    volume = session.volume
+    nudge = np.zeros((4, 4))
+    nudge[:3] = 1e-7
+    same(session_from_dict(values, Volume(volume.array, volume.affine + nudge), region_predictor()), session)
+    nudge[0, 3] = 0.5
+    changed = volume.array.copy()
+    changed[0, 0, 0] += 1
+    for other in (Volume(volume.array, volume.affine + nudge), Volume(changed, volume.affine)):
+        with pytest.raises(UserError, match="another volume"):
+            session_from_dict(values, other)
+    del values["volume"]["voxels"]
+    with pytest.raises(UserError, match="another volume"):
+        session_from_dict(values, Volume(volume.array, volume.affine + 1e-9 * np.eye(4, k=1)))
