@@ -2,9 +2,9 @@
 
 The key is a digest of the very pixels the encoder sees (so of voxels, plane and window together) and of the
 engine's weights, adapter and precision: a changed input is another key, and nothing in a key or an entry tells
-whose image it was. An entry is a `.npz` (its members carry CRC-32 checksums) that also holds its own key; one
-that is damaged, renamed or cut short reads as missing and is computed again. Entries appear by rename, so
-processes may share one folder without locks and may be killed at any time.
+whose image it was. An entry is an `.npz` followed by a digest of it and its key; one that is damaged, renamed or cut
+short reads as missing and is computed again. Entries appear by rename, so processes may share one folder without
+locks and may be killed at any time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from SAMFineTuneLib.files import atomic_write, data_folder
 
 Embedding = dict[str, np.ndarray]
 
-_FORMAT = "1"  # part of every key: raise it when the meaning of a stored embedding changes
-_KEY_MEMBER = "_key"
+_FORMAT = "2"  # part of every key: raise it when the meaning of a stored embedding changes
+_DIGEST_BYTES = 32
 _STALE_PARTIAL_SECONDS = 3600  # a writer this old was killed
 
 
@@ -138,10 +138,14 @@ class EmbeddingCache:
         if self.folder is None or self._disk_failed:
             return
         path = self._path(key)
+        archive = io.BytesIO()
+        np.savez(archive, **embedding)
+        content = archive.getbuffer()
         try:
             with atomic_write(path, durable=False) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **{_KEY_MEMBER: np.frombuffer(key.encode(), np.uint8)}, **embedding)
-            written = path.stat().st_size
+                file.write(content)
+                file.write(_digest(key, content))
+            written = len(content) + _DIGEST_BYTES
         except OSError:  # full or read-only disk: the cache is a convenience, the answer must still come
             self._disk_failed = True
             return
@@ -210,15 +214,21 @@ def _configured_limit() -> int:
 
 def _read_entry(path: Path, key: str) -> Embedding | None:
     try:
-        content = io.BytesIO(path.read_bytes())
-        with np.load(content, allow_pickle=False) as archive:
-            if archive[_KEY_MEMBER].tobytes() != key.encode():
-                return None
-            return {name: archive[name] for name in archive.files if name != _KEY_MEMBER}
-    except FileNotFoundError:
+        entry = path.read_bytes()
+    except OSError:
         return None
-    except Exception:  # damage may surface as any error of zip, zlib or numpy; all mean "compute it again"
+    content = entry[:-_DIGEST_BYTES]
+    if _digest(key, content) != entry[-_DIGEST_BYTES:]:
         return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _digest(key: str, content: bytes | memoryview) -> bytes:
+    """BLAKE2b of an entry and its key: a zip's own checksums leave out names and sizes."""
+    digest = hashlib.blake2b(key.encode(), digest_size=_DIGEST_BYTES)
+    digest.update(content)
+    return digest.digest()
 
 
 def _size(embedding: Embedding) -> int:

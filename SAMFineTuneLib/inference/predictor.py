@@ -19,7 +19,7 @@ from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
-_POINT_SCALES = tuple(0.5 ** (step / 2) for step in range(8))  # sides of the views a single point is asked in, in longer picture sides
+_POINT_SCALES = tuple(0.5 ** (step / 2) for step in range(8))  # sides of a lone point's views, in longer picture sides
 _CUT_PENALTY = 0.5  # how much of its score a mask loses when all of its outline lies on the view's cut edges
 
 
@@ -98,8 +98,8 @@ class Predictor:
         """Masks for all prompts of one picture.
 
         `multimask` gives three candidates; by default it does so for one positive point alone, which is
-        ambiguous. A model that ranks all its candidates gives four by default. `previous` feeds an earlier answer back as a mask prompt, and keeps its view while that holds
-        all prompts. `view` overrides where a zooming model looks.
+        ambiguous; a model that ranks all its candidates gives four. `previous` feeds an earlier answer back as a
+        mask prompt, and keeps its view while that holds all prompts. `view` overrides where a zooming model looks.
         Raises UserError without any prompt, and for a model whose head takes none.
         """
         if self.engine.spec.classes:

@@ -330,14 +330,12 @@ class _Run:
         # The previous mask says where to look, even where the prompts alone (points) would not.
         zoom = self.predictor.engine.spec.zoom
         view = view_of_box(shown.shape, bounding_box(piece)) if zoom else None
-        if settings.mode == "points":
-            # Points alone are ambiguous; the previous mask tells which of the model's readings is meant.
-            prediction = self.predictor.predict(shown, prompts, multimask=True, view=view)
-            best = int(np.argmax([overlap(candidate, piece) for candidate in prediction.masks]))
-            mask, score = prediction.masks[best], float(prediction.scores[best])
-        else:
-            prediction = self.predictor.predict(shown, prompts, multimask=False, view=view)
-            mask, score = prediction.mask, prediction.score
+        # Points alone are ambiguous; the previous mask tells which of the model's readings is meant.
+        points_alone = settings.mode == "points"
+        prediction = self.predictor.predict(shown, prompts, multimask=True if points_alone else None, view=view)
+        merits = np.array([overlap(candidate, piece) for candidate in prediction.masks])
+        best = int(np.argmax(merits if points_alone else merits * prediction.scores))
+        mask, score = prediction.masks[best], float(prediction.scores[best])
         return keep_pieces(mask, piece, settings.keep), score
 
     def _doubt(

@@ -70,6 +70,8 @@ class ModelSpec:
     low_res_size: int = 256
     zoom: bool = False
     """Whether the predictor should crop to the prompt's surroundings, because the input is small."""
+    ranks_all: bool = False
+    """Whether predicted IoU compares all four masks for any prompt; SAM's holds among 1-3 for a lone point only."""
     licence: str = ""
     source: str = ""
     files: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.view import View, bounding_box
 from SAMFineTuneLib.models.export import export_model
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
+from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts
 
 NONE = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
@@ -144,6 +145,31 @@ def test_a_lone_point_gives_three_candidates_and_more_prompts_one(random_compact
     for name in ("points", "box", "box and points"):
         assert predictor.predict(picture, CASES[name]).masks.shape == (1, *picture.shape)
     assert predictor.predict(picture, CASES["box"], multimask=True).masks.shape == (3, *picture.shape)
+
+
+def test_a_model_that_ranks_all_its_masks_chooses_among_four(random_compact):
+    ranking = replace(random_compact.spec, ranks_all=True)
+    predictor = Predictor(open_engine(ModelFolder(ranking, random_compact.path)))
+    picture = textured()
+    for name, prompts in CASES.items():
+        found = predictor.predict(picture, prompts)
+        assert found.masks.shape == (4, *picture.shape), name
+        assert np.array_equal(found.mask, found.masks[np.argmax(found.scores)]), name
+    box = CASES["box"]
+    assert predictor.predict(picture, box, multimask=False).masks.shape == (1, *picture.shape)
+    (batched,) = predictor.predict_boxes(picture, box.box[None])
+    assert np.array_equal(batched.mask, predictor.predict(picture, box).mask)
+
+
+@pytest.mark.parametrize("radius", [12, 40, 110])
+def test_a_lone_point_looks_at_the_scale_of_its_object(radius):
+    picture = np.random.default_rng(0).normal(70, 8, (512, 512))
+    y, x = np.mgrid[:512, :512]
+    truth = (x - 200) ** 2 + (y - 280) ** 2 <= radius**2
+    picture[truth] += 90
+    predictor = Predictor(open_engine(Store().get()))
+    found = predictor.predict(picture.astype(np.uint8), PlanePrompts(*points((200, 280, 1))))
+    assert dice(found.mask, truth) > 0.85
 
 
 def test_a_prompt_outside_the_view_widens_it(random_compact):
