@@ -1,0 +1,70 @@
+"""Events as they come over the line, as those of `events`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.images.segments import SegmentInfo
+from SAMFineTuneLib.service import values as plain
+from SAMFineTuneLib.service.events import Busy, MaskChanged, ObjectInfo, Objects, PromptInfo, StateChanged
+
+_DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices"}
+
+
+def mask_changed(values: dict[str, Any], arrays: dict[str, np.ndarray]) -> MaskChanged:
+    """A mask, unpacked."""
+    plane = SlicePlane.from_dict(values["plane"])
+    mask = plain.unpack(arrays["mask"], plane.shape) if "mask" in arrays else None
+    points = np.array(arrays["points"], np.float32).reshape(-1, 2)
+    return MaskChanged(values["segment"], plane, mask, values["score"], points)
+
+
+def state_changed(values: dict[str, Any]) -> StateChanged:
+    """A whole state."""
+    return StateChanged(
+        tuple(SegmentInfo(name, value, tuple(color)) for value, name, color in values["segments"]),
+        tuple(
+            PromptInfo(
+                one["number"], one["segment"], plain.prompt_from_json(one["prompt"]), plain.view_from_json(one["view"])
+            )
+            for one in values["prompts"]
+        ),
+        values["undo"],
+        values["redo"],
+        plain.window_from_json(values["window"]),
+        tuple((value, key) for value, key in values["outdated"]),
+        bool(values["settled"]),
+    )
+
+
+def busy(values: dict[str, Any]) -> Busy:
+    """Progress, with a text for the busy line."""
+    what, left = values["what"], values["seconds_left"]
+    if "text" in values:
+        return Busy(values["job"], what, values["fraction"], left, values["text"])
+    done, total = values["done"], values["total"]
+    text = f"{_DOING.get(what, what)}: {done} of {total} slices"
+    return Busy(values["job"], what, done / total if total else 1.0, left, text)
+
+
+def objects(values: dict[str, Any]) -> Objects:
+    """What everything mode found."""
+    return Objects(
+        values["job"],
+        tuple(
+            ObjectInfo(one["number"], one["area"], one["score"], one["orientation"], tuple(one["slices"]))
+            for one in values["objects"]
+        ),
+    )
+
+
+def object_masks(value: list[dict], arrays: dict[str, np.ndarray]) -> list[tuple[int, SlicePlane, np.ndarray]]:
+    """(object number, plane, mask) of each slice."""
+    found = []
+    for position, one in enumerate(value):
+        plane = SlicePlane.from_dict(one["plane"])
+        found.append((one["object"], plane, plain.unpack(arrays[str(position)], plane.shape)))
+    return found

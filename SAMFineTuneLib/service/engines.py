@@ -1,0 +1,86 @@
+"""Models that are open in this process, each once, however many sessions use it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.engine import Engine
+    from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.models.store import Store
+
+_MEMORY = 256 << 20  # bytes of embeddings that a session keeps in memory; the rest is on disk
+
+
+class SharedEngine:
+    """An engine that several sessions may call; one call at a time, so that memory does not depend on their number."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self.spec = engine.spec
+        self.notices = list(engine.notices)
+
+    @property
+    def digest(self) -> str:
+        return self._engine.digest
+
+    @property
+    def device(self) -> str:
+        return self._engine.device
+
+    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        with self._lock:
+            return self._engine.encode(image)
+
+    def decode(self, *inputs) -> tuple[np.ndarray, np.ndarray]:
+        with self._lock:
+            return self._engine.decode(*inputs)
+
+
+class Engines:
+    """Opens models by id from a store; what no session uses any more is closed."""
+
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._open: weakref.WeakValueDictionary[tuple[str, str, str], SharedEngine] = weakref.WeakValueDictionary()
+
+    @property
+    def store(self) -> Store:
+        """Where models lie."""
+        if self._store is None:
+            from SAMFineTuneLib.models.store import Store
+
+            self._store = Store()
+        return self._store
+
+    def predictor(self, model: str, adapter: str, device: str) -> Predictor:
+        """A session's own predictor, with its own cache in memory. UserError when it cannot be opened here."""
+        from SAMFineTuneLib.inference.cache import open_cache
+        from SAMFineTuneLib.inference.predictor import Predictor
+
+        cache = open_cache()
+        cache.memory_bytes = _MEMORY
+        return Predictor(self._engine(model, adapter, device), cache)
+
+    def _engine(self, model: str, adapter: str, device: str) -> SharedEngine:
+        with self._lock:
+            key = (model, adapter, device)
+            engine = self._open.get(key)
+            if engine is None:
+                engine = self._open[key] = SharedEngine(self._load(model, adapter, device))
+            return engine
+
+    def _load(self, model: str, adapter: str, device: str) -> Engine:
+        from SAMFineTuneLib.inference.engine import open_engine
+
+        if adapter:
+            raise UserError(f"There is no adapter {adapter!r} on this worker; choose another one, or none.")
+        return open_engine(self.store.get(model), device)

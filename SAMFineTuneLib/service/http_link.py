@@ -1,0 +1,404 @@
+"""One keep-alive HTTP/1.1 connection that never blocks: one request at a time, moved on by `step`.
+
+Whatever goes wrong is a LinkError, an OSError whose text is a sentence. Only looking up a host's name may take time;
+it is done once.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+
+from SAMFineTuneLib.service.address import Address
+from SAMFineTuneLib.service.protocol import MARK, Buffer, Response
+
+_CONNECT_SECONDS = 8.0
+_SILENCE_SECONDS = 30.0  # without a byte in either direction while a request is under way
+_LONGEST_STEP = 0.015  # seconds of sending and receiving without a look at the clock of the caller
+_PIECE = 256 << 10
+_LARGEST_HEAD = 64 << 10
+_LARGEST_BODY = 512 << 20
+_AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class LinkError(OSError):
+    """Why an exchange failed, as a sentence. `permanent` when trying again is of no use."""
+
+    def __init__(self, sentence: str, permanent: bool = False) -> None:
+        super().__init__(sentence)
+        self.permanent = permanent
+
+
+class HttpLink:
+    """A line to one address. `send`, then `step` until it returns the answer."""
+
+    def __init__(
+        self,
+        address: Address,
+        token: str,
+        ca_file: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.address = address
+        self._token = token
+        self._ca_file = ca_file
+        self._clock = clock
+        self._tls: ssl.SSLContext | None = None
+        self._places: list[tuple] = []  # what the host's name means
+        self._socket: socket.socket | None = None
+        self._state = "closed"  # "closed", "connecting", "securing", "open"
+        self._tries: list[tuple] = []
+        self._used = False  # whether the open line has carried an answer already
+        self._outgoing: list[memoryview] = []
+        self._request: tuple[str, Sequence[Buffer]] | None = None
+        self._size = self._left = 0
+        self._reader: _Reader | None = None
+        self._moved = 0.0
+
+    # ---- for the owner
+
+    @property
+    def sent_fraction(self) -> float:
+        """How much of the request has left, 0 to 1."""
+        return 1.0 - self._left / self._size if self._size else 1.0
+
+    def send(self, path: str, body: Sequence[Buffer]) -> None:
+        """Begin a POST; nothing is sent before `step`."""
+        self._request = (path, body)
+        self._moved = self._clock()
+        self._prepare()
+
+    def step(self, wait: float = 0.0) -> Response | None:
+        """Move the request on; returns the answer when it is whole. Waits at most `wait` seconds for the network."""
+        end = self._clock() + _LONGEST_STEP
+        while self._clock() < end:
+            if self._advance():
+                self._moved = self._clock()
+                if self._reader is not None and self._reader.done:
+                    return self._finish()
+                continue
+            self._check_silence()
+            if wait <= 0:
+                return None
+            started = self._clock()
+            self._wait(wait)
+            wait -= self._clock() - started
+            end = self._clock() + _LONGEST_STEP
+        return None
+
+    def close(self) -> None:
+        """Forget the request and hang up."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._state, self._used = None, "closed", False
+        self._request = self._reader = None
+        self._outgoing, self._size, self._left = [], 0, 0
+
+    # ---- inside: each returns whether something moved
+
+    def _advance(self) -> bool:
+        try:
+            if self._state == "closed":
+                self._begin_connecting()
+                return True
+            if self._state == "connecting":
+                return self._go_on_connecting()
+            if self._state == "securing":
+                return self._go_on_securing()
+            moved = self._go_on_sending() if self._outgoing else False
+            return self._go_on_receiving() or moved
+        except _AGAIN:
+            return False
+
+    def _prepare(self) -> None:
+        """The request as bytes to be sent, from its beginning."""
+        path, body = self._request
+        size = sum(len(memoryview(piece).cast("B")) for piece in body)
+        head = (
+            f"POST {self.address.prefix}{path} HTTP/1.1\r\nHost: {self.address}\r\n"
+            f"Authorization: Bearer {self._token}\r\nContent-Type: application/octet-stream\r\n"
+            f"Content-Length: {size}\r\n\r\n"
+        )
+        self._outgoing = [memoryview(piece).cast("B") for piece in (head.encode("latin-1", "replace"), *body)]
+        self._size = self._left = sum(map(len, self._outgoing))
+        self._reader = _Reader()
+
+    def _begin_connecting(self) -> None:
+        if not self._tries:
+            self._tries = list(self._look_up())
+        family, kind, protocol, _, place = self._tries.pop(0)
+        self._socket = socket.socket(family, kind, protocol)
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._state = "connecting"
+        try:
+            self._socket.connect(place)
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self._next_try(error)
+
+    def _look_up(self) -> list[tuple]:
+        if not self._places:
+            flags = socket.AI_NUMERICHOST if self.address.is_number else 0
+            try:
+                self._places = socket.getaddrinfo(
+                    self.address.host, self.address.port, type=socket.SOCK_STREAM, flags=flags
+                )
+            except (OSError, UnicodeError) as error:
+                raise LinkError(f"No computer is known by the name {self.address.host}; check the server's address "
+                                "and the network.") from error  # fmt: skip
+        return self._places
+
+    def _go_on_connecting(self) -> bool:
+        if not _ready(self._socket, write=True):
+            if self._clock() - self._moved > _CONNECT_SECONDS:
+                self._next_try(TimeoutError())
+                return True
+            return False
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._next_try(OSError(code, ""))
+            return True
+        self._tries = []
+        if self.address.tls:
+            self._socket = self._context().wrap_socket(
+                self._socket, server_hostname=self.address.host, do_handshake_on_connect=False
+            )
+            self._state = "securing"
+        else:
+            self._state = "open"
+        return True
+
+    def _next_try(self, error: OSError) -> None:
+        """Another address of the same host, or the sentence about the last one."""
+        self._socket.close()
+        self._state = "closed"
+        self._moved = self._clock()
+        if not self._tries:
+            raise LinkError(self._unreachable(error)) from error
+
+    def _unreachable(self, error: OSError) -> str:
+        where = str(self.address)
+        if isinstance(error, TimeoutError) or _is(error, "ETIMEDOUT"):
+            return f"{where} does not answer; check the address, and whether a firewall is in between."
+        if _is(error, "ECONNREFUSED"):
+            return f"No server runs at {where}; start it there, or check the port."
+        if _is(error, "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN"):
+            return f"There is no way to {where} from here; check the network or VPN."
+        return f"{where} cannot be reached ({error.strerror or error}); check the address and the network."
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            try:
+                self._tls = ssl.create_default_context(cafile=self._ca_file or None)
+            except (OSError, ssl.SSLError) as error:
+                raise LinkError(f"The certificate file {self._ca_file} cannot be used ({error}); choose the "
+                                "certificate (.pem) of the server.", permanent=True) from error  # fmt: skip
+        return self._tls
+
+    def _go_on_securing(self) -> bool:
+        try:
+            self._socket.do_handshake()
+        except _AGAIN:
+            raise
+        except ssl.SSLCertVerificationError as error:
+            raise LinkError(f"The certificate of {self.address} is not trusted ({error.verify_message}); choose its "
+                            "certificate file, or check the address.", permanent=True) from error  # fmt: skip
+        except ssl.SSLError as error:
+            raise LinkError(f"{self.address} does not speak TLS as it should ({error.reason or error}); check the "
+                            "port, or begin the address with http://.", permanent=True) from error  # fmt: skip
+        except OSError as error:
+            raise LinkError(f"{self.address} hung up; check the address and the port.") from error
+        self._state = "open"
+        return True
+
+    def _go_on_sending(self) -> bool:
+        moved = False
+        end = self._clock() + _LONGEST_STEP / 2
+        try:
+            while self._outgoing and self._clock() < end:
+                piece = self._outgoing[0]
+                count = self._socket.send(piece[:_PIECE]) if len(piece) else 0
+                self._left -= count
+                moved = True
+                if count == len(piece):
+                    self._outgoing.pop(0)
+                else:
+                    self._outgoing[0] = piece[count:]
+        except _AGAIN:
+            pass
+        except OSError as error:
+            self._outgoing = []  # it may have answered before it hung up: a refusal
+            if not _ready(self._socket, read=True):
+                return self._hung_up(error)
+        return moved
+
+    def _go_on_receiving(self) -> bool:
+        try:
+            data = self._socket.recv(_PIECE)
+        except _AGAIN:
+            return False
+        except OSError as error:
+            return self._hung_up(error)
+        if not data:
+            if self._reader.end():
+                return True
+            return self._hung_up(None)
+        try:
+            self._reader.feed(data)
+        except ValueError as error:
+            raise LinkError(f"What answers at {self.address} is no SAMFineTune server ({error}); check the address "
+                            "and port.", permanent=True) from error  # fmt: skip
+        return True
+
+    def _hung_up(self, error: OSError | None) -> bool:
+        """An idle line that the server has closed is no failure: the request goes over a new one."""
+        again = self._used and not self._reader.began
+        request = self._request
+        self.close()
+        if not again:
+            raise LinkError(f"The connection to {self.address} was lost; it is tried again.") from error
+        self.send(*request)
+        return True
+
+    def _check_silence(self) -> None:
+        if self._clock() - self._moved > _SILENCE_SECONDS:
+            raise LinkError(f"{self.address} does not answer any more; check the network, and whether the server is "
+                            "overloaded.")  # fmt: skip
+
+    def _wait(self, seconds: float) -> None:
+        if self._socket is not None:
+            busy = self._state == "connecting" or bool(self._outgoing and self._state == "open")
+            _ready(self._socket, read=self._state != "connecting", write=busy, seconds=seconds)
+
+    def _finish(self) -> Response:
+        reader = self._reader
+        self._request = self._reader = None
+        self._used = True
+        if reader.closes or self._outgoing:
+            self.close()
+        if reader.headers.get(MARK.lower()) is None:
+            raise LinkError(f"Something else than SAMFineTune answers at {self.address} (status {reader.status}), "
+                            "perhaps a proxy or another program; check the address and the port.",
+                            permanent=reader.status not in (502, 503, 504))  # fmt: skip
+        return Response(reader.status, [reader.body], reader.headers)
+
+
+class _Reader:
+    """Takes an answer apart as it comes. ValueError for what is none."""
+
+    def __init__(self) -> None:
+        self.began = self.done = False
+        self.closes = False
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self._head: bytearray | None = bytearray()
+        self._data = bytearray()
+        self._length: int | None = None
+        self._chunked = False
+        self._chunks: list[bytes] = []
+
+    @property
+    def body(self) -> bytes | bytearray:
+        return b"".join(self._chunks) if self._chunked else self._data
+
+    def feed(self, data: bytes) -> None:
+        self.began = True
+        if self._head is not None:
+            self._head += data
+            end = self._head.find(b"\r\n\r\n")
+            if end < 0:
+                if len(self._head) > _LARGEST_HEAD or not self._head.startswith(b"HTTP/"[: len(self._head)]):
+                    raise ValueError("it does not speak HTTP")
+                return
+            rest = self._head[end + 4 :]
+            self._read_head(bytes(self._head[: end + 4]))
+            if self.status < 200:  # 100 Continue and its like: the answer follows
+                self._head = bytearray()
+                if rest:
+                    self.feed(bytes(rest))
+                return
+            self._head = None
+            data = rest
+        self._data += data
+        if len(self._data) > _LARGEST_BODY:
+            raise ValueError("its answer is too long")
+        self._look()
+
+    def end(self) -> bool:
+        """The other end hung up; whether that ends the answer."""
+        if self._head is None and not self.done and self._length is None and not self._chunked:
+            self.done = self.closes = True
+        return self.done
+
+    def _read_head(self, head: bytes) -> None:
+        first, _, rest = head.partition(b"\r\n")
+        words = first.split(None, 2)
+        if len(words) < 2 or not words[0].startswith(b"HTTP/1") or not words[1].isdigit():
+            raise ValueError("it does not speak HTTP/1")
+        self.status = int(words[1])
+        try:
+            fields = http.client.parse_headers(io.BytesIO(rest))
+            length = fields.get("Content-Length")
+            self._length = None if length is None else int(length)
+        except (http.client.HTTPException, ValueError):
+            raise ValueError("its headers are damaged") from None
+        self.headers = {name.lower(): value for name, value in fields.items()}
+        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        self.closes = "close" in self.headers.get("connection", "").lower() or words[0] == b"HTTP/1.0"
+        if self._length is not None and not 0 <= self._length <= _LARGEST_BODY:
+            raise ValueError("its answer is too long")
+
+    def _look(self) -> None:
+        if self._chunked:
+            while not self.done and self._take_chunk():
+                pass
+        elif self._length is not None and len(self._data) >= self._length:
+            self.closes |= len(self._data) > self._length
+            del self._data[self._length :]
+            self.done = True
+
+    def _take_chunk(self) -> bool:
+        end = self._data.find(b"\r\n")
+        if end < 0:
+            return False
+        try:
+            size = int(bytes(self._data[:end]).split(b";")[0], 16)
+        except ValueError:
+            raise ValueError("its answer is damaged") from None
+        if not 0 <= size <= _LARGEST_BODY:
+            raise ValueError("its answer is too long")
+        if size == 0:
+            self.done = b"\r\n\r\n" in self._data[end - 1 :] or self._data[end + 2 : end + 4] == b"\r\n"
+            return False
+        if len(self._data) < end + 2 + size + 2:
+            return False
+        self._chunks.append(bytes(self._data[end + 2 : end + 2 + size]))
+        del self._data[: end + 2 + size + 2]
+        return True
+
+
+def _ready(place: socket.socket, read: bool = False, write: bool = False, seconds: float = 0.0) -> bool:
+    """Whether a socket can be read or written, after waiting for that at most `seconds`."""
+    if read and isinstance(place, ssl.SSLSocket) and place.pending():
+        return True
+    if hasattr(select, "poll"):  # select() knows no file numbers above 1023
+        poll = select.poll()
+        poll.register(place, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+        return bool(poll.poll(seconds * 1000))
+    found = select.select([place] if read else [], [place] if write else [], [place], seconds)
+    return any(found)
+
+
+def _is(error: OSError, *names: str) -> bool:
+    import errno
+
+    return error.errno in [getattr(errno, name) for name in names if hasattr(errno, name)] + [
+        getattr(errno, f"WSA{name[0:]}") for name in names if hasattr(errno, f"WSA{name}")
+    ]

@@ -1,0 +1,125 @@
+"""Which intents a server must hear: those it has not heard yet, and after a restart all that made the session.
+
+Where a job's results were taken over, a stored session stands in the journal as a step that can be undone, so that a
+replay brings back results, undo and redo without running the job again. What failed, was answered or has ended is
+forgotten. When the journal has grown long, what lies before a stored session is forgotten as well: history ends there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+LONG = 600  # entries; the session's own history knows 200 steps
+_KEPT = 250
+_LASTING = ("propagate", "everything", "download", "ask", "install", "object_masks", "snapshot")
+# Jobs and questions under way are not part of a stored session.
+
+
+@dataclass
+class Entry:
+    """An intent under its number. `document` is the stored session of a "restore" or a "checkpoint".
+
+    `kept` says whether a replay needs it; what concerns one moment, or stands elsewhere, does not.
+    """
+
+    number: int
+    values: dict[str, Any]
+    document: bytes | None = None
+    kept: bool = True
+
+
+class Journal:
+    """Intents in order, and how far the server has heard them."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._last = 0
+        self._heard = 0
+
+    @property
+    def last(self) -> int:
+        """Number of the newest intent."""
+        return self._last
+
+    @property
+    def all_heard(self) -> bool:
+        """Whether the server has confirmed every intent."""
+        return self._heard >= self._last
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, values: dict[str, Any], document: bytes | None = None, kept: bool = True) -> int:
+        """A new intent; returns its number."""
+        self._last += 1
+        self._entries.append(Entry(self._last, values, document, kept))
+        return self._last
+
+    def unheard(self, most: int = 200) -> list[Entry]:
+        """The oldest intents that the server has not confirmed."""
+        first = len(self._entries)
+        while first and self._entries[first - 1].number > self._heard:
+            first -= 1
+        return self._entries[first : first + most]
+
+    def hear(self, number: int) -> None:
+        """The server has all intents up to this one."""
+        if number > self._heard:
+            self._heard = number
+            self._entries = [entry for entry in self._entries if entry.kept or entry.number > number]
+
+    def start_over(self, first: list[dict[str, Any]], last: list[dict[str, Any]]) -> None:
+        """A new server session: it has heard nothing. `first` and `last` are told before and after the rest."""
+        entries = [entry for entry in self._entries if entry.kept]
+        self._entries = []
+        self._heard = self._last
+        for values in first:
+            self.add(values, kept=False)
+        for entry in entries:
+            self.add(entry.values, entry.document)
+        for values in last:
+            self.add(values, kept=False)
+
+    def forget(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop entries by their values."""
+        self._entries = [entry for entry in self._entries if not unwanted(entry.values)]
+
+    def drop(self, number: int) -> None:
+        """Drop what has this number."""
+        self._entries = [entry for entry in self._entries if entry.number != number]
+
+    def replace(self, number: int, values: dict[str, Any], document: bytes) -> None:
+        """What intent `number` led to stands in its place, or where it would stand."""
+        at = next((i for i, entry in enumerate(self._entries) if entry.number > number), len(self._entries))
+        if at and self._entries[at - 1].number == number and self._entries[at - 1].document is None:
+            at -= 1
+            del self._entries[at]
+        self._entries.insert(at, Entry(number, values, document))
+
+    def insert_after(self, number: int, values: dict[str, Any], document: bytes) -> None:
+        """Something that happened on the server after it had heard intent `number` and before the next."""
+        at = next((i for i, entry in enumerate(self._entries) if entry.number > number), len(self._entries))
+        self._entries.insert(at, Entry(number, values, document))
+
+    def keep_checkpoint(self, request: int, document: bytes) -> None:
+        """The answer to a snapshot that was asked for only to be kept."""
+        for entry in self._entries:
+            if entry.values.get("request") == request:
+                entry.values, entry.document = {"do": "checkpoint"}, document
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries = []
+        self._heard = self._last
+
+    def shorten(self) -> None:
+        """Begin with a stored session that has enough after it, if there is one."""
+        for at in range(len(self._entries) - _KEPT, 0, -1):
+            base = self._entries[at]
+            if base.document is not None and base.number <= self._heard:
+                lasting = [entry for entry in self._entries[:at] if entry.values["do"] in _LASTING]
+                base = Entry(base.number, {"do": "restore", "step": None}, base.document)
+                self._entries = [base, *lasting, *self._entries[at + 1 :]]
+                return
