@@ -1,0 +1,357 @@
+"""Who put which voxels into which segment: what lets a mask be taken back without a trace.
+
+A claim is one segment's mask on one plane. Claims lie over what the segments held before, in the order in which
+they were shown. Each remembers which of its voxels were new to its segment and which it took from other
+segments, so that the segments without it can be worked out at any time: lift off all claims down to the ground,
+and lay the others down again. Knows no labelmap: membership is asked for and handed back as boolean arrays.
+
+Voxels are flat indices into one grid [k, j, i], ascending.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+class Runs:
+    """Ascending voxel indices as runs of neighbours, as small as the outline of what they fill."""
+
+    __slots__ = ("_before", "_bounds", "_ends", "_starts")
+
+    def __init__(self, starts: np.ndarray, lengths: np.ndarray):
+        self._starts = starts
+        self._ends = starts + lengths
+        self._before = np.concatenate([[0], np.cumsum(lengths)])  # voxels before each run
+        self._bounds: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, voxels: np.ndarray) -> Runs:
+        """From ascending, distinct indices."""
+        voxels = np.asarray(voxels, dtype=np.int64)
+        breaks = np.flatnonzero(np.diff(voxels) != 1) + 1
+        first = np.concatenate([[0], breaks]) if len(voxels) else np.empty(0, int)
+        return cls(voxels[first], np.diff(np.append(first, len(voxels))))
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def last(self) -> int:
+        """The highest index; not to be asked of none."""
+        return int(self._ends[-1]) - 1
+
+    def voxels(self) -> np.ndarray:
+        lengths = np.diff(self._before)
+        return np.repeat(self._starts - self._before[:-1], lengths) + np.arange(len(self))
+
+    def bounds(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest k, j, i (3,) in a grid of that shape; not to be asked of none."""
+        if self._bounds is None:
+            first, last = (np.stack(np.unravel_index(ends, shape)) for ends in (self._starts, self._ends - 1))
+            low, high = first.min(axis=1), last.max(axis=1)
+            if (first[:2] != last[:2]).any():  # a run that goes on in the next row
+                low[2], high[2] = 0, shape[2] - 1
+                if (first[0] != last[0]).any():
+                    low[1], high[1] = 0, shape[1] - 1
+            self._bounds = low, high
+        return self._bounds
+
+    def find(self, voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of ascending `voxels` are among these: (their positions there, their positions here)."""
+        if not len(self) or not len(voxels):
+            return np.empty(0, np.intp), np.empty(0, np.intp)
+        low = int(np.searchsorted(voxels, self._starts[0]))
+        high = int(np.searchsorted(voxels, self._ends[-1]))
+        run = np.searchsorted(self._starts, voxels[low:high], side="right") - 1
+        inside = np.flatnonzero(voxels[low:high] < self._ends[run])
+        run = run[inside]
+        return inside + low, self._before[run] + voxels[low:high][inside] - self._starts[run]
+
+    def has(self, voxels: np.ndarray) -> np.ndarray:
+        """bool (N,): which of ascending `voxels` are among these."""
+        found = np.zeros(len(voxels), bool)
+        found[self.find(voxels)[0]] = True
+        return found
+
+    def to_text(self) -> str:
+        pairs = np.stack([self._starts, np.diff(self._before)], axis=1).astype("<i8")
+        return base64.b64encode(zlib.compress(pairs.tobytes())).decode("ascii")
+
+    @classmethod
+    def from_text(cls, text: str) -> Runs:
+        """Raises ValueError when the text is not what `to_text` gives."""
+        try:
+            pairs = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8").reshape(-1, 2)
+        except (zlib.error, TypeError) as error:
+            raise ValueError("damaged runs of voxels") from error
+        starts, lengths = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64)
+        if len(pairs) and (lengths.min() < 1 or starts[0] < 0 or (np.diff(starts) <= lengths[:-1]).any()):
+            raise ValueError("damaged runs of voxels")
+        return cls(starts, lengths)
+
+
+_NONE = Runs.of(np.empty(0, np.int64))
+
+
+@dataclass
+class Claim:
+    """What one segment's mask on one plane covers."""
+
+    segment: str
+    plane: str
+    takes_from: frozenset[str] | None = frozenset()  # segments it may take voxels from; None is any
+    voxels: Runs = _NONE  # all of them, whoever was there first
+    added: Runs = _NONE  # those that the segment did not have before
+    took: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels it lost
+    weak: Runs = _NONE  # those that masking forbids: covered only because the segment has them already
+
+    def may_take_from(self, segment: str) -> bool:
+        return segment != self.segment and (self.takes_from is None or segment in self.takes_from)
+
+    def to_dict(self) -> dict:
+        return {
+            "segment": self.segment,
+            "plane": self.plane,
+            "takes_from": None if self.takes_from is None else sorted(self.takes_from),
+            "voxels": self.voxels.to_text(),
+            "added": self.added.to_text(),
+            "took": {segment: runs.to_text() for segment, runs in self.took.items()},
+            "weak": self.weak.to_text(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Claim:
+        """Raises ValueError, TypeError or KeyError on anything else than `to_dict` gives."""
+        takes_from = values["takes_from"]
+        return cls(
+            str(values["segment"]),
+            str(values["plane"]),
+            None if takes_from is None else frozenset(map(str, takes_from)),
+            Runs.from_text(values["voxels"]),
+            Runs.from_text(values["added"]),
+            {str(segment): Runs.from_text(text) for segment, text in dict(values["took"]).items()},
+            Runs.from_text(values["weak"]),
+        )
+
+
+class Membership:
+    """Which of some voxels are in which segments, read once and then changed in memory."""
+
+    def __init__(self, segments: Iterable[str], read: Callable[[str], np.ndarray], count: int):
+        self.segments = tuple(segments)
+        self._read = read
+        self._count = count
+        self._before: dict[str, np.ndarray] = {}
+        self._now: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, segment: str) -> np.ndarray:
+        """bool (N,), to be changed in place; of a segment that is gone, False throughout."""
+        if segment not in self._now:
+            known = segment in self.segments
+            self._before[segment] = self._read(segment) if known else np.zeros(self._count, bool)
+            self._now[segment] = self._before[segment].copy()
+        return self._now[segment]
+
+    def changed(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """(segment, voxels it lost, voxels it gained), bool (N,) each, of those that changed."""
+        for segment in self.segments:
+            if segment in self._now and (self._now[segment] != self._before[segment]).any():
+                before, now = self._before[segment], self._now[segment]
+                yield segment, before & ~now, now & ~before
+
+
+@dataclass
+class _Touch:
+    """A claim on some of the voxels under work, in detail."""
+
+    claim: Claim
+    at: np.ndarray  # positions among the voxels under work
+    voxels: np.ndarray
+    added: np.ndarray  # bool, as are the following
+    weak: np.ndarray
+    took: dict[str, np.ndarray]
+
+
+class Ledger:
+    """All claims on one segmentation, oldest first, in a grid of `shape` [k, j, i]."""
+
+    def __init__(self, shape: tuple[int, int, int]):
+        self.shape = shape
+        self._claims: dict[tuple[str, str], Claim] = {}
+
+    def __iter__(self) -> Iterator[Claim]:
+        return iter(self._claims.values())
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def get(self, segment: str, plane: str) -> Claim | None:
+        return self._claims.get((segment, plane))
+
+    def add(self, claim: Claim) -> None:
+        """As the newest."""
+        self._claims.pop((claim.segment, claim.plane), None)
+        self._claims[claim.segment, claim.plane] = claim
+
+    def drop(self, segment: str, plane: str) -> None:
+        self._claims.pop((segment, plane), None)
+
+    def lift(self, voxels: np.ndarray, members: Membership) -> Lifted:
+        """Take all claims off ascending `voxels`: `members` becomes what it is without any.
+
+        Voxels that were changed by somebody else since a claim put them there are that somebody's from now on:
+        no claim has them any longer.
+        """
+        touches = self._touches(voxels)
+        foreign = _changed_by_others(touches, members, len(voxels))
+        if foreign.any():
+            touches = [_without(touch, foreign) for touch in touches]
+        for touch in reversed(touches):
+            members[touch.claim.segment][touch.at[touch.added]] = False
+            for segment, lost in touch.took.items():
+                members[segment][touch.at[lost]] = True
+        return Lifted(touches)
+
+    def _touches(self, voxels: np.ndarray) -> list[_Touch]:
+        """The claims on any of the voxels. Most lie elsewhere: that must cost next to nothing."""
+        if not len(voxels):
+            return []
+        places = np.stack(np.unravel_index(voxels, self.shape))
+        low, high = places.min(axis=1), places.max(axis=1)
+        touches = []
+        for claim in self:
+            if not len(claim.voxels):
+                continue
+            first, last = claim.voxels.bounds(self.shape)
+            if (first > high).any() or (last < low).any():
+                continue
+            near = np.arange(len(voxels))
+            for axis in np.flatnonzero((first > low) | (last < high)):
+                there = places[axis][near]
+                near = near[(there >= first[axis]) & (there <= last[axis])]
+            touch = _touch(claim, voxels, near)
+            if touch is not None:
+                touches.append(touch)
+        return touches
+
+
+class Lifted:
+    """Claims taken off some voxels, to be laid down again."""
+
+    def __init__(self, touches: list[_Touch]):
+        self._touches = touches
+
+    def lay_down(self, members: Membership, together: Callable[[str], Iterable[str]], without: Claim | None) -> None:
+        """All but `without`, oldest first, on what `members` holds now, which becomes what it is with them.
+
+        `together(segment)` are the segments that share its labelmap: where one of them has a voxel, the claim
+        cannot, unless it may take it.
+        """
+        for touch in self._touches:
+            if touch.claim is not without:
+                _lay_down(touch, members, together)
+
+
+def place(claim: Claim, voxels: np.ndarray, at: np.ndarray, weak: np.ndarray, members: Membership) -> None:
+    """Lay a new claim over `voxels[at]`; `weak` (bool, as `at`) are those that masking forbids."""
+    touch = _Touch(claim, at, voxels[at], np.zeros(len(at), bool), weak, {})
+    claim.voxels = Runs.of(touch.voxels)
+    claim.weak = Runs.of(touch.voxels[weak]) if weak.any() else _NONE
+    _lay_down(touch, members, lambda _: ())
+
+
+def _touch(claim: Claim, voxels: np.ndarray, near: np.ndarray) -> _Touch | None:
+    """`near` are the positions of those voxels that may be the claim's."""
+    at = near[claim.voxels.find(voxels[near])[0]]
+    if not len(at):
+        return None
+    own = voxels[at]
+    took = {segment: runs.has(own) for segment, runs in claim.took.items()}
+    return _Touch(claim, at, own, claim.added.has(own), claim.weak.has(own), took)
+
+
+def _changed_by_others(touches: list[_Touch], members: Membership, count: int) -> np.ndarray:
+    """bool (N,): voxels that are not in the segments in which the claims left them."""
+    foreign = np.zeros(count, bool)
+    settled: dict[str, np.ndarray] = {}
+
+    def expect(segment: str, at: np.ndarray, inside: bool) -> None:
+        known = settled.setdefault(segment, np.zeros(count, bool))
+        open_ones = at[~known[at]]
+        if segment in members.segments:  # the claims of a segment that is gone are kept to give back what it took
+            foreign[open_ones[members[segment][open_ones] != inside]] = True
+        known[open_ones] = True
+
+    for touch in reversed(touches):
+        expect(touch.claim.segment, touch.at, True)
+        for segment, lost in touch.took.items():
+            expect(segment, touch.at[lost], False)
+    return foreign
+
+
+def _without(touch: _Touch, gone: np.ndarray) -> _Touch:
+    """The touch, and its claim, without voxels that are `gone` (bool over the voxels under work)."""
+    leaving = gone[touch.at]
+    if not leaving.any():
+        return touch
+    claim, left = touch.claim, touch.voxels[leaving]
+    claim.voxels = _minus(claim.voxels, left)
+    claim.added = _minus(claim.added, left)
+    claim.weak = _minus(claim.weak, left)
+    took = {segment: _minus(runs, left) for segment, runs in claim.took.items()}
+    claim.took = {segment: runs for segment, runs in took.items() if len(runs)}
+    keep = ~leaving
+    lost = {segment: flags[keep] for segment, flags in touch.took.items()}
+    return _Touch(claim, touch.at[keep], touch.voxels[keep], touch.added[keep], touch.weak[keep], lost)
+
+
+def _lay_down(touch: _Touch, members: Membership, together: Callable[[str], Iterable[str]]) -> None:
+    claim = touch.claim
+    if claim.segment in members.segments:
+        blocked = np.zeros(len(touch.at), bool)
+        for segment in together(claim.segment):
+            if segment != claim.segment and not claim.may_take_from(segment):
+                blocked |= members[segment][touch.at]
+        blocked &= ~members[claim.segment][touch.at]
+    else:
+        blocked = np.ones(len(touch.at), bool)  # its segment is gone: nothing to lay down
+    if blocked.any():
+        gone = np.zeros(int(touch.at.max()) + 1, bool)
+        gone[touch.at[blocked]] = True
+        touch = _without(touch, gone)
+    own = members[claim.segment]
+    added = ~own[touch.at]
+    own[touch.at] = True
+    claim.added = _replaced(claim.added, touch.voxels, touch.added, added)
+    for segment in members.segments:
+        if not claim.may_take_from(segment):
+            continue
+        other = members[segment]
+        lost = other[touch.at] & ~touch.weak
+        other[touch.at[lost]] = False
+        before = touch.took.get(segment, np.zeros(len(lost), bool))
+        if lost.any() or before.any():
+            claim.took[segment] = _replaced(claim.took.get(segment, _NONE), touch.voxels, before, lost)
+            if not len(claim.took[segment]):
+                del claim.took[segment]
+
+
+def _minus(runs: Runs, voxels: np.ndarray) -> Runs:
+    held = runs.voxels()
+    kept = held[~np.isin(held, voxels, assume_unique=True)]
+    return runs if len(kept) == len(held) else Runs.of(kept)
+
+
+def _replaced(runs: Runs, voxels: np.ndarray, before: np.ndarray, now: np.ndarray) -> Runs:
+    """`runs` with what it says of `voxels` changed from `before` to `now` (bool)."""
+    if np.array_equal(before, now):
+        return runs
+    if not len(runs):
+        return Runs.of(voxels[now])
+    held = runs.voxels()
+    kept = held[~np.isin(held, voxels[before & ~now], assume_unique=True)]
+    return Runs.of(np.union1d(kept, voxels[now & ~before]))

@@ -1,0 +1,277 @@
+"""Masks into segments: at once, without touching a neighbour, and without a trace when they are taken back.
+
+Slicer's own ways of writing one slice rebuild the closed surface or copy the whole labelmap at every click. Here
+the few voxels concerned are set in the labelmap's memory, by the Segment Editor's own rules (`masking`), and the
+surface is marked as stale: `refresh_surface` rebuilds it when the user pauses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.images.resample import covered_voxels
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.claims import Claim, Ledger, Membership, place
+from SAMFineTuneLib.mrml.layers import SURFACE, Grid, Layers, require_editable
+from SAMFineTuneLib.mrml.masking import editing_rules, in_range, intensities_at
+from SAMFineTuneLib.mrml.surfaces import new_surfaces
+
+
+class ClaimInfo(NamedTuple):
+    """One mask that is shown."""
+
+    segment_id: str
+    plane_key: str
+    voxels: int
+
+
+class SegmentWriter:
+    """Shows masks in one segmentation node and takes them back.
+
+    Each pair of a segment and a plane has a claim: what its mask added to the segment, and took from others
+    where the Segment Editor's settings allow that. Showing another mask there, or None, first gives all of it
+    back. What the user drew, before or since, is never part of a claim.
+    """
+
+    def __init__(self, segmentation_node, volume_node, volume: Volume):
+        """`volume` is that of the volume node, as planes and masks refer to it. Raises UserError when the
+        segmentation cannot be edited."""
+        self._node = segmentation_node
+        self._volume_node = volume_node
+        self.volume = volume
+        self.editor_node = None
+        """The vtkMRMLSegmentEditorNode whose masking, intensity range and overwrite mode are honoured."""
+        self.save_undo_state: Callable[[], object] | None = None
+        """Called before the first change after one by somebody else, for Slicer's own undo: for instance
+        `vtkSlicerSegmentEditorLogic.SaveStateForUndo`."""
+        require_editable(segmentation_node)
+        self._grid = Grid.of(segmentation_node, volume_node)
+        self._ledger = Ledger(self._grid.shape)
+        self._writing = False
+        self._changed_by_others = True
+        self._stale: set[str] = set()
+        self._observers = [segmentation_node.AddObserver(event, self._on_change) for event in _foreign_events()]
+
+    # ---- showing masks
+
+    def show(self, segment_id: str, plane: SlicePlane, mask: np.ndarray | None, points=None) -> bool:
+        """Make `mask` (bool [rows, columns]) what the segment's claim on the plane shows; None takes it back.
+
+        `points` (N, 2) are positive points, x and y in the plane's pixels, whose own voxels belong to the mask
+        where it is true. Returns whether any voxel changed. Raises UserError when the segment is gone or the
+        segmentation cannot be edited.
+        """
+        segmentation = self._segmentation()
+        if mask is not None and segmentation.GetSegment(segment_id) is None:
+            raise UserError("The segment of this mask is no longer there: add a segment and place the prompts again.")
+        old = self._ledger.get(segment_id, plane.key)
+        if mask is None:
+            return old is not None and self._withdraw(old)
+        grid = self._current_grid()
+        old = self._ledger.get(segment_id, plane.key)
+        places = covered_voxels(mask, plane, grid.volume(self._node), points)
+        new = np.sort(np.ravel_multi_index(tuple(places), grid.shape))
+        voxels = new if old is None else np.union1d(old.voxels.voxels(), new)
+        return self._rearrange(voxels, old, lambda work: self._claim(segment_id, plane.key, new, work))
+
+    def _withdraw(self, claim: Claim) -> bool:
+        self._current_grid()
+        if self._ledger.get(claim.segment, claim.plane) is not claim:
+            return False  # went with the grid it was made for
+        return self._rearrange(claim.voxels.voxels(), claim, None)
+
+    def _rearrange(self, voxels: np.ndarray, old: Claim | None, claim: Callable[[_Work], None] | None) -> bool:
+        """Lift all claims off the voxels, put back all but `old`, make the new one, and write the difference."""
+        work = _Work(self._segmentation(), self._grid, voxels)
+        lifted = self._ledger.lift(voxels, work.members)
+        lifted.lay_down(work.members, work.layers.together, old)
+        if old is not None:
+            self._ledger.drop(old.segment, old.plane)
+        if claim is not None:
+            claim(work)
+        return self._write(work)
+
+    def _claim(self, segment_id: str, plane_key: str, voxels: np.ndarray, work: _Work) -> None:
+        rules = editing_rules(segment_id, self._node, self.editor_node)
+        permitted = rules.permitted(work.members, len(work.voxels))
+        at = np.searchsorted(work.voxels, voxels)
+        permitted = permitted[at]
+        if rules.intensities is not None:
+            permitted &= self._in_range(work.places[:, at], rules.intensities)
+        kept = permitted | work.members[segment_id][at]
+        claim = Claim(segment_id, plane_key, rules.takes_from)
+        place(claim, work.voxels, at[kept], ~permitted[kept], work.members)
+        if len(claim.voxels):
+            self._ledger.add(claim)
+
+    def _in_range(self, places: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+        source = self.editor_node.GetSourceVolumeNode() or self._volume_node
+        ras = self._grid.volume(self._node).ijk_to_ras(places[::-1].T)
+        return in_range(intensities_at(source, ras), limits)
+
+    def _write(self, work: _Work) -> bool:
+        changes = list(work.members.changed())
+        if not changes:
+            return False
+        if self._changed_by_others and self.save_undo_state is not None:
+            self.save_undo_state()
+        self._changed_by_others = False
+        segmentation = self._segmentation()
+        self._writing = True
+        try:
+            self._make_room(segmentation, work, changes)
+            for segment, lost, _ in changes:
+                work.clear(segment, lost)
+            for segment, _, gained in changes:
+                work.set(segment, gained)
+            self._announce(segmentation, work.layers, [segment for segment, _, _ in changes])
+        finally:
+            self._writing = False
+        return True
+
+    def _make_room(self, segmentation, work: _Work, changes) -> None:
+        """Own labelmaps for segments that are about to overlap; memory where voxels are about to be set."""
+        for segment, _, gained in changes:
+            others = [other for other in work.layers.together(segment) if other != segment]
+            if any((work.members[other] & gained).any() for other in others):
+                segmentation.SeparateSegmentLabelmap(segment)
+                work.layers = Layers(segmentation, self._grid)
+        for segment, _, gained in changes:
+            layer = work.layers.of[segment]
+            if gained.any() or not layer.on_lattice:
+                layer.make_room()
+
+    def _announce(self, segmentation, layers: Layers, segments: list[str]) -> None:
+        """Tell views, storage, history and effects, but not the segmentation itself, which would drop surfaces."""
+        import slicer
+
+        for layer in {id(layer): layer for layer in (layers.of[segment] for segment in segments)}.values():
+            layer.written()
+        has_surface = segmentation.ContainsRepresentation(SURFACE)
+        logic = slicer.vtkSlicerSegmentationsModuleLogic
+        for segment_id in segments:
+            if has_surface:
+                self._stale.add(segment_id)
+            segment = segmentation.GetSegment(segment_id)
+            if logic.GetSegmentStatus(segment) == logic.NotStarted:
+                logic.SetSegmentStatus(segment, logic.InProgress)
+            segmentation.InvokeEvent(segmentation.SourceRepresentationModified, segment_id)
+            segmentation.InvokeEvent(segmentation.RepresentationModified, segment_id)
+
+    # ---- the closed surface
+
+    @property
+    def surface_stale(self) -> bool:
+        """Whether masks were shown since the closed surface was made."""
+        return bool(self._stale) and self._segmentation().ContainsRepresentation(SURFACE)
+
+    def refresh_surface(self) -> None:
+        """Make the closed surfaces of changed segments anew: a second for large ones, so call it from a timer
+        that waits until the user pauses."""
+        segmentation = self._segmentation()
+        stale = [segment for segment in segmentation.GetSegmentIDs() if segment in self._stale]
+        self._stale.clear()
+        if not stale or not segmentation.ContainsRepresentation(SURFACE):
+            return
+        layers = Layers(segmentation, self._grid)
+        self._writing = True
+        try:
+            for segment_id, surface in new_surfaces(segmentation, layers, stale).items():
+                segmentation.GetSegment(segment_id).AddRepresentation(SURFACE, surface)
+                segmentation.InvokeEvent(segmentation.RepresentationModified, segment_id)
+        finally:
+            self._writing = False
+
+    # ---- claims
+
+    def claims(self) -> tuple[ClaimInfo, ...]:
+        """What is shown, oldest first."""
+        return tuple(ClaimInfo(claim.segment, claim.plane, len(claim.voxels)) for claim in self._ledger)
+
+    def forget(self, segment_id: str, plane_key: str | None = None) -> None:
+        """Leave the voxels of a segment's masks, or of one, as they are: from now on they are the user's own."""
+        for claim in [claim for claim in self._ledger if claim.segment == segment_id]:
+            if plane_key in (None, claim.plane):
+                self._ledger.drop(claim.segment, claim.plane)
+
+    def to_dict(self) -> dict:
+        """The claims as plain values for JSON, to be saved with the scene."""
+        return {"grid": self._grid.to_dict(), "claims": [claim.to_dict() for claim in self._ledger]}
+
+    def from_dict(self, values: dict) -> bool:
+        """Take over the claims of a saved scene; False, and none taken, when they are of another grid or damaged:
+        then what they showed is the user's own."""
+        try:
+            if not Grid.from_dict(values["grid"]).same_as(self._grid):
+                return False
+            ledger = Ledger(self._grid.shape)
+            for entry in values["claims"]:
+                claim = Claim.from_dict(entry)
+                if len(claim.voxels) and claim.voxels.last() < np.prod(self._grid.shape):
+                    ledger.add(claim)
+        except (KeyError, TypeError, ValueError):
+            return False
+        self._ledger = ledger
+        return True
+
+    def close(self) -> None:
+        """Let go of the nodes; what is shown stays."""
+        for observer in self._observers:
+            self._node.RemoveObserver(observer)
+        self._observers.clear()
+
+    # ---- the node
+
+    def _segmentation(self):
+        return self._node.GetSegmentation()
+
+    def _current_grid(self) -> Grid:
+        """The grid at this moment. Claims of another, which the user has replaced, cannot be taken back."""
+        require_editable(self._node)
+        grid = Grid.of(self._node, self._volume_node)
+        if not grid.same_as(self._grid):
+            self._grid = grid
+            self._ledger = Ledger(grid.shape)
+        return self._grid
+
+    def _on_change(self, *_) -> None:
+        if not self._writing:
+            self._changed_by_others = True
+
+
+class _Work:
+    """Voxels that are about to change, and the segments they are in."""
+
+    def __init__(self, segmentation, grid: Grid, voxels: np.ndarray):
+        self.voxels = voxels
+        self.places = np.stack(np.unravel_index(voxels, grid.shape))
+        self.layers = Layers(segmentation, grid)
+        self._values: dict[int, np.ndarray] = {}
+        self.members = Membership(self.layers.of, self._read, len(voxels))
+
+    def _read(self, segment: str) -> np.ndarray:
+        layer = self.layers.of[segment]
+        if id(layer) not in self._values:
+            self._values[id(layer)] = layer.values(self.places)
+        return self._values[id(layer)] == layer.labels[segment]
+
+    def clear(self, segment: str, lost: np.ndarray) -> None:
+        if lost.any():
+            self.layers.of[segment].put(self.places[:, lost], 0)
+
+    def set(self, segment: str, gained: np.ndarray) -> None:
+        if gained.any():
+            layer = self.layers.of[segment]
+            layer.put(self.places[:, gained], layer.labels[segment])
+
+
+def _foreign_events() -> tuple[int, ...]:
+    import slicer
+
+    segmentation = slicer.vtkSegmentation
+    return segmentation.SourceRepresentationModified, segmentation.SegmentAdded, segmentation.SegmentRemoved
