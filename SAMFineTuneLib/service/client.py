@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.plane import SlicePlane
@@ -33,6 +35,7 @@ from SAMFineTuneLib.service.events import (
     Event,
     Failed,
     Finished,
+    MaskChanged,
     Notice,
     Status,
     StatusChanged,
@@ -111,6 +114,8 @@ class SessionClient:
         self._batch = _BATCH
         self._defects = 0
         self._inbox: deque[tuple[dict, dict[str, Any]]] = deque()
+        self._told: dict[tuple[int, str], SlicePlane] = {}  # where the host shows a mask
+        self._stale: dict[tuple[int, str], SlicePlane] = {}  # of these, what a new session has not told of yet
         self._out: list[Event] = []
 
     # ---- what the host calls
@@ -162,6 +167,7 @@ class SessionClient:
         self._end_requests()
         self._journal.forget(lambda values: values["do"] not in _BESIDE)
         self._segment_values = set()
+        self._told, self._stale = {}, {}
         self._settled = True
         self._send_volume()
         self._wanted = True
@@ -557,15 +563,31 @@ class SessionClient:
 
     def _take_mask(self, values: dict, arrays: dict) -> None:
         if self._is_about_the_volume(values):
-            self._out.append(decoding.mask_changed(values, arrays))
+            event = decoding.mask_changed(values, arrays)
+            place = event.segment, event.plane.key
+            self._stale.pop(place, None)
+            if event.mask is None:
+                self._told.pop(place, None)
+            else:
+                self._told[place] = event.plane
+            self._out.append(event)
 
     def _take_state(self, values: dict, _: dict) -> None:
         if self._is_about_the_volume(values) and values["applied"] >= self._journal.last:
             state = decoding.state_changed(values)
             self._settled = state.settled
             self._segment_values = {info.value for info in state.segments}
+            if state.settled and "propagate" not in self._jobs.values():
+                self._take_back_stale()
             self._out.append(state)
             self._store_now_and_then()
+
+    def _take_back_stale(self) -> None:
+        """Masks that a lost session had told of, and that did not come again."""
+        for place, plane in self._stale.items():
+            self._told.pop(place, None)
+            self._out.append(MaskChanged(place[0], plane, None, None, np.zeros((0, 2), np.float32)))
+        self._stale = {}
 
     def _take_busy(self, values: dict, _: dict) -> None:
         known = values["job"] is None or values["job"] in self._jobs
@@ -686,6 +708,7 @@ class SessionClient:
             self._lost = "The server had lost the session; it gets the volume and your prompts anew."
         self._session = None
         self._inbox.clear()
+        self._stale = dict(self._told)
         self._opening = self._model_open = self._device = ""
         for upload in self._uploads:
             upload.announced, upload.received = False, 0

@@ -1,0 +1,174 @@
+"""`samfinetune serve`: the worker, for the client that started it, or on a GPU machine for a department."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.service.protocol import Limits
+    from SAMFineTuneLib.service.server import WorkerServer
+
+_EPILOG = """examples:
+  samfinetune serve                                            try it on this computer; prints address and token
+  samfinetune serve --host 0.0.0.0 --token-file token.txt --tls-cert server.pem --tls-key server.key
+                                                               for the computers of a department
+
+The token file is made when it is not there. Give its content and the address to those who may use the server.
+docs/server.md tells what is stored, and what is limited.
+"""
+
+_PORT = 8577
+_GB = 1 << 30
+
+
+def add_parser(subparsers) -> None:
+    """Add `serve`."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="answer prompts for Slicer, here or from another computer",
+        description="Answer prompts for Slicer, on this computer or for others.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
+    parser.add_argument("--port", type=int, help=f"port to listen on (default: {_PORT})")
+    parser.add_argument("--token-file", metavar="FILE", help="file with the token that clients must know")
+    parser.add_argument("--tls-cert", metavar="FILE", help="certificate (PEM), with those it hangs on")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key (PEM, without a password)")
+    parser.add_argument("--sessions", type=int, default=8, help="most sessions at a time (default: 8)")
+    parser.add_argument("--memory-gb", type=float, default=16, help="most memory for volumes (default: 16)")
+    parser.add_argument("--volume-gb", type=float, default=4, help="largest volume (default: 4)")
+    parser.add_argument("--idle-minutes", type=float, default=30, help="end a session left alone so long (default: 30)")
+    parser.add_argument("--read-only", action="store_true", help="clients may not add or remove models or clear caches")
+    parser.add_argument("--handshake", metavar="FILE", help=argparse.SUPPRESS)  # by a client that starts its worker
+    parser.add_argument("--verbose", action="store_true", help="print more about what happens")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted, or until the client that started it is gone."""
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    limits = _limits(args)
+    token = _token(args)
+    server = _server(args, token, limits)
+    if args.handshake:
+        _say_port(server, Path(args.handshake))
+        _end_with_parent(Path(args.handshake))
+    else:
+        _print_welcome(args, server, token)
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start())
+    try:
+        server.serve_forever(poll_interval=0.5)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+    return 0
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    from SAMFineTuneLib.service.protocol import Limits
+
+    if min(args.sessions, args.memory_gb, args.volume_gb, args.idle_minutes) <= 0:
+        raise UserError("Numbers of sessions, gigabytes and minutes are above 0.")
+    return Limits(
+        sessions=args.sessions,
+        memory_bytes=int(args.memory_gb * _GB),
+        volume_bytes=int(min(args.volume_gb, args.memory_gb) * _GB),
+        idle_seconds=args.idle_minutes * 60,
+    )
+
+
+def _token(args: argparse.Namespace) -> str:
+    from SAMFineTuneLib.service.address import Address
+    from SAMFineTuneLib.service.local_worker import TOKEN_VARIABLE
+
+    given = os.environ.pop(TOKEN_VARIABLE, "")  # gone, so that no process started from here sees it
+    if args.token_file:
+        return _read_token(Path(args.token_file).expanduser())
+    if not Address(args.host, 0).is_loopback:
+        raise UserError(f"To serve others at {args.host}, give --token-file FILE; it is made when it is not there.")
+    return given or secrets.token_urlsafe(32)
+
+
+def _read_token(path: Path) -> str:
+    """The token in a file; a file that is not there is made, for its owner to read."""
+    try:
+        if not path.exists():
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(file, "w", encoding="ascii") as made:
+                made.write(secrets.token_urlsafe(32) + "\n")
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"The token file {path} cannot be used: {reason}.") from error
+    if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
+        raise UserError(f"The token in {path} must have 16 letters and digits or more and no spaces; delete the file, "
+                        "and a good one is made.")  # fmt: skip
+    return token
+
+
+def _server(args: argparse.Namespace, token: str, limits: Limits) -> WorkerServer:
+    from SAMFineTuneLib.service.app import ServerApp
+    from SAMFineTuneLib.service.server import WorkerServer, tls_context
+
+    if bool(args.tls_cert) != bool(args.tls_key):
+        raise UserError("TLS needs both, --tls-cert and --tls-key.")
+    tls = tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
+    port = args.port if args.port is not None else (0 if args.handshake else _PORT)
+    return WorkerServer(ServerApp(token, limits, may_change=not args.read_only), args.host, port, tls)
+
+
+def _print_welcome(args: argparse.Namespace, server: WorkerServer, token: str) -> None:
+    from SAMFineTuneLib.service.address import Address
+
+    address = Address(args.host, server.server_port, bool(args.tls_cert))
+    print(f"address  {'https' if args.tls_cert else 'http'}://{address}")
+    print(f"token    {'in ' + args.token_file if args.token_file else token}")
+    if not address.is_loopback and not args.tls_cert:
+        print("warning  without --tls-cert and --tls-key, whoever is on the network between can read images and token; "
+              "leave it so only behind a proxy that speaks TLS", file=sys.stderr)  # fmt: skip
+    print("stop     with Ctrl+C", flush=True)
+
+
+def _say_port(server: WorkerServer, handshake: Path) -> None:
+    from SAMFineTuneLib import __version__
+    from SAMFineTuneLib.files import atomic_write
+    from SAMFineTuneLib.service.protocol import PROTOCOL
+
+    with atomic_write(handshake, durable=False) as temporary:
+        values = {"port": server.server_port, "pid": os.getpid(), "protocol": PROTOCOL, "version": __version__}
+        temporary.write_text(json.dumps(values), encoding="utf-8")
+
+
+def _end_with_parent(handshake: Path) -> None:
+    """End when standard input does: the parent has closed it, or is gone, however it went.
+
+    Nothing needs to be put away: what is written to disk is written whole or not at all.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in the terminal is meant for the parent
+
+    def watch() -> None:
+        try:
+            while sys.stdin.buffer.read(1):
+                pass
+        finally:
+            with contextlib.suppress(OSError):  # the parent's folder, which it may not have had time to remove
+                handshake.unlink(missing_ok=True)
+                handshake.with_name("worker.log").unlink(missing_ok=True)
+                handshake.parent.rmdir()
+            os._exit(0)
+
+    threading.Thread(target=watch, name="samfinetune-parent", daemon=True).start()

@@ -1,0 +1,213 @@
+"""HTTP/1.1 around a `ServerApp`, with the standard library's server: a thread a connection, keep-alive, TLS.
+
+Everything a stranger can do before the token is known is limited: number of connections, length of heads, time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.service.app import ServerApp
+from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Request, Response
+
+_log = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 75.0  # between two requests on one line
+_SLOWEST = 20_000  # bytes a second that a body must come with, beyond the limit for every request
+_LOOK_AROUND = 2.0  # seconds between two looks for what has taken too long
+
+
+class WorkerServer(ThreadingHTTPServer):
+    """Serves an application until `shutdown`. UserError when the address or the certificate cannot be used."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(
+        self, app: ServerApp, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.app = app
+        self._tls = tls
+        self._lines: dict[socket.socket, float] = {}  # each with the time by which it must be done
+        self._lock = threading.Lock()
+        self._looked = 0.0
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            text = f"Nothing can be served at {host}:{port} ({reason}); choose another host or port."
+            raise UserError(text) from error
+
+    def server_bind(self) -> None:
+        """Without looking up this computer's name, which may take seconds."""
+        if os.name == "posix":  # elsewhere it would let two programs share a port
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    # ---- lines
+
+    def process_request(self, request: socket.socket, client_address) -> None:
+        with self._lock:
+            full = len(self._lines) >= self.app.limits.connections
+            if not full:
+                self._lines[request] = time.monotonic() + self.app.limits.request_seconds
+        if full:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def finish_request(self, request: socket.socket, client_address) -> None:
+        if self._tls is not None:
+            request.settimeout(self.app.limits.request_seconds)
+            with self._tls.wrap_socket(request, server_side=True) as secured:
+                with self._lock:
+                    self._lines[secured] = self._lines.pop(request, time.monotonic())
+                try:
+                    self.RequestHandlerClass(secured, client_address, self)
+                finally:
+                    with self._lock:
+                        self._lines.pop(secured, None)
+        else:
+            self.RequestHandlerClass(request, client_address, self)
+
+    def shutdown_request(self, request: socket.socket) -> None:
+        with self._lock:
+            self._lines.pop(request, None)
+        super().shutdown_request(request)
+
+    def must_end_in(self, request: socket.socket, seconds: float) -> None:
+        """Until then this line is left alone."""
+        with self._lock:
+            if request in self._lines:
+                self._lines[request] = time.monotonic() + seconds
+
+    def service_actions(self) -> None:
+        """Called by `serve_forever` now and then: end what has taken too long."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_AROUND:
+            return
+        self._looked = now
+        self.app.expire()
+        with self._lock:
+            late = [line for line, end in self._lines.items() if now > end]
+        for line in late:
+            try:
+                line.shutdown(socket.SHUT_RDWR)  # wakes its thread, which then closes it
+            except OSError:
+                pass
+
+    def handle_error(self, request, client_address) -> None:
+        _log.debug("A connection ended early", exc_info=True)
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.app.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One line: requests one after another."""
+
+    server: WorkerServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = _IDLE_SECONDS
+
+    def do_POST(self) -> None:
+        lengths = self.headers.get_all("Content-Length") or ["0"]
+        if self.headers.get("Transfer-Encoding") or len(lengths) > 1 or not _is_length(lengths[0]):
+            return self.send_error(411, "A request must say its length once, in Content-Length.")
+        length = int(lengths[0])
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        head = Request(self.command, self.path, headers)
+        refusal = self.server.app.admit(head, length)
+        if refusal is not None:
+            self.close_connection |= length > 0  # its body is not read
+            return self._send(refusal)
+        limits = self.server.app.limits
+        self.server.must_end_in(self.connection, limits.request_seconds + length / _SLOWEST)
+        try:
+            body = self._read(length)
+        except MemoryError:
+            return self.send_error(507, "The server has too little free memory for this request.")
+        if body is None:
+            self.close_connection = True
+            return None
+        return self._send(self.server.app.handle(Request(self.command, self.path, headers, body)))
+
+    do_GET = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_POST
+
+    def _read(self, length: int) -> bytearray | None:
+        body = bytearray(length)
+        view, have = memoryview(body), 0
+        while have < length:
+            count = self.rfile.readinto(view[have:])
+            if not count:
+                return None
+            have += count
+        return body
+
+    def _send(self, response: Response) -> None:
+        pieces = list(response.body)
+        self.send_response_only(response.status)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(sum(map(len, pieces))))
+        self.send_header("Cache-Control", "no-store")
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self._headers_buffer.append(b"\r\n")
+        head = b"".join(self._headers_buffer)
+        self._headers_buffer = []
+        limits = self.server.app.limits
+        self.server.must_end_in(self.connection, limits.request_seconds + sum(map(len, pieces)) / _SLOWEST)
+        if self.command == "HEAD":
+            pieces = []
+        self.wfile.write(head + pieces[0] if pieces else head)
+        for piece in pieces[1:]:
+            self.wfile.write(piece)
+        self.server.must_end_in(self.connection, _IDLE_SECONDS)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What is no proper HTTP gets a sentence too."""
+        text = (message or "The server did not understand the request.").encode("utf-8", "replace")[:500]
+        self.close_connection = True
+        self.send_response_only(code)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Connection", "close")
+        self.send_header(MARK, str(PROTOCOL))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+def tls_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
+    """TLS with a certificate and its key, both PEM. UserError when they cannot be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise UserError(
+            f"The certificate {certificate} and key {key} cannot be used (it says: "
+            f"{getattr(error, 'strerror', None) or error}); give both as PEM files, the key without a password."
+        ) from error
+    return context
+
+
+def _is_length(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 16
