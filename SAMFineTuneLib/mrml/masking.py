@@ -1,7 +1,8 @@
 """Where the Segment Editor lets a segment be painted, and what it may paint over.
 
 The same rules as in vtkSlicerSegmentEditorLogic::ModifySegmentByLabelmap, worked out for a few voxels instead of
-whole labelmaps.
+whole labelmaps. One difference is meant: where visible segments may be overwritten, all of them are; Slicer 5.12
+leaves out those that share a labelmap with a hidden segment and with a visible one that was erased before them.
 """
 
 from __future__ import annotations

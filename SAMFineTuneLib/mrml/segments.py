@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.images.plane import SlicePlane, inside
 from SAMFineTuneLib.images.resample import covered_voxels
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.claims import Claim, Ledger, Membership, place
@@ -71,13 +71,25 @@ class SegmentWriter:
             raise UserError("The segment of this mask is no longer there: add a segment and place the prompts again.")
         old = self._ledger.get(segment_id, plane.key)
         if mask is None:
-            return old is not None and self._withdraw(old)
+            return self.take_back(segment_id, plane.key)
         grid = self._current_grid()
         old = self._ledger.get(segment_id, plane.key)
-        places = covered_voxels(mask, plane, grid.volume(self._node), points)
-        new = np.sort(np.ravel_multi_index(tuple(places), grid.shape))
+        new = np.sort(np.ravel_multi_index(tuple(self._covered(mask, plane, points)), grid.shape))
         voxels = new if old is None else np.union1d(old.voxels.voxels(), new)
         return self._rearrange(voxels, old, lambda work: self._claim(segment_id, plane.key, new, work))
+
+    def take_back(self, segment_id: str, plane_key: str) -> bool:
+        """As `show` with None, for who knows only the plane's key, as of `claims`."""
+        claim = self._ledger.get(segment_id, plane_key)
+        return claim is not None and self._withdraw(claim)
+
+    def _covered(self, mask: np.ndarray, plane: SlicePlane, points) -> np.ndarray:
+        """Grid voxels (3, N) as k, j, i. In a grid that reaches beyond the volume, none out there."""
+        grid = self._grid.volume(self._node)
+        places = covered_voxels(mask, plane, grid, points)
+        if grid.shape == self.volume.shape and np.allclose(grid.affine, self.volume.affine, atol=1e-4):
+            return places
+        return places[:, inside(self.volume, grid.ijk_to_ras(places[::-1].T))]
 
     def _withdraw(self, claim: Claim) -> bool:
         self._current_grid()

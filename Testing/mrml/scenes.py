@@ -95,8 +95,8 @@ class SlicerScene:
         node = self.add("vtkMRMLSegmentationNode", name)
         node.CreateDefaultDisplayNodes()
         if volume_node is not None:
-            node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
             node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+            node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
         for segment in names:
             node.GetSegmentation().AddEmptySegment(segment, segment)
         return node

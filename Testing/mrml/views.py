@@ -107,7 +107,8 @@ class SliceView:
         self._factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory()
         self._factory.SetMRMLApplicationLogic(application)
         for manager in MANAGERS:
-            self._factory.RegisterDisplayableManager(manager)
+            if not self._factory.IsDisplayableManagerRegistered(manager):  # the factory is one for all views
+                self._factory.RegisterDisplayableManager(manager)
         self.managers = slicer.vtkMRMLDisplayableManagerGroup()
         self.managers.SetRenderer(self.renderer)
         self.managers.SetMRMLDisplayableNode(self.node)
