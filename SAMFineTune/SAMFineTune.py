@@ -1,0 +1,123 @@
+"""SAMFineTune: segmentation from points, boxes and scribbles with Segment Anything models.
+
+Slicer imports this file at its start. It loads nothing but Slicer's own; the panel and the library come with the
+first look at the module.
+"""
+
+import os
+import sys
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+def _find_library():
+    """SAMFineTuneLib lies beside this file when it is installed, and one folder up in a copy of the repository."""
+    for folder in (_FOLDER, os.path.dirname(_FOLDER)):
+        if os.path.isfile(os.path.join(folder, "SAMFineTuneLib", "__init__.py")):
+            if folder not in sys.path:
+                sys.path.append(folder)
+            break
+    if _FOLDER not in sys.path:
+        sys.path.append(_FOLDER)
+
+
+_find_library()
+
+
+class SAMFineTune(ScriptedLoadableModule):
+    """What Slicer knows of the module before it is opened."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = "SAMFineTune"
+        parent.categories = ["Segmentation"]
+        parent.dependencies = []
+        parent.contributors = ["The SAMFineTune contributors"]
+        parent.helpText = _(
+            "Segments CT, MR and other volumes from points, boxes and scribbles, with Segment Anything (SAM) and its "
+            "medical variants. Choose a volume, choose Include, and click inside a structure in a slice view. "
+            "For research; not a medical device."
+        )
+        parent.acknowledgementText = _(
+            "Segment Anything is by Kirillov et al., ICCV 2023. Please cite it, and the paper of the model you use."
+        )
+        slicer.app.connect("startupCompleted()", _register_sample_data)
+
+
+def _register_sample_data():
+    from SAMFineTunePanels import sample_data
+
+    sample_data.register()
+
+
+class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
+    """Life of the panel in Slicer."""
+
+    def __init__(self, parent=None):
+        self.panel = None
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+
+    def setup(self):
+        ScriptedLoadableModuleWidget.setup(self)
+        from SAMFineTunePanels.panel import Panel
+
+        self.panel = Panel(self.layout, self.parent, self.resourcePath)
+        slicer.app.connect("aboutToQuit()", self.cleanup)
+        # After a reload the module is shown already, and nobody calls enter().
+        if getattr(self.parent, "isEntered", False) is True:
+            self.enter()
+
+    def enter(self):
+        if self.panel is not None:
+            self.panel.enter()
+
+    def exit(self):
+        if self.panel is not None:
+            self.panel.leave()
+
+    def cleanup(self):
+        panel, self.panel = self.panel, None
+        if panel is not None:
+            slicer.app.disconnect("aboutToQuit()", self.cleanup)
+            panel.close()
+
+    def onReload(self):
+        """With the panel and the library, which Slicer would keep as they were."""
+        for name in list(sys.modules):
+            if name.split(".")[0] in ("SAMFineTunePanels", "SAMFineTuneLib"):
+                del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
+
+class SAMFineTuneLogic(ScriptedLoadableModuleLogic):
+    """For scripts: the session of the scene, which is what the panel shows.
+
+    Everything worth calling is in SAMFineTuneLib (`mrml.scene_session` in Slicer, `inference.session` elsewhere).
+    """
+
+    def session(self):
+        """The SceneSession behind the panel; opens the module when it has not been opened yet."""
+        panel = slicer.util.getModuleWidget("SAMFineTune").panel
+        return panel.host.start()
+
+
+class SAMFineTuneTest(ScriptedLoadableModuleTest):
+    """Slicer's self test: the real application, real mouse events in its views, no network."""
+
+    def setUp(self):
+        slicer.mrmlScene.Clear(False)
+
+    def runTest(self, **kwargs):
+        from SAMFineTunePanels.self_test import run
+
+        self.setUp()
+        run(self)

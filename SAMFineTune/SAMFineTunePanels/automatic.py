@@ -1,0 +1,221 @@
+"""Automatic: find objects without prompts, then pick, name or drop them."""
+
+import qt
+import slicer
+
+from .propagate import shown_slice
+from .qt_helpers import Connections, load_ui, quiet
+
+ORIENTATIONS = ("axial", "coronal", "sagittal")
+POINTS_PER_SIDE = (12, 24, 32)
+_SHOWN = 200  # objects in the list
+_DRAWN = 40  # objects at once in the views
+
+
+class AutomaticSection:
+    """What a job found is a list; what is checked in it becomes segments."""
+
+    def __init__(self, host, resource_path):
+        self.host = host
+        self.widget, self.ui = load_ui(resource_path, "Automatic")
+        self._connections = Connections()
+        self._job = None
+        self._numbers = []  # of the objects in the list, by row
+        self._drawn = []  # those that are seen in the views
+        self._node = None  # the segmentation that shows them
+        self._to_name = None  # (segments there were, names for those to come)
+        ui = self.ui
+        ui.objectsTable.verticalHeader().setDefaultSectionSize(22)
+        ui.objectsTable.setColumnWidth(0, 160)
+        for sender, signal, handler in (
+            (ui.findButton, "clicked()", self.find),
+            (ui.keepButton, "clicked()", self.keep),
+            (ui.dropButton, "clicked()", self.drop_selected),
+            (ui.dropAllButton, "clicked()", self.drop_all),
+            (ui.objectsTable, "itemSelectionChanged()", self._show_objects),
+        ):
+            self._connections.add(sender, signal, handler)
+        host.listen("Objects", self._found)
+        host.listen("Turn", self.refresh)
+        host.listen("SessionEnded", lambda _: self.drop_all())
+        host.listen("VolumeChosen", lambda _: self.drop_all())
+
+    def close(self):
+        self._connections.close()
+        self._wipe()
+
+    def refresh(self):
+        self._name_new_segments()
+        session = self.host.session
+        running = any(busy.what == "everything" for busy in self.host.jobs.values())
+        count = len(self._numbers)
+        for button, usable in (
+            (self.ui.findButton, session is not None and session.volume_node is not None and not running),
+            (self.ui.keepButton, count > 0),
+            (self.ui.dropButton, bool(self._selected_rows())),
+            (self.ui.dropAllButton, count > 0),
+        ):
+            if button.enabled != usable:
+                button.setEnabled(usable)
+
+    def find(self):
+        session = self.host.session
+        if session is None:
+            return
+        orientation = ORIENTATIONS[self.ui.viewSelector.currentIndex]
+        first = last = None
+        settings = {"points_per_side": POINTS_PER_SIDE[self.ui.detailSelector.currentIndex]}
+        if self.ui.whereSelector.currentIndex == 0:
+            first = last = shown_slice(session.volume, orientation)
+            if first is None:
+                self.host.warn("No view shows a slice of that orientation; choose another one, or the whole volume.")
+                return
+            settings["min_slices"] = 1
+        self.drop_all()
+        self._job = self.host.act(session.everything, orientation, settings=settings, first=first, last=last)
+
+    def _found(self, event):
+        if event.job != self._job:
+            return
+        table = self.ui.objectsTable
+        with quiet(table):
+            shown = event.objects[:_SHOWN]
+            self._numbers = [info.number for info in shown]
+            table.setRowCount(len(shown))
+            for row, info in enumerate(shown):
+                name = qt.QTableWidgetItem(f"Object {info.number}")
+                name.setIcon(_swatch(info.number))
+                name.setCheckState(qt.Qt.Unchecked)
+                table.setItem(row, 0, name)
+                for column, text in ((1, _size(info)), (2, f"{info.score:.2f}")):
+                    table.setItem(row, column, qt.QTableWidgetItem(text))
+        self._show_objects()
+        if not event.objects:
+            self.host.say("No objects were found; try another contrast, or a more thorough search.")
+        elif len(event.objects) > _SHOWN:
+            self.host.say(f"{len(event.objects)} objects were found; the {_SHOWN} largest are listed.")
+
+    # ---- the list
+
+    def _selected_rows(self):
+        table = self.ui.objectsTable
+        return [row for row in range(len(self._numbers)) if table.item(row, 0).isSelected()]
+
+    def _name(self, row):
+        return self.ui.objectsTable.item(row, 0).text().strip() or f"Object {self._numbers[row]}"
+
+    def keep(self):
+        """What is checked becomes segments; what is selected does when nothing is checked."""
+        table = self.ui.objectsTable
+        rows = [row for row in range(len(self._numbers)) if table.item(row, 0).checkState() == qt.Qt.Checked]
+        rows = rows or self._selected_rows()
+        if not rows:
+            self.host.say("Check the objects to keep first.")
+            return
+        session = self.host.session
+        before = _segment_ids(session)
+        names = [self._name(row) for row in rows]
+        if self.host.act(_done, session.adopt, self._job, [self._numbers[row] for row in rows]):
+            self._to_name = (before, names)
+            self._drop(rows)
+
+    def _name_new_segments(self):
+        """The session makes the segments in the order in which they were asked for, and calls them objects."""
+        if self._to_name is None:
+            return
+        before, names = self._to_name
+        session = self.host.session
+        new = [segment_id for segment_id in _segment_ids(session) if segment_id not in before]
+        if session is None or len(new) < len(names):
+            return
+        self._to_name = None
+        segmentation = session.segmentation_node.GetSegmentation()
+        for segment_id, name in zip(new, names, strict=False):
+            segmentation.GetSegment(segment_id).SetName(name)
+
+    def drop_selected(self):
+        self._drop(self._selected_rows())
+
+    def drop_all(self):
+        self._drop(range(len(self._numbers)))
+
+    def _drop(self, rows):
+        with quiet(self.ui.objectsTable):
+            for row in sorted(rows, reverse=True):
+                self.ui.objectsTable.removeRow(row)
+                del self._numbers[row]
+        self._show_objects()
+
+    # ---- what the objects look like
+
+    def _show_objects(self):
+        """The selected objects in the views, all of them when none is selected."""
+        rows = self._selected_rows() or range(min(len(self._numbers), _DRAWN))
+        numbers = [self._numbers[row] for row in rows]
+        if numbers == self._drawn:
+            return
+        self._drawn = numbers
+        self._wipe()
+        if numbers and self.host.client is not None and self._job is not None:
+            wanted = (self._job, numbers)
+            request = self.host.act(self.host.client.object_masks, *wanted)
+            if request is not None:
+                self.host.ask(request, lambda masks: self._draw(masks) if numbers == self._drawn else None)
+
+    def _draw(self, masks):
+        """In a segmentation of their own, which is in no list and is not saved."""
+        from SAMFineTuneLib.mrml.segments import SegmentWriter
+        from SAMFineTuneLib.prompts import segment_color
+
+        session = self.host.session
+        self._wipe()
+        if session is None or session.volume is None:
+            return
+        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentationNode")
+        node.UnRegister(None)
+        node.SetName("Found objects")
+        node.SetHideFromEditors(True)
+        node.SetSaveWithScene(False)
+        self._node = slicer.mrmlScene.AddNode(node)
+        node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().SetSaveWithScene(False)
+        node.GetDisplayNode().SetOpacity2DFill(0.35)
+        node.SetReferenceImageGeometryParameterFromVolumeNode(session.volume_node)
+        node.SetAndObserveTransformNodeID(session.volume_node.GetTransformNodeID())
+        writer = SegmentWriter(node, session.volume_node, session.volume)
+        for number, plane, mask in masks:
+            segment_id = f"object-{number}"
+            if node.GetSegmentation().GetSegment(segment_id) is None:
+                node.GetSegmentation().AddEmptySegment(segment_id, f"Object {number}", segment_color(number))
+            writer.show(segment_id, plane, mask)
+        writer.close()
+
+    def _wipe(self):
+        node, self._node = self._node, None
+        if node is not None and slicer.mrmlScene.IsNodePresent(node):
+            slicer.mrmlScene.RemoveNode(node)
+
+
+def _done(action, *arguments):
+    """Whether an action that returns nothing was not refused."""
+    action(*arguments)
+    return True
+
+
+def _segment_ids(session):
+    node = session.segmentation_node if session is not None else None
+    return list(node.GetSegmentation().GetSegmentIDs()) if node is not None else []
+
+
+def _size(info):
+    first, last = info.slices
+    return f"{info.area} px" if first == last else f"{info.area} px, slices {first} to {last}"
+
+
+def _swatch(number):
+    """The colour that an object has in the views."""
+    from SAMFineTuneLib.prompts import segment_color
+
+    pixmap = qt.QPixmap(12, 12)
+    pixmap.fill(qt.QColor(*(int(255 * part) for part in segment_color(number))))
+    return qt.QIcon(pixmap)

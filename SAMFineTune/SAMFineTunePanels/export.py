@@ -1,0 +1,113 @@
+"""Export: the segments as a label map in the scene or as a file beside the others of the study."""
+
+import os
+import sys
+
+import ctk
+import slicer
+
+from . import packages, settings
+from .qt_helpers import Connections, load_ui, set_text, set_visible
+
+ENDINGS = ("", ".nii.gz", ".nrrd", ".seg.nrrd", ".dcm")
+
+
+class ExportSection:
+    """Writes into a folder; a file that is there already gets a neighbour, it is never replaced."""
+
+    def __init__(self, host, resource_path, install):
+        self.host = host
+        self._install = install
+        self.widget, self.ui = load_ui(resource_path, "Export")
+        self._connections = Connections()
+        self.ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
+        self.ui.folderEdit.currentPath = settings.read("ExportFolder", os.path.expanduser("~"))
+        self.last = None  # what was written last: a path or a node
+        for sender, signal, handler in (
+            (self.ui.formatSelector, "currentIndexChanged(int)", self._format_chosen),
+            (self.ui.exportButton, "clicked()", self.export),
+        ):
+            self._connections.add(sender, signal, handler)
+        host.listen("Turn", self.refresh)
+        self._format_chosen(0)
+
+    def close(self):
+        self._connections.close()
+
+    def refresh(self):
+        session = self.host.session
+        usable = session is not None and session.segmentation_node is not None
+        if self.ui.exportButton.enabled != usable:
+            self.ui.exportButton.setEnabled(usable)
+
+    @property
+    def ending(self):
+        return ENDINGS[self.ui.formatSelector.currentIndex]
+
+    def _format_chosen(self, index):
+        set_visible(self.ui.folderEdit, bool(self.ending))
+        label = self.ui.exportContents.layout().labelForField(self.ui.folderEdit)
+        if label is not None:
+            set_visible(label, bool(self.ending))
+
+    def export(self):
+        """What cannot be exported is said in the panel."""
+        session = self.host.session
+        if session is None or session.segmentation_node is None:
+            return
+        if self.ending == ".dcm" and packages.DICOM_SEG.missing():
+            wanted = packages.DICOM_SEG
+            self.host.say(f"DICOM SEG needs {wanted.title} ({wanted.size}); it is being installed.")
+            self._install(wanted, self.export)
+            return
+        self.last = None
+        with slicer.util.WaitCursor():
+            self.host.act(self._export, session)
+
+    def _export(self, session):
+        from SAMFineTuneLib.mrml import export
+
+        ids = self._segment_ids(session.segmentation_node)
+        if not self.ending:
+            self.last = export.to_labelmap_node(session.segmentation_node, session.volume_node, ids)
+            set_text(self.ui.exportLabel, f"Made the label map {self.last.GetName()}.")
+            return
+        path = self._free_path(session.segmentation_node.GetName())
+        files = ()
+        if self.ending == ".dcm":
+            files = dicom_files(session.volume_node)
+            if packages.DICOM_SEG.folder not in sys.path and os.path.isdir(packages.DICOM_SEG.folder):
+                sys.path.append(packages.DICOM_SEG.folder)  # last: what Slicer has itself counts first
+        notes = export.export_file(path, session.segmentation_node, session.volume_node, ids, files)
+        self.last = path
+        settings.write("ExportFolder", os.path.dirname(path))
+        set_text(self.ui.exportLabel, " ".join([f"Wrote {path}.", *notes]))
+
+    def _segment_ids(self, node):
+        if not self.ui.visibleOnlyBox.checked:
+            return None
+        display = node.GetDisplayNode()
+        return [i for i in node.GetSegmentation().GetSegmentIDs() if display is None or display.GetSegmentVisibility(i)]
+
+    def _free_path(self, name):
+        from SAMFineTuneLib.errors import UserError
+
+        folder = self.ui.folderEdit.currentPath.strip()
+        if not os.path.isdir(folder):
+            raise UserError(f"“{folder}” is no folder; choose one to export into.")
+        stem = "".join(c if c.isalnum() or c in " -_()" else "_" for c in name).strip() or "segmentation"
+        number, path = 1, os.path.join(folder, stem + self.ending)
+        while os.path.exists(path):
+            number += 1
+            path = os.path.join(folder, f"{stem} {number}{self.ending}")
+        return path
+
+
+def dicom_files(volume_node):
+    """Files of the series a volume was loaded from, as Slicer's DICOM database knows them; empty without."""
+    uids = (volume_node.GetAttribute("DICOM.instanceUIDs") or "").split()
+    database = getattr(slicer, "dicomDatabase", None)
+    if not uids or database is None:
+        return ()
+    files = [database.fileForInstance(uid) for uid in uids]
+    return [path for path in files if path]

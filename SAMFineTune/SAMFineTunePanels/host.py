@@ -1,0 +1,195 @@
+"""What drives the session: a timer that lets it work for a moment, again and again, on Slicer's own thread.
+
+No Python thread: they starve while Slicer idles. Everything slow happens in the worker process.
+"""
+
+import logging
+import time
+
+import qt
+import slicer
+
+WORKING = 15  # ms between two turns while something is going on
+RESTING = 100  # ms while nothing is; a click is noticed after half of it on average
+AWAY = 400  # ms while the module is not shown
+BUDGET = 0.02  # s of a turn
+STAY_AWAKE = 1.0  # s after the last event
+END_WORKER_AFTER = 300.0  # s without the module being shown and without work; it starts again when needed
+
+
+class Host:
+    """Client, session and timer. Sections `listen` to events and `ask` the worker questions."""
+
+    def __init__(self, parent, make_client, make_session):
+        self._make_client = make_client
+        self._make_session = make_session
+        self._listeners = []
+        self._answers = {}
+        self._every_turn = []
+        self._awake_until = 0.0
+        self._left_at = None
+        self._pumping = False
+        self.client = None
+        self.session = None
+        self.jobs = {}  # number (None: in the background) -> the last Busy of what runs
+        self.status = None
+        self.timer = qt.QTimer(parent)
+        self.timer.setInterval(RESTING)
+        self.timer.connect("timeout()", self.turn)
+
+    # ---- life
+
+    def start(self):
+        """The session, made when there is none. Starts no process before there is a volume to send."""
+        if self.session is None:
+            self.client = self._make_client()
+            self.session = self._make_session(slicer.mrmlScene, self.client)
+            self.tell("SessionStarted", self.session)
+        return self.session
+
+    def stop(self):
+        """End session and worker; what the session knows stays in the scene."""
+        session, self.session, self.client = self.session, None, None
+        self.jobs.clear()
+        self._answers.clear()
+        self.status = None
+        if session is not None:
+            session.close()
+            self.tell("SessionEnded", None)
+
+    def enter(self):
+        self._left_at = None
+        self.wake()
+        if not self.timer.active:
+            self.timer.start()
+
+    def leave(self):
+        self._left_at = time.monotonic()
+
+    def close(self):
+        self.timer.stop()
+        self.timer.disconnect("timeout()")
+        self.stop()
+        self._listeners, self._every_turn = [], []
+        self.timer.deleteLater()
+
+    # ---- talking
+
+    def listen(self, kind, handler):
+        """`handler(event)` for every event of that class name; "Turn" is every turn of the timer."""
+        if kind == "Turn":
+            self._every_turn.append(handler)
+        else:
+            self._listeners.append((kind, handler))
+
+    def tell(self, kind, event):
+        for wanted, handler in list(self._listeners):
+            if wanted == kind:
+                self._guarded(handler, event)
+
+    def ask(self, request, answered):
+        """`answered(value)` when the answer to a request number comes."""
+        self._answers[request] = answered
+        self.wake()
+
+    def wake(self):
+        """Turn quickly for a while: something was asked for."""
+        self._awake_until = time.monotonic() + STAY_AWAKE
+        self._pace()
+
+    def act(self, action, *arguments, **options):
+        """Call the session; what it refuses becomes a message. Returns None then."""
+        from SAMFineTuneLib.errors import UserError
+
+        self.wake()
+        try:
+            return action(*arguments, **options)
+        except UserError as error:
+            self.warn(str(error))
+        except Exception as error:
+            logging.exception("SAMFineTune: %s failed", getattr(action, "__name__", action))
+            self.warn("This did not work (%s); more is in Slicer's log." % (str(error) or type(error).__name__))
+        return None
+
+    def warn(self, text):
+        self.tell("Warning", text)
+
+    def say(self, text):
+        self.tell("Say", text)
+
+    # ---- the timer
+
+    @property
+    def working(self):
+        state = getattr(self.status, "state", "stopped")
+        return bool(self.jobs) or bool(self._answers) or state in ("starting", "connecting", "uploading")
+
+    def turn(self):
+        if self._pumping:  # a handler that opened a dialog let the timer in again
+            return
+        self._pumping = True
+        try:
+            self._turn()
+        finally:
+            self._pumping = False
+
+    def _turn(self):
+        if self.session is not None:
+            events = self._pumped()
+            if events:
+                self._awake_until = time.monotonic() + STAY_AWAKE
+            for event in events:
+                self._take(event)
+            if not self.jobs and self.session.refresh_due:
+                self._guarded(self.session.refresh_surface)
+        for handler in list(self._every_turn):
+            self._guarded(handler)
+        if self._left_at is not None and not self.working and time.monotonic() - self._left_at > END_WORKER_AFTER:
+            self.stop()
+        if self._left_at is not None and self.session is None:
+            self.timer.stop()
+        self._pace()
+
+    def _pumped(self):
+        try:
+            return self.session.pump(BUDGET)
+        except Exception:
+            logging.exception("SAMFineTune: the session failed")
+            self.warn("Something went wrong inside SAMFineTune; more is in Slicer's log.")
+            return []
+
+    def _pace(self):
+        if time.monotonic() < self._awake_until or self.working:
+            interval = WORKING
+        else:
+            interval = RESTING if self._left_at is None else AWAY
+        if self.timer.interval != interval:
+            self.timer.setInterval(interval)
+
+    def _take(self, event):
+        kind = type(event).__name__
+        if kind == "Busy":
+            self.jobs[event.job] = event
+        elif kind == "Finished":
+            self.jobs.pop(event.job, None)
+        elif kind == "StatusChanged":
+            self.status = event.status
+            if event.status.state in ("stopped", "failed"):
+                self.jobs.clear()
+        elif kind == "Failed":
+            if event.details:
+                logging.error("SAMFineTune: %s\n%s", event.text, event.details)
+            if event.job is not None:
+                self.jobs.pop(event.job, None)
+            self._answers.pop(getattr(event, "request", None), None)
+        elif kind == "Answered":
+            answered = self._answers.pop(event.request, None)
+            if answered is not None:
+                self._guarded(answered, event.value)
+        self.tell(kind, event)
+
+    def _guarded(self, handler, *arguments):
+        try:
+            handler(*arguments)
+        except Exception:
+            logging.exception("SAMFineTune: %s failed", getattr(handler, "__name__", handler))

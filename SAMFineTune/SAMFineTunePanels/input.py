@@ -1,0 +1,245 @@
+"""Input: the volume, where masks go, and in which grey values the model sees it."""
+
+import time
+
+import qt
+import slicer
+
+from .qt_helpers import Connections, load_ui, pixmap_of, quiet, set_text, set_visible
+
+AUTOMATIC, DISPLAYED, CUSTOM = "auto", "displayed", "custom"
+PREVIEW_EVERY = 0.3  # s
+
+
+class InputSection:
+    """Volume, segmentation and window of the session, and a picture of what the model sees."""
+
+    def __init__(self, host, resource_path):
+        self.host = host
+        self.widget, self.ui = load_ui(resource_path, "Input")
+        self.widget.setMRMLScene(slicer.mrmlScene)
+        self._connections = Connections()
+        self._windows = []  # what the entries of the selector mean
+        self._window = None  # in which the model sees the volume
+        self._previewed = None
+        self._preview_after = 0.0
+        self._fill_windows(None)
+        ui = self.ui
+        for sender, signal, handler in (
+            (ui.volumeSelector, "currentNodeChanged(vtkMRMLNode*)", self._volume_chosen),
+            (ui.segmentationSelector, "currentNodeChanged(vtkMRMLNode*)", self._segmentation_chosen),
+            (ui.windowSelector, "currentIndexChanged(int)", self._window_chosen),
+            (ui.lowSpinBox, "valueChanged(double)", self._range_changed),
+            (ui.highSpinBox, "valueChanged(double)", self._range_changed),
+        ):
+            self._connections.add(sender, signal, handler)
+        host.listen("Turn", self.refresh)
+        host.listen("StateChanged", self._state_changed)
+        host.listen("SessionStarted", lambda session: self.show_session())
+        set_visible(ui.rangeRow, False)
+
+    def close(self):
+        self._connections.close()
+        # No widget may observe the scene any longer than the section lives.
+        self.widget.setMRMLScene(None)
+
+    # ---- volume and segmentation
+
+    @property
+    def volume_node(self):
+        return self.ui.volumeSelector.currentNode()
+
+    @property
+    def segmentation_node(self):
+        return self.ui.segmentationSelector.currentNode()
+
+    def show_session(self):
+        """Select what the session works on, without choosing anything anew."""
+        session = self.host.session
+        if session is None:
+            return
+        ui = self.ui
+        with quiet(ui.volumeSelector, ui.segmentationSelector):
+            if ui.volumeSelector.currentNode() is not session.volume_node:
+                ui.volumeSelector.setCurrentNode(session.volume_node)
+            if ui.segmentationSelector.currentNode() is not session.segmentation_node:
+                ui.segmentationSelector.setCurrentNode(session.segmentation_node)
+        self._fill_windows(session.volume)
+        self._show_choice(session)
+
+    def choose_volume(self, node):
+        self.ui.volumeSelector.setCurrentNode(node)
+
+    def _volume_chosen(self, node):
+        """Another volume: with its own segmentation, seen in its own window."""
+        session = self.host.start()
+        if node is session.volume_node:
+            return
+        self.host.tell("Dismiss", None)
+        self.host.act(session.set_segmentation_node, None)
+        self.host.act(session.set_volume_node, node)
+        if node is not None and session.volume_node is node:
+            self.host.act(session.set_segmentation_node, segmentation_of(node))
+            if self.window_choice == CUSTOM:
+                self.ui.windowSelector.setCurrentIndex(0)
+            self._apply_window()
+            self._show_in_views(node)
+        self.show_session()
+        if session.volume_node is not None:
+            self.host.tell("VolumeChosen", node)
+
+    def _show_in_views(self, node):
+        """Somebody who picks a volume wants to see it; views that show it already are left alone."""
+        composites = slicer.mrmlScene.GetNodesByClass("vtkMRMLSliceCompositeNode")
+        composites.UnRegister(None)
+        shown = [composites.GetItemAsObject(n).GetBackgroundVolumeID() for n in range(composites.GetNumberOfItems())]
+        if node.GetID() not in shown and shown:
+            slicer.util.setSliceViewerLayers(background=node, fit=True)
+
+    def _segmentation_chosen(self, node):
+        session = self.host.start()
+        if node is not session.segmentation_node:
+            self.host.act(session.set_segmentation_node, node)
+            self.show_session()
+
+    # ---- window
+
+    def _fill_windows(self, volume):
+        from SAMFineTuneLib.images.window import CT_PRESETS
+
+        entries = [(AUTOMATIC, "Automatic"), (DISPLAYED, "As displayed")]
+        if volume is None or volume.modality in ("", "CT"):
+            for name, (level, width) in CT_PRESETS.items():
+                label = f"CT {name} (level {level:g}, width {width:g})"
+                entries.append(("ct-" + name, label))
+        entries += [("percentiles", "Percentiles 0.5 to 99.5"), ("minmax", "Lowest to highest value")]
+        entries.append((CUSTOM, "Range…"))
+        names = [name for name, _ in entries]
+        if names == self._windows:
+            return
+        selector = self.ui.windowSelector
+        before = self._windows[selector.currentIndex] if self._windows else AUTOMATIC
+        with quiet(selector):
+            selector.clear()
+            for _, label in entries:
+                selector.addItem(label)
+            self._windows = names
+            selector.setCurrentIndex(names.index(before) if before in names else 0)
+
+    @property
+    def window_choice(self):
+        return self._windows[self.ui.windowSelector.currentIndex]
+
+    def _show_choice(self, session):
+        """What the scene says was chosen, as after loading it."""
+        choice = session.parameters.get("Contrast")
+        if choice in self._windows and choice != self.window_choice:
+            with quiet(self.ui.windowSelector):
+                self.ui.windowSelector.setCurrentIndex(self._windows.index(choice))
+        set_visible(self.ui.rangeRow, self.window_choice == CUSTOM)
+        if session.window is not None:
+            self._show_window(session.window)
+            if self.window_choice == CUSTOM:
+                with quiet(self.ui.lowSpinBox, self.ui.highSpinBox):
+                    self.ui.lowSpinBox.value, self.ui.highSpinBox.value = session.window.low, session.window.high
+
+    def _window_chosen(self, index):
+        set_visible(self.ui.rangeRow, self.window_choice == CUSTOM)
+        self._apply_window()
+
+    def _range_changed(self, value):
+        if self.window_choice == CUSTOM:
+            self._apply_window()
+
+    def _apply_window(self):
+        session = self.host.session
+        if session is None or session.volume is None:
+            return
+        self.host.act(self._set_window, session)
+
+    def _set_window(self, session):
+        from SAMFineTuneLib.images.window import IntensityWindow, choose_window
+
+        choice = self.window_choice
+        if choice == DISPLAYED:
+            window = None  # the session follows it
+        elif choice == CUSTOM:
+            window = IntensityWindow(self.ui.lowSpinBox.value, self.ui.highSpinBox.value, "as given")
+        else:
+            window = choose_window(session.volume, None if choice == AUTOMATIC else choice)
+        session.set_window(window)
+        session.parameters.set("Contrast", choice)
+        if window is not None:
+            self._show_window(window)
+
+    def _state_changed(self, event):
+        if event.window is not None:
+            self._show_window(event.window)
+
+    def _show_window(self, window):
+        self._window = window
+        set_text(self.ui.windowLabel, "Black up to {:g}, white from {:g}{}.".format(
+            window.low, window.high, f" ({window.name})" if window.name else ""))
+        if self.window_choice != CUSTOM:
+            with quiet(self.ui.lowSpinBox, self.ui.highSpinBox):
+                self.ui.lowSpinBox.value = window.low
+                self.ui.highSpinBox.value = window.high
+
+    # ---- preview
+
+    def refresh(self):
+        session = self.host.session
+        if session is None or session.volume_node is None:
+            self._previewed = None
+            if self.ui.previewLabel.text == "":
+                self.ui.previewLabel.clear()
+            return
+        shown = not self.ui.previewBox.collapsed and not self.ui.inputSection.collapsed and self.widget.visible
+        if shown and time.monotonic() >= self._preview_after:
+            self._preview_after = time.monotonic() + PREVIEW_EVERY
+            self._show_preview(session)
+
+    def _show_preview(self, session):
+        from SAMFineTuneLib.errors import UserError
+        from SAMFineTuneLib.images.resample import picture
+        from SAMFineTuneLib.mrml.slice_views import plane_of_view
+
+        node = view_under_mouse() or first_slice_node()
+        if node is None or session.volume is None or self._window is None:
+            return
+        try:
+            plane = plane_of_view(node, session.volume)
+        except UserError:
+            return
+        state = (session.volume_node.GetID(), plane.key, self._window.low, self._window.high)
+        if state == self._previewed:
+            return
+        self._previewed = state
+        pixels = picture(session.volume, plane, self._window)
+        pixels = pixels if pixels.ndim == 2 else pixels[..., 0]
+        step = max(1, max(pixels.shape) // 512)
+        size = qt.QSize(360, 220)
+        self.ui.previewLabel.setPixmap(
+            pixmap_of(pixels[::step, ::step]).scaled(size, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation))
+
+
+def segmentation_of(volume_node):
+    """The segmentation that was made on a volume, the newest first; None when there is none."""
+    scene = slicer.mrmlScene
+    count = scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
+    for n in reversed(range(count)):
+        node = scene.GetNthNodeByClass(n, "vtkMRMLSegmentationNode")
+        reference = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+        if reference is volume_node and not node.GetHideFromEditors():
+            return node
+    return None
+
+
+def view_under_mouse():
+    """The slice node whose view the mouse is or was in last, None before."""
+    crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+    return None if crosshair is None else crosshair.GetCursorPositionXYZ([0.0, 0.0, 0.0])
+
+
+def first_slice_node():
+    return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode")

@@ -1,0 +1,309 @@
+"""Model: which one answers, with which adapter and on what; adding and removing models; the cache of embeddings."""
+
+import qt
+import slicer
+
+from . import settings
+from .qt_helpers import Connections, confirmed, load_ui, quiet, set_text
+
+DEVICES = ("auto", "cpu", "cuda")
+NO_ADAPTER = "None"
+BUNDLED = "compact"
+_ORDER = ("bundled", "installed", "download", "import")
+_WHERE = {"bundled": "", "installed": "", "download": " (download)", "import": " (import its file)"}
+
+
+class ModelSection:
+    """The list comes from the worker, so that a server offers its own models; bundled ones are first."""
+
+    def __init__(self, host, resource_path, install):
+        self.host = host
+        self._install = install
+        self.widget, self.ui = load_ui(resource_path, "Model")
+        self._connections = Connections()
+        self._rows = []
+        self._adapters = [""]
+        self._asked = False
+        ui = self.ui
+        for sender, signal, handler in (
+            (ui.modelSelector, "activated(int)", self._model_chosen),
+            (ui.adapterSelector, "activated(int)", self._adapter_chosen),
+            (ui.deviceSelector, "activated(int)", self._device_chosen),
+            (ui.importButton, "clicked()", self.import_file),
+            (ui.downloadButton, "clicked()", self.download),
+            (ui.removeButton, "clicked()", self.remove),
+            (ui.embedButton, "clicked()", self.embed),
+            (ui.clearCacheButton, "clicked()", self.clear_cache),
+            (ui.modelSection, "contentsCollapsed(bool)", self._unfolded),
+        ):
+            self._connections.add(sender, signal, handler)
+        ui.modelSelector.addItem("Compact (bundled)")
+        ui.adapterSelector.addItem(NO_ADAPTER)
+        device = settings.read("Device", "auto")
+        ui.deviceSelector.setCurrentIndex(DEVICES.index(device) if device in DEVICES else 0)
+        host.listen("StatusChanged", self._status_changed)
+        host.listen("Finished", self._finished)
+        host.listen("SessionStarted", self._session_started)
+        host.listen("SessionEnded", lambda _: self._reset())
+        host.listen("Turn", self.refresh)
+
+    def close(self):
+        self._connections.close()
+
+    # ---- the list
+
+    def _reset(self):
+        self._asked = False
+
+    def _session_started(self, session):
+        self._reset()
+
+    def _unfolded(self, collapsed):
+        if not collapsed:
+            self._ask_again()
+
+    def _status_changed(self, event):
+        if event.status.state == "ready" and not self._asked:
+            self._ask_again()
+
+    def _ask_again(self):
+        session = self.host.session
+        if session is None or getattr(self.host.status, "state", "") != "ready":
+            return
+        self._asked = True
+        client = self.host.client
+        self.host.ask(client.models(), self._models_known)
+        self.host.ask(client.adapters(), self._adapters_known)
+        self.host.ask(client.cache_info(), self._cache_known)
+
+    def _models_known(self, rows):
+        rows = [row for row in rows if row.get("promptable", True)]
+        self._rows = sorted(rows, key=lambda row: _ORDER.index(row["where"]) if row["where"] in _ORDER else 9)
+        selector = self.ui.modelSelector
+        with quiet(selector):
+            selector.clear()
+            for row in self._rows:
+                text = row["name"] + (" (bundled)" if row["where"] == "bundled" else _WHERE.get(row["where"], ""))
+                selector.addItem(text)
+        self._select(self.model_id)
+
+    def _select(self, model_id):
+        for index, row in enumerate(self._rows):
+            if row["id"] == model_id:
+                with quiet(self.ui.modelSelector):
+                    self.ui.modelSelector.setCurrentIndex(index)
+        self._describe()
+
+    def _adapters_known(self, rows):
+        self._adapters = [""] + [row["id"] for row in rows]
+        selector = self.ui.adapterSelector
+        with quiet(selector):
+            selector.clear()
+            selector.addItem(NO_ADAPTER)
+            for row in rows:
+                selector.addItem(row.get("label") or row["id"])
+            current = self.adapter_id
+            selector.setCurrentIndex(self._adapters.index(current) if current in self._adapters else 0)
+
+    @property
+    def row(self):
+        """What is known of the selected model, None before the worker has told."""
+        index = self.ui.modelSelector.currentIndex
+        return self._rows[index] if 0 <= index < len(self._rows) else None
+
+    def _describe(self):
+        row = self.row
+        if row is None:
+            return
+        parts = [row.get("description", ""), readable_size(row.get("bytes"))]
+        parts.append("licence: {}".format(row["licence"]) if row.get("licence") else "")
+        parts.append("needs PyTorch" if row.get("needs_torch") else "")
+        set_text(self.ui.modelLabel, "; ".join(part.rstrip(".") for part in parts if part))
+
+    def refresh(self):
+        row, ready = self.row, getattr(self.host.status, "state", "") == "ready"
+        where = row["where"] if row is not None else ""
+        has_volume = self.host.session is not None and self.host.session.volume_node is not None
+        embedding = any(busy.what == "embed" for busy in self.host.jobs.values())
+        for button, usable in (
+            (self.ui.importButton, ready),
+            (self.ui.downloadButton, ready and where == "download"),
+            (self.ui.removeButton, ready and where == "installed"),
+            (self.ui.embedButton, ready and has_volume and not embedding),
+            (self.ui.clearCacheButton, ready),
+            (self.ui.modelSelector, bool(self._rows)),
+        ):
+            if button.enabled != usable:
+                button.setEnabled(usable)
+
+    # ---- choosing
+
+    def _model_chosen(self, index):
+        self._describe()
+        row = self.row
+        if row is None:
+            return
+        if row["where"] == "download":
+            self.host.say(f"{row['name']} is not on this computer yet; press Download to see its size and licence.")
+        elif row["where"] == "import":
+            self.host.say(row.get("how_to_get") or "Get the file of {} and import it.".format(row["name"]))
+        else:
+            self.use(row)
+
+    def use(self, row):
+        """Answer with this model, once what it needs is there."""
+        if row.get("needs_torch") and not self.host.remote and not torch_is_there():
+            if not install_torch(self.host):
+                self._select(self.model_id)
+                return
+        session = self.host.start()
+        self.host.act(session.set_model, row["id"], adapter="", device=self.device)
+        self._select(row["id"])
+        with quiet(self.ui.adapterSelector):
+            self.ui.adapterSelector.setCurrentIndex(0)
+
+    @property
+    def model_id(self):
+        """The one that answers."""
+        session = self.host.session
+        return BUNDLED if session is None else session.parameters.get("Model", BUNDLED)
+
+    @property
+    def adapter_id(self):
+        return "" if self.host.session is None else self.host.session.parameters.get("Adapter")
+
+    @property
+    def device(self):
+        return DEVICES[self.ui.deviceSelector.currentIndex]
+
+    def _adapter_chosen(self, index):
+        session = self.host.session
+        if session is not None:
+            self.host.act(session.set_model, self.model_id, adapter=self._adapters[index], device=self.device)
+
+    def _device_chosen(self, index):
+        settings.write("Device", self.device)
+        session = self.host.session
+        if session is not None:
+            self.host.act(session.set_model, self.model_id, adapter=self.adapter_id, device=self.device)
+
+    # ---- adding and removing
+
+    def import_file(self):
+        kinds = "Models (*.pth *.pt *.safetensors)"
+        window, folder = slicer.util.mainWindow(), settings.read("ImportFolder")
+        path = qt.QFileDialog.getOpenFileName(window, "Import a model", folder, kinds)
+        path = path[0] if isinstance(path, (tuple, list)) else path  # differs between bindings
+        if path:
+            self.import_path(path)
+
+    def import_path(self, path):
+        import os
+
+        settings.write("ImportFolder", os.path.dirname(path))
+        request = self.host.act(self.host.client.import_model, path)
+        if request is not None:
+            self.host.say(f"Importing {os.path.basename(path)}.")
+            self.host.ask(request, self._imported)
+
+    def _imported(self, value):
+        if value is None:  # cancelled
+            return
+        terms = (" Terms: " + value["terms"]) if value.get("terms") else ""
+        self.host.say("{} was imported.{}".format(value["model"], terms))
+        self.host.ask(self.host.client.models(), lambda rows: self._added(rows, value["model"]))
+
+    def _added(self, rows, model_id):
+        self._models_known(rows)
+        self._select(model_id)
+        if self.row is not None and self.row["id"] == model_id:
+            self.use(self.row)
+
+    def download(self):
+        """Only after size and licence were shown and agreed to."""
+        row = self.row
+        if row is None or row["where"] != "download":
+            return
+        text = "\n\n".join(part for part in (
+            "{}: {} to download, kept on this computer until you remove it.".format(
+                row["name"], readable_size(row.get("bytes")) or "size not stated"),
+            "Licence: {}. {}".format(row["licence"], row.get("licence_note", "")),
+            "From {}".format(row["source"]) if row.get("source") else "",
+            row.get("needs", ""),
+        ) if part)
+        if not confirmed(text, "Agree and download"):
+            return
+        asked = self.host.act(self.host.client.download, row["id"])
+        if asked is not None:
+            self.host.ask(asked[0], self._imported)
+
+    def remove(self):
+        row = self.row
+        if row is None or row["where"] != "installed":
+            return
+        if not confirmed("{} will be deleted from this computer ({}).".format(row["name"], readable_size(row["bytes"])),
+                         "Delete"):
+            return
+        if self.host.session is not None and self.model_id == row["id"]:
+            self.host.act(self.host.session.set_model, BUNDLED, adapter="", device=self.device)
+        request = self.host.act(self.host.client.remove_model, row["id"])
+        if request is not None:
+            self.host.ask(request, lambda _: self._ask_again())
+
+    # ---- embeddings
+
+    def embed(self):
+        from .input import first_slice_node, view_under_mouse
+
+        node = view_under_mouse() or first_slice_node()
+        if self.host.session is not None and node is not None:
+            self.host.act(self.host.session.embed_around, node)
+
+    def _finished(self, event):
+        if event.what == "embed" and getattr(self.host.status, "state", "") == "ready":
+            self.host.ask(self.host.client.cache_info(), self._cache_known)
+
+    def _cache_known(self, info):
+        set_text(self.ui.cacheLabel, "Prepared slices take %s." % (readable_size(info.get("bytes", 0)) or "no room"))
+
+    def clear_cache(self):
+        request = self.host.act(self.host.client.clear_cache)
+        if request is not None:
+            self.host.ask(request, self._cache_cleared)
+
+    def _cache_cleared(self, value):
+        self.host.say("%s freed." % (readable_size(value.get("freed", 0)) or "Nothing"))
+        self.host.ask(self.host.client.cache_info(), self._cache_known)
+
+
+def torch_is_there():
+    import importlib.util
+
+    return importlib.util.find_spec("torch") is not None
+
+
+def install_torch(host):
+    """Through the PyTorch extension, which knows the right build for this computer; asked by its own dialog."""
+    try:
+        import PyTorchUtils
+    except ImportError:
+        host.warn("This model needs PyTorch: install the extension PyTorch in Slicer's Extensions Manager, restart "
+                  "Slicer, and choose the model again.")
+        return False
+    logic = PyTorchUtils.PyTorchUtilsLogic()
+    if not logic.torchInstalled():
+        logic.installTorch(askConfirmation=True)
+    if not logic.torchInstalled():
+        host.warn("PyTorch was not installed, so this model cannot be used; another model can.")
+        return False
+    return True
+
+
+def readable_size(count):
+    """ "375 MB"; empty when unknown or nothing."""
+    if not count:
+        return ""
+    for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
+        if count >= divisor:
+            return f"{count / divisor:.3g} {unit}"
+    return "%.3g kB" % (count / 1e3)

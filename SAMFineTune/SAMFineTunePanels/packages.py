@@ -1,0 +1,230 @@
+"""Python packages that the worker needs and Slicer does not have, in a folder of their own.
+
+Nothing is ever installed into Slicer's own Python: a package that other extensions rely on cannot be replaced by
+this one. pip runs in a process of its own, first downloading (what has arrived is kept, so that a second try goes on
+from there) and then unpacking into a folder that appears when it is complete.
+
+Why QProcess: its output arrives as signals, while a thread that reads a pipe would starve whenever Slicer idles.
+Why it is ended by closing its input: Slicer's Python is a launcher, and killing that leaves the real one running.
+"""
+
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import sys
+
+import qt
+import slicer
+
+
+class PackageSet:
+    """Packages that are installed together. `probe` is what can be imported once they are there."""
+
+    def __init__(self, name, title, requirements, probe, size):
+        self.name = name
+        self.title = title
+        self.requirements = requirements
+        self.probe = probe
+        self.size = size  # a phrase
+
+    @property
+    def folder(self):
+        return os.path.join(packages_folder(), self.name)
+
+    def missing(self):
+        """Whether neither Slicer's Python nor our folder has it. Looks, imports nothing."""
+        if os.path.isdir(os.path.join(self.folder, self.probe)):
+            return False
+        return importlib.util.find_spec(self.probe) is None
+
+
+# Installed without their dependencies, which Slicer has: a second numpy beside Slicer's own helps nobody.
+# ONNX Runtime imports nothing else; what more it declares is for its converters.
+ONNX_RUNTIME = PackageSet(
+    "onnxruntime",
+    "ONNX Runtime, which runs the models",
+    ["onnxruntime>=1.17"],
+    "onnxruntime",
+    "about 25 MB to download, 70 MB on the disk",
+)
+DICOM_SEG = PackageSet(
+    "highdicom",
+    "highdicom, which writes DICOM SEG",
+    ["highdicom>=0.22", "pyjpegls", "typing-extensions"],
+    "highdicom",
+    "about 4 MB to download, 12 MB on the disk",
+)
+
+_PIP = """
+import os, runpy, sys, threading
+def end_with_parent():
+    sys.stdin.buffer.read()
+    os._exit(3)
+threading.Thread(target=end_with_parent, daemon=True).start()
+sys.argv = ["pip", *sys.argv[1:]]
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+
+
+def packages_folder():
+    """Of this Python version: compiled packages fit one only."""
+    from SAMFineTuneLib.files import data_folder
+
+    return os.path.join(str(data_folder()), "packages", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+
+
+def installed_folders():
+    """What the worker adds to its path."""
+    return [packages.folder for packages in (ONNX_RUNTIME,) if os.path.isdir(packages.folder)]
+
+
+class Installer:
+    """One installation at a time. `progress(text, fraction or None)`, `done(error sentence or "")`."""
+
+    def __init__(self, parent, progress, done):
+        self._parent = parent
+        self._progress = progress
+        self._done = done
+        self._process = None
+        self._packages = None
+        self._steps = []
+        self._output = ""
+        self._cancelled = False
+
+    @property
+    def running(self):
+        return self._process is not None
+
+    @property
+    def what(self):
+        return self._packages
+
+    def start(self, packages):
+        if self.running:
+            return
+        self._packages = packages
+        self._cancelled = False
+        downloads = self._downloads()
+        os.makedirs(downloads, exist_ok=True)
+        shutil.rmtree(self._building(), ignore_errors=True)
+        common = ["--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:"]
+        common += packages.requirements
+        unpack = ["install", "--no-index", "--find-links", downloads, "--target", self._building(), *common]
+        download = ["download", "--find-links", downloads, "-d", downloads, *_raw_progress(), *common]
+        arrived = [name for name in os.listdir(downloads) if name.endswith(".whl")]
+        self._steps = [unpack] if len(arrived) >= len(packages.requirements) else [download, unpack]
+        self._next()
+
+    def cancel(self):
+        """What has been downloaded stays."""
+        if self.running:
+            self._cancelled = True
+            self._process.closeWriteChannel()
+
+    def close(self):
+        """End at once, telling nobody: the panel goes away."""
+        process, self._process = self._process, None
+        if process is not None:
+            for signal in _SIGNALS:
+                process.disconnect(signal)
+            process.closeWriteChannel()
+            if not process.waitForFinished(3000):
+                process.kill()
+                process.waitForFinished(1000)
+            process.deleteLater()
+
+    # ---- inside
+
+    def _downloads(self):
+        return os.path.join(packages_folder(), "downloads-" + self._packages.name)
+
+    def _building(self):
+        return os.path.join(packages_folder(), ".building-" + self._packages.name)
+
+    def _next(self):
+        arguments = self._steps.pop(0)
+        self._output = ""
+        downloading = arguments[0] == "download"
+        self._progress(("Downloading " if downloading else "Unpacking ") + self._packages.title, None)
+        process = qt.QProcess(self._parent)
+        self._process = process
+        environment = qt.QProcessEnvironment()
+        for name, value in slicer.util.startupEnvironment().items():
+            environment.insert(name, value)
+        environment.insert("PYTHONUNBUFFERED", "1")
+        process.setProcessEnvironment(environment)
+        process.setProcessChannelMode(qt.QProcess.MergedChannels)
+        for signal, handler in zip(_SIGNALS, (self._read, self._finished, self._failed), strict=False):
+            process.connect(signal, handler)
+        process.start(sys.executable, ["-c", _PIP, *arguments])
+
+    def _read(self):
+        text = bytes(self._process.readAllStandardOutput().data()).decode("utf-8", "replace")
+        self._output = (self._output + text)[-20000:]
+        steps = re.findall(r"Progress (\d+) of (\d+)", self._output)
+        if steps and int(steps[-1][1]):
+            received, total = map(int, steps[-1])
+            amount = f"{received / 1e6:.0f} of {total / 1e6:.0f} MB"
+            self._progress(f"Downloading {self._packages.title}: {amount}", received / total)
+
+    def _failed(self, error):
+        if error == qt.QProcess.FailedToStart:  # then there is no finished()
+            self._end("Slicer's Python could not be started; install Slicer again.")
+
+    def _finished(self, exit_code, exit_status):
+        self._read()
+        if self._cancelled:
+            self._end("The installation was cancelled; press Install to go on where it stopped.")
+        elif exit_code != 0:
+            only_unpacking = not self._steps and "No matching distribution" in self._output
+            logging.error("SAMFineTune: pip failed\n%s", self._output)
+            if only_unpacking:  # what lies there is for another version: fetch it after all
+                shutil.rmtree(self._downloads(), ignore_errors=True)
+            self._end(self._reason())
+        elif self._steps:
+            self._forget_process()
+            self._next()
+        else:
+            shutil.rmtree(self._packages.folder, ignore_errors=True)
+            try:
+                os.replace(self._building(), self._packages.folder)
+            except OSError as error:
+                self._end(f"{self._packages.title} could not be put into {self._packages.folder} ({error}).")
+                return
+            shutil.rmtree(self._downloads(), ignore_errors=True)
+            self._end("")
+
+    def _reason(self):
+        errors = [line.strip() for line in self._output.splitlines() if line.startswith("ERROR")]
+        why = errors[-1][len("ERROR:"):].strip() if errors else "see Slicer's log"
+        python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        return (
+            f"{self._packages.title}: the installation failed ({why.rstrip('.')}). Check the network or proxy and press "
+            f"Install again; without a network, put the file (.whl) for Python {python} into {self._downloads()} first."
+        )
+
+    def _end(self, error):
+        self._forget_process()
+        shutil.rmtree(self._building(), ignore_errors=True)
+        self._done(error)
+
+    def _forget_process(self):
+        process, self._process = self._process, None
+        if process is not None:
+            process.deleteLater()
+
+
+_SIGNALS = ("readyReadStandardOutput()", "finished(int,QProcess::ExitStatus)", "errorOccurred(QProcess::ProcessError)")
+
+
+def _raw_progress():
+    """Numbers that can be parsed, where pip knows how to print them."""
+    from importlib.metadata import version
+
+    try:
+        major, minor = (int(part) for part in version("pip").split(".")[:2])
+    except Exception:
+        return []
+    return ["--progress-bar", "raw"] if (major, minor) >= (24, 1) else []

@@ -1,0 +1,215 @@
+"""The whole panel: the sections in their order, and the life of what is behind them."""
+
+import qt
+import slicer
+import vtk
+
+from . import worker
+from .automatic import AutomaticSection
+from .export import ExportSection
+from .host import Host
+from .input import InputSection
+from .model import ModelSection
+from .prompts import PromptsSection
+from .propagate import PropagateSection
+from .qt_helpers import Connections, NodeObservers
+from .segments import SegmentsSection
+from .server import ServerSection
+from .status import StatusSection
+
+_VOLUME = "vtkMRMLScalarVolumeNode"
+
+
+class Panel:
+    """Made in the module's setup(), closed in its cleanup(). `enter` and `leave` may come in any order and number."""
+
+    def __init__(self, layout, parent, resource_path):
+        self.shown = False
+        self._loading = False
+        self._armed = False  # whether a tool was made active for the user, which happens once for a scene
+        self._connections = Connections()
+        self._observers = NodeObservers()
+        self.host = Host(parent, self._make_client, self._make_session)
+        self.host.remote = False
+        self.status = StatusSection(self.host, resource_path, parent)
+        self.input = InputSection(self.host, resource_path)
+        self.segments = SegmentsSection(self.host, resource_path)
+        self.prompts = PromptsSection(self.host, resource_path)
+        self.propagate = PropagateSection(self.host, resource_path)
+        self.automatic = AutomaticSection(self.host, resource_path)
+        self.model = ModelSection(self.host, resource_path, self.status.install)
+        self.server = ServerSection(self.host, resource_path, self._server_changed)
+        self.export = ExportSection(self.host, resource_path, self.status.install)
+        self.sections = (
+            self.status, self.input, self.segments, self.prompts, self.propagate, self.automatic, self.model,
+            self.server, self.export,
+        )  # fmt: skip
+        self._widgets = [section.widget for section in self.sections]
+        for widget in self._widgets:
+            layout.addWidget(widget)
+        self._stretch = qt.QWidget()
+        self._stretch.setSizePolicy(qt.QSizePolicy.Preferred, qt.QSizePolicy.Expanding)
+        layout.addWidget(self._stretch)
+        self.host.remote = self.server.remote
+        self.status.check_runtime()
+        self.host.listen("VolumeChosen", self._volume_chosen)
+        self.host.listen("Dismiss", lambda _: self.status.dismiss())
+        self.host.listen("RuntimeInstalled", lambda _: self._server_changed())
+        self._observe()
+
+    def _observe(self):
+        scene = slicer.mrmlScene
+        for event, callback in (
+            (slicer.vtkMRMLScene.StartCloseEvent, self._scene_starts_closing),
+            (slicer.vtkMRMLScene.EndCloseEvent, self._scene_closed),
+            (slicer.vtkMRMLScene.StartImportEvent, self._scene_starts_importing),
+            (slicer.vtkMRMLScene.EndImportEvent, self._scene_imported),
+        ):
+            self._observers.add(scene, event, callback)
+        self._observers.add(scene, slicer.vtkMRMLScene.NodeAddedEvent, _with_node(self._node_added))
+        manager = slicer.app.layoutManager()
+        if manager is not None:
+            self._connections.add(manager, "layoutChanged(int)", self._layout_changed)
+
+    def close(self):
+        """No observer, connection, shortcut, timer or process is left."""
+        self.leave()
+        self._observers.close()
+        self._connections.close()
+        for section in self.sections:
+            section.close()
+        self.host.close()
+        for widget in (*self._widgets, self._stretch):
+            widget.hide()
+            widget.deleteLater()
+
+    # ---- shown and not
+
+    def enter(self):
+        self.shown = True
+        self.host.enter()
+        self.prompts.enter()
+        self.status.check_runtime()
+        if not self._loading:
+            self._begin()
+
+    def leave(self):
+        self.shown = False
+        self.prompts.leave()
+        self.host.leave()
+
+    def _begin(self):
+        """A session on what is there: on the scene's own input, else on the volume that is shown."""
+        if self.status.runtime_missing():
+            return
+        session = self.host.start()
+        if session.volume_node is None:
+            self.host.act(session.attach)
+        if session.volume_node is None:
+            node = shown_volume()
+            if node is not None:
+                self.input.choose_volume(node)
+                return
+        self.input.show_session()
+        self.segments.show_session(session)
+        if session.volume_node is not None:
+            self._volume_chosen(session.volume_node)
+
+    def _volume_chosen(self, node):
+        """The first click needs no other one before it: the tool for it is active. Once; then the user chooses."""
+        if self.shown and not self._armed and self.prompts.tool is None and not self.host.session.prompts:
+            self._armed = True
+            self.prompts.choose("positive")
+
+    # ---- the worker
+
+    def _make_client(self):
+        from SAMFineTuneLib.service.client import SessionClient
+
+        if self.server.remote:
+            return SessionClient(self.server.connection(self.server.used))
+        return SessionClient(worker.local_connection())
+
+    def _make_session(self, scene, client):
+        from SAMFineTuneLib.mrml.scene_session import SceneSession
+
+        return SceneSession(scene, client)
+
+    def _server_changed(self):
+        """End the session here and go on with it there: the scene knows all there is to know."""
+        self.prompts.choose(None)
+        self.host.stop()
+        self.host.remote = self.server.remote
+        self.status.check_runtime()
+        if self.shown:
+            self.host.enter()
+            self._begin()
+
+    # ---- the scene
+
+    def _scene_starts_closing(self, caller, event):
+        self.prompts.choose(None)
+        self.host.stop()
+        self._armed = False
+        self.status.dismiss()
+
+    def _scene_closed(self, caller, event):
+        if self.shown:  # enter() does not come again
+            self.host.enter()
+            self._begin()
+
+    def _scene_starts_importing(self, caller, event):
+        self._loading = True
+        self.prompts.choose(None)
+
+    def _scene_imported(self, caller, event):
+        self._loading = False
+        if self.shown:
+            self._begin()
+
+    def _node_added(self, caller, event, node):
+        """The first volume that is loaded while the panel waits for one is the input."""
+        if not self.shown or self._loading or not node.IsA(_VOLUME) or node.IsA("vtkMRMLLabelMapVolumeNode"):
+            return
+        if self.host.session is not None and self.host.session.volume_node is None:
+            qt.QTimer.singleShot(0, self._begin_if_shown)  # it has no voxels yet
+
+    def _begin_if_shown(self):
+        if self.shown and not self._loading and not slicer.mrmlScene.IsBatchProcessing():
+            self._begin()
+
+    def _layout_changed(self, layout):
+        self.prompts.views_changed()
+
+
+def _with_node(callback):
+    """VTK hands the node over only to a function that says so."""
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def called(caller, event, node):
+        callback(caller, event, node)
+
+    return called
+
+
+def shown_volume():
+    """The volume in the background of a slice view, else the only or first one there is; None without."""
+    scene = slicer.mrmlScene
+    for n in range(scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")):
+        volume_id = scene.GetNthNodeByClass(n, "vtkMRMLSliceCompositeNode").GetBackgroundVolumeID()
+        node = scene.GetNodeByID(volume_id) if volume_id else None
+        if _usable(node):
+            return node
+    count = scene.GetNumberOfNodesByClass(_VOLUME)
+    return next((node for node in (scene.GetNthNodeByClass(n, _VOLUME) for n in range(count)) if _usable(node)), None)
+
+
+def _usable(node):
+    from SAMFineTuneLib.errors import UserError
+    from SAMFineTuneLib.mrml.volumes import require_volume
+
+    try:
+        require_volume(node)
+    except UserError:
+        return False
+    return not node.IsA("vtkMRMLLabelMapVolumeNode")

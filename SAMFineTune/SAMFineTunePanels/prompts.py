@@ -1,0 +1,308 @@
+"""Prompts: the tools, the list of what has been placed, undo and redo."""
+
+import qt
+import slicer
+
+from .qt_helpers import Connections, load_ui, quiet, set_text
+from .rubber_band import DrawingView, RubberBand
+from .shortcuts import Shortcuts
+
+POINTS = ("positive", "negative")
+TOOLS = {  # kind -> (button, icon, hint)
+    "positive": ("positiveButton", "PointPositive", "Click inside the structure in any slice view."),
+    "negative": ("negativeButton", "PointNegative", "Click on what does not belong to the structure."),
+    "box": ("boxButton", "Box", "Drag from one corner to the opposite one, close round the structure."),
+    "box3d": ("box3dButton", "Box3D", "Drag a box round the structure, then pull its handles in the other views."),
+    "scribble+": ("scribbleButton", "ScribblePositive", "Draw a line through the structure."),
+    "scribble-": ("eraseScribbleButton", "ScribbleNegative", "Draw a line over what does not belong to it."),
+}
+_NO_TOOL = "Choose a tool to point at a structure."
+_NO_VOLUME = "Choose a volume first."
+
+
+class PromptsSection:
+    """One tool at a time. Points go through Slicer's own place mode; boxes and strokes are drawn (`rubber_band`)."""
+
+    def __init__(self, host, resource_path):
+        self.host = host
+        self.widget, self.ui = load_ui(resource_path, "Prompts")
+        self._connections = Connections()
+        self.tool = None
+        self.placed = 0  # by tools, since the panel was made
+        self._band = None
+        self._listed = None
+        self.shortcuts = Shortcuts(self.act)
+        self._dress_tools(resource_path)
+        self._make_clear_menu()
+        ui = self.ui
+        ui.promptsTable.verticalHeader().setDefaultSectionSize(22)
+        for sender, signal, handler in (
+            (ui.undoButton, "clicked()", self.undo),
+            (ui.redoButton, "clicked()", self.redo),
+            (ui.deleteButton, "clicked()", self.delete_selected),
+            (ui.promptsTable, "cellDoubleClicked(int,int)", self._jump),
+            (ui.promptsTable, "itemSelectionChanged()", self._show_buttons),
+        ):
+            self._connections.add(sender, signal, handler)
+        host.listen("Turn", self.refresh)
+        host.listen("SessionEnded", lambda _: self._forget())
+
+    def _dress_tools(self, resource_path):
+        for kind, (name, icon, _) in TOOLS.items():
+            button = getattr(self.ui, name)
+            button.setIcon(qt.QIcon(resource_path("Icons/" + icon + ".svg")))
+            self._connections.add(button, "clicked(bool)", self._toggler(kind))
+
+    def _toggler(self, kind):
+        def toggled(checked):
+            self.choose(kind if checked else None)
+
+        return toggled
+
+    def _make_clear_menu(self):
+        self._menu = qt.QMenu(self.ui.clearButton)
+        for text, handler in (
+            ("Slice shown, of the selected segment", self.clear_slice),
+            ("Selected segment", self.clear_segment),
+            ("All segments", self.clear_all),
+        ):
+            self._connections.add(self._menu.addAction(text), "triggered()", handler)
+        self.ui.clearButton.setMenu(self._menu)
+
+    def close(self):
+        self.leave()
+        self._connections.close()
+
+    # ---- shown and not
+
+    def enter(self):
+        self.shortcuts.install()
+
+    def leave(self):
+        """Nothing of ours may act in the views any more."""
+        self.choose(None)
+        self.shortcuts.remove()
+
+    def views_changed(self):
+        """The layout is another one: draw in its views."""
+        if self._band is not None:
+            self._start_band(self.tool)
+
+    # ---- tools
+
+    def choose(self, kind):
+        """Make this the one active tool; None is none."""
+        session = self.host.session
+        if kind is not None:
+            session = self.host.start()
+            if session.volume_node is None:
+                self.host.warn(_NO_VOLUME)
+                kind = None
+        self._stop_band()
+        if self.tool in POINTS and kind not in POINTS and session is not None:
+            self.host.act(session.stop_placing)
+        self.tool = kind
+        if kind in POINTS:
+            self.host.act(session.start_placing, kind)
+        elif kind is not None:
+            self._start_band(kind)
+        self._show_tool()
+        self.host.wake()
+
+    def _show_tool(self):
+        for kind, (name, _, _) in TOOLS.items():
+            button = getattr(self.ui, name)
+            if button.checked != (kind == self.tool):
+                button.setChecked(kind == self.tool)
+        self._show_hint()
+
+    def _show_hint(self):
+        session = self.host.session
+        if self.tool is not None:
+            hint = TOOLS[self.tool][2]
+        else:
+            hint = _NO_TOOL if session is not None and session.volume_node is not None else _NO_VOLUME
+        set_text(self.ui.hintLabel, hint)
+
+    def _start_band(self, kind):
+        self._stop_band()
+        shape = "box" if kind in ("box", "box3d") else "stroke"
+        self._band = RubberBand(_views(), shape, self._drawn, self._may_start)
+
+    def _stop_band(self):
+        band, self._band = self._band, None
+        if band is not None:
+            band.close()
+
+    def _drawn(self, slice_node, ras_points):
+        session = self.host.session
+        if session is not None and self.tool is not None:
+            if self.host.act(session.place, self.tool, slice_node, ras_points) is not None:
+                self.placed += 1
+
+    def _may_start(self, view):
+        """A press on a handle of a box that is there moves the handle."""
+        scene = slicer.mrmlScene
+        for n in range(scene.GetNumberOfNodesByClass("vtkMRMLMarkupsROINode")):
+            display = scene.GetNthNodeByClass(n, "vtkMRMLMarkupsROINode").GetDisplayNode()
+            if display is not None and display.GetActiveComponentType() in (
+                display.ComponentControlPoint,
+                display.ComponentTranslationHandle,
+                display.ComponentScaleHandle,
+            ):
+                return False
+        return True
+
+    def _watch_place_mode(self):
+        """A right click in a view ends Slicer's place mode without asking us."""
+        session = self.host.session
+        if self.tool in POINTS and session is not None and session.placing.kind != self.tool:
+            self.tool = None
+            self._show_tool()
+
+    # ---- keys
+
+    def act(self, action):
+        """What a shortcut means. A second press of a tool's key puts the tool away."""
+        if action in TOOLS:
+            self.choose(None if self.tool == action else action)
+        elif action == "stop":
+            self.stop()
+        elif action == "undo":
+            self.undo()
+        elif action == "redo":
+            self.redo()
+
+    def stop(self):
+        """First what is being drawn, then the tool."""
+        if self._band is not None and self._band.drawing:
+            self._band.cancel()
+        else:
+            self.choose(None)
+
+    # ---- history
+
+    def undo(self):
+        if self.host.session is not None:
+            self.host.act(self.host.session.undo)
+
+    def redo(self):
+        if self.host.session is not None:
+            self.host.act(self.host.session.redo)
+
+    def clear_slice(self):
+        from .input import first_slice_node, view_under_mouse
+
+        session = self.host.session
+        node = view_under_mouse() or first_slice_node()
+        if session is not None and session.current_segment_id and node is not None:
+            self.host.act(session.clear, segment_id=session.current_segment_id, slice_node=node)
+
+    def clear_segment(self):
+        session = self.host.session
+        if session is not None and session.current_segment_id:
+            self.host.act(session.clear, segment_id=session.current_segment_id)
+
+    def clear_all(self):
+        if self.host.session is not None:
+            self.host.act(self.host.session.clear)
+
+    # ---- the list
+
+    @property
+    def selected_numbers(self):
+        return [row[0] for n, row in enumerate(self._listed or ()) if self.ui.promptsTable.item(n, 0).isSelected()]
+
+    def delete_selected(self):
+        for number in self.selected_numbers:
+            self.host.act(self.host.session.delete, number)
+
+    def _jump(self, row, column):
+        if self.host.session is not None:
+            self.host.act(self.host.session.jump_to, self._listed[row][0])
+
+    def _forget(self):
+        self.tool = None
+        self._stop_band()
+        self.refresh()
+
+    def refresh(self):
+        self._watch_place_mode()
+        self._show_hint()
+        self._show_list()
+        self._show_buttons()
+
+    def _show_list(self):
+        session = self.host.session
+        rows = [] if session is None else [row_of(info, session) for info in session.prompts]
+        if rows == self._listed:
+            return
+        table = self.ui.promptsTable
+        selected = set(self.selected_numbers)
+        grown = self._listed is not None and len(rows) > len(self._listed)
+        with quiet(table):
+            self._listed = rows
+            table.setRowCount(len(rows))
+            for n, (number, *texts) in enumerate(rows):
+                for column, text in enumerate(texts):
+                    table.setItem(n, column, qt.QTableWidgetItem(text))
+                    table.item(n, column).setSelected(number in selected)
+        if grown:
+            table.scrollToBottom()
+
+    def _show_buttons(self):
+        session = self.host.session
+        undo, redo = (None, None) if session is None else (session.undo_name, session.redo_name)
+        ui = self.ui
+        for button, usable, tip in (
+            (ui.undoButton, undo is not None, "Undo" + (": " + undo if undo else "") + " (Ctrl+Z)"),
+            (ui.redoButton, redo is not None, "Redo" + (": " + redo if redo else "") + " (Ctrl+Y)"),
+            (ui.deleteButton, bool(self.selected_numbers), "Deletes the selected prompts"),
+            (ui.clearButton, bool(self._listed), "Removes several prompts, and the masks that follow from them"),
+        ):
+            if button.enabled != usable:
+                button.setEnabled(usable)
+            if button.toolTip != tip:
+                button.toolTip = tip
+
+
+def row_of(info, session):
+    """(number, what, segment's name, slice) of a prompt, for the list."""
+    prompt, view = info.prompt, info.view
+    kind = type(prompt).__name__
+    sign = "" if getattr(prompt, "positive", True) else ", excluding"
+    what = {
+        "PointPrompt": "Point",
+        "BoxPrompt": "Box",
+        "Box3DPrompt": "3-D box",
+        "ScribblePrompt": "Scribble",
+        "MaskPrompt": "Mask",
+    }.get(kind, kind) + sign
+    segment = session.segmentation_node.GetSegmentation().GetSegment(info.segment_id)
+    name = segment.GetName() if segment is not None else ""
+    return info.number, what, name, _where(prompt, view, session.volume)
+
+
+def _where(prompt, view, volume):
+    from SAMFineTuneLib.images.plane import ORIENTATIONS, plane_through
+
+    if not isinstance(view, str):
+        return "oblique"
+    if view not in ORIENTATIONS or volume is None or type(prompt).__name__ == "Box3DPrompt":
+        return view
+    ras = {"PointPrompt": "ras", "BoxPrompt": "corner_a", "ScribblePrompt": "ras"}[type(prompt).__name__]
+    at = getattr(prompt, ras)
+    at = at[0] if type(prompt).__name__ == "ScribblePrompt" else at
+    try:
+        return f"{view} {plane_through(volume, view, at).index}"
+    except ValueError:
+        return view
+
+
+def _views():
+    """The slice views of the present layout."""
+    manager = slicer.app.layoutManager()
+    if manager is None:
+        return []
+    widgets = [manager.sliceWidget(name) for name in manager.sliceViewNames()]
+    return [DrawingView(widget) for widget in widgets if widget is not None]

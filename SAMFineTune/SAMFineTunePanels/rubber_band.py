@@ -1,0 +1,146 @@
+"""Boxes and strokes drawn with the left button in slice views.
+
+Slicer's own interaction keeps working: the events are taken from it only while something is being drawn.
+"""
+
+import vtk
+
+PRIORITY = 10.0  # before Slicer's own interactor style
+SMALLEST_BOX = 4  # pixels a side; less is a click
+STROKE_STEP = 3  # pixels between the points of a stroke
+
+
+class DrawingView:
+    """What a slice view is made of, as far as drawing needs it."""
+
+    def __init__(self, slice_widget):
+        view = slice_widget.sliceView()
+        self.node = slice_widget.mrmlSliceNode()
+        self.interactor = view.interactor()
+        self.renderer = view.renderWindow().GetRenderers().GetItemAsObject(0)
+        self.redraw = view.scheduleRender
+
+    def ras_of(self, xy):
+        return self.node.GetXYToRAS().MultiplyPoint((float(xy[0]), float(xy[1]), 0.0, 1.0))[:3]
+
+
+class RubberBand:
+    """While it exists, a drag in one of the views draws. `shape` is "box" or "stroke".
+
+    `finished(slice_node, ras_points)` gets the two corners of a box, or the points of a stroke.
+    `may_start(view)` can leave a press to Slicer, for what lies under the mouse.
+    """
+
+    def __init__(self, views, shape, finished, may_start=None):
+        self.shape = shape
+        self._finished = finished
+        self._may_start = may_start
+        self._observed = []
+        self._view = None
+        self._points = []
+        self._actor = None
+        for view in views:
+            for event, handler in (
+                ("LeftButtonPressEvent", self._press),
+                ("MouseMoveEvent", self._move),
+                ("LeftButtonReleaseEvent", self._release),
+            ):
+                self._observe(view, event, handler)
+
+    def _observe(self, view, event, handler):
+        holder = []
+
+        def called(caller, name):
+            if handler(view):
+                command = caller.GetCommand(holder[0])
+                if command is not None:
+                    command.SetAbortFlag(1)
+
+        holder.append(view.interactor.AddObserver(event, called, PRIORITY))
+        self._observed.append((view.interactor, holder[0]))
+
+    @property
+    def drawing(self):
+        return self._view is not None
+
+    def cancel(self):
+        """Forget what is being drawn."""
+        self._erase()
+        self._view, self._points = None, []
+
+    def close(self):
+        self.cancel()
+        observed, self._observed = self._observed, []
+        for interactor, tag in observed:
+            interactor.RemoveObserver(tag)
+
+    # ---- the mouse; each returns whether the event is ours
+
+    def _press(self, view):
+        interactor = view.interactor
+        if interactor.GetShiftKey() or interactor.GetControlKey() or interactor.GetAltKey():
+            return False
+        if self._may_start is not None and not self._may_start(view):
+            return False
+        self.cancel()
+        self._view, self._points = view, [interactor.GetEventPosition()]
+        return True
+
+    def _move(self, view):
+        if self._view is None:
+            return False
+        if view is not self._view:
+            return False
+        position = view.interactor.GetEventPosition()
+        if self.shape == "box":
+            self._points[1:] = [position]
+        elif _apart(position, self._points[-1], STROKE_STEP):
+            self._points.append(position)
+        self._draw()
+        return True
+
+    def _release(self, view):
+        if self._view is None:
+            return False
+        self._move(self._view)
+        drawn_in, points = self._view, self._points
+        self.cancel()
+        if self.shape == "box":
+            (x0, y0), (x1, y1) = points[0], points[-1]
+            if min(abs(x1 - x0), abs(y1 - y0)) < SMALLEST_BOX:
+                return True
+        self._finished(drawn_in.node, [drawn_in.ras_of(point) for point in points])
+        return True
+
+    # ---- the line that is seen meanwhile
+
+    def _draw(self):
+        points, lines = vtk.vtkPoints(), vtk.vtkCellArray()
+        corners = self._points
+        if self.shape == "box":
+            (x0, y0), (x1, y1) = corners[0], corners[-1]
+            corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
+        lines.InsertNextCell(len(corners))
+        for x, y in corners:
+            lines.InsertCellPoint(points.InsertNextPoint(x, y, 0.0))
+        shape = vtk.vtkPolyData()
+        shape.SetPoints(points)
+        shape.SetLines(lines)
+        if self._actor is None:
+            self._actor = vtk.vtkActor2D()
+            self._actor.SetMapper(vtk.vtkPolyDataMapper2D())
+            self._actor.GetProperty().SetColor(1.0, 0.85, 0.1)
+            self._actor.GetProperty().SetLineWidth(2.0)
+            self._view.renderer.AddViewProp(self._actor)
+        self._actor.GetMapper().SetInputData(shape)
+        self._view.redraw()
+
+    def _erase(self):
+        if self._actor is not None:
+            self._view.renderer.RemoveViewProp(self._actor)
+            self._actor = None
+            self._view.redraw()
+
+
+def _apart(a, b, distance):
+    return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 >= distance**2

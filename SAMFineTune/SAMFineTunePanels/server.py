@@ -1,0 +1,130 @@
+"""Server: the worker on this computer, or one in the network."""
+
+import ctk
+
+from . import settings
+from .qt_helpers import Connections, load_ui, set_text, set_visible
+
+
+class ServerSection:
+    """What is chosen here is used by `make_connection`; nothing is sent anywhere before the user presses Use."""
+
+    def __init__(self, host, resource_path, changed):
+        self.host = host
+        self._changed = changed  # called when another server is to be used
+        self.widget, self.ui = load_ui(resource_path, "Server")
+        self._connections = Connections()
+        self._probe = None
+        ui = self.ui
+        ui.addressEdit.text = settings.read("ServerAddress")
+        ui.tokenEdit.text = settings.read("ServerToken")
+        ui.keepTokenBox.checked = bool(ui.tokenEdit.text)
+        ui.certificateEdit.filters = ctk.ctkPathLineEdit.Files
+        ui.certificateEdit.currentPath = settings.read("ServerCertificate")
+        remote = settings.read_flag("UseServer") and bool(ui.addressEdit.text)
+        ui.remoteButton.checked = remote
+        ui.localButton.checked = not remote
+        self.used = self._entered() if remote else None  # (address, token, certificate) in use, None: this computer
+        for sender, signal, handler in (
+            (ui.remoteButton, "toggled(bool)", self._show),
+            (ui.testButton, "clicked()", self.test),
+            (ui.applyButton, "clicked()", self.apply),
+            (ui.keepTokenBox, "toggled(bool)", self._keep_token),
+        ):
+            self._connections.add(sender, signal, handler)
+        host.listen("Turn", self._follow_test)
+        self._show(remote)
+
+    def close(self):
+        self._connections.close()
+        self._end_test()
+
+    @property
+    def remote(self):
+        return self.used is not None
+
+    def _entered(self):
+        ui = self.ui
+        return (ui.addressEdit.text.strip(), ui.tokenEdit.text.strip(), ui.certificateEdit.currentPath.strip())
+
+    def _show(self, remote):
+        set_visible(self.ui.remoteRow, remote)
+        set_visible(self.ui.testButton, remote)
+        set_text(self.ui.serverLabel, "")
+
+    def _keep_token(self, keep):
+        """Unticked, the token leaves the settings at once."""
+        if not keep:
+            settings.forget("ServerToken")
+
+    def apply(self):
+        """Use what is entered from now on."""
+        from SAMFineTuneLib.errors import UserError
+
+        remote = self.ui.remoteButton.checked
+        try:
+            if remote:
+                self.connection(self._entered()).close()  # refuses a wrong address with a sentence
+        except UserError as error:
+            set_text(self.ui.serverLabel, str(error))
+            return
+        self._end_test()
+        self.used = self._entered() if remote else None
+        settings.write("UseServer", remote)
+        if remote:
+            address, token, certificate = self.used
+            settings.write("ServerAddress", address)
+            settings.write("ServerCertificate", certificate)
+            if self.ui.keepTokenBox.checked:
+                settings.write("ServerToken", token)
+            else:
+                settings.forget("ServerToken")
+        set_text(self.ui.serverLabel, f"Volumes are now sent to {self.used[0]}." if remote else "Used: this computer.")
+        self._changed()
+
+    @staticmethod
+    def connection(entered):
+        from SAMFineTuneLib.service.connection import RemoteServer
+
+        address, token, certificate = entered
+        return RemoteServer(address, token, certificate or None)
+
+    # ---- test
+
+    def test(self):
+        """Shake hands with the server that is entered; nothing of the scene is sent."""
+        from SAMFineTuneLib.errors import UserError
+        from SAMFineTuneLib.service.client import SessionClient
+
+        self._end_test()
+        try:
+            self._probe = SessionClient(self.connection(self._entered()))
+            self._probe_request = self._probe.models()
+        except UserError as error:
+            set_text(self.ui.serverLabel, str(error))
+            return
+        set_text(self.ui.serverLabel, "Asking the server…")
+        self.host.wake()
+
+    def _follow_test(self):
+        if self._probe is None:
+            return
+        self.host.wake()
+        for event in self._probe.pump(0.01):
+            kind = type(event).__name__
+            if kind == "Answered":
+                version = self._probe.status.version
+                known = f" (version {version})" if version else ""
+                text = f"The server answers{known} and offers {len(event.value)} models."
+                set_text(self.ui.serverLabel, text)
+                self._end_test()
+                return
+            if kind == "Failed" or (kind == "StatusChanged" and event.status.state == "failed"):
+                set_text(self.ui.serverLabel, event.text if kind == "Failed" else event.status.sentence)
+                self._end_test()
+                return
+
+    def _end_test(self):
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.close()
