@@ -98,6 +98,16 @@ def own_affine(volume_node) -> np.ndarray:
     return affine
 
 
+def is_empty(segmentation_node, segment_id: str) -> bool:
+    """Whether a segment holds no voxel."""
+    import slicer
+
+    image = slicer.vtkOrientedImageData()
+    if not segmentation_node.GetBinaryLabelmapRepresentation(segment_id, image) or image.IsEmpty():
+        return True
+    return not _voxels(image, tuple(image.GetDimensions())[::-1], own_extent=True).any()
+
+
 # ---- inside
 
 
@@ -171,7 +181,8 @@ def _reference_image(affine: np.ndarray, shape):
     return image
 
 
-def _voxels(image, shape) -> np.ndarray:
+def _voxels(image, shape, own_extent: bool = False) -> np.ndarray:
+    """bool [k, j, i] over a grid that begins at index 0, or at the image's own first voxel."""
     from vtk.util.numpy_support import vtk_to_numpy
 
     scalars = image.GetPointData().GetScalars()
@@ -180,6 +191,8 @@ def _voxels(image, shape) -> np.ndarray:
         return mask
     extent = image.GetExtent()
     low, high = np.array(extent[::2]), np.array(extent[1::2])
+    if own_extent:
+        low, high = low - low, high - low
     if (high < low).any():
         return mask
     array = vtk_to_numpy(scalars).reshape((high - low + 1)[::-1]) > 0

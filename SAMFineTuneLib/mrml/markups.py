@@ -28,6 +28,7 @@ SEGMENTATION_ROLE = "SAMFineTune.segmentation"
 _KIND = "SAMFineTune.kind"
 _SEGMENT = "SAMFineTune.segment"
 _PROMPTS = "SAMFineTune.prompts"
+_HIDDEN = "SAMFineTune.hidden"
 _FOLDER = "SAMFineTune.folder"
 
 # kind -> (node class, what is added to the segment's name; prompts.markups reads these words)
@@ -113,6 +114,12 @@ class PromptNodes:
                     taken.add(marked.number)
                 found.append(marked)
         return found
+
+    def read_one(self, number: int, volume: Volume) -> MarkedPrompt | None:
+        """What the nodes hold of one prompt, None when nothing shows it."""
+        node, point_id = self.find(number)
+        found = _read_node(node, volume) if node is not None else []
+        return next((marked for marked in found if marked.point_id == point_id), None)
 
     def find(self, number: int):
         """(node, control point ID) of a prompt, (None, "") when it is not there."""
@@ -202,10 +209,17 @@ class PromptNodes:
                 self._dress(node)
 
     def set_visible(self, visible: bool) -> None:
-        """Show or hide them all, for when another volume is worked on."""
+        """Hide them all while another volume is worked on, and show again those that were hidden so."""
         for node in self.nodes():
-            if node.GetDisplayNode() is not None:
-                node.GetDisplayNode().SetVisibility(visible)
+            display = node.GetDisplayNode()
+            if display is not None and bool(display.GetVisibility()) != visible:
+                if not visible:
+                    node.SetAttribute(_HIDDEN, "1")
+                elif node.GetAttribute(_HIDDEN) is None:
+                    continue  # the user hid it
+                display.SetVisibility(visible)
+            if visible:
+                node.RemoveAttribute(_HIDDEN)
 
     # ---- inside
 
@@ -278,6 +292,20 @@ def prompt_nodes(scene) -> Iterator:
     nodes = scene.GetNodes()
     every = [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
     return (node for node in every if kind_of(node) is not None)
+
+
+def orphans(scene) -> list:
+    """Nodes that hold prompts of a volume or segmentation that is no longer there."""
+    return [
+        node
+        for node in prompt_nodes(scene)
+        if node.GetNodeReference(VOLUME_ROLE) is None or node.GetNodeReference(SEGMENTATION_ROLE) is None
+    ]
+
+
+def can_show(prompt: Prompt) -> bool:
+    """Whether a node can stand for a prompt."""
+    return _kind_for(prompt) is not None
 
 
 def kind_of(node) -> str | None:

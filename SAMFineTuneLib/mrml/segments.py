@@ -16,7 +16,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.plane import SlicePlane, inside
 from SAMFineTuneLib.images.resample import covered_voxels
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.claims import Claim, Ledger, Membership, place
+from SAMFineTuneLib.mrml.claims import Claim, Ledger, Membership, merged, place
 from SAMFineTuneLib.mrml.layers import SURFACE, Grid, Layers, require_editable
 from SAMFineTuneLib.mrml.masking import editing_rules, in_range, intensities_at
 from SAMFineTuneLib.mrml.surfaces import new_surfaces
@@ -75,7 +75,7 @@ class SegmentWriter:
         grid = self._current_grid()
         old = self._ledger.get(segment_id, plane.key)
         new = np.sort(np.ravel_multi_index(tuple(self._covered(mask, plane, points)), grid.shape))
-        voxels = new if old is None else np.union1d(old.voxels.voxels(), new)
+        voxels = new if old is None else merged(old.voxels.voxels(), new)
         return self._rearrange(voxels, old, lambda work: self._claim(segment_id, plane.key, new, work))
 
     def take_back(self, segment_id: str, plane_key: str) -> bool:

@@ -13,16 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.images.segments import SegmentInfo
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
 from SAMFineTuneLib.mrml.markups import SEGMENTATION_ROLE, VOLUME_ROLE
+from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict
+from SAMFineTuneLib.service.events import PromptInfo
 
 MODULE = "SAMFineTune"
 FORMAT = "samfinetune-scene"
 VERSION = 1
 _RECORD = "SAMFineTune.session"
 _ROLES = {"volume": "Volume", "segmentation": "Segmentation", "editor": "SegmentEditor"}
-_SAMPLES = 4096  # voxels by which a volume is recognised
+_SAMPLES = 1 << 16  # voxels by which a volume is recognised
 _SAME_AFFINE = 1e-3  # mm: what files lose of a volume's place
 
 
@@ -99,7 +104,7 @@ class Record:
     claims: Any = None
     model: str = ""
     adapter: str = ""
-    volume: dict[str, Any] = field(default_factory=dict)  # see `recognise`
+    volume: dict[str, Any] = field(default_factory=dict)  # what it is recognised by
 
 
 def read_record(scene, volume_node, segmentation_node) -> Record:
@@ -152,6 +157,43 @@ def record_nodes(scene) -> list:
     return [node for node in every if node.IsA("vtkMRMLTextNode") and node.GetAttribute(_RECORD)]
 
 
+def orphans(scene) -> list:
+    """Text nodes whose volume or segmentation is no longer there."""
+    return [
+        node
+        for node in record_nodes(scene)
+        if node.GetNodeReference(VOLUME_ROLE) is None or node.GetNodeReference(SEGMENTATION_ROLE) is None
+    ]
+
+
+def prompts_of(document: dict[str, Any]) -> list[PromptInfo]:
+    """The prompts of a stored session. Raises UserError when it is damaged."""
+    try:
+        return [_prompt_info(entry) for entry in document["prompts"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError("The session stored in the scene is damaged: masks are made anew from the prompts.") from error
+
+
+def places_of(document: dict[str, Any]) -> list[tuple[PromptInfo, list[str]]]:
+    """(prompt, the keys of the planes it was trimmed to, none when it lies wherever it reaches)."""
+    return [(_prompt_info(entry), list(entry.get("planes") or ())) for entry in document["prompts"]]
+
+
+def propagated_of(document: dict[str, Any]) -> list[tuple[int, str]]:
+    """(label value, plane key) of the propagated masks of a stored session."""
+    return [(int(one["segment"]), SlicePlane.from_dict(one["plane"]).key) for one in document["propagated"]]
+
+
+def segments_of(document: dict[str, Any]) -> list[SegmentInfo]:
+    """The segments of a stored session."""
+    return [SegmentInfo(one["name"], int(one["value"]), tuple(one["color"])) for one in document["segments"]]
+
+
+def window_of(document: dict[str, Any]) -> IntensityWindow | None:
+    """The window of a stored session."""
+    return IntensityWindow(**document["window"]) if document.get("window") else None
+
+
 def recognise(volume: Volume) -> dict[str, Any]:
     """What a volume is recognised by after saving and loading: size, place, and a digest of some of its voxels."""
     flat = volume.array.reshape(-1)
@@ -160,21 +202,25 @@ def recognise(volume: Volume) -> dict[str, Any]:
     return {"shape": list(volume.shape), "affine": volume.affine.tolist(), "sample": digest}
 
 
-def same_voxels(recognised: dict[str, Any], volume: Volume) -> bool:
-    """Whether a volume has the voxels it was recognised by, wherever it is now."""
-    now = recognise(volume)
-    return recognised.get("shape") == now["shape"] and recognised.get("sample") == now["sample"]
+def same_voxels(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two volumes, as `recognise` has them, have the same voxels, wherever they are."""
+    return all(before.get(key) is not None and before.get(key) == now[key] for key in ("shape", "sample"))
 
 
-def same_place(recognised: dict[str, Any], volume: Volume) -> bool:
-    """Whether a volume is where it was when it was recognised."""
-    affine = np.asarray(recognised.get("affine", np.full((4, 4), np.nan)), dtype=np.float64)
+def same_place(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two volumes of the same size, as `recognise` has them, lie in the same place."""
+    affine = np.asarray(before.get("affine", np.nan), dtype=np.float64)
     if affine.shape != (4, 4):
         return False
-    corners = np.array(
-        [[i, j, k, 1] for k in (0, volume.shape[0]) for j in (0, volume.shape[1]) for i in (0, volume.shape[2])]
-    )
-    return bool(np.abs((affine - volume.affine) @ corners.T).max() <= _SAME_AFFINE)
+    far = np.array([*now["shape"][::-1], 1.0])
+    return bool((np.abs(affine - np.array(now["affine"])) @ far <= _SAME_AFFINE).all())
+
+
+def _prompt_info(entry: dict[str, Any]) -> PromptInfo:
+    (segment,) = prompts_from_dict({"version": 1, "segments": [entry["segment"]]}).segments
+    (prompt,) = segment.prompts
+    view = entry["view"] if isinstance(entry["view"], str) else SlicePlane.from_dict(entry["view"])
+    return PromptInfo(int(entry["number"]), segment.value, prompt, view)
 
 
 def _window_values(window: IntensityWindow) -> dict[str, Any]:

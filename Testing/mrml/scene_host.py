@@ -1,0 +1,84 @@
+"""What the panel's timer does for a session on a scene, and workers for it: one in this process, and real ones."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "inference"))  # region_engine
+
+TOKEN = "a token for tests"
+
+
+class SceneHost:
+    """Pumps a `SceneSession` until something is true, and keeps what it was told."""
+
+    def __init__(self, session):
+        self.session = session
+        self.told: list = []
+        self.longest = 0.0
+
+    def pump(self) -> list:
+        begun = time.perf_counter()
+        new = self.session.pump()
+        self.longest = max(self.longest, time.perf_counter() - begun)
+        self.told += new
+        return new
+
+    def until(self, wanted: Callable[[], bool], seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not wanted():
+            assert time.monotonic() < end, f"in vain: {self.told[-5:]}, {self.session.client.status}"
+            self.pump()
+            time.sleep(0.001)
+
+    def until_told(self, kind: type, seconds: float = 60.0, **values):
+        """Until an event of a kind with these values comes that was not told before; returns it."""
+        seen = len(self.told)
+
+        def found():
+            return [
+                event
+                for event in self.told[seen:]
+                if isinstance(event, kind) and all(getattr(event, name) == value for name, value in values.items())
+            ]
+
+        self.until(lambda: bool(found()), seconds)
+        return found()[0]
+
+    def settle(self, seconds: float = 60.0) -> None:
+        """Until nodes, session, segments and the stored document say the same."""
+        self.until(lambda: self.session.at_rest, seconds)
+
+    def texts(self, kind: type) -> list[str]:
+        return [event.text for event in self.told if isinstance(event, kind)]
+
+
+def in_process_worker():
+    """(server application, connection) with the region engine; close the application at the end."""
+    from region_engine import RegionEngine
+
+    from SAMFineTuneLib.errors import UserError
+    from SAMFineTuneLib.service.app import ServerApp
+    from SAMFineTuneLib.service.connection import InProcess
+    from SAMFineTuneLib.service.engines import Engines
+
+    class RegionEngines(Engines):
+        def _load(self, model, adapter, device):
+            if model not in ("compact", "region"):
+                raise UserError(f"There is no model {model!r}.")
+            return RegionEngine()
+
+    app = ServerApp(TOKEN, engines=RegionEngines())
+    return app, InProcess(app, TOKEN)
+
+
+def claimed_voxels(session, segment_id: str) -> np.ndarray:
+    """bool [k, j, i] of what a segment holds, read from the node."""
+    from mrml.scenes import segment_voxels
+
+    return segment_voxels(session.segmentation_node, segment_id, session.volume)
