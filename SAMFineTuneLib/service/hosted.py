@@ -59,7 +59,7 @@ class HostedSession:
         self._downloads: dict[int, threading.Event] = {}
         self._waiting_for_objects: list[dict[str, Any]] = []
         self._restoring = False
-        self._volume_number = 0
+        self._volume_number = self._waiting_bytes = 0
         self._settled = True
         self._prompts_as_json: weakref.WeakKeyDictionary[PlacedPrompt, dict] = weakref.WeakKeyDictionary()
         self._closed = False
@@ -70,9 +70,10 @@ class HostedSession:
 
     @property
     def bytes(self) -> int:
-        """Of the volume and of uploads."""
+        """Of the volume, of one that waits to take its place, and of uploads."""
         volume = self._session.volume
-        return (volume.array.nbytes if volume is not None else 0) + sum(one.size for one in list(self.uploads.values()))
+        held = volume.array.nbytes if volume is not None else 0
+        return held + self._waiting_bytes + sum(one.size for one in list(self.uploads.values()))
 
     def put(self, intents: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> int:
         """Queue intents; those that were queued before (the answer was lost) are ignored. Returns the last number."""
@@ -100,6 +101,7 @@ class HostedSession:
     def put_volume(self, number: int, volume: Volume, window: IntensityWindow | None) -> None:
         """Queue a volume: intents that come after it are about it, and events say its number."""
         with self._lock:
+            self._waiting_bytes = volume.array.nbytes
             self._queue.append(({"do": "set_volume", "upload": number, "volume": volume, "window": window}, None))
         self._session.work_arrived.set()
 
@@ -277,6 +279,7 @@ class HostedSession:
 
     def _do_set_volume(self, intent, _) -> None:
         self._session.set_volume(intent["volume"], intent["window"])
+        self._waiting_bytes = 0
         self._jobs.clear()
         self._waiting_for_objects.clear()
         self._volume_number = intent["upload"]

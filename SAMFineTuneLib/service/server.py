@@ -183,6 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         """What is no proper HTTP gets a sentence too."""
         text = (message or "The server did not understand the request.").encode("utf-8", "replace")[:500]
         self.close_connection = True
+        self.request_version = self.protocol_version  # a line without a version would get an answer without a head
         self.send_response_only(code)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(text)))
