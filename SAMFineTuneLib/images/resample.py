@@ -386,8 +386,14 @@ def _cut_voxels(
         found.append((voxels, distance[cut]))
     voxels = np.concatenate([part for part, _ in found], axis=1)
     distance = np.concatenate([part for _, part in found])
-    closest = voxels.T - distance[:, None] * (gradient / (gradient @ gradient))
-    x, y = plane.ras_to_pixel(volume.ijk_to_ras(closest)).T
+    # Pixel coordinates are linear in i, j, k: of the voxels themselves, less that of the way to the plane.
+    aside = distance / (gradient @ gradient)
+    start = plane.ras_to_pixel(volume.affine[:3, 3])
+    per_voxel = plane.ras_to_pixel(plane.origin + volume.affine[:3, :3].T).T  # of x and y, along i, j, k
+    x, y = (
+        first + a * voxels[0] + b * voxels[1] + c * voxels[2] - aside * ((a, b, c) @ gradient)
+        for first, (a, b, c) in zip(start, per_voxel, strict=True)
+    )
     on_picture = (np.minimum(x, y) > -1.5) & (x < plane.shape[1] + 0.5) & (y < plane.shape[0] + 0.5)
     return voxels[::-1], (_nearest(y, plane.shape[0]), _nearest(x, plane.shape[1])), on_picture
 

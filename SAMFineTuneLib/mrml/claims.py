@@ -27,7 +27,7 @@ class Runs:
         self._starts = starts
         self._ends = starts + lengths
         self._before = np.concatenate([[0], np.cumsum(lengths)])  # voxels before each run
-        self._bounds: tuple[np.ndarray, np.ndarray] | None = None
+        self._bounds: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     @classmethod
     def of(cls, voxels: np.ndarray) -> Runs:
@@ -48,8 +48,8 @@ class Runs:
         lengths = np.diff(self._before)
         return np.repeat(self._starts - self._before[:-1], lengths) + np.arange(len(self))
 
-    def bounds(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest k, j, i (3,) in a grid of that shape; not to be asked of none."""
+    def bounds(self, shape: tuple[int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Lowest and highest (k, j, i) in a grid of that shape; not to be asked of none."""
         if self._bounds is None:
             first, last = (np.stack(np.unravel_index(ends, shape)) for ends in (self._starts, self._ends - 1))
             low, high = first.min(axis=1), last.max(axis=1)
@@ -57,7 +57,7 @@ class Runs:
                 low[2], high[2] = 0, shape[2] - 1
                 if (first[0] != last[0]).any():
                     low[1], high[1] = 0, shape[1] - 1
-            self._bounds = low, high
+            self._bounds = tuple(low.tolist()), tuple(high.tolist())
         return self._bounds
 
     def find(self, voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,25 +73,28 @@ class Runs:
 
     def has(self, voxels: np.ndarray) -> np.ndarray:
         """bool (N,): which of ascending `voxels` are among these."""
+        if not len(self):
+            return np.zeros(len(voxels), bool)
         found = np.zeros(len(voxels), bool)
         found[self.find(voxels)[0]] = True
         return found
 
     def to_text(self) -> str:
-        pairs = np.stack([self._starts, np.diff(self._before)], axis=1).astype("<i8")
+        # Steps from run to run repeat themselves: they pack far better than the starts.
+        pairs = np.stack([np.diff(self._starts, prepend=0), np.diff(self._before)]).astype("<i8")
         return base64.b64encode(zlib.compress(pairs.tobytes())).decode("ascii")
 
     @classmethod
     def from_text(cls, text: str) -> Runs:
         """Raises ValueError when the text is not what `to_text` gives."""
         try:
-            pairs = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8").reshape(-1, 2)
+            pairs = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8").reshape(2, -1)
         except (zlib.error, TypeError) as error:
             raise ValueError("damaged runs of voxels") from error
-        starts, lengths = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64)
-        if len(pairs) and (lengths.min() < 1 or starts[0] < 0 or (np.diff(starts) <= lengths[:-1]).any()):
+        steps, lengths = pairs.astype(np.int64)
+        if len(steps) and (lengths.min() < 1 or steps[0] < 0 or (steps[1:] <= lengths[:-1]).any()):
             raise ValueError("damaged runs of voxels")
-        return cls(starts, lengths)
+        return cls(np.cumsum(steps), lengths)
 
 
 _NONE = Runs.of(np.empty(0, np.int64))
@@ -220,19 +223,21 @@ class Ledger:
         """The claims on any of the voxels. Most lie elsewhere: that must cost next to nothing."""
         if not len(voxels):
             return []
-        places = np.stack(np.unravel_index(voxels, self.shape))
-        low, high = places.min(axis=1), places.max(axis=1)
+        places = [axis.astype(np.int32) for axis in np.unravel_index(voxels, self.shape)]
+        low, high = [int(axis.min()) for axis in places], [int(axis.max()) for axis in places]
         touches = []
         for claim in self:
             if not len(claim.voxels):
                 continue
             first, last = claim.voxels.bounds(self.shape)
-            if (first > high).any() or (last < low).any():
+            if any(a > d or b < c for a, b, c, d in zip(first, last, low, high, strict=True)):
                 continue
-            near = np.arange(len(voxels))
-            for axis in np.flatnonzero((first > low) | (last < high)):
-                there = places[axis][near]
-                near = near[(there >= first[axis]) & (there <= last[axis])]
+            begin, end = np.searchsorted(places[0], (first[0], last[0] + 1))  # k ascends with the voxels
+            near = np.arange(begin, end)
+            for axis in (1, 2):
+                if first[axis] > low[axis] or last[axis] < high[axis]:
+                    there = places[axis][near]
+                    near = near[(there >= first[axis]) & (there <= last[axis])]
             touch = _touch(claim, voxels, near)
             if touch is not None:
                 touches.append(touch)
@@ -271,7 +276,9 @@ def _touch(claim: Claim, voxels: np.ndarray, near: np.ndarray) -> _Touch | None:
         return None
     own = voxels[at]
     took = {segment: runs.has(own) for segment, runs in claim.took.items()}
-    return _Touch(claim, at, own, claim.added.has(own), claim.weak.has(own), took)
+    whole = len(claim.added) == len(claim.voxels)
+    added = np.ones(len(own), bool) if whole else claim.added.has(own)
+    return _Touch(claim, at, own, added, claim.weak.has(own), took)
 
 
 def _changed_by_others(touches: list[_Touch], members: Membership, count: int) -> np.ndarray:
@@ -340,18 +347,22 @@ def _lay_down(touch: _Touch, members: Membership, together: Callable[[str], Iter
                 del claim.took[segment]
 
 
+def merged(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Ascending, distinct voxels of two such lists. (`np.union1d` does not know that they are sorted.)"""
+    both = np.concatenate([one, other])
+    both.sort(kind="stable")
+    return both[np.concatenate([[True], both[1:] != both[:-1]])] if len(both) else both
+
+
 def _minus(runs: Runs, voxels: np.ndarray) -> Runs:
-    held = runs.voxels()
-    kept = held[~np.isin(held, voxels, assume_unique=True)]
-    return runs if len(kept) == len(held) else Runs.of(kept)
+    gone = runs.find(voxels)[1]
+    return Runs.of(np.delete(runs.voxels(), gone)) if len(gone) else runs
 
 
 def _replaced(runs: Runs, voxels: np.ndarray, before: np.ndarray, now: np.ndarray) -> Runs:
     """`runs` with what it says of `voxels` changed from `before` to `now` (bool)."""
     if np.array_equal(before, now):
         return runs
-    if not len(runs):
-        return Runs.of(voxels[now])
-    held = runs.voxels()
-    kept = held[~np.isin(held, voxels[before & ~now], assume_unique=True)]
-    return Runs.of(np.union1d(kept, voxels[now & ~before]))
+    kept = _minus(runs, voxels[before & ~now])
+    gained = voxels[now & ~before]
+    return Runs.of(merged(kept.voxels(), gained)) if len(gained) else kept

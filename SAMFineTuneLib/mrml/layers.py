@@ -17,6 +17,7 @@ from SAMFineTuneLib.mrml.volumes import array_from_matrix, require_linear, world
 
 BINARY, SURFACE = "Binary labelmap", "Closed surface"
 _SAME = 1e-3  # voxels that two grids may be apart and still be one
+_SPARE_PART, _LEAST_SPARE = 8, 4  # labelmaps grow by an eighth of the grid, or by four voxels
 
 
 @dataclass(frozen=True)
@@ -140,39 +141,48 @@ class Layer:
         ijk = between[:3, :3] @ ijk + between[:3, 3:]
         return (np.floor(ijk + 0.5).astype(np.intp) - low[:, None])[::-1]
 
-    def make_room(self) -> None:
-        """Give the labelmap memory for the whole grid and for all its segments' values, once. What it holds stays.
+    def make_room(self, places: np.ndarray) -> None:
+        """Give the labelmap memory for grid voxels (3, N), with some to spare, and for all its segments' values.
+        What it holds stays. Not the whole grid at once: views draw, Slicer's undo copies and files hold all of it.
 
         The segments get a new labelmap with the old content: changing the extent of the old one would tell the
         segmentation that the shapes changed, and it would drop their surfaces.
         """
-        import slicer
-
         image = self._on_grids_lattice()
         first = _first_voxel(image, self.grid)
-        low, high = first, first + np.array(self.grid.shape[::-1]) - 1
         dtype = _smallest_type(max(self.labels.values(), default=1))
-        old = None
-        if not _is_empty(image):
-            old = _array(image)
-            old_low, old_high = _extent(image)
-            holds = old.dtype.kind in "iu" and np.iinfo(old.dtype).max >= np.iinfo(dtype).max
-            if image is self.image and holds and (old_low <= low).all() and (old_high >= high).all():
-                return
-            dtype = old.dtype if holds else dtype
-            low, high = np.minimum(low, old_low), np.maximum(high, old_high)
-        roomy = slicer.vtkOrientedImageData()
-        roomy.CopyDirections(image)
-        roomy.SetSpacing(image.GetSpacing())
-        roomy.SetOrigin(image.GetOrigin())
-        roomy.SetExtent(*[int(edge) for ends in zip(low, high, strict=True) for edge in ends])
-        array = _allocate(roomy, dtype)
-        if old is not None:
-            ends = zip((old_low - low)[::-1], (old_high - low)[::-1], strict=True)
-            array[tuple(slice(a, b + 1) for a, b in ends)] = old
+        need = first + places.min(axis=1)[::-1], first + places.max(axis=1)[::-1]
+        last = first + np.array(self.grid.shape[::-1]) - 1
+        spare = np.maximum(_LEAST_SPARE, np.array(self.grid.shape[::-1]) // _SPARE_PART)
+        roomy = np.maximum(need[0] - spare, first), np.minimum(need[1] + spare, last)
+        if _is_empty(image):
+            self._exchange(image, *roomy, dtype)
+            return
+        held = image.GetPointData().GetScalars().GetDataTypeMax()
+        old_low, old_high = _extent(image)
+        fits = (old_low <= need[0]).all() and (old_high >= need[1]).all()
+        if fits and held >= np.iinfo(dtype).max and image is self.image:
+            return
+        low = np.where(need[0] < old_low, roomy[0], old_low)
+        high = np.where(need[1] > old_high, roomy[1], old_high)
+        self._exchange(image, low, high, _array(image).dtype if held >= np.iinfo(dtype).max else dtype)
+
+    def _exchange(self, old, low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> None:
+        """Make the segments' labelmap one of extent `low` to `high` (i, j, k) that holds what `old` does."""
+        import slicer
+
+        image = slicer.vtkOrientedImageData()
+        image.CopyDirections(old)
+        image.SetSpacing(old.GetSpacing())
+        image.SetOrigin(old.GetOrigin())
+        image.SetExtent(*[int(edge) for ends in zip(low, high, strict=True) for edge in ends])
+        array = _allocate(image, dtype)
+        if not _is_empty(old):
+            ends = zip(*((edge - low)[::-1] for edge in _extent(old)), strict=True)
+            array[tuple(slice(a, b + 1) for a, b in ends)] = _array(old)
         for segment in self._segments:
-            segment.AddRepresentation(BINARY, roomy)
-        self.image, self._first = roomy, first
+            segment.AddRepresentation(BINARY, image)
+        self.image, self._first = image, _first_voxel(image, self.grid)
 
     def _on_grids_lattice(self):
         """The labelmap, resampled when it lies on another lattice, as Slicer does when it edits one."""

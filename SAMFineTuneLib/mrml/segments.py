@@ -153,10 +153,11 @@ class SegmentWriter:
             if any((work.members[other] & gained).any() for other in others):
                 segmentation.SeparateSegmentLabelmap(segment)
                 work.layers = Layers(segmentation, self._grid)
-        for segment, _, gained in changes:
+        for segment, lost, gained in changes:
             layer = work.layers.of[segment]
-            if gained.any() or not layer.on_lattice:
-                layer.make_room()
+            touched = gained if layer.on_lattice else work.members[segment] | lost
+            if touched.any():
+                layer.make_room(work.places[:, touched])
 
     def _announce(self, segmentation, layers: Layers, segments: list[str]) -> None:
         """Tell views, storage, history and effects, but not the segmentation itself, which would drop surfaces."""
