@@ -511,8 +511,8 @@ def _style(node, kind: str) -> None:
     elif kind == "box":
         display.SetFillVisibility(False)
         display.SetHandlesInteractive(True)
+        display.SetScaleHandleVisibility(True)
         display.SetRotationHandleVisibility(False)
-        display.SetTranslationHandleVisibility(False)
     else:
         node.SetCurveTypeToLinear()
         display.SetGlyphScale(0.8)
