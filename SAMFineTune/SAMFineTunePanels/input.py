@@ -8,7 +8,7 @@ import slicer
 from .qt_helpers import Connections, load_ui, pixmap_of, quiet, set_text, set_visible
 
 AUTOMATIC, DISPLAYED, CUSTOM = "auto", "displayed", "custom"
-PREVIEW_EVERY = 0.3  # s
+LOOK_EVERY = 0.3  # s between two looks at the views
 
 
 class InputSection:
@@ -22,13 +22,14 @@ class InputSection:
         self._windows = []  # what the entries of the selector mean
         self._window = None  # in which the model sees the volume
         self._previewed = None
-        self._preview_after = 0.0
+        self._look_after = 0.0
         self._fill_windows(None)
         ui = self.ui
         for sender, signal, handler in (
             (ui.volumeSelector, "currentNodeChanged(vtkMRMLNode*)", self._volume_chosen),
             (ui.segmentationSelector, "currentNodeChanged(vtkMRMLNode*)", self._segmentation_chosen),
             (ui.windowSelector, "currentIndexChanged(int)", self._window_chosen),
+            (ui.alignButton, "clicked()", self.align_views),
             (ui.lowSpinBox, "valueChanged(double)", self._range_changed),
             (ui.highSpinBox, "valueChanged(double)", self._range_changed),
         ):
@@ -37,6 +38,7 @@ class InputSection:
         host.listen("StateChanged", self._state_changed)
         host.listen("SessionStarted", lambda session: self.show_session())
         set_visible(ui.rangeRow, False)
+        set_visible(ui.alignRow, False)
 
     def close(self):
         self._connections.close()
@@ -56,16 +58,10 @@ class InputSection:
     def show_session(self):
         """Select what the session works on, without choosing anything anew."""
         session = self.host.session
-        if session is None:
-            return
-        ui = self.ui
-        with quiet(ui.volumeSelector, ui.segmentationSelector):
-            if ui.volumeSelector.currentNode() is not session.volume_node:
-                ui.volumeSelector.setCurrentNode(session.volume_node)
-            if ui.segmentationSelector.currentNode() is not session.segmentation_node:
-                ui.segmentationSelector.setCurrentNode(session.segmentation_node)
-        self._fill_windows(session.volume)
-        self._show_choice(session)
+        if session is not None:
+            self._follow_session(session)
+            self._fill_windows(session.volume)
+            self._show_choice(session)
 
     def choose_volume(self, node):
         self.ui.volumeSelector.setCurrentNode(node)
@@ -189,15 +185,39 @@ class InputSection:
 
     def refresh(self):
         session = self.host.session
-        if session is None or session.volume_node is None:
-            self._previewed = None
-            if self.ui.previewLabel.text == "":
-                self.ui.previewLabel.clear()
+        if session is None:
+            set_visible(self.ui.alignRow, False)
             return
-        shown = not self.ui.previewBox.collapsed and not self.ui.inputSection.collapsed and self.widget.visible
-        if shown and time.monotonic() >= self._preview_after:
-            self._preview_after = time.monotonic() + PREVIEW_EVERY
+        self._follow_session(session)
+        if time.monotonic() < self._look_after:
+            return
+        self._look_after = time.monotonic() + LOOK_EVERY
+        set_visible(self.ui.alignRow, session.volume is not None and self._views_are_oblique(session.volume))
+        if not self.ui.previewBox.collapsed and self.ui.previewLabel.visible and session.volume is not None:
             self._show_preview(session)
+
+    def _follow_session(self, session):
+        """Nodes come and go by others' hands: the first click makes a segmentation, another module deletes one."""
+        for selector, node in (
+            (self.ui.volumeSelector, session.volume_node),
+            (self.ui.segmentationSelector, session.segmentation_node),
+        ):
+            if selector.currentNode() is not node:
+                with quiet(selector):
+                    selector.setCurrentNode(node)
+
+    def _views_are_oblique(self, volume):
+        from SAMFineTuneLib.mrml.slice_views import view_kind
+
+        nodes = shown_slice_nodes()
+        return bool(nodes) and all(view_kind(node, volume) == "oblique" for node in nodes)
+
+    def align_views(self):
+        session = self.host.session
+        if session is not None and session.volume_node is not None:
+            for node in shown_slice_nodes():
+                node.RotateToVolumePlane(session.volume_node)
+            self._look_after = 0.0
 
     def _show_preview(self, session):
         from SAMFineTuneLib.errors import UserError
@@ -243,3 +263,12 @@ def view_under_mouse():
 
 def first_slice_node():
     return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode")
+
+
+def shown_slice_nodes():
+    """Of the views of the present layout."""
+    manager = slicer.app.layoutManager()
+    if manager is None:
+        return []
+    widgets = [manager.sliceWidget(name) for name in manager.sliceViewNames()]
+    return [widget.mrmlSliceNode() for widget in widgets if widget is not None]

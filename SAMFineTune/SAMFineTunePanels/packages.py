@@ -201,8 +201,9 @@ class Installer:
         why = errors[-1][len("ERROR:"):].strip() if errors else "see Slicer's log"
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"
         return (
-            f"{self._packages.title}: the installation failed ({why.rstrip('.')}). Check the network or proxy and press "
-            f"Install again; without a network, put the file (.whl) for Python {python} into {self._downloads()} first."
+            f"{self._packages.title}: the installation failed ({why.rstrip('.')}). Check the network or proxy and "
+            f"press Install again; without a network, first put the file (.whl) for Python {python} into "
+            f"{self._downloads()}."
         )
 
     def _end(self, error):

@@ -27,6 +27,7 @@ class Panel:
         self.shown = False
         self._loading = False
         self._armed = False  # whether a tool was made active for the user, which happens once for a scene
+        self.starter = None  # of the worker's process, None when it runs elsewhere
         self._connections = Connections()
         self._observers = NodeObservers()
         self.host = Host(parent, self._make_client, self._make_session)
@@ -125,10 +126,13 @@ class Panel:
 
     def _make_client(self):
         from SAMFineTuneLib.service.client import SessionClient
+        from SAMFineTuneLib.service.local_worker import SubprocessStarter
 
+        self.starter = None
         if self.server.remote:
             return SessionClient(self.server.connection(self.server.used))
-        return SessionClient(worker.local_connection())
+        self.starter = SubprocessStarter()
+        return SessionClient(worker.local_connection(self.starter))
 
     def _make_session(self, scene, client):
         from SAMFineTuneLib.mrml.scene_session import SceneSession

@@ -71,6 +71,8 @@ class SegmentsSection:
             self._agreed = current
             with quiet(self.ui.segmentsTable):
                 self.ui.segmentsTable.setSelectedSegmentIDs([current] if current else [])
+        if self._agreed:
+            session.parameters.set("Segment", self._agreed)  # selected again when the scene is loaded
 
     def _selected(self, selected, deselected):
         if self.host.session is not None:
@@ -109,6 +111,9 @@ class SegmentsSection:
         with quiet(self.ui.othersSelector):
             self.ui.othersSelector.setCurrentIndex(OTHERS.index(choice) if choice in OTHERS else 0)
         self._apply_others(session)
+        segmentation, selected = session.segmentation_node, session.parameters.get("Segment")
+        if segmentation is not None and segmentation.GetSegmentation().GetSegment(selected) is not None:
+            session.current_segment_id = selected
 
     def _apply_others(self, session):
         """Which segment editor node says where masks may go."""

@@ -8,16 +8,16 @@ import slicer
 from . import packages
 
 
-def local_connection():
-    """The worker as a child of Slicer, started when something is first asked of it.
+def local_connection(starter):
+    """The worker as a child of Slicer, started by `starter` when something is first asked of it.
 
-    By the standard library rather than QProcess: `poll` and a closed pipe are all it takes, neither waits for
+    The starter is the standard library's rather than QProcess: `poll` and a closed pipe are all it takes, neither waits for
     anything, and no signal can come after the panel is gone. It ends with its standard input, so that neither a
     crash of Slicer nor the launcher in front of Slicer's Python, which a kill would hit instead, leaves it behind.
     """
     from SAMFineTuneLib.service.local_worker import LocalWorker
 
-    return LocalWorker(executable=sys.executable, environment=environment())
+    return LocalWorker(executable=sys.executable, environment=environment(), starter=starter)
 
 
 def environment():

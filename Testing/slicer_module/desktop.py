@@ -6,6 +6,7 @@ import time
 
 import qt
 import slicer
+from mrml.scene_files import read_mrb
 
 from SAMFineTuneLib.images.phantom import body_phantom
 
@@ -28,8 +29,20 @@ class Desktop:
         self.views = {name: slicer_scene.add_view(name, orientation, size) for name, orientation in views}
         slicer.app.layoutManager().show(self.views.values())
         self.widget = None
+        self.selected = ""
+        slicer.util.selectModule = self.select
+        slicer.util.saveScene = self.save
+        slicer.util.loadScene = self.load
 
     # ---- the module
+
+    def select(self, name):
+        """What the module selector does."""
+        if self.selected == "SAMFineTune" != name:
+            self.leave()
+        self.selected = name
+        if name == "SAMFineTune":
+            self.open()
 
     def open(self):
         """Choose the module: it is made at the first time, and entered."""
@@ -41,6 +54,7 @@ class Desktop:
             parent.setMRMLScene(self.scene)
             parent.resize(480, 1100)
             self.widget = SAMFineTuneWidget(parent)
+            slicer.modules.SAMFineTuneWidget = self.widget
             self.widget.setup()
             parent.show()
         self.widget.enter()
@@ -62,6 +76,12 @@ class Desktop:
         slicer.app.layoutManager().show([])
 
     # ---- data
+
+    def save(self, path):
+        return self.scene.WriteToMRB(str(path), None)
+
+    def load(self, path):
+        read_mrb(path, self.slicer_scene)
 
     def load_phantom(self, parent=None, **options):
         """(volume node, Volume, labels) of a phantom, shown in all views."""

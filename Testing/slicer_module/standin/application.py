@@ -68,6 +68,14 @@ class LayoutManager(QtCore.QObject):
     def sliceWidget(self, name):
         return self._widgets.get(name)
 
+    def mrmlSliceLogics(self):
+        import vtk
+
+        logics = vtk.vtkCollection()
+        for widget in self._widgets.values():
+            logics.AddItem(widget.sliceLogic())
+        return logics
+
     def show(self, views) -> None:
         """Exchange what is on the screen."""
         self._widgets = {view.name: _SliceWidget(view) for view in views}
@@ -94,12 +102,16 @@ class Application(QtWidgets.QApplication):
         self._window = QtWidgets.QMainWindow()
         self._window.setObjectName("qSlicerMainWindow")
         self.slicer_scene = None
-        self.selected_module = ""
 
     temporaryPath = QtCore.Property(str, lambda self: self._folder)
     slicerUserSettingsFilePath = QtCore.Property(str, lambda self: os.path.join(self._folder, "Slicer.ini"))
     majorVersion = QtCore.Property(int, lambda self: 5)
     minorVersion = QtCore.Property(int, lambda self: 11)
+
+    @staticmethod
+    def processEvents():
+        """PySide's own loses a reference to None at every call, which sooner or later aborts Python before 3.12."""
+        QtCore.QEventLoop().processEvents()
 
     def layoutManager(self):
         return self._layout
@@ -210,7 +222,6 @@ def install() -> None:
     _submodule("i18n", tr=lambda text: text, translate=lambda context, text: text)
     module_file = Path(__file__).resolve().parents[3] / "SAMFineTune" / "SAMFineTune.py"
     slicer.util.modulePath = lambda name: str(module_file)
-    slicer.util.selectModule = lambda name: setattr(app, "selected_module", name)
 
 
 def _submodule(name: str, **contents) -> None:

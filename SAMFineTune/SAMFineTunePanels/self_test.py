@@ -1,0 +1,397 @@
+"""What Slicer's self test does: the module as a user has it, with mouse events in real slice views, no network."""
+
+import os
+import shutil
+import tempfile
+import time
+
+import numpy as np
+import slicer
+
+PATIENCE = 120.0  # s for anything that the worker does
+SHAPE, SPACING = (28, 160, 160), (2.2, 2.2, 5.0)
+LIVER, KIDNEY = 1, 4  # label values of the phantom
+VIEWS = ("Red", "Green", "Yellow")
+
+
+def run(test):
+    """All of it, in order; `test` is a unittest.TestCase."""
+    selfTest = SelfTest(test)
+    try:
+        selfTest.run()
+    finally:
+        selfTest.finish()
+
+
+class SelfTest:
+    """The steps share one scene, as a user's work does."""
+
+    def __init__(self, test):
+        self.test = test
+        self.folder = tempfile.mkdtemp(prefix="samfinetune-self-test-")
+        self.clicks = 0
+
+    def run(self):
+        self.open()
+        self.first_click()
+        self.three_orientations()
+        self.turned_view()
+        self.neighbour_is_kept()
+        self.undo_and_redo()
+        self.propagate_through_a_crash()
+        self.save_and_load()
+        self.export()
+        self.transformed_volume()
+        self.close_the_scene()
+
+    def finish(self):
+        if self.panel is not None:
+            self.panel.prompts.choose(None)
+        slicer.mrmlScene.Clear(False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # ---- steps
+
+    def open(self):
+        self.say("A volume is loaded and the module opened")
+        slicer.util.selectModule("SAMFineTune")
+        self.passing(0.1)
+        self.test.assertFalse(
+            self.panel.status.runtime_missing(), "ONNX Runtime is missing: press Install in the panel first"
+        )
+        self.load()
+
+    def load(self, parent=None):
+        """The phantom, shown along its own axes."""
+        from SAMFineTuneLib.images.phantom import body_phantom
+        from SAMFineTuneLib.mrml.volumes import volume_from_node
+
+        from .sample_data import make_phantom
+
+        _, self.labels, _ = body_phantom(shape=SHAPE, spacing=SPACING)
+        (self.node,) = make_phantom(shape=SHAPE, spacing=SPACING)
+        if parent is not None:
+            self.node.SetAndObserveTransformNodeID(parent.GetID())
+        for name in VIEWS:
+            widget = slicer.app.layoutManager().sliceWidget(name)
+            widget.mrmlSliceNode().RotateToVolumePlane(self.node)
+            widget.sliceLogic().FitSliceToAll()
+        if self.panel.input.volume_node is not self.node:
+            self.panel.input.choose_volume(self.node)
+        self.wait(lambda: self.session.volume_node is self.node, "the volume is the input")
+        self.volume = volume_from_node(self.node)
+
+    def first_click(self):
+        self.say("The first click makes segmentation, segment and mask")
+        self.test.assertEqual(self.panel.prompts.tool, "positive")
+        ras = self.middle_of(LIVER)
+        self.click("Red", ras)
+        self.wait(lambda: self.voxels().any(), "the first mask")
+        self.assert_covered(ras)
+        self.clear()
+
+    def three_orientations(self):
+        self.say("Boxes in three orientations")
+        for name in VIEWS:
+            for value in (LIVER, KIDNEY):
+                self.panel.segments.add()
+                self.go_to(name, self.middle_of(value))
+                plane = self.plane(name)
+                self.drag_box(name, *self.box_round(value, plane))
+                self.wait(lambda: self.voxels().any(), f"a mask in view {name}")
+                truth = self.labels == value
+                dice = self.dice_on(plane, self.voxels(), truth)
+                self.test.assertGreater(dice, 0.8, f"Dice in view {name}")
+                off = self.voxels() & ~self.slab(plane)
+                self.test.assertFalse(off.any(), f"voxels off the slice of view {name}")
+                self.clear()
+
+    def turned_view(self):
+        self.say("A view turned by 20 degrees")
+        import vtk
+
+        ras = self.middle_of(LIVER)
+        node = self.slice_node("Red")
+        before = vtk.vtkMatrix4x4()
+        before.DeepCopy(node.GetSliceToRAS())
+        turn = vtk.vtkTransform()
+        turn.Concatenate(before)
+        turn.RotateX(20)
+        turn.RotateY(10)
+        node.GetSliceToRAS().DeepCopy(turn.GetMatrix())
+        node.UpdateMatrices()
+        self.panel.segments.add()
+        self.click("Red", ras)
+        self.wait(lambda: self.voxels().any(), "a mask in the turned view")
+        self.assert_covered(ras)
+        self.clear()
+        node.GetSliceToRAS().DeepCopy(before)
+        node.UpdateMatrices()
+
+    def neighbour_is_kept(self):
+        self.say("A neighbour keeps its voxels")
+        self.panel.segments.add()
+        ras = self.middle_of(KIDNEY)
+        self.go_to("Red", ras)
+        box = self.box_round(KIDNEY, self.plane("Red"))
+        self.drag_box("Red", *box)
+        self.wait(lambda: self.voxels().any(), "the first of two segments")
+        first, kept = self.session.current_segment_id, self.voxels()
+        self.panel.segments.add()
+        outwards = (box[1] - box[0]) / 5  # not from a handle of the other box, which would move that
+        self.drag_box("Red", box[0] - outwards, box[1] + outwards)
+        self.passing(1.0)
+        self.wait(lambda: self.settled(), "the second of two segments")
+        self.test.assertTrue((self.voxels(first) == kept).all(), "the neighbour changed")
+        self.test.assertFalse((self.voxels() & kept).any(), "both have a voxel")
+        self.panel.segments.remove()
+        self.passing(0.2)
+        self.session.current_segment_id = first
+        self.first, self.kept = first, kept
+
+    def undo_and_redo(self):
+        self.say("Undo and redo")
+        self.click("Red", self.middle_of(KIDNEY), "negative")
+        self.wait(lambda: (self.voxels() != self.kept).any(), "what a negative point changes")
+        changed = self.voxels()
+        self.panel.prompts.act("undo")
+        self.wait(lambda: (self.voxels() == self.kept).all(), "undo")
+        self.panel.prompts.act("redo")
+        self.wait(lambda: (self.voxels() == changed).all(), "redo")
+        self.panel.prompts.act("undo")
+        self.wait(lambda: (self.voxels() == self.kept).all(), "undo, again")
+        self.panel.prompts.choose(None)
+
+    def propagate_through_a_crash(self):
+        self.say("Propagation; the worker is killed in between")
+        self.panel.propagate.propagate()
+        self.wait(lambda: self.panel.host.jobs, "propagation to begin")
+        kill_worker(self.panel)
+        self.wait(lambda: self.settled() and not self.panel.host.jobs, "propagation to end")
+        if len(self.slices_of(self.voxels())) < 4:  # it ended with the worker: the user presses again
+            self.panel.propagate.propagate()
+            self.wait(lambda: self.panel.host.jobs, "propagation to begin again")
+            self.wait(lambda: self.settled() and not self.panel.host.jobs, "propagation to end again")
+        dice = dice_of(self.voxels(), self.labels == KIDNEY)
+        self.test.assertGreater(dice, 0.75, "Dice of the propagated kidney")
+        self.propagated = self.voxels()
+
+    def save_and_load(self):
+        self.say("Save, close, load")
+        path = os.path.join(self.folder, "scene.mrb")
+        self.wait(lambda: self.settled(), "rest before saving")
+        self.passing(1.0)
+        prompts = len(self.session.prompts)
+        self.test.assertTrue(slicer.util.saveScene(path))
+        slicer.mrmlScene.Clear(False)
+        self.passing(0.2)
+        slicer.util.loadScene(path)
+        self.wait(lambda: self.session is not None and self.session.volume_node is not None, "the loaded volume")
+        self.node = self.session.volume_node
+        self.wait(lambda: len(self.session.prompts) == prompts, "the loaded prompts")
+        self.test.assertTrue((self.voxels() == self.propagated).all(), "the loaded segment")
+        for name in VIEWS:
+            slicer.app.layoutManager().sliceWidget(name).sliceLogic().FitSliceToAll()
+        before = self.voxels()
+        self.click("Red", self.middle_of(KIDNEY), "negative")
+        self.wait(lambda: (self.voxels() != before).any(), "a click after loading")
+        self.panel.prompts.choose(None)
+
+    def export(self):
+        self.say("Export")
+        export = self.panel.export
+        export.ui.folderEdit.currentPath = self.folder
+        for index, ending in ((1, ".nii.gz"), (3, ".seg.nrrd")):
+            export.ui.formatSelector.setCurrentIndex(index)
+            export.export()
+            self.test.assertTrue(export.last and export.last.endswith(ending), self.panel.status.messages)
+            self.assert_same_geometry(export.last)
+        export.ui.formatSelector.setCurrentIndex(0)
+        export.export()
+        self.test.assertIsNotNone(slicer.mrmlScene.GetNodeByID(export.last.GetID()))
+
+    def assert_same_geometry(self, path):
+        import SimpleITK as sitk
+
+        image = sitk.ReadImage(path)
+        self.test.assertEqual(image.GetSize(), self.volume.shape[::-1])
+        for found, wanted in zip(image.GetSpacing(), self.volume.spacing):
+            self.test.assertAlmostEqual(found, wanted, places=3)
+        lps = np.array(image.TransformIndexToPhysicalPoint((0, 0, 0)))
+        self.test.assertTrue(np.allclose(lps * (-1, -1, 1), self.volume.affine[:3, 3], atol=1e-3), "origin")
+        written = sitk.GetArrayFromImage(image) > 0
+        self.test.assertTrue((written == self.voxels(every=True)).all(), "voxels of " + path)
+
+    def transformed_volume(self):
+        self.say("A volume under a transform")
+        slicer.mrmlScene.Clear(False)
+        self.passing(0.2)
+        transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "moved")
+        matrix = np.eye(4)
+        angle = np.radians(25)
+        matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        matrix[:3, 3] = (40, -25, 30)
+        transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+        self.load(transform)
+        ras = self.middle_of(LIVER)
+        self.click("Red", ras)
+        self.wait(lambda: self.voxels().any(), "a mask below a transform")
+        self.assert_covered(ras)
+
+    def close_the_scene(self):
+        self.say("Closing the scene ends the session")
+        slicer.mrmlScene.Clear(False)
+        self.passing(0.2)
+        self.test.assertEqual(self.panel.host.jobs, {})
+        self.test.assertTrue(self.session is None or self.session.volume_node is None)
+
+    # ---- what is there
+
+    @property
+    def panel(self):
+        widget = getattr(slicer.modules, "SAMFineTuneWidget", None)
+        return widget.panel if widget is not None else None
+
+    @property
+    def session(self):
+        return self.panel.host.session
+
+    def voxels(self, segment_id=None, every=False):
+        """bool [k, j, i] of a segment, the selected one by default, on the volume's grid."""
+        from SAMFineTuneLib.errors import UserError
+        from SAMFineTuneLib.mrml.export import labelmap_of
+
+        session = self.session
+        if session.segmentation_node is None:
+            return np.zeros(self.volume.shape, bool)
+        ids = None if every else [segment_id or session.current_segment_id]
+        try:
+            return labelmap_of(session.segmentation_node, session.volume_node, ids).labels > 0
+        except UserError:
+            return np.zeros(self.volume.shape, bool)
+
+    def settled(self):
+        session = self.session
+        return (
+            session is not None
+            and getattr(self.panel.host.status, "state", "") == "ready"
+            and session.state is not None
+            and session.state.settled
+        )
+
+    def middle_of(self, value):
+        """RAS of a voxel of an organ, near its middle."""
+        places = np.argwhere(self.labels == value)
+        nearest = places[np.abs(places - places.mean(axis=0)).sum(axis=1).argmin()]
+        return self.volume.ijk_to_ras(nearest[::-1])
+
+    def box_round(self, value, plane):
+        """Two RAS corners of the box round an organ on a plane."""
+        places = np.argwhere((self.labels == value) & self.slab(plane))
+        pixels = plane.ras_to_pixel(self.volume.ijk_to_ras(places[:, ::-1]))
+        return plane.pixel_to_ras(pixels.min(axis=0) - 1), plane.pixel_to_ras(pixels.max(axis=0) + 1)
+
+    def slab(self, plane):
+        """bool [k, j, i]: the voxels of an aligned plane."""
+        from SAMFineTuneLib.images.plane import view_axes
+
+        voxels = np.zeros(self.volume.shape, bool)
+        axis = 2 - view_axes(self.volume, plane.orientation)[2]
+        voxels[tuple(plane.index if n == axis else slice(None) for n in range(3))] = True
+        return voxels
+
+    def slices_of(self, voxels):
+        return np.flatnonzero(voxels.any(axis=(1, 2)))
+
+    def dice_on(self, plane, voxels, truth):
+        slab = self.slab(plane)
+        return dice_of(voxels & slab, truth & slab)
+
+    def assert_covered(self, ras):
+        k, j, i = np.round(self.volume.ras_to_ijk(ras)).astype(int)[::-1]
+        self.test.assertTrue(self.voxels()[k, j, i], "the mask does not cover the clicked voxel")
+
+    # ---- doing
+
+    def say(self, text):
+        self.test.delayDisplay(text)
+
+    def clear(self):
+        self.panel.prompts.choose(None)
+        self.panel.prompts.clear_all()
+        self.wait(lambda: not self.voxels(every=True).any(), "nothing after clearing")
+
+    def slice_node(self, name):
+        return slicer.app.layoutManager().sliceWidget(name).mrmlSliceNode()
+
+    def plane(self, name):
+        from SAMFineTuneLib.mrml.slice_views import plane_of_view
+
+        return plane_of_view(self.slice_node(name), self.volume)
+
+    def go_to(self, name, ras):
+        self.slice_node(name).JumpSliceByOffsetting(*[float(x) for x in ras])
+
+    def xy_of(self, name, ras):
+        import vtk
+
+        matrix = vtk.vtkMatrix4x4()
+        vtk.vtkMatrix4x4.Invert(self.slice_node(name).GetXYToRAS(), matrix)
+        x, y = matrix.MultiplyPoint((*[float(part) for part in ras], 1.0))[:2]
+        return int(round(x)), int(round(y))
+
+    def mouse(self, name, event, xy):
+        interactor = slicer.app.layoutManager().sliceWidget(name).sliceView().interactor()
+        interactor.SetEventInformation(xy[0], xy[1], 0, 0)
+        interactor.InvokeEvent(event)
+
+    def click(self, name, ras, tool="positive"):
+        """A click where a RAS point is seen, in Slicer's own place mode."""
+        self.go_to(name, ras)
+        if self.panel.prompts.tool != tool:
+            self.panel.prompts.choose(tool)
+        self.passing(0.05)
+        xy = self.xy_of(name, ras)
+        for event in ("EnterEvent", "MouseMoveEvent", "LeftButtonPressEvent", "LeftButtonReleaseEvent"):
+            self.mouse(name, event, xy)
+        self.passing(0.05)
+
+    def drag_box(self, name, corner_a, corner_b):
+        self.panel.prompts.choose("box")
+        self.passing(0.05)
+        start, end = self.xy_of(name, corner_a), self.xy_of(name, corner_b)
+        middle = ((start[0] + end[0]) // 2, (start[1] + end[1]) // 2)
+        self.mouse(name, "EnterEvent", start)
+        self.mouse(name, "MouseMoveEvent", start)
+        self.mouse(name, "LeftButtonPressEvent", start)
+        for xy in (middle, end):
+            self.mouse(name, "MouseMoveEvent", xy)
+        self.mouse(name, "LeftButtonReleaseEvent", end)
+        self.panel.prompts.choose(None)
+        self.passing(0.05)
+
+    # ---- time
+
+    def passing(self, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            slicer.app.processEvents()
+            time.sleep(0.001)
+
+    def wait(self, condition, what):
+        """Let Slicer run until it holds."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            slicer.app.processEvents()
+            time.sleep(0.001)
+            if time.monotonic() > end:
+                self.test.fail(f"Waited in vain for {what}; the panel says {self.panel.status.messages}")
+
+
+def kill_worker(panel):
+    """As if it had run out of memory."""
+    panel.starter.kill()
+
+
+def dice_of(a, b):
+    return 2 * (a & b).sum() / max(1, a.sum() + b.sum())
