@@ -398,6 +398,7 @@ class SessionClient:
             if self._handler is not None:
                 return self._receive()
             if not self._connection.ready():
+                self._greeted = False
                 return False
             return self._send_next()
         except Unusable as error:

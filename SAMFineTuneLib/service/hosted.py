@@ -26,7 +26,7 @@ from SAMFineTuneLib.inference.jobs import EverythingJob, Job
 from SAMFineTuneLib.inference.propagate import PropagationSettings
 from SAMFineTuneLib.inference.session import Session
 from SAMFineTuneLib.inference.session_file import model_notice, read_document, session_to_dict
-from SAMFineTuneLib.inference.state import PlacedPrompt
+from SAMFineTuneLib.inference.state import PlacedPrompt, State
 from SAMFineTuneLib.service import values as plain
 from SAMFineTuneLib.service.engines import Engines
 from SAMFineTuneLib.service.event_log import Arrays, EventLog
@@ -61,6 +61,7 @@ class HostedSession:
         self._restoring = False
         self._volume_number = self._waiting_bytes = 0
         self._settled = True
+        self._told_state: State | None = self._session.state
         self._prompts_as_json: weakref.WeakKeyDictionary[PlacedPrompt, dict] = weakref.WeakKeyDictionary()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="samfinetune-session", daemon=True)
@@ -148,7 +149,7 @@ class HostedSession:
             more = self._session.work(0.0)
         except Exception as error:
             self._fail(error, {})
-        if queued or self._session.settled != self._settled:
+        if queued or self._session.settled != self._settled or self._session.state is not self._told_state:
             self._tell_state()
         return more or bool(self._queue)
 
@@ -246,7 +247,7 @@ class HostedSession:
     def _tell_state(self) -> None:
         session = self._session
         with session.unchanged() as state:
-            self._settled = session.settled
+            self._settled, self._told_state = session.settled, state
             values = {
                 "event": "state",
                 "applied": self._applied,

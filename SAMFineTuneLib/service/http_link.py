@@ -27,11 +27,12 @@ _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class LinkError(OSError):
-    """Why an exchange failed, as a sentence. `permanent` when trying again is of no use."""
+    """Why an exchange failed, as a sentence. `permanent` when trying again is of no use, `silence` when the other end
+    has said nothing for too long."""
 
-    def __init__(self, sentence: str, permanent: bool = False) -> None:
+    def __init__(self, sentence: str, permanent: bool = False, silence: bool = False) -> None:
         super().__init__(sentence)
-        self.permanent = permanent
+        self.permanent, self.silence = permanent, silence
 
 
 class HttpLink:
@@ -198,7 +199,8 @@ class HttpLink:
             try:
                 self._tls = ssl.create_default_context(cafile=self._ca_file or None)
             except (OSError, ssl.SSLError) as error:
-                raise LinkError(f"The certificate file {self._ca_file} cannot be used ({error}); choose the "
+                reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
+                raise LinkError(f"The certificate file {self._ca_file} cannot be used ({reason}); choose the "
                                 "certificate (.pem) of the server.", permanent=True) from error  # fmt: skip
         return self._tls
 
@@ -270,7 +272,7 @@ class HttpLink:
     def _check_silence(self) -> None:
         if self._clock() - self._moved > _SILENCE_SECONDS:
             raise LinkError(f"{self.address} does not answer any more; check the network, and whether the server is "
-                            "overloaded.")  # fmt: skip
+                            "overloaded.", silence=True)  # fmt: skip
 
     def _wait(self, seconds: float) -> None:
         if self._socket is not None:

@@ -140,7 +140,7 @@ class LocalWorker:
             answer = self._link.step(wait)
         except OSError as error:
             self._failures += 1
-            if self._failures >= _MOST_FAILURES:
+            if self._failures >= _MOST_FAILURES or getattr(error, "silence", False):
                 self._give_up_process()
             raise Broken(str(error)) from error
         if answer is not None:

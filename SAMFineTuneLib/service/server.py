@@ -99,20 +99,25 @@ class WorkerServer(ThreadingHTTPServer):
             return
         self._looked = now
         self.app.expire()
-        with self._lock:
-            late = [line for line, end in self._lines.items() if now > end]
-        for line in late:
-            try:
-                line.shutdown(socket.SHUT_RDWR)  # wakes its thread, which then closes it
-            except OSError:
-                pass
+        self._hang_up(now)
 
     def handle_error(self, request, client_address) -> None:
         _log.debug("A connection ended early", exc_info=True)
 
     def server_close(self) -> None:
         super().server_close()
+        self._hang_up(float("inf"))
         self.app.close()
+
+    def _hang_up(self, now: float) -> None:
+        """End the lines that had time until `now`: their threads wake, and close them."""
+        with self._lock:
+            late = [line for line, end in self._lines.items() if now > end]
+        for line in late:
+            try:
+                line.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
 
 
 class _Handler(BaseHTTPRequestHandler):

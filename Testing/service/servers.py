@@ -57,7 +57,11 @@ class Line:
             except OSError:
                 return
             self.connections += 1
-            server = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                client.close()
+                continue
             self._sockets += [client, server]
             for pair in ((client, server), (server, client)):
                 threading.Thread(target=self._carry, args=pair, daemon=True).start()
