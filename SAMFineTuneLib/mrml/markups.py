@@ -176,9 +176,10 @@ class PromptNodes:
     def remove_node(self, node) -> None:
         """Take away a node and its place in the subject hierarchy."""
         hierarchy = self.scene.GetSubjectHierarchyNode()
-        self.scene.RemoveNode(node)
         item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
-        if item:  # the application has removed it by now
+        folder = hierarchy.GetItemParent(item) if item else 0
+        self.scene.RemoveNode(node)
+        if item and item in _children(hierarchy, folder):  # the application has removed it by now
             hierarchy.RemoveItem(item, False, False)
 
     def point_list(self, segment_id: str, kind: str):
