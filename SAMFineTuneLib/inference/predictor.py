@@ -102,7 +102,7 @@ class Predictor:
         mask prompt, and keeps its view while that holds all prompts. `view` overrides where a zooming model looks.
         Raises UserError without any prompt, and for a model whose head takes none.
         """
-        if self.engine.spec.classes:
+        if "promptable" not in self.engine.spec.heads:
             raise UserError(
                 f"Model '{self.engine.spec.id}' finds {', '.join(self.engine.spec.classes[1:])} by itself and takes "
                 "no prompts; choose a promptable model."

@@ -80,10 +80,14 @@ class ModelSpec:
     """Hex digest of a file by its name."""
     classes: tuple[str, ...] = ()
     """Names of the classes of an automatic (prompt-free) head, background first; else empty."""
+    heads: tuple[str, ...] = ()
+    """`promptable`, `automatic` or both; when not given, the one that `classes` speaks for."""
 
     def __post_init__(self) -> None:
-        for name in ("pixel_mean", "pixel_std", "classes"):
+        for name in ("pixel_mean", "pixel_std", "classes", "heads"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.heads:
+            object.__setattr__(self, "heads", ("automatic",) if self.classes else ("promptable",))
         if problem := _problem(self):
             raise UserError(f"The description of model {self.id!r} is not usable: {problem}.")
 
@@ -200,4 +204,6 @@ def _problem(spec: ModelSpec) -> str | None:
             return f"the file {file!r} must lie in the model's own folder"
     if not all(isinstance(name, str) for name in spec.classes):
         return "classes must be names"
+    if not set(spec.heads) <= {"promptable", "automatic"} or ("automatic" in spec.heads) != bool(spec.classes):
+        return "heads must be promptable, or automatic with classes, or both"
     return None

@@ -186,6 +186,16 @@ class CompactModel(nn.Module):
         sparse, dense, pictures = self.prompt_encoder(point_coords, point_labels, mask_input, has_mask_input)
         return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense, pictures)
 
+    def decode_classes(self, embedding: dict[str, Tensor]) -> Tensor:
+        """Embedding of B pictures, no prompt -> logits (B, C, 64, 64) of the class head's classes."""
+        image = embedding["image_embeddings"]
+        batch = image.shape[0]
+        masks = image.new_zeros(batch, 1, LOW_RES_SIZE, LOW_RES_SIZE)
+        sparse, dense, pictures = self.prompt_encoder(
+            image.new_zeros(batch, 0, 2), image.new_zeros(batch, 0), masks, image.new_zeros(batch)
+        )
+        return self.mask_decoder.classes(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense, pictures)
+
     def forward(self, image: Tensor, **prompts: Tensor) -> tuple[Tensor, Tensor]:
         """`encode` and `decode` in one call."""
         return self.decode(self.encode(image), **prompts)

@@ -292,13 +292,26 @@ class MaskDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Encoder's answer (batch 1 or B), prompt tokens (B, N, 128), dense map (B, 128, 16, 16), prompts as pictures
         (B, 7, 64, 64) -> logits (B, 4, 64, 64) and predicted IoU (B, 4)."""
-        batch = sparse.shape[0]
-        output = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).unsqueeze(0).expand(batch, -1, -1)
-        tokens, image = self.transformer(
-            embedding["image_embeddings"] + dense, image_pe, torch.cat([output, sparse], dim=1)
-        )
-        grid = image.transpose(1, 2).reshape(-1, WIDTH, GRID_SIZE, GRID_SIZE)
-        features = self.output_upscaling(grid, embedding["high_res_0"], embedding["high_res_1"], pictures)
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens, features = self._attend(own, embedding, image_pe, sparse, dense, pictures)
         kernels = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)
         masks = (kernels @ features.flatten(2)).reshape(-1, MASK_TOKENS, LOW_RES_SIZE, LOW_RES_SIZE)
         return masks, self.iou_prediction_head(tokens[:, 0]).sigmoid()
+
+    def classes(
+        self, embedding: dict[str, Tensor], image_pe: Tensor, sparse: Tensor, dense: Tensor, pictures: Tensor
+    ) -> Tensor:
+        """The same with the tokens of the class head -> logits (B, C, 64, 64)."""
+        own = torch.cat([self.iou_token.weight, self.class_head.tokens.weight])
+        tokens, features = self._attend(own, embedding, image_pe, sparse, dense, pictures)
+        return self.class_head.masks(tokens[:, 1:], features)
+
+    def _attend(
+        self, own: Tensor, embedding: dict[str, Tensor], image_pe: Tensor, sparse: Tensor, dense: Tensor,
+        pictures: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Output tokens (T, 128), and the rest as in `forward` -> tokens (B, T + N, 128), features (B, 16, 64, 64)."""
+        tokens = torch.cat([own.unsqueeze(0).expand(sparse.shape[0], -1, -1), sparse], dim=1)
+        tokens, image = self.transformer(embedding["image_embeddings"] + dense, image_pe, tokens)
+        grid = image.transpose(1, 2).reshape(-1, WIDTH, GRID_SIZE, GRID_SIZE)
+        return tokens, self.output_upscaling(grid, embedding["high_res_0"], embedding["high_res_1"], pictures)

@@ -64,6 +64,21 @@ class SamModel(nn.Module):
         dense = self.embed_mask(mask_input, has_mask_input)
         return self.decode_masks(embedding["image_embeddings"], sparse, dense)
 
+    def decode_classes(self, embedding: Mapping[str, Tensor]) -> Tensor:
+        """Embedding of B pictures, no prompt -> logits (B, C, L, L) of the class head's classes.
+
+        Without a class head the mask tokens are taken for finetune-SAM's classes, after one that is never read.
+        """
+        image = embedding["image_embeddings"]
+        sparse = image.new_zeros(image.shape[0], 0, image.shape[1])
+        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        head = getattr(self.mask_decoder, "class_head", None)
+        if head is None:
+            return self.decode_masks(image, sparse, dense)[0][:, 1:]
+        own = torch.cat([self.mask_decoder.iou_token.weight, head.tokens.weight])
+        tokens, features = self._attend(own, image, sparse, dense)
+        return head.masks(tokens[:, 1:], features)
+
     def forward(self, image: Tensor, **prompts: Tensor) -> tuple[Tensor, Tensor]:
         """`encode` and `decode` in one call."""
         return self.decode(self.encode(image), **prompts)
@@ -96,16 +111,21 @@ class SamModel(nn.Module):
     def decode_masks(self, image_embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """Embedding (1 or B, C, G, G), tokens (B, N, C), dense map (B, C, G, G) -> logits (B, T, L, L), IoU (B, T)."""
         decoder = self.mask_decoder
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).unsqueeze(0)
-        tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
-        tokens, image = decoder.transformer(image_embeddings + dense, self.dense_position_code(), tokens)
-        grid, low_res = self.grid_size, 4 * self.grid_size
-        features = decoder.output_upscaling(image.transpose(1, 2).unflatten(2, (grid, grid)))
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens, features = self._attend(own, image_embeddings, sparse, dense)
         kernels = torch.stack(
             [head(tokens[:, 1 + i]) for i, head in enumerate(decoder.output_hypernetworks_mlps)], dim=1
         )
+        low_res = 4 * self.grid_size
         masks = (kernels @ features.flatten(2)).unflatten(2, (low_res, low_res))
         return masks, decoder.iou_prediction_head(tokens[:, 0])
+
+    def _attend(self, own: Tensor, image: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """Output tokens (T, C), and the rest as in `decode_masks` -> tokens (B, T + N, C), features (B, F, L, L)."""
+        decoder, grid = self.mask_decoder, self.grid_size
+        tokens = torch.cat([own.unsqueeze(0).expand(sparse.shape[0], -1, -1), sparse], dim=1)
+        tokens, image = decoder.transformer(image + dense, self.dense_position_code(), tokens)
+        return tokens, decoder.output_upscaling(image.transpose(1, 2).unflatten(2, (grid, grid)))
 
     def _position_code(self, unit: Tensor) -> Tensor:
         """Random Fourier features of positions (..., 2) in the unit square."""

@@ -1,0 +1,123 @@
+"""An adapter on disk: a folder in PEFT's format with a card. Reading needs no PyTorch.
+
+| file | content |
+|---|---|
+| `adapter_config.json` | for LoRA PEFT's own; else which method it is |
+| `adapter_model.safetensors` | what was trained; LoRA's matrices as PEFT names them |
+| `class_head.safetensors` | the automatic head, if there is one: the base has nothing that PEFT could put it on |
+| `card.json`, `card.md` | see `card` |
+
+`card.json` has the digests of the others, and is written last and removed first: with it the folder is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import atomic_write, sha256_of
+from .card import Card, as_markdown
+from .spec import ModelFolder
+
+CARD, CARD_TEXT = "card.json", "card.md"
+CONFIG, TENSORS, CLASS_HEAD = "adapter_config.json", "adapter_model.safetensors", "class_head.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter that is whole: every file is the one its card means."""
+
+    path: Path
+    card: Card
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def digest(self) -> str:
+        """Identifies what it does to its base."""
+        return "|".join(f"{name}:{self.card.files[name]}" for name in sorted(self.card.files))
+
+    @property
+    def bytes(self) -> int:
+        return sum((self.path / name).stat().st_size for name in (*self.card.files, CARD))
+
+
+def read_adapter_folder(path: str | Path) -> AdapterFolder:
+    """The adapter in a folder, checked; `UserError` says what is missing or damaged."""
+    path = Path(path).expanduser().resolve()
+    if not path.is_dir():
+        raise UserError(f"There is no adapter folder {path}.")
+    try:
+        content = json.loads((path / CARD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = "card.json, without which its base is not known" if (path / CONFIG).is_file() else "adapter"
+        raise UserError(f"The folder {path} has no {what}: choose a folder that `samfinetune train` wrote.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / CARD} cannot be read ({error}): use another copy of the adapter.") from error
+    card = Card.from_dict(content, str(path / CARD))
+    if not {CONFIG, TENSORS} <= set(card.files):
+        raise UserError(f"{path / CARD} names no {TENSORS}: use another copy of the adapter.")
+    for name, expected in card.files.items():
+        if Path(name).name != name or not (path / name).is_file():
+            raise UserError(f"The adapter {path} lacks its file {name}: copy the whole folder again.")
+        if sha256_of(path / name) != expected:
+            raise UserError(
+                f"{path / name} is damaged or was replaced: its SHA-256 is not the one in {CARD}; use another copy."
+            )
+    return AdapterFolder(path, card)
+
+
+def write_adapter_folder(
+    folder: str | Path, config: Mapping[str, Any], tensors: bytes, class_head: bytes | None, card: Card
+) -> Card:
+    """Write an adapter's files into a folder, new or not, in an order that never leaves a mixture; the card as written.
+
+    Other files in the folder stay.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)
+    files = {CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(), TENSORS: tensors}
+    if class_head is not None:
+        files[CLASS_HEAD] = class_head
+    else:
+        (folder / CLASS_HEAD).unlink(missing_ok=True)
+    for name, content in files.items():
+        _write(folder / name, content)
+    card = replace(card, files={name: sha256_of(folder / name) for name in files})
+    _write(folder / CARD_TEXT, as_markdown(card, folder.resolve().name).encode())
+    _write(folder / CARD, (json.dumps(card.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+    return card
+
+
+def digest_of_base(base: ModelFolder) -> str:
+    """SHA-256 of a model's weights: what an adapter means by its base."""
+    weights = base.file("weights")
+    return base.spec.sha256.get(weights.name) or sha256_of(weights)
+
+
+def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:
+    """UserError when an adapter was trained on another model."""
+    card = adapter.card
+    if digest_of_base(base) == card.base_digest:
+        return
+    if card.base == base.spec.id:
+        raise UserError(
+            f"The adapter {adapter.name} was trained on other weights of {card.base!r} than those here (SHA-256 "
+            f"{card.base_digest[:12]}… instead of {digest_of_base(base)[:12]}…): install the weights it was trained on."
+        )
+    raise UserError(
+        f"The adapter {adapter.name} was trained on the model {card.base!r}, and does not fit {base.spec.id!r}: "
+        f"choose the model {card.base!r}."
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,0 +1,250 @@
+"""What fine-tuning adds to a network: LoRA through PEFT, and Adapters, for every architecture that is known.
+
+Both leave the names of the network's own tensors as they are, except that PEFT calls an adapted layer's
+`NAME.base_layer`. Shapes: d width of a layer, r rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..errors import UserError
+from .architectures.adapters import Bottleneck
+from .architectures.tiny_vit import Attention as TinyAttention
+
+if TYPE_CHECKING:
+    from .method import Method
+
+_ADAPTER_NAME = "default"  # PEFT's own
+_DECODER_BOTTLENECK = 64
+_ENCODER_REDUCTION = 4
+# How an Adapter's name in its host says what it does there.
+_AFTER, _BESIDE, _TOKENS = "adapter_after", "adapter_beside", "adapter_of_tokens"
+
+
+def encoder_blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """The image encoder's transformer blocks by name, in order: those with a fused `attn.qkv`."""
+    return {
+        f"image_encoder.{name}": module
+        for name, module in network.image_encoder.named_modules()
+        if isinstance(getattr(getattr(module, "attn", None), "qkv", None), nn.Module)
+    }
+
+
+def chosen_blocks(network: nn.Module, method: Method) -> dict[str, nn.Module]:
+    """Those that a method adapts; UserError when it asks for blocks that are not there."""
+    if method.scope == "decoder":
+        return {}
+    blocks = encoder_blocks(network)
+    if method.blocks is None:
+        return blocks
+    if missing := [index for index in method.blocks if not 0 <= index < len(blocks)]:
+        raise UserError(
+            f"The image encoder has {len(blocks)} blocks, counted from 0, and no block {missing[0]}: choose others."
+        )
+    return {name: block for index, (name, block) in enumerate(blocks.items()) if index in method.blocks}
+
+
+# ---- LoRA
+
+
+def add_lora(network: nn.Module, method: Method) -> nn.Module:
+    """Adapt q and v of the chosen encoder blocks, and `q_proj` and `v_proj` of all attention in the mask decoder.
+
+    q and v are two slices of one layer. Their two adaptations of rank r are one of rank 2 r whose B is zero where it
+    would mix them or touch k, so the layer is PEFT's own, and PEFT loads what is saved of it. While it is trained,
+    only the part of B that is not zero is a parameter.
+    """
+    peft = _peft()
+    blocks = chosen_blocks(network, method)
+    heads = _decoder_projections(network)
+    _require_plain([*(f"{name}.attn.qkv" for name in blocks), *heads], network)
+    network = peft.inject_adapter_in_model(lora_config(network, method), network, _ADAPTER_NAME)
+    for block in blocks.values():
+        _split(block.attn)
+    return network
+
+
+def lora_config(network: nn.Module, method: Method, modules_to_save: list[str] | None = None) -> Any:
+    """PEFT's description of a method. Its scale alpha / r holds for both ranks."""
+    targets = [f"{name}.attn.qkv" for name in chosen_blocks(network, method)]
+    return _peft().LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        rank_pattern={"qkv": 2 * method.rank} if targets else {},
+        alpha_pattern={"qkv": 2 * method.alpha} if targets else {},
+        target_modules=[*targets, *_decoder_projections(network)],
+        modules_to_save=modules_to_save,
+    )
+
+
+def lora_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The matrices A and B of every adapted layer, under the layer's own name and without structure: as PEFT saves."""
+    found = {}
+    for name, layer in network.named_modules():
+        if hasattr(layer, "lora_A") and _ADAPTER_NAME in layer.lora_A:
+            found[f"{name}.lora_A.weight"] = layer.lora_A[_ADAPTER_NAME].weight.detach()
+            found[f"{name}.lora_B.weight"] = layer.lora_B[_ADAPTER_NAME].weight.detach()
+    return found
+
+
+def query_and_value_rows(attention: nn.Module) -> tuple[Tensor, Tensor]:
+    """Which rows of an attention's fused `qkv` make its queries, and which its values; (d,) each."""
+    rows = torch.arange(attention.qkv.out_features)
+    if isinstance(attention, TinyAttention):  # head by head
+        heads = rows.unflatten(0, (attention.num_heads, 3, -1))
+        return heads[:, 0].flatten(), heads[:, 2].flatten()
+    query, _, value = rows.chunk(3)
+    return query, value
+
+
+class _Slices(nn.Module):
+    """B of q and B of v, one below the other (2 d, r), as the B of the fused layer (3 d, 2 r)."""
+
+    def __init__(self, query: Tensor, value: Tensor, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.register_buffer("query", query, persistent=False)
+        self.register_buffer("value", value, persistent=False)
+
+    def forward(self, small: Tensor) -> Tensor:
+        """(2 d, r) -> (3 d, 2 r)."""
+        parts = zip((self.query, self.value), small.chunk(2), strict=True)
+        columns = [small.new_zeros(self.outputs, small.shape[1]).index_copy(0, rows, part) for rows, part in parts]
+        return torch.cat(columns, dim=1)
+
+    def right_inverse(self, whole: Tensor) -> Tensor:
+        """(3 d, 2 r) -> (2 d, r)."""
+        rank = whole.shape[1] // 2
+        return torch.cat([whole[self.query, :rank], whole[self.value, rank:]])
+
+
+def _split(attention: nn.Module) -> None:
+    """Let the slices of B be the parameter."""
+    layer = attention.qkv
+    up = layer.lora_B[_ADAPTER_NAME]
+    slices = _Slices(*query_and_value_rows(attention), layer.out_features).to(up.weight.device)
+    parametrize.register_parametrization(up, "weight", slices)
+
+
+def _decoder_projections(network: nn.Module) -> list[str]:
+    return [
+        f"mask_decoder.transformer.{name}"
+        for name, module in network.mask_decoder.transformer.named_modules()
+        if name.endswith((".q_proj", ".v_proj"))
+    ]
+
+
+def _require_plain(names: list[str], network: nn.Module) -> None:
+    for name in names:
+        if not isinstance(network.get_submodule(name), nn.Linear):
+            raise UserError(f"{name} is adapted already: attach to a network as it was loaded.")
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError(
+            'LoRA needs the package peft, which is not installed; install it with: pip install "samfinetune[training]"'
+        ) from error
+    return peft
+
+
+# ---- Adapters
+
+
+def add_bottlenecks(network: nn.Module, method: Method) -> None:
+    """Adapters in the chosen encoder blocks and in the mask decoder's layers, which change nothing as they begin.
+
+    Encoder (Gu et al., 2024): d, d/4, GELU, d; one with skip after the attention, one without, at half weight,
+    beside the MLP. Decoder: a bottleneck of 64, one for tokens and picture after they have looked at each other,
+    one at half weight beside the MLP.
+    """
+    for name, block in chosen_blocks(network, method).items():
+        width = block.attn.qkv.in_features
+        _host(network, f"{name}.attn", _AFTER, width, width // _ENCODER_REDUCTION)
+        _host(network, f"{name}.mlp", _BESIDE, width, width // _ENCODER_REDUCTION)
+    for index, layer in enumerate(network.mask_decoder.transformer.layers):
+        name, width = f"mask_decoder.transformer.layers.{index}", layer.mlp.lin1.in_features
+        _host(network, name, _TOKENS, width, _DECODER_BOTTLENECK)
+        _host(network, f"{name}.mlp", _BESIDE, width, _DECODER_BOTTLENECK)
+
+
+def add_bottlenecks_of(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """The Adapters that a state dict has tensors for; their values are not loaded."""
+    for name, tensor in state.items():
+        if match := re.fullmatch(rf"(.+)\.({_AFTER}|{_BESIDE}|{_TOKENS})\.D_fc1\.weight", name):
+            hidden, width = tensor.shape
+            try:
+                _host(network, match[1], match[2], width, hidden)
+            except AttributeError:
+                raise UserError(f"the Adapter {match[2]} belongs to {match[1]}, which is not there.") from None
+
+
+def bottlenecks(network: nn.Module) -> Iterator[str]:
+    """Names of the Adapters in a network."""
+    for name, _ in network.named_modules():
+        if name.rpartition(".")[2] in (_AFTER, _BESIDE, _TOKENS):
+            yield name
+
+
+def _host(network: nn.Module, name: str, kind: str, width: int, hidden: int) -> None:
+    """Give the module `name` an Adapter; hooks make it work, so that the module keeps its code and its names."""
+    module = network.get_submodule(name)
+    adapter = Bottleneck(width, hidden, skip=kind != _BESIDE)
+    for value in (adapter.D_fc2.weight, adapter.D_fc2.bias):
+        nn.init.zeros_(value)
+    module.add_module(kind, adapter.train(module.training))
+    if kind == _TOKENS:
+        for norm in (module.norm2, module.norm4):
+            norm.register_forward_pre_hook(_Before(adapter))
+    else:
+        module.register_forward_hook(_after if kind == _AFTER else _beside)
+
+
+def _after(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return module.get_submodule(_AFTER)(output)
+
+
+def _beside(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return output + 0.5 * module.get_submodule(_BESIDE)(inputs[0])
+
+
+class _Before:
+    """A hook that a copy of the network copies along."""
+
+    def __init__(self, adapter: nn.Module) -> None:
+        self.adapter = adapter
+
+    def __call__(self, module: nn.Module, inputs: tuple) -> tuple:
+        return (self.adapter(inputs[0]),)
+
+
+# ---- Batch norm
+
+
+class SteadyBatchNorm2d(nn.BatchNorm2d):
+    """Uses and keeps the statistics it was loaded with, also while the network around it trains.
+
+    TinyViT's belong to millions of pictures; those of a few cases would spoil them, and are no part of an adapter.
+    """
+
+    def train(self, mode: bool = True) -> SteadyBatchNorm2d:
+        """Always as in evaluation."""
+        return super().train(False)
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """Let all batch norms of a network keep their statistics."""
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SteadyBatchNorm2d
+            module.train(False)
