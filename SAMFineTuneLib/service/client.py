@@ -9,66 +9,37 @@ worker is there. It starts no threads and loads nothing beyond NumPy.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib import __version__
-from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
 from SAMFineTuneLib.prompts.prompts import Prompt
 from SAMFineTuneLib.service import decoding
 from SAMFineTuneLib.service import values as plain
-from SAMFineTuneLib.service.codec import CodecError, decode, encode
-from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
-from SAMFineTuneLib.service.events import (
-    Answered,
-    Event,
-    Failed,
-    Finished,
-    MaskChanged,
-    Notice,
-    Status,
-    StatusChanged,
-)
-from SAMFineTuneLib.service.journal import LONG, Journal
-from SAMFineTuneLib.service.protocol import DEFAULT_MODEL, PROTOCOL, Buffer, version_advice
-from SAMFineTuneLib.service.sending import Sending, SendingFile, SendingVolume
+from SAMFineTuneLib.service.connection import Connection
+from SAMFineTuneLib.service.conversation import Conversation, Upload
+from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChanged, Notice
+from SAMFineTuneLib.service.journal import LONG
+from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
+from SAMFineTuneLib.service.sending import SendingFile
 
 _log = logging.getLogger(__name__)
 
 _IDLE_PAUSE = 0.4  # seconds between two looks for news when nothing is expected
 _BUSY_PAUSE = 0.008
 _JOB_PAUSE = 0.05
-_BATCH = 200  # intents in one request
-_MOST_DEFECTS = 3  # in a row
-_LOCAL_WAIT = 0.004  # a local worker answers within this; waiting saves a round of the host's timer
 _BESIDE = ("ask", "download", "install")  # not about the volume
 _CHECKPOINT = 300  # intents after which the session is stored, so that the journal can be shortened
 
 
-@dataclass
-class _Upload:
-    """Something on its way to the server, and how far it is: announced, all parts there."""
-
-    number: int
-    what: Sending
-    request: int | None = None
-    """The request that a model's file belongs to; None for the volume."""
-    announced: bool = False
-    received: int = 0
-
-
-class SessionClient:
+class SessionClient(Conversation):
     """One session on a worker. Intents queue; `pump` sends them, fetches answers, keeps the worker alive."""
 
     def __init__(
@@ -78,85 +49,17 @@ class SessionClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`segments_are_steps` as in `Document`: False for a host with a table of segments of its own."""
-        self._connection = connection
-        self._segments_are_steps = bool(segments_are_steps)
-        self._clock = clock
-        self._status = Status()
-        self._state = "stopped"
-        self._sentence = ""
-        self._wanted = False  # whether anybody has asked for anything yet
-        self._closed = False
-
-        self._volume: Volume | None = None
-        self._window: IntensityWindow | None = None
+        super().__init__(connection, bool(segments_are_steps), clock)
         self._model = (DEFAULT_MODEL, "", "auto")
         self._focus: tuple[str, int] | None = None
-        self._journal = Journal()
         self._prompt_number = self._job_number = self._request_number = 0
         self._segment_values: set[int] = set()
         self._jobs: dict[int, str] = {}
         self._requests: dict[int, str] = {}
         self._settled = True
-
-        self._greeted = False
-        self._session: str | None = None
-        self._lost: str | None = None  # why the session must be made anew, for the notice
-        self._uploads: list[_Upload] = []
-        self._upload_number = 0
-        self._volume_number = 0  # of the upload of the volume that counts
-        self._installs: dict[int, dict[str, Any]] = {}
         self._checkpoint = 0  # intent after which the session was stored last
-        self._version = self._model_open = self._device = ""
-        self._opening = ""
-        self._after = 0
-        self._next_look = 0.0
-        self._handler: _Handler | None = None
-        self._batch = _BATCH
-        self._defects = 0
-        self._inbox: deque[tuple[dict, dict[str, Any]]] = deque()
         self._told: dict[tuple[int, str], SlicePlane] = {}  # where the host shows a mask
         self._stale: dict[tuple[int, str], SlicePlane] = {}  # of these, what a new session has not told of yet
-        self._out: list[Event] = []
-
-    # ---- what the host calls
-
-    @property
-    def status(self) -> Status:
-        """How the worker is."""
-        return self._status
-
-    def start(self) -> None:
-        """Reach the worker now, rather than when something is asked of it: "Test connection"."""
-        self._wanted = True
-
-    def retry(self) -> None:
-        """After a failure: try again, because somebody changed something."""
-        if self._state == "failed":
-            self._state = "stopped"
-        self._connection.retry()
-        self._wanted = True
-
-    def pump(self, budget_seconds: float = 0.03) -> list[Event]:
-        """Move everything on for about this long, usually much shorter; returns what became true, in order."""
-        end = self._clock() + budget_seconds
-        while not self._closed and self._clock() < end and self._move():
-            pass
-        self._update_status()
-        told, self._out = self._out, []
-        return told
-
-    def close(self) -> None:
-        """End the session; a local worker ends with it. Nothing can be asked afterwards."""
-        if self._closed:
-            return
-        self._closed = True
-        self._say_goodbye()
-        self._connection.close()
-        self._state, self._sentence = "stopped", ""
-        self._volume = None
-        self._journal.clear()
-        self._inbox.clear()
-        self._update_status()
 
     # ---- intents
 
@@ -314,7 +217,7 @@ class SessionClient:
         """
         request = self._new_request("install")
         file = SendingFile(path)
-        self._uploads.append(_Upload(self._new_upload(), file, request))
+        self._uploads.append(Upload(self._new_upload(), file, request))
         self._installs[request] = {"model": model_id, "like": like, "name": file.name}
         self._wanted = True
         return request
@@ -378,6 +281,23 @@ class SessionClient:
                 del self._jobs[number]
                 self._out.append(Finished(number, what, cancelled=True))
 
+    def _refused(self, values: dict[str, Any], sentence: str) -> None:
+        job = values.get("job") if self._jobs.pop(values.get("job"), None) else None
+        request = values.get("request")
+        self._requests.pop(request, None)
+        self._out.append(Failed(sentence, job, request=request))
+
+    def _session_begins(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        first = [{"do": "replay", "begin": True}, {"do": "set_model", **self._model_values()}]
+        last = [{"do": "replay", "begin": False}]
+        if self._focus is not None:
+            last.insert(0, {"do": "embed", "orientation": self._focus[0], "index": self._focus[1]})
+        self._settled = False
+        return first, last
+
+    def _session_is_lost(self) -> None:
+        self._stale = dict(self._told)
+
     def _end_requests(self) -> None:
         """Questions about a volume that is no more."""
         for number, what in list(self._requests.items()):
@@ -385,164 +305,7 @@ class SessionClient:
                 del self._requests[number]
                 self._out.append(Failed("Another volume was opened meanwhile.", request=number))
 
-    # ---- inside: the conversation
-
-    def _move(self) -> bool:
-        """One small thing; returns whether there may be more to do at once."""
-        if self._inbox:
-            self._take_event(*self._inbox.popleft())
-            return True
-        if self._state == "failed" or not self._wanted:
-            return False
-        try:
-            if self._handler is not None:
-                return self._receive()
-            if not self._connection.ready():
-                self._greeted = False
-                return False
-            return self._send_next()
-        except Unusable as error:
-            self._give_up(str(error))
-        except Broken as error:
-            self._break_off(str(error))
-        return False
-
-    def _send_next(self) -> bool:
-        """Begin the most urgent request, if there is any."""
-        if not self._greeted:
-            self._request("/v1/hello", self._hear_hello, {"protocol": PROTOCOL, "version": __version__})
-        elif self._session is None:
-            self._request("/v1/sessions", self._hear_session, {"segments_are_steps": self._segments_are_steps})
-        elif self._uploads:
-            self._send_upload(self._uploads[0])
-        elif not self._journal.all_heard or self._clock() >= self._next_look:
-            self._send_sync()
-        else:
-            return False
-        return True
-
-    def _request(self, path: str, handler: _Handler, message: dict, arrays: dict[str, Buffer] | None = None) -> None:
-        self._handler = handler
-        self._connection.send(path, encode(message, arrays))
-
-    def _in_session(self, what: str, handler: _Handler, message: dict, arrays: dict[str, Buffer] | None = None) -> None:
-        self._request(f"/v1/sessions/{self._session}/{what}", handler, message, arrays)
-
-    def _receive(self) -> bool:
-        response = self._connection.receive(_LOCAL_WAIT if self._connection.is_local else 0.0)
-        if response is None:
-            return False
-        handler, self._handler = self._handler, None
-        try:
-            message, arrays = decode(response.read())
-            if response.status == 200:
-                handler(message, arrays)
-            else:
-                self._hear_refusal(response.status, message)
-        except (CodecError, *plain.MISUNDERSTOOD) as error:
-            if isinstance(error, UserError) and not isinstance(error, Unusable):
-                _log.warning("An answer held something unusable: %s", error)
-            self._handler = None
-            self._count_defect(f"The worker's answer is not what it should be ({error}); update it, or this program.")
-        return True
-
-    # ---- inside: greeting
-
-    def _hear_hello(self, message: dict, _: dict) -> None:
-        theirs = str(message["version"])
-        if message["protocol"] != PROTOCOL:
-            raise self._other_protocol(theirs)
-        if theirs != __version__ and self._version != theirs:
-            self._out.append(Notice(
-                f"The worker is SAMFineTune {theirs} and this computer's is {__version__}; they work together, but "
-                f"{version_advice(__version__, theirs)} when you can."
-            ))  # fmt: skip
-        if not getattr(self._connection, "encrypted", True) and not self._version:
-            self._out.append(Notice("The connection to the server is not encrypted: whoever is on the network between "
-                                    "can read along; use an https:// address."))  # fmt: skip
-        self._version = theirs
-        self._greeted = True
-
-    def _other_protocol(self, theirs: str) -> Unusable:
-        return Unusable(
-            f"The server runs SAMFineTune {theirs} and this computer {__version__}, which do not understand each "
-            f"other; {version_advice(__version__, theirs)}."
-        )
-
-    def _hear_session(self, message: dict, _: dict) -> None:
-        self._session = str(message["session"])
-        self._after = 0
-        if self._lost is not None:
-            self._out.append(Notice(self._lost))
-            self._lost = None
-        first = [{"do": "replay", "begin": True}, {"do": "set_model", **self._model_values()}]
-        last = [{"do": "replay", "begin": False}]
-        if self._focus is not None:
-            last.insert(0, {"do": "embed", "orientation": self._focus[0], "index": self._focus[1]})
-        self._journal.start_over(first, last)
-        self._settled = False
-
-    # ---- inside: uploads
-
-    def _new_upload(self) -> int:
-        self._upload_number += 1
-        return self._upload_number
-
-    def _send_volume(self) -> None:
-        """The volume goes first, and anew; one that was on its way is forgotten."""
-        self._uploads = [one for one in self._uploads if one.request is not None]
-        if self._volume is not None:
-            self._volume_number = self._new_upload()
-            self._uploads.insert(0, _Upload(self._volume_number, SendingVolume(self._volume)))
-
-    def _send_upload(self, upload: _Upload) -> None:
-        if not upload.announced:
-            self._in_session("upload", functools.partial(self._hear_announced, upload),
-                             {"upload": upload.number, **upload.what.announcement()})  # fmt: skip
-        elif upload.received < upload.what.size:
-            message = {"upload": upload.number, "offset": upload.received}
-            part = upload.what.part(upload.received)
-            self._in_session("part", functools.partial(self._hear_part, upload, len(part)), message, {"part": part})
-        elif upload.request is None:
-            self._in_session("uploaded", functools.partial(self._hear_uploaded, upload),
-                             {"upload": upload.number, **upload.what.conclusion(self._window)})  # fmt: skip
-        else:
-            self._uploads.remove(upload)
-            self._intend("install", request=upload.request, upload=upload.number, **self._installs[upload.request])
-
-    def _hear_announced(self, upload: _Upload, message: dict, _: dict) -> None:
-        upload.announced = True
-
-    def _hear_part(self, upload: _Upload, size: int, message: dict, _: dict) -> None:
-        upload.received += size
-        if message["received"] < upload.received:
-            raise ValueError("parts are missing")
-
-    def _hear_uploaded(self, upload: _Upload, message: dict, _: dict) -> None:
-        if upload in self._uploads:
-            self._uploads.remove(upload)
-            self._next_look = 0.0
-
-    # ---- inside: intents out, events in
-
-    def _send_sync(self) -> None:
-        entries = self._journal.unheard(self._batch)
-        intents = [{"number": entry.number, **entry.values} for entry in entries]
-        arrays = {str(entry.number): entry.document for entry in entries if entry.document is not None}
-        message = {"intents": intents, "after": self._after}
-        self._in_session("sync", functools.partial(self._hear_sync, entries), message, arrays)
-
-    def _hear_sync(self, entries: list, message: dict, arrays: dict) -> None:
-        self._journal.hear(min(plain.number_from_json(message["accepted"]), entries[-1].number if entries else 0))
-        self._batch = _BATCH
-        self._defects = 0
-        for values in message["events"]:
-            number = plain.number_from_json(values["number"])
-            own = {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{number}/")}
-            self._inbox.append((values, own))
-            self._after = max(self._after, number)
-        if not message["more"]:
-            self._next_look = self._clock() + self._pause()
+    # ---- inside: events
 
     def _pause(self) -> float:
         if not self._settled or self._requests or self._opening:
@@ -662,110 +425,6 @@ class SessionClient:
             self._checkpoint = self._journal.last
             self._journal.add({"do": "snapshot", "request": self._new_request("checkpoint")})
 
-    # ---- inside: what goes wrong
-
-    def _hear_refusal(self, status: int, message: dict) -> None:
-        kind, sentence = str(message.get("kind")), str(message.get("error"))
-        if kind == "session":
-            self._lose_session()
-        elif kind == "upload":
-            for upload in self._uploads:
-                upload.announced, upload.received = False, 0
-        elif kind == "protocol":
-            raise self._other_protocol(str(message.get("version")))
-        elif kind == "message" and self._session is not None and not self._uploads and not self._journal.all_heard:
-            self._blame_intents(sentence)
-        elif kind in ("defect", "message"):
-            self._count_defect(sentence)
-        else:  # token, full, memory, size, ...: another try meets the same
-            raise Unusable(sentence)
-
-    def _blame_intents(self, sentence: str) -> None:
-        """Something among the intents is not understood: find out which by sending one at a time, and drop it."""
-        if self._batch > 1:
-            self._batch = 1
-            return
-        entry = self._journal.unheard(1)[0]
-        _log.warning("The worker refuses %s: %s", entry.values.get("do"), sentence)
-        self._journal.drop(entry.number)
-        self._journal.hear(entry.number)
-        self._out.append(Failed(sentence, self._known_job(entry.values), request=entry.values.get("request")))
-
-    def _known_job(self, values: dict) -> int | None:
-        return values.get("job") if self._jobs.pop(values.get("job"), None) else None
-
-    def _count_defect(self, sentence: str) -> None:
-        self._defects += 1
-        if self._defects >= _MOST_DEFECTS:
-            self._defects = 0
-            raise Unusable(sentence)
-        raise Broken(sentence)
-
-    def _lose_session(self) -> None:
-        """The server knows nothing of us: make everything anew."""
-        if self._connection.is_local:
-            self._lost = "The worker had stopped and was started again; it gets the volume and your prompts anew."
-        else:
-            self._lost = "The server had lost the session; it gets the volume and your prompts anew."
-        self._session = None
-        self._inbox.clear()
-        self._stale = dict(self._told)
-        self._opening = self._model_open = self._device = ""
-        for upload in self._uploads:
-            upload.announced, upload.received = False, 0
-        self._send_volume()
-
-    def _break_off(self, sentence: str) -> None:
-        _log.info("%s", sentence)
-        self._sentence = sentence
-        self._handler = None
-        self._greeted = False
-        self._connection.drop()
-
-    def _give_up(self, sentence: str) -> None:
-        self._break_off(sentence)
-        self._state = "failed"
-        self._out.append(Failed(sentence))
-
-    def _say_goodbye(self) -> None:
-        """Tell the server, if that goes at once; otherwise the session expires there."""
-        if self._session is None or self._handler is not None or self._connection.is_local:
-            return
-        try:
-            self._in_session("close", lambda message, arrays: None, {})
-            self._connection.receive(_LOCAL_WAIT)
-        except (Broken, Unusable):
-            pass
-
-    # ---- inside: status
-
-    def _update_status(self) -> None:
-        status = self._describe()
-        if status != self._status:
-            self._status = status
-            self._out.append(StatusChanged(status))
-
-    def _describe(self) -> Status:
-        place, _, precision = self._device.rstrip(")").rpartition(", ")
-        about = dict(model=self._model_open, device=self._device, precision=precision if place else "",
-                     version=self._version)  # fmt: skip
-        if self._state == "failed":
-            return Status("failed", self._sentence, **about)
-        if self._closed or not self._wanted:
-            return Status(**about)
-        if not self._greeted or self._session is None:
-            state = "starting" if self._connection.is_local else "connecting"
-            return Status(state, self._connection.waiting, **about)
-        if self._uploads and self._uploads[0].request is None:
-            upload = self._uploads[0]
-            fraction = round(upload.received / upload.what.size, 2)
-            return Status("uploading", "The volume is handed to the worker.", fraction, **about)
-        if self._opening:
-            return Status("ready", f"The model {self._opening} is opened.", **about)
-        return Status("ready", f"{self._model_open} on {self._device}" if self._model_open else "Ready.", **about)
-
-
-_Handler = Callable[[dict, dict], None]
 
 _EVENTS = {
     "mask": SessionClient._take_mask,
