@@ -11,8 +11,15 @@ import pytest
 SLICER = {"slicer", "vtk", "qt", "ctk", "numpy", "scipy", "SimpleITK", "pydicom", "PIL", "SAMFineTuneLib"}
 PANEL = {"SAMFineTunePanels"}
 # Modules that define or train PyTorch networks; nothing imports them at file scope but each other.
-NETWORKS = ("SAMFineTuneLib/models/architectures/", "SAMFineTuneLib/training/")
+NETWORKS = (
+    "SAMFineTuneLib/models/architectures/",
+    "SAMFineTuneLib/models/tuning_layers.py",
+    "SAMFineTuneLib/training/",
+)
 DECLARATIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+
+
+PATH = "_find_library()"  # of SAMFineTune.py: two folders enter sys.path, which must happen before anything is imported
 
 
 def files(root: Path) -> list[Path]:
@@ -36,9 +43,9 @@ def test_importing_a_module_only_declares(root):
     found = []
     for file in files(root):
         if file.name != "__main__.py":  # that is what `python -m` runs
-            runs = (node for node in parsed(file).body if not (isinstance(node, DECLARATIONS) or is_guard(node)))
-            found += [f"{file.relative_to(root)}:{node.lineno}" for node in runs if not is_text(node)]
-    assert found == []
+            runs = [node for node in parsed(file).body if not (isinstance(node, DECLARATIONS) or is_guard(node))]
+            found += [f"{file.relative_to(root)}: {ast.unparse(node)}" for node in runs if not is_text(node)]
+    assert found == [f"SAMFineTune/SAMFineTune.py: {PATH}"]
 
 
 def imported_at_file_scope(module: ast.Module):
