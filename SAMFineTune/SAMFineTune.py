@@ -20,14 +20,21 @@ _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
 def _find_library():
-    """SAMFineTuneLib lies beside this file when it is installed, and one folder up in a copy of the repository."""
-    for folder in (_FOLDER, os.path.dirname(_FOLDER)):
-        if os.path.isfile(os.path.join(folder, "SAMFineTuneLib", "__init__.py")):
-            if folder not in sys.path:
-                sys.path.append(folder)
-            break
-    if _FOLDER not in sys.path:
-        sys.path.append(_FOLDER)
+    """SAMFineTuneLib lies beside this file when it is installed, and one folder up in a copy of the repository.
+
+    First on the path: another version of it, installed with pip, does not fit this panel.
+    """
+    library = next(
+        (
+            folder
+            for folder in (_FOLDER, os.path.dirname(_FOLDER))
+            if os.path.isfile(os.path.join(folder, "SAMFineTuneLib", "__init__.py"))
+        ),
+        _FOLDER,
+    )
+    for folder in (library, _FOLDER):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
 
 
 _find_library()

@@ -49,12 +49,14 @@ class Host:
 
     def stop(self):
         """End session and worker; what the session knows stays in the scene."""
-        session, self.session, self.client = self.session, None, None
+        session, client = self.session, self.client
+        self.session = self.client = None
         self.jobs.clear()
         self._answers.clear()
         self.status = None
         if session is not None:
             session.close()
+            client.close()
             self.tell("SessionEnded", None)
 
     def enter(self):

@@ -126,12 +126,11 @@ class Panel:
 
     def _make_client(self):
         from SAMFineTuneLib.service.client import SessionClient
-        from SAMFineTuneLib.service.local_worker import SubprocessStarter
 
         self.starter = None
         if self.server.remote:
             return SessionClient(self.server.connection(self.server.used))
-        self.starter = SubprocessStarter()
+        self.starter = worker.make_starter()
         return SessionClient(worker.local_connection(self.starter))
 
     def _make_session(self, scene, client):

@@ -11,7 +11,6 @@ from .qt_helpers import Connections, load_ui, set_text, set_visible
 
 MOST_MESSAGES = 3
 NOTICE_SECONDS = 20.0
-_READY = ("", "stopped", "ready")
 
 
 class StatusSection:
@@ -79,7 +78,7 @@ class StatusSection:
 
     def _icon(self, warning):
         if warning not in self._icons:
-            style = slicer.app.style()
+            style = self.ui.messageFrame.style()
             kind = qt.QStyle.SP_MessageBoxWarning if warning else qt.QStyle.SP_MessageBoxInformation
             self._icons[warning] = style.standardIcon(kind).pixmap(20, 20)
         return self._icons[warning]

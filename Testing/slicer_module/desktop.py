@@ -67,6 +67,20 @@ class Desktop:
     def leave(self):
         self.widget.exit()
 
+    def reload(self):
+        """As slicer.util.reloadScriptedModule: a new widget in the old parent; neither exit() nor enter()."""
+        from SAMFineTune import SAMFineTuneWidget
+
+        parent = self.widget.parent
+        for child in parent.children():
+            if hasattr(child, "hide"):
+                child.hide()
+        self.widget.cleanup()
+        parent.isEntered = True
+        self.widget = SAMFineTuneWidget(parent)
+        slicer.modules.SAMFineTuneWidget = self.widget
+        self.widget.setup()
+
     def close(self):
         if self.widget is not None:
             self.widget.cleanup()

@@ -1,0 +1,296 @@
+"""From a mouse event in a slice view to changed pixels, through a real worker process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import qt
+import slicer
+from mrml.scenes import segment_voxels
+
+LIVER, KIDNEY = 1, 4
+
+
+class Work:
+    """The panel over a phantom, and what a test wants to know of it."""
+
+    def __init__(self, desktop, **options):
+        self.desktop = desktop
+        self.node, self.volume, self.labels = desktop.load_phantom(**options)
+        self.panel = desktop.open()
+
+    @property
+    def session(self):
+        return self.panel.host.session
+
+    @property
+    def ui(self):
+        return self.panel.prompts.ui
+
+    def voxels(self, segment_id=None):
+        node = self.session.segmentation_node
+        segment_id = segment_id or self.session.current_segment_id
+        if node is None or not segment_id:
+            return np.zeros(self.volume.shape, bool)
+        return segment_voxels(node, segment_id, self.volume)
+
+    def middle_of(self, value):
+        """RAS of a voxel of an organ near its middle."""
+        places = np.argwhere(self.labels == value)
+        nearest = places[np.abs(places - places.mean(axis=0)).sum(axis=1).argmin()]
+        return self.volume.ijk_to_ras(nearest[::-1])
+
+    def covers(self, ras):
+        k, j, i = np.round(self.volume.ras_to_ijk(ras)).astype(int)[::-1]
+        return self.voxels()[k, j, i]
+
+    def view(self, name, ras):
+        view = self.desktop.views[name]
+        view.go_to(ras)
+        return view
+
+    def click(self, name, ras):
+        view = self.view(name, ras)
+        view.click(view.xy_of(ras))
+
+    def wait_for_voxels(self):
+        self.desktop.wait(lambda: self.voxels().any())
+
+    def rest(self):
+        """Until the worker has answered everything."""
+        session = self.session
+        self.desktop.wait(lambda: session.state is not None and session.state.settled and not self.panel.host.jobs)
+        self.desktop.pass_time(0.15)
+        self.desktop.wait(lambda: session.state.settled)
+
+
+@pytest.fixture
+def work(desktop):
+    return Work(desktop)
+
+
+def test_the_first_click_makes_the_mask(desktop):
+    panel = desktop.open()
+    assert desktop.messages() == [] and panel.prompts.tool is None
+    node, volume, labels = desktop.load_phantom()
+    work = Work.__new__(Work)
+    work.desktop, work.node, work.volume, work.labels, work.panel = desktop, node, volume, labels, panel
+    desktop.wait(lambda: panel.prompts.tool == "positive", 5)
+    assert panel.input.volume_node is node
+    assert panel.prompts.ui.positiveButton.checked
+    ras = work.middle_of(LIVER)
+    view = work.view("Red", ras)
+    x, y = view.xy_of(ras)
+    before = view.pixels()[y - 3:y + 4, x + 6:x + 13].astype(int)  # beside the point itself
+    view.click((x, y))
+    work.wait_for_voxels()
+    assert work.covers(ras)
+    after = view.pixels()[y - 3:y + 4, x + 6:x + 13].astype(int)
+    assert np.abs(after - before).max() > 20
+    assert panel.input.segmentation_node is work.session.segmentation_node
+    assert panel.prompts.ui.promptsTable.rowCount == 1
+
+
+@pytest.mark.parametrize("name", ["Red", "Green", "Yellow"])
+def test_a_click_in_each_view_covers_its_pixel(work, name):
+    ras = work.middle_of(KIDNEY)
+    work.click(name, ras)
+    work.wait_for_voxels()
+    assert work.covers(ras)
+
+
+def test_a_view_turned_by_20_degrees(work):
+    ras = work.middle_of(LIVER)
+    angle = np.radians(20)
+    right, down = (np.cos(angle), 0, np.sin(angle)), (0, -1, 0)
+    work.desktop.views["Red"].turn(right, down, ras)
+    work.desktop.views["Red"].click(work.desktop.views["Red"].xy_of(ras))
+    work.wait_for_voxels()
+    assert work.covers(ras)
+    assert work.ui.promptsTable.item(0, 2).text() == "oblique"
+
+
+def test_views_are_aligned_with_the_volume_on_request(work):
+    ui = work.panel.input.ui
+    work.desktop.wait(lambda: not ui.alignRow.isHidden(), 5)
+    ui.alignButton.click()
+    work.desktop.wait(lambda: ui.alignRow.isHidden(), 5)
+    work.click("Red", work.middle_of(KIDNEY))
+    work.wait_for_voxels()
+    assert len(np.flatnonzero(work.voxels().any(axis=(1, 2)))) == 1
+    work.desktop.wait(lambda: work.ui.promptsTable.item(0, 2).text().startswith("axial "), 5)
+
+
+def test_a_box_is_dragged(work):
+    work.ui.boxButton.click()
+    assert work.panel.prompts.tool == "box" and not work.ui.positiveButton.checked
+    ras = work.middle_of(KIDNEY)
+    view = work.view("Red", ras)
+    x, y = view.xy_of(ras)
+    props = view.renderer.GetViewProps().GetNumberOfItems()
+    view.enter((x - 22, y + 22))
+    view.press((x - 22, y + 22))
+    view.move((x + 22, y - 22))
+    assert view.renderer.GetViewProps().GetNumberOfItems() == props + 1
+    assert not work.voxels().any()
+    view.release((x + 22, y - 22))
+    assert view.renderer.GetViewProps().GetNumberOfItems() <= props + 1  # the ROI's own pipeline may come
+    work.wait_for_voxels()
+    assert work.covers(ras)
+    assert work.ui.promptsTable.item(0, 0).text() == "Box"
+
+
+def test_a_click_with_the_box_tool_is_no_box(work):
+    work.panel.prompts.choose("box")
+    ras = work.middle_of(KIDNEY)
+    work.click("Red", ras)
+    work.desktop.pass_time(0.2)
+    assert work.session.prompts == ()
+
+
+def test_a_3d_box_goes_through_slices(work):
+    work.panel.input.align_views()
+    work.panel.prompts.choose("box3d")
+    ras = work.middle_of(KIDNEY)
+    view = work.view("Red", ras)
+    x, y = view.xy_of(ras)
+    view.drag((x - 20, y + 20), (x + 20, y - 20))
+    work.desktop.wait(lambda: work.voxels().any(axis=(1, 2)).sum() > 3)
+
+
+def test_a_scribble_and_one_to_exclude(work):
+    ras = work.middle_of(LIVER)
+    view = work.view("Red", ras)
+    x, y = view.xy_of(ras)
+    work.panel.prompts.choose("scribble+")
+    view.drag((x - 15, y), (x + 15, y + 5), steps=8)
+    work.wait_for_voxels()
+    assert work.covers(ras)
+    work.rest()
+    before = work.voxels()
+    work.panel.prompts.choose("scribble-")
+    view.drag((x + 10, y - 20), (x + 10, y + 20), steps=8)
+    work.desktop.wait(lambda: (work.voxels() != before).any())
+    assert [work.ui.promptsTable.item(row, 0).text() for row in range(2)] == ["Scribble", "Scribble, excluding"]
+
+
+def test_zoom_and_slice_changes_pass_while_a_box_is_the_tool(work):
+    work.panel.prompts.choose("box")
+    view = work.view("Red", work.middle_of(LIVER))
+    offset, width = view.node.GetSliceOffset(), view.node.GetFieldOfView()[0]
+    view.enter((100, 100))
+    view._event((100, 100), "MouseWheelForwardEvent")
+    assert view.node.GetSliceOffset() != offset
+    view._event((100, 100), "RightButtonPressEvent")
+    view._event((100, 150), "MouseMoveEvent")
+    view._event((100, 150), "RightButtonReleaseEvent")
+    assert view.node.GetFieldOfView()[0] != width
+
+
+def test_undo_redo_delete_and_jump(work):
+    ras = work.middle_of(LIVER)
+    work.click("Red", ras)
+    work.wait_for_voxels()
+    work.rest()
+    one = work.voxels()
+    work.panel.prompts.choose("negative")
+    work.click("Red", work.middle_of(KIDNEY))
+    work.desktop.wait(lambda: len(work.session.prompts) == 2)
+    work.rest()
+    work.panel.prompts.choose(None)
+    work.desktop.wait(lambda: work.ui.undoButton.enabled)
+    assert "Undo: " in work.ui.undoButton.toolTip
+    work.ui.undoButton.click()
+    work.desktop.wait(lambda: len(work.session.prompts) == 1 and (work.voxels() == one).all())
+    work.desktop.wait(lambda: work.ui.redoButton.enabled)
+    work.ui.redoButton.click()
+    work.desktop.wait(lambda: work.ui.promptsTable.rowCount == 2)
+    work.rest()
+    work.ui.promptsTable.selectRow(1)
+    work.ui.deleteButton.click()
+    work.desktop.wait(lambda: work.ui.promptsTable.rowCount == 1 and (work.voxels() == one).all())
+    work.desktop.views["Red"].go_to(ras + (0, 0, 30))
+    work.ui.promptsTable.cellDoubleClicked.emit(0, 0)
+    assert abs(work.desktop.views["Red"].node.GetSliceOffset() - ras[2]) < 0.1
+
+
+def test_clearing(work):
+    work.click("Red", work.middle_of(LIVER))
+    work.wait_for_voxels()
+    first = work.session.current_segment_id
+    work.panel.segments.add()
+    work.click("Red", work.middle_of(KIDNEY))
+    work.desktop.wait(lambda: len(work.session.prompts) == 2)
+    work.wait_for_voxels()
+    work.panel.prompts.clear_segment()
+    work.desktop.wait(lambda: not work.voxels().any() and len(work.session.prompts) == 1)
+    work.panel.prompts.clear_all()
+    work.desktop.wait(lambda: not work.voxels(first).any())
+    assert work.session.prompts == ()
+
+
+def test_a_second_segment_leaves_the_first_alone(work):
+    work.click("Red", work.middle_of(LIVER))
+    work.wait_for_voxels()
+    work.rest()
+    first, kept = work.session.current_segment_id, work.voxels()
+    work.panel.segments.ui.addButton.click()
+    assert work.session.current_segment_id != first
+    work.click("Red", work.middle_of(LIVER))  # the same place
+    work.desktop.wait(lambda: len(work.session.prompts) == 2)
+    work.rest()
+    assert (work.voxels(first) == kept).all()
+    assert not (work.voxels() & kept).any()
+    work.panel.segments.ui.othersSelector.setCurrentIndex(1)  # may be overwritten
+    work.click("Red", work.middle_of(LIVER) + (3, 0, 0))
+    work.desktop.wait(lambda: (work.voxels(first) != kept).any())
+
+
+def test_choosing_a_segment_in_the_table_directs_the_next_click(work):
+    work.click("Red", work.middle_of(LIVER))
+    work.wait_for_voxels()
+    first = work.session.current_segment_id
+    work.panel.segments.add()
+    work.panel.segments.ui.segmentsTable.setSelectedSegmentIDs([first])
+    work.desktop.wait(lambda: work.session.current_segment_id == first, 5)
+    work.click("Red", work.middle_of(KIDNEY))
+    work.desktop.wait(lambda: len(work.session.prompts) == 2)
+    assert {info.segment_id for info in work.session.prompts} == {first}
+
+
+def test_a_right_click_puts_the_tool_away(work):
+    assert work.panel.prompts.tool == "positive"
+    view = work.view("Red", work.middle_of(LIVER))
+    view.enter((150, 150))
+    view.move((150, 150))
+    view._event((150, 150), "RightButtonPressEvent")
+    view._event((150, 150), "RightButtonReleaseEvent")
+    work.desktop.wait(lambda: work.panel.prompts.tool is None, 5)
+    assert not work.ui.positiveButton.checked
+
+
+def test_a_click_outside_the_volume_is_a_sentence(work):
+    view = work.desktop.views["Red"]
+    view.node.SetFieldOfView(900.0, 900.0, 1.0)
+    view.click((8, 8))
+    work.desktop.wait(lambda: work.desktop.messages(), 10)
+    assert "outside the volume" in work.desktop.messages()[0]
+    assert work.session.prompts == () and not work.voxels().any()
+
+
+def test_keys(work):
+    window = slicer.util.mainWindow()
+    window.show()
+    slicer.app.setActiveWindow(window)
+    work.desktop.wait(lambda: window.isActiveWindow, 5)
+    work.panel.prompts.choose(None)
+    qt.QTest.keyClick(window, qt.Qt.Key_P)
+    assert work.panel.prompts.tool == "positive"
+    qt.QTest.keyClick(window, qt.Qt.Key_O, qt.Qt.ShiftModifier)
+    assert work.panel.prompts.tool == "box3d"
+    qt.QTest.keyClick(window, qt.Qt.Key_Escape)
+    assert work.panel.prompts.tool is None
+    work.desktop.leave()
+    qt.QTest.keyClick(window, qt.Qt.Key_P)
+    assert work.panel.prompts.tool is None
+    window.hide()

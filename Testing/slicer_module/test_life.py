@@ -1,0 +1,258 @@
+"""Coming and going: what the panel leaves behind, which is nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+import qt
+import slicer
+from test_clicks import KIDNEY, LIVER, Work
+
+
+def observers_of(thing) -> int:
+    """How many observers a VTK object has, whoever made them."""
+    text = str(thing)
+    return text.count("vtkObserver (")
+
+
+def count(desktop):
+    """What must not grow."""
+    window = slicer.util.mainWindow()
+    return {
+        "scene observers": observers_of(desktop.scene),
+        "view observers": sum(observers_of(view.interactor) for view in desktop.views.values()),
+        "shortcuts": len(window.findChildren(qt.QShortcut)),
+        "timers": len([t for t in desktop.widget.parent.findChildren(qt.QTimer) if t.active]) if desktop.widget else 0,
+        "processes": len(psutil.Process().children(recursive=True)),
+    }
+
+
+def settle(desktop):
+    """Deferred deletions happen."""
+    slicer.app.sendPostedEvents(None, int(qt.QEvent.DeferredDelete))
+    desktop.pass_time(0.1)
+
+
+@pytest.fixture
+def work(desktop):
+    return Work(desktop)
+
+
+def clicked(work):
+    work.click("Red", work.middle_of(LIVER))
+    work.wait_for_voxels()
+
+
+def test_observers_are_counted(desktop):
+    before = observers_of(desktop.scene)
+    tag = desktop.scene.AddObserver("ModifiedEvent", lambda *_: None)
+    assert observers_of(desktop.scene) == before + 1
+    desktop.scene.RemoveObserver(tag)
+    assert observers_of(desktop.scene) == before
+
+
+def test_nothing_is_left_when_the_module_goes(desktop):
+    settle(desktop)
+    before = count(desktop)
+    work = Work(desktop)
+    clicked(work)
+    work.panel.prompts.choose("box")
+    assert count(desktop)["processes"] == before["processes"] + 1
+    nodes = work.session
+    desktop.widget.cleanup()
+    desktop.wait(lambda: count(desktop)["processes"] == before["processes"], 10)
+    settle(desktop)
+    after = count(desktop)
+    assert after["timers"] == 0
+    # The views' managers observe the nodes that prompts and masks have left in the scene; the scene itself less.
+    assert after == before | {"scene observers": after["scene observers"]}
+    assert nodes.pump() == []
+    desktop.scene.Clear(False)
+    settle(desktop)
+    assert count(desktop)["scene observers"] <= before["scene observers"]
+
+
+def test_leaving_and_entering_adds_nothing(work):
+    clicked(work)
+    desktop = work.desktop
+    work.panel.prompts.choose("box")
+    desktop.leave()
+    settle(desktop)
+    away = count(desktop)
+    assert away["shortcuts"] == 0
+    assert work.panel.prompts.tool is None
+    interaction = desktop.scene.GetFirstNodeByClass("vtkMRMLInteractionNode")
+    assert interaction.GetCurrentInteractionMode() != interaction.Place
+    desktop.open()
+    settle(desktop)
+    here = count(desktop)
+    for _ in range(3):
+        desktop.leave()
+        settle(desktop)
+        assert count(desktop) == away
+        desktop.open()
+        settle(desktop)
+        assert count(desktop) == here
+
+
+def test_a_prompt_that_is_deleted_elsewhere_takes_its_mask_along(work):
+    clicked(work)
+    work.rest()
+    work.desktop.leave()
+    scene = work.desktop.scene
+    list_node = scene.GetFirstNodeByClass("vtkMRMLMarkupsFiducialNode")
+    list_node.RemoveNthControlPoint(0)
+    work.desktop.wait(lambda: not work.voxels().any(), 10)
+
+
+def test_the_worker_rests_when_nobody_comes_back(work, monkeypatch):
+    from SAMFineTunePanels import host
+
+    clicked(work)
+    work.rest()
+    kept = work.voxels()
+    monkeypatch.setattr(host, "END_WORKER_AFTER", 0.3)
+    work.desktop.leave()
+    work.desktop.wait(lambda: not psutil.Process().children(recursive=True), 10)
+    assert not work.panel.host.timer.active and work.panel.host.session is None
+    work.desktop.open()
+    work.desktop.wait(lambda: work.session is not None and len(work.session.prompts) == 1, 10)
+    assert (work.voxels() == kept).all()
+    work.panel.prompts.choose("negative")
+    work.click("Red", work.middle_of(KIDNEY))
+    work.desktop.wait(lambda: len(work.session.prompts) == 2)
+    work.rest()
+
+
+def test_closing_the_scene_and_starting_anew(work):
+    clicked(work)
+    work.panel.prompts.choose("scribble+")
+    desktop = work.desktop
+    before = count(desktop)
+    desktop.scene.Clear(False)
+    desktop.pass_time(0.2)
+    assert work.panel.prompts.tool is None
+    assert count(desktop)["view observers"] < before["view observers"]
+    desktop.wait(lambda: not psutil.Process().children(recursive=True), 10)
+    node, volume, labels = desktop.load_phantom()
+    work.node, work.volume, work.labels = node, volume, labels
+    desktop.wait(lambda: work.panel.prompts.tool == "positive", 5)
+    clicked(work)
+    assert len(psutil.Process().children(recursive=True)) == 1
+
+
+def test_switching_volumes_and_back(work):
+    clicked(work)
+    work.rest()
+    first, kept = work.node, work.voxels()
+    segmentation = work.session.segmentation_node
+    other, volume, labels = work.desktop.load_phantom(seed=2)
+    work.panel.input.ui.volumeSelector.setCurrentNode(other)
+    work.desktop.wait(lambda: work.session.volume_node is other, 5)
+    assert work.session.segmentation_node is not segmentation
+    assert work.panel.input.ui.volumeSelector.currentNode() is other
+    assert work.session.prompts == ()
+    mine = work.volume, work.labels
+    work.volume, work.labels = volume, labels
+    work.panel.prompts.choose("positive")
+    clicked(work)
+    work.panel.input.ui.volumeSelector.setCurrentNode(first)
+    work.volume, work.labels = mine
+    work.desktop.wait(lambda: work.session.segmentation_node is segmentation and len(work.session.prompts) == 1, 10)
+    work.rest()
+    assert (work.voxels() == kept).all()
+
+
+@pytest.mark.parametrize("what", ["volume", "segmentation", "prompts"])
+def test_nodes_that_are_deleted_under_it(work, what):
+    clicked(work)
+    work.rest()
+    scene, session = work.desktop.scene, work.session
+    node = {
+        "volume": session.volume_node,
+        "segmentation": session.segmentation_node,
+        "prompts": scene.GetFirstNodeByClass("vtkMRMLMarkupsFiducialNode"),
+    }[what]
+    scene.RemoveNode(node)
+    work.desktop.pass_time(0.5)
+    assert work.desktop.messages() == []
+    assert work.session.prompts == ()
+    if what == "volume":
+        assert work.panel.input.volume_node is None and work.panel.prompts.tool is None
+        return
+    work.panel.prompts.choose("positive")
+    clicked(work)
+
+
+def test_a_reload_while_it_is_shown(work):
+    clicked(work)
+    work.rest()
+    kept = work.voxels()
+    desktop = work.desktop
+    settle(desktop)
+    before = count(desktop)
+    desktop.reload()
+    work.panel = desktop.panel
+    desktop.wait(lambda: work.session is not None and len(work.session.prompts) == 1, 10)
+    settle(desktop)
+    desktop.wait(lambda: count(desktop)["processes"] <= before["processes"], 10)
+    after = count(desktop)
+    assert after["shortcuts"] == before["shortcuts"] and after["timers"] == before["timers"]
+    assert after["scene observers"] <= before["scene observers"]
+    assert (work.voxels() == kept).all()
+
+
+def test_the_layout_changes_while_a_tool_is_active(work):
+    work.panel.prompts.choose("box")
+    views = list(work.desktop.views.values())
+    before = [observers_of(view.interactor) for view in views]
+    slicer.app.layoutManager().show(views[:1])
+    after = [observers_of(view.interactor) for view in views]
+    assert after[0] == before[0] and after[1] == before[1] - 3 and after[2] == before[2] - 3
+
+
+def test_importing_the_module_loads_nothing_of_others():
+    program = """
+import sys
+sys.path[:0] = [{standin!r}, {testing!r}]
+import standin
+standin.install()
+import slicer.util
+before = set(sys.modules)
+sys.path.insert(0, {module!r})
+import SAMFineTune
+new = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(sorted(new - set(sys.stdlib_module_names)))
+"""
+    from pathlib import Path
+
+    here = Path(__file__).resolve().parent
+    text = program.format(standin=str(here), testing=str(here.parent), module=str(here.parents[1] / "SAMFineTune"))
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "['SAMFineTune']"
+
+
+def test_the_library_is_found_beside_the_module_and_above_it(tmp_path):
+    """As installed, and as a copy of the repository whose module folder was added to Slicer's paths."""
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parents[2]
+    for layout in ("beside", "above"):
+        folder = tmp_path / layout / "modules"
+        folder.mkdir(parents=True)
+        (folder / "SAMFineTune.py").write_text((root / "SAMFineTune/SAMFineTune.py").read_text(encoding="utf-8"))
+        library = (folder if layout == "beside" else folder.parent) / "SAMFineTuneLib"
+        library.mkdir()
+        (library / "__init__.py").write_text(f"where = {layout!r}\n")
+        text = (
+            f"import sys; sys.path[:0] = [{str(root / 'Testing/slicer_module')!r}, {str(folder)!r}]\n"
+            "import standin; standin.install()\nimport SAMFineTune, SAMFineTuneLib\nprint(SAMFineTuneLib.where)"
+        )
+        run = [sys.executable, "-P", "-c", text]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        assert done.stdout.strip() == layout, done.stderr
+
+
