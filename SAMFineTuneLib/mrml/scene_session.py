@@ -86,6 +86,21 @@ class _Given:
     said: MarkedPrompt | None  # None: there is nothing to show, as of a mask prompt
 
 
+@dataclass(frozen=True)
+class _CutMask:
+    """A mask that other segments kept out of some voxels, one bit a pixel."""
+
+    plane: SlicePlane
+    bits: np.ndarray
+    score: float | None
+    points: np.ndarray
+
+    def event(self, segment: int) -> MaskChanged:
+        rows, columns = self.plane.shape
+        mask = np.unpackbits(self.bits, count=rows * columns).reshape(rows, columns).astype(bool)
+        return MaskChanged(segment, self.plane, mask, self.score, self.points)
+
+
 class SceneSession:
     """One session on a scene: a volume node, a segmentation node, and the prompts and masks between them.
 
@@ -416,6 +431,7 @@ class SceneSession:
         self._writer: SegmentWriter | None = None
         self._given: dict[int, _Given] = {}
         self._masks: dict[tuple[int, str], MaskChanged] = {}
+        self._cut: dict[tuple[int, str], _CutMask] = {}
         self._placed_on: dict[tuple[str, str], View] = {}
         self._held: set[str] = set()
         self._adopted: set[str] = set()
@@ -630,6 +646,10 @@ class SceneSession:
         gone, changed = self._table.tell_changes(self.client)
         for segment_id in gone:
             self._writer.forget(segment_id)
+        if gone:
+            self._cut = {place: cut for place, cut in self._cut.items() if self._table.id_of(place[0]) is not None}
+            self._show_cut_again(0)
+        for segment_id in gone:
             self._nodes.remove_segment(segment_id)
             for number in [n for n, given in self._given.items() if given.segment_id == segment_id]:
                 del self._given[number]
@@ -885,12 +905,26 @@ class SceneSession:
                 return
 
     def _show(self, segment_id: str, event: MaskChanged) -> None:
+        place = (event.segment, event.plane.key)
+        self._cut.pop(place, None)
         try:
-            self._writer.show(segment_id, event.plane, event.mask, event.points if len(event.points) else None)
+            points = event.points if len(event.points) else None
+            changed = self._writer.show(segment_id, event.plane, event.mask, points)
         except UserError as error:
             self._tell(Failed(str(error)))
+            changed = False
+        if self._writer.was_cut:
+            self._cut[place] = _CutMask(event.plane, np.packbits(event.mask), event.score, event.points)
+        if changed:
+            self._show_cut_again(event.segment)
         self._last_mask = self._clock()
         self._record_stale = True
+
+    def _show_cut_again(self, but: int) -> None:
+        """What other segments had kept masks out of may be free now: it belongs to them."""
+        for (value, key), cut in list(self._cut.items()):
+            if value != but and (value, key) not in self._masks:
+                self._masks[(value, key)] = cut.event(value)
 
     # ---- inside: storing
 
@@ -938,6 +972,7 @@ class SceneSession:
         for claim in self._writer.claims():
             if (claim.segment_id, claim.plane_key) not in wanted:
                 self._writer.take_back(claim.segment_id, claim.plane_key)
+                self._show_cut_again(0)
 
     def _write_record(self) -> None:
         self._record_stale = False

@@ -49,6 +49,9 @@ class SegmentWriter:
         self.save_undo_state: Callable[[], object] | None = None
         """Called before the first change after one by somebody else, for Slicer's own undo: for instance
         `vtkSlicerSegmentEditorLogic.SaveStateForUndo`."""
+        self.was_cut = False
+        """Whether other segments kept the mask shown last out of some voxels; shown again when these are free, it
+        gets them."""
         require_editable(segmentation_node)
         self._grid = Grid.of(segmentation_node, volume_node)
         self._ledger = Ledger(self._grid.shape)
@@ -70,6 +73,7 @@ class SegmentWriter:
         if mask is not None and segmentation.GetSegment(segment_id) is None:
             raise UserError("The segment of this mask is no longer there: add a segment and place the prompts again.")
         old = self._ledger.get(segment_id, plane.key)
+        self.was_cut = False
         if mask is None:
             return self.take_back(segment_id, plane.key)
         grid = self._current_grid()
@@ -116,6 +120,8 @@ class SegmentWriter:
         if rules.intensities is not None:
             permitted &= self._in_range(work.places[:, at], rules.intensities)
         kept = permitted | work.members[segment_id][at]
+        denied = at[~kept]
+        self.was_cut = any(work.members[other][denied].any() for other in work.layers.of if other != segment_id)
         claim = Claim(segment_id, plane_key, rules.takes_from)
         place(claim, work.voxels, at[kept], ~permitted[kept], work.members)
         if len(claim.voxels):

@@ -45,6 +45,7 @@ from SAMFineTuneLib.service.local_worker import LocalWorker
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 MOST_PROMPTS = 25  # then some are cleared: every reload makes all masks anew
+_KILL_PAUSE = 25.0  # seconds
 _GROWTH = 0.15  # of the memory after the first third
 _GROWTH_BYTES = 80 << 20
 
@@ -89,6 +90,7 @@ class RandomUse:
         self._open(self.volumes[0])
         self.memory: list[int] = []
         self.jobs: list[int] = []
+        self.killed = 0.0
 
     def _add_slice_node(self) -> None:
         import slicer
@@ -265,8 +267,10 @@ class RandomUse:
         self.jobs.clear()
 
     def kill_worker(self) -> None:
+        """Not so often that the client gives up on it."""
         process = self.worker._starter.process
-        if process is not None and process.poll() is None:
+        if process is not None and process.poll() is None and time.monotonic() - self.killed > _KILL_PAUSE:
+            self.killed = time.monotonic()
             process.kill()
 
     # ---- how
@@ -443,6 +447,7 @@ def bundled_predictor():
         from SAMFineTuneLib.service.engines import Engines
 
         _predictor = Engines().predictor("compact", "", "auto")
+        _predictor.cache.memory_bytes = 8 << 20  # this process is watched for growth
     return _predictor
 
 
