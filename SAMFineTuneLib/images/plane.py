@@ -26,6 +26,7 @@ _VIEWS = {
 }
 ORIENTATIONS = tuple(_VIEWS)
 _EDGE = 1e-4  # voxels, or pixels: differences below it are floating point noise
+EDGE_OF_SLICES = 2e-6  # voxels: so close to the edge of two slices is on it
 _SLACK = 0.01  # pixels that a grid may fall short: matrices stored in float32 add up to less over a slice
 _LARGEST_PICTURE = 4096  # pixels: thick-sliced volumes are not blown up beyond it
 
@@ -178,8 +179,11 @@ def plane_through(volume: Volume, orientation: str, ras_point) -> SlicePlane:
 
 
 def nearest_slice(volume: Volume, axis: int, coordinate: float) -> int:
-    """Slice index along a volume axis for a voxel coordinate; the outer half of a border voxel is its own."""
-    return int(np.clip(np.floor(coordinate + 0.5), 0, volume.shape[2 - axis] - 1))
+    """Slice index along a volume axis for a voxel coordinate; the outer half of a border voxel is its own.
+
+    On the edge of two slices, up to floating point noise, it is the upper one, which is also what Slicer draws.
+    """
+    return int(np.clip(np.floor(coordinate + 0.5 + EDGE_OF_SLICES), 0, volume.shape[2 - axis] - 1))
 
 
 def oblique_plane(volume: Volume, origin, right, down) -> SlicePlane:

@@ -10,42 +10,66 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.plane import (
+    EDGE_OF_SLICES,
     ORIENTATIONS,
     SlicePlane,
     aligned_plane,
-    nearest_slice,
+    number_of_slices,
     oblique_plane,
     view_axes,
 )
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.volumes import array_from_matrix
 
-_DRIFT = 0.01  # slices by which a view may leave its slice from one end of the volume to the other
-_EDGE = 1e-5  # slices
+# Slices by which a view may drift from one end of the volume to the other and still be one of its own slices, as
+# long as it stays in it: scanners store directions with few digits, and Slicer draws such views as if straight.
+_DRIFT = 0.1
+_CLEAR = 1e-3  # slices that a settled view keeps from the edge
 
 
 def plane_of_view(slice_node, volume: Volume, ras=None) -> SlicePlane:
-    """The plane that a vtkMRMLSliceNode shows: the nearest of the volume's own slices when the view runs along two
-    of its axes, else the oblique plane in which the view cuts the volume, whole.
+    """The plane that a vtkMRMLSliceNode shows: one of the volume's own slices when the view lies in it, else the
+    oblique plane in which the view cuts the volume, whole. It contains every point of the view that is in the volume.
 
-    With `ras`, a point clicked in the view, the plane is the one with that point. Raises UserError when the view
-    misses the volume.
+    `ras` is a point clicked in the view, through which an oblique plane goes exactly. Raises UserError when the
+    view misses the volume.
     """
     view = array_from_matrix(slice_node.GetSliceToRAS())
-    orientation = _orientation(view, volume)
-    if orientation is None:
+    orientation, first, last = _slices(view, volume)
+    if orientation is None or first != last:
         return oblique_plane(volume, view[:3, 3] if ras is None else ras, view[:3, 0], -view[:3, 1])
-    axis = view_axes(volume, orientation)[2]
-    coordinate = _slice_coordinate(view, ras, volume, axis)
-    count = volume.shape[2 - axis]
-    if not -0.5 - _EDGE <= coordinate <= count - 0.5 + _EDGE:
+    if not 0 <= first < number_of_slices(volume, orientation):
         raise UserError("The view shows no slice of the volume: move it to where the volume is.")
-    return aligned_plane(volume, orientation, nearest_slice(volume, axis, coordinate))
+    return aligned_plane(volume, orientation, first)
 
 
 def view_kind(slice_node, volume: Volume) -> str:
     """ "axial", "coronal" or "sagittal" when the view shows one of the volume's own slices, else "oblique"."""
-    return _orientation(array_from_matrix(slice_node.GetSliceToRAS()), volume) or "oblique"
+    orientation, first, last = _slices(array_from_matrix(slice_node.GetSliceToRAS()), volume)
+    return orientation if orientation is not None and first == last else "oblique"
+
+
+def settle_view(slice_node, volume: Volume) -> bool:
+    """Move a view that runs along the volume's slices, but crosses from one into the next, into the one that is
+    drawn: by less than a tenth of a slice, so that nothing on the screen changes, and clicks belong to what is
+    seen. Such views are common: Slicer centres views on volumes, and the middle of an even number of slices is
+    an edge. Returns whether it was moved.
+    """
+    view = array_from_matrix(slice_node.GetSliceToRAS())
+    orientation, first, last = _slices(view, volume)
+    if orientation is None or first == last:
+        return False
+    axis = view_axes(volume, orientation)[2]
+    drawn = _slice_at(volume.ras_to_ijk(ras_at(slice_node, (0, 0)))[axis])  # straight from the view's corner on
+    drawn = min(max(drawn, first), last)
+    low, high = _range(view, volume, axis)
+    shift = drawn + 0.5 - _CLEAR - high if drawn == first else drawn - 0.5 + _CLEAR - low
+    matrix = slice_node.GetSliceToRAS()
+    moved = view[:3, 3] + shift * _gradient(view, volume)[axis] * _normal(view)
+    for row in range(3):
+        matrix.SetElement(row, 3, float(moved[row]))
+    slice_node.UpdateMatrices()
+    return True
 
 
 def ras_at(slice_node, xy) -> np.ndarray:
@@ -53,32 +77,40 @@ def ras_at(slice_node, xy) -> np.ndarray:
     return np.array(slice_node.GetXYToRAS().MultiplyPoint((float(xy[0]), float(xy[1]), 0.0, 1.0))[:3])
 
 
+def _normal(view: np.ndarray) -> np.ndarray:
+    normal = np.cross(view[:3, 0], view[:3, 1])
+    return normal / np.linalg.norm(normal)
+
+
 def _gradient(view: np.ndarray, volume: Volume) -> np.ndarray:
     """mm across the view for a step of one voxel along i, j, k."""
-    normal = np.cross(view[:3, 0], view[:3, 1])
-    return normal / np.linalg.norm(normal) @ volume.affine[:3, :3]
+    return _normal(view) @ volume.affine[:3, :3]
 
 
-def _orientation(view: np.ndarray, volume: Volume) -> str | None:
-    """The orientation whose slices the view runs along, None when it cuts across all of them."""
+def _slices(view: np.ndarray, volume: Volume) -> tuple[str | None, int, int]:
+    """The orientation whose slices the view runs along, None when it cuts across them; the first and last slice
+    that it touches within the volume."""
     gradient = np.abs(_gradient(view, volume))
     lengths = np.array(volume.shape[::-1])
     for orientation in ORIENTATIONS:
         across, down, slices = view_axes(volume, orientation)
         drift = gradient[across] * lengths[across] + gradient[down] * lengths[down]
         if drift <= _DRIFT * gradient[slices]:
-            return orientation
-    return None
+            low, high = _range(view, volume, slices)
+            return orientation, _slice_at(low), _slice_at(high)
+    return None, 0, 0
 
 
-def _slice_coordinate(view: np.ndarray, ras, volume: Volume, axis: int) -> float:
-    """Voxel coordinate along `axis` of a point in the view, without one of where the view passes the volume's
-    middle. On the edge of two slices, up to float noise, it is the upper one's."""
-    if ras is not None:
-        coordinate = volume.ras_to_ijk(ras)[axis]
-    else:
-        gradient = _gradient(view, volume)
-        middle = (np.array(volume.shape[::-1]) - 1) / 2
-        coordinate = middle[axis] + (volume.ras_to_ijk(view[:3, 3]) - middle) @ gradient / gradient[axis]
-    edge = np.round(coordinate - 0.5) + 0.5
-    return float(edge if abs(coordinate - edge) < _EDGE else coordinate)
+def _range(view: np.ndarray, volume: Volume, axis: int) -> tuple[float, float]:
+    """Lowest and highest voxel coordinate along `axis` at which the view passes through the volume."""
+    gradient = _gradient(view, volume)
+    lengths = np.array(volume.shape[::-1])
+    to_view = (volume.ras_to_ijk(view[:3, 3]) - (lengths - 1) / 2) @ gradient / gradient[axis]
+    aside = np.abs(gradient / gradient[axis] * lengths / 2)
+    drift = aside.sum() - aside[axis]
+    middle = (lengths[axis] - 1) / 2 + to_view
+    return float(middle - drift), float(middle + drift)
+
+
+def _slice_at(coordinate: float) -> int:
+    return int(np.floor(coordinate + 0.5 + EDGE_OF_SLICES))

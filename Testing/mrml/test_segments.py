@@ -18,6 +18,7 @@ from SAMFineTuneLib.images.resample import covered_voxels
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.masking import protect_others
 from SAMFineTuneLib.mrml.segments import SegmentWriter
+from SAMFineTuneLib.mrml.slice_views import plane_of_view, ras_at, settle_view
 from SAMFineTuneLib.mrml.volumes import volume_from_node
 
 SHAPE = (7, 12, 10)
@@ -878,3 +879,107 @@ def box_in(volume: Volume, *ranges) -> np.ndarray:
     voxels = np.zeros(volume.shape, bool)
     voxels[tuple(slice(a, b) for a, b in ranges)] = True
     return voxels
+
+
+def views_to_try(view, volume_node):
+    """Turns the view in every way a user may have it; yields what it shows."""
+    for orientation in ("Axial", "Coronal", "Sagittal"):
+        view.node.SetOrientation(orientation)
+        yield f"{orientation} of the patient"
+        view.node.RotateToVolumePlane(volume_node)
+        yield f"{orientation} of the volume"
+    centre = view.ras_of((view.size[0] / 2, view.size[1] / 2))
+    angle = np.radians(20)
+    view.node.SetOrientation("Axial")
+    view.turn((-np.cos(angle), 0, np.sin(angle)), (0, -1, 0), centre)
+    yield "rotated by 20°"
+
+
+def clicks_land_where_they_were_made(slicer_scene, volume_node) -> None:
+    volume = volume_from_node(volume_node)
+    node = slicer_scene.add_segmentation(volume_node, ("first",))
+    node.GetSegmentation().GetSegment("first").SetColor(1, 0, 0)
+    node.GetDisplayNode().SetVisibility2DOutline(False)
+    display = volume_node.GetDisplayNode()
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevelMinMax(float(volume.array.min()), 2 * float(volume.array.max()))  # darker than half
+    writer = SegmentWriter(node, volume_node, volume)
+    view = slicer_scene.add_view("Red", "Axial", (300, 300))
+    view.show(volume_node)
+    middle = volume.ijk_to_ras((np.array(volume.shape[::-1]) - 1) * (0.5, 0.52, 0.48))
+    seen = []
+    for showing in views_to_try(view, volume_node):
+        view.logic.FitSliceToAll()
+        view.go_to(middle)
+        settle_view(view.node, volume)
+        seen.append(showing)
+        before = view.pixels().astype(int)
+        xy = view.xy_of(middle)
+        ras = ras_at(view.node, xy)
+        plane = plane_of_view(view.node, volume, ras)
+        pixel = plane.ras_to_pixel(ras)
+        rows, columns = np.indices(plane.shape)
+        mask = np.hypot(columns - pixel[0], rows - pixel[1]) * plane.pixel_size < 12
+        writer.show("first", plane, mask, points=[pixel])
+        after = view.pixels().astype(int)
+        i, j, k = np.floor(volume.ras_to_ijk(ras) + 0.5 + 1e-6).astype(int)
+        assert segment_voxels(node, "first", volume)[k, j, i], showing
+        redder = (after - before)[..., 0] - (after - before)[..., 1] > 20
+        assert redder[xy[1], xy[0]], showing
+        shown = np.argwhere(redder)[:, ::-1]
+        distance = np.linalg.norm([ras_at(view.node, each) - ras for each in shown], axis=1)
+        assert distance.max() < 12 + 2 * volume.spacing.max(), showing
+        assert len(shown) * pixel_area(view) == pytest.approx(np.pi * 12**2, rel=0.25), showing
+        writer.show("first", plane, None)
+    assert len(seen) == 7
+
+
+def pixel_area(view) -> float:
+    """mm² of a pixel of the view."""
+    corner, right, up = (view.ras_of(xy) for xy in ((0, 0), (1, 0), (0, 1)))
+    return float(np.linalg.norm(right - corner) * np.linalg.norm(up - corner))
+
+
+def test_a_mask_is_seen_where_the_view_was_clicked_in_every_view(slicer_scene, phantom):
+    clicks_land_where_they_were_made(slicer_scene, slicer_scene.add_volume(phantom))
+
+
+def test_a_mask_is_seen_where_the_view_was_clicked_on_a_transformed_volume(slicer_scene, phantom):
+    matrix = np.array([[0.8, -0.6, 0, 5], [0.6, 0.8, 0, -9], [0, 0, 1, 12], [0, 0, 0, 1.0]])
+    parent = slicer_scene.add_transform(matrix)
+    clicks_land_where_they_were_made(slicer_scene, slicer_scene.add_volume(phantom, parent=parent))
+
+
+def test_a_mask_is_seen_where_the_view_was_clicked_on_a_real_oblique_series(slicer_scene, real_images):
+    import SimpleITK as sitk
+    import vtk
+
+    names = vtk.vtkStringArray()
+    for file in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(real_images / "brain-mr-oblique-dicom" / "flair")):
+        names.InsertNextValue(file)
+    node = slicer_scene.logics["Volumes"].AddArchetypeVolume(names.GetValue(0), "flair", 0, names)
+    clicks_land_where_they_were_made(slicer_scene, node)
+
+
+def test_claims_hold_after_the_segmentation_was_saved_and_read(slicer_scene, tmp_path):
+    """Through a file, as with the scene: labelmaps come back cropped and rearranged."""
+    bench = drawn_bench(slicer_scene)
+    bench.segmentation.RemoveSegment("apart")  # overlapping segments take a fourth dimension in the file
+    before = bench.all()
+    plane, other = bench.plane("axial"), bench.plane("sagittal")
+    bench.writer.show("first", plane, random_mask(plane.shape, 1))
+    bench.writer.show("second", other, random_mask(other.shape, 2))
+    shown, claims = bench.all(), json.loads(json.dumps(bench.writer.to_dict()))
+    storage = slicer_scene.add("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(tmp_path / "saved.seg.nrrd"))
+    assert storage.WriteData(bench.node)
+    again = slicer_scene.add("vtkMRMLSegmentationNode", "again")
+    again.CreateDefaultDisplayNodes()
+    assert storage.ReadData(again)
+    assert same({name: segment_voxels(again, name, bench.volume) for name in shown}, shown)
+    writer = SegmentWriter(again, bench.volume_node, bench.volume)
+    assert writer.from_dict(claims)
+    for claim in writer.claims():
+        assert writer.take_back(claim.segment_id, claim.plane_key)
+    assert same({name: segment_voxels(again, name, bench.volume) for name in before}, before)
+    assert not writer.take_back("first", plane.key)

@@ -12,7 +12,7 @@ from mrml.scenes import SlicerScene, array_of
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.plane import ORIENTATIONS, aligned_plane, number_of_slices, view_axes
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.slice_views import plane_of_view, ras_at, view_kind
+from SAMFineTuneLib.mrml.slice_views import plane_of_view, ras_at, settle_view, view_kind
 from SAMFineTuneLib.mrml.volumes import volume_from_node
 
 SLICER_NAMES = {"axial": "Axial", "coronal": "Coronal", "sagittal": "Sagittal"}
@@ -217,6 +217,94 @@ def test_sheared_volumes_are_seen_along_their_slices(slicer_scene):
     assert (plane.orientation, plane.index) == ("axial", 3)
     looking.node.SetOrientation("Coronal")
     assert view_kind(looking.node, sheared) == "oblique"
+
+
+def nearly_straight_volume(tilt: float, shape=(20, 60, 50)) -> Volume:
+    """Turned by `tilt` against the patient's axes, as by directions that were stored with few digits."""
+    volume = straight_volume(shape, spacing=(1, 1, 1))
+    turned = volume.affine.copy()
+    turned[:3, :3] = tilted_axes(tilt, 0, 0) @ turned[:3, :3]
+    return Volume(np.random.default_rng(0).integers(0, 900, shape).astype(np.int16), turned)
+
+
+@pytest.mark.parametrize("tilt, kind", [(1e-3, "axial"), (1e-2, "oblique")])
+def test_directions_stored_with_few_digits_are_still_the_volumes_own(slicer_scene, tilt, kind):
+    looking = Looking(slicer_scene, nearly_straight_volume(tilt))
+    looking.node.SetOrientation("Axial")
+    for index in (3, 10, 16):
+        looking.go_to(looking.volume.ijk_to_ras((24.5, 29.5, index + 0.3)))
+        assert view_kind(looking.node, looking.volume) == kind
+        plane = plane_of_view(looking.node, looking.volume)
+        assert plane.contains(looking.in_volume(100)).all() and plane.index in (index, None)
+
+
+def test_between_two_slices_such_a_view_is_oblique_until_it_is_settled(slicer_scene):
+    looking = Looking(slicer_scene, nearly_straight_volume(1e-3))
+    looking.node.SetOrientation("Axial")
+    looking.go_to(looking.volume.ijk_to_ras((24.5, 29.5, 9.5)))
+    assert plane_of_view(looking.node, looking.volume).contains(looking.in_volume(100)).all()
+    assert view_kind(looking.node, looking.volume) == "oblique"
+    before = looking.in_volume(100)
+    assert settle_view(looking.node, looking.volume)
+    assert view_kind(looking.node, looking.volume) == "axial"
+    assert np.abs(looking.in_volume(100) - before).max() < 0.1  # mm, of slices of 1 mm
+    plane = plane_of_view(looking.node, looking.volume)
+    assert plane.contains(looking.in_volume(100)).all()
+    assert not settle_view(looking.node, looking.volume)
+
+
+def test_settling_a_view_changes_nothing_on_the_screen(slicer_scene):
+    volume = nearly_straight_volume(8e-4)
+    node = slicer_scene.add_volume(volume)
+    node.GetDisplayNode().SetInterpolate(False)
+    view = slicer_scene.add_view("Red", "Axial", (300, 300))
+    view.show(node)
+    for offset in (-0.01, 0.0, 0.004, 0.01):
+        view.go_to(volume.ijk_to_ras((24.5, 29.5, 9.5 + offset)))
+        before = view.pixels()
+        plane_before = view_kind(view.node, volume)
+        assert settle_view(view.node, volume) and plane_before == "oblique"
+        same = (view.pixels() == before).all(axis=2)
+        assert same.mean() > 0.99  # a rounding here and there on the edges of voxels
+        assert (before > 0).any(axis=2).mean() > 0.5
+    view.node.SetOrientation("Sagittal")
+    assert not settle_view(view.node, nearly_straight_volume(0.3))  # cuts across: it stays where it is
+
+
+def offset_of_a_slice(slice_node, volume: Volume, orientation: str) -> float:
+    """Where the slice node's offset would be, were its view exactly on the slice nearest to it."""
+    plane = plane_of_view(slice_node, volume)
+    normal = array_of(slice_node.GetSliceToRAS())[:3, 2]
+    return float(plane.origin @ normal)
+
+
+@pytest.mark.parametrize("signs", [(-1, -1, 1), (1, 1, 1), (1, -1, -1), (-1, 1, -1)])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_in_the_middle_of_an_even_number_of_slices_the_one_that_is_drawn_is_meant(slicer_scene, orientation, signs):
+    """Exactly on the edge of two slices, as after jumping to the volume's middle."""
+    affine = np.diag([*(0.7 * np.array(signs)), 1.0])
+    affine[:3, 3] = 13.37, -21.1, 7.77
+    random = np.random.default_rng(1).integers(0, 1000, (20, 60, 50)).astype(np.int16)
+    volume = Volume(random, affine)
+    node = slicer_scene.add_volume(volume)
+    display = node.GetDisplayNode()
+    display.SetInterpolate(False)
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevelMinMax(0, 1000)
+    view = slicer_scene.add_view("Red", SLICER_NAMES[orientation], (300, 300))
+    view.show(node)
+    assert view.node.GetSliceOffset() == pytest.approx(offset_of_a_slice(view.node, volume, orientation), abs=1e-6)
+    view.go_to(volume.ijk_to_ras((24.5, 29.5, 9.5)))
+    plane = plane_of_view(view.node, volume)
+    assert plane.index == number_of_slices(volume, orientation) // 2  # of 0 to 19 it is 10, of 9.5 the upper
+    shown = view.pixels()[..., 0].astype(float)
+    for xy in np.random.default_rng(0).integers(120, 180, (40, 2)):
+        ijk = volume.ras_to_ijk(ras_at(view.node, xy))
+        in_slice = np.abs(np.delete(ijk, view_axes(volume, orientation)[2]) % 1 - 0.5).min() > 0.05
+        ijk[view_axes(volume, orientation)[2]] = plane.index
+        i, j, k = np.rint(ijk).astype(int)
+        if in_slice and (0 <= i < 50 and 0 <= j < 60 and 0 <= k < 20):
+            assert shown[xy[1], xy[0]] == pytest.approx(volume.array[k, j, i] * 0.255, abs=1.5)
 
 
 def test_a_view_beside_the_volume_says_so(slicer_scene):
