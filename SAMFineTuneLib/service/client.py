@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _IDLE_PAUSE = 0.4  # seconds between two looks for news when nothing is expected
 _BUSY_PAUSE = 0.008
 _JOB_PAUSE = 0.05
-_BESIDE = ("ask", "download", "install")  # not about the volume
+_BESIDE = ("ask", "download", "install", "set_model", "replay")  # not about the volume
 _CHECKPOINT = 300  # intents after which the session is stored, so that the journal can be shortened
 
 
@@ -341,13 +341,14 @@ class SessionClient(Conversation):
             state = decoding.state_changed(values)
             self._settled = state.settled
             self._segment_values = {info.value for info in state.segments}
-            if state.settled and "propagate" not in self._jobs.values():
-                self._take_back_stale()
+            self._take_back_stale()
             self._out.append(state)
             self._store_now_and_then()
 
     def _take_back_stale(self) -> None:
         """Masks that a lost session had told of, and that did not come again."""
+        if not self._settled or "propagate" in self._jobs.values():
+            return
         for place, plane in self._stale.items():
             self._told.pop(place, None)
             self._out.append(MaskChanged(place[0], plane, None, None, np.zeros((0, 2), np.float32)))
@@ -371,6 +372,7 @@ class SessionClient(Conversation):
             document = arrays["document"].tobytes()
             self._journal.insert_after(values["applied"], {"do": "restore", "step": what}, document)
             self._checkpoint = self._journal.last
+        self._take_back_stale()
         self._out.append(Finished(job, what, values["cancelled"]))
 
     def _take_stored(self, values: dict, arrays: dict) -> None:

@@ -172,6 +172,8 @@ class HostedSession:
             text = str(error)
         elif is_out_of_memory(error):
             text = "The worker has too little memory for that; close other programs, or take a smaller model or volume."
+        elif isinstance(error, ModuleNotFoundError) and error.name:
+            text = f"The worker's Python lacks the package {error.name.partition('.')[0]}; install it there."
         elif isinstance(error, plain.MISUNDERSTOOD) and intent:
             text = "The worker did not understand what was asked; update it, or this program."
         else:

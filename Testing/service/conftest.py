@@ -77,3 +77,28 @@ def host(app):
     client = SessionClient(InProcess(app, TOKEN))
     yield Host(client)
     client.close()
+
+
+class Crashing(InProcess):
+    """A connection whose server can be replaced by a new one that knows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(ServerApp(TOKEN, engines=RegionEngines()), TOKEN)
+        self.gone: list[ServerApp] = []
+
+    def crash(self) -> None:
+        self._app.close()
+        self.gone.append(self._app)
+        self._app = ServerApp(TOKEN, engines=RegionEngines())
+
+    def close(self) -> None:
+        super().close()
+        self._app.close()
+
+
+@pytest.fixture
+def crashing():
+    """A host whose worker crashes when told: `host.client._connection.crash()`."""
+    client = SessionClient(Crashing())
+    yield Host(client)
+    client.close()
