@@ -60,7 +60,8 @@ DICOM_SEG = PackageSet(
 _PIP = """
 import os, runpy, sys, threading
 def end_with_parent():
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin, whose lock would be held when Python finishes
+        pass
     os._exit(3)
 threading.Thread(target=end_with_parent, daemon=True).start()
 sys.argv = ["pip", *sys.argv[1:]]

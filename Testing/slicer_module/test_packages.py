@@ -1,0 +1,113 @@
+"""Installing what the worker needs: by real pip processes, from a folder instead of the network."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+
+import psutil
+import pytest
+import slicer
+
+
+@pytest.fixture
+def wheels(tmp_path, monkeypatch):
+    """A folder that pip takes for the network, with one small package in it."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    info = "smallpackage-1.0.dist-info"
+    with zipfile.ZipFile(folder / "smallpackage-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("smallpackage/__init__.py", "answer = 42\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: smallpackage\nVersion: 1.0\nRequires-Dist: numpy\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        names = ("smallpackage/__init__.py", f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD")
+        wheel.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in names))
+    return folder
+
+
+@pytest.fixture
+def small():
+    from SAMFineTunePanels.packages import PackageSet
+
+    return PackageSet("small", "a small package", ["smallpackage"], "smallpackage", "1 kB")
+
+
+@pytest.fixture
+def install(desktop):
+    """(start, done): what the installer was told to do, and what it said at the end."""
+    from SAMFineTunePanels.packages import Installer
+
+    parent = slicer.util.mainWindow()
+    done, progress = [], []
+    installer = Installer(parent, lambda text, fraction: progress.append(text), done.append)
+    installer.progress_seen, installer.done_seen = progress, done
+    yield installer
+    installer.close()
+
+
+def test_a_package_is_installed_into_a_folder_of_its_own(desktop, wheels, small, install):
+    assert small.missing()
+    install.start(small)
+    desktop.wait(lambda: install.done_seen)
+    assert install.done_seen == [""]
+    assert not small.missing()
+    assert os.listdir(small.folder).count("numpy") == 0  # Slicer's own is used
+    assert any("Downloading" in text for text in install.progress_seen)
+    leftovers = [name for name in os.listdir(os.path.dirname(small.folder)) if name != "small"]
+    assert leftovers == []
+
+
+def test_without_network_it_is_a_sentence_and_a_file_by_hand_helps(desktop, wheels, small, install, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels.parent))  # nothing there
+    install.start(small)
+    desktop.wait(lambda: install.done_seen)
+    assert "a small package" in install.done_seen[0] and ".whl" in install.done_seen[0]
+    assert small.missing()
+    downloads = os.path.join(os.path.dirname(small.folder), "downloads-small")
+    (wheels / "smallpackage-1.0-py3-none-any.whl").rename(os.path.join(downloads, "smallpackage-1.0-py3-none-any.whl"))
+    install.start(small)
+    desktop.wait(lambda: len(install.done_seen) == 2)
+    assert install.done_seen[1] == "" and not small.missing()
+
+
+def test_cancelling_ends_the_process_and_says_how_to_go_on(desktop, wheels, small, install):
+    install.start(small)
+    desktop.wait(lambda: psutil.Process().children(), 10)
+    install.cancel()
+    desktop.wait(lambda: install.done_seen)
+    assert "cancelled" in install.done_seen[0] and small.missing()
+    desktop.wait(lambda: not psutil.Process().children(), 10)
+    install.start(small)
+    desktop.wait(lambda: len(install.done_seen) == 2)
+    assert install.done_seen[1] == ""
+
+
+def test_closing_the_panel_ends_an_installation(desktop, wheels, small, install):
+    install.start(small)
+    install.close()
+    assert not psutil.Process().children() and not install.done_seen
+
+
+def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, monkeypatch):
+    from SAMFineTunePanels import packages
+
+    runtime = packages.PackageSet("small", "the runtime", ["smallpackage"], "smallpackage", "1 kB")
+    monkeypatch.setattr(packages, "ONNX_RUNTIME", runtime)
+    desktop.load_phantom()
+    panel = desktop.open()
+    ui = panel.status.ui
+    assert not ui.runtimeFrame.isHidden() and "1 kB" in ui.runtimeLabel.text
+    assert panel.host.session is None and not psutil.Process().children()
+    ui.installButton.click()
+    desktop.wait(lambda: ui.runtimeFrame.isHidden())
+    desktop.wait(lambda: panel.prompts.tool == "positive")  # where it would have been without
+    assert panel.host.session.volume_node is not None
+    assert runtime.folder in panel_environment(packages)["PYTHONPATH"]
+
+
+def panel_environment(packages):
+    from SAMFineTunePanels import worker
+
+    return worker.environment()

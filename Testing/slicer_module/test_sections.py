@@ -1,0 +1,343 @@
+"""Propagate, Automatic, Model, Server, Export, Input: through the panel and a real worker."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import qt
+import SimpleITK as sitk
+from test_clicks import KIDNEY, LIVER, Work
+
+
+@pytest.fixture
+def work(desktop):
+    work = Work(desktop)
+    work.panel.input.align_views()
+    return work
+
+
+def boxed(work, value=KIDNEY):
+    """A box round an organ on its middle slice."""
+    work.panel.prompts.choose("box")
+    ras = work.middle_of(value)
+    view = work.view("Red", ras)
+    places = np.argwhere(work.labels == value)
+    k = np.round(work.volume.ras_to_ijk(ras)[2])
+    places = places[places[:, 0] == k][:, ::-1]
+    low, high = places.min(axis=0) - (1, 1, 0), places.max(axis=0) + (1, 1, 0)
+    view.drag(view.xy_of(work.volume.ijk_to_ras(low)), view.xy_of(work.volume.ijk_to_ras(high)))
+    work.panel.prompts.choose(None)
+    work.wait_for_voxels()
+    work.rest()
+
+
+def slices(work):
+    return np.flatnonzero(work.voxels().any(axis=(1, 2)))
+
+
+# ---- propagate
+
+
+def test_propagation_shows_progress_and_fills_slices(work):
+    boxed(work)
+    ui = work.panel.propagate.ui
+    assert len(slices(work)) == 1
+    work.desktop.wait(lambda: ui.propagateButton.enabled)
+    seen = []
+    work.panel.host.listen("Turn", lambda: seen.append(work.panel.status.ui.busyLabel.text))
+    ui.propagateButton.click()
+    work.desktop.wait(lambda: work.panel.host.jobs)
+    work.desktop.wait(lambda: not work.panel.host.jobs)
+    work.rest()
+    truth = work.labels == KIDNEY
+    assert 2 * (work.voxels() & truth).sum() / (work.voxels().sum() + truth.sum()) > 0.75
+    assert any(text for text in seen)
+    assert work.panel.status.ui.busyFrame.isHidden()
+
+
+def test_propagation_within_a_range(work):
+    boxed(work)
+    ui = work.panel.propagate.ui
+    middle = int(slices(work)[0])
+    ui.rangeBox.checked = True
+    ui.firstSpinBox.value, ui.lastSpinBox.value = middle - 2, middle + 1
+    work.desktop.wait(lambda: ui.propagateButton.enabled)
+    ui.propagateButton.click()
+    work.desktop.wait(lambda: len(slices(work)) == 4)
+    work.rest()
+    assert list(slices(work)) == list(range(middle - 2, middle + 2))
+    work.view("Red", work.volume.ijk_to_ras((64, 64, middle - 3)))
+    ui.firstHereButton.click()
+    assert ui.firstSpinBox.value == middle - 3
+
+
+def test_a_cancelled_propagation_keeps_what_it_has(work):
+    boxed(work)
+    work.panel.propagate.propagate()
+    work.desktop.wait(lambda: len(slices(work)) > 2)
+    work.panel.status.ui.cancelButton.click()
+    work.desktop.wait(lambda: not work.panel.host.jobs)
+    work.rest()
+    assert len(slices(work)) > 2
+
+
+def test_a_worker_that_is_killed_in_between_is_one_line(work):
+    boxed(work)
+    work.panel.propagate.propagate()
+    work.desktop.wait(lambda: work.panel.host.jobs)
+    work.panel.starter.kill()
+    work.desktop.wait(lambda: not work.panel.host.jobs)
+    work.rest()
+    truth = work.labels == KIDNEY
+    assert 2 * (work.voxels() & truth).sum() / (work.voxels().sum() + truth.sum()) > 0.75
+    assert sum("started again" in text for text in work.desktop.messages()) == 1
+
+
+# ---- automatic
+
+
+def test_objects_are_found_named_and_kept(work):
+    automatic = work.panel.automatic
+    ui = automatic.ui
+    work.view("Red", work.middle_of(KIDNEY))
+    ui.detailSelector.setCurrentIndex(0)
+    work.desktop.wait(lambda: ui.findButton.enabled)
+    ui.findButton.click()
+    work.desktop.wait(lambda: ui.objectsTable.rowCount > 1)
+    shown = work.desktop.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
+    work.desktop.wait(lambda: automatic._node is not None)
+    assert not automatic._node.GetSaveWithScene() and automatic._node.GetHideFromEditors()
+    rows = ui.objectsTable.rowCount
+    ui.objectsTable.item(0, 0).setText("first thing")
+    for row in (0, 1):
+        ui.objectsTable.item(row, 0).setCheckState(qt.Qt.Checked)
+    second = ui.objectsTable.item(1, 0).text()
+    ui.keepButton.click()
+    assert ui.objectsTable.rowCount == rows - 2
+    work.desktop.wait(lambda: automatic._to_name is None)
+    segmentation = work.session.segmentation_node.GetSegmentation()
+    names = [segmentation.GetSegment(i).GetName() for i in segmentation.GetSegmentIDs()]
+    assert names[-2:] == ["first thing", second]
+    kept = list(segmentation.GetSegmentIDs())[-2:]
+    work.desktop.wait(lambda: all(work.voxels(i).any() for i in kept))
+    ui.dropAllButton.click()
+    assert ui.objectsTable.rowCount == 0
+    assert work.desktop.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") <= max(1, shown - 1)
+
+
+def test_selected_objects_are_dropped(work):
+    ui = work.panel.automatic.ui
+    ui.detailSelector.setCurrentIndex(0)
+    work.view("Red", work.middle_of(KIDNEY))
+    work.desktop.wait(lambda: ui.findButton.enabled)
+    ui.findButton.click()
+    work.desktop.wait(lambda: ui.objectsTable.rowCount > 1)
+    rows = ui.objectsTable.rowCount
+    ui.objectsTable.selectRow(0)
+    work.desktop.wait(lambda: ui.dropButton.enabled, 5)
+    ui.dropButton.click()
+    assert ui.objectsTable.rowCount == rows - 1
+
+
+# ---- model
+
+
+def test_the_models_of_the_worker_are_listed(work):
+    boxed(work)
+    ui = work.panel.model.ui
+    work.desktop.wait(lambda: ui.modelSelector.count > 3)
+    assert ui.modelSelector.currentText.endswith("(bundled)") and ui.modelSelector.currentIndex == 0
+    assert "licence" in ui.modelLabel.text.lower()
+    work.desktop.wait(lambda: "Prepared slices take" in ui.cacheLabel.text)
+
+
+def test_a_download_is_asked_for_with_size_and_licence(work, monkeypatch):
+    from SAMFineTunePanels import model
+
+    boxed(work)
+    ui = work.panel.model.ui
+    work.desktop.wait(lambda: ui.modelSelector.count > 3)
+    row = next(n for n, one in enumerate(work.panel.model._rows) if one["where"] == "download")
+    ui.modelSelector.setCurrentIndex(row)
+    ui.modelSelector.activated.emit(row)
+    asked = []
+    monkeypatch.setattr(model, "confirmed", lambda text, button: asked.append(text))
+    work.desktop.wait(lambda: ui.downloadButton.enabled)
+    ui.downloadButton.click()
+    assert "Licence" in asked[0] and "MB" in asked[0] or "GB" in asked[0]
+    assert not work.panel.host.jobs
+    assert work.panel.model.model_id == "compact"
+
+
+def test_a_file_that_is_no_model_is_a_sentence(work, tmp_path):
+    boxed(work)
+    path = tmp_path / "holiday.pth"
+    path.write_bytes(b"not a checkpoint")
+    work.panel.model.import_path(str(path))
+    work.desktop.wait(lambda: any("holiday" in text and not text.startswith("Importing") for text in
+                                  work.desktop.messages()))  # fmt: skip
+
+
+def test_preparing_the_volume_and_clearing_the_cache(work):
+    boxed(work)
+    ui = work.panel.model.ui
+    work.desktop.wait(lambda: ui.embedButton.enabled)
+    ui.embedButton.click()
+    work.desktop.wait(lambda: None in work.panel.host.jobs)
+    work.desktop.wait(lambda: not work.panel.host.jobs)
+    work.desktop.wait(lambda: "MB" in ui.cacheLabel.text or "kB" in ui.cacheLabel.text)
+    ui.clearCacheButton.click()
+    work.desktop.wait(lambda: any("freed" in text for text in work.desktop.messages()))
+
+
+# ---- server
+
+
+@pytest.fixture
+def server(tmp_path):
+    """(address, token) of a server of its own."""
+    token = tmp_path / "token"
+    token.write_text("a-token-that-is-long-enough-for-this\n")
+    handshake = tmp_path / "handshake.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "SAMFineTuneLib.cli", "serve", "--host", "127.0.0.1", "--port", "0",
+         "--token-file", str(token), "--handshake", str(handshake)],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    import json
+    import time
+
+    end = time.monotonic() + 30
+    while not handshake.exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.1)
+    yield f"http://127.0.0.1:{json.loads(handshake.read_text())['port']}", token.read_text().strip()
+    process.kill()
+    process.wait()
+
+
+def enter(work, address, token):
+    ui = work.panel.server.ui
+    ui.remoteButton.checked = True
+    ui.addressEdit.text, ui.tokenEdit.text = address, token
+    return ui
+
+
+def answer_of_test(work):
+    label = work.panel.server.ui.serverLabel
+    work.panel.server.ui.testButton.click()
+    work.desktop.wait(lambda: label.text not in ("", "Asking the server…"), 30)
+    return label.text
+
+
+def test_the_connection_is_tested(work, server):
+    enter(work, *server)
+    assert "answers" in answer_of_test(work)
+
+
+def test_a_wrong_token_and_no_server_are_sentences(work, server):
+    ui = enter(work, server[0], "wrong")
+    assert "token" in answer_of_test(work)
+    ui.addressEdit.text = "http://127.0.0.1:9"
+    assert "127.0.0.1:9" in answer_of_test(work)
+    ui.addressEdit.text = "not an address at all"
+    assert answer_of_test(work)
+    ui.applyButton.click()
+    assert not work.panel.server.remote
+
+
+def test_work_goes_on_on_the_server_and_the_token_is_kept_only_when_asked(work, server):
+    from SAMFineTunePanels import settings
+
+    boxed(work)
+    kept = work.voxels()
+    ui = enter(work, *server)
+    ui.applyButton.click()
+    assert work.panel.server.remote and work.panel.starter is None
+    assert settings.read("ServerToken") == "" and settings.read("ServerAddress") == server[0]
+    work.desktop.wait(lambda: work.session.prompts)
+    work.rest()
+    assert (work.voxels() == kept).all()
+    work.panel.prompts.choose("negative")
+    work.click("Red", work.middle_of(LIVER))
+    work.desktop.wait(lambda: len(work.session.prompts) == 2)
+    work.rest()
+    ui.keepTokenBox.checked = True
+    ui.applyButton.click()
+    assert settings.read("ServerToken") == server[1]
+    ui.keepTokenBox.checked = False
+    assert settings.read("ServerToken") == ""
+
+
+# ---- export and input
+
+
+def test_export(work, tmp_path):
+    boxed(work)
+    export = work.panel.export
+    export.ui.folderEdit.currentPath = str(tmp_path)
+    work.desktop.wait(lambda: export.ui.exportButton.enabled)
+    for index in (1, 2, 3, 1):
+        export.ui.formatSelector.setCurrentIndex(index)
+        export.ui.exportButton.click()
+        image = sitk.ReadImage(export.last)
+        assert ((sitk.GetArrayFromImage(image) > 0) == work.voxels()).all()
+    assert len(list(tmp_path.glob("*.nii.gz"))) == 2  # nothing is overwritten
+    export.ui.formatSelector.setCurrentIndex(0)
+    export.ui.exportButton.click()
+    assert export.last.IsA("vtkMRMLLabelMapVolumeNode")
+    export.ui.formatSelector.setCurrentIndex(1)
+    export.ui.folderEdit.currentPath = str(tmp_path / "nowhere")
+    export.ui.exportButton.click()
+    assert any("no folder" in text for text in work.desktop.messages())
+
+
+def test_dicom_seg_of_what_is_not_dicom_is_a_sentence(work, tmp_path):
+    boxed(work)
+    export = work.panel.export
+    export.ui.folderEdit.currentPath = str(tmp_path)
+    export.ui.formatSelector.setCurrentIndex(4)
+    export.ui.exportButton.click()
+    assert any("DICOM" in text for text in work.desktop.messages()) and export.last is None
+
+
+def test_the_contrast(work):
+    ui = work.panel.input.ui
+    assert "abdomen" in ui.windowLabel.text
+    ui.windowSelector.setCurrentIndex(work.panel.input._windows.index("ct-lung"))
+    assert "-1350" in ui.windowLabel.text and work.session.window.high == 150
+    ui.windowSelector.setCurrentIndex(work.panel.input._windows.index("custom"))
+    assert not ui.rangeRow.isHidden()
+    ui.lowSpinBox.value, ui.highSpinBox.value = 0, 200
+    assert (work.session.window.low, work.session.window.high) == (0, 200)
+    ui.highSpinBox.value = -5
+    assert any("empty" in text for text in work.desktop.messages())
+    ui.windowSelector.setCurrentIndex(1)  # as displayed
+    assert work.session.window is None
+
+
+def test_the_preview_is_what_the_model_sees(work):
+    ui = work.panel.input.ui
+    ui.previewBox.collapsed = False
+    work.desktop.wait(lambda: ui.previewLabel.pixmap is not None and not ui.previewLabel.pixmap.isNull(), 5)
+    image = ui.previewLabel.pixmap.toImage()
+    grey = [qt.QColor(image.pixel(image.width() // 2, y)).red() for y in range(image.height())]
+    assert min(grey) == 0 and max(grey) > 150
+
+
+def test_a_colour_image_is_refused_with_a_sentence(work):
+    import vtk
+
+    node = work.desktop.scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "photo")
+    image = vtk.vtkImageData()
+    image.SetDimensions(4, 4, 1)
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 3)
+    node.SetAndObserveImageData(image)
+    work.panel.input.ui.volumeSelector.setCurrentNode(node)
+    assert any("values a voxel" in text for text in work.desktop.messages())
+    work.desktop.pass_time(0.3)
+    assert work.panel.input.volume_node is work.session.volume_node
