@@ -58,6 +58,7 @@ class SessionClient(Conversation):
         self._requests: dict[int, str] = {}
         self._settled = True
         self._checkpoint = 0  # intent after which the session was stored last
+        self._states = decoding.States()
         self._told: dict[tuple[int, str], SlicePlane] = {}  # where the host shows a mask
         self._stale: dict[tuple[int, str], SlicePlane] = {}  # of these, what a new session has not told of yet
 
@@ -65,6 +66,7 @@ class SessionClient(Conversation):
 
     def set_volume(self, volume: Volume, window: IntensityWindow | None = None) -> None:
         """Start over with another volume; without a window, with the default of its modality. Keeps a reference."""
+        self._try_again()
         self._volume, self._window, self._focus = volume, window, None
         self._end_jobs()
         self._end_requests()
@@ -84,6 +86,7 @@ class SessionClient(Conversation):
 
     def set_model(self, model_id: str, adapter: str = "", device: str = "auto") -> None:
         """Answer with another model."""
+        self._try_again()
         self._model = (model_id, adapter, device)
         self._journal.forget(lambda values: values["do"] == "set_model")
         if self._session is not None:  # a new session begins with it
@@ -338,7 +341,7 @@ class SessionClient(Conversation):
 
     def _take_state(self, values: dict, _: dict) -> None:
         if self._is_about_the_volume(values) and values["applied"] >= self._journal.last:
-            state = decoding.state_changed(values)
+            state = self._states.changed(values)
             self._settled = state.settled
             self._segment_values = {info.value for info in state.segments}
             self._take_back_stale()

@@ -70,8 +70,8 @@ class Conversation:
         self._greeted = False
         self._session: str | None = None
         self._lost: str | None = None  # why the session must be made anew, for the notice
-        self._version = self._model_open = self._device = ""
-        self._opening = ""
+        self._version = self._device = self._opening = ""
+        self._model_open: str | None = None  # empty when none could be opened
         self._after = 0
         self._next_look = 0.0
         self._handler: Handler | None = None
@@ -92,10 +92,8 @@ class Conversation:
         self._wanted = True
 
     def retry(self) -> None:
-        """After a failure: try again, because somebody changed something."""
-        if self._state == "failed":
-            self._state = "stopped"
-        self._connection.retry()
+        """After a failure: try again, because somebody changed something. Another volume or model does so too."""
+        self._try_again()
         self._wanted = True
 
     def pump(self, budget_seconds: float = 0.03) -> list[Event]:
@@ -116,9 +114,17 @@ class Conversation:
         self._connection.close()
         self._state, self._sentence = "stopped", ""
         self._volume = None
+        for upload in self._uploads:
+            upload.what.close()
+        self._uploads = []
         self._journal.clear()
         self._inbox.clear()
         self._update_status()
+
+    def _try_again(self) -> None:
+        if self._state == "failed":
+            self._state = "stopped"
+            self._connection.retry()
 
     # ---- what the client adds
 
@@ -257,6 +263,7 @@ class Conversation:
                              {"upload": upload.number, **upload.what.conclusion(self._window)})  # fmt: skip
         else:
             self._uploads.remove(upload)
+            upload.what.close()
             self._journal.add({"do": "install", "request": upload.request, "upload": upload.number,
                                **self._installs[upload.request]})  # fmt: skip
 
@@ -339,7 +346,8 @@ class Conversation:
         self._session = None
         self._inbox.clear()
         self._session_is_lost()
-        self._opening = self._model_open = self._device = ""
+        self._opening = self._device = ""
+        self._model_open = None
         for upload in self._uploads:
             upload.announced, upload.received = False, 0
         self._send_volume()
@@ -376,7 +384,7 @@ class Conversation:
 
     def _describe(self) -> Status:
         place, _, precision = self._device.rstrip(")").rpartition(", ")
-        about = dict(model=self._model_open, device=self._device, precision=precision if place else "",
+        about = dict(model=self._model_open or "", device=self._device, precision=precision if place else "",
                      version=self._version)  # fmt: skip
         if self._state == "failed":
             return Status("failed", self._sentence, **about)
@@ -391,4 +399,6 @@ class Conversation:
             return Status("uploading", "The volume is handed to the worker.", fraction, **about)
         if self._opening:
             return Status("ready", f"The model {self._opening} is opened.", **about)
-        return Status("ready", f"{self._model_open} on {self._device}" if self._model_open else "Ready.", **about)
+        if self._model_open:
+            return Status("ready", f"{self._model_open} on {self._device}", **about)
+        return Status("ready", "Ready." if self._model_open is None else "No model is open; choose one.", **about)

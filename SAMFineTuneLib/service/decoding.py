@@ -22,22 +22,31 @@ def mask_changed(values: dict[str, Any], arrays: dict[str, np.ndarray]) -> MaskC
     return MaskChanged(values["segment"], plane, mask, values["score"], points)
 
 
-def state_changed(values: dict[str, Any]) -> StateChanged:
-    """A whole state."""
-    return StateChanged(
-        tuple(SegmentInfo(name, value, tuple(color)) for value, name, color in values["segments"]),
-        tuple(
-            PromptInfo(
-                one["number"], one["segment"], plain.prompt_from_json(one["prompt"]), plain.view_from_json(one["view"])
-            )
-            for one in values["prompts"]
-        ),
-        values["undo"],
-        values["redo"],
-        plain.window_from_json(values["window"]),
-        tuple((value, key) for value, key in values["outdated"]),
-        bool(values["settled"]),
-    )
+class States:
+    """Takes states apart; a prompt that is as it was before stays the same object, which saves the work."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[dict, PromptInfo]] = {}
+
+    def changed(self, values: dict[str, Any]) -> StateChanged:
+        """A whole state."""
+        self._known = {one["number"]: (one, self._prompt(one)) for one in values["prompts"]}
+        return StateChanged(
+            tuple(SegmentInfo(name, value, tuple(color)) for value, name, color in values["segments"]),
+            tuple(info for _, info in self._known.values()),
+            values["undo"],
+            values["redo"],
+            plain.window_from_json(values["window"]),
+            tuple((value, key) for value, key in values["outdated"]),
+            bool(values["settled"]),
+        )
+
+    def _prompt(self, one: dict[str, Any]) -> PromptInfo:
+        before, info = self._known.get(one["number"], (None, None))
+        if before == one:
+            return info
+        prompt, view = plain.prompt_from_json(one["prompt"]), plain.view_from_json(one["view"])
+        return PromptInfo(one["number"], one["segment"], prompt, view)
 
 
 def busy(values: dict[str, Any]) -> Busy:

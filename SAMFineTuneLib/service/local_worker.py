@@ -29,6 +29,7 @@ _MOST_STARTS = 4  # within _STARTS_WITHIN seconds: the first and three more
 _STARTS_WITHIN = 60.0
 _START_SECONDS = 90.0  # a cold disk and a virus scanner
 _MOST_FAILURES = 4  # exchanges in a row with a worker that lives
+_UNLIMITED = ("--idle-minutes", "1000000", "--memory-gb", "1000", "--volume-gb", "1000")  # its one client is its owner
 _FAREWELL = 0.04  # seconds that `close` gives it
 
 
@@ -191,7 +192,7 @@ class LocalWorker:
         self._handshake = handshake
         self._token = secrets.token_urlsafe(32)
         serve = ("-m", "SAMFineTuneLib.cli", "serve", "--handshake", str(handshake))
-        command = [self._executable, *serve, *self._arguments]
+        command = [self._executable, *serve, *_UNLIMITED, *self._arguments]
         try:
             self._starter.start(command, self._surroundings(), self.log)
         except OSError as error:

@@ -28,6 +28,10 @@ class Sending(Protocol):
         """The bytes from `offset` on, asked for in turn."""
         ...
 
+    def close(self) -> None:
+        """Nothing more is asked of it."""
+        ...
+
 
 class SendingVolume:
     """The voxels of a volume, little-endian in C order, hashed as they go; at most a slice at a time is copied."""
@@ -61,6 +65,9 @@ class SendingVolume:
     def conclusion(self, window) -> dict[str, Any]:
         """What the server is told when all parts have arrived."""
         return {"digest": self._digest.hexdigest(), "window": window_to_json(window)}
+
+    def close(self) -> None:
+        pass
 
     def _from_slice(self, offset: int) -> memoryview:
         number, start = divmod(offset, self._slice_bytes)

@@ -229,7 +229,9 @@ def test_a_body_beyond_the_limit_is_refused_from_its_head(volume):
     assert app.admit(Request("POST", "/v1/hello"), 10).status == 401
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/sessions/x/sync", "/v1/sessions/../../etc/passwd", "/v2/hello", "/%00"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/sessions/x/sync", "/v1/sessions/../../etc/passwd", "/v2/hello", "/%00"]
+)
 def test_unknown_paths_are_not_found(asker, path):
     assert asker.ask(path, {"intents": [], "after": 0})[0] == 404
 

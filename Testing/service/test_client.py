@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 from conftest import TOKEN, Host, RegionEngines
-from region_engine import RegionEngine, WINDOW, phantom
+from region_engine import WINDOW, RegionEngine, phantom
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.plane import aligned_plane, oblique_plane
@@ -27,7 +27,6 @@ from SAMFineTuneLib.service.events import (
     Notice,
     Objects,
     StateChanged,
-    StatusChanged,
 )
 from SAMFineTuneLib.service.library import Cancelled, Library
 

@@ -219,7 +219,7 @@ def noise_volume(megabytes: float) -> Volume:
 
 
 def test_a_slow_network_is_only_slow(app, remote):
-    """50 ms each way and 4 MB/s: the volume takes seconds, and no call takes long."""
+    """4 MB/s: the volume takes seconds, and no call takes long."""
     volume = noise_volume(6)
     with serving(app) as server:
         line = Line(server.server_port, delay=0.002, rate=4e6)
@@ -228,7 +228,8 @@ def test_a_slow_network_is_only_slow(app, remote):
         host.client.add_segment(1, "square")
         host.client.add_prompt(1, PointPrompt((125.0, 125.0, 20.0)))
         host.until_told(MaskChanged, 60)
-        progress = [e.status.progress for e in host.told if isinstance(e, StatusChanged) and e.status.state == "uploading"]
+        told = [event.status for event in host.told if isinstance(event, StatusChanged)]
+        progress = [status.progress for status in told if status.state == "uploading"]
         assert len(progress) >= 3 and progress == sorted(progress)
         assert host.longest < LONGEST_PUMP, host.longest
         line.close()
@@ -332,7 +333,7 @@ def test_addresses_as_people_write_them(text, meant):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ftp://a", "https://", "a b", "https://a:99999", "https://u:p@a", "http://[::1", "https://a?b=c", "a:b"]
+    "text", ["", "ftp://a", "https://", "a b", "https://a:99999", "https://u:p@a", "http://[::1", "https://a?b", "a:b"]
 )
 def test_what_is_no_address_is_a_sentence(text):
     with pytest.raises(UserError, match="https://gpu.example.org:8443"):

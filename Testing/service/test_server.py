@@ -130,7 +130,8 @@ def test_clients_that_say_half_and_fall_silent_are_sent_away(server):
     """A slow head, and a body that never comes: both lines are closed, and others are answered meanwhile."""
     lines = [socket.create_connection(("127.0.0.1", server.server_port), timeout=15) for _ in range(2)]
     lines[0].sendall(b"POST /v1/hello HTTP/1.1\r\nAuthor")
-    lines[1].sendall(f"POST /v1/hello HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100\r\n\r\n".encode())
+    head = f"POST /v1/hello HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100\r\n\r\n"
+    lines[1].sendall(head.encode())
     assert_alive(server)
     for line in lines:
         try:

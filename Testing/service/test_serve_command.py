@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from SAMFineTuneLib.cli.main import main
+
+
+@pytest.fixture
+def serve(root, tmp_path):
+    """Starts `samfinetune serve`; gives the process and its first lines by their first word."""
+    processes = []
+
+    def start(*arguments: str):
+        command = [sys.executable, "-m", "SAMFineTuneLib.cli", "serve", "--port", "0", *arguments]
+        environment = os.environ | {"SAMFINETUNE_HOME": str(tmp_path / "home")}
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        lines = {}
+        while "stop" not in lines and (line := process.stdout.readline()):
+            word, _, rest = line.partition(" ")
+            lines[word] = rest.strip()
+        return process, lines
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_it_says_address_and_token_and_stops_when_told(serve):
+    process, lines = serve()
+    assert lines["address"].startswith("http://127.0.0.1:") and len(lines["token"]) > 30
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes and signals of POSIX")
+def test_for_others_it_makes_a_token_file_and_warns_without_tls(serve, tmp_path):
+    token = tmp_path / "token.txt"
+    process, lines = serve("--host", "0.0.0.0", "--token-file", str(token))
+    assert lines["token"] == f"in {token}" and len(token.read_text().strip()) > 30
+    assert token.stat().st_mode & 0o077 == 0
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert "without --tls-cert" in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--host", "0.0.0.0"], "--token-file"),
+        (["--tls-cert", "cert.pem"], "needs both"),
+        (["--tls-cert", "cert.pem", "--tls-key", "key.pem"], "PEM files"),
+        (["--sessions", "0"], "above 0"),
+        (["--token-file", "/"], "cannot be used"),
+        (["--port", "99999999"], "another host or port"),
+        (["--host", "no-such-host.invalid", "--token-file", "token.txt"], "another host or port"),
+    ],
+)
+def test_what_cannot_be_served_is_a_sentence(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+def test_a_weak_token_is_refused(tmp_path, capsys):
+    (tmp_path / "token.txt").write_text("secret")
+    assert main(["serve", "--token-file", str(tmp_path / "token.txt")]) == 2
+    assert "16 letters" in capsys.readouterr().err
