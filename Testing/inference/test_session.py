@@ -580,3 +580,80 @@ def test_a_listener_that_fails_does_not_stop_the_session(scene, caplog):
     caplog.clear()
     session.undo()
     assert caplog.text == ""
+
+
+# ---- what a caller at a distance needs
+
+
+def test_a_caller_may_number_prompts_jobs_and_objects(scene):
+    session, _, told = scene
+    assert session.add_prompt(1, point(session, *tube(9)), number=40) == 40
+    assert session.add_prompt(1, point(session, *tube(10))) == 41
+    for number in (40, 41, 7):
+        with pytest.raises(UserError, match="belongs to another prompt"):
+            session.add_prompt(1, point(session, *tube(11)), number=number)
+    session.undo()
+    with pytest.raises(UserError):  # redo may bring it back
+        session.add_prompt(1, point(session, *tube(11)), number=41)
+    told.fetch()
+    session.finish(session.propagate(1, number=5))
+    said = told.fetch()
+    assert {event.job for event in said if isinstance(event, (events.Busy, events.Finished))} == {5}
+    job = session.everything("axial", first=8, last=12, number=6)
+    session.finish(job)
+    assert [info.value for info in session.adopt(job.objects[:2], [9, 7])] == [9, 7]
+    with pytest.raises(UserError, match="as many label values"):
+        session.adopt(job.objects[:2], [3])
+    with pytest.raises(UserError, match="belongs to another segment"):
+        session.adopt(job.objects[:1], [9])
+
+
+def test_a_job_that_fails_says_which_and_why(scene):
+    session, _, told = scene
+    session.add_prompt(1, point(session, *tube(9)))
+    job = session.propagate(1, number=5)
+    session.predictor.engine.broken = True
+    told.fetch()
+    session.finish(job)
+    (failed,) = [event for event in told.fetch() if isinstance(event, events.Failed)]
+    assert failed.job == 5 and "broken" in failed.details
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory."), RuntimeError("Failed to allocate memory for buffer")]
+)
+def test_too_little_memory_is_a_sentence_of_its_own(scene, error, monkeypatch):
+    session, _, _ = scene
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(session.predictor.engine, "decode", refuse)
+    with pytest.raises(UserError, match="too little memory to segment axial slice 9"):
+        session.add_prompt(1, point(session, *tube(9)))
+
+
+def test_settled_says_whether_masks_are_to_come(scene):
+    session, _, _ = scene
+    session.immediate = False
+    assert session.settled
+    session.add_prompt(1, point(session, *tube(9)))
+    assert not session.settled
+    while session.work():
+        pass
+    plane = aligned_plane(session.volume, "axial", 9)
+    assert session.settled and session.answer(1, plane).mask.unpack().any()
+    assert session.answer(1, "axial:10") is None
+
+
+def test_a_state_may_be_put_as_a_step(scene):
+    session, _, _ = scene
+    session.add_prompt(1, point(session, *tube(9)), number=12)
+    state = session.state
+    session.undo()
+    session.put("add prompt", state)
+    assert session.undo_name == "add prompt" and session.redo_name is None and len(session.prompts) == 1
+    assert session.add_prompt(1, point(session, *tube(10))) == 13
+    session.undo()
+    session.undo()
+    assert session.prompts == ()
