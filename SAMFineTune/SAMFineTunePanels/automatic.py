@@ -22,6 +22,7 @@ class AutomaticSection:
         self._job = None
         self._numbers = []  # of the objects in the list, by row
         self._drawn = []  # those that are seen in the views
+        self._items = []  # of the list, which some bindings drop when nobody holds them
         self._node = None  # the segmentation that shows them
         self._to_name = None  # (segments there were, names for those to come)
         ui = self.ui
@@ -81,14 +82,16 @@ class AutomaticSection:
         with quiet(table):
             shown = event.objects[:_SHOWN]
             self._numbers = [info.number for info in shown]
+            self._items = []
             table.setRowCount(len(shown))
             for row, info in enumerate(shown):
                 name = qt.QTableWidgetItem(f"Object {info.number}")
                 name.setIcon(_swatch(info.number))
                 name.setCheckState(qt.Qt.Unchecked)
-                table.setItem(row, 0, name)
-                for column, text in ((1, _size(info)), (2, f"{info.score:.2f}")):
-                    table.setItem(row, column, qt.QTableWidgetItem(text))
+                items = [name, qt.QTableWidgetItem(_size(info)), qt.QTableWidgetItem(f"{info.score:.2f}")]
+                for column, item in enumerate(items):
+                    table.setItem(row, column, item)
+                self._items += items
         self._show_objects()
         if not event.objects:
             self.host.say("No objects were found; try another contrast, or a more thorough search.")

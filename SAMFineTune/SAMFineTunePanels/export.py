@@ -46,9 +46,7 @@ class ExportSection:
 
     def _format_chosen(self, index):
         set_visible(self.ui.folderEdit, bool(self.ending))
-        label = self.ui.exportContents.layout().labelForField(self.ui.folderEdit)
-        if label is not None:
-            set_visible(label, bool(self.ending))
+        set_visible(self.ui.folderLabel, bool(self.ending))
 
     def export(self):
         """What cannot be exported is said in the panel."""

@@ -55,8 +55,8 @@ class Host:
         self._answers.clear()
         self.status = None
         if session is not None:
-            session.close()
-            client.close()
+            for ending in (session.close, client.close):  # whatever fails, the worker ends
+                self._guarded(ending)
             self.tell("SessionEnded", None)
 
     def enter(self):
@@ -70,7 +70,7 @@ class Host:
 
     def close(self):
         self.timer.stop()
-        self.timer.disconnect("timeout()")
+        self.timer.disconnect("timeout()", self.turn)
         self.stop()
         self._listeners, self._every_turn = [], []
         self.timer.deleteLater()

@@ -21,6 +21,7 @@ class InputSection:
         self._connections = Connections()
         self._windows = []  # what the entries of the selector mean
         self._window = None  # in which the model sees the volume
+        self.declined = False  # whether the user has chosen to have no volume
         self._previewed = None
         self._look_after = 0.0
         self._fill_windows(None)
@@ -71,6 +72,9 @@ class InputSection:
         session = self.host.start()
         if node is session.volume_node:
             return
+        if node is not None and node.GetImageData() is None:
+            return  # it is being loaded; `offer` comes back to it
+        self.declined = node is None
         self.host.tell("Dismiss", None)
         self.host.act(session.set_segmentation_node, None)
         self.host.act(session.set_volume_node, node)
@@ -95,6 +99,8 @@ class InputSection:
     def _segmentation_chosen(self, node):
         session = self.host.start()
         if node is not session.segmentation_node:
+            if node is not None and session.volume_node is not None:
+                _prepare(node, session.volume_node)
             self.host.act(session.set_segmentation_node, node)
             self.show_session()
 
@@ -241,6 +247,15 @@ class InputSection:
         size = qt.QSize(360, 220)
         self.ui.previewLabel.setPixmap(
             pixmap_of(pixels[::step, ::step]).scaled(size, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation))
+
+
+def _prepare(segmentation_node, volume_node):
+    """A segmentation that was just made, by the selector's own menu, lies nowhere and is not displayed."""
+    if segmentation_node.GetDisplayNode() is None:
+        segmentation_node.CreateDefaultDisplayNodes()
+    if segmentation_node.GetSegmentation().GetNumberOfSegments() == 0:
+        segmentation_node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+        segmentation_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
 
 
 def segmentation_of(volume_node):

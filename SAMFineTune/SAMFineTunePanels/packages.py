@@ -128,8 +128,8 @@ class Installer:
         """End at once, telling nobody: the panel goes away."""
         process, self._process = self._process, None
         if process is not None:
-            for signal in _SIGNALS:
-                process.disconnect(signal)
+            for signal, handler in zip(_SIGNALS, self._handlers(), strict=True):
+                process.disconnect(signal, handler)
             process.closeWriteChannel()
             if not process.waitForFinished(3000):
                 process.kill()
@@ -157,9 +157,12 @@ class Installer:
         environment.insert("PYTHONUNBUFFERED", "1")
         process.setProcessEnvironment(environment)
         process.setProcessChannelMode(qt.QProcess.MergedChannels)
-        for signal, handler in zip(_SIGNALS, (self._read, self._finished, self._failed), strict=False):
+        for signal, handler in zip(_SIGNALS, self._handlers(), strict=True):
             process.connect(signal, handler)
         process.start(sys.executable, ["-c", _PIP, *arguments])
+
+    def _handlers(self):
+        return self._read, self._finished, self._failed
 
     def _read(self):
         text = bytes(self._process.readAllStandardOutput().data()).decode("utf-8", "replace")

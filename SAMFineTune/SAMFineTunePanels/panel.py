@@ -1,5 +1,7 @@
 """The whole panel: the sections in their order, and the life of what is behind them."""
 
+import time
+
 import qt
 import slicer
 import vtk
@@ -18,6 +20,7 @@ from .server import ServerSection
 from .status import StatusSection
 
 _VOLUME = "vtkMRMLScalarVolumeNode"
+OFFER_EVERY = 0.2  # s between two looks for a volume
 
 
 class Panel:
@@ -26,6 +29,7 @@ class Panel:
     def __init__(self, layout, parent, resource_path):
         self.shown = False
         self._loading = False
+        self._offer_after = 0.0
         self._armed = False  # whether a tool was made active for the user, which happens once for a scene
         self.starter = None  # of the worker's process, None when it runs elsewhere
         self._connections = Connections()
@@ -54,6 +58,7 @@ class Panel:
         self.host.remote = self.server.remote
         self.status.check_runtime()
         self.host.listen("VolumeChosen", self._volume_chosen)
+        self.host.listen("Turn", self._offer)
         self.host.listen("Dismiss", lambda _: self.status.dismiss())
         self.host.listen("RuntimeInstalled", lambda _: self._server_changed())
         self._observe()
@@ -153,7 +158,7 @@ class Panel:
     def _scene_starts_closing(self, caller, event):
         self.prompts.choose(None)
         self.host.stop()
-        self._armed = False
+        self._armed = self.input.declined = False
         self.status.dismiss()
 
     def _scene_closed(self, caller, event):
@@ -171,15 +176,19 @@ class Panel:
             self._begin()
 
     def _node_added(self, caller, event, node):
-        """The first volume that is loaded while the panel waits for one is the input."""
-        if not self.shown or self._loading or not node.IsA(_VOLUME) or node.IsA("vtkMRMLLabelMapVolumeNode"):
-            return
-        if self.host.session is not None and self.host.session.volume_node is None:
-            qt.QTimer.singleShot(0, self._begin_if_shown)  # it has no voxels yet
+        if node.IsA(_VOLUME):
+            self.input.declined = False
 
-    def _begin_if_shown(self):
-        if self.shown and not self._loading and not slicer.mrmlScene.IsBatchProcessing():
-            self._begin()
+    def _offer(self):
+        """The first volume that is loaded while the panel waits for one is the input, once it has voxels."""
+        session = self.host.session
+        waiting = self.shown and not self._loading and not self.input.declined and time.monotonic() >= self._offer_after
+        if not waiting or session is None or session.volume_node is not None or slicer.mrmlScene.IsBatchProcessing():
+            return
+        self._offer_after = time.monotonic() + OFFER_EVERY
+        node = shown_volume()
+        if node is not None:
+            self.input.choose_volume(node)
 
     def _layout_changed(self, layout):
         self.prompts.views_changed()

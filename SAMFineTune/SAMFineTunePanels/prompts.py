@@ -1,5 +1,7 @@
 """Prompts: the tools, the list of what has been placed, undo and redo."""
 
+import time
+
 import qt
 import slicer
 
@@ -16,6 +18,7 @@ TOOLS = {  # kind -> (button, icon, hint)
     "scribble+": ("scribbleButton", "ScribblePositive", "Draw a line through the structure."),
     "scribble-": ("eraseScribbleButton", "ScribbleNegative", "Draw a line over what does not belong to it."),
 }
+LIST_EVERY = 0.1  # s between two looks at what there is to list
 _NO_TOOL = "Choose a tool to point at a structure."
 _NO_VOLUME = "Choose a volume first."
 
@@ -31,6 +34,8 @@ class PromptsSection:
         self.placed = 0  # by tools, since the panel was made
         self._band = None
         self._listed = None
+        self._items = []
+        self._list_after = 0.0
         self.shortcuts = Shortcuts(self.act)
         self._dress_tools(resource_path)
         self._make_clear_menu()
@@ -224,13 +229,16 @@ class PromptsSection:
     def _forget(self):
         self.tool = None
         self._stop_band()
+        self._list_after = 0.0
         self.refresh()
 
     def refresh(self):
         self._watch_place_mode()
         self._show_hint()
-        self._show_list()
-        self._show_buttons()
+        if time.monotonic() >= self._list_after:
+            self._list_after = time.monotonic() + LIST_EVERY
+            self._show_list()
+            self._show_buttons()
 
     def _show_list(self):
         session = self.host.session
@@ -242,11 +250,14 @@ class PromptsSection:
         grown = self._listed is not None and len(rows) > len(self._listed)
         with quiet(table):
             self._listed = rows
+            self._items = []  # before there are new ones: some bindings drop items when nobody holds them
             table.setRowCount(len(rows))
             for n, (number, *texts) in enumerate(rows):
                 for column, text in enumerate(texts):
-                    table.setItem(n, column, qt.QTableWidgetItem(text))
-                    table.item(n, column).setSelected(number in selected)
+                    item = qt.QTableWidgetItem(text)
+                    table.setItem(n, column, item)
+                    item.setSelected(number in selected)
+                    self._items.append(item)
         if grown:
             table.scrollToBottom()
 

@@ -134,9 +134,10 @@ class SegmentsSection:
             return
         segmentation, volume = session.segmentation_node, session.volume_node
         slicer.util.selectModule("SegmentEditor")
-        editor = slicer.modules.SegmentEditorWidget.editor
-        editor.setSegmentationNode(segmentation)
-        editor.setSourceVolumeNode(volume)
+        editor = getattr(getattr(slicer.modules, "SegmentEditorWidget", None), "editor", None)
+        if editor is not None:
+            editor.setSegmentationNode(segmentation)
+            editor.setSourceVolumeNode(volume)
 
 
 def new_segmentation(volume_node):

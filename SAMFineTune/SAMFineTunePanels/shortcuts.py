@@ -43,7 +43,7 @@ class Shortcuts:
             shortcut.connect("activated()", handler)
             # When somebody else has taken the same key, Qt calls neither but tells both.
             shortcut.connect("activatedAmbiguously()", handler)
-            self._shortcuts.append(shortcut)
+            self._shortcuts.append((shortcut, handler))
 
     def _handler(self, action):
         def pressed():
@@ -53,9 +53,9 @@ class Shortcuts:
 
     def remove(self):
         shortcuts, self._shortcuts = self._shortcuts, []
-        for shortcut in shortcuts:
-            shortcut.disconnect("activated()")
-            shortcut.disconnect("activatedAmbiguously()")
+        for shortcut, handler in shortcuts:
+            shortcut.disconnect("activated()", handler)
+            shortcut.disconnect("activatedAmbiguously()", handler)
             shortcut.setEnabled(False)
             shortcut.setParent(None)
             shortcut.deleteLater()

@@ -20,8 +20,10 @@ def wheels(tmp_path, monkeypatch):
     info = "smallpackage-1.0.dist-info"
     with zipfile.ZipFile(folder / "smallpackage-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("smallpackage/__init__.py", "answer = 42\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: smallpackage\nVersion: 1.0\nRequires-Dist: numpy\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        about = ("Metadata-Version: 2.1", "Name: smallpackage", "Version: 1.0", "Requires-Dist: numpy", "")
+        wheel.writestr(f"{info}/METADATA", "\n".join(about))
+        kind = ("Wheel-Version: 1.0", "Generator: test", "Root-Is-Purelib: true", "Tag: py3-none-any", "")
+        wheel.writestr(f"{info}/WHEEL", "\n".join(kind))
         names = ("smallpackage/__init__.py", f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD")
         wheel.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in names))
     return folder
