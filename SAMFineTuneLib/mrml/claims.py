@@ -21,13 +21,14 @@ import numpy as np
 class Runs:
     """Ascending voxel indices as runs of neighbours, as small as the outline of what they fill."""
 
-    __slots__ = ("_before", "_bounds", "_ends", "_starts")
+    __slots__ = ("_before", "_bounds", "_ends", "_starts", "_text")
 
     def __init__(self, starts: np.ndarray, lengths: np.ndarray):
         self._starts = starts
         self._ends = starts + lengths
         self._before = np.concatenate([[0], np.cumsum(lengths)])  # voxels before each run
         self._bounds: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self._text: str | None = None
 
     @classmethod
     def of(cls, voxels: np.ndarray) -> Runs:
@@ -80,9 +81,12 @@ class Runs:
         return found
 
     def to_text(self) -> str:
+        if self._text is not None:  # stored again and again, and never changed
+            return self._text
         # Steps from run to run repeat themselves: they pack far better than the starts.
         pairs = np.stack([np.diff(self._starts, prepend=0), np.diff(self._before)]).astype("<i8")
-        return base64.b64encode(zlib.compress(pairs.tobytes())).decode("ascii")
+        self._text = base64.b64encode(zlib.compress(pairs.tobytes())).decode("ascii")
+        return self._text
 
     @classmethod
     def from_text(cls, text: str) -> Runs:
