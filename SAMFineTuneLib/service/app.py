@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import secrets
 import threading
 import time
@@ -32,7 +33,7 @@ from SAMFineTuneLib.service.engines import Engines
 from SAMFineTuneLib.service.hosted import INTENTS, HostedSession
 from SAMFineTuneLib.service.library import Library
 from SAMFineTuneLib.service.protocol import MARK, PART_BYTES, PROTOCOL, Limits, Request, Response
-from SAMFineTuneLib.service.uploads import Upload, VolumeUpload
+from SAMFineTuneLib.service.uploads import FileUpload, Upload, VolumeUpload
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +81,12 @@ class ServerApp:
         """Answer a request; never raises."""
         try:
             self._check_head(request, len(request.body))
-            return Response(200, encode(*self._route(request)), {MARK: str(PROTOCOL)})
+            message, arrays = self._route(request)
+            try:
+                body = encode(message, arrays)
+            except ValueError:  # a model that answers with NaN must not end the conversation
+                body = encode(_finite(message), arrays)
+            return Response(200, body, {MARK: str(PROTOCOL)})
         except Refused as refused:
             return _refusal(refused)
         except CodecError as error:
@@ -109,6 +115,16 @@ class ServerApp:
                         session.uploads.pop(number, None)
         for session in gone:
             session.close()
+
+    def _end_idle(self) -> None:
+        """End the session that was left alone longest, if it was for a while: somebody else needs its place."""
+        with self._lock:
+            key, session = min(self._sessions.items(), key=lambda item: item[1].touched, default=(None, None))
+            if session is None or time.monotonic() - session.touched < self.limits.spare_seconds:
+                return
+            del self._sessions[key]
+        session.close()
+        session.join(1.0)
 
     def close(self) -> None:
         """End all sessions."""
@@ -162,6 +178,8 @@ class ServerApp:
 
     def _create(self, segments_are_steps: bool) -> dict:
         self.expire()
+        if len(self._sessions) >= self.limits.sessions:
+            self._end_idle()
         with self._lock:
             if len(self._sessions) >= self.limits.sessions:
                 text = f"All {self.limits.sessions} sessions of the server are in use; try again later."
@@ -179,27 +197,23 @@ class ServerApp:
 
     def _upload(self, session: HostedSession, message: dict, _) -> tuple[dict, dict]:
         number = plain.number_from_json(message["upload"])
+        largest = self.limits.volume_bytes
+        upload = FileUpload(message["file"], largest) if "file" in message else VolumeUpload(message["volume"], largest)
+        session.uploads.clear()
+        if upload.size > self._free():
+            self._end_idle()
         with self._lock:  # two uploads at once must not both take the last of the memory
-            session.uploads.clear()
-            used = sum(one.bytes for one in self._sessions.values())
-            free = self.limits.memory_bytes - used
-            if "file" in message:
-                upload = self._file_upload(message, free)
-            else:
-                upload = VolumeUpload(message["volume"], self.limits.volume_bytes)
-            if upload.size > free:
+            if upload.size > self._free():
                 raise Refused(507, "memory", "The server's memory is taken by other sessions; try again later, or "
                                              "crop the volume.")  # fmt: skip
+            upload.reserve()
             session.uploads[number] = upload
         if isinstance(upload, VolumeUpload):
             session.end_jobs()
         return {"received": 0}, {}
 
-    def _file_upload(self, message: dict, free: int) -> Upload:
-        size = plain.number_from_json(message["file"]["size"])
-        if not 0 < size <= min(free, self.limits.volume_bytes):
-            raise UserError(f"A file of {size:,} bytes is too large for this server; copy it there yourself.")
-        return Upload(size)
+    def _free(self) -> int:
+        return self.limits.memory_bytes - sum(one.bytes for one in list(self._sessions.values()))
 
     def _part(self, session: HostedSession, message: dict, arrays: dict) -> tuple[dict, dict]:
         upload = self._find_upload(session, message)
@@ -245,6 +259,15 @@ class ServerApp:
 
 
 _ACTIONS = ("upload", "part", "uploaded", "sync", "close")
+
+
+def _finite(value: Any) -> Any:
+    """A message with None for numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _refusal(refused: Refused) -> Response:

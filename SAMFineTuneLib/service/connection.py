@@ -46,10 +46,6 @@ class Connection(Protocol):
         """Go on with it, waiting for the network at most `wait` seconds. Raises Broken or Unusable."""
         ...
 
-    def sent_fraction(self) -> float:
-        """How much of the request has left, 0 to 1."""
-        ...
-
     def drop(self, unresponsive: bool = False) -> None:
         """Give up the request and the line it is on; `ready` finds a new one."""
         ...
@@ -83,9 +79,6 @@ class InProcess:
     def receive(self, wait: float) -> Response | None:
         answer, self._answer = self._answer, None
         return answer
-
-    def sent_fraction(self) -> float:
-        return 1.0
 
     def drop(self, unresponsive: bool = False) -> None:
         self._answer = None
@@ -150,9 +143,6 @@ class RemoteServer:
             self._answered = True
             self.retry()
         return answer
-
-    def sent_fraction(self) -> float:
-        return self._link.sent_fraction
 
     def drop(self, unresponsive: bool = False) -> None:
         self._link.close()

@@ -216,6 +216,7 @@ class HostedSession:
     def _hear_finished(self, event: events.Finished) -> None:
         job = self._jobs.get(event.job)
         if isinstance(job, EverythingJob):
+            job.slices = []  # joined by now
             found = [
                 {
                     "number": item.value,

@@ -1,16 +1,18 @@
 """One keep-alive HTTP/1.1 connection that never blocks: one request at a time, moved on by `step`.
 
-Whatever goes wrong is a LinkError, an OSError whose text is a sentence. Only looking up a host's name may take time;
-it is done once.
+Whatever goes wrong is a LinkError, an OSError whose text is a sentence. A host's name is looked up once, in a thread
+that ends with the answer: nothing else can be kept from waiting for it.
 """
 
 from __future__ import annotations
 
+import errno
 import http.client
 import io
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -50,23 +52,17 @@ class HttpLink:
         self._ca_file = ca_file
         self._clock = clock
         self._tls: ssl.SSLContext | None = None
-        self._places: list[tuple] = []  # what the host's name means
+        self._lookup: _LookUp | None = None
         self._socket: socket.socket | None = None
         self._state = "closed"  # "closed", "connecting", "securing", "open"
         self._tries: list[tuple] = []
         self._used = False  # whether the open line has carried an answer already
         self._outgoing: list[memoryview] = []
         self._request: tuple[str, Sequence[Buffer]] | None = None
-        self._size = self._left = 0
         self._reader: _Reader | None = None
         self._moved = 0.0
 
     # ---- for the owner
-
-    @property
-    def sent_fraction(self) -> float:
-        """How much of the request has left, 0 to 1."""
-        return 1.0 - self._left / self._size if self._size else 1.0
 
     def send(self, path: str, body: Sequence[Buffer]) -> None:
         """Begin a POST; nothing is sent before `step`."""
@@ -98,15 +94,14 @@ class HttpLink:
             self._socket.close()
         self._socket, self._state, self._used = None, "closed", False
         self._request = self._reader = None
-        self._outgoing, self._size, self._left = [], 0, 0
+        self._outgoing = []
 
     # ---- inside: each returns whether something moved
 
     def _advance(self) -> bool:
         try:
             if self._state == "closed":
-                self._begin_connecting()
-                return True
+                return self._begin_connecting()
             if self._state == "connecting":
                 return self._go_on_connecting()
             if self._state == "securing":
@@ -126,12 +121,19 @@ class HttpLink:
             f"Content-Length: {size}\r\n\r\n"
         )
         self._outgoing = [memoryview(piece).cast("B") for piece in (head.encode("latin-1", "replace"), *body)]
-        self._size = self._left = sum(map(len, self._outgoing))
         self._reader = _Reader()
 
-    def _begin_connecting(self) -> None:
+    def _begin_connecting(self) -> bool:
         if not self._tries:
-            self._tries = list(self._look_up())
+            self._lookup = self._lookup or _LookUp(self.address)
+            if not self._lookup.done:
+                time.sleep(0.001)  # lets the thread run where Python has the processor only while a host calls it
+                return False
+            self._tries = list(self._lookup.places)
+            if not self._tries:
+                self._lookup = None
+                raise LinkError(f"No computer is known by the name {self.address.host}; check the server's address "
+                                "and the network.")  # fmt: skip
         family, kind, protocol, _, place = self._tries.pop(0)
         self._socket = socket.socket(family, kind, protocol)
         self._socket.setblocking(False)
@@ -143,18 +145,7 @@ class HttpLink:
             pass
         except OSError as error:
             self._next_try(error)
-
-    def _look_up(self) -> list[tuple]:
-        if not self._places:
-            flags = socket.AI_NUMERICHOST if self.address.is_number else 0
-            try:
-                self._places = socket.getaddrinfo(
-                    self.address.host, self.address.port, type=socket.SOCK_STREAM, flags=flags
-                )
-            except (OSError, UnicodeError) as error:
-                raise LinkError(f"No computer is known by the name {self.address.host}; check the server's address "
-                                "and the network.") from error  # fmt: skip
-        return self._places
+        return True
 
     def _go_on_connecting(self) -> bool:
         if not _ready(self._socket, write=True):
@@ -227,7 +218,6 @@ class HttpLink:
             while self._outgoing and self._clock() < end:
                 piece = self._outgoing[0]
                 count = self._socket.send(piece[:_PIECE]) if len(piece) else 0
-                self._left -= count
                 moved = True
                 if count == len(piece):
                     self._outgoing.pop(0)
@@ -290,6 +280,27 @@ class HttpLink:
                             "perhaps a proxy or another program; check the address and the port.",
                             permanent=reader.status not in (502, 503, 504))  # fmt: skip
         return Response(reader.status, [reader.body], reader.headers)
+
+
+class _LookUp:
+    """What a host's name means: `places` as socket.getaddrinfo gives them, empty when nothing, once it is `done`."""
+
+    def __init__(self, address: Address) -> None:
+        self.places: list[tuple] = []
+        self.done = False
+        self._address = address
+        if address.is_number:
+            self._ask(socket.AI_NUMERICHOST)
+        else:
+            threading.Thread(target=self._ask, args=(0,), name="samfinetune-lookup", daemon=True).start()
+
+    def _ask(self, flags: int) -> None:
+        try:
+            place = self._address.host, self._address.port
+            self.places = socket.getaddrinfo(*place, type=socket.SOCK_STREAM, flags=flags)
+        except (OSError, UnicodeError):
+            pass
+        self.done = True
 
 
 class _Reader:
@@ -399,8 +410,6 @@ def _ready(place: socket.socket, read: bool = False, write: bool = False, second
 
 
 def _is(error: OSError, *names: str) -> bool:
-    import errno
-
-    return error.errno in [getattr(errno, name) for name in names if hasattr(errno, name)] + [
-        getattr(errno, f"WSA{name[0:]}") for name in names if hasattr(errno, f"WSA{name}")
-    ]
+    """Whether an error has one of these codes, as POSIX or Windows number them."""
+    known = [getattr(errno, prefix + name, None) for name in names for prefix in ("", "WSA")]
+    return error.errno is not None and error.errno in known

@@ -13,6 +13,8 @@ from typing import Any
 
 LONG = 600  # entries; the session's own history knows 200 steps
 _KEPT = 250
+_MOST_BYTES = 48 << 20  # of stored sessions
+_AT_ONCE = 16 << 20  # bytes of stored sessions in one request
 _LASTING = ("propagate", "everything", "download", "ask", "install", "object_masks", "snapshot")
 # Jobs and questions under way are not part of a stored session.
 
@@ -58,11 +60,17 @@ class Journal:
         return self._last
 
     def unheard(self, most: int = 200) -> list[Entry]:
-        """The oldest intents that the server has not confirmed."""
+        """The oldest intents that the server has not confirmed, as many as go into one request."""
         first = len(self._entries)
         while first and self._entries[first - 1].number > self._heard:
             first -= 1
-        return self._entries[first : first + most]
+        found, size = [], 0
+        for entry in self._entries[first : first + most]:
+            size += len(entry.document or b"")
+            if found and size > _AT_ONCE:
+                break
+            found.append(entry)
+        return found
 
     def hear(self, number: int) -> None:
         """The server has all intents up to this one."""
@@ -85,10 +93,12 @@ class Journal:
     def forget(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop entries by their values."""
         self._entries = [entry for entry in self._entries if not unwanted(entry.values)]
+        self._mend_end()
 
     def drop(self, number: int) -> None:
         """Drop what has this number."""
         self._entries = [entry for entry in self._entries if entry.number != number]
+        self._mend_end()
 
     def replace(self, number: int, values: dict[str, Any], document: bytes) -> None:
         """What intent `number` led to stands in its place, or where it would stand."""
@@ -97,17 +107,20 @@ class Journal:
             at -= 1
             del self._entries[at]
         self._entries.insert(at, Entry(number, values, document))
+        self._limit_bytes()
 
     def insert_after(self, number: int, values: dict[str, Any], document: bytes) -> None:
         """Something that happened on the server after it had heard intent `number` and before the next."""
         at = next((i for i, entry in enumerate(self._entries) if entry.number > number), len(self._entries))
         self._entries.insert(at, Entry(number, values, document))
+        self._limit_bytes()
 
     def keep_checkpoint(self, request: int, document: bytes) -> None:
         """The answer to a snapshot that was asked for only to be kept."""
         for entry in self._entries:
             if entry.values.get("request") == request:
                 entry.values, entry.document = {"do": "checkpoint"}, document
+        self._limit_bytes()
 
     def clear(self) -> None:
         """Forget everything."""
@@ -116,10 +129,29 @@ class Journal:
 
     def shorten(self) -> None:
         """Begin with a stored session that has enough after it, if there is one."""
-        for at in range(len(self._entries) - _KEPT, 0, -1):
-            base = self._entries[at]
-            if base.document is not None and base.number <= self._heard:
-                lasting = [entry for entry in self._entries[:at] if entry.values["do"] in _LASTING]
-                base = Entry(base.number, {"do": "restore", "step": None}, base.document)
-                self._entries = [base, *lasting, *self._entries[at + 1 :]]
-                return
+        bases = [at for at in self._bases() if at <= len(self._entries) - _KEPT]
+        if bases:
+            self._begin_with(bases[-1])
+
+    # ---- inside
+
+    def _bases(self) -> list[int]:
+        """Where the server has been told a stored session."""
+        entries = enumerate(self._entries)
+        return [at for at, entry in entries if at and entry.document is not None and entry.number <= self._heard]
+
+    def _begin_with(self, at: int) -> None:
+        base = self._entries[at]
+        lasting = [entry for entry in self._entries[:at] if entry.values["do"] in _LASTING]
+        base = Entry(base.number, {"do": "restore", "step": None}, base.document)
+        self._entries = [base, *lasting, *self._entries[at + 1 :]]
+
+    def _limit_bytes(self) -> None:
+        """Of many large stored sessions the last ones do."""
+        while sum(len(entry.document or b"") for entry in self._entries) > _MOST_BYTES and self._bases():
+            self._begin_with(self._bases()[0])
+
+    def _mend_end(self) -> None:
+        """The newest number must reach the server even when its intent is gone: a state that has it is the newest."""
+        if self._last > self._heard and (not self._entries or self._entries[-1].number != self._last):
+            self.add({"do": "checkpoint"}, kept=False)

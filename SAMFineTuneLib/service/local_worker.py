@@ -148,9 +148,6 @@ class LocalWorker:
             self._failures = 0
         return answer
 
-    def sent_fraction(self) -> float:
-        return self._link.sent_fraction if self._link is not None else 0.0
-
     def drop(self, unresponsive: bool = False) -> None:
         if self._link is not None:
             self._link.close()

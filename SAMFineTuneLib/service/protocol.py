@@ -26,9 +26,11 @@ class Limits:
     volume_bytes: int = 4 << 30
     memory_bytes: int = 16 << 30
     """Of the volumes of all sessions together."""
-    body_bytes: int = 64 << 20
+    body_bytes: int = 128 << 20
     idle_seconds: float = 1800.0
     """A session that nobody asks for so long ends."""
+    spare_seconds: float = 120.0
+    """So long, when another one needs its place or its memory; its client makes it anew when it comes back."""
     upload_seconds: float = 120.0
     """An upload to which nothing is added for so long is forgotten."""
     request_seconds: float = 60.0

@@ -17,13 +17,17 @@ _KINDS = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", 
 
 
 class Upload:
-    """Parts of `size` bytes in order. MemoryError when there is no room for them."""
+    """Parts of `size` bytes in order."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.received = 0
-        self.data = np.empty(size, np.uint8)
+        self.data = np.empty(0, np.uint8)
         self.touched = time.monotonic()
+
+    def reserve(self) -> None:
+        """Take the memory; MemoryError when there is not enough."""
+        self.data = np.empty(self.size, np.uint8)
 
     def add(self, offset: int, part: np.ndarray) -> None:
         """Take the next part; one that came before (its answer was lost) is taken as known."""
@@ -43,6 +47,16 @@ class Upload:
 
     def _hash(self, part: np.ndarray) -> None:
         pass
+
+
+class FileUpload(Upload):
+    """A model's file."""
+
+    def __init__(self, values: dict[str, Any], largest: int) -> None:
+        size = number_from_json(values["size"])
+        if not 0 < size <= largest:
+            raise UserError(f"A file of {size:,} bytes is too large for this server; copy it there yourself.")
+        super().__init__(size)
 
 
 class VolumeUpload(Upload):

@@ -8,7 +8,7 @@ import pytest
 from conftest import TOKEN, RegionEngines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from region_engine import phantom
+from region_engine import RegionEngine, phantom
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.service.app import ServerApp
@@ -197,6 +197,42 @@ def test_sessions_are_limited_and_idle_ones_end(volume):
     assert asker.ask(f"{lost}/sync", {"intents": [], "after": 0})[1]["kind"] == "session"
     assert app.sessions == 1
     app.close()
+
+
+def test_who_was_away_for_long_makes_room_for_others(volume):
+    limits = Limits(sessions=2, memory_bytes=int(volume.array.nbytes * 2.5), spare_seconds=0.1)
+    app = ServerApp(TOKEN, limits, RegionEngines())
+    asker = Asker(app)
+    away, here = asker.session(), asker.session()
+    assert asker.send(away, volume)[0] == 200
+    assert asker.ask("/v1/sessions", {})[1]["kind"] == "full"
+    time.sleep(0.15)
+    asker.sync(here)
+    third = asker.session()
+    assert asker.ask(f"{away}/sync", {"intents": [], "after": 0})[1]["kind"] == "session"
+    assert asker.send(third, volume)[0] == 200 and asker.send(here, volume)[0] == 200
+    app.close()
+
+
+def test_a_model_that_scores_with_nan_is_answered(volume):
+    class Nan(RegionEngine):
+        def decode(self, *inputs):
+            logits, scores = super().decode(*inputs)
+            return logits, np.full_like(scores, np.nan)
+
+    class Engines(RegionEngines):
+        def _load(self, model, adapter, device):
+            return Nan()
+
+    asker = Asker(ServerApp(TOKEN, engines=Engines()))
+    session = asker.session()
+    asker.send(session, volume)
+    asker.intend(session, do="set_model", model="compact", adapter="", device="auto")
+    asker.intend(session, do="add_segment", value=1, name="a", color=None)
+    point = {"points": [{"position": list(volume.ijk_to_ras((17, 16, 9))), "positive": True}], "name": "a"}
+    asker.intend(session, do="add_prompt", segment=1, prompt=point, prompt_number=1, view="axial")
+    assert asker.until(session, "mask")["score"] is None
+    asker.app.close()
 
 
 def test_an_upload_that_is_not_finished_is_forgotten(volume):

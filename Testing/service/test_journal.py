@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from SAMFineTuneLib.service import journal as module
 from SAMFineTuneLib.service.journal import LONG, Journal
 
 
@@ -76,3 +77,38 @@ def test_a_stored_session_too_near_the_end_is_no_beginning():
     journal.hear(journal.last)
     journal.shorten()
     assert len(journal) == LONG + 1
+
+
+def test_stored_sessions_are_limited_in_bytes_but_the_last_one_stays(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_BYTES", 250)
+    journal = journal_of("early")
+    for turn in range(6):
+        journal.add({"do": f"prompt {turn}"})
+        journal.hear(journal.last)
+        journal.insert_after(journal.last, {"do": "restore", "step": "propagate"}, bytes(100))
+    journal.start_over([], [])
+    entries = journal.unheard()
+    assert [entry.values["do"] for entry in entries] == ["restore", "prompt 5", "restore"]
+    assert [entry.values["step"] for entry in entries if entry.document] == [None, "propagate"]
+
+
+def test_large_documents_go_in_requests_of_their_own(monkeypatch):
+    monkeypatch.setattr(module, "_AT_ONCE", 150)
+    journal = Journal()
+    for _ in range(3):
+        journal.add({"do": "restore"}, bytes(200))
+        journal.add({"do": "prompt"})
+    assert [entry.values["do"] for entry in journal.unheard()] == ["restore"]
+    journal.hear(1)
+    assert [entry.values["do"] for entry in journal.unheard()] == ["prompt"]
+
+
+def test_the_newest_number_reaches_the_server_whatever_is_forgotten():
+    journal = journal_of("a", "b")
+    journal.hear(1)
+    journal.forget(lambda values: values["do"] == "b")
+    assert told(journal) == ["checkpoint"] and journal.unheard()[0].number == journal.last
+    journal.hear(journal.last)
+    assert journal.all_heard and not told(journal)
+    journal.drop(1)
+    assert journal.all_heard

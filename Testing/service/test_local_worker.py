@@ -138,7 +138,7 @@ def test_results_survive_a_worker_that_dies_after_them(start, case):
     client.set_volume(volume)
     client.add_segment(1, "organ")
     client.add_prompt(1, inside(k))
-    job = client.propagate(1, {"direction": "up"})
+    job = client.propagate(1, {"direction": "up", "last": k + 4})
     host.until_told(Finished, 60, job=job)
     before = host.until_told(Answered, request=client.snapshot()).value
     kill(host)
@@ -272,7 +272,7 @@ def test_two_clients_of_one_server_with_different_volumes(root, case, tmp_path):
             host.client.set_volume(one)
             host.client.add_segment(1, "organ")
             host.client.add_prompt(1, inside(k))
-            host.client.propagate(1)
+            host.client.propagate(1, {"first": k - 2, "last": k + 2})
         for host in hosts:
             host.until_told(Finished, 90, what="propagate")
         answers = [host.until_told(Answered, request=host.client.snapshot()).value for host in hosts]

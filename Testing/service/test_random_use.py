@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from conftest import Host
+from conftest import Crashing, Host
 from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.images import aligned_plane
@@ -14,6 +14,7 @@ from SAMFineTuneLib.inference.propagate import PropagationSettings
 from SAMFineTuneLib.inference.session import Session
 from SAMFineTuneLib.inference.session_file import session_to_dict
 from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
+from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChanged, StateChanged
 
 STEPS = 60
@@ -22,11 +23,12 @@ STEPS = 60
 class Both:
     """The same intents to a client and to a session of its own; the worker of the client crashes now and then."""
 
-    def __init__(self, host: Host, seed: int) -> None:
+    def __init__(self, host: Host, seed: int, segments_are_steps: bool) -> None:
         self.host, self.client = host, host.client
         self.random = random.Random(seed)
         self.volume, _ = phantom()
         self.session = Session(self.volume, region_predictor(), WINDOW, immediate=False)
+        self.session.segments_are_steps = segments_are_steps
         self.client.set_volume(self.volume, WINDOW)
         self.numbers: list[int] = []
 
@@ -122,9 +124,11 @@ class Both:
         assert sorted(map(str, document["propagated"])) == sorted(map(str, session_to_dict(self.session)["propagated"]))
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_crashes_change_nothing(crashing, seed):
-    both = Both(crashing, seed)
+@pytest.mark.parametrize("segments_are_steps", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+def test_crashes_change_nothing(seed, segments_are_steps):
+    crashing = Host(SessionClient(Crashing(), segments_are_steps))
+    both = Both(crashing, seed, segments_are_steps)
     for _ in range(STEPS):
         both.step()
     both.compare()
@@ -134,3 +138,4 @@ def test_crashes_change_nothing(crashing, seed):
     texts = [event.text for event in crashing.told if isinstance(event, Failed)]
     assert not any("worker failed" in text or "not understand" in text for text in texts)
     assert not any(isinstance(event, Finished) and event.job is None for event in crashing.told)
+    crashing.client.close()

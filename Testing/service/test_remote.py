@@ -134,6 +134,20 @@ def test_nobody_there_is_a_sentence(remote):
     assert f"No server runs at 127.0.0.1:{port}" in sentence_of_failure(remote(port))
 
 
+def test_a_name_is_looked_up_without_waiting(app, remote, volume, monkeypatch):
+    slow = socket.getaddrinfo
+
+    def look_up(*arguments, **options):
+        time.sleep(0.5)
+        return slow(*arguments, **options)
+
+    with serving(app) as server:
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        host = remote(f"http://localhost:{server.server_port}")
+        use(host, volume)
+        assert host.longest < LONGEST_PUMP
+
+
 def test_an_unknown_name_is_a_sentence(remote):
     assert "No computer is known by the name" in sentence_of_failure(remote("https://no-such-host.invalid"), 30)
 
@@ -200,6 +214,18 @@ def test_tls_with_a_certificate_of_ones_own(app, remote, volume, certificates):
         assert "certificate file" in sentence_of_failure(remote(address, ca_file=str(certificates / "none.pem")))
         plain = sentence_of_failure(remote(server.server_port))
         assert f"127.0.0.1:{server.server_port}" in plain
+
+
+def test_a_volume_goes_over_a_slow_line_with_tls(app, remote, certificates):
+    with serving(app, tls_context(certificates / "cert.pem", certificates / "key.pem")) as server:
+        line = Line(server.server_port, rate=1e7)
+        host = remote(f"https://localhost:{line.port}", ca_file=str(certificates / "ca.pem"))
+        host.client.set_volume(noise_volume(6), WINDOW)
+        host.client.add_segment(1, "square")
+        host.client.add_prompt(1, PointPrompt((125.0, 125.0, 20.0)))
+        host.until_told(MaskChanged, 30)
+        assert host.longest < LONGEST_PUMP, host.longest
+        line.close()
 
 
 def test_a_server_without_tls_is_a_sentence(app, remote):
