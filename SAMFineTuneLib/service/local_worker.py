@@ -6,6 +6,7 @@ its standard input does, that is with its parent, however that ends. Nothing her
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -111,7 +112,7 @@ class LocalWorker:
         self._clock = clock
         self._token = ""
         self._folder: Path | None = None
-        self._handshake = Path()
+        self._handshake: Path | None = None
         self._link: HttpLink | None = None
         self._started: list[float] = []
         self._running = False  # whether there is a process that was not given up
@@ -185,8 +186,10 @@ class LocalWorker:
         self._started.append(now)
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="samfinetune-worker-"))
-        handshake = self._folder / f"{secrets.token_hex(4)}.json"
-        self._handshake = handshake
+        if self._handshake is not None:
+            with contextlib.suppress(OSError):
+                self._handshake.unlink(missing_ok=True)
+        self._handshake = handshake = self._folder / f"{secrets.token_hex(4)}.json"
         self._token = secrets.token_urlsafe(32)
         serve = ("-m", "SAMFineTuneLib.cli", "serve", "--handshake", str(handshake))
         command = [self._executable, *serve, *_UNLIMITED, *self._arguments]
