@@ -225,8 +225,7 @@ class PromptNodes:
     # ---- inside
 
     def _make(self, segment_id: str, kind: str):
-        node = self.scene.CreateNodeByClass(_KINDS[kind][0])
-        node.UnRegister(None)
+        node = new_node(self.scene, _KINDS[kind][0])
         node.SetAttribute(_KIND, kind)
         node.SetAttribute(_SEGMENT, segment_id)
         node.SetName(_KINDS[kind][1])
@@ -286,6 +285,14 @@ class PromptNodes:
             if hierarchy.GetItemAttribute(item, _FOLDER) == self.volume_node.GetID():
                 return item
         return 0
+
+
+def new_node(scene, class_name: str):
+    """A node that is not in the scene yet, so that it can be described before anybody hears of it."""
+    node = scene.CreateNodeByClass(class_name)
+    if node.GetReferenceCount() > 1:
+        node.UnRegister(None)
+    return node
 
 
 def prompt_nodes(scene) -> Iterator:

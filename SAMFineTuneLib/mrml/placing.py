@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from SAMFineTuneLib.mrml.markups import PromptNodes, world_points
+from SAMFineTuneLib.mrml.markups import PromptNodes, new_node, world_points
 
 _CORNERS = "SAMFineTune.corners"
 _PREVIEW = 1  # vtkMRMLMarkupsNode.PositionPreview
@@ -92,8 +92,7 @@ class Placing:
             self._scene.RemoveNode(node)
 
     def _corner_list(self, nodes: PromptNodes, segment_id: str):
-        node = self._scene.CreateNodeByClass("vtkMRMLMarkupsFiducialNode")
-        node.UnRegister(None)
+        node = new_node(self._scene, "vtkMRMLMarkupsFiducialNode")
         node.SetAttribute(_CORNERS, "1")
         node.SetName("box corner")
         node.SetHideFromEditors(True)

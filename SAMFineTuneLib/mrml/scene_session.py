@@ -59,6 +59,7 @@ from SAMFineTuneLib.service.events import (
 
 _SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is made anew
 _SNAPSHOT_DELAY = 0.15  # seconds without a change before the session is stored in the scene
+_RECORD_DELAY = 0.3  # seconds without a change before what is shown is stored in the scene
 _WINDOW_DELAY = 0.5  # seconds the displayed window must rest before the masks follow it
 _GEOMETRY_DELAY = 0.3  # seconds a transform must rest
 _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
@@ -598,7 +599,7 @@ class SceneSession:
             self._take(state)
         self._show_masks(end)
         self._keep_snapshot(hurry)
-        if self._record_stale and not self._masks:
+        if self._record_stale and not self._masks and self._clock() - self._last_change >= _RECORD_DELAY:
             self._write_record()
 
     def _busy_elsewhere(self) -> bool:

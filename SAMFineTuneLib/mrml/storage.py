@@ -18,7 +18,7 @@ from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.segments import SegmentInfo
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
-from SAMFineTuneLib.mrml.markups import SEGMENTATION_ROLE, VOLUME_ROLE
+from SAMFineTuneLib.mrml.markups import SEGMENTATION_ROLE, VOLUME_ROLE, new_node
 from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict
 from SAMFineTuneLib.service.events import PromptInfo
 
@@ -128,8 +128,7 @@ def write_record(scene, volume_node, segmentation_node, record: Record) -> None:
     text = json.dumps({"format": FORMAT, "version": VERSION} | asdict(record), sort_keys=True, ensure_ascii=False)
     node = find_record(scene, volume_node, segmentation_node)
     if node is None:
-        node = scene.CreateNodeByClass("vtkMRMLTextNode")
-        node.UnRegister(None)
+        node = new_node(scene, "vtkMRMLTextNode")
         node.SetName(scene.GenerateUniqueName("SAMFineTune session"))
         node.SetAttribute(_RECORD, "1")
         node.SetHideFromEditors(True)
