@@ -19,7 +19,6 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,13 +56,11 @@ class ServerApp:
         limits: Limits | None = None,
         engines: Engines | None = None,
         may_change: bool = True,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits or Limits()
         self._token = token.encode()
         self._engines = engines or Engines()
         self._library = Library(lambda: self._engines.store, may_change)
-        self._clock = clock
         self._lock = threading.Lock()
         self._sessions: dict[str, HostedSession] = {}
 
@@ -94,6 +91,7 @@ class ServerApp:
         except UserError as error:
             return _refusal(Refused(422, "user", str(error)))
         except plain.MISUNDERSTOOD:
+            _log.info("A request to %s was not understood", request.path, exc_info=True)
             text = "The server did not understand the request; update it, or this program."
             return _refusal(Refused(400, "message", text))
         except Exception as error:
@@ -115,16 +113,6 @@ class ServerApp:
                         session.uploads.pop(number, None)
         for session in gone:
             session.close()
-
-    def _end_idle(self) -> None:
-        """End the session that was left alone longest, if it was for a while: somebody else needs its place."""
-        with self._lock:
-            key, session = min(self._sessions.items(), key=lambda item: item[1].touched, default=(None, None))
-            if session is None or time.monotonic() - session.touched < self.limits.spare_seconds:
-                return
-            del self._sessions[key]
-        session.close()
-        session.join(1.0)
 
     def close(self) -> None:
         """End all sessions."""
@@ -188,6 +176,16 @@ class ServerApp:
             self._sessions[key] = HostedSession(self._engines, self._library, self.limits, segments_are_steps)
         return {"session": key}
 
+    def _end_idle(self) -> None:
+        """End the session that was left alone longest, if it was for a while: somebody else needs its place."""
+        with self._lock:
+            key, session = min(self._sessions.items(), key=lambda item: item[1].touched, default=(None, None))
+            if session is None or time.monotonic() - session.touched < self.limits.spare_seconds:
+                return
+            del self._sessions[key]
+        session.close()
+        session.join(1.0)
+
     def _find(self, key: str) -> HostedSession:
         session = self._sessions.get(key)
         if session is None:
@@ -213,7 +211,7 @@ class ServerApp:
         return {"received": 0}, {}
 
     def _free(self) -> int:
-        return self.limits.memory_bytes - sum(one.bytes for one in list(self._sessions.values()))
+        return self.limits.memory_bytes - sum(one.held_bytes for one in list(self._sessions.values()))
 
     def _part(self, session: HostedSession, message: dict, arrays: dict) -> tuple[dict, dict]:
         upload = self._find_upload(session, message)

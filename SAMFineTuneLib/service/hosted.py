@@ -70,7 +70,7 @@ class HostedSession:
     # ---- called by the server's threads
 
     @property
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Of the volume, of one that waits to take its place, and of uploads."""
         volume = self._session.volume
         held = volume.array.nbytes if volume is not None else 0

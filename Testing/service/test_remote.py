@@ -336,7 +336,7 @@ def test_a_client_that_vanishes_leaves_a_session_that_ends(remote, volume):
             time.sleep(0.05)
         assert app.sessions == 0
         session.join(5)
-        assert session.bytes == 0 and not session._thread.is_alive()
+        assert session.held_bytes == 0 and not session._thread.is_alive()
 
 
 # ---- addresses
