@@ -6,8 +6,9 @@ The panel in the stand-in for Slicer's desktop, with all that is behind it: Slic
 panel's own timer in Qt's event loop, the session, the bundled model in its worker process, the segment, and three slice
 views of 500 × 500 pixels, rendered off-screen by Slicer's displayable managers. Not measured: Slicer's window itself.
 
-Clicks are warm (worker, model and volume are there) and go into organs of the phantom: on another slice each time, or
-again on the same one; after a pause, when the panel's timer has slowed down, or one soon after the other.
+Clicks are warm: worker, model and volume are there, and the views are aligned with the volume. They go into organs of
+the phantom, on another slice each time (encoder and decoder) or again on the same one (decoder); after a pause, when
+the panel's timer has slowed down, or one soon after the other.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class Clicker:
         self.node.GetDisplayNode().SetWindowLevel(400, 40)
         self.panel = desktop.open()
         desktop.wait(lambda: getattr(self.panel.host.status, "state", "") == "ready")
+        self.panel.input.align_views()  # the phantom is tilted
         self.view = desktop.views["Red"]
         self.stopwatch = Stopwatch()
         self._followed = False
@@ -138,10 +140,11 @@ class Clicker:
     def click(self, ras, pause: float) -> dict[str, float]:
         """One click, milliseconds by stage; `pause` seconds after whatever was before."""
         self.show(ras)
-        xy = self.view.xy_of(ras)
-        self.view.enter(xy)
-        self.view.move(xy)
         self.desktop.pass_time(pause + self.random.uniform(0, 0.1))
+        xy = np.array(self.view.xy_of(ras))
+        for distance in (90, 60, 40, 20, 8, 2, 0):  # a mouse that arrives
+            self.view.move(xy + distance)
+            self.desktop.pass_time(0.03)
         watch = self.stopwatch
         watch.reset()
         start = time.perf_counter()
