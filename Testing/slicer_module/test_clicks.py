@@ -281,7 +281,7 @@ def test_a_click_outside_the_volume_is_a_sentence(work):
 def test_keys(work):
     window = slicer.util.mainWindow()
     window.show()
-    slicer.app.setActiveWindow(window)
+    window.activateWindow()
     work.desktop.wait(lambda: window.isActiveWindow, 5)
     work.panel.prompts.choose(None)
     qt.QTest.keyClick(window, qt.Qt.Key_P)

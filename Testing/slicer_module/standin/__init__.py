@@ -9,6 +9,7 @@ properties are values and cannot be called, a wrong signal or widget name is an 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 
@@ -20,6 +21,7 @@ def install() -> None:
     """Put `qt`, `ctk` and the application's part of `slicer` in their places; harmless when repeated."""
     if "qt" in sys.modules:
         return
+    _make_immortal(None, True, False)
     from . import pythonqt
 
     sys.modules["qt"] = pythonqt.as_module()
@@ -29,3 +31,11 @@ def install() -> None:
     from . import application
 
     application.install()
+
+
+def _make_immortal(*singletons) -> None:
+    """PySide takes a reference too many from these with every call, as if they were immortal, which they are from
+    Python 3.12 on. Before, a long test would end when the last one is gone."""
+    if sys.version_info < (3, 12):
+        for singleton in singletons:
+            ctypes.c_ssize_t.from_address(id(singleton)).value += 1 << 40

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 import types
+from collections.abc import Callable
 
 from PySide6 import QtCore, QtGui, QtTest, QtUiTools, QtWidgets
 
 _get = object.__getattribute__
 _connect = QtCore.QObject.connect
 _disconnect = QtCore.QObject.disconnect
+_own_hooks: dict[type, Callable] = {object: object.__getattribute__}  # some classes need theirs
 _properties: dict[type, frozenset[str]] = {}
 _VIRTUAL = {"sizeHint", "minimumSizeHint"}  # Qt itself asks Python for these, and would ask for ever
 
@@ -29,7 +31,7 @@ def _property_names(owner) -> frozenset[str]:
 
 
 def _getattribute_of(kind: type):
-    plain = kind.__getattribute__  # some classes have one of their own, and need it
+    plain = next(_own_hooks[owner] for owner in kind.__mro__ if owner in _own_hooks)
 
     def _getattribute(self, name):
         if name == "name":
@@ -101,14 +103,14 @@ class UiLoader(QtUiTools.QUiLoader):
 _METHODS = {"connect": connect, "disconnect": disconnect}
 
 
-def _patch(kind: type) -> None:
-    """Some classes have attribute hooks of their own, so the root alone does not do."""
-    for owner in kind.__mro__:
-        if issubclass(owner, QtCore.QObject) and "_pythonqt" not in vars(owner):
-            hook = _getattribute_of(owner)
-            owner._pythonqt = True
-            owner.__getattribute__ = hook
-            owner.__setattr__ = _setattr
+def _patch(kinds: list[type]) -> None:
+    """First note what every class has of its own, while none is changed yet, then change them all."""
+    owners = {owner for kind in kinds for owner in kind.__mro__ if issubclass(owner, QtCore.QObject)}
+    _own_hooks.update({owner: vars(owner)["__getattribute__"] for owner in owners if "__getattribute__" in vars(owner)})
+    hooks = {owner: _getattribute_of(owner) for owner in owners}
+    for owner in owners:
+        owner.__getattribute__ = hooks[owner]
+        owner.__setattr__ = _setattr
 
 
 def _quietly(kind, context, text):
@@ -121,13 +123,15 @@ def as_module() -> types.ModuleType:
     """The module `qt`."""
     QtCore.qInstallMessageHandler(_quietly)
     module = types.ModuleType("qt")
+    kinds = []
     for source in (QtCore, QtGui, QtWidgets, QtTest):
         for name in dir(source):
             if name.startswith("Q"):
                 thing = getattr(source, name)
                 setattr(module, name, thing)
                 if isinstance(thing, type) and issubclass(thing, QtCore.QObject):
-                    _patch(thing)
+                    kinds.append(thing)
+    _patch(kinds)
     module.QUiLoader = UiLoader
     module.Signal = QtCore.Signal
     return module
