@@ -47,3 +47,29 @@ def test_every_key_is_in_the_guide(root, guide):
     assert keys
     for key, _ in keys:
         assert f"**{key.replace('Escape', 'Esc')}**" in guide, key
+
+
+def sentences(root: Path) -> list[str]:
+    """Every text in the code; what is filled in when it runs is a line break here."""
+    found = []
+    for folder in ("SAMFineTune", "SAMFineTuneLib"):
+        for file in (root / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    found.append("".join(getattr(part, "value", "") if isinstance(part, ast.Constant) else "\n"
+                                         for part in node.values))  # fmt: skip
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+    return found
+
+
+def test_the_messages_explained_are_the_messages_shown(root):
+    guide = (root / "docs" / "user-guide.md").read_text(encoding="utf-8")
+    table = guide.partition("## Messages")[2].partition("\n## ")[0]
+    texts = sentences(root)
+    quoted = [message for row in table.splitlines() if row.startswith("| *")
+              for message in re.findall(r"\*([^*]+)\*", row.split("|")[1])]  # fmt: skip
+    assert len(quoted) > 10
+    for message in quoted:
+        for piece in filter(None, (part.strip(" ()") for part in message.split("…"))):
+            assert any(piece in text for text in texts), f"{message}: nothing says “{piece}”"
