@@ -62,14 +62,13 @@ def run(args: argparse.Namespace) -> int:
     limits = _limits(args)
     token = _token(args)
     server = _server(args, token, limits)
-    if args.handshake:
-        _say_port(server, Path(args.handshake))
-        _end_with_parent(Path(args.handshake))
-    else:
-        _print_welcome(args, server, token)
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start())
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start())
     try:
+        if args.handshake:
+            _end_with_parent(Path(args.handshake))
+            _say_port(server, Path(args.handshake))
+        else:
+            _print_welcome(args, server, token)
         server.serve_forever(poll_interval=0.5)
     except KeyboardInterrupt:
         pass
