@@ -73,3 +73,12 @@ def test_the_messages_explained_are_the_messages_shown(root):
     for message in quoted:
         for piece in filter(None, (part.strip(" ()") for part in message.split("…"))):
             assert any(piece in text for text in texts), f"{message}: nothing says “{piece}”"
+
+
+def test_the_tutorial_uses_what_is_registered(root):
+    tutorial = (root / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    module = ast.parse((root / "SAMFineTune/SAMFineTunePanels/sample_data.py").read_text(encoding="utf-8"))
+    texts = {node.value for node in ast.walk(module) if isinstance(node, ast.Constant)}
+    pressed = re.findall(r"In \*Sample Data\*,.*?press\s+\*\*(\w+)\*\*", tutorial, re.DOTALL)
+    assert len(pressed) == 3
+    assert set(pressed) <= texts
