@@ -10,7 +10,7 @@ import qt
 import slicer
 
 WORKING = 15  # ms between two turns while something is going on
-RESTING = 100  # ms while nothing is; a click is noticed after half of it on average
+RESTING = 100  # ms while nothing is and no tool is active
 AWAY = 400  # ms while the module is not shown
 BUDGET = 0.02  # s of a turn
 STAY_AWAKE = 1.0  # s after the last event
@@ -29,6 +29,7 @@ class Host:
         self._awake_until = 0.0
         self._left_at = None
         self._pumping = False
+        self.eager = False  # whether a click may come at any moment, which must not wait for the next slow turn
         self.client = None
         self.session = None
         self.jobs = {}  # number (None: in the background) -> the last Busy of what runs
@@ -161,7 +162,7 @@ class Host:
             return []
 
     def _pace(self):
-        if time.monotonic() < self._awake_until or self.working:
+        if self.eager or time.monotonic() < self._awake_until or self.working:
             interval = WORKING
         else:
             interval = RESTING if self._left_at is None else AWAY

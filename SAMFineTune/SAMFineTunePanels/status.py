@@ -137,8 +137,8 @@ class StatusSection:
             return "Open a volume to begin." if slicer.mrmlScene.GetNumberOfNodesByClass(
                 "vtkMRMLScalarVolumeNode") == 0 else ""
         if status.state == "ready":
-            parts = [part for part in (status.model, status.device, status.precision) if part]
-            return "Ready" + (" (" + ", ".join(parts) + ")" if parts else "")
+            model = f": {status.model}" if status.model else ""
+            return f"Ready{model}" + (f" on {status.device}" if status.model and status.device else "")
         return "" if status.state in ("starting", "connecting", "uploading") else status.sentence
 
     # ---- the worker's runtime

@@ -305,6 +305,40 @@ def test_dicom_seg_of_what_is_not_dicom_is_a_sentence(work, tmp_path):
     assert any("DICOM" in text for text in work.desktop.messages()) and export.last is None
 
 
+def test_dicom_seg_refers_to_the_series_in_slicers_database(desktop, tmp_path, monkeypatch):
+    import pydicom
+    import slicer
+
+    from SAMFineTuneLib.images import body_phantom, read_volume, write_dicom_series
+
+    pytest.importorskip("highdicom")
+    files = write_dicom_series(body_phantom(seed=1, shape=(12, 96, 96), spacing=(3.6, 3.6, 8.0))[0], tmp_path / "ct")
+    volume = read_volume(tmp_path / "ct")
+    by_uid = {str(pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID): str(file) for file in files}
+
+    class Database:
+        def fileForInstance(self, uid):
+            return by_uid[uid]
+
+    monkeypatch.setattr(slicer, "dicomDatabase", Database(), raising=False)
+    node = desktop.slicer_scene.add_volume(volume, "ct")
+    node.SetAttribute("DICOM.instanceUIDs", " ".join(by_uid))
+    for view in desktop.views.values():
+        view.show(node)
+    panel = desktop.open()
+    panel.input.align_views()
+    view = desktop.views["Red"]
+    view.click((150, 150))
+    desktop.wait(lambda: panel.host.session.state is not None and panel.host.session.state.settled)
+    desktop.pass_time(0.3)
+    panel.export.ui.folderEdit.currentPath = str(tmp_path)
+    panel.export.ui.formatSelector.setCurrentIndex(4)
+    panel.export.ui.exportButton.click()
+    seg = pydicom.dcmread(panel.export.last)
+    assert seg.Modality == "SEG" and seg.pixel_array.any()
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == volume.source.series_uid.partition("#")[0]
+
+
 def test_the_contrast(work):
     ui = work.panel.input.ui
     assert "abdomen" in ui.windowLabel.text

@@ -1,0 +1,64 @@
+"""Draws the panel in the stand-in, for the guide: `python Testing/slicer_module/draw_panel.py docs/pictures/panel.png`.
+
+Slicer's own widgets (selectors, segment table) look different there.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(_HERE), str(_HERE.parent), str(_HERE.parents[1] / "SAMFineTune")]
+
+import standin  # noqa: E402
+
+standin.install()
+
+import numpy as np  # noqa: E402
+from desktop import Desktop  # noqa: E402
+from mrml.scenes import SlicerScene  # noqa: E402
+
+ORGANS = ((1, "liver"), (4, "left kidney"), (2, "spleen"))
+
+
+def draw(path: str, width: int = 460) -> None:
+    """Three organs prompted on the phantom, then a picture of the panel."""
+    scene = SlicerScene()
+    desktop = Desktop(scene)
+    node, volume, labels = desktop.load_phantom(shape=(40, 256, 256), spacing=(1.4, 1.4, 3.0), seed=0)
+    node.SetName("BodyPhantom")
+    panel = desktop.open()
+    panel.input.align_views()
+    for value, name in ORGANS:
+        if value != ORGANS[0][0]:
+            panel.segments.add()
+        segmentation = panel.host.session.segmentation_node.GetSegmentation()
+        segmentation.GetSegment(panel.host.session.current_segment_id).SetName(name)
+        places = np.argwhere(labels == value)
+        middle = places[np.abs(places - places.mean(axis=0)).sum(axis=1).argmin()][::-1]
+        view = desktop.views["Red"]
+        view.go_to(volume.ijk_to_ras(middle))
+        panel.prompts.choose("positive")
+        view.click(view.xy_of(volume.ijk_to_ras(middle)))
+        desktop.wait(lambda: panel.host.session.state is not None and panel.host.session.state.settled)
+        desktop.pass_time(0.5)
+    panel.input.ui.previewBox.collapsed = False
+    desktop.pass_time(1.0)
+    window = desktop.widget.parent
+    window.resize(width, 200)
+    desktop.pass_time(0.2)
+    window.resize(width, window.sizeHint().height())
+    desktop.pass_time(0.3)
+    window.grab().save(path)
+    desktop.close()
+    scene.close()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as home:
+        import os
+
+        os.environ["SAMFINETUNE_HOME"] = home
+        draw(sys.argv[1])
