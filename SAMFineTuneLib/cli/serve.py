@@ -165,6 +165,7 @@ def _end_with_parent(handshake: Path) -> None:
                 pass
         finally:
             with contextlib.suppress(OSError):  # the parent's folder, which it may not have had time to remove
+                os.chdir(handshake.parent.parent)
                 handshake.unlink(missing_ok=True)
                 handshake.with_name("worker.log").unlink(missing_ok=True)
                 handshake.parent.rmdir()

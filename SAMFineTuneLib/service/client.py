@@ -20,7 +20,7 @@ import numpy as np
 from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
-from SAMFineTuneLib.prompts.prompts import Prompt
+from SAMFineTuneLib.prompts.prompts import LARGEST_VALUE, Prompt
 from SAMFineTuneLib.service import decoding
 from SAMFineTuneLib.service import values as plain
 from SAMFineTuneLib.service.connection import Connection
@@ -36,6 +36,7 @@ _IDLE_PAUSE = 0.4  # seconds between two looks for news when nothing is expected
 _BUSY_PAUSE = 0.008
 _JOB_PAUSE = 0.05
 _BESIDE = ("ask", "download", "install", "set_model", "replay")  # not about the volume
+_MASKS_AT_ONCE = 16
 _CHECKPOINT = 300  # intents after which the session is stored, so that the journal can be shortened
 
 
@@ -58,6 +59,7 @@ class SessionClient(Conversation):
         self._requests: dict[int, str] = {}
         self._settled = True
         self._checkpoint = 0  # intent after which the session was stored last
+        self._unpacked: dict[int, list] = {}  # answers of which a part is taken apart
         self._states = decoding.States()
         self._told: dict[tuple[int, str], SlicePlane] = {}  # where the host shows a mask
         self._stale: dict[tuple[int, str], SlicePlane] = {}  # of these, what a new session has not told of yet
@@ -153,13 +155,15 @@ class SessionClient(Conversation):
                      first=first, last=last)  # fmt: skip
         return number
 
-    def adopt(self, job: int, objects: Sequence[int]) -> tuple[int, ...]:
-        """Make found objects segments, in one step; returns the label values that they get."""
+    def adopt(self, job: int, objects: Sequence[int], values: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Make found objects segments, in one step; returns the label values that they get, the lowest that the
+        session has free when none are given."""
         objects = [int(number) for number in objects]
-        values: list[int] = []
-        for _ in objects:
-            values.append(next(value for value in range(1, 65536) if value not in self._segment_values))
-            self._segment_values.add(values[-1])
+        if values is None:
+            free = (value for value in range(1, LARGEST_VALUE + 1) if value not in self._segment_values)
+            values = [value for value, _ in zip(free, objects, strict=False)]
+        values = [int(value) for value in values]
+        self._segment_values |= set(values)
         self._intend("adopt", job=int(job), objects=objects, values=values)
         return tuple(values)
 
@@ -300,12 +304,14 @@ class SessionClient(Conversation):
 
     def _session_is_lost(self) -> None:
         self._stale = dict(self._told)
+        self._unpacked = {}
 
     def _end_requests(self) -> None:
         """Questions about a volume that is no more."""
         for number, what in list(self._requests.items()):
             if what in ("snapshot", "object_masks"):
                 del self._requests[number]
+                self._unpacked.pop(number, None)
                 self._out.append(Failed("Another volume was opened meanwhile.", request=number))
 
     # ---- inside: events
@@ -404,6 +410,8 @@ class SessionClient(Conversation):
 
     def _take_answered(self, values: dict, arrays: dict) -> None:
         request, value = values["request"], values["value"]
+        if self._requests.get(request) == "object_masks" and not self._unpack_some(request, values, arrays):
+            return
         what = self._requests.pop(request, None)
         if what == "checkpoint":
             self._journal.keep_checkpoint(request, arrays["document"].tobytes())
@@ -414,8 +422,17 @@ class SessionClient(Conversation):
         if what == "snapshot":
             value = json.loads(arrays["document"].tobytes())
         elif what == "object_masks":
-            value = decoding.object_masks(value, arrays)
+            value = self._unpacked.pop(request)
         self._out.append(Answered(request, value))
+
+    def _unpack_some(self, request: int, values: dict, arrays: dict) -> bool:
+        """Unpack a few of many masks; whether that was all, else the event comes once more."""
+        done = self._unpacked.setdefault(request, [])
+        done += decoding.object_masks(values["value"], arrays, len(done), _MASKS_AT_ONCE)
+        if len(done) < len(values["value"]):
+            self._inbox.appendleft((values, arrays))
+            return False
+        return True
 
     def _take_model(self, values: dict, _: dict) -> None:
         self._opening = ""

@@ -70,10 +70,12 @@ def objects(values: dict[str, Any]) -> Objects:
     )
 
 
-def object_masks(value: list[dict], arrays: dict[str, np.ndarray]) -> list[tuple[int, SlicePlane, np.ndarray]]:
-    """(object number, plane, mask) of each slice."""
+def object_masks(
+    value: list[dict], arrays: dict[str, np.ndarray], first: int, most: int
+) -> list[tuple[int, SlicePlane, np.ndarray]]:
+    """(object number, plane, mask) of so many slices from `first` on."""
     found = []
-    for position, one in enumerate(value):
+    for position, one in enumerate(value[first : first + most], first):
         plane = SlicePlane.from_dict(one["plane"])
         found.append((one["object"], plane, plain.unpack(arrays[str(position)], plane.shape)))
     return found

@@ -24,16 +24,10 @@ class SharedEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self.spec = engine.spec
-        self.notices = list(engine.notices)
 
-    @property
-    def digest(self) -> str:
-        return self._engine.digest
-
-    @property
-    def device(self) -> str:
-        return self._engine.device
+    def __getattr__(self, name: str):
+        """What it is, and what it says of itself, is the engine's."""
+        return getattr(self._engine, name)
 
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
         with self._lock:
@@ -42,6 +36,10 @@ class SharedEngine:
     def decode(self, *inputs) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
             return self._engine.decode(*inputs)
+
+    def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
+        with self._lock:
+            return self._engine.decode_classes(embedding)
 
 
 class Engines:

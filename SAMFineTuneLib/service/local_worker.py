@@ -35,10 +35,13 @@ _FAREWELL = 0.04  # seconds that `close` gives it
 
 
 class ProcessStarter(Protocol):
-    """Starts one process after another; Slicer's does it with QProcess. Nothing here may wait."""
+    """Starts one process after another; a host may have its own. Nothing here may wait."""
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        """Start a process with a pipe as its standard input; what it prints goes into `log`. May raise OSError."""
+        """Start a process in the folder of `log`, with a pipe as its standard input; what it prints goes into `log`.
+
+        May raise OSError.
+        """
         ...
 
     def alive(self) -> bool:
@@ -68,6 +71,7 @@ class SubprocessStarter:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
+                cwd=log.parent,  # Python looks for modules in its working folder first
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
 
