@@ -17,6 +17,10 @@ STAY_AWAKE = 1.0  # s after the last event
 END_WORKER_AFTER = 300.0  # s without the module being shown and without work; it starts again when needed
 
 
+def _never():
+    return False
+
+
 class Host:
     """Client, session and timer. Sections `listen` to events and `ask` the worker questions."""
 
@@ -29,6 +33,7 @@ class Host:
         self._awake_until = 0.0
         self._left_at = None
         self._pumping = False
+        self.drawing = _never  # whether the user holds the mouse button, and nothing slow may begin
         self.eager = False  # whether a click may come at any moment, which must not wait for the next slow turn
         self.client = None
         self.session = None
@@ -143,7 +148,7 @@ class Host:
                 self._awake_until = time.monotonic() + STAY_AWAKE
             for event in events:
                 self._take(event)
-            if not self.jobs and self.session.refresh_due:
+            if not self.jobs and not self.drawing() and self.session.refresh_due:
                 self._guarded(self.session.refresh_surface)
         for handler in list(self._every_turn):
             self._guarded(handler)

@@ -49,6 +49,7 @@ class PromptsSection:
             (ui.promptsTable, "itemSelectionChanged()", self._show_buttons),
         ):
             self._connections.add(sender, signal, handler)
+        host.drawing = lambda: self._band is not None and self._band.drawing
         host.listen("Turn", self.refresh)
         host.listen("SessionEnded", lambda _: self._forget())
 

@@ -29,6 +29,7 @@ class StatusSection:
             (self.ui.dismissButton, "clicked()", self.dismiss),
             (self.ui.cancelButton, "clicked()", self.cancel),
             (self.ui.installButton, "clicked()", self.install_runtime),
+            (self.ui.retryButton, "clicked()", self.retry),
         ):
             self._connections.add(sender, signal, handler)
         host.listen("Warning", self.warn)
@@ -98,6 +99,14 @@ class StatusSection:
             self._show_fraction(fraction)
             set_visible(self.ui.cancelButton, cancellable)
         set_text(self.ui.statusLabel, self._status())
+        set_visible(self.ui.retryButton, getattr(self.host.status, "state", "") == "failed")
+
+    def retry(self):
+        """The worker could not be reached or started; something may have changed."""
+        if self.host.client is not None:
+            self.dismiss()
+            self.host.client.retry()
+            self.host.wake()
 
     def _show_fraction(self, fraction):
         bar = self.ui.busyBar

@@ -193,6 +193,26 @@ def test_preparing_the_volume_and_clearing_the_cache(work):
     work.desktop.wait(lambda: any("freed" in text for text in work.desktop.messages()))
 
 
+# ---- a worker that does not start
+
+
+def test_a_worker_that_cannot_start_is_a_sentence_and_can_be_tried_again(desktop, monkeypatch):
+    from SAMFineTunePanels import worker
+
+    executable = sys.executable
+    monkeypatch.setattr(worker.sys, "executable", "/nowhere/python")
+    work = Work(desktop)
+    ui = work.panel.status.ui
+    desktop.wait(lambda: not ui.retryButton.isHidden(), 10)
+    assert "/nowhere/python" in ui.statusLabel.text
+    work.click("Red", work.middle_of(KIDNEY))
+    desktop.wait(lambda: len(work.session.prompts) == 1)
+    work.panel.host.client._connection._executable = executable
+    ui.retryButton.click()
+    work.wait_for_voxels()  # the click that waited is answered
+    desktop.wait(lambda: ui.retryButton.isHidden(), 5)
+
+
 # ---- server
 
 
