@@ -1,50 +1,35 @@
 """The session shown and edited through MRML nodes: what the panel talks to, and what Slicer's own tools change.
 
 Markups nodes hold the prompts, a segmentation holds the masks. The user may change either with whatever Slicer has, so
-nothing here reacts to single edits: observers only note that something changed, and `SceneSession.pump` compares what
-the nodes say with what the session knows. Differences become intents; what the session says it has become (undo, a
-restart, an adopted object) is written into the nodes. Nothing waits and no thread is started: the host calls `pump`
-from a timer.
+nothing here reacts to single edits: observers only note that something changed, and `SceneSession.pump` brings nodes
+and session together (`prompt_sync`, `segment_table`), shows masks (`mask_display`) and keeps the document in the scene
+(`record_keeper`). Nothing waits and no thread is started: the host calls `pump` from a timer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
 from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.export import is_empty
-from SAMFineTuneLib.mrml.markups import (
-    MarkedPrompt,
-    PromptNodes,
-    View,
-    can_show,
-    kind_of,
-    orphans,
-    parallel_view,
-    prompt_nodes,
-    same_prompt,
-    segment_of,
-    slice_box,
-    volume_box,
-)
+from SAMFineTuneLib.mrml.making import middle_of, planes_of, prompt_of, shows, view_of
+from SAMFineTuneLib.mrml.markups import PromptNodes, View, kind_of, orphans, prompt_nodes, segment_of
+from SAMFineTuneLib.mrml.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.observers import Observers
 from SAMFineTuneLib.mrml.placing import Placing, slice_node_under_cursor
+from SAMFineTuneLib.mrml.prompt_sync import PromptSync
+from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
 from SAMFineTuneLib.mrml.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments import SegmentWriter
 from SAMFineTuneLib.mrml.slice_views import plane_of_view
 from SAMFineTuneLib.mrml.volumes import displayed_window, volume_from_node
-from SAMFineTuneLib.prompts.on_planes import on_planes
-from SAMFineTuneLib.prompts.prompts import MaskPrompt, PointPrompt, Prompt, ScribblePrompt, SegmentPrompts
+from SAMFineTuneLib.prompts.prompts import Prompt
 from SAMFineTuneLib.service.events import (
     Answered,
     Event,
@@ -52,14 +37,10 @@ from SAMFineTuneLib.service.events import (
     Finished,
     MaskChanged,
     Notice,
-    PromptInfo,
     StateChanged,
     StatusChanged,
 )
 
-_SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is made anew
-_SNAPSHOT_DELAY = 0.15  # seconds without a change before the session is stored in the scene
-_RECORD_DELAY = 0.3  # seconds without a change before what is shown is stored in the scene
 _WINDOW_DELAY = 0.5  # seconds the displayed window must rest before the masks follow it
 _GEOMETRY_DELAY = 0.3  # seconds a transform must rest
 _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
@@ -78,34 +59,32 @@ class ScenePrompt:
 
 
 @dataclass
-class _Given:
-    """A prompt as the session has it, or will when it has heard everything, and as the nodes said it then."""
+class _Work:
+    """All that belongs to one volume and segmentation, while they are worked on."""
 
-    segment_id: str
-    prompt: Prompt
-    view: View
-    said: MarkedPrompt | None  # None: there is nothing to show, as of a mask prompt
+    prompts: PromptSync
+    masks: MaskDisplay
+    keeper: RecordKeeper
+    adopted: set[str] = field(default_factory=set)
+    """Segments that the session made itself."""
+    jobs: set[int] = field(default_factory=set)
+    sweep_due: bool = True
+    """Whether there may be masks in the segments that the session does not have."""
 
+    @property
+    def nodes(self) -> PromptNodes:
+        return self.prompts.nodes
 
-@dataclass(frozen=True)
-class _CutMask:
-    """A mask that other segments kept out of some voxels, one bit a pixel."""
-
-    plane: SlicePlane
-    bits: np.ndarray
-    score: float | None
-    points: np.ndarray
-
-    def event(self, segment: int) -> MaskChanged:
-        rows, columns = self.plane.shape
-        mask = np.unpackbits(self.bits, count=rows * columns).reshape(rows, columns).astype(bool)
-        return MaskChanged(segment, self.plane, mask, self.score, self.points)
+    @property
+    def writer(self) -> SegmentWriter:
+        return self.masks.writer
 
 
 class SceneSession:
     """One session on a scene: a volume node, a segmentation node, and the prompts and masks between them.
 
-    `active_slice_node` gives the slice node in which the user clicks; the default asks the crosshair.
+    The client is one with `segments_are_steps=False`. `active_slice_node` gives the slice node in which the user
+    clicks; the default asks the crosshair.
     """
 
     def __init__(
@@ -124,23 +103,27 @@ class SceneSession:
         self.volume_node = None
         self.segmentation_node = None
         self.volume: Volume | None = None
+        self.placing = Placing(scene)
         self._log = log or logging.getLogger(__name__)
         self._active_slice_node = active_slice_node or slice_node_under_cursor(scene)
         self._clock = clock
         self._observers = Observers(self._log)
         self._closed = False
         self._events: list[Event] = []
+        self._own_requests: set[int] = set()
+        self._work: _Work | None = None
+        self._table: SegmentTable | None = None
         self._current: str | None = None
         self._editor_node = None
+        self._display = None
+        self._recognised: dict = {}
         self._window: IntensityWindow | None = None
         self._given_window: IntensityWindow | None = None
         self._model: tuple[str, str, str] = ("", "", "auto")
-        self._table: SegmentTable | None = None
-        self._display = None
-        self._recognised: dict = {}
-        self._own_requests: set[int] = set()
-        self.placing = Placing(scene)
-        self._forget_work()
+        self._next_state: StateChanged | None = None  # said, but not yet written into the nodes
+        self._awaits_state = self._table_dirty = self._orphans = False
+        self._window_changed: float | None = None
+        self._geometry_changed: float | None = None
         self._observe_scene()
         self._observe_prompt_nodes()
 
@@ -183,7 +166,7 @@ class SceneSession:
             self._set_segmentation(segmentation)
         if volume is not self.volume_node:
             self.set_volume_node(volume)
-        elif self._nodes is None:
+        elif self._work is None:
             self._enter()
 
     def set_window(self, window: IntensityWindow | None) -> None:
@@ -213,8 +196,8 @@ class SceneSession:
     @editor_node.setter
     def editor_node(self, node) -> None:
         self._editor_node = node
-        if self._writer is not None:
-            self._writer.editor_node = node
+        if self._work is not None:
+            self._work.writer.editor_node = node
         if node is not None:
             self.parameters.refer("editor", node)
 
@@ -244,34 +227,34 @@ class SceneSession:
         """
         segment_id = self._ensure_segment()
         points = [tuple(float(x) for x in point) for point in ras_points]
-        if not points:
+        if not points or slice_node is None:
             raise UserError("There is nothing to place; click into a slice view.")
         plane = plane_of_view(slice_node, self.volume, points[0])
-        prompt = _prompt_of(kind, plane, points)
-        return self._add(segment_id, prompt, _view_of(plane))
+        prompt = prompt_of(kind, plane, points)
+        self._reconcile()
+        number = self._work.prompts.add(segment_id, prompt, view_of(plane))
+        self._changed()
+        return number
 
     def start_placing(self, kind: str) -> None:
         """Enter Slicer's place mode: every click places a prompt of the current segment, until `stop_placing`."""
         segment_id = self._ensure_segment()
-        self.placing.start(kind, self._nodes, segment_id)
+        self.placing.start(kind, self._work.nodes, segment_id)
 
     def stop_placing(self) -> None:
         """Leave Slicer's place mode."""
         self.placing.stop()
-        if self._nodes is not None:
-            self._nodes.remove_empty()
+        if self._work is not None:
+            self._work.nodes.remove_empty()
 
     def delete(self, number: int) -> None:
         """Delete a prompt."""
-        given = self._given.pop(number, None)
-        if given is not None:
-            self._nodes.remove(number)
-            self.client.delete_prompt(number)
+        if self._work is not None and self._work.prompts.delete(number):
             self._changed()
 
     def clear(self, segment_id: str | None = None, slice_node=None) -> None:
         """Delete prompts and propagated masks: of a segment, on what a view shows, both, or all."""
-        if self._nodes is None:
+        if self._work is None:
             return
         self._reconcile()
         plane = None if slice_node is None else plane_of_view(slice_node, self.volume)
@@ -279,9 +262,7 @@ class SceneSession:
         if segment_id is not None and not self._table.knows(value):
             return
         if plane is None:
-            for number in [n for n, given in self._given.items() if segment_id in (None, given.segment_id)]:
-                self._nodes.remove(number)
-                del self._given[number]
+            self._work.prompts.drop(segment_id)
         self.client.clear(value, plane)
         self._changed()
 
@@ -289,20 +270,19 @@ class SceneSession:
         """Move the slice views to a prompt."""
         import slicer
 
-        given = self._given.get(number)
-        if given is None:
-            return
-        at = _middle_of(given.prompt)
-        slicer.vtkMRMLSliceNode.JumpAllSlices(self.scene, *at, slicer.vtkMRMLSliceNode.OffsetJumpSlice)
+        given = None if self._work is None else self._work.prompts.given.get(number)
+        if given is not None:
+            at = middle_of(given.prompt)
+            slicer.vtkMRMLSliceNode.JumpAllSlices(self.scene, *at, slicer.vtkMRMLSliceNode.OffsetJumpSlice)
 
     @property
     def prompts(self) -> tuple[ScenePrompt, ...]:
         """All prompts, in the order in which they came."""
-        if self._table is None:
+        if self._work is None:
             return ()
         return tuple(
             ScenePrompt(number, given.segment_id, self._table.values.get(given.segment_id, 0), given.prompt, given.view)
-            for number, given in sorted(self._given.items())
+            for number, given in sorted(self._work.prompts.given.items())
         )
 
     # ---- steps and jobs
@@ -335,10 +315,10 @@ class SceneSession:
         self._reconcile()
         segment_id = segment_id or self.current_segment_id
         value = self._table.values.get(segment_id) if self._table is not None else None
-        if value is None or not any(given.segment_id == segment_id for given in self._given.values()):
+        if value is None or not any(prompt.segment_id == segment_id for prompt in self.prompts):
             raise UserError("The segment has no prompts yet; click into it on a slice first.")
         job = self.client.propagate(value, settings, orientation)
-        self._jobs.add(job)
+        self._work.jobs.add(job)
         self._changed()
         return job
 
@@ -350,7 +330,7 @@ class SceneSession:
     def adopt(self, job: int, objects: Sequence[int]) -> None:
         """Make found objects segments."""
         self._require_volume()
-        if self._table is None:
+        if self._work is None:
             self._make_segmentation()
         self._table.reserve(self.client.adopt(job, objects))
         self._changed()
@@ -372,9 +352,8 @@ class SceneSession:
         """Move everything on for about this long; returns what became true. Never raises."""
         if self._closed:
             return []
-        end = self._clock() + budget
         try:
-            self._move(end)
+            self._move(self._clock() + budget)
         except Exception as error:
             self._log.exception("The session on the scene failed")
             self._tell(Failed(f"Something went wrong ({type(error).__name__}); the log has the details."))
@@ -384,32 +363,31 @@ class SceneSession:
     @property
     def at_rest(self) -> bool:
         """Whether nodes, session, segments and the stored document say the same, as far as is known."""
-        waiting = self._dirty or self._table_dirty or self._orphans or self._record_stale or bool(self._masks)
-        resting = self._window_changed is None and self._geometry_changed is None and not self._held
-        return not waiting and resting and (self._nodes is None or (self._settled and not self._unstored))
+        if self._table_dirty or self._orphans or self._window_changed or self._geometry_changed:
+            return False
+        work = self._work
+        if work is None:
+            return True
+        waiting = work.prompts.dirty or work.prompts.held or len(work.masks)
+        return not waiting and self._settled and work.keeper.current and not self._unwritten
 
     @property
     def refresh_due(self) -> bool:
         """Whether the closed surface is stale, and the masks have come to rest."""
-        return (
-            self._writer is not None
-            and self._writer.surface_stale
-            and not self._masks
-            and self._clock() - self._last_mask >= _SURFACE_DELAY
-        )
+        return self._work is not None and self._work.masks.surface_due
 
     def refresh_surface(self) -> None:
         """Make the closed surface anew; takes about a second."""
-        if self._writer is not None:
-            self._writer.refresh_surface()
+        if self._work is not None:
+            self._work.writer.refresh_surface()
 
     def store(self, patience: float = 0.0) -> None:
         """Put the session into the scene, as is done when it is saved; waits `patience` seconds for the worker."""
-        if self._nodes is None:
+        if self._work is None:
             return
         self._reconcile()
         end = self._clock() + patience
-        while self._unstored and self._reachable and self._clock() < end:
+        while self._work is not None and self._behind and self._reachable and self._clock() < end:
             self._move(self._clock() + 0.02, hurry=True)
         self._write_record()
 
@@ -417,38 +395,21 @@ class SceneSession:
         """Leave the scene: what is in it stays, no observer does."""
         if self._closed:
             return
-        self.placing.stop()
-        self._leave()
+        self._leave(hide=False)
         self._closed = True
         self._observers.remove()
-        self._forget_work()
         self._set_volume(None, None, tell=False)
+        self.segmentation_node = self._table = None
 
     # ---- inside: coming and going
 
-    def _forget_work(self) -> None:
-        """Everything that belongs to one volume and segmentation."""
-        self._nodes: PromptNodes | None = None
-        self._writer: SegmentWriter | None = None
-        self._given: dict[int, _Given] = {}
-        self._masks: dict[tuple[int, str], MaskChanged] = {}
-        self._cut: dict[tuple[int, str], _CutMask] = {}
-        self._placed_on: dict[tuple[str, str], View] = {}
-        self._held: set[str] = set()
-        self._adopted: set[str] = set()
-        self._record = storage.Record()
-        self._dirty = self._table_dirty = self._orphans = False
-        self._nodes_count = False  # whether what the nodes say outweighs the session's next word
-        self._awaits_state = False
-        self._snapshot_stale = False
-        self._snapshot_request: int | None = None
-        self._sweep_due = True  # whether there may be masks in the segments that the session does not have
-        self._jobs: set[int] = set()
-        self._record_stale = False
-        self._last_change = self._last_mask = self._clock()
-        self._window_changed: float | None = None
-        self._geometry_changed: float | None = None
-        self.state = None
+    @property
+    def _nodes(self) -> PromptNodes | None:
+        return None if self._work is None else self._work.nodes
+
+    @property
+    def _writer(self) -> SegmentWriter | None:
+        return None if self._work is None else self._work.writer
 
     def _set_volume(self, node, volume: Volume | None, tell: bool = True) -> None:
         if self.volume_node is not None:
@@ -491,40 +452,41 @@ class SceneSession:
         """Take up the work on volume and segmentation where the scene has it."""
         if self.volume is None or self.segmentation_node is None:
             return
-        self._nodes = PromptNodes(self.scene, self.volume_node, self.segmentation_node)
-        self._record = storage.read_record(self.scene, self.volume_node, self.segmentation_node)
-        self._table = SegmentTable(self.segmentation_node, self._record.values)
-        self._open_writer(self._record.claims)
-        self._restore()
-        self._nodes.set_visible(True)
-        self._dirty = True
-        self._changed()
+        record = storage.read_record(self.scene, self.volume_node, self.segmentation_node)
+        self._open(record, record.claims)
+        self._restore(record)
+        self._work.nodes.set_visible(True)
 
-    def _open_writer(self, claims) -> None:
-        self._writer = SegmentWriter(self.segmentation_node, self.volume_node, self.volume)
-        self._writer.editor_node = self._editor_node
-        if claims is None:
-            return
-        if not self._writer.from_dict(claims):
+    def _open(self, record: storage.Record, claims) -> None:
+        self._table = SegmentTable(self.segmentation_node, record.values)
+        writer = SegmentWriter(self.segmentation_node, self.volume_node, self.volume)
+        writer.editor_node = self._editor_node
+        if claims is not None and not writer.from_dict(claims):
             self._tell(Notice(
                 "The segmentation has another grid than when its masks were stored: they now count as drawn by hand."
             ))  # fmt: skip
+        nodes = PromptNodes(self.scene, self.volume_node, self.segmentation_node)
+        self._work = _Work(
+            PromptSync(nodes, self._table, self.volume, self.client, self._view_at, self._tell),
+            MaskDisplay(writer, self._table, self._tell, self._clock),
+            RecordKeeper(record, self.client, self._own_requests, self._clock),
+        )
+        self._changed()
 
-    def _restore(self) -> None:
+    def _restore(self, record: storage.Record) -> None:
         """Give the session the stored document; where it does not fit, the prompts in the nodes are given anew."""
-        document, known = self._record.document, self._record.volume
-        self._nodes_count = True
+        document = record.document
         if document is None:
             return
-        if not storage.same_voxels(known, self._recognised):
+        if not storage.same_voxels(record.volume, self._recognised):
             self._tell(Notice(
                 "The prompts were placed on another image than this one: masks are made anew, propagated slices stay "
                 "as they are."
             ))  # fmt: skip
             return
-        if not storage.same_place(known, self._recognised):
+        if not storage.same_place(record.volume, self._recognised):
             self._say_moved()
-            self._take_back_masks()
+            self._work.masks.take_back()
             return
         try:
             prompts = storage.prompts_of(document)
@@ -535,30 +497,26 @@ class SceneSession:
         self.client.restore(document)
         self._given_window = window or self._given_window
         self._table.take_over(segments)
-        for info in prompts:
-            segment_id = self._table.id_of(info.segment)
-            said = MarkedPrompt(info.number, segment_id, info.prompt, info.view, "", "")
-            self._given[info.number] = _Given(
-                segment_id, info.prompt, info.view, said if can_show(info.prompt) else None
-            )
+        self._work.prompts.expect(prompts)
 
-    def _leave(self) -> None:
+    def _leave(self, hide: bool = True) -> None:
         """Store the work in the scene and put its prompts out of sight."""
         self.placing.stop()
-        if self._nodes is not None:
-            if not self.scene.IsClosing():
-                self.store()
-                self._nodes.set_visible(False)
-                self._nodes.remove_empty()
-            self._writer.close()
-        self._forget_work()
+        if self._work is not None and not self.scene.IsClosing():
+            self.store()
+            if hide:
+                self._work.nodes.set_visible(False)
+            self._work.nodes.remove_empty()
+        self._drop()
 
     def _drop(self) -> None:
-        """The scene took volume or segmentation away: there is nothing to store."""
+        """End the work; what the scene has of it stays as it is."""
         self.placing.stop()
-        if self._writer is not None:
-            self._writer.close()
-        self._forget_work()
+        if self._work is not None:
+            self._work.writer.close()
+        self._work = self.state = self._next_state = None
+        self._awaits_state = self._table_dirty = False
+        self._window_changed = self._geometry_changed = None
 
     def _make_segmentation(self) -> None:
         node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName("Segmentation"))
@@ -586,45 +544,133 @@ class SceneSession:
     # ---- inside: a round of the timer
 
     def _move(self, end: float, hurry: bool = False) -> None:
-        state = None
         for event in self.client.pump(max(0.001, (end - self._clock()) * 0.6)):
-            state = self._hear(event) or state
+            self._hear(event)
         if self._busy_elsewhere():
             return
         if self._orphans:
             self._remove_orphans()
         self._follow_changes()
-        sent = self._reconcile()
-        if state is not None and not sent and not self._held:
-            self._take(state)
-        self._show_masks(end)
-        self._keep_snapshot(hurry)
-        if self._record_stale and not self._masks and self._clock() - self._last_change >= _RECORD_DELAY:
-            self._write_record()
+        self._reconcile()
+        if self._next_state is not None and not (self._work is not None and self._work.prompts.held):
+            self._take(self._next_state)
+        if self._work is not None:
+            self._work.masks.show(end)
+            self._work.keeper.ask(self._settled, hurry)
+            if self._unwritten and not len(self._work.masks) and self._work.keeper.rested:
+                self._write_record()
 
     def _busy_elsewhere(self) -> bool:
-        scene = self.scene
-        return scene.IsClosing() or scene.IsImporting() or scene.IsRestoring()
+        return self.scene.IsClosing() or self.scene.IsImporting() or self.scene.IsRestoring()
 
-    def _hear(self, event: Event) -> StateChanged | None:
+    def _hear(self, event: Event) -> None:
+        work = self._work
         if isinstance(event, (Answered, Failed)) and event.request in self._own_requests:
             self._own_requests.discard(event.request)
-            if event.request == self._snapshot_request:
-                self._snapshot_request = None
-                if isinstance(event, Answered) and self._nodes is not None:
-                    self._take_snapshot(event.value)
-            return None
-        if isinstance(event, MaskChanged):
-            self._masks.pop((event.segment, event.plane.key), None)
-            self._masks[(event.segment, event.plane.key)] = event
-            self._snapshot_stale = True
-            self._last_change = self._clock()
-        if isinstance(event, StatusChanged) and event.status.state != "ready":
-            self._sweep_due = True
-        if isinstance(event, Finished):
-            self._jobs.discard(event.job)
+            document = None if work is None else work.keeper.hear(event)
+            if document is not None and work.sweep_due and not (work.jobs or len(work.masks)):
+                self._sweep(document)
+            return
+        if isinstance(event, StateChanged):
+            self._next_state = event
+        elif isinstance(event, MaskChanged) and work is not None:
+            work.masks.take(event)
+            work.keeper.changed()
+        elif isinstance(event, StatusChanged) and event.status.state != "ready" and work is not None:
+            work.sweep_due = True
+        elif isinstance(event, Finished) and work is not None:
+            work.jobs.discard(event.job)
         self._tell(event)
-        return event if isinstance(event, StateChanged) else None
+
+    def _reconcile(self) -> bool:
+        if self._work is None or self._busy_elsewhere():
+            return False
+        looked = self._work.prompts.dirty
+        told = self._work.prompts.reconcile()
+        if told:
+            self._changed()
+        if looked and self.placing.kind is None:
+            self._work.nodes.remove_empty()
+        return told
+
+    def _take(self, state: StateChanged) -> None:
+        """Write what the session says into segment table and nodes."""
+        self.state, self._next_state, self._awaits_state = state, None, False
+        if self._work is None:
+            return
+        self._take_segments(state)
+        self._work.prompts.take(state.prompts)
+        if self.placing.kind is None:
+            self._work.nodes.remove_empty()
+
+    def _take_segments(self, state: StateChanged) -> None:
+        known, adopted = {info.value for info in state.segments}, self._work.adopted
+        for info in state.segments:
+            if self._table.id_of(info.value) is None:
+                adopted.add(self._table.adopt(info))
+        for segment_id, value in list(self._table.values.items()):
+            if self._table.knows(value) and value not in known and segment_id in adopted:
+                self._unadopt(segment_id)
+        self._table.take_over(state.segments)
+
+    def _unadopt(self, segment_id: str) -> None:
+        """Adopting was undone: the segment goes, unless the user has drawn in it."""
+        self._work.masks.take_back(segment_id)
+        if is_empty(self.segmentation_node, segment_id):
+            self._table.forget(segment_id)
+            self._work.adopted.discard(segment_id)
+            self._table.segmentation.RemoveSegment(segment_id)
+
+    def _changed(self) -> None:
+        """Something was asked of the session; a state will come that knows of it, and older ones do not count."""
+        self._awaits_state, self._next_state = True, None
+        if self._work is not None:
+            self._work.keeper.changed()
+
+    @property
+    def _settled(self) -> bool:
+        return not self._awaits_state and self.state is not None and self.state.settled and self._reachable
+
+    @property
+    def _reachable(self) -> bool:
+        return self.client.status.state == "ready"
+
+    @property
+    def _behind(self) -> bool:
+        """Whether there is anything that the stored document does not know of."""
+        return bool(len(self._work.masks)) or not self._work.keeper.current
+
+    @property
+    def _unwritten(self) -> bool:
+        return self._work.keeper.outdated or not self._work.masks.stored
+
+    def _sweep(self, document: dict) -> None:
+        """Take back masks that the session does not have: their prompts went while the worker was away."""
+        self._work.sweep_due = False
+        places = {(self._table.id_of(value), key) for value, key in storage.propagated_of(document)}
+        for info, keys in storage.places_of(document):
+            keys = keys or planes_of(self.volume, info.prompt, info.view)
+            places.update((self._table.id_of(info.segment), key) for key in keys)
+        self._work.masks.keep_only(places)
+
+    def _write_record(self) -> None:
+        work = self._work
+        if work is None:
+            return
+        work.keeper.outdated, work.masks.stored = False, True
+        record = work.keeper.record
+        if record.document is None and not len(work.writer.claims()):
+            return
+        record.values = dict(self._table.values)
+        record.claims = work.writer.to_dict()
+        record.model, record.adapter = self._model[:2]
+        record.volume = self._recognised
+        storage.write_record(self.scene, self.volume_node, self.segmentation_node, record)
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+
+    # ---- inside: what was changed elsewhere
 
     def _follow_changes(self) -> None:
         """What was changed in Slicer's other modules, once it has come to rest."""
@@ -634,31 +680,25 @@ class SceneSession:
             self._follow_volume()
         if self._window_changed is not None and now - self._window_changed >= _WINDOW_DELAY:
             self._follow_window()
-        if self._table_dirty and self._table is not None and self._nodes is not None:
+        if self._table_dirty:
             self._follow_table()
-        if self.placing.corners() and len(self.placing.corners()) >= 2:
-            self._place_corners()
         if self.placing.ended_elsewhere:
             self.stop_placing()
+        elif len(self.placing.corners()) >= 2:
+            self._place_corners()
 
     def _follow_table(self) -> None:
         """Segments that were removed, renamed or recoloured in Slicer's table."""
         self._table_dirty = False
+        if self._work is None:
+            return
         gone, changed = self._table.tell_changes(self.client)
-        for segment_id in gone:
-            self._writer.forget(segment_id)
-        if gone:
-            self._cut = {place: cut for place, cut in self._cut.items() if self._table.id_of(place[0]) is not None}
-            self._show_cut_again(0)
-        for segment_id in gone:
-            self._nodes.remove_segment(segment_id)
-            for number in [n for n, given in self._given.items() if given.segment_id == segment_id]:
-                del self._given[number]
-        for segment_id in {segment_of(node) for node in self._nodes.nodes()}:
+        self._work.masks.forget_gone(gone)
+        for segment_id in {*gone, *(segment_of(node) for node in self._work.nodes.nodes())}:
             if self._table.has(segment_id):
-                self._nodes.dress(segment_id)
+                self._work.nodes.dress(segment_id)
             else:
-                self._nodes.remove_segment(segment_id)
+                self._work.prompts.drop(segment_id)
         if gone or changed:
             self._changed()
 
@@ -682,29 +722,17 @@ class SceneSession:
         else:
             self._tell(Notice("The volume's voxels have changed: masks are made anew from the prompts."))
         self.volume, self._recognised = volume, now
-        self._given_window = self._wanted_window()
-        self.client.set_volume(volume, self._given_window)
-        if self._nodes is None:
-            return
-        self._take_back_masks()
-        self._table = SegmentTable(self.segmentation_node, self._table.values)
-        self._writer.close()
-        self._open_writer(None)
-        self._given.clear()
-        self._masks.clear()
-        self._record = storage.Record()
-        self._nodes_count = self._dirty = True
-        self._changed()
+        self._send_volume()
+        if self._work is not None:
+            self._work.masks.take_back()
+            self._work.writer.close()
+            self._open(storage.Record(values=self._table.values), None)
 
     def _say_moved(self) -> None:
         self._tell(Notice(
             "The volume was moved, its prompts stayed where they are: masks are made anew from them, propagated slices "
             "are taken back; propagate again."
         ))  # fmt: skip
-
-    def _take_back_masks(self) -> None:
-        for claim in self._writer.claims():
-            self._writer.take_back(claim.segment_id, claim.plane_key)
 
     def _follow_window(self) -> None:
         self._window_changed = None
@@ -722,272 +750,37 @@ class SceneSession:
         corners = self.placing.corners()[:2]
         self.placing.clear_corners()
         try:
-            number = self.place(self.placing.kind, self._slice_node_at(corners[0]), corners)
-            self._log.debug("Box %s placed", number)
+            self.place(self.placing.kind, self._slice_node_at(corners[0]), corners)
         except UserError as error:
             self._tell(Failed(str(error)))
 
-    # ---- inside: nodes to session
+    def _remove_orphans(self) -> None:
+        """Prompts and records whose volume or segmentation is gone."""
+        self._orphans = False
+        for node in orphans(self.scene):
+            PromptNodes(self.scene, self.volume_node, self.segmentation_node).remove_node(node)
+        for node in storage.orphans(self.scene):
+            self.scene.RemoveNode(node)
 
-    def _reconcile(self) -> bool:
-        """Tell the session what the nodes hold; returns whether there was anything to tell."""
-        if self._nodes is None or not self._dirty or self._held or self._busy_elsewhere():
-            return False
-        self._dirty = False
-        marked_prompts = self._nodes.read(self.volume)
-        known, told, added = set(self._given), False, []
-        for marked in marked_prompts:
-            if not self._table.has(marked.segment_id):
-                self._remove_marked(marked)
-            elif marked.number not in known:
-                added += self._add_marked(marked)
-            else:
-                known.discard(marked.number)
-                told |= self._move_marked(marked)
-        for number, marked in added:
-            self._remember(number, marked.segment_id, marked.prompt, marked.view)
-        for number in [number for number in known if self._given[number].said is not None]:
-            del self._given[number]
-            self.client.delete_prompt(number)
-            told = True
-        if self.placing.kind is None:
-            self._nodes.remove_empty()
-        self._placed_on.clear()
-        if told or added:
-            self._changed()
-        return bool(told or added)
+    # ---- inside: which view
 
-    def _add_marked(self, marked: MarkedPrompt) -> list[tuple[int, MarkedPrompt]]:
-        """Give the session a prompt that it does not know; the numbers of others may still be stale."""
-        view = self._placed_on.get((marked.node_id, marked.point_id)) or marked.view or self._view_at(marked.prompt)
-        try:
-            view = parallel_view(view, _middle_of(marked.prompt), self.volume)
-            self._check(marked.segment_id, marked.prompt, view)
-        except UserError as error:
-            self._remove_marked(marked)
-            self._tell(Failed(str(error)))
-            return []
-        marked = dataclasses.replace(marked, view=view)
-        number = self.client.add_prompt(self._table.use(marked.segment_id, self.client), marked.prompt, view)
-        self._nodes.number(marked, number)
-        return [(number, marked)]
-
-    def _move_marked(self, marked: MarkedPrompt) -> bool:
-        given = self._given[marked.number]
-        if given.said is not None and marked.same_as(given.said):
-            return False
-        try:
-            self._check(marked.segment_id, marked.prompt, marked.view)
-        except UserError as error:
-            self._nodes.write(marked.number, given.segment_id, given.prompt, given.view, self.volume)
-            self._tell(Failed(str(error)))
-            return False
-        self._nodes.number(marked, marked.number)
-        self.client.move_prompt(marked.number, marked.prompt, marked.view)
-        self._given[marked.number] = _Given(marked.segment_id, marked.prompt, marked.view, marked)
-        return True
-
-    def _remove_marked(self, marked: MarkedPrompt) -> None:
-        node = self.scene.GetNodeByID(marked.node_id)
-        if node is not None:
-            self._nodes.remove_marked(node, marked.point_id)
-
-    def _add(self, segment_id: str, prompt: Prompt, view: View) -> int:
-        self._reconcile()
-        self._check(segment_id, prompt, view)
-        number = self.client.add_prompt(self._table.use(segment_id, self.client), prompt, view)
-        self._nodes.write(number, segment_id, prompt, view, self.volume)
-        self._remember(number, segment_id, prompt, view)
-        self._changed()
-        return number
-
-    def _remember(self, number: int, segment_id: str, prompt: Prompt, view: View) -> None:
-        self._given[number] = _Given(segment_id, prompt, view, self._nodes.read_one(number, self.volume))
-
-    def _check(self, segment_id: str, prompt: Prompt, view: View) -> None:
-        """UserError when the session could not take the prompt; the worker would say the same, later."""
-        segment = self._table.segmentation.GetSegment(segment_id)
-        on_planes_of(self.volume, prompt, view, segment.GetName() or segment_id)
-
-    def _view_at(self, prompt: Prompt) -> View:
+    def _view_at(self, ras) -> View:
         """For what was placed where nobody saw it: the view that shows it, or else any."""
-        at = _middle_of(prompt)
-        node = self._slice_node_at(at)
+        node = self._slice_node_at(ras)
         try:
-            return _view_of(plane_of_view(node, self.volume, at)) if node is not None else "axial"
+            return view_of(plane_of_view(node, self.volume, ras)) if node is not None else "axial"
         except UserError:
             return "axial"
 
     def _slice_node_at(self, ras):
         """The slice view in which a point was clicked: the one under the cursor, or else one that shows it."""
-        shown = [node for node in self._slice_nodes() if _shows(node, ras)]
+        nodes = self.scene.GetNodes()
+        every = (nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems()))
+        shown = [node for node in every if node.IsA("vtkMRMLSliceNode") and shows(node, ras)]
         active = self._active_slice_node()
         if active is not None and (active in shown or not shown):
             return active
         return shown[0] if shown else None
-
-    def _slice_nodes(self) -> list:
-        nodes = self.scene.GetNodes()
-        every = (nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems()))
-        return [node for node in every if node.IsA("vtkMRMLSliceNode")]
-
-    # ---- inside: session to nodes
-
-    def _take(self, state: StateChanged) -> None:
-        """Write what the session says into the nodes."""
-        self.state = state
-        self._awaits_state = False
-        if self._nodes is None:
-            return
-        self._take_segments(state)
-        now = {info.number: info for info in state.prompts}
-        for number in [n for n in self._given if n not in now]:
-            self._lose(number)
-        for number, info in now.items():
-            self._take_prompt(number, info)
-        if self._nodes_count:
-            self._nodes_count = False
-            self._dirty = True
-        if self.placing.kind is None:
-            self._nodes.remove_empty()
-
-    def _take_segments(self, state: StateChanged) -> None:
-        known = {info.value for info in state.segments}
-        for info in state.segments:
-            if self._table.id_of(info.value) is None:
-                self._adopted.add(self._table.adopt(info))
-        for segment_id, value in list(self._table.values.items()):
-            if self._table.knows(value) and value not in known and segment_id in self._adopted:
-                self._unadopt(segment_id, value)
-        self._table.take_over(state.segments)
-
-    def _unadopt(self, segment_id: str, value: int) -> None:
-        """Adopting was undone: the segment goes, unless the user has drawn in it or prompted it."""
-        for claim in self._writer.claims():
-            if claim.segment_id == segment_id:
-                self._writer.take_back(segment_id, claim.plane_key)
-        self._masks = {place: event for place, event in self._masks.items() if place[0] != value}
-        if is_empty(self.segmentation_node, segment_id):
-            self._table.forget(segment_id)
-            self._adopted.discard(segment_id)
-            self._writer.forget(segment_id)
-            self._table.segmentation.RemoveSegment(segment_id)
-
-    def _lose(self, number: int) -> None:
-        """The session has a prompt no more. Right after loading, it never had it: then it is given anew."""
-        given = self._given.pop(number)
-        if not self._nodes_count and given.said is not None:
-            self._nodes.remove(number)
-
-    def _take_prompt(self, number: int, info: PromptInfo) -> None:
-        given = self._given.get(number)
-        segment_id = self._table.id_of(info.segment)
-        if segment_id is None:
-            return
-        if given is not None and given.segment_id == segment_id and _same(given, info):
-            return
-        if given is None and self._nodes_count:
-            return  # deleted in the nodes while the session was away
-        self._nodes.write(number, segment_id, info.prompt, info.view, self.volume)
-        self._remember(number, segment_id, info.prompt, info.view)
-
-    def _show_masks(self, end: float) -> None:
-        """Masks into segments, in the order in which they came, until the time is up; at least one."""
-        if self._writer is None:
-            return
-        for place, event in list(self._masks.items()):
-            segment_id = self._table.id_of(event.segment)
-            if segment_id is None and self._table.awaits(event.segment):
-                continue  # of a segment that is not in Slicer's table yet
-            del self._masks[place]
-            if segment_id is not None and self._table.has(segment_id):
-                self._show(segment_id, event)
-            if self._clock() >= end:
-                return
-
-    def _show(self, segment_id: str, event: MaskChanged) -> None:
-        place = (event.segment, event.plane.key)
-        self._cut.pop(place, None)
-        try:
-            points = event.points if len(event.points) else None
-            changed = self._writer.show(segment_id, event.plane, event.mask, points)
-        except UserError as error:
-            self._tell(Failed(str(error)))
-            changed = False
-        if self._writer.was_cut:
-            self._cut[place] = _CutMask(event.plane, np.packbits(event.mask), event.score, event.points)
-        if changed:
-            self._show_cut_again(event.segment)
-        self._last_mask = self._clock()
-        self._record_stale = True
-
-    def _show_cut_again(self, but: int) -> None:
-        """What other segments had kept masks out of may be free now: it belongs to them."""
-        for (value, key), cut in list(self._cut.items()):
-            if value != but and (value, key) not in self._masks:
-                self._masks[(value, key)] = cut.event(value)
-
-    # ---- inside: storing
-
-    def _changed(self) -> None:
-        """Something was asked of the session; a state will come that knows of it."""
-        self._awaits_state = self._snapshot_stale = True
-        self._last_change = self._clock()
-
-    def _keep_snapshot(self, hurry: bool) -> None:
-        """Have the newest document at hand, since saving a scene cannot wait for the worker."""
-        rested = hurry or self._clock() - self._last_change >= _SNAPSHOT_DELAY
-        if self._snapshot_stale and self._snapshot_request is None and rested and self._settled:
-            self._snapshot_stale = False
-            self._snapshot_request = self.client.snapshot()
-            self._own_requests.add(self._snapshot_request)
-
-    @property
-    def _unstored(self) -> bool:
-        return self._snapshot_stale or self._snapshot_request is not None or bool(self._masks)
-
-    @property
-    def _settled(self) -> bool:
-        if self._nodes is None or self._awaits_state or self.state is None:
-            return False
-        return self._reachable and self.state.settled
-
-    @property
-    def _reachable(self) -> bool:
-        return self.client.status.state == "ready"
-
-    def _take_snapshot(self, document: dict) -> None:
-        self._record.document = document
-        self._record_stale = True
-        if self._sweep_due and not (self._snapshot_stale or self._masks or self._jobs):
-            self._sweep(document)
-
-    def _sweep(self, document: dict) -> None:
-        """Take back masks that the session does not have: their prompts went while the worker was away."""
-        self._sweep_due = False
-        wanted = set()
-        for info, keys in storage.places_of(document):
-            keys = keys or on_planes_of(self.volume, info.prompt, info.view)
-            wanted.update((self._table.id_of(info.segment), key) for key in keys)
-        wanted.update((self._table.id_of(value), key) for value, key in storage.propagated_of(document))
-        for claim in self._writer.claims():
-            if (claim.segment_id, claim.plane_key) not in wanted:
-                self._writer.take_back(claim.segment_id, claim.plane_key)
-                self._show_cut_again(0)
-
-    def _write_record(self) -> None:
-        self._record_stale = False
-        record = self._record
-        if record.document is None and not len(self._writer.claims()):
-            return
-        record.values = dict(self._table.values)
-        record.claims = self._writer.to_dict()
-        record.model, record.adapter = self._model[:2]
-        record.volume = self._recognised
-        storage.write_record(self.scene, self.volume_node, self.segmentation_node, record)
-
-    def _tell(self, event: Event) -> None:
-        self._events.append(event)
 
     # ---- inside: observers
 
@@ -1010,7 +803,7 @@ class SceneSession:
         observers = self._observers
         observers.remove(node)
         observers.add_with_index(node, node.PointPositionDefinedEvent, self._on_point_defined)
-        observers.add(node, node.PointStartInteractionEvent, lambda caller: self._held.add(caller.GetID()))
+        observers.add(node, node.PointStartInteractionEvent, self._on_interaction_start)
         observers.add(node, node.PointEndInteractionEvent, self._on_interaction_end)
         for event in (
             node.PointPositionUndefinedEvent,
@@ -1022,26 +815,32 @@ class SceneSession:
             observers.add(node, event, self._on_prompt_changed)
 
     def _on_prompt_changed(self, _) -> None:
-        self._dirty = True
+        if self._work is not None:
+            self._work.prompts.dirty = True
+
+    def _on_interaction_start(self, node) -> None:
+        if self._work is not None:
+            self._work.prompts.held.add(node.GetID())
 
     def _on_interaction_end(self, node) -> None:
-        self._held.discard(node.GetID())
-        self._dirty = True
+        if self._work is not None:
+            self._work.prompts.held.discard(node.GetID())
+            self._work.prompts.dirty = True
 
     def _on_point_defined(self, node, index: int | None) -> None:
         """Note in which view the user clicked: later the mouse is elsewhere."""
-        self._dirty = True
-        if self._nodes is None or index is None or index >= node.GetNumberOfControlPoints():
+        self._on_prompt_changed(node)
+        if self._work is None or index is None or index >= node.GetNumberOfControlPoints():
             return
         ras = tuple(node.GetNthControlPointPositionWorld(index))
         slice_node = self._slice_node_at(ras)
         if slice_node is None:
             return
         try:
-            view = _view_of(plane_of_view(slice_node, self.volume, ras))
+            view = view_of(plane_of_view(slice_node, self.volume, ras))
         except UserError:
             return
-        self._placed_on[(node.GetID(), node.GetNthControlPointID(index))] = view
+        self._work.prompts.placed_on[(node.GetID(), node.GetNthControlPointID(index))] = view
 
     def _on_segments(self, _) -> None:
         self._table_dirty = True
@@ -1063,15 +862,14 @@ class SceneSession:
     def _on_node_added(self, node) -> None:
         if kind_of(node) is not None:
             self._observe_prompt_node(node)
-            self._dirty = True
+            self._on_prompt_changed(node)
 
     def _on_node_removed(self, node) -> None:
         self._observers.remove(node)
         if self.scene.IsClosing():
             return
         if kind_of(node) is not None:
-            self._held.discard(node.GetID())
-            self._dirty = True
+            self._on_interaction_end(node)
         elif node is self.volume_node or node is self.segmentation_node:
             self._drop()
             if node is self.volume_node:
@@ -1083,14 +881,6 @@ class SceneSession:
             self._orphans = True
         elif node is self._editor_node:
             self.editor_node = None
-
-    def _remove_orphans(self) -> None:
-        """Prompts and records whose volume or segmentation is gone."""
-        self._orphans = False
-        for node in orphans(self.scene):
-            PromptNodes(self.scene, self.volume_node, self.segmentation_node).remove_node(node)
-        for node in storage.orphans(self.scene):
-            self.scene.RemoveNode(node)
 
     def _on_start_close(self, _) -> None:
         self._drop()
@@ -1111,80 +901,6 @@ class SceneSession:
 
 
 # ---- small things
-
-
-def on_planes_of(volume: Volume, prompt: Prompt, view: View, name: str = "segment") -> list[str]:
-    """Keys of the planes that a prompt lies on. Raises UserError when it cannot be placed."""
-    alone = SegmentPrompts(name, 1, None, (prompt,))
-    if isinstance(prompt, MaskPrompt):
-        view = prompt.plane
-    if isinstance(view, SlicePlane) and view.index is not None:
-        view = view.orientation
-    on_plane = isinstance(view, SlicePlane)
-    orientation, planes = ("axial", (view,)) if on_plane else (view, ())
-    return [plane.key for plane in on_planes(volume, alone, orientation, planes, negative_only=True)]
-
-
-def _prompt_of(kind: str, plane: SlicePlane, points: list) -> Prompt:
-    if kind in ("positive", "negative"):
-        return PointPrompt(points[0], kind == "positive")
-    if kind in ("scribble+", "scribble-"):
-        return ScribblePrompt(tuple(_thinned(points, plane.pixel_size / 2)), kind == "scribble+")
-    if kind in ("box", "box3d"):
-        if len(points) < 2:
-            raise UserError("A box needs two opposite corners; drag from one to the other.")
-        return slice_box(plane, points[:2]) if kind == "box" else volume_box(plane, points[:2])
-    raise ValueError(f'"{kind}" is no kind of prompt.')
-
-
-def _thinned(points: list, tolerance: float) -> list:
-    """A stroke without the points that a straight line does without, at `tolerance` mm (Douglas and Peucker)."""
-    line = np.asarray(points, dtype=np.float64)
-    keep = np.zeros(len(line), bool)
-    keep[[0, -1]] = True
-    pieces = [(0, len(line) - 1)]
-    while pieces:
-        first, last = pieces.pop()
-        if last - first < 2:
-            continue
-        direction = line[last] - line[first]
-        length = np.linalg.norm(direction)
-        offsets = line[first + 1 : last] - line[first]
-        along = offsets @ direction / length**2 if length > 0 else np.zeros(len(offsets))
-        far = np.linalg.norm(offsets - np.clip(along, 0, 1)[:, None] * direction, axis=1)
-        worst = int(far.argmax())
-        if far[worst] > tolerance:
-            keep[first + 1 + worst] = True
-            pieces += [(first, first + 1 + worst), (first + 1 + worst, last)]
-    return [tuple(point) for point in line[keep]]
-
-
-def _view_of(plane: SlicePlane) -> View:
-    return plane.orientation if plane.index is not None else plane
-
-
-def _middle_of(prompt: Prompt) -> tuple[float, float, float]:
-    if isinstance(prompt, PointPrompt):
-        return prompt.ras
-    if isinstance(prompt, ScribblePrompt):
-        return tuple(np.mean(prompt.ras, axis=0))
-    if hasattr(prompt, "center"):
-        return prompt.center
-    if hasattr(prompt, "corner_a"):
-        return tuple((np.array(prompt.corner_a) + prompt.corner_b) / 2)
-    return tuple(prompt.plane.origin)
-
-
-def _shows(slice_node, ras) -> bool:
-    """Whether a point lies on the slice of a view, to a tenth of a millimetre."""
-    matrix = slice_node.GetSliceToRAS()
-    normal = np.array([matrix.GetElement(row, 2) for row in range(3)])
-    origin = np.array([matrix.GetElement(row, 3) for row in range(3)])
-    return bool(abs((np.asarray(ras) - origin) @ normal) <= 0.1)
-
-
-def _same(given: _Given, info: PromptInfo) -> bool:
-    return same_prompt(given.prompt, given.view, info.prompt, info.view)
 
 
 def _same_window(a: IntensityWindow, b: IntensityWindow | None) -> bool:

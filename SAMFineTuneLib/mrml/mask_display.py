@@ -1,0 +1,125 @@
+"""The session's masks in the segments: queued as they come, shown while there is time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.mrml.segment_table import SegmentTable
+from SAMFineTuneLib.mrml.segments import SegmentWriter
+from SAMFineTuneLib.service.events import Event, Failed, MaskChanged
+
+_SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is made anew
+
+
+@dataclass(frozen=True)
+class _CutMask:
+    """A mask that other segments kept out of some voxels, one bit a pixel."""
+
+    plane: SlicePlane
+    bits: np.ndarray
+    score: float | None
+    points: np.ndarray
+
+    def event(self, segment: int) -> MaskChanged:
+        rows, columns = self.plane.shape
+        mask = np.unpackbits(self.bits, count=rows * columns).reshape(rows, columns).astype(bool)
+        return MaskChanged(segment, self.plane, mask, self.score, self.points)
+
+
+class MaskDisplay:
+    """Masks on their way into the segments of one segmentation, and those that are there."""
+
+    def __init__(
+        self,
+        writer: SegmentWriter,
+        table: SegmentTable,
+        tell: Callable[[Event], None],
+        clock: Callable[[], float],
+    ):
+        self.writer = writer
+        self.stored = True
+        """Whether what is shown was stored in the scene since it changed; whoever stores it says so."""
+        self._table, self._tell, self._clock = table, tell, clock
+        self._waiting: dict[tuple[int, str], MaskChanged] = {}
+        self._cut: dict[tuple[int, str], _CutMask] = {}
+        self._last = clock()
+
+    def __len__(self) -> int:
+        """Masks that are not shown yet."""
+        return len(self._waiting)
+
+    def take(self, event: MaskChanged) -> None:
+        """Queue a mask; an older one of the same place is not shown any more."""
+        place = (event.segment, event.plane.key)
+        self._waiting.pop(place, None)
+        self._waiting[place] = event
+
+    def show(self, end: float) -> None:
+        """Masks into segments, in the order in which they came, until the clock says `end`; at least one."""
+        for place, event in list(self._waiting.items()):
+            segment_id = self._table.id_of(event.segment)
+            if segment_id is None and self._table.awaits(event.segment):
+                continue  # of a segment that is not in Slicer's table yet
+            del self._waiting[place]
+            if segment_id is not None and self._table.has(segment_id):
+                self._show(place, segment_id, event)
+            if self._clock() >= end:
+                return
+
+    def take_back(self, segment_id: str | None = None) -> None:
+        """Take all masks back, or those of a segment, whose queued ones are dropped too."""
+        value = None if segment_id is None else self._table.values.get(segment_id)
+        for masks in (self._waiting, self._cut):
+            for place in [place for place in masks if value in (None, place[0])]:
+                del masks[place]
+        for claim in self.writer.claims():
+            if segment_id in (None, claim.segment_id):
+                self.writer.take_back(claim.segment_id, claim.plane_key)
+        self._changed(value)
+
+    def keep_only(self, places: Collection[tuple[str, str]]) -> None:
+        """Take back masks that are not of these segment IDs and plane keys."""
+        for claim in self.writer.claims():
+            if (claim.segment_id, claim.plane_key) not in places:
+                self.writer.take_back(claim.segment_id, claim.plane_key)
+                self._changed(None)
+
+    def forget_gone(self, segment_ids: list[str]) -> None:
+        """Segments were removed, and their voxels with them; the table does not know them any more."""
+        for segment_id in segment_ids:
+            self.writer.forget(segment_id)
+        if segment_ids:
+            self._cut = {place: cut for place, cut in self._cut.items() if self._table.id_of(place[0]) is not None}
+            self._changed(None)
+
+    @property
+    def surface_due(self) -> bool:
+        """Whether the closed surface is stale, and the masks have come to rest."""
+        return self.writer.surface_stale and not self._waiting and self._clock() - self._last >= _SURFACE_DELAY
+
+    def _show(self, place: tuple[int, str], segment_id: str, event: MaskChanged) -> None:
+        self._cut.pop(place, None)
+        points = event.points if len(event.points) else None
+        try:
+            changed = self.writer.show(segment_id, event.plane, event.mask, points)
+        except UserError as error:
+            self._tell(Failed(str(error)))
+            return
+        if self.writer.was_cut:
+            self._cut[place] = _CutMask(event.plane, np.packbits(event.mask), event.score, event.points)
+        self._last = self._clock()
+        self.stored = False
+        if changed:
+            self._changed(event.segment)
+
+    def _changed(self, but: int | None) -> None:
+        """What other segments had kept masks out of may be free now: it belongs to them."""
+        self.stored = False
+        for (value, key), cut in self._cut.items():
+            if value != but and (value, key) not in self._waiting:
+                self._waiting[(value, key)] = cut.event(value)
