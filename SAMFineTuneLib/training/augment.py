@@ -1,0 +1,59 @@
+"""Augmentations of finetune-SAM (Gu et al., 2024): equalise, brightness and contrast, scale and crop, rotation.
+
+A picture and its classes go through one transform; classes by the nearest pixel, so that none arises that does not
+exist. Left and right are never exchanged: in a patient they differ.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+_EQUALISE = 0.1  # probability
+_COLOUR = 0.3  # change of brightness, contrast and gamma
+_SCALES = (0.5, 1.5)
+_DEGREES = 45.0
+_SHIFT = 0.1  # of the longer side
+
+
+def augment(
+    rng: np.random.Generator, picture: np.ndarray, classes: np.ndarray, strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A changed copy of a picture (uint8) and its classes, both [rows, columns]; `strength` 0 changes nothing."""
+    if strength <= 0:
+        return picture, classes
+    moved, labels = _move(rng, picture, classes, strength)
+    return _shade(rng, moved, strength), labels
+
+
+def _move(
+    rng: np.random.Generator, picture: np.ndarray, classes: np.ndarray, strength: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rotated, scaled and shifted; what comes from outside is the picture's edge, of no class."""
+    angle = np.deg2rad(rng.uniform(-_DEGREES, _DEGREES) * strength)
+    low, high = (1 + (scale - 1) * strength for scale in _SCALES)
+    scale = np.exp(rng.uniform(np.log(max(low, 0.1)), np.log(high)))
+    shift = rng.uniform(-_SHIFT, _SHIFT, 2) * strength * max(picture.shape)
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    middle = (np.array(picture.shape) - 1) / 2
+    offset = middle - matrix @ (middle + shift)
+    moved = ndimage.affine_transform(picture, matrix, offset, order=1, mode="nearest")
+    labels = ndimage.affine_transform(classes, matrix, offset, order=0, mode="constant", cval=0)
+    return moved, labels
+
+
+def _shade(rng: np.random.Generator, picture: np.ndarray, strength: float) -> np.ndarray:
+    equalised = rng.random() < _EQUALISE * min(strength, 1.0)
+    brightness, contrast, gamma = 1 + _COLOUR * strength * rng.uniform(-1, 1, 3)
+    grey = (_equalise(picture) if equalised else picture) / np.float32(255)
+    middle = grey.mean()
+    grey = np.clip(((grey - middle) * contrast + middle) * brightness, 0, 1) ** np.float32(gamma)
+    return np.rint(255 * grey).astype(np.uint8)
+
+
+def _equalise(picture: np.ndarray) -> np.ndarray:
+    """Grey values replaced by their share of darker pixels."""
+    counts = np.bincount(picture.ravel(), minlength=256)
+    first = counts[np.flatnonzero(counts)[0]]
+    below = np.cumsum(counts) - first
+    return np.rint(255 * below / max(1, below[-1])).clip(0, 255).astype(np.uint8)[picture]

@@ -1,0 +1,82 @@
+"""Several processes that train one adapter, as `torchrun` starts them; one process alone is a gang of one.
+
+Every process holds the same network, works on its part of each batch, and the gradients are summed: with n processes
+the result is that of one process with the same batch, up to rounding. Only the first writes and tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from SAMFineTuneLib.errors import UserError
+
+_PATIENCE = timedelta(hours=12)  # while the first process tests, the others wait
+
+
+@dataclass(frozen=True)
+class Gang:
+    """`rank` of `size` processes."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def part_of(self, batch: int) -> range:
+        """Positions of this process's pictures in a batch."""
+        if batch % self.size:
+            raise UserError(f"A batch of {batch} pictures cannot be shared by {self.size} processes; choose another.")
+        share = batch // self.size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up what every process found."""
+        if self.size == 1:
+            return
+        trained = list(parameters)
+        for parameter in trained:  # one that this process's pictures did not need must still be counted
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        together = torch.cat([parameter.grad.reshape(-1) for parameter in trained])
+        torch.distributed.all_reduce(together)
+        for parameter, part in zip(trained, together.split([one.numel() for one in trained]), strict=True):
+            parameter.grad.copy_(part.view_as(parameter))
+
+    def sum(self, value: float) -> float:
+        """A number added up over the processes."""
+        if self.size == 1:
+            return value
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(value, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(total)
+        return float(total)
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process has."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def join_gang(device: str) -> tuple[Gang, str]:
+    """This process's place in what `torchrun` started, and the device it shall use; a gang of one without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Gang(), device
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
+    return Gang(torch.distributed.get_rank(), size), device

@@ -1,0 +1,90 @@
+"""Interactive training (MedicoSAM, Archit et al., 2025): each object is prompted, then corrected where it is wrong.
+
+Each later round adds one positive click where the answer misses the object and one negative where it spills over, from
+the candidate of the best predicted IoU, and feeds its logits back half of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from SAMFineTuneLib.models.spec import ModelSpec
+from SAMFineTuneLib.training.losses import round_loss
+
+
+@dataclass(frozen=True)
+class Objects:
+    """n objects of a batch; see `items.Item`. `owner` (n,) is the picture that each is on."""
+
+    owner: Tensor
+    coords: Tensor
+    labels: Tensor
+    ambiguous: Tensor
+    targets: Tensor
+    chances: Tensor
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+
+def session_loss(
+    network: nn.Module, spec: ModelSpec, embedding: Mapping[str, Tensor], objects: Objects, feedback: float
+) -> tuple[Tensor, Tensor]:
+    """Mean loss (n,) over the rounds, and the real IoU (n,) of the first answers; embedding of n pictures."""
+    own = {name: value[objects.owner] for name, value in embedding.items()}
+    coords, labels, ambiguous = objects.coords, objects.labels, objects.ambiguous
+    side = spec.low_res_size
+    logits = coords.new_zeros(len(objects), 1, side, side)
+    given = coords.new_zeros(len(objects))
+    losses, first = [], None
+    rounds = objects.chances.shape[1]
+    for number in range(rounds):
+        masks, predicted = network.decode(own, coords, labels, logits, given)
+        answer = round_loss(masks, predicted, objects.targets, ambiguous, spec.ranks_all)
+        losses.append(answer.loss)
+        chosen = best_candidate(predicted, ambiguous, spec.ranks_all)
+        if first is None:
+            first = answer.iou.gather(1, chosen[:, None])[:, 0]
+        if number == rounds - 1:
+            break
+        before = masks.detach()[torch.arange(len(masks)), chosen]
+        chances = objects.chances[:, number]
+        clicks, kinds = corrections(before, objects.targets, chances, spec.input_size)
+        coords, labels = torch.cat([coords, clicks], 1), torch.cat([labels, kinds], 1)
+        given = (chances[:, 6] < feedback).to(coords.dtype)
+        logits = before[:, None] * given[:, None, None, None]
+        ambiguous = torch.zeros_like(ambiguous)
+    return torch.stack(losses).mean(0), first
+
+
+def best_candidate(predicted: Tensor, ambiguous: Tensor, ranks_all: bool) -> Tensor:
+    """Index (n,) of the candidate that a user would be shown, of predicted IoU (n, T)."""
+    if ranks_all:
+        return predicted.argmax(1)
+    return torch.where(ambiguous, predicted[:, 1:].argmax(1) + 1, 0)
+
+
+def corrections(logits: Tensor, target: Tensor, chances: Tensor, input_size: int) -> tuple[Tensor, Tensor]:
+    """One click each where the answer (n, L, L) misses the target and where it spills over.
+
+    `chances` (n, 7) uniform. -> input pixels (n, 2, 2) as x, y and labels (n, 2): 1 and 0, -1 where nothing is wrong
+    in that way.
+    """
+    truth, answer = target > 0.5, logits > 0
+    side = target.shape[-1]
+    coords, labels = [], []
+    for kind, wrong, at in ((1.0, truth & ~answer, 0), (0.0, answer & ~truth, 3)):
+        flat = wrong.flatten(1)
+        count = flat.sum(1)
+        # The pixel of that rank among the wrong ones; without any, the first pixel, which then counts for nothing.
+        rank = (chances[:, at] * count).long().clamp(max=(side * side) - 1) + 1
+        index = (flat.cumsum(1) == rank[:, None]).to(torch.uint8).argmax(1)
+        cell = torch.stack([index % side, index // side], 1)
+        # Anywhere in the cell, in input pixels, whose centres are whole numbers.
+        coords.append((cell + chances[:, at + 1 : at + 3]) * (input_size / side) - 0.5)
+        labels.append(torch.where(count > 0, kind, -1.0))
+    return torch.stack(coords, 1), torch.stack(labels, 1).to(coords[0].dtype)

@@ -1,0 +1,69 @@
+"""Losses of fine-tuning: Dice with cross-entropy, of objects and of classes, and the squared error of predicted IoU.
+
+Shapes: n objects, T mask candidates, C classes, L low-resolution side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Where all candidates are compared by predicted IoU, or one point means one label, the others must learn a little too.
+_ALL_CANDIDATES = 0.3
+_SINGLE_OF_AMBIGUOUS = 0.3
+_BEST_OF_OTHERS = 0.2
+
+
+@dataclass(frozen=True)
+class Round:
+    """Loss (n,) of one answer to n objects, and the real IoU (n, T) of its candidates."""
+
+    loss: Tensor
+    iou: Tensor
+
+
+def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """Dice loss with squared denominator (Milletari 2016) over the last two dimensions."""
+    overlap = (probability * target).sum((-2, -1))
+    return 1 - (2 * overlap + 1) / ((probability**2).sum((-2, -1)) + (target**2).sum((-2, -1)) + 1)
+
+
+def mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, T, L, L), target (n, L, L) in 0..1 -> Dice + cross-entropy (n, T), real IoU (n, T)."""
+    target = target[:, None]
+    entropy = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none").mean((2, 3))
+    with torch.no_grad():
+        answer, truth = logits > 0, target > 0.5
+        iou = (answer & truth).sum((2, 3)) / (answer | truth).sum((2, 3)).clamp(min=1)
+    return dice_loss(logits.sigmoid(), target) + entropy, iou
+
+
+def round_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, ambiguous: Tensor, ranks_all: bool) -> Round:
+    """Logits (n, T, L, L), predicted IoU (n, T), target (n, L, L), `ambiguous` (n,) bool: a lone point.
+
+    The candidates of an ambiguous prompt are 1..T-1, of any other candidate 0, and the best candidate learns; a model
+    that `ranks_all` compares all of them for any prompt.
+    """
+    losses, iou = mask_losses(logits, target)
+    single, others = losses[:, 0], losses[:, 1:]
+    error = (predicted_iou - iou) ** 2
+    several = others.amin(1) + _ALL_CANDIDATES * others.mean(1)
+    if ranks_all:
+        several = several + _SINGLE_OF_AMBIGUOUS * single
+        lone = single + _BEST_OF_OTHERS * others.mean(1)
+        judged = error.mean(1)
+    else:
+        lone = single
+        judged = torch.where(ambiguous, error[:, 1:].mean(1), error[:, 0])
+    return Round(torch.where(ambiguous, several, lone) + judged, iou)
+
+
+def class_loss(logits: Tensor, shares: Tensor) -> Tensor:
+    """Logits and target shares (B, C, L, L), background first -> cross-entropy + mean Dice loss of the classes that
+    are not background (B,)."""
+    entropy = -(shares * logits.log_softmax(1)).sum(1).mean((1, 2))
+    dice = dice_loss(logits.softmax(1)[:, 1:], shares[:, 1:])
+    return entropy + dice.mean(1)
