@@ -40,7 +40,7 @@ from SAMFineTuneLib.mrml.markups import kind_of, prompt_nodes, world_points
 from SAMFineTuneLib.mrml.scene_session import SceneSession
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.events import Failed, Objects
+from SAMFineTuneLib.service.events import Failed, MaskChanged, Objects
 from SAMFineTuneLib.service.local_worker import LocalWorker
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
@@ -91,6 +91,7 @@ class RandomUse:
         self.memory: list[int] = []
         self.jobs: list[int] = []
         self.killed = 0.0
+        self.heard: dict[tuple[int, str], bytes | None] = {}
 
     def _add_slice_node(self) -> None:
         import slicer
@@ -123,7 +124,15 @@ class RandomUse:
             time.sleep(0.002)
         if self.random.random() < 0.3:
             self.settle()
+        self._listen()
         del self.host.told[:-200]
+
+    def _listen(self) -> None:
+        """Remember the masks that the worker told, to tell its mistakes from the scene's."""
+        for event in self.host.told:
+            if isinstance(event, MaskChanged):
+                packed = None if event.mask is None else np.packbits(event.mask).tobytes()
+                self.heard[(event.segment, event.plane.key)] = packed
 
     def settle(self) -> None:
         """Until everything has come to rest."""
@@ -325,6 +334,7 @@ class RandomUse:
     def check(self) -> None:
         """What must hold at any time of rest."""
         self.settle()
+        self._listen()
         self._expect(not self.errors.texts, f"errors were logged: {self.errors.texts[:3]}")
         wrong = [text for text in self.host.texts(Failed) if text.startswith("Something went wrong")]
         self._expect(not wrong, f"the session failed: {wrong[:3]}")
@@ -351,19 +361,25 @@ class RandomUse:
         self._expect(anything.max(initial=0) <= 1, "a voxel is in two segments")
         by_value = {value: name for name, value in record.values.items()}
         wanted = {name: np.zeros(volume.shape, bool) for name in held}
+        others_told = []
         for info in replayed.segments:
             for place, task in replayed.state.tasks.items():
                 if place[0] == info.value and info.value in by_value:
                     points = [part.points[part.labels == 1] for part in task.prompts]
                     merged = np.concatenate(points) if points else None
                     mask = replayed.mask(info.value, task.plane)
+                    if self.heard.get(place, b"") not in (b"", np.packbits(mask).tobytes()):
+                        others_told.append(place)
                     places = tuple(covered_voxels(mask, task.plane, volume, merged))
                     wanted[by_value[info.value]][places] = True
         for name, voxels in held.items():
             others = np.any([held[other] for other in held if other != name] or [np.zeros(volume.shape, bool)], axis=0)
             extra, missing = voxels & ~wanted[name], wanted[name] & ~voxels & ~others
             counts = f"{extra.sum()} voxels too many and {missing.sum()} too few of {wanted[name].sum()}"
-            self._expect(not extra.any() and not missing.any(), f"segment {name} has {counts}")
+            text = f"segment {name} has {counts}"
+            if others_told:
+                text += f"; the worker told other masks than a replay gives: {others_told}"
+            self._expect(not extra.any() and not missing.any(), text)
 
     def finish(self) -> None:
         """Close everything; nothing may be left."""
