@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.adapter_folder import AdapterFolder, require_base
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "directml", "coreml")
@@ -24,7 +25,7 @@ class Engine(Protocol):
 
     spec: ModelSpec
     digest: str
-    """Identifies weights, adapter and precision: two engines with one digest give one embedding."""
+    """Identifies weights, adapter and precision: two engines with one digest give one answer."""
     device: str
     """What it runs on, for the user: `CPU (ONNX Runtime, fp32)`."""
     notices: list[str]
@@ -51,21 +52,48 @@ class Engine(Protocol):
         ...
 
 
+    def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits (1, C, h, w) of the classes that a model finds without a prompt, background first."""
+        ...
+
+
+def embedding_digest(engine: Engine) -> str:
+    """Identifies what `encode` answers. Engines whose adapter leaves the image encoder as it is say so by themselves:
+    theirs is their base's."""
+    return getattr(engine, "embedding_digest", engine.digest)
+
+
 def open_engine(
-    model: ModelFolder, device: str = "auto", precision: str = "auto", engine: str = "auto"
+    model: ModelFolder,
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    adapter: AdapterFolder | None = None,
 ) -> Engine:
-    """Load a model on the best device there is, or on the one asked for.
+    """Load a model, with an adapter in it, on the best device there is, or on the one asked for.
 
     `device` is one of DEVICES, or `cuda:1`; `precision` one of PRECISIONS; `engine` one of ENGINES.
-    Raises UserError when the combination cannot run here, saying what can.
+    Raises UserError when the combination cannot run here, saying what can. An adapter that was exported runs as an
+    ONNX model does, any other in PyTorch.
     """
     _check("device", device.partition(":")[0], DEVICES)
     _check("precision", precision, PRECISIONS)
     _check("engine", engine, ENGINES)
-    if engine == "auto":
+    base = model
+    if adapter is not None:
+        require_base(adapter, model)
+        model = adapter.exported or model
+    if engine == "auto" and adapter is not None and adapter.exported is None:
+        engine = "torch"
+    elif engine == "auto":
         has_onnx = model.has("encoder") and model.has("decoder")
         engine = "onnx" if has_onnx and not _torch_serves_better(device, precision) else "torch"
     if engine == "onnx":
+        if adapter is not None and adapter.exported is None:
+            raise UserError(
+                f"The adapter {adapter.name} has no ONNX files; export it with `samfinetune adapters export`, or use "
+                "the PyTorch engine."
+            )
         if not {"encoder", "decoder"} <= set(model.spec.files):
             raise UserError(
                 f"Model '{model.spec.id}' has no ONNX files; export them with `samfinetune models export`, "
@@ -78,7 +106,7 @@ def open_engine(
         return OnnxEngine(model, device)
     from SAMFineTuneLib.inference.torch_engine import TorchEngine
 
-    return TorchEngine(model, device, precision)
+    return TorchEngine(base, device, precision, adapter)
 
 
 def _check(what: str, value: str, allowed: tuple[str, ...]) -> None:

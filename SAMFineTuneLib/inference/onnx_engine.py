@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,8 +36,11 @@ class OnnxEngine:
     def __init__(self, model: ModelFolder, device: str = "auto"):
         self.spec = model.spec
         self.notices: list[str] = []
-        self._files = {part: model.file(part) for part in ("encoder", "decoder")}
-        self.digest = hashlib.sha256(f"onnx|{self._weights_digest()}".encode()).hexdigest()
+        parts = ("encoder", "decoder", *(("classes",) if model.has("classes") else ()))
+        self._files = {part: model.file(part) for part in parts}
+        digests = {part: self._digest_of(path) for part, path in self._files.items()}
+        self.digest = hashlib.sha256(f"onnx|{'|'.join(digests.values())}".encode()).hexdigest()
+        self.embedding_digest = hashlib.sha256(f"onnx|{digests['encoder']}".encode()).hexdigest()
         self._asked = device
         self._place = self._choose(device)
         self._on_cpu_when_out_of_memory(self._open)
@@ -70,11 +74,15 @@ class OnnxEngine:
 
         return self._on_cpu_when_out_of_memory(run)
 
-    def _weights_digest(self) -> str:
-        recorded = [self.spec.sha256.get(path.name) for path in self._files.values()]
-        return "|".join(
-            digest or sha256_of(path) for digest, path in zip(recorded, self._files.values(), strict=True)
-        )
+    def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
+        if self._classes is None:  # finetune-SAM's: the mask tokens are the classes, after one that is never read
+            size = self.spec.low_res_size
+            nothing = ((1, 0, 2), (1, 0), (1, 1, size, size), (1,))
+            return self.decode(embedding, *(np.zeros(shape, np.float32) for shape in nothing))[0][:, 1:]
+        return self._on_cpu_when_out_of_memory(lambda: self._classes.run(["class_logits"], dict(embedding))[0])
+
+    def _digest_of(self, path: Path) -> str:
+        return self.spec.sha256.get(path.name) or sha256_of(path)
 
     @staticmethod
     def _choose(device: str) -> str:
@@ -98,6 +106,7 @@ class OnnxEngine:
             chosen.append((_PROVIDERS["cpu"], {}))  # for what a GPU provider does not implement
         self._encoder = self._session("encoder", chosen)
         self._decoder = self._session("decoder", chosen)
+        self._classes = self._session("classes", chosen) if "classes" in self._files else None
         if provider not in self._encoder.get_providers():  # built in, but no driver or no GPU
             if self._asked != "auto":
                 raise UserError(f"No usable GPU driver was found for '{self._asked}'; choose device 'cpu'.")

@@ -14,7 +14,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
-from SAMFineTuneLib.inference.engine import Engine
+from SAMFineTuneLib.inference.engine import Engine, embedding_digest
 from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts, square_view, view_of_box
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
@@ -84,7 +84,7 @@ class Predictor:
             self.encoder_calls += 1
             return self.engine.encode(prepare(cropped, self.engine.spec)[0])
 
-        key = embedding_key(np.ascontiguousarray(cropped), self.engine.digest)
+        key = embedding_key(np.ascontiguousarray(cropped), embedding_digest(self.engine))
         return self.cache.get_or_compute(key, compute), geometry(cropped.shape, self.engine.spec)
 
     def predict(
@@ -122,6 +122,19 @@ class Predictor:
         if by_default and self.engine.spec.ranks_all:
             return slice(0, 4)
         return slice(1, 4) if ambiguous else slice(0, 1)
+
+    def predict_classes(self, picture: np.ndarray) -> np.ndarray:
+        """Class of every pixel, uint8 (H, W), by the automatic head: 0 is background. No prompt is needed.
+
+        Raises UserError for a model without such a head.
+        """
+        if "automatic" not in self.engine.spec.heads:
+            raise UserError(
+                f"Model '{self.engine.spec.id}' finds nothing without prompts; give points or boxes, or an adapter "
+                "that was trained with an automatic head."
+            )
+        embedding, place = self.embed(picture)
+        return place.logits_to_picture(self.engine.decode_classes(embedding)[0]).argmax(axis=0).astype(np.uint8)
 
     def predict_boxes(self, picture: np.ndarray, boxes: np.ndarray) -> list[Prediction]:
         """One prediction a box; `boxes` is (B, 4) x0, y0, x1, y1. Boxes that share a view share one decoder run."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
+from SAMFineTuneLib.models.adapter_folder import AdapterFolder, tuned_spec
 from SAMFineTuneLib.models.spec import ModelFolder
 
 Result = TypeVar("Result")
@@ -23,9 +24,16 @@ class TorchEngine:
     notice, when the GPU runs out of memory.
     """
 
-    def __init__(self, model: ModelFolder, device: str = "auto", precision: str = "auto"):
+    def __init__(
+        self,
+        model: ModelFolder,
+        device: str = "auto",
+        precision: str = "auto",
+        adapter: AdapterFolder | None = None,
+    ):
         self._torch = _import_torch()
-        self.spec = model.spec
+        self.spec = tuned_spec(model.spec, adapter) if adapter is not None else model.spec
+        self._adapter = adapter
         self.notices: list[str] = []
         weights = model.file("weights")
         self._weights = self.spec.sha256.get(weights.name) or sha256_of(weights)
@@ -36,7 +44,15 @@ class TorchEngine:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(f"torch|{self._weights}|{self._precision}".encode()).hexdigest()
+        return self._digest(self._adapter)
+
+    @property
+    def embedding_digest(self) -> str:
+        return self._digest(self._adapter if self._adapter is not None and self._adapter.trains_encoder else None)
+
+    def _digest(self, adapter: AdapterFolder | None) -> str:
+        tuned = f"|{adapter.digest}" if adapter is not None else ""
+        return hashlib.sha256(f"torch|{self._weights}|{self._precision}{tuned}".encode()).hexdigest()
 
     @property
     def device(self) -> str:
@@ -69,6 +85,13 @@ class TorchEngine:
 
         return self._on_cpu_when_out_of_memory(run)
 
+    def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
+        def run() -> np.ndarray:
+            tensors = {name: self._tensor(array) for name, array in embedding.items()}
+            return self._network.decode_classes(tensors).cpu().numpy()
+
+        return self._on_cpu_when_out_of_memory(run)
+
     def _tensor(self, array: np.ndarray) -> Any:
         if not array.flags.writeable:  # cached embeddings are read-only, which torch warns about
             array = array.copy()
@@ -78,7 +101,7 @@ class TorchEngine:
         from SAMFineTuneLib.models.load import load_torch_model
 
         dtype = self._torch.bfloat16 if self._precision == "bf16" else self._torch.float32
-        self._network = load_torch_model(self._model, self._place, dtype)
+        self._network = load_torch_model(self._model, self._place, dtype, self._adapter)
 
     def _choose(self, device: str, precision: str) -> tuple[str, str]:
         torch = self._torch

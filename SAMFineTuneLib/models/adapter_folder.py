@@ -6,13 +6,16 @@
 | `adapter_model.safetensors` | what was trained; LoRA's matrices as PEFT names them |
 | `class_head.safetensors` | the automatic head, if there is one: the base has nothing that PEFT could put it on |
 | `card.json`, `card.md` | see `card` |
+| `onnx` | a model folder with the adapter merged into its base, once it was exported |
 
 `card.json` has the digests of the others, and is written last and removed first: with it the folder is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +24,12 @@ from typing import Any
 from ..errors import UserError
 from ..files import atomic_write, sha256_of
 from .card import Card, as_markdown
-from .spec import ModelFolder
+from .spec import ModelFolder, ModelSpec, read_model_folder
 
 CARD, CARD_TEXT = "card.json", "card.md"
 CONFIG, TENSORS, CLASS_HEAD = "adapter_config.json", "adapter_model.safetensors", "class_head.safetensors"
+ONNX = "onnx"
+"""Folder in the adapter's of what `tuned_export` writes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,24 @@ class AdapterFolder:
 
     @property
     def digest(self) -> str:
-        """Identifies what it does to its base."""
-        return "|".join(f"{name}:{self.card.files[name]}" for name in sorted(self.card.files))
+        """Identifies what it does to its base: 64 hexadecimal digits."""
+        files = "|".join(f"{name}:{self.card.files[name]}" for name in sorted(self.card.files))
+        return hashlib.sha256(files.encode()).hexdigest()
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether its base's embeddings are not its own."""
+        return self.card.method.trains_encoder
+
+    @property
+    def exported(self) -> ModelFolder | None:
+        """The base with this adapter merged into it as ONNX graphs, if it was exported: see `tuned_export`."""
+        try:
+            model = read_model_folder(self.path / ONNX)
+        except UserError:
+            return None
+        whole = all(model.has(role) for role in model.spec.files) and model.has("encoder") and model.has("decoder")
+        return model if whole and self.digest in model.spec.source else None
 
     @property
     def bytes(self) -> int:
@@ -83,6 +104,7 @@ def write_adapter_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
+    shutil.rmtree(folder / ONNX, ignore_errors=True)  # it belongs to the adapter before
     files = {CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(), TENSORS: tensors}
     if class_head is not None:
         files[CLASS_HEAD] = class_head
@@ -100,6 +122,12 @@ def digest_of_base(base: ModelFolder) -> str:
     """SHA-256 of a model's weights: what an adapter means by its base."""
     weights = base.file("weights")
     return base.spec.sha256.get(weights.name) or sha256_of(weights)
+
+
+def tuned_spec(base: ModelSpec, adapter: AdapterFolder) -> ModelSpec:
+    """The description of a base with an adapter in it: its id and pixels, the adapter's heads."""
+    method = adapter.card.method
+    return replace(base, heads=method.heads, classes=method.classes)
 
 
 def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:

@@ -2,7 +2,8 @@
 
 `encoder.onnx`: `image` (1, C, S, S) -> the embedding's tensors by name. `decoder.onnx`: those, `point_coords`
 (B, N, 2), `point_labels` (B, N), `mask_input` (B, 1, L, L), `has_mask_input` (B,) -> `low_res_masks` (B, T, L, L),
-`iou_predictions` (B, T); B and N are free, everything is float32.
+`iou_predictions` (B, T); B and N are free, everything is float32. `classes.onnx`, where there is a class head: the
+embedding's tensors -> `class_logits` (1, C, L, L).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 OPSET = 17
 PROMPTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
 OUTPUTS = ("low_res_masks", "iou_predictions")
+CLASSES = "class_logits"
 _BUILDING = ".exporting-"  # begins the name of a folder in which graphs are written
 _ABANDONED = 24 * 3600  # seconds after which such a folder belongs to no one
 _FREE = {"point_coords": {0: "prompts", 1: "points"}, "point_labels": {0: "prompts", 1: "points"}} | {
@@ -51,7 +53,8 @@ def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> 
     spec = model.spec
     written = export_onnx(load_torch_model(model).network, spec, folder, int8)
     kept = folder.resolve() == model.path.resolve()
-    files = (dict(spec.files) if kept else {}) | {role: f"{role}.onnx" for role in ("encoder", "decoder")}
+    graphs = {path.stem: path.name for path in written if path.suffix == ".onnx"}
+    files = (dict(spec.files) if kept else {}) | graphs
     digests = {name: digest for name, digest in spec.sha256.items() if kept and name not in written}
     digests |= {path.name: sha256_of(path) for path in written}
     spec = replace(spec, files=files, sha256=digests)
@@ -59,9 +62,12 @@ def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> 
     return ModelFolder(spec, folder)
 
 
-def export_onnx(network: nn.Module, spec: ModelSpec, folder: str | Path, int8: bool = False) -> list[Path]:
+def export_onnx(
+    network: nn.Module, spec: ModelSpec, folder: str | Path, int8: bool = False, with_encoder: bool = True
+) -> list[Path]:
     """Write `encoder.onnx` and `decoder.onnx` of a float32 network on the CPU; the paths of all files written.
 
+    `classes.onnx` comes with them when the network has a class head.
     Weights of 2 GiB and more lie in `encoder.onnx.data`. With `int8` the encoder's linear layers are quantised, each
     output channel by its own scale: about a quarter of the size, and faster on CPUs; the small decoder stays exact.
     Files appear whole or not at all.
@@ -78,42 +84,51 @@ def export_onnx(network: nn.Module, spec: ModelSpec, folder: str | Path, int8: b
     with torch.no_grad(), tempfile.TemporaryDirectory(prefix=_BUILDING, dir=folder) as place:
         building = Path(place)
         embedding = network.encode(image)
-        encoder, decoder = _halves(network, list(embedding))
-        _trace(encoder, (image,), building / "encoder", ["image"], list(embedding))
+        encoder, decoder, classes = _parts(network, list(embedding))
+        if with_encoder:
+            _trace(encoder, (image,), building / "encoder", ["image"], list(embedding))
+            _verify(building / "encoder", {"image": image}, embedding)
+            if int8:
+                _quantise(building / "encoder")
         prompts = _prompts(spec, objects=2, points=3)
         _trace(decoder, (*embedding.values(), *prompts), building / "decoder", [*embedding, *PROMPTS], list(OUTPUTS))
-        _verify(building / "encoder", {"image": image}, embedding)
         # In other numbers than those of the trace, which must not have become constants.
         values = embedding | dict(zip(PROMPTS, _prompts(spec, objects=3, points=1), strict=True))
         _verify(building / "decoder", values, dict(zip(OUTPUTS, decoder(*values.values()), strict=True)))
-        if int8:
-            _quantise(building / "encoder")
-        return [*_move(building / "encoder", folder), *_move(building / "decoder", folder)]
+        if getattr(network.mask_decoder, "class_head", None) is not None:
+            _trace(classes, tuple(embedding.values()), building / "classes", list(embedding), [CLASSES])
+            _verify(building / "classes", embedding, {CLASSES: classes(*embedding.values())})
+        parts = sorted(path for path in building.iterdir() if path.is_dir())
+        return [path for part in parts for path in _move(part, folder)]
 
 
-def _halves(network: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder as modules over plain tensors; `names` are those of the embedding's."""
+def _parts(network: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Encoder, decoder and class head as modules over plain tensors; `names` are those of the embedding's."""
     from torch import nn
 
-    class Half(nn.Module):
+    class Part(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = network
 
-    class Encoder(Half):
+    class Encoder(Part):
         def forward(self, image):
             embedding = self.network.encode(image)
             return tuple(embedding[name] for name in names)
 
-    class Decoder(Half):
+    class Decoder(Part):
         def forward(self, *values):
             embedding = dict(zip(names, values, strict=False))
             return self.network.decode(embedding, *values[len(names) :])
 
-    return Encoder().eval(), Decoder().eval()
+    class Classes(Part):
+        def forward(self, *values):
+            return self.network.decode_classes(dict(zip(names, values, strict=True)))
+
+    return Encoder().eval(), Decoder().eval(), Classes().eval()
 
 
-def _trace(half: nn.Module, values: tuple, folder: Path, inputs: list[str], outputs: list[str]) -> None:
+def _trace(part: nn.Module, values: tuple, folder: Path, inputs: list[str], outputs: list[str]) -> None:
     """Write one graph into a new folder that is named after it."""
     import onnx
     import torch
@@ -125,7 +140,7 @@ def _trace(half: nn.Module, values: tuple, folder: Path, inputs: list[str], outp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes become constants while tracing: here they are
         torch.onnx.export(
-            half,
+            part,
             values,
             str(graph),
             input_names=inputs,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from .adapter_folder import AdapterFolder, require_base
+from .apply import apply_adapter
 from .recognise import Recognition, build_network, recognise
 from .spec import ModelFolder
 
@@ -32,6 +34,15 @@ class TorchModel:
         with torch.inference_mode():
             embedding = self.network.encode(image.to(self.device, self.dtype))
             return {name: value.float() for name, value in embedding.items()}
+
+    def decode_classes(self, embedding: Mapping[str, Tensor]) -> Tensor:
+        """The automatic head's answer to an embedding: logits (1, C, L, L), background first."""
+        import torch
+
+        with torch.inference_mode():
+            return self.network.decode_classes(
+                {name: value.to(self.device, torch.float32) for name, value in embedding.items()}
+            )
 
     def decode(
         self,
@@ -72,10 +83,13 @@ def load_network(path: str | Path, base: str | Path | None = None) -> tuple[Reco
     return recognition, network.eval()
 
 
-def load_torch_model(model_folder: ModelFolder, device: Any = "cpu", dtype: Any = None) -> TorchModel:
+def load_torch_model(
+    model_folder: ModelFolder, device: Any = "cpu", dtype: Any = None, adapter: AdapterFolder | None = None
+) -> TorchModel:
     """The model in a folder, from its `weights` file, on a device; `dtype` of the image encoder, float32 if None.
 
-    `UserError` when the weights are not what `model.json` says.
+    `adapter` is put into it. `UserError` when the weights are not what `model.json` says, or the adapter's base is
+    another one.
     """
     import torch
 
@@ -87,6 +101,9 @@ def load_torch_model(model_folder: ModelFolder, device: Any = "cpu", dtype: Any 
             f"The weights of {spec.id!r} are not what its model.json says: {recognition.architecture} at "
             f"{recognition.input_size} pixels instead of {spec.architecture} at {spec.input_size}; import them again."
         )
+    if adapter is not None:
+        require_base(adapter, model_folder)
+        network = apply_adapter(network, adapter)
     device = torch.device(device)
     dtype = dtype or torch.float32
     network = network.requires_grad_(False).to(device)

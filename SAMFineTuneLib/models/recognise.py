@@ -198,10 +198,23 @@ def build_network(state: Mapping[str, Tensor], finetuned: bool = False) -> tuple
         if "image_encoder.patch_embed.stride2.0.weight" in state:
             from .architectures.compact import CompactModel
 
-            return "compact", CompactModel().eval()
-        from .architectures.sam import build_sam
+            name, network = "compact", CompactModel()
+        else:
+            from .architectures.sam import build_sam
 
-        return build_sam(state, finetuned)
+            name, network = build_sam(state, finetuned)
+        _add_merged(network, state)
+        return name, network.eval()
+
+
+def _add_merged(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """What fine-tuning here adds to a network and a merged checkpoint keeps: a class head, Adapters."""
+    from . import tuning_layers
+    from .architectures.class_head import TOKENS, add_class_head
+
+    tuning_layers.add_bottlenecks_of(network, state)
+    if TOKENS in state:
+        add_class_head(network, len(state[TOKENS]))
 
 
 def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:

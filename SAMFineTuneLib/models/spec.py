@@ -29,7 +29,7 @@ ARCHITECTURES = (
     "finetune_sam",
     "compact",
 )
-FILE_ROLES = ("weights", "encoder", "decoder")
+FILE_ROLES = ("weights", "encoder", "decoder", "classes")
 _CHOICES = {
     "architecture": ARCHITECTURES,
     "resize": ("longest_side_pad", "squash"),
@@ -75,7 +75,8 @@ class ModelSpec:
     licence: str = ""
     source: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
-    """File name of the `weights`, the ONNX `encoder` and the ONNX `decoder`, as far as they exist."""
+    """File name of the `weights`, and of the ONNX `encoder`, `decoder` and automatic head (`classes`), as far as
+    they exist."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Hex digest of a file by its name."""
     classes: tuple[str, ...] = ()
