@@ -179,8 +179,7 @@ class SelfTest:
     def save_and_load(self):
         self.say("Save, close, load")
         path = os.path.join(self.folder, "scene.mrb")
-        self.wait(lambda: self.settled(), "rest before saving")
-        self.passing(1.0)
+        self.wait(lambda: self.session.at_rest, "rest before saving")
         prompts = len(self.session.prompts)
         self.test.assertTrue(slicer.util.saveScene(path))
         slicer.mrmlScene.Clear(False)

@@ -248,8 +248,14 @@ def test_the_library_is_found_beside_the_module_and_above_it(tmp_path):
         library.mkdir()
         (library / "__init__.py").write_text(f"where = {layout!r}\n")
         text = (
-            f"import sys; sys.path[:0] = [{str(root / 'Testing/slicer_module')!r}, {str(folder)!r}]\n"
-            "import standin; standin.install()\nimport SAMFineTune, SAMFineTuneLib\nprint(SAMFineTuneLib.where)"
+            "import sys, types\n"
+            "names = ['', 'Widget', 'Logic', 'Test']\n"
+            "classes = {'ScriptedLoadableModule' + name: object for name in names}\n"
+            "sys.modules['slicer'] = types.ModuleType('slicer')\n"
+            "sys.modules['slicer.i18n'] = types.SimpleNamespace(tr=str)\n"
+            "sys.modules['slicer.ScriptedLoadableModule'] = types.SimpleNamespace(**classes)\n"
+            f"sys.path.insert(0, {str(folder)!r})\n"
+            "import SAMFineTune, SAMFineTuneLib\nprint(SAMFineTuneLib.where)"
         )
         run = [sys.executable, "-P", "-c", text]
         done = subprocess.run(run, capture_output=True, text=True, timeout=120, cwd=tmp_path)

@@ -99,7 +99,10 @@ def test_a_worker_that_is_killed_in_between_is_one_line(work):
 # ---- automatic
 
 
-def test_objects_are_found_named_and_kept(work):
+def test_objects_are_found_named_kept_and_dropped(work, monkeypatch):
+    from SAMFineTunePanels import automatic as section
+
+    monkeypatch.setattr(section, "POINTS_PER_SIDE", (6, 6, 6))
     automatic = work.panel.automatic
     ui = automatic.ui
     work.view("Red", work.middle_of(KIDNEY))
@@ -123,23 +126,13 @@ def test_objects_are_found_named_and_kept(work):
     assert names[-2:] == ["first thing", second]
     kept = list(segmentation.GetSegmentIDs())[-2:]
     work.desktop.wait(lambda: all(work.voxels(i).any() for i in kept))
-    ui.dropAllButton.click()
-    assert ui.objectsTable.rowCount == 0
-    assert work.desktop.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") <= max(1, shown - 1)
-
-
-def test_selected_objects_are_dropped(work):
-    ui = work.panel.automatic.ui
-    ui.detailSelector.setCurrentIndex(0)
-    work.view("Red", work.middle_of(KIDNEY))
-    work.desktop.wait(lambda: ui.findButton.enabled)
-    ui.findButton.click()
-    work.desktop.wait(lambda: ui.objectsTable.rowCount > 1)
-    rows = ui.objectsTable.rowCount
     ui.objectsTable.selectRow(0)
     work.desktop.wait(lambda: ui.dropButton.enabled, 5)
     ui.dropButton.click()
-    assert ui.objectsTable.rowCount == rows - 1
+    assert ui.objectsTable.rowCount == rows - 3
+    ui.dropAllButton.click()
+    assert ui.objectsTable.rowCount == 0
+    assert work.desktop.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") <= max(1, shown - 1)
 
 
 # ---- model
