@@ -7,12 +7,12 @@ session has come to rest, and put into the scene at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from SAMFineTuneLib.mrml.storage import Record
 from SAMFineTuneLib.service.events import Answered, Event, Failed
 
 _SNAPSHOT_DELAY = 0.15  # seconds without a change before the session is asked for its document
+_AFTER_FAILURE = 3.0  # seconds more, when it could not say
 _RECORD_DELAY = 0.3  # seconds without a change before what there is is put into the scene
 
 
@@ -52,13 +52,14 @@ class RecordKeeper:
             self._request = self._client.snapshot()
             self._own_requests.add(self._request)
 
-    def hear(self, event: Event) -> dict[str, Any] | None:
-        """Take the answer to the request; returns the document, when it came and nothing has changed since."""
+    def hear(self, event: Event) -> None:
+        """Take the answer to the request."""
         if not isinstance(event, (Answered, Failed)) or event.request != self._request:
-            return None
+            return
         self._request = None
-        if isinstance(event, Failed):
-            return None
-        self.record.document = event.value
-        self.outdated = True
-        return None if self._stale else event.value
+        if isinstance(event, Answered):
+            self.record.document = event.value
+            self.outdated = True
+        else:
+            self._stale = True
+            self._last_change = self._clock() + _AFTER_FAILURE

@@ -369,7 +369,9 @@ class SceneSession:
         if work is None:
             return True
         waiting = work.prompts.dirty or work.prompts.held or len(work.masks)
-        return not waiting and self._settled and work.keeper.current and not self._unwritten
+        if waiting or (work.sweep_due and not work.jobs):
+            return False
+        return self._settled and work.keeper.current and not self._unwritten
 
     @property
     def refresh_due(self) -> bool:
@@ -557,6 +559,7 @@ class SceneSession:
         if self._work is not None:
             self._work.masks.show(end)
             self._work.keeper.ask(self._settled, hurry)
+            self._sweep()
             if self._unwritten and not len(self._work.masks) and self._work.keeper.rested:
                 self._write_record()
 
@@ -567,9 +570,8 @@ class SceneSession:
         work = self._work
         if isinstance(event, (Answered, Failed)) and event.request in self._own_requests:
             self._own_requests.discard(event.request)
-            document = None if work is None else work.keeper.hear(event)
-            if document is not None and work.sweep_due and not (work.jobs or len(work.masks)):
-                self._sweep(document)
+            if work is not None:
+                work.keeper.hear(event)
             return
         if isinstance(event, StateChanged):
             self._next_state = event
@@ -578,7 +580,7 @@ class SceneSession:
             work.keeper.changed()
         elif isinstance(event, StatusChanged) and event.status.state != "ready" and work is not None:
             work.sweep_due = True
-        elif isinstance(event, Finished) and work is not None:
+        elif isinstance(event, (Finished, Failed)) and work is not None:
             work.jobs.discard(event.job)
         self._tell(event)
 
@@ -644,14 +646,18 @@ class SceneSession:
     def _unwritten(self) -> bool:
         return self._work.keeper.outdated or not self._work.masks.stored
 
-    def _sweep(self, document: dict) -> None:
+    def _sweep(self) -> None:
         """Take back masks that the session does not have: their prompts went while the worker was away."""
-        self._work.sweep_due = False
+        work = self._work
+        if not work.sweep_due or work.jobs or len(work.masks) or not (work.keeper.current and self._settled):
+            return
+        work.sweep_due = False
+        document = work.keeper.record.document
         places = {(self._table.id_of(value), key) for value, key in storage.propagated_of(document)}
         for info, keys in storage.places_of(document):
             keys = keys or planes_of(self.volume, info.prompt, info.view)
             places.update((self._table.id_of(info.segment), key) for key in keys)
-        self._work.masks.keep_only(places)
+        work.masks.keep_only(places)
 
     def _write_record(self) -> None:
         work = self._work

@@ -584,3 +584,47 @@ def test_no_observer_is_left(slicer_scene, made, open_session, red):
 def observers_of(thing) -> int:
     """How many observers VTK itself says a thing has."""
     return str(thing).count("vtkObserver (")
+
+
+def test_masks_whose_prompts_went_while_the_worker_was_away_are_taken_back(host, made, red):
+    """A new session tells nothing of a place that has no prompts any more."""
+    volume, _ = made
+    host.session.place("positive", red, [ras(volume, *tube(9))])
+    turn_to(red, aligned_plane(volume, "axial", 12))
+    gone = host.session.place("positive", red, [ras(volume, *tube(12))])
+    host.settle()
+    client = host.session.client
+    client._lose_session()  # as when the worker was started again
+    host.session.delete(gone)
+    host.settle()
+    assert is_right(host, made, "first", 1, [9])
+
+
+def test_a_refused_job_does_not_keep_the_scene_waiting(host, made, red):
+    volume, _ = made
+    host.session.place("negative", red, [ras(volume, *tube(9))])
+    host.session.propagate("first")
+    host.until_told(Failed)
+    host.settle()
+    assert not claimed_voxels(host.session, "first").any()
+
+
+def test_embedding_jumping_and_surfaces(host, made, red, slicer_scene):
+    volume, _ = made
+    host.session.embed_around(red)
+    turn_to(red, aligned_plane(volume, "axial", 9))
+    number = host.session.place("positive", red, [ras(volume, *tube(9))])
+    host.settle()
+    turn_to(red, aligned_plane(volume, "axial", 3))
+    host.session.jump_to(number)
+    matrix = red.GetSliceToRAS()
+    normal = [matrix.GetElement(row, 2) for row in range(3)]
+    offset = np.subtract(ras(volume, *tube(9)), [matrix.GetElement(row, 3) for row in range(3)]) @ normal
+    assert abs(offset) < 1e-3
+    host.session.segmentation_node.CreateClosedSurfaceRepresentation()
+    turn_to(red, aligned_plane(volume, "axial", 10))
+    host.session.place("positive", red, [ras(volume, *tube(10))])
+    host.settle()
+    host.until(lambda: host.session.refresh_due, 5)
+    host.session.refresh_surface()
+    assert not host.session.refresh_due
