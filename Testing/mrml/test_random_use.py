@@ -12,6 +12,6 @@ pytest.importorskip("slicer")
 def test_random_use_leaves_nothing_and_loses_nothing(seed):
     from mrml.random_use import use
 
-    used = use(seed, steps=60)
+    used = use(seed, steps=40)
     assert not used.failures
     assert used.counts["kill_worker"] and used.counts["save_and_load"] and used.counts["propagate"]
