@@ -75,9 +75,8 @@ def set_text(label, text):
 
 
 def set_visible(widget, visible):
-    """Only when it changes, and by what the widget itself wants: inside a hidden parent nothing is `visible`."""
-    if widget.isHidden() == bool(visible):
-        widget.setVisible(bool(visible))
+    """What the widget itself wants, whether or not its section is open. Qt does nothing when it wants that already."""
+    widget.setVisible(bool(visible))
 
 
 def pixmap_of(pixels):
