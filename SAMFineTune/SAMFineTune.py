@@ -80,7 +80,7 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
         self.panel = Panel(self.layout, self.parent, self.resourcePath)
         slicer.app.connect("aboutToQuit()", self.cleanup)
         # After a reload the module is shown already, and nobody calls enter().
-        if getattr(self.parent, "isEntered", False) is True:
+        if slicer.util.selectedModule() == self.moduleName:
             self.enter()
 
     def enter(self):

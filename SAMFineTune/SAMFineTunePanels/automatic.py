@@ -183,8 +183,8 @@ class AutomaticSection:
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetSaveWithScene(False)
         node.GetDisplayNode().SetOpacity2DFill(0.35)
+        node.SetAndObserveTransformNodeID(session.volume_node.GetTransformNodeID())  # first: the geometry below is relative to it
         node.SetReferenceImageGeometryParameterFromVolumeNode(session.volume_node)
-        node.SetAndObserveTransformNodeID(session.volume_node.GetTransformNodeID())
         writer = SegmentWriter(node, session.volume_node, session.volume)
         for number, plane, mask in masks:
             segment_id = f"object-{number}"

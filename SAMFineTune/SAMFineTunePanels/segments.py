@@ -145,8 +145,8 @@ def new_segmentation(volume_node):
     scene = slicer.mrmlScene
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName("Segmentation"))
     node.CreateDefaultDisplayNodes()
+    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())  # first: the geometry below is relative to it
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
-    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     return node
 
 

@@ -31,6 +31,7 @@ class Desktop:
         self.widget = None
         self.selected = ""
         slicer.util.selectModule = self.select
+        slicer.util.selectedModule = lambda: self.selected
         slicer.util.saveScene = self.save
         slicer.util.loadScene = self.load
 
@@ -48,6 +49,7 @@ class Desktop:
         """Choose the module: it is made at the first time, and entered."""
         from SAMFineTune import SAMFineTuneWidget
 
+        self.selected = "SAMFineTune"
         if self.widget is None:
             parent = slicer.qMRMLWidget()
             qt.QWidget.setLayout(parent, qt.QVBoxLayout())
@@ -76,7 +78,6 @@ class Desktop:
             if hasattr(child, "hide"):
                 child.hide()
         self.widget.cleanup()
-        parent.isEntered = True
         self.widget = SAMFineTuneWidget(parent)
         slicer.modules.SAMFineTuneWidget = self.widget
         self.widget.setup()
