@@ -174,11 +174,14 @@ class PromptNodes:
         _set_entries(node, {key: entry for key, entry in _entries(node).items() if key != point_id})
 
     def remove_node(self, node) -> None:
-        """Take away a node and its place in the subject hierarchy."""
+        """Take away a node, what shows and stores it, and its place in the subject hierarchy."""
         hierarchy = self.scene.GetSubjectHierarchyNode()
         item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
         folder = hierarchy.GetItemParent(item) if item else 0
+        companions = companions_of(node)
         self.scene.RemoveNode(node)
+        for companion in companions:
+            self.scene.RemoveNode(companion)
         if item and item in _children(hierarchy, folder):  # the application has removed it by now
             hierarchy.RemoveItem(item, False, False)
 
@@ -300,6 +303,13 @@ def prompt_nodes(scene) -> Iterator:
     nodes = scene.GetNodes()
     every = [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
     return (node for node in every if kind_of(node) is not None)
+
+
+def companions_of(node) -> list:
+    """The display and storage nodes of a node: the scene does not remove them with it."""
+    found = [node.GetNthDisplayNode(number) for number in range(node.GetNumberOfDisplayNodes())]
+    found += [node.GetNthStorageNode(number) for number in range(node.GetNumberOfStorageNodes())]
+    return [companion for companion in found if companion is not None and companion.GetScene() is not None]
 
 
 def orphans(scene) -> list:

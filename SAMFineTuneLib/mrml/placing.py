@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from SAMFineTuneLib.mrml.markups import PromptNodes, new_node, world_points
+from SAMFineTuneLib.mrml.markups import PromptNodes, companions_of, new_node, world_points
 
 _CORNERS = "SAMFineTune.corners"
 _PREVIEW = 1  # vtkMRMLMarkupsNode.PositionPreview
@@ -89,7 +89,8 @@ class Placing:
             if node.GetNthControlPointPositionStatus(index) == _PREVIEW:
                 node.RemoveNthControlPoint(index)
         if self.is_corner_list(node):
-            self._scene.RemoveNode(node)
+            for gone in (node, *companions_of(node)):
+                self._scene.RemoveNode(gone)
 
     def _corner_list(self, nodes: PromptNodes, segment_id: str):
         node = new_node(self._scene, "vtkMRMLMarkupsFiducialNode")

@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.window import IntensityWindow
 from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.export import is_empty
 from SAMFineTuneLib.mrml.making import middle_of, planes_of, prompt_of, shows, view_of
-from SAMFineTuneLib.mrml.markups import PromptNodes, View, kind_of, orphans, prompt_nodes, segment_of
+from SAMFineTuneLib.mrml.markups import PromptNodes, View, companions_of, kind_of, orphans, prompt_nodes, segment_of
 from SAMFineTuneLib.mrml.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.observers import Observers
 from SAMFineTuneLib.mrml.placing import Placing, slice_node_under_cursor
@@ -122,6 +122,7 @@ class SceneSession:
         self._model: tuple[str, str, str] = ("", "", "auto")
         self._next_state: StateChanged | None = None  # said, but not yet written into the nodes
         self._awaits_state = self._table_dirty = self._orphans = False
+        self._companions: list = []  # display and storage nodes of prompts that somebody else removed
         self._window_changed: float | None = None
         self._geometry_changed: float | None = None
         self._observe_scene()
@@ -550,7 +551,7 @@ class SceneSession:
             self._hear(event)
         if self._busy_elsewhere():
             return
-        if self._orphans:
+        if self._orphans or self._companions:
             self._remove_orphans()
         self._follow_changes()
         self._reconcile()
@@ -761,8 +762,12 @@ class SceneSession:
             self._tell(Failed(str(error)))
 
     def _remove_orphans(self) -> None:
-        """Prompts and records whose volume or segmentation is gone."""
+        """Prompts and records whose volume or segmentation is gone, and what showed prompts that are gone."""
         self._orphans = False
+        companions, self._companions = self._companions, []
+        for node in companions:
+            if node.GetScene() is not None:
+                self.scene.RemoveNode(node)
         for node in orphans(self.scene):
             PromptNodes(self.scene, self.volume_node, self.segmentation_node).remove_node(node)
         for node in storage.orphans(self.scene):
@@ -875,6 +880,7 @@ class SceneSession:
         if self.scene.IsClosing():
             return
         if kind_of(node) is not None:
+            self._companions += companions_of(node)
             self._on_interaction_end(node)
         elif node is self.volume_node or node is self.segmentation_node:
             self._drop()
@@ -889,6 +895,7 @@ class SceneSession:
             self.editor_node = None
 
     def _on_start_close(self, _) -> None:
+        self._companions.clear()
         self._drop()
         self._set_volume(None, None, tell=False)
         self._set_segmentation(None)

@@ -346,6 +346,8 @@ class RandomUse:
         told = {info.number: info for info in session.state.prompts}
         self._expect(set(told) == {prompt.number for prompt in session.prompts}, "not the session's prompts are shown")
         read = {marked.number for marked in session._nodes.read(session.volume)}
+        displays, markups = map(self.scene.GetNumberOfNodesByClass, ("vtkMRMLMarkupsDisplayNode", "vtkMRMLMarkupsNode"))
+        self._expect(displays <= markups, f"{markups} markups have {displays} display nodes")
         self._expect(read == set(told), f"the nodes hold {sorted(map(str, read))} and the session {sorted(told)}")
 
     def _check_segments(self) -> None:

@@ -175,6 +175,7 @@ def test_a_whole_node_deleted_takes_its_prompts_along(host, made, red):
         host.session.redo()
     host.settle()
     assert host.session.prompts == () and not list(prompt_nodes(host.session.scene))
+    assert host.session.scene.GetNumberOfNodesByClass("vtkMRMLMarkupsDisplayNode") == 0
 
 
 def test_boxes_and_scribbles(host, made, slicer_scene):
