@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.models.adapter_folder import AdapterFolder
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 
@@ -28,10 +29,13 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model, --device, --precision and --no-cache."""
+    """--model, --adapter, --device, --precision and --no-cache."""
     parser.add_argument(
-        "--model", metavar="ID", default="compact", help="as `samfinetune models list` prints it (default: compact), "
-        "or a model's folder"
+        "--model", metavar="ID", help="as `samfinetune models list` prints it, or a model's folder (default: the "
+        "adapter's base, else compact)"
+    )
+    parser.add_argument(
+        "--adapter", metavar="NAME", help="as `samfinetune adapters list` prints it, or an adapter's folder"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps, directml or coreml")
     parser.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
@@ -47,17 +51,26 @@ def allow_negative_numbers(parser: argparse.ArgumentParser) -> None:
     parser._negative_number_matcher = re.compile(r"^-\.?\d")
 
 
-def open_predictor(args: argparse.Namespace) -> Predictor:
-    """The model that was asked for, over the embedding cache."""
+def find_adapter(args: argparse.Namespace) -> AdapterFolder | None:
+    """The adapter that was asked for, if any."""
+    from SAMFineTuneLib.models.adapter_store import AdapterStore
+
+    return AdapterStore().find(args.adapter) if args.adapter else None
+
+
+def open_predictor(args: argparse.Namespace, adapter: AdapterFolder | None = None) -> Predictor:
+    """The model that was asked for, with its adapter, over the embedding cache."""
     from SAMFineTuneLib.inference.cache import open_cache
     from SAMFineTuneLib.inference.engine import open_engine
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.models.spec import SPEC_FILE, read_model_folder
-    from SAMFineTuneLib.models.store import Store
+    from SAMFineTuneLib.models.store import DEFAULT_MODEL, Store
 
-    is_folder = (Path(args.model).expanduser() / SPEC_FILE).is_file()
-    model = read_model_folder(Path(args.model).expanduser()) if is_folder else Store().get(args.model)
-    engine = open_engine(model, args.device, args.precision)
+    adapter = adapter or find_adapter(args)
+    asked = args.model or (adapter.card.base if adapter else DEFAULT_MODEL)
+    is_folder = (Path(asked).expanduser() / SPEC_FILE).is_file()
+    model = read_model_folder(Path(asked).expanduser()) if is_folder else Store().get(asked)
+    engine = open_engine(model, args.device, args.precision, adapter=adapter)
     for notice in engine.notices:
         print(f"note: {notice}", file=sys.stderr)
     return Predictor(engine, open_cache(disk=not args.no_cache))

@@ -15,7 +15,7 @@ _ALONG = {"sagittal": 0, "coronal": 1, "axial": 2}  # orientation → the RAS ax
 _UPRIGHT = 0.1  # degrees; scanners round their direction cosines
 
 
-def print_inputs(volume: Volume, window: IntensityWindow, predictor: Predictor) -> None:
+def print_inputs(volume: Volume, window: IntensityWindow, predictor: Predictor, adapter: str | None = None) -> None:
     """Print what a model is about to see."""
     print(f"volume      {what(volume)}")
     print(f"            {grid(volume)}")
@@ -25,6 +25,8 @@ def print_inputs(volume: Volume, window: IntensityWindow, predictor: Predictor) 
     print(f"window      {window}")
     spec = predictor.engine.spec
     print(f"model       {spec.id} ({spec.name}) on {predictor.engine.device}", flush=True)
+    if adapter:
+        print(f"adapter     {adapter}", flush=True)
 
 
 def what(volume: Volume) -> str:

@@ -128,7 +128,8 @@ def _facts_here(store: Store, model: ModelFolder) -> list[tuple[str, str]]:
     needs = "ONNX Runtime, which is installed with SAMFineTune" if model.has("encoder") else "PyTorch"
     facts += [("runs with", needs), ("architecture", spec.architecture), ("input", _input(spec))]
     if spec.classes:
-        facts.append(("classes", ", ".join(spec.classes)))
+        alone = "" if "promptable" in spec.heads else "; it takes no prompts"
+        facts.append(("finds itself", ", ".join(spec.classes[1:]) + alone))
     return facts + [("licence", spec.licence or "not stated"), ("source", spec.source or "not stated")]
 
 

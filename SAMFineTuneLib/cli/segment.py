@@ -1,4 +1,4 @@
-"""`samfinetune segment`: prompts in, label map out."""
+"""`samfinetune segment`: prompts in, label map out; with `--auto`, see `automatic`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ _EPILOG = """examples:
   several organs from a prompts file, or points and boxes that Slicer saved as markups:
     samfinetune segment path/to/dicom -o organs.seg.nrrd --prompts organs.json
     samfinetune segment path/to/dicom -o liver.dcm --prompts liver.mrk.json --prompts liver_negative.mrk.json
+  the same with an adapter that `samfinetune train` made, and without any prompt, volume by volume:
+    samfinetune segment head.nii.gz -o tumour.nii.gz --adapter tumour --point -12,3,40
+    samfinetune segment path/to/volumes -o path/to/results --auto --adapter tumour
 
 OUT's ending chooses the format: .nii.gz, .nii, .nrrd, .mha label map; .seg.nrrd Slicer segmentation with names
 and colours; .dcm DICOM SEG. The scan itself is never changed.
@@ -36,13 +39,15 @@ def add_parser(subparsers) -> None:
     """Add `segment`."""
     parser = subparsers.add_parser(
         "segment",
-        help="segment a volume from points and boxes",
-        description="Segment a volume from points and boxes and write a label map that lies exactly on it.",
+        help="segment a volume from points and boxes, or by itself",
+        description="Segment a volume from points and boxes, or with --auto without any, and write a label map that "
+        "lies exactly on it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_volume(parser)
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="label map to write, see below")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True,
+                        help="label map to write, see below; with --auto also a folder")  # fmt: skip
     prompts = parser.add_argument_group("prompts (each may be given several times)")
     prompts.add_argument("--point", metavar="R,A,S", action="append", default=[], help="a point inside the structure")
     prompts.add_argument("--negative-point", metavar="R,A,S", action="append", default=[], help="a point outside it")
@@ -57,6 +62,12 @@ def add_parser(subparsers) -> None:
                          help="slices to segment on (default: what the prompts file says, else axial)")  # fmt: skip
     parser.add_argument("--propagate", choices=("none", "up", "down", "both", "fill"), default="none",
                         help="carry the masks on to other slices, or fill between prompted ones")  # fmt: skip
+    automatic = parser.add_argument_group("without prompts")
+    automatic.add_argument("--auto", action="store_true",
+                           help="find what the model or adapter was trained to find; VOLUME may be a folder of "
+                           "volumes, or of DICOM folders")  # fmt: skip
+    automatic.add_argument("--format", metavar="ENDING", default=".seg.nrrd",
+                           help="ending of files in a folder OUT (default: .seg.nrrd, which keeps names)")  # fmt: skip
     parser.add_argument("--picture", metavar="FILE.png", help="also draw prompts and masks of one prompted slice")
     arguments.add_model(parser)
 
@@ -66,6 +77,10 @@ def run(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.cli import batch, describe
     from SAMFineTuneLib.images import check_output_path, choose_window, read_volume, write_labelmap
 
+    if args.auto:
+        from SAMFineTuneLib.cli import automatic
+
+        return automatic.run(args)
     check_output_path(args.output)
     volume = read_volume(args.volume, args.series)
     _check_outputs(args, volume)
@@ -73,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     window = choose_window(volume, args.window)
     session = batch.place(volume, window, prompts, args.propagate)
     predictor = arguments.open_predictor(args)
-    describe.print_inputs(volume, window, predictor)
+    describe.print_inputs(volume, window, predictor, args.adapter)
     outcome = batch.answer(session, predictor, args.propagate)
     report(outcome, predictor)
     for note in write_labelmap(args.output, outcome.labelmap, volume, session.segments):

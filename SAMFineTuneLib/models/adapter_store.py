@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -35,6 +36,13 @@ class AdapterStore:
             return read_adapter_folder(self.folder / name)
         here = ", ".join(path.name for path in self._folders()) or "none"
         raise UserError(f"There is no adapter {name!r}; the adapters on this computer are: {here}.")
+
+    def stamp(self, name: str) -> str:
+        """Changes when the adapter of that name does; empty when there is none."""
+        try:
+            return hashlib.sha256((self.folder / name / CARD).read_bytes()).hexdigest() if _is_name(name) else ""
+        except OSError:
+            return ""
 
     def find(self, name_or_folder: str | Path) -> AdapterFolder:
         """An adapter by its name here, or by its folder anywhere."""

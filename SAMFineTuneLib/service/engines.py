@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
-
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.engine import Engine
     from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.models.adapter_store import AdapterStore
     from SAMFineTuneLib.models.store import Store
 
 _MEMORY = 256 << 20  # bytes of embeddings that a session keeps in memory; the rest is on disk
@@ -48,7 +47,7 @@ class Engines:
     def __init__(self, store: Store | None = None) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._open: weakref.WeakValueDictionary[tuple[str, str, str], SharedEngine] = weakref.WeakValueDictionary()
+        self._open: weakref.WeakValueDictionary[tuple[str, ...], SharedEngine] = weakref.WeakValueDictionary()
 
     @property
     def store(self) -> Store:
@@ -70,7 +69,7 @@ class Engines:
 
     def _engine(self, model: str, adapter: str, device: str) -> SharedEngine:
         with self._lock:
-            key = (model, adapter, device)
+            key = (model, adapter, self._adapters.stamp(adapter) if adapter else "", device)
             engine = self._open.get(key)
             if engine is None:
                 engine = self._open[key] = SharedEngine(self._load(model, adapter, device))
@@ -79,6 +78,11 @@ class Engines:
     def _load(self, model: str, adapter: str, device: str) -> Engine:
         from SAMFineTuneLib.inference.engine import open_engine
 
-        if adapter:
-            raise UserError(f"There is no adapter {adapter!r} on this worker; choose another one, or none.")
-        return open_engine(self.store.get(model), device)
+        folder = self._adapters.get(adapter) if adapter else None
+        return open_engine(self.store.get(model), device, adapter=folder)
+
+    @property
+    def _adapters(self) -> AdapterStore:
+        from SAMFineTuneLib.models.adapter_store import AdapterStore
+
+        return AdapterStore(models=self.store)

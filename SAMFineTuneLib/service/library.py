@@ -51,7 +51,7 @@ class Library:
                 "licence": model.spec.licence,
                 "where": "bundled" if store.is_bundled(model) else "installed",
                 "needs_torch": not model.has("encoder"),
-                "promptable": not model.spec.classes,
+                "promptable": "promptable" in model.spec.heads,
             }
             for model in here
         ]
@@ -75,9 +75,20 @@ class Library:
         return rows
 
     def _adapters(self, _: dict) -> list[dict]:
-        folder = self._store().folder.parent / "adapters"
-        found = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [{"id": path.name} for path in found if (path / "adapter_config.json").is_file()]
+        from SAMFineTuneLib.models.adapter_store import AdapterStore
+
+        return [
+            {
+                "id": adapter.name,
+                "model": adapter.card.base,
+                "labels": list(adapter.card.labels),
+                "classes": list(adapter.card.method.classes),
+                "bytes": adapter.bytes,
+                "promptable": "promptable" in adapter.card.method.heads,
+                "needs_torch": adapter.exported is None,
+            }
+            for adapter in AdapterStore(models=self._store()).list()
+        ]
 
     def _cache_info(self, _: dict) -> dict:
         from SAMFineTuneLib.inference.cache import open_cache

@@ -1,0 +1,206 @@
+"""`samfinetune adapters`: which adapters are here, what they gained, merging, exporting, adding and removing them."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.models.adapter_folder import AdapterFolder
+    from SAMFineTuneLib.models.adapter_store import AdapterStore
+    from SAMFineTuneLib.models.spec import ModelFolder
+
+_EPILOG = """examples:
+  samfinetune adapters import liver-adapter          keep what `samfinetune train` wrote under the name liver-adapter
+  samfinetune adapters list
+  samfinetune adapters show liver-adapter            base, recipe, Dice before and after
+  samfinetune adapters compare liver-a liver-b       the same side by side
+  samfinetune adapters export liver-adapter          lets it run without PyTorch, on this computer ...
+  samfinetune adapters export liver-adapter -o liver-onnx --int8
+  samfinetune models import liver-onnx               ... and on any other
+  samfinetune adapters merge liver-adapter --id my-liver
+  samfinetune adapters remove liver-adapter
+
+An adapter is used with `samfinetune segment --adapter NAME`. Where a name is asked for, the folder of an adapter
+does as well. Adapters are kept in one folder, set by the variable SAMFINETUNE_ADAPTERS.
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Add `adapters` and its actions."""
+    parser = subparsers.add_parser(
+        "adapters",
+        help="list, compare, merge, export, import and remove adapters",
+        description="List, compare, merge, export, import and remove adapters that fine-tuning made.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name, function, text):
+        added = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(act=function)
+        return added
+
+    action("list", _list, "list the adapters on this computer")
+    added = action("show", _show, "show an adapter's card")
+    added.add_argument("name", metavar="NAME", help="as `samfinetune adapters list` prints it, or an adapter's folder")
+    added = action("compare", _compare, "show several adapters side by side")
+    added.add_argument("names", metavar="NAME", nargs="+", help="names or folders")
+    added = action("import", _import, "copy an adapter's folder into those of this computer")
+    added.add_argument("folder", metavar="FOLDER", help="as `samfinetune train` wrote it; it stays where it is")
+    added.add_argument("--name", help="what to call it (default: the folder's name)")
+    added = action("export", _export, "merge an adapter into its base as ONNX files, which run without PyTorch")
+    added.add_argument("name", metavar="NAME", help="name or folder")
+    added.add_argument("-o", "--output", metavar="FOLDER",
+                       help="new folder for a model that any computer can import (default: into the adapter's own, "
+                       "where --adapter finds it)")  # fmt: skip
+    added.add_argument("--int8", action="store_true", help="with -o: 8-bit weights in the encoder, a quarter as large")
+    added = action("merge", _merge, "merge an adapter into its base as a model of its own")
+    added.add_argument("name", metavar="NAME", help="name or folder")
+    added.add_argument("--id", metavar="ID", required=True, help="what to call the model")
+    added = action("remove", _remove, "delete an adapter")
+    added.add_argument("name", metavar="NAME")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the action."""
+    from SAMFineTuneLib.models.adapter_store import AdapterStore
+
+    args.act(AdapterStore(), args)
+    return 0
+
+
+def _list(store: AdapterStore, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.download import readable_size
+
+    rows = [("NAME", "BASE", "LABELS", "METHOD", "SIZE", "DICE BEFORE", "AFTER")]
+    for adapter in store.list():
+        card = adapter.card
+        before, after = _best_gain(adapter)
+        rows.append((adapter.name, card.base, ", ".join(card.labels) or "-", str(card.method),
+                     readable_size(adapter.bytes), before, after))  # fmt: skip
+    if len(rows) > 1:
+        _print_table(rows)
+    else:
+        print("There are no adapters yet; `samfinetune train` makes one.")
+    print(f"\nAdapters are in {store.folder}; `samfinetune adapters show NAME` tells more.")
+    for problem in store.problems():
+        print(f"Not usable: {problem}")
+
+
+def _show(store: AdapterStore, args: argparse.Namespace) -> None:
+    for label, text in _facts(store.find(args.name)):
+        print(textwrap.fill(text, 110, initial_indent=f"{label:<14}", subsequent_indent=" " * 14,
+                            break_long_words=False, break_on_hyphens=False))
+
+
+def _compare(store: AdapterStore, args: argparse.Namespace) -> None:
+    columns = [dict(_facts(store.find(name))) for name in args.names]
+    labels = dict.fromkeys(label for column in columns for label in column)
+    hidden = ("folder", "base SHA-256", "files")
+    _print_table([(label, *(column.get(label, "-") for column in columns)) for label in labels if label not in hidden])
+
+
+def _import(store: AdapterStore, args: argparse.Namespace) -> None:
+    adapter = store.add(args.folder, args.name)
+    print(f"Added {adapter.name} to {store.folder}; use it with --adapter {adapter.name}.")
+
+
+def _export(store: AdapterStore, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.tuned_export import export_adapter, export_merged
+
+    adapter = store.find(args.name)
+    base = _base(adapter)
+    if args.output is None:
+        if args.int8:
+            raise UserError("--int8 is for a model of its own: give its folder with -o.")
+        model = export_adapter(adapter, base)
+    else:
+        output = Path(args.output)
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            raise UserError(f"{output} exists already; -o needs a new or an empty folder.")
+        model = export_merged(adapter, base, output, adapter.name, args.int8)
+    sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(model.path.glob("*.onnx*"))]
+    print(f"Wrote {', '.join(sizes)} to {model.path}.")
+    if args.output is None:
+        print(f"--adapter {args.name} now runs without PyTorch.")
+    else:
+        print(f"`samfinetune models import {model.path}` adds it on any computer, where it runs without PyTorch.")
+
+
+def _merge(store: AdapterStore, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.store import Store
+    from SAMFineTuneLib.models.tuned_export import add_merged
+
+    adapter = store.find(args.name)
+    model = add_merged(adapter, _base(adapter), Store(), args.id)
+    print(f"Installed {model.spec.id} in {model.path}; use it with --model {model.spec.id}.")
+
+
+def _remove(store: AdapterStore, args: argparse.Namespace) -> None:
+    store.remove(args.name)
+    print(f"Removed {args.name} from {store.folder}.")
+
+
+def _base(adapter: AdapterFolder) -> ModelFolder:
+    from SAMFineTuneLib.models.store import Store
+
+    return Store().get(adapter.card.base)
+
+
+def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
+    """What a card says, a line each; a gain's label is its way of prompting."""
+    from SAMFineTuneLib.models.card import duration
+    from SAMFineTuneLib.models.download import readable_size
+
+    card, method = adapter.card, adapter.card.method
+    facts = [
+        ("name", adapter.name),
+        ("folder", str(adapter.path)),
+        ("base", f"{card.base} ({card.base_architecture})"),
+        ("base SHA-256", card.base_digest),
+        ("labels", ", ".join(card.labels) or "not named"),
+        ("method", str(method)),
+        ("answers", "points and boxes" if "promptable" in method.heads else "no prompts"),
+        ("finds itself", ", ".join(method.classes[1:]) or "nothing"),
+        ("runs with", "ONNX Runtime, which is installed with SAMFineTune" if adapter.exported else "PyTorch"),
+        ("size", readable_size(adapter.bytes)),
+        ("cases", str(len(card.cases))),
+        ("trained", " ".join(filter(None, (card.date, f"in {duration(card.seconds)}" if card.seconds else "",
+                                           f"on {card.hardware}" if card.hardware else "")))),
+        *((str(key), _plain(value)) for key, value in card.recipe.items()),
+    ]  # fmt: skip
+    for gain in card.gains:
+        before, after = (_dice(mean, interval) for mean, interval in
+                         zip(gain.means, (gain.interval_before, gain.interval_after), strict=True))  # fmt: skip
+        what = " ".join(filter(None, (gain.prompt, gain.label)))
+        facts.append((what, f"Dice {before} before, {after} after, on {len(gain.cases)} held-out cases"))
+    return facts
+
+
+def _best_gain(adapter: AdapterFolder) -> tuple[str, str]:
+    """Mean Dice before and after in the list: of the first way of prompting that has both, else of any."""
+    gains = sorted(adapter.card.gains, key=lambda gain: None in gain.means)
+    return (_dice(gains[0].means[0], None), _dice(gains[0].means[1], None)) if gains else ("-", "-")
+
+
+def _dice(mean: float | None, interval: tuple[float, float] | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,156 @@
+"""`samfinetune segment --auto`: volumes in, label maps out, no prompts."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.images import Volume
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+_PROMPTS = ("point", "negative_point", "box", "prompts", "label", "picture")
+_FIRST_CHANNEL = "_0000"  # nnU-Net's name for it
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment one volume, or all of a folder; one that fails does not stop the others, and makes the exit code 2."""
+    from SAMFineTuneLib.cli import arguments
+
+    given = [f"--{name.replace('_', '-')}" for name in _PROMPTS if getattr(args, name)]
+    if given or args.propagate != "none":
+        raise UserError(f"--auto needs no {given[0] if given else '--propagate'}; leave one of them out.")
+    jobs = find_jobs(Path(args.volume).expanduser(), Path(args.output).expanduser(), args.format)
+    adapter = arguments.find_adapter(args)
+    predictor = arguments.open_predictor(args, adapter)
+    recipe = adapter.card.recipe if adapter else {}
+    failed = 0
+    for source, target in jobs:
+        try:
+            _segment(args, source, target, predictor, recipe)
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            failed += 1
+            print(f"samfinetune: {source.name}: {error}", file=sys.stderr)
+    if failed:
+        print(f"failed      {failed} of {len(jobs)} volumes")
+    return 2 if failed else 0
+
+
+def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[tuple[Path, Path]]:
+    """Which volumes are read, and which label map is written for each.
+
+    A folder is a DICOM series when it holds files of no other kind; else its images, and its folders, are volumes. A
+    volume alone goes into the file `output`, unless that is a folder or ends like none.
+    """
+    from SAMFineTuneLib.images import OUTPUT_ENDINGS
+
+    volumes = _volumes(source)
+    if volumes == [source] and output.name.lower().endswith(OUTPUT_ENDINGS):
+        _protect(source, output)
+        return [(source, output)]
+    if output.name.lower().endswith(OUTPUT_ENDINGS) or output.is_file():
+        raise UserError(f"{source} holds {len(volumes)} volumes, so -o needs a folder, not the file {output}.")
+    if source.is_dir() and source.resolve() in (output.resolve(), *output.resolve().parents):
+        raise UserError(f"The folder {output} lies among what is read, which is never changed; choose another -o.")
+    jobs: dict[Path, Path] = {}
+    for volume in volumes:
+        target = output / f"{_name(volume)}{ending}"
+        if target in jobs:
+            raise UserError(f"{volume.name} and {jobs[target].name} would both become {target.name}; rename one.")
+        _protect(volume, target)
+        jobs[target] = volume
+    return [(volume, target) for target, volume in jobs.items()]
+
+
+def _volumes(source: Path) -> list[Path]:
+    from SAMFineTuneLib.images.read import ENDINGS
+
+    if not source.is_dir():
+        return [source]
+    visible = sorted(path for path in source.iterdir() if not path.name.startswith("."))
+    images = [path for path in visible if path.is_file() and path.name.lower().endswith(ENDINGS)]
+    folders = [path for path in visible if path.is_dir()]
+    loose = [path for path in visible if path.is_file() and path not in images]
+    if loose and not images and not folders:
+        return [source]
+    if not images and not folders:
+        raise UserError(f"The folder {source} is empty; give one with images, or with a folder for each DICOM series.")
+    first = [path for path in images if _stem(path).endswith(_FIRST_CHANNEL)]
+    if first and all(re.search(r"_\d{4}$", _stem(path)) for path in images):
+        images = first
+    return [*images, *folders]
+
+
+def _stem(path: Path) -> str:
+    from SAMFineTuneLib.images.read import ENDINGS
+
+    lower = path.name.lower()
+    endings = [ending for ending in (*ENDINGS, ".dcm") if lower.endswith(ending)] if not path.is_dir() else []
+    return path.name[: -len(max(endings, key=len))] if endings else path.name
+
+
+def _name(path: Path) -> str:
+    return _stem(path.resolve()).removesuffix(_FIRST_CHANNEL)
+
+
+def _protect(source: Path, target: Path) -> None:
+    """Refuse to write over, or among, what is read."""
+    inside = source.is_dir() and target.resolve().parent == source.resolve()
+    if inside or (target.exists() and source.is_file() and target.samefile(source)):
+        raise UserError(f"The file {target} lies among what is read, which is never changed; choose another -o.")
+
+
+def _segment(
+    args: argparse.Namespace, source: Path, target: Path, predictor: Predictor, recipe: Mapping[str, Any]
+) -> None:
+    from tqdm import tqdm
+
+    from SAMFineTuneLib.cli import describe
+    from SAMFineTuneLib.images import check_output_path, choose_window, read_volume, write_labelmap
+    from SAMFineTuneLib.inference.automatic import class_segments, segment_classes
+
+    check_output_path(target)
+    volume = read_volume(source, args.series)
+    window = choose_window(volume, args.window or recipe.get("window"))
+    orientation = args.orientation or _orientation(volume, recipe)
+    describe.print_inputs(volume, window, predictor, args.adapter)
+    with tqdm(desc=source.name, unit="slice", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def show(progress) -> None:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
+
+        labels = segment_classes(predictor, volume, window, orientation, show)
+    segments = class_segments(predictor)
+    for info in segments:
+        voxels = int((labels == info.value).sum())
+        size = voxels * float(abs(_voxel(volume))) / 1000
+        print(f"segment     {info.value} {info.name}: {size:.2f} mL" + ("" if voxels else ", nothing was found"))
+    for note in write_labelmap(target, labels, volume, segments):
+        print(f"note        {note}")
+    print(f"written     {target}", flush=True)
+
+
+def _orientation(volume: Volume, recipe: Mapping[str, Any]) -> str:
+    """The slices that the adapter learned from; else those that were acquired."""
+    from SAMFineTuneLib.images.plane import ORIENTATIONS, view_axes
+    from SAMFineTuneLib.training.cases import slice_axis
+
+    if recipe.get("orientation") in ORIENTATIONS:
+        return recipe["orientation"]
+    across = 2 - slice_axis(volume)
+    return next(name for name in ORIENTATIONS if view_axes(volume, name)[2] == across)
+
+
+def _voxel(volume: Volume) -> float:
+    import numpy as np
+
+    return float(np.linalg.det(volume.affine[:3, :3]))

@@ -1,0 +1,257 @@
+"""`samfinetune adapters` and `segment --adapter` and `--auto`, run on an adapter of random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "models"))  # small_models, tuned_models
+
+from SAMFineTuneLib.images import body_phantom, write_dicom_series  # noqa: E402
+
+CLASSES = ("background", "liver", "spleen")
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory) -> Path:
+    """The folder of an adapter of the bundled model, promptable and automatic."""
+    from tuned_models import shake
+
+    from SAMFineTuneLib.models.load import load_network
+    from SAMFineTuneLib.models.store import Store
+    from SAMFineTuneLib.models.tuning import Card, Gain, Method, attach, save_adapter
+
+    base = Store().get("compact")
+    method = Method(heads=("promptable", "automatic"), classes=CLASSES)
+    network = shake(attach(load_network(base.file("weights"))[1], base.spec, method))
+    gain = Gain("1 point", ("1f", "2e"), (0.4, 0.5), (0.7, 0.9), interval_after=(0.7, 0.9))
+    card = Card(CLASSES[1:], {"steps": 120}, ("aa", "bb", "cc"), (gain,), {"loss": (1.0, 0.5)}, 300.0, "two cores")
+    folder = tmp_path_factory.mktemp("trained") / "organs"
+    save_adapter(folder, network, base, method, card)
+    return folder
+
+
+@pytest.fixture
+def here(adapter, tmp_path) -> Path:
+    """A copy of it that a test may change."""
+    return shutil.copytree(adapter, tmp_path / "organs")
+
+
+@pytest.fixture
+def volumes(tmp_path) -> Path:
+    """A folder with a NIfTI and a DICOM series of four slices each."""
+    folder = tmp_path / "scans"
+    for seed, name in ((1, "one"), (2, "two")):
+        volume, _, _ = body_phantom(seed, shape=(4, 40, 40), spacing=(8.0, 8.0, 20.0))
+        write_dicom_series(volume, folder / name)
+    image = sitk.GetImageFromArray(volume.array.astype(np.int16))
+    sitk.WriteImage(image, str(folder / "three.nii.gz"))
+    return folder
+
+
+def test_import_list_show_compare_remove(samfinetune, here):
+    assert "There are no adapters yet" in samfinetune("adapters", "list").out
+    added = samfinetune("adapters", "import", here, "--name", "mine")
+    assert added.code == 0 and "--adapter mine" in added.out
+    listed = samfinetune("adapters", "list").out
+    assert [word in listed for word in ("mine", "compact", "liver, spleen", "LoRA of rank 4", "0.450", "0.800")]
+    row = next(line for line in listed.splitlines() if line.startswith("mine"))
+    assert row.split()[-2:] == ["0.450", "0.800"]
+    shown = samfinetune("adapters", "show", "mine").out
+    assert "Dice 0.450 before, 0.800 (0.700 to 0.900) after, on 2 held-out cases" in shown
+    assert "5 min" in shown and "steps         120" in shown
+    table = samfinetune("adapters", "compare", "mine", here).out
+    assert table.splitlines()[0].split() == ["name", "mine", "organs"]
+    again = samfinetune("adapters", "import", here, "--name", "mine")
+    assert again.code == 2 and "already" in again.err
+    assert samfinetune("adapters", "remove", "mine").code == 0
+    gone = samfinetune("adapters", "show", "mine")
+    assert gone.code == 2 and "There is no adapter 'mine'; the adapters on this computer are: none." in gone.err
+
+
+def test_a_damaged_adapter_is_listed_as_such_and_can_be_removed(samfinetune, here, tmp_path):
+    samfinetune("adapters", "import", here, "--name", "mine")
+    with open(tmp_path / "home" / "adapters" / "mine" / "adapter_model.safetensors", "ab") as file:
+        file.write(b"!")
+    listed = samfinetune("adapters", "list")
+    assert listed.code == 0 and "Not usable:" in listed.out and "damaged or was replaced" in listed.out
+    used = samfinetune("segment", "nothing.nii.gz", "-o", "x.nii.gz", "--auto", "--adapter", "mine")
+    assert used.code == 2 and "damaged or was replaced" in used.err and used.err.count("\n") == 1
+    assert samfinetune("adapters", "remove", "mine").code == 0
+    assert not (tmp_path / "home" / "adapters" / "mine").exists()
+
+
+@pytest.mark.parametrize("name", ["../organs", ".", "", "a/b", ".hidden"])
+def test_names_are_no_paths(samfinetune, here, name):
+    removed = samfinetune("adapters", "remove", name)
+    assert removed.code == 2 and "There is no adapter" in removed.err
+    added = samfinetune("adapters", "import", here, "--name", name or "x y")
+    assert added.code == 2 and "cannot be an adapter's name" in added.err
+    assert here.is_dir()
+
+
+def test_automatic_on_a_folder_is_the_same_in_both_runtimes(samfinetune, here, volumes, tmp_path):
+    with_torch = samfinetune("segment", volumes, "-o", tmp_path / "a", "--auto", "--adapter", here)
+    assert with_torch.code == 0, with_torch.err
+    assert with_torch.out.count("PyTorch") == 3
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "one.seg.nrrd", "three.seg.nrrd", "two.seg.nrrd",
+    ]  # fmt: skip
+    assert samfinetune("adapters", "export", here).code == 0
+    without = samfinetune("segment", volumes, "-o", tmp_path / "b", "--auto", "--adapter", here, "--no-cache")
+    assert without.code == 0 and without.out.count("ONNX Runtime") == 3 and "PyTorch" not in without.out
+    for path in (tmp_path / "a").iterdir():
+        one, other = (sitk.ReadImage(str(tmp_path / name / path.name)) for name in "ab")
+        labels, others = sitk.GetArrayFromImage(one), sitk.GetArrayFromImage(other)
+        assert (labels != others).mean() < 1e-3 and labels.any()
+        assert [one.GetMetaData(f"Segment{i}_Name") for i in (0, 1)] == ["liver", "spleen"]
+        assert set(np.unique(labels)) <= {0, 1, 2}
+
+
+def test_automatic_labels_are_those_of_the_network(samfinetune, here, tmp_path):
+    """An independent way: the merged network on the picture of a slice, its logits resized by torch."""
+    import torch
+
+    from SAMFineTuneLib.images import aligned_plane, choose_window, picture, read_volume
+    from SAMFineTuneLib.models.preprocess import prepare
+    from SAMFineTuneLib.models.store import Store
+    from SAMFineTuneLib.models.tuning import load_adapter
+
+    volume, _, _ = body_phantom(1, shape=(3, 128, 128), spacing=(3.0, 3.0, 20.0))
+    image = sitk.GetImageFromArray(volume.array.astype(np.int16))
+    sitk.WriteImage(image, str(tmp_path / "scan.nii.gz"))
+    result = samfinetune("segment", "scan.nii.gz", "-o", "labels.nii.gz", "--auto", "--adapter", here,
+                         "--orientation", "axial")  # fmt: skip
+    assert result.code == 0, result.err
+    found = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "labels.nii.gz")))
+    read = read_volume(tmp_path / "scan.nii.gz")
+    base = Store().get("compact")
+    network, _ = load_adapter(here, base)
+    for k in range(3):
+        plane = aligned_plane(read, "axial", k)
+        tensor, _ = prepare(picture(read, plane, choose_window(read, None)), base.spec)
+        with torch.no_grad():
+            logits = network.decode_classes(network.encode(torch.from_numpy(tensor)))
+        classes = torch.nn.functional.interpolate(logits, (128, 128), mode="bilinear").argmax(1)[0].numpy()
+        # The plane shows the slice as a radiologist sees it; here both of its axes run against the voxels'.
+        assert min((classes != turned).mean() for turned in turns(found[k])) < 2e-3
+
+
+def turns(array):
+    return array, array[::-1], array[:, ::-1], array[::-1, ::-1]
+
+
+def test_one_broken_volume_does_not_stop_the_others(samfinetune, here, volumes):
+    (volumes / "broken.nii.gz").write_bytes(b"not an image")
+    result = samfinetune("segment", volumes, "-o", "out", "--auto", "--adapter", here, "--format", ".nii.gz")
+    assert result.code == 2 and "broken.nii.gz:" in result.err and "failed      1 of 4 volumes" in result.out
+    assert result.out.count("written") == 3
+
+
+def test_nnunet_channels_are_one_volume(samfinetune, here, volumes, tmp_path):
+    for name in ("case_0000", "case_0001"):
+        (tmp_path / "imagesTs").mkdir(exist_ok=True)
+        shutil.copy(volumes / "three.nii.gz", tmp_path / "imagesTs" / f"{name}.nii.gz")
+    result = samfinetune("segment", "imagesTs", "-o", "out", "--auto", "--adapter", here, "--format", ".nii.gz")
+    assert result.code == 0 and [path.name for path in (tmp_path / "out").iterdir()] == ["case.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("scans", "-o", "out.nii.gz", "--auto"), "-o needs a folder"),
+        (("scans", "-o", "scans", "--auto"), "among what is read"),
+        (("scans/three.nii.gz", "-o", "scans/three.nii.gz", "--auto"), "among what is read"),
+        (("scans/three.nii.gz", "-o", "out.nii.gz", "--auto", "--point", "1,2,3"), "--auto needs no --point"),
+        (("scans/three.nii.gz", "-o", "out.nii.gz", "--auto", "--propagate", "both"), "--auto needs no --propagate"),
+        (("scans/three.nii.gz", "-o", "out.nii.gz", "--auto", "--model", "sam-vit-b"), "sam-vit-b"),
+    ],
+)
+def test_automatic_runs_that_cannot_be(samfinetune, here, volumes, arguments, said):
+    before = {path: path.stat().st_mtime_ns for path in volumes.rglob("*")}
+    result = samfinetune("segment", *arguments, "--adapter", here)
+    assert result.code == 2 and said in result.err and result.err.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in volumes.rglob("*")}
+
+
+def test_without_an_automatic_head_there_is_nothing_to_find(samfinetune, volumes):
+    result = samfinetune("segment", volumes / "three.nii.gz", "-o", "out.nii.gz", "--auto")
+    assert result.code == 2 and "finds nothing without prompts" in result.err
+
+
+def test_prompts_are_answered_with_the_adapter_and_the_encoder_is_shared_when_it_may_be(samfinetune, here, phantom):
+    box = ("--space", "ijk", "--box", phantom.box("liver"))
+    plain = samfinetune("segment", phantom.folder, "-o", "plain.nii.gz", *box)
+    tuned = samfinetune("segment", phantom.folder, "-o", "tuned.nii.gz", *box, "--adapter", here)
+    assert plain.code == tuned.code == 0, tuned.err
+    assert f"adapter     {here}" in tuned.out and "adapter" not in plain.out
+    first, second = (sitk.GetArrayFromImage(sitk.ReadImage(name)) for name in ("plain.nii.gz", "tuned.nii.gz"))
+    assert (first != second).any()
+    other = samfinetune("segment", phantom.folder, "-o", "x.nii.gz", *box, "--adapter", here, "--model", "nowhere")
+    assert other.code == 2 and "There is no model 'nowhere'" in other.err
+
+
+def test_an_exported_adapter_needs_no_torch(samfinetune, fresh_python, here, volumes, tmp_path):
+    assert samfinetune("adapters", "export", here).code == 0
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'peft', 'segment_anything', 'safetensors', 'scipy', 'highdicom', 'onnx'):\n"
+        "    sys.modules[name] = None  # an import of it fails\n"
+        "from SAMFineTuneLib.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    process = fresh_python("-c", code, "segment", volumes / "three.nii.gz", "-o", "out.nii.gz", "--auto",
+                           "--adapter", here)  # fmt: skip
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert (tmp_path / "out.nii.gz").is_file()
+
+
+def test_export_to_a_folder_and_merge_make_models(samfinetune, here, volumes, tmp_path):
+    exported = samfinetune("adapters", "export", here, "-o", "onnx-model")
+    assert exported.code == 0, exported.err
+    assert samfinetune("models", "import", "onnx-model", "--id", "portable").code == 0
+    merged = samfinetune("adapters", "merge", here, "--id", "organs-model")
+    assert merged.code == 0, merged.err
+    reference = samfinetune("segment", volumes / "three.nii.gz", "-o", "adapter.nii.gz", "--auto", "--adapter", here)
+    assert reference.code == 0
+    expected = sitk.GetArrayFromImage(sitk.ReadImage("adapter.nii.gz"))
+    for name, runtime in (("portable", "ONNX Runtime"), ("organs-model", "PyTorch")):
+        result = samfinetune("segment", volumes / "three.nii.gz", "-o", f"{name}.nii.gz", "--auto", "--model", name)
+        assert result.code == 0 and runtime in result.out, result.err
+        assert (sitk.GetArrayFromImage(sitk.ReadImage(f"{name}.nii.gz")) != expected).mean() < 1e-3
+    shown = samfinetune("models", "show", "organs-model").out
+    assert "finds itself  liver, spleen" in shown
+    assert samfinetune("adapters", "export", here, "-o", "onnx-model").code == 2  # exists
+    assert samfinetune("adapters", "merge", here, "--id", "organs-model").code == 2
+
+
+def test_an_adapter_of_another_base_is_refused(samfinetune, here, volumes):
+    card = json.loads((here / "card.json").read_text())
+    (here / "card.json").write_text(json.dumps(card | {"base": "sam-vit-b", "base_digest": "0" * 64}))
+    for model in ((), ("--model", "compact")):
+        result = samfinetune("segment", volumes / "three.nii.gz", "-o", "o.nii.gz", "--auto", "--adapter", here, *model)
+        assert result.code == 2 and "sam-vit-b" in result.err and result.err.count("\n") == 1
+
+
+def test_finetune_sam_class_models_segment_by_themselves(samfinetune, volumes, tmp_path):
+    """Its mask tokens are classes: it refuses prompts, and finds its classes without."""
+    import small_models
+    import torch
+
+    torch.save(small_models.state(small_models.sam(outputs=4)), tmp_path / "checkpoint.pth")
+    (tmp_path / "args.json").write_text(json.dumps({"finetune_type": "vanilla", "num_cls": 3}))
+    assert samfinetune("models", "import", "checkpoint.pth", "--id", "theirs").code == 0
+    refused = samfinetune("segment", volumes / "three.nii.gz", "-o", "o.nii.gz", "--model", "theirs", "--space", "ijk",
+                          "--point", "5,5,1")  # fmt: skip
+    assert refused.code == 2 and "takes no prompts" in refused.err
+    result = samfinetune("segment", volumes / "three.nii.gz", "-o", "o.seg.nrrd", "--model", "theirs", "--auto")
+    assert result.code == 0, result.err
+    image = sitk.ReadImage("o.seg.nrrd")
+    assert [image.GetMetaData(f"Segment{i}_Name") for i in (0, 1)] == ["class 1", "class 2"]
