@@ -18,7 +18,7 @@ import sys
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 
-COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain")
+COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train")
 
 _EPILOG = """examples:
   samfinetune demo                                         try it on a phantom: no data, no download needed

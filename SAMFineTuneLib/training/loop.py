@@ -30,6 +30,8 @@ from SAMFineTuneLib.training.settings import Settings
 
 CHECKPOINT_SECONDS = 30.0
 GRADIENT_NORM = 1.0
+_EPSILON = 1e-6  # of AdamW: a gradient that is rounding noise alone moves nothing
+_CLASS_HEAD_RATE, _BASE_MODULE_RATE = 3.0, 1.0  # parts of the learning rate
 _EMBEDDINGS = 1 << 30  # bytes of embeddings that are kept when the encoder does not learn
 
 
@@ -109,14 +111,31 @@ def train(training: Training, checkpoint: Path | None = None, part: int = 0) -> 
 
 
 def make_optimiser(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on biases, norms and tokens."""
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    """AdamW; no weight decay on biases, norms and tokens.
+
+    What begins at nothing (LoRA, Adapters) learns at the full rate, a class head, which begins anew, faster, and
+    modules of the base that are trained whole as settled by `_BASE_MODULE_RATE`.
+    """
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
     for name, parameter in trainable(network).items():
         plain = parameter.ndim < 2 or "token" in name or "norm" in name or "embed" in name
-        groups[not plain].append(parameter)
-    decay = {True: settings.weight_decay, False: 0.0}
-    groups = [{"params": tensors, "weight_decay": decay[decayed]} for decayed, tensors in groups.items() if tensors]
-    return torch.optim.AdamW(groups, lr=settings.rate)
+        groups.setdefault((plain, _share(name, settings)), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": tensors, "weight_decay": 0.0 if plain else settings.weight_decay, "share": share}
+            for (plain, share), tensors in groups.items()
+        ],
+        lr=settings.rate,
+        eps=_EPSILON,
+    )
+
+
+def _share(name: str, settings: Settings) -> float:
+    """The part of the learning rate that a tensor gets."""
+    if ".class_head." in name:
+        return _CLASS_HEAD_RATE
+    added = ".lora_" in name or "adapter" in name
+    return 1.0 if added or settings.method.method == "vanilla" else _BASE_MODULE_RATE
 
 
 def rate_at(step: int, settings: Settings) -> float:
@@ -251,7 +270,7 @@ def _seed(seed: int, part: int, step: int, rank: int) -> None:
 
 def _set_rate(optimiser: torch.optim.Optimizer, settings: Settings, step: int) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = rate_at(step, settings)
+        group["lr"] = rate_at(step, settings) * group["share"]
 
 
 # ---------------------------------------------------------------- validation

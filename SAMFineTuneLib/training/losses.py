@@ -63,7 +63,16 @@ def round_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, ambiguous:
 
 def class_loss(logits: Tensor, shares: Tensor) -> Tensor:
     """Logits and target shares (B, C, L, L), background first -> cross-entropy + mean Dice loss of the classes that
-    are not background (B,)."""
-    entropy = -(shares * logits.log_softmax(1)).sum(1).mean((1, 2))
-    dice = dice_loss(logits.softmax(1)[:, 1:], shares[:, 1:])
-    return entropy + dice.mean(1)
+    are not background and are there (B,).
+
+    Half of the cross-entropy counts every pixel alike, half every class: structures fill few pixels of a whole slice,
+    and a few steps would teach background alone. A class that is not there has no Dice.
+    """
+    entropy = -(shares * logits.log_softmax(1))
+    sizes = shares.sum((2, 3))
+    there = (sizes >= 1).to(logits.dtype)
+    by_class = entropy.sum((2, 3)) / sizes.clamp(min=1)
+    balanced = (by_class * there).sum(1) / there.sum(1).clamp(min=1)
+    dice = dice_loss(logits.softmax(1), shares)[:, 1:] * there[:, 1:]
+    mean_dice = dice.sum(1) / there[:, 1:].sum(1).clamp(min=1)
+    return 0.5 * entropy.sum(1).mean((1, 2)) + 0.5 * balanced + mean_dice
