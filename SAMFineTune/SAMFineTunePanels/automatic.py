@@ -183,7 +183,8 @@ class AutomaticSection:
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetSaveWithScene(False)
         node.GetDisplayNode().SetOpacity2DFill(0.35)
-        node.SetAndObserveTransformNodeID(session.volume_node.GetTransformNodeID())  # first: the geometry below is relative to it
+        # The transform first: the geometry that follows is relative to it.
+        node.SetAndObserveTransformNodeID(session.volume_node.GetTransformNodeID())
         node.SetReferenceImageGeometryParameterFromVolumeNode(session.volume_node)
         writer = SegmentWriter(node, session.volume_node, session.volume)
         for number, plane, mask in masks:

@@ -254,7 +254,8 @@ def _prepare(segmentation_node, volume_node):
     if segmentation_node.GetDisplayNode() is None:
         segmentation_node.CreateDefaultDisplayNodes()
     if segmentation_node.GetSegmentation().GetNumberOfSegments() == 0:
-        segmentation_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())  # first: the geometry below is relative to it
+        # The transform first: the geometry that follows is relative to it.
+        segmentation_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
         segmentation_node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
 
 

@@ -145,7 +145,8 @@ def new_segmentation(volume_node):
     scene = slicer.mrmlScene
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName("Segmentation"))
     node.CreateDefaultDisplayNodes()
-    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())  # first: the geometry below is relative to it
+    # The transform first: the geometry that follows is relative to it.
+    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
     return node
 
