@@ -102,7 +102,10 @@ def clicked_and_covered(host, slicer_scene, plane, name):
     for node in prompt_nodes(host.session.scene):
         node.GetDisplayNode().SetVisibility(False)  # the mask, not the markup
     after = view.pixels()
-    return covers(host, "first", ras) and coloured(before, after, xy), prompt
+    claims = [tuple(claim) for claim in host.session._writer.claims()]
+    assert covers(host, "first", ras), f"not covered; {prompt}, {claims}, told {host.told[-6:]}"
+    assert coloured(before, after, xy), f"covered, but not seen; {claims}"
+    return prompt
 
 
 def turned(plane, degrees):
@@ -123,8 +126,7 @@ def test_a_click_covers_its_pixel_on_the_oblique_series(open_on, slicer_scene, o
     if orientation == "turned":
         middle = volume.ijk_to_ras((np.array(volume.shape[::-1]) - 1) / 2)
         plane = oblique_plane(volume, middle, *turned(plane, 20))
-    right, prompt = clicked_and_covered(host, slicer_scene, plane, VIEWS.get(orientation, "Red"))
-    assert right
+    prompt = clicked_and_covered(host, slicer_scene, plane, VIEWS.get(orientation, "Red"))
     assert (prompt.view == orientation) if orientation in VIEWS else prompt.view.orientation == "oblique"
 
 
@@ -136,7 +138,7 @@ def test_a_click_covers_its_pixel_on_the_phantom(open_on, slicer_scene, degrees)
     plane = aligned_plane(host.session.volume, "axial", 10)
     if degrees:
         plane = oblique_plane(host.session.volume, plane.pixel_to_ras((40, 48)), *turned(plane, degrees))
-    assert clicked_and_covered(host, slicer_scene, plane, "Red")[0]
+    assert clicked_and_covered(host, slicer_scene, plane, "Red")
 
 
 def test_points_are_dragged_and_boxes_clicked_with_the_mouse(open_on, slicer_scene):
