@@ -98,8 +98,10 @@ def fine_tune(
     report, cancelled = progress or (lambda _: None), cancel or (lambda: False)
     run = _Run(base, settings, work, gang, torch.device(device), report, cancelled)
     run.tell("cases")
-    found = survey([*cases, *test], settings.labels)
+    taken = {case.id for case in cases}
+    test = [replace(case, id=f"test/{case.id}") if case.id in taken else case for case in test]
     folds = _folds(cases, test, settings)
+    found = survey([*cases, *test], settings.labels)
     run.prepare(found, folds, resume)
     for part in range(len(folds.parts)):
         run.part(part)

@@ -1,0 +1,100 @@
+"""`samfinetune train`: checks cases, trains, says what it gained, and speaks JSON to programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+
+from case_files import blob, case_folder, save  # noqa: E402
+
+FEW = ("--steps", 2, "--batch", 1, "--rounds", 1, "--test-slices", 1, "--device", "cpu")
+
+
+@pytest.fixture
+def cases(tmp_path):
+    return case_folder(tmp_path / "cases", count=2, shape=(4, 32, 32))
+
+
+def test_a_training_from_the_command_line(samfinetune, cases, tmp_path):
+    result = samfinetune("train", cases, "-o", tmp_path / "adapter", "--label", "1", "--shots", 1, *FEW)
+    assert result.code == 0, result.err
+    assert "evidence    This adapter answered 1 cases" in result.out and "1 box, label 1" in result.out
+    assert (tmp_path / "adapter" / "report" / "index.html").is_file()
+    assert "step 2 of 2, loss" in result.err and "left" in result.err
+    shown = samfinetune("adapters", "show", tmp_path / "adapter")
+    assert shown.code == 0 and "label 1" in shown.out
+
+
+def test_json_progress_is_one_object_a_line(samfinetune, cases, tmp_path):
+    result = samfinetune("train", cases, "-o", tmp_path / "a", "--folds", 0, "--json-progress", "--heads", "promptable",
+                         "--method", "adapter", "--scope", "decoder", *FEW)  # fmt: skip
+    assert result.code == 0, result.err
+    events = [json.loads(line) for line in result.out.splitlines()]
+    assert [one["step"] for one in events if one.get("stage") == "training"] == [1, 2]
+    assert events[-1]["event"] == "done" and events[-1]["gains"] == []
+    assert "No case was held out" in events[-1]["evidence"] and Path(events[-1]["adapter"], "card.json").is_file()
+
+
+def test_check_only_looks(samfinetune, cases, tmp_path):
+    result = samfinetune("train", cases, "-o", tmp_path / "a", "--check")
+    assert result.code == 0 and "2, of 2 patients, 4 labelled slices" in result.out and "label 1" in result.out
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--label", "9"), "No case has the label 9"),
+        (("--shots", 3), "3 shots cannot be drawn from 2 patients"),
+        (("--folds", 5), "5 folds cannot be made of 2 patients"),
+        (("--blocks", "a"), "--blocks a is no list of numbers"),
+        (("--model", "none"), "There is no model 'none'"),
+        (("--rank", 0), "rank of LoRA is 0"),
+        (("--resume",), "no interrupted training"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(samfinetune, cases, tmp_path, options, sentence):
+    result = samfinetune("train", cases, "-o", tmp_path / "a", *FEW, *options)
+    assert result.code == 2 and sentence in result.err and len(result.err.strip().splitlines()[-1]) < 400
+    assert not (tmp_path / "a").exists()
+
+
+def test_errors_are_json_for_programs(samfinetune, cases, tmp_path):
+    result = samfinetune("train", cases, "-o", tmp_path / "a", "--label", "9", "--json-progress", *FEW)
+    assert result.code == 2 and "No case has" in json.loads(result.out.splitlines()[-1])["message"]
+
+
+def test_a_patient_on_both_sides_is_refused(samfinetune, cases, tmp_path):
+    result = samfinetune("train", cases, "--test", cases, "-o", tmp_path / "a", *FEW)
+    assert result.code == 2 and "both the training and the test cases" in result.err
+
+
+def test_ctrl_c_stops_and_resume_goes_on(fresh_python, samfinetune, cases, tmp_path):
+    command = ("train", cases, "-o", tmp_path / "a", "--folds", 0, *FEW, "--steps", 6, "--json-progress")
+    running = fresh_python("-m", "SAMFineTuneLib.cli", *command)
+    for line in running.stdout:
+        if json.loads(line).get("step") == 1:
+            os.kill(running.pid, signal.SIGINT)
+            break
+    out, error = running.communicate(timeout=120)
+    assert running.returncode == 130 and "--resume" in error, error
+    result = samfinetune(*command, "--resume")
+    steps = [event["step"] for event in map(json.loads, result.out.splitlines()) if event.get("stage") == "training"]
+    assert result.code == 0 and 1 < steps[0] and steps[-1] == 6
+
+
+def test_case_files_are_never_written_to(samfinetune, tmp_path):
+    folder = case_folder(tmp_path / "cases", count=1)
+    save(folder / "labels" / "a.nii.gz", blob())
+    before = {path: path.read_bytes() for path in folder.rglob("*.nii.gz")}
+    samfinetune("train", folder, "-o", tmp_path / "a", "--check")
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.nii.gz")}
