@@ -24,6 +24,7 @@ from tuned_models import CLASSES, NETWORKS, answers, distance, folder_of, fresh,
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
+from SAMFineTuneLib.models.architectures import tiny_vit
 from SAMFineTuneLib.models.architectures.sam import SamModel
 from SAMFineTuneLib.models.architectures.segment_anything import modeling
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
@@ -32,13 +33,17 @@ from SAMFineTuneLib.models.tuning import Card, Method, attach, load_adapter, res
 
 COMBINATIONS = [(kind, scope) for kind in ("lora", "adapter", "vanilla") for scope in ("decoder", "encoder+decoder")]
 
-# MobileSAM's grid is large, so all of its combinations would take minutes.
-CASES = [
-    pytest.param(name, kind, scope, marks=[pytest.mark.slow] if name == "mobile_sam" and (
-        kind == "vanilla" or scope == "decoder") else [], id=f"{name}-{kind}-{scope}")
-    for name in NETWORKS for kind, scope in COMBINATIONS
-]  # fmt: skip
+CASES = [(name, kind, scope) for name in NETWORKS for kind, scope in COMBINATIONS]
 BOTH = {"heads": ("promptable", "automatic"), "classes": CLASSES}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_grid():
+    """MobileSAM's grid of 64 x 64, a quarter as long: its tests would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_vit, "GRID", 16)
+        patch.setattr(tiny_vit, "_STEM_GRID", 64)
+        yield
 
 
 @pytest.fixture(scope="module")

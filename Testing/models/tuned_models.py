@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from SAMFineTuneLib.files import sha256_of
+from SAMFineTuneLib.models.architectures import tiny_vit
 from SAMFineTuneLib.models.architectures.compact import build_compact
 from SAMFineTuneLib.models.architectures.tiny_vit import StageShape, TinyViT, TinyVitShape
 from SAMFineTuneLib.models.load import load_network
@@ -19,10 +20,10 @@ CLASSES = ("background", "liver", "spleen")
 
 
 def mobile_sam() -> nn.Module:
-    """MobileSAM with one narrow block a stage."""
+    """MobileSAM with one narrow block a stage; its grid is the module's, which a test may make smaller."""
     sizes = ((8, 0, 0), (16, 2, 7), (16, 1, 14), (32, 2, 7))
     shape = TinyVitShape(3, 4, tuple(StageShape(width, 1, 2 * width, heads, reach) for width, heads, reach in sizes))
-    network = small_models.sam(TinyViT(shape), grid=64)
+    network = small_models.sam(TinyViT(shape), grid=tiny_vit.GRID)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data += 1  # otherwise nothing of the picture reaches the end
@@ -52,12 +53,12 @@ def fresh(base: ModelFolder) -> nn.Module:
     return load_network(base.file("weights"))[1]
 
 
-def shake(network: nn.Module, seed: int = 1) -> nn.Module:
+def shake(network: nn.Module, seed: int = 1, strength: float = 0.05) -> nn.Module:
     """Stands for training: every trained number changes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in trainable(network).values():
-            value.add_(0.05 * torch.randn(value.shape, generator=generator))
+            value.add_(strength * torch.randn(value.shape, generator=generator))
     return network
 
 
