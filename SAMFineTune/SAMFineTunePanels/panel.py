@@ -15,7 +15,7 @@ from .model import ModelSection
 from .prompts import PromptsSection
 from .propagate import PropagateSection
 from .qt_helpers import Connections, NodeObservers
-from .segments import SegmentsSection
+from .segments import SegmentsSection, save_undo_state
 from .server import ServerSection
 from .status import StatusSection
 
@@ -141,7 +141,9 @@ class Panel:
     def _make_session(self, scene, client):
         from SAMFineTuneLib.mrml.scene_session import SceneSession
 
-        return SceneSession(scene, client)
+        session = SceneSession(scene, client)
+        session.save_undo_state = lambda: save_undo_state(session.segmentation_node)
+        return session
 
     def _server_changed(self):
         """End the session here and go on with it there: the scene knows all there is to know."""

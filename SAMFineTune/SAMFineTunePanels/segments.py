@@ -140,6 +140,13 @@ class SegmentsSection:
             editor.setSourceVolumeNode(volume)
 
 
+def save_undo_state(segmentation_node):
+    """A step for the Segment Editor's own Undo, when the editor is on this segmentation."""
+    editor = getattr(getattr(slicer.modules, "SegmentEditorWidget", None), "editor", None)
+    if editor is not None and editor.segmentationNode() is segmentation_node:
+        editor.saveStateForUndo()
+
+
 def new_segmentation(volume_node):
     """An empty one in the geometry of a volume, moving with it."""
     scene = slicer.mrmlScene

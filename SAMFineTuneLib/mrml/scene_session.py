@@ -27,7 +27,7 @@ from SAMFineTuneLib.mrml.prompt_sync import PromptSync
 from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
 from SAMFineTuneLib.mrml.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments import SegmentWriter
-from SAMFineTuneLib.mrml.slice_views import plane_of_view
+from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view
 from SAMFineTuneLib.mrml.volumes import displayed_window, volume_from_node
 from SAMFineTuneLib.prompts.prompts import Prompt
 from SAMFineTuneLib.service.events import (
@@ -104,6 +104,8 @@ class SceneSession:
         self.segmentation_node = None
         self.volume: Volume | None = None
         self.placing = Placing(scene)
+        self.save_undo_state: Callable[[], object] | None = None
+        """Called before masks go into a segmentation that somebody else has changed, for Slicer's own undo."""
         self._log = log or logging.getLogger(__name__)
         self._active_slice_node = active_slice_node or slice_node_under_cursor(scene)
         self._clock = clock
@@ -218,6 +220,10 @@ class SceneSession:
         if changed and self.placing.kind is not None:
             self.start_placing(self.placing.kind)
 
+    def _save_undo_state(self) -> None:
+        if self.save_undo_state is not None:
+            self.save_undo_state()
+
     # ---- prompts
 
     def place(self, kind: str, slice_node, ras_points: Sequence) -> int:
@@ -230,6 +236,7 @@ class SceneSession:
         points = [tuple(float(x) for x in point) for point in ras_points]
         if not points or slice_node is None:
             raise UserError("There is nothing to place; click into a slice view.")
+        settle_view(slice_node, self.volume)
         plane = plane_of_view(slice_node, self.volume, points[0])
         prompt = prompt_of(kind, plane, points)
         self._reconcile()
@@ -240,6 +247,8 @@ class SceneSession:
     def start_placing(self, kind: str) -> None:
         """Enter Slicer's place mode: every click places a prompt of the current segment, until `stop_placing`."""
         segment_id = self._ensure_segment()
+        for slice_node in self._slice_nodes():
+            settle_view(slice_node, self.volume)
         self.placing.start(kind, self._work.nodes, segment_id)
 
     def stop_placing(self) -> None:
@@ -464,6 +473,7 @@ class SceneSession:
         self._table = SegmentTable(self.segmentation_node, record.values)
         writer = SegmentWriter(self.segmentation_node, self.volume_node, self.volume)
         writer.editor_node = self._editor_node
+        writer.save_undo_state = self._save_undo_state
         if claims is not None and not writer.from_dict(claims):
             self._tell(Notice(
                 "The segmentation has another grid than when its masks were stored: they now count as drawn by hand."
@@ -785,13 +795,15 @@ class SceneSession:
 
     def _slice_node_at(self, ras):
         """The slice view in which a point was clicked: the one under the cursor, or else one that shows it."""
-        nodes = self.scene.GetNodes()
-        every = (nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems()))
-        shown = [node for node in every if node.IsA("vtkMRMLSliceNode") and shows(node, ras)]
+        shown = [node for node in self._slice_nodes() if shows(node, ras)]
         active = self._active_slice_node()
         if active is not None and (active in shown or not shown):
             return active
         return shown[0] if shown else None
+
+    def _slice_nodes(self) -> list:
+        name = "vtkMRMLSliceNode"
+        return [self.scene.GetNthNodeByClass(n, name) for n in range(self.scene.GetNumberOfNodesByClass(name))]
 
     # ---- inside: observers
 

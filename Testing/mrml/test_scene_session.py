@@ -13,10 +13,11 @@ slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.images.plane import aligned_plane  # noqa: E402
+from SAMFineTuneLib.images.plane import aligned_plane, oblique_plane  # noqa: E402
 from SAMFineTuneLib.images.resample import extract_labels  # noqa: E402
 from SAMFineTuneLib.mrml.markups import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.mrml.scene_session import SceneSession  # noqa: E402
+from SAMFineTuneLib.mrml.slice_views import view_kind  # noqa: E402
 from SAMFineTuneLib.mrml.storage import record_nodes  # noqa: E402
 from SAMFineTuneLib.service.client import SessionClient  # noqa: E402
 from SAMFineTuneLib.service.events import Failed, Finished, Notice, Objects  # noqa: E402
@@ -126,6 +127,39 @@ def test_a_placed_point_gives_its_segment_a_mask_and_a_markup(host, made, red):
     (node,) = prompt_nodes(host.session.scene)
     assert node.GetName() == "first positive" and node.GetNumberOfControlPoints() == 1
     assert host.longest < 0.5
+
+
+def test_a_view_on_the_edge_of_two_slices_is_settled_before_anything_is_placed(host, made, red):
+    volume, _ = made
+    tilt = np.deg2rad(0.2)  # less than anybody sees
+    plane = aligned_plane(volume, "axial", 9)
+    origin = volume.ijk_to_ras((16, 16, 9.5))
+    across, down = plane.right, plane.down
+    leaning = oblique_plane(volume, origin, across * np.cos(tilt) + np.cross(across, down) * np.sin(tilt), down)
+    turn_to(red, leaning)
+    host.session.current_segment_id = "first"
+    before = view_kind(red, host.session.volume)
+    host.session.start_placing("positive")
+    host.session.stop_placing()
+    assert (before, view_kind(red, host.session.volume)) == ("oblique", "axial")
+
+
+def test_slicers_undo_gets_a_state_before_masks_follow_somebody_elses_stroke(host, made, red):
+    volume, _ = made
+    saved = []
+    host.session.save_undo_state = lambda: saved.append(claimed_voxels(host.session, "first").sum())
+    host.session.current_segment_id = "first"
+    for k in (8, 9):
+        turn_to(red, aligned_plane(volume, "axial", k))
+        host.session.place("positive", red, [ras(volume, *tube(k))])
+        host.settle()
+    assert len(saved) <= 1, "not at every mask"
+    before = len(saved)
+    host.session.segmentation_node.GetSegmentation().GetSegment("first").GetRepresentation("Binary labelmap").Modified()
+    turn_to(red, aligned_plane(volume, "axial", 10))
+    host.session.place("positive", red, [ras(volume, *tube(10))])
+    host.settle()
+    assert len(saved) == before + 1 and saved[-1] > 0
 
 
 def test_what_the_user_places_drags_and_deletes_in_slicer_is_followed(host, made, red):

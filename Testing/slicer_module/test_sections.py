@@ -388,3 +388,31 @@ def test_a_colour_image_is_refused_with_a_sentence(work):
     assert any("values a voxel" in text for text in work.desktop.messages())
     work.desktop.pass_time(0.3)
     assert work.panel.input.volume_node is work.session.volume_node
+
+
+def test_the_segment_editors_own_undo_gets_a_state_before_our_masks(work, monkeypatch):
+    """Slicer's editor is not in the stand-in; what counts is that it is asked, and only on the same segmentation."""
+    import types
+
+    import slicer
+    from SAMFineTunePanels.segments import save_undo_state
+
+    class Editor:
+        def __init__(self, node):
+            self.node, self.saved = node, 0
+
+        def segmentationNode(self):
+            return self.node
+
+        def saveStateForUndo(self):
+            self.saved += 1
+
+    ours = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    for node, saved in ((ours, 1), (other, 0)):
+        editor = Editor(node)
+        monkeypatch.setattr(slicer.modules, "SegmentEditorWidget", types.SimpleNamespace(editor=editor), raising=False)
+        save_undo_state(ours)
+        assert editor.saved == saved
+    monkeypatch.delattr(slicer.modules, "SegmentEditorWidget")
+    save_undo_state(ours)  # without the module: nothing to ask
