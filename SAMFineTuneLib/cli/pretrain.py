@@ -1,4 +1,4 @@
-"""`samfinetune pretrain`: train the compact model on synthetic pictures."""
+"""`samfinetune pretrain`: the compact model on synthetic pictures, or any encoder on unlabelled volumes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _EPILOG = """examples:
   samfinetune pretrain --synthetic -o compact --steps 20000 --seed 7     the same weights on every run
   samfinetune pretrain --synthetic -o compact --minutes 60 --resume      goes on where it was stopped
   samfinetune pretrain --synthetic -o better --minutes 60 --start compact   learns on from another run's weights
+  samfinetune pretrain --volumes scans -o ours --steps 1000    the bundled model's encoder, on unlabelled volumes
 
 The folder is a complete model for `samfinetune segment --model FOLDER`. Ctrl-C stops; --resume goes on from the
 last checkpoint, which is written every few minutes. Needs PyTorch: pip install "samfinetune[training]"
@@ -24,12 +25,15 @@ def add_parser(subparsers) -> None:
     """Add `pretrain`."""
     parser = subparsers.add_parser(
         "pretrain",
-        help="train the compact model on synthetic pictures",
-        description="Train the compact model on pictures made up on the way: no data are needed.",
+        help="train a model without annotations: on synthetic pictures or on unlabelled volumes",
+        description="Train the compact model on pictures made up on the way, without any data, or the image encoder of "
+        "a model on unlabelled volumes (masked auto-encoding).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--synthetic", action="store_true", help="train on synthetic pictures (required)")
+    parser.add_argument("--synthetic", action="store_true", help="train the compact model on synthetic pictures")
+    parser.add_argument("--volumes", metavar="FOLDER", help="train an encoder on the unlabelled volumes of a folder")
+    parser.add_argument("--model", metavar="ID", default="compact", help="with --volumes: whose encoder (compact)")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where the model is written")
     parser.add_argument("--minutes", type=float, help="stop after this time")
     parser.add_argument("--steps", type=int, help="stop after this many steps; repeatable to the last bit")
@@ -41,8 +45,10 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print progress, say where the model lies."""
-    if not args.synthetic:
-        raise UserError("Pre-training knows one kind of pictures so far: add --synthetic.")
+    if bool(args.synthetic) == bool(args.volumes):
+        raise UserError("Say what to learn from: --synthetic for made-up pictures, or --volumes FOLDER.")
+    if args.volumes and (args.minutes or args.start):
+        raise UserError("With --volumes use --steps and --model, not --minutes and --start.")
     if not (args.minutes or args.steps):
         raise UserError("Say how long to train: add --minutes 60, --steps 20000, or both.")
     if (args.minutes or 0) < 0 or (args.steps or 0) < 0:
@@ -54,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f'Pre-training needs {error.name}, which is not installed: pip install "samfinetune[training]".'
         ) from error
+    if args.volumes:
+        return _masked(args)
     from pathlib import Path
 
     from SAMFineTuneLib.training.pretrain import pretrain_synthetic
@@ -71,6 +79,26 @@ def run(args: argparse.Namespace) -> int:
     )
     report.close()
     print(f"The model is in {folder}; use it with: samfinetune segment VOLUME -o OUT --model {folder}")
+    return 0
+
+
+def _masked(args: argparse.Namespace) -> int:
+    """Pre-train an encoder on unlabelled volumes."""
+    from SAMFineTuneLib.cli.train import open_base
+    from SAMFineTuneLib.training.masked import pretrain_masked
+
+    printed = 0.0
+
+    def show(course) -> None:
+        nonlocal printed
+        if time.monotonic() - printed > _LINE_SECONDS or course.step == course.steps:
+            printed = time.monotonic()
+            print(f"step {course.step} of {course.steps}, {course.seconds / 60:.1f} min, error of what was blanked "
+                  f"{course.loss:.3f}, embeddings moved by {course.held:.3f}", file=sys.stderr, flush=True)  # fmt: skip
+
+    model = pretrain_masked(args.volumes, args.output, open_base(args.model), steps=args.steps, seed=args.seed,
+                            resume=args.resume, device=args.device, progress=show)  # fmt: skip
+    print(f"The model is in {model.path}; adapt it with: samfinetune train CASES -o ADAPTER --model {model.path}")
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
+    from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.run import Progress, Result
     from SAMFineTuneLib.training.settings import Settings
 
@@ -154,10 +155,11 @@ def _train(args: argparse.Namespace) -> int:
     settings = _settings(args)
     cases = find_cases(args.cases)
     test = find_cases(args.test) if args.test else ()
+    base = open_base(args.model)
     show = _JsonLines() if args.json_progress else _Report()
     with _interrupts() as wants_to_stop:
         try:
-            result = fine_tune(cases, args.output, _base(args.model), settings, show, wants_to_stop, args.resume, test)
+            result = fine_tune(cases, args.output, base, settings, show, wants_to_stop, args.resume, test)
         except Stopped:
             if args.json_progress:
                 _emit({"event": "stopped"})
@@ -167,7 +169,8 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _base(name: str):
+def open_base(name: str) -> ModelFolder:
+    """A model by its id or its folder."""
     from pathlib import Path
 
     from SAMFineTuneLib.models.spec import SPEC_FILE, read_model_folder
