@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,8 +108,15 @@ def _compare(store: AdapterStore, args: argparse.Namespace) -> None:
 
 
 def _import(store: AdapterStore, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.tuned_export import make_ready
+
     adapter = store.add(args.folder, args.name)
     print(f"Added {adapter.name} to {store.folder}; use it with --adapter {adapter.name}.")
+    try:
+        if make_ready(adapter, _base(adapter)):
+            print("It runs without PyTorch, as its base does.")
+    except UserError as error:  # the base may come later
+        print(f"note: {error}", file=sys.stderr)
 
 
 def _export(store: AdapterStore, args: argparse.Namespace) -> None:

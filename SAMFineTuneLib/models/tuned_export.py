@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import time
@@ -33,6 +34,19 @@ def export_adapter(adapter: AdapterFolder, base: ModelFolder) -> ModelFolder:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return read_model_folder(adapter.path / ONNX)
+
+
+def make_ready(adapter: AdapterFolder, base: ModelFolder) -> bool:
+    """Let an adapter run as its base does: export it when the base has ONNX graphs and this computer can export.
+
+    Whether it was exported, now or before.
+    """
+    if adapter.exported is not None:
+        return True
+    if not base.has("encoder") or not all(importlib.util.find_spec(name) for name in ("torch", "onnx")):
+        return False
+    export_adapter(adapter, base)
+    return True
 
 
 def export_merged(

@@ -58,7 +58,7 @@ def volumes(tmp_path) -> Path:
 def test_import_list_show_compare_remove(samfinetune, here):
     assert "There are no adapters yet" in samfinetune("adapters", "list").out
     added = samfinetune("adapters", "import", here, "--name", "mine")
-    assert added.code == 0 and "--adapter mine" in added.out
+    assert added.code == 0 and "--adapter mine" in added.out and "runs without PyTorch" in added.out
     listed = samfinetune("adapters", "list").out
     assert [word in listed for word in ("mine", "compact", "liver, spleen", "LoRA of rank 4", "0.450", "0.800")]
     row = next(line for line in listed.splitlines() if line.startswith("mine"))
