@@ -102,19 +102,18 @@ def write_adapter_folder(
     Other files in the folder stay.
     """
     folder = Path(folder)
+    files = {CONFIG: _json(dict(sorted(config.items()))), TENSORS: tensors}
+    if class_head is not None:
+        files[CLASS_HEAD] = class_head
+    card = replace(card, files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    about = {CARD_TEXT: as_markdown(card, folder.resolve().name).encode(), CARD: _json(card.to_dict())}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
     shutil.rmtree(folder / ONNX, ignore_errors=True)  # it belongs to the adapter before
-    files = {CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(), TENSORS: tensors}
-    if class_head is not None:
-        files[CLASS_HEAD] = class_head
-    else:
-        (folder / CLASS_HEAD).unlink(missing_ok=True)
-    for name, content in files.items():
+    for name in {TENSORS, CLASS_HEAD} - set(files):
+        (folder / name).unlink(missing_ok=True)
+    for name, content in (files | about).items():
         _write(folder / name, content)
-    card = replace(card, files={name: sha256_of(folder / name) for name in files})
-    _write(folder / CARD_TEXT, as_markdown(card, folder.resolve().name).encode())
-    _write(folder / CARD, (json.dumps(card.to_dict(), indent=2, allow_nan=False) + "\n").encode())
     return card
 
 
@@ -144,6 +143,10 @@ def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:
         f"The adapter {adapter.name} was trained on the model {card.base!r}, and does not fit {base.spec.id!r}: "
         f"choose the model {card.base!r}."
     )
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def _write(path: Path, content: bytes) -> None:

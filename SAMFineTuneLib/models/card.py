@@ -5,6 +5,7 @@ Cases are named by digests only; nothing in a card identifies a patient. Needs n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -78,8 +79,8 @@ class Card:
         object.__setattr__(self, "curves", {name: tuple(values) for name, values in self.curves.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object `from_dict` reads."""
-        return {"format": FORMAT, **asdict(self)}
+        """The JSON object `from_dict` reads. Numbers that are none (NaN, infinite) become null."""
+        return {"format": FORMAT, **_plain(asdict(self))}
 
     @classmethod
     def from_dict(cls, content: Any, where: str) -> Card:
@@ -141,6 +142,19 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a value."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy or PyTorch number
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
 
 def _heads(method: Method) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import peft
 import pytest
 import small_models
@@ -25,11 +26,12 @@ from tuned_models import CLASSES, NETWORKS, answers, distance, folder_of, fresh,
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
 from SAMFineTuneLib.models.architectures import tiny_vit
+from SAMFineTuneLib.models.architectures.compact import CompactModel
 from SAMFineTuneLib.models.architectures.sam import SamModel
 from SAMFineTuneLib.models.architectures.segment_anything import modeling
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 from SAMFineTuneLib.models.store import Store
-from SAMFineTuneLib.models.tuning import Card, Method, attach, load_adapter, restore, save_adapter, trainable
+from SAMFineTuneLib.models.tuning import Card, Gain, Method, attach, load_adapter, restore, save_adapter, trainable
 
 COMBINATIONS = [(kind, scope) for kind in ("lora", "adapter", "vanilla") for scope in ("decoder", "encoder+decoder")]
 
@@ -145,6 +147,21 @@ def test_parameter_counts_of_the_published_encoders(width, depth, heads, reach, 
     with torch.device("meta"):
         assert count(attach(build(), spec, Method("lora")), "image_encoder.") == lora
         assert count(attach(build(), spec, Method("adapter")), "image_encoder.") == adapter
+
+
+def test_parameter_counts_of_the_small_encoders():
+    """MobileSAM's TinyViT at its real size, and the compact model, from their blocks' widths."""
+    with torch.device("meta"):
+        published = small_models.sam(small_models.tiny_vit(), grid=64)
+        mobile = SamModel(published.image_encoder, published.prompt_encoder, published.mask_decoder, 1024)
+        networks = {"mobile_sam": (mobile, 2 * [128] + 6 * [160] + 2 * [320]), "compact": (CompactModel(), 6 * [192])}
+        for name, (network, widths) in networks.items():
+            spec = ModelSpec(id="m", name="M", architecture=name)
+            lora = attach(copy.deepcopy(network), spec, Method("lora"))
+            assert count(lora, "image_encoder.") == sum(2 * (d * 4 + 4 * d) for d in widths)
+            adapter = attach(network, spec, Method("adapter"))
+            hidden = [(d, d // 4) for d in widths]
+            assert count(adapter, "image_encoder.") == sum(2 * (d * h + h + h * d + d) for d, h in hidden)
 
 
 def test_parameter_counts_of_sams_decoder(small):
@@ -338,6 +355,49 @@ def test_a_folder_with_other_files_keeps_them_and_the_newer_adapter(small, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "card.json", "card.md", "report.html",
     ]  # fmt: skip
+
+
+def test_numbers_that_are_none_do_not_cost_a_training_its_result(small, tmp_path):
+    gain = Gain("1 point", ("a",), (float("nan"),), (np.float32(0.5),), interval_after=(0.25, np.float64(0.75)))
+    card = Card(("x",), {"rate": np.float32(0.5), "path": tmp_path}, gains=(gain,), curves={"loss": (1, float("inf"))})
+    save_adapter(tmp_path / "a", trained(small, Method()), small, Method(), card)
+    found = load_adapter(tmp_path / "a", small)[1]
+    again = found.gains[0]
+    assert (again.before, again.after, again.interval_after) == ((None,), (0.5,), (0.25, 0.75))
+    assert found.curves == {"loss": (1, None)} and found.recipe == {"rate": 0.5, "path": str(tmp_path)}
+
+
+def test_a_save_that_fails_leaves_the_adapter_before(small, tmp_path, monkeypatch):
+    save_adapter(tmp_path, trained(small, Method()), small, Method(), Card(labels=("first",)))
+    monkeypatch.setattr(Card, "to_dict", lambda self: {"labels": object()})
+    with pytest.raises(TypeError):
+        save_adapter(tmp_path, trained(small, Method()), small, Method(), Card(labels=("second",)))
+    assert load_adapter(tmp_path, small)[1].labels == ("first",)
+
+
+def test_a_save_that_is_killed_midway_leaves_no_mixture(small, tmp_path, monkeypatch):
+    """Whichever file comes first and last: afterwards there is the new adapter whole, or none."""
+    from SAMFineTuneLib.models import adapter_folder
+
+    real, written = adapter_folder._write, []
+    for survives in range(6):
+        save_adapter(tmp_path, trained(small, Method()), small, Method(), Card(labels=("first",)))
+
+        def dies(path, content, limit=survives):
+            if len(written) == limit:
+                raise KeyboardInterrupt
+            real(path, content)
+            written.append(path)
+
+        monkeypatch.setattr(adapter_folder, "_write", dies)
+        method = Method(**BOTH)
+        try:
+            save_adapter(tmp_path, trained(small, method), small, method, Card(labels=("second",)))
+            assert load_adapter(tmp_path, small)[1].labels == ("second",)
+        except KeyboardInterrupt:
+            assert "has no card.json" in refused(tmp_path, small)
+        monkeypatch.setattr(adapter_folder, "_write", real)
+        written.clear()
 
 
 # ---- what must not be loaded
