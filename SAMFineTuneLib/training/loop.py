@@ -30,6 +30,7 @@ from SAMFineTuneLib.training.settings import Settings
 
 CHECKPOINT_SECONDS = 30.0
 GRADIENT_NORM = 1.0
+_AUTOMATIC_WEIGHT = 0.5  # of the automatic head's loss beside the prompted one
 _EPSILON = 1e-6  # of AdamW: a gradient that is rounding noise alone moves nothing
 _CLASS_HEAD_RATE, _BASE_MODULE_RATE = 3.0, 1.0  # parts of the learning rate
 _EMBEDDINGS = 1 << 30  # bytes of embeddings that are kept when the encoder does not learn
@@ -188,7 +189,8 @@ def batch_loss(training: Training, embeddings: Embeddings, batch: list[Item]) ->
         last = torch.tensor([places[number][-1] for number in looking], device=device)
         logits = network.decode_classes({name: value[last] for name, value in embedding.items()})
         shares = torch.from_numpy(np.stack([batch[number].classes for number in looking])).to(device)
-        losses = losses.index_add(0, torch.tensor(looking, device=device), class_loss(logits, shares))
+        looked = torch.tensor(looking, device=device)
+        losses = losses.index_add(0, looked, _AUTOMATIC_WEIGHT * class_loss(logits, shares))
     return losses, iou.detach()
 
 

@@ -96,6 +96,7 @@ def fine_tune(
     if gang.first:
         _check_folders(output, work, resume)
     report, cancelled = progress or (lambda _: None), cancel or (lambda: False)
+    settings = replace(settings, small_base=base.spec.architecture == "compact")
     run = _Run(base, settings, work, gang, torch.device(device), report, cancelled)
     run.tell("cases")
     taken = {case.id for case in cases}

@@ -16,10 +16,12 @@ CHECKPOINTING = ("auto", "on", "off")
 
 # A preset is a number of steps and how much is asked of each picture; the rest is the same for all.
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"steps": 120, "batch": 4, "objects": 2, "rounds": 2, "test_slices": 8, "fold_limit": 3},
-    "balanced": {"steps": 500, "batch": 6, "objects": 3, "rounds": 4, "test_slices": 16, "fold_limit": 5},
-    "thorough": {"steps": 2000, "batch": 8, "objects": 5, "rounds": 8, "test_slices": 1000, "fold_limit": 10},
-}
+    "quick": {"steps": 250, "batch": 4, "objects": 2, "rounds": 2, "test_slices": 8, "fold_limit": 3},
+    "balanced": {"steps": 800, "batch": 6, "objects": 3, "rounds": 4, "test_slices": 16, "fold_limit": 5,
+                 "augment": 0.5},
+    "thorough": {"steps": 2000, "batch": 8, "objects": 5, "rounds": 8, "test_slices": 1000, "fold_limit": 10,
+                 "augment": 1.0},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class Settings:
     feedback: float = 0.5
     """Probability that a correction comes with the previous logits as mask prompt."""
     learning_rate: float | None = None
-    """None: what suits the method."""
+    """None: what suits the method and the base: the recipes' rates, for the bundled model larger ones."""
+    small_base: bool = True
+    """Whether the base is the bundled model's architecture, which takes larger steps; filled in by the run."""
     weight_decay: float = 0.1
     warm_up: float = 0.05
     """Part of the steps in which the learning rate rises."""
     decay_power: float = 0.9
-    augment: float = 1.0
-    """Strength of the augmentations; 0 is none."""
+    augment: float = 0.3
+    """Strength of the augmentations: 0 none, 1 those of finetune-SAM, which few steps do not need."""
     window: str | None = None
     orientation: str = "auto"
     """Slices to learn from: auto takes the acquired ones."""
@@ -94,7 +98,9 @@ class Settings:
         """The highest learning rate."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return {"lora": 1e-3, "adapter": 5e-4, "vanilla": 2e-4}[self.method.method]
+        if not self.small_base:
+            return {"lora": 3e-4, "adapter": 1e-4, "vanilla": 1e-4}[self.method.method]
+        return {"lora": 4e-3, "adapter": 2e-3, "vanilla": 1e-3}[self.method.method]
 
     def for_labels(self, names: tuple[str, ...], choice: LabelChoice) -> Settings:
         """With what a look at the cases settled: the labels, and the classes of an automatic head."""
@@ -118,7 +124,7 @@ class Settings:
 
     def recipe(self) -> dict[str, Any]:
         """What the adapter's card tells of it: nothing about this computer."""
-        hidden = {"method", "labels", "device", "micro_batch", "checkpointing", "fold_limit"}
+        hidden = {"small_base", "method", "labels", "device", "micro_batch", "checkpointing", "fold_limit"}
         kept = {name: value for name, value in self.to_dict().items() if name not in hidden and value is not None}
         return {**kept, "learning_rate": self.rate}
 
