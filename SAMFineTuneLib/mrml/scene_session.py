@@ -564,7 +564,9 @@ class SceneSession:
         if self._orphans or self._companions:
             self._remove_orphans()
         self._follow_changes()
-        self._reconcile()
+        if self._reconcile():  # on its way now, rather than at the host's next turn
+            for event in self.client.pump(0.001):
+                self._hear(event)
         if self._next_state is not None and not (self._work is not None and self._work.prompts.held):
             self._take(self._next_state)
         if self._work is not None:
