@@ -72,7 +72,8 @@ def add_parser(subparsers) -> None:
     add("--batch", type=int, help="pictures a step")
     add("--rounds", type=int, help="prompting rounds on each object: the first prompt and corrections")
     add("--learning-rate", type=float, help="default: what suits the method")
-    add("--augment", type=float, help="strength of augmentations, 0 to 2 (default 0.3; 1 is finetune-SAM's)")
+    add("--augment", type=float, help="strength of augmentations, 0 to 2; 1 is finetune-SAM's (default: 1 for few "
+        "slices, less for more)")  # fmt: skip
     add("--validation", type=int, metavar="N", help="patients set aside from training for early stopping")
     add("--window", help="grey values that become black and white, as in `samfinetune segment`")
     add("--orientation", choices=("auto", "all", "axial", "coronal", "sagittal"),

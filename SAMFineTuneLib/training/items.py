@@ -22,6 +22,7 @@ from SAMFineTuneLib.training.settings import Settings
 from SAMFineTuneLib.training.slices import LabelledSlice, Object, objects_of
 
 _EMPTY = 0.25  # part of the automatic head's pictures that show nothing labelled
+_CUTTING = 0.2  # part of the points whose view may cut the object
 _LEAST = 12  # pixels of an object after augmentation
 
 
@@ -64,6 +65,7 @@ class Items:
         self.slices, self.empty = list(slices), list(empty)
         self._spec, self._settings, self._part = spec, settings, part
         self._fixed = not settings.method.trains_encoder
+        self._strength = settings.strength(len(self.slices))
 
     def __call__(self, number: int) -> Item:
         """Item `number`: slices come in a new order every time all have been shown."""
@@ -102,7 +104,7 @@ class Items:
         """A version of a slice; negative numbers count the empty ones."""
         one = self.slices[index] if index >= 0 else self.empty[-1 - index]
         seed = (self._settings.seed, self._part, 2, version + 1, index % (1 << 31))
-        picture, classes = augment(np.random.default_rng(seed), one.picture, one.classes, self._settings.augment)
+        picture, classes = augment(np.random.default_rng(seed), one.picture, one.classes, self._strength)
         return LabelledSlice(picture, classes, one.plane)
 
     def _session(
@@ -129,7 +131,9 @@ class Items:
         least = min(longer, self._spec.input_size)
         sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= least]
         views = [square_view(shape, tuple(first.coords[0]), side) for side in sides]
-        holding = [view for view in views if view.contains(tight.reshape(2, 2))]
+        # Mostly one that holds the object; but the predictor also tries those that cut it, and must not trust them.
+        cutting = rng.random() < _CUTTING
+        holding = [view for view in views if cutting or view.contains(tight.reshape(2, 2))]
         return holding[rng.integers(len(holding))] if holding else View.whole(shape)
 
     def _asked(

@@ -17,11 +17,13 @@ CHECKPOINTING = ("auto", "on", "off")
 # A preset is a number of steps and how much is asked of each picture; the rest is the same for all.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"steps": 250, "batch": 4, "objects": 2, "rounds": 2, "test_slices": 8, "fold_limit": 3},
-    "balanced": {"steps": 800, "batch": 6, "objects": 3, "rounds": 4, "test_slices": 16, "fold_limit": 5,
-                 "augment": 0.5},
-    "thorough": {"steps": 2000, "batch": 8, "objects": 5, "rounds": 8, "test_slices": 1000, "fold_limit": 10,
-                 "augment": 1.0},
-}  # fmt: skip
+    "balanced": {"steps": 800, "batch": 6, "objects": 3, "rounds": 4, "test_slices": 16, "fold_limit": 5},
+    "thorough": {"steps": 2000, "batch": 8, "objects": 5, "rounds": 8, "test_slices": 1000, "fold_limit": 10},
+}
+
+
+_FULL_STRENGTH = 30  # times that a training shows each slice, from which on it is augmented in full
+_LEAST_STRENGTH = 0.3
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ class Settings:
     warm_up: float = 0.05
     """Part of the steps in which the learning rate rises."""
     decay_power: float = 0.9
-    augment: float = 0.3
-    """Strength of the augmentations: 0 none, 1 those of finetune-SAM, which few steps do not need."""
+    augment: float | None = None
+    """Strength of the augmentations: 0 none, 1 those of finetune-SAM. None: 1 with a few labelled slices, less with
+    more, which a short training sees less often."""
     window: str | None = None
     orientation: str = "auto"
     """Slices to learn from: auto takes the acquired ones."""
@@ -102,6 +105,13 @@ class Settings:
             return {"lora": 3e-4, "adapter": 1e-4, "vanilla": 1e-4}[self.method.method]
         return {"lora": 4e-3, "adapter": 2e-3, "vanilla": 1e-3}[self.method.method]
 
+    def strength(self, slices: int) -> float:
+        """Strength of the augmentations for so many labelled slices."""
+        if self.augment is not None:
+            return self.augment
+        shown = self.steps * self.batch / max(1, slices)  # times that each is
+        return min(1.0, max(_LEAST_STRENGTH, shown / _FULL_STRENGTH))
+
     def for_labels(self, names: tuple[str, ...], choice: LabelChoice) -> Settings:
         """With what a look at the cases settled: the labels, and the classes of an automatic head."""
         classes = ("background", *names) if "automatic" in self.heads else ()
@@ -148,7 +158,7 @@ def _problem(settings: Settings) -> str | None:
     for name in ("feedback", "warm_up"):
         if not 0 <= getattr(settings, name) <= 1:
             return f"The setting {name} is {getattr(settings, name)!r}; choose a number from 0 to 1."
-    if not 0 <= settings.augment <= 2:
+    if settings.augment is not None and not 0 <= settings.augment <= 2:
         return f"The strength of augmentation is {settings.augment!r}; choose a number from 0 to 2."
     if settings.learning_rate is not None and not 0 < settings.learning_rate <= 1:
         return f"The learning rate is {settings.learning_rate!r}; choose a number such as 0.001."

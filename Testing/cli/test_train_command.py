@@ -98,3 +98,13 @@ def test_case_files_are_never_written_to(samfinetune, tmp_path):
     before = {path: path.read_bytes() for path in folder.rglob("*.nii.gz")}
     samfinetune("train", folder, "-o", tmp_path / "a", "--check")
     assert before == {path: path.read_bytes() for path in folder.rglob("*.nii.gz")}
+
+
+def test_an_encoder_is_pretrained_on_unlabelled_volumes_and_then_adapted(samfinetune, cases, tmp_path):
+    out = tmp_path / "ours"
+    result = samfinetune("pretrain", "--volumes", cases / "images", "-o", out, "--steps", 1, "--device", "cpu")
+    assert result.code == 0 and "adapt it with" in result.out, result.err
+    trained = samfinetune("train", cases, "-o", tmp_path / "a", "--model", out, "--folds", 0, *FEW)
+    assert trained.code == 0, trained.err
+    assert samfinetune("pretrain", "--volumes", cases, "--synthetic", "-o", out, "--steps", 1).code == 2
+    assert samfinetune("pretrain", "--volumes", cases, "-o", out, "--minutes", 1).code == 2
