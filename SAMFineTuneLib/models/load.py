@@ -16,6 +16,7 @@ from .spec import ModelFolder
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+_ALIGNMENT = 64  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +78,19 @@ def load_network(path: str | Path, base: str | Path | None = None) -> tuple[Reco
     recognition.require_fit()
     _, network = build_network(recognition.state_dict, recognition.architecture == "finetune_sam")
     weights = {
-        name: value.float() if value.is_floating_point() else value for name, value in recognition.state_dict.items()
+        name: _aligned(value.float() if value.is_floating_point() else value)
+        for name, value in recognition.state_dict.items()
     }
     network.load_state_dict(weights, strict=True, assign=True)
     return recognition, network.eval()
+
+
+def _aligned(value: Tensor) -> Tensor:
+    """The tensor in memory that begins as PyTorch's own does.
+
+    A file's tensors lie anywhere in it, elsewhere at every reading, and the last bits of a product depend on that.
+    """
+    return value.clone() if value.data_ptr() % _ALIGNMENT else value
 
 
 def load_torch_model(

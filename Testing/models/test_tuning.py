@@ -72,6 +72,13 @@ def count(network, where=""):
 # ---- attaching
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_readings_of_a_base_lie_alike_in_memory(base):
+    """On the way to products that agree in every bit: a file's tensors lie anywhere in it."""
+    for _ in range(3):
+        assert not [name for name, value in fresh(base).named_parameters() if value.data_ptr() % 64]
+
+
 @pytest.mark.parametrize(("name", "kind", "scope"), CASES)
 def test_freshly_attached_nothing_changes_bit_by_bit(base, kind, scope):
     before = answers(fresh(base), base, pictures=2)
