@@ -21,7 +21,7 @@ LORA = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 def apply_adapter(network: nn.Module, adapter: AdapterFolder) -> nn.Module:
     """Put an adapter into its base's network, in place; LoRA is merged. UserError for tensors that do not fit."""
-    from . import tuning_layers
+    from .architectures import tuning_layers
     from .architectures.class_head import add_class_head
 
     method = adapter.card.method

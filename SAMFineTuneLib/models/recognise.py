@@ -209,7 +209,7 @@ def build_network(state: Mapping[str, Tensor], finetuned: bool = False) -> tuple
 
 def _add_merged(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """What fine-tuning here adds to a network and a merged checkpoint keeps: a class head, Adapters."""
-    from . import tuning_layers
+    from .architectures import tuning_layers
     from .architectures.class_head import TOKENS, add_class_head
 
     tuning_layers.add_bottlenecks_of(network, state)

@@ -40,7 +40,7 @@ def attach(network: nn.Module, spec: ModelSpec, method: Method, seed: int = 0) -
     """
     import torch
 
-    from . import tuning_layers
+    from .architectures import tuning_layers
     from .architectures.class_head import add_class_head
 
     if "promptable" not in spec.heads:
@@ -132,7 +132,7 @@ def restore(network: nn.Module, adapter: AdapterFolder) -> None:
 
 def _trained_modules(network: nn.Module, method: Method) -> list[str]:
     """Modules that are trained whole; LoRA's matrices are trained anyway."""
-    from . import tuning_layers
+    from .architectures import tuning_layers
 
     if method.method == "vanilla":
         return ["mask_decoder", *(["image_encoder"] if method.trains_encoder else [])]
@@ -163,7 +163,7 @@ def _unused_heads(method: Method) -> list[str]:
 
 def _to_save(network: nn.Module, method: Method) -> dict[str, Tensor]:
     """What was trained, under the names of the base's tensors; LoRA's matrices under their layer's."""
-    from . import tuning_layers
+    from .architectures import tuning_layers
 
     plain = {name: value for name, value in trainable(network).items() if ".lora_" not in name}
     if not plain:
@@ -175,7 +175,7 @@ def _config(network: nn.Module, base: ModelFolder, method: Method) -> dict[str, 
     """`adapter_config.json`: PEFT's own for LoRA."""
     if method.method != "lora":
         return {"samfinetune_method": method.method, "base_model_name_or_path": base.spec.id, "inference_mode": True}
-    from . import tuning_layers
+    from .architectures import tuning_layers
 
     whole = [name for name in _trained_modules(network, method) if name != CLASS_HEAD_MODULE]
     config = tuning_layers.lora_config(network, method, whole)

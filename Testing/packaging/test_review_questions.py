@@ -13,7 +13,6 @@ PANEL = {"SAMFineTunePanels"}
 # Modules that define or train PyTorch networks; nothing imports them at file scope but each other.
 NETWORKS = (
     "SAMFineTuneLib/models/architectures/",
-    "SAMFineTuneLib/models/tuning_layers.py",
     "SAMFineTuneLib/training/",
 )
 DECLARATIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
