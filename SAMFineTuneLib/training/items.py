@@ -22,7 +22,7 @@ from SAMFineTuneLib.training.settings import Settings
 from SAMFineTuneLib.training.slices import LabelledSlice, Object, objects_of
 
 _EMPTY = 0.25  # part of the automatic head's pictures that show nothing labelled
-_CUTTING = 0.2  # part of the points whose view may cut the object
+_CUTTING = 0.1  # part of the points whose view may cut the object
 _LEAST = 12  # pixels of an object after augmentation
 
 

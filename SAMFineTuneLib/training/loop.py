@@ -32,7 +32,7 @@ CHECKPOINT_SECONDS = 30.0
 GRADIENT_NORM = 1.0
 _AUTOMATIC_WEIGHT = 0.5  # of the automatic head's loss beside the prompted one
 _EPSILON = 1e-6  # of AdamW: a gradient that is rounding noise alone moves nothing
-_CLASS_HEAD_RATE, _BASE_MODULE_RATE = 3.0, 1.0  # parts of the learning rate
+_CLASS_HEAD_RATE = 3.0  # in learning rates
 _EMBEDDINGS = 1 << 30  # bytes of embeddings that are kept when the encoder does not learn
 
 
@@ -112,15 +112,17 @@ def train(training: Training, checkpoint: Path | None = None, part: int = 0) -> 
 
 
 def make_optimiser(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on biases, norms and tokens.
+    """AdamW; a class head, which begins anew, learns faster.
 
-    What begins at nothing (LoRA, Adapters) learns at the full rate, a class head, which begins anew, faster, and
-    modules of the base that are trained whole as settled by `_BASE_MODULE_RATE`.
+    Weight decay pulls what begins at nothing (LoRA, Adapters) back to it. Modules of the base that are trained whole
+    have none: it would wear down what they know. Neither have biases, norms and tokens.
     """
     groups: dict[tuple[bool, float], list[Tensor]] = {}
     for name, parameter in trainable(network).items():
-        plain = parameter.ndim < 2 or "token" in name or "norm" in name or "embed" in name
-        groups.setdefault((plain, _share(name, settings)), []).append(parameter)
+        added = ".lora_" in name or "adapter" in name or settings.method.method == "vanilla"
+        plain = not added or parameter.ndim < 2 or "token" in name or "norm" in name or "embed" in name
+        share = _CLASS_HEAD_RATE if ".class_head." in name else 1.0
+        groups.setdefault((plain, share), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": tensors, "weight_decay": 0.0 if plain else settings.weight_decay, "share": share}
@@ -129,14 +131,6 @@ def make_optimiser(network: nn.Module, settings: Settings) -> torch.optim.Optimi
         lr=settings.rate,
         eps=_EPSILON,
     )
-
-
-def _share(name: str, settings: Settings) -> float:
-    """The part of the learning rate that a tensor gets."""
-    if ".class_head." in name:
-        return _CLASS_HEAD_RATE
-    added = ".lora_" in name or "adapter" in name
-    return 1.0 if added or settings.method.method == "vanilla" else _BASE_MODULE_RATE
 
 
 def rate_at(step: int, settings: Settings) -> float:

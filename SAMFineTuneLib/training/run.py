@@ -248,16 +248,16 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         fold = self._with_validation(cases)
         shown, empty = self._training_slices(fold.train)
-        network = attach(load_network(self.base.file("weights"))[1], self.base.spec, self.settings.method,
-                         self.settings.seed)  # fmt: skip
+        settings = self.settings.for_slices(len(shown))
+        self.clock.skip(self.settings.steps - settings.steps, 0)
+        network = attach(load_network(self.base.file("weights"))[1], self.base.spec, settings.method, settings.seed)
         training = Training(
-            network, self.base.spec, self.settings, Items(shown, empty, self.base.spec, self.settings, number),
-            self.device, self.gang, self._validator(network, fold.test), cancelled=self.cancelled,
+            network, self.base.spec, settings, Items(shown, empty, self.base.spec, settings, number),
+            self.device, self.gang, self._validator(network, fold.test), _Told(self, settings.steps), self.cancelled,
         )  # fmt: skip
-        training.report = _Told(self)
         history = train(training, folder / "checkpoint.pt", number)
         if history.ended:
-            self.clock.skip(self.settings.steps - len(history.loss), 0)
+            self.clock.skip(settings.steps - len(history.loss), 0)
         return network.eval(), history
 
     def _with_validation(self, cases: Sequence[Case]) -> Fold:
@@ -352,8 +352,8 @@ class _Run:
 class _Told:
     """Turns a training's history into progress."""
 
-    def __init__(self, run: _Run) -> None:
-        self._run, self._begun = run, False
+    def __init__(self, run: _Run, steps: int) -> None:
+        self._run, self._steps, self._begun = run, steps, False
 
     def __call__(self, history: History) -> None:
         run, step = self._run, len(history.loss)
@@ -364,7 +364,7 @@ class _Told:
             run.clock.stepped()
         recent = history.loss[-10:]
         run.tell(
-            "training", step=step, steps=run.settings.steps, loss=sum(recent) / len(recent),
+            "training", step=step, steps=self._steps, loss=sum(recent) / len(recent),
             dice=history.dice[-1] if history.dice else None,
         )  # fmt: skip
 

@@ -37,6 +37,8 @@ class Settings:
     labels: LabelChoice = field(default_factory=LabelChoice)
     steps: int = PRESETS["quick"]["steps"]
     """Optimiser steps of each training; warm-up and decay are parts of it."""
+    most_shown: int | None = 100
+    """Times that each labelled slice is shown at most: a training of a few slices is shorter. None: no limit."""
     batch: int = PRESETS["quick"]["batch"]
     """Pictures a step, of all processes together."""
     objects: int = PRESETS["quick"]["objects"]
@@ -94,7 +96,8 @@ class Settings:
         if preset not in PRESETS:
             raise UserError(f"Unknown preset {preset!r}; choose one of {', '.join(PRESETS)}.")
         given = {name: value for name, value in changes.items() if value is not None}
-        return cls(preset=preset, **{**PRESETS[preset], **given})
+        limit = {"most_shown": None} if "steps" in given else {}  # who says how many steps means it
+        return cls(preset=preset, **{**PRESETS[preset], **limit, **given})
 
     @property
     def rate(self) -> float:
@@ -104,6 +107,12 @@ class Settings:
         if not self.small_base:
             return {"lora": 3e-4, "adapter": 1e-4, "vanilla": 1e-4}[self.method.method]
         return {"lora": 4e-3, "adapter": 2e-3, "vanilla": 1e-3}[self.method.method]
+
+    def for_slices(self, slices: int) -> Settings:
+        """With the steps that so many labelled slices allow."""
+        if self.most_shown is None:
+            return self
+        return replace(self, steps=min(self.steps, max(1, -(-self.most_shown * slices // self.batch))))
 
     def strength(self, slices: int) -> float:
         """Strength of the augmentations for so many labelled slices."""
@@ -151,7 +160,7 @@ def _problem(settings: Settings) -> str | None:
         value = getattr(settings, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             return f"The setting {name} is {value!r}; choose a whole number from 1."
-    for name in ("shots", "micro_batch"):
+    for name in ("shots", "micro_batch", "most_shown"):
         value = getattr(settings, name)
         if value is not None and (not isinstance(value, int) or value < 1):
             return f"The setting {name} is {value!r}; choose a whole number from 1."
