@@ -121,11 +121,13 @@ class HostedSession:
 
     def _cancel_early(self, intent: dict[str, Any]) -> None:
         """A step may take long, and looks at this flag meanwhile; the intent itself comes in its turn."""
-        job = self._jobs.get(intent.get("job"))
-        if job is not None:
-            job.cancel(bool(intent.get("keep", True)))
-        if intent.get("job") in self._downloads:
-            self._downloads[intent["job"]].set()
+        number = intent.get("job")
+        if type(number) is not int:
+            return  # what is senseless fails in its turn, with a sentence
+        if number in self._jobs:
+            self._jobs[number].cancel(bool(intent.get("keep", True)))
+        if number in self._downloads:
+            self._downloads[number].set()
 
     # ---- the session's thread
 
