@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
+    from SAMFineTuneLib.models.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.run import Progress, Result
     from SAMFineTuneLib.training.settings import Settings
@@ -26,8 +29,10 @@ examples:
   samfinetune train cases -o liver --shots 5                five cases teach, all others test
   samfinetune train train.csv --test val.csv -o prostate --label any
   samfinetune train cases -o liver-adapter --label 1 --resume    goes on where it was stopped
+  samfinetune segment scan.nrrd -o liver.nrrd --adapter liver-adapter --point -62,18,-40      uses it
   torchrun --nproc-per-node 4 -m SAMFineTuneLib.cli train cases -o liver --label 1
 
+The adapter joins those of this computer under its folder's name, or under --name, ready to be used here and in Slicer.
 Ctrl-C stops; --resume goes on. Needs PyTorch: pip install "samfinetune[training]"
 """
 _LINE_SECONDS = 10.0  # between lines of progress when nobody watches a terminal
@@ -59,6 +64,8 @@ def add_parser(subparsers) -> None:
         help="whether it answers prompts, finds the labels by itself, or both (default)")  # fmt: skip
     add("--shots", type=int, metavar="N", help="learn from N cases of as many patients; all other patients test")
     add("--folds", type=int, metavar="K", help="folds of the cross-validation; 0: no evidence; default by preset")
+    add("--name", help="under which it joins the adapters of this computer (default: the name of its folder)")
+    add("--no-add", action="store_true", help="leave it in its folder only; `samfinetune adapters import` adds it")
     add("--resume", action="store_true", help="go on with an interrupted training")
     add("--check", action="store_true", help="only look at the cases and say what would be done")
     add("--json-progress", action="store_true", help="one JSON object a line on stdout instead of text")
@@ -150,10 +157,14 @@ def _train(args: argparse.Namespace) -> int:
         raise UserError(
             f'Training needs {error.name}, which is not installed: pip install "samfinetune[training]".'
         ) from error
+    from SAMFineTuneLib.models.adapter_store import AdapterStore
     from SAMFineTuneLib.training.cases import find_cases
     from SAMFineTuneLib.training.run import Stopped, fine_tune
 
     settings = _settings(args)
+    store, name = AdapterStore(), args.name or Path(args.output).expanduser().resolve().name
+    if not args.no_add:
+        _check_name(store, name)  # now rather than when hours were spent
     cases = find_cases(args.cases)
     test = find_cases(args.test) if args.test else ()
     base = open_base(args.model)
@@ -166,14 +177,32 @@ def _train(args: argparse.Namespace) -> int:
                 _emit({"event": "stopped"})
             raise KeyboardInterrupt("stopped; go on with the same command and --resume.") from None
     show.close()
-    _finish(result, args)
+    if int(os.environ.get("RANK", "0")):  # torchrun: the first process tells
+        return 0
+    added, note = ("", "") if args.no_add else _add(store, name, result, base)
+    _finish(result, args, added, note)
     return 0
+
+
+def _check_name(store: AdapterStore, name: str) -> None:
+    try:
+        store.check_new(name)
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}; with --no-add it stays in its folder only.") from error
+
+
+def _add(store: AdapterStore, name: str, result: Result, base: ModelFolder) -> tuple[str, str]:
+    """The adapter's name on this computer, "" when it could not be added, and a sentence worth saying or ""."""
+    from SAMFineTuneLib.models.tuned_export import add_ready
+
+    try:
+        return name, add_ready(store, result.adapter, name, base)
+    except UserError as error:  # the training must not be in vain
+        return "", str(error)
 
 
 def open_base(name: str) -> ModelFolder:
     """A model by its id or its folder."""
-    from pathlib import Path
-
     from SAMFineTuneLib.models.spec import SPEC_FILE, read_model_folder
     from SAMFineTuneLib.models.store import Store
 
@@ -204,7 +233,8 @@ def _interrupts():
             signal.signal(number, handler)
 
 
-def _finish(result: Result, args: argparse.Namespace) -> None:
+def _finish(result: Result, args: argparse.Namespace, added: str, note: str) -> None:
+    notes = [*result.notes, *([note] if note else [])]
     gains = [
         {"prompt": gain.prompt, "label": gain.label, "cases": len(gain.cases), "before": gain.means[0],
          "after": gain.means[1], "interval_before": gain.interval_before, "interval_after": gain.interval_after}
@@ -212,9 +242,9 @@ def _finish(result: Result, args: argparse.Namespace) -> None:
     ]  # fmt: skip
     if args.json_progress:
         _emit({"event": "done", "adapter": str(result.adapter), "report": str(result.report / "index.html"),
-               "evidence": result.evidence, "gains": gains, "notes": list(result.notes)})  # fmt: skip
+               "added": added, "evidence": result.evidence, "gains": gains, "notes": notes})  # fmt: skip
         return
-    for note in result.notes:
+    for note in notes:
         print(f"note        {note}")
     print(f"evidence    {result.evidence}")
     for gain in gains:
@@ -222,6 +252,8 @@ def _finish(result: Result, args: argparse.Namespace) -> None:
               f"{_figure(gain, 'after')} after, {gain['cases']} cases")  # fmt: skip
     print(f"report      {result.report / 'index.html'}")
     print(f"written     {result.adapter}")
+    if added:
+        print(f"added       use it with --adapter {added}, or choose it in Slicer")
 
 
 def _figure(gain: dict[str, Any], stage: str) -> str:

@@ -57,15 +57,19 @@ class AdapterStore:
         """A sentence for each folder that cannot be read."""
         return [str(item) for item in self._scan() if isinstance(item, UserError)]
 
-    def add(self, folder: str | Path, name: str | None = None) -> AdapterFolder:
-        """Copy an adapter's folder into the store, under its own or another name."""
-        adapter = read_adapter_folder(folder)
-        name = name or adapter.name
+    def check_new(self, name: str) -> None:
+        """UserError when an adapter cannot be added under that name."""
         if not _is_name(name):
             raise UserError(f"{name!r} cannot be an adapter's name: use letters, digits, '-', '_' and '.'.")
         if (self.folder / name).exists():
             raise UserError(f"There is an adapter {name!r} already, in {self.folder}; choose another name with --name, "
                             f"or remove that one first with `samfinetune adapters remove {name}`.")
+
+    def add(self, folder: str | Path, name: str | None = None) -> AdapterFolder:
+        """Copy an adapter's folder into the store, under its own or another name."""
+        adapter = read_adapter_folder(folder)
+        name = name or adapter.name
+        self.check_new(name)
         with self._sentences():
             self._sweep()
             building = self.folder / f"{_BUILDING}{uuid.uuid4().hex[:8]}-{name}"

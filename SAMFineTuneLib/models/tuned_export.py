@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import sha256_of
 from .adapter_folder import ONNX, AdapterFolder, require_base, tuned_spec
+from .adapter_store import AdapterStore
 from .spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from .store import Store
 
@@ -47,6 +48,21 @@ def make_ready(adapter: AdapterFolder, base: ModelFolder) -> bool:
         return False
     export_adapter(adapter, base)
     return True
+
+
+def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFolder) -> str:
+    """Add an adapter's folder to those of this computer, and let it run as its base does.
+
+    A sentence when it could not be exported, else "". UserError when it cannot be added.
+    """
+    adapter = store.add(folder, name)
+    try:
+        make_ready(adapter, base)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # of the exporter; the adapter itself is whole
+        return f"{name} could not be exported ({type(error).__name__}), so it needs PyTorch to run."
+    return ""
 
 
 def export_merged(

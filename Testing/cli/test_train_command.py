@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
 from case_files import blob, case_folder, save  # noqa: E402
 
-FEW = ("--steps", 2, "--batch", 1, "--rounds", 1, "--test-slices", 1, "--device", "cpu")
+BRIEF = ("--steps", 2, "--batch", 1, "--rounds", 1, "--test-slices", 1, "--device", "cpu")
+FEW = (*BRIEF, "--no-add")
 
 
 @pytest.fixture
@@ -25,13 +26,18 @@ def cases(tmp_path):
 
 
 def test_a_training_from_the_command_line(samfinetune, cases, tmp_path):
-    result = samfinetune("train", cases, "-o", tmp_path / "adapter", "--label", "1", "--shots", 1, *FEW)
+    result = samfinetune("train", cases, "-o", tmp_path / "adapter", "--label", "1", "--shots", 1, "--name", "mine",
+                         *BRIEF)  # fmt: skip
     assert result.code == 0, result.err
+    assert "use it with --adapter mine" in result.out
+    assert "mine" in samfinetune("adapters", "list").out
+    again = samfinetune("train", cases, "-o", tmp_path / "other", "--name", "mine", *BRIEF)
+    assert again.code == 2 and "already" in again.err and "--no-add" in again.err, "said before hours are spent"
     assert "evidence    This adapter answered 1 cases" in result.out and "1 box, label 1" in result.out
     assert (tmp_path / "adapter" / "report" / "index.html").is_file()
     assert "step 2 of 2, loss" in result.err and "left" in result.err
-    shown = samfinetune("adapters", "show", tmp_path / "adapter")
-    assert shown.code == 0 and "label 1" in shown.out
+    shown = samfinetune("adapters", "show", "mine")
+    assert shown.code == 0 and "label 1" in shown.out and "ONNX Runtime" in shown.out
 
 
 def test_json_progress_is_one_object_a_line(samfinetune, cases, tmp_path):
