@@ -1,0 +1,139 @@
+"""Cases for a training from the scene: volumes with the segmentations drawn on them.
+
+What leaves the scene has numbers instead of names. Arrays are views of the nodes' own memory, so nothing is copied or
+resampled here; the training's process does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.mrml.layers import BINARY
+from SAMFineTuneLib.mrml.volumes import array_from_matrix, require_linear, volume_from_node, world_matrix
+from SAMFineTuneLib.service.exported_cases import ExportedCase, LabelLayer
+
+
+@dataclass(frozen=True, eq=False)
+class SceneCase:
+    """A volume node and a segmentation node. `names` are those of its segments; `problem` says why it cannot be used,
+    "" when it can."""
+
+    volume_node: object
+    segmentation_node: object
+    names: tuple[str, ...]
+    problem: str = ""
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.volume_node.GetName()} – {self.segmentation_node.GetName()}"
+
+
+def scene_cases(scene) -> list[SceneCase]:
+    """Every segmentation with segments, with the volume that it was drawn on; looks at no voxel."""
+    cases = []
+    for index in range(scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")):
+        node = scene.GetNthNodeByClass(index, "vtkMRMLSegmentationNode")
+        volume_node = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+        if node.GetHideFromEditors() or volume_node is None or not _segments(node):
+            continue
+        names = tuple(dict.fromkeys(segment.GetName() for segment in _segments(node)))
+        cases.append(SceneCase(volume_node, node, names, _problem(volume_node, node)))
+    return cases
+
+
+def export_of(cases: Sequence[SceneCase], names: Sequence[str] | None = None) -> list[ExportedCase]:
+    """What a training needs of cases, with the segments of these names (all without); UserError when one is unfit."""
+    patients: dict[str, str] = {}
+    exported = []
+    for number, case in enumerate(cases, start=1):
+        if case.problem:
+            raise UserError(case.problem)
+        patient = patient_of(case.volume_node) or f"volume {case.volume_node.GetID()}"
+        patients.setdefault(patient, str(len(patients) + 1))
+        image = volume_from_node(case.volume_node)
+        layers = tuple(_layers(case.segmentation_node, names))
+        exported.append(ExportedCase(str(number), patients[patient], image, layers))
+    return exported
+
+
+def are_all_ct(cases: Sequence[SceneCase]) -> bool:
+    """Whether every volume is a CT, which files for a training do not say."""
+    return bool(cases) and all(volume_from_node(case.volume_node).modality == "CT" for case in cases)
+
+
+def patient_of(volume_node) -> str:
+    """The patient's number, where the volume came from DICOM; "" where nobody knows. For comparing, never for files."""
+    import slicer
+
+    scene = volume_node.GetScene()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item = hierarchy.GetItemByDataNode(volume_node) if hierarchy is not None else 0
+    patient = hierarchy.GetItemAncestorAtLevel(item, "Patient") if item else 0
+    number = hierarchy.GetItemUID(patient, "DICOM") if patient else ""
+    return number or _patient_in_database(volume_node)
+
+
+def _patient_in_database(volume_node) -> str:
+    import slicer
+
+    instances = (volume_node.GetAttribute("DICOM.instanceUIDs") or "").split()
+    database = getattr(slicer, "dicomDatabase", None)
+    if not instances or database is None or not database.isOpen:
+        return ""
+    return str(database.instanceValue(instances[0], "0010,0020") or "").strip()
+
+
+def _problem(volume_node, segmentation_node) -> str:
+    try:
+        axes = volume_from_node(volume_node).affine[:3, :3]
+        require_linear(segmentation_node)
+    except UserError as error:
+        return str(error)
+    axes = axes / np.linalg.norm(axes, axis=0)
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+        return f"“{volume_node.GetName()}” is sheared by the transform it is under: harden the transform first."
+    segmentation = segmentation_node.GetSegmentation()
+    if not segmentation.ContainsRepresentation(BINARY):
+        return (
+            f"“{segmentation_node.GetName()}” has no label maps, only {segmentation.GetSourceRepresentationName()}: "
+            "create Binary labelmap in the Segmentations module first."
+        )
+    return ""
+
+
+def _segments(node) -> list:
+    segmentation = node.GetSegmentation()
+    return [segmentation.GetNthSegment(index) for index in range(segmentation.GetNumberOfSegments())]
+
+
+def _layers(node, names: Sequence[str] | None) -> list[LabelLayer]:
+    """The labelmaps of a segmentation, each with the wanted names of its values."""
+    images: dict[str, object] = {}
+    wanted: dict[str, dict[int, str]] = {}
+    for segment in _segments(node):
+        image = segment.GetRepresentation(BINARY)
+        if image is None or image.IsEmpty() or (names is not None and segment.GetName() not in names):
+            continue
+        key = image.GetAddressAsString("")
+        images[key] = image
+        wanted.setdefault(key, {})[segment.GetLabelValue()] = segment.GetName()
+    return [_layer(node, images[key], wanted[key]) for key in images]
+
+
+def _layer(node, image, names: dict[int, str]) -> LabelLayer:
+    import vtk
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    affine = world_matrix(node) @ array_from_matrix(matrix)
+    affine[:3, 3] += affine[:3, :3] @ np.array(image.GetExtent()[::2], float)
+    affine[3] = (0, 0, 0, 1)
+    array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+    return LabelLayer(array, affine, names)
+
