@@ -18,7 +18,8 @@ import sys
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 
-COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train")
+COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train",
+            "evaluate")  # fmt: skip
 
 _EPILOG = """examples:
   samfinetune demo                                         try it on a phantom: no data, no download needed

@@ -69,10 +69,12 @@ def open_engine(
     precision: str = "auto",
     engine: str = "auto",
     adapter: AdapterFolder | None = None,
+    threads: int | None = None,
 ) -> Engine:
     """Load a model, with an adapter in it, on the best device there is, or on the one asked for.
 
-    `device` is one of DEVICES, or `cuda:1`; `precision` one of PRECISIONS; `engine` one of ENGINES.
+    `device` is one of DEVICES, or `cuda:1`; `precision` one of PRECISIONS; `engine` one of ENGINES; `threads` how many
+    CPU cores one answer may keep busy, for those who ask in several processes at once.
     Raises UserError when the combination cannot run here, saying what can. An adapter that was exported runs as an
     ONNX model does, any other in PyTorch.
     """
@@ -103,10 +105,10 @@ def open_engine(
             raise UserError("ONNX Runtime runs these models in fp32; choose the PyTorch engine for bf16.")
         from SAMFineTuneLib.inference.onnx_engine import OnnxEngine
 
-        return OnnxEngine(model, device)
+        return OnnxEngine(model, device, threads)
     from SAMFineTuneLib.inference.torch_engine import TorchEngine
 
-    return TorchEngine(base, device, precision, adapter)
+    return TorchEngine(base, device, precision, adapter, threads)
 
 
 def _check(what: str, value: str, allowed: tuple[str, ...]) -> None:

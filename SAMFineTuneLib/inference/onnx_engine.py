@@ -33,8 +33,9 @@ def available_devices() -> list[str]:
 class OnnxEngine:
     """See `engine.Engine`. Falls back to the CPU, with a notice, when a GPU is missing or out of memory."""
 
-    def __init__(self, model: ModelFolder, device: str = "auto"):
+    def __init__(self, model: ModelFolder, device: str = "auto", threads: int | None = None):
         self.spec = model.spec
+        self._threads = threads
         self.notices: list[str] = []
         parts = ("encoder", "decoder", *(("classes",) if model.has("classes") else ()))
         self._files = {part: model.file(part) for part in parts}
@@ -118,6 +119,7 @@ class OnnxEngine:
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # its messages go to stderr; what matters is raised
+        options.intra_op_num_threads = self._threads or 0  # 0 is as many as there are cores
         try:
             return runtime.InferenceSession(str(self._files[part]), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises classes of its own, some private

@@ -30,8 +30,11 @@ class TorchEngine:
         device: str = "auto",
         precision: str = "auto",
         adapter: AdapterFolder | None = None,
+        threads: int | None = None,
     ):
         self._torch = _import_torch()
+        if threads is not None:
+            self._torch.set_num_threads(threads)  # of the whole process: PyTorch has no other
         self.spec = tuned_spec(model.spec, adapter) if adapter is not None else model.spec
         self._adapter = adapter
         self.notices: list[str] = []

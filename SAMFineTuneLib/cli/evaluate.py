@@ -1,0 +1,171 @@
+"""`samfinetune evaluate`: how models and adapters behave on annotated cases, with baselines and a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.evaluation.engines import Engine
+    from SAMFineTuneLib.inference.progress import Progress
+
+_EPILOG = """CASES is what `samfinetune train` takes: a folder with images/ and labels/ (or masks/), pairs of one name;
+nnU-Net's imagesTr/ and labelsTr/; or a .csv of image,label[,patient].
+
+protocols:
+  S1            everything on a slice (slow: asks a thousand times and more a slice)
+  S2 … S6       one point; five points; five inside and five outside; a box; a box and a point
+  perturbation  points and boxes out of place
+  interactive   the first prompt and seven corrections, with and without the mask fed back
+  3d            the middle slice prompted, the mask carried through the volume, then corrections
+  automatic     without prompts, for adapters that were trained for it
+  factors       size, contrast and complexity of the objects, against Dice
+  prompts       S2 to S6;  all: everything.  Default: everything but S1
+
+examples:
+  samfinetune evaluate cases -o results
+  samfinetune evaluate cases -o results --model compact --adapter liver --label 1 --protocol S2,S5,3d
+  samfinetune evaluate cases -o results --resume               goes on where it was stopped
+  samfinetune evaluate cases -o results --engine dask --scheduler tcp://head-node:8786
+
+Ctrl-C stops; --resume goes on. Needs: pip install "samfinetune[evaluation]"
+"""
+_LINE_SECONDS = 10.0  # between lines of progress when nobody watches a terminal
+
+
+def add_parser(subparsers) -> None:
+    """Add `evaluate`."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure models and adapters on annotated cases",
+        description="Measure how models, adapters and baselines answer prompts on annotated cases, by the protocols "
+        "of published studies, and write a report.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("cases", metavar="CASES", help="folder or .csv of annotated cases")
+    add("-o", "--output", metavar="OUT", required=True, help="folder for the results")
+    add("--model", metavar="ID", action="append", default=[],
+        help="a model's id or its folder; several times to compare (default: compact)")  # fmt: skip
+    add("--adapter", metavar="NAME", action="append", default=[],
+        help="an adapter's name or its folder, on its own base; several times to compare")  # fmt: skip
+    add("--baseline", metavar="NAMES", default="otsu,growing,walker,levelset",
+        help="methods without learning to compare with (default: otsu,growing,walker,levelset), or none")  # fmt: skip
+    add("--label", metavar="1,2", help="labels to ask for, by value or segment name; any: whatever is labelled as one; "
+        "default: every label")  # fmt: skip
+    add("--protocol", metavar="NAMES", help="protocols with commas between them, see below")
+    add("--slices", type=int, default=3, metavar="N", help="slices of each label and case whose objects are prompted "
+        "one by one (default 3, evenly spread)")  # fmt: skip
+    add("--seed", type=int, default=0, help="start of all random numbers (default 0)")
+    add("--resume", action="store_true", help="go on with what is in OUT: do only what is missing")
+    more = parser.add_argument_group("details")
+    add = more.add_argument
+    add("--jobs", type=int, metavar="N", help="processes at once (default: one a core)")
+    add("--engine", choices=("local", "dask"), default="local", help="processes here (default), or a Dask cluster")
+    add("--scheduler", metavar="ADDRESS", help="of the Dask cluster; without one a cluster is started here")
+    add("--steps", type=int, default=8, help="answers of an interactive sequence (default 8)")
+    add("--rounds", type=int, default=3, help="corrections of a volume (default 3)")
+    add("--tolerance", type=float, metavar="MM", help="of the NSD (default: two pixels, or a voxel's largest side)")
+    add("--seconds", metavar="WHAT=S,…", help="an annotator's times (default: box=7,point=3,look=2,outline=30)")
+    add("--window", help="grey values that become black and white, as in `samfinetune segment`")
+    add("--orientation", choices=("auto", "axial", "coronal", "sagittal"), default="auto",
+        help="slices to ask about; auto (default): as they were acquired")  # fmt: skip
+    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, measure, report."""
+    _require_packages()
+    from SAMFineTuneLib.evaluation.annotator import Seconds
+    from SAMFineTuneLib.evaluation.contestants import enter, enter_baselines
+    from SAMFineTuneLib.evaluation.run import REPORT, evaluate
+    from SAMFineTuneLib.evaluation.settings import Settings, parse_protocols
+    from SAMFineTuneLib.training.cases import LabelChoice, find_cases
+
+    settings = Settings(
+        parse_protocols(args.protocol), args.slices, args.steps, args.rounds, args.seed, args.tolerance, args.window,
+        args.orientation,
+    )  # fmt: skip
+    seconds = Seconds.parse(args.seconds)
+    engine = _engine(args)
+    baselines = [] if args.baseline == "none" else [name.strip() for name in args.baseline.split(",")]
+    cases = find_cases(args.cases)
+    entries = [*enter(args.model, args.adapter, args.device), *enter_baselines(baselines)]
+    with _interruptible(), _Line() as line:
+        found = evaluate(
+            cases, args.output, entries, settings, LabelChoice.parse(args.label), engine, args.resume, line, seconds,
+            args.device,
+        )  # fmt: skip
+    print(f"cases       {found.cases}, of {found.patients} patients; labels {', '.join(found.labels)}")
+    for note in found.notes:
+        print(f"note        {note}")
+    for table in found.tables[:1]:
+        print(f"\n{table.title}\n{table.as_markdown()}")
+    print(f"report      {found.folder / REPORT}")
+    print(f"written     {found.folder}")
+    return 0
+
+
+def _require_packages() -> None:
+    from importlib.util import find_spec
+
+    for package in ("scipy", "skimage", "matplotlib"):
+        if find_spec(package) is None:
+            raise UserError(
+                f'Evaluating needs {package}, which is not installed: pip install "samfinetune[evaluation]".'
+            )
+
+
+def _engine(args: argparse.Namespace) -> Engine:
+    from SAMFineTuneLib.evaluation import engines
+
+    if args.engine == "dask":
+        return engines.dask(args.scheduler, args.jobs)
+    if args.scheduler:
+        raise UserError("--scheduler is an address of a Dask cluster; add --engine dask.")
+    return engines.local(args.jobs)
+
+
+@contextmanager
+def _interruptible():
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; go on with the same command and --resume.") from None
+
+
+class _Line:
+    """Prints how far it is: in place on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._printed = 0.0
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._terminal and self._printed:
+            print(file=sys.stderr)
+
+    def __call__(self, progress: Progress) -> None:
+        due = time.monotonic() - self._printed > (0.5 if self._terminal else _LINE_SECONDS)
+        if due or progress.done == progress.total:
+            self._printed = time.monotonic()
+            start, close = ("\r", "\x1b[K") if self._terminal else ("", "\n")
+            print(f"{start}{_words(progress)}{close}", end="", file=sys.stderr, flush=True)
+
+
+def _words(progress: Progress) -> str:
+    text = f"{progress.done} of {progress.total} jobs"
+    if progress.seconds_left is None:
+        return text
+    minutes, seconds = divmod(round(progress.seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{text}, {f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'} left"

@@ -1,0 +1,153 @@
+"""Methods without learning, asked with the very prompts that models are asked with. What a model must beat.
+
+| name | method |
+|---|---|
+| `otsu` | Otsu's threshold in the box (Otsu 1979); the side that the prompt is on |
+| `growing` | seeded region growing: regions from inside and outside grow until they meet, on the steepest edges (Adams and Bischof 1994; as a watershed on the gradient) |
+| `walker` | random walker (Grady 2006) |
+| `levelset` | level set of Chan and Vese (2001), from a disc in the box or around the points |
+
+All look at a window around the prompts; seeds are made of the prompts by one rule (`seeds`). Their parameters are those
+of the libraries or of the papers and were never fitted to any case.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.inference.masks import pieces
+from SAMFineTuneLib.inference.view import View, box_around_prompts
+from SAMFineTuneLib.prompts import PlanePrompts
+
+CORE = 0.3
+"""Part of a box's sides that an ellipse in its middle has, which is taken to be inside."""
+DISC = 1.0
+"""Pixels around a point that are taken to be what the point says."""
+_LONGEST = 128  # pixels of the longer side at most; larger views are taken in steps
+_NOT_KNOWN, _INSIDE, _OUTSIDE = 0, 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One mask (rows, columns), in the form of a `Prediction`; the score says nothing."""
+
+    mask: np.ndarray
+
+    @property
+    def masks(self) -> np.ndarray:
+        return self.mask[None]
+
+    score: float | None = None
+
+
+def answer(name: str, picture: np.ndarray, prompts: PlanePrompts) -> Answer:
+    """What the baseline `name` says to prompts on a picture uint8 (rows, columns)."""
+    view = _view(picture.shape, prompts)
+    step = -(-max(view.rows, view.columns) // _LONGEST)
+    cropped = view.crop(picture)[::step, ::step].astype(np.float32)
+    given = seeds(view, step, cropped.shape, prompts)
+    if not (given == _INSIDE).any() or not (given == _OUTSIDE).any():
+        return Answer(np.zeros(picture.shape, bool))
+    found = METHODS[name](cropped, given) | (given == _INSIDE)
+    found = _connected(found & (given != _OUTSIDE), given == _INSIDE)
+    enlarged = found.repeat(step, axis=0).repeat(step, axis=1)[: view.rows, : view.columns]
+    return Answer(view.paste(enlarged, picture.shape, False))
+
+
+def seeds(view: View, step: int, shape: tuple[int, ...], prompts: PlanePrompts) -> np.ndarray:
+    """What is known before: uint8 (rows, columns) of the view's pixels, 1 inside, 2 outside, 0 not known.
+
+    Inside: around positive points; without any, the middle of the box. Outside: around negative points, beyond the box,
+    and the view's own edge. A point is believed before a box, a later one before an earlier one.
+    """
+    rows, columns = (np.indices(shape) * step).astype(np.float32)
+    rows, columns = rows + view.top, columns + view.left
+    known = np.full(shape, _NOT_KNOWN, np.uint8)
+    known[[0, -1]] = known[:, [0, -1]] = _OUTSIDE
+    if prompts.box is not None:
+        x0, y0, x1, y1 = prompts.box
+        inside = (columns >= x0 - 0.5) & (columns <= x1 + 0.5) & (rows >= y0 - 0.5) & (rows <= y1 + 0.5)
+        known[inside], known[~inside] = _NOT_KNOWN, _OUTSIDE
+        if not (prompts.labels == 1).any():
+            half = CORE / 2 * np.maximum([x1 - x0 + 1, y1 - y0 + 1], 2 * step / CORE)
+            across = ((columns - (x0 + x1) / 2) / half[0]) ** 2 + ((rows - (y0 + y1) / 2) / half[1]) ** 2
+            known[across <= 1] = _INSIDE
+    for (x, y), label in zip(prompts.points, prompts.labels, strict=True):
+        near = (columns - x) ** 2 + (rows - y) ** 2 <= max(DISC, step) ** 2
+        known[near] = _INSIDE if label else _OUTSIDE
+    return known
+
+
+def _otsu(picture: np.ndarray, given: np.ndarray) -> np.ndarray:
+    from skimage.filters import threshold_otsu
+
+    values = picture[given != _OUTSIDE]
+    if values.min() == values.max():
+        return given != _OUTSIDE
+    level = threshold_otsu(values)
+    bright = picture > level
+    return bright if bright[given == _INSIDE].mean() >= 0.5 else ~bright
+
+
+def _growing(picture: np.ndarray, given: np.ndarray) -> np.ndarray:
+    from skimage.filters import sobel
+    from skimage.segmentation import watershed
+
+    return watershed(sobel(picture), given.astype(np.int32)) == _INSIDE
+
+
+def _walker(picture: np.ndarray, given: np.ndarray) -> np.ndarray:
+    import warnings
+
+    from skimage.segmentation import random_walker
+
+    with warnings.catch_warnings():  # it warns of seeds that are cut off, and of solvers that are not installed
+        warnings.simplefilter("ignore")
+        return random_walker(picture / 255, given.astype(np.int32), beta=130, mode="cg_j") == _INSIDE
+
+
+def _levelset(picture: np.ndarray, given: np.ndarray) -> np.ndarray:
+    import SimpleITK as sitk
+
+    start = sitk.GetImageFromArray(_start_of_levelset(given).astype(np.uint8))
+    distance = sitk.Cast(sitk.SignedMaurerDistanceMap(start, False, False, False), sitk.sitkFloat32)  # inside below 0
+    level = sitk.ScalarChanAndVeseDenseLevelSet(distance, sitk.GetImageFromArray(picture), numberOfIterations=200)
+    return sitk.GetArrayFromImage(level) > 0
+
+
+def _start_of_levelset(given: np.ndarray) -> np.ndarray:
+    """The known inside, widened halfway to the nearest known outside: neither a speck nor the whole."""
+    from scipy.ndimage import distance_transform_edt
+
+    to_inside, to_outside = (distance_transform_edt(given != side) for side in (_INSIDE, _OUTSIDE))
+    return to_inside <= to_outside
+
+
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "otsu": _otsu,
+    "growing": _growing,
+    "walker": _walker,
+    "levelset": _levelset,
+}
+
+
+def _view(shape: tuple[int, ...], prompts: PlanePrompts) -> View:
+    """A box and a quarter of its longer side around it, corrections included; the whole picture without a box."""
+    if prompts.box is None:
+        return View.whole(shape)
+    x0, y0, x1, y1 = box_around_prompts(prompts)
+    margin = max(2.0, (max(x1 - x0, y1 - y0) + 1) / 4)
+    left, top = (max(0, int(np.floor(low - margin))) for low in (x0, y0))
+    right, bottom = (min(side - 1, int(np.ceil(high + margin))) for high, side in ((x1, shape[1]), (y1, shape[0])))
+    return View(top, left, bottom - top + 1, right - left + 1)
+
+
+def _connected(found: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The pieces that hold something known to be inside, their holes filled."""
+    from scipy.ndimage import binary_fill_holes
+
+    held = [piece for piece in pieces(found) if (piece & inside).any()]
+    return binary_fill_holes(np.any(held, axis=0)) if held else found

@@ -1,0 +1,120 @@
+"""What makes an object hard: its size, its contrast, how intricate its outline is (COSMOS 1050K, arXiv 2304.14660)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.evaluation.metrics import dice
+from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
+from SAMFineTuneLib.evaluation.rows import Row
+from SAMFineTuneLib.evaluation.settings import Settings
+
+REFERENCE = "reference"
+"""In place of a contestant in rows that are about objects alone."""
+GOOD_ENOUGH = 0.97
+"""Dice with the object at which a Fourier series is taken to describe its outline."""
+MOST_HARMONICS = 100
+_RING = 0.2  # width of the surround in radii of the disc of the object's area
+
+
+@dataclass(frozen=True)
+class Factors:
+    """`area` in mm²; `contrast` is the difference of mean grey values to the surround, from 0 to 1 of the window;
+    `complexity` the order of the elliptic Fourier series that describes the outline."""
+
+    area: float
+    contrast: float
+    complexity: int
+
+
+def factor_rows(subject: Subject, settings: Settings) -> Iterator[Row]:
+    """The factors of every object; the same whoever is asked."""
+    for thing in subject.objects(settings.slices):
+        found = factors_of(thing)
+        yield Row(REFERENCE, "", subject.digest, thing.label, "factors", "", thing.name, area=found.area,
+                  contrast=found.contrast, complexity=float(found.complexity))  # fmt: skip
+
+
+def factors_of(thing: SliceObject) -> Factors:
+    """The factors of an object on a slice."""
+    area = np.count_nonzero(thing.mask) * thing.spacing[0] * thing.spacing[1]
+    return Factors(float(area), contrast(thing.picture, thing.mask), complexity(thing.mask))
+
+
+def contrast(picture: np.ndarray, mask: np.ndarray) -> float:
+    """Absolute difference of the mean grey value of an object and of the ring around it, as a part of 255."""
+    from scipy.ndimage import distance_transform_edt
+
+    width = max(2.0, _RING * np.sqrt(np.count_nonzero(mask) / np.pi))
+    ring = ~mask & (distance_transform_edt(~mask) <= width)
+    if not ring.any():
+        return 0.0
+    return abs(float(picture[mask].mean()) - float(picture[ring].mean())) / 255
+
+
+def complexity(mask: np.ndarray) -> int:
+    """The smallest order of an elliptic Fourier series whose shape has Dice 0.97 with the object's.
+
+    Holes do not count. `MOST_HARMONICS` where no order suffices, as for objects of few pixels.
+    """
+    from scipy.ndimage import binary_fill_holes
+
+    filled = binary_fill_holes(mask)
+    outline = _outline(filled)
+    harmonics, centre = elliptic_fourier(outline, MOST_HARMONICS)
+    low, high = 1, MOST_HARMONICS  # more harmonics never describe the outline worse by much: halve the interval
+    while low < high:
+        middle = (low + high) // 2
+        shape = _drawn(series(harmonics[:middle], centre, 8 * len(outline)), filled.shape)
+        if dice(shape, filled) >= GOOD_ENOUGH:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def elliptic_fourier(outline: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients (order, 4) a, b, c, d and centre (2,) of a closed polygon (n, 2) without repeated points.
+
+    x is the sum of a cos + b sin, y of c cos + d sin, over the length of the outline (Kuhl and Giardina 1982).
+    """
+    steps = np.diff(np.vstack([outline, outline[:1]]), axis=0)
+    lengths = np.linalg.norm(steps, axis=1)
+    ends = np.cumsum(lengths)
+    whole = ends[-1]
+    starts = ends - lengths
+    n = np.arange(1, order + 1)[:, None]
+    turn = 2 * np.pi * n / whole
+    cosine = np.cos(turn * ends) - np.cos(turn * starts)
+    sine = np.sin(turn * ends) - np.sin(turn * starts)
+    slopes = steps / lengths[:, None]
+    scale = whole / (2 * np.pi**2 * n**2)
+    coefficients = [scale * (part @ slopes[:, axis : axis + 1]) for axis in (0, 1) for part in (cosine, sine)]
+    centre = ((outline + np.roll(outline, -1, axis=0)) / 2 * lengths[:, None]).sum(axis=0) / whole
+    return np.concatenate(coefficients, axis=1), centre
+
+
+def series(coefficients: np.ndarray, centre: np.ndarray, points: int) -> np.ndarray:
+    """The polygon (points, 2) that a series describes."""
+    n = np.arange(1, len(coefficients) + 1)
+    angle = 2 * np.pi * np.arange(points)[:, None] / points * n
+    a, b, c, d = coefficients.T
+    return centre + np.stack([np.cos(angle) @ a + np.sin(angle) @ b, np.cos(angle) @ c + np.sin(angle) @ d], axis=1)
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """The longest outline of a mask as row, column, between its pixels and those outside."""
+    from skimage.measure import find_contours
+
+    contours = find_contours(np.pad(mask, 1).astype(float), 0.5)
+    longest = max(contours, key=len)
+    return longest[:-1] - 1
+
+
+def _drawn(polygon: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    from skimage.draw import polygon2mask
+
+    return polygon2mask(shape, polygon)

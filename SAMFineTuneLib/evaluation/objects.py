@@ -1,0 +1,80 @@
+"""What is asked for: connected pieces of labels on slices of a case, as MedicoSAM's evaluation takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from SAMFineTuneLib.images import IntensityWindow, SlicePlane, choose_window
+from SAMFineTuneLib.training.cases import Labelled
+from SAMFineTuneLib.training.slices import LabelledSlice, evenly, objects_of, orientations, slices_of
+
+
+@dataclass(frozen=True, eq=False)
+class SliceObject:
+    """One piece of a label on a slice: `picture` uint8 and `mask` bool (rows, columns), pixels of `plane`."""
+
+    label: str
+    number: int
+    """Of the label among the chosen ones, from 1."""
+    piece: int
+    picture: np.ndarray
+    mask: np.ndarray
+    plane: SlicePlane
+
+    @property
+    def name(self) -> str:
+        """The same for the same object of one case at every reading."""
+        return f"{self.plane.key}/{self.number}/{self.piece}"
+
+    @property
+    def spacing(self) -> tuple[float, float]:
+        """Millimetres between rows and between columns."""
+        return self.plane.pixel_size, self.plane.pixel_size
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A case that was read, as the protocols see it: the slices of one orientation in one window."""
+
+    labelled: Labelled
+    window: str | None = None
+    """How grey values are shown; None is what the modality asks for."""
+    orientation: str = "auto"
+
+    @property
+    def digest(self) -> str:
+        return self.labelled.digest
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.labelled.names
+
+    @cached_property
+    def grey(self) -> IntensityWindow:
+        return choose_window(self.labelled.volume, self.window)
+
+    @cached_property
+    def slices(self) -> list[LabelledSlice]:
+        """All slices."""
+        return list(slices_of(self.labelled, self.window, self.seen_along))
+
+    @property
+    def seen_along(self) -> str:
+        """The orientation that is meant."""
+        return orientations(self.labelled, self.orientation)[0]
+
+    def objects(self, slices: int) -> list[SliceObject]:
+        """The objects on up to `slices` slices of each label, evenly spread over those that show it."""
+        found: dict[int, list[list[SliceObject]]] = {}
+        for one in self.slices:
+            by_label: dict[int, list[SliceObject]] = {}
+            for thing in objects_of(one.classes):
+                own = by_label.setdefault(thing.label, [])
+                name = self.labels[thing.label - 1]
+                own.append(SliceObject(name, thing.label, len(own), one.picture, thing.mask, one.plane))
+            for label, own in by_label.items():
+                found.setdefault(label, []).append(own)
+        return [thing for label in sorted(found) for own in evenly(found[label], slices) for thing in own]

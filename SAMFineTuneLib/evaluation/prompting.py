@@ -1,0 +1,45 @@
+"""One prompt, one answer: strategies S2 to S6 as they are, and out of place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from SAMFineTuneLib.evaluation.contestants import Contestant
+from SAMFineTuneLib.evaluation.draws import draws
+from SAMFineTuneLib.evaluation.metrics import agreement, dice
+from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
+from SAMFineTuneLib.evaluation.perturbation import PERTURBATIONS, perturbed
+from SAMFineTuneLib.evaluation.prompts import prompts_for
+from SAMFineTuneLib.evaluation.rows import Row, numbers_of
+from SAMFineTuneLib.evaluation.settings import Settings
+
+
+def strategy(name: str, contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+    """Every object prompted by one strategy."""
+    for thing in subject.objects(settings.slices):
+        answer = contestant.answer(thing.picture, prompts_for(name, thing.mask))
+        yield judged(answer, thing, row_of(contestant, subject, thing, name), settings)
+
+
+def perturbation(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+    """Every object prompted by every prompt out of place. The prompts in place are those of `strategy`."""
+    for thing in subject.objects(settings.slices):
+        for how in PERTURBATIONS:
+            rng = draws(settings.seed, subject.digest, thing.name, str(how).replace(how.strategy, "", 1))
+            prompts = perturbed(prompts_for(how.strategy, thing.mask), how, thing.mask, rng)
+            answer = contestant.answer(thing.picture, prompts)
+            row = row_of(contestant, subject, thing, "perturbation", str(how))
+            yield judged(answer, thing, row, settings)
+
+
+def row_of(contestant: Contestant, subject: Subject, thing: SliceObject, protocol: str, variant: str = "") -> Row:
+    """A row about an object, with nothing measured yet."""
+    return Row(contestant.name, "", subject.digest, thing.label, protocol, variant, thing.name)
+
+
+def judged(answer, thing: SliceObject, row: Row, settings: Settings) -> Row:
+    """The row with what an answer is worth: the candidate that a user gets, and the best there was."""
+    found = agreement(answer.mask, thing.mask, thing.spacing, settings.tolerance or 2 * thing.spacing[0])
+    oracle = max(dice(mask, thing.mask) for mask in answer.masks)
+    return replace(row, oracle=oracle, score=answer.score, **numbers_of(found))
