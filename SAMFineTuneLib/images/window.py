@@ -32,7 +32,7 @@ CT_PRESETS = {  # name -> (level, width) in Hounsfield units, the values common 
 }
 _PICTURE_MODALITIES = ("US", "XC", "ES", "GM", "OP")  # stored as they are meant to be seen
 DEFAULT_PERCENTILES = (0.5, 99.5)
-_SAMPLE = 4_000_000  # voxels; percentiles of larger volumes are taken from an even sample of this size
+_SAMPLE = 500_000  # voxels; what larger volumes hold is judged by an even sample of about this size
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,10 @@ def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow
     * no modality (NIfTI, NRRD), lowest value a whole number of -900 or less: taken for a CT, and said so.
     * MR and the rest: percentiles 0.5 and 99.5 of the volume. MR windows in files differ between slices.
 
+    Of volumes of a million voxels or more, some 300 000 to 500 000 are looked at, always the same and evenly spread,
+    so that whoever waits for the window does not notice: percentiles are then off by about a hundredth of a percent
+    of the voxels. "minmax" looks at every voxel.
+
     Raises UserError for an unknown request, a preset on what is no CT, and a volume without finite voxels.
     """
     text = (request or "auto").strip().lower()
@@ -139,7 +143,7 @@ def _default_window(volume: Volume) -> IntensityWindow:
     if volume.array.dtype == np.uint8 and is_picture:
         return IntensityWindow(0.0, 255.0, "8-bit picture as it is")
     if not modality:
-        lowest, _ = _finite_range(volume.array)
+        lowest, _ = _finite_range(_even_sample(volume.array))
         if lowest <= -900 and lowest == round(lowest):
             why = f" (guessed: no modality in the file, values from {lowest:g} look like Hounsfield units)"
             return _preset(volume, "abdomen", why)
@@ -168,25 +172,27 @@ def _percentiles(array: np.ndarray, lower: float, upper: float) -> IntensityWind
     """`lower` over all voxels, `upper` over those that are not background (exactly 0, or the lowest value):
     however much air surrounds the body, the same share of the body is white."""
     name = f"percentiles {lower:g} and {upper:g} of the volume"
-    lowest, highest = _finite_range(array)
     sample = _even_sample(array)
     sample = sample[np.isfinite(sample)].astype(np.float64)
     if sample.size == 0:
-        return _window_or_constant(lowest, highest, name)
+        return _window_or_constant(*_finite_range(array), name)
+    lowest = sample.min()
     body = sample[(sample != 0) & (sample != lowest)]
     low = float(np.percentile(sample, lower))
     high = float(np.percentile(body if body.size else sample, upper))
     if not high > low:  # nearly all voxels share one value
-        low, high = lowest, highest
+        low, high = _finite_range(array)
     return _window_or_constant(low, high, name)
 
 
 def _even_sample(array: np.ndarray) -> np.ndarray:
-    """About _SAMPLE voxels spread evenly, with a step that shares no factor with the rows and slices."""
+    """_SAMPLE voxels or somewhat fewer, spread evenly, with a step that shares no factor with the rows and slices;
+    all voxels of a volume that is not twice as large, or whose sample holds no finite number."""
     step = max(1, array.size // _SAMPLE)
     while any(math.gcd(step, length) > 1 for length in array.shape):
         step += 1
-    return array.reshape(-1)[::step]
+    sample = array.reshape(-1)[::step]
+    return sample if np.isfinite(sample).any() else array
 
 
 def _finite_range(array: np.ndarray) -> tuple[float, float]:

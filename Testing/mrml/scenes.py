@@ -11,6 +11,7 @@ import numpy as np
 
 from SAMFineTuneLib.images.volume import Volume
 
+_COLOURS = ((0.9, 0.2, 0.1), (0.1, 0.7, 0.2), (0.1, 0.3, 0.9))
 _LOGICS = {
     "Terminologies": "vtkSlicerTerminologiesModuleLogic",
     "SubjectHierarchy": "vtkSlicerSubjectHierarchyModuleLogic",
@@ -97,8 +98,8 @@ class SlicerScene:
         if volume_node is not None:
             node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
             node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
-        for segment in names:
-            node.GetSegmentation().AddEmptySegment(segment, segment)
+        for number, segment in enumerate(names):  # colours said, or they are random, and now and then grey
+            node.GetSegmentation().AddEmptySegment(segment, segment, _COLOURS[number % len(_COLOURS)])
         return node
 
     def add_editor(self, segmentation_node, volume_node):

@@ -85,6 +85,8 @@ def test_the_first_click_makes_the_mask(desktop):
     view.click((x, y))
     work.wait_for_voxels()
     assert work.covers(ras)
+    segmentation = work.session.segmentation_node.GetSegmentation()
+    segmentation.GetSegment(work.session.current_segment_id).SetColor(0.9, 0.2, 0.1)  # it is a random one, even grey
     after = view.pixels()[y - 3:y + 4, x + 6:x + 13].astype(int)
     assert np.ptp(before, axis=-1).max() == 0 and np.ptp(after, axis=-1).min() > 20  # it was grey, and is coloured
     assert panel.input.segmentation_node is work.session.segmentation_node
