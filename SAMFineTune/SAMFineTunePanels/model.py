@@ -181,6 +181,13 @@ class ModelSection:
         if session is not None:
             self.host.act(session.set_model, self.model_id, adapter=self._adapters[index], device=self.device)
 
+    def use_adapter(self, model_id, adapter_id):
+        """Answer with an adapter that has just come to this computer."""
+        session = self.host.start()
+        self.host.act(session.set_model, model_id, adapter=adapter_id, device=self.device)
+        self._asked = False
+        self._ask_again()
+
     def _device_chosen(self, index):
         settings.write("Device", self.device)
         session = self.host.session
@@ -282,19 +289,19 @@ def torch_is_there():
     return importlib.util.find_spec("torch") is not None
 
 
-def install_torch(host):
+def install_torch(host, what="This model", then="choose the model again"):
     """Through the PyTorch extension, which knows the right build for this computer; asked by its own dialog."""
     try:
         import PyTorchUtils
     except ImportError:
-        host.warn("This model needs PyTorch: install the extension PyTorch in Slicer's Extensions Manager, restart "
-                  "Slicer, and choose the model again.")
+        host.warn(f"{what} needs PyTorch: install the extension PyTorch in Slicer's Extensions Manager, restart "
+                  f"Slicer, and {then}.")
         return False
     logic = PyTorchUtils.PyTorchUtilsLogic()
     if not logic.torchInstalled():
         logic.installTorch(askConfirmation=True)
     if not logic.torchInstalled():
-        host.warn("PyTorch was not installed, so this model cannot be used; another model can.")
+        host.warn(f"PyTorch was not installed, which {what.lower()} needs.")
         return False
     return True
 

@@ -56,6 +56,19 @@ DICOM_SEG = PackageSet(
     "highdicom",
     "about 4 MB to download, 12 MB on the disk",
 )
+# One set of versions that fit each other; PyTorch itself is the extension PyTorch's business.
+TRAINING = PackageSet(
+    "training",
+    "PEFT, which fine-tunes models, and what it stands on",
+    [
+        "peft==0.21.2", "transformers==5.23.0", "tokenizers==0.23.3", "accelerate==1.15.0", "huggingface_hub==2.4.0",
+        "safetensors==0.8.0", "regex", "psutil", "filelock", "fsspec", "packaging", "PyYAML", "tqdm",
+        "typing-extensions", "httpx2", "httpcore2", "anyio", "h11", "idna", "truststore", "onnx==1.23.2",
+        "onnxscript==0.7.2", "onnx-ir==1.1.0", "ml_dtypes", "protobuf", "segment-anything",
+    ],
+    "peft",
+    "about 60 MB to download, 250 MB on the disk",
+)  # fmt: skip
 
 _PIP = """
 import os, runpy, sys, threading
@@ -78,7 +91,7 @@ def packages_folder():
 
 def installed_folders():
     """What the worker adds to its path."""
-    return [packages.folder for packages in (ONNX_RUNTIME,) if os.path.isdir(packages.folder)]
+    return [packages.folder for packages in (ONNX_RUNTIME, TRAINING) if os.path.isdir(packages.folder)]
 
 
 class Installer:

@@ -18,6 +18,7 @@ from .qt_helpers import Connections, NodeObservers
 from .segments import SegmentsSection, save_undo_state
 from .server import ServerSection
 from .status import StatusSection
+from .train import TrainSection
 
 _VOLUME = "vtkMRMLScalarVolumeNode"
 OFFER_EVERY = 0.2  # s between two looks for a volume
@@ -43,11 +44,12 @@ class Panel:
         self.propagate = PropagateSection(self.host, resource_path)
         self.automatic = AutomaticSection(self.host, resource_path)
         self.model = ModelSection(self.host, resource_path, self.status.install)
+        self.train = TrainSection(self.host, resource_path, self.status.install, self.model.use_adapter)
         self.server = ServerSection(self.host, resource_path, self._server_changed)
         self.export = ExportSection(self.host, resource_path, self.status.install)
         self.sections = (
             self.status, self.input, self.segments, self.prompts, self.propagate, self.automatic, self.model,
-            self.server, self.export,
+            self.train, self.server, self.export,
         )  # fmt: skip
         self._widgets = [section.widget for section in self.sections]
         for widget in self._widgets:
@@ -160,6 +162,7 @@ class Panel:
     def _scene_starts_closing(self, caller, event):
         self.prompts.choose(None)
         self.host.stop()
+        self.train.scene_closes()
         self._armed = self.input.declined = False
         self.status.dismiss()
 

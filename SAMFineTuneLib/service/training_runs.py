@@ -24,6 +24,7 @@ from SAMFineTuneLib.service.training_job import ProcessLock, TrainingJob
 from SAMFineTuneLib.service.training_process import OUTLIVES
 
 _AT_ONCE = 1 << 16  # bytes of events read at a time: a millisecond or two
+_CHECK = ".check"
 _ENDS = ("done", "failed", "stopped", "checked")
 
 
@@ -35,7 +36,8 @@ def trainings_folder() -> Path:
 def find_runs(folder: Path | None = None) -> list[TrainingRun]:
     """The trainings that are here, latest first."""
     folder = folder or trainings_folder()
-    found = [path for path in folder.iterdir() if (path / files.JOB).is_file()] if folder.is_dir() else []
+    there = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in there if path.name != _CHECK and (path / files.JOB).is_file()]
     return [TrainingRun(path) for path in sorted(found, key=lambda path: -(path / files.JOB).stat().st_mtime)]
 
 
@@ -56,6 +58,16 @@ def new_run(name: str, folder: Path | None = None) -> TrainingRun:
         path.mkdir(mode=0o700)
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error.strerror or error}); choose another name.") from error
+    return run
+
+
+def check_run(folder: Path | None = None) -> TrainingRun:
+    """An empty folder for a look at cases; it is in no list. UserError while another look is taken."""
+    run = TrainingRun((folder or trainings_folder()) / _CHECK)
+    if run.is_running:
+        raise UserError("Cases are being checked already; wait for that.")
+    shutil.rmtree(run.folder, ignore_errors=True)
+    run.folder.mkdir(mode=0o700, parents=True)
     return run
 
 
@@ -125,6 +137,10 @@ class TrainingRun:
         output = self.folder / files.OUTPUT
         begun = (output.parent / f".{output.name}.training" / "run.json").exists()
         return begun or ((output / "card.json").exists() and self.state not in ("done", "new"))
+
+    def rewind(self) -> None:
+        """Let `poll` begin at its first event again."""
+        self.state, self.last, self._position, self._rest = "new", {}, 0, b""
 
     def poll(self) -> list[dict[str, Any]]:
         """What happened since the last call, a few milliseconds' worth."""

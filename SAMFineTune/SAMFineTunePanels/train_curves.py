@@ -1,0 +1,134 @@
+"""Train, live: loss and validation Dice as curves in a Slicer plot."""
+
+import slicer
+
+_COLOURS = ((0.12, 0.47, 0.71), (0.17, 0.63, 0.17), (0.84, 0.15, 0.16), (0.58, 0.4, 0.74), (1.0, 0.5, 0.05))
+_TITLES = {"loss": "Loss", "dice": "Validation Dice"}
+
+
+class Curves:
+    """Nodes are made when the curves are shown, kept out of lists and files, and removed when they are hidden."""
+
+    def __init__(self):
+        self._points = {}  # (kind, training) -> [(step, value)]
+        self._tables = {}  # the same -> table node
+        self._nodes = []
+        self._layout = None  # before the curves were shown
+        self.chart = None
+
+    def clear(self):
+        """Another training."""
+        self._points = {}
+        if self.chart is not None:
+            self._remove_nodes()
+            self._make_chart()
+
+    def take(self, event):
+        """Keep what a training said, and draw it when the curves are shown."""
+        if event.get("event") == "start":  # resumed: steps since the last checkpoint come again
+            return
+        if event.get("stage") != "training":
+            return
+        for kind in _TITLES:
+            if event.get(kind) is not None:
+                self._add((kind, event["part"]), event["step"], event[kind])
+
+    @property
+    def points(self):
+        return self._points
+
+    @property
+    def shown(self):
+        return self.chart is not None
+
+    def show(self):
+        """In a plot view; Slicer chooses a layout that has one."""
+        manager = slicer.app.layoutManager()
+        self._layout = manager.layout if manager is not None else None
+        self._make_chart()
+        slicer.app.applicationLogic().GetModuleLogic("Plots").ShowChartInLayout(self.chart)
+
+    def hide(self):
+        """The layout that was there before comes back."""
+        self._remove_nodes()
+        manager = slicer.app.layoutManager()
+        if self._layout is not None and manager is not None:
+            manager.setLayout(self._layout)
+        self._layout = None
+
+    def close(self):
+        self._remove_nodes()
+
+    # ---- inside
+
+    def _add(self, key, step, value):
+        points = self._points.setdefault(key, [])
+        while points and points[-1][0] >= step:
+            points.pop()
+            if key in self._tables:
+                self._tables[key].GetTable().RemoveRow(len(points))
+        points.append((step, value))
+        if self.chart is None:
+            return
+        if key in self._tables:
+            table = self._tables[key].GetTable()
+            self._append(table, step, value)
+            table.Modified()
+        elif len(points) > 1:
+            self._make_series(key)
+
+    @staticmethod
+    def _append(table, step, value):
+        row = table.InsertNextBlankRow()
+        table.SetValue(row, 0, step)
+        table.SetValue(row, 1, value)
+
+    def _make_chart(self):
+        self.chart = self._node("vtkMRMLPlotChartNode", "Training")
+        self.chart.SetTitle("Training")
+        self.chart.SetXAxisTitle("Step")
+        self.chart.SetYAxisTitle("Loss, Dice")
+        for key, points in self._points.items():
+            if len(points) > 1:
+                self._make_series(key)
+
+    def _make_series(self, key):
+        import vtk
+
+        kind, part = key
+        title = f"{_TITLES[kind]}, training {part}"
+        table_node = self._node("vtkMRMLTableNode", title)
+        table = table_node.GetTable()
+        for name in ("Step", title):
+            column = vtk.vtkFloatArray()
+            column.SetName(name)
+            table.AddColumn(column)
+        for step, value in self._points[key]:
+            self._append(table, step, value)
+        series = self._node("vtkMRMLPlotSeriesNode", title)
+        series.SetAndObserveTableNodeID(table_node.GetID())
+        series.SetXColumnName("Step")
+        series.SetYColumnName(title)
+        series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
+        series.SetMarkerStyle(slicer.vtkMRMLPlotSeriesNode.MarkerStyleNone)
+        dashed = slicer.vtkMRMLPlotSeriesNode.LineStyleDash
+        series.SetLineStyle(dashed if kind == "dice" else slicer.vtkMRMLPlotSeriesNode.LineStyleSolid)
+        series.SetColor(*_COLOURS[(part - 1) % len(_COLOURS)])
+        self._tables[key] = table_node
+        self.chart.AddAndObservePlotSeriesNodeID(series.GetID())
+
+    def _node(self, kind, name):
+        node = slicer.mrmlScene.CreateNodeByClass(kind)
+        node.UnRegister(None)
+        node.SetName(name)
+        node.SetHideFromEditors(True)
+        node.SetSaveWithScene(False)
+        self._nodes.append(slicer.mrmlScene.AddNode(node))
+        return self._nodes[-1]
+
+    def _remove_nodes(self):
+        nodes, self._nodes = self._nodes, []
+        self.chart, self._tables = None, {}
+        for node in reversed(nodes):
+            if slicer.mrmlScene.IsNodePresent(node):
+                slicer.mrmlScene.RemoveNode(node)

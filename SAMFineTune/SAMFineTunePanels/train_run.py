@@ -1,0 +1,229 @@
+"""Train, meanwhile: the trainings on this computer, how far the chosen one is, stopping and resuming it."""
+
+import sys
+import time
+
+from . import settings, worker
+from .qt_helpers import Connections, quiet, set_text, set_visible
+from .status import time_left
+from .train_curves import Curves
+from .train_results import Results
+
+LOOK_EVERY = 0.25  # s between two looks at a training
+BUDGET = 0.01  # s to read of what it said
+_STAGES = {"cases": "Reading the cases", "before": "Testing the base model", "testing": "Testing the adapter",
+           "report": "Writing the report", "export": "Making the adapter ready for use"}  # fmt: skip
+
+
+class RunBox:
+    """Follows one training through its folder. `finished(event)` when one that was watched comes to its end."""
+
+    def __init__(self, host, ui, finished):
+        self.host, self.ui = host, ui
+        self._finished = finished
+        self._connections = Connections()
+        self._runs = []
+        self._look_after = 0.0
+        self._asked_to_stop = False
+        self._watched = False  # whether it ran while this panel was looking
+        self._progress = {}
+        self.run = None
+        self.curves = Curves()
+        self.results = Results(ui)
+        for sender, signal, handler in (
+            (ui.runSelector, "activated(int)", self._chosen),
+            (ui.deleteButton, "clicked()", self.delete),
+            (ui.stopButton, "clicked()", self.stop),
+            (ui.resumeButton, "clicked()", self.resume),
+            (ui.curvesButton, "toggled(bool)", self._show_curves),
+            (ui.pictureSelector, "currentIndexChanged(int)", self.results.show_picture),
+            (ui.reportButton, "clicked()", self.results.open_report),
+        ):
+            self._connections.add(sender, signal, handler)
+        set_visible(ui.runFrame, False)
+
+    def close(self):
+        """The training goes on or stops by itself: see `TrainingRun.start`."""
+        self._connections.close()
+        self.curves.close()
+
+    # ---- which one
+
+    def find(self):
+        """The trainings that are here; the latest is looked at unless another one is."""
+        from SAMFineTuneLib.service.training_runs import find_runs
+
+        known = {run.folder: run for run in self._runs}
+        self._runs = [known.get(run.folder, run) for run in find_runs()]
+        with quiet(self.ui.runSelector):
+            self.ui.runSelector.clear()
+            for run in self._runs:
+                self.ui.runSelector.addItem(run.name)
+        set_visible(self.ui.runFrame, bool(self._runs))
+        if self.run not in self._runs:
+            self.look_at(self._runs[0] if self._runs else None)
+
+    def add(self, run):
+        """A training that is about to begin."""
+        self._runs = [run, *(other for other in self._runs if other.folder != run.folder)]
+        self.run = None
+        self.find()
+        self.look_at(run)
+        self._watched = True
+
+    def _chosen(self, index):
+        if 0 <= index < len(self._runs):
+            self.look_at(self._runs[index])
+
+    def look_at(self, run):
+        """Show a training from its first event on."""
+        self.run, self._progress = run, {}
+        self._watched = self._asked_to_stop = False
+        self._look_after = 0.0
+        self.curves.clear()
+        self.results.hide()
+        if run is not None:
+            run.rewind()
+            with quiet(self.ui.runSelector):
+                self.ui.runSelector.setCurrentIndex(self._runs.index(run))
+
+    @property
+    def is_running(self):
+        return self.run is not None and self.run.state == "running"
+
+    # ---- following
+
+    def refresh(self):
+        """At every turn of the timer; looks now and then."""
+        run = self.run
+        if run is None or time.monotonic() < self._look_after:
+            return
+        before, self._look_after = run.state, time.monotonic() + LOOK_EVERY
+        end = time.monotonic() + BUDGET
+        while events := run.poll():
+            for event in events:
+                self.curves.take(event)
+                if event.get("event") in ("progress", "start"):
+                    self._progress = event
+            if time.monotonic() > end:
+                self._look_after = 0.0
+                return
+        self._watched = self._watched or (run.state == "running" and run.is_running)
+        if run.state not in (before, "running", "new"):
+            self._ended()
+        self._show()
+
+    def _ended(self):
+        run, watched = self.run, self._watched
+        self._asked_to_stop = False
+        if run.state == "done":
+            self.results.show(run.last, str(run.report))
+        if not watched:
+            return
+        if run.state == "failed":
+            self.host.warn(run.last.get("text", ""))
+        elif run.state == "interrupted":
+            self.host.warn(self._interrupted())
+        self._watched = False
+        self._finished(run)
+
+    def _interrupted(self):
+        run = self.run
+        if run.can_resume:
+            return (f"The training {run.name} was ended from outside, or for want of memory; press Resume to go on "
+                    "from its last checkpoint.")
+        said = run.last_words()
+        return f"The training {run.name} ended before it had begun{f' ({said})' if said else ''}; start it again."
+
+    def _show(self):
+        run, ui = self.run, self.ui
+        running, resumable = run.state == "running", run.state != "running" and run.can_resume
+        set_text(ui.runLabel, self._sentence())
+        set_visible(ui.runBar, running)
+        if running:
+            ui.runBar.value = int(1000 * fraction_of(self._progress))
+        set_text(ui.stopButton, "Stop at once" if self._asked_to_stop else "Stop")
+        for widget, visible in ((ui.stopButton, running), (ui.resumeButton, resumable), (ui.deleteButton, not running),
+                                (ui.curvesButton, bool(self.curves.points))):  # fmt: skip
+            set_visible(widget, visible)
+
+    def _sentence(self):
+        run = self.run
+        if run.state == "running":
+            return "Stopping after this step." if self._asked_to_stop else describe(self._progress)
+        if run.state == "done":
+            labels = ", ".join(run.last.get("labels", []))
+            return f"The adapter {run.last.get('adapter')} is ready; it segments {labels}."
+        if run.state == "stopped":
+            return "Stopped. Resume goes on from there."
+        if run.state == "failed":
+            return run.last.get("text", "")
+        return self._interrupted() if run.state == "interrupted" else "Not begun."
+
+    # ---- doing
+
+    def start(self, outlives=False):
+        """Start the chosen training, or go on with it."""
+        self._watched, self._asked_to_stop = True, False
+        if self.host.act(_done, self.run.start, sys.executable, worker.environment(), outlives):
+            self._look_after = 0.0
+            self.refresh()
+
+    def resume(self):
+        if self.run is not None:
+            self.start(settings.read_flag("TrainOutlives"))
+
+    def stop(self):
+        """At its next step; at once when pressed again."""
+        if self.run is None:
+            return
+        self.run.kill() if self._asked_to_stop else self.run.stop()
+        self._asked_to_stop = True
+        self._show()
+
+    def delete(self):
+        run = self.run
+        if run is not None and self.host.act(_done, run.discard):
+            self.run = None
+            self._runs.remove(run)
+            self.find()
+
+    def _show_curves(self, wanted):
+        set_text(self.ui.curvesButton, "Hide curves" if wanted else "Show curves")
+        if wanted != self.curves.shown:
+            self.host.act(self.curves.show if wanted else self.curves.hide)
+
+    def scene_closes(self):
+        """The nodes of the curves go with the scene."""
+        self.ui.curvesButton.setChecked(False)
+
+
+def describe(progress):
+    """One line for people."""
+    stage = progress.get("stage")
+    if stage is None:
+        return "Starting."
+    if stage == "training":
+        text = f"Step {progress['step']} of {progress['steps']}, loss {progress['loss']:.3f}"
+        if progress.get("dice") is not None:
+            text += f", validation Dice {progress['dice']:.3f}"
+    else:
+        text = _STAGES.get(stage, stage)
+    if progress["parts"] > 1 and stage not in ("cases", "report", "export"):
+        text = f"Training {progress['part']} of {progress['parts']}: {text[0].lower()}{text[1:]}"
+    return text + time_left(progress.get("seconds_left"))
+
+
+def fraction_of(progress):
+    """How much of all trainings is done, by their steps."""
+    if progress.get("stage") in ("report", "export"):
+        return 1.0
+    parts = max(1, progress.get("parts", 1))
+    own = progress["step"] / progress["steps"] if progress.get("steps") else float(progress.get("stage") == "testing")
+    return min(1.0, (progress.get("part", 1) - 1 + own) / parts)
+
+
+def _done(action, *arguments):
+    """Whether an action that returns nothing was not refused."""
+    action(*arguments)
+    return True
