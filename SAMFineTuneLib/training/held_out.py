@@ -100,26 +100,27 @@ def measure_case(
         sums = [Overlap()] * classes
         shown = slices if way == "automatic" else evenly(labelled, most)
         for one in shown:
-            answer, reference = answer_slice(engine, one, way)
-            for label in range(1, classes + 1):
-                sums[label - 1] += Overlap.of(answer[label - 1] if label <= len(answer) else answer[0],
-                                              reference == label)  # fmt: skip
+            answers, reference = answer_slice(engine, one, way, classes)
+            for label, answer in enumerate(answers, start=1):
+                sums[label - 1] += Overlap.of(answer, reference == label)
         # A class that the reference lacks is no evidence for prompts, which are made from the reference.
         found[way] = tuple(one.dice if one.reference or way == "automatic" else None for one in sums)
     return found
 
 
-def answer_slice(engine: NetworkEngine, one: LabelledSlice, way: str) -> tuple[np.ndarray, np.ndarray]:
-    """Masks (classes, rows, columns) that a way of prompting gives on a slice, and the reference's classes."""
+def answer_slice(
+    engine: NetworkEngine, one: LabelledSlice, way: str, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (classes, rows, columns) that a way of prompting gives on a slice, and the classes that it was asked for.
+
+    A class that the slice does not show has an empty mask, unless the automatic head believes to see it.
+    """
     if way == "automatic":
-        classes = automatic_classes(engine, one.picture)
-        top = max(int(classes.max()), int(one.classes.max()), 1)
-        return np.stack([classes == label for label in range(1, top + 1)]), one.classes
+        found = automatic_classes(engine, one.picture)
+        return np.stack([found == label for label in range(1, classes + 1)]), one.classes
     predictor = Predictor(engine, EmbeddingCache(memory_bytes=_MEMORY))
-    found = objects_of(one.classes)
-    top = max((thing.label for thing in found), default=1)
-    masks, reference = np.zeros((top, *one.classes.shape), bool), np.zeros_like(one.classes)
-    for thing in found:
+    masks, reference = np.zeros((classes, *one.classes.shape), bool), np.zeros_like(one.classes)
+    for thing in objects_of(one.classes):
         reference[thing.mask] = thing.label
         masks[thing.label - 1] |= predictor.predict(one.picture, _prompt(thing.mask, way)).mask
     return masks, reference

@@ -344,7 +344,7 @@ class _Run:
         """Reference and answer on the slice that shows most."""
         most = max(slices, key=lambda one: int(np.count_nonzero(one.classes)))
         for way in ways:
-            masks, reference = answer_slice(engine, most, way)
+            masks, reference = answer_slice(engine, most, way, len(self.found.names))
             path = self.work / "pictures" / f"{name}-{way.replace(' ', '-')}-{stage}.png"
             overlay_picture(path, most.picture, [(reference > 0, _COLOURS[0]), (masks.any(0), _COLOURS[1])])
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -402,6 +403,16 @@ def test_a_case_is_measured_as_users_meet_the_model(folder):
     mask = Predictor(engine).predict(one.picture, prompts).mask
     expected = 2 * (mask & thing.mask).sum() / (mask.sum() + thing.mask.sum())
     assert found["1 box"] == (pytest.approx(expected),) and set(found) == {"1 box", "1 point", "automatic"}
+
+
+def test_a_structure_answers_only_for_the_slices_that_show_it(folder):
+    run = training(folder)
+    engine = NetworkEngine(run.network, run.spec, run.device)
+    first, second = (replace(one, classes=np.uint8(one.classes > 0)) for one in run.items.slices[:2])
+    second = replace(second, classes=2 * second.classes)
+    alone = [measure_case(engine, [one], 2, ["1 box"])["1 box"] for one in (first, second)]
+    assert measure_case(engine, [first, second], 2, ["1 box"])["1 box"] == (alone[0][0], alone[1][1])
+    assert alone[0][1] is None and alone[1][0] is None
 
 
 def test_intervals_need_two_and_hold_the_mean():
