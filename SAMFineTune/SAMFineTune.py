@@ -17,6 +17,7 @@ from slicer.ScriptedLoadableModule import (
 )
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
+_DOCUMENTS = "https://github.com/SAMFineTune/SlicerSAMFineTune/blob/main/docs/"
 
 
 def _find_library():
@@ -53,6 +54,8 @@ class SAMFineTune(ScriptedLoadableModule):
             "Segments CT, MR and other volumes from points, boxes and scribbles, with Segment Anything (SAM) and its "
             "medical variants. Choose a volume, choose Include, and click inside a structure in a slice view. "
             "For research; not a medical device."
+        ) + _('<p>More in the <a href="{guide}">user guide</a> and the <a href="{tutorial}">tutorial</a>.</p>').format(
+            guide=_DOCUMENTS + "user-guide.md", tutorial=_DOCUMENTS + "tutorial.md"
         )
         parent.acknowledgementText = _(
             "Segment Anything is by Kirillov et al., ICCV 2023. Please cite it, and the paper of the model you use."
@@ -80,7 +83,7 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
         self.panel = Panel(self.layout, self.parent, self.resourcePath)
         slicer.app.connect("aboutToQuit()", self.cleanup)
         # After a reload the module is shown already, and nobody calls enter().
-        if slicer.util.selectedModule() == self.moduleName:
+        if slicer.util.mainWindow() is not None and slicer.util.selectedModule() == self.moduleName:
             self.enter()
 
     def enter(self):
@@ -98,7 +101,8 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
             panel.close()
 
     def onReload(self):
-        """With the panel and the library, which Slicer would keep as they were."""
+        """With the panel and the library, which Slicer would keep as they were; ended before, by their own code."""
+        self.cleanup()
         for name in list(sys.modules):
             if name.split(".")[0] in ("SAMFineTunePanels", "SAMFineTuneLib"):
                 del sys.modules[name]

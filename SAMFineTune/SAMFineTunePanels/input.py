@@ -181,7 +181,7 @@ class InputSection:
     def _show_window(self, window):
         self._window = window
         set_text(self.ui.windowLabel, "Black up to {:g}, white from {:g}{}.".format(
-            window.low, window.high, f" ({window.name})" if window.name else ""))
+            window.low, window.high, f": {window.name}" if window.name else ""))
         if self.window_choice != CUSTOM:
             with quiet(self.ui.lowSpinBox, self.ui.highSpinBox):
                 self.ui.lowSpinBox.value = window.low
@@ -278,13 +278,12 @@ def view_under_mouse():
 
 
 def first_slice_node():
-    return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode")
+    return next(iter(shown_slice_nodes()), None)
 
 
 def shown_slice_nodes():
-    """Of the views of the present layout."""
-    manager = slicer.app.layoutManager()
-    if manager is None:
-        return []
-    widgets = [manager.sliceWidget(name) for name in manager.sliceViewNames()]
-    return [widget.mrmlSliceNode() for widget in widgets if widget is not None]
+    """Of the views of the present layout, in the scene's order; those of other layouts stay in the scene."""
+    scene = slicer.mrmlScene
+    count = scene.GetNumberOfNodesByClass("vtkMRMLSliceNode")
+    nodes = [scene.GetNthNodeByClass(n, "vtkMRMLSliceNode") for n in range(count)]
+    return [node for node in nodes if node.IsMappedInLayout()]

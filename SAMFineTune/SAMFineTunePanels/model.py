@@ -153,7 +153,7 @@ class ModelSection:
     def use(self, row):
         """Answer with this model, once what it needs is there."""
         if row.get("needs_torch") and not self.host.remote and not torch_is_there():
-            if not install_torch(self.host):
+            if not self.host.act(install_torch, self.host):
                 self._select(self.model_id)
                 return
         session = self.host.start()

@@ -94,6 +94,25 @@ def installed_folders():
     return [packages.folder for packages in (ONNX_RUNTIME, TRAINING) if os.path.isdir(packages.folder)]
 
 
+def anything_installed():
+    """Whether our folder holds more than what is on its way."""
+    return any(os.path.isdir(packages.folder) for packages in (ONNX_RUNTIME, DICOM_SEG))
+
+
+def remove_all():
+    """Delete all that was installed; the worker must have ended. Raises UserError when something still uses it."""
+    from SAMFineTuneLib.errors import UserError
+
+    folder = packages_folder()
+    going = folder + ".removing"
+    shutil.rmtree(going, ignore_errors=True)
+    try:
+        os.replace(folder, going)  # all or nothing: half a package would be taken for a whole one
+    except OSError as error:
+        raise UserError(f"{folder} is in use ({error.strerror}); restart Slicer and remove it then.") from error
+    shutil.rmtree(going, ignore_errors=True)
+
+
 class Installer:
     """One installation at a time. `progress(text, fraction or None)`, `done(error sentence or "")`."""
 

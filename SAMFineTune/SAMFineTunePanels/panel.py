@@ -6,7 +6,7 @@ import qt
 import slicer
 import vtk
 
-from . import worker
+from . import packages, worker
 from .automatic import AutomaticSection
 from .export import ExportSection
 from .host import Host
@@ -45,7 +45,7 @@ class Panel:
         self.automatic = AutomaticSection(self.host, resource_path)
         self.model = ModelSection(self.host, resource_path, self.status.install)
         self.train = TrainSection(self.host, resource_path, self.status.install, self.model.use_adapter)
-        self.server = ServerSection(self.host, resource_path, self._server_changed)
+        self.server = ServerSection(self.host, resource_path, self._server_changed, self._remove_packages)
         self.export = ExportSection(self.host, resource_path, self.status.install)
         self.sections = (
             self.status, self.input, self.segments, self.prompts, self.propagate, self.automatic, self.model,
@@ -63,6 +63,7 @@ class Panel:
         self.host.listen("Turn", self._offer)
         self.host.listen("Dismiss", lambda _: self.status.dismiss())
         self.host.listen("RuntimeInstalled", lambda _: self._server_changed())
+        self.host.listen("Installed", lambda _: self.server.show_packages())
         self._observe()
 
     def _observe(self):
@@ -156,6 +157,17 @@ class Panel:
         if self.shown:
             self.host.enter()
             self._begin()
+
+    def _remove_packages(self):
+        """The worker, which runs from them, ends before, and begins again with what is left."""
+        if self.status.installer.running:
+            self.status.warn("An installation is running; wait for it or cancel it.")
+            return
+        self.host.stop()
+        try:
+            packages.remove_all()
+        finally:
+            self._server_changed()
 
     # ---- the scene
 

@@ -1,7 +1,5 @@
 """Propagate: the selected segment from its prompted slices to their neighbours."""
 
-import slicer
-
 from .qt_helpers import Connections, load_ui, set_visible
 
 DIRECTIONS = ("both", "up", "down", "fill")
@@ -101,12 +99,11 @@ def shown_slice(volume, orientation):
     from SAMFineTuneLib.errors import UserError
     from SAMFineTuneLib.mrml.slice_views import plane_of_view
 
-    manager = slicer.app.layoutManager()
-    if volume is None or manager is None:
-        return None
-    for name in manager.sliceViewNames():
+    from .input import shown_slice_nodes
+
+    for node in shown_slice_nodes() if volume is not None else ():
         try:
-            plane = plane_of_view(manager.sliceWidget(name).mrmlSliceNode(), volume)
+            plane = plane_of_view(node, volume)
         except UserError:
             continue
         if plane.orientation == orientation:

@@ -2,16 +2,17 @@
 
 import ctk
 
-from . import settings
-from .qt_helpers import Connections, load_ui, set_text, set_visible
+from . import packages, settings
+from .qt_helpers import Connections, confirmed, load_ui, set_text, set_visible
 
 
 class ServerSection:
     """What is chosen here is used by `make_connection`; nothing is sent anywhere before the user presses Use."""
 
-    def __init__(self, host, resource_path, changed):
+    def __init__(self, host, resource_path, changed, remove_packages):
         self.host = host
         self._changed = changed  # called when another server is to be used
+        self._remove_packages = remove_packages
         self.widget, self.ui = load_ui(resource_path, "Server")
         self._connections = Connections()
         self._probe = None
@@ -30,10 +31,12 @@ class ServerSection:
             (ui.testButton, "clicked()", self.test),
             (ui.applyButton, "clicked()", self.apply),
             (ui.keepTokenBox, "toggled(bool)", self._keep_token),
+            (ui.removePackagesButton, "clicked()", self.remove_packages),
         ):
             self._connections.add(sender, signal, handler)
         host.listen("Turn", self._follow_test)
         self._show(remote)
+        self.show_packages()
 
     def close(self):
         self._connections.close()
@@ -88,6 +91,19 @@ class ServerSection:
 
         address, token, certificate = entered
         return RemoteServer(address, token, certificate or None)
+
+    # ---- what was installed
+
+    def show_packages(self):
+        """The offer to remove what was installed, where anything was."""
+        set_visible(self.ui.packagesRow, packages.anything_installed())
+
+    def remove_packages(self):
+        folder = packages.packages_folder()
+        if confirmed(f"What this module has installed will be deleted: {folder}. Models then run on this computer "
+                     "only after it was installed again.", "Remove"):
+            self.host.act(self._remove_packages)
+        self.show_packages()
 
     # ---- test
 

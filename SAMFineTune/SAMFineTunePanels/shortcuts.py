@@ -41,7 +41,7 @@ class Shortcuts:
             shortcut.setKey(qt.QKeySequence(key))
             handler = self._handler(action)
             shortcut.connect("activated()", handler)
-            # When somebody else has taken the same key, Qt calls neither but tells both.
+            # When somebody else has taken the same key, Qt activates neither, but tells them so in turn.
             shortcut.connect("activatedAmbiguously()", handler)
             self._shortcuts.append((shortcut, handler))
 

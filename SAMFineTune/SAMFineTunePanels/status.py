@@ -191,6 +191,7 @@ class StatusSection:
     def _installed(self, error):
         self.ui.installButton.setEnabled(True)
         afterwards, self._after_installation = self._after_installation, None
+        self.host.tell("Installed", None)
         if error:
             self.warn(error)
         elif afterwards is not None:

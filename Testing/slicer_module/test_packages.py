@@ -109,6 +109,26 @@ def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, monkeyp
     assert runtime.folder in panel_environment(packages)["PYTHONPATH"]
 
 
+def test_what_was_installed_is_removed_on_demand(desktop, wheels, monkeypatch):
+    from SAMFineTunePanels import packages, server
+
+    runtime = packages.PackageSet("small", "the runtime", ["smallpackage"], "smallpackage", "1 kB")
+    monkeypatch.setattr(packages, "ONNX_RUNTIME", runtime)
+    desktop.load_phantom()
+    panel = desktop.open()
+    assert panel.server.ui.packagesRow.isHidden()
+    panel.status.ui.installButton.click()
+    desktop.wait(lambda: panel.host.session is not None and panel.prompts.tool == "positive")
+    assert not panel.server.ui.packagesRow.isHidden()
+    panel.server.ui.removePackagesButton.click()  # nobody is asked in testing mode, and nothing is removed
+    assert not runtime.missing()
+    monkeypatch.setattr(server, "confirmed", lambda *_: True)
+    panel.server.ui.removePackagesButton.click()
+    assert runtime.missing() and not os.path.exists(packages.packages_folder())
+    assert panel.server.ui.packagesRow.isHidden() and not panel.status.ui.runtimeFrame.isHidden()
+    assert panel.host.session is None and not psutil.Process().children()
+
+
 def panel_environment(packages):
     from SAMFineTunePanels import worker
 

@@ -78,6 +78,10 @@ class LayoutManager(QtCore.QObject):
 
     def show(self, views) -> None:
         """Exchange what is on the screen."""
+        for widget in self._widgets.values():
+            widget.mrmlSliceNode().SetMappedInLayout(False)
+        for view in views:
+            view.node.SetMappedInLayout(True)
         self._widgets = {view.name: _SliceWidget(view) for view in views}
         self.layoutChanged.emit(0)
 
