@@ -53,7 +53,7 @@ class PromptSync:
         """Node and control point ID of what was just placed -> the view in which it was."""
         self.nodes_count = True
         """Whether the nodes outweigh the session's next word, as when it has just begun anew."""
-        self._table, self._volume, self._client = table, volume, client
+        self._table, self.volume, self._client = table, volume, client
         self._view_at, self._tell = view_at, tell
 
     # ---- nodes to session
@@ -71,7 +71,7 @@ class PromptSync:
             return False
         self.dirty = False
         known, told, added = set(self.given), False, []
-        for marked in self.nodes.read(self._volume):
+        for marked in self.nodes.read(self.volume):
             if not self._table.has(marked.segment_id):
                 self._remove(marked)
             elif marked.number not in known:
@@ -92,7 +92,7 @@ class PromptSync:
         """Give session and nodes a prompt; returns its number. Raises UserError."""
         self._check(segment_id, prompt, view)
         number = self._client.add_prompt(self._table.use(segment_id, self._client), prompt, view)
-        self.nodes.write(number, segment_id, prompt, view, self._volume)
+        self.nodes.write(number, segment_id, prompt, view, self.volume)
         self._remember(number, segment_id, prompt, view)
         return number
 
@@ -116,7 +116,7 @@ class PromptSync:
         at = middle_of(marked.prompt)
         view = self.placed_on.get((marked.node_id, marked.point_id)) or marked.view or self._view_at(at)
         try:
-            view = parallel_view(view, at, self._volume)
+            view = parallel_view(view, at, self.volume)
             self._check(marked.segment_id, marked.prompt, view)
         except UserError as error:
             self._remove(marked)
@@ -134,7 +134,7 @@ class PromptSync:
         try:
             self._check(marked.segment_id, marked.prompt, marked.view)
         except UserError as error:
-            self.nodes.write(marked.number, given.segment_id, given.prompt, given.view, self._volume)
+            self.nodes.write(marked.number, given.segment_id, given.prompt, given.view, self.volume)
             self._tell(Failed(str(error)))
             return False
         self.nodes.number(marked, marked.number)
@@ -145,7 +145,7 @@ class PromptSync:
     def _check(self, segment_id: str, prompt: Prompt, view: View) -> None:
         """UserError when the session could not take the prompt; the worker would say the same, later."""
         segment = self._table.segmentation.GetSegment(segment_id)
-        planes_of(self._volume, prompt, view, (segment.GetName() or "").strip() or segment_id)
+        planes_of(self.volume, prompt, view, (segment.GetName() or "").strip() or segment_id)
 
     def _remove(self, marked: MarkedPrompt) -> None:
         node = self.nodes.scene.GetNodeByID(marked.node_id)
@@ -153,7 +153,7 @@ class PromptSync:
             self.nodes.remove_marked(node, marked.point_id)
 
     def _remember(self, number: int, segment_id: str, prompt: Prompt, view: View) -> None:
-        self.given[number] = Given(segment_id, prompt, view, self.nodes.read_one(number, self._volume))
+        self.given[number] = Given(segment_id, prompt, view, self.nodes.read_one(number, self.volume))
 
     # ---- session to nodes
 
@@ -182,5 +182,5 @@ class PromptSync:
         if given is not None and given.segment_id == segment_id:
             if same_prompt(given.prompt, given.view, info.prompt, info.view):
                 return
-        self.nodes.write(number, segment_id, info.prompt, info.view, self._volume)
+        self.nodes.write(number, segment_id, info.prompt, info.view, self.volume)
         self._remember(number, segment_id, info.prompt, info.view)

@@ -11,23 +11,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
 from SAMFineTuneLib.mrml import storage
-from SAMFineTuneLib.mrml.export import is_empty
-from SAMFineTuneLib.mrml.making import middle_of, planes_of, prompt_of, shows, view_of
-from SAMFineTuneLib.mrml.markups import PromptNodes, View, companions_of, kind_of, orphans, prompt_nodes, segment_of
+from SAMFineTuneLib.mrml.making import middle_of, prompt_of, view_of
+from SAMFineTuneLib.mrml.markups import PromptNodes, View, companions_of, kind_of, orphans, segment_of
 from SAMFineTuneLib.mrml.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.observers import Observers
 from SAMFineTuneLib.mrml.placing import Placing, slice_node_under_cursor
 from SAMFineTuneLib.mrml.prompt_sync import PromptSync
+from SAMFineTuneLib.mrml.prompt_watch import PromptWatch
 from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
+from SAMFineTuneLib.mrml.scene_work import MOVED, Work
 from SAMFineTuneLib.mrml.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments import SegmentWriter
 from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view
+from SAMFineTuneLib.mrml.view_finder import ViewFinder
+from SAMFineTuneLib.mrml.volume_watch import VolumeWatch
 from SAMFineTuneLib.mrml.volumes import displayed_window, volume_from_node
 from SAMFineTuneLib.prompts.prompts import Prompt
 from SAMFineTuneLib.service.events import (
@@ -41,8 +44,6 @@ from SAMFineTuneLib.service.events import (
     StatusChanged,
 )
 
-_WINDOW_DELAY = 0.5  # seconds the displayed window must rest before the masks follow it
-_GEOMETRY_DELAY = 0.3  # seconds a transform must rest
 _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
 _SAME_WINDOW = 1e-3  # of the window's width
 
@@ -56,28 +57,6 @@ class ScenePrompt:
     segment: int  # label value
     prompt: Prompt
     view: View
-
-
-@dataclass
-class _Work:
-    """All that belongs to one volume and segmentation, while they are worked on."""
-
-    prompts: PromptSync
-    masks: MaskDisplay
-    keeper: RecordKeeper
-    adopted: set[str] = field(default_factory=set)
-    """Segments that the session made itself."""
-    jobs: set[int] = field(default_factory=set)
-    sweep_due: bool = True
-    """Whether there may be masks in the segments that the session does not have."""
-
-    @property
-    def nodes(self) -> PromptNodes:
-        return self.prompts.nodes
-
-    @property
-    def writer(self) -> SegmentWriter:
-        return self.masks.writer
 
 
 class SceneSession:
@@ -107,17 +86,18 @@ class SceneSession:
         self.save_undo_state: Callable[[], object] | None = None
         """Called before masks go into a segmentation that somebody else has changed, for Slicer's own undo."""
         self._log = log or logging.getLogger(__name__)
-        self._active_slice_node = active_slice_node or slice_node_under_cursor(scene)
         self._clock = clock
         self._observers = Observers(self._log)
+        self._views = ViewFinder(scene, active_slice_node or slice_node_under_cursor(scene))
+        self._volume_watch = VolumeWatch(self._observers, clock)
+        self._prompt_watch = PromptWatch(scene, self._observers, lambda ras: self._views.view_at(ras, self.volume))
         self._closed = False
         self._events: list[Event] = []
         self._own_requests: set[int] = set()
-        self._work: _Work | None = None
+        self._work: Work | None = None
         self._table: SegmentTable | None = None
         self._current: str | None = None
         self._editor_node = None
-        self._display = None
         self._recognised: dict = {}
         self._window: IntensityWindow | None = None
         self._given_window: IntensityWindow | None = None
@@ -125,10 +105,8 @@ class SceneSession:
         self._next_state: StateChanged | None = None  # said, but not yet written into the nodes
         self._awaits_state = self._table_dirty = self._orphans = False
         self._companions: list = []  # display and storage nodes of prompts that somebody else removed
-        self._window_changed: float | None = None
-        self._geometry_changed: float | None = None
         self._observe_scene()
-        self._observe_prompt_nodes()
+        self._prompt_watch.watch_all()
 
     # ---- what it works on
 
@@ -247,7 +225,7 @@ class SceneSession:
     def start_placing(self, kind: str) -> None:
         """Enter Slicer's place mode: every click places a prompt of the current segment, until `stop_placing`."""
         segment_id = self._ensure_segment()
-        for slice_node in self._slice_nodes():
+        for slice_node in self._views.nodes():
             settle_view(slice_node, self.volume)
         self.placing.start(kind, self._work.nodes, segment_id)
 
@@ -373,15 +351,9 @@ class SceneSession:
     @property
     def at_rest(self) -> bool:
         """Whether nodes, session, segments and the stored document say the same, as far as is known."""
-        if self._table_dirty or self._orphans or self._window_changed or self._geometry_changed:
+        if self._table_dirty or self._orphans or self._volume_watch.pending:
             return False
-        work = self._work
-        if work is None:
-            return True
-        waiting = work.prompts.dirty or work.prompts.held or len(work.masks)
-        if waiting or (work.sweep_due and not work.jobs):
-            return False
-        return self._settled and work.keeper.current and not self._unwritten
+        return self._work is None or (self._settled and self._work.at_rest)
 
     @property
     def refresh_due(self) -> bool:
@@ -399,7 +371,7 @@ class SceneSession:
             return
         self._reconcile()
         end = self._clock() + patience
-        while self._work is not None and self._behind and self._reachable and self._clock() < end:
+        while self._work is not None and self._work.behind and self._reachable and self._clock() < end:
             self._move(self._clock() + 0.02, hurry=True)
         self._write_record()
 
@@ -424,23 +396,14 @@ class SceneSession:
         return None if self._work is None else self._work.writer
 
     def _set_volume(self, node, volume: Volume | None, tell: bool = True) -> None:
-        if self.volume_node is not None:
-            self._observers.remove(self.volume_node)
-            if self._display is not None:
-                self._observers.remove(self._display)
+        self._volume_watch.watch(node)
         self.volume_node, self.volume = node, volume
         self._recognised = {} if volume is None else storage.recognise(volume)
-        self._display = node.GetDisplayNode() if node is not None else None
         if node is None:
             if tell and not self.scene.IsClosing() and not self.scene.IsImporting():
                 self.parameters.refer("volume", None)
             return
         self.parameters.refer("volume", node)
-        self._observers.add(node, node.TransformModifiedEvent, self._on_geometry)
-        self._observers.add(node, node.ImageDataModifiedEvent, self._on_geometry)
-        self._observers.add(node, "ModifiedEvent", self._on_geometry)
-        if self._display is not None:
-            self._observers.add(self._display, "ModifiedEvent", self._on_display)
 
     def _set_segmentation(self, node) -> None:
         import slicer
@@ -466,7 +429,7 @@ class SceneSession:
             return
         record = storage.read_record(self.scene, self.volume_node, self.segmentation_node)
         self._open(record, record.claims)
-        self._restore(record)
+        self._given_window = self._work.restore(record, self._recognised) or self._given_window
         self._work.nodes.set_visible(True)
 
     def _open(self, record: storage.Record, claims) -> None:
@@ -479,38 +442,12 @@ class SceneSession:
                 "The segmentation has another grid than when its masks were stored: they now count as drawn by hand."
             ))  # fmt: skip
         nodes = PromptNodes(self.scene, self.volume_node, self.segmentation_node)
-        self._work = _Work(
-            PromptSync(nodes, self._table, self.volume, self.client, self._view_at, self._tell),
-            MaskDisplay(writer, self._table, self._tell, self._clock),
-            RecordKeeper(record, self.client, self._own_requests, self._clock),
-        )
+        prompts = PromptSync(nodes, self._table, self.volume, self.client, self._view_at, self._tell)
+        masks = MaskDisplay(writer, self._table, self._tell, self._clock)
+        keeper = RecordKeeper(record, self.client, self._own_requests, self._clock)
+        self._work = Work(self.client, self._table, prompts, masks, keeper, self._tell)
+        self._prompt_watch.sync = prompts
         self._changed()
-
-    def _restore(self, record: storage.Record) -> None:
-        """Give the session the stored document; where it does not fit, the prompts in the nodes are given anew."""
-        document = record.document
-        if document is None:
-            return
-        if not storage.same_voxels(record.volume, self._recognised):
-            self._tell(Notice(
-                "The prompts were placed on another image than this one: masks are made anew, propagated slices stay "
-                "as they are."
-            ))  # fmt: skip
-            return
-        if not storage.same_place(record.volume, self._recognised):
-            self._say_moved()
-            self._work.masks.take_back()
-            return
-        try:
-            prompts = storage.prompts_of(document)
-            segments, window = storage.segments_of(document), storage.window_of(document)
-        except UserError as error:
-            self._tell(Notice(str(error)))
-            return
-        self.client.restore(document)
-        self._given_window = window or self._given_window
-        self._table.take_over(segments)
-        self._work.prompts.expect(prompts)
 
     def _leave(self, hide: bool = True) -> None:
         """Store the work in the scene and put its prompts out of sight."""
@@ -527,9 +464,9 @@ class SceneSession:
         self.placing.stop()
         if self._work is not None:
             self._work.writer.close()
-        self._work = self.state = self._next_state = None
+        self._work = self._prompt_watch.sync = self.state = self._next_state = None
         self._awaits_state = self._table_dirty = False
-        self._window_changed = self._geometry_changed = None
+        self._volume_watch.forget()
 
     def _make_segmentation(self) -> None:
         node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName("Segmentation"))
@@ -572,8 +509,9 @@ class SceneSession:
         if self._work is not None:
             self._work.masks.show(end)
             self._work.keeper.ask(self._settled, hurry)
-            self._sweep()
-            if self._unwritten and not len(self._work.masks) and self._work.keeper.rested:
+            if self._settled:
+                self._work.sweep()
+            if self._work.unwritten and not len(self._work.masks) and self._work.keeper.rested:
                 self._write_record()
 
     def _busy_elsewhere(self) -> bool:
@@ -613,28 +551,9 @@ class SceneSession:
         self.state, self._next_state, self._awaits_state = state, None, False
         if self._work is None:
             return
-        self._take_segments(state)
-        self._work.prompts.take(state.prompts)
+        self._work.take(state)
         if self.placing.kind is None:
             self._work.nodes.remove_empty()
-
-    def _take_segments(self, state: StateChanged) -> None:
-        known, adopted = {info.value for info in state.segments}, self._work.adopted
-        for info in state.segments:
-            if self._table.id_of(info.value) is None:
-                adopted.add(self._table.adopt(info))
-        for segment_id, value in list(self._table.values.items()):
-            if self._table.knows(value) and value not in known and segment_id in adopted:
-                self._unadopt(segment_id)
-        self._table.take_over(state.segments)
-
-    def _unadopt(self, segment_id: str) -> None:
-        """Adopting was undone: the segment goes, unless the user has drawn in it."""
-        self._work.masks.take_back(segment_id)
-        if is_empty(self.segmentation_node, segment_id):
-            self._table.forget(segment_id)
-            self._work.adopted.discard(segment_id)
-            self._table.segmentation.RemoveSegment(segment_id)
 
     def _changed(self) -> None:
         """Something was asked of the session; a state will come that knows of it, and older ones do not count."""
@@ -650,41 +569,9 @@ class SceneSession:
     def _reachable(self) -> bool:
         return self.client.status.state == "ready"
 
-    @property
-    def _behind(self) -> bool:
-        """Whether there is anything that the stored document does not know of."""
-        return bool(len(self._work.masks)) or not self._work.keeper.current
-
-    @property
-    def _unwritten(self) -> bool:
-        return self._work.keeper.outdated or not self._work.masks.stored
-
-    def _sweep(self) -> None:
-        """Take back masks that the session does not have: their prompts went while the worker was away."""
-        work = self._work
-        if not work.sweep_due or work.jobs or len(work.masks) or not (work.keeper.current and self._settled):
-            return
-        work.sweep_due = False
-        document = work.keeper.record.document
-        places = {(self._table.id_of(value), key) for value, key in storage.propagated_of(document)}
-        for info, keys in storage.places_of(document):
-            keys = keys or planes_of(self.volume, info.prompt, info.view)
-            places.update((self._table.id_of(info.segment), key) for key in keys)
-        work.masks.keep_only(places)
-
     def _write_record(self) -> None:
-        work = self._work
-        if work is None:
-            return
-        work.keeper.outdated, work.masks.stored = False, True
-        record = work.keeper.record
-        if record.document is None and not len(work.writer.claims()):
-            return
-        record.values = dict(self._table.values)
-        record.claims = work.writer.to_dict()
-        record.model, record.adapter = self._model[:2]
-        record.volume = self._recognised
-        storage.write_record(self.scene, self.volume_node, self.segmentation_node, record)
+        if self._work is not None:
+            self._work.write_record(*self._model[:2], self._recognised)
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)
@@ -693,11 +580,9 @@ class SceneSession:
 
     def _follow_changes(self) -> None:
         """What was changed in Slicer's other modules, once it has come to rest."""
-        now = self._clock()
-        if self._geometry_changed is not None and now - self._geometry_changed >= _GEOMETRY_DELAY:
-            self._geometry_changed = None
+        if self._volume_watch.has_changed():
             self._follow_volume()
-        if self._window_changed is not None and now - self._window_changed >= _WINDOW_DELAY:
+        if self._volume_watch.window_has_changed():
             self._follow_window()
         if self._table_dirty:
             self._follow_table()
@@ -737,7 +622,7 @@ class SceneSession:
         if storage.same_voxels(before, now):
             if storage.same_place(before, now):
                 return
-            self._say_moved()
+            self._tell(Notice(MOVED))
         else:
             self._tell(Notice("The volume's voxels have changed: masks are made anew from the prompts."))
         self.volume, self._recognised = volume, now
@@ -747,14 +632,7 @@ class SceneSession:
             self._work.writer.close()
             self._open(storage.Record(values=self._table.values), None)
 
-    def _say_moved(self) -> None:
-        self._tell(Notice(
-            "The volume was moved, its prompts stayed where they are: masks are made anew from them, propagated slices "
-            "are taken back; propagate again."
-        ))  # fmt: skip
-
     def _follow_window(self) -> None:
-        self._window_changed = None
         window = self._wanted_window()
         if self.volume is None or window is None or _same_window(window, self._given_window):
             return
@@ -769,7 +647,7 @@ class SceneSession:
         corners = self.placing.corners()[:2]
         self.placing.clear_corners()
         try:
-            self.place(self.placing.kind, self._slice_node_at(corners[0]), corners)
+            self.place(self.placing.kind, self._views.node_at(corners[0]), corners)
         except UserError as error:
             self._tell(Failed(str(error)))
 
@@ -785,27 +663,10 @@ class SceneSession:
         for node in storage.orphans(self.scene):
             self.scene.RemoveNode(node)
 
-    # ---- inside: which view
-
     def _view_at(self, ras) -> View:
         """For what was placed where nobody saw it: the view that shows it, or else any."""
-        node = self._slice_node_at(ras)
-        try:
-            return view_of(plane_of_view(node, self.volume, ras)) if node is not None else "axial"
-        except UserError:
-            return "axial"
-
-    def _slice_node_at(self, ras):
-        """The slice view in which a point was clicked: the one under the cursor, or else one that shows it."""
-        shown = [node for node in self._slice_nodes() if shows(node, ras)]
-        active = self._active_slice_node()
-        if active is not None and (active in shown or not shown):
-            return active
-        return shown[0] if shown else None
-
-    def _slice_nodes(self) -> list:
-        name = "vtkMRMLSliceNode"
-        return [self.scene.GetNthNodeByClass(n, name) for n in range(self.scene.GetNumberOfNodesByClass(name))]
+        view = self._views.view_at(ras, self.volume)
+        return "axial" if view is None else view
 
     # ---- inside: observers
 
@@ -820,74 +681,13 @@ class SceneSession:
         observers.add(scene, slicer.vtkMRMLScene.EndCloseEvent, self._on_end_close)
         observers.add(scene, slicer.vtkMRMLScene.EndImportEvent, self._on_end_import)
 
-    def _observe_prompt_nodes(self) -> None:
-        for node in prompt_nodes(self.scene):
-            self._observe_prompt_node(node)
-
-    def _observe_prompt_node(self, node) -> None:
-        observers = self._observers
-        observers.remove(node)
-        observers.add_with_index(node, node.PointPositionDefinedEvent, self._on_point_defined)
-        observers.add(node, node.PointStartInteractionEvent, self._on_interaction_start)
-        observers.add(node, node.PointEndInteractionEvent, self._on_interaction_end)
-        for event in (
-            node.PointPositionUndefinedEvent,
-            node.PointRemovedEvent,
-            node.PointModifiedEvent,
-            node.TransformModifiedEvent,
-            "ModifiedEvent",
-        ):
-            observers.add(node, event, self._on_prompt_changed)
-
-    def _on_prompt_changed(self, _) -> None:
-        if self._work is not None:
-            self._work.prompts.dirty = True
-
-    def _on_interaction_start(self, node) -> None:
-        if self._work is not None:
-            self._work.prompts.held.add(node.GetID())
-
-    def _on_interaction_end(self, node) -> None:
-        if self._work is not None:
-            self._work.prompts.held.discard(node.GetID())
-            self._work.prompts.dirty = True
-
-    def _on_point_defined(self, node, index: int | None) -> None:
-        """Note in which view the user clicked: later the mouse is elsewhere."""
-        self._on_prompt_changed(node)
-        if self._work is None or index is None or index >= node.GetNumberOfControlPoints():
-            return
-        ras = tuple(node.GetNthControlPointPositionWorld(index))
-        slice_node = self._slice_node_at(ras)
-        if slice_node is None:
-            return
-        try:
-            view = view_of(plane_of_view(slice_node, self.volume, ras))
-        except UserError:
-            return
-        self._work.prompts.placed_on[(node.GetID(), node.GetNthControlPointID(index))] = view
-
     def _on_segments(self, _) -> None:
         self._table_dirty = True
 
-    def _on_geometry(self, node) -> None:
-        if self.volume is not None:
-            self._geometry_changed = self._clock()
-        if node.GetDisplayNode() is not self._display:
-            if self._display is not None:
-                self._observers.remove(self._display)
-            self._display = node.GetDisplayNode()
-            if self._display is not None:
-                self._observers.add(self._display, "ModifiedEvent", self._on_display)
-
-    def _on_display(self, _) -> None:
-        if self._window is None:
-            self._window_changed = self._clock()
-
     def _on_node_added(self, node) -> None:
         if kind_of(node) is not None:
-            self._observe_prompt_node(node)
-            self._on_prompt_changed(node)
+            self._prompt_watch.watch(node)
+            self._prompt_watch.changed(node)
 
     def _on_node_removed(self, node) -> None:
         self._observers.remove(node)
@@ -895,7 +695,7 @@ class SceneSession:
             return
         if kind_of(node) is not None:
             self._companions += companions_of(node)
-            self._on_interaction_end(node)
+            self._prompt_watch.let_go(node)
         elif node is self.volume_node or node is self.segmentation_node:
             self._drop()
             if node is self.volume_node:
@@ -917,10 +717,10 @@ class SceneSession:
         self._window = None
 
     def _on_end_close(self, _) -> None:
-        self._observe_prompt_nodes()
+        self._prompt_watch.watch_all()
 
     def _on_end_import(self, _) -> None:
-        self._observe_prompt_nodes()
+        self._prompt_watch.watch_all()
         try:
             self.attach()
         except UserError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class Upload:
     received: int = 0
 
 
-class Conversation:
-    """What stands between a session's client and its server."""
+class Conversation(ABC):
+    """What stands between a session's client and its server; the client adds what its intents and events mean."""
 
     def __init__(self, connection: Connection, segments_are_steps: bool, clock: Callable[[], float]) -> None:
         self._connection = connection
@@ -128,23 +129,25 @@ class Conversation:
 
     # ---- what the client adds
 
+    @abstractmethod
     def _session_begins(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Intents that a new session hears before and after the journal."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _session_is_lost(self) -> None:
         """Everything is told anew; what was told before may not come again."""
 
+    @abstractmethod
     def _take_event(self, values: dict[str, Any], arrays: dict[str, Any]) -> None:
         """An event in its turn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _refused(self, values: dict[str, Any], sentence: str) -> None:
         """An intent that the server does not understand was dropped."""
 
+    @abstractmethod
     def _pause(self) -> float:
         """Seconds until the next look for events."""
-        raise NotImplementedError
 
     # ---- inside: the conversation
 

@@ -1,0 +1,151 @@
+"""The work on one volume and one segmentation: its parts, and what has to happen between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.window import IntensityWindow
+from SAMFineTuneLib.mrml import storage
+from SAMFineTuneLib.mrml.export import is_empty
+from SAMFineTuneLib.mrml.making import planes_of
+from SAMFineTuneLib.mrml.markups import PromptNodes
+from SAMFineTuneLib.mrml.mask_display import MaskDisplay
+from SAMFineTuneLib.mrml.prompt_sync import PromptSync
+from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
+from SAMFineTuneLib.mrml.segment_table import SegmentTable
+from SAMFineTuneLib.mrml.segments import SegmentWriter
+from SAMFineTuneLib.service.events import Event, Notice, StateChanged
+
+MOVED = (
+    "The volume was moved, its prompts stayed where they are: masks are made anew from them, propagated slices are "
+    "taken back; propagate again."
+)
+_OTHER_IMAGE = (
+    "The prompts were placed on another image than this one: masks are made anew, propagated slices stay as they are."
+)
+
+
+class Work:
+    """Prompts, masks and record of one volume and segmentation, while they are worked on."""
+
+    def __init__(
+        self,
+        client,
+        table: SegmentTable,
+        prompts: PromptSync,
+        masks: MaskDisplay,
+        keeper: RecordKeeper,
+        tell: Callable[[Event], None],
+    ):
+        self.table, self.prompts, self.masks, self.keeper = table, prompts, masks, keeper
+        self.jobs: set[int] = set()
+        """Running propagations: their masks are in no document yet."""
+        self.sweep_due = True
+        """Whether there may be masks in the segments that the session does not have."""
+        self._adopted: set[str] = set()  # segments that the session made itself
+        self._client, self._tell = client, tell
+
+    @property
+    def nodes(self) -> PromptNodes:
+        return self.prompts.nodes
+
+    @property
+    def writer(self) -> SegmentWriter:
+        return self.masks.writer
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing waits to be told, shown, swept or stored, apart from what the session is about to say."""
+        waiting = self.prompts.dirty or self.prompts.held or len(self.masks) or (self.sweep_due and not self.jobs)
+        return not waiting and self.keeper.current and not self.unwritten
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is anything that the stored document does not know of."""
+        return bool(len(self.masks)) or not self.keeper.current
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether the scene has another record than the keeper."""
+        return self.keeper.outdated or not self.masks.stored
+
+    # ---- beginning
+
+    def restore(self, record: storage.Record, recognised: dict[str, Any]) -> IntensityWindow | None:
+        """Give the session the stored document and return its window; where it does not fit the volume, which is
+        `recognised`, the prompts in the nodes are given anew."""
+        document = record.document
+        if document is None:
+            return None
+        if not storage.same_voxels(record.volume, recognised):
+            self._tell(Notice(_OTHER_IMAGE))
+            return None
+        if not storage.same_place(record.volume, recognised):
+            self._tell(Notice(MOVED))
+            self.masks.take_back()
+            return None
+        try:
+            prompts = storage.prompts_of(document)
+            segments, window = storage.segments_of(document), storage.window_of(document)
+        except UserError as error:
+            self._tell(Notice(str(error)))
+            return None
+        self._client.restore(document)
+        self.table.take_over(segments)
+        self.prompts.expect(prompts)
+        return window
+
+    # ---- what the session says
+
+    def take(self, state: StateChanged) -> None:
+        """Write what the session says into segment table and nodes."""
+        self._take_segments(state)
+        self.prompts.take(state.prompts)
+
+    def _take_segments(self, state: StateChanged) -> None:
+        table, known = self.table, {info.value for info in state.segments}
+        for info in state.segments:
+            if table.id_of(info.value) is None:
+                self._adopted.add(table.adopt(info))
+        for segment_id, value in list(table.values.items()):
+            if table.knows(value) and value not in known and segment_id in self._adopted:
+                self._unadopt(segment_id)
+        table.take_over(state.segments)
+
+    def _unadopt(self, segment_id: str) -> None:
+        """Adopting was undone: the segment goes, unless the user has drawn in it."""
+        self.masks.take_back(segment_id)
+        if is_empty(self.nodes.segmentation_node, segment_id):
+            self.table.forget(segment_id)
+            self._adopted.discard(segment_id)
+            self.table.segmentation.RemoveSegment(segment_id)
+
+    # ---- the document
+
+    def sweep(self) -> None:
+        """Take back masks that the session does not have: their prompts went while the worker was away. Only when
+        the session has settled."""
+        if not self.sweep_due or self.jobs or len(self.masks) or not self.keeper.current:
+            return
+        self.sweep_due = False
+        document = self.keeper.record.document
+        places = {(self.table.id_of(value), key) for value, key in storage.propagated_of(document)}
+        for info, keys in storage.places_of(document):
+            keys = keys or planes_of(self.prompts.volume, info.prompt, info.view)
+            places.update((self.table.id_of(info.segment), key) for key in keys)
+        self.masks.keep_only(places)
+
+    def write_record(self, model: str, adapter: str, recognised: dict[str, Any]) -> None:
+        """Put what is known into the scene."""
+        self.keeper.outdated, self.masks.stored = False, True
+        record = self.keeper.record
+        if record.document is None and not len(self.writer.claims()):
+            return
+        record.values = dict(self.table.values)
+        record.claims = self.writer.to_dict()
+        record.model, record.adapter = model, adapter
+        record.volume = recognised
+        nodes = self.nodes
+        storage.write_record(nodes.scene, nodes.volume_node, nodes.segmentation_node, record)
