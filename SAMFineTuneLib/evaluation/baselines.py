@@ -5,10 +5,10 @@
 | `otsu` | Otsu's threshold in the box (Otsu 1979); the side that the prompt is on |
 | `growing` | seeded region growing: regions from inside and outside grow until they meet, on the steepest edges (Adams and Bischof 1994; as a watershed on the gradient) |
 | `walker` | random walker (Grady 2006) |
-| `levelset` | level set of Chan and Vese (2001), from a disc in the box or around the points |
+| `levelset` | a smooth front that grows over like grey values, from the box's middle or the points (SimpleITK's threshold level set) |
 
 All look at a window around the prompts; seeds are made of the prompts by one rule (`seeds`). Their parameters are those
-of the libraries or of the papers and were never fitted to any case.
+of the libraries, or were settled on an artificial picture; none was fitted to a case.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from SAMFineTuneLib.inference.masks import pieces
+from SAMFineTuneLib.inference.propagate import SMALLEST_SPREAD
 from SAMFineTuneLib.inference.view import View, box_around_prompts
 from SAMFineTuneLib.prompts import PlanePrompts
 
@@ -26,6 +27,7 @@ CORE = 0.3
 """Part of a box's sides that an ellipse in its middle has, which is taken to be inside."""
 DISC = 1.0
 """Pixels around a point that are taken to be what the point says."""
+_SPREADS, _START = 2.5, 3.0  # standard deviations, and pixels around the seeds, of the level set
 _LONGEST = 128  # pixels of the longer side at most; larger views are taken in steps
 _NOT_KNOWN, _INSIDE, _OUTSIDE = 0, 1, 2
 
@@ -110,20 +112,31 @@ def _walker(picture: np.ndarray, given: np.ndarray) -> np.ndarray:
 
 
 def _levelset(picture: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Grey values between `_SPREADS` standard deviations to both sides of the mean of the start belong to it."""
     import SimpleITK as sitk
 
-    start = sitk.GetImageFromArray(_start_of_levelset(given).astype(np.uint8))
-    distance = sitk.Cast(sitk.SignedMaurerDistanceMap(start, False, False, False), sitk.sitkFloat32)  # inside below 0
-    level = sitk.ScalarChanAndVeseDenseLevelSet(distance, sitk.GetImageFromArray(picture), numberOfIterations=200)
-    return sitk.GetArrayFromImage(level) > 0
+    start = _start_of_levelset(given)
+    mean, spread = float(picture[start].mean()), max(float(picture[start].std()), SMALLEST_SPREAD)
+    level = sitk.ThresholdSegmentationLevelSet(
+        sitk.Cast(
+            sitk.SignedMaurerDistanceMap(sitk.GetImageFromArray(start.astype(np.uint8)), False, False, False),
+            sitk.sitkFloat32,
+        ),
+        sitk.GetImageFromArray(picture),
+        lowerThreshold=mean - _SPREADS * spread,
+        upperThreshold=mean + _SPREADS * spread,
+        maximumRMSError=0.02,
+        numberOfIterations=500,
+    )
+    return sitk.GetArrayFromImage(level) <= 0
 
 
 def _start_of_levelset(given: np.ndarray) -> np.ndarray:
-    """The known inside, widened halfway to the nearest known outside: neither a speck nor the whole."""
+    """The known inside, a little wider, and never nearer to the known outside than to the inside."""
     from scipy.ndimage import distance_transform_edt
 
     to_inside, to_outside = (distance_transform_edt(given != side) for side in (_INSIDE, _OUTSIDE))
-    return to_inside <= to_outside
+    return to_inside <= np.minimum(to_outside, _START)
 
 
 METHODS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

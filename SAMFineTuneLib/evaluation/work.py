@@ -33,7 +33,7 @@ _PROTOCOLS: dict[str, Protocol] = {
     "3d": volumes,
     "automatic": automatic,
 }
-_NOT_FOR_BASELINES = ("S1", "3d", "automatic")
+_NOT_FOR_BASELINES = ("S1", "perturbation", "3d", "automatic")
 _WITHOUT_PROMPTS = ("automatic",)
 
 
