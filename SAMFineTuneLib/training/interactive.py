@@ -43,7 +43,7 @@ def session_loss(
     losses, first = [], None
     rounds = objects.chances.shape[1]
     for number in range(rounds):
-        masks, predicted = network.decode(own, coords, labels, logits, given)
+        masks, predicted = decode_as_asked(network, own, coords, labels, logits, given)
         answer = round_loss(masks, predicted, objects.targets, ambiguous, spec.ranks_all)
         losses.append(answer.loss)
         chosen = best_candidate(predicted, ambiguous, spec.ranks_all)
@@ -59,6 +59,29 @@ def session_loss(
         logits = before[:, None] * given[:, None, None, None]
         ambiguous = torch.zeros_like(ambiguous)
     return torch.stack(losses).mean(0), first
+
+
+def decode_as_asked(
+    network: nn.Module, embedding: Mapping[str, Tensor], coords: Tensor, labels: Tensor, logits: Tensor, given: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Answers to prompts as long as the predictor's: objects with equally many are decoded together, and nothing is
+    padded but for the one token that goes with points alone. A network that learns with more is worse without them.
+
+    `coords` (n, N, 2), `labels` (n, N) with -1 where there is no prompt, of which an object without a box has one or
+    more; -> masks (n, T, L, L), predicted IoU (n, T).
+    """
+    there = labels >= 0
+    length = there.sum(1) + ~(labels == 2).any(1)
+    order = (~there).to(torch.uint8).argsort(dim=1, stable=True)  # what there is comes first
+    coords, labels = coords.gather(1, order[..., None].expand_as(coords)), labels.gather(1, order)
+    rows, answers = [], []
+    for count in length.unique().tolist():
+        own = (length == count).nonzero()[:, 0]
+        asked = {name: value[own] for name, value in embedding.items()}
+        rows.append(own)
+        answers.append(network.decode(asked, coords[own, :count], labels[own, :count], logits[own], given[own]))
+    back = torch.cat(rows).argsort()
+    return tuple(torch.cat(part)[back] for part in zip(*answers, strict=True))
 
 
 def best_candidate(predicted: Tensor, ambiguous: Tensor, ranks_all: bool) -> Tensor:

@@ -30,7 +30,7 @@ from SAMFineTuneLib.training import loop, prompting  # noqa: E402
 from SAMFineTuneLib.training.augment import augment  # noqa: E402
 from SAMFineTuneLib.training.gang import Gang  # noqa: E402
 from SAMFineTuneLib.training.held_out import NetworkEngine, Overlap, interval, measure_case  # noqa: E402
-from SAMFineTuneLib.training.interactive import corrections  # noqa: E402
+from SAMFineTuneLib.training.interactive import corrections, decode_as_asked  # noqa: E402
 from SAMFineTuneLib.training.items import Items, class_shares  # noqa: E402
 from SAMFineTuneLib.training.losses import class_loss, round_loss  # noqa: E402
 from SAMFineTuneLib.training.slices import LabelledSlice, evenly, objects_of  # noqa: E402
@@ -100,19 +100,57 @@ def test_training_shows_the_model_what_inference_shows(name, kind, monkeypatch):
     item = Items([LabelledSlice(picture, mask.astype(np.uint8), None)], [], spec, chosen)(3)
     first, engine = drawn[0], Watching(spec)
     view = item.keys[0][2]
-    given = first.labels >= 0
     if kind == "boxes":
         Predictor(engine).predict(picture, PlanePrompts(np.zeros((0, 2), np.float32), np.zeros(0, int), box=first.box))
-        count = 2
     else:
+        given = first.labels >= 0
         prompts = PlanePrompts(first.coords[given], first.labels[given].astype(int))
         Predictor(engine).predict(picture, prompts, view=view)
-        count = int(given.sum())
     assert np.array_equal(engine.image[0], item.images[0])
-    np.testing.assert_allclose(engine.coords[0, :count], item.coords[0, :count], atol=1e-5)
-    assert np.array_equal(engine.labels[0, :count], item.labels[0, :count])
-    assert (item.labels[0, count:] == -1).all()
+    coords, labels = decoded_in_training(item, spec)
+    np.testing.assert_allclose(coords, engine.coords, atol=1e-5)
+    assert np.array_equal(labels, engine.labels), "also what pads it"
     assert abs(item.targets[0].sum() / view_cells(view, spec) - mask.sum()) < 0.05 * mask.sum(), "the target is whole"
+
+
+def decoded_in_training(item, spec) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of an item's only object as the mask decoder gets them."""
+    coords, labels = torch.from_numpy(item.coords), torch.from_numpy(item.labels)
+    network, low = Noting(), spec.low_res_size
+    decode_as_asked(network, {}, coords, labels, torch.zeros(1, 1, low, low), torch.zeros(1))
+    return network.prompts[0]
+
+
+class Noting:
+    """A network that notes the prompts of each call, and answers with them."""
+
+    def __init__(self):
+        self.prompts = []
+
+    def decode(self, embedding, coords, labels, logits, given):
+        self.prompts.append((coords.numpy(), labels.numpy()))
+        total = (coords.sum((1, 2)) + labels.sum(1) + given)[:, None]
+        return logits + total[..., None, None], total
+
+
+def test_objects_are_asked_with_prompts_of_their_own_length():
+    nothing = [0.0, 0.0], -1
+    sessions = [
+        [([5, 5], 2), ([9, 9], 3), nothing, nothing],
+        [([7, 7], 1), nothing, nothing, nothing],
+        [([3, 3], 2), ([4, 4], 3), nothing, ([8, 1], 0)],
+        [([6, 1], 1), nothing, ([2, 2], 1), nothing],
+    ]
+    coords = torch.tensor([[place for place, _ in one] for one in sessions], dtype=torch.float32)
+    labels = torch.tensor([[label for _, label in one] for one in sessions], dtype=torch.float32)
+    network = Noting()
+    masks, predicted = decode_as_asked(network, {}, coords, labels, torch.zeros(4, 1, 2, 2), torch.arange(4.0))
+    asked = sorted(one for call in network.prompts for one in map(str, call[1].astype(int).tolist()))
+    assert asked == ["[1, -1]", "[1, 1, -1]", "[2, 3, 0]", "[2, 3]"]
+    there = (labels >= 0).float()
+    expected = (coords * there[..., None]).sum((1, 2)) + (labels * there).sum(1) + torch.arange(4.0)
+    expected -= torch.tensor([0.0, 1.0, 0.0, 1.0])  # the padding of points
+    assert torch.equal(predicted[:, 0], expected) and torch.equal(masks[:, 0, 0, 0], expected), "in their order"
 
 
 def view_cells(view, spec) -> float:
