@@ -189,6 +189,7 @@ class Panel:
 
     def _scene_imported(self, caller, event):
         self._loading = False
+        self.train.show_stored()
         if self.shown:
             self._begin()
 

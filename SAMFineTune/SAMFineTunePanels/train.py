@@ -34,6 +34,7 @@ class TrainSection:
         self._connections = Connections()
         self._cases, self._seen = [], None  # of the scene, and what they looked like
         self._left_out = set()  # segmentations that are not ticked, by ID
+        self._known = set()  # those that the user could tick
         self._unlearned = set()  # labels that are not ticked
         self._labels = []  # (what is shown, what the training is told)
         self._items = []  # of lists and tables, which some bindings drop when nobody holds them
@@ -63,7 +64,7 @@ class TrainSection:
         ):
             self._connections.add(sender, signal, handler)
         host.listen("Turn", self.refresh)
-        host.listen("SessionStarted", lambda _: self._show_stored())
+        host.listen("SessionStarted", lambda _: self.show_stored())
         self._fill_bases()
         self._source_chosen(0)
 
@@ -106,7 +107,10 @@ class TrainSection:
     def scene_closes(self):
         """What belongs to the scene goes with it; a training goes on."""
         self._give_up_writing()
-        self._cases, self._seen, self._left_out = [], None, set()
+        self._cases, self._seen, self._left_out, self._known = [], None, set(), set()
+        self.ui.casesTable.setRowCount(0)
+        if self.from_scene:
+            self._set_labels([])
         self.runs.scene_closes()
 
     # ---- what it needs
@@ -168,9 +172,20 @@ class TrainSection:
         cases = scene_cases(slicer.mrmlScene)
         seen = [(case.segmentation_node.GetID(), case.title, case.names, case.problem) for case in cases]
         if seen != self._seen:
+            self._leave_out_second_ones(cases)
             self._cases, self._seen = cases, seen
             self._fill_cases()
             self._labels_of_cases()
+
+    def _leave_out_second_ones(self, cases):
+        """Of several segmentations of a volume, the first one is learned from unless the user says otherwise."""
+        volumes = set()
+        for case in cases:
+            volume, node = case.volume_node.GetID(), case.segmentation_node.GetID()
+            if volume in volumes and node not in self._known:
+                self._left_out.add(node)
+            volumes.add(volume)
+            self._known.add(node)
 
     def _fill_cases(self):
         table = self.ui.casesTable
@@ -245,7 +260,8 @@ class TrainSection:
             if slicer.mrmlScene.GetNodeByID(node_id) is not None:
                 parameters.node.AddNodeReferenceID(_LEFT_OUT, node_id)
 
-    def _show_stored(self):
+    def show_stored(self):
+        """What the scene says, after it was loaded or a session began."""
         from SAMFineTuneLib.mrml.storage import ParameterNode
 
         parameters = ParameterNode(slicer.mrmlScene)
@@ -263,6 +279,7 @@ class TrainSection:
         node = parameters.node
         count = node.GetNumberOfNodeReferences(_LEFT_OUT)
         self._left_out = {node.GetNthNodeReferenceID(_LEFT_OUT, index) for index in range(count)}
+        self._known = set(values.get("known", ()))
         self._seen = None
 
     def _outlives_chosen(self, wanted):

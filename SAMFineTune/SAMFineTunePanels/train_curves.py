@@ -43,17 +43,17 @@ class Curves:
 
     def show(self):
         """In a plot view; Slicer chooses a layout that has one."""
-        manager = slicer.app.layoutManager()
-        self._layout = manager.layout if manager is not None else None
+        layout = _layout_node()
+        self._layout = layout.GetViewArrangement() if layout is not None else None
         self._make_chart()
         slicer.app.applicationLogic().GetModuleLogic("Plots").ShowChartInLayout(self.chart)
 
     def hide(self):
         """The layout that was there before comes back."""
         self._remove_nodes()
-        manager = slicer.app.layoutManager()
-        if self._layout is not None and manager is not None:
-            manager.setLayout(self._layout)
+        layout = _layout_node()
+        if self._layout is not None and layout is not None:
+            layout.SetViewArrangement(self._layout)
         self._layout = None
 
     def close(self):
@@ -132,3 +132,7 @@ class Curves:
         for node in reversed(nodes):
             if slicer.mrmlScene.IsNodePresent(node):
                 slicer.mrmlScene.RemoveNode(node)
+
+
+def _layout_node():
+    return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.mrml.layers import BINARY
+from SAMFineTuneLib.mrml.layers import BINARY, SURFACE
 from SAMFineTuneLib.mrml.volumes import array_from_matrix, require_linear, volume_from_node, world_matrix
 from SAMFineTuneLib.service.exported_cases import ExportedCase, LabelLayer
 
@@ -34,14 +34,14 @@ class SceneCase:
 
 
 def scene_cases(scene) -> list[SceneCase]:
-    """Every segmentation with segments, with the volume that it was drawn on; looks at no voxel."""
+    """Every segmentation that holds something, with the volume that it was drawn on; looks at no voxel."""
     cases = []
     for index in range(scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")):
         node = scene.GetNthNodeByClass(index, "vtkMRMLSegmentationNode")
         volume_node = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
-        if node.GetHideFromEditors() or volume_node is None or not _segments(node):
+        names = tuple(dict.fromkeys(segment.GetName() for segment in _segments(node) if not _is_empty(segment)))
+        if node.GetHideFromEditors() or volume_node is None or not names:
             continue
-        names = tuple(dict.fromkeys(segment.GetName() for segment in _segments(node)))
         cases.append(SceneCase(volume_node, node, names, _problem(volume_node, node)))
     return cases
 
@@ -109,6 +109,14 @@ def _problem(volume_node, segmentation_node) -> str:
 def _segments(node) -> list:
     segmentation = node.GetSegmentation()
     return [segmentation.GetNthSegment(index) for index in range(segmentation.GetNumberOfSegments())]
+
+
+def _is_empty(segment) -> bool:
+    """Whether nothing is drawn in it, as far as its extent says; surfaces count as drawn."""
+    image = segment.GetRepresentation(BINARY)
+    if image is not None:
+        return image.IsEmpty()
+    return segment.GetRepresentation(SURFACE) is None
 
 
 def _layers(node, names: Sequence[str] | None) -> list[LabelLayer]:

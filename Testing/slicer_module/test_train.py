@@ -1,0 +1,235 @@
+"""Train: from the panel, through a process of its own, to an adapter that answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import qt
+import slicer
+from mrml.scenes import oriented_image_of
+from test_clicks import KIDNEY, LIVER, Work
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+
+from case_files import case_folder  # noqa: E402
+
+from SAMFineTuneLib.images.phantom import body_phantom  # noqa: E402
+
+ROLE = "TrainLeftOut"
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+class TrainWork(Work):
+    """Two annotated phantoms in the scene, and the Train section open with the least of trainings."""
+
+    def __init__(self, desktop):
+        super().__init__(desktop, shape=(8, 64, 64), spacing=(5.4, 5.4, 15.0))
+        self.annotated = [self.annotate(self.node, self.volume, self.labels, 1)]
+        volume, labels, _ = body_phantom(seed=2, shape=(8, 64, 64), spacing=(5.4, 5.4, 15.0))
+        node = desktop.slicer_scene.add_volume(volume, "second")
+        self.annotated.append(self.annotate(node, volume, labels, 2))
+        self.train = self.panel.train
+        self.brief(self.train.ui)
+        self.open()
+
+    def annotate(self, node, volume, labels, number):
+        segmentation = self.desktop.slicer_scene.add_segmentation(node, (), f"annotation {number}")
+        for value, name in ((LIVER, "liver"), (KIDNEY, "kidney")):
+            image = oriented_image_of((labels == value).astype(np.uint8), volume.affine)
+            segmentation.AddSegmentFromBinaryLabelmapRepresentation(image, name)
+        return segmentation
+
+    @staticmethod
+    def brief(ui, steps=2):
+        """Few steps, no test."""
+        ui.headsSelector.setCurrentIndex(1)
+        ui.evidenceSelector.setCurrentIndex(2)
+        ui.stepsSpinBox.setValue(steps)
+        ui.batchSpinBox.setValue(1)
+
+    def open(self):
+        self.train.ui.trainSection.collapsed = False
+        self.desktop.wait(lambda: self.train.ui.casesTable.rowCount == 2, 10)
+
+    def begin(self, name, steps=2):
+        self.train.ui.stepsSpinBox.setValue(steps)
+        self.train.ui.nameEdit.setText(name)
+        self.desktop.wait(lambda: self.train.ui.startButton.enabled, 10)
+        self.train.ui.startButton.click()
+
+    def until(self, state):
+        self.desktop.wait(lambda: self.train.runs.run is not None and self.train.runs.run.state == state)
+
+    def until_step(self, step):
+        self.desktop.wait(lambda: (self.train.runs.run.poll() or True) and
+                          (self.steps() or [0])[-1] >= step)  # fmt: skip
+
+    def steps(self):
+        return [step for _, points in sorted(self.train.runs.curves.points.items()) for step, _ in points]
+
+
+@pytest.fixture
+def work(desktop):
+    return TrainWork(desktop)
+
+
+def test_from_the_panel_to_an_adapter_that_answers(work):
+    train = work.train
+    table, labels = train.ui.casesTable, train.ui.labelsList
+    assert [table.item(row, 1).text() for row in (0, 1)] == ["liver, kidney"] * 2
+    assert [labels.item(row).text() for row in (0, 1)] == ["kidney", "liver"]
+    labels.item(0).setCheckState(qt.Qt.Unchecked)
+    work.panel.input.align_views()
+    ras = work.middle_of(LIVER)
+    work.panel.segments.add()
+    work.panel.prompts.choose("positive")
+    work.click("Red", ras)
+    work.wait_for_voxels()
+    work.rest()
+    before = work.voxels()
+    seen = []
+    work.panel.host.listen("Turn", lambda: seen.append(train.ui.runLabel.text))
+    work.begin("mine", 12)
+    work.until("done")
+    assert any(text.startswith("Step ") and "loss" in text for text in seen)
+    assert train.runs.run.last["labels"] == ["liver"], "what is not ticked is not learned"
+    assert work.panel.model.adapter_id == "mine", "selected at once"
+    work.desktop.wait(lambda: "mine" in work.panel.model._adapters)
+    assert work.panel.model.ui.adapterSelector.currentText == "mine"
+    work.desktop.wait(lambda: (work.voxels() != before).any(), 30)
+    assert "mine" in " ".join(work.desktop.messages())
+    assert not (train.runs.run.folder / "cases").exists(), "copies of the images are gone"
+    assert Path(train.runs.results.report).is_file() and "No case was held out" in train.ui.evidenceText.text
+    train.ui.nameEdit.setText("mine")
+    train.ui.startButton.click()
+    assert "already" in work.desktop.messages()[-1]
+    train.ui.deleteButton.click()
+    assert train.ui.runFrame.isHidden() and train.runs.run is None
+
+
+def test_killed_resumed_and_found_by_a_later_panel(work):
+    train = work.train
+    work.begin("long", 400)
+    work.desktop.wait(lambda: len(work.steps()) >= 2)
+    os.kill(train.runs.run._pid, signal.SIGKILL)
+    work.until("interrupted")
+    said = work.desktop.messages()
+    assert len(said) == 1 and "Resume" in said[0]
+    train.ui.resumeButton.click()
+    work.desktop.wait(lambda: train.runs.is_running and train.runs.run._pid)
+    work.desktop.reload()  # another panel; the training goes on
+    work.panel = work.desktop.panel
+    work.train = train = work.panel.train
+    work.panel.enter()
+    train.ui.trainSection.collapsed = False
+    work.desktop.wait(lambda: train.runs.is_running and len(work.steps()) > 2)
+    assert train.runs.run.name == "long" and train.ui.resumeButton.isHidden()
+    assert work.steps() == sorted(set(work.steps())), "the curve goes on where it was"
+    train.ui.stopButton.click()
+    assert train.ui.stopButton.text == "Stop at once"
+    work.until("stopped")
+    assert work.desktop.messages() == [] and not train.ui.resumeButton.isHidden()
+    train.ui.deleteButton.click()
+    assert train.runs.run is None
+
+
+def test_cases_are_checked_with_sentences(work, tmp_path):
+    train = work.train
+    train.ui.checkButton.click()
+    work.desktop.wait(lambda: "labelled slices" in train.ui.checkLabel.text)
+    assert "2 cases of 2 patients" in train.ui.checkLabel.text and "kidney, liver" in train.ui.checkLabel.text
+    work.annotated[1].GetSegmentation().RemoveSegment(work.annotated[1].GetSegmentation().GetNthSegmentID(0))
+    work.desktop.wait(lambda: train.ui.casesTable.item(1, 1).text() == "kidney", 5)
+    train.ui.labelsList.item(0).setCheckState(qt.Qt.Unchecked)
+    train.ui.checkButton.click()
+    work.desktop.wait(lambda: "second" in train.ui.checkLabel.text)
+    assert "label it, or leave the case out" in train.ui.checkLabel.text
+    train.ui.sourceSelector.setCurrentIndex(1)
+    train.ui.startButton.click()
+    assert "No folder is chosen" in work.desktop.messages()[-1]
+    train.ui.folderEdit.currentPath = str(tmp_path)
+    train.ui.checkButton.click()
+    work.desktop.wait(lambda: "holds no cases" in train.ui.checkLabel.text)
+    train.ui.folderEdit.currentPath = str(case_folder(tmp_path / "cases", 2, shape=(4, 32, 32)))
+    train.ui.checkButton.click()
+    work.desktop.wait(lambda: "2 cases" in train.ui.checkLabel.text)
+    assert train.ui.labelsList.item(0).text() == "label 1" and train.wanted == []
+    train.ui.windowEdit.setText("nonsense")
+    train.ui.startButton.click()
+    assert "no intensity window" in work.desktop.messages()[-1]
+    assert not (Path(os.environ["SAMFINETUNE_HOME"]) / "trainings" / "label-1-quick").exists()
+
+
+def test_what_belongs_to_the_scene_is_saved_with_it(work, tmp_path):
+    train = work.train
+    train.ui.presetSelector.setCurrentIndex(1)
+    train.ui.rankSpinBox.setValue(7)
+    train.ui.casesTable.item(1, 0).setCheckState(qt.Qt.Unchecked)
+    train.ui.labelsList.item(0).setCheckState(qt.Qt.Unchecked)
+    train._store()
+    work.session.store(5.0)
+    work.desktop.save(tmp_path / "scene.mrb")
+    slicer.mrmlScene.Clear(False)
+    train.ui.rankSpinBox.setValue(1)
+    train.ui.presetSelector.setCurrentIndex(0)
+    work.desktop.load(tmp_path / "scene.mrb")
+    work.desktop.wait(lambda: train.ui.casesTable.rowCount == 2)
+    assert train.ui.rankSpinBox.value == 7 and train.ui.presetSelector.currentIndex == 1
+    assert [case.volume_node.GetName() for case in train.chosen_cases] == ["phantom"]
+    work.desktop.wait(lambda: train.wanted == ["liver"], 5)
+
+
+def test_curves_are_shown_only_when_asked_for(work):
+    desktop, curves = work.desktop, work.train.runs.curves
+    logic = slicer.vtkSlicerPlotsLogic()
+    logic.SetMRMLScene(desktop.scene)
+    desktop.slicer_scene.application.SetModuleLogic("Plots", logic)
+    layout = desktop.scene.AddNode(slicer.vtkMRMLLayoutNode())
+    conventional = slicer.vtkMRMLLayoutNode.SlicerLayoutConventionalView
+    for kind in (conventional, logic.GetLayoutWithPlot(conventional)):
+        layout.AddLayoutDescription(kind, "<layout/>")
+    layout.SetViewArrangement(conventional)
+    before = layout.GetViewArrangement()
+    for step in (1, 2, 3):
+        curves.take({"event": "progress", "stage": "training", "part": 1, "step": step, "loss": 1 / step,
+                     "dice": 0.5 if step > 1 else None})  # fmt: skip
+    assert layout.GetViewArrangement() == before
+    assert desktop.scene.GetNumberOfNodesByClass("vtkMRMLPlotSeriesNode") == 0
+    curves.show()
+    series = [desktop.scene.GetNthNodeByClass(n, "vtkMRMLPlotSeriesNode") for n in (0, 1)]
+    assert [one.GetName() for one in series] == ["Loss, training 1", "Validation Dice, training 1"]
+    assert not any(one.GetSaveWithScene() for one in series)
+    assert layout.GetViewArrangement() != before
+    curves.take({"event": "progress", "stage": "training", "part": 1, "step": 4, "loss": 0.1, "dice": 0.6})
+    table = series[0].GetTableNode().GetTable()
+    assert [table.GetValue(row, 0).ToInt() for row in range(table.GetNumberOfRows())] == [1, 2, 3, 4]
+    curves.take({"event": "start"})
+    for step in (3, 4):  # taken up from a checkpoint after step 2
+        curves.take({"event": "progress", "stage": "training", "part": 1, "step": step, "loss": 0.2, "dice": None})
+    assert [table.GetValue(row, 0).ToInt() for row in range(table.GetNumberOfRows())] == [1, 2, 3, 4]
+    assert table.GetValue(2, 1).ToFloat() == pytest.approx(0.2)
+    curves.hide()
+    assert layout.GetViewArrangement() == before
+    assert desktop.scene.GetNumberOfNodesByClass("vtkMRMLPlotSeriesNode") == 0
+    assert desktop.scene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 0
+
+
+def test_without_pytorch_the_section_says_what_it_needs(work, monkeypatch):
+    from SAMFineTunePanels import train as section
+
+    monkeypatch.setattr(section, "torch_is_there", lambda: False)
+    work.desktop.wait(lambda: not work.train.ui.packagesFrame.isHidden(), 5)
+    assert "PyTorch" in work.train.ui.packagesLabel.text and not work.train.ui.startButton.enabled
+    work.train.ui.packagesButton.click()
+    assert "extension PyTorch" in work.desktop.messages()[-1]
