@@ -17,6 +17,9 @@ from concurrent.futures.process import BrokenProcessPool
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation.work import Job, do
 
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables that keep numerical libraries from starting as many threads in each process as there are cores."""
+
 Engine = Callable[[Sequence[Job]], Iterator[tuple[Job, str]]]
 
 
@@ -67,6 +70,8 @@ def _client(distributed, scheduler: str | None, processes: int | None):
 
 def _in_processes(jobs: Sequence[Job], count: int) -> Iterator[tuple[Job, str]]:
     others = set(multiprocessing.active_children())
+    for variable in _THREADS:  # read by a new process when it loads NumPy
+        os.environ.setdefault(variable, "1")
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin_process)
     try:
         waiting = {pool.submit(do, job): job for job in jobs}

@@ -68,7 +68,7 @@ def complexity(mask: np.ndarray) -> int:
     low, high = 1, MOST_HARMONICS  # more harmonics never describe the outline worse by much: halve the interval
     while low < high:
         middle = (low + high) // 2
-        shape = _drawn(series(harmonics[:middle], centre, 8 * len(outline)), filled.shape)
+        shape = _drawn(series(harmonics[:middle], centre, 2 * len(outline)), filled.shape)
         if dice(shape, filled) >= GOOD_ENOUGH:
             high = middle
         else:
