@@ -12,8 +12,7 @@ import json
 import os
 import platform
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,10 @@ from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.models.tuning import Card, Gain, attach, save_adapter
 from SAMFineTuneLib.training.cases import Case, Survey, read_labelled, survey
+from SAMFineTuneLib.training.clock import Clock
+from SAMFineTuneLib.training.evidence import evidence_of, gains
 from SAMFineTuneLib.training.gang import Gang, join_gang
-from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, answer_slice, interval, mean_dice, measure_case
+from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, answer_slice, mean_dice, measure_case
 from SAMFineTuneLib.training.items import Items
 from SAMFineTuneLib.training.loop import History, Stopped, Training, train
 from SAMFineTuneLib.training.report import REPORT, write_report
@@ -175,7 +176,7 @@ class _Run:
     cancelled: Callable[[], bool]
     found: Survey | None = None
     folds: Folds | None = None
-    clock: _Clock = field(default_factory=lambda: _Clock())
+    clock: Clock = field(default_factory=Clock)
     now: int = 0
     delivered: tuple[nn.Module, History] | None = None
 
@@ -188,7 +189,7 @@ class _Run:
     @property
     def evidence(self) -> str:
         """What the figures refer to, as a sentence."""
-        return _evidence(self.folds)
+        return evidence_of(self.folds)
 
     @property
     def parts(self) -> int:
@@ -369,57 +370,6 @@ class _Told:
         )  # fmt: skip
 
 
-class _Clock:
-    """Estimates the time left from the pace of steps and of tests so far."""
-
-    def __init__(self) -> None:
-        self._steps = self._tests = 0
-        self._spent = {"step": [0, 0.0], "test": [0, 0.0]}
-        self._last = time.monotonic()
-
-    def expect(self, steps: int, tests: int) -> None:
-        """So many steps and tested cases (each before and after) are to come."""
-        self._steps, self._tests, self._last = steps, 2 * tests, time.monotonic()
-
-    def skip(self, steps: int, tests: int) -> None:
-        """They need not be done."""
-        self._steps -= steps
-        self._tests -= 2 * tests
-        self._last = time.monotonic()
-
-    def stepped(self) -> None:
-        """One optimiser step was worked."""
-        now = time.monotonic()
-        self._count("step", now - self._last)
-        self._steps, self._last = self._steps - 1, now
-
-    def test(self) -> _Clock:
-        """A context in which one case is tested."""
-        return self
-
-    def __enter__(self) -> None:
-        self._last = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        now = time.monotonic()
-        self._count("test", now - self._last)
-        self._tests, self._last = self._tests - 1, now
-
-    def _count(self, kind: str, seconds: float) -> None:
-        self._spent[kind][0] += 1
-        self._spent[kind][1] += seconds
-
-    @property
-    def left(self) -> float | None:
-        """Seconds; None before the first step."""
-        steps, seconds = self._spent["step"]
-        if not steps:
-            return None
-        tests, spent = self._spent["test"]
-        each = spent / tests if tests else 0.0
-        return max(0, self._steps) * seconds / steps + max(0, self._tests) * each
-
-
 def _comparable(settings: Settings) -> dict[str, Any]:
     """What must be equal for a resumed run to be the same run."""
     free = ("device", "precision", "micro_batch", "checkpointing")
@@ -434,57 +384,14 @@ def _write_json(path: Path, content: Any) -> None:
 # ---------------------------------------------------------------- card and report
 
 
-def _evidence(folds: Folds) -> str:
-    held = sum(len(part.test) for part in folds.parts)
-    if folds.kind == "none":
-        return "No case was held out, so what the adapter gained is not known."
-    if folds.kind in ("shots", "given"):
-        return f"This adapter answered {held} cases of patients that it did not learn from."
-    way = "each patient once" if folds.kind == "leave-one-out" else f"{len(folds.parts)} groups of patients in turn"
-    return (
-        f"Cross-validation: {len(folds.parts)} adapters of this recipe were trained leaving out {way}, and answered "
-        f"the {held} cases left out. This adapter itself learned from all {len(folds.final)} cases."
-    )
-
-
 def _gains(run: _Run) -> tuple[Gain, ...]:
-    """Dice before and after of every way and label, over the held-out cases of all folds."""
     before, after, patients = {}, {}, {}
     for number, fold in enumerate(run.folds.parts):
-        for case in fold.test:
-            patients[run.found.digests[case.id]] = case.patient
+        patients |= {run.found.digests[case.id]: case.patient for case in fold.test}
         path = run.work / f"before-{number}.json"
         before |= json.loads(path.read_text()) if path.exists() else {}
         after |= json.loads((run.work / f"part-{number}" / "after.json").read_text())
-    names = run.found.names
-    labels = [(name, [number]) for number, name in enumerate(names)]
-    if len(names) > 1:
-        labels.append(("all labels", list(range(len(names)))))
-    gains = []
-    for way in run.ways if after else ():
-        for label, numbers in labels:
-            values = {
-                stage: [_mean_of(case.get(way), numbers) for case in (found.get(one, {}) for one in after)]
-                for stage, found in (("before", before), ("after", after))
-            }
-            spans = {stage: _patient_interval(list(after), values[stage], patients) for stage in values}
-            gains.append(Gain(way, tuple(after), tuple(values["before"]), tuple(values["after"]), label,
-                              spans["before"], spans["after"]))  # fmt: skip
-    return tuple(gains)
-
-
-def _mean_of(values: Sequence[float | None] | None, numbers: Sequence[int]) -> float | None:
-    return mean_dice(values[number] for number in numbers) if values else None
-
-
-def _patient_interval(
-    digests: Sequence[str], values: Sequence[float | None], patients: Mapping[str, str]
-) -> tuple[float, float] | None:
-    """Bootstrap interval over patients; cases of one patient count as their mean."""
-    by_patient: dict[str, list[float | None]] = {}
-    for digest, value in zip(digests, values, strict=True):
-        by_patient.setdefault(patients[digest], []).append(value)
-    return interval([mean_dice(own) for own in by_patient.values()])
+    return gains(before, after, patients, run.found.names, run.ways)
 
 
 def _card(run: _Run, history: History) -> Card:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
-from measure import BOXES, vit_b  # noqa: E402
+from measure import BOXES, random_sam  # noqa: E402
 
 from SAMFineTuneLib.files import atomic_write  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
@@ -93,7 +93,7 @@ def random_vit_b(folder: Path) -> Path:
     from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
 
     folder.mkdir()
-    torch.save(vit_b().state_dict(), folder / "weights.pth")
+    torch.save(random_sam().state_dict(), folder / "weights.pth")
     write_spec(ModelSpec("vit-b", "SAM ViT-B", "sam_vit_b", files={"weights": "weights.pth"}), folder)
     export_model(read_model_folder(folder), folder)
     return folder

@@ -77,7 +77,7 @@ def tuned(cases, settings: Settings) -> dict:
     found = {"seconds": time.monotonic() - started, "training seconds": card.seconds}
     for gain in card.gains:
         if gain.label == card.gains[-1].label:  # all labels together, or the only one
-            found[gain.way] = {"before": list(gain.before), "after": list(gain.after)}
+            found[gain.prompt] = {"before": list(gain.before), "after": list(gain.after)}
     return found
 
 

@@ -21,6 +21,11 @@ from pathlib import Path
 import numpy as np
 
 BOXES = 16
+VITS = {  # width, depth, heads, blocks that attend to the whole picture
+    "sam_vit_b": (768, 12, 12, (2, 5, 8, 11)),
+    "sam_vit_l": (1024, 24, 16, (5, 11, 17, 23)),
+    "sam_vit_h": (1280, 32, 16, (7, 15, 23, 31)),
+}
 
 
 def main() -> None:
@@ -102,7 +107,7 @@ class Reference:
 
         model = read_model_folder(folder)
         self._torch, self.spec = torch, model.spec
-        self._sam = vit_b()
+        self._sam = random_sam()
         self._sam.load_state_dict(torch.load(model.file("weights"), weights_only=True))
 
     def encode(self, image: np.ndarray) -> dict:
@@ -129,8 +134,8 @@ class Reference:
         return logits.numpy(), scores.numpy()
 
 
-def vit_b():
-    """SAM ViT-B as segment-anything defines it, with random weights, from its own modules."""
+def random_sam(architecture: str = "sam_vit_b"):
+    """SAM as segment-anything defines it, with random weights, from its own modules."""
     from functools import partial
 
     import torch
@@ -138,19 +143,20 @@ def vit_b():
     from SAMFineTuneLib.models.architectures.segment_anything import modeling
 
     parts = modeling()
+    width, depth, heads, global_blocks = VITS[architecture]
     torch.manual_seed(0)
     sam = parts.Sam(
         image_encoder=parts.ImageEncoderViT(
-            depth=12,
-            embed_dim=768,
+            depth=depth,
+            embed_dim=width,
             img_size=1024,
             mlp_ratio=4,
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            num_heads=12,
+            num_heads=heads,
             patch_size=16,
             qkv_bias=True,
             use_rel_pos=True,
-            global_attn_indexes=(2, 5, 8, 11),
+            global_attn_indexes=global_blocks,
             window_size=14,
             out_chans=256,
         ),

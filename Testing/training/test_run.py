@@ -6,7 +6,6 @@ import csv
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -18,8 +17,8 @@ from case_files import case_folder  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.models.tuning import load_adapter  # noqa: E402
-from SAMFineTuneLib.training import run as run_module  # noqa: E402
 from SAMFineTuneLib.training.cases import find_cases  # noqa: E402
+from SAMFineTuneLib.training.evidence import gains  # noqa: E402
 from SAMFineTuneLib.training.report import draw_curves, smooth  # noqa: E402
 from SAMFineTuneLib.training.run import Progress, Stopped, fine_tune, working_folder  # noqa: E402
 from SAMFineTuneLib.training.settings import PRESETS, Settings  # noqa: E402
@@ -150,7 +149,7 @@ def test_curves_are_drawn_to_scale():
 
 
 def test_intervals_are_over_patients():
-    values, patients = [0.2, 0.4, 0.9], {"a": "x", "b": "x", "c": "y"}
-    low, high = run_module._patient_interval(["a", "b", "c"], values, patients)
-    assert low == pytest.approx(0.3) and high == pytest.approx(0.9), "two patients: means of 0.3 and 0.9"
-    assert np.isfinite([low, high]).all()
+    measured = {case: {"1 box": [value]} for case, value in {"a": 0.2, "b": 0.4, "c": 0.9}.items()}
+    (gain,) = gains({}, measured, {"a": "x", "b": "x", "c": "y"}, ["liver"], ["1 box"])
+    assert gain.after == (0.2, 0.4, 0.9) and gain.before == (None, None, None) and gain.interval_before is None
+    assert gain.interval_after == pytest.approx((0.3, 0.9)), "two patients: means of 0.3 and 0.9"
