@@ -62,8 +62,8 @@ def answer(name: str, picture: np.ndarray, prompts: PlanePrompts) -> Answer:
 def seeds(view: View, step: int, shape: tuple[int, ...], prompts: PlanePrompts) -> np.ndarray:
     """What is known before: uint8 (rows, columns) of the view's pixels, 1 inside, 2 outside, 0 not known.
 
-    Inside: around positive points; without any, the middle of the box. Outside: around negative points, beyond the box,
-    and the view's own edge. A point is believed before a box, a later one before an earlier one.
+    Inside: the middle of the box, and around positive points. Outside: beyond the box, the view's own edge, and around
+    negative points. A point is believed before a box, a later one before an earlier one.
     """
     rows, columns = (np.indices(shape) * step).astype(np.float32)
     rows, columns = rows + view.top, columns + view.left
@@ -73,10 +73,9 @@ def seeds(view: View, step: int, shape: tuple[int, ...], prompts: PlanePrompts) 
         x0, y0, x1, y1 = prompts.box
         inside = (columns >= x0 - 0.5) & (columns <= x1 + 0.5) & (rows >= y0 - 0.5) & (rows <= y1 + 0.5)
         known[inside], known[~inside] = _NOT_KNOWN, _OUTSIDE
-        if not (prompts.labels == 1).any():
-            half = CORE / 2 * np.maximum([x1 - x0 + 1, y1 - y0 + 1], 2 * step / CORE)
-            across = ((columns - (x0 + x1) / 2) / half[0]) ** 2 + ((rows - (y0 + y1) / 2) / half[1]) ** 2
-            known[across <= 1] = _INSIDE
+        half = CORE / 2 * np.maximum([x1 - x0 + 1, y1 - y0 + 1], 2 * step / CORE)
+        across = ((columns - (x0 + x1) / 2) / half[0]) ** 2 + ((rows - (y0 + y1) / 2) / half[1]) ** 2
+        known[across <= 1] = _INSIDE
     for (x, y), label in zip(prompts.points, prompts.labels, strict=True):
         near = (columns - x) ** 2 + (rows - y) ** 2 <= max(DISC, step) ** 2
         known[near] = _INSIDE if label else _OUTSIDE

@@ -97,7 +97,7 @@ def _perturbation(results: Results) -> bytes | None:
     names = results.asked("perturbation", str(PERTURBATIONS[0]))
     if not names:
         return None
-    figure, panels = _canvas(len(kinds), 0.75)
+    figure, panels = _canvas(len(kinds) // 2, rows=2)
     for axes, kind in zip(panels, kinds, strict=True):
         strategy = next(how.strategy for how in PERTURBATIONS if (how.what, how.unit) == kind)
         bands = [how for how in PERTURBATIONS if (how.strategy, how.what, how.unit) == (strategy, *kind)]
@@ -136,18 +136,18 @@ def _curve(
     where = [place for place, _ in points]
     axes.plot(where, [mean.mean for _, mean in points], style, marker="o", markersize=3, color=_colour(number),
               label=label)  # fmt: skip
-    if shaded and points and all(mean.low is not None for _, mean in points):
-        low, high = [mean.low for _, mean in points], [mean.high for _, mean in points]
-        axes.fill_between(where, low, high, color=_colour(number), alpha=0.12, linewidth=0)
+    spans = [(place, mean.low, mean.high) for place, mean in points if mean.low is not None]
+    if shaded and spans:
+        axes.fill_between(*zip(*spans, strict=True), color=_colour(number), alpha=0.1, linewidth=0)
 
 
-def _canvas(panels: int, width: float = 1.0) -> tuple[Any, list[Any]]:
+def _canvas(columns: int, width: float = 1.0, rows: int = 1) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8 * width * panels + 0.6, 3.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(4.8 * width * columns + 0.6, 2.8 * rows + 0.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, columns, sharey=True, squeeze=False).ravel())
 
 
 def _finished(figure: Any, panels: Sequence[Any]) -> bytes:

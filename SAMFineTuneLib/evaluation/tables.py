@@ -53,7 +53,7 @@ def text_of(cell: Cell) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, float):
-        return "–" if np.isnan(cell) else f"{cell:.3f}"
+        return "–" if np.isnan(cell) else "<0.001" if 0 < cell < 0.001 else f"{cell:.3f}"
     if isinstance(cell, (Estimate, Difference)):
         span = "" if cell.low is None else f" ({cell.low:.3f} to {cell.high:.3f})"
         return f"{cell.mean:.3f}{span}"

@@ -71,9 +71,9 @@ def test_nothing_that_is_passed_on_names_a_case(whole, cases):
 
 
 def test_the_report_opens_offline(whole):
-    text = (whole / "report.html").read_text()
-    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", text) and "http" not in text and "<script" not in text
-    assert text.count("data:image/png;base64,") == 5 + 6
+    text, pictures = re.subn(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:", (whole / "report.html").read_text())
+    assert pictures == 5 + 6
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:)", text) and "http" not in text and "<script" not in text
     for title in ("One prompt, one answer", "Prompts out of place", "Whole volumes from the middle slice",
                   "An annotator&#x27;s time", "Best, median and worst"):  # fmt: skip
         assert title in text
