@@ -7,6 +7,7 @@ import ctk
 import slicer
 
 from . import packages, settings
+from .exporting import Exporting
 from .qt_helpers import Connections, load_ui, set_text, set_visible
 
 ENDINGS = ("", ".nii.gz", ".nrrd", ".seg.nrrd", ".dcm")
@@ -36,7 +37,7 @@ class ExportSection:
 
     def refresh(self):
         session = self.host.session
-        usable = session is not None and session.segmentation_node is not None
+        usable = session is not None and session.segmentation_node is not None and self.host.task is None
         if self.ui.exportButton.enabled != usable:
             self.ui.exportButton.setEnabled(usable)
 
@@ -59,24 +60,34 @@ class ExportSection:
             self._install(wanted, self.export)
             return
         self.last = None
-        with slicer.util.WaitCursor():
-            self.host.act(self._export, session)
+        set_text(self.ui.exportLabel, "")
+        self.host.act(self._export, session)
 
     def _export(self, session):
         from SAMFineTuneLib.mrml import export
 
-        ids = self._segment_ids(session.segmentation_node)
+        segmentation, volume = session.segmentation_node, session.volume_node
+        ids = self._segment_ids(segmentation)
         if not self.ending:
-            self.last = export.to_labelmap_node(session.segmentation_node, session.volume_node, ids)
-            set_text(self.ui.exportLabel, f"Made the label map {self.last.GetName()}.")
+            self._run("Making a label map", export.labelmap_node_steps(segmentation, volume, ids), self._made)
             return
-        path = self._free_path(session.segmentation_node.GetName())
+        path = self._free_path(segmentation.GetName())
         files = ()
         if self.ending == ".dcm":
-            files = dicom_files(session.volume_node)
+            files = dicom_files(volume)
             if packages.DICOM_SEG.folder not in sys.path and os.path.isdir(packages.DICOM_SEG.folder):
                 sys.path.append(packages.DICOM_SEG.folder)  # last: what Slicer has itself counts first
-        notes = export.export_file(path, session.segmentation_node, session.volume_node, ids, files)
+        steps = export.export_steps(path, segmentation, volume, ids, files)
+        self._run(f"Writing {os.path.basename(path)}", steps, lambda notes: self._wrote(path, notes))
+
+    def _run(self, text, steps, done):
+        self.host.run(Exporting(text, steps, done, lambda error: self.host.refused(error, text)))
+
+    def _made(self, node):
+        self.last = node
+        set_text(self.ui.exportLabel, f"Made the label map {node.GetName()}.")
+
+    def _wrote(self, path, notes):
         self.last = path
         settings.write("ExportFolder", os.path.dirname(path))
         set_text(self.ui.exportLabel, " ".join([f"Wrote {path}.", *notes]))

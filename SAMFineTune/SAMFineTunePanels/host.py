@@ -38,6 +38,7 @@ class Host:
         self.client = None
         self.session = None
         self.jobs = {}  # number (None: in the background) -> the last Busy of what runs
+        self.task = None  # what the panel itself does in steps, one thing at a time
         self.status = None
         self.timer = qt.QTimer(parent)
         self.timer.setInterval(RESTING)
@@ -60,6 +61,7 @@ class Host:
         self.jobs.clear()
         self._answers.clear()
         self.status = None
+        self.end_task()
         if session is not None:
             for ending in (session.close, client.close):  # whatever fails, the worker ends
                 self._guarded(ending)
@@ -107,17 +109,33 @@ class Host:
 
     def act(self, action, *arguments, **options):
         """Call the session; what it refuses becomes a message. Returns None then."""
-        from SAMFineTuneLib.errors import UserError
-
         self.wake()
         try:
             return action(*arguments, **options)
-        except UserError as error:
-            self.warn(str(error))
         except Exception as error:
-            logging.exception("SAMFineTune: %s failed", getattr(action, "__name__", action))
-            self.warn("This did not work (%s); more is in Slicer's log." % (str(error) or type(error).__name__))
+            self.refused(error, getattr(action, "__name__", action))
         return None
+
+    def run(self, task):
+        """Take the steps of a task from turn to turn: `step()` says whether there are more, `close()` ends it."""
+        self.end_task()
+        self.task = task
+        self.wake()
+
+    def end_task(self):
+        task, self.task = self.task, None
+        if task is not None:
+            task.close()
+
+    def refused(self, error, what):
+        """Say what went wrong: a sentence is shown as it is, everything else is in the log, too."""
+        from SAMFineTuneLib.errors import UserError
+
+        if isinstance(error, UserError):
+            self.warn(str(error))
+            return
+        logging.error("SAMFineTune: %s failed", what, exc_info=error)
+        self.warn("This did not work (%s); more is in Slicer's log." % (str(error) or type(error).__name__))
 
     def warn(self, text):
         self.tell("Warning", text)
@@ -130,7 +148,8 @@ class Host:
     @property
     def working(self):
         state = getattr(self.status, "state", "stopped")
-        return bool(self.jobs) or bool(self._answers) or state in ("starting", "connecting", "uploading")
+        waiting = state in ("starting", "connecting", "uploading")
+        return bool(self.jobs) or bool(self._answers) or self.task is not None or waiting
 
     def turn(self):
         if self._pumping:  # a handler that opened a dialog let the timer in again
@@ -150,6 +169,8 @@ class Host:
                 self._take(event)
             if not self.jobs and not self.drawing() and self.session.refresh_due:
                 self._guarded(self.session.refresh_surface)
+        if self.task is not None:
+            self._guarded(self._step, self.task)
         for handler in list(self._every_turn):
             self._guarded(handler)
         if self._left_at is not None and not self.working and time.monotonic() - self._left_at > END_WORKER_AFTER:
@@ -157,6 +178,14 @@ class Host:
         if self._left_at is not None and self.session is None:
             self.timer.stop()
         self._pace()
+
+    def _step(self, task):
+        more = False
+        try:
+            more = task.step()
+        finally:
+            if not more and self.task is task:
+                self.task = None
 
     def _pumped(self):
         try:

@@ -208,12 +208,16 @@ class SelfTest:
         export.ui.folderEdit.currentPath = self.folder
         for index, ending in ((1, ".nii.gz"), (3, ".seg.nrrd")):
             export.ui.formatSelector.setCurrentIndex(index)
-            export.export()
+            self.press_export()
             self.test.assertTrue(export.last and export.last.endswith(ending), self.panel.status.messages)
             self.assert_same_geometry(export.last)
         export.ui.formatSelector.setCurrentIndex(0)
-        export.export()
+        self.press_export()
         self.test.assertIsNotNone(slicer.mrmlScene.GetNodeByID(export.last.GetID()))
+
+    def press_export(self):
+        self.panel.export.export()
+        self.wait(lambda: self.panel.host.task is None, "the export to end")
 
     def assert_same_geometry(self, path):
         import SimpleITK as sitk
@@ -275,13 +279,8 @@ class SelfTest:
             return np.zeros(self.volume.shape, bool)
 
     def settled(self):
-        session = self.session
-        return (
-            session is not None
-            and getattr(self.panel.host.status, "state", "") == "ready"
-            and session.state is not None
-            and session.state.settled
-        )
+        """Whether the worker has answered everything, and all of it is shown."""
+        return self.session is not None and self.session.state is not None and self.session.at_rest
 
     def middle_of(self, value):
         """RAS of a voxel of an organ, near its middle."""

@@ -120,7 +120,9 @@ class StatusSection:
         """(text, fraction or None, whether it can be cancelled) of what is going on, most urgent first."""
         if self.installer.running:
             return self._install_text, self._install_fraction, True
-        jobs = self.host.jobs
+        task, jobs = self.host.task, self.host.jobs
+        if task is not None:
+            return task.text, task.fraction, task.cancellable
         if jobs:
             busy = jobs[max(jobs, key=lambda number: -1 if number is None else number)]
             return busy.text + time_left(busy.seconds_left), busy.fraction, True
@@ -132,6 +134,9 @@ class StatusSection:
     def cancel(self):
         if self.installer.running:
             self.installer.cancel()
+            return
+        if self.host.task is not None:
+            self.host.end_task()
             return
         session = self.host.session
         for job in list(self.host.jobs):

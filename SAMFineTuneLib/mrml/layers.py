@@ -111,7 +111,7 @@ class Layer:
 
     def array(self) -> np.ndarray:
         """[k, j, i] view of the labelmap as it is at this moment."""
-        return _array(self.image)
+        return image_array(self.image)
 
     def values(self, places: np.ndarray) -> np.ndarray:
         """Labels (N,) at grid voxels (3, N) as k, j, i; 0 where the labelmap does not reach."""
@@ -165,7 +165,7 @@ class Layer:
             return
         low = np.where(need[0] < old_low, roomy[0], old_low)
         high = np.where(need[1] > old_high, roomy[1], old_high)
-        self._exchange(image, low, high, _array(image).dtype if held >= np.iinfo(dtype).max else dtype)
+        self._exchange(image, low, high, image_array(image).dtype if held >= np.iinfo(dtype).max else dtype)
 
     def _exchange(self, old, low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> None:
         """Make the segments' labelmap one of extent `low` to `high` (i, j, k) that holds what `old` does."""
@@ -179,7 +179,7 @@ class Layer:
         array = _allocate(image, dtype)
         if not _is_empty(old):
             ends = zip(*((edge - low)[::-1] for edge in _extent(old)), strict=True)
-            array[tuple(slice(a, b + 1) for a, b in ends)] = _array(old)
+            array[tuple(slice(a, b + 1) for a, b in ends)] = image_array(old)
         for segment in self._segments:
             segment.AddRepresentation(BINARY, image)
         self.image, self._first = image, _first_voxel(image, self.grid)
@@ -282,7 +282,7 @@ def _is_empty(image) -> bool:
     return bool((low > high).any()) or image.GetPointData().GetScalars() is None
 
 
-def _array(image) -> np.ndarray:
+def image_array(image) -> np.ndarray:
     """[k, j, i] view of a labelmap's memory."""
     from vtk.util.numpy_support import vtk_to_numpy
 
@@ -297,6 +297,6 @@ def _allocate(image, dtype: np.dtype) -> np.ndarray:
     scalars.SetName("ImageScalars")
     scalars.SetNumberOfTuples(int(np.prod(image.GetDimensions(), dtype=np.int64)))
     image.GetPointData().SetScalars(scalars)
-    array = _array(image)
+    array = image_array(image)
     array[...] = 0
     return array

@@ -57,11 +57,8 @@ class Work:
         self.desktop.wait(lambda: self.voxels().any())
 
     def rest(self):
-        """Until the worker has answered everything."""
-        session = self.session
-        self.desktop.wait(lambda: session.state is not None and session.state.settled and not self.panel.host.jobs)
-        self.desktop.pass_time(0.15)
-        self.desktop.wait(lambda: session.state.settled)
+        """Until the worker has answered everything, and all of it is shown."""
+        self.desktop.wait(lambda: self.session.at_rest and not self.panel.host.jobs)
 
 
 @pytest.fixture

@@ -289,6 +289,30 @@ def test_work_goes_on_on_the_server_and_the_token_is_kept_only_when_asked(work, 
 # ---- export and input
 
 
+def press_export(desktop):
+    """And wait for the end of it."""
+    export = desktop.panel.export
+    desktop.wait(lambda: export.ui.exportButton.enabled)
+    export.ui.exportButton.click()
+    desktop.wait(lambda: desktop.panel.host.task is None)
+
+
+def test_an_export_can_be_cancelled_and_ends_with_the_panel(work, tmp_path):
+    boxed(work)
+    panel = work.panel
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    panel.export.ui.folderEdit.currentPath = str(folder)
+    panel.export.ui.formatSelector.setCurrentIndex(1)
+    for ending in (panel.status.cancel, panel.host.stop):
+        panel.export.export()
+        panel.status.refresh()
+        assert "Writing" in panel.status.ui.busyLabel.text and not panel.status.ui.cancelButton.isHidden()
+        ending()
+        work.desktop.pass_time(0.2)
+        assert panel.host.task is None and list(folder.iterdir()) == []
+
+
 def test_export(work, tmp_path):
     boxed(work)
     export = work.panel.export
@@ -296,16 +320,16 @@ def test_export(work, tmp_path):
     work.desktop.wait(lambda: export.ui.exportButton.enabled)
     for index in (1, 2, 3, 1):
         export.ui.formatSelector.setCurrentIndex(index)
-        export.ui.exportButton.click()
+        press_export(work.desktop)
         image = sitk.ReadImage(export.last)
         assert ((sitk.GetArrayFromImage(image) > 0) == work.voxels()).all()
     assert len(list(tmp_path.glob("*.nii.gz"))) == 2  # nothing is overwritten
     export.ui.formatSelector.setCurrentIndex(0)
-    export.ui.exportButton.click()
+    press_export(work.desktop)
     assert export.last.IsA("vtkMRMLLabelMapVolumeNode")
     export.ui.formatSelector.setCurrentIndex(1)
     export.ui.folderEdit.currentPath = str(tmp_path / "nowhere")
-    export.ui.exportButton.click()
+    press_export(work.desktop)
     assert any("no folder" in text for text in work.desktop.messages())
 
 
@@ -314,7 +338,7 @@ def test_dicom_seg_of_what_is_not_dicom_is_a_sentence(work, tmp_path):
     export = work.panel.export
     export.ui.folderEdit.currentPath = str(tmp_path)
     export.ui.formatSelector.setCurrentIndex(4)
-    export.ui.exportButton.click()
+    press_export(work.desktop)
     assert any("DICOM" in text for text in work.desktop.messages()) and export.last is None
 
 
@@ -346,7 +370,7 @@ def test_dicom_seg_refers_to_the_series_in_slicers_database(desktop, tmp_path, m
     desktop.pass_time(0.3)
     panel.export.ui.folderEdit.currentPath = str(tmp_path)
     panel.export.ui.formatSelector.setCurrentIndex(4)
-    panel.export.ui.exportButton.click()
+    press_export(desktop)
     seg = pydicom.dcmread(panel.export.last)
     assert seg.Modality == "SEG" and seg.pixel_array.any()
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == volume.source.series_uid.partition("#")[0]
