@@ -33,14 +33,13 @@ from SAMFineTuneLib.evaluation.overlays import Overlay, draw_overlays
 from SAMFineTuneLib.evaluation.rows import Row, from_csv, to_csv
 from SAMFineTuneLib.evaluation.settings import Settings
 from SAMFineTuneLib.evaluation.tables import Results, Table, all_tables
-from SAMFineTuneLib.evaluation.work import Job, list_jobs
+from SAMFineTuneLib.evaluation.work import SHORT, Job, list_jobs
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.training.cases import Case, LabelChoice, survey
 
 PARTS, PICTURES = "parts", "pictures"
 RESULTS, REPORT, SUMMARY, KEY = "results.csv", "report.html", "summary.json", "cases.csv"
-_SHORT = 12  # digits of a digest that stand for a case or a patient
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,7 @@ class _Listed:
 
     @property
     def short(self) -> str:
-        return self.digest[:_SHORT]
+        return self.digest[:SHORT]
 
 
 def evaluate(
@@ -120,7 +119,7 @@ def _listed(cases: Sequence[Case], digests: dict[str, str]) -> list[_Listed]:
     ordered = sorted(cases, key=lambda case: digests[case.id])
     first: dict[str, str] = {}
     for case in ordered:
-        first.setdefault(case.patient, digests[case.id][:_SHORT])
+        first.setdefault(case.patient, digests[case.id][:SHORT])
     return [_Listed(case, digests[case.id], first[case.patient]) for case in ordered]
 
 

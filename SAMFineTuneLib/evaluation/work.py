@@ -21,6 +21,8 @@ from SAMFineTuneLib.evaluation.settings import Settings
 from SAMFineTuneLib.evaluation.volumes import volumes
 from SAMFineTuneLib.training.cases import Case, LabelChoice, read_labelled
 
+SHORT = 12
+"""Digits of a case's digest that stand for it in rows."""
 FORMAT = 1
 """Part of every job's key: raise it when a protocol or a metric changes its numbers."""
 
@@ -89,7 +91,7 @@ def do(job: Job) -> str:
         rows = factor_rows(subject, job.settings)
     else:
         rows = _PROTOCOLS[job.protocol](_contestant(job.entry, job.device), subject, job.settings)
-    return to_csv(replace(row, patient=job.patient, case=row.case[: len(job.patient)]) for row in rows)
+    return to_csv(replace(row, patient=job.patient, case=job.digest[:SHORT]) for row in rows)
 
 
 def _concerns(protocol: str, entry: Entry | None) -> bool:

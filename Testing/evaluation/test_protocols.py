@@ -24,6 +24,7 @@ from SAMFineTuneLib.evaluation.prompting import perturbation, strategy  # noqa: 
 from SAMFineTuneLib.evaluation.prompts import STRATEGIES, prompts_for  # noqa: E402
 from SAMFineTuneLib.evaluation.settings import Settings  # noqa: E402
 from SAMFineTuneLib.evaluation.volumes import in_volume, volumes  # noqa: E402
+from SAMFineTuneLib.inference.everything import EverythingSettings  # noqa: E402
 from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
 from SAMFineTuneLib.training.cases import Case, Labelled  # noqa: E402
 
@@ -111,6 +112,15 @@ def test_without_prompts_what_is_found_where_nothing_is_is_told_apart(subject, m
     assert (rows["tube"].dice, rows["tube"].false_ml) == (1.0, None)
     assert (rows["second tube"].dice, rows["second tube"].hd95) == (0.0, None)
     assert rows["cyst"].dice is None and rows["cyst"].false_ml == pytest.approx(10 * 1.5 * 1.5 * 4 / 1000)
+
+
+def test_everything_offers_the_best_of_all_masks(subject, monkeypatch):
+    monkeypatch.setattr(automatic, "EverythingSettings", lambda: EverythingSettings(points_per_side=8))
+    rows = list(automatic.everything(Asked(), subject, Settings(slices=1)))
+    assert [row.label for row in rows] == list(NAMES)
+    assert all(row.oracle > 0.9 and row.oracle >= row.dice and row.score for row in rows)
+    assert min(row.dice for row in rows) < 0.1  # one best score cannot be meant for several objects
+    assert not list(automatic.everything(Asked(heads=("automatic",)), subject, Settings()))
 
 
 def test_classes_are_matched_by_name_then_by_order():
