@@ -5,6 +5,7 @@ import sys
 
 import ctk
 import slicer
+from slicer.i18n import tr as _
 
 from . import packages, settings
 from .exporting import Exporting
@@ -56,7 +57,8 @@ class ExportSection:
             return
         if self.ending == ".dcm" and packages.DICOM_SEG.missing():
             wanted = packages.DICOM_SEG
-            self.host.say(f"DICOM SEG needs {wanted.title} ({wanted.size}); it is being installed.")
+            self.host.say(_("DICOM SEG needs {title} ({size}); it is being installed.").format(
+                title=wanted.title, size=wanted.size))
             self._install(wanted, self.export)
             return
         self.last = None
@@ -69,7 +71,7 @@ class ExportSection:
         segmentation, volume = session.segmentation_node, session.volume_node
         ids = self._segment_ids(segmentation)
         if not self.ending:
-            self._run("Making a label map", export.labelmap_node_steps(segmentation, volume, ids), self._made)
+            self._run(_("Making a label map"), export.labelmap_node_steps(segmentation, volume, ids), self._made)
             return
         path = self._free_path(segmentation.GetName())
         files = ()
@@ -78,19 +80,20 @@ class ExportSection:
             if packages.DICOM_SEG.folder not in sys.path and os.path.isdir(packages.DICOM_SEG.folder):
                 sys.path.append(packages.DICOM_SEG.folder)  # last: what Slicer has itself counts first
         steps = export.export_steps(path, segmentation, volume, ids, files)
-        self._run(f"Writing {os.path.basename(path)}", steps, lambda notes: self._wrote(path, notes))
+        text = _("Writing {file}").format(file=os.path.basename(path))
+        self._run(text, steps, lambda notes: self._wrote(path, notes))
 
     def _run(self, text, steps, done):
         self.host.run(Exporting(text, steps, done, lambda error: self.host.refused(error, text)))
 
     def _made(self, node):
         self.last = node
-        set_text(self.ui.exportLabel, f"Made the label map {node.GetName()}.")
+        set_text(self.ui.exportLabel, _("Made the label map {name}.").format(name=node.GetName()))
 
     def _wrote(self, path, notes):
         self.last = path
         settings.write("ExportFolder", os.path.dirname(path))
-        set_text(self.ui.exportLabel, " ".join([f"Wrote {path}.", *notes]))
+        set_text(self.ui.exportLabel, " ".join([_("Wrote {path}.").format(path=path), *notes]))
 
     def _segment_ids(self, node):
         if not self.ui.visibleOnlyBox.checked:
@@ -103,7 +106,7 @@ class ExportSection:
 
         folder = self.ui.folderEdit.currentPath.strip()
         if not os.path.isdir(folder):
-            raise UserError(f"“{folder}” is no folder; choose one to export into.")
+            raise UserError(_("“{folder}” is no folder; choose one to export into.").format(folder=folder))
         stem = "".join(c if c.isalnum() or c in " -_()" else "_" for c in name).strip() or "segmentation"
         number, path = 1, os.path.join(folder, stem + self.ending)
         while os.path.exists(path):

@@ -1,6 +1,6 @@
 """What drives the session: a timer that lets it work for a moment, again and again, on Slicer's own thread.
 
-No Python thread: they starve while Slicer idles. Everything slow happens in the worker process.
+No Python threads: they starve while Slicer idles. Everything slow happens in the worker process, or in steps (`run`).
 """
 
 import logging

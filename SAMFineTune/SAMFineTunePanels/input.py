@@ -4,6 +4,7 @@ import time
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from .qt_helpers import Connections, load_ui, pixmap_of, quiet, set_text, set_visible
 
@@ -109,21 +110,21 @@ class InputSection:
     def _fill_windows(self, volume):
         from SAMFineTuneLib.images.window import CT_PRESETS
 
-        entries = [(AUTOMATIC, "Automatic"), (DISPLAYED, "As displayed")]
+        entries = [(AUTOMATIC, _("Automatic")), (DISPLAYED, _("As displayed"))]
         if volume is None or volume.modality in ("", "CT"):
             for name, (level, width) in CT_PRESETS.items():
-                label = f"CT {name} (level {level:g}, width {width:g})"
+                label = _("CT {name} (level {level:g}, width {width:g})").format(name=name, level=level, width=width)
                 entries.append(("ct-" + name, label))
-        entries += [("percentiles", "Percentiles 0.5 to 99.5"), ("minmax", "Lowest to highest value")]
-        entries.append((CUSTOM, "Range…"))
-        names = [name for name, _ in entries]
+        entries += [("percentiles", _("Percentiles 0.5 to 99.5")), ("minmax", _("Lowest to highest value"))]
+        entries.append((CUSTOM, _("Range…")))
+        names = [name for name, _label in entries]
         if names == self._windows:
             return
         selector = self.ui.windowSelector
         before = self._windows[selector.currentIndex] if self._windows else AUTOMATIC
         with quiet(selector):
             selector.clear()
-            for _, label in entries:
+            for _name, label in entries:
                 selector.addItem(label)
             self._windows = names
             selector.setCurrentIndex(names.index(before) if before in names else 0)
@@ -180,8 +181,8 @@ class InputSection:
 
     def _show_window(self, window):
         self._window = window
-        set_text(self.ui.windowLabel, "Black up to {:g}, white from {:g}{}.".format(
-            window.low, window.high, f": {window.name}" if window.name else ""))
+        set_text(self.ui.windowLabel, _("Black up to {low:g}, white from {high:g}{name}.").format(
+            low=window.low, high=window.high, name=f": {window.name}" if window.name else ""))
         if self.window_choice != CUSTOM:
             with quiet(self.ui.lowSpinBox, self.ui.highSpinBox):
                 self.ui.lowSpinBox.value = window.low

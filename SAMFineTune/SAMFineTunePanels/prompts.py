@@ -4,6 +4,7 @@ import time
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from .qt_helpers import Connections, load_ui, quiet, set_text
 from .rubber_band import DrawingView, RubberBand
@@ -11,16 +12,16 @@ from .shortcuts import Shortcuts
 
 POINTS = ("positive", "negative")
 TOOLS = {  # kind -> (button, icon, hint)
-    "positive": ("positiveButton", "PointPositive", "Click inside the structure in any slice view."),
-    "negative": ("negativeButton", "PointNegative", "Click on what does not belong to the structure."),
-    "box": ("boxButton", "Box", "Drag from one corner to the opposite one, close round the structure."),
-    "box3d": ("box3dButton", "Box3D", "Drag a box round the structure, then pull its handles in the other views."),
-    "scribble+": ("scribbleButton", "ScribblePositive", "Draw a line through the structure."),
-    "scribble-": ("eraseScribbleButton", "ScribbleNegative", "Draw a line over what does not belong to it."),
+    "positive": ("positiveButton", "PointPositive", _("Click inside the structure in any slice view.")),
+    "negative": ("negativeButton", "PointNegative", _("Click on what does not belong to the structure.")),
+    "box": ("boxButton", "Box", _("Drag from one corner to the opposite one, close round the structure.")),
+    "box3d": ("box3dButton", "Box3D", _("Drag a box round the structure, then pull its handles in the other views.")),
+    "scribble+": ("scribbleButton", "ScribblePositive", _("Draw a line through the structure.")),
+    "scribble-": ("eraseScribbleButton", "ScribbleNegative", _("Draw a line over what does not belong to it.")),
 }
 LIST_EVERY = 0.1  # s between two looks at what there is to list
-_NO_TOOL = "Choose a tool to point at a structure."
-_NO_VOLUME = "Choose a volume first."
+_NO_TOOL = _("Choose a tool to point at a structure.")
+_NO_VOLUME = _("Choose a volume first.")
 
 
 class PromptsSection:
@@ -54,7 +55,7 @@ class PromptsSection:
         host.listen("SessionEnded", lambda _: self._forget())
 
     def _dress_tools(self, resource_path):
-        for kind, (name, icon, _) in TOOLS.items():
+        for kind, (name, icon, _hint) in TOOLS.items():
             button = getattr(self.ui, name)
             button.setIcon(qt.QIcon(resource_path("Icons/" + icon + ".svg")))
             self._connections.add(button, "clicked(bool)", self._toggler(kind))
@@ -68,9 +69,9 @@ class PromptsSection:
     def _make_clear_menu(self):
         self._menu = qt.QMenu(self.ui.clearButton)
         for text, handler in (
-            ("Slice shown, of the selected segment", self.clear_slice),
-            ("Selected segment", self.clear_segment),
-            ("All segments", self.clear_all),
+            (_("Slice shown, of the selected segment"), self.clear_slice),
+            (_("Selected segment"), self.clear_segment),
+            (_("All segments"), self.clear_all),
         ):
             self._connections.add(self._menu.addAction(text), "triggered()", handler)
         self.ui.clearButton.setMenu(self._menu)
@@ -116,7 +117,7 @@ class PromptsSection:
         self.host.wake()
 
     def _show_tool(self):
-        for kind, (name, _, _) in TOOLS.items():
+        for kind, (name, _icon, _hint) in TOOLS.items():
             button = getattr(self.ui, name)
             if button.checked != (kind == self.tool):
                 button.setChecked(kind == self.tool)
@@ -268,10 +269,10 @@ class PromptsSection:
         undo, redo = (None, None) if session is None else (session.undo_name, session.redo_name)
         ui = self.ui
         for button, usable, tip in (
-            (ui.undoButton, undo is not None, "Undo" + (": " + undo if undo else "") + " (Ctrl+Z)"),
-            (ui.redoButton, redo is not None, "Redo" + (": " + redo if redo else "") + " (Ctrl+Y)"),
-            (ui.deleteButton, bool(self.selected_numbers), "Deletes the selected prompts"),
-            (ui.clearButton, bool(self._listed), "Removes several prompts, and the masks that follow from them"),
+            (ui.undoButton, undo is not None, _("Undo") + (": " + undo if undo else "") + " (Ctrl+Z)"),
+            (ui.redoButton, redo is not None, _("Redo") + (": " + redo if redo else "") + " (Ctrl+Y)"),
+            (ui.deleteButton, bool(self.selected_numbers), _("Deletes the selected prompts")),
+            (ui.clearButton, bool(self._listed), _("Removes several prompts, and the masks that follow from them")),
         ):
             if button.enabled != usable:
                 button.setEnabled(usable)
@@ -283,13 +284,13 @@ def row_of(info, session):
     """(number, what, segment's name, slice) of a prompt, for the list."""
     prompt, view = info.prompt, info.view
     kind = type(prompt).__name__
-    sign = "" if getattr(prompt, "positive", True) else ", excluding"
+    sign = "" if getattr(prompt, "positive", True) else _(", excluding")
     what = {
-        "PointPrompt": "Point",
-        "BoxPrompt": "Box",
-        "Box3DPrompt": "3-D box",
-        "ScribblePrompt": "Scribble",
-        "MaskPrompt": "Mask",
+        "PointPrompt": _("Point"),
+        "BoxPrompt": _("Box"),
+        "Box3DPrompt": _("3-D box"),
+        "ScribblePrompt": _("Scribble"),
+        "MaskPrompt": _("Mask"),
     }.get(kind, kind) + sign
     segment = session.segmentation_node.GetSegmentation().GetSegment(info.segment_id)
     name = segment.GetName() if segment is not None else ""

@@ -1,6 +1,7 @@
 """Segments: Slicer's own table of them; prompts go to the selected one."""
 
 import slicer
+from slicer.i18n import tr as _
 
 from .qt_helpers import Connections, load_ui, quiet
 
@@ -82,7 +83,7 @@ class SegmentsSection:
         """A new segment, selected; the segmentation is made with the first one."""
         session = self.host.start()
         if session.volume_node is None:
-            self.host.warn("Choose a volume first.")
+            self.host.warn(_("Choose a volume first."))
             return
         if session.segmentation_node is None:
             self.host.act(session.set_segmentation_node, new_segmentation(session.volume_node))

@@ -1,6 +1,7 @@
 """Server: the worker on this computer, or one in the network."""
 
 import ctk
+from slicer.i18n import tr as _
 
 from . import packages, settings
 from .qt_helpers import Connections, confirmed, load_ui, set_text, set_visible
@@ -82,7 +83,8 @@ class ServerSection:
                 settings.write("ServerToken", token)
             else:
                 settings.forget("ServerToken")
-        set_text(self.ui.serverLabel, f"Volumes are now sent to {self.used[0]}." if remote else "Used: this computer.")
+        sent = _("Volumes are now sent to {address}.")
+        set_text(self.ui.serverLabel, sent.format(address=self.used[0]) if remote else _("Used: this computer."))
         self._changed()
 
     @staticmethod
@@ -100,8 +102,9 @@ class ServerSection:
 
     def remove_packages(self):
         folder = packages.packages_folder()
-        if confirmed(f"What this module has installed will be deleted: {folder}. Models then run on this computer "
-                     "only after it was installed again.", "Remove"):
+        question = _("What this module has installed will be deleted: {folder}. Models then run on this computer only "
+                     "after it was installed again.")
+        if confirmed(question.format(folder=folder), _("Remove")):
             self.host.act(self._remove_packages)
         self.show_packages()
 
@@ -119,7 +122,7 @@ class ServerSection:
         except UserError as error:
             set_text(self.ui.serverLabel, str(error))
             return
-        set_text(self.ui.serverLabel, "Asking the server…")
+        set_text(self.ui.serverLabel, _("Asking the server…"))
         self.host.wake()
 
     def _follow_test(self):

@@ -5,6 +5,7 @@ import time
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from . import packages
 from .qt_helpers import Connections, load_ui, set_text, set_visible
@@ -148,7 +149,7 @@ class StatusSection:
     def _status(self):
         status = self.host.status
         if status is None:
-            return "Open a volume to begin." if slicer.mrmlScene.GetNumberOfNodesByClass(
+            return _("Open a volume to begin.") if slicer.mrmlScene.GetNumberOfNodesByClass(
                 "vtkMRMLScalarVolumeNode") == 0 else ""
         if status.state == "ready":
             model = f": {status.model}" if status.model else ""
@@ -163,10 +164,10 @@ class StatusSection:
         set_visible(self.ui.runtimeFrame, missing)
         if missing:
             wanted = packages.ONNX_RUNTIME
-            self.ui.runtimeLabel.text = (
-                f"SAMFineTune needs {wanted.title}: {wanted.size}. It goes into a folder of its own; Slicer's "
-                "packages stay as they are."
-            )
+            self.ui.runtimeLabel.text = _(
+                "SAMFineTune needs {title}: {size}. It goes into a folder of its own; Slicer's packages stay as they "
+                "are."
+            ).format(title=wanted.title, size=wanted.size)
         return missing
 
     def runtime_missing(self):
@@ -177,13 +178,13 @@ class StatusSection:
 
     def _runtime_installed(self):
         self.check_runtime()
-        self.say("ONNX Runtime is installed.")
+        self.say(_("ONNX Runtime is installed."))
         self.host.tell("RuntimeInstalled", None)
 
     def install(self, wanted, afterwards):
         """Install packages, then call `afterwards()`."""
         if self.installer.running:
-            self.warn("An installation is running; wait for it or cancel it.")
+            self.warn(_("An installation is running; wait for it or cancel it."))
             return
         self._after_installation = afterwards
         self.ui.installButton.setEnabled(False)
@@ -209,5 +210,5 @@ def time_left(seconds):
     if seconds is None or seconds < 3:
         return ""
     if seconds < 90:
-        return f", about {5 * max(1, round(seconds / 5))} s left"
-    return f", about {round(seconds / 60)} min left"
+        return _(", about {count} s left").format(count=5 * max(1, round(seconds / 5)))
+    return _(", about {count} min left").format(count=round(seconds / 60))
