@@ -10,12 +10,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume, lps_from_affine
-from SAMFineTuneLib.training.cases import Case
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.training.cases import Case
 
 LIST = "cases.json"
 _PIECE = 8 << 20  # bytes written at once: some milliseconds
@@ -70,6 +73,8 @@ def write_cases(cases: Sequence[ExportedCase], folder: Path) -> Iterator[float]:
 
 def read_cases(folder: Path) -> tuple[Case, ...]:
     """The cases in a folder, each with one label map; UserError when they are not whole."""
+    from SAMFineTuneLib.training.cases import Case  # brings what reads files, which the window does without
+
     try:
         listed = json.loads((folder / LIST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
