@@ -3,6 +3,7 @@
 import qt
 import slicer
 
+from .automatic_labels import LabelsBox
 from .propagate import shown_slice
 from .qt_helpers import Connections, load_ui, quiet
 
@@ -36,6 +37,7 @@ class AutomaticSection:
             (ui.objectsTable, "itemSelectionChanged()", self._show_objects),
         ):
             self._connections.add(sender, signal, handler)
+        self.labels = LabelsBox(host, ui, self.keep_objects)
         host.listen("Objects", self._found)
         host.listen("Turn", self.refresh)
         host.listen("SessionEnded", lambda _: self.drop_all())
@@ -43,6 +45,7 @@ class AutomaticSection:
 
     def close(self):
         self._connections.close()
+        self.labels.close()
         self._wipe()
 
     def refresh(self):
@@ -115,12 +118,17 @@ class AutomaticSection:
         if not rows:
             self.host.say("Check the objects to keep first.")
             return
+        if self.keep_objects(self._job, [self._numbers[row] for row in rows], [self._name(row) for row in rows]):
+            self._drop(rows)
+
+    def keep_objects(self, job, numbers, names):
+        """Make what a job found segments of these names; whether that was not refused."""
         session = self.host.session
         before = _segment_ids(session)
-        names = [self._name(row) for row in rows]
-        if self.host.act(_done, session.adopt, self._job, [self._numbers[row] for row in rows]):
-            self._to_name = (before, names)
-            self._drop(rows)
+        if not self.host.act(_done, session.adopt, job, numbers):
+            return False
+        self._to_name = (before, names)
+        return True
 
     def _name_new_segments(self):
         """The session makes the segments in the order in which they were asked for, and calls them objects."""

@@ -414,6 +414,7 @@ class TrainSection:
     def _training_ended(self, run):
         if run.state == "done":
             self.host.say(f"The adapter {run.last['adapter']} is ready.")
+            self.host.tell("TrainingDone", run)
             self.use()
 
     def use(self):

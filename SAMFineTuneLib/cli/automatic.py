@@ -116,11 +116,12 @@ def _segment(
     from SAMFineTuneLib.cli import describe
     from SAMFineTuneLib.images import check_output_path, choose_window, read_volume, write_labelmap
     from SAMFineTuneLib.inference.automatic import class_segments, segment_classes
+    from SAMFineTuneLib.service.learned import learned_orientation
 
     check_output_path(target)
     volume = read_volume(source, args.series)
     window = choose_window(volume, args.window or recipe.get("window"))
-    orientation = args.orientation or _orientation(volume, recipe)
+    orientation = args.orientation or learned_orientation(volume, recipe)
     describe.print_inputs(volume, window, predictor, args.adapter)
     with tqdm(desc=source.name, unit="slice", disable=not sys.stderr.isatty(), leave=False) as bar:
 
@@ -137,17 +138,6 @@ def _segment(
     for note in write_labelmap(target, labels, volume, segments):
         print(f"note        {note}")
     print(f"written     {target}", flush=True)
-
-
-def _orientation(volume: Volume, recipe: Mapping[str, Any]) -> str:
-    """The slices that the adapter learned from; else those that were acquired."""
-    from SAMFineTuneLib.images.plane import ORIENTATIONS, view_axes
-    from SAMFineTuneLib.training.cases import slice_axis
-
-    if recipe.get("orientation") in ORIENTATIONS:
-        return recipe["orientation"]
-    across = 2 - slice_axis(volume)
-    return next(name for name in ORIENTATIONS if view_axes(volume, name)[2] == across)
 
 
 def _voxel(volume: Volume) -> float:

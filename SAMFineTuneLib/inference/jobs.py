@@ -105,6 +105,25 @@ class EverythingJob(Job):
         self.objects = link(self.slices, self._settings)
 
 
+class LabelsJob(EverythingJob):
+    """An automatic head's labels; one of `objects` is all that was found of a label, its value the class's number."""
+
+    def __init__(self, number: int | None = None) -> None:
+        super().__init__(None, number)
+
+    def link(self) -> None:
+        """Gather each label's slices."""
+        found: dict[int, dict[int, PackedMask]] = {}
+        for item in self.slices:
+            for value, mask in item.masks.items():
+                found.setdefault(value, {})[item.index] = mask
+        orientation = self.slices[0].plane.orientation if self.slices else "axial"
+        self.objects = [
+            Object3D(value, masks, 1.0, orientation, sum(int(mask.unpack().sum()) for mask in masks.values()))
+            for value, masks in sorted(found.items())
+        ]
+
+
 class Embedding:
     """Slices waiting to be embedded in the background: the focus, its neighbours outwards, the rest."""
 

@@ -20,9 +20,10 @@ from SAMFineTuneLib.images.plane import SlicePlane, aligned_plane, number_of_sli
 from SAMFineTuneLib.images.resample import picture
 from SAMFineTuneLib.inference import edits, events
 from SAMFineTuneLib.inference.answers import Answer
+from SAMFineTuneLib.inference.automatic import class_slices
 from SAMFineTuneLib.inference.document import Document, as_sentence, details_of, locked
 from SAMFineTuneLib.inference.everything import EverythingSettings, Object3D, everything
-from SAMFineTuneLib.inference.jobs import Embedding, EverythingJob, Job, PropagationJob
+from SAMFineTuneLib.inference.jobs import Embedding, EverythingJob, Job, LabelsJob, PropagationJob
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.propagate import (
     PropagationEnd,
@@ -124,6 +125,25 @@ class Session(Document):
         report = functools.partial(self._report, job)
         job.steps = everything(
             predictor, volume, self.window, orientation, settings, first, last, report, job.is_cancelled
+        )
+        return self._start(job)
+
+    @locked
+    def find_labels(
+        self,
+        predictor: Predictor,
+        window: IntensityWindow,
+        orientation: str = "axial",
+        first: int | None = None,
+        last: int | None = None,
+        number: int | None = None,
+    ) -> LabelsJob:
+        """Find the labels of a model with an automatic head, which needs not be the one that answers prompts; the
+        job's `objects` can be adopted as segments."""
+        job = LabelsJob(number)
+        report = functools.partial(self._report, job)
+        job.steps = class_slices(
+            predictor, self._require_volume(), window, orientation, first, last, report, job.is_cancelled
         )
         return self._start(job)
 

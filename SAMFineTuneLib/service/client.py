@@ -155,6 +155,17 @@ class SessionClient(Conversation):
                      first=first, last=last)  # fmt: skip
         return number
 
+    def find_labels(
+        self, model_id: str, adapter: str, device: str = "auto", orientation: str = "", first: int | None = None,
+        last: int | None = None,
+    ) -> int:  # fmt: skip
+        """Find an adapter's labels without prompts, in its own orientation when none is given; returns the job's
+        number. `Objects` says what was found: an object a label, its number that of the class."""
+        number = self._new_job("everything")
+        self._intend("find_labels", job=number, model=model_id, adapter=adapter, device=device,
+                     orientation=orientation, first=first, last=last)  # fmt: skip
+        return number
+
     def adopt(self, job: int, objects: Sequence[int], values: Sequence[int] | None = None) -> tuple[int, ...]:
         """Make found objects segments, in one step; returns the label values that they get, the lowest that the
         session has free when none are given."""
@@ -375,7 +386,8 @@ class SessionClient(Conversation):
             return
         if self._jobs.pop(job, None) is None:
             return
-        ended = ("cancel",) if what == "everything" and not values["cancelled"] else ("cancel", what)
+        kept = what == "everything" and not values["cancelled"]  # what it found may be adopted at any time
+        ended = ("cancel",) if kept else ("cancel", what, "find_labels")
         self._journal.forget(lambda one: one.get("job") == job and one["do"] in ended)
         if "document" in arrays:
             document = arrays["document"].tobytes()

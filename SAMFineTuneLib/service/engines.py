@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,6 +67,10 @@ class Engines:
         cache = open_cache()
         cache.memory_bytes = _MEMORY
         return Predictor(self._engine(model, adapter, device), cache)
+
+    def recipe(self, adapter: str) -> Mapping[str, Any]:
+        """How an adapter was trained; empty without one."""
+        return self._adapters.get(adapter).card.recipe if adapter else {}
 
     def _engine(self, model: str, adapter: str, device: str) -> SharedEngine:
         with self._lock:

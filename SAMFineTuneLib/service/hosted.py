@@ -358,6 +358,22 @@ class HostedSession:
         settings = EverythingSettings(**(intent["settings"] or {}))
         number = self._free_job(intent)
         job = self._session.everything(intent["orientation"], settings, intent["first"], intent["last"], number)
+        self._keep_found(number, job)
+
+    def _do_find_labels(self, intent, _) -> None:
+        from SAMFineTuneLib.images.window import choose_window
+        from SAMFineTuneLib.service.learned import learned_orientation
+
+        asked = [plain.text_from_json(intent[name]) for name in ("model", "adapter", "device")]
+        number, volume = self._free_job(intent), self._session._require_volume()
+        predictor, recipe = self._engines.predictor(*asked), self._engines.recipe(asked[1])
+        orientation = intent["orientation"] or learned_orientation(volume, recipe)
+        window = choose_window(volume, recipe.get("window"))
+        ends = intent["first"], intent["last"]
+        self._keep_found(number, self._session.find_labels(predictor, window, orientation, *ends, number))
+
+    def _keep_found(self, number: int, job: EverythingJob) -> None:
+        """With what the jobs before found, as far as it may still be adopted."""
         kept = [known for known, other in self._jobs.items() if isinstance(other, EverythingJob) and other.done]
         for known in kept[: len(kept) - _MOST_OBJECT_JOBS + 1]:
             del self._jobs[known]

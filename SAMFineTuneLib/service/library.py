@@ -83,6 +83,7 @@ class Library:
                 "model": adapter.card.base,
                 "labels": list(adapter.card.labels),
                 "classes": list(adapter.card.method.classes),
+                "orientation": adapter.card.recipe.get("orientation"),
                 "bytes": adapter.bytes,
                 "promptable": "promptable" in adapter.card.method.heads,
                 "needs_torch": adapter.exported is None,

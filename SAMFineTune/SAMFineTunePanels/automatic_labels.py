@@ -1,0 +1,104 @@
+"""Automatic, with an adapter: the labels that it has learned become segments, without prompts."""
+
+from .propagate import shown_slice
+from .qt_helpers import Connections, quiet, set_visible
+
+_ON_SLICE = 0  # of the selector that everything mode has
+
+
+class LabelsBox:
+    """Adapters with an automatic head, and the job that asks one. `keep(job, numbers, names)` makes segments."""
+
+    def __init__(self, host, ui, keep):
+        self.host, self.ui = host, ui
+        self._keep = keep
+        self._connections = Connections()
+        self._adapters = []  # of the worker, those that find labels
+        self._asked = False
+        self._job = None
+        self._wanted = None  # the row that the job asks
+        self._connections.add(ui.labelsButton, "clicked()", self.find)
+        self._connections.add(ui.automaticSection, "contentsCollapsed(bool)", lambda _: self.forget())
+        host.listen("Turn", self.refresh)
+        host.listen("Objects", self._found)
+        host.listen("SessionEnded", lambda _: self.forget())
+        host.listen("TrainingDone", lambda _: self.forget())
+        set_visible(ui.labelsFrame, False)
+
+    def close(self):
+        self._connections.close()
+
+    def forget(self):
+        """Ask the worker again which adapters there are."""
+        self._asked = False
+
+    def refresh(self):
+        ready = getattr(self.host.status, "state", "") == "ready"
+        if ready and not self._asked and not self.ui.automaticSection.collapsed:
+            self._asked = True
+            self.host.ask(self.host.client.adapters(), self._known)
+        session = self.host.session
+        usable = ready and session.volume_node is not None and bool(self._adapters) and not self._running
+        if self.ui.labelsButton.enabled != usable:
+            self.ui.labelsButton.setEnabled(usable)
+
+    @property
+    def _running(self):
+        return any(busy.what == "everything" for busy in self.host.jobs.values())
+
+    def _known(self, rows):
+        self._adapters = [row for row in rows if len(row.get("classes", ())) > 1]
+        with quiet(self.ui.labelsSelector):
+            self.ui.labelsSelector.clear()
+            for row in self._adapters:
+                self.ui.labelsSelector.addItem(f"{row['id']}: {', '.join(row['classes'][1:])}")
+        set_visible(self.ui.labelsFrame, bool(self._adapters))
+
+    def find(self):
+        """On the slice shown, or in the volume: as the selectors above say."""
+        from SAMFineTuneLib.service.learned import learned_orientation
+
+        session, index = self.host.session, self.ui.labelsSelector.currentIndex
+        if session is None or session.volume is None or not 0 <= index < len(self._adapters):
+            return
+        row = self._adapters[index]
+        orientation, first = learned_orientation(session.volume, {"orientation": row.get("orientation")}), None
+        if self.ui.whereSelector.currentIndex == _ON_SLICE:
+            first = shown_slice(session.volume, orientation)
+            if first is None:
+                self.host.warn(f"This adapter looks at {orientation} slices, and no view shows one; show one, or take "
+                               "the whole volume.")  # fmt: skip
+                return
+        device = session.parameters.get("Device", "auto")
+        self._wanted = row
+        asked = (row["model"], row["id"], device, orientation, first, first)
+        self._job = self.host.act(self.host.client.find_labels, *asked)
+
+    def _found(self, event):
+        if event.job != self._job or self._job is None:
+            return
+        self._job = None
+        if not event.objects:
+            self.host.say(f"{self._wanted['id']} found none of its labels there.")
+            return
+        numbers = [info.number for info in event.objects]
+        taken = _segment_names(self.host.session)
+        names = [_free(self._wanted["classes"][number], taken) for number in numbers]
+        self._keep(event.job, numbers, names)
+
+
+def _segment_names(session):
+    node = session.segmentation_node if session is not None else None
+    if node is None:
+        return set()
+    segmentation = node.GetSegmentation()
+    return {segmentation.GetSegment(segment_id).GetName() for segment_id in segmentation.GetSegmentIDs()}
+
+
+def _free(name, taken):
+    """The name, with a number when another segment has it."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name} {number}"
+    return free
