@@ -283,8 +283,11 @@ def first_slice_node():
 
 
 def shown_slice_nodes():
-    """Of the views of the present layout, in the scene's order; those of other layouts stay in the scene."""
+    """Of the views of the present layout, in the scene's order; those of other layouts stay in the scene.
+
+    All of them when none says so: closing the scene makes some versions of Slicer forget it.
+    """
     scene = slicer.mrmlScene
     count = scene.GetNumberOfNodesByClass("vtkMRMLSliceNode")
     nodes = [scene.GetNthNodeByClass(n, "vtkMRMLSliceNode") for n in range(count)]
-    return [node for node in nodes if node.IsMappedInLayout()]
+    return [node for node in nodes if node.IsMappedInLayout()] or nodes
