@@ -32,7 +32,7 @@ FEW = ("--slices", "1", "--steps", "2", "--rounds", "1", "--baseline", "growing"
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    return case_folder(tmp_path_factory.mktemp("cases"), count=3, shape=(4, 40, 40))
+    return case_folder(tmp_path_factory.mktemp("cases"), count=2, shape=(4, 40, 40))
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +52,16 @@ def test_what_an_evaluation_leaves(whole, cases):
         rows = list(csv.DictReader(file))
     assert {row["contestant"] for row in rows} == {"compact", "growing", "reference"}
     assert {row["protocol"] for row in rows} == set(parse_protocols(None)) - {"automatic"}
-    assert len({row["case"] for row in rows}) == len({row["patient"] for row in rows}) == 3
+    assert len({row["case"] for row in rows}) == len({row["patient"] for row in rows}) == 2
     boxes = [float(row["dice"]) for row in rows if row["contestant"] == "compact" and row["protocol"] == "S5"]
-    assert len(boxes) == 3 and min(boxes) > 0.8
+    assert len(boxes) == 2 and min(boxes) > 0.8
     summary = json.loads((whole / "summary.json").read_text())
     assert [table["name"] for table in summary["tables"]] == [
         "prompts", "paired", "perturbation", "interactive", "clicks", "volumes", "distance", "seconds",
     ]  # fmt: skip
     assert any("no automatic head" in note for note in summary["notes"])
     with open(whole / "cases.csv", newline="") as file:
-        assert {line["name"] for line in csv.DictReader(file)} == {"a", "b", "c"}
+        assert {line["name"] for line in csv.DictReader(file)} == {"a", "b"}
 
 
 def test_nothing_that_is_passed_on_names_a_case(whole, cases):
@@ -72,21 +72,20 @@ def test_nothing_that_is_passed_on_names_a_case(whole, cases):
 
 def test_the_report_opens_offline(whole):
     text, pictures = re.subn(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:", (whole / "report.html").read_text())
-    assert pictures == 5 + 6
+    assert pictures == 5 + 4  # of two objects there is no median
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", text) and "http" not in text and "<script" not in text
     for title in ("One prompt, one answer", "Prompts out of place", "Whole volumes from the middle slice",
                   "An annotator&#x27;s time", "Best, median and worst"):  # fmt: skip
         assert title in text
-    assert sorted(file.name for file in (whole / "pictures").iterdir()) == sorted(
-        f"1-{strategy}-{rank}.png" for strategy in ("S2", "S5") for rank in ("best", "median", "worst")
-    )
+    drawn = {file.name for file in (whole / "pictures").iterdir()}
+    assert drawn == {f"1-{strategy}-{rank}.png" for strategy in ("S2", "S5") for rank in ("best", "worst")}
 
 
 def test_the_same_again_in_two_processes_and_under_other_names(whole, cases, tmp_path):
     renamed = tmp_path / "renamed"
     for kind in ("images", "labels"):
         (renamed / kind).mkdir(parents=True)
-        for old, new in zip("abc", "zyx", strict=True):
+        for old, new in zip("ab", "zy", strict=True):
             shutil.copy(cases / kind / f"{old}.nii.gz", renamed / kind / f"{new}.nii.gz")
     assert evaluate(renamed, tmp_path / "out", *FEW, "--jobs", "2") == 0
     for file in ("results.csv", "summary.json", "report.html"):
@@ -139,7 +138,7 @@ def test_resuming_with_more_to_ask_does_only_that(cases, tmp_path, capsys):
     assert evaluate(cases, tmp_path / "out", *more) == 0
     assert all((tmp_path / "out" / "parts" / name).stat().st_mtime_ns == changed for name, changed in before.items())
     out, err = capsys.readouterr()
-    assert "| otsu | S2: 1 point inside |" in out and "12 of 12 jobs" in err and "left" in err
+    assert "| otsu | S2: 1 point inside |" in out and "8 of 8 jobs" in err and "left" in err
 
 
 @pytest.mark.parametrize(
@@ -177,7 +176,7 @@ def test_cases_that_taught_an_adapter_do_not_test_it(cases, tmp_path):
     settings = Settings(("S5",), slices=1)
     taught = replace(compact, name="pupil", taught=(found[0].digest,))
     result = run.evaluate(found, tmp_path / "out", [compact, taught], settings, engine=engines.local(1))
-    assert result.cases == 2 and "pupil learned from 1 of the patients" in " ".join(result.notes)
+    assert result.cases == 1 and "pupil learned from 1 of the patients" in " ".join(result.notes)
     assert found[0].digest[:12] not in (tmp_path / "out" / "results.csv").read_text()
     all_taught = replace(compact, name="pupil", taught=tuple(case.digest for case in found))
     with pytest.raises(UserError, match="learned from every one of these patients"):
