@@ -17,7 +17,7 @@ p.note{color:#57606a;max-width:52em}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
 td,th{padding:.25em .7em;text-align:left;border-bottom:1px solid #d0d7de;vertical-align:top}
-td+td{white-space:nowrap}
+.wide td{white-space:nowrap}
 img{max-width:100%}
 .overlays{display:flex;flex-wrap:wrap;gap:1em}
 .overlays figure{margin:0;width:19em}
