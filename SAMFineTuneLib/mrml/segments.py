@@ -126,6 +126,7 @@ class SegmentWriter:
         place(claim, work.voxels, at[kept], ~permitted[kept], work.members)
         if len(claim.voxels):
             self._ledger.add(claim)
+            claim.to_dict()  # packs its voxels: a moment now rather than hundreds of them when they are stored
 
     def _in_range(self, places: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
         source = self.editor_node.GetSourceVolumeNode() or self._volume_node

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,7 @@ def read_record(scene, volume_node, segmentation_node) -> Record:
 
 def write_record(scene, volume_node, segmentation_node, record: Record) -> None:
     """Store a record; what is stored already is not touched, so that the scene does not count as changed."""
-    text = json.dumps({"format": FORMAT, "version": VERSION} | asdict(record), sort_keys=True, ensure_ascii=False)
+    text = json.dumps({"format": FORMAT, "version": VERSION} | vars(record), sort_keys=True, ensure_ascii=False)
     node = find_record(scene, volume_node, segmentation_node)
     if node is None:
         node = new_node(scene, "vtkMRMLTextNode")
