@@ -37,6 +37,7 @@ from SAMFineTuneLib.evaluation.work import SHORT, Job, list_jobs
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.training.cases import Case, LabelChoice, survey
+from SAMFineTuneLib.training.slices import LEAST_PIXELS
 
 PARTS, PICTURES = "parts", "pictures"
 RESULTS, REPORT, SUMMARY, KEY = "results.csv", "report.html", "summary.json", "cases.csv"
@@ -96,6 +97,8 @@ def evaluate(
         raise UserError("There is nothing to do: no contestant can answer the chosen protocols; choose others.")
     _do(jobs, folder / PARTS, engine, progress)
     rows = [row for job in jobs for row in _read_part(folder / PARTS, job) or ()]
+    if not rows:
+        notes.append(f"No label has a piece of {LEAST_PIXELS} pixels or more on any slice, so that nothing was asked.")
     _write(folder / RESULTS, to_csv(rows))
     results = Results(rows, [entry.name for entry in entries])
     tables = all_tables(results, seconds or Seconds())

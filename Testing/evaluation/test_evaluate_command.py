@@ -198,6 +198,18 @@ def test_pictures_without_a_third_dimension(tmp_path):
     assert summary["labels"] == ["foreground"] and "volumes" not in [table["name"] for table in summary["tables"]]
 
 
+def test_specks_are_no_objects(tmp_path, capsys):
+    import numpy as np
+
+    folder = case_folder(tmp_path / "cases", count=1, shape=(4, 40, 40))
+    speck = np.zeros((4, 40, 40), np.uint8)
+    speck[1, 3:6, 3:6] = 1
+    save(folder / "labels" / "a.nii.gz", speck)
+    assert evaluate(folder, tmp_path / "out", "--baseline", "none", "--jobs", "1") == 0
+    assert "No label has a piece of 20 pixels or more" in capsys.readouterr().out
+    assert "No label has a piece" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_missing_package_is_named(cases, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert evaluate(cases, tmp_path / "out", "--engine", "dask") == 2
