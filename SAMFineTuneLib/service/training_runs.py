@@ -45,7 +45,10 @@ def new_run(name: str, folder: Path | None = None) -> TrainingRun:
     """An empty folder for a training, which only this user can read; UserError when the name is taken."""
     from SAMFineTuneLib.models.adapter_store import AdapterStore
 
-    AdapterStore().check_new(name)
+    store = AdapterStore()
+    if name and (store.folder / name).exists():
+        raise UserError(f"There is an adapter {name} already; choose another name.")
+    store.check_new(name)
     path = (folder or trainings_folder()) / name
     run = TrainingRun(path)
     if path.exists() and run.can_resume:

@@ -1,0 +1,210 @@
+"""Train, from what: segmentations of the scene or a folder, and the labels in them that are learned."""
+
+import os
+import re
+
+import ctk
+import qt
+import slicer
+
+from . import settings
+from .qt_helpers import Connections, quiet, set_text, set_visible
+
+FROM_SCENE, FROM_FOLDER = 0, 1
+NOTHING_THERE = "No segmentation in the scene holds anything yet: load annotated volumes, or choose a folder."
+_LEFT_OUT = "TrainLeftOut"  # role of segmentations that are not learned from
+
+
+class CasesBox:
+    """The list of cases and the list of labels."""
+
+    def __init__(self, ui):
+        self.ui = ui
+        self._connections = Connections()
+        self._cases, self._seen = [], None  # of the scene, and what they looked like
+        self._left_out = set()  # segmentations that are not ticked, by ID
+        self._known = set()  # those that the user could tick
+        self._unlearned = set()  # labels that are not ticked
+        self._labels = []  # (what is shown, what the training is told)
+        self._items, self._label_items = [], []  # which some bindings drop when nobody holds them
+        ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Files
+        ui.folderEdit.currentPath = settings.read("TrainFolder")
+        ui.casesTable.setColumnWidth(0, 240)
+        ui.casesTable.verticalHeader().setDefaultSectionSize(22)
+        for sender, signal, handler in (
+            (ui.sourceSelector, "currentIndexChanged(int)", self._source_chosen),
+            (ui.folderEdit, "currentPathChanged(QString)", self._folder_chosen),
+            (ui.casesTable, "itemChanged(QTableWidgetItem*)", self._case_ticked),
+            (ui.labelsList, "itemChanged(QListWidgetItem*)", self._label_ticked),
+        ):
+            self._connections.add(sender, signal, handler)
+        self._source_chosen(FROM_SCENE)
+
+    def close(self):
+        self._connections.close()
+
+    # ---- what is chosen
+
+    @property
+    def from_scene(self):
+        return self.ui.sourceSelector.currentIndex == FROM_SCENE
+
+    @property
+    def folder(self):
+        """Where cases are read from; empty when they are the scene's."""
+        return "" if self.from_scene else self.ui.folderEdit.currentPath.strip()
+
+    @property
+    def chosen(self):
+        """The scene's cases that are ticked."""
+        usable = [case for case in self._cases if not case.problem] if self.from_scene else []
+        return [case for case in usable if case.segmentation_node.GetID() not in self._left_out]
+
+    @property
+    def titles(self):
+        """Of the labels that are ticked."""
+        return [title for title, _ in self._labels if title not in self._unlearned]
+
+    @property
+    def wanted(self):
+        """Labels to learn, as the training is told; none means all."""
+        told = [label for title, label in self._labels if title not in self._unlearned]
+        return told if len(told) < len(self._labels) or self.from_scene else []
+
+    def require(self):
+        """UserError when there is nothing to learn from."""
+        from SAMFineTuneLib.errors import UserError
+
+        if self.from_scene and not self.chosen:
+            raise UserError("No case is ticked: load volumes with segmentations, and tick those to learn from.")
+        if not self.from_scene and not self.folder:
+            raise UserError("No folder is chosen: choose one with images/ and labels/.")
+        if self._labels and not self.titles:
+            raise UserError("No label is ticked; tick those to learn.")
+
+    def proposed_name(self):
+        """For an adapter: after its labels, else after the folder."""
+        folder = os.path.basename(os.path.normpath(self.folder or "adapter"))
+        return "-".join(self.titles[:2]) or folder.partition(".")[0]
+
+    def with_titles(self, sentence):
+        """What leaves the scene has numbers; people know the volumes by their names."""
+        if not self.from_scene:
+            return sentence
+        titles = {str(number): case.volume_node.GetName() for number, case in enumerate(self.chosen, start=1)}
+        return re.sub(r"\b([Cc]ases?) (\d+)\b", lambda m: f"{m[1]} {titles.get(m[2], m[2])}", sentence)
+
+    def take_labels(self, names, wanted):
+        """Labels that were found in a folder."""
+        if not self.from_scene:
+            self._set_labels(list(zip(names, wanted or [], strict=False)))
+
+    # ---- the scene
+
+    def look(self):
+        """List what the scene has, when that has changed."""
+        from SAMFineTuneLib.mrml.training_cases import scene_cases
+
+        if not self.from_scene or slicer.mrmlScene.IsBatchProcessing():
+            return
+        cases = scene_cases(slicer.mrmlScene)
+        seen = [(case.segmentation_node.GetID(), case.title, case.names, case.problem) for case in cases]
+        if seen != self._seen:
+            self._leave_out_second_ones(cases)
+            self._cases, self._seen = cases, seen
+            self._fill()
+            self._labels_of_cases()
+
+    def scene_closes(self):
+        self._cases, self._seen, self._left_out, self._known = [], None, set(), set()
+        self.ui.casesTable.setRowCount(0)
+        if self.from_scene:
+            self._set_labels([])
+
+    def store(self, parameters):
+        """Which cases are left out goes with the scene; the rest is in what is returned."""
+        parameters.node.RemoveNodeReferenceIDs(_LEFT_OUT)
+        for node_id in sorted(self._left_out):
+            if slicer.mrmlScene.GetNodeByID(node_id) is not None:
+                parameters.node.AddNodeReferenceID(_LEFT_OUT, node_id)
+        return {"source": self.ui.sourceSelector.currentIndex, "unlearned": sorted(self._unlearned)}
+
+    def show_stored(self, parameters, values):
+        self._unlearned = {str(name) for name in values.get("unlearned", ())}
+        self.ui.sourceSelector.setCurrentIndex(int(values.get("source", FROM_SCENE)))
+        node = parameters.node
+        count = node.GetNumberOfNodeReferences(_LEFT_OUT)
+        self._left_out = {node.GetNthNodeReferenceID(_LEFT_OUT, index) for index in range(count)}
+        self._seen = None
+
+    # ---- inside
+
+    def _source_chosen(self, index):
+        set_visible(self.ui.casesTable, self.from_scene)
+        set_visible(self.ui.folderEdit, not self.from_scene)
+        self._seen = None
+        self._set_labels([])
+        set_text(self.ui.checkLabel, "" if self.from_scene else "Check cases lists the labels that there are.")
+
+    def _folder_chosen(self, path):
+        settings.write("TrainFolder", path)
+        if not self.from_scene:
+            self._set_labels([])
+
+    def _leave_out_second_ones(self, cases):
+        """Of several segmentations of a volume, the first one is learned from unless the user says otherwise."""
+        volumes = set()
+        for case in cases:
+            volume, node = case.volume_node.GetID(), case.segmentation_node.GetID()
+            if volume in volumes and node not in self._known:
+                self._left_out.add(node)
+            volumes.add(volume)
+            self._known.add(node)
+
+    def _fill(self):
+        table = self.ui.casesTable
+        with quiet(table):
+            table.setRowCount(len(self._cases))
+            self._items = []
+            for row, case in enumerate(self._cases):
+                title = qt.QTableWidgetItem(case.title)
+                if not case.problem:
+                    out = case.segmentation_node.GetID() in self._left_out
+                    title.setCheckState(qt.Qt.Unchecked if out else qt.Qt.Checked)
+                names = qt.QTableWidgetItem(case.problem or ", ".join(case.names))
+                names.setToolTip(case.problem or ", ".join(case.names))
+                for column, item in enumerate((title, names)):
+                    table.setItem(row, column, item)
+                    self._items.append(item)
+        if not self._cases:
+            set_text(self.ui.checkLabel, NOTHING_THERE)
+        elif self.ui.checkLabel.text == NOTHING_THERE:
+            set_text(self.ui.checkLabel, "")
+
+    def _case_ticked(self, item):
+        row = item.row()
+        if item.column() == 0 and row < len(self._cases):
+            node_id = self._cases[row].segmentation_node.GetID()
+            (self._left_out.discard if item.checkState() == qt.Qt.Checked else self._left_out.add)(node_id)
+            self._labels_of_cases()
+
+    def _labels_of_cases(self):
+        self._set_labels([(name, name) for name in sorted({n for case in self.chosen for n in case.names})])
+
+    def _set_labels(self, labels):
+        if labels == self._labels:
+            return
+        self._labels = labels
+        view = self.ui.labelsList
+        with quiet(view):
+            view.clear()
+            self._label_items = []
+            for title, _ in labels:
+                item = qt.QListWidgetItem(title)
+                item.setCheckState(qt.Qt.Unchecked if title in self._unlearned else qt.Qt.Checked)
+                view.addItem(item)
+                self._label_items.append(item)
+
+    def _label_ticked(self, item):
+        ticked = item.checkState() == qt.Qt.Checked
+        (self._unlearned.discard if ticked else self._unlearned.add)(item.text())
