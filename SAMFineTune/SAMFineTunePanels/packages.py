@@ -96,7 +96,7 @@ def installed_folders():
 
 def anything_installed():
     """Whether our folder holds more than what is on its way."""
-    return any(os.path.isdir(packages.folder) for packages in (ONNX_RUNTIME, DICOM_SEG))
+    return any(os.path.isdir(packages.folder) for packages in (ONNX_RUNTIME, DICOM_SEG, TRAINING))
 
 
 def remove_all():

@@ -26,7 +26,7 @@ class CasesBox:
         self._known = set()  # those that the user could tick
         self._unlearned = set()  # labels that are not ticked
         self._labels = []  # (what is shown, what the training is told)
-        self._items, self._label_items = [], []  # which some bindings drop when nobody holds them
+        self._items = []  # of the table, which some bindings drop when nobody holds them
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Files
         ui.folderEdit.currentPath = settings.read("TrainFolder")
         ui.casesTable.setColumnWidth(0, 240)
@@ -198,12 +198,9 @@ class CasesBox:
         view = self.ui.labelsList
         with quiet(view):
             view.clear()
-            self._label_items = []
-            for title, _ in labels:
-                item = qt.QListWidgetItem(title)
-                item.setCheckState(qt.Qt.Unchecked if title in self._unlearned else qt.Qt.Checked)
-                view.addItem(item)
-                self._label_items.append(item)
+            for row, (title, _) in enumerate(labels):
+                view.addItem(title)
+                view.item(row).setCheckState(qt.Qt.Unchecked if title in self._unlearned else qt.Qt.Checked)
 
     def _label_ticked(self, item):
         ticked = item.checkState() == qt.Qt.Checked

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 OUTLIVES = "SAMFINETUNE_TRAINING_OUTLIVES"
 """Variable that lets a training go on when the program that started it has ended."""
 NEEDED = ("torch", "peft", "scipy", "safetensors")
+_TRIES, _BETWEEN = 20, 0.05  # s
 _NICE = 5  # so that the window, and the worker that answers clicks, come first
 
 
@@ -36,7 +38,7 @@ def main(arguments: list[str]) -> int:
     """Work off the job in a folder."""
     folder = Path(arguments[0])
     lock = ProcessLock(folder / files.LOCK)
-    if not lock.take():
+    if not any(lock.take() or time.sleep(_BETWEEN) for _ in range(_TRIES)):  # somebody may just be looking
         print("another process works in this folder", file=sys.stderr)
         return 2
     tell = _Events(folder / files.EVENTS)
