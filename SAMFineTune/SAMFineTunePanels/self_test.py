@@ -45,6 +45,7 @@ class SelfTest:
         self.save_and_load()
         self.export()
         self.transformed_volume()
+        self.training()
         self.close_the_scene()
 
     def finish(self):
@@ -245,6 +246,41 @@ class SelfTest:
         self.click("Red", ras)
         self.wait(lambda: self.voxels().any(), "a mask below a transform")
         self.assert_covered(ras)
+
+    def training(self):
+        """Two steps on one case, from the scene to an adapter that answers; it is removed again."""
+        from SAMFineTuneLib.models.adapter_store import AdapterStore
+        from SAMFineTuneLib.service.training_runs import free_name
+
+        train = self.panel.train
+        train.ui.trainSection.collapsed = False
+        self.passing(1.5)
+        if not train.ui.packagesFrame.isHidden():
+            self.say("Training is not tested: " + train.ui.packagesLabel.text)
+            train.ui.trainSection.collapsed = True
+            return
+        self.say("Two steps of training")
+        self.panel.propagate.propagate()
+        self.wait(lambda: self.panel.host.jobs, "propagation to begin")
+        self.wait(lambda: self.settled() and not self.panel.host.jobs, "propagation to end")
+        name = free_name("self-test")
+        ui = train.ui
+        ui.nameEdit.setText(name)
+        ui.evidenceSelector.setCurrentIndex(2)
+        ui.headsSelector.setCurrentIndex(1)
+        for box, value in ((ui.stepsSpinBox, 2), (ui.batchSpinBox, 1)):
+            box.setValue(value)
+        self.wait(lambda: ui.startButton.enabled, "the button that starts a training")
+        ui.startButton.click()
+        self.wait(lambda: train.runs.run is not None and train.runs.run.name == name, "the training to begin")
+        self.wait(lambda: train.runs.run.state not in ("new", "running"), "the training to end")
+        self.test.assertEqual(train.runs.run.state, "done", str(train.runs.run.last))
+        self.test.assertEqual(self.panel.model.adapter_id, name)
+        self.wait(self.settled, "masks with the adapter")
+        self.panel.model.use_adapter("compact", "")
+        self.wait(self.settled, "masks without it")
+        ui.deleteButton.click()
+        AdapterStore().remove(name)
 
     def close_the_scene(self):
         self.say("Closing the scene ends the session")

@@ -46,7 +46,7 @@ class Curves:
         layout = _layout_node()
         self._layout = layout.GetViewArrangement() if layout is not None else None
         self._make_chart()
-        slicer.app.applicationLogic().GetModuleLogic("Plots").ShowChartInLayout(self.chart)
+        slicer.modules.plots.logic().ShowChartInLayout(self.chart)
 
     def hide(self):
         """The layout that was there before comes back."""

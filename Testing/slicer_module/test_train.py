@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,11 +187,12 @@ def test_what_belongs_to_the_scene_is_saved_with_it(work, tmp_path):
     work.desktop.wait(lambda: train.cases.wanted == ["liver"], 5)
 
 
-def test_curves_are_shown_only_when_asked_for(work):
+def test_curves_are_shown_only_when_asked_for(work, monkeypatch):
     desktop, curves = work.desktop, work.train.runs.curves
     logic = slicer.vtkSlicerPlotsLogic()
     logic.SetMRMLScene(desktop.scene)
-    desktop.slicer_scene.application.SetModuleLogic("Plots", logic)
+    logic.SetMRMLApplicationLogic(desktop.slicer_scene.application)
+    monkeypatch.setattr(slicer.modules, "plots", SimpleNamespace(logic=lambda: logic), raising=False)
     layout = desktop.scene.AddNode(slicer.vtkMRMLLayoutNode())
     conventional = slicer.vtkMRMLLayoutNode.SlicerLayoutConventionalView
     for kind in (conventional, logic.GetLayoutWithPlot(conventional)):
