@@ -14,7 +14,7 @@ from .train_options import PRESETS, settings_of, show_values, values_of
 from .train_run import RunBox
 
 LOOK_EVERY = 1.0  # s between two looks at the scene's segmentations
-WRITE_FOR = 0.015  # s of a turn in which cases are written
+WRITE_FOR = 0.01  # s of a turn in which cases are written
 _PARAMETER = "Train"
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.training.cases import Case
 
 LIST = "cases.json"
-_PIECE = 8 << 20  # bytes written at once: some milliseconds
+_PIECE = 2 << 20  # bytes written at once: a few milliseconds
 _KINDS = {"i": "int", "u": "uint"}
 
 
