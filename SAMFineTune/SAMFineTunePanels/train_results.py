@@ -20,7 +20,7 @@ class Results:
         self._pictures = {}  # "case 1, 1 box" -> {"before": path, "after": path}
         self.report = None
         ui.gainsTable.verticalHeader().setDefaultSectionSize(22)
-        for column, width in enumerate((70, 80, 130)):
+        for column, width in enumerate((66, 76, 140)):
             ui.gainsTable.setColumnWidth(column, width)
         set_visible(ui.resultsFrame, False)
 
@@ -47,6 +47,7 @@ class Results:
             cells = (gain["prompt"], gain["label"], figure(gain, "before"), figure(gain, "after"))
             for column, text in enumerate(cells):
                 item = qt.QTableWidgetItem(text)
+                item.setToolTip(text)
                 table.setItem(row, column, item)
                 self._items.append(item)
         set_visible(table, bool(gains))
@@ -75,8 +76,8 @@ class Results:
 
 
 def figure(gain, stage):
-    """ "0.812 (0.780 to 0.840)"; a dash where there was no answer."""
+    """ "0.812 (0.780–0.840)"; a dash where there was no answer."""
     if gain[stage] is None:
         return "–"
     span = gain["interval_" + stage]
-    return f"{gain[stage]:.3f}" + (f" ({span[0]:.3f} to {span[1]:.3f})" if span else "")
+    return f"{gain[stage]:.3f}" + (f" ({span[0]:.3f}–{span[1]:.3f})" if span else "")

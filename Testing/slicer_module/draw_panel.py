@@ -1,4 +1,5 @@
-"""Draws the panel in the stand-in, for the guide: `python Testing/slicer_module/draw_panel.py docs/pictures/panel.png`.
+"""Draws the panel in the stand-in, for the guide: `python Testing/slicer_module/draw_panel.py docs/pictures/panel.png`,
+and with `--train` the section Train after a short training: `… draw_panel.py docs/pictures/train.png --train`.
 
 Slicer's own widgets (selectors, segment table) look different there.
 """
@@ -18,7 +19,9 @@ standin.install()
 
 import numpy as np  # noqa: E402
 from desktop import Desktop  # noqa: E402
-from mrml.scenes import SlicerScene  # noqa: E402
+from mrml.scenes import SlicerScene, oriented_image_of  # noqa: E402
+
+from SAMFineTuneLib.images.phantom import body_phantom  # noqa: E402
 
 ORGANS = ((1, "liver"), (4, "left kidney"), (2, "spleen"))
 
@@ -56,9 +59,47 @@ def draw(path: str, width: int = 460) -> None:
     scene.close()
 
 
+def draw_train(path: str, width: int = 460, steps: int = 6) -> None:
+    """Three annotated phantoms, a training of few steps, then a picture of the section."""
+    scene = SlicerScene()
+    desktop = Desktop(scene)
+    for number in range(1, 4):
+        volume, labels, _ = body_phantom(seed=number, shape=(8, 96, 96), spacing=(3.6, 3.6, 14.0))
+        node = scene.add_volume(volume, f"CT {number}")
+        segmentation = scene.add_segmentation(node, (), "drawn by hand")
+        for value, name in ORGANS[:2]:
+            image = oriented_image_of((labels == value).astype(np.uint8), volume.affine)
+            segmentation.AddSegmentFromBinaryLabelmapRepresentation(image, name)
+    train = desktop.open().train
+    ui = train.ui
+    ui.trainSection.collapsed = False
+    desktop.wait(lambda: ui.casesTable.rowCount == 3)
+    ui.checkButton.click()
+    desktop.wait(lambda: "labelled slices" in ui.checkLabel.text)
+    ui.stepsSpinBox.setValue(steps)
+    ui.startButton.click()
+    desktop.wait(lambda: train.runs.run is not None and train.runs.run.state == "done", 1500)
+    checked = ui.checkLabel.text
+    ui.checkButton.click()
+    desktop.wait(lambda: ui.checkLabel.text not in (checked, "") and "labelled" in ui.checkLabel.text)
+    ui.advancedBox.hide()  # folds away in Slicer only
+    desktop.pass_time(1.0)
+    window = train.widget
+    window.setParent(None)
+    window.resize(width, 200)
+    window.show()
+    desktop.pass_time(0.2)
+    window.resize(width, window.sizeHint().height())
+    desktop.pass_time(0.3)
+    window.grab().save(path)
+    window.setParent(desktop.widget.parent)
+    desktop.close()
+    scene.close()
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as home:
         import os
 
         os.environ["SAMFINETUNE_HOME"] = home
-        draw(sys.argv[1])
+        (draw_train if "--train" in sys.argv else draw)(sys.argv[1])
