@@ -40,6 +40,7 @@ VARIANTS = {
     "U-Net from scratch": None,
 }
 UNET_STEPS, UNET_BATCH = 1000, 4
+UNET_SHOWN = 300  # times that it sees each slice at most
 HIPPOCAMPI = 20
 
 
@@ -95,7 +96,8 @@ def from_scratch(cases, settings: Settings) -> dict:
         shown += with_objects(own, case.id)
         empty += [one for one in own if not one.labelled]
     started = time.monotonic()
-    network = train_unet(shown, evenly(empty, len(shown)), len(found.names) + 1, UNET_STEPS, UNET_BATCH, settings.seed)
+    steps = min(UNET_STEPS, UNET_SHOWN * len(shown) // UNET_BATCH)
+    network = train_unet(shown, evenly(empty, len(shown)), len(found.names) + 1, steps, UNET_BATCH, settings.seed)
     seconds = time.monotonic() - started
     dice = []
     for case in fold.test:
