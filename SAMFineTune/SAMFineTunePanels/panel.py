@@ -137,9 +137,9 @@ class Panel:
 
         self.starter = None
         if self.server.remote:
-            return SessionClient(self.server.connection(self.server.used))
+            return SessionClient(self.server.connection(self.server.used), segments_are_steps=False)
         self.starter = worker.make_starter()
-        return SessionClient(worker.local_connection(self.starter))
+        return SessionClient(worker.local_connection(self.starter), segments_are_steps=False)
 
     def _make_session(self, scene, client):
         from SAMFineTuneLib.mrml.scene_session import SceneSession

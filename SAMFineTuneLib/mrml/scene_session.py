@@ -74,6 +74,8 @@ class SceneSession:
         active_slice_node: Callable[[], object | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
+        if client.segments_are_steps:
+            raise ValueError("the scene's segment table has an undo of its own: segments_are_steps must be False")
         self.scene = scene
         self.client = client
         self.parameters = storage.ParameterNode(scene)

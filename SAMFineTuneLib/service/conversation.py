@@ -52,7 +52,7 @@ class Conversation(ABC):
 
     def __init__(self, connection: Connection, segments_are_steps: bool, clock: Callable[[], float]) -> None:
         self._connection = connection
-        self._segments_are_steps = segments_are_steps
+        self.segments_are_steps = segments_are_steps
         self._clock = clock
         self._status = Status()
         self._state = "stopped"
@@ -176,7 +176,7 @@ class Conversation(ABC):
         if not self._greeted:
             self._request("/v1/hello", self._hear_hello, {"protocol": PROTOCOL, "version": __version__})
         elif self._session is None:
-            self._request("/v1/sessions", self._hear_session, {"segments_are_steps": self._segments_are_steps})
+            self._request("/v1/sessions", self._hear_session, {"segments_are_steps": self.segments_are_steps})
         elif self._uploads:
             self._send_upload(self._uploads[0])
         elif not self._journal.all_heard or self._clock() >= self._next_look:

@@ -66,3 +66,9 @@ def test_an_adapters_labels_become_segments(adapter, desktop, tmp_path):
         node = work.session.segmentation_node
         work.desktop.wait(lambda name=name, value=value, node=node: np.array_equal(
             segment_voxels(node, segments()[name], work.volume), found == value), 20)  # fmt: skip
+    assert work.ui.undoButton.toolTip.startswith("Undo: add found objects"), "their names are no steps of their own"
+    work.ui.undoButton.click()
+    work.desktop.wait(lambda: not set(names) & set(segments()))
+    work.desktop.wait(lambda: work.ui.redoButton.enabled)
+    work.ui.redoButton.click()
+    work.desktop.wait(lambda: len(segments()) == 1 + len(names))
