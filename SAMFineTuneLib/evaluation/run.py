@@ -86,15 +86,17 @@ def evaluate(
     adapter has not learned from. An interruption loses only the jobs that were under way.
     """
     settings, engine = settings or Settings(), engine or local()
-    folder = _prepare(Path(output).expanduser(), resume)
+    folder = Path(output).expanduser()
+    _require_free(folder, resume)
     found = survey(cases, labels or LabelChoice(), least=1)
     listed, notes = _without_taught(_listed(cases, found.digests), entries)
     notes = [*found.notes, *notes, *_notes_on(entries, settings)]
-    _write(folder / KEY, _key_of(listed))
     work = [(one.case, one.digest, one.patient) for one in listed]
     jobs = list_jobs(work, found.choice, found.names, entries, settings, device)
     if not jobs:
         raise UserError("There is nothing to do: no contestant can answer the chosen protocols; choose others.")
+    _make(folder)
+    _write(folder / KEY, _key_of(listed))
     _do(jobs, folder / PARTS, engine, progress)
     rows = [row for job in jobs for row in _read_part(folder / PARTS, job) or ()]
     if not rows:
@@ -164,7 +166,7 @@ def _key_of(listed: Sequence[_Listed]) -> str:
 # ---------------------------------------------------------------- work
 
 
-def _prepare(folder: Path, resume: bool) -> Path:
+def _require_free(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder for the results.")
     if folder.is_dir() and any(folder.iterdir()):
@@ -172,11 +174,13 @@ def _prepare(folder: Path, resume: bool) -> Path:
             raise UserError(f"{folder} holds something else; give a new folder for the results.")
         if not resume:
             raise UserError(f"{folder} holds an evaluation already; go on with it by --resume, or give a new folder.")
+
+
+def _make(folder: Path) -> None:
     try:
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}); choose another place.") from error
-    return folder
 
 
 def _do(jobs: Sequence[Job], parts: Path, engine: Engine, progress: Callable[[Progress], None] | None) -> None:

@@ -161,6 +161,7 @@ def test_resuming_with_more_to_ask_does_only_that(cases, tmp_path, capsys):
 def test_what_is_wrong_is_said_in_a_sentence(cases, tmp_path, capsys, options, sentence):
     assert evaluate(cases, tmp_path / "out", *options) == 2
     assert sentence in capsys.readouterr().err
+    assert "--engine" in options or not (tmp_path / "out").exists(), "nothing is left that would need --resume"
 
 
 def test_folders_of_others_are_left_alone(cases, tmp_path, capsys):
