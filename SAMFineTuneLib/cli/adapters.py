@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,20 +34,8 @@ does as well. Adapters are kept in one folder, set by the variable SAMFINETUNE_A
 
 def add_parser(subparsers) -> None:
     """Add `adapters` and its actions."""
-    parser = subparsers.add_parser(
-        "adapters",
-        help="list, compare, merge, export, import and remove adapters",
-        description="List, compare, merge, export, import and remove adapters that fine-tuning made.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-
-    def action(name, function, text):
-        added = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        added.set_defaults(act=function)
-        return added
-
+    text = "list, compare, merge, export, import and remove adapters"
+    action = add_command_with_actions(subparsers, "adapters", text, _EPILOG)
     action("list", _list, "list the adapters on this computer")
     added = action("show", _show, "show an adapter's card")
     added.add_argument("name", metavar="NAME", help="as `samfinetune adapters list` prints it, or an adapter's folder")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,26 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapter_folder import AdapterFolder
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
+
+
+def add_command_with_actions(subparsers, name: str, text: str, epilog: str) -> Callable:
+    """Add a command that consists of actions, such as `models list`; returns what adds an action's parser, called
+    with the action's name, the function that does it, and what it does."""
+    parser = subparsers.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(act=function)
+        return added
+
+    return action
 
 
 def add_volume(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,20 +33,7 @@ HTTPS_PROXY names, except to the hosts in NO_PROXY.
 
 def add_parser(subparsers) -> None:
     """Add `models` and its actions."""
-    parser = subparsers.add_parser(
-        "models",
-        help="list, download, import, export and remove models",
-        description="List, download, import, export and remove models.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-
-    def action(name, function, text):
-        added = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        added.set_defaults(act=function)
-        return added
-
+    action = add_command_with_actions(subparsers, "models", "list, download, import, export and remove models", _EPILOG)
     action("list", _list, "list the models on this computer and those that can be added")
     added = action("show", _show, "show everything known about a model")
     added.add_argument("id", metavar="ID", help="as `samfinetune models list` prints it")
