@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
+from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ def _list(store: AdapterStore, args: argparse.Namespace) -> None:
 
 
 def _show(store: AdapterStore, args: argparse.Namespace) -> None:
-    for label, text in _facts(store.find(args.name)):
-        print(textwrap.fill(text, 110, initial_indent=f"{label:<14}", subsequent_indent=" " * 14,
-                            break_long_words=False, break_on_hyphens=False))
+    print_facts(_facts(store.find(args.name)))
 
 
 def _compare(store: AdapterStore, args: argparse.Namespace) -> None:

@@ -1,7 +1,9 @@
-"""Sentences about volumes that several sub-commands print."""
+"""What several sub-commands print: sentences about volumes, facts in columns."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,3 +64,11 @@ def orientation(volume: Volume) -> str:
     tilt = float(np.degrees(np.arccos(alignment)))
     upright = f"oblique, tilted by {tilt:.1f}°" if tilt > _UPRIGHT else "not tilted"
     return f"{across[2]} slices, {', '.join(arrows)}, {upright}"
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Labels and texts in two columns, wrapped."""
+    width = max((len(label) for label, _ in facts), default=0) + 2
+    for label, text in facts:
+        print(textwrap.fill(text, 110, initial_indent=f"{label:<{width}}", subsequent_indent=" " * width,
+                            break_long_words=False, break_on_hyphens=False))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
+from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,9 +96,7 @@ def _show(store: Store, args: argparse.Namespace) -> None:
         if entry is None:
             raise
         model = None
-    for label, text in (_facts_here(store, model) if model else []) + (_facts_published(entry, model) if entry else []):
-        print(textwrap.fill(text, 110, initial_indent=f"{label:<14}", subsequent_indent=" " * 14,
-                            break_long_words=False, break_on_hyphens=False))
+    print_facts((_facts_here(store, model) if model else []) + (_facts_published(entry, model) if entry else []))
 
 
 def _facts_here(store: Store, model: ModelFolder) -> list[tuple[str, str]]:
