@@ -28,7 +28,7 @@ _EPILOG = """examples:
   samfinetune adapters remove liver-adapter
 
 An adapter is used with `samfinetune segment --adapter NAME`. Where a name is asked for, the folder of an adapter
-does as well. Adapters are kept in one folder, set by the variable SAMFINETUNE_ADAPTERS.
+does as well (./NAME where both are there). Adapters are kept in one folder, set by the variable SAMFINETUNE_ADAPTERS.
 """
 
 

@@ -87,6 +87,13 @@ def test_a_damaged_adapter_is_listed_as_such_and_can_be_removed(samfinetune, her
     assert not (tmp_path / "home" / "adapters" / "mine").exists()
 
 
+def test_a_name_comes_before_a_folder_of_that_name(samfinetune, here, monkeypatch):
+    samfinetune("adapters", "import", here)
+    monkeypatch.chdir(here.parent)
+    assert "home" in samfinetune("adapters", "show", "organs").out, "that of this computer, which is exported"
+    assert "home" not in samfinetune("adapters", "show", "./organs").out
+
+
 @pytest.mark.parametrize("name", ["../organs", ".", "", "a/b", ".hidden"])
 def test_names_are_no_paths(samfinetune, here, name):
     removed = samfinetune("adapters", "remove", name)
