@@ -534,7 +534,7 @@ class SceneSession:
         elif isinstance(event, StatusChanged) and event.status.state != "ready" and work is not None:
             work.sweep_due = True
         elif isinstance(event, (Finished, Failed)) and work is not None:
-            work.jobs.discard(event.job)
+            work.end_job(event.job)
         self._tell(event)
 
     def _reconcile(self) -> bool:

@@ -58,7 +58,7 @@ class Work:
     @property
     def at_rest(self) -> bool:
         """Whether nothing waits to be told, shown, swept or stored, apart from what the session is about to say."""
-        waiting = self.prompts.dirty or self.prompts.held or len(self.masks) or (self.sweep_due and not self.jobs)
+        waiting = self.prompts.dirty or self.prompts.held or len(self.masks) or self.jobs or self.sweep_due
         return not waiting and self.keeper.current and not self.unwritten
 
     @property
@@ -121,6 +121,12 @@ class Work:
             self.table.forget(segment_id)
             self._adopted.discard(segment_id)
             self.table.segmentation.RemoveSegment(segment_id)
+
+    def end_job(self, number: int | None) -> None:
+        """A propagation has ended: the document has its masks from now on, which need not be told once more."""
+        if number in self.jobs:
+            self.jobs.remove(number)
+            self.keeper.changed()
 
     # ---- the document
 

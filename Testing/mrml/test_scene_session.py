@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from SAMFineTuneLib.images.resample import extract_labels  # noqa: E402
 from SAMFineTuneLib.mrml.markups import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.mrml.scene_session import SceneSession  # noqa: E402
 from SAMFineTuneLib.mrml.slice_views import view_kind  # noqa: E402
-from SAMFineTuneLib.mrml.storage import record_nodes  # noqa: E402
+from SAMFineTuneLib.mrml.storage import read_record, record_nodes  # noqa: E402
 from SAMFineTuneLib.service.client import SessionClient  # noqa: E402
 from SAMFineTuneLib.service.events import Failed, Finished, Notice, Objects  # noqa: E402
 
@@ -350,6 +351,33 @@ def test_propagation_is_one_step(host, made, red):
     host.session.undo()
     host.settle()
     assert is_right(host, made, "first", 1, [9])
+
+
+def test_the_stored_document_has_a_propagation_that_ended_without_another_mask(host, made, red, monkeypatch):
+    """Its last slice is slow and too different: the document, asked for meanwhile, does not have its results yet."""
+    from region_engine import RegionEngine
+
+    reached, gate, decode = threading.Event(), threading.Event(), RegionEngine.decode
+
+    def slow_where_the_ball_ends(engine, embedding, *prompts):
+        if np.count_nonzero(embedding["image"] > 150) < 20:
+            reached.set()
+            gate.wait(60)
+        return decode(engine, embedding, *prompts)
+
+    monkeypatch.setattr(RegionEngine, "decode", slow_where_the_ball_ends)
+    turn_to(red, aligned_plane(made[0], "axial", 14))
+    host.session.place("positive", red, [ras(made[0], 44, 36, 14)])
+    host.settle()
+    host.session.propagate("first", {"first": 14, "last": 20})
+    keeper = host.session._work.keeper
+    host.until(lambda: reached.is_set() and keeper._request is not None, 20)
+    gate.set()
+    host.settle()
+    shown = np.flatnonzero(claimed_voxels(host.session, "first").any(axis=(1, 2)))
+    assert len(shown) > 1
+    record = read_record(host.session.scene, host.session.volume_node, host.session.segmentation_node)
+    assert len(record.document["propagated"]) == len(shown) - 1
 
 
 def test_found_objects_become_segments_and_go_again(host, made, red):
