@@ -21,8 +21,10 @@ WANTED = (0.85, 0.9)
 """Dice that clicks are counted to."""
 BANDS = ((0, 5), (5, 10), (10, 20), (20, 40), (40, 80), (80, float("inf")))
 """Millimetres from the prompted slice."""
-_MEAN = "Means over patients (objects within labels, labels within cases, cases within patients), in brackets the 95 % "
-_MEAN += "interval of a bootstrap over patients."
+_MEAN = (
+    "Means over patients (objects within labels, labels within cases, cases within patients), in brackets the 95 % "
+    "interval of a bootstrap over patients."
+)
 
 Cell = str | int | float | Estimate | Difference | None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import psutil
 import qt
 import slicer
 from mrml.scene_files import read_mrb
@@ -19,6 +20,7 @@ class Desktop:
 
     def __init__(self, slicer_scene, views=VIEWS, size=(300, 300)):
         self.slicer_scene, self.scene = slicer_scene, slicer_scene.scene
+        self._others = set(psutil.Process().children(recursive=True))  # earlier tests', such as a resource tracker
         slicer.mrmlScene = self.scene
         slicer.app.slicer_scene = slicer_scene
         slicer.modules.sampleDataSources = {}
@@ -34,6 +36,10 @@ class Desktop:
         slicer.util.selectedModule = lambda: self.selected
         slicer.util.saveScene = self.save
         slicer.util.loadScene = self.load
+
+    def processes(self) -> set:
+        """Those that were started since the desktop was there, and still run."""
+        return set(psutil.Process().children(recursive=True)) - self._others
 
     # ---- the module
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import psutil
 import pytest
 import qt
 import slicer
@@ -26,7 +25,7 @@ def count(desktop):
         "view observers": sum(observers_of(view.interactor) for view in desktop.views.values()),
         "shortcuts": len(window.findChildren(qt.QShortcut)),
         "timers": len([t for t in desktop.widget.parent.findChildren(qt.QTimer) if t.active]) if desktop.widget else 0,
-        "processes": len(psutil.Process().children(recursive=True)),
+        "processes": len(desktop.processes()),
     }
 
 
@@ -116,7 +115,7 @@ def test_the_worker_rests_when_nobody_comes_back(work, monkeypatch):
     kept = work.voxels()
     monkeypatch.setattr(host, "END_WORKER_AFTER", 0.3)
     work.desktop.leave()
-    work.desktop.wait(lambda: not psutil.Process().children(recursive=True), 10)
+    work.desktop.wait(lambda: not work.desktop.processes(), 10)
     assert not work.panel.host.timer.active and work.panel.host.session is None
     work.desktop.open()
     work.desktop.wait(lambda: work.session is not None and len(work.session.prompts) == 1, 10)
@@ -136,12 +135,12 @@ def test_closing_the_scene_and_starting_anew(work):
     desktop.pass_time(0.2)
     assert work.panel.prompts.tool is None
     assert count(desktop)["view observers"] < before["view observers"]
-    desktop.wait(lambda: not psutil.Process().children(recursive=True), 10)
+    desktop.wait(lambda: not desktop.processes(), 10)
     node, volume, labels = desktop.load_phantom()
     work.node, work.volume, work.labels = node, volume, labels
     desktop.wait(lambda: work.panel.prompts.tool == "positive", 5)
     clicked(work)
-    assert len(psutil.Process().children(recursive=True)) == 1
+    assert len(desktop.processes()) == 1
 
 
 def test_switching_volumes_and_back(work):

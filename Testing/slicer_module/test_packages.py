@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import zipfile
 
-import psutil
 import pytest
 import slicer
 
@@ -76,11 +75,11 @@ def test_without_network_it_is_a_sentence_and_a_file_by_hand_helps(desktop, whee
 
 def test_cancelling_ends_the_process_and_says_how_to_go_on(desktop, wheels, small, install):
     install.start(small)
-    desktop.wait(lambda: psutil.Process().children(), 10)
+    desktop.wait(lambda: desktop.processes(), 10)
     install.cancel()
     desktop.wait(lambda: install.done_seen)
     assert "cancelled" in install.done_seen[0] and small.missing()
-    desktop.wait(lambda: not psutil.Process().children(), 10)
+    desktop.wait(lambda: not desktop.processes(), 10)
     install.start(small)
     desktop.wait(lambda: len(install.done_seen) == 2)
     assert install.done_seen[1] == ""
@@ -89,7 +88,7 @@ def test_cancelling_ends_the_process_and_says_how_to_go_on(desktop, wheels, smal
 def test_closing_the_panel_ends_an_installation(desktop, wheels, small, install):
     install.start(small)
     install.close()
-    assert not psutil.Process().children() and not install.done_seen
+    assert not desktop.processes() and not install.done_seen
 
 
 def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, monkeypatch):
@@ -101,7 +100,7 @@ def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, monkeyp
     panel = desktop.open()
     ui = panel.status.ui
     assert not ui.runtimeFrame.isHidden() and "1 kB" in ui.runtimeLabel.text
-    assert panel.host.session is None and not psutil.Process().children()
+    assert panel.host.session is None and not desktop.processes()
     ui.installButton.click()
     desktop.wait(lambda: ui.runtimeFrame.isHidden())
     desktop.wait(lambda: panel.prompts.tool == "positive")  # where it would have been without
@@ -126,7 +125,7 @@ def test_what_was_installed_is_removed_on_demand(desktop, wheels, monkeypatch):
     panel.server.ui.removePackagesButton.click()
     assert runtime.missing() and not os.path.exists(packages.packages_folder())
     assert panel.server.ui.packagesRow.isHidden() and not panel.status.ui.runtimeFrame.isHidden()
-    assert panel.host.session is None and not psutil.Process().children()
+    assert panel.host.session is None and not desktop.processes()
 
 
 def panel_environment(packages):
