@@ -32,7 +32,7 @@ OBJECTS = 4
 LEARNING_RATE = 8e-4
 WEIGHT_DECAY = 0.02
 WARM_UP = 0.03
-EMA_DECAY = 0.998
+EMA_DECAY = 0.999
 CHECKPOINT_SECONDS = 180
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -127,16 +127,29 @@ def _session_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, ambiguo
     return mask_loss + F.mse_loss(predicted_iou, iou), iou
 
 
+def _mixed_precision(device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the hardware has them: a third less time; weights and losses stay in 32 bits."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
 def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Play one batch: first prompts and one or two corrections. -> mean loss, mean real IoU of the first answers."""
-    embedding = {name: value.repeat_interleave(OBJECTS, 0) for name, value in model.encode(batch["image"]).items()}
+    with _mixed_precision(batch["image"].device):
+        encoded = model.encode(batch["image"])
+    embedding = {name: value.repeat_interleave(OBJECTS, 0) for name, value in encoded.items()}
     target, box, point = (batch[name].flatten(0, 1) for name in ("target", "box", "point"))
     by_box = (torch.rand(len(target), generator=generator) < 0.5).to(target.device)
     prompts = offer_neighbour_masks(first_prompts(box, point, by_box), target, by_box, generator)
     rounds = 2 + int(torch.rand((), generator=generator) < 0.4)
     total, first_iou, ambiguous = 0.0, None, ~by_box & (prompts.has_logits == 0)
     for number in range(rounds):
-        logits, predicted = model.decode(embedding, prompts.coords, prompts.labels, prompts.logits, prompts.has_logits)
+        with _mixed_precision(target.device):
+            answer = model.decode(embedding, prompts.coords, prompts.labels, prompts.logits, prompts.has_logits)
+        logits, predicted = (values.float() for values in answer)
         loss, iou = _session_loss(logits, predicted, target, ambiguous)
         total = total + loss
         choice = torch.where(ambiguous, predicted[:, 1:].argmax(1) + 1, 0)

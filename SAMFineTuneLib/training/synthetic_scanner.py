@@ -79,14 +79,44 @@ def _noisy(rng: Rng, picture: np.ndarray) -> np.ndarray:
     return picture + strength * noise
 
 
+def _disturbed(rng: Rng, picture: np.ndarray) -> np.ndarray:
+    """Add one artefact: ghosts of a moving patient, movement, streaks of metal, ringing, a thick slice."""
+    kind = rng.choice(["ghosts", "movement", "streaks", "ringing", "thick"])
+    axis = int(rng.integers(2))
+    if kind == "ghosts":
+        shift, strength = int(rng.integers(SIZE // 12, SIZE // 2)), np.float32(rng.uniform(0.03, 0.2))
+        return picture + strength * (np.roll(picture, shift, axis) + np.roll(picture, -shift, axis))
+    if kind == "movement":
+        shift = int(rng.integers(1, 4))
+        return (np.roll(picture, shift, axis) + picture + np.roll(picture, -shift, axis)) / 3
+    if kind == "streaks":
+        row, column = np.unravel_index(int(rng.choice([np.argmax(picture), rng.integers(picture.size)])), picture.shape)
+        down, right = np.arange(SIZE)[:, None] - row, np.arange(SIZE) - column
+        rays = rng.standard_normal(int(rng.integers(24, 120))).astype(np.float32)
+        turn = (np.arctan2(down, right) / (2 * np.pi) + 0.5) * (len(rays) - 1)
+        return picture + np.float32(rng.uniform(0.5, 2)) * rays[turn.astype(int)] / (12 + np.hypot(down, right))
+    if kind == "ringing":
+        frequencies = np.fft.rfft(picture, axis=axis)
+        cut = [slice(None)] * 2
+        cut[axis] = slice(int(rng.uniform(0.3, 0.6) * frequencies.shape[axis]), None)
+        frequencies[tuple(cut)] = 0
+        return np.fft.irfft(frequencies, SIZE, axis).astype(np.float32)
+    width = SIZE * rng.uniform(0.86, 0.97)
+    nearer = _interpolation((SIZE - width) / 2, width)
+    farther = _interpolation((SIZE - SIZE**2 / width) / 2, SIZE**2 / width)
+    return (picture + nearer @ picture @ nearer.T + farther @ picture @ farther.T) / 3
+
+
 def scan(rng: Rng, picture: np.ndarray, finest: float) -> np.ndarray:
-    """Bias field, blur, anisotropic resolution, noise and interpolation back to 128 x 128.
+    """Bias field, blur, artefacts, anisotropic resolution, noise and interpolation back to 128 x 128.
 
     The coarsest pixel is `finest` picture pixels wide, so that small objects stay visible.
     """
     if rng.random() < 0.4:
         picture = picture * (1 + np.float32(rng.uniform(0, 0.3)) * smooth_noise(rng, rng.integers(2, 4)))
     picture = _blur(picture, *(rng.uniform(0.3, 1.1) * np.exp(rng.uniform(-0.2, 0.2, 2))))
+    if rng.random() < 0.15:
+        picture = _disturbed(rng, picture)
     coarse = np.exp(rng.uniform(0, np.log(finest))) if rng.random() < 0.6 else 1.0
     anisotropy = np.exp(rng.uniform(0, 0.7)) if rng.random() < 0.2 else 1.0
     pixel = np.clip(np.array([coarse, coarse * anisotropy])[rng.permutation(2)], 1, finest)
@@ -99,8 +129,8 @@ def scan(rng: Rng, picture: np.ndarray, finest: float) -> np.ndarray:
 def display(rng: Rng, picture: np.ndarray) -> np.ndarray:
     """Window, gamma, inversion and range -> uint8."""
     sample = picture[::3, ::3]
-    low, high = np.percentile(sample, [rng.uniform(0, 5), rng.uniform(95, 100)]) if rng.random() < 0.7 else (
-        sample.min(), sample.max())  # fmt: skip
+    cut = rng.choice([0.0, 5.0, 25.0], p=[0.25, 0.6, 0.15])  # percent: what a narrow window takes for black and white
+    low, high = np.percentile(sample, [rng.uniform(0, cut), rng.uniform(100 - cut, 100)])
     picture = np.clip((picture - low) / max(high - low, 1e-3), 0, 1)
     if rng.random() < 0.4:
         picture = picture ** np.float32(np.exp(rng.uniform(-0.6, 0.6)))

@@ -68,7 +68,9 @@ class PositionEmbeddingRandom(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Positions (..., 2) in 0..1 -> (..., 2 * features)."""
-        phase = 2 * torch.pi * ((2 * positions - 1) @ self.positional_encoding_gaussian_matrix)
+        placed, (x, y) = 2 * positions - 1, self.positional_encoding_gaussian_matrix
+        # Not a matrix product, which mixed precision would compute with coordinates of eight bits.
+        phase = 2 * torch.pi * (placed[..., :1] * x + placed[..., 1:] * y)
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
