@@ -40,21 +40,45 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def pieces(mask: np.ndarray) -> list[np.ndarray]:
     """The 8-connected pieces of a mask, largest first, each a mask of the full size."""
-    box = bounding_box(mask)
-    if box is None:
-        return []
-    import SimpleITK as sitk
-
-    x0, y0, x1, y1 = box.astype(int)
-    inside = np.ascontiguousarray(mask[y0 : y1 + 1, x0 : x1 + 1], dtype=np.uint8)
-    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(inside), True))
+    labels, inside = _labelled(mask)
     sizes = np.bincount(labels.ravel())[1:]
     found = []
     for label in np.argsort(-sizes, kind="stable") + 1:
         piece = np.zeros(mask.shape, dtype=bool)
-        piece[y0 : y1 + 1, x0 : x1 + 1] = labels == label
+        piece[inside] = labels == label
         found.append(piece)
     return found
+
+
+def pieces_asked_for(mask: np.ndarray, marked: np.ndarray, largest: bool) -> np.ndarray:
+    """The 8-connected pieces of a mask that `marked` (rows, columns) touches; with `largest`, or when it touches none,
+    the largest one too."""
+    labels, inside = _labelled(mask)
+    sizes = np.bincount(labels.ravel())
+    if len(sizes) <= 2:
+        return mask
+    sizes[0] = 0
+    asked = np.zeros(len(sizes), dtype=bool)
+    asked[np.unique(labels[marked[inside]])] = True
+    asked[0] = False
+    if largest or not asked.any():
+        asked[np.argmax(sizes)] = True
+    kept = np.zeros(mask.shape, dtype=bool)
+    kept[inside] = asked[labels]
+    return kept
+
+
+def _labelled(mask: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """Numbers from 1 of the 8-connected pieces, 0 elsewhere, within the rectangle that holds them all."""
+    box = bounding_box(mask)
+    if box is None:
+        return np.zeros((0, 0), np.int64), (slice(0, 0), slice(0, 0))
+    import SimpleITK as sitk
+
+    x0, y0, x1, y1 = box.astype(int)
+    inside = slice(y0, y1 + 1), slice(x0, x1 + 1)
+    picture = sitk.GetImageFromArray(np.ascontiguousarray(mask[inside], dtype=np.uint8))
+    return sitk.GetArrayFromImage(sitk.ConnectedComponent(picture, True)), inside
 
 
 def interpolate(first: np.ndarray, second: np.ndarray, position: float) -> np.ndarray:

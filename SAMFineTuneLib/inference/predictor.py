@@ -15,6 +15,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
 from SAMFineTuneLib.inference.engine import Engine, embedding_digest
+from SAMFineTuneLib.inference.masks import pieces_asked_for
 from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts, square_view, view_of_box
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
@@ -115,7 +116,7 @@ class Predictor:
         if view is None:
             view = self._choose_view(picture, prompts, previous)
         decoded = self._decode_prompts(picture, prompts, view, previous)
-        return _to_prediction(decoded, tokens, picture.shape)
+        return self._to_prediction(decoded, tokens, picture.shape, prompts)
 
     def _candidates(self, ambiguous: bool, by_default: bool) -> slice:
         """Which of the decoder's four masks are candidates."""
@@ -147,7 +148,8 @@ class Predictor:
             decoded = self.decode(picture, corners, np.tile(np.float32([2, 3]), (len(members), 1)), view=view)
             for position, index in enumerate(members):
                 candidates = self._candidates(False, by_default=True)
-                predictions[index] = _to_prediction(decoded, candidates, picture.shape, position)
+                alone = PlanePrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), box=boxes[index])
+                predictions[index] = self._to_prediction(decoded, candidates, picture.shape, alone, position)
         return [predictions[index] for index in range(len(boxes))]
 
     def decode(
@@ -197,6 +199,16 @@ class Predictor:
             place = geometry(view.crop(picture).shape, self.engine.spec)
             mask_input = place.mask_to_low_res(view.crop(mask))
         return self.decode(picture, coords[None], labels[None], mask_input, view)
+
+    def _to_prediction(
+        self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts, prompt: int = 0
+    ) -> Prediction:
+        masks = decoded.view.paste(decoded.logits(prompt, tokens) > 0, (shape[0], shape[1]), False)
+        if self.engine.spec.one_piece:
+            # What lies apart is another object of the same looks, unless the user points at it.
+            marked = _marked(prompts, masks.shape[1:])
+            masks = np.stack([pieces_asked_for(mask, marked, largest=prompts.box is not None) for mask in masks])
+        return Prediction(masks, decoded.scores[prompt, tokens], decoded.low_res[prompt, tokens], decoded.view)
 
     def _choose_view(self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | None) -> View:
         """Where to look. Prompts decide, in the order in which they came, so that a replay looks the same way."""
@@ -293,11 +305,9 @@ def _union(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.concatenate([np.minimum(first[:2], second[:2]), np.maximum(first[2:], second[2:])])
 
 
-def _to_prediction(decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompt: int = 0) -> Prediction:
-    masks = decoded.logits(prompt, tokens) > 0
-    return Prediction(
-        decoded.view.paste(masks, (shape[0], shape[1]), False),
-        decoded.scores[prompt, tokens],
-        decoded.low_res[prompt, tokens],
-        decoded.view,
-    )
+def _marked(prompts: PlanePrompts, shape: tuple[int, int]) -> np.ndarray:
+    """Pixels (rows, columns) that prompts name as the object's: positive points and the mask."""
+    marked = np.zeros(shape, bool) if prompts.mask is None else np.array(prompts.mask, bool)
+    columns, rows = np.rint(prompts.points[prompts.labels == 1].reshape(-1, 2)).astype(int).T
+    marked[rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1)] = True
+    return marked

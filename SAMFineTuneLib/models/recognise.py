@@ -44,7 +44,7 @@ _PIXELS: dict[str, dict[str, Any]] = {
     "finetune_sam": {"resize": "squash"},
     "compact": {
         "pixel_mean": (110.0,), "pixel_std": (60.0,), "channels": 1, "coordinates": "centred", "zoom": True,
-        "ranks_all": True,
+        "ranks_all": True, "one_piece": True,
     },
 }  # fmt: skip
 

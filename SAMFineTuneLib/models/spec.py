@@ -72,6 +72,8 @@ class ModelSpec:
     """Whether the predictor should crop to the prompt's surroundings, because the input is small."""
     ranks_all: bool = False
     """Whether predicted IoU compares all four masks for any prompt; SAM's holds among 1-3 for a lone point only."""
+    one_piece: bool = False
+    """Whether the model learned that an object is one piece, so that other pieces of a mask are strays."""
     licence: str = ""
     source: str = ""
     files: Mapping[str, str] = field(default_factory=dict)

@@ -407,6 +407,7 @@ def _spec(run: Run, folder: Path | None = None) -> ModelSpec:
         low_res_size=compact.LOW_RES_SIZE,
         zoom=True,
         ranks_all=True,
+        one_piece=True,
         licence="Apache-2.0",
         source=(
             f"trained by samfinetune pretrain --synthetic: generator {GENERATOR_VERSION}, seed {run.seed}, "

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from SAMFineTuneLib.inference.masks import PackedMask, interior_points, interpolate, overlap, pieces
+from SAMFineTuneLib.inference.masks import PackedMask, interior_points, interpolate, overlap, pieces, pieces_asked_for
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=19)
 
@@ -29,6 +29,27 @@ def test_pieces_partition_the_mask_and_agree_with_scipy(mask):
     assert np.array_equal(np.sum(found, axis=0) if found else np.zeros(mask.shape), mask.astype(int))
     sizes = [int(piece.sum()) for piece in found]
     assert sizes == sorted(sizes, reverse=True)
+
+
+@settings(deadline=None)
+@given(shapes.flatmap(lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))), st.booleans())
+def test_pieces_that_are_asked_for_are_those_touched_and_the_largest(masks, largest):
+    mask, marked = masks
+    kept = pieces_asked_for(mask, marked, largest)
+    parts = pieces(mask)
+    touched = [part for part in parts if (part & marked).any()]
+    for part in parts:
+        assert kept[part].all() or not kept[part].any(), "a piece is kept whole or not at all"
+    for part in touched:
+        assert kept[part].all()
+    others = [part for part in parts if kept[part].any() and not (part & marked).any()]
+    if largest or not touched:
+        biggest = max((int(part.sum()) for part in parts), default=0)
+        assert len(others) <= 1 and all(part.sum() == biggest for part in others)
+        assert kept.any() == mask.any()
+    else:
+        assert not others
+    assert not (kept & ~mask).any()
 
 
 @settings(deadline=None)

@@ -161,6 +161,44 @@ def test_a_model_that_ranks_all_its_masks_chooses_among_four(random_compact):
     assert np.array_equal(batched.mask, predictor.predict(picture, box).mask)
 
 
+class TwoDiscs:
+    """Answers every prompt with a large disc on the left and a small one on the right."""
+
+    device, digest, notices = "test", "two discs", ()
+    spec = ModelSpec(id="two", name="Two", architecture="compact", input_size=64, low_res_size=64, channels=1,
+                     pixel_mean=(0.0,), pixel_std=(1.0,), embedding_size=64, one_piece=True)  # fmt: skip
+
+    def encode(self, image):
+        return {"image": image}
+
+    def decode(self, embedding, point_coords, point_labels, mask_input, has_mask_input):
+        rows, columns = np.indices((64, 64))
+        large, small = (np.hypot(rows - 32, columns - x) <= radius for x, radius in ((18, 12), (50, 6)))
+        logits = np.where(large | small, 5.0, -5.0).astype(np.float32)
+        return np.tile(logits, (len(point_coords), 4, 1, 1)), np.ones((len(point_coords), 4), np.float32)
+
+
+def test_strays_of_a_model_of_one_piece_are_dropped_unless_they_are_pointed_at():
+    predictor, picture = Predictor(TwoDiscs()), np.zeros((64, 64), np.uint8)
+    everywhere = np.float32([2, 20, 60, 48])
+    on_large, on_small, hint = points((18, 32, 1)), points((50, 32, 1)), np.zeros((64, 64), bool)
+    hint[30:34, 48:52] = True
+
+    def discs(prompts):
+        mask = predictor.predict(picture, prompts).mask
+        return bool(mask[32, 18]), bool(mask[32, 50])
+
+    assert discs(PlanePrompts(*NONE, box=everywhere)) == (True, False)
+    assert discs(PlanePrompts(*on_large)) == (True, False)
+    assert discs(PlanePrompts(*on_small)) == (False, True)
+    assert discs(PlanePrompts(*on_small, box=everywhere)) == (True, True)
+    assert discs(PlanePrompts(*points((18, 32, 1), (50, 32, 1)))) == (True, True)
+    assert discs(PlanePrompts(*NONE, mask=hint)) == (False, True)
+    assert discs(PlanePrompts(*points((34, 60, 1)))) == (True, False), "a point beside all: the largest"
+    (batched,) = predictor.predict_boxes(picture, everywhere[None])
+    assert batched.mask[32, 18] and not batched.mask[32, 50]
+
+
 @pytest.mark.parametrize("radius", [12, 40, 110])
 def test_a_lone_point_looks_at_the_scale_of_its_object(radius):
     picture = np.random.default_rng(0).normal(70, 8, (512, 512))
