@@ -2,7 +2,7 @@
 
     python Testing/benchmarks/results_tables.py CT=ct "hippocampus MR=hippocampus" "prostate MR=prostate"
 
-Each argument is a name and the folder that `samfinetune evaluate` wrote. Prints Markdown: every table of the report once,
+Each argument is a name and a folder that `samfinetune evaluate` wrote. Prints Markdown: every table of the report once,
 the sets' rows one after the other, with the name in the first column. What is the same everywhere is left out.
 """
 
