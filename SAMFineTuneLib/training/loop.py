@@ -31,7 +31,7 @@ from SAMFineTuneLib.training.settings import Settings
 
 CHECKPOINT_SECONDS = 30.0
 GRADIENT_NORM = 1.0
-_AUTOMATIC_WEIGHT = 0.5  # of the automatic head's loss beside the prompted one
+_AUTOMATIC_WEIGHT = 1.0  # of the automatic head's loss beside the prompted one
 _EPSILON = 1e-6  # of AdamW: a gradient that is rounding noise alone moves nothing
 _CLASS_HEAD_RATE = 3.0  # in learning rates
 _REHEARSED = 2  # one synthetic picture with so many of the cases

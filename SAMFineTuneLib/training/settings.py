@@ -40,7 +40,7 @@ class Settings:
     labels: LabelChoice = field(default_factory=LabelChoice)
     steps: int = PRESETS["quick"]["steps"]
     """Optimiser steps of each training; warm-up and decay are parts of it."""
-    most_shown: int | None = 100
+    most_shown: int | None = 200
     """Times that each labelled slice is shown at most: a training of a few slices is shorter. None: no limit."""
     batch: int = PRESETS["quick"]["batch"]
     """Pictures a step, of all processes together."""
