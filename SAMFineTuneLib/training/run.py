@@ -407,7 +407,11 @@ def _card(run: _Run, history: History) -> Card:
         "validated": tuple(history.validated),
         "dice": tuple(history.dice),
     }  # fmt: skip
-    recipe = {**run.settings.recipe(), "steps": len(history.loss), "kept step": history.best, "evidence": run.evidence}
+    rehearsed = "synthetic pictures" if rehearsal_of(run.base.spec, run.settings) else None
+    recipe = {
+        **run.settings.recipe(), "steps": len(history.loss), "kept step": history.best, "rehearsal": rehearsed,
+        "evidence": run.evidence,
+    }  # fmt: skip
     return Card(
         labels=run.found.names,
         recipe={name: value for name, value in recipe.items() if value is not None},

@@ -270,7 +270,7 @@ def test_warm_up_and_decay_are_parts_of_the_run(steps):
 
 
 def test_a_training_learns(folder):
-    run = training(folder, steps=8, augment=0.3)
+    run = training(folder, steps=8, augment=0.3, learning_rate=4e-3)
     before = trained(run.network)
 
     def loss() -> float:
