@@ -1,4 +1,5 @@
 """Augmentations of finetune-SAM (Gu et al., 2024): equalise, brightness and contrast, scale and crop, rotation.
+And what differs from scanner to scanner: bias field, blur, noise (as in SynthSeg, Billot et al., 2023).
 
 A picture and its classes go through one transform; classes by the nearest pixel, so that none arises that does not
 exist. Left and right are never exchanged: in a patient they differ.
@@ -14,6 +15,10 @@ _COLOUR = 0.3  # change of brightness, contrast and gamma
 _SCALES = (0.5, 1.5)
 _DEGREES = 45.0
 _SHIFT = 0.1  # of the longer side
+_SCANNER = 0.5  # probability of each of what follows
+_BIAS = 0.3  # logarithm of the field at its strongest
+_BLUR = 0.005  # Gaussian's sigma, of the longer side
+_NOISE = 0.06  # deviation, in a picture of 0..1
 
 
 def augment(
@@ -48,7 +53,24 @@ def _shade(rng: np.random.Generator, picture: np.ndarray, strength: float) -> np
     grey = (_equalise(picture) if equalised else picture) / np.float32(255)
     middle = grey.mean()
     grey = np.clip(((grey - middle) * contrast + middle) * brightness, 0, 1) ** np.float32(gamma)
+    grey = np.clip(_scan(rng, grey, strength), 0, 1)
     return np.rint(255 * grey).astype(np.uint8)
+
+
+def _scan(rng: np.random.Generator, grey: np.ndarray, strength: float) -> np.ndarray:
+    """The same as another scanner might show it; grey values of 0..1, about."""
+    biased, blurred, noisy = rng.random(3) < _SCANNER * min(strength, 1.0)
+    bias, blur, noise = (most * strength * rng.random() for most in (_BIAS, _BLUR, _NOISE))
+    if biased:
+        turn, phase = rng.uniform(0, 2 * np.pi, 2)
+        rows, columns = (np.linspace(-np.pi / 2, np.pi / 2, size, dtype=np.float32) for size in grey.shape)
+        wave = np.sin(np.cos(turn) * rows[:, None] + np.sin(turn) * columns + phase)
+        grey = grey * np.exp(np.float32(bias) * wave)
+    if blurred:
+        grey = ndimage.gaussian_filter(grey, blur * max(grey.shape))
+    if noisy:
+        grey = grey + np.float32(noise) * rng.standard_normal(grey.shape, dtype=np.float32)
+    return grey
 
 
 def _equalise(picture: np.ndarray) -> np.ndarray:

@@ -26,13 +26,15 @@ from SAMFineTuneLib.training.interactive import Objects, session_loss
 from SAMFineTuneLib.training.items import Item, Items
 from SAMFineTuneLib.training.losses import class_loss
 from SAMFineTuneLib.training.memory import compute_blocks_twice, plan
+from SAMFineTuneLib.training.rehearsal import Rehearsal
 from SAMFineTuneLib.training.settings import Settings
 
 CHECKPOINT_SECONDS = 30.0
 GRADIENT_NORM = 1.0
-_AUTOMATIC_WEIGHT = 0.5  # of the automatic head's loss beside the prompted one
+_AUTOMATIC_WEIGHT = 1.0  # of the automatic head's loss beside the prompted one
 _EPSILON = 1e-6  # of AdamW: a gradient that is rounding noise alone moves nothing
 _CLASS_HEAD_RATE = 3.0  # in learning rates
+_REHEARSED = 2  # one synthetic picture with so many of the cases
 _EMBEDDINGS = 1 << 30  # bytes of embeddings that are kept when the encoder does not learn
 
 
@@ -65,6 +67,8 @@ class Training:
     items: Items
     device: torch.device
     gang: Gang = field(default_factory=Gang)
+    rehearsal: Rehearsal | None = None
+    """What the base must not forget; None: it may forget what it likes."""
     validate: Callable[[], float] | None = None
     report: Callable[[History], None] = lambda history: None
     cancelled: Callable[[], bool] = lambda: False
@@ -112,7 +116,7 @@ def train(training: Training, checkpoint: Path | None = None, part: int = 0) -> 
 
 
 def make_optimiser(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW; a class head, which begins anew, learns faster.
+    """AdamW; a class head, which begins anew, learns faster, and what the base knew already slower than what is added.
 
     Weight decay pulls what begins at nothing (LoRA, Adapters) back to it. Modules of the base that are trained whole
     have none: it would wear down what they know. Neither have biases, norms and tokens.
@@ -121,7 +125,7 @@ def make_optimiser(network: nn.Module, settings: Settings) -> torch.optim.Optimi
     for name, parameter in trainable(network).items():
         added = ".lora_" in name or "adapter" in name or settings.method.method == "vanilla"
         plain = not added or parameter.ndim < 2 or "token" in name or "norm" in name or "embed" in name
-        share = _CLASS_HEAD_RATE if ".class_head." in name else 1.0
+        share = _CLASS_HEAD_RATE if ".class_head." in name else 1.0 if added else settings.whole_share
         groups.setdefault((plain, share), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -154,11 +158,14 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     loss, iou = 0.0, 0.0
     for begin in range(0, len(numbers), embeddings.at_once):
-        batch = [training.items(number) for number in numbers[begin : begin + embeddings.at_once]]
+        shown = numbers[begin : begin + embeddings.at_once]
+        batch = [training.items(number) for number in shown]
+        if training.rehearsal:
+            batch += [training.rehearsal(number) for number in shown if number % _REHEARSED == 0]
         part, first = batch_loss(training, embeddings, batch)
         (part.sum() / settings.batch).backward()
-        loss += float(part.detach().sum()) / settings.batch
-        iou += float(first.sum()) / settings.batch
+        loss += float(part.detach()[: len(shown)].sum()) / settings.batch
+        iou += float(first[: len(shown)].sum()) / settings.batch
     own = list(trainable(training.network).values())
     training.gang.sum_gradients(own)
     torch.nn.utils.clip_grad_norm_(own, GRADIENT_NORM)

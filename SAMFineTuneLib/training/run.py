@@ -34,6 +34,7 @@ from SAMFineTuneLib.training.gang import Gang, join_gang
 from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, answer_slice, mean_dice, measure_case
 from SAMFineTuneLib.training.items import Items
 from SAMFineTuneLib.training.loop import History, Stopped, Training, train
+from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.report import REPORT, write_report
 from SAMFineTuneLib.training.settings import Settings
 from SAMFineTuneLib.training.slices import LabelledSlice, evenly, slices_of, with_objects
@@ -41,7 +42,7 @@ from SAMFineTuneLib.training.splits import Fold, Folds, set_aside, split
 
 __all__ = ["Progress", "Result", "Stopped", "fine_tune", "working_folder"]
 
-_FORMAT = 1
+_FORMAT = 2
 _PICTURES = 6  # held-out cases that the report shows
 _VALIDATION_SLICES = 4  # labelled slices of a validation case that are looked at
 _MANY_PATIENTS = 10  # from so many on, a tenth is set aside for validation
@@ -254,7 +255,8 @@ class _Run:
         network = attach(load_network(self.base.file("weights"))[1], self.base.spec, settings.method, settings.seed)
         training = Training(
             network, self.base.spec, settings, Items(shown, empty, self.base.spec, settings, number),
-            self.device, self.gang, self._validator(network, fold.test), _Told(self, settings.steps), self.cancelled,
+            self.device, self.gang, rehearsal_of(self.base.spec, settings, number),
+            self._validator(network, fold.test), _Told(self, settings.steps), self.cancelled,
         )  # fmt: skip
         history = train(training, folder / "checkpoint.pt", number)
         if history.ended:
@@ -405,7 +407,11 @@ def _card(run: _Run, history: History) -> Card:
         "validated": tuple(history.validated),
         "dice": tuple(history.dice),
     }  # fmt: skip
-    recipe = {**run.settings.recipe(), "steps": len(history.loss), "kept step": history.best, "evidence": run.evidence}
+    rehearsed = "synthetic pictures" if rehearsal_of(run.base.spec, run.settings) else None
+    recipe = {
+        **run.settings.recipe(), "steps": len(history.loss), "kept step": history.best, "rehearsal": rehearsed,
+        "evidence": run.evidence,
+    }  # fmt: skip
     return Card(
         labels=run.found.names,
         recipe={name: value for name, value in recipe.items() if value is not None},

@@ -22,6 +22,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# The recipes' learning rates, and those of the bundled model's architecture, which takes larger steps.
+_RATES = {"lora": 3e-4, "adapter": 1e-4, "vanilla": 1e-4}
+_SMALL_RATES = {"lora": 4e-3, "adapter": 2e-3, "vanilla": 1e-3}
 _FULL_STRENGTH = 30  # times that a training shows each slice, from which on it is augmented in full
 _LEAST_STRENGTH = 0.3
 
@@ -37,7 +40,7 @@ class Settings:
     labels: LabelChoice = field(default_factory=LabelChoice)
     steps: int = PRESETS["quick"]["steps"]
     """Optimiser steps of each training; warm-up and decay are parts of it."""
-    most_shown: int | None = 100
+    most_shown: int | None = 200
     """Times that each labelled slice is shown at most: a training of a few slices is shorter. None: no limit."""
     batch: int = PRESETS["quick"]["batch"]
     """Pictures a step, of all processes together."""
@@ -102,11 +105,17 @@ class Settings:
     @property
     def rate(self) -> float:
         """The highest learning rate."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        if not self.small_base:
-            return {"lora": 3e-4, "adapter": 1e-4, "vanilla": 1e-4}[self.method.method]
-        return {"lora": 4e-3, "adapter": 2e-3, "vanilla": 1e-3}[self.method.method]
+        return self._rates[self.method.method] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def whole_share(self) -> float:
+        """Learning rate of the base's own modules that are trained whole beside LoRA or Adapters, in rates: what suits
+        whole weights, or they would be the first to forget."""
+        return self._rates["vanilla"] / self._rates[self.method.method]
+
+    @property
+    def _rates(self) -> dict[str, float]:
+        return _SMALL_RATES if self.small_base else _RATES
 
     def for_slices(self, slices: int) -> Settings:
         """With the steps that so many labelled slices allow."""

@@ -181,6 +181,15 @@ def test_augmentation_makes_no_new_classes_and_moves_both_alike():
     assert augment(np.random.default_rng(0), picture, classes, 0) == (picture, classes)
 
 
+def test_augmentation_varies_what_scanners_vary():
+    """Of a flat picture some copies get noise, some a smooth field, some neither."""
+    flat, nothing = np.full((64, 64), 128, np.uint8), np.zeros((64, 64), np.uint8)
+    shown = [augment(np.random.default_rng(seed), flat, nothing)[0].astype(float) for seed in range(60)]
+    noise = np.array([np.abs(np.diff(one)).mean() for one in shown])
+    field = np.array([np.ptp(one.reshape(4, 16, 4, 16).mean((1, 3))) for one in shown])
+    assert 10 < (noise > 2).sum() < 50 and 5 < ((noise < 1) & (field > 2)).sum() and 5 < (noise == 0).sum()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_prompts_lie_where_an_annotator_may_place_them(seed):
     mask = mask_of()
@@ -261,7 +270,7 @@ def test_warm_up_and_decay_are_parts_of_the_run(steps):
 
 
 def test_a_training_learns(folder):
-    run = training(folder, steps=8, augment=0.3)
+    run = training(folder, steps=8, augment=0.3, learning_rate=4e-3)
     before = trained(run.network)
 
     def loss() -> float:

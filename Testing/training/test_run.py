@@ -57,6 +57,7 @@ def test_every_case_is_tested_once_by_an_adapter_that_did_not_see_it(done, cases
         assert set(gain.cases) == digests and None not in gain.after
         assert (None in gain.before) == (gain.prompt == "automatic"), "the base finds nothing by itself"
         assert gain.interval_after[0] <= gain.means[1] <= gain.interval_after[1]
+    assert card.recipe["rehearsal"] == "synthetic pictures"
     assert "3 adapters of this recipe were trained leaving out each patient once" in done.result.evidence
     assert "learned from all 3 cases" in done.result.evidence and card.recipe["evidence"] == done.result.evidence
 

@@ -12,6 +12,7 @@ from SAMFineTuneLib.training.cases import LabelChoice, find_cases, read_labelled
 from SAMFineTuneLib.training.gang import Gang
 from SAMFineTuneLib.training.items import Items
 from SAMFineTuneLib.training.loop import Training
+from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.settings import Settings
 from SAMFineTuneLib.training.slices import slices_of, with_objects
 
@@ -32,7 +33,8 @@ def training(folder, gang: Gang | None = None, part: int = 0, **changes) -> Trai
     network = attach(load_network(base.file("weights"))[1], base.spec, settled.method, settled.seed)
     empty = [one for one in slices if not one.labelled]
     items = Items(with_objects(slices, "all"), empty, base.spec, settled, part)
-    return Training(network, base.spec, settled, items, torch.device("cpu"), gang or Gang())
+    rehearsal = rehearsal_of(base.spec, settled, part)
+    return Training(network, base.spec, settled, items, torch.device("cpu"), gang or Gang(), rehearsal)
 
 
 def trained(network) -> dict[str, torch.Tensor]:
