@@ -308,10 +308,11 @@ def test_plain_peft_loads_and_merges_it(base, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PEFT warns about tensors it misses
         plain = peft.PeftModel.from_pretrained(fresh(base), str(tmp_path / "a"))
-    assert same(answers(plain, base), answers(network, base))
+    rounding = 1e-5  # where weights lie in memory may choose another kernel, and with it another order of sums
+    assert distance(answers(plain, base), answers(network, base)) < rounding
     assert plain.peft_config["default"].peft_type == "LORA"
     merged = plain.merge_and_unload()
-    assert same(answers(merged, base), answers(load_adapter(tmp_path / "a", base)[0], base))
+    assert distance(answers(merged, base), answers(load_adapter(tmp_path / "a", base)[0], base)) < rounding
 
 
 def test_the_merge_is_the_one_by_hand(small, tmp_path):
