@@ -55,7 +55,7 @@ class Desk:
             view.show(node)
             view.node.SetFieldOfView(FIELD, FIELD * HEIGHT / WIDTH, 1)
             view.node.UpdateMatrices()
-        self.session = SceneSession(self.slicer.scene, SessionClient(LocalWorker()))
+        self.session = SceneSession(self.slicer.scene, SessionClient(LocalWorker(), segments_are_steps=False))
         self.session.set_segmentation_node(self.segmentation)
         self.session.set_volume_node(node)
 
