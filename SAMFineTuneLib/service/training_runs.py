@@ -84,6 +84,10 @@ def free_name(wished: str, folder: Path | None = None) -> str:
     return next(name for name in names if not any((store / name).exists() for store in stores))
 
 
+# Their pipes tell trainings that this program lives. A panel that began one may go (reload) while the program goes on.
+_STARTED: dict[Path, object] = {}
+
+
 class TrainingRun:
     """One training. `poll` moves it on; `state` is then "new", "running", "done", "failed", "stopped", "checked" or
     "interrupted" (it ended without a word)."""
@@ -125,6 +129,7 @@ class TrainingRun:
         command = [executable or sys.executable, "-m", "SAMFineTuneLib.service.training_process", str(self.folder)]
         try:
             self._starter.start(command, _surroundings(environment, outlives), self.folder / files.LOG)
+            _STARTED[self.folder] = self._starter
         except OSError as error:
             raise UserError(f"The training cannot be started with {command[0]} ({error.strerror or error}).") from error
         self.state, self.last = "running", {}
