@@ -77,8 +77,11 @@ def _labelled(mask: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
 
     x0, y0, x1, y1 = box.astype(int)
     inside = slice(y0, y1 + 1), slice(x0, x1 + 1)
+    label = sitk.ConnectedComponentImageFilter()
+    label.FullyConnectedOn()
+    label.SetNumberOfThreads(1)  # a slice is too small for more, and they wait for the inference engine's own
     picture = sitk.GetImageFromArray(np.ascontiguousarray(mask[inside], dtype=np.uint8))
-    return sitk.GetArrayFromImage(sitk.ConnectedComponent(picture, True)), inside
+    return sitk.GetArrayFromImage(label.Execute(picture)), inside
 
 
 def interpolate(first: np.ndarray, second: np.ndarray, position: float) -> np.ndarray:

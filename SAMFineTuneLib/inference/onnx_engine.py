@@ -120,6 +120,8 @@ class OnnxEngine:
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # its messages go to stderr; what matters is raised
         options.intra_op_num_threads = self._threads or 0  # 0 is as many as there are cores
+        # Threads that spin while they wait take the cores from Slicer's window, and from each other.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             return runtime.InferenceSession(str(self._files[part]), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises classes of its own, some private

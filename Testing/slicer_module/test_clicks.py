@@ -56,6 +56,18 @@ class Work:
     def wait_for_voxels(self):
         self.desktop.wait(lambda: self.voxels().any())
 
+    def wait_for_list(self, column, *texts):
+        """Until the list of prompts, which follows the masks a moment later, shows these texts."""
+        table = self.ui.promptsTable
+
+        def shown():
+            items = [table.item(row, column) for row in range(table.rowCount)]
+            return len(items) == len(texts) and all(
+                item is not None and item.text().startswith(text) for item, text in zip(items, texts, strict=True)
+            )
+
+        self.desktop.wait(shown, 5)
+
     def rest(self):
         """Until the worker has answered everything, and all of it is shown."""
         self.desktop.wait(lambda: self.session.at_rest and not self.panel.host.jobs)
@@ -87,7 +99,7 @@ def test_the_first_click_makes_the_mask(desktop):
     after = view.pixels()[y - 3:y + 4, x + 6:x + 13].astype(int)
     assert np.ptp(before, axis=-1).max() == 0 and np.ptp(after, axis=-1).min() > 20  # it was grey, and is coloured
     assert panel.input.segmentation_node is work.session.segmentation_node
-    assert panel.prompts.ui.promptsTable.rowCount == 1
+    work.wait_for_list(0, "Point")
 
 
 @pytest.mark.parametrize("name", ["Red", "Green", "Yellow"])
@@ -106,7 +118,7 @@ def test_a_view_turned_by_20_degrees(work):
     work.desktop.views["Red"].click(work.desktop.views["Red"].xy_of(ras))
     work.wait_for_voxels()
     assert work.covers(ras)
-    assert work.ui.promptsTable.item(0, 2).text() == "oblique"
+    work.wait_for_list(2, "oblique")
 
 
 def test_views_are_aligned_with_the_volume_on_request(work):
@@ -117,7 +129,7 @@ def test_views_are_aligned_with_the_volume_on_request(work):
     work.click("Red", work.middle_of(KIDNEY))
     work.wait_for_voxels()
     assert len(np.flatnonzero(work.voxels().any(axis=(1, 2)))) == 1
-    work.desktop.wait(lambda: work.ui.promptsTable.item(0, 2).text().startswith("axial "), 5)
+    work.wait_for_list(2, "axial ")
 
 
 def test_a_box_is_dragged(work):
@@ -136,7 +148,7 @@ def test_a_box_is_dragged(work):
     assert view.renderer.GetViewProps().GetNumberOfItems() <= props + 1  # the ROI's own pipeline may come
     work.wait_for_voxels()
     assert work.covers(ras)
-    assert work.ui.promptsTable.item(0, 0).text() == "Box"
+    work.wait_for_list(0, "Box")
 
 
 def test_a_click_with_the_box_tool_is_no_box(work):
@@ -170,7 +182,7 @@ def test_a_scribble_and_one_to_exclude(work):
     work.panel.prompts.choose("scribble-")
     view.drag((x + 10, y - 20), (x + 10, y + 20), steps=8)
     work.desktop.wait(lambda: (work.voxels() != before).any())
-    assert [work.ui.promptsTable.item(row, 0).text() for row in range(2)] == ["Scribble", "Scribble, excluding"]
+    work.wait_for_list(0, "Scribble", "Scribble, excluding")
 
 
 def test_zoom_and_slice_changes_pass_while_a_box_is_the_tool(work):
