@@ -29,3 +29,11 @@ def real_images() -> Path:
     if not REAL_IMAGES.is_dir():
         pytest.skip("the real images are not on this machine")
     return REAL_IMAGES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Embeddings of the tests stay out of the user's cache, and what lies there out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMFINETUNE_CACHE", str(tmp_path_factory.mktemp("embeddings")))
+        yield

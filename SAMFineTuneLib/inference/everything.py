@@ -27,7 +27,7 @@ from SAMFineTuneLib.images import (
     picture,
     write,
 )
-from SAMFineTuneLib.inference.masks import PackedMask, interpolate, overlap, pieces
+from SAMFineTuneLib.inference.masks import PackedMask, interpolate, overlap, pieces, stability_score
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.view import View, bounding_box
 
@@ -160,13 +160,6 @@ def grid_points(view: View, per_side: int) -> np.ndarray:
     xs = view.left + (np.arange(per_side) + 0.5) * view.columns / per_side - 0.5
     ys = view.top + (np.arange(per_side) + 0.5) * view.rows / per_side - 0.5
     return np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
-
-
-def stability_score(logits: np.ndarray, offset: float) -> np.ndarray:
-    """IoU (...) of the masks of logits (..., rows, columns) at the thresholds +offset and -offset."""
-    narrow = np.count_nonzero(logits > offset, axis=(-2, -1))
-    wide = np.count_nonzero(logits > -offset, axis=(-2, -1))
-    return narrow / np.maximum(wide, 1)
 
 
 def box_nms(boxes: np.ndarray, scores: np.ndarray, max_overlap: float) -> list[int]:

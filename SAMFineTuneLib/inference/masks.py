@@ -1,4 +1,4 @@
-"""Small facts about 2-D masks: packing, boxes, overlap, connected pieces, the most interior points.
+"""Small facts about 2-D masks: packing, overlap, stability, connected pieces, the most interior points.
 
 Masks are bool (rows, columns); points and boxes are (x, y) = (column, row) with pixel centres at integers.
 """
@@ -82,6 +82,13 @@ def _labelled(mask: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
     label.SetNumberOfThreads(1)  # a slice is too small for more, and they wait for the inference engine's own
     picture = sitk.GetImageFromArray(np.ascontiguousarray(mask[inside], dtype=np.uint8))
     return sitk.GetArrayFromImage(label.Execute(picture)), inside
+
+
+def stability_score(logits: np.ndarray, offset: float) -> np.ndarray:
+    """IoU (...) of the masks of logits (..., rows, columns) at the thresholds +offset and -offset."""
+    narrow = np.count_nonzero(logits > offset, axis=(-2, -1))
+    wide = np.count_nonzero(logits > -offset, axis=(-2, -1))
+    return narrow / np.maximum(wide, 1)
 
 
 def interpolate(first: np.ndarray, second: np.ndarray, position: float) -> np.ndarray:

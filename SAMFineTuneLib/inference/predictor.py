@@ -15,12 +15,13 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
 from SAMFineTuneLib.inference.engine import Engine, embedding_digest
-from SAMFineTuneLib.inference.masks import pieces_asked_for
+from SAMFineTuneLib.inference.masks import pieces_asked_for, stability_score
 from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts, square_view, view_of_box
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)  # sides of a lone point's views, in longer picture sides
+_STABILITY_OFFSET = 1.0  # as in Segment Anything
 _CUT_PENALTY = 0.5  # how much of its score a mask loses when all of its outline lies on the view's cut edges
 
 
@@ -85,7 +86,7 @@ class Predictor:
             self.encoder_calls += 1
             return self.engine.encode(prepare(cropped, self.engine.spec)[0])
 
-        key = embedding_key(np.ascontiguousarray(cropped), embedding_digest(self.engine))
+        key = embedding_key(cropped, f"{embedding_digest(self.engine)}|{self.engine.spec.input_rule}")
         return self.cache.get_or_compute(key, compute), geometry(cropped.shape, self.engine.spec)
 
     def predict(
@@ -238,8 +239,8 @@ class Predictor:
     def _view_for_point(self, picture: np.ndarray, point: np.ndarray) -> View:
         """Where to look for the object under one point, whose size is unknown.
 
-        Each view proposes masks. A good one is expected to be good (predicted IoU), is found again in other views,
-        and does not run into the view's edges; its view wins.
+        Each view proposes masks. A good one is expected to be good (predicted IoU), has a definite outline
+        (stability), is found again in other views, and does not run into the view's edges; its view wins.
         """
         lone = PlanePrompts(np.asarray(point, np.float32)[None], np.ones(1, np.int64))
         longer = max(picture.shape[:2])
@@ -256,11 +257,12 @@ class Predictor:
         return views[int(np.argmax(merits.max(axis=1)))]
 
     def _proposals(self, picture: np.ndarray, prompts: PlanePrompts, view: View) -> tuple[np.ndarray, np.ndarray]:
-        """Masks (3, H, W) in the picture, and predicted IoU (3,) less what the view's edges cut."""
+        """Masks (3, H, W) in the picture, and predicted IoU times stability (3,) less what the view's edges cut."""
         decoded = self._decode_prompts(picture, prompts, view)
         masks = decoded.logits(0, slice(1, 4)) > 0
         whole = np.array([1.0 - _CUT_PENALTY * _cut_fraction(mask, view, picture.shape) for mask in masks])
-        return view.paste(masks, picture.shape[:2], False), decoded.scores[0, 1:] * whole
+        merits = decoded.scores[0, 1:] * stability_score(decoded.low_res[0, 1:], _STABILITY_OFFSET) * whole
+        return view.paste(masks, picture.shape[:2], False), merits
 
 
 def _agreement(masks: np.ndarray) -> np.ndarray:

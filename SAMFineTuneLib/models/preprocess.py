@@ -9,7 +9,7 @@ Each model gets the pixels its authors gave it; `ModelSpec` says how:
 | `area` | OpenCV's `INTER_AREA`, rounded to bytes | LiteMedSAM |
 | `nearest` | OpenCV's `INTER_NEAREST` | SAM-Med2D |
 
-Then min-max if asked, mean and standard deviation, and at last the zeros of the padding.
+Then a stretch if asked, mean and standard deviation, and at last the zeros of the padding.
 """
 
 from __future__ import annotations
@@ -100,10 +100,21 @@ def prepare(picture: np.ndarray, spec: ModelSpec) -> tuple[np.ndarray, InputGeom
     if spec.pixel_range == "minmax":
         low, high = pixels.min(), pixels.max()
         pixels = (pixels - low) / max(float(high - low), 1e-8)
+    elif spec.pixel_range == "percentiles":
+        pixels = stretched(pixels)
     mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (spec.pixel_mean, spec.pixel_std))
     tensor = np.zeros((1, spec.channels, spec.input_size, spec.input_size), np.float32)
     tensor[0, :, : place.content[0], : place.content[1]] = (pixels - mean) / std
     return tensor, place
+
+
+def stretched(pixels: np.ndarray) -> np.ndarray:
+    """Grey values of any shape -> float32 0 to 255, such that one in two hundred is cut at either end.
+
+    What is dark or flat in the window of a whole slice, as beside an endorectal coil, is shown with all its contrast.
+    """
+    low, high = np.percentile(pixels, (0.5, 99.5))
+    return np.clip((pixels - np.float32(low)) * np.float32(255 / max(high - low, 1.0)), 0, 255, dtype=np.float32)
 
 
 def _resize(plane: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:

@@ -34,7 +34,7 @@ _CHOICES = {
     "architecture": ARCHITECTURES,
     "resize": ("longest_side_pad", "squash"),
     "interpolation": ("bilinear", "cubic", "area", "nearest"),
-    "pixel_range": ("0-255", "minmax"),
+    "pixel_range": ("0-255", "minmax", "percentiles"),
     "coordinates": ("scaled", "centred"),
     "channels": (1, 3),
 }
@@ -60,7 +60,8 @@ class ModelSpec:
     interpolation: str = "bilinear"
     """How pixels are resampled, see `preprocess`: `bilinear` (antialiased), `cubic`, `area` or `nearest`."""
     pixel_range: str = "0-255"
-    """`0-255` as they are; `minmax` each picture stretched to 0..1, before `pixel_mean` and `pixel_std`."""
+    """Before `pixel_mean` and `pixel_std`: `0-255` as they are, `minmax` each picture stretched to 0..1, `percentiles`
+    each picture stretched to 0..255, 0.5 % cut at either end."""
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
     channels: int = 3
@@ -93,6 +94,12 @@ class ModelSpec:
             object.__setattr__(self, "heads", ("automatic",) if self.classes else ("promptable",))
         if problem := _problem(self):
             raise UserError(f"The description of model {self.id!r} is not usable: {problem}.")
+
+    @property
+    def input_rule(self) -> str:
+        """How pictures become the network's input. With the encoder's weights it says what an embedding is."""
+        rule = (self.input_size, self.resize, self.interpolation, self.pixel_range, self.pixel_mean, self.pixel_std)
+        return "|".join(map(str, (*rule, self.channels)))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object `from_dict` reads."""

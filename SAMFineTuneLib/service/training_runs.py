@@ -129,6 +129,8 @@ class TrainingRun:
         command = [executable or sys.executable, "-m", "SAMFineTuneLib.service.training_process", str(self.folder)]
         try:
             self._starter.start(command, _surroundings(environment, outlives), self.folder / files.LOG)
+            for ended in [folder for folder, starter in _STARTED.items() if not starter.alive()]:
+                del _STARTED[ended]
             _STARTED[self.folder] = self._starter
         except OSError as error:
             raise UserError(f"The training cannot be started with {command[0]} ({error.strerror or error}).") from error

@@ -6,6 +6,7 @@ the result is that of one process with the same batch, up to rounding. Only the 
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -79,4 +80,5 @@ def join_gang(device: str) -> tuple[Gang, str]:
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
+        atexit.register(torch.distributed.destroy_process_group)  # or its threads may abort a process that ends
     return Gang(torch.distributed.get_rank(), size), device

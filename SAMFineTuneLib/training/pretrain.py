@@ -1,7 +1,7 @@
 """Pre-train the compact model on synthetic pictures: interactive, resumable, bounded by minutes or by steps.
 
 Each step renders a batch of pictures, encodes each once, and plays a short annotation session on up to four of its
-objects: a box or one point, then one or two corrections where the mask is wrong, with the previous logits fed back
+objects: a box or one point, then one to four corrections where the mask is wrong, with the previous logits fed back
 half of the time (after MedicoSAM, Archit 2025). Everything random in step `n` follows from (seed, n) alone, so that
 a resumed run repeats the uninterrupted one.
 """
@@ -24,11 +24,14 @@ from torch.nn import functional as F
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, sha256_of
 from SAMFineTuneLib.models.architectures import compact
+from SAMFineTuneLib.models.preprocess import stretched
 from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, offer_neighbour_masks
 from SAMFineTuneLib.training.synthetic import GENERATOR_VERSION, SIZE, synthetic_picture
 
 OBJECTS = 4
+ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
+"""Answers of a session, one of these; most are short, because decoding costs more than encoding here."""
 LEARNING_RATE = 8e-4
 WEIGHT_DECAY = 0.02
 WARM_UP = 0.03
@@ -77,8 +80,10 @@ class SyntheticBatches(torch.utils.data.Dataset):
         picture = synthetic_picture(seed, OBJECTS)
         rng = np.random.default_rng((*seed, 1))
         masks = picture.masks[np.arange(OBJECTS) % len(picture.masks)]
-        image = (picture.image.astype(np.float32) - compact.PIXEL_MEAN) / compact.PIXEL_STD
-        # Padding is 0 after normalisation, which PADDING_VALUE == PIXEL_MEAN already gives.
+        rows, columns = picture.shape
+        content = stretched(picture.image[:rows, :columns])
+        image = np.zeros((SIZE, SIZE), np.float32)  # padding is 0 after normalisation
+        image[:rows, :columns] = (content - compact.PIXEL_MEAN) / compact.PIXEL_STD
         return {
             "image": image[None],
             "target": masks.reshape(OBJECTS, SIZE // 2, 2, SIZE // 2, 2).mean((2, 4), dtype=np.float32),
@@ -137,14 +142,14 @@ def _mixed_precision(device: torch.device) -> torch.autocast:
 
 
 def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Play one batch: first prompts and one or two corrections. -> mean loss, mean real IoU of the first answers."""
+    """Play one batch: first prompts and a few corrections. -> mean loss, mean real IoU of the first answers."""
     with _mixed_precision(batch["image"].device):
         encoded = model.encode(batch["image"])
     embedding = {name: value.repeat_interleave(OBJECTS, 0) for name, value in encoded.items()}
     target, box, point = (batch[name].flatten(0, 1) for name in ("target", "box", "point"))
     by_box = (torch.rand(len(target), generator=generator) < 0.5).to(target.device)
     prompts = offer_neighbour_masks(first_prompts(box, point, by_box), target, by_box, generator)
-    rounds = 2 + int(torch.rand((), generator=generator) < 0.4)
+    rounds = int(ROUNDS[torch.randint(len(ROUNDS), (), generator=generator)])
     total, first_iou, ambiguous = 0.0, None, ~by_box & (prompts.has_logits == 0)
     for number in range(rounds):
         with _mixed_precision(target.device):
@@ -400,6 +405,7 @@ def _spec(run: Run, folder: Path | None = None) -> ModelSpec:
         architecture="compact",
         input_size=SIZE,
         coordinates="centred",
+        pixel_range="percentiles",
         pixel_mean=(compact.PIXEL_MEAN,),
         pixel_std=(compact.PIXEL_STD,),
         channels=1,

@@ -36,9 +36,9 @@ class Rehearsal:
         seed = (settings.seed, self._part, 4, number)
         picture, rng = synthetic_picture(seed, settings.objects), np.random.default_rng((*seed, 1))
         firsts = [first_prompt(rng, mask) for mask in picture.masks]
-        cell = SIZE // low
+        (rows, columns), cell = picture.shape, SIZE // low
         return Item(
-            (prepare(picture.image, self._spec)[0][0],),
+            (prepare(picture.image[:rows, :columns], self._spec)[0][0],),
             (("synthetic", number),),
             np.stack([first.coords for first in firsts]),
             np.stack([first.labels for first in firsts]),

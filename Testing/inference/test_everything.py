@@ -22,10 +22,9 @@ from SAMFineTuneLib.inference.everything import (
     grid_points,
     link,
     objects_labelmap,
-    stability_score,
     tiles,
 )
-from SAMFineTuneLib.inference.masks import PackedMask, overlap
+from SAMFineTuneLib.inference.masks import PackedMask, overlap, stability_score
 from SAMFineTuneLib.inference.view import View
 
 COARSE = EverythingSettings(points_per_side=12)

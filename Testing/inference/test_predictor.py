@@ -120,6 +120,16 @@ def test_the_exported_graphs_give_segment_anythings_masks(sam, tmp_path, int8, l
         assert min(dice(a, b) for a, b in zip(ours.masks, masks, strict=True)) >= least, name
 
 
+def test_pictures_shown_in_another_way_are_embedded_again(random_compact):
+    """The same weights: only how pictures become input differs."""
+    cache, picture = EmbeddingCache(), textured()
+    for count, rule in enumerate(("0-255", "percentiles", "0-255")):
+        model = ModelFolder(replace(random_compact.spec, pixel_range=rule), random_compact.path)
+        predictor = Predictor(open_engine(model), cache)
+        predictor.embed(picture)
+        assert predictor.encoder_calls == (count < 2)
+
+
 def test_a_second_prompt_on_an_embedded_slice_encodes_nothing(random_compact, tmp_path):
     picture = textured()
     for spec in (replace(random_compact.spec, zoom=False), random_compact.spec):
@@ -208,6 +218,33 @@ def test_a_lone_point_looks_at_the_scale_of_its_object(radius):
     predictor = Predictor(open_engine(Store().get()))
     found = predictor.predict(picture.astype(np.uint8), PlanePrompts(*points((200, 280, 1))))
     assert dice(found.mask, truth) > 0.85
+
+
+class OneSureView:
+    """Answers with a disc in the middle of every view; only in view number `sure` is its outline definite."""
+
+    device, digest, notices = "test", "sure", ()
+    spec = replace(TwoDiscs.spec, input_size=32, low_res_size=32, zoom=True, one_piece=False)
+
+    def __init__(self, sure: int):
+        self.sure, self.seen = sure, 0
+
+    def encode(self, image):
+        self.seen += 1
+        return {"number": np.full((1, 1), self.seen, np.float32)}
+
+    def decode(self, embedding, point_coords, point_labels, mask_input, has_mask_input):
+        rows, columns = np.indices((32, 32))
+        steepness = 3.0 if int(embedding["number"][0, 0]) == self.sure else 0.1
+        logits = np.float32(steepness * (8 - np.hypot(rows - 16, columns - 16)))
+        return np.tile(logits, (len(point_coords), 4, 1, 1)), np.ones((len(point_coords), 4), np.float32)
+
+
+@pytest.mark.parametrize("sure", [1, 2, 3])
+def test_a_lone_point_looks_where_the_outline_is_definite(sure):
+    picture = np.random.default_rng(0).integers(0, 255, (256, 256)).astype(np.uint8)
+    found = Predictor(OneSureView(sure)).predict(picture, PlanePrompts(*points((128, 128, 1))))
+    assert found.view.rows == pytest.approx(256 * 0.5 ** (sure - 1), rel=0.1)
 
 
 def test_a_prompt_outside_the_view_widens_it(random_compact):

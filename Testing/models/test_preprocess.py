@@ -86,6 +86,21 @@ def test_litemedsam_stretches_before_it_pads():
     assert np.abs(bright - tensor).max() < 0.03  # contrast and brightness are gone
 
 
+def test_percentiles_show_a_dark_picture_with_a_flare_like_a_bright_one():
+    picture = a_picture(128, 128)
+    spec = a_spec(input_size=128, pixel_range="percentiles", **AS_THEY_ARE)
+    tensor, _ = prepare(picture, spec)
+    np.testing.assert_allclose(np.percentile(tensor, (0.5, 99.5)), (0, 255), atol=1e-3)
+    dark = picture // 4
+    dark[60:64, 60:64] = 255  # of 16,384 pixels
+    again, _ = prepare(dark, spec)
+    kept = np.ones((128, 128), bool)
+    kept[60:64, 60:64] = False
+    assert np.abs(again - tensor)[0, :, kept].max() < 9  # grey levels that the dark picture no longer tells apart
+    squeezed, _ = prepare(picture[:64], spec)
+    assert not squeezed[0, :, 64:].any()  # padding is not counted
+
+
 def test_sam_med2d_rule_is_nearest_on_the_squashed_picture():
     picture = a_picture(97, 301)
     spec = a_spec(input_size=256, resize="squash", interpolation="nearest")
@@ -108,8 +123,9 @@ def test_a_constant_picture_stays_constant(interpolation):
     spec = a_spec(input_size=100, resize="squash", interpolation=interpolation, **AS_THEY_ARE)
     tensor, _ = prepare(np.full((37, 213), 201, np.uint8), spec)
     np.testing.assert_array_equal(tensor, np.float32(201))
-    black, _ = prepare(np.zeros((5, 7), np.uint8), a_spec(input_size=100, **ZERO_ONE))
-    assert not black.any()
+    for stretch in ("minmax", "percentiles"):
+        black, _ = prepare(np.zeros((5, 7), np.uint8), a_spec(input_size=100, **ZERO_ONE | {"pixel_range": stretch}))
+        assert not black.any()
 
 
 def test_pictures_that_are_none_are_refused():
