@@ -1,9 +1,9 @@
 """Pre-train the compact model on synthetic pictures: interactive, resumable, bounded by minutes or by steps.
 
 Each step renders a batch of pictures, encodes each once, and plays a short annotation session on up to four of its
-objects: a box or one point, then one to four corrections where the mask is wrong, with the previous logits fed back
-half of the time (after MedicoSAM, Archit 2025). Everything random in step `n` follows from (seed, n) alone, so that
-a resumed run repeats the uninterrupted one.
+objects: a box or one point, at times with several points more, then one to four corrections where the mask is wrong,
+with the previous logits fed back 60 % of the time (after MedicoSAM, Archit 2025). Everything random in step `n`
+follows from (seed, n) alone, so that a resumed run repeats the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from SAMFineTuneLib.files import atomic_write, sha256_of
 from SAMFineTuneLib.models.architectures import compact
 from SAMFineTuneLib.models.preprocess import stretched
 from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
-from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, offer_neighbour_masks
+from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
 from SAMFineTuneLib.training.synthetic import GENERATOR_VERSION, SIZE, synthetic_picture
 
 OBJECTS = 4
 ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
 """Answers of a session, one of these; most are short, because decoding costs more than encoding here."""
+SEVERAL = 0.2
+"""Part of the steps whose sessions begin with more points, up to MOST_POINTS, beside the box or the first point."""
+MOST_POINTS = 10
 LEARNING_RATE = 8e-4
 WEIGHT_DECAY = 0.02
 WARM_UP = 0.03
@@ -150,7 +153,12 @@ def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], generator: to
     by_box = (torch.rand(len(target), generator=generator) < 0.5).to(target.device)
     prompts = offer_neighbour_masks(first_prompts(box, point, by_box), target, by_box, generator)
     rounds = int(ROUNDS[torch.randint(len(ROUNDS), (), generator=generator)])
-    total, first_iou, ambiguous = 0.0, None, ~by_box & (prompts.has_logits == 0)
+    ambiguous = ~by_box & (prompts.has_logits == 0)
+    if torch.rand((), generator=generator) < SEVERAL:
+        count = int(torch.randint(1, MOST_POINTS + 1, (), generator=generator))
+        prompts = more_points(prompts, target, count, generator)
+        ambiguous = torch.zeros_like(ambiguous)
+    total, first_iou = 0.0, None
     for number in range(rounds):
         with _mixed_precision(target.device):
             answer = model.decode(embedding, prompts.coords, prompts.labels, prompts.logits, prompts.has_logits)

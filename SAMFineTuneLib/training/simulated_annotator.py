@@ -70,23 +70,41 @@ def offer_neighbour_masks(prompts: Prompts, target: Tensor, by_box: Tensor, gene
     return Prompts(prompts.coords, labels, mask * given[:, None, None, None], given)
 
 
+def more_points(prompts: Prompts, target: Tensor, count: int, generator: torch.Generator) -> Prompts:
+    """Add `count` points to each object: two thirds anywhere in it, the others close to its outside."""
+    truth = target > 0.5
+    outside = (F.max_pool2d(truth.float()[:, None], 9, 1, 4)[:, 0] > 0) & ~truth
+    coords, labels = prompts.coords, prompts.labels
+    for _ in range(count):
+        inside = (torch.rand(len(target), generator=generator) < 2 / 3).to(target.device)
+        inside |= ~outside.flatten(1).any(1)
+        click, _ = _click(torch.where(inside[:, None, None], truth, outside), generator)
+        coords = torch.cat([coords, click[:, None]], dim=1)
+        labels = torch.cat([labels, inside[:, None].float()], dim=1)
+    return Prompts(coords, labels, prompts.logits, prompts.has_logits)
+
+
 def correct(prompts: Prompts, logits: Tensor, target: Tensor, generator: torch.Generator) -> Prompts:
     """Add one click where `logits` (n, 64, 64) are wrong, and offer them as mask prompt to some of the objects."""
-    count, side = len(target), compact.LOW_RES_SIZE
     truth, answer = target > 0.5, logits > 0
-    wrong = (truth != answer).flatten(1)
+    wrong = truth != answer
     # Nothing wrong: a click inside the object, as a user confirming it.
-    candidates = torch.where(wrong.any(1, keepdim=True), wrong, truth.flatten(1))
-    noise = torch.rand(count, side * side, generator=generator).to(target.device)
-    index = (noise * candidates).argmax(1)
+    click, index = _click(torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, truth), generator)
     label = truth.flatten(1).gather(1, index[:, None]).float()
-    # One low-res pixel covers two input pixels, whose common centre is at 2 c + 0.5.
-    shift = torch.rand(count, 2, generator=generator).to(target.device)
-    click = 2 * torch.stack([index % side, index // side], dim=1) + shift
-    feed = (torch.rand(count, generator=generator) < 0.6).float().to(target.device)
+    feed = (torch.rand(len(target), generator=generator) < 0.6).float().to(target.device)
     return Prompts(
         torch.cat([prompts.coords, click[:, None]], dim=1),
         torch.cat([prompts.labels, label], dim=1),
         logits.detach()[:, None] * feed[:, None, None, None],
         feed,
     )
+
+
+def _click(candidates: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Of each of (n, 64, 64) one pixel that is true: its place (n, 2) in the input, and its number (n,)."""
+    count, side = len(candidates), compact.LOW_RES_SIZE
+    noise = torch.rand(count, side * side, generator=generator).to(candidates.device)
+    index = (noise * candidates.flatten(1)).argmax(1)
+    # One low-res pixel covers two input pixels, whose common centre is at 2 c + 0.5.
+    shift = torch.rand(count, 2, generator=generator).to(candidates.device)
+    return 2 * torch.stack([index % side, index // side], dim=1) + shift, index

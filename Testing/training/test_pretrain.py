@@ -131,6 +131,24 @@ def test_a_correction_clicks_where_the_answer_is_wrong():
     assert 60 <= after.coords[0, -1, 0] < 80 and 80 <= after.coords[1, -1, 0] < 100
 
 
+def test_more_points_say_the_truth_and_stay_near():
+    target = torch.zeros(3, 64, 64)
+    target[0, 20:30, 30:50] = 1
+    target[1, 5:8, 5:8] = 1
+    target[2] = 1  # nothing is outside
+    start = simulated_annotator.first_prompts(torch.zeros(3, 4), torch.zeros(3, 2), torch.tensor([True, False, True]))
+    after = simulated_annotator.more_points(start, target, 30, torch.Generator().manual_seed(0))
+    assert after.coords.shape == (3, 32, 2) and torch.equal(after.coords[:, :2], start.coords)
+    new, labels = after.coords[:, 2:], after.labels[:, 2:]
+    cells = (new / 2).long()
+    for number in range(3):
+        inside = target[number, cells[number, :, 1], cells[number, :, 0]]
+        assert torch.equal(inside, labels[number])
+    assert 12 <= labels[0].sum() <= 27 and labels[2].all()
+    assert ((cells[1] >= 1) & (cells[1] < 12)).all(), "not farther off than four cells"
+    assert not after.has_logits.any()
+
+
 def test_the_best_candidate_alone_learns_from_an_ambiguous_point():
     target = torch.zeros(1, 64, 64)
     target[:, :32] = 1
