@@ -32,8 +32,8 @@ def real_images() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """Embeddings of the tests stay out of the user's cache, and what lies there out of the tests."""
+def own_home(tmp_path_factory):
+    """The tests leave the user's models and cache alone, and do not depend on them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAMFINETUNE_CACHE", str(tmp_path_factory.mktemp("embeddings")))
+        patch.setenv("SAMFINETUNE_HOME", str(tmp_path_factory.mktemp("home")))
         yield
