@@ -155,8 +155,5 @@ def _only_best(prediction: Prediction) -> Prediction:
     """Without the candidates that were not chosen: they would triple the memory."""
     best = [prediction.best]
     return replace(
-        prediction,
-        masks=prediction.masks[best],
-        scores=prediction.scores[best],
-        low_res_candidates=prediction.low_res_candidates[best],
+        prediction, scores=prediction.scores[best], low_res_candidates=prediction.low_res_candidates[best]
     )

@@ -8,7 +8,9 @@ is the view.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -31,21 +33,26 @@ class Prediction:
 
     `masks` (M, H, W) bool and `scores` (M,) are the candidates, M = 1, 3 or 4; `mask` and `score` the one with the
     best predicted IoU. `low_res` (h, w) are its logits in the model's own small grid, over `view`; they are what
-    the next prediction takes as `previous`.
+    the next prediction takes as `previous`. Masks are computed when they are asked for.
     """
 
-    masks: np.ndarray
     scores: np.ndarray
     low_res_candidates: np.ndarray
     view: View
+    to_masks: Callable[[np.ndarray], np.ndarray]
+    """Low-resolution logits (M, h, w) to masks (M, H, W)."""
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        return self.to_masks(self.low_res_candidates)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        return self.to_masks(self.low_res[None])[0]
 
     @property
     def best(self) -> int:
         return int(np.argmax(self.scores))
-
-    @property
-    def mask(self) -> np.ndarray:
-        return self.masks[self.best]
 
     @property
     def score(self) -> float:
@@ -204,12 +211,9 @@ class Predictor:
     def _to_prediction(
         self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts, prompt: int = 0
     ) -> Prediction:
-        masks = decoded.view.paste(decoded.logits(prompt, tokens) > 0, (shape[0], shape[1]), False)
-        if self.engine.spec.one_piece:
-            # What lies apart is another object of the same looks, unless the user points at it.
-            marked = _marked(prompts, masks.shape[1:])
-            masks = np.stack([pieces_asked_for(mask, marked, largest=prompts.box is not None) for mask in masks])
-        return Prediction(masks, decoded.scores[prompt, tokens], decoded.low_res[prompt, tokens], decoded.view)
+        one_piece = self.engine.spec.one_piece
+        to_masks = partial(_to_masks, decoded.geometry, decoded.view, (shape[0], shape[1]), prompts, one_piece)
+        return Prediction(decoded.scores[prompt, tokens], decoded.low_res[prompt, tokens], decoded.view, to_masks)
 
     def _choose_view(self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | None) -> View:
         """Where to look. Prompts decide, in the order in which they came, so that a replay looks the same way."""
@@ -263,6 +267,23 @@ class Predictor:
         whole = np.array([1.0 - _CUT_PENALTY * _cut_fraction(mask, view, picture.shape) for mask in masks])
         merits = decoded.scores[0, 1:] * stability_score(decoded.low_res[0, 1:], _STABILITY_OFFSET) * whole
         return view.paste(masks, picture.shape[:2], False), merits
+
+
+def _to_masks(
+    place: InputGeometry,
+    view: View,
+    shape: tuple[int, int],
+    prompts: PlanePrompts,
+    one_piece: bool,
+    low_res: np.ndarray,
+) -> np.ndarray:
+    """Masks (M, *shape) of low-resolution logits (M, h, w) over a view."""
+    masks = view.paste(place.logits_to_picture(low_res) > 0, shape, False)
+    if not one_piece:
+        return masks
+    # What lies apart is another object of the same looks, unless the user points at it.
+    marked = _marked(prompts, shape)
+    return np.stack([pieces_asked_for(mask, marked, largest=prompts.box is not None) for mask in masks])
 
 
 def _agreement(masks: np.ndarray) -> np.ndarray:
