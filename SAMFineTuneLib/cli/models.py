@@ -149,7 +149,11 @@ def _facts_published(entry: Entry, model: ModelFolder | None) -> list[tuple[str,
 
 def _input(spec: ModelSpec) -> str:
     resize = {"longest_side_pad": "longest side resized, the rest padded", "squash": "both sides resized"}[spec.resize]
-    values = {"0-255": "grey values 0-255", "minmax": "each picture stretched to 0-1"}[spec.pixel_range]
+    values = {
+        "0-255": "grey values 0-255",
+        "minmax": "each picture stretched to 0-1",
+        "percentiles": "each picture stretched to 0-255 with 0.5 % cut at either end",
+    }[spec.pixel_range]
     numbers = [", ".join(f"{value:g}" for value in values) for values in (spec.pixel_mean, spec.pixel_std)]
     return (f"{spec.input_size} x {spec.input_size} pixels, {resize} ({spec.interpolation}); {values}, "
             f"less {numbers[0]}, over {numbers[1]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -80,5 +81,12 @@ def join_gang(device: str) -> tuple[Gang, str]:
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
-        atexit.register(torch.distributed.destroy_process_group)  # or its threads may abort a process that ends
+        atexit.register(_leave)
     return Gang(torch.distributed.get_rank(), size), device
+
+
+def _leave() -> None:
+    """Gloo's threads drop the last tensors after the answer is out and need the interpreter for it; one that comes when
+    the interpreter is gone aborts the process (torch 2.13). Sleeping lets them."""
+    torch.distributed.destroy_process_group()
+    time.sleep(0.2)

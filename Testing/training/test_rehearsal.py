@@ -72,7 +72,7 @@ def test_rehearsing_remembers(folder):
     """After a few hasty steps the base answers its own pictures better if it saw such pictures meanwhile."""
     runs = {}
     for rehearsed in (True, False):
-        run = training(folder, steps=14, batch=2, learning_rate=8e-3)
+        run = training(folder, steps=20, batch=2, learning_rate=1.6e-2)
         fresh = [run.rehearsal(10_000 + number) for number in range(12)]
         run.rehearsal = run.rehearsal if rehearsed else None
         history = loop.train(run)
