@@ -276,8 +276,10 @@ class RandomUse:
         self.jobs.clear()
 
     def kill_worker(self) -> None:
-        """Not so often that the client gives up on it."""
+        """Not so often that the client gives up on it, nor before it has come up once."""
         process = self.worker._starter.process
+        if self.worker._link is None:
+            return
         if process is not None and process.poll() is None and time.monotonic() - self.killed > _KILL_PAUSE:
             self.killed = time.monotonic()
             process.kill()
