@@ -37,6 +37,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where the model is written")
     parser.add_argument("--minutes", type=float, help="stop after this time")
     parser.add_argument("--steps", type=int, help="stop after this many steps; repeatable to the last bit")
+    parser.add_argument("--batch", type=int, help="pictures a step of --synthetic (8, or 256 on a graphics card)")
     parser.add_argument("--seed", type=int, default=0, help="start of all random numbers (default 0)")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, if there is one")
     parser.add_argument("--start", metavar="FOLDER", help="begin with the weights of this compact model's folder")
@@ -47,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
     """Train, print progress, say where the model lies."""
     if bool(args.synthetic) == bool(args.volumes):
         raise UserError("Say what to learn from: --synthetic for made-up pictures, or --volumes FOLDER.")
-    if args.volumes and (args.minutes or args.start):
-        raise UserError("With --volumes use --steps and --model, not --minutes and --start.")
+    if args.volumes and (args.minutes or args.start or args.batch):
+        raise UserError("With --volumes use --steps and --model, not --minutes, --start and --batch.")
     if not (args.minutes or args.steps):
         raise UserError("Say how long to train: add --minutes 60, --steps 20000, or both.")
-    if (args.minutes or 0) < 0 or (args.steps or 0) < 0:
-        raise UserError("--minutes and --steps must be above zero.")
+    if (args.minutes or 0) < 0 or (args.steps or 0) < 0 or (args.batch is not None and args.batch < 1):
+        raise UserError("--minutes, --steps and --batch must be above zero.")
     try:
-        import scipy  # noqa: F401  the pictures are made with it
+        import scipy  # noqa: F401  volumes are augmented with it
         import torch  # noqa: F401
     except ImportError as error:
         raise UserError(
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         minutes=args.minutes,
         steps=args.steps,
         seed=args.seed,
+        batch_size=args.batch,
         resume=args.resume,
         start=Path(args.start) if args.start else None,
         device=args.device,

@@ -152,8 +152,8 @@ def _is_correction(one: PlanePrompts) -> bool:
 
 
 def _only_best(prediction: Prediction) -> Prediction:
-    """Without the candidates that were not chosen: they would triple the memory."""
+    """Without the candidates that were not chosen: they would take several times the memory."""
     best = [prediction.best]
     return replace(
-        prediction, scores=prediction.scores[best], low_res_candidates=prediction.low_res_candidates[best]
+        prediction, scores=prediction.scores[best], low_res_candidates=prediction.low_res_candidates[best], chosen=0
     )

@@ -2,38 +2,37 @@
 
 All prompts of a plane are answered together, as `segment_anything.SamPredictor` does; with a model marked `zoom`
 the predictor also decides where to look (see `view`). A box, a mask or several points say how large the object
-is. A single point does not: the model is asked at several scales, and the scale with the most trustworthy answer
-is the view.
+is. A single point does not: the model is asked at several scales, and the reading that is the most convincing among
+all of them is the answer (see `candidates`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
+from SAMFineTuneLib.inference.candidates import agreement, joined, merits
 from SAMFineTuneLib.inference.engine import Engine, embedding_digest
-from SAMFineTuneLib.inference.masks import pieces_asked_for, stability_score
+from SAMFineTuneLib.inference.masks import pieces_asked_for
 from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts, square_view, view_of_box
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)  # sides of a lone point's views, in longer picture sides
-_STABILITY_OFFSET = 1.0  # as in Segment Anything
-_CUT_PENALTY = 0.5  # how much of its score a mask loses when all of its outline lies on the view's cut edges
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """The answer for one set of prompts on a picture of H x W pixels.
 
-    `masks` (M, H, W) bool and `scores` (M,) are the candidates, M = 1, 3 or 4; `mask` and `score` the one with the
-    best predicted IoU. `low_res` (h, w) are its logits in the model's own small grid, over `view`; they are what
-    the next prediction takes as `previous`. Masks are computed when they are asked for.
+    `masks` (M, H, W) bool and `scores` (M,) predicted IoU are the candidates, M = 1, 3, 4 or 5; `mask` and `score` the
+    `chosen` one, else the one with the best predicted IoU. `low_res` (h, w) are its logits in the model's own small
+    grid, over `view`; they are what the next prediction takes as `previous`. Masks are computed when asked for.
     """
 
     scores: np.ndarray
@@ -41,6 +40,7 @@ class Prediction:
     view: View
     to_masks: Callable[[np.ndarray], np.ndarray]
     """Low-resolution logits (M, h, w) to masks (M, H, W)."""
+    chosen: int | None = None
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -52,7 +52,7 @@ class Prediction:
 
     @property
     def best(self) -> int:
-        return int(np.argmax(self.scores))
+        return int(np.argmax(self.scores)) if self.chosen is None else self.chosen
 
     @property
     def score(self) -> float:
@@ -107,7 +107,8 @@ class Predictor:
         """Masks for all prompts of one picture.
 
         `multimask` gives three candidates; by default it does so for one positive point alone, which is
-        ambiguous; a model that ranks all its candidates gives four. `previous` feeds an earlier answer back as a
+        ambiguous. A model that ranks all its candidates gives all four of them for such a point, and for other prompts
+        one that joins them, followed by the four. `previous` feeds an earlier answer back as a
         mask prompt, and keeps its view while that holds all prompts. `view` overrides where a zooming model looks.
         Raises UserError without any prompt, and for a model whose head takes none.
         """
@@ -120,17 +121,18 @@ class Predictor:
             raise UserError("There is no prompt on this slice; place a point or a box first.")
         lone_point = len(prompts.points) == 1 and prompts.labels[0] == 1 and prompts.box is None
         lone_point = lone_point and prompts.mask is None and previous is None
-        tokens = self._candidates(lone_point if multimask is None else multimask, by_default=multimask is None)
+        ranked = multimask is None and self.engine.spec.ranks_all
+        if ranked and lone_point:
+            views = self._views_of_point(picture.shape, prompts.points[0]) if view is None else [view]
+            decoded, chosen = self._read_point(picture, prompts, views)
+            return self._to_prediction(decoded, slice(0, 4), picture.shape, prompts, chosen=chosen)
         if view is None:
             view = self._choose_view(picture, prompts, previous)
         decoded = self._decode_prompts(picture, prompts, view, previous)
+        if ranked:
+            return self._joined(decoded, picture.shape, prompts)
+        tokens = slice(1, 4) if (lone_point if multimask is None else multimask) else slice(0, 1)
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
-
-    def _candidates(self, ambiguous: bool, by_default: bool) -> slice:
-        """Which of the decoder's four masks are candidates."""
-        if by_default and self.engine.spec.ranks_all:
-            return slice(0, 4)
-        return slice(1, 4) if ambiguous else slice(0, 1)
 
     def predict_classes(self, picture: np.ndarray) -> np.ndarray:
         """Class of every pixel, uint8 (H, W), by the automatic head: 0 is background. No prompt is needed.
@@ -155,9 +157,11 @@ class Predictor:
             corners = boxes[members].reshape(-1, 2, 2)
             decoded = self.decode(picture, corners, np.tile(np.float32([2, 3]), (len(members), 1)), view=view)
             for position, index in enumerate(members):
-                candidates = self._candidates(False, by_default=True)
                 alone = PlanePrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), box=boxes[index])
-                predictions[index] = self._to_prediction(decoded, candidates, picture.shape, alone, position)
+                if self.engine.spec.ranks_all:
+                    predictions[index] = self._joined(decoded, picture.shape, alone, position)
+                else:
+                    predictions[index] = self._to_prediction(decoded, slice(0, 1), picture.shape, alone, position)
         return [predictions[index] for index in range(len(boxes))]
 
     def decode(
@@ -209,11 +213,27 @@ class Predictor:
         return self.decode(picture, coords[None], labels[None], mask_input, view)
 
     def _to_prediction(
-        self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts, prompt: int = 0
-    ) -> Prediction:
+        self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts, prompt: int = 0,
+        chosen: int | None = None,
+    ) -> Prediction:  # fmt: skip
         one_piece = self.engine.spec.one_piece
         to_masks = partial(_to_masks, decoded.geometry, decoded.view, (shape[0], shape[1]), prompts, one_piece)
-        return Prediction(decoded.scores[prompt, tokens], decoded.low_res[prompt, tokens], decoded.view, to_masks)
+        return Prediction(
+            decoded.scores[prompt, tokens], decoded.low_res[prompt, tokens], decoded.view, to_masks, chosen
+        )
+
+    def _joined(
+        self, decoded: Decoded, shape: tuple[int, ...], prompts: PlanePrompts, prompt: int = 0
+    ) -> Prediction:
+        """The candidates of one prompt joined, and after that each of them."""
+        low_res, score = joined(decoded.low_res[prompt], decoded.scores[prompt])
+        every = self._to_prediction(decoded, slice(0, 4), shape, prompts, prompt)
+        return replace(
+            every,
+            scores=np.concatenate([np.float32([score]), every.scores]),
+            low_res_candidates=np.concatenate([low_res[None], every.low_res_candidates]),
+            chosen=0,
+        )
 
     def _choose_view(self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | None) -> View:
         """Where to look. Prompts decide, in the order in which they came, so that a replay looks the same way."""
@@ -229,7 +249,9 @@ class Predictor:
             return View.whole(picture.shape)
         if prompts.box is None and prompts.mask is None and previous is None:
             first = np.flatnonzero(prompts.labels == 1)[0]
-            found = self._view_for_point(picture, prompts.points[first])
+            lone = PlanePrompts(prompts.points[first : first + 1], np.ones(1, np.int64))
+            views = self._views_of_point(picture.shape, lone.points[0])
+            found = views[0] if len(views) == 1 else self._read_point(picture, lone, views)[0].view
             if found.contains(prompts.points):
                 return found
             in_found = np.float32([found.left, found.top, found.left + found.columns - 1, found.top + found.rows - 1])
@@ -240,33 +262,34 @@ class Predictor:
     def _zoomed(self, picture: np.ndarray, box: np.ndarray) -> View:
         return view_of_box(picture.shape, box) if self.engine.spec.zoom else View.whole(picture.shape)
 
-    def _view_for_point(self, picture: np.ndarray, point: np.ndarray) -> View:
-        """Where to look for the object under one point, whose size is unknown.
-
-        Each view proposes masks. A good one is expected to be good (predicted IoU), has a definite outline
-        (stability), is found again in other views, and does not run into the view's edges; its view wins.
-        """
-        lone = PlanePrompts(np.asarray(point, np.float32)[None], np.ones(1, np.int64))
-        longer = max(picture.shape[:2])
-        center = (float(point[0]), float(point[1]))
+    def _views_of_point(self, shape: tuple[int, ...], point: np.ndarray) -> list[View]:
+        """Where to look for the object under one point, whose size is unknown."""
+        if not self.engine.spec.zoom:
+            return [View.whole(shape)]
+        longer = max(shape[:2])
         # A view with fewer pixels than the model's input shows it no more, only less of the surroundings.
         least = min(longer, self.engine.spec.input_size)
         sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= least]
-        views = list(dict.fromkeys(square_view(picture.shape, center, side) for side in sides))
-        if len(views) == 1:
-            return views[0]
-        proposals = [self._proposals(picture, lone, view) for view in views]
-        agreement = _agreement(np.stack([masks for masks, _ in proposals]))
-        merits = np.stack([scores for _, scores in proposals]) * agreement
-        return views[int(np.argmax(merits.max(axis=1)))]
+        center = (float(point[0]), float(point[1]))
+        return list(dict.fromkeys(square_view(shape, center, side) for side in sides))
 
-    def _proposals(self, picture: np.ndarray, prompts: PlanePrompts, view: View) -> tuple[np.ndarray, np.ndarray]:
-        """Masks (3, H, W) in the picture, and predicted IoU times stability (3,) less what the view's edges cut."""
-        decoded = self._decode_prompts(picture, prompts, view)
-        masks = decoded.logits(0, slice(1, 4)) > 0
-        whole = np.array([1.0 - _CUT_PENALTY * _cut_fraction(mask, view, picture.shape) for mask in masks])
-        merits = decoded.scores[0, 1:] * stability_score(decoded.low_res[0, 1:], _STABILITY_OFFSET) * whole
-        return view.paste(masks, picture.shape[:2], False), merits
+    def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> tuple[Decoded, int]:
+        """The most convincing reading of a lone point: good by itself, and found again in other views. -> what was
+        decoded in its view, and the number of the candidate."""
+        decoded = [self._decode_prompts(picture, prompts, view) for view in views]
+        masks = [one.logits(0, slice(0, 4)) > 0 for one in decoded]
+        found = np.stack(
+            [
+                merits(one.low_res[0], one.scores[0], own, one.view, picture.shape)
+                for one, own in zip(decoded, masks, strict=True)
+            ]
+        )
+        if len(views) > 1:
+            found = found * agreement(
+                np.stack([view.paste(own, picture.shape[:2], False) for view, own in zip(views, masks, strict=True)])
+            )
+        best, candidate = np.unravel_index(int(found.argmax()), found.shape)
+        return decoded[best], int(candidate)
 
 
 def _to_masks(
@@ -286,18 +309,6 @@ def _to_masks(
     return np.stack([pieces_asked_for(mask, marked, largest=prompts.box is not None) for mask in masks])
 
 
-def _agreement(masks: np.ndarray) -> np.ndarray:
-    """Mean IoU (V, M) of each of M masks of V views (V, M, H, W) with its like in the two views that agree best."""
-    views, count = masks.shape[:2]
-    flat = masks.reshape(views * count, -1).astype(np.float32)  # counts up to 16 million pixels are exact
-    common = flat @ flat.T
-    areas = np.diagonal(common)
-    iou = common / np.maximum(areas[:, None] + areas - common, 1.0)
-    best = iou.reshape(views, count, views, count).max(axis=3)
-    best[np.arange(views), :, np.arange(views)] = 0.0  # not in the view itself
-    return np.sort(best, axis=2)[:, :, -min(2, views - 1) :].mean(axis=2)
-
-
 def _to_input(coords: np.ndarray, labels: np.ndarray, place: InputGeometry) -> np.ndarray:
     """Prompts of a view, in its pixels, to the model's input.
 
@@ -311,17 +322,6 @@ def _to_input(coords: np.ndarray, labels: np.ndarray, place: InputGeometry) -> n
         inputs[labels == 3] += half_pixel
     inputs[labels == -1] = 0.0
     return inputs
-
-
-def _cut_fraction(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> float:
-    """Part of a mask's extent that runs into edges of the view which are not edges of the picture (0 to 1)."""
-    edges = (
-        (view.top > 0, mask[0]),
-        (view.left > 0, mask[:, 0]),
-        (view.top + view.rows < shape[0], mask[-1]),
-        (view.left + view.columns < shape[1], mask[:, -1]),
-    )
-    return min(1.0, sum(float(edge.mean()) for cut, edge in edges if cut))
 
 
 def _union(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -72,7 +72,8 @@ class ModelSpec:
     zoom: bool = False
     """Whether the predictor should crop to the prompt's surroundings, because the input is small."""
     ranks_all: bool = False
-    """Whether predicted IoU compares all four masks for any prompt; SAM's holds among 1-3 for a lone point only."""
+    """Whether predicted IoU compares all four masks for any prompt; SAM's holds among 1-3 for a lone point only. The
+    answer then is joined from the best, or, to a lone point, the most convincing one of several views."""
     one_piece: bool = False
     """Whether the model learned that an object is one piece, so that other pieces of a mask are strays."""
     licence: str = ""

@@ -25,6 +25,7 @@ class Objects:
     labels: Tensor
     ambiguous: Tensor
     targets: Tensor
+    beyond: Tensor
     chances: Tensor
 
     def __len__(self) -> int:
@@ -44,7 +45,7 @@ def session_loss(
     rounds = objects.chances.shape[1]
     for number in range(rounds):
         masks, predicted = decode_as_asked(network, own, coords, labels, logits, given)
-        answer = round_loss(masks, predicted, objects.targets, ambiguous, spec.ranks_all)
+        answer = round_loss(masks, predicted, objects.targets, ambiguous, objects.beyond, spec.ranks_all)
         losses.append(answer.loss)
         chosen = best_candidate(predicted, ambiguous, spec.ranks_all)
         if first is None:

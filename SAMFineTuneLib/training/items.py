@@ -44,6 +44,8 @@ class Item:
     """(M,) bool."""
     targets: np.ndarray
     """(M, L, L): the part of each cell that the object covers."""
+    beyond: np.ndarray
+    """(M,): the cells of it that lie outside the picture, where the view cuts it."""
     chances: np.ndarray
     """(M, rounds, 7) uniform: which wrong pixels are clicked, where in them, and whether logits are fed back."""
     classes: np.ndarray | None
@@ -139,15 +141,19 @@ class Items:
     def _asked(
         self, rng: np.random.Generator, view: View, shape: tuple[int, int], chosen: list[Object], firsts: list[First]
     ) -> tuple[np.ndarray, ...]:
-        """`coords`, `labels`, `ambiguous`, `targets`, `chances` of an item."""
+        """`coords`, `labels`, `ambiguous`, `targets`, `beyond`, `chances` of an item."""
         place = geometry((view.rows, view.columns), self._spec)
         coords = [_to_input(view.to_view(first.coords), first.labels, place) for first in firsts]
         targets = [place.mask_to_low_res(view.crop(one.mask))[0] / (2 * MASK_LOGIT) + 0.5 for one in chosen]
+        targets = np.stack(targets).astype(np.float32)
+        cells = np.prod(place.scale) * (place.low_res_size / place.input_size) ** 2  # of one of the slice's pixels
+        outside = np.array([cells * one.mask.sum() for one in chosen]) - targets.sum((1, 2))
         return (
             np.stack(coords),
             np.stack([first.labels for first in firsts]),
             np.array([first.ambiguous for first in firsts]),
-            np.stack(targets).astype(np.float32),
+            targets,
+            outside.clip(0).astype(np.float32),
             rng.random((len(chosen), self._settings.rounds, 7), dtype=np.float32),
         )
 
@@ -166,5 +172,5 @@ def _nothing(spec: ModelSpec, settings: Settings) -> tuple[np.ndarray, ...]:
     low = spec.low_res_size
     return (
         np.zeros((0, 6, 2), np.float32), np.zeros((0, 6), np.float32), np.zeros(0, bool),
-        np.zeros((0, low, low), np.float32), np.zeros((0, settings.rounds, 7), np.float32),
+        np.zeros((0, low, low), np.float32), np.zeros(0, np.float32), np.zeros((0, settings.rounds, 7), np.float32),
     )  # fmt: skip

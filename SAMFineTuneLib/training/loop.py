@@ -161,7 +161,7 @@ def _step(
         shown = numbers[begin : begin + embeddings.at_once]
         batch = [training.items(number) for number in shown]
         if training.rehearsal:
-            batch += [training.rehearsal(number) for number in shown if number % _REHEARSED == 0]
+            batch += [training.rehearsal(number // _REHEARSED) for number in shown if number % _REHEARSED == 0]
         part, first = batch_loss(training, embeddings, batch)
         (part.sum() / settings.batch).backward()
         loss += float(part.detach()[: len(shown)].sum()) / settings.batch
@@ -203,7 +203,7 @@ def _objects(batch: list[Item], places: list[list[int]], device: torch.device) -
         return torch.from_numpy(np.concatenate([getattr(item, name) for item in batch])).to(device)
 
     owner = torch.tensor([places[number][0] for number in item_of], dtype=torch.long, device=device)
-    parts = [joined(name) for name in ("coords", "labels", "ambiguous", "targets", "chances")]
+    parts = [joined(name) for name in ("coords", "labels", "ambiguous", "targets", "beyond", "chances")]
     return Objects(owner, *parts), torch.from_numpy(item_of).to(device)
 
 

@@ -31,23 +31,31 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * overlap + 1) / ((probability**2).sum((-2, -1)) + (target**2).sum((-2, -1)) + 1)
 
 
-def mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, T, L, L), target (n, L, L) in 0..1 -> Dice + cross-entropy (n, T), real IoU (n, T)."""
+def mask_losses(logits: Tensor, target: Tensor, beyond: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, T, L, L), target (n, L, L) in 0..1 -> Dice + cross-entropy (n, T), real IoU (n, T).
+
+    The `beyond` (n,) cells of the object that lie outside the picture count in the IoU, so that it is lower for a view
+    that cuts the object than for one that holds it.
+    """
     target = target[:, None]
     entropy = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none").mean((2, 3))
     with torch.no_grad():
         answer, truth = logits > 0, target > 0.5
-        iou = (answer & truth).sum((2, 3)) / (answer | truth).sum((2, 3)).clamp(min=1)
+        union = (answer | truth).sum((2, 3)) + beyond[:, None]
+        iou = (answer & truth).sum((2, 3)) / union.clamp(min=1)
     return dice_loss(logits.sigmoid(), target) + entropy, iou
 
 
-def round_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, ambiguous: Tensor, ranks_all: bool) -> Round:
-    """Logits (n, T, L, L), predicted IoU (n, T), target (n, L, L), `ambiguous` (n,) bool: a lone point.
+def round_loss(
+    logits: Tensor, predicted_iou: Tensor, target: Tensor, ambiguous: Tensor, beyond: Tensor, ranks_all: bool
+) -> Round:
+    """Logits (n, T, L, L), predicted IoU (n, T), target (n, L, L), `ambiguous` (n,) bool: a lone point; `beyond` (n,):
+    see `mask_losses`.
 
     The candidates of an ambiguous prompt are 1..T-1, of any other candidate 0, and the best candidate learns; a model
     that `ranks_all` compares all of them for any prompt.
     """
-    losses, iou = mask_losses(logits, target)
+    losses, iou = mask_losses(logits, target, beyond)
     single, others = losses[:, 0], losses[:, 1:]
     error = (predicted_iou - iou) ** 2
     several = others.amin(1) + _ALL_CANDIDATES * others.mean(1)

@@ -1,9 +1,10 @@
 """Pre-train the compact model on synthetic pictures: interactive, resumable, bounded by minutes or by steps.
 
-Each step renders a batch of pictures, encodes each once, and plays a short annotation session on up to four of its
+Each step renders a batch of pictures, encodes each once, and plays a short annotation session on four of its
 objects: a box or one point, at times with several points more, then one to four corrections where the mask is wrong,
-with the previous logits fed back 60 % of the time (after MedicoSAM, Archit 2025). Everything random in step `n`
-follows from (seed, n) alone, so that a resumed run repeats the uninterrupted one.
+with the previous logits fed back 60 % of the time (after MedicoSAM, Archit 2025). On a graphics card pictures are drawn
+there, too. Everything random in step `n` follows from (seed, n) alone, so that a resumed run repeats the uninterrupted
+one.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, sha256_of
 from SAMFineTuneLib.models.architectures import compact
-from SAMFineTuneLib.models.preprocess import stretched
 from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
-from SAMFineTuneLib.training.synthetic import GENERATOR_VERSION, SIZE, synthetic_picture
+from SAMFineTuneLib.training.synthetic import GENERATOR_VERSION, synthetic_pictures
+from SAMFineTuneLib.training.synthetic_random import Random
+from SAMFineTuneLib.training.synthetic_scanner import SIZE
 
 OBJECTS = 4
 ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
@@ -35,10 +36,12 @@ ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
 SEVERAL = 0.2
 """Part of the steps whose sessions begin with more points, up to MOST_POINTS, beside the box or the first point."""
 MOST_POINTS = 10
-LEARNING_RATE = 8e-4
+LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 WARM_UP = 0.03
 EMA_DECAY = 0.999
+DRAWN_PER_GIB = 128
+"""Pictures that a graphics card draws in one go, for each GiB of its memory: about a sixth of it."""
 CHECKPOINT_SECONDS = 180
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -46,52 +49,64 @@ CHECKPOINT_NAME = "checkpoint.pt"
 # ---------------------------------------------------------------- pictures and first prompts
 
 
-def _first_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """(x, y) of a pixel of `mask`, the likelier the farther it lies from the border."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, left = rows[0], columns[0]
-    inside = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)
-    depth = ndimage.distance_transform_edt(inside) ** rng.choice([0.0, 1.0, 3.0]) * inside
-    index = rng.choice(depth.size, p=depth.ravel() / depth.sum())
-    return np.array([index % depth.shape[1] - 1 + left, index // depth.shape[1] - 1 + top], np.float32)
+def _boxes(rng: Random, masks: Tensor) -> Tensor:
+    """(n, 4) x0, y0, x1, y1 of masks (n, 128, 128), tight or each side moved by up to a tenth of the box."""
+    line, count = torch.arange(SIZE, device=masks.device), len(masks)
+    ends = []
+    for there in (masks.any(1), masks.any(2)):  # columns, rows
+        ends.append((torch.where(there, line, SIZE - 1).amin(1), torch.where(there, line, 0).amax(1)))
+    box = torch.stack([end[side] for side in (0, 1) for end in ends], 1).float()
+    sides = (box[:, 2:] - box[:, :2] + 1).repeat(1, 2)
+    moved = rng.uniform(-0.1, 0.1, count, 4) * sides
+    slack = torch.where(rng.chance(0.6, count, 1), moved, rng.uniform(-0.5, 0.5, count, 4))
+    return (box + slack).clamp(0, SIZE - 1)
 
 
-def _box(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """(x0, y0, x1, y1) of `mask`, tight or each side moved by up to a tenth of the box."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float32)
-    sides = np.tile(box[2:] - box[:2] + 1, 2)
-    slack = rng.uniform(-0.1, 0.1, 4) * sides if rng.random() < 0.6 else rng.uniform(-0.5, 0.5, 4)
-    return np.clip(box + slack, 0, SIZE - 1).astype(np.float32)
+def _stretched(image: Tensor, shape: Tensor) -> Tensor:
+    """`preprocess.stretched` of each picture (n, 128, 128), without the padding beyond its `shape` (n, 2)."""
+    # The padding is filled with the picture's own pixels, which leaves the percentiles about as they are.
+    rows, columns = (torch.arange(SIZE, device=image.device) % shape[:, axis, None] for axis in (0, 1))
+    filled = image.gather(1, rows[:, :, None].expand(-1, -1, SIZE)).gather(2, columns[:, None].expand(-1, SIZE, -1))
+    order = filled.flatten(1).sort(dim=1).values
+    low, high = (order[:, round(share * (order.shape[1] - 1)), None, None] for share in (0.005, 0.995))
+    return ((image - low) * (255 / (high - low).clamp(min=1))).clamp(0, 255)
 
 
 class SyntheticBatches(torch.utils.data.Dataset):
-    """Batch `n` of a run: a pure function of (seed, n)."""
+    """Batch `n` of a run: a pure function of (seed, n) on one kind of device.
 
-    def __init__(self, seed: int, batch_size: int, steps: int = 1 << 30) -> None:
-        self.seed, self.batch_size, self.steps = seed, batch_size, steps
+    `together` batches are drawn at once: a graphics card needs thousands of pictures to be busy.
+    """
+
+    def __init__(self, seed: int, batch_size: int, device: torch.device | str = "cpu", together: int = 1) -> None:
+        self.seed, self.batch_size, self.device, self.together = seed, batch_size, device, together
+        self._block, self._drawn = -1, {}
 
     def __len__(self) -> int:
-        return self.steps
+        return 1 << 30
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        """`image` (B, 1, 128, 128) normalised; of four objects each `target` (B, 4, 64, 64) 0..1, `box`, `point`."""
-        rows = [self._one((self.seed, step, i)) for i in range(self.batch_size)]
-        return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+        """`image` (B, 1, 128, 128) normalised; of four objects each `target` (B, 4, 64, 64) 0..1, `box`, `point`, and
+        `beyond` (B, 4), the cells of it that lie outside the picture."""
+        block, number = divmod(step, self.together)
+        if block != self._block:
+            self._block, self._drawn = block, self._draw(block)
+        own = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        return {name: value[own] for name, value in self._drawn.items()}
 
-    def _one(self, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
-        picture = synthetic_picture(seed, OBJECTS)
-        rng = np.random.default_rng((*seed, 1))
-        masks = picture.masks[np.arange(OBJECTS) % len(picture.masks)]
-        rows, columns = picture.shape
-        content = stretched(picture.image[:rows, :columns])
-        image = np.zeros((SIZE, SIZE), np.float32)  # padding is 0 after normalisation
-        image[:rows, :columns] = (content - compact.PIXEL_MEAN) / compact.PIXEL_STD
+    def _draw(self, block: int) -> dict[str, Tensor]:
+        pictures = synthetic_pictures((self.seed, block), self.together * self.batch_size, OBJECTS, self.device)
+        rng = Random((self.seed, block, 1), self.device)
+        line = torch.arange(SIZE, device=rng.device)
+        inside = (line[:, None] < pictures.shape[:, 0, None, None]) & (line < pictures.shape[:, 1, None, None])
+        image = (_stretched(pictures.image, pictures.shape) - compact.PIXEL_MEAN) / compact.PIXEL_STD
+        boxes = _boxes(rng, pictures.masks.flatten(0, 1))
         return {
-            "image": image[None],
-            "target": masks.reshape(OBJECTS, SIZE // 2, 2, SIZE // 2, 2).mean((2, 4), dtype=np.float32),
-            "box": np.stack([_box(rng, mask) for mask in masks]),
-            "point": np.stack([_first_point(rng, mask) for mask in masks]),
+            "image": (image * inside)[:, None],  # padding is 0 after normalisation
+            "target": F.avg_pool2d(pictures.masks.float(), 2),
+            "box": boxes.reshape(-1, OBJECTS, 4),
+            "point": pictures.points,
+            "beyond": pictures.beyond / 4,
         }
 
 
@@ -105,8 +120,12 @@ def _batches(dataset: SyntheticBatches, start: int, workers: int) -> Iterator[di
 # ---------------------------------------------------------------- loss
 
 
-def _candidate_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, 4, 64, 64) against target (n, 64, 64) -> Dice + cross-entropy (n, 4) and real IoU (n, 4)."""
+def _candidate_losses(logits: Tensor, target: Tensor, beyond: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, 4, 64, 64) against target (n, 64, 64) -> Dice + cross-entropy (n, 4) and real IoU (n, 4).
+
+    `beyond` (n,) cells of the object lie outside the picture and count in the IoU: an answer cut off by the view is not
+    as good as the one of a wider view, and predicted IoU can be compared between views.
+    """
     target = target[:, None]
     probability = logits.sigmoid()
     area = target.sum((2, 3))
@@ -116,18 +135,20 @@ def _candidate_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none").sum((2, 3))
     with torch.no_grad():
         answer, truth = logits > 0, target > 0.5
-        union = (answer | truth).sum((2, 3))
+        union = (answer | truth).sum((2, 3)) + beyond[:, None]
         iou = (answer & truth).sum((2, 3)) / union.clamp(min=1)
     return dice + 0.5 * cross_entropy / (2 * area).clamp(min=256), iou
 
 
-def _session_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, ambiguous: Tensor) -> tuple[Tensor, Tensor]:
+def _session_loss(
+    logits: Tensor, predicted_iou: Tensor, target: Tensor, ambiguous: Tensor, beyond: Tensor
+) -> tuple[Tensor, Tensor]:
     """Loss of one round and the real IoU of the four candidates.
 
     One ambiguous point (`ambiguous` (n,)): the best of candidates 1..3 learns, the others and candidate 0 a little.
     Else: candidate 0 learns, the best of the others a little, so that comparing all predicted IoU makes sense.
     """
-    losses, iou = _candidate_losses(logits, target)
+    losses, iou = _candidate_losses(logits, target, beyond)
     best = losses[:, 1:].min(dim=1).values
     single = losses[:, 0]
     several = best + 0.05 * losses[:, 1:].mean(1) + 0.3 * single
@@ -144,38 +165,38 @@ def _mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
-def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], rng: Random) -> tuple[Tensor, Tensor]:
     """Play one batch: first prompts and a few corrections. -> mean loss, mean real IoU of the first answers."""
     with _mixed_precision(batch["image"].device):
         encoded = model.encode(batch["image"])
     embedding = {name: value.repeat_interleave(OBJECTS, 0) for name, value in encoded.items()}
-    target, box, point = (batch[name].flatten(0, 1) for name in ("target", "box", "point"))
-    by_box = (torch.rand(len(target), generator=generator) < 0.5).to(target.device)
-    prompts = offer_neighbour_masks(first_prompts(box, point, by_box), target, by_box, generator)
-    rounds = int(ROUNDS[torch.randint(len(ROUNDS), (), generator=generator)])
+    target, box, point, beyond = (batch[name].flatten(0, 1) for name in ("target", "box", "point", "beyond"))
+    by_box = rng.chance(0.5, len(target))
+    beyond = torch.where(by_box, 0, beyond)  # a box is drawn in the view and asks for what is there
+    prompts = offer_neighbour_masks(first_prompts(box, point, by_box), target, by_box, rng)
+    rounds = int(rng.shared.choice(ROUNDS))
     ambiguous = ~by_box & (prompts.has_logits == 0)
-    if torch.rand((), generator=generator) < SEVERAL:
-        count = int(torch.randint(1, MOST_POINTS + 1, (), generator=generator))
-        prompts = more_points(prompts, target, count, generator)
+    if rng.shared.random() < SEVERAL:
+        prompts = more_points(prompts, target, int(rng.shared.integers(1, MOST_POINTS + 1)), rng)
         ambiguous = torch.zeros_like(ambiguous)
     total, first_iou = 0.0, None
     for number in range(rounds):
         with _mixed_precision(target.device):
             answer = model.decode(embedding, prompts.coords, prompts.labels, prompts.logits, prompts.has_logits)
         logits, predicted = (values.float() for values in answer)
-        loss, iou = _session_loss(logits, predicted, target, ambiguous)
+        loss, iou = _session_loss(logits, predicted, target, ambiguous, beyond)
         total = total + loss
         choice = torch.where(ambiguous, predicted[:, 1:].argmax(1) + 1, 0)
         if number == 0:
             first_iou = iou.gather(1, choice[:, None]).mean()
         if number < rounds - 1:
             chosen = logits.detach().gather(1, choice[:, None, None, None].expand(-1, 1, *logits.shape[2:]))[:, 0]
-            prompts = correct(prompts, chosen, target, generator)
+            prompts = correct(prompts, chosen, target, rng)
             ambiguous = torch.zeros_like(ambiguous)
         if number == 0:
             # Decoding costs more than encoding here: every second object is enough to learn corrections from.
-            part = torch.randperm(len(target), generator=generator)[: len(target) // 2].to(target.device)
-            prompts, target, ambiguous = prompts.subset(part), target[part], ambiguous[part]
+            part = rng.uniform(0, 1, len(target)).argsort()[: len(target) // 2]
+            prompts, target, ambiguous, beyond = prompts.subset(part), target[part], ambiguous[part], beyond[part]
             embedding = {name: value[part] for name, value in embedding.items()}
     return total / rounds, first_iou
 
@@ -227,23 +248,40 @@ def _optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def _new_run(seed: int, batch_size: int, device: torch.device, start: Path | None = None) -> Run:
-    weights, origin = (None, "") if start is None else _start_weights(start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = compact.build_compact(weights).to(device).train()
+        model = compact.build_compact()
+    origin = _start_from(model, start) if start else ""
+    model = model.to(device).train()
     average = deepcopy(model).eval().requires_grad_(False)
     return Run(model, average, _optimizer(model), seed, batch_size, origin=origin)
 
 
-def _start_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """Weights of an earlier compact model, and how that one was made."""
+def _start_from(model: compact.CompactModel, folder: Path) -> str:
+    """Give `model` the weights of an earlier compact model. -> how that one was made.
+
+    Transformer blocks that the earlier one lacks begin as the identity.
+    """
     from safetensors.torch import load_file
 
-    model = read_model_folder(folder)
-    spec = model.spec
+    earlier = read_model_folder(folder)
+    spec = earlier.spec
     if spec.architecture != "compact":
         raise UserError(f"Pre-training starts from compact models; {spec.id} is of architecture {spec.architecture}.")
-    return load_file(model.file("weights")), spec.source
+    weights = load_file(earlier.file("weights"))
+    blocks = model.image_encoder.blocks
+    for number, block in enumerate(blocks):
+        if f"image_encoder.blocks.{number}.attn.qkv.weight" not in weights:
+            for layer in (block.local, block.attn.proj, block.mlp.lin2):
+                layer.weight.data.zero_()
+                layer.bias.data.zero_()
+            own = block.state_dict(prefix=f"image_encoder.blocks.{number}.")
+            weights.update(own)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"The weights of {spec.id} do not fit the compact model; start from another one.") from error
+    return spec.source
 
 
 def load_run(path: Path, device: torch.device | str = "cpu") -> Run:
@@ -274,15 +312,15 @@ def learning_rate(fraction: float) -> float:
 
 def _train_step(run: Run, batch: dict[str, Tensor], rate: float) -> tuple[float, float]:
     """One optimiser step and one step of the moving average. -> loss, mean IoU of the first answers."""
-    state = np.random.SeedSequence((run.seed, run.step)).generate_state(1)
-    generator = torch.Generator().manual_seed(int(state[0]))
+    rng = Random((run.seed, run.step, 2), batch["image"].device)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    loss, iou = _rounds(run.model, batch, generator)
+    loss, iou = _rounds(run.model, batch, rng)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    run.optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    if torch.isfinite(norm):  # a picture that overflows bfloat16 must not end a long run
+        run.optimizer.step()
     run.step += 1
     decay = min(EMA_DECAY, run.step / (run.step + 10))
     with torch.no_grad():
@@ -307,13 +345,17 @@ def _train(
 ) -> None:
     """Train until the budget is used; write the checkpoint every few minutes and at the end."""
     device = next(run.model.parameters()).device
-    batches = _batches(SyntheticBatches(run.seed, run.batch_size), run.step, workers)
+    if device.type == "cpu":
+        batches = _batches(SyntheticBatches(run.seed, run.batch_size), run.step, workers)
+    else:
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        together = max(int(DRAWN_PER_GIB * memory) // run.batch_size, 1)
+        batches = _batches(SyntheticBatches(run.seed, run.batch_size, device, together), run.step, 0)
     saved = time.monotonic()
     while (fraction := _fraction(run, minutes, steps)) < 1:
         started = time.monotonic()
-        batch = {name: value.to(device) for name, value in next(batches).items()}
         rate = learning_rate(fraction)
-        loss, iou = _train_step(run, batch, rate)
+        loss, iou = _train_step(run, next(batches), rate)
         run.elapsed += time.monotonic() - started
         if progress:
             progress({
@@ -332,7 +374,7 @@ def pretrain_synthetic(
     minutes: float | None = None,
     steps: int | None = None,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     resume: bool = False,
     start: Path | None = None,
     progress: Callable[[dict], None] | None = None,
@@ -344,13 +386,15 @@ def pretrain_synthetic(
     The budget is `minutes` of wall clock, or `steps`, or whichever ends first. Only a run bounded by `steps` alone is
     reproducible bit by bit, since the learning rate follows the used part of the budget. `resume` goes on from the
     checkpoint in the folder, if there is one; else the weights of the model folder `start` are the first, or random
-    ones. `progress` gets a dict after every step. `workers` processes render
-    pictures ahead; with any, the caller's script needs the usual `if __name__ == "__main__"` guard.
+    ones. `progress` gets a dict after every step. A step has `batch_size` pictures, 8 on a processor and 256 on a
+    graphics card. On a processor, `workers` processes render pictures ahead; with any, the caller's script needs the
+    usual `if __name__ == "__main__"` guard.
     """
     if not minutes and not steps:
         raise UserError("Pre-training needs a number of minutes or of steps.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch_size = batch_size or (8 if torch.device(device).type == "cpu" else 256)
     output_folder = Path(output_folder)
     checkpoint = output_folder / CHECKPOINT_NAME
     if resume and checkpoint.exists():

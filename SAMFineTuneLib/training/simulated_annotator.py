@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from SAMFineTuneLib.models.architectures import compact
+from SAMFineTuneLib.training.synthetic_random import Random
 
 
 @dataclass
@@ -51,13 +52,13 @@ def shift_masks(masks: Tensor, offset: Tensor) -> Tensor:
     return masks[number, rows.clamp(0, side - 1)[:, :, None], columns.clamp(0, side - 1)[:, None, :]] * inside
 
 
-def offer_neighbour_masks(prompts: Prompts, target: Tensor, by_box: Tensor, generator: torch.Generator) -> Prompts:
+def offer_neighbour_masks(prompts: Prompts, target: Tensor, by_box: Tensor, rng: Random) -> Prompts:
     """Give some objects a mask prompt as propagation does: the object as another slice might show it.
 
     A quarter of the boxes get one beside the box; a twentieth of the objects get a mask and no other prompt.
     """
-    count, device = len(target), target.device
-    chance, level, offset = (torch.rand(count, *shape, generator=generator).to(device) for shape in ((), (), (2,)))
+    count = len(target)
+    chance, level, offset = (rng.uniform(0, 1, count, *shape) for shape in ((), (), (2,)))
     alone = chance > 0.95
     offered = alone | (by_box & (chance < 0.25))
     reach = 0.12 * target.sum((1, 2)).sqrt()
@@ -70,28 +71,27 @@ def offer_neighbour_masks(prompts: Prompts, target: Tensor, by_box: Tensor, gene
     return Prompts(prompts.coords, labels, mask * given[:, None, None, None], given)
 
 
-def more_points(prompts: Prompts, target: Tensor, count: int, generator: torch.Generator) -> Prompts:
+def more_points(prompts: Prompts, target: Tensor, count: int, rng: Random) -> Prompts:
     """Add `count` points to each object: two thirds anywhere in it, the others close to its outside."""
     truth = target > 0.5
     outside = (F.max_pool2d(truth.float()[:, None], 9, 1, 4)[:, 0] > 0) & ~truth
     coords, labels = prompts.coords, prompts.labels
     for _ in range(count):
-        inside = (torch.rand(len(target), generator=generator) < 2 / 3).to(target.device)
-        inside |= ~outside.flatten(1).any(1)
-        click, _ = _click(torch.where(inside[:, None, None], truth, outside), generator)
+        inside = rng.chance(2 / 3, len(target)) | ~outside.flatten(1).any(1)
+        click, _ = _click(torch.where(inside[:, None, None], truth, outside), rng)
         coords = torch.cat([coords, click[:, None]], dim=1)
         labels = torch.cat([labels, inside[:, None].float()], dim=1)
     return Prompts(coords, labels, prompts.logits, prompts.has_logits)
 
 
-def correct(prompts: Prompts, logits: Tensor, target: Tensor, generator: torch.Generator) -> Prompts:
+def correct(prompts: Prompts, logits: Tensor, target: Tensor, rng: Random) -> Prompts:
     """Add one click where `logits` (n, 64, 64) are wrong, and offer them as mask prompt to some of the objects."""
     truth, answer = target > 0.5, logits > 0
     wrong = truth != answer
     # Nothing wrong: a click inside the object, as a user confirming it.
-    click, index = _click(torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, truth), generator)
+    click, index = _click(torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, truth), rng)
     label = truth.flatten(1).gather(1, index[:, None]).float()
-    feed = (torch.rand(len(target), generator=generator) < 0.6).float().to(target.device)
+    feed = rng.chance(0.6, len(target)).float()
     return Prompts(
         torch.cat([prompts.coords, click[:, None]], dim=1),
         torch.cat([prompts.labels, label], dim=1),
@@ -100,11 +100,9 @@ def correct(prompts: Prompts, logits: Tensor, target: Tensor, generator: torch.G
     )
 
 
-def _click(candidates: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _click(candidates: Tensor, rng: Random) -> tuple[Tensor, Tensor]:
     """Of each of (n, 64, 64) one pixel that is true: its place (n, 2) in the input, and its number (n,)."""
     count, side = len(candidates), compact.LOW_RES_SIZE
-    noise = torch.rand(count, side * side, generator=generator).to(candidates.device)
-    index = (noise * candidates.flatten(1)).argmax(1)
+    index = (rng.uniform(0.1, 1, count, side * side) * candidates.flatten(1)).argmax(1)
     # One low-res pixel covers two input pixels, whose common centre is at 2 c + 0.5.
-    shift = torch.rand(count, 2, generator=generator).to(candidates.device)
-    return 2 * torch.stack([index % side, index // side], dim=1) + shift, index
+    return 2 * torch.stack([index % side, index // side], dim=1) + rng.uniform(0, 1, count, 2), index

@@ -1,183 +1,191 @@
-"""What a scanner and a viewer do to a synthetic scene: blur, resolution, noise, window, zoom, padding.
+"""What a scanner and a viewer do to a synthetic scene: blur, artefacts, resolution, noise, window; n pictures at once.
 
-Smooth noise, blurs and changes of resolution are products with small matrices, so that each costs well under a
-millisecond. Pictures are float32 arrays [row, column] of 128 x 128, intensities about 0..1 until `display`.
+Views, blurs and changes of resolution are products with small matrices, one for each picture. Pictures are float32
+(n, row, column) of 128 x 128, intensities about 0..1 until `display`.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
 
-import numpy as np
-from scipy import ndimage
+import torch
+from torch import Tensor
+
+from SAMFineTuneLib.training.synthetic_random import Random
+from SAMFineTuneLib.training.synthetic_shapes import CANVAS, wide
 
 SIZE = 128
-PADDING_VALUE = 110
-
-Rng = np.random.Generator
+_COARSEST = 4.0  # view pixels a pixel of the scanner is wide at most
 
 
-# ---------------------------------------------------------------- matrices
+def gaussian_rows(position: Tensor, sigma: Tensor, samples: int) -> Tensor:
+    """Weights (n, R, samples) that blur around each `position` (n, R) with `sigma` (n,), both in samples."""
+    at = torch.arange(samples, device=position.device)
+    # The nearest sample first, so that a position outside sees the border and not nothing.
+    position = position.clamp(0, samples - 1)
+    weight = torch.exp(-0.5 * ((position[:, :, None] - at) / wide(sigma.clamp(min=0.3))) ** 2)
+    return weight / weight.sum(-1, keepdim=True)
 
 
-@lru_cache(maxsize=256)
-def _upsampling(nodes: int, order: int = 3) -> np.ndarray:
-    """(128, nodes) spline interpolation from `nodes` samples that span the axis."""
-    positions = (np.arange(SIZE) + 0.5) * nodes / SIZE - 0.5
-    columns = [ndimage.map_coordinates(row, [positions], order=order, mode="nearest") for row in np.eye(nodes)]
-    return np.stack(columns, axis=1).astype(np.float32)
-
-
-@lru_cache(maxsize=256)
-def _averaging(nodes: int) -> np.ndarray:
-    """(nodes, 128) mean over equal stretches of the axis."""
-    edges = np.linspace(0, SIZE, nodes + 1)
-    left, right = edges[:-1, None], edges[1:, None]
-    pixel = np.arange(SIZE)
-    overlap = np.clip(np.minimum(right, pixel + 1) - np.maximum(left, pixel), 0, None)
-    return (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-@lru_cache(maxsize=256)
-def _gaussian(tenths: int) -> np.ndarray:
-    """(128, 128) Gaussian blur along one axis, sigma in tenths of a pixel."""
-    distance = np.arange(SIZE)[:, None] - np.arange(SIZE)
-    kernel = np.exp(-0.5 * (distance / (tenths / 10)) ** 2)
-    kernel[kernel < 1e-6] = 0  # denormal numbers would make the product many times slower
-    return (kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def _blur(picture: np.ndarray, sigma_y: float, sigma_x: float) -> np.ndarray:
-    rows, columns = (_gaussian(max(1, round(10 * sigma))) for sigma in (sigma_y, sigma_x))
-    return rows @ picture @ columns.T
-
-
-def smooth_noise(rng: Rng, nodes: int, count: int | None = None) -> np.ndarray:
-    """Zero-mean unit-ish noise (128, 128), or (count, 128, 128), with about `nodes` bumps across."""
-    nodes = max(2, min(int(nodes), SIZE))
-    shape = (nodes, nodes) if count is None else (count, nodes, nodes)
-    up = _upsampling(nodes)
-    return up @ rng.standard_normal(shape, dtype=np.float32) @ up.T
-
-
-# ---------------------------------------------------------------- the scanner and the viewer
-
-
-def _noisy(rng: Rng, picture: np.ndarray) -> np.ndarray:
-    """Add one kind of acquisition noise at the scanner's own resolution."""
-    strength = np.float32(np.exp(rng.uniform(np.log(0.004), np.log(0.09))))
-    noise = rng.standard_normal(picture.shape, dtype=np.float32)
-    kind = rng.choice(["gauss", "rice", "poisson", "grain", "streaks"], p=[0.35, 0.2, 0.15, 0.2, 0.1])
-    if kind == "rice":
-        return np.hypot(picture + strength * noise, strength * rng.standard_normal(picture.shape, dtype=np.float32))
-    if kind == "poisson":
-        noise = noise * np.sqrt(np.clip(picture, 0.02, 2))
-    elif kind == "grain":
-        noise = 2 * ndimage.gaussian_filter(noise, rng.uniform(0.5, 1.5), truncate=2)
-    elif kind == "streaks":
-        noise = 0.7 * noise + 0.7 * rng.standard_normal((picture.shape[0], 1), dtype=np.float32)
-    return picture + strength * noise
-
-
-def _disturbed(rng: Rng, picture: np.ndarray) -> np.ndarray:
-    """Add one artefact: ghosts of a moving patient, movement, streaks of metal, ringing, a thick slice."""
-    kind = rng.choice(["ghosts", "movement", "streaks", "ringing", "thick"])
-    axis = int(rng.integers(2))
-    if kind == "ghosts":
-        shift, strength = int(rng.integers(SIZE // 12, SIZE // 2)), np.float32(rng.uniform(0.03, 0.2))
-        return picture + strength * (np.roll(picture, shift, axis) + np.roll(picture, -shift, axis))
-    if kind == "movement":
-        shift = int(rng.integers(1, 4))
-        return (np.roll(picture, shift, axis) + picture + np.roll(picture, -shift, axis)) / 3
-    if kind == "streaks":
-        row, column = np.unravel_index(int(rng.choice([np.argmax(picture), rng.integers(picture.size)])), picture.shape)
-        down, right = np.arange(SIZE)[:, None] - row, np.arange(SIZE) - column
-        rays = rng.standard_normal(int(rng.integers(24, 120))).astype(np.float32)
-        turn = (np.arctan2(down, right) / (2 * np.pi) + 0.5) * (len(rays) - 1)
-        return picture + np.float32(rng.uniform(0.5, 2)) * rays[turn.astype(int)] / (12 + np.hypot(down, right))
-    if kind == "ringing":
-        frequencies = np.fft.rfft(picture, axis=axis)
-        cut = [slice(None)] * 2
-        cut[axis] = slice(int(rng.uniform(0.3, 0.6) * frequencies.shape[axis]), None)
-        frequencies[tuple(cut)] = 0
-        return np.fft.irfft(frequencies, SIZE, axis).astype(np.float32)
-    width = SIZE * rng.uniform(0.86, 0.97)
-    nearer = _interpolation((SIZE - width) / 2, width)
-    farther = _interpolation((SIZE - SIZE**2 / width) / 2, SIZE**2 / width)
-    return (picture + nearer @ picture @ nearer.T + farther @ picture @ farther.T) / 3
-
-
-def scan(rng: Rng, picture: np.ndarray, finest: float) -> np.ndarray:
-    """Bias field, blur, artefacts, anisotropic resolution, noise and interpolation back to 128 x 128.
-
-    The coarsest pixel is `finest` picture pixels wide, so that small objects stay visible.
-    """
-    if rng.random() < 0.4:
-        picture = picture * (1 + np.float32(rng.uniform(0, 0.3)) * smooth_noise(rng, rng.integers(2, 4)))
-    picture = _blur(picture, *(rng.uniform(0.3, 1.1) * np.exp(rng.uniform(-0.2, 0.2, 2))))
-    if rng.random() < 0.15:
-        picture = _disturbed(rng, picture)
-    coarse = np.exp(rng.uniform(0, np.log(finest))) if rng.random() < 0.6 else 1.0
-    anisotropy = np.exp(rng.uniform(0, 0.7)) if rng.random() < 0.2 else 1.0
-    pixel = np.clip(np.array([coarse, coarse * anisotropy])[rng.permutation(2)], 1, finest)
-    rows, columns = (max(int(SIZE / side), 16) for side in pixel)
-    seen = _noisy(rng, _averaging(rows) @ picture @ _averaging(columns).T)
-    order = int(rng.choice([0, 1, 3], p=[0.05, 0.6, 0.35]))
-    return _upsampling(rows, order) @ seen @ _upsampling(columns, order).T
-
-
-def display(rng: Rng, picture: np.ndarray) -> np.ndarray:
-    """Window, gamma, inversion and range -> uint8."""
-    sample = picture[::3, ::3]
-    cut = rng.choice([0.0, 5.0, 25.0], p=[0.25, 0.6, 0.15])  # percent: what a narrow window takes for black and white
-    low, high = np.percentile(sample, [rng.uniform(0, cut), rng.uniform(100 - cut, 100)])
-    picture = np.clip((picture - low) / max(high - low, 1e-3), 0, 1)
-    if rng.random() < 0.4:
-        picture = picture ** np.float32(np.exp(rng.uniform(-0.6, 0.6)))
-    if rng.random() < 0.2:
-        picture = 1 - picture
-    if rng.random() < 0.4:
-        span = rng.uniform(0.35, 1)
-        picture = rng.uniform(0, 1 - span) + span * picture
-    return (255 * picture).astype(np.uint8)
-
-
-def _interpolation(start: float, width: float) -> np.ndarray:
-    """(128, 128) linear resampling of the pixels `start`..`start + width` (may reach outside) to 128."""
-    at = np.clip(start + (np.arange(SIZE) + 0.5) * width / SIZE - 0.5, 0, SIZE - 1)
-    return np.maximum(1 - np.abs(at[:, None] - np.arange(SIZE)), 0).astype(np.float32)
-
-
-def look_closer(rng: Rng, picture: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Crop to about twice one object's box and enlarge, as the predictor does around a prompt."""
-    mask = masks[rng.integers(len(masks))]
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    side = max(np.ptp(rows), np.ptp(columns)) + 1
-    width = float(np.clip(side * rng.uniform(1.4, 3), 20, SIZE))
-    wobble = rng.uniform(-0.15, 0.15, 2) * width
-    starts = [np.clip((line[0] + line[-1] + 1) / 2 + shift - width / 2, -2, SIZE + 2 - width)
-              for line, shift in zip((rows, columns), wobble, strict=True)]  # fmt: skip
-    vertical, horizontal = (_interpolation(start, width) for start in starts)
-    # The enlarged mask is blurred before the threshold, or its border would be a staircase no real object has.
-    sigma = max(0.35 * SIZE / width, 0.3)
-    soft = (
-        _gaussian(round(10 * sigma))
-        @ vertical
-        @ masks.astype(np.float32)
-        @ horizontal.T
-        @ _gaussian(round(10 * sigma)).T
+def look(rng: Random, image: Tensor, start: Tensor, side: Tensor) -> Tensor:
+    """Canvases (n, S, S) seen through the views that begin at `start` (n, 2) as x, y and are `side` (n,) canvas pixels
+    wide -> (n, 128, 128), blurred by the scanner."""
+    count = len(side)
+    step = side / SIZE
+    blur = rng.uniform(0.3, 1.1, count)
+    line = torch.arange(SIZE, device=side.device) + 0.5
+    columns, rows = (
+        gaussian_rows(
+            start[:, axis, None] + line * step[:, None] - 0.5,
+            (step * torch.hypot(blur * rng.uniform(-0.2, 0.2, count).exp(), torch.full_like(blur, 0.4))).clamp(min=0.5),
+            CANVAS,
+        )
+        for axis in (0, 1)
     )
-    return vertical @ picture @ horizontal.T, soft > 0.5
+    return rows @ image @ columns.transpose(1, 2)
 
 
-def cut_to_shape(rng: Rng, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Sometimes keep only an oblong part; the rest becomes padding, as with real oblong pictures."""
-    rows = columns = SIZE
-    if rng.random() < 0.2:
-        short = int(rng.integers(SIZE // 2, SIZE))
-        rows, columns = (short, SIZE) if rng.random() < 0.5 else (SIZE, short)
-        image, masks = image.copy(), masks.copy()
-        for array, value in ((image, PADDING_VALUE), (masks, False)):
-            array[..., rows:, :] = value
-            array[..., :, columns:] = value
-    return image, masks, (rows, columns)
+def scan(rng: Random, picture: Tensor, closeness: Tensor) -> Tensor:
+    """Bias field, artefacts, anisotropic resolution, noise and interpolation back to 128 x 128.
+
+    `closeness` (n,) 0 to 1 says from how near a view looks: what is near may be coarser.
+    """
+    count = len(picture)
+    biased = wide(rng.uniform(0, 0.3, count) * rng.chance(0.4, count))
+    picture = picture * (1 + biased * _slow_field(rng, count)) * _coil(rng, count)
+    picture = _disturbed(rng, picture)
+    finest = math.log(1.5) + closeness * (math.log(_COARSEST) - math.log(1.5))
+    coarse = (rng.uniform(0, 1, count) * finest * rng.chance(0.6, count)).exp()
+    uneven = (rng.uniform(0, 0.7, count) * rng.chance(0.25, count)).exp()
+    upright = rng.chance(0.5, count)
+    pixel = [torch.where(upright == (axis == 0), coarse * uneven, coarse).clamp(max=_COARSEST) for axis in (0, 1)]
+    samples = [(SIZE / side).round() for side in pixel]
+    cubic = rng.chance(0.35, count)
+    down = [_averaging(number) for number in samples]
+    up = [_interpolation(number, cubic) for number in samples]
+    seen = _noisy(rng, down[0] @ picture @ down[1].transpose(1, 2))
+    return up[0] @ seen @ up[1].transpose(1, 2)
+
+
+def _slow_field(rng: Random, count: int) -> Tensor:
+    """A field (n, 128, 128) of unit size with one or two bumps across: what a coil is not even in."""
+    line = torch.linspace(-1, 1, SIZE, device=rng.device)
+    turn, phase = rng.uniform(0, 2 * math.pi, 2, count)
+    slope = line[None, None, :] * wide(turn.cos()) + line[None, :, None] * wide(turn.sin())
+    return 1.4 * torch.sin(wide(rng.uniform(0.5, 3, count)) * slope + wide(phase))
+
+
+def _coil(rng: Random, count: int) -> Tensor:
+    """Brightness (n, 128, 128) that in one picture of twelve falls off from one place, as around a surface coil."""
+    line = torch.linspace(-1, 1, SIZE, device=rng.device)
+    x, y = rng.uniform(-0.9, 0.9, 2, count)
+    near = rng.chance(1 / 12, count) / rng.log_uniform(0.3, 1.5, count) ** 2
+    return 1 / (1 + wide(near) * ((line[None, None, :] - wide(x)) ** 2 + (line[None, :, None] - wide(y)) ** 2))
+
+
+def _averaging(samples: Tensor) -> Tensor:
+    """(n, 128, 128): the first `samples` (n,) rows average over equal stretches of the axis, the others are zero."""
+    row = torch.arange(SIZE, device=samples.device)
+    width = wide(SIZE / samples)
+    left, pixel = row[None, :, None] * width, row[None, None, :]
+    overlap = (torch.minimum(left + width, pixel + 1.0) - torch.maximum(left, pixel.float())).clamp(min=0)
+    return overlap / width * (row[None, :, None] < wide(samples))
+
+
+def _interpolation(samples: Tensor, cubic: Tensor) -> Tensor:
+    """(n, 128, 128): from the first `samples` (n,) values, which span the axis, to 128; linear, or Catmull-Rom."""
+    row = torch.arange(SIZE, device=samples.device)
+    position = (row + 0.5)[None, :, None] * wide(samples / SIZE) - 0.5
+    position = torch.minimum(position.clamp(min=0), wide(samples) - 1)
+    d = (position - row[None, None, :]).abs()
+    linear = (1 - d).clamp(min=0)
+    near, far = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+    smooth = torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
+    weight = torch.where(wide(cubic), smooth, linear) * (row[None, None, :] < wide(samples))
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def _noisy(rng: Random, picture: Tensor) -> Tensor:
+    """Add acquisition noise at the scanner's own resolution: white, Rician, Poisson, grainy or in streaks."""
+    count = len(picture)
+    strength = rng.log_uniform(0.004, 0.09, count)
+    white, other = rng.normal(*picture.shape), rng.normal(*picture.shape)
+    kind = rng.uniform(0, 1, count)
+    poisson, grain = wide((kind > 0.55) & (kind < 0.7)), wide((kind >= 0.7) & (kind < 0.9))
+    streaks, rice = wide(kind >= 0.9), wide(kind < 0.2)
+    coarse = torch.nn.functional.avg_pool2d(white[:, None], 3, 1, 1)[:, 0] * 2.5
+    noise = torch.where(grain, coarse, white)
+    noise = torch.where(poisson, white * picture.clamp(0.02, 2).sqrt(), noise)
+    noise = torch.where(streaks, 0.7 * white + 0.7 * other[:, :, :1], noise)
+    louder = picture + wide(strength) * noise
+    return torch.where(rice, torch.hypot(louder, wide(strength) * other), louder)
+
+
+def _disturbed(rng: Random, picture: Tensor) -> Tensor:
+    """Add an artefact to one picture in six: ghosts or movement, streaks of metal, ringing, a thick slice."""
+    count = len(picture)
+    kind = rng.uniform(0, 1, count)
+    line = torch.arange(SIZE, device=picture.device)
+    turned = wide(rng.chance(0.5, count))
+    picture = torch.where(turned, picture.transpose(1, 2), picture)
+
+    def part(low: float, high: float) -> Tensor:
+        return ((kind >= low) & (kind < high)).nonzero()[:, 0]
+
+    ghosts = part(0.0, 0.06)
+    if len(ghosts):
+        far = rng.chance(0.6, len(ghosts))
+        shift = torch.where(far, rng.integers(SIZE // 12, SIZE // 2, len(ghosts)), rng.integers(1, 4, len(ghosts)))
+        strength = torch.where(far, rng.uniform(0.03, 0.2, len(ghosts)), torch.ones(len(ghosts), device=rng.device))
+        own = picture[ghosts]
+        copies = sum(
+            own.gather(1, ((line + sign * shift[:, None]) % SIZE)[:, :, None].expand_as(own)) for sign in (1, -1)
+        )
+        picture = picture.index_copy(0, ghosts, (own + wide(strength) * copies) / wide(1 + 2 * strength))
+    metal = part(0.06, 0.09)
+    if len(metal):
+        x, y = rng.uniform(0, SIZE, 2, len(metal))
+        right, down = line[None, None, :] - wide(x), line[None, :, None] - wide(y)
+        rays = rng.integers(24, 120, len(metal))
+        number = (torch.atan2(down, right) / (2 * math.pi) + 0.5) * wide(rays)
+        values = rng.normal(len(metal), 121).gather(1, number.long().flatten(1)).reshape(number.shape)
+        added = wide(rng.uniform(0.5, 2, len(metal))) * values / (12 + torch.hypot(down, right))
+        picture = picture.index_add(0, metal, added)
+    ringing = part(0.09, 0.12)
+    if len(ringing):
+        frequencies = torch.fft.rfft(picture[ringing], dim=1)
+        kept = rng.uniform(0.3, 0.6, len(ringing)) * frequencies.shape[1]
+        number = torch.arange(frequencies.shape[1], device=rng.device)
+        frequencies = frequencies * (number[None, :, None] < wide(kept))
+        picture = picture.index_copy(0, ringing, torch.fft.irfft(frequencies, SIZE, dim=1))
+    thick = part(0.12, 0.15)
+    if len(thick):
+        # Neighbouring slices show an object larger and smaller.
+        scale = rng.uniform(0.03, 0.14, len(thick))[:, None]
+        middle, narrow = (SIZE - 1) / 2, torch.full((len(thick),), 0.5, device=rng.device)
+        own = picture[thick]
+        total = own
+        for factor in (1 + scale, 1 - scale):
+            weights = gaussian_rows(middle + (line - middle) * factor, narrow, SIZE)
+            total = total + weights @ own @ weights.transpose(1, 2)
+        picture = picture.index_copy(0, thick, total / 3)
+    return torch.where(turned, picture.transpose(1, 2), picture)
+
+
+def display(rng: Random, picture: Tensor) -> Tensor:
+    """Window, gamma, inversion and range -> whole numbers 0 to 255, as float32."""
+    count = len(picture)
+    sample = picture[:, ::3, ::3].flatten(1).sort(dim=1).values
+    # How much a narrow window takes for black and for white.
+    kind = rng.uniform(0, 1, count)
+    most = torch.where(kind < 0.25, 0.0, torch.where(kind < 0.85, 0.05, 0.25))
+    low, high = (
+        sample.gather(1, ((sample.shape[1] - 1) * share).long()[:, None])[:, :, None]
+        for share in (most * rng.uniform(0, 1, count), 1 - most * rng.uniform(0, 1, count))
+    )
+    picture = ((picture - low) / (high - low).clamp(min=1e-3)).clamp(0, 1)
+    gamma = (rng.uniform(-0.6, 0.6, count) * rng.chance(0.4, count)).exp()
+    picture = picture ** wide(gamma)
+    picture = torch.where(wide(rng.chance(0.2, count)), 1 - picture, picture)
+    span = torch.where(rng.chance(0.4, count), rng.uniform(0.35, 1, count), 1.0)
+    return (255 * (wide(rng.uniform(0, 1, count) * (1 - span)) + wide(span) * picture)).floor()

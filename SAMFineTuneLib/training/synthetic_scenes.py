@@ -1,281 +1,366 @@
-"""Scenes of synthetic pictures: tissues, organs, vessels and bodies, painted one over the other.
+"""Scenes of synthetic pictures: tissues, organs, vessels and bodies, painted one over the other, n pictures at once.
 
-A scene paints a `Canvas` and registers its objects. `zoomed` scenes are seen from near, as the predictor looks at the
-surroundings of a prompt. Coordinates are view units, -1 to 1 across the picture.
+A scene paints a `Canvas` and registers its objects. Positions are view units, -1 to 1 across the canvas.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from scipy import ndimage
+import math
 
-from SAMFineTuneLib.training.synthetic_scanner import SIZE, Rng, smooth_noise
-from SAMFineTuneLib.training.synthetic_shapes import AXIS, STRAIGHT, blob, tube, warped_grid
+import torch
+from torch import Tensor
+
+from SAMFineTuneLib.training.synthetic_random import Random
+from SAMFineTuneLib.training.synthetic_shapes import CANVAS, blob, grid, smooth_noise, tube, warped_grid, wide
+
+MOST_TISSUES = 64
+_PATTERNS = 4
+_SPOTS = _PATTERNS - 1  # the pattern of spots; the others are smooth
 
 
 class Canvas:
-    """The picture under construction: intensities about 0..1 and the objects painted so far."""
+    """n pictures under construction, as numbers of tissues: `tissue` (n, S, S) uint8, 0 is the background.
 
-    def __init__(self, rng: Rng) -> None:
-        self.rng = rng
-        self.image = np.full((SIZE, SIZE), rng.uniform(0, 1), np.float32)
-        self.objects: list[np.ndarray] = []
-        # How far apart tissues are in this picture: many real borders are faint.
-        self.spread = np.exp(rng.uniform(np.log(0.1), np.log(0.6)))
-        self.texture = rng.uniform(0, 0.6) ** 2
+    Tissue k of a picture has a tone and a pattern. Object k is made of one or several tissues, `made_of` (n, k,
+    tissue), and may be asked for when `registered` (n, k). What a painted tissue covers no longer belongs to what
+    lies below.
+    """
 
-    def tone(self, near: float | None = None) -> float:
-        """A tissue's mean; often close to `near`, never within a just visible step of it."""
-        if near is None or self.rng.random() < 0.2:
-            return float(self.rng.uniform(0, 1))
-        step = max(abs(self.rng.normal(0, self.spread)), 0.05)
-        return float(near + step * self.rng.choice([-1, 1]))
+    def __init__(self, rng: Random, count: int) -> None:
+        self.rng, self.count, self.used = rng, count, 1
+        self.tissue = torch.zeros(count, CANVAS, CANVAS, dtype=torch.uint8, device=rng.device)
+        self.made_of = torch.zeros(count, MOST_TISSUES, MOST_TISSUES, dtype=torch.bool, device=rng.device)
+        self.registered = torch.zeros(count, MOST_TISSUES, dtype=torch.bool, device=rng.device)
+        self.tones = torch.zeros(count, MOST_TISSUES, device=rng.device)
+        self.strengths = torch.zeros(count, MOST_TISSUES, device=rng.device)
+        self.patterns = torch.zeros(count, MOST_TISSUES, dtype=torch.long, device=rng.device)
+        # How far apart tissues are in this picture: many real borders are faint, and no match for the texture.
+        self.spread = rng.log_uniform(0.05, 0.6, count)
+        related = rng.uniform(0.2, 1.2, count) * self.spread
+        self.texture = torch.where(rng.chance(0.35, count), related, rng.uniform(0, 0.6, count) ** 2)
+        self._dye(0, rng.uniform(0, 1, count))
+        self._rows = torch.arange(count, device=rng.device)
 
-    def fill(self, mask: np.ndarray, tone: float) -> None:
-        """Paint `mask` with `tone`, sometimes with texture, a gradient or spots."""
-        rng, value = self.rng, np.float32(tone)
-        kind = rng.random()
-        if kind < 0.45:
-            self.image[mask] = value
-            return
-        strength = self.texture * rng.uniform(0.2, 1)
-        if kind < 0.9:
-            pattern = smooth_noise(rng, np.exp(rng.uniform(np.log(2), np.log(64))))[mask]
-        else:
-            pattern = 2.5 * (smooth_noise(rng, rng.integers(8, 40))[mask] > rng.uniform(0.4, 1.2))
-        self.image[mask] = value + np.float32(strength) * pattern
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another organ with its parts."""
+        return self.used > MOST_TISSUES - 6
 
-    def cover(self, mask: np.ndarray) -> None:
-        """What lies under a newly painted `mask` is no longer visible: cut it out of the earlier objects."""
-        self.objects = [earlier & ~mask for earlier in self.objects]
+    def tone(self, near: Tensor | None = None) -> Tensor:
+        """A tissue's mean (n,); often close to `near` (n,), and now and then hardly or not at all visible beside it."""
+        anywhere = self.rng.uniform(0, 1, self.count)
+        if near is None:
+            return anywhere
+        step = torch.maximum((self.spread * self.rng.normal(self.count)).abs(), self.rng.uniform(0, 0.06, self.count))
+        close = near + step * (1.0 - 2.0 * self.rng.chance(0.5, self.count))
+        return torch.where(self.rng.chance(0.2, self.count), anywhere, close)
 
-    def paint(self, mask: np.ndarray, tone: float | None = None, nested: bool = False) -> float:
-        """Paint and register an object; `nested` keeps it inside the object below as well. Returns its tone."""
-        if not mask.any():
-            return 0.5
-        if tone is None:
-            tone = self.tone(float(self.image[mask].mean()))
-        self.fill(mask, tone)
-        if not nested:
-            self.cover(mask)
-        self.objects.append(mask)
-        return tone
+    def tissue_at(self, x: Tensor, y: Tensor) -> Tensor:
+        """Number (n,) of the tissue at a position."""
+        column, row = (((value + 1) * (CANVAS / 2)).long().clamp(0, CANVAS - 1) for value in (x, y))
+        return self.tissue[self._rows, row, column].long()
+
+    def tone_at(self, x: Tensor, y: Tensor) -> Tensor:
+        """Tone (n,) at a position."""
+        return self.tones[self._rows, self.tissue_at(x, y)]
+
+    def paint(
+        self, mask: Tensor, tone: Tensor, inside: Tensor | int | None = None, register: Tensor | bool = True
+    ) -> int:
+        """Paint `mask` (n, S, S) as a new tissue, cut to tissue `inside` of each picture if that is given, of whose
+        objects it then is a part. -> its number."""
+        number = self._new()
+        if inside is not None:
+            host = torch.as_tensor(inside, device=self.rng.device).expand(self.count)
+            mask = mask & (self.tissue == wide(host).to(torch.uint8))
+            self.made_of[:, :, number] = self.made_of[self._rows, :, host]
+        self.tissue = torch.where(mask, number, self.tissue)
+        self.made_of[:, number, number] = True
+        self.registered[:, number] = register
+        self._dye(number, tone)
+        return number
+
+    def paint_all(self, label: Tensor, tones: list[Tensor], where: Tensor, register: Tensor | bool = True) -> range:
+        """Paint tissues by `label` (n, S, S), which counts `tones`, where `where` is true. -> their numbers."""
+        first = self.used
+        for tone in tones:
+            number = self._new()
+            self.made_of[:, number, number] = True
+            self.registered[:, number] = register
+            self._dye(number, tone)
+        self.tissue = torch.where(where, (first + label).to(torch.uint8), self.tissue)
+        return range(first, self.used)
+
+    def register_alone(self, number: int, register: Tensor | bool = True) -> None:
+        """Register a tissue without its parts as one more object: a wall without its lumen."""
+        alone = self._new()
+        self.made_of[:, alone, number] = True
+        self.registered[:, alone] = register
+
+    def render(self) -> Tensor:
+        """Intensities (n, S, S), about 0 to 1."""
+        rng = self.rng
+        stretch = torch.where(rng.chance(0.3, self.count), rng.log_uniform(0.2, 5, self.count), 1.0)
+        fields = [smooth_noise(rng, rng.log_uniform(2, 64, self.count), stretch) for _ in range(_SPOTS - 1)]
+        coarse = rng.log_uniform(3, 12, self.count)  # and all that is finer: what glands and bowels look like
+        fields.append(sum(0.6 * 0.7**octave * smooth_noise(rng, coarse * 2**octave, stretch) for octave in range(4)))
+        spots = smooth_noise(rng, rng.uniform(8, 40, self.count)) > wide(rng.uniform(0.4, 1.2, self.count))
+        fields = torch.stack([*fields, 2.5 * spots], dim=1).flatten(2)
+        tissue = self.tissue.flatten(1).long()
+        pattern = fields.gather(1, self.patterns.gather(1, tissue)[:, None])[:, 0]
+        image = self.tones.gather(1, tissue) + self.strengths.gather(1, tissue) * pattern
+        return image.reshape(self.tissue.shape)
+
+    def _new(self) -> int:
+        if self.used == MOST_TISSUES:
+            raise RuntimeError(f"a scene has more than {MOST_TISSUES} tissues")
+        self.used += 1
+        return self.used - 1
+
+    def _dye(self, number: int, tone: Tensor) -> None:
+        """Give tissue `number` a tone, and often a pattern."""
+        rng = self.rng
+        self.tones[:, number] = tone
+        self.strengths[:, number] = self.texture * rng.uniform(0.2, 1, self.count) * rng.chance(0.55, self.count)
+        smooth = rng.integers(0, _SPOTS, self.count)
+        self.patterns[:, number] = torch.where(rng.chance(0.2, self.count), _SPOTS, smooth)
 
 
-def _partition(canvas: Canvas, inside: np.ndarray | None = None, register: bool = True) -> None:
-    """Divide the picture (or `inside`) by the arg-max of smooth noises, sometimes with a seam of other tissue."""
-    rng = canvas.rng
-    count = int(rng.integers(2, 9))
-    fields = smooth_noise(rng, rng.integers(2, 9), count)
-    if rng.random() < 0.6:
-        fields = fields + rng.uniform(0.1, 0.5) * smooth_noise(rng, rng.integers(8, 24), count)
-    label = fields.argmax(axis=0)
+# ---------------------------------------------------------------- parts of scenes
+
+
+def _competition(fields: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Which of the fields is the largest (n, S, S), and by how much."""
+    best, label = fields[0], torch.zeros_like(fields[0], dtype=torch.long)
+    second = torch.full_like(best, -math.inf)
+    for number, field in enumerate(fields[1:], 1):
+        wins = field > best
+        second = torch.where(wins, best, torch.maximum(second, field))
+        best = torch.where(wins, field, best)
+        label = torch.where(wins, number, label)
+    return label, best - second
+
+
+def _mosaic(canvas: Canvas, where: Tensor | None = None, register: bool = True) -> None:
+    """Divide the pictures by the arg-max of smooth noises, sometimes with a seam of other tissue."""
+    rng, count = canvas.rng, canvas.count
+    cells = int(rng.shared.integers(2, 9))
+    nodes, finer = rng.uniform(2, 9, count), rng.uniform(8, 24, count)
+    rough = rng.uniform(0.1, 0.5, count) * rng.chance(0.6, count)
+    fields = [smooth_noise(rng, nodes) + wide(rough) * smooth_noise(rng, finer) for _ in range(cells)]
+    label, lead = _competition(fields)
     base = canvas.tone()
-    tones = [canvas.tone(base) for _ in range(count)]
-    region = np.ones((SIZE, SIZE), bool) if inside is None else inside
-    seam = None
-    if rng.random() < 0.4:
-        top = np.partition(fields, count - 2, axis=0)
-        seam = top[-1] - top[-2] < rng.uniform(0.08, 0.5)
-    for value in range(count):
-        mask = (label == value) & region
-        if not mask.any():
-            continue
-        canvas.fill(mask, tones[value])
-        if register:
-            parts, found = ndimage.label(mask & ~seam if seam is not None else mask)
-            sizes = np.bincount(parts.ravel(), minlength=found + 1)
-            canvas.objects += [parts == i for i in range(1, found + 1) if 40 < sizes[i] < 0.5 * SIZE * SIZE]
-    if seam is not None:
-        canvas.fill(seam & region, canvas.tone(base))
+    tones = [canvas.tone(base) for _ in range(cells)]
+    where = torch.ones_like(label, dtype=torch.bool) if where is None else where
+    canvas.paint_all(label, tones, where, register)
+    seam = wide(rng.uniform(0.08, 0.5, count) * rng.chance(0.4, count))
+    canvas.paint(where & (lead < seam), canvas.tone(base), register=False)
 
 
 def _background(canvas: Canvas) -> None:
     """What lies behind everything: tissue mosaics, a smooth field or plain."""
-    kind = canvas.rng.random()
-    if kind < 0.55:
-        _partition(canvas, register=False)
-    elif kind < 0.85:
-        canvas.image += np.float32(canvas.spread) * smooth_noise(canvas.rng, canvas.rng.integers(2, 12))
+    rng, count = canvas.rng, canvas.count
+    shaded = rng.chance(0.5, count)
+    canvas.strengths[:, 0] = torch.where(shaded, canvas.spread, canvas.strengths[:, 0])
+    if rng.shared.random() < 0.8:
+        _mosaic(canvas, rng.chance(0.7, count, 1, 1).expand_as(canvas.tissue), register=False)
 
 
-def _radius(rng: Rng, zoomed: bool) -> float:
-    """Half an object's width in view units: 20-70 % of a zoomed view, else small to middling."""
-    return float(rng.uniform(0.2, 0.7) if zoomed else np.exp(rng.uniform(np.log(0.05), np.log(0.45))))
+def _radius(rng: Random, count: int) -> Tensor:
+    """Half an object's width in view units, small to large."""
+    return rng.log_uniform(0.05, 0.55, count)
 
 
-def _inner_structure(canvas: Canvas, level: np.ndarray, mask: np.ndarray) -> None:
-    """Parts inside an organ: wall and lumen, a lesion, zones or vessels that are not to be taken for its border."""
-    rng, kind = canvas.rng, canvas.rng.random()
-    if kind < 0.25:
-        lumen = level < rng.uniform(0.35, 0.9)
-        canvas.paint(lumen & mask, nested=True)
-        canvas.objects.append(mask & ~lumen)
-    elif kind < 0.5:
-        x, y = _interior_point(rng, mask)
-        lesion = (blob(rng, x, y, rng.uniform(0.2, 0.6) * _width_of(mask), STRAIGHT) < 1) & mask
-        canvas.paint(lesion, nested=True)
-    elif kind < 0.75:
-        _partition(canvas, inside=mask, register=rng.random() < 0.3)
-    else:
-        _spots(canvas, mask)
-
-
-def _spots(canvas: Canvas, mask: np.ndarray) -> None:
-    """Small round and long things inside an organ that belong to it: vessels, ducts, nodules, gas."""
-    rng, width = canvas.rng, _width_of(mask)
-    tone = canvas.tone(float(canvas.image[mask].mean()))
-    for _ in range(int(rng.integers(1, 7))):
-        x, y = _interior_point(rng, mask)
-        if rng.random() < 0.3:
-            spot = tube(rng, x, y, rng.uniform(0.5, 1.5) * width, rng.uniform(0.05, 0.12) * width, 0)
-        else:
-            spot = blob(rng, x, y, rng.uniform(0.05, 0.3) * width, STRAIGHT) < 1
-        canvas.fill(spot & mask, tone)
-
-
-def _width_of(mask: np.ndarray) -> float:
-    """Radius in view units of the disc of the same area."""
-    return float(np.sqrt(mask.sum() / np.pi) * 2 / SIZE)
-
-
-def _interior_point(rng: Rng, mask: np.ndarray) -> tuple[float, float]:
-    """A random pixel of `mask` in view units."""
-    index = rng.choice(np.flatnonzero(mask))
-    return float(AXIS[index % SIZE]), float(AXIS[index // SIZE])
-
-
-def _organ(canvas: Canvas, x: float, y: float, radius: float, structured: float = 0.4) -> None:
-    """One blob, sometimes with a capsule, with structure inside at the chance of `structured`."""
-    rng = canvas.rng
-    level = blob(rng, x, y, radius, warped_grid(rng, rng.choice([0.0, 0.02, 0.05, 0.1])))
-    mask = level < 1
-    if not mask.any():
+def _organ(
+    canvas: Canvas, x: Tensor, y: Tensor, radius: Tensor, here: Tensor, tone: Tensor | None = None,
+    structured: float = 0.5,
+) -> None:  # fmt: skip
+    """One blob in those pictures where it is `here` (n,), at times with a capsule, with structure inside."""
+    if canvas.full:
         return
-    if rng.random() < 0.25:
-        canvas.fill((level < 1 + rng.uniform(0.04, 0.2)) & ~mask, canvas.tone(float(canvas.image[mask].mean())))
-    canvas.paint(mask)
-    if rng.random() < structured:
-        _inner_structure(canvas, level, mask)
+    rng, count = canvas.rng, canvas.count
+    bend = rng.uniform(0, 0.12, count) * rng.chance(0.75, count)
+    level = blob(rng, x, y, radius, warped_grid(rng, bend))
+    if rng.shared.random() < 0.25:
+        capsule = wide((1 + rng.uniform(0.04, 0.2, count)) * (here & rng.chance(0.7, count)))
+        canvas.paint(level < capsule, canvas.tone(canvas.tone_at(x, y)), register=False)
+    number = canvas.paint(level < wide(here.float()), canvas.tone(canvas.tone_at(x, y)) if tone is None else tone)
+    if rng.shared.random() < structured:
+        _inside(canvas, number, level, (x, y, radius))
 
 
-def _scene_blobs(canvas: Canvas, zoomed: bool) -> None:
+def _inside(canvas: Canvas, number: int, level: Tensor, disc: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Structure inside an organ, in most of the pictures; much of it belongs to the organ and must not be taken for
+    its border."""
+    if canvas.full:
+        return
+    rng, count = canvas.rng, canvas.count
+    x, y, radius = disc
+    here = rng.chance(0.8, count)
+    kind = rng.shared.choice(("wall", "lesion", "zones", "spots", "vessels", "filling"))
+    own = canvas.tones[:, number]
+    if kind == "wall":
+        lumen = level < wide(rng.uniform(0.35, 0.9, count) * here)
+        canvas.paint(lumen, canvas.tone(own), number)
+        canvas.register_alone(number, here)
+        if rng.shared.random() < 0.4:
+            canvas.paint(level < wide(rng.uniform(0.2, 0.4, count) * here), canvas.tone(own), canvas.used - 2)
+    elif kind == "lesion":
+        away, turn = radius * rng.uniform(0, 0.7, count), rng.uniform(0, 2 * math.pi, count)
+        lesion = blob(rng, x + away * turn.cos(), y + away * turn.sin(), rng.uniform(0.2, 0.6, count) * radius,
+                      grid(rng.device))  # fmt: skip
+        canvas.paint(lesion < wide(here.float()), canvas.tone(own), number)
+    elif kind == "zones":
+        # As many bumps across the canvas as make one to three across the organ.
+        field = smooth_noise(rng, rng.uniform(1, 3, count) / radius.clamp(min=0.1))
+        sharp = field > wide(rng.uniform(-0.6, 0.8, count) + 9.0 * ~here)
+        canvas.paint(sharp, canvas.tone(own), number, rng.chance(0.25, count))
+    elif kind == "spots":
+        field = smooth_noise(rng, rng.uniform(2, 8, count) / radius.clamp(min=0.1))
+        canvas.paint(field > wide(rng.uniform(0.8, 1.8, count) + 9.0 * ~here), canvas.tone(own), number, False)
+    elif kind == "vessels":
+        field = smooth_noise(rng, rng.uniform(1.5, 6, count) / radius.clamp(min=0.1))
+        canvas.paint(field.abs() < wide(rng.uniform(0.05, 0.25, count) * here), canvas.tone(own), number, False)
+    else:
+        _fill_to_a_level(canvas, number, level, disc, here)
+
+
+def _fill_to_a_level(
+    canvas: Canvas, number: int, level: Tensor, disc: tuple[Tensor, Tensor, Tensor], here: Tensor
+) -> None:
+    """Gas above fluid, as in a stomach or a bowel: a part cut off by a straight line, inside a wall or without one."""
+    rng, count = canvas.rng, canvas.count
+    columns, rows = grid(rng.device)
+    x, y, radius = disc
+    tilt = 0.2 * rng.normal(count) + math.pi / 2 * rng.integers(0, 4, count)
+    height = (columns - wide(x)) * wide(tilt.sin()) + (rows - wide(y)) * wide(tilt.cos())
+    within = level < wide(rng.uniform(0.6, 1.1, count) * here)
+    canvas.paint(
+        within & (height > wide(radius * rng.uniform(-0.6, 0.6, count))), canvas.tone(), number,
+        rng.chance(0.25, count),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- scenes
+
+
+def _scene_blobs(canvas: Canvas) -> None:
     """A few organs on a background, the last painted in full view."""
-    rng = canvas.rng
+    rng, count = canvas.rng, canvas.count
     _background(canvas)
-    for _ in range(int(rng.integers(2, 6) if zoomed else rng.integers(4, 12))):
-        _organ(canvas, *rng.uniform(-1, 1, 2), _radius(rng, zoomed and rng.random() < 0.6))
-    if zoomed:
-        _organ(canvas, *rng.uniform(-0.3, 0.3, 2), _radius(rng, True), structured=0.6)
+    for number in range(int(rng.shared.integers(4, 12))):
+        _organ(canvas, *rng.uniform(-1, 1, 2, count), _radius(rng, count), rng.chance(0.75, count) | (number == 0))
+    _organ(canvas, *rng.uniform(-0.4, 0.4, 2, count), rng.log_uniform(0.15, 0.5, count), rng.chance(0.7, count),
+           structured=0.7)  # fmt: skip
 
 
-def _scene_partition(canvas: Canvas, zoomed: bool) -> None:
+def _scene_mosaic(canvas: Canvas) -> None:
     """A mosaic in which every piece is an object, with an organ or two on top."""
-    _partition(canvas)
-    for _ in range(int(canvas.rng.integers(0, 3))):
-        _organ(canvas, *canvas.rng.uniform(-0.8, 0.8, 2), _radius(canvas.rng, zoomed))
+    rng, count = canvas.rng, canvas.count
+    _mosaic(canvas)
+    for _ in range(int(rng.shared.integers(0, 3))):
+        _organ(canvas, *rng.uniform(-0.8, 0.8, 2, count), _radius(rng, count), rng.chance(0.7, count))
 
 
-def _scene_tubes(canvas: Canvas, zoomed: bool) -> None:
+def _scene_tubes(canvas: Canvas) -> None:
     """Vessels, ducts, bowel: thin, bent, branching, some with a wall."""
-    rng = canvas.rng
+    rng, count = canvas.rng, canvas.count
     _background(canvas)
-    for _ in range(int(rng.integers(0, 3))):
-        _organ(canvas, *rng.uniform(-1, 1, 2), _radius(rng, zoomed))
-    for _ in range(int(rng.integers(1, 5))):
-        width = np.exp(rng.uniform(np.log(0.025), np.log(0.18 if zoomed else 0.08)))
-        vessel = tube(rng, *rng.uniform(-0.7, 0.7, 2), rng.uniform(0.5, 1.5), width, int(rng.integers(0, 4)))
-        canvas.paint(vessel)
-        if width > 0.07 and rng.random() < 0.4:
-            lumen = ndimage.binary_erosion(vessel, iterations=int(rng.integers(1, 4)))
-            canvas.paint(lumen, nested=True)
+    for _ in range(int(rng.shared.integers(0, 3))):
+        _organ(canvas, *rng.uniform(-1, 1, 2, count), _radius(rng, count), rng.chance(0.7, count))
+    for _ in range(int(rng.shared.integers(1, 5))):
+        width = rng.log_uniform(0.025, 0.16, count)
+        x, y = rng.uniform(-0.7, 0.7, 2, count)
+        near = canvas.tone_at(x, y)
+        level = tube(rng, x, y, rng.uniform(0.5, 1.5, count), width, int(rng.shared.integers(0, 4)))
+        number = canvas.paint(level < 1, canvas.tone(near))
+        walled = rng.chance(0.5, count) & (width > 0.06)
+        lumen = level < wide(rng.uniform(0.4, 0.85, count) * walled)
+        canvas.paint(lumen, canvas.tone(canvas.tones[:, number]), number)
 
 
-def _scene_repeats(canvas: Canvas, zoomed: bool) -> None:
+def _scene_repeats(canvas: Canvas) -> None:
     """Many alike: nodules, vertebrae, cells, teeth; each one is an object."""
-    rng = canvas.rng
+    rng, count = canvas.rng, canvas.count
     _background(canvas)
-    radius = rng.uniform(0.15, 0.35) if zoomed else rng.uniform(0.05, 0.16)
-    tone, grid = canvas.tone(float(canvas.image.mean())), warped_grid(rng, 0.08)
-    row = rng.random() < 0.5
-    turn, gap = rng.uniform(0, np.pi), radius * rng.uniform(2.1, 3.2)
-    for i in range(int(rng.integers(4, 14))):
-        along = (i - 5) * gap
-        x, y = (along * np.cos(turn), along * np.sin(turn)) if row else rng.uniform(-0.95, 0.95, 2)
-        mask = blob(rng, x, y, radius * rng.uniform(0.8, 1.2), grid) < 1
-        canvas.paint(mask, tone + rng.normal(0, 0.02))
+    radius = rng.log_uniform(0.05, 0.3, count)
+    tone, place = canvas.tone(canvas.tones[:, 0]), warped_grid(rng, rng.uniform(0, 0.1, count))
+    in_row = rng.chance(0.5, count)
+    turn, gap = rng.uniform(0, math.pi, count), radius * rng.uniform(2.1, 3.2, count)
+    for number in range(int(rng.shared.integers(4, 14))):
+        along = (number - 5) * gap
+        x, y = rng.uniform(-0.95, 0.95, 2, count)
+        x, y = torch.where(in_row, along * turn.cos(), x), torch.where(in_row, along * turn.sin(), y)
+        level = blob(rng, x, y, radius * rng.uniform(0.8, 1.2, count), place)
+        canvas.paint(level < 1, tone + 0.02 * rng.normal(count))
 
 
-def _scene_body(canvas: Canvas, zoomed: bool) -> None:
+def _scene_body(canvas: Canvas) -> None:
     """A trunk, limb or head on air, seen whole or from near: skin, fat, organs, spine with its canal, ribs."""
-    rng = canvas.rng
-    zoom, x0, y0 = (rng.uniform(1.3, 4), *rng.uniform(-0.6, 0.6, 2)) if zoomed else (rng.uniform(0.9, 1.3), 0.0, 0.0)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (x - x0) * zoom, (y - y0) * zoom
-
-    bend = rng.uniform(0, 0.04) * zoom
-    grid = warped_grid(rng, bend)
-    half_width, half_height = rng.uniform(0.8, 1), rng.uniform(0.55, 0.9)
-    level = np.hypot((grid[0] / zoom + x0) / half_width, (grid[1] / zoom + y0) / half_height)
-    canvas.image[:] = rng.uniform(0, 0.1) + 0.02 * smooth_noise(rng, 64)
-    fat, muscle = rng.uniform(0.1, 0.9, 2)
-    skin = rng.uniform(0.75, 0.95)
-    body, trunk, cavity = level < 1, level < skin, level < skin - rng.uniform(0.05, 0.15)
-    canvas.paint(body, fat)
-    canvas.paint(trunk, muscle, nested=True)
-    canvas.fill(cavity, canvas.tone(fat))
-    canvas.objects += [trunk & ~cavity, cavity]
-    organ_tone = rng.uniform(0.2, 0.8)
-    for _ in range(int(rng.integers(4, 12))):
-        x, y = place(*(rng.uniform(-0.6, 0.6, 2) * (1, 0.75)))
-        shape = blob(rng, x, y, zoom * np.exp(rng.uniform(np.log(0.04), np.log(0.4))), warped_grid(rng, 0.03 * zoom))
-        mask = (shape < 1) & cavity
-        canvas.paint(mask, canvas.tone(organ_tone))
-        if mask.any() and rng.random() < 0.25:
-            _inner_structure(canvas, shape, mask)
-    bone = rng.uniform(0.7, 1.3) if rng.random() < 0.7 else rng.uniform(0, 0.3)
-    sx, sy = place(rng.normal(0, 0.05), rng.uniform(0.3, 0.5))
-    spine = blob(rng, sx, sy, zoom * rng.uniform(0.08, 0.16), grid)
-    canvas.paint(spine < 1, bone)
-    canal = blob(rng, sx, sy + zoom * 0.15, zoom * rng.uniform(0.04, 0.08), grid)
-    canvas.paint((canal < 1.5) & (canal > 1), bone)
-    canvas.paint(canal < 1, canvas.tone(muscle))
-    rib_radius = zoom * rng.uniform(0.02, 0.06)
-    for angle in rng.uniform(0, 2 * np.pi, int(rng.integers(0, 9))):
-        x, y = place(0.8 * skin * np.cos(angle), 0.62 * skin * np.sin(angle))
-        canvas.paint(blob(rng, x, y, rib_radius, grid) < 1, bone)
+    rng, count = canvas.rng, canvas.count
+    near = rng.chance(0.5, count)
+    zoom = torch.where(near, rng.uniform(1.2, 3, count), rng.uniform(0.9, 1.2, count))
+    x0, y0 = rng.uniform(-0.6, 0.6, 2, count) * near
+    place = warped_grid(rng, rng.uniform(0, 0.04, count) * zoom)
+    half_width, half_height = rng.uniform(0.8, 1, count), rng.uniform(0.55, 0.9, count)
+    level = torch.hypot(
+        (place[0] / wide(zoom) + wide(x0)) / wide(half_width), (place[1] / wide(zoom) + wide(y0)) / wide(half_height)
+    )
+    canvas.tones[:, 0], canvas.strengths[:, 0] = rng.uniform(0, 0.1, count), 0.02
+    fat, muscle = rng.uniform(0.1, 0.9, 2, count)
+    skin = rng.uniform(0.75, 0.95, count)
+    body = canvas.paint(level < 1, fat)
+    trunk = canvas.paint(level < wide(skin), muscle, body)
+    cavity = canvas.paint(level < wide(skin - rng.uniform(0.05, 0.15, count)), canvas.tone(fat), trunk)
+    canvas.register_alone(trunk)
+    typical = rng.uniform(0.2, 0.8, count)
+    for _ in range(int(rng.shared.integers(4, 12))):
+        x, y = (rng.uniform(-0.6, 0.6, count) - x0) * zoom, (rng.uniform(-0.45, 0.45, count) - y0) * zoom
+        radius = zoom * rng.log_uniform(0.04, 0.4, count)
+        shape = blob(rng, x, y, radius, warped_grid(rng, 0.03 * zoom * rng.uniform(0, 1.5, count)))
+        here = rng.chance(0.8, count)
+        number = canvas.paint(shape < wide(here.float()), canvas.tone(typical), cavity)
+        if rng.shared.random() < 0.3:
+            _inside(canvas, number, shape, (x, y, radius))
+    bone = torch.where(rng.chance(0.7, count), rng.uniform(0.7, 1.3, count), rng.uniform(0, 0.3, count))
+    sx, sy = (0.05 * rng.normal(count) - x0) * zoom, (rng.uniform(0.3, 0.5, count) - y0) * zoom
+    canvas.paint(blob(rng, sx, sy, zoom * rng.uniform(0.08, 0.16, count), place) < 1, bone)
+    canal = blob(rng, sx, sy + 0.15 * zoom, zoom * rng.uniform(0.04, 0.08, count), place)
+    arch = canvas.paint(canal < 1.5, bone, register=False)
+    canvas.paint(canal < 1, canvas.tone(muscle), arch)
+    for _ in range(int(rng.shared.integers(0, 9))):
+        angle = rng.uniform(0, 2 * math.pi, count)
+        x, y = (0.8 * skin * angle.cos() - x0) * zoom, (0.62 * skin * angle.sin() - y0) * zoom
+        canvas.paint(blob(rng, x, y, zoom * rng.uniform(0.02, 0.06, count), place) < 1, bone)
 
 
-def _scene_crowd(canvas: Canvas, zoomed: bool) -> None:
+def _scene_crowd(canvas: Canvas) -> None:
     """Organs pressed against each other as in an abdomen: few tones, seams of fat that come and go.
 
     A neighbour of the same grey value that reaches into an object's box is what boxes are most often misled by.
     """
-    rng = canvas.rng
-    count = int(rng.integers(3, 9) if zoomed else rng.integers(6, 16))
-    grid = warped_grid(rng, rng.choice([0.03, 0.06, 0.12]))
-    typical = rng.uniform(0.3, 0.8) if zoomed else rng.uniform(0.12, 0.35)
-    centres = rng.uniform(-1.1, 1.1, (count, 2))
-    if zoomed:
-        centres[0] = rng.uniform(-0.3, 0.3, 2)
-    levels = np.stack([blob(rng, x, y, typical * np.exp(rng.uniform(-0.5, 0.5)), grid) for x, y in centres])
-    nearest, next_nearest = np.partition(levels, 1, axis=0)[:2]
-    seam = rng.uniform(0.02, 0.2) * np.clip(0.8 + smooth_noise(rng, rng.integers(4, 12)), 0.1, None)
-    gap = (nearest > rng.uniform(0.9, 1.8)) | (next_nearest - nearest < seam)
+    rng, count = canvas.rng, canvas.count
     _background(canvas)
-    if rng.random() < 0.7:
-        canvas.fill(gap, canvas.tone())
-    palette = [canvas.tone(float(canvas.image[gap].mean()) if gap.any() else None) for _ in range(rng.integers(1, 4))]
-    order = levels.argmin(axis=0)
-    for value in range(count):
-        mask = (order == value) & ~gap
-        if not mask.any():
-            continue
-        canvas.paint(mask, palette[rng.integers(len(palette))] + rng.normal(0, 0.02))
-        if rng.random() < 0.4:
-            _inner_structure(canvas, levels[value], mask)
+    organs = int(rng.shared.integers(5, 15))
+    place = warped_grid(rng, rng.log_uniform(0.02, 0.12, count))
+    typical = rng.uniform(0.15, 0.5, count)
+    xs, ys = rng.uniform(-1.1, 1.1, 2, organs, count)
+    radii = typical * rng.uniform(-0.5, 0.5, organs, count).exp()
+    levels = [blob(rng, x, y, radius, place) for x, y, radius in zip(xs, ys, radii, strict=True)]
+    label, lead = _competition([-level for level in levels])
+    nearest = torch.stack(levels).amin(0)
+    rough = (0.8 + smooth_noise(rng, rng.uniform(4, 12, count))).clamp(min=0.1)
+    gap = (nearest > wide(rng.uniform(0.9, 1.8, count))) | (lead < wide(rng.uniform(0.02, 0.2, count)) * rough)
+    canvas.paint(gap & wide(rng.chance(0.7, count)), canvas.tone(), register=False)
+    filled = canvas.tone_at(*rng.uniform(-1, 1, 2, count))
+    palette = torch.stack([canvas.tone(filled) for _ in range(3)])
+    colours = int(rng.shared.integers(1, 4))
+    own = [palette[int(rng.shared.integers(colours))] + 0.02 * rng.normal(count) for _ in range(organs)]
+    numbers = canvas.paint_all(label, own, ~gap)
+    for number, level, x, y, radius in zip(numbers, levels, xs, ys, radii, strict=True):
+        if rng.shared.random() < 0.45:
+            _inside(canvas, number, level, (x, y, radius))
 
 
-SCENES = (_scene_blobs, _scene_partition, _scene_tubes, _scene_repeats, _scene_body, _scene_crowd)
-SCENE_ODDS = (0.26, 0.12, 0.12, 0.10, 0.20, 0.20)
+SCENES = (_scene_blobs, _scene_mosaic, _scene_tubes, _scene_repeats, _scene_body, _scene_crowd)
+SCENE_ODDS = (0.27, 0.11, 0.11, 0.09, 0.20, 0.22)

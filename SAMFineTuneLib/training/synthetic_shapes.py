@@ -1,70 +1,98 @@
-"""Shapes of synthetic pictures: lobed ellipses and branching tubes.
+"""Shapes of synthetic pictures: smooth noise, lobed ellipses, branching tubes; a batch of n pictures at once.
 
-Coordinates are view units: x and y run from -1 to 1 across the picture. Arrays are [row, column], 128 x 128.
+Positions are view units: x and y run from -1 to 1 across the canvas. Tensors are (n, row, column); what belongs to a
+picture as a whole is (n,).
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from SAMFineTuneLib.training.synthetic_scanner import SIZE, Rng, smooth_noise
+import torch
+from torch import Tensor
 
-AXIS = (np.arange(SIZE, dtype=np.float32) + 0.5) * (2 / SIZE) - 1
-X, Y = np.meshgrid(AXIS, AXIS)
-STRAIGHT = (X, Y)
-"""x and y of every pixel."""
+from SAMFineTuneLib.training.synthetic_random import Random
 
-
-def warped_grid(rng: Rng, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of every pixel, bent by smooth noise of `strength` view units."""
-    bend = strength * smooth_noise(rng, rng.integers(3, 9), 2)
-    return X + bend[0], Y + bend[1]
+CANVAS = 192
+"""Side of the canvas that a scene is painted on; `synthetic_view` looks at a part of it or at the whole."""
+_BUMP = 0.55  # width of one node's influence, in distances between nodes
 
 
-def blob(rng: Rng, x: float, y: float, radius: float, grid: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Level function of a lobed, turned ellipse: below 1 inside; its size grows linearly with the level."""
-    turn, aspect = rng.uniform(0, np.pi), np.exp(rng.uniform(-0.7, 0.7))
-    cosine, sine = np.cos(turn), np.sin(turn)
-    dx, dy = grid[0] - np.float32(x), grid[1] - np.float32(y)
-    u = (cosine * dx + sine * dy) * np.float32(aspect**0.5 / radius)
-    v = (cosine * dy - sine * dx) * np.float32(aspect**-0.5 / radius)
-    level = np.sqrt(u * u + v * v)
-    if rng.random() < 0.7:
-        angle = np.linspace(-np.pi, np.pi, 257)
-        lobes = sum(
-            rng.normal() * rng.uniform(0.05, 0.25) / k**0.7 * np.cos(k * angle + rng.uniform(0, 6.3))
-            for k in rng.choice([1, 2, 3, 4, 5], size=2, replace=False)
-        )
-        table = (1 / np.clip(1 + lobes, 0.35, 2)).astype(np.float32)
-        level *= table[((np.arctan2(v, u) + np.float32(np.pi)) * np.float32(256 / 2 / np.pi)).astype(np.int16)]
-    return level
+def grid(device: torch.device) -> tuple[Tensor, Tensor]:
+    """x (1, 1, S) and y (1, S, 1) of the canvas' pixels."""
+    axis = (torch.arange(CANVAS, device=device) + 0.5) * (2 / CANVAS) - 1
+    return axis[None, None, :], axis[None, :, None]
 
 
-def tube(rng: Rng, x: float, y: float, length: float, width: float, branches: int) -> np.ndarray:
-    """Boolean mask of a wandering tube with side branches."""
-    mask = np.zeros((SIZE, SIZE), bool)
-    starts = [(x, y, rng.uniform(0, 2 * np.pi), width)]
+def wide(values: Tensor) -> Tensor:
+    """(n,) -> (n, 1, 1), to be combined with pictures."""
+    return values[:, None, None]
+
+
+def smooth_noise(rng: Random, nodes: Tensor, stretch: Tensor | None = None) -> Tensor:
+    """Noise (n, S, S) of zero mean and unit deviation with about `nodes` (n,) bumps across.
+
+    `stretch` (n,) makes the bumps that much longer along y than along x.
+    """
+    most = int(nodes.max().clamp(2, CANVAS / 2).ceil()) + 1
+    position = (torch.arange(CANVAS, device=nodes.device) + 0.5) / CANVAS
+    node = torch.arange(most, device=nodes.device)
+
+    def weights(across: Tensor) -> Tensor:
+        distance = position[None, :, None] * wide(across.clamp(2, most - 1)) - node
+        weight = torch.exp(-0.5 * (distance / _BUMP) ** 2)
+        return weight / weight.norm(dim=-1, keepdim=True)
+
+    along = nodes if stretch is None else nodes / stretch
+    return weights(along) @ rng.normal(len(nodes), most, most) @ weights(nodes).transpose(1, 2)
+
+
+def warped_grid(rng: Random, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y (n, S, S) of every pixel, bent by smooth noise of `strength` (n,) view units."""
+    x, y = grid(rng.device)
+    nodes = rng.uniform(3, 9, len(strength))
+    return x + wide(strength) * smooth_noise(rng, nodes), y + wide(strength) * smooth_noise(rng, nodes)
+
+
+def blob(rng: Random, x: Tensor, y: Tensor, radius: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
+    """Level function (n, S, S) of a lobed, turned ellipse: below 1 inside; its size grows linearly with the level."""
+    count = len(radius)
+    turn, aspect = rng.uniform(0, math.pi, count), rng.uniform(-0.35, 0.35, count).exp()
+    cosine, sine = turn.cos(), turn.sin()
+    dx, dy = place[0] - wide(x), place[1] - wide(y)
+    u = wide(cosine * aspect / radius) * dx + wide(sine * aspect / radius) * dy
+    v = wide(cosine / (aspect * radius)) * dy - wide(sine / (aspect * radius)) * dx
+    level = (u * u + v * v).sqrt()
+    # Lobes: a few terms of a Fourier series of the direction, as the real part of a polynomial of u + iv.
+    order = torch.arange(1, 6, device=rng.device)
+    size = rng.normal(count, 5) * rng.uniform(0.05, 0.25, count, 5) / order**0.7
+    size = size * rng.chance(0.4, count, 5) * rng.chance(0.7, count, 1)
+    factor = torch.polar(size.abs(), rng.uniform(0, 2 * math.pi, count, 5))
+    direction = torch.complex(u, v) / level.clamp(min=1e-4)
+    series = wide(factor[:, 4]) * direction
+    for k in (3, 2, 1, 0):
+        series = (series + wide(factor[:, k])) * direction
+    return level / (1 + series.real).clamp(0.35, 2)
+
+
+def tube(rng: Random, x: Tensor, y: Tensor, length: Tensor, width: Tensor, branches: int) -> Tensor:
+    """Level function (n, S, S) of a wandering tube with side branches: below 1 inside, 0 along its middle."""
+    columns, rows = grid(rng.device)
+    count, level = len(width), None
+    starts = [(x, y, rng.uniform(0, 2 * math.pi, count), width)]
     for branch in range(1 + branches):
-        px, py, heading, thick = starts[rng.integers(len(starts)) if branch else 0]
-        steps = int(rng.integers(5, 10))
-        bend = rng.normal(0, 0.25)
+        px, py, heading, thick = starts[int(rng.shared.integers(len(starts))) if branch else 0]
+        steps = 6 if branch else 8
+        bend = 0.25 * rng.normal(count)
         for step in range(steps):
-            heading += bend + rng.normal(0, 0.25)
-            qx, qy = px + length / steps * np.cos(heading), py + length / steps * np.sin(heading)
-            _stamp(mask, px, py, qx, qy, thick * (1 - 0.3 * step / steps))
-            px, py = qx, qy
-            starts.append((px, py, heading + rng.choice([-1, 1]) * rng.uniform(0.4, 1.2), thick * 0.75))
-    return mask
-
-
-def _stamp(mask: np.ndarray, ax: float, ay: float, bx: float, by: float, radius: float) -> None:
-    """Draw the thick segment a-b into `mask`, looking only at the pixels around it."""
-    x0, x1 = (int((v + 1) * SIZE / 2) for v in (min(ax, bx) - radius, max(ax, bx) + radius))
-    y0, y1 = (int((v + 1) * SIZE / 2) for v in (min(ay, by) - radius, max(ay, by) + radius))
-    rows, columns = slice(max(y0, 0), max(y1 + 2, 0)), slice(max(x0, 0), max(x1 + 2, 0))
-    dx, dy = X[rows, columns] - ax, Y[rows, columns] - ay
-    if not dx.size:
-        return
-    ex, ey = bx - ax, by - ay
-    along = np.clip((dx * ex + dy * ey) / (ex * ex + ey * ey + 1e-9), 0, 1)
-    mask[rows, columns] |= (dx - along * ex) ** 2 + (dy - along * ey) ** 2 < radius**2
+            heading = heading + bend + 0.25 * rng.normal(count)
+            ex, ey = length / steps * heading.cos(), length / steps * heading.sin()
+            dx, dy = columns - wide(px), rows - wide(py)
+            along = ((dx * wide(ex) + dy * wide(ey)) / wide(ex * ex + ey * ey + 1e-9)).clamp(0, 1)
+            squared = (dx - along * wide(ex)) ** 2 + (dy - along * wide(ey)) ** 2
+            near = squared / wide((thick * (1 - 0.3 * step / steps)) ** 2)
+            level = near if level is None else torch.minimum(level, near)
+            px, py = px + ex, py + ey
+            side = 1.0 - 2.0 * rng.chance(0.5, count)
+            starts.append((px, py, heading + side * rng.uniform(0.4, 1.2, count), 0.75 * thick))
+    return level.sqrt()

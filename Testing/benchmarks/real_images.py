@@ -22,6 +22,7 @@ from SAMFineTuneLib.images import Volume, aligned_plane, choose_window, extract,
 from SAMFineTuneLib.inference.engine import open_engine
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.view import bounding_box
+from SAMFineTuneLib.models.spec import read_model_folder
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts
 
@@ -122,7 +123,9 @@ def shifted(box: np.ndarray) -> list[np.ndarray]:
 
 
 def predictor_of(model: str) -> Predictor:
-    """A model of the store, or the averaged weights of a pre-training's checkpoint."""
+    """A model of the store, a model's folder, or the averaged weights of a pre-training's checkpoint."""
+    if Path(model).is_dir():
+        return Predictor(open_engine(read_model_folder(Path(model))))
     if not model.endswith(".pt"):
         return Predictor(open_engine(Store().get(model)))
     import torch
@@ -139,7 +142,7 @@ def predictor_of(model: str) -> Predictor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="compact")
+    parser.add_argument("--model", default="compact", help="a model of the store, a folder, or a checkpoint.pt")
     parser.add_argument("--pictures", type=Path, help="folder for an overlay picture per object and prompt")
     parser.add_argument("--clicks", type=int, default=3, help="corrections after the first answer (3)")
     parser.add_argument("--only", help="ct, prostate or hippocampus")

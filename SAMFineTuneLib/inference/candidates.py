@@ -1,0 +1,66 @@
+"""Which of a decoder's candidates is the answer, for a model that ranks all of them.
+
+Prompts that say what is meant have one answer, in which the candidates are joined. One point alone does not: it may
+mean a part or the whole, and each candidate of each view is another reading.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from SAMFineTuneLib.inference.masks import stability_score
+from SAMFineTuneLib.inference.view import View
+
+_JOINED = 3  # candidates that are joined, the most trusted ones
+_STABILITY_OFFSET = 1.0  # as in Segment Anything
+_CUT_PENALTY = 0.5  # how much of its merit a mask loses when all of its outline lies on the view's cut edges
+_LOWEST = 1e-6  # probability, so that logits stay finite
+
+
+def joined(low_res: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """Candidates' logits (T, h, w) and predicted IoU (T,) -> logits (h, w) of one answer, positive inside, its score.
+
+    Probabilities are averaged over the most trusted candidates. The mask of the largest expected IoU q holds what is
+    likelier than q / (1 + q) (for Dice: than half of it; Lipton et al., 2014), so that an answer in doubt is
+    no smaller than the object; logits are shifted by that much.
+    """
+    trusted = np.argsort(-scores, kind="stable")[:_JOINED]
+    inside = (1 / (1 + np.exp(-low_res[trusted].clip(-30, 30)))).mean(axis=0).clip(_LOWEST, 1 - _LOWEST)
+    score = float(scores[trusted].mean())
+    threshold = np.clip(score / (1 + score), _LOWEST, 0.5)
+    return np.float32(np.log(inside / (1 - inside)) - np.log(threshold / (1 - threshold))), score
+
+
+def merits(
+    low_res: np.ndarray, scores: np.ndarray, masks: np.ndarray, view: View, shape: tuple[int, ...]
+) -> np.ndarray:
+    """How good a reading of a point each of T candidates of one view is by itself (T,).
+
+    A good one is expected to be good (predicted IoU), has a definite outline (stability), and does not run into the
+    view's edges. `masks` (T, rows, columns) are in the view's pixels, `shape` is the picture's.
+    """
+    whole = np.array([1.0 - _CUT_PENALTY * _cut_fraction(mask, view, shape) for mask in masks])
+    return np.sqrt(scores.clip(0)) * stability_score(low_res, _STABILITY_OFFSET) * whole
+
+
+def agreement(masks: np.ndarray) -> np.ndarray:
+    """Mean IoU (V, M) of each of M masks of V views (V, M, H, W) with its like in the two views that agree best."""
+    views, count = masks.shape[:2]
+    flat = masks.reshape(views * count, -1).astype(np.float32)  # counts up to 16 million pixels are exact
+    common = flat @ flat.T
+    areas = np.diagonal(common)
+    iou = common / np.maximum(areas[:, None] + areas - common, 1.0)
+    best = iou.reshape(views, count, views, count).max(axis=3)
+    best[np.arange(views), :, np.arange(views)] = 0.0  # not in the view itself
+    return np.sort(best, axis=2)[:, :, -min(2, views - 1) :].mean(axis=2)
+
+
+def _cut_fraction(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> float:
+    """Part of a mask's extent that runs into edges of the view which are not edges of the picture (0 to 1)."""
+    edges = (
+        (view.top > 0, mask[0]),
+        (view.left > 0, mask[:, 0]),
+        (view.top + view.rows < shape[0], mask[-1]),
+        (view.left + view.columns < shape[1], mask[:, -1]),
+    )
+    return min(1.0, sum(float(edge.mean()) for cut, edge in edges if cut))
