@@ -49,7 +49,7 @@ class EverythingSettings:
     points_per_side: int = 32
     layers: int | None = None
     """Layer n looks at 2**n by 2**n tiles; None is 1 finer layer for a model that zooms, none for others."""
-    min_score: float = 0.7
+    min_score: float = 0.5
     """Smallest predicted IoU, as a fraction of the best one in its layer of the slice."""
     min_stability: float = 0.8
     """Smallest IoU of the masks at the thresholds + and - `stability_offset`."""

@@ -157,14 +157,16 @@ def test_a_lone_point_gives_three_candidates_and_more_prompts_one(random_compact
     assert predictor.predict(picture, CASES["box"], multimask=True).masks.shape == (3, *picture.shape)
 
 
-def test_a_model_that_ranks_all_its_masks_chooses_among_four(random_compact):
+def test_a_model_that_ranks_all_its_masks_joins_them_where_the_prompts_say_what_is_meant(random_compact):
     ranking = replace(random_compact.spec, ranks_all=True)
     predictor = Predictor(open_engine(ModelFolder(ranking, random_compact.path)))
     picture = textured()
     for name, prompts in CASES.items():
         found = predictor.predict(picture, prompts)
-        assert found.masks.shape == (4, *picture.shape), name
-        assert np.array_equal(found.mask, found.masks[np.argmax(found.scores)]), name
+        count = 4 if name == "one point" else 5
+        assert found.masks.shape == (count, *picture.shape) and found.scores.shape == (count,), name
+        assert np.array_equal(found.mask, found.masks[found.best]), name
+        assert found.best == 0 or name == "one point"
     box = CASES["box"]
     assert predictor.predict(picture, box, multimask=False).masks.shape == (1, *picture.shape)
     (batched,) = predictor.predict_boxes(picture, box.box[None])

@@ -236,11 +236,22 @@ def test_the_right_candidate_lowers_the_loss(ranks_all):
     right, wrong = 8 * (2 * target - 1), 8 * (1 - 2 * target)
     for lone, best in ((True, [wrong, right, wrong, wrong]), (False, [right, wrong, wrong, wrong])):
         predicted = torch.tensor([[float(one is right) for one in best]])
-        good = round_loss(torch.stack(best, 1), predicted, target, torch.tensor([lone]), ranks_all)
-        bad = round_loss(torch.stack([wrong] * 4, 1), predicted, target, torch.tensor([lone]), ranks_all)
-        lying = round_loss(torch.stack(best, 1), 1 - predicted, target, torch.tensor([lone]), ranks_all)
+        asked = target, torch.tensor([lone]), torch.zeros(1), ranks_all
+        good = round_loss(torch.stack(best, 1), predicted, *asked)
+        bad = round_loss(torch.stack([wrong] * 4, 1), predicted, *asked)
+        lying = round_loss(torch.stack(best, 1), 1 - predicted, *asked)
         assert good.loss < bad.loss and good.loss < lying.loss
         assert good.iou.tolist() == [[float(one is right) for one in best]]
+
+
+def test_what_a_view_cuts_off_counts_against_its_answers():
+    target = torch.zeros(1, 16, 16)
+    target[:, :8] = 1
+    right, predicted = torch.stack([8 * (2 * target - 1)] * 4, 1), torch.full((1, 4), 0.5)
+    cut = round_loss(right, predicted, target, torch.tensor([False]), torch.tensor([128.0]), True)
+    assert (cut.iou == 0.5).all(), "half of the object lies outside"
+    whole = round_loss(right, predicted, target, torch.tensor([False]), torch.tensor([0.0]), True)
+    assert (whole.iou == 1).all() and whole.loss > cut.loss, "the predicted IoU is that of the cut object"
 
 
 def test_the_class_loss_prefers_the_truth_to_background():

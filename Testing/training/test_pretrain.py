@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ pytest.importorskip("scipy")
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.training import pretrain, simulated_annotator  # noqa: E402
+from SAMFineTuneLib.training.synthetic_random import Random  # noqa: E402
 
 
 @pytest.fixture
@@ -30,10 +33,10 @@ def checkpoint(folder):
 
 
 def test_a_short_run_lowers_the_loss(tmp_path, without_export):
-    history = train(tmp_path, steps=16)
+    history = train(tmp_path, steps=24, batch_size=4)
     losses = [entry["loss"] for entry in history]
-    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
-    assert history[-1]["step"] == 16 and history[-1]["pictures"] == 32
+    assert np.mean(losses[-6:]) < 0.85 * np.mean(losses[:6])
+    assert history[-1]["step"] == 24 and history[-1]["pictures"] == 96
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, without_export):
@@ -106,8 +109,15 @@ def test_batches_depend_on_seed_and_number_only():
     assert first["image"].shape == (2, 1, 128, 128) and first["target"].shape == (2, 4, 64, 64)
 
 
+def test_batches_drawn_together_are_cut_in_order():
+    together = pretrain.SyntheticBatches(3, 2, together=3)
+    whole = pretrain.SyntheticBatches(3, 6)[1]["image"]
+    assert torch.equal(torch.cat([together[number]["image"] for number in (3, 4, 5)]), whole)
+    assert torch.equal(together[4]["image"], pretrain.SyntheticBatches(3, 2, together=3)[4]["image"])
+
+
 def test_first_prompts_touch_their_objects():
-    batch = pretrain.SyntheticBatches(3, 4)[0]
+    batch = pretrain.SyntheticBatches(3, 24)[0]
     for target, box, point in zip(*(batch[name].flatten(0, 1) for name in ("target", "box", "point")), strict=True):
         column, row = (point / 2).floor().int().tolist()
         assert target[row, column] > 0
@@ -115,6 +125,16 @@ def test_first_prompts_touch_their_objects():
         tight = torch.tensor([columns.min(), rows.min(), columns.max(), rows.max()]) * 2 + 0.5
         side = max(box[2] - box[0], box[3] - box[1])
         assert ((box - tight).abs() <= 0.1 * side + 2.5).all()
+
+
+def test_pictures_are_stretched_as_the_predictor_stretches_them():
+    from SAMFineTuneLib.models.preprocess import stretched
+
+    image = torch.randint(40, 90, (2, 128, 128), generator=torch.Generator().manual_seed(0)).float()
+    shape = torch.tensor([[128, 128], [128, 70]])
+    ours = pretrain._stretched(image, shape)
+    np.testing.assert_allclose(ours[0], stretched(image[0].numpy()), atol=6)
+    np.testing.assert_allclose(ours[1, :, :70], stretched(image[1, :, :70].numpy()), atol=6)
 
 
 def test_a_correction_clicks_where_the_answer_is_wrong():
@@ -126,7 +146,7 @@ def test_a_correction_clicks_where_the_answer_is_wrong():
     start = simulated_annotator.first_prompts(
         torch.zeros(2, 4), torch.full((2, 2), 60.0), torch.zeros(2, dtype=torch.bool)
     )
-    after = simulated_annotator.correct(start, answer, target, torch.Generator().manual_seed(0))
+    after = simulated_annotator.correct(start, answer, target, Random((0,)))
     assert after.labels[:, -1].tolist() == [1, 0]
     assert 60 <= after.coords[0, -1, 0] < 80 and 80 <= after.coords[1, -1, 0] < 100
 
@@ -137,7 +157,7 @@ def test_more_points_say_the_truth_and_stay_near():
     target[1, 5:8, 5:8] = 1
     target[2] = 1  # nothing is outside
     start = simulated_annotator.first_prompts(torch.zeros(3, 4), torch.zeros(3, 2), torch.tensor([True, False, True]))
-    after = simulated_annotator.more_points(start, target, 30, torch.Generator().manual_seed(0))
+    after = simulated_annotator.more_points(start, target, 30, Random((0,)))
     assert after.coords.shape == (3, 32, 2) and torch.equal(after.coords[:, :2], start.coords)
     new, labels = after.coords[:, 2:], after.labels[:, 2:]
     cells = (new / 2).long()
@@ -154,8 +174,9 @@ def test_the_best_candidate_alone_learns_from_an_ambiguous_point():
     target[:, :32] = 1
     right, wrong = 8 * (2 * target - 1), 8 * (1 - 2 * target)
     predicted = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
-    good = pretrain._session_loss(torch.stack([right, right, wrong, wrong], 1), predicted, target, torch.tensor([True]))
-    bad = pretrain._session_loss(torch.stack([wrong, wrong, wrong, wrong], 1), predicted, target, torch.tensor([True]))
+    asked = predicted, target, torch.tensor([True]), torch.zeros(1)
+    good = pretrain._session_loss(torch.stack([right, right, wrong, wrong], 1), *asked)
+    bad = pretrain._session_loss(torch.stack([wrong, wrong, wrong, wrong], 1), *asked)
     assert good[0] < 0.25 * bad[0]
     assert good[1].tolist() == [[1.0, 1.0, 0.0, 0.0]]
 
@@ -179,6 +200,31 @@ def test_a_run_may_start_from_earlier_weights(tmp_path, without_export):
     resumed = train(tmp_path / "on", steps=3, resume=True)
     assert [entry["step"] for entry in resumed] == [3]
     assert checkpoint(tmp_path / "on")["origin"], "a resumed run still knows where it came from"
+
+
+def test_a_run_may_start_from_a_shallower_model_and_answers_like_it(tmp_path, without_export):
+    from safetensors.torch import load_file, save_file
+
+    from SAMFineTuneLib.models.architectures.compact import build_compact
+    from SAMFineTuneLib.models.store import Store
+
+    bundled = Store().get().path
+    weights = load_file(bundled / "model.safetensors")
+    last = f"image_encoder.blocks.{len(build_compact().image_encoder.blocks) - 1}."
+    shallow = tmp_path / "shallow"
+    shutil.copytree(bundled, shallow)
+    save_file({name: value for name, value in weights.items() if not name.startswith(last)},
+              shallow / "model.safetensors")  # fmt: skip
+    run = pretrain._new_run(5, 2, torch.device("cpu"), shallow)
+    cut = build_compact({name: value.float() for name, value in weights.items()})
+    del cut.image_encoder.blocks[-1]
+    image = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = (model.encode(image)["image_embeddings"] for model in (run.average, cut))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    save_file({"other": torch.zeros(3)}, shallow / "model.safetensors")
+    with pytest.raises(UserError, match="do not fit the compact model"):
+        train(tmp_path / "run", steps=1, start=shallow)
 
 
 def test_a_run_cannot_start_from_another_architecture(tmp_path):

@@ -1,4 +1,4 @@
-"""The compact promptable model: Segment Anything's division of labour at 128 x 128 pixels and 3.4 M parameters.
+"""The compact promptable model: Segment Anything's division of labour at 128 x 128 pixels and 4.1 M parameters.
 
 Image encoder, prompt encoder and mask decoder follow Kirillov et al., "Segment Anything" (2023); high-resolution
 features for the decoder follow Ravi et al., "SAM 2" (2024). Two things are added because the model is trained on
@@ -108,7 +108,7 @@ class ConvStem(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Convolutional stem, six transformer blocks, neck."""
+    """Convolutional stem, transformer blocks, neck."""
 
     def __init__(self) -> None:
         super().__init__()
