@@ -13,7 +13,7 @@ from SAMFineTuneLib.inference.view import View
 
 _JOINED = 3  # candidates that are joined, the most trusted ones
 _STABILITY_OFFSET = 1.0  # as in Segment Anything
-_CUT_PENALTY = 0.5  # how much of its merit a mask loses when all of its outline lies on the view's cut edges
+_CUT_PENALTY = 0.5  # how much of its weight a mask loses when all of its outline lies on the view's cut edges
 _LOWEST = 1e-6  # probability, so that logits stay finite
 
 
@@ -31,7 +31,7 @@ def joined(low_res: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
     return np.float32(np.log(inside / (1 - inside)) - np.log(threshold / (1 - threshold))), score
 
 
-def merits(
+def weights(
     low_res: np.ndarray, scores: np.ndarray, masks: np.ndarray, view: View, shape: tuple[int, ...]
 ) -> np.ndarray:
     """How good a reading of a point each of T candidates of one view is by itself (T,).
@@ -43,16 +43,15 @@ def merits(
     return np.sqrt(scores.clip(0)) * stability_score(low_res, _STABILITY_OFFSET) * whole
 
 
-def agreement(masks: np.ndarray) -> np.ndarray:
-    """Mean IoU (V, M) of each of M masks of V views (V, M, H, W) with its like in the two views that agree best."""
-    views, count = masks.shape[:2]
-    flat = masks.reshape(views * count, -1).astype(np.float32)  # counts up to 16 million pixels are exact
+def most_agreed(masks: np.ndarray, weights: np.ndarray) -> int:
+    """The reading (n, H, W) that the others, each by its weight (n,), overlap most: of largest expected IoU, if each of
+    them is what is meant as often as its weight says (minimum Bayes risk), and of weight itself."""
+    flat = masks.reshape(len(masks), -1).astype(np.float32)  # counts up to 16 million pixels are exact
     common = flat @ flat.T
     areas = np.diagonal(common)
     iou = common / np.maximum(areas[:, None] + areas - common, 1.0)
-    best = iou.reshape(views, count, views, count).max(axis=3)
-    best[np.arange(views), :, np.arange(views)] = 0.0  # not in the view itself
-    return np.sort(best, axis=2)[:, :, -min(2, views - 1) :].mean(axis=2)
+    np.fill_diagonal(iou, 0.0)
+    return int(np.argmax(weights * (iou @ weights)))
 
 
 def _cut_fraction(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> float:

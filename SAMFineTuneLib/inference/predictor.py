@@ -16,7 +16,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
-from SAMFineTuneLib.inference.candidates import agreement, joined, merits
+from SAMFineTuneLib.inference.candidates import joined, most_agreed, weights
 from SAMFineTuneLib.inference.engine import Engine, embedding_digest
 from SAMFineTuneLib.inference.masks import pieces_asked_for
 from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts, square_view, view_of_box
@@ -274,22 +274,17 @@ class Predictor:
         return list(dict.fromkeys(square_view(shape, center, side) for side in sides))
 
     def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> tuple[Decoded, int]:
-        """The most convincing reading of a lone point: good by itself, and found again in other views. -> what was
-        decoded in its view, and the number of the candidate."""
+        """The most convincing reading of a lone point: good by itself, and like what else is found, here and in
+        other views. -> what was decoded in its view, and the number of the candidate."""
         decoded = [self._decode_prompts(picture, prompts, view) for view in views]
         masks = [one.logits(0, slice(0, 4)) > 0 for one in decoded]
-        found = np.stack(
-            [
-                merits(one.low_res[0], one.scores[0], own, one.view, picture.shape)
-                for one, own in zip(decoded, masks, strict=True)
-            ]
-        )
-        if len(views) > 1:
-            found = found * agreement(
-                np.stack([view.paste(own, picture.shape[:2], False) for view, own in zip(views, masks, strict=True)])
-            )
-        best, candidate = np.unravel_index(int(found.argmax()), found.shape)
-        return decoded[best], int(candidate)
+        trust = [
+            weights(one.low_res[0], one.scores[0], own, one.view, picture.shape)
+            for one, own in zip(decoded, masks, strict=True)
+        ]
+        pasted = [view.paste(own, picture.shape[:2], False) for view, own in zip(views, masks, strict=True)]
+        best, candidate = divmod(most_agreed(np.concatenate(pasted), np.concatenate(trust)), len(trust[0]))
+        return decoded[best], candidate
 
 
 def _to_masks(
