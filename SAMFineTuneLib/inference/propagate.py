@@ -44,8 +44,9 @@ SMALLEST_SPREAD = 8.0
 class PropagationSettings:
     """How a mask is carried on and when it ends."""
 
-    mode: str = "mask+box"
-    """What the next slice is prompted with: one of MODES."""
+    mode: str | None = None
+    """What the next slice is prompted with: one of MODES; None is points+mask for a model that zooms, which the bundled
+    one was measured with, and mask+box for others."""
     direction: str = "both"
     """One of DIRECTIONS. Up is towards superior, anterior or the patient's right; fill only closes gaps."""
     first: int | None = None
@@ -67,11 +68,10 @@ class PropagationSettings:
     """Which pieces of a new mask count: the `largest` that overlaps the previous one, all `touching`, or `all`."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", MODES), ("direction", DIRECTIONS), ("keep", KEEP)):
+        for name, allowed in (("mode", (None, *MODES)), ("direction", DIRECTIONS), ("keep", KEEP)):
             if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"Unknown propagation {name} '{getattr(self, name)}'; choose one of {', '.join(allowed)}."
-                )
+                choice = ", ".join(filter(None, allowed))
+                raise UserError(f"Unknown propagation {name} '{getattr(self, name)}'; choose one of {choice}.")
         if not 0 <= self.min_overlap <= 1 or not 0 <= self.min_score <= 1:
             raise UserError("The smallest overlap and the smallest score of a propagation lie between 0 and 1.")
         if self.max_area_change <= 1:
@@ -326,12 +326,13 @@ class _Run:
 
     def _predict(self, shown: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, float]:
         settings = self.settings
-        prompts = derive_prompts(piece, settings.mode, settings.box_margin)
-        # The previous mask says where to look, even where the prompts alone (points) would not.
         zoom = self.predictor.engine.spec.zoom
+        mode = settings.mode or ("points+mask" if zoom else "mask+box")
+        prompts = derive_prompts(piece, mode, settings.box_margin)
+        # The previous mask says where to look, even where the prompts alone (points) would not.
         view = view_of_box(shown.shape, bounding_box(piece)) if zoom else None
         # Points alone are ambiguous; the previous mask tells which of the model's readings is meant.
-        points_alone = settings.mode == "points"
+        points_alone = mode == "points"
         prediction = self.predictor.predict(shown, prompts, multimask=True if points_alone else None, view=view)
         merits = np.array([overlap(candidate, piece) for candidate in prediction.masks])
         best = int(np.argmax(merits if points_alone else merits * prediction.scores))

@@ -63,7 +63,7 @@ def cases(volumes: int):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="compact")
-    parser.add_argument("--settings", nargs="*", default=[f"mode={mode}" for mode in MODES])
+    parser.add_argument("--settings", nargs="*", default=["", *(f"mode={mode}" for mode in MODES)])
     parser.add_argument("--volumes", type=int, default=5, help="how many hippocampi")
     parser.add_argument("--brief", action="store_true", help="means only")
     options = parser.parse_args()
