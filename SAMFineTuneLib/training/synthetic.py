@@ -56,8 +56,9 @@ def synthetic_pictures(
     shape = _oblong(rng, count)
     line = torch.arange(SIZE, device=rng.device)
     inside = (line[None, :, None] < wide(shape[:, 0])) & (line[None, None, :] < wide(shape[:, 1]))
-    seen = torch.where(inside, _seen_tissue(tissue, start, side), 0)
-    chosen, beyond = _choose(rng, tissue, seen, made_of, registered, side, objects)
+    seen = _seen_tissue(tissue, start, side)
+    whole = 4 * _areas(tissue[:, ::2, ::2], made_of) * ((SIZE / side) ** 2)[:, None]
+    chosen, beyond = _choose(rng, _areas(seen, made_of, inside), whole, made_of, registered, objects)
     masks = chosen.gather(2, seen.flatten(1).long()[:, None].expand(-1, objects, -1))
     masks = masks.reshape(count, objects, SIZE, SIZE) & inside[:, None]
     points, pieces = _pointed_at(rng, masks.flatten(0, 1))
@@ -81,11 +82,12 @@ def _scenes(rng: Random, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tuple(torch.cat(part)[order] for part in zip(*parts, strict=True))
 
 
-def _areas(tissue: Tensor, made_of: Tensor) -> Tensor:
-    """Pixels (n, k) of every object on pictures of tissues (n, H, W)."""
+def _areas(tissue: Tensor, made_of: Tensor, where: Tensor | None = None) -> Tensor:
+    """Pixels (n, k) of every object on pictures of tissues (n, H, W), `where` (n, H, W) is true."""
     count = len(tissue)
     number = tissue.flatten(1).long() + MOST_TISSUES * torch.arange(count, device=tissue.device)[:, None]
-    pixels = torch.bincount(number.flatten(), minlength=count * MOST_TISSUES).reshape(count, MOST_TISSUES, 1)
+    weights = None if where is None else where.flatten().float()
+    pixels = torch.bincount(number.flatten(), weights, count * MOST_TISSUES).reshape(count, MOST_TISSUES, 1)
     return (made_of.float() @ pixels.float())[..., 0]
 
 
@@ -140,15 +142,15 @@ def _oblong(rng: Random, count: int) -> Tensor:
 
 
 def _choose(
-    rng: Random, tissue: Tensor, seen: Tensor, made_of: Tensor, registered: Tensor, side: Tensor, objects: int
+    rng: Random, visible: Tensor, whole: Tensor, made_of: Tensor, registered: Tensor, objects: int
 ) -> tuple[Tensor, Tensor]:
-    """The tissues (n, m, k) of m objects in view that are not tiny, and how much of each lies outside (n, m)."""
-    visible = _areas(seen, made_of)
-    whole = 4 * _areas(tissue[:, ::2, ::2], made_of) * ((SIZE / side) ** 2)[:, None]
+    """The tissues (n, m, k) of m objects that are not tiny, and how much of each lies outside (n, m), from what is
+    `visible` (n, k) of all objects and how large they are as a `whole` (n, k), in pixels of the view."""
     # What goes on outside may fill the view: a point in the middle of a liver, seen from too near.
     allowed = registered & (visible >= MIN_AREA) & ((visible < _LARGEST * SIZE**2) | (whole > 1.3 * visible))
-    # A picture without any such object shows whatever is registered, at the worst its background.
-    allowed |= ~allowed.any(1, keepdim=True) & (visible == torch.where(registered, visible, -1).amax(1, keepdim=True))
+    # A picture without any such object shows the largest that there is, at the worst its background.
+    shown = torch.where((registered & (visible > 0)).any(1, keepdim=True), torch.where(registered, visible, 0), visible)
+    allowed |= ~allowed.any(1, keepdim=True) & (shown == shown.amax(1, keepdim=True))
     number = _draw(rng, visible, allowed, objects)
     chosen = made_of.gather(1, number[:, :, None].expand(-1, -1, MOST_TISSUES))
     return chosen, (whole - visible).clamp(min=0).gather(1, number)

@@ -30,6 +30,7 @@ class Canvas:
         self.rng, self.count, self.used = rng, count, 1
         self.tissue = torch.zeros(count, CANVAS, CANVAS, dtype=torch.uint8, device=rng.device)
         self.made_of = torch.zeros(count, MOST_TISSUES, MOST_TISSUES, dtype=torch.bool, device=rng.device)
+        self.made_of[:, 0, 0] = True
         self.registered = torch.zeros(count, MOST_TISSUES, dtype=torch.bool, device=rng.device)
         self.tones = torch.zeros(count, MOST_TISSUES, device=rng.device)
         self.strengths = torch.zeros(count, MOST_TISSUES, device=rng.device)

@@ -166,3 +166,16 @@ def test_smooth_noise_is_centred_and_of_unit_size():
     noise = smooth_noise(Random((0,)), torch.full((60,), 12.0))
     assert noise.shape == (60, CANVAS, CANVAS)
     assert noise.mean().abs() < 0.05 and 0.9 < noise.std() < 1.1
+
+
+def test_a_view_without_any_object_shows_what_is_there():
+    made_of = torch.eye(MOST_TISSUES, dtype=torch.bool)[None]
+    registered = torch.zeros(1, MOST_TISSUES, dtype=torch.bool)
+    registered[0, 5] = True
+    visible = torch.zeros(1, MOST_TISSUES)
+    visible[0, 0], visible[0, 3] = 100, 900
+    chosen, beyond = synthetic._choose(Random((0,)), visible, visible, made_of, registered, 2)
+    assert chosen[0, :, 3].all() and chosen.sum() == 2 and not beyond.any()
+    visible[0, 5] = 4  # too small, but better than what is no object
+    chosen, _ = synthetic._choose(Random((0,)), visible, visible, made_of, registered, 2)
+    assert chosen[0, :, 5].all()
