@@ -14,7 +14,7 @@ from SAMFineTuneLib.inference.view import View
 _JOINED = 3  # candidates that are joined, the most trusted ones
 _STABILITY_OFFSET = 1.0  # as in Segment Anything
 _CUT_PENALTY = 0.5  # how much of its weight a mask loses when all of its outline lies on the view's cut edges
-_LOWEST = 1e-6  # probability, so that logits stay finite
+_LOWEST = 1e-6  # a probability above zero: logits stay finite, and a reading that nothing overlaps keeps its weight
 
 
 def joined(low_res: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
@@ -45,13 +45,14 @@ def weights(
 
 def most_agreed(masks: np.ndarray, weights: np.ndarray) -> int:
     """The reading (n, H, W) that the others, each by its weight (n,), overlap most: of largest expected IoU, if each of
-    them is what is meant as often as its weight says (minimum Bayes risk), and of weight itself."""
+    them is what is meant as often as its weight says (minimum Bayes risk), and of weight itself. Where none overlaps
+    another, the one of the largest weight."""
     flat = masks.reshape(len(masks), -1).astype(np.float32)  # counts up to 16 million pixels are exact
     common = flat @ flat.T
     areas = np.diagonal(common)
     iou = common / np.maximum(areas[:, None] + areas - common, 1.0)
     np.fill_diagonal(iou, 0.0)
-    return int(np.argmax(weights * (iou @ weights)))
+    return int(np.argmax(weights * (iou @ weights + _LOWEST)))
 
 
 def _cut_fraction(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> float:

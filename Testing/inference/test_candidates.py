@@ -102,5 +102,11 @@ def test_the_order_of_the_readings_does_not_matter(seed):
     assert order[most_agreed(masks[order], trust[order])] == most_agreed(masks, trust)
 
 
+def test_where_nothing_overlaps_the_surest_wins():
+    masks = np.zeros((3, 6, 6), bool)
+    masks[0, 0], masks[1, 2], masks[2, 4] = True, True, True
+    assert most_agreed(masks, np.array([0.2, 0.6, 0.5])) == 1
+
+
 def test_a_reading_alone_is_the_answer_even_when_it_is_empty():
     assert most_agreed(np.zeros((1, 4, 4), bool), np.ones(1)) == 0
