@@ -27,7 +27,8 @@ from SAMFineTuneLib.inference.everything import (
 from SAMFineTuneLib.inference.masks import PackedMask, overlap, stability_score
 from SAMFineTuneLib.inference.view import View
 
-COARSE = EverythingSettings(points_per_side=12)
+SURE = 0.7  # the share of the best score that the engine's thinner and thicker masks do not reach
+COARSE = EverythingSettings(points_per_side=12, min_score=SURE)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_it_finds_every_structure_of_a_slice_once():
         mask = item.mask.unpack()
         rows, columns = np.nonzero(mask)
         assert item.box == (columns.min(), rows.min(), columns.max(), rows.max())
-        assert item.stability == 1.0 and item.score >= 0.7 * 0.92
+        assert item.stability == 1.0 and item.score >= SURE * 0.92
         assert len(np.unique(shown[mask])) == 1 and mask.sum() >= COARSE.min_area
 
 
@@ -148,8 +149,10 @@ def test_filters_count():
     shown = picture(volume, aligned_plane(volume, "axial", 11), WINDOW)
 
     def count(**changes):
-        return len(automatic_masks(region_predictor(), shown, EverythingSettings(points_per_side=12, **changes)))
+        settings = EverythingSettings(**{"points_per_side": 12, "min_score": SURE} | changes)
+        return len(automatic_masks(region_predictor(), shown, settings))
 
+    assert count(min_score=0.5) == 5
     assert count(min_score=1.0) == 3  # the region itself scores best; what is thinner or thicker scores less
     assert count(min_area=100) == 2  # the second tube has 81 pixels
     assert count(max_area=0.05) == 2  # the ball has more
@@ -161,7 +164,7 @@ def test_finer_layers_see_small_things_and_count_nothing_twice():
     shown[disc(30, 30, 12, shown.shape)] = 180
     shown[disc(92, 80, 4, shown.shape)] = 180
     shown[disc(64, 60, 3, shown.shape)] = 180  # in all four tiles
-    settings = EverythingSettings(points_per_side=32, layers=1, min_area=10, max_box_overlap=0.4)
+    settings = EverythingSettings(points_per_side=32, layers=1, min_area=10, max_box_overlap=0.4, min_score=SURE)
     masks = automatic_masks(region_predictor(), shown, settings)
     assert len(masks) == 3
     for x, y in ((30, 30), (92, 80), (64, 60)):
@@ -171,7 +174,7 @@ def test_finer_layers_see_small_things_and_count_nothing_twice():
 def test_a_mask_cut_by_a_tile_is_dropped():
     shown = np.full((64, 64), 40, np.uint8)
     shown[28:36, 2:62] = 180  # longer than any tile of layer 1
-    settings = EverythingSettings(points_per_side=16, layers=1)
+    settings = EverythingSettings(points_per_side=16, layers=1, min_score=SURE)
     masks = automatic_masks(region_predictor(), shown, settings)
     assert [item.mask.unpack().sum() for item in masks] == [8 * 60]
 
@@ -191,7 +194,7 @@ def test_it_can_be_cancelled_between_batches():
 def test_slices_are_joined_into_objects(orientation):
     volume, labels = phantom(flip=True)
     seen = []
-    settings = EverythingSettings(points_per_side=8)
+    settings = EverythingSettings(points_per_side=8, min_score=SURE)
     slices = list(everything(region_predictor(), volume, WINDOW, orientation, settings, progress=seen.append))
     count = {"axial": 24, "coronal": 56}[orientation]
     assert [item.index for item in slices] == list(range(count))
