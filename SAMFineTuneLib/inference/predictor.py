@@ -2,8 +2,8 @@
 
 All prompts of a plane are answered together, as `segment_anything.SamPredictor` does; with a model marked `zoom`
 the predictor also decides where to look (see `view`). A box, a mask or several points say how large the object
-is. A single point does not: the model is asked at several scales, and the reading that is the most convincing among
-all of them is the answer (see `candidates`).
+is: the answers of a fitting view, a narrower and a wider one are averaged. A single point does not: the model is asked
+at several scales, and the reading that is the most convincing among all of them is the answer (see `candidates`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
+_BEYOND_BOX = 2.0
+"""Logits by which what a box leaves out must be more certain to belong to the object than what it holds."""
+_SURE = 8.0
+"""Logits are cut to it before they are averaged, so that no view overrules the others."""
+_FURTHER_SCALES = (2**-0.5, 2**0.5)
+"""Sides of the further views of prompts that say what is meant, in sides of the first view."""
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)  # sides of a lone point's views, in longer picture sides
 
 
@@ -109,7 +115,7 @@ class Predictor:
         `multimask` gives three candidates; by default it does so for one positive point alone, which is
         ambiguous. A model that ranks all its candidates gives all four of them for such a point, and for other prompts
         one that joins them, followed by the four. `previous` feeds an earlier answer back as a
-        mask prompt, and keeps its view while that holds all prompts. `view` overrides where a zooming model looks.
+        mask prompt, and keeps its view while that holds all prompts. `view` is then all that a zooming model looks at.
         Raises UserError without any prompt, and for a model whose head takes none.
         """
         if "promptable" not in self.engine.spec.heads:
@@ -126,11 +132,12 @@ class Predictor:
             views = self._views_of_point(picture.shape, prompts.points[0]) if view is None else [view]
             decoded, chosen = self._read_point(picture, prompts, views)
             return self._to_prediction(decoded, slice(0, 4), picture.shape, prompts, chosen=chosen)
-        if view is None:
-            view = self._choose_view(picture, prompts, previous)
-        decoded = self._decode_prompts(picture, prompts, view, previous)
+        first = view or self._choose_view(picture, prompts, previous)
         if ranked:
+            views = [view] if view else self._views_around(picture.shape, first, prompts)
+            decoded = [self._decode_prompts(picture, prompts, one, previous) for one in views]
             return self._joined(decoded, picture.shape, prompts)
+        decoded = self._decode_prompts(picture, prompts, first, previous)
         tokens = slice(1, 4) if (lone_point if multimask is None else multimask) else slice(0, 1)
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
 
@@ -146,23 +153,6 @@ class Predictor:
             )
         embedding, place = self.embed(picture)
         return place.logits_to_picture(self.engine.decode_classes(embedding)[0]).argmax(axis=0).astype(np.uint8)
-
-    def predict_boxes(self, picture: np.ndarray, boxes: np.ndarray) -> list[Prediction]:
-        """One prediction a box; `boxes` is (B, 4) x0, y0, x1, y1. Boxes that share a view share one decoder run."""
-        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-        views = [self._zoomed(picture, box) for box in boxes]
-        predictions: dict[int, Prediction] = {}
-        for view in dict.fromkeys(views):
-            members = [index for index, other in enumerate(views) if other == view]
-            corners = boxes[members].reshape(-1, 2, 2)
-            decoded = self.decode(picture, corners, np.tile(np.float32([2, 3]), (len(members), 1)), view=view)
-            for position, index in enumerate(members):
-                alone = PlanePrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), box=boxes[index])
-                if self.engine.spec.ranks_all:
-                    predictions[index] = self._joined(decoded, picture.shape, alone, position)
-                else:
-                    predictions[index] = self._to_prediction(decoded, slice(0, 1), picture.shape, alone, position)
-        return [predictions[index] for index in range(len(boxes))]
 
     def decode(
         self,
@@ -206,34 +196,43 @@ class Predictor:
         mask_input = None
         if previous is not None and previous.view == view:
             mask_input = previous.low_res[None]
-        elif previous is not None or prompts.mask is not None:
-            mask = previous.mask if previous is not None else prompts.mask
+        elif previous is not None:
+            mask_input = self._moved(previous.low_res, previous.view, view, -_SURE)[None]
+        elif prompts.mask is not None:
             place = geometry(view.crop(picture).shape, self.engine.spec)
-            mask_input = place.mask_to_low_res(view.crop(mask))
+            mask_input = place.mask_to_low_res(view.crop(prompts.mask))
         return self.decode(picture, coords[None], labels[None], mask_input, view)
 
     def _to_prediction(
-        self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts, prompt: int = 0,
+        self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts,
         chosen: int | None = None,
     ) -> Prediction:  # fmt: skip
         one_piece = self.engine.spec.one_piece
         to_masks = partial(_to_masks, decoded.geometry, decoded.view, (shape[0], shape[1]), prompts, one_piece)
-        return Prediction(
-            decoded.scores[prompt, tokens], decoded.low_res[prompt, tokens], decoded.view, to_masks, chosen
-        )
+        return Prediction(decoded.scores[0, tokens], decoded.low_res[0, tokens], decoded.view, to_masks, chosen)
 
-    def _joined(
-        self, decoded: Decoded, shape: tuple[int, ...], prompts: PlanePrompts, prompt: int = 0
-    ) -> Prediction:
-        """The candidates of one prompt joined, and after that each of them."""
-        low_res, score = joined(decoded.low_res[prompt], decoded.scores[prompt])
-        every = self._to_prediction(decoded, slice(0, 4), shape, prompts, prompt)
+    def _joined(self, decoded: list[Decoded], shape: tuple[int, ...], prompts: PlanePrompts) -> Prediction:
+        """The candidates joined, averaged over the views, and after that each candidate of the first view."""
+        first, *others = decoded
+        answers, scores = zip(*(joined(one.low_res[0], one.scores[0]) for one in decoded), strict=True)
+        own = np.clip(answers[0], -_SURE, _SURE)
+        unseen = first.geometry.logits_to_picture(own[None])[0]
+        seen = [
+            self._moved(answer, one.view, first.view, unseen) for answer, one in zip(answers[1:], others, strict=True)
+        ]
+        every = self._to_prediction(first, slice(0, 4), shape, prompts)
         return replace(
             every,
-            scores=np.concatenate([np.float32([score]), every.scores]),
-            low_res_candidates=np.concatenate([low_res[None], every.low_res_candidates]),
+            scores=np.append(np.float32(np.mean(scores)), every.scores),
+            low_res_candidates=np.stack([np.mean([own, *seen], axis=0), *every.low_res_candidates]),
             chosen=0,
         )
+
+    def _moved(self, low_res: np.ndarray, view: View, other: View, unseen: np.ndarray | float) -> np.ndarray:
+        """Logits (h, w) over `view` to those over the `other` one, whose pixels are `unseen` where `view` ends."""
+        here, there = (geometry((one.rows, one.columns), self.engine.spec) for one in (view, other))
+        pixels = here.logits_to_picture(np.clip(low_res, -_SURE, _SURE)[None])[0]
+        return there.picture_to_low_res(view.shown_in(other, pixels, unseen), -_SURE)[0]
 
     def _choose_view(self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | None) -> View:
         """Where to look. Prompts decide, in the order in which they came, so that a replay looks the same way."""
@@ -260,7 +259,18 @@ class Predictor:
         return self._zoomed(picture, around)
 
     def _zoomed(self, picture: np.ndarray, box: np.ndarray) -> View:
-        return view_of_box(picture.shape, box) if self.engine.spec.zoom else View.whole(picture.shape)
+        spec = self.engine.spec
+        return view_of_box(picture.shape, box, spec.input_size) if spec.zoom else View.whole(picture.shape)
+
+    def _views_around(self, shape: tuple[int, ...], view: View, prompts: PlanePrompts) -> list[View]:
+        """A view and, for a zooming model, narrower and wider ones with the same middle that hold all prompts."""
+        if not self.engine.spec.zoom:
+            return [view]
+        middle = view.left + view.columns / 2, view.top + view.rows / 2
+        around = [square_view(shape, middle, max(view.rows, view.columns) * scale) for scale in _FURTHER_SCALES]
+        corners = [prompts.points.reshape(-1, 2), np.reshape([] if prompts.box is None else prompts.box, (-1, 2))]
+        held = [one for one in around if one.contains(np.concatenate(corners))]
+        return list(dict.fromkeys([view, *held]))
 
     def _views_of_point(self, shape: tuple[int, ...], point: np.ndarray) -> list[View]:
         """Where to look for the object under one point, whose size is unknown."""
@@ -296,7 +306,8 @@ def _to_masks(
     low_res: np.ndarray,
 ) -> np.ndarray:
     """Masks (M, *shape) of low-resolution logits (M, h, w) over a view."""
-    masks = view.paste(place.logits_to_picture(low_res) > 0, shape, False)
+    least = _BEYOND_BOX * view.crop(_beyond_box(prompts, shape)) if one_piece else 0.0
+    masks = view.paste(place.logits_to_picture(low_res) > least, shape, False)
     if not one_piece:
         return masks
     # What lies apart is another object of the same looks, unless the user points at it.
@@ -321,6 +332,22 @@ def _to_input(coords: np.ndarray, labels: np.ndarray, place: InputGeometry) -> n
 
 def _union(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.concatenate([np.minimum(first[:2], second[:2]), np.maximum(first[2:], second[2:])])
+
+
+def _beyond_box(prompts: PlanePrompts, shape: tuple[int, int]) -> np.ndarray:
+    """Pixels (rows, columns) outside the box, if there is one and no positive point outside says that it is not all."""
+    beyond = np.zeros(shape, bool)
+    if prompts.box is None:
+        return beyond
+    low, high = np.asarray(prompts.box, np.float32).reshape(2, 2)
+    positive = prompts.points[prompts.labels == 1].reshape(-1, 2)
+    if ((positive < low - 0.5) | (positive > high + 0.5)).any():
+        return beyond
+    left, top = np.floor(low).astype(int).clip(0)
+    right, bottom = np.ceil(high).astype(int) + 1
+    beyond[:] = True
+    beyond[top:bottom, left:right] = False
+    return beyond
 
 
 def _marked(prompts: PlanePrompts, shape: tuple[int, int]) -> np.ndarray:

@@ -326,11 +326,11 @@ class _Run:
 
     def _predict(self, shown: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, float]:
         settings = self.settings
-        zoom = self.predictor.engine.spec.zoom
-        mode = settings.mode or ("points+mask" if zoom else "mask+box")
+        spec = self.predictor.engine.spec
+        mode = settings.mode or ("points+mask" if spec.zoom else "mask+box")
         prompts = derive_prompts(piece, mode, settings.box_margin)
         # The previous mask says where to look, even where the prompts alone (points) would not.
-        view = view_of_box(shown.shape, bounding_box(piece)) if zoom else None
+        view = view_of_box(shown.shape, bounding_box(piece), spec.input_size) if spec.zoom else None
         # Points alone are ambiguous; the previous mask tells which of the model's readings is meant.
         points_alone = mode == "points"
         prediction = self.predictor.predict(shown, prompts, multimask=True if points_alone else None, view=view)

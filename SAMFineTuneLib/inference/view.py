@@ -15,7 +15,9 @@ import numpy as np
 from SAMFineTuneLib.prompts import PlanePrompts
 
 SURROUNDINGS = 2.0
-"""Side of the square in units of the object's longer side."""
+"""Side of the square in units of the object's longer side, at least."""
+WIDE_SURROUNDINGS = 4.0
+"""And for small objects, as long as the model has pixels for it: a smaller square would show it no more of them."""
 SMALLEST_SIDE = 24
 """Pixels of the picture; below it the surroundings say too little."""
 _STEP = math.sqrt(2.0)
@@ -51,6 +53,17 @@ class View:
         full[..., self.top : self.top + self.rows, self.left : self.left + self.columns] = cropped
         return full
 
+    def shown_in(self, other: View, pixels: np.ndarray, unseen: np.ndarray | float) -> np.ndarray:
+        """What another view sees of this one's `pixels` (rows, columns), `unseen` where this one ends."""
+        shown = np.full((other.rows, other.columns), unseen, pixels.dtype)
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        bottom = min(self.top + self.rows, other.top + other.rows)
+        right = min(self.left + self.columns, other.left + other.columns)
+        if top < bottom and left < right:
+            own = pixels[top - self.top : bottom - self.top, left - self.left : right - self.left]
+            shown[top - other.top : bottom - other.top, left - other.left : right - other.left] = own
+        return shown
+
     def contains(self, points: np.ndarray) -> bool:
         """Whether all x, y (N, 2) lie in the view."""
         x, y = np.asarray(points, float).reshape(-1, 2).T
@@ -78,11 +91,12 @@ def square_view(shape: tuple[int, ...], center: tuple[float, float], side: float
     return View(min(max(top, 0), rows - height), min(max(left, 0), columns - width), height, width)
 
 
-def view_of_box(shape: tuple[int, ...], box: np.ndarray) -> View:
-    """The surroundings of a box x0, y0, x1, y1."""
+def view_of_box(shape: tuple[int, ...], box: np.ndarray, pixels: int) -> View:
+    """The surroundings of a box x0, y0, x1, y1, for a model with an input of `pixels` a side."""
     x0, y0, x1, y1 = (float(value) for value in box)
     longer = max(x1 - x0, y1 - y0) + 1.0
-    return square_view(shape, ((x0 + x1) / 2, (y0 + y1) / 2), SURROUNDINGS * longer)
+    side = max(SURROUNDINGS * longer, min(WIDE_SURROUNDINGS * longer, pixels))
+    return square_view(shape, ((x0 + x1) / 2, (y0 + y1) / 2), side)
 
 
 def bounding_box(mask: np.ndarray) -> np.ndarray | None:

@@ -128,7 +128,7 @@ class Items:
     def _view(self, rng: np.random.Generator, shape: tuple[int, int], mask: np.ndarray, first: First) -> View:
         """Where a zooming predictor looks: at a box's surroundings; for points one of the squares that it tries."""
         if first.box is not None:
-            return view_of_box(shape, first.box)
+            return view_of_box(shape, first.box, self._spec.input_size)
         longer, tight = max(shape), bounding_box(mask)
         least = min(longer, self._spec.input_size)
         sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= least]

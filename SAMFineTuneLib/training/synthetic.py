@@ -19,7 +19,7 @@ from SAMFineTuneLib.training.synthetic_scanner import SIZE, display, look, scan
 from SAMFineTuneLib.training.synthetic_scenes import MOST_TISSUES, SCENE_ODDS, SCENES, Canvas
 from SAMFineTuneLib.training.synthetic_shapes import CANVAS, wide
 
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 4
 MIN_AREA = 24
 CELLS = SIZE // 2
 """Side of the grid of targets."""
@@ -100,8 +100,8 @@ def _draw(rng: Random, areas: Tensor, allowed: Tensor, number: int) -> Tensor:
 
 
 def _views(rng: Random, tissue: Tensor, made_of: Tensor, registered: Tensor) -> tuple[Tensor, Tensor]:
-    """Where to look: often at about twice an object's box, as the predictor does around a prompt, else from anywhere
-    near it, or at all. -> left and top (n, 2), side (n,), in canvas pixels."""
+    """Where to look: often at two to four times an object's box, as the predictor does around a prompt, else from
+    anywhere near it, or at all. -> left and top (n, 2), side (n,), in canvas pixels."""
     count = len(tissue)
     coarse = tissue[:, ::2, ::2]
     areas = 4 * _areas(coarse, made_of)
@@ -116,7 +116,7 @@ def _views(rng: Random, tissue: Tensor, made_of: Tensor, registered: Tensor) -> 
     low, high = (torch.stack([extent[end] for extent in extents], 1).float() for end in (0, 1))
     longer = (high - low).amax(1)
     kind = rng.uniform(0, 1, count)
-    close, near = longer * rng.uniform(1.3, 3.2, count), rng.log_uniform(_SMALLEST_VIEW, CANVAS, count)
+    close, near = longer * rng.log_uniform(1.3, 4.5, count), rng.log_uniform(_SMALLEST_VIEW, CANVAS, count)
     side = torch.where(kind < 0.55, close, torch.where(kind < 0.85, near, CANVAS)).clamp(_SMALLEST_VIEW, CANVAS)
     centre = (low + high) / 2 + 0.15 * side[:, None] * rng.uniform(-1, 1, count, 2)
     start = torch.minimum((centre - side[:, None] / 2).clamp(min=0), (CANVAS - side)[:, None])

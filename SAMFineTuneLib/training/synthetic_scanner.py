@@ -52,7 +52,7 @@ def scan(rng: Random, picture: Tensor, closeness: Tensor) -> Tensor:
     """
     count = len(picture)
     biased = wide(rng.uniform(0, 0.3, count) * rng.chance(0.4, count))
-    picture = picture * (1 + biased * _slow_field(rng, count)) * _coil(rng, count)
+    picture = _partly_soft(rng, picture) * (1 + biased * _slow_field(rng, count)) * _coil(rng, count)
     picture = _disturbed(rng, picture)
     finest = math.log(1.5) + closeness * (math.log(_COARSEST) - math.log(1.5))
     coarse = (rng.uniform(0, 1, count) * finest * rng.chance(0.6, count)).exp()
@@ -65,6 +65,16 @@ def scan(rng: Random, picture: Tensor, closeness: Tensor) -> Tensor:
     up = [_interpolation(number, cubic) for number in samples]
     seen = _noisy(rng, down[0] @ picture @ down[1].transpose(1, 2))
     return up[0] @ seen @ up[1].transpose(1, 2)
+
+
+def _partly_soft(rng: Random, picture: Tensor) -> Tensor:
+    """Blur a part of one picture in three: where a thick slice cuts a surface at a slant, its border is a slope."""
+    count = len(picture)
+    width = torch.where(rng.chance(0.33, count), rng.log_uniform(1.5, 6, count), 0.0)
+    line = torch.arange(SIZE, device=picture.device, dtype=torch.float32)
+    rows = gaussian_rows(line.expand(count, -1), width, SIZE)
+    share = (0.5 + 1.5 * _slow_field(rng, count)).clamp(0, 1) * wide(width > 0)
+    return torch.lerp(picture, rows @ picture @ rows.transpose(1, 2), share)
 
 
 def _slow_field(rng: Random, count: int) -> Tensor:

@@ -15,6 +15,7 @@ from SAMFineTuneLib.training.synthetic_shapes import CANVAS, blob, grid, smooth_
 
 MOST_TISSUES = 64
 _PATTERNS = 4
+_FRAME = 28  # tissues that a body's last organ, muscles and bones have at most
 _SPOTS = _PATTERNS - 1  # the pattern of spots; the others are smooth
 
 
@@ -182,12 +183,19 @@ def _organ(
     rng, count = canvas.rng, canvas.count
     bend = rng.uniform(0, 0.12, count) * rng.chance(0.75, count)
     level = blob(rng, x, y, radius, warped_grid(rng, bend))
-    if rng.shared.random() < 0.25:
-        capsule = wide((1 + rng.uniform(0.04, 0.2, count)) * (here & rng.chance(0.7, count)))
-        canvas.paint(level < capsule, canvas.tone(canvas.tone_at(x, y)), register=False)
+    if rng.shared.random() < 0.35:
+        canvas.paint(_rim(rng, level, radius, here), canvas.tone(canvas.tone_at(x, y)), register=False)
     number = canvas.paint(level < wide(here.float()), canvas.tone(canvas.tone_at(x, y)) if tone is None else tone)
     if rng.shared.random() < structured:
         _inside(canvas, number, level, (x, y, radius))
+
+
+def _rim(rng: Random, level: Tensor, radius: Tensor, here: Tensor) -> Tensor:
+    """Around an organ in most pictures, and under it: a capsule, or fluid and fat that lie along a part of it."""
+    count = len(radius)
+    rim = level < wide((1 + rng.uniform(0.04, 0.25, count)) * (here & rng.chance(0.7, count)))
+    part = smooth_noise(rng, rng.uniform(0.7, 2, count) / radius.clamp(min=0.1))
+    return rim & (part > wide(torch.where(rng.chance(0.5, count), rng.uniform(-0.5, 0.8, count), -9.0)))
 
 
 def _inside(canvas: Canvas, number: int, level: Tensor, disc: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -198,7 +206,7 @@ def _inside(canvas: Canvas, number: int, level: Tensor, disc: tuple[Tensor, Tens
     rng, count = canvas.rng, canvas.count
     x, y, radius = disc
     here = rng.chance(0.8, count)
-    kind = rng.shared.choice(("wall", "lesion", "zones", "spots", "vessels", "filling"))
+    kind = rng.shared.choice(("wall", "lesion", "zones", "spots", "vessels", "filling", "bundles"))
     own = canvas.tones[:, number]
     if kind == "wall":
         lumen = level < wide(rng.uniform(0.35, 0.9, count) * here)
@@ -222,8 +230,23 @@ def _inside(canvas: Canvas, number: int, level: Tensor, disc: tuple[Tensor, Tens
     elif kind == "vessels":
         field = smooth_noise(rng, rng.uniform(1.5, 6, count) / radius.clamp(min=0.1))
         canvas.paint(field.abs() < wide(rng.uniform(0.05, 0.25, count) * here), canvas.tone(own), number, False)
+    elif kind == "bundles":
+        _divide(canvas, number, radius, here)
     else:
         _fill_to_a_level(canvas, number, level, disc, here)
+
+
+def _divide(canvas: Canvas, number: int, radius: Tensor, here: Tensor) -> None:
+    """Bundles or lobes of about one tone, often with seams, as muscles and kidneys have them: all of it is organ."""
+    rng, count = canvas.rng, canvas.count
+    nodes = rng.uniform(0.7, 2, count) / radius.clamp(min=0.1)
+    label, lead = _competition([smooth_noise(rng, nodes) for _ in range(int(rng.shared.integers(2, 5)))])
+    own, alike = canvas.tones[:, number], rng.chance(0.5, count)
+    seam = lead < wide(rng.uniform(0.05, 0.3, count) * (here & rng.chance(0.7, count)))
+    canvas.paint(seam, canvas.tone(own), number, False)
+    for part in range(1, int(label.max()) + 1):
+        tone = torch.where(alike, own + 0.02 * rng.normal(count), canvas.tone(own))
+        canvas.paint((label == part) & wide(here), tone, number, rng.chance(0.4, count))
 
 
 def _fill_to_a_level(
@@ -316,6 +339,8 @@ def _scene_body(canvas: Canvas) -> None:
     canvas.register_alone(trunk)
     typical = rng.uniform(0.2, 0.8, count)
     for _ in range(int(rng.shared.integers(4, 12))):
+        if canvas.used > MOST_TISSUES - _FRAME:
+            break
         x, y = (rng.uniform(-0.6, 0.6, count) - x0) * zoom, (rng.uniform(-0.45, 0.45, count) - y0) * zoom
         radius = zoom * rng.log_uniform(0.04, 0.4, count)
         shape = blob(rng, x, y, radius, warped_grid(rng, 0.03 * zoom * rng.uniform(0, 1.5, count)))
@@ -323,6 +348,7 @@ def _scene_body(canvas: Canvas) -> None:
         number = canvas.paint(shape < wide(here.float()), canvas.tone(typical), cavity)
         if rng.shared.random() < 0.3:
             _inside(canvas, number, shape, (x, y, radius))
+    _muscles(canvas, x0, y0, zoom, muscle)
     bone = torch.where(rng.chance(0.7, count), rng.uniform(0.7, 1.3, count), rng.uniform(0, 0.3, count))
     sx, sy = (0.05 * rng.normal(count) - x0) * zoom, (rng.uniform(0.3, 0.5, count) - y0) * zoom
     canvas.paint(blob(rng, sx, sy, zoom * rng.uniform(0.08, 0.16, count), place) < 1, bone)
@@ -333,6 +359,20 @@ def _scene_body(canvas: Canvas) -> None:
         angle = rng.uniform(0, 2 * math.pi, count)
         x, y = (0.8 * skin * angle.cos() - x0) * zoom, (0.62 * skin * angle.sin() - y0) * zoom
         canvas.paint(blob(rng, x, y, zoom * rng.uniform(0.02, 0.06, count), place) < 1, bone)
+
+
+def _muscles(canvas: Canvas, x0: Tensor, y0: Tensor, zoom: Tensor, tone: Tensor) -> None:
+    """A pair of long muscles on either side of where the spine comes, of bundles between which there may be fat."""
+    rng, count = canvas.rng, canvas.count
+    here, radius = rng.chance(0.6, count), zoom * rng.uniform(0.08, 0.2, count)
+    away, height = rng.uniform(0.12, 0.3, count), rng.uniform(0.4, 0.6, count)
+    for side in (-1, 1):
+        x, y = (side * away - x0) * zoom, (height - y0) * zoom
+        level = blob(rng, x, y, radius, warped_grid(rng, 0.06 * zoom * rng.uniform(0, 1, count)))
+        canvas.paint(_rim(rng, level, radius, here), canvas.tone(tone), register=False)
+        number = canvas.paint(level < wide(here.float()), tone + 0.02 * rng.normal(count))
+        if not canvas.full and rng.shared.random() < 0.7:
+            _divide(canvas, number, radius, here)
 
 
 def _scene_crowd(canvas: Canvas) -> None:

@@ -55,13 +55,17 @@ def warped_grid(rng: Random, strength: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blob(rng: Random, x: Tensor, y: Tensor, radius: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
-    """Level function (n, S, S) of a lobed, turned ellipse: below 1 inside; its size grows linearly with the level."""
+    """Level function (n, S, S) of a lobed, turned ellipse, some long and bent as a spleen is: below 1 inside; its size
+    grows linearly with the level."""
     count = len(radius)
-    turn, aspect = rng.uniform(0, math.pi, count), rng.uniform(-0.35, 0.35, count).exp()
+    bent = rng.chance(0.3, count)
+    aspect = torch.where(bent, rng.uniform(-0.8, -0.1, count), rng.uniform(-0.35, 0.35, count)).exp()
+    turn = rng.uniform(0, math.pi, count)
     cosine, sine = turn.cos(), turn.sin()
     dx, dy = place[0] - wide(x), place[1] - wide(y)
     u = wide(cosine * aspect / radius) * dx + wide(sine * aspect / radius) * dy
     v = wide(cosine / (aspect * radius)) * dy - wide(sine / (aspect * radius)) * dx
+    v = v + wide(bent * rng.uniform(-1, 1, count)) * (u * u - 0.4)
     level = (u * u + v * v).sqrt()
     # Lobes: a few terms of a Fourier series of the direction, as the real part of a polynomial of u + iv.
     order = torch.arange(1, 6, device=rng.device)

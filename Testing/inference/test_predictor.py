@@ -101,10 +101,6 @@ def test_masks_predicted_iou_and_logits_are_segment_anythings(sam):
     ours = predictor.predict(picture, CASES["points"], previous=first)
     np.testing.assert_allclose(ours.low_res[None], low_res, atol=2e-4 * np.abs(low_res).max())
     np.testing.assert_allclose(ours.scores, scores, atol=1e-4)
-    boxes = np.float32([[75, 25, 145, 95], [10, 10, 60, 80]])
-    for box, prediction in zip(boxes, predictor.predict_boxes(picture, boxes), strict=True):
-        masks, scores, low_res = theirs.predict(box=box, multimask_output=False)
-        np.testing.assert_allclose(prediction.low_res[None], low_res, atol=2e-4 * np.abs(low_res).max())
     assert predictor.encoder_calls == 1  # all of this on one embedding
 
 
@@ -169,8 +165,6 @@ def test_a_model_that_ranks_all_its_masks_joins_them_where_the_prompts_say_what_
         assert found.best == 0 or name == "one point"
     box = CASES["box"]
     assert predictor.predict(picture, box, multimask=False).masks.shape == (1, *picture.shape)
-    (batched,) = predictor.predict_boxes(picture, box.box[None])
-    assert np.array_equal(batched.mask, predictor.predict(picture, box).mask)
 
 
 class TwoDiscs:
@@ -183,10 +177,13 @@ class TwoDiscs:
     def encode(self, image):
         return {"image": image}
 
+    def __init__(self, sureness: float = 5.0):
+        self.sureness = sureness
+
     def decode(self, embedding, point_coords, point_labels, mask_input, has_mask_input):
         rows, columns = np.indices((64, 64))
         large, small = (np.hypot(rows - 32, columns - x) <= radius for x, radius in ((18, 12), (50, 6)))
-        logits = np.where(large | small, 5.0, -5.0).astype(np.float32)
+        logits = np.where(large | small, self.sureness, -self.sureness).astype(np.float32)
         return np.tile(logits, (len(point_coords), 4, 1, 1)), np.ones((len(point_coords), 4), np.float32)
 
 
@@ -207,8 +204,62 @@ def test_strays_of_a_model_of_one_piece_are_dropped_unless_they_are_pointed_at()
     assert discs(PlanePrompts(*points((18, 32, 1), (50, 32, 1)))) == (True, True)
     assert discs(PlanePrompts(*NONE, mask=hint)) == (False, True)
     assert discs(PlanePrompts(*points((34, 60, 1)))) == (True, False), "a point beside all: the largest"
-    (batched,) = predictor.predict_boxes(picture, everywhere[None])
-    assert batched.mask[32, 18] and not batched.mask[32, 50]
+
+
+def test_what_a_box_leaves_out_must_be_certain_to_be_of_the_object():
+    upper, picture = np.float32([4, 18, 32, 32]), np.zeros((64, 64), np.uint8)
+
+    def lower_half(sureness: float, *clicks: tuple[float, float, int]) -> bool:
+        given = PlanePrompts(*(points(*clicks) if clicks else NONE), box=upper)
+        mask = Predictor(TwoDiscs(sureness)).predict(picture, given).mask
+        assert mask[21:33, 18].all(), "what the box holds is not affected"
+        assert mask[33:44, 18].all() == mask[33:44, 18].any()
+        return bool(mask[33, 18])
+
+    assert not lower_half(1.0)
+    assert lower_half(3.0)
+    assert not lower_half(1.0, (18, 20, 1), (18, 50, 0))
+    assert lower_half(1.0, (18, 38, 1)), "who points at it outside the box says that the box is too small"
+
+
+class ManyViews:
+    """Answers each view with the same logit everywhere, another one for each; notes the logits that it is given."""
+
+    device, digest, notices = "test", "many", ()
+    spec = replace(TwoDiscs.spec, input_size=64, low_res_size=32, zoom=True, ranks_all=True, one_piece=False)
+
+    def __init__(self, *logits: float):
+        self.logits, self.seen, self.given = logits, 0, {}
+
+    def encode(self, image):
+        self.seen += 1
+        return {"number": np.full((1, 1), self.seen - 1, np.float32)}
+
+    def decode(self, embedding, point_coords, point_labels, mask_input, has_mask_input):
+        number = int(embedding["number"][0, 0])
+        self.given[number] = mask_input[0, 0] if has_mask_input[0] else None
+        logits = np.full((1, 4, 32, 32), self.logits[number], np.float32)
+        return logits, np.ones((1, 4), np.float32)
+
+
+def test_prompts_that_say_what_is_meant_are_answered_through_three_views():
+    engine, picture = ManyViews(3.0, -6.0, -1.0), textured(400, 400)
+    predictor = Predictor(engine)
+    box = PlanePrompts(*NONE, box=np.float32([180, 180, 219, 219]))
+    found = predictor.predict(picture, box)
+    side, narrow, middle = found.view.rows, found.view.rows / 2**0.5, found.view.top + found.view.rows / 2
+    distance = np.abs(np.indices(picture.shape) + 0.5 - middle).max(axis=0)
+    assert found.mask[(distance > narrow / 2 + 4) & (distance < side / 2 - 4)].all(), "3 and -1, and nothing else"
+    assert not found.mask[distance < narrow / 2 - 4].any(), "3, -6 and -1"
+    assert not found.mask[distance > side / 2].any()
+    assert engine.seen == 3 and list(engine.given.values()) == [None] * 3
+    predictor.predict(picture, replace(box, points=np.float32([[200, 200]]), labels=np.ones(1)), previous=found)
+    assert engine.seen == 3, "the views stay"
+    np.testing.assert_array_equal(engine.given[0], found.low_res)
+    np.testing.assert_allclose(engine.given[1][2:-2, 2:-2], -4 / 3, atol=1e-4)
+    assert engine.given[2][16, 16] == pytest.approx(-4 / 3, abs=1e-4) and engine.given[2][0, 16] == -8.0
+    alone = predictor.predict(picture, box, view=found.view)
+    assert engine.seen == 3 and alone.mask[190:210, 190:210].all(), "a view that is given is the only one"
 
 
 @pytest.mark.parametrize("radius", [12, 40, 110])
@@ -253,7 +304,7 @@ def test_a_prompt_outside_the_view_widens_it(random_compact):
     predictor = Predictor(open_engine(random_compact))
     picture = textured(400, 500)
     first = predictor.predict(picture, PlanePrompts(*NONE, box=np.float32([200, 200, 230, 230])))
-    assert first.view.rows < 120
+    assert first.view.rows < 160
     near = predictor.predict(picture, PlanePrompts(*points((205, 205, 1), (228, 222, 0))), previous=first)
     assert near.view == first.view
     far = predictor.predict(picture, PlanePrompts(*points((205, 205, 1), (420, 300, 1))), previous=first)
@@ -274,15 +325,6 @@ def test_a_mask_alone_is_a_prompt(random_compact):
     mask[40:80, 90:130] = True
     prediction = predictor.predict(textured(), PlanePrompts(*NONE, mask=mask))
     assert prediction.view.contains(bounding_box(mask).reshape(2, 2)) and prediction.masks.shape[0] == 1
-
-
-def test_boxes_in_a_batch_are_answered_as_alone(random_compact):
-    predictor = Predictor(open_engine(random_compact))
-    boxes = np.float32([[75, 25, 145, 95], [20, 20, 40, 45], [76, 26, 144, 94]])
-    for box, together in zip(boxes, predictor.predict_boxes(textured(), boxes), strict=True):
-        alone = predictor.predict(textured(), PlanePrompts(*NONE, box=box))
-        assert together.view == alone.view
-        assert dice(together.mask, alone.mask) > 0.999 or not alone.mask.any()
 
 
 def test_no_prompt_is_refused_with_a_sentence(random_compact):

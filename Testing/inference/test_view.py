@@ -21,16 +21,16 @@ def boxes_in_pictures(draw):
     return (rows, columns), box
 
 
-@given(boxes_in_pictures())
-def test_the_view_lies_in_the_picture_holds_the_box_and_leaves_room_around_it(case):
+@given(boxes_in_pictures(), st.sampled_from([64, 128, 1024]))
+def test_the_view_lies_in_the_picture_holds_the_box_and_leaves_room_around_it(case, pixels):
     (rows, columns), box = case
-    view = view_of_box((rows, columns), box)
+    view = view_of_box((rows, columns), box, pixels)
     assert 0 <= view.top and view.top + view.rows <= rows and 0 <= view.left and view.left + view.columns <= columns
     assert view.contains(box.reshape(2, 2))
     longer = max(box[2] - box[0], box[3] - box[1]) + 1
     if view != View.whole((rows, columns)):
         assert max(view.rows, view.columns) >= min(1.5 * longer, rows, columns) or longer < SMALLEST_SIDE
-        assert view.rows <= max(2.5 * longer, SMALLEST_SIDE)
+        assert view.rows <= max(2.5 * longer, min(5 * longer, 1.25 * pixels), SMALLEST_SIDE)
 
 
 @given(SHAPES, st.floats(1, 900), PART, PART)
@@ -46,13 +46,30 @@ def test_views_of_neighbouring_prompts_are_often_the_same(shape, side, x, y):
 def test_cropping_and_pasting_are_inverse_and_points_move_along(case):
     (rows, columns), box = case
     picture = np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
-    view = view_of_box((rows, columns), box)
+    view = view_of_box((rows, columns), box, 128)
     pasted = view.paste(view.crop(picture), (rows, columns), -1)
     inside = pasted >= 0
     assert inside.sum() == view.rows * view.columns and np.array_equal(pasted[inside], picture[inside])
     x, y = np.round(box[:2]).astype(int)
     in_view_x, in_view_y = view.to_view(np.float32([[x, y]]))[0].astype(int)
     assert view.crop(picture)[in_view_y, in_view_x] == picture[y, x]
+
+
+def test_a_view_is_no_smaller_than_the_models_input_where_that_costs_the_object_little():
+    """What is enlarged is seen no better, only with less around it; but a tiny object is enlarged."""
+    boxes = [np.float32([200, 200, 199 + side, 199 + side]) for side in (100, 50, 20, 4)]
+    sides = [view_of_box((512, 512), box, 128).rows for box in boxes]
+    assert sides == [192, 136, 68, SMALLEST_SIDE]
+
+
+VIEWS = st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 20)] * 2).map(lambda part: View(*part))
+
+
+@given(VIEWS, VIEWS)
+def test_one_view_shows_of_another_what_both_hold(view, other):
+    picture = np.arange(1, 1601).reshape(40, 40)
+    expected = other.crop(view.paste(view.crop(picture), picture.shape, 0))
+    assert np.array_equal(view.shown_in(other, view.crop(picture), 0), expected)
 
 
 def test_the_box_of_a_mask_names_its_outermost_pixels():

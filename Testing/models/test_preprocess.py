@@ -170,7 +170,7 @@ def test_a_mask_prompt_comes_back_as_the_mask(shape):
     assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.97
     outside = int(np.ceil(place.content[0] / 4))
     assert (logits[0, outside:] == -10).all()
-    with pytest.raises(ValueError, match="does not belong"):
+    with pytest.raises(ValueError, match="do not belong"):
         place.mask_to_low_res(mask[:-1])
 
 
