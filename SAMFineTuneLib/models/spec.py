@@ -75,7 +75,8 @@ class ModelSpec:
     """Whether predicted IoU compares all four masks for any prompt; SAM's holds among 1-3 for a lone point only. The
     answer then is joined from the best, or, to a lone point, the most convincing one of several views."""
     one_piece: bool = False
-    """Whether the model learned that an object is one piece, so that other pieces of a mask are strays."""
+    """Whether the model learned that an object is one piece, and within its box, so that other pieces of a mask are
+    strays and what lies beyond the box is doubted."""
     licence: str = ""
     source: str = ""
     files: Mapping[str, str] = field(default_factory=dict)

@@ -25,13 +25,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, sha256_of
 from SAMFineTuneLib.models.architectures import compact
 from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
-from SAMFineTuneLib.training.simulated_annotator import (
-    correct,
-    first_prompts,
-    look_again,
-    more_points,
-    offer_neighbour_masks,
-)
+from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
 from SAMFineTuneLib.training.synthetic import GENERATOR_VERSION, synthetic_pictures
 from SAMFineTuneLib.training.synthetic_random import Random
 from SAMFineTuneLib.training.synthetic_scanner import SIZE
@@ -39,8 +33,6 @@ from SAMFineTuneLib.training.synthetic_scanner import SIZE
 OBJECTS = 4
 ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
 """Answers of a session, one of these; most are short, because decoding costs more than encoding here."""
-AGAIN = 0.3
-"""Part of the later answers that improve the one before without another prompt, as the predictor asks for."""
 SEVERAL = 0.2
 """Part of the steps whose sessions begin with more points, up to MOST_POINTS, beside the box or the first point."""
 MOST_POINTS = 10
@@ -199,8 +191,7 @@ def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], rng: Random) 
             first_iou = iou.gather(1, choice[:, None]).mean()
         if number < rounds - 1:
             chosen = logits.detach().gather(1, choice[:, None, None, None].expand(-1, 1, *logits.shape[2:]))[:, 0]
-            again = rng.shared.random() < AGAIN
-            prompts = look_again(prompts, chosen) if again else correct(prompts, chosen, target, rng)
+            prompts = correct(prompts, chosen, target, rng)
             ambiguous = torch.zeros_like(ambiguous)
         if number == 0:
             # Decoding costs more than encoding here: every second object is enough to learn corrections from.

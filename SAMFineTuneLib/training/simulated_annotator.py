@@ -84,11 +84,6 @@ def more_points(prompts: Prompts, target: Tensor, count: int, rng: Random) -> Pr
     return Prompts(coords, labels, prompts.logits, prompts.has_logits)
 
 
-def look_again(prompts: Prompts, logits: Tensor) -> Prompts:
-    """The same prompts with the answer `logits` (n, 64, 64) as mask prompt: to be improved without a click."""
-    return Prompts(prompts.coords, prompts.labels, logits.detach()[:, None], torch.ones_like(prompts.has_logits))
-
-
 def correct(prompts: Prompts, logits: Tensor, target: Tensor, rng: Random) -> Prompts:
     """Add one click where `logits` (n, 64, 64) are wrong, and offer them as mask prompt to some of the objects."""
     truth, answer = target > 0.5, logits > 0
