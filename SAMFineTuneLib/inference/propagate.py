@@ -36,7 +36,7 @@ KEEP = ("largest", "touching", "all")
 
 SMALLEST_PIECE = 0.1
 """Pieces of a mask below this fraction of its largest piece are not carried on."""
-SMALLEST_SPREAD = 8.0
+SMALLEST_SPREAD = 12.0
 """Grey values (of 255) of a structure are taken to vary by this much at least: less is noise, or saturation."""
 
 
