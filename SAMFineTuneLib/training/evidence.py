@@ -26,6 +26,18 @@ def evidence_of(folds: Folds) -> str:
     )
 
 
+def advice(gains: Sequence[Gain]) -> tuple[str, ...]:
+    """What figures mean for the user, where they speak against the adapter; each label by itself is not looked at."""
+    worse = []
+    for gain in {gain.prompt: gain for gain in gains}.values():  # of each way its last: all labels together
+        before, after = gain.means
+        if before is not None and after is not None and after < before:
+            worse.append(f"{gain.prompt} (Dice {before:.3f}, with the adapter {after:.3f})")
+    if not worse:
+        return ()
+    return (f"The base answered the cases left out better with {' and '.join(worse)}; keep it for such prompts.",)
+
+
 def gains(
     before: Measured, after: Measured, patients: Mapping[str, str], names: Sequence[str], ways: Sequence[str]
 ) -> tuple[Gain, ...]:

@@ -29,7 +29,7 @@ from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.models.tuning import Card, Gain, attach, save_adapter
 from SAMFineTuneLib.training.cases import Case, Survey, read_labelled, survey
 from SAMFineTuneLib.training.clock import Clock
-from SAMFineTuneLib.training.evidence import evidence_of, gains
+from SAMFineTuneLib.training.evidence import advice, evidence_of, gains
 from SAMFineTuneLib.training.gang import Gang, join_gang
 from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, answer_slice, mean_dice, measure_case
 from SAMFineTuneLib.training.items import Items
@@ -116,7 +116,7 @@ def fine_tune(
         _write_report(run, output, card)
         shutil.rmtree(work, ignore_errors=True)
     gang.from_first(None)  # nobody reads the folder before it is there
-    return Result(output, output / REPORT, card, run.evidence, found.notes)
+    return Result(output, output / REPORT, card, run.evidence, (*found.notes, *advice(card.gains)))
 
 
 def working_folder(output: str | Path) -> Path:
@@ -440,4 +440,5 @@ def _write_report(run: _Run, output: Path, card: Card) -> None:
     pictures = run.work / "pictures"
     for picture in sorted(pictures.glob("*.png")) if pictures.is_dir() else ():
         shutil.copyfile(picture, folder / picture.name)
-    write_report(folder, replace(card, method=run.settings.method, base=run.base.spec.id), run.evidence, histories)
+    evidence = " ".join([run.evidence, *advice(card.gains)])
+    write_report(folder, replace(card, method=run.settings.method, base=run.base.spec.id), evidence, histories)

@@ -18,7 +18,7 @@ from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.models.tuning import load_adapter  # noqa: E402
 from SAMFineTuneLib.training.cases import find_cases  # noqa: E402
-from SAMFineTuneLib.training.evidence import gains  # noqa: E402
+from SAMFineTuneLib.training.evidence import advice, gains  # noqa: E402
 from SAMFineTuneLib.training.report import draw_curves, smooth  # noqa: E402
 from SAMFineTuneLib.training.run import Progress, Stopped, fine_tune, working_folder  # noqa: E402
 from SAMFineTuneLib.training.settings import PRESETS, Settings  # noqa: E402
@@ -154,3 +154,13 @@ def test_intervals_are_over_patients():
     (gain,) = gains({}, measured, {"a": "x", "b": "x", "c": "y"}, ["liver"], ["1 box"])
     assert gain.after == (0.2, 0.4, 0.9) and gain.before == (None, None, None) and gain.interval_before is None
     assert gain.interval_after == pytest.approx((0.3, 0.9)), "two patients: means of 0.3 and 0.9"
+
+
+def test_where_the_base_was_better_the_user_is_told():
+    names, ways = ["liver", "spleen"], ["1 box", "1 point", "automatic"]
+    before = {"a": {"1 box": [0.9, 0.9], "1 point": [0.5, 0.5]}}
+    after = {"a": {"1 box": [0.95, 0.81], "1 point": [0.45, 0.65], "automatic": [0.4, 0.4]}}
+    (sentence,) = advice(gains(before, after, {"a": "x"}, names, ways))
+    assert "better with 1 box (Dice 0.900, with the adapter 0.880); keep it for such prompts" in sentence
+    assert advice(gains(before, before, {"a": "x"}, names, ways)) == ()
+    assert advice(()) == ()
