@@ -344,7 +344,7 @@ def _beyond_box(prompts: PlanePrompts, shape: tuple[int, int]) -> np.ndarray:
     if ((positive < low - 0.5) | (positive > high + 0.5)).any():
         return beyond
     left, top = np.floor(low).astype(int).clip(0)
-    right, bottom = np.ceil(high).astype(int) + 1
+    right, bottom = (np.ceil(high).astype(int) + 1).clip(0)
     beyond[:] = True
     beyond[top:bottom, left:right] = False
     return beyond

@@ -1,4 +1,4 @@
-"""Draws synthetic.png: pictures that the bundled model learned from, each beside itself with its objects outlined.
+"""Draws synthetic.png: pictures like those that the bundled model learned from, and their objects outlined.
 
     python docs/pictures/draw_synthetic.py
 """
