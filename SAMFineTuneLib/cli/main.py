@@ -34,6 +34,10 @@ Every sub-command has its own help: samfinetune segment --help
 def main(argv: list[str] | None = None) -> int:
     """Run `samfinetune` with `argv` (the process's own arguments when None); returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] not in (["train"], ["pretrain"]):  # PyTorch may multiply with OpenBLAS, too, and needs all cores there
+        # OpenBLAS's threads spin after each of NumPy's products, and take the cores from those that run the model: a
+        # click takes up to a third longer. This is read when NumPy is first imported, which nothing has done yet.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the program
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -11,7 +11,7 @@ import numpy as np
 from SAMFineTuneLib.inference.masks import stability_score
 from SAMFineTuneLib.inference.view import View
 
-_JOINED = 3  # candidates that are joined, the most trusted ones
+JOINED = 3  # candidates that are joined, the most trusted ones
 _STABILITY_OFFSET = 1.0  # as in Segment Anything
 _CUT_PENALTY = 0.5  # how much of its weight a mask loses when all of its outline lies on the view's cut edges
 _LOWEST = 1e-6  # a probability above zero: logits stay finite, and a reading that nothing overlaps keeps its weight
@@ -24,7 +24,7 @@ def joined(low_res: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
     likelier than q / (1 + q) (for Dice: than half of it; Lipton et al., 2014), so that an answer in doubt is
     no smaller than the object; logits are shifted by that much.
     """
-    trusted = np.argsort(-scores, kind="stable")[:_JOINED]
+    trusted = np.argsort(-scores, kind="stable")[:JOINED]
     inside = (1 / (1 + np.exp(-low_res[trusted].clip(-30, 30)))).mean(axis=0).clip(_LOWEST, 1 - _LOWEST)
     score = float(scores[trusted].mean())
     threshold = np.clip(score / (1 + score), _LOWEST, 0.5)

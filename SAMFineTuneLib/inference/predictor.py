@@ -19,7 +19,14 @@ from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_
 from SAMFineTuneLib.inference.candidates import joined, most_agreed, weights
 from SAMFineTuneLib.inference.engine import Engine, embedding_digest
 from SAMFineTuneLib.inference.masks import pieces_asked_for
-from SAMFineTuneLib.inference.view import View, bounding_box, box_around_prompts, square_view, view_of_box
+from SAMFineTuneLib.inference.view import (
+    View,
+    bounding_box,
+    box_around_prompts,
+    square_view,
+    view_of_box,
+    views_around,
+)
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
@@ -27,8 +34,6 @@ _BEYOND_BOX = 2.0
 """Logits by which what a box leaves out must be more certain to belong to the object than what it holds."""
 _SURE = 8.0
 """Logits are cut to it before they are averaged, so that no view overrules the others."""
-_FURTHER_SCALES = (2**-0.5, 2**0.5)
-"""Sides of the further views of prompts that say what is meant, in sides of the first view."""
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)  # sides of a lone point's views, in longer picture sides
 
 
@@ -186,7 +191,9 @@ class Predictor:
         self, picture: np.ndarray, prompts: PlanePrompts, view: View, previous: Prediction | None = None
     ) -> Decoded:
         coords = np.asarray(prompts.points, np.float32).reshape(-1, 2)
-        labels = np.asarray(prompts.labels, np.float32)
+        # What a view does not show needs no point that excludes it, and places beyond the input are never practised.
+        told = view.shows(coords) | (prompts.labels == 1)
+        coords, labels = coords[told], np.asarray(prompts.labels, np.float32)[told]
         if prompts.box is not None:
             coords = np.concatenate([coords, np.asarray(prompts.box, np.float32).reshape(2, 2)])
             labels = np.concatenate([labels, np.float32([2, 3])])
@@ -263,14 +270,11 @@ class Predictor:
         return view_of_box(picture.shape, box, spec.input_size) if spec.zoom else View.whole(picture.shape)
 
     def _views_around(self, shape: tuple[int, ...], view: View, prompts: PlanePrompts) -> list[View]:
-        """A view and, for a zooming model, narrower and wider ones with the same middle that hold all prompts."""
+        """All that a zooming model looks at for prompts that say what is meant."""
         if not self.engine.spec.zoom:
             return [view]
-        middle = view.left + view.columns / 2, view.top + view.rows / 2
-        around = [square_view(shape, middle, max(view.rows, view.columns) * scale) for scale in _FURTHER_SCALES]
         corners = [prompts.points.reshape(-1, 2), np.reshape([] if prompts.box is None else prompts.box, (-1, 2))]
-        held = [one for one in around if one.contains(np.concatenate(corners))]
-        return list(dict.fromkeys([view, *held]))
+        return views_around(shape, view, np.concatenate(corners))
 
     def _views_of_point(self, shape: tuple[int, ...], point: np.ndarray) -> list[View]:
         """Where to look for the object under one point, whose size is unknown."""

@@ -20,6 +20,8 @@ WIDE_SURROUNDINGS = 4.0
 """And for small objects, as long as the model has pixels for it: a smaller square would show it no more of them."""
 SMALLEST_SIDE = 24
 """Pixels of the picture; below it the surroundings say too little."""
+FURTHER_SCALES = (2**-0.5, 2**0.5)
+"""Sides of the further views of prompts that say what is meant, in sides of the first view."""
 _STEP = math.sqrt(2.0)
 _GRID = 8  # centres lie on multiples of side / 8
 _WHOLE_FROM = 0.8  # a square with this part of the picture's longer side or more is the whole picture
@@ -64,17 +66,15 @@ class View:
             shown[top - other.top : bottom - other.top, left - other.left : right - other.left] = own
         return shown
 
+    def shows(self, points: np.ndarray) -> np.ndarray:
+        """Which of x, y (N, 2) lie in the view (N,)."""
+        x, y = np.asarray(points, float).reshape(-1, 2).T
+        across = (x >= self.left - 0.5) & (x <= self.left + self.columns - 0.5)
+        return across & (y >= self.top - 0.5) & (y <= self.top + self.rows - 0.5)
+
     def contains(self, points: np.ndarray) -> bool:
         """Whether all x, y (N, 2) lie in the view."""
-        x, y = np.asarray(points, float).reshape(-1, 2).T
-        return bool(
-            np.all(
-                (x >= self.left - 0.5)
-                & (x <= self.left + self.columns - 0.5)
-                & (y >= self.top - 0.5)
-                & (y <= self.top + self.rows - 0.5)
-            )
-        )
+        return bool(self.shows(points).all())
 
 
 def square_view(shape: tuple[int, ...], center: tuple[float, float], side: float) -> View:
@@ -97,6 +97,13 @@ def view_of_box(shape: tuple[int, ...], box: np.ndarray, pixels: int) -> View:
     longer = max(x1 - x0, y1 - y0) + 1.0
     side = max(SURROUNDINGS * longer, min(WIDE_SURROUNDINGS * longer, pixels))
     return square_view(shape, ((x0 + x1) / 2, (y0 + y1) / 2), side)
+
+
+def views_around(shape: tuple[int, ...], view: View, points: np.ndarray) -> list[View]:
+    """A view, and narrower and wider ones with the same middle that hold all points x, y (N, 2)."""
+    middle = view.left + view.columns / 2, view.top + view.rows / 2
+    around = [square_view(shape, middle, max(view.rows, view.columns) * scale) for scale in FURTHER_SCALES]
+    return list(dict.fromkeys([view, *(one for one in around if one.contains(points))]))
 
 
 def bounding_box(mask: np.ndarray) -> np.ndarray | None:

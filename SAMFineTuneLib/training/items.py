@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from SAMFineTuneLib.inference.predictor import _POINT_SCALES, _to_input
-from SAMFineTuneLib.inference.view import View, bounding_box, square_view, view_of_box
+from SAMFineTuneLib.inference.view import View, bounding_box, square_view, view_of_box, views_around
 from SAMFineTuneLib.models.preprocess import MASK_LOGIT, geometry, prepare
 from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.training.augment import augment
@@ -126,9 +126,12 @@ class Items:
         return view, [anchor, *seen], [first, *(first_prompt(rng, one.mask, kind) for one in seen)]
 
     def _view(self, rng: np.random.Generator, shape: tuple[int, int], mask: np.ndarray, first: First) -> View:
-        """Where a zooming predictor looks: at a box's surroundings; for points one of the squares that it tries."""
+        """Where a zooming predictor looks: at a box's surroundings, through one of its views there; for points one of
+        the squares that it tries."""
         if first.box is not None:
-            return view_of_box(shape, first.box, self._spec.input_size)
+            view = view_of_box(shape, first.box, self._spec.input_size)
+            views = views_around(shape, view, first.box.reshape(2, 2))
+            return views[rng.integers(len(views))]
         longer, tight = max(shape), bounding_box(mask)
         least = min(longer, self._spec.input_size)
         sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= least]

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, sha256_of
+from SAMFineTuneLib.inference.candidates import JOINED
 from SAMFineTuneLib.models.architectures import compact
 from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
@@ -33,7 +34,7 @@ from SAMFineTuneLib.training.synthetic_scanner import SIZE
 OBJECTS = 4
 ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
 """Answers of a session, one of these; most are short, because decoding costs more than encoding here."""
-SEVERAL = 0.2
+SEVERAL = 0.3
 """Part of the steps whose sessions begin with more points, up to MOST_POINTS, beside the box or the first point."""
 MOST_POINTS = 10
 LEARNING_RATE = 1e-3
@@ -156,6 +157,15 @@ def _session_loss(
     return mask_loss + F.mse_loss(predicted_iou, iou), iou
 
 
+def _joined(logits: Tensor, predicted_iou: Tensor) -> Tensor:
+    """`inference.candidates.joined` of n answers (n, 4, 64, 64), (n, 4) -> logits (n, 64, 64)."""
+    scores, trusted = predicted_iou.topk(JOINED, dim=1)
+    inside = logits.gather(1, trusted[:, :, None, None].expand(-1, -1, *logits.shape[2:])).sigmoid().mean(1)
+    score = scores.mean(1)
+    threshold = (score / (1 + score)).clamp(1e-6, 0.5)
+    return inside.clamp(1e-6, 1 - 1e-6).logit() - threshold.logit()[:, None, None]
+
+
 def _mixed_precision(device: torch.device) -> torch.autocast:
     """Products in bfloat16 where the hardware has them: a third less time; weights and losses stay in 32 bits."""
     if device.type == "cuda":
@@ -190,7 +200,10 @@ def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], rng: Random) 
         if number == 0:
             first_iou = iou.gather(1, choice[:, None]).mean()
         if number < rounds - 1:
-            chosen = logits.detach().gather(1, choice[:, None, None, None].expand(-1, 1, *logits.shape[2:]))[:, 0]
+            with torch.no_grad():
+                chosen = logits.gather(1, choice[:, None, None, None].expand(-1, 1, *logits.shape[2:]))[:, 0]
+                as_predicted = rng.chance(0.5, len(target)) & ~ambiguous
+                chosen = torch.where(as_predicted[:, None, None], _joined(logits, predicted), chosen)
             prompts = correct(prompts, chosen, target, rng)
             ambiguous = torch.zeros_like(ambiguous)
         if number == 0:

@@ -72,24 +72,44 @@ def offer_neighbour_masks(prompts: Prompts, target: Tensor, by_box: Tensor, rng:
 
 
 def more_points(prompts: Prompts, target: Tensor, count: int, rng: Random) -> Prompts:
-    """Add `count` points to each object: two thirds anywhere in it, the others close to its outside."""
+    """Add `count` points to each object: two thirds anywhere in it, the others outside, half of these close to it and
+    half anywhere in its doubled box: a point outside does not say that the object ends there."""
     truth = target > 0.5
-    outside = (F.max_pool2d(truth.float()[:, None], 9, 1, 4)[:, 0] > 0) & ~truth
+    close = (F.max_pool2d(truth.float()[:, None], 9, 1, 4)[:, 0] > 0) & ~truth
+    around = (_doubled_box(truth) & ~truth) | close
     coords, labels = prompts.coords, prompts.labels
     for _ in range(count):
-        inside = rng.chance(2 / 3, len(target)) | ~outside.flatten(1).any(1)
+        inside = rng.chance(2 / 3, len(target)) | ~close.flatten(1).any(1)
+        outside = torch.where(rng.chance(0.5, len(target), 1, 1), close, around)
         click, _ = _click(torch.where(inside[:, None, None], truth, outside), rng)
         coords = torch.cat([coords, click[:, None]], dim=1)
         labels = torch.cat([labels, inside[:, None].float()], dim=1)
     return Prompts(coords, labels, prompts.logits, prompts.has_logits)
 
 
+def _doubled_box(truth: Tensor) -> Tensor:
+    """The tight boxes of masks (n, h, w), longer by half their sides at either end, as masks."""
+    line = torch.arange(truth.shape[-1], device=truth.device)
+    spans = []
+    for there in (truth.any(2), truth.any(1)):  # rows, columns
+        low = torch.where(there, line, len(line)).amin(1, keepdim=True)
+        high = torch.where(there, line, -1).amax(1, keepdim=True)
+        half = (high - low + 1) / 2
+        spans.append((line >= low - half) & (line <= high + half))
+    return spans[0][:, :, None] & spans[1][:, None, :]
+
+
 def correct(prompts: Prompts, logits: Tensor, target: Tensor, rng: Random) -> Prompts:
-    """Add one click where `logits` (n, 64, 64) are wrong, and offer them as mask prompt to some of the objects."""
+    """Add one click where `logits` (n, 64, 64) are wrong, half of the time in the middle of a large error and else
+    anywhere in one, and offer them as mask prompt to some of the objects."""
     truth, answer = target > 0.5, logits > 0
     wrong = truth != answer
     # Nothing wrong: a click inside the object, as a user confirming it.
-    click, index = _click(torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, truth), rng)
+    candidates = torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, truth)
+    anywhere, middle = _click(candidates, rng), _click(candidates, rng, _interior(candidates))
+    in_middle = rng.chance(0.5, len(target))
+    click = torch.where(in_middle[:, None], middle[0], anywhere[0])
+    index = torch.where(in_middle, middle[1], anywhere[1])
     label = truth.flatten(1).gather(1, index[:, None]).float()
     feed = rng.chance(0.6, len(target)).float()
     return Prompts(
@@ -100,9 +120,17 @@ def correct(prompts: Prompts, logits: Tensor, target: Tensor, rng: Random) -> Pr
     )
 
 
-def _click(candidates: Tensor, rng: Random) -> tuple[Tensor, Tensor]:
-    """Of each of (n, 64, 64) one pixel that is true: its place (n, 2) in the input, and its number (n,)."""
+def _interior(masks: Tensor) -> Tensor:
+    """How far inside large pieces of masks (n, 64, 64) each of their pixels lies; 0 outside."""
+    mass = masks.float()[:, None]
+    return sum(F.avg_pool2d(mass, size, 1, size // 2)[:, 0] for size in (3, 7, 15, 31)) * masks
+
+
+def _click(candidates: Tensor, rng: Random, preferred: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Of each of (n, 64, 64) one pixel that is true, a `preferred` (n, 64, 64) one where there are some: its place
+    (n, 2) in the input, and its number (n,)."""
     count, side = len(candidates), compact.LOW_RES_SIZE
-    index = (rng.uniform(0.1, 1, count, side * side) * candidates.flatten(1)).argmax(1)
+    drawn = rng.uniform(0.01, 0.02, *candidates.shape) + preferred
+    index = (drawn * candidates).flatten(1).argmax(1)
     # One low-res pixel covers two input pixels, whose common centre is at 2 c + 0.5.
     return 2 * torch.stack([index % side, index // side], dim=1) + rng.uniform(0, 1, count, 2), index

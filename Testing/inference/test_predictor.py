@@ -223,13 +223,14 @@ def test_what_a_box_leaves_out_must_be_certain_to_be_of_the_object():
 
 
 class ManyViews:
-    """Answers each view with the same logit everywhere, another one for each; notes the logits that it is given."""
+    """Answers each view with the same logit everywhere, another one for each; notes the logits and the points' labels
+    that it is given."""
 
     device, digest, notices = "test", "many", ()
     spec = replace(TwoDiscs.spec, input_size=64, low_res_size=32, zoom=True, ranks_all=True, one_piece=False)
 
     def __init__(self, *logits: float):
-        self.logits, self.seen, self.given = logits, 0, {}
+        self.logits, self.seen, self.given, self.labels = logits, 0, {}, {}
 
     def encode(self, image):
         self.seen += 1
@@ -238,6 +239,7 @@ class ManyViews:
     def decode(self, embedding, point_coords, point_labels, mask_input, has_mask_input):
         number = int(embedding["number"][0, 0])
         self.given[number] = mask_input[0, 0] if has_mask_input[0] else None
+        self.labels[number] = point_labels[0].tolist()
         logits = np.full((1, 4, 32, 32), self.logits[number], np.float32)
         return logits, np.ones((1, 4), np.float32)
 
@@ -260,6 +262,16 @@ def test_prompts_that_say_what_is_meant_are_answered_through_three_views():
     assert engine.given[2][16, 16] == pytest.approx(-4 / 3, abs=1e-4) and engine.given[2][0, 16] == -8.0
     alone = predictor.predict(picture, box, view=found.view)
     assert engine.seen == 3 and alone.mask[190:210, 190:210].all(), "a view that is given is the only one"
+
+
+def test_a_point_that_excludes_what_a_view_does_not_show_is_not_told_to_it():
+    engine, picture = ManyViews(3.0, 3.0, 3.0), textured(400, 400)
+    near, far = (210, 180, 0), (20, 20, 0)
+    box = np.float32([180, 180, 219, 219])
+    found = Predictor(engine).predict(picture, PlanePrompts(*points((200, 200, 1), near, far), box=box))
+    assert not found.view.contains(np.float32([far[:2]]))
+    assert engine.labels == {0: [1, 0, 2, 3]}, "other views would have to hold all points"
+    assert not found.mask[20, 20]
 
 
 @pytest.mark.parametrize("radius", [12, 40, 110])

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SAMFineTuneLib.inference.view import SMALLEST_SIDE, View, bounding_box, square_view, view_of_box
+from SAMFineTuneLib.inference.view import SMALLEST_SIDE, View, bounding_box, square_view, view_of_box, views_around
 
 SHAPES = st.tuples(st.integers(1, 700), st.integers(1, 700))
 PART = st.floats(0, 1)
@@ -70,6 +70,20 @@ def test_one_view_shows_of_another_what_both_hold(view, other):
     picture = np.arange(1, 1601).reshape(40, 40)
     expected = other.crop(view.paste(view.crop(picture), picture.shape, 0))
     assert np.array_equal(view.shown_in(other, view.crop(picture), 0), expected)
+
+
+@given(boxes_in_pictures())
+def test_further_views_hold_all_points_and_come_after_the_first(case):
+    (rows, columns), box = case
+    first = view_of_box((rows, columns), box, 128)
+    views = views_around((rows, columns), first, box.reshape(2, 2))
+    assert views[0] == first and 1 <= len(set(views)) == len(views) <= 3
+    assert all(view.contains(box.reshape(2, 2)) for view in views)
+    for view in views:
+        assert 0 <= view.top and view.top + view.rows <= rows and 0 <= view.left and view.left + view.columns <= columns
+    points = np.float32([[-5, -5], *box.reshape(2, 2)])
+    assert first.shows(points).tolist() == [False, True, True]
+    assert views_around((rows, columns), first, points) == [first], "nothing holds what is not in the picture"
 
 
 def test_the_box_of_a_mask_names_its_outermost_pixels():

@@ -151,6 +151,27 @@ def test_a_correction_clicks_where_the_answer_is_wrong():
     assert 60 <= after.coords[0, -1, 0] < 80 and 80 <= after.coords[1, -1, 0] < 100
 
 
+def test_half_of_the_corrections_are_in_the_middle_of_the_largest_error():
+    target, answer = torch.zeros(400, 64, 64), torch.full((400, 64, 64), -5.0)
+    target[:, 20:41, 20:41] = 1
+    target[:, 5:9, 50:54] = 1  # a small error
+    start = simulated_annotator.first_prompts(torch.zeros(400, 4), torch.zeros(400, 2), torch.ones(400).bool())
+    cells = (simulated_annotator.correct(start, answer, target, Random((0,))).coords[:, -1] / 2).long()
+    in_middle = ((cells - 30).abs() <= 5).all(1)
+    assert 200 < in_middle.sum() < 300, "a half, and an eighth by chance"
+    assert (cells[~in_middle, 0] > 45).any(), "the others lie anywhere"
+    assert target[0, cells[:, 1], cells[:, 0]].all()
+
+
+def test_the_joined_answer_is_the_predictors():
+    from SAMFineTuneLib.inference.candidates import joined
+
+    generator = torch.Generator().manual_seed(0)
+    logits, scores = 4 * torch.randn(3, 4, 64, 64, generator=generator), torch.rand(3, 4, generator=generator)
+    for ours, *given in zip(pretrain._joined(logits, scores), logits, scores, strict=True):
+        np.testing.assert_allclose(ours, joined(*(value.numpy() for value in given))[0], atol=1e-4)
+
+
 def test_more_points_say_the_truth_and_stay_near():
     target = torch.zeros(3, 64, 64)
     target[0, 20:30, 30:50] = 1
@@ -167,6 +188,9 @@ def test_more_points_say_the_truth_and_stay_near():
     assert 12 <= labels[0].sum() <= 27 and labels[2].all()
     assert ((cells[1] >= 1) & (cells[1] < 12)).all(), "not farther off than four cells"
     assert not after.has_logits.any()
+    outside = cells[0, labels[0] == 0]
+    assert ((outside[:, 0] < 26) | (outside[:, 0] >= 54) | (outside[:, 1] < 16) | (outside[:, 1] >= 34)).any()
+    assert ((outside[:, 0] >= 20) & (outside[:, 0] < 60) & (outside[:, 1] >= 15) & (outside[:, 1] < 35)).all()
 
 
 def test_the_best_candidate_alone_learns_from_an_ambiguous_point():
