@@ -23,6 +23,7 @@ from SAMFineTuneLib.inference.view import (
     View,
     bounding_box,
     box_around_prompts,
+    extent_of_points,
     square_view,
     view_of_box,
     views_around,
@@ -34,6 +35,8 @@ _BEYOND_BOX = 2.0
 """Logits by which what a box leaves out must be more certain to belong to the object than what it holds."""
 _SURE = 8.0
 """Logits are cut to it before they are averaged, so that no view overrules the others."""
+_TOO_WIDE = 2.5
+"""Side of a view, in sides of the one that fits the answer, from which on the next look is through that one."""
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)  # sides of a lone point's views, in longer picture sides
 
 
@@ -245,25 +248,30 @@ class Predictor:
         """Where to look. Prompts decide, in the order in which they came, so that a replay looks the same way."""
         if not self.engine.spec.zoom:
             return View.whole(picture.shape)
-        around = box_around_prompts(prompts)
-        if previous is not None and previous.view.contains(np.asarray(prompts.points).reshape(-1, 2)):
-            if around is None or previous.view.contains(around.reshape(2, 2)):
-                return previous.view
-        if previous is not None and (before := bounding_box(previous.mask)) is not None:
-            around = before if around is None else _union(around, before)
-        if around is None:
+        asked = box_around_prompts(prompts)
+        if previous is not None:
+            return self._kept_view(picture, asked, previous)
+        if asked is None:
             return View.whole(picture.shape)
-        if prompts.box is None and prompts.mask is None and previous is None:
-            first = np.flatnonzero(prompts.labels == 1)[0]
-            lone = PlanePrompts(prompts.points[first : first + 1], np.ones(1, np.int64))
-            views = self._views_of_point(picture.shape, lone.points[0])
-            found = views[0] if len(views) == 1 else self._read_point(picture, lone, views)[0].view
-            if found.contains(prompts.points):
-                return found
-            in_found = np.float32([found.left, found.top, found.left + found.columns - 1, found.top + found.rows - 1])
-            quarter = np.float32([found.columns, found.rows, -found.columns, -found.rows]) / 4
-            around = _union(around, in_found + quarter)
-        return self._zoomed(picture, around)
+        if prompts.box is None and prompts.mask is None:
+            inside = prompts.points[prompts.labels == 1]
+            if len(inside) == 1:
+                lone = PlanePrompts(inside, np.ones(1, np.int64))
+                views = self._views_of_point(picture.shape, inside[0])
+                return views[0] if len(views) == 1 else self._read_point(picture, lone, views)[0].view
+            asked = extent_of_points(inside)
+        return self._zoomed(picture, asked)
+
+    def _kept_view(self, picture: np.ndarray, asked: np.ndarray | None, previous: Prediction) -> View:
+        """The view of the `previous` answer, unless it does not hold what is `asked` for (x0, y0, x1, y1), or turned
+        out to be much too wide for that and the answer."""
+        kept, answer = previous.view, bounding_box(previous.mask)
+        if asked is None and answer is None:
+            return kept
+        fitting = self._zoomed(picture, _union(answer if asked is None else asked, asked if answer is None else answer))
+        too_wide = max(kept.rows, kept.columns) > _TOO_WIDE * max(fitting.rows, fitting.columns)
+        holds = asked is None or kept.contains(asked.reshape(2, 2))
+        return kept if holds and not too_wide else fitting
 
     def _zoomed(self, picture: np.ndarray, box: np.ndarray) -> View:
         spec = self.engine.spec

@@ -125,3 +125,14 @@ def box_around_prompts(prompts: PlanePrompts) -> np.ndarray | None:
     if not len(points):
         return None
     return np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float32)
+
+
+def extent_of_points(points: np.ndarray) -> np.ndarray:
+    """A rectangle x0, y0, x1, y1 for the object that n > 1 points x, y (n, 2) lie in.
+
+    n points anywhere in an interval span (n - 1) / (n + 1) of it on average. Half of that enlargement is made, in
+    proportions: points may lie at the object's ends as well, and a view has room around it.
+    """
+    low, high, count = points.min(axis=0), points.max(axis=0), len(points)
+    more = (high - low) / 2 * (np.sqrt((count + 1) / (count - 1)) - 1)
+    return np.concatenate([low - more, high + more]).astype(np.float32)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from region_engine import RegionEngine
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import EmbeddingCache
@@ -321,6 +322,29 @@ def test_a_prompt_outside_the_view_widens_it(random_compact):
     assert near.view == first.view
     far = predictor.predict(picture, PlanePrompts(*points((205, 205, 1), (420, 300, 1))), previous=first)
     assert far.view.contains([[205, 205], [420, 300]]) and far.view.rows > first.view.rows
+
+
+def test_several_points_look_at_the_surroundings_that_they_span(random_compact):
+    predictor = Predictor(open_engine(random_compact))
+    spread = points((180, 210, 1), (220, 210, 1), (200, 190, 1), (200, 230, 1))
+    view = predictor.predict(textured(400, 500), PlanePrompts(*spread)).view
+    assert view.contains(spread[0]) and 100 <= view.rows <= 160
+    assert predictor.encoder_calls <= 3, "no scale has to be searched for"
+
+
+@pytest.mark.parametrize("radius, changes", [(30, True), (90, False)])
+def test_a_view_that_is_much_too_wide_for_the_answer_is_left(radius, changes):
+    picture = np.full((512, 512), 80, np.uint8)
+    y, x = np.mgrid[:512, :512]
+    picture[(x - 200) ** 2 + (y - 280) ** 2 <= radius**2] = 200
+    predictor = Predictor(RegionEngine(zoom=True))
+    first = predictor.predict(picture, PlanePrompts(*points((200, 280, 1))), view=View.whole(picture.shape))
+    assert first.mask.any()
+    then = predictor.predict(picture, PlanePrompts(*points((200, 280, 1), (210, 280, 1))), previous=first)
+    assert (then.view != first.view) == changes
+    assert then.view.contains(bounding_box(first.mask).reshape(2, 2))
+    apart = PlanePrompts(*points((200, 280, 1), (500, 10, 0)))
+    assert predictor.predict(picture, apart, previous=then).view == then.view, "nothing is excluded that is not seen"
 
 
 def test_nothing_outside_the_view_is_ever_in_the_mask(random_compact):
