@@ -1,7 +1,7 @@
 """Which of a decoder's candidates is the answer, for a model that ranks all of them.
 
 Prompts that say what is meant have one answer, in which the candidates are joined. One point alone does not: it may
-mean a part or the whole, and each candidate of each view is another reading.
+mean a part or the whole, and each candidate of each view is another reading; the answer joins those that are alike.
 """
 
 from __future__ import annotations
@@ -43,16 +43,29 @@ def weights(
     return np.sqrt(scores.clip(0)) * stability_score(low_res, _STABILITY_OFFSET) * whole
 
 
-def most_agreed(masks: np.ndarray, weights: np.ndarray) -> int:
+def most_agreed(masks: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
     """The reading (n, H, W) that the others, each by its weight (n,), overlap most: of largest expected IoU, if each of
     them is what is meant as often as its weight says (minimum Bayes risk), and of weight itself. Where none overlaps
-    another, the one of the largest weight."""
+    another, the one of the largest weight. -> its number, and the IoU of each reading with it (n,)."""
     flat = masks.reshape(len(masks), -1).astype(np.float32)  # counts up to 16 million pixels are exact
     common = flat @ flat.T
     areas = np.diagonal(common)
     iou = common / np.maximum(areas[:, None] + areas - common, 1.0)
     np.fill_diagonal(iou, 0.0)
-    return int(np.argmax(weights * (iou @ weights + _LOWEST)))
+    best = int(np.argmax(weights * (iou @ weights + _LOWEST)))
+    alike = iou[best]
+    alike[best] = 1.0
+    return best, alike
+
+
+def of_largest_expected_dice(inside: np.ndarray) -> np.ndarray:
+    """Probabilities (h, w), independent -> logits, positive where the mask of the largest expected Dice is."""
+    falling = np.sort(inside, axis=None)[::-1].astype(np.float64)
+    expected = 2 * falling.cumsum() / (np.arange(1, falling.size + 1) + falling.sum())
+    last = int(np.argmax(expected))
+    threshold = falling[last : last + 2].mean().clip(_LOWEST, 1 - 2 * _LOWEST)
+    inside = inside.clip(_LOWEST, 1 - _LOWEST)
+    return np.float32(np.log(inside / (1 - inside)) - np.log(threshold / (1 - threshold)))
 
 
 def _cut_fraction(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> float:

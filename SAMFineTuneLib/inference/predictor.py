@@ -3,7 +3,8 @@
 All prompts of a plane are answered together, as `segment_anything.SamPredictor` does; with a model marked `zoom`
 the predictor also decides where to look (see `view`). A box, a mask or several points say how large the object
 is: the answers of a fitting view, a narrower and a wider one are averaged. A single point does not: the model is asked
-at several scales, and the reading that is the most convincing among all of them is the answer (see `candidates`).
+at several scales, and the reading that is the most convincing among all of them, averaged with those like it, is the
+answer (see `candidates`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
-from SAMFineTuneLib.inference.candidates import joined, most_agreed, weights
+from SAMFineTuneLib.inference.candidates import joined, most_agreed, of_largest_expected_dice, weights
 from SAMFineTuneLib.inference.engine import Engine, embedding_digest
 from SAMFineTuneLib.inference.masks import pieces_asked_for
 from SAMFineTuneLib.inference.view import (
@@ -24,9 +25,9 @@ from SAMFineTuneLib.inference.view import (
     bounding_box,
     box_around_prompts,
     extent_of_points,
-    square_view,
     view_of_box,
     views_around,
+    views_of_point,
 )
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
@@ -35,9 +36,10 @@ _BEYOND_BOX = 2.0
 """Logits by which what a box leaves out must be more certain to belong to the object than what it holds."""
 _SURE = 8.0
 """Logits are cut to it before they are averaged, so that no view overrules the others."""
+_NEGLIGIBLE = 0.05
+"""Readings of a smaller share, in that of the chosen one, are left out of the mean."""
 _TOO_WIDE = 2.5
 """Side of a view, in sides of the one that fits the answer, from which on the next look is through that one."""
-_POINT_SCALES = (1.0, 0.5, 0.25, 0.125)  # sides of a lone point's views, in longer picture sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,8 @@ class Prediction:
 
     `masks` (M, H, W) bool and `scores` (M,) predicted IoU are the candidates, M = 1, 3, 4 or 5; `mask` and `score` the
     `chosen` one, else the one with the best predicted IoU. `low_res` (h, w) are its logits in the model's own small
-    grid, over `view`; they are what the next prediction takes as `previous`. Masks are computed when asked for.
+    grid, over `view`. The next prediction, whose `previous` this is, is given `fed_back` (h, w). Masks are computed
+    when asked for.
     """
 
     scores: np.ndarray
@@ -55,6 +58,8 @@ class Prediction:
     to_masks: Callable[[np.ndarray], np.ndarray]
     """Low-resolution logits (M, h, w) to masks (M, H, W)."""
     chosen: int | None = None
+    reading: np.ndarray | None = None
+    """The logits (h, w) of the reading of a lone point that `chosen` averages with others."""
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -75,6 +80,10 @@ class Prediction:
     @property
     def low_res(self) -> np.ndarray:
         return self.low_res_candidates[self.best]
+
+    @property
+    def fed_back(self) -> np.ndarray:
+        return self.low_res if self.reading is None else self.reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +130,10 @@ class Predictor:
         """Masks for all prompts of one picture.
 
         `multimask` gives three candidates; by default it does so for one positive point alone, which is
-        ambiguous. A model that ranks all its candidates gives all four of them for such a point, and for other prompts
-        one that joins them, followed by the four. `previous` feeds an earlier answer back as a
-        mask prompt, and keeps its view while that holds all prompts. `view` is then all that a zooming model looks at.
-        Raises UserError without any prompt, and for a model whose head takes none.
+        ambiguous. A model that ranks all its candidates gives one that joins them, or those that are alike, followed by
+        the four. `previous` feeds an earlier answer back as a mask prompt, and keeps its view while that fits. `view`
+        is then all that a zooming model looks at. Raises UserError without any prompt, and for a model whose head takes
+        none.
         """
         if "promptable" not in self.engine.spec.heads:
             raise UserError(
@@ -138,8 +147,7 @@ class Predictor:
         ranked = multimask is None and self.engine.spec.ranks_all
         if ranked and lone_point:
             views = self._views_of_point(picture.shape, prompts.points[0]) if view is None else [view]
-            decoded, chosen = self._read_point(picture, prompts, views)
-            return self._to_prediction(decoded, slice(0, 4), picture.shape, prompts, chosen=chosen)
+            return self._read_point(picture, prompts, views)
         first = view or self._choose_view(picture, prompts, previous)
         if ranked:
             views = [view] if view else self._views_around(picture.shape, first, prompts)
@@ -205,9 +213,9 @@ class Predictor:
             labels = np.concatenate([labels, np.float32([-1])])
         mask_input = None
         if previous is not None and previous.view == view:
-            mask_input = previous.low_res[None]
+            mask_input = previous.fed_back[None]
         elif previous is not None:
-            mask_input = self._moved(previous.low_res, previous.view, view, -_SURE)[None]
+            mask_input = self._moved(previous.fed_back, previous.view, view, -_SURE)[None]
         elif prompts.mask is not None:
             place = geometry(view.crop(picture).shape, self.engine.spec)
             mask_input = place.mask_to_low_res(view.crop(prompts.mask))
@@ -242,7 +250,7 @@ class Predictor:
         """Logits (h, w) over `view` to those over the `other` one, whose pixels are `unseen` where `view` ends."""
         here, there = (geometry((one.rows, one.columns), self.engine.spec) for one in (view, other))
         pixels = here.logits_to_picture(np.clip(low_res, -_SURE, _SURE)[None])[0]
-        return there.picture_to_low_res(view.shown_in(other, pixels, unseen), -_SURE)[0]
+        return there.picture_to_low_res(view.shown_in(other, pixels, unseen), -_SURE)
 
     def _choose_view(self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | None) -> View:
         """Where to look. Prompts decide, in the order in which they came, so that a replay looks the same way."""
@@ -258,7 +266,7 @@ class Predictor:
             if len(inside) == 1:
                 lone = PlanePrompts(inside, np.ones(1, np.int64))
                 views = self._views_of_point(picture.shape, inside[0])
-                return views[0] if len(views) == 1 else self._read_point(picture, lone, views)[0].view
+                return views[0] if len(views) == 1 else self._read_point(picture, lone, views).view
             asked = extent_of_points(inside)
         return self._zoomed(picture, asked)
 
@@ -288,25 +296,35 @@ class Predictor:
         """Where to look for the object under one point, whose size is unknown."""
         if not self.engine.spec.zoom:
             return [View.whole(shape)]
-        longer = max(shape[:2])
-        # A view with fewer pixels than the model's input shows it no more, only less of the surroundings.
-        least = min(longer, self.engine.spec.input_size)
-        sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= least]
-        center = (float(point[0]), float(point[1]))
-        return list(dict.fromkeys(square_view(shape, center, side) for side in sides))
+        return views_of_point(shape, point, self.engine.spec.input_size)
 
-    def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> tuple[Decoded, int]:
-        """The most convincing reading of a lone point: good by itself, and like what else is found, here and in
-        other views. -> what was decoded in its view, and the number of the candidate."""
+    def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> Prediction:
+        """The most convincing reading of a lone point, good by itself and like what else is found, here and in other
+        views, averaged with those that are like it; after that the candidates of its view."""
         decoded = [self._decode_prompts(picture, prompts, view) for view in views]
-        masks = [one.logits(0, slice(0, 4)) > 0 for one in decoded]
+        logits = [one.logits(0, slice(0, 4)) for one in decoded]
         trust = [
-            weights(one.low_res[0], one.scores[0], own, one.view, picture.shape)
-            for one, own in zip(decoded, masks, strict=True)
+            weights(one.low_res[0], one.scores[0], own > 0, one.view, picture.shape)
+            for one, own in zip(decoded, logits, strict=True)
         ]
-        pasted = [view.paste(own, picture.shape[:2], False) for view, own in zip(views, masks, strict=True)]
-        best, candidate = divmod(most_agreed(np.concatenate(pasted), np.concatenate(trust)), len(trust[0]))
-        return decoded[best], candidate
+        pasted = [view.paste(own > 0, picture.shape[:2], False) for view, own in zip(views, logits, strict=True)]
+        number, alike = most_agreed(np.concatenate(pasted), np.concatenate(trust))
+        home, candidate = decoded[number // 4], number % 4
+        share = alike * np.concatenate(trust)
+        inside = np.zeros((home.view.rows, home.view.columns), np.float32)
+        share[share < _NEGLIGIBLE * share[number]] = 0.0
+        for reading in np.flatnonzero(share):
+            seen = views[reading // 4].shown_in(home.view, logits[reading // 4][reading % 4], -_SURE)
+            inside += share[reading] / (1 + np.exp(-np.clip(seen, -_SURE, _SURE)))
+        joint = of_largest_expected_dice(home.geometry.picture_to_low_res(inside / share.sum(), 0.0))
+        every = self._to_prediction(home, slice(0, 4), picture.shape, prompts)
+        return replace(
+            every,
+            scores=np.append(every.scores[candidate], every.scores),
+            low_res_candidates=np.stack([joint, *every.low_res_candidates]),
+            chosen=0,
+            reading=every.low_res_candidates[candidate].copy(),
+        )
 
 
 def _to_masks(

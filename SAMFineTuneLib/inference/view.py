@@ -22,6 +22,8 @@ SMALLEST_SIDE = 24
 """Pixels of the picture; below it the surroundings say too little."""
 FURTHER_SCALES = (2**-0.5, 2**0.5)
 """Sides of the further views of prompts that say what is meant, in sides of the first view."""
+_POINT_SCALES = (1.0, 0.5, 0.25, 0.125)
+"""Sides of a lone point's views, in longer picture sides."""
 _STEP = math.sqrt(2.0)
 _GRID = 8  # centres lie on multiples of side / 8
 _WHOLE_FROM = 0.8  # a square with this part of the picture's longer side or more is the whole picture
@@ -104,6 +106,19 @@ def views_around(shape: tuple[int, ...], view: View, points: np.ndarray) -> list
     middle = view.left + view.columns / 2, view.top + view.rows / 2
     around = [square_view(shape, middle, max(view.rows, view.columns) * scale) for scale in FURTHER_SCALES]
     return list(dict.fromkeys([view, *(one for one in around if one.contains(points))]))
+
+
+def views_of_point(shape: tuple[int, ...], point: np.ndarray, pixels: int) -> list[View]:
+    """Where to look for the object under one point x, y, whose size is unknown, widest first, for a model with an input
+    of `pixels` a side.
+
+    A view with fewer pixels than that shows the model no more, only less of the surroundings. One such belongs to them:
+    without it small objects find too few votes.
+    """
+    longer = max(shape[:2])
+    sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= min(longer, pixels)]
+    center = (float(point[0]), float(point[1]))
+    return list(dict.fromkeys(square_view(shape, center, side) for side in (*sides, sides[-1] / _STEP)))
 
 
 def bounding_box(mask: np.ndarray) -> np.ndarray | None:

@@ -66,17 +66,17 @@ class InputGeometry:
         Each low-resolution cell gets `MASK_LOGIT` times (2 p - 1), p the share of it that the mask covers:
         +10 inside, -10 outside and in the padding, between them along the contour.
         """
-        return self.picture_to_low_res(MASK_LOGIT * (2.0 * np.asarray(mask, dtype=np.float64) - 1), -MASK_LOGIT)
+        return self.picture_to_low_res(MASK_LOGIT * (2.0 * np.asarray(mask, dtype=np.float64) - 1), -MASK_LOGIT)[None]
 
     def picture_to_low_res(self, values: np.ndarray, padding: float) -> np.ndarray:
-        """Values of the picture's pixels (rows, columns) -> means of low-resolution cells (1, h, w), float32."""
+        """Values of the picture's pixels (rows, columns) -> means of low-resolution cells (h, w), float32."""
         if values.shape != self.original:
             raise ValueError(f"values of {values.shape} do not belong to a picture of {self.original}")
         cells = [side * self.low_res_size / self.input_size for side in self.content]
         rows, columns = (
             resample.coverage(self.low_res_size, self.original[axis], cells[axis]) for axis in (0, 1)
         )
-        return (rows @ (values - padding) @ columns.T + padding).astype(np.float32)[None]
+        return (rows @ (values - padding) @ columns.T + padding).astype(np.float32)
 
 
 def geometry(shape: tuple[int, int], spec: ModelSpec) -> InputGeometry:

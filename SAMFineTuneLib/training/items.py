@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SAMFineTuneLib.inference.predictor import _POINT_SCALES, _to_input
-from SAMFineTuneLib.inference.view import View, bounding_box, square_view, view_of_box, views_around
+from SAMFineTuneLib.inference.predictor import _to_input
+from SAMFineTuneLib.inference.view import View, bounding_box, view_of_box, views_around, views_of_point
 from SAMFineTuneLib.models.preprocess import MASK_LOGIT, geometry, prepare
 from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.training.augment import augment
@@ -132,10 +132,7 @@ class Items:
             view = view_of_box(shape, first.box, self._spec.input_size)
             views = views_around(shape, view, first.box.reshape(2, 2))
             return views[rng.integers(len(views))]
-        longer, tight = max(shape), bounding_box(mask)
-        least = min(longer, self._spec.input_size)
-        sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= least]
-        views = [square_view(shape, tuple(first.coords[0]), side) for side in sides]
+        tight, views = bounding_box(mask), views_of_point(shape, first.coords[0], self._spec.input_size)
         # Mostly one that holds the object; but the predictor also tries those that cut it, and must not trust them.
         cutting = rng.random() < _CUTTING
         holding = [view for view in views if cutting or view.contains(tight.reshape(2, 2))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from SAMFineTuneLib.inference.candidates import joined, most_agreed, weights
+from SAMFineTuneLib.inference.candidates import joined, most_agreed, of_largest_expected_dice, weights
 from SAMFineTuneLib.inference.view import View
 
 
@@ -86,12 +86,14 @@ def readings():
 
 
 def test_what_is_found_again_and_again_is_what_is_meant():
-    assert most_agreed(readings(), np.full(6, 0.5)) == 0
-    assert most_agreed(readings(), np.array([0.5, 0.5, 0.5, 0.9, 0.9, 1.0])) == 0, "though others are surer"
+    best, alike = most_agreed(readings(), np.full(6, 0.5))
+    assert best == 0 and alike.argmax() == 0 and alike[0] == 1
+    np.testing.assert_allclose(alike[1:], [100 / 110, 0.9, 0.04, 0.25, 0], atol=1e-6)
+    assert most_agreed(readings(), np.array([0.5, 0.5, 0.5, 0.9, 0.9, 1.0]))[0] == 0, "though others are surer"
 
 
 def test_among_likes_the_surest_wins():
-    assert most_agreed(readings(), np.array([0.5, 0.5, 0.9, 0.1, 0.1, 0.1])) == 2
+    assert most_agreed(readings(), np.array([0.5, 0.5, 0.9, 0.1, 0.1, 0.1]))[0] == 2
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -99,14 +101,36 @@ def test_the_order_of_the_readings_does_not_matter(seed):
     rng = np.random.default_rng(seed)
     masks, trust = rng.random((8, 12, 12)) < rng.random((8, 1, 1)), rng.random(8)
     order = rng.permutation(8)
-    assert order[most_agreed(masks[order], trust[order])] == most_agreed(masks, trust)
+    assert order[most_agreed(masks[order], trust[order])[0]] == most_agreed(masks, trust)[0]
 
 
 def test_where_nothing_overlaps_the_surest_wins():
     masks = np.zeros((3, 6, 6), bool)
     masks[0, 0], masks[1, 2], masks[2, 4] = True, True, True
-    assert most_agreed(masks, np.array([0.2, 0.6, 0.5])) == 1
+    assert most_agreed(masks, np.array([0.2, 0.6, 0.5]))[0] == 1
 
 
 def test_a_reading_alone_is_the_answer_even_when_it_is_empty():
-    assert most_agreed(np.zeros((1, 4, 4), bool), np.ones(1)) == 0
+    assert most_agreed(np.zeros((1, 4, 4), bool), np.ones(1)) == (0, [1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_threshold_has_a_larger_expected_dice(seed):
+    rng = np.random.default_rng(seed)
+    inside = rng.beta(0.6, 0.9, (20, 20)).astype(np.float32)
+    truths = rng.random((1000, 20, 20)) < inside
+
+    def expected(mask):
+        return float(np.mean(2 * (truths & mask).sum((1, 2)) / (truths.sum((1, 2)) + mask.sum())))
+
+    found = of_largest_expected_dice(inside)
+    assert expected(found > 0) > max(expected(inside > at) for at in np.linspace(0.05, 0.95, 37)) - 0.003
+    assert np.array_equal(np.argsort(found, axis=None), np.argsort(inside, axis=None)), "only the threshold moves"
+
+
+def test_what_is_certain_is_the_mask_and_nothing_is_everything_alike():
+    certain = np.zeros((8, 8), np.float32)
+    certain[2:5, 2:6] = 1
+    assert np.array_equal(of_largest_expected_dice(certain) > 0, certain == 1)
+    for value in (0.0, 1.0):
+        assert np.isfinite(of_largest_expected_dice(np.full((4, 4), value, np.float32))).all()

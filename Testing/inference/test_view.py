@@ -6,7 +6,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SAMFineTuneLib.inference.view import SMALLEST_SIDE, View, bounding_box, square_view, view_of_box, views_around
+from SAMFineTuneLib.inference.view import (
+    SMALLEST_SIDE,
+    View,
+    bounding_box,
+    square_view,
+    view_of_box,
+    views_around,
+    views_of_point,
+)
 
 SHAPES = st.tuples(st.integers(1, 700), st.integers(1, 700))
 PART = st.floats(0, 1)
@@ -84,6 +92,18 @@ def test_further_views_hold_all_points_and_come_after_the_first(case):
     points = np.float32([[-5, -5], *box.reshape(2, 2)])
     assert first.shows(points).tolist() == [False, True, True]
     assert views_around((rows, columns), first, points) == [first], "nothing holds what is not in the picture"
+
+
+@given(SHAPES, PART, PART, st.sampled_from([64, 128, 1024]))
+def test_views_of_a_point_go_from_the_whole_to_one_smaller_than_the_input(shape, x, y, pixels):
+    rows, columns = shape
+    point = np.float32([x * (columns - 1), y * (rows - 1)])
+    views = views_of_point(shape, point, pixels)
+    sides = [max(view.rows, view.columns) for view in views]
+    assert views[0] == View.whole(shape) and sides == sorted(sides, reverse=True) and len(views) <= 5
+    assert all(view.contains(point[None]) for view in views)
+    assert sides[-1] <= max(0.8 * min(max(shape), 2 * pixels), SMALLEST_SIDE) or len(views) == 1
+    assert max(shape) < 3 * SMALLEST_SIDE or len(views) > 1
 
 
 def test_the_box_of_a_mask_names_its_outermost_pixels():
