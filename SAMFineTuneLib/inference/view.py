@@ -24,6 +24,7 @@ FURTHER_SCALES = (2**-0.5, 2**0.5)
 """Sides of the further views of prompts that say what is meant, in sides of the first view."""
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)
 """Sides of a lone point's views, in longer picture sides."""
+_NARROWER = 1.5  # how much narrower its last view is: enough for another step of the ladder
 _STEP = math.sqrt(2.0)
 _GRID = 8  # centres lie on multiples of side / 8
 _WHOLE_FROM = 0.8  # a square with this part of the picture's longer side or more is the whole picture
@@ -118,7 +119,7 @@ def views_of_point(shape: tuple[int, ...], point: np.ndarray, pixels: int) -> li
     longer = max(shape[:2])
     sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= min(longer, pixels)]
     center = (float(point[0]), float(point[1]))
-    return list(dict.fromkeys(square_view(shape, center, side) for side in (*sides, sides[-1] / _STEP)))
+    return list(dict.fromkeys(square_view(shape, center, side) for side in (*sides, sides[-1] / _NARROWER)))
 
 
 def bounding_box(mask: np.ndarray) -> np.ndarray | None:
