@@ -38,6 +38,8 @@ _SURE = 8.0
 """Logits are cut to it before they are averaged, so that no view overrules the others."""
 _NEGLIGIBLE = 0.05
 """Readings of a smaller share, in that of the chosen one, are left out of the mean."""
+_SMALLEST_SHARE = 1e-6
+"""Of the chosen reading, also when nothing is trusted at all."""
 _TOO_WIDE = 2.5
 """Side of a view, in sides of the one that fits the answer, from which on the next look is through that one."""
 
@@ -267,7 +269,7 @@ class Predictor:
                 lone = PlanePrompts(inside, np.ones(1, np.int64))
                 views = self._views_of_point(picture.shape, inside[0])
                 return views[0] if len(views) == 1 else self._read_point(picture, lone, views).view
-            asked = extent_of_points(inside)
+            asked = extent_of_points(inside, self.engine.spec.input_size)
         return self._zoomed(picture, asked)
 
     def _kept_view(self, picture: np.ndarray, asked: np.ndarray | None, previous: Prediction) -> View:
@@ -311,6 +313,7 @@ class Predictor:
         number, alike = most_agreed(np.concatenate(pasted), np.concatenate(trust))
         home, candidate = decoded[number // 4], number % 4
         share = alike * np.concatenate(trust)
+        share[number] = max(share[number], _SMALLEST_SHARE)
         inside = np.zeros((home.view.rows, home.view.columns), np.float32)
         share[share < _NEGLIGIBLE * share[number]] = 0.0
         for reading in np.flatnonzero(share):

@@ -143,12 +143,13 @@ def box_around_prompts(prompts: PlanePrompts) -> np.ndarray | None:
     return np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float32)
 
 
-def extent_of_points(points: np.ndarray) -> np.ndarray:
-    """A rectangle x0, y0, x1, y1 for the object that n > 1 points x, y (n, 2) lie in.
+def extent_of_points(points: np.ndarray, pixels: int) -> np.ndarray:
+    """A rectangle x0, y0, x1, y1 for the object that n > 1 points x, y (n, 2) lie in; never so small that its view
+    would have fewer than `pixels` a side, for points may lie close together anywhere.
 
     n points anywhere in an interval span (n - 1) / (n + 1) of it on average. Half of that enlargement is made, in
     proportions: points may lie at the object's ends as well, and a view has room around it.
     """
     low, high, count = points.min(axis=0), points.max(axis=0), len(points)
-    more = (high - low) / 2 * (np.sqrt((count + 1) / (count - 1)) - 1)
-    return np.concatenate([low - more, high + more]).astype(np.float32)
+    half = np.maximum((high - low) / 2 * np.sqrt((count + 1) / (count - 1)), pixels / WIDE_SURROUNDINGS / 2)
+    return np.concatenate([(low + high) / 2 - half, (low + high) / 2 + half]).astype(np.float32)

@@ -317,8 +317,8 @@ class Readings:
     device, digest, notices = "test", "readings", ()
     spec = replace(TwoDiscs.spec, ranks_all=True, one_piece=False)
 
-    def __init__(self, *radii: float):
-        self.radii = radii
+    def __init__(self, *radii: float, score: float = 0.8):
+        self.radii, self.score = radii, score
 
     def encode(self, image):
         return {"image": image}
@@ -327,7 +327,7 @@ class Readings:
         self.given = mask_input[0, 0]
         distance = np.hypot(*(np.indices((64, 64)) - 32))
         logits = np.stack([np.where(distance <= radius, 6.0, -6.0) for radius in self.radii])
-        return logits[None].astype(np.float32), np.full((1, 4), 0.8, np.float32)
+        return logits[None].astype(np.float32), np.full((1, 4), self.score, np.float32)
 
 
 def test_a_lone_points_answer_averages_the_readings_that_are_alike():
@@ -340,6 +340,8 @@ def test_a_lone_points_answer_averages_the_readings_that_are_alike():
     assert 15.5 < radius < 16.5, "neither the part nor the mean of all"
     predictor.predict(picture, PlanePrompts(*points((32, 32, 1), (32, 46, 1))), previous=found)
     assert np.array_equal(engine.given > 0, found.masks[2]), "the model is given back what it said itself"
+    untrusted = Predictor(Readings(14, 16, 18, 3, score=-0.1)).predict(picture, point)
+    assert any(np.array_equal(untrusted.mask, mask) for mask in untrusted.masks[1:]), "nothing to weigh them by"
     three = Predictor(Readings(14, 14, 14, 18)).predict(picture, point)
     assert np.array_equal(three.mask, three.masks[1])
 
@@ -361,6 +363,8 @@ def test_several_points_look_at_the_surroundings_that_they_span(random_compact):
     view = predictor.predict(textured(400, 500), PlanePrompts(*spread)).view
     assert view.contains(spread[0]) and 100 <= view.rows <= 160
     assert predictor.encoder_calls <= 3, "no scale has to be searched for"
+    together = PlanePrompts(*points((200, 210, 1), (203, 210, 1)))
+    assert predictor.predict(textured(400, 500), together).view.rows >= 120, "they may lie in something large"
 
 
 @pytest.mark.parametrize("radius, changes", [(30, True), (90, False)])
