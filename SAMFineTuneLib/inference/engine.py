@@ -63,6 +63,11 @@ def embedding_digest(engine: Engine) -> str:
     return getattr(engine, "embedding_digest", engine.digest)
 
 
+def decodes_at_once(engine: Engine) -> bool:
+    """Whether several threads may call `decode` at the same time, and gain by it. Engines that know so say it."""
+    return getattr(engine, "decodes_at_once", False)
+
+
 def open_engine(
     model: ModelFolder,
     device: str = "auto",

@@ -46,6 +46,11 @@ class OnnxEngine:
         self._place = self._choose(device)
         self._on_cpu_when_out_of_memory(self._open)
 
+    @property
+    def decodes_at_once(self) -> bool:
+        """One decoding does not keep the cores of a processor busy."""
+        return self._place == "cpu" and self._threads != 1
+
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
         def run() -> dict[str, np.ndarray]:
             names = [output.name for output in self._encoder.get_outputs()]

@@ -10,6 +10,7 @@ answer (see `candidates`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -18,7 +19,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
 from SAMFineTuneLib.inference.candidates import joined, most_agreed, of_largest_expected_dice, weights
-from SAMFineTuneLib.inference.engine import Engine, embedding_digest
+from SAMFineTuneLib.inference.engine import Engine, decodes_at_once, embedding_digest
 from SAMFineTuneLib.inference.masks import pieces_asked_for
 from SAMFineTuneLib.inference.view import (
     View,
@@ -153,9 +154,8 @@ class Predictor:
         first = view or self._choose_view(picture, prompts, previous)
         if ranked:
             views = [view] if view else self._views_around(picture.shape, first, prompts)
-            decoded = [self._decode_prompts(picture, prompts, one, previous) for one in views]
-            return self._joined(decoded, picture.shape, prompts)
-        decoded = self._decode_prompts(picture, prompts, first, previous)
+            return self._joined(self._decode_views(picture, prompts, views, previous), picture.shape, prompts)
+        (decoded,) = self._decode_views(picture, prompts, [first], previous)
         tokens = slice(1, 4) if (lone_point if multimask is None else multimask) else slice(0, 1)
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
 
@@ -185,24 +185,44 @@ class Predictor:
         `coords` (B, N, 2) are x, y in picture pixels, `labels` (B, N) as in `Engine.decode`, `mask_input`
         (B, h, w) low-resolution logits of this view.
         """
-        view = view or View.whole(picture.shape)
+        return self._decoding(picture, coords, labels, mask_input, view or View.whole(picture.shape))()
+
+    def _decoding(
+        self, picture: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask_input: np.ndarray | None, view: View
+    ) -> Callable[[], Decoded]:
+        """`decode`, embedded already and ready to run."""
         embedding, place = self.embed(picture, view)
         coords = _to_input(view.to_view(coords), labels, place)
         size = self.engine.spec.low_res_size
         given = mask_input is not None
         masks = np.zeros((len(coords), size, size), np.float32) if mask_input is None else mask_input
-        low_res, scores = self.engine.decode(
-            embedding,
-            coords,
-            np.asarray(labels, np.float32),
-            np.asarray(masks, np.float32)[:, None],
-            np.full(len(coords), given, np.float32),
-        )
-        return Decoded(low_res, scores, view, place)
 
-    def _decode_prompts(
-        self, picture: np.ndarray, prompts: PlanePrompts, view: View, previous: Prediction | None = None
-    ) -> Decoded:
+        def run() -> Decoded:
+            low_res, scores = self.engine.decode(
+                embedding,
+                coords,
+                np.asarray(labels, np.float32),
+                np.asarray(masks, np.float32)[:, None],
+                np.full(len(coords), given, np.float32),
+            )
+            return Decoded(low_res, scores, view, place)
+
+        return run
+
+    def _decode_views(
+        self, picture: np.ndarray, prompts: PlanePrompts, views: list[View], previous: Prediction | None = None
+    ) -> list[Decoded]:
+        """What each view says to the prompts; at the same time, where that takes less."""
+        ready = [self._decoding(picture, *self._told(picture, prompts, view, previous), view) for view in views]
+        if len(ready) == 1 or not decodes_at_once(self.engine):
+            return [run() for run in ready]
+        with ThreadPoolExecutor(len(ready)) as pool:
+            return list(pool.map(lambda run: run(), ready))
+
+    def _told(
+        self, picture: np.ndarray, prompts: PlanePrompts, view: View, previous: Prediction | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Coordinates, labels and logits that stand for the prompts and the `previous` answer in a view."""
         coords = np.asarray(prompts.points, np.float32).reshape(-1, 2)
         # What a view does not show needs no point that excludes it, and places beyond the input are never practised.
         told = view.shows(coords) | (prompts.labels == 1)
@@ -221,7 +241,7 @@ class Predictor:
         elif prompts.mask is not None:
             place = geometry(view.crop(picture).shape, self.engine.spec)
             mask_input = place.mask_to_low_res(view.crop(prompts.mask))
-        return self.decode(picture, coords[None], labels[None], mask_input, view)
+        return coords[None], labels[None], mask_input
 
     def _to_prediction(
         self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts,
@@ -303,7 +323,7 @@ class Predictor:
     def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> Prediction:
         """The most convincing reading of a lone point, good by itself and like what else is found, here and in other
         views, averaged with those that are like it; after that the candidates of its view."""
-        decoded = [self._decode_prompts(picture, prompts, view) for view in views]
+        decoded = self._decode_views(picture, prompts, views)
         logits = [one.logits(0, slice(0, 4)) for one in decoded]
         trust = [
             weights(one.low_res[0], one.scores[0], own > 0, one.view, picture.shape)
