@@ -161,3 +161,14 @@ def test_names_a_terminal_cannot_show_do_not_end_the_program(root, tmp_path):
     environment = os.environ | {"SAMFINETUNE_MODELS": str(tmp_path / "Größe"), "PYTHONIOENCODING": "ascii"}
     done = started(root, "models", "list", env=environment)
     assert done.returncode == 0 and "Gr??e" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command, given, found", [("info", None, "1"), ("info", "3", "3"), ("train", None, None), ("pretrain", None, None)]
+)
+def test_numpy_leaves_the_cores_to_the_model_unless_told_otherwise(command, given, found, monkeypatch, capsys):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", given or "")  # put back as it was afterwards
+    if given is None:
+        del os.environ["OPENBLAS_NUM_THREADS"]
+    frame.main([command, "--help"])
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == found
