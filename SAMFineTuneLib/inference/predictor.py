@@ -296,9 +296,10 @@ class Predictor:
         """The view of the `previous` answer, unless it does not hold what is `asked` for (x0, y0, x1, y1), or turned
         out to be much too wide for that and the answer."""
         kept, answer = previous.view, bounding_box(previous.mask)
-        if asked is None and answer is None:
+        filled = [box for box in (asked, answer) if box is not None]
+        if not filled:
             return kept
-        fitting = self._zoomed(picture, _union(answer if asked is None else asked, asked if answer is None else answer))
+        fitting = self._zoomed(picture, _union(filled[0], filled[-1]))
         too_wide = max(kept.rows, kept.columns) > _TOO_WIDE * max(fitting.rows, fitting.columns)
         holds = asked is None or kept.contains(asked.reshape(2, 2))
         return kept if holds and not too_wide else fitting

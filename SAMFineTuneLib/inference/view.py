@@ -20,7 +20,7 @@ WIDE_SURROUNDINGS = 4.0
 """And for small objects, as long as the model has pixels for it: a smaller square would show it no more of them."""
 SMALLEST_SIDE = 24
 """Pixels of the picture; below it the surroundings say too little."""
-FURTHER_SCALES = (2**-0.5, 2**0.5)
+_FURTHER_SCALES = (2**-0.5, 2**0.5)
 """Sides of the further views of prompts that say what is meant, in sides of the first view."""
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)
 """Sides of a lone point's views, in longer picture sides."""
@@ -105,7 +105,7 @@ def view_of_box(shape: tuple[int, ...], box: np.ndarray, pixels: int) -> View:
 def views_around(shape: tuple[int, ...], view: View, points: np.ndarray) -> list[View]:
     """A view, and narrower and wider ones with the same middle that hold all points x, y (N, 2)."""
     middle = view.left + view.columns / 2, view.top + view.rows / 2
-    around = [square_view(shape, middle, max(view.rows, view.columns) * scale) for scale in FURTHER_SCALES]
+    around = [square_view(shape, middle, max(view.rows, view.columns) * scale) for scale in _FURTHER_SCALES]
     return list(dict.fromkeys([view, *(one for one in around if one.contains(points))]))
 
 
