@@ -4,7 +4,7 @@ All prompts of a plane are answered together, as `segment_anything.SamPredictor`
 the predictor also decides where to look (see `view`). A box, a mask or several points say how large the object
 is: the answers of a fitting view, a narrower and a wider one are averaged. A single point does not: the model is asked
 at several scales, and the reading that is the most convincing among all of them, averaged with those like it, is the
-answer (see `candidates`).
+answer (see `candidates`). A click that corrects an answer changes it around the click (see `corrections`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
 from SAMFineTuneLib.inference.candidates import joined, most_agreed, of_largest_expected_dice, weights
+from SAMFineTuneLib.inference.corrections import as_told, changed_near
 from SAMFineTuneLib.inference.engine import Engine, decodes_at_once, embedding_digest
 from SAMFineTuneLib.inference.masks import pieces_asked_for
 from SAMFineTuneLib.inference.view import (
@@ -63,6 +64,8 @@ class Prediction:
     chosen: int | None = None
     reading: np.ndarray | None = None
     """The logits (h, w) of the reading of a lone point that `chosen` averages with others."""
+    points: int = 0
+    """How many points were asked, of those that a further prediction is given."""
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -154,7 +157,8 @@ class Predictor:
         first = view or self._choose_view(picture, prompts, previous)
         if ranked:
             views = [view] if view else self._views_around(picture.shape, first, prompts)
-            return self._joined(self._decode_views(picture, prompts, views, previous), picture.shape, prompts)
+            answer = self._joined(self._decode_views(picture, prompts, views, previous), picture.shape, prompts)
+            return self._corrected(answer, prompts, previous)
         (decoded,) = self._decode_views(picture, prompts, [first], previous)
         tokens = slice(1, 4) if (lone_point if multimask is None else multimask) else slice(0, 1)
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
@@ -234,9 +238,7 @@ class Predictor:
             coords = np.concatenate([coords, np.zeros((1, 2), np.float32)])
             labels = np.concatenate([labels, np.float32([-1])])
         mask_input = None
-        if previous is not None and previous.view == view:
-            mask_input = previous.fed_back[None]
-        elif previous is not None:
+        if previous is not None:
             mask_input = self._moved(previous.fed_back, previous.view, view, -_SURE)[None]
         elif prompts.mask is not None:
             place = geometry(view.crop(picture).shape, self.engine.spec)
@@ -268,8 +270,26 @@ class Predictor:
             chosen=0,
         )
 
+    def _corrected(self, answer: Prediction, prompts: PlanePrompts, previous: Prediction | None) -> Prediction:
+        """The answer, as far as the clicks ask for it."""
+        place = geometry((answer.view.rows, answer.view.columns), self.engine.spec)
+        points, logits = answer.view.to_view(prompts.points), answer.low_res
+        clicks = place.to_low_res(points)
+        # A lone point does not say what is meant: the next one may change everything.
+        if previous is not None and previous.reading is None:
+            before = self._moved(previous.low_res, previous.view, answer.view, -_SURE)
+            logits = changed_near(before, logits, clicks[previous.points :])
+        logits = as_told(logits, clicks, place.shares(points), prompts.labels == 1)
+        return replace(
+            answer,
+            low_res_candidates=np.stack([logits, *answer.low_res_candidates[1:]]),
+            points=len(prompts.points),
+        )
+
     def _moved(self, low_res: np.ndarray, view: View, other: View, unseen: np.ndarray | float) -> np.ndarray:
         """Logits (h, w) over `view` to those over the `other` one, whose pixels are `unseen` where `view` ends."""
+        if view == other:
+            return low_res
         here, there = (geometry((one.rows, one.columns), self.engine.spec) for one in (view, other))
         pixels = here.logits_to_picture(np.clip(low_res, -_SURE, _SURE)[None])[0]
         return there.picture_to_low_res(view.shown_in(other, pixels, unseen), -_SURE)
@@ -348,6 +368,7 @@ class Predictor:
             low_res_candidates=np.stack([joint, *every.low_res_candidates]),
             chosen=0,
             reading=every.low_res_candidates[candidate].copy(),
+            points=1,
         )
 
 

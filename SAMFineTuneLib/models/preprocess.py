@@ -51,6 +51,11 @@ class InputGeometry:
             return ((points + 0.5) * scale - 0.5).astype(np.float32)
         return (points * scale).astype(np.float32)
 
+    def to_low_res(self, points: np.ndarray) -> np.ndarray:
+        """Picture pixels (..., 2) as x, y -> cells of the low-resolution logits, whose centres are integers."""
+        cells = np.asarray(self.scale) * self.low_res_size / self.input_size
+        return (np.asarray(points, dtype=np.float64) + 0.5) * cells - 0.5
+
     def logits_to_picture(self, low_res: np.ndarray) -> np.ndarray:
         """Mask logits (..., h, w) of the square input -> (..., rows, columns) of the picture, float32.
 
@@ -59,6 +64,17 @@ class InputGeometry:
         low_res = np.asarray(low_res, dtype=np.float32)
         rows, columns = (_to_picture(low_res.shape[axis - 2], self, axis) for axis in (0, 1))
         return rows @ low_res @ columns.T
+
+    def shares(self, points: np.ndarray) -> np.ndarray:
+        """Which logits those of single pixels are made of: picture pixels (n, 2) as x, y -> (n, h, w).
+
+        Multiplied with logits and summed, the shares are what `logits_to_picture` has there; 0 outside the picture.
+        """
+        within = [np.zeros((len(points), self.low_res_size), np.float32) for _ in range(2)]
+        for axis, places in enumerate(np.rint(points).astype(np.int64).reshape(-1, 2).T[::-1]):
+            there = (places >= 0) & (places < self.original[axis])
+            within[axis][there] = _to_picture(self.low_res_size, self, axis)[places[there]]
+        return within[0][:, :, None] * within[1][:, None, :]
 
     def mask_to_low_res(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the picture (rows, columns) -> logits (1, h, w) for the mask prompt, float32.
