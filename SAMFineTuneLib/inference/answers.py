@@ -6,8 +6,9 @@ logits of the answer before it are fed back as the mask prompt, as Segment Anyth
 answer is a function of the ordered prompts alone: replaying them, after undo or after loading, gives the same mask.
 
 Several boxes on one plane are several objects. Each point then belongs to the nearest box, and the segment's mask
-is the union. On a plane that holds a propagated mask, points correct that mask; a box or a mask replaces it. Without
-a box, a mask or a positive point there is nothing to segment, and the mask is empty.
+is the union. On a plane that holds a propagated mask, points correct that mask, as if it had been the answer to points
+in its interior; a box or a mask replaces it. Without a box, a mask or a positive point there is nothing to segment,
+and the mask is empty.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
-from SAMFineTuneLib.inference.masks import PackedMask
+from SAMFineTuneLib.inference.masks import PackedMask, interior_points
 from SAMFineTuneLib.inference.state import Task
 from SAMFineTuneLib.prompts import PlanePrompts
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _PREDICTIONS = 64
 _ANSWERS = 1024
 _PICTURES = 8
+_INTERIOR = 3
+"""Points that stand for a mask that is corrected, at most."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +107,32 @@ class Answers:
             so_far = prompts[:count]
             key = (plane.key, base, so_far)
             given = combine(so_far)
-            if base is not None and given.box is None and given.mask is None:
-                given = replace(given, mask=base.unpack())
-            if not given.says_where:
+            corrects = base if given.box is None and given.mask is None else None
+            if corrects is None and not given.says_where:
                 continue
             found = self._predictions.get(key)
             if found is None:
                 feed = previous if previous is not None and previous.mask.any() else None
+                if corrects is not None:
+                    given, taken = self._correcting(plane, corrects.unpack(), given)
+                    feed = taken if feed is None else feed
                 found = _only_best(self._predictor.predict(self.picture(plane), given, previous=feed))
                 self._predictions.put(key, found)
             previous = found
         return previous
+
+    def _correcting(
+        self, plane: SlicePlane, mask: np.ndarray, given: PlanePrompts
+    ) -> tuple[PlanePrompts, Prediction | None]:
+        """The points given to correct a mask that is there already, and what it would be as an answer.
+
+        The mask's interior is told, too: points outside it alone say little of what is meant.
+        """
+        inside = interior_points(mask, _INTERIOR)
+        points = np.concatenate([inside, given.points])
+        labels = np.concatenate([np.ones(len(inside), np.int64), given.labels])
+        taken = self._predictor.taken(self.picture(plane), mask, len(inside)) if mask.any() else None
+        return replace(given, points=points, labels=labels, mask=mask), taken
 
 
 def combine(prompts: tuple[PlanePrompts, ...]) -> PlanePrompts:

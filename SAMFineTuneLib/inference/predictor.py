@@ -163,6 +163,12 @@ class Predictor:
         tokens = slice(1, 4) if (lone_point if multimask is None else multimask) else slice(0, 1)
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
 
+    def taken(self, picture: np.ndarray, mask: np.ndarray, points: int) -> Prediction:
+        """A mask (H, W) that is not empty, as if it had been answered to so many points: a `previous` one."""
+        view = self._zoomed(picture, bounding_box(mask))
+        low_res = geometry((view.rows, view.columns), self.engine.spec).mask_to_low_res(view.crop(mask))
+        return Prediction(np.ones(1, np.float32), low_res, view, lambda _: mask[None], points=points)
+
     def predict_classes(self, picture: np.ndarray) -> np.ndarray:
         """Class of every pixel, uint8 (H, W), by the automatic head: 0 is background. No prompt is needed.
 

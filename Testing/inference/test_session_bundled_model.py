@@ -100,6 +100,35 @@ def test_a_correction_helps_and_survives_saving(predictor, body):
     assert np.array_equal(again.mask(1, plane), after)
 
 
+def test_clicks_correct_carried_masks_where_they_are_wrong(predictor, body):
+    volume, labels, names = body
+    value = value_of(names, "spleen")
+    truth = labels == value
+    middle = int(np.argmax(truth.sum(axis=(1, 2))))
+    session = Session(volume, predictor)
+    session.add_segment("spleen")
+    session.add_prompt(1, box_around(volume, labels, value, middle))
+    session.finish(session.propagate(1))
+    carried = [plane for plane in session.planes(1) if plane.index != middle]
+    assert len(carried) > 2
+    gained = []
+    for plane in carried:
+        reference = extract_labels(labels, volume, plane) == value
+        before = session.mask(1, plane)
+        wrong = np.argwhere(before != reference)
+        if not len(wrong) or not reference.any():
+            continue
+        row, column = wrong[np.argmax(np.hypot(*(wrong - np.argwhere(reference).mean(axis=0)).T))]
+        wanted = bool(reference[row, column])
+        session.add_prompt(1, PointPrompt(tuple(plane.pixel_to_ras((column, row))), wanted))
+        after = session.mask(1, plane)
+        assert after[row, column] == wanted
+        gained.append(dice(after, reference) - dice(before, reference))
+        session.undo()
+        assert np.array_equal(session.mask(1, plane), before)
+    assert len(gained) > 2 and np.mean(gained) > 0 and min(gained) > -0.05
+
+
 def test_everything_mode_finds_the_large_organs(predictor, body):
     volume, labels, names = body
     session = Session(volume, predictor)

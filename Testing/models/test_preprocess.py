@@ -158,6 +158,22 @@ def test_logits_return_to_the_picture_as_in_pytorch(shape, resize):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(97, 150), (333, 200), (64, 64), (20, 700)])
+def test_a_pixels_shares_are_the_logits_that_it_shows(shape):
+    place = geometry(shape, a_spec(input_size=256, low_res_size=64, embedding_size=16, coordinates="centred"))
+    random = np.random.default_rng(2)
+    low = random.normal(0, 8, (64, 64)).astype(np.float32)
+    pixels = np.stack([random.integers(0, side, 20) for side in shape[::-1]], axis=1)
+    shares = place.shares(pixels + random.uniform(-0.4, 0.4, pixels.shape))
+    assert shares.shape == (20, 64, 64)
+    shown = place.logits_to_picture(low)[pixels[:, 1], pixels[:, 0]]
+    np.testing.assert_allclose((shares * low).sum(axis=(1, 2)), shown, atol=1e-4)
+    cells = np.round(place.to_low_res(pixels)).astype(int).clip(0, 63)
+    assert (shares[np.arange(20), cells[:, 1], cells[:, 0]] > 0).all(), "the cell it lies in is among them"
+    outside = np.array([[-1, 0], [shape[1], 0], [0, shape[0]]])
+    assert not place.shares(outside).any() and place.shares(np.zeros((0, 2))).shape == (0, 64, 64)
+
+
 @pytest.mark.parametrize("shape", [(200, 320), (40, 30), (500, 500)])
 def test_a_mask_prompt_comes_back_as_the_mask(shape):
     y, x = np.mgrid[: shape[0], : shape[1]]
