@@ -277,7 +277,7 @@ class Predictor:
         )
 
     def _corrected(self, answer: Prediction, prompts: PlanePrompts, previous: Prediction | None) -> Prediction:
-        """The answer, as far as the clicks ask for it."""
+        """The answer, changed around new clicks only, and in the clicked places as they say."""
         place = geometry((answer.view.rows, answer.view.columns), self.engine.spec)
         points, logits = answer.view.to_view(prompts.points), answer.low_res
         clicks = place.to_low_res(points)

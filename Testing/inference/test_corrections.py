@@ -11,6 +11,7 @@ from SAMFineTuneLib.inference.corrections import as_told, changed_near
 from SAMFineTuneLib.inference.engine import open_engine
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.models.preprocess import InputGeometry
+from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts
 
@@ -124,6 +125,24 @@ def test_with_the_bundled_model_no_click_is_ignored_and_small_errors_are_correct
         assert before.any() and answer.mask.any()
 
 
+class Growing:
+    """Answers with a disc, and with a larger one as soon as its answer is fed back."""
+
+    device, digest, notices = "test", "growing", ()
+
+    spec = ModelSpec(
+        id="growing", name="growing", architecture="compact", input_size=SIDE, low_res_size=SIDE,
+        coordinates="centred", ranks_all=True,
+    )  # fmt: skip
+
+    def encode(self, image):
+        return {"image": image}
+
+    def decode(self, embedding, point_coords, point_labels, mask_input, has_mask_input):
+        logits = grown(1.0) if has_mask_input[0] else disc(32, 32, 12)
+        return np.tile(logits, (1, 4, 1, 1)), np.full((1, 4), 0.99, np.float32)
+
+
 @pytest.mark.parametrize("added", [1, 3])
 def test_only_clicks_that_are_new_give_leave_to_change(added):
     """Scribbles are several points at once, and earlier points have had their say."""
@@ -135,24 +154,3 @@ def test_only_clicks_that_are_new_give_leave_to_change(added):
     more = PlanePrompts(np.concatenate([first.points, new]), np.ones(2 + added, np.int64))
     mask = predictor.predict(np.zeros((SIDE, SIDE), np.uint8), more, previous=found).mask
     assert mask[32, 15] and bool(mask[32, 49]) == (added == 3)
-
-
-class Growing:
-    """Answers with a disc, and with a larger one as soon as its answer is fed back."""
-
-    device, digest, notices = "test", "growing", ()
-
-    def __init__(self):
-        from SAMFineTuneLib.models.spec import ModelSpec
-
-        self.spec = ModelSpec(
-            id="growing", name="growing", architecture="compact", input_size=SIDE, low_res_size=SIDE,
-            coordinates="centred", ranks_all=True,
-        )  # fmt: skip
-
-    def encode(self, image):
-        return {"image": image}
-
-    def decode(self, embedding, point_coords, point_labels, mask_input, has_mask_input):
-        logits = grown(1.0) if has_mask_input[0] else disc(32, 32, 12)
-        return np.tile(logits, (1, 4, 1, 1)), np.full((1, 4), 0.99, np.float32)
