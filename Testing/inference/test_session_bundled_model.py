@@ -44,6 +44,17 @@ def box_around(volume, labels, value, index, orientation="axial"):
     return BoxPrompt(tuple(low), tuple(high))
 
 
+def boxed(predictor, body, organ):
+    """A session with one box, on the organ's largest slice, and that slice."""
+    volume, labels, names = body
+    value = value_of(names, organ)
+    index = int(np.argmax((labels == value).sum(axis=(1, 2))))
+    session = Session(volume, predictor)
+    session.add_segment(organ)
+    session.add_prompt(1, box_around(volume, labels, value, index))
+    return session, index
+
+
 @pytest.mark.parametrize("organ", ["liver", "aorta"])
 def test_one_box_is_carried_through_an_organ(predictor, body, organ):
     volume, labels, names = body
@@ -79,11 +90,7 @@ def test_filling_between_two_slices_stays_on_the_organ(predictor, body):
 def test_a_correction_helps_and_survives_saving(predictor, body):
     volume, labels, names = body
     value = value_of(names, "liver")
-    truth = labels == value
-    index = int(np.argmax(truth.sum(axis=(1, 2))))
-    session = Session(volume, predictor)
-    session.add_segment("liver")
-    session.add_prompt(1, box_around(volume, labels, value, index))
+    session, index = boxed(predictor, body, "liver")
     plane = aligned_plane(volume, "axial", index)
     reference = extract_labels(labels, volume, plane) == value
     before = session.mask(1, plane)
@@ -95,7 +102,7 @@ def test_a_correction_helps_and_survives_saving(predictor, body):
     session.add_prompt(1, point)
     after = session.mask(1, plane)
     assert predictor.encoder_calls == calls  # the same view of an embedded slice
-    assert dice(after, reference) > dice(before, reference) - 0.1
+    assert dice(after, reference) > dice(before, reference) - 0.01
     again = session_from_dict(session_to_dict(session), volume, predictor)
     assert np.array_equal(again.mask(1, plane), after)
 
@@ -103,11 +110,7 @@ def test_a_correction_helps_and_survives_saving(predictor, body):
 def test_clicks_correct_carried_masks_where_they_are_wrong(predictor, body):
     volume, labels, names = body
     value = value_of(names, "spleen")
-    truth = labels == value
-    middle = int(np.argmax(truth.sum(axis=(1, 2))))
-    session = Session(volume, predictor)
-    session.add_segment("spleen")
-    session.add_prompt(1, box_around(volume, labels, value, middle))
+    session, middle = boxed(predictor, body, "spleen")
     session.finish(session.propagate(1))
     carried = [plane for plane in session.planes(1) if plane.index != middle]
     assert len(carried) > 2
