@@ -87,6 +87,11 @@ def notices(host: Host) -> list[str]:
     return [event.text for event in host.told if isinstance(event, Notice)]
 
 
+def masks_of(events, index: int) -> list[np.ndarray]:
+    """What was told of the mask of a slice."""
+    return [event.mask for event in events if isinstance(event, MaskChanged) and event.plane.index == index]
+
+
 def test_from_nothing_to_a_mask(start, case):
     volume, inside, k = case
     host = start()
@@ -156,6 +161,27 @@ def test_results_survive_a_worker_that_dies_after_them(start, case):
     assert len(state.prompts) == 1
     assert host.until_told(Answered, request=client.snapshot()).value == before
     assert len([event for event in host.told if isinstance(event, Finished)]) == count
+
+
+def test_a_carried_mask_is_corrected_alike_by_a_worker_that_came_after(start, case):
+    volume, inside, k = case
+    host = start()
+    client = host.client
+    client.set_volume(volume)
+    client.add_segment(1, "organ")
+    client.add_prompt(1, inside(k))
+    host.until_told(Finished, 60, job=client.propagate(1, {"direction": "up", "last": k + 2}))
+    edge = PointPrompt(tuple(np.add(inside(k + 1).ras, (0.0, 20.0, 0.0))), positive=False)
+    client.add_prompt(1, edge)
+    corrected = host.until_told(MaskChanged, 60).mask
+    client.undo()
+    carried = host.until_told(MaskChanged, 60).mask
+    assert 0 < corrected.sum() < carried.sum()
+    kill(host)
+    client.add_prompt(1, edge)
+    told = host.until(lambda events: bool(masks_of(events, k + 1)), 60)  # it tells those of other slices, too
+    assert np.array_equal(masks_of(told, k + 1)[-1], corrected)
+    assert len([text for text in notices(host) if "started again" in text]) == 1
 
 
 def test_a_worker_that_hangs_is_replaced(start, case, monkeypatch):
