@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser, and the class of all its sub-commands' parsers, that takes `--window -160,240` as `--window=-160,240`.
+
+    argparse takes a word that begins with a dash for an option unless this pattern calls it a number, and its own
+    pattern (before Python 3.14) knows single numbers only.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"^-\.?\d")
+
+
 def add_command_with_actions(subparsers, name: str, text: str, epilog: str) -> Callable:
     """Add a command that consists of actions, such as `models list`; returns what adds an action's parser, called
     with the action's name, the function that does it, and what it does."""
@@ -46,7 +58,6 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
         help="grey values that become black and white: auto (default), dicom, ct-abdomen, ct-lung, ct-bone, …, "
         "percentiles, percentiles:1,99, minmax, or LOW,HIGH",
     )
-    allow_negative_numbers(parser)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -61,15 +72,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps, directml or coreml")
     parser.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor write embeddings on disk")
-
-
-def allow_negative_numbers(parser: argparse.ArgumentParser) -> None:
-    """Let `--point -12,3,40` mean what `--point=-12,3,40` does.
-
-    argparse takes a word that begins with a dash for an option unless this pattern calls it a number, and its
-    own pattern (before Python 3.14) knows single numbers only. `test_segment_command` holds this to its promise.
-    """
-    parser._negative_number_matcher = re.compile(r"^-\.?\d")
 
 
 def find_adapter(args: argparse.Namespace) -> AdapterFolder | None:

@@ -15,6 +15,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, overlay_picture, picture
 from SAMFineTuneLib.images.resample import extract_labels
 from SAMFineTuneLib.inference import events
+from SAMFineTuneLib.inference.doubts import doubts_about_placing, doubts_about_points, doubts_about_voxels
 from SAMFineTuneLib.inference.propagate import PropagationSettings
 from SAMFineTuneLib.inference.session import Session
 from SAMFineTuneLib.prompts import PromptSet, prompt_planes
@@ -59,6 +60,13 @@ def _require_targets(session: Session, names: dict[int, str]) -> None:
             raise UserError(
                 f"Segment {names[value]} has only negative points on {task.plane}: add a positive point or a box there."
             )
+
+
+def doubts(session: Session) -> list[str]:
+    """Sentences about a volume and placed prompts that are valid, but may not be what was meant."""
+    told = doubts_about_voxels(session.volume)
+    told += [doubt for placed in session.prompts for doubt in doubts_about_placing(session.volume, placed)]
+    return [*told, *doubts_about_points(session.volume, session.window, session.state)]
 
 
 def answer(session: Session, predictor: Predictor, propagate: str = "none") -> Outcome:

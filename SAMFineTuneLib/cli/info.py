@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the series of a folder; when there is one, or one was asked for, also its geometry and values."""
     from SAMFineTuneLib.cli import describe
     from SAMFineTuneLib.images import choose_window, list_series, read_volume
+    from SAMFineTuneLib.images.plane import format_bounds
 
     if Path(args.volume).is_dir() and args.series is None:
         series = list_series(args.volume)
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         ("grid", describe.grid(volume)),
         ("axes", describe.orientation(volume)),
         ("corner", "the first voxel lies at R {:.1f}, A {:.1f}, S {:.1f} mm".format(*corner)),
+        ("range", f"the volume covers {format_bounds(volume)}"),
         ("values", f"{volume.array.min():g} to {volume.array.max():g} ({volume.array.dtype})"),
         ("window", str(window)),
     ]

@@ -16,6 +16,7 @@ import os
 import sys
 
 from SAMFineTuneLib import __version__
+from SAMFineTuneLib.cli.arguments import Parser
 from SAMFineTuneLib.errors import UserError
 
 COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train",
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     names = COMMANDS if not argv or argv[0] not in COMMANDS else (argv[0],)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="samfinetune",
         description="Segment DICOM and NIfTI volumes from points and boxes with SAM and its variants.",
         epilog=_EPILOG,

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from SAMFineTuneLib.cli import arguments
 from SAMFineTuneLib.errors import UserError
 
@@ -54,7 +56,7 @@ def add_parser(subparsers) -> None:
     prompts.add_argument("--box", metavar="R,A,S,R,A,S", action="append", default=[],
                          help="opposite corners of a box: on one slice, or of a box over several slices")  # fmt: skip
     prompts.add_argument("--prompts", metavar="FILE", action="append", default=[],
-                         help="prompts file (.json) or Slicer markups (.mrk.json)")  # fmt: skip
+                         help="prompts file (.json) or Slicer markups (.mrk.json, .fcsv)")  # fmt: skip
     prompts.add_argument("--label", metavar="NAME", help="name of the segment that typed prompts belong to")
     prompts.add_argument("--space", choices=("ras", "ijk"), default="ras",
                          help="typed coordinates are RAS in mm (default) or voxels i,j,k")  # fmt: skip
@@ -89,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     session = batch.place(volume, window, prompts, args.propagate)
     predictor = arguments.open_predictor(args)
     describe.print_inputs(volume, window, predictor, args.adapter)
+    for doubt in batch.doubts(session):
+        print(f"note        {doubt}")
     outcome = batch.answer(session, predictor, args.propagate)
     report(outcome, predictor)
     for note in write_labelmap(args.output, outcome.labelmap, volume, session.segments):
@@ -129,16 +133,21 @@ def gather_prompts(args: argparse.Namespace, volume: Volume) -> PromptSet:
 
 def _typed_prompts(args: argparse.Namespace, volume: Volume) -> tuple:
     """Boxes first: points that follow a box correct its answer."""
+    from SAMFineTuneLib.images.plane import require_voxels
     from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
 
-    def ras(numbers: list[float]) -> tuple[float, ...]:
-        return tuple(numbers if args.space == "ras" else volume.ijk_to_ras(numbers).tolist())
+    def positions(option: str, text: str, count: int) -> list[tuple[float, ...]]:
+        """`count` positions in RAS; those given in voxels are checked in voxels, so that a complaint is in them too."""
+        given = np.reshape(_numbers(option, text, 3 * count), (count, 3))
+        if args.space == "ijk":
+            require_voxels(volume, given, f"{option} {text}")
+            given = volume.ijk_to_ras(given)
+        return [tuple(position) for position in given.tolist()]
 
-    boxes = [_numbers("--box", text, 6) for text in args.box]
     return (
-        *(BoxPrompt(ras(box[:3]), ras(box[3:])) for box in boxes),
-        *(PointPrompt(ras(_numbers("--point", text, 3)), True) for text in args.point),
-        *(PointPrompt(ras(_numbers("--negative-point", text, 3)), False) for text in args.negative_point),
+        *(BoxPrompt(*positions("--box", text, 2)) for text in args.box),
+        *(PointPrompt(*positions("--point", text, 1), True) for text in args.point),
+        *(PointPrompt(*positions("--negative-point", text, 1), False) for text in args.negative_point),
     )
 
 
@@ -156,6 +165,7 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
 def report(outcome: Outcome, predictor: Predictor) -> None:
     """Print what was found and how much had to be computed."""
     from SAMFineTuneLib.cli import batch
+    from SAMFineTuneLib.inference.doubts import doubt_about_answer
 
     for info in outcome.session.segments:
         planes, filled = outcome.prompted[info.value], outcome.filled[info.value]
@@ -163,6 +173,8 @@ def report(outcome: Outcome, predictor: Predictor) -> None:
               f"prompted on {_planes(planes)}, predicted IoU {outcome.scores[info.value]:.2f}")  # fmt: skip
         if not filled:
             print(f"note        nothing was found for {info.name}: check prompts and window, or add a point")
+        elif doubt := doubt_about_answer(info.name, outcome.scores[info.value]):
+            print(f"note        {doubt}")
     print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
 
 

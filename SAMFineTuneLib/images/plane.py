@@ -74,7 +74,15 @@ class SlicePlane:
         return f"{self.orientation}:{','.join(map(str, cells))}:{self.shape[0]}x{self.shape[1]}"
 
     def __str__(self) -> str:
-        return f"{self.orientation} slice {self.index}" if self.index is not None else "the oblique plane"
+        """ "axial slice 9 (S -40.0 mm)": its index from 0, and where it lies along the patient's axis; a tilted one
+        from one end to the other."""
+        if self.index is None:
+            return "the oblique plane"
+        axis = _VIEWS[self.orientation][0]
+        rows, columns = self.shape
+        corners = self.pixel_to_ras([(0, 0), (columns - 1, 0), (0, rows - 1), (columns - 1, rows - 1)])[:, axis]
+        ends = dict.fromkeys(f"{end + 0.0:.1f}" for end in np.round([corners.min(), corners.max()], 1))
+        return f"{self.orientation} slice {self.index} ({'RAS'[axis]} {' to '.join(ends)} mm)"
 
     def to_dict(self) -> dict:
         """Plain values for JSON; `from_dict` gives an identical plane."""
@@ -250,9 +258,36 @@ def require_inside(volume: Volume, ras_point, what: str) -> None:
     if point.shape != (3,) or not np.isfinite(point).all():
         raise UserError(f"{what} needs three finite numbers: right, anterior, superior in mm.")
     if not inside(volume, point):
-        raise UserError(
-            f"{what} at {format_ras(point)} lies outside the volume, which covers {format_bounds(volume)}."
+        raise UserError(f"{what} at {format_ras(point)} {how_outside(volume, point)}.")
+
+
+def how_outside(volume: Volume, ras_point) -> str:
+    """The end of a sentence about a RAS point outside the volume: where that is, and what else may be meant."""
+    point = np.asarray(ras_point, dtype=np.float64)
+    low, high = _bounds(volume)
+    if ((point >= low) & (point <= high)).all():
+        last = np.array(volume.shape[::-1]) - 0.5
+        nearest = volume.ijk_to_ras(np.clip(volume.ras_to_ijk(point), -0.5, last))
+        return (
+            f"lies {np.linalg.norm(nearest - point):.1f} mm beside the slices, which are tilted and nearest to it at "
+            f"{format_ras(nearest)}"
         )
+    text = f"lies outside the volume, which covers {format_bounds(volume)}"
+    if inside(volume, point * (-1, -1, 1)):
+        text += "; with the signs of R and A changed it lies inside, so check whether these are LPS coordinates"
+    return text
+
+
+def require_voxels(volume: Volume, ijk, what: str) -> None:
+    """Raises UserError, in voxels, when no part of the box around voxel coordinates (N, 3) lies in the volume.
+
+    `what` begins the sentence.
+    """
+    ijk = np.asarray(ijk, dtype=np.float64).reshape(-1, 3)
+    last = np.array(volume.shape[::-1]) - 0.5
+    if (ijk.max(axis=0) < -0.5 - _EDGE).any() or (ijk.min(axis=0) > last + _EDGE).any():
+        ranges = ", ".join(f"{axis} 0 to {n - 1}" for axis, n in zip("ijk", volume.shape[::-1], strict=True))
+        raise UserError(f"{what} lies outside the volume, whose voxels are {ranges}.")
 
 
 def format_ras(point) -> str:
@@ -262,9 +297,14 @@ def format_ras(point) -> str:
 
 def format_bounds(volume: Volume) -> str:
     """The volume's extent along R, A and S, for sentences."""
-    corners = volume.ijk_to_ras(_corners(volume))
-    limits = zip("RAS", corners.min(axis=0), corners.max(axis=0), strict=True)
+    limits = zip("RAS", *_bounds(volume), strict=True)
     return ", ".join(f"{axis} {low:.1f} to {high:.1f}" for axis, low, high in limits) + " mm"
+
+
+def _bounds(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest R, A and S of the volume."""
+    corners = volume.ijk_to_ras(_corners(volume))
+    return corners.min(axis=0), corners.max(axis=0)
 
 
 def view_axes(volume: Volume, orientation: str) -> tuple[int, int, int]:

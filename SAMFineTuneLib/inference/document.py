@@ -21,6 +21,7 @@ from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.resample import write
 from SAMFineTuneLib.inference import edits, events
 from SAMFineTuneLib.inference.answers import Answer, Answers
+from SAMFineTuneLib.inference.doubts import doubts_about_placing, doubts_about_voxels
 from SAMFineTuneLib.inference.history import History
 from SAMFineTuneLib.inference.masks import PackedMask
 from SAMFineTuneLib.inference.state import Place, PlacedPrompt, State, changes
@@ -89,6 +90,8 @@ class Document:
         while self._pending and self._answers:  # nothing but masks that are gone
             self._refresh()
         self.volume, self.window = volume, window
+        for sentence in doubts_about_voxels(volume):
+            self._tell(events.Notice(sentence))
         self._restart_answers()
 
     @locked
@@ -329,6 +332,8 @@ class Document:
             raise as_sentence(error, f"segment {task.plane}") from error
 
     def _hint(self, placed: PlacedPrompt) -> None:
+        for sentence in doubts_about_placing(self.volume, placed):
+            self._tell(events.Notice(sentence))
         for plane, _ in placed.parts:
             task = self.state.tasks[(placed.segment, plane.key)]
             if task.base is None and not any(part.says_where for part in task.prompts):

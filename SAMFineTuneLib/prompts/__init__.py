@@ -1,7 +1,7 @@
 """Prompts in RAS: what they are, on which slice planes they lie, and the files that hold them."""
 
 from SAMFineTuneLib.prompts.markups import read_markups, write_markups
-from SAMFineTuneLib.prompts.on_planes import on_planes, prompt_planes
+from SAMFineTuneLib.prompts.on_planes import box_remark, on_planes, prompt_planes
 from SAMFineTuneLib.prompts.prompts import (
     Box3DPrompt,
     BoxPrompt,
@@ -34,6 +34,7 @@ __all__ = [
     "PromptSet",
     "ScribblePrompt",
     "SegmentPrompts",
+    "box_remark",
     "merge_prompts",
     "on_planes",
     "prompt_planes",

@@ -158,13 +158,13 @@ def _control_points(markup: dict, where: str, to_ras: np.ndarray) -> list[tuple[
 
 def _read_points(markup: dict, where: str, to_ras: np.ndarray, name: str) -> list[Prompt]:
     return [
-        PointPrompt(ras, _is_positive(point.get("description"), point.get("label"), name))
+        PointPrompt(ras, is_positive(point.get("description"), point.get("label"), name))
         for point, ras in _control_points(markup, where, to_ras)
     ]
 
 
-def _is_positive(*texts: Any) -> bool:
-    """By the first text that says anything."""
+def is_positive(*texts: Any) -> bool:
+    """Whether a point is positive, by the first of its texts that says anything; without any it is."""
     for said in texts:
         said = said.strip() if isinstance(said, str) else ""
         if said == "-" or _NEGATIVE.search(said):
@@ -200,7 +200,7 @@ def _read_curve(markup: dict, where: str, to_ras: np.ndarray, name: str) -> list
     corners = [ras for _, ras in _control_points(markup, where, to_ras)]
     if markup["type"] == "ClosedCurve":
         corners += corners[:1]
-    return [ScribblePrompt(tuple(corners), _is_positive(name))] if corners else []
+    return [ScribblePrompt(tuple(corners), is_positive(name))] if corners else []
 
 
 def _read_plane(markup: dict, where: str, to_ras: np.ndarray) -> ObliqueView:

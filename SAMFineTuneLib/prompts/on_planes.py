@@ -13,8 +13,8 @@ from SAMFineTuneLib.images.plane import (
     aligned_plane,
     box_corners,
     cross_section,
-    format_bounds,
     format_ras,
+    how_outside,
     nearest_slice,
     oblique_plane,
     require_inside,
@@ -50,8 +50,9 @@ def on_planes(
 
     They go to the volume's own slices of `orientation`, or, when (oblique) `planes` are given, to these
     alone. A point goes to the slice it lies in. A box whose corners lie in one slice, half a slice apart at
-    most, belongs to the slice through its middle; any other is a 3-D box along the volume's axes, from the
-    slice of the one corner to that of the other. A 3-D box gives every slice it reaches the bounding
+    most, belongs to the slice through its middle, and so does a box that is flat in the patient's axes on a
+    tilted volume (`box_remark` says so); any other is a 3-D box along the volume's axes, from the slice of the
+    one corner to that of the other. A 3-D box gives every slice it reaches the bounding
     rectangle of what the slice cuts from it; where a slice has a box of its own, that one counts. Boxes are
     clipped to the picture. A stroke becomes up to POINTS_PER_STROKE points a slice.
 
@@ -184,7 +185,7 @@ def _add_box(slices: _Slices, prompt: BoxPrompt, what: str) -> None:
     last = volume.shape[2 - axis] - 0.5
     if max(ends) < -0.5 or min(ends) > last:
         _refuse_outside(volume, corners, what)
-    if abs(ends[1] - ends[0]) <= 0.5:
+    if abs(ends[1] - ends[0]) <= 0.5 or _is_flat(volume, corners, slices.orientation):
         one = slices.on(slices.slice_at(ends.mean()))
         _set_box(slices, one, _rectangle(one.plane, corners, what), what)
         return
@@ -195,6 +196,38 @@ def _add_box(slices: _Slices, prompt: BoxPrompt, what: str) -> None:
         reached |= _set_box_3d(slices, plane, _rectangle(plane, volume.ijk_to_ras(on_slice), what), what)
     if not reached:
         _refuse_outside(volume, corners, what)
+
+
+def box_remark(volume: Volume, prompt: BoxPrompt, orientation: str) -> str | None:
+    """What to tell about a box that is flat in the patient's axes, as an untilted view shows it, on a tilted volume.
+
+    None for a box that lies on a slice, or that spans slices because its corners were given so.
+    """
+    corners = np.array([prompt.corner_a, prompt.corner_b])
+    axis = view_axes(volume, orientation)[2]
+    ends = volume.ras_to_ijk(corners)[:, axis]
+    if abs(ends[1] - ends[0]) <= 0.5 or not _is_flat(volume, corners, orientation):
+        return None
+    first, middle, last = (nearest_slice(volume, axis, at) for at in (ends.min(), ends.mean(), ends.max()))
+    if first == last:
+        return None
+    letter = "RAS"[_across(orientation)]
+    return (
+        f"The box's corners have one {letter}, but the volume's slices are tilted against it, and the box crosses "
+        f"{orientation} slices {first} to {last}; {aligned_plane(volume, orientation, middle)} through its centre is "
+        f"used. For a box over several slices give the corners different {letter}."
+    )
+
+
+def _is_flat(volume: Volume, corners: np.ndarray, orientation: str) -> bool:
+    """Whether two corners lie at one level of the patient's axis across the slices, less than half a slice apart."""
+    axis = view_axes(volume, orientation)[2]
+    return abs(np.diff(corners[:, _across(orientation)])[0]) <= 0.5 * volume.spacing[axis]
+
+
+def _across(orientation: str) -> int:
+    """The patient's axis (0 R, 1 A, 2 S) across the slices of an orientation."""
+    return {"sagittal": 0, "coronal": 1, "axial": 2}[orientation]
 
 
 def _plane_of_box(slices: _Slices, corners: np.ndarray, what: str) -> _Collected:
@@ -257,8 +290,8 @@ def _add_mask(slices: _Slices, prompt: MaskPrompt, what: str) -> None:
 
 def _refuse_outside(volume: Volume, corners: np.ndarray, what: str) -> None:
     raise UserError(
-        f"{what} from {format_ras(corners[0])} to {format_ras(corners[-1])} lies outside the volume, "
-        f"which covers {format_bounds(volume)}."
+        f"{what} from {format_ras(corners[0])} to {format_ras(corners[-1])} "
+        f"{how_outside(volume, np.mean(corners, axis=0))}."
     )
 
 

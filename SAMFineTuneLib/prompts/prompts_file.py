@@ -32,8 +32,10 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
-from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.images.plane import SlicePlane, require_voxels
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.prompts.fcsv import ENDING as FCSV_ENDING
+from SAMFineTuneLib.prompts.fcsv import read_fcsv
 from SAMFineTuneLib.prompts.markups import read_markups
 from SAMFineTuneLib.prompts.prompts import (
     Box3DPrompt,
@@ -52,11 +54,13 @@ VERSION = 1
 
 
 def read_prompts(path: str | Path, volume: Volume | None = None) -> PromptSet:
-    """A prompts file, ours or Slicer's markups (`.mrk.json`; see markups.py for what their names mean).
+    """A prompts file, ours or Slicer's markups (`.mrk.json`, `.fcsv`; see markups.py for what their names mean).
 
     `volume` is needed for voxel coordinates ("space": "ijk"). Raises UserError naming the key that is wrong.
     """
     path = Path(path)
+    if path.name.lower().endswith(FCSV_ENDING):
+        return read_fcsv(path)
     values = load_json(path)
     return read_markups(path) if "markups" in values else prompts_from_dict(values, volume, path.name)
 
@@ -137,6 +141,11 @@ class _Space:
         point = numbers(value, where, 3)
         return tuple(point if self.volume is None else map(float, self.volume.ijk_to_ras(point)))
 
+    def require_inside(self, positions: Sequence[Sequence[float]], where: str) -> None:
+        """In a file in voxels, refuse in voxels what lies outside the volume altogether."""
+        if self.volume is not None:
+            require_voxels(self.volume, positions, where)
+
     def direction(self, value: Any, where: str) -> tuple:
         return tuple(map(float, np.array(numbers(value, where, 3)) @ self.axes))
 
@@ -144,6 +153,8 @@ class _Space:
         entries = sequence(value, where)
         if count is not None and len(entries) != count:
             raise UserError(f"{where} must be a list of {count} positions.")
+        if entries:
+            self.require_inside([numbers(entry, where, 3) for entry in entries], where)
         return tuple(self.point(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
 
     def box(self, value: Any, where: str) -> Box3DPrompt:
@@ -163,6 +174,8 @@ class _Space:
             axes = np.array([numbers(axis, f"{where}.axes", 3) for axis in given])
             if axes.shape != (3, 3):
                 raise UserError(f"{where}.axes must be a list of 3 directions.")
+        reach = np.abs(axes / np.maximum(np.linalg.norm(axes, axis=1, keepdims=True), 1e-12)).T @ (size / 2)
+        self.require_inside([center - reach, center + reach], where)
         in_mm = axes @ self.axes
         lengths = np.linalg.norm(in_mm, axis=1) / np.maximum(np.linalg.norm(axes, axis=1), 1e-12)
         center = self.point(center.tolist(), where)
@@ -187,7 +200,9 @@ def _segment_from_dict(entry: Any, where: str, space: _Space, taken: set[int]) -
 
 def _read_point(value: Any, where: str, space: _Space) -> PointPrompt:
     value = mapping(value, where, ("position", "positive"))
-    ras = space.point(required(value, "position", where), f"{where}.position")
+    position, where_position = required(value, "position", where), f"{where}.position"
+    ras = space.point(position, where_position)
+    space.require_inside([position], where_position)
     return PointPrompt(ras, flag(value.get("positive", True), f"{where}.positive"))
 
 

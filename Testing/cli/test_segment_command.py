@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import time
@@ -65,6 +66,45 @@ def test_negative_coordinates_may_follow_a_space_or_an_equals_sign(samfinetune, 
     found, _ = nifti("spaced.nii.gz")
     assert found[k, int(j), int(i)] == 1
     assert np.array_equal(found, nifti("joined.nii.gz")[0])
+
+
+@pytest.mark.parametrize("command", ["info", "embed", "train", "evaluate", "segment"])
+def test_a_window_may_begin_with_a_minus_in_every_command_that_takes_one(samfinetune, command):
+    rest = ("-o", "out.nii.gz") if command not in ("info", "embed") else ()
+    result = samfinetune(command, "nowhere", *rest, "--window", "-160,240")
+    assert result.code == 2 and "nowhere" in result.err and "argument" not in result.err, result.err
+
+
+def test_prompts_that_may_not_be_meant_so_are_said(samfinetune, phantom):
+    k = phantom.slice_of("liver")
+    box = [int(number) for number in phantom.box("liver").split(",")]
+    beside = f"{box[3] + 2},{box[1]},{k}"
+    result = samfinetune("segment", phantom.folder, "-o", "a.nii.gz", "--space", "ijk", "--box", phantom.box("liver"),
+                         "--point", beside)  # fmt: skip
+    assert result.code == 0 and "lies outside the box on axial slice" in result.out
+    air = samfinetune("segment", phantom.folder, "-o", "b.nii.gz", "--space", "ijk", "--point", f"1,1,{k}")
+    assert air.code == 0 and "shows nothing but black" in air.out
+    assert "the model is unsure" in air.out or "nothing was found" in air.out
+    plain = samfinetune("segment", phantom.folder, "-o", "c.nii.gz", "--space", "ijk", "--box", phantom.box("liver"))
+    assert plain.code == 0 and "note" not in plain.out
+
+
+def test_a_volume_of_one_value_is_said(samfinetune):
+    sitk.WriteImage(sitk.Image(32, 32, 4, sitk.sitkInt16) + 7, "flat.nii.gz")
+    result = samfinetune("segment", "flat.nii.gz", "-o", "a.nii.gz", "--space", "ijk", "--box", "5,5,2,20,20,2")
+    assert result.code == 0 and "All voxels of the volume hold the value 7" in result.out
+
+
+def test_coordinates_outside_are_answered_in_the_space_in_which_they_were_given(samfinetune, phantom):
+    voxels = samfinetune("segment", phantom.folder, "-o", "a.nii.gz", "--space", "ijk", "--point", "200,3,4")
+    assert voxels.code == 2 and "i 0 to 127, j 0 to 127, k 0 to 11" in voxels.err and "mm" not in voxels.err
+    ends = ((-0.5, 127.5), (-0.5, 127.5), (-0.5, 11.5))
+    corners = phantom.volume.ijk_to_ras(list(itertools.product(*ends)))
+    info = samfinetune("info", phantom.folder).out
+    millimetres = samfinetune("segment", phantom.folder, "-o", "a.nii.gz", "--point", "0,0,900")
+    ranges = zip("RAS", corners.min(axis=0), corners.max(axis=0), strict=True)
+    covers = ", ".join(f"{axis} {least:.1f} to {most:.1f}" for axis, least, most in ranges)
+    assert millimetres.code == 2 and covers in millimetres.err and covers in info
 
 
 def test_every_orientation_puts_the_mask_on_the_prompted_voxel(samfinetune, phantom):

@@ -14,6 +14,9 @@ from SAMFineTuneLib.images.plane import (
     ORIENTATIONS,
     SlicePlane,
     aligned_plane,
+    box_corners,
+    how_outside,
+    inside,
     number_of_slices,
     oblique_plane,
     plane_through,
@@ -128,6 +131,37 @@ def test_points_beyond_the_border_voxels_are_refused_with_point_and_bounds():
         plane_through(volume, "axial", (29.6, 0, 0))
     with pytest.raises(UserError, match="three finite numbers"):
         plane_through(volume, "axial", (float("nan"), 0, 0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(volumes, st.lists(st.floats(-1, 2), min_size=3, max_size=3))
+def test_what_lies_outside_is_said_to_be_beside_tilted_slices_or_given_in_lps_only_where_that_is_so(volume, share):
+    corners = volume.ijk_to_ras(box_corners([-0.5] * 3, np.array(volume.shape[::-1]) - 0.5))
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    point = low + np.array(share) * (high - low)
+    if inside(volume, point):
+        return
+    said = how_outside(volume, point)
+    if ((point >= low) & (point <= high)).all():
+        distance = float(said.split(" mm beside the slices")[0].rsplit(" ", 1)[1])
+        r, a, s = (float(part.split()[-1]) for part in said.rsplit("at R", 1)[1].removesuffix(" mm").split(","))
+        assert inside(volume, point + (np.array([r, a, s]) - point) * 1.2) or distance < 1
+        assert np.isclose(np.linalg.norm(np.array([r, a, s]) - point), distance, atol=0.2)
+    else:
+        assert "outside the volume, which covers R" in said
+        assert ("LPS" in said) == bool(inside(volume, point * (-1, -1, 1)))
+
+
+def test_slices_say_where_they_lie_in_mm():
+    straight = Volume(np.zeros((10, 20, 30), np.int16), np.diag([1, 1, 2.5, 1.0]))
+    assert str(aligned_plane(straight, "axial", 4)) == "axial slice 4 (S 10.0 mm)"
+    assert str(aligned_plane(straight, "sagittal", 0)) == "sagittal slice 0 (R 0.0 mm)"
+    tilt = np.radians(10)
+    affine = np.eye(4)
+    affine[1:3, 1:3] = [[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]
+    tilted = Volume(np.zeros((10, 20, 30), np.int16), affine)
+    low, high = 5 * np.cos(tilt), 5 * np.cos(tilt) + 19 * np.sin(tilt)
+    assert str(aligned_plane(tilted, "axial", 5)) == f"axial slice 5 (S {low:.1f} to {high:.1f} mm)"
 
 
 def test_a_slice_number_beyond_the_volume_and_an_unknown_orientation_are_refused():

@@ -21,6 +21,7 @@ from SAMFineTuneLib.prompts import (
     PromptSet,
     ScribblePrompt,
     SegmentPrompts,
+    box_remark,
     on_planes,
     prompt_planes,
 )
@@ -169,6 +170,24 @@ def test_boxes_are_clipped_to_the_picture():
 def test_empty_boxes_and_boxes_outside_are_refused_by_name(a, b, says):
     with pytest.raises(UserError, match=says):
         by_index(STRAIGHT, BoxPrompt(a, b))
+
+
+def test_a_box_flat_in_the_patients_axes_goes_to_the_slice_through_its_centre_of_a_tilted_volume_and_that_is_said():
+    centre = TILTED.ijk_to_ras((14, 12, 6))
+    flat = BoxPrompt(tuple(centre + (5, 20, 0)), tuple(centre - (5, 20, 0)))  # at one S, over three tilted slices
+    found = by_index(TILTED, flat)
+    assert list(found) == [6]
+    (plane,) = on_planes(TILTED, segment(flat))
+    edges = np.sort(plane.ras_to_pixel([flat.corner_a, flat.corner_b]), axis=0).reshape(-1)
+    edges = np.clip(edges, -0.5, [plane.shape[1] - 0.5, plane.shape[0] - 0.5] * 2)
+    assert np.allclose(found[6].box, edges, atol=1e-4)  # the corners, along the normal onto the slice
+    said = box_remark(TILTED, flat, "axial")
+    assert "axial slices 5 to 7" in said and "axial slice 6 (S" in said and "different S" in said
+    over_several = BoxPrompt(tuple(centre + (5, 6, 4)), tuple(centre - (5, 6, 4)))
+    assert len(by_index(TILTED, over_several)) > 1 and box_remark(TILTED, over_several, "axial") is None
+    on_slice = BoxPrompt(*map(tuple, TILTED.ijk_to_ras([(10, 8, 6), (18, 16, 6)])))
+    assert list(by_index(TILTED, on_slice)) == [6] and box_remark(TILTED, on_slice, "axial") is None
+    assert box_remark(STRAIGHT, BoxPrompt((2, 3, 4), (9, 8, 4)), "axial") is None
 
 
 def test_two_boxes_on_one_slice_are_refused_and_a_slice_box_goes_before_a_3d_box():

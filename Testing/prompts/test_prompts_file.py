@@ -116,6 +116,21 @@ def test_every_kind_in_voxel_coordinates_is_in_its_place():
     assert np.allclose(found.view.down, TILTED.affine[:3, 2])
 
 
+@pytest.mark.parametrize(
+    "key, prompt",
+    [
+        ("points", {"position": [5, 25, 3]}),
+        ("boxes", {"corners": [[-9, 6, 3], [-2, 15, 3]]}),
+        ("scribbles", {"points": [[5, 6, 14], [20, 6, 14]]}),
+        ("boxes_3d", {"center": [12, 11, 17], "size": [15, 9, 2]}),
+    ],
+)
+def test_voxels_outside_the_volume_are_refused_in_voxels(key, prompt):
+    values = {"version": 1, "space": "ijk", "segments": [{"name": "a", key: [prompt]}]}
+    with pytest.raises(UserError, match=rf"{key}\[0\].* lies outside .* voxels are i 0 to 29, j 0 to 24, k 0 to 11"):
+        prompts_from_dict(values, TILTED)
+
+
 def test_voxel_coordinates_without_a_volume_are_refused():
     with pytest.raises(UserError, match="give their volume"):
         prompts_from_dict({"version": 1, "space": "ijk", "segments": []})

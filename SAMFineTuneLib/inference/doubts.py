@@ -1,0 +1,76 @@
+"""Sentences about prompts and answers that are valid, but may not be what the user means."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
+from SAMFineTuneLib.images.plane import format_ras
+from SAMFineTuneLib.inference.state import PlacedPrompt, State
+from SAMFineTuneLib.prompts import BoxPrompt, box_remark
+
+LEAST_IOU = 0.5  # a predicted IoU below it calls an answer into question
+_AROUND = 1  # pixels on each side of a point that are looked at
+
+
+def doubts_about_voxels(volume: Volume) -> list[str]:
+    """What to tell about a volume in which nothing, or not everything, can be seen."""
+    array = volume.array
+    if array.dtype.kind == "f" and (count := array.size - np.count_nonzero(np.isfinite(array))):
+        return [f"{count} of {array.size} voxels hold no real number and are treated as black."]
+    if array.min() == array.max():
+        return [f"All voxels of the volume hold the value {array.flat[0]:g}, so there is nothing to be found."]
+    return []
+
+
+def doubts_about_placing(volume: Volume, placed: PlacedPrompt) -> list[str]:
+    """What to tell about where one prompt came to lie."""
+    if isinstance(placed.prompt, BoxPrompt) and isinstance(placed.view, str):
+        remark = box_remark(volume, placed.prompt, placed.view)
+        return [remark] if remark else []
+    return []
+
+
+def doubts_about_points(volume: Volume, window: IntensityWindow, state: State) -> list[str]:
+    """What to tell about positive points that lie outside the box of their segment, or where nothing is to be seen."""
+    names = {info.value: info.name for info in state.segments}
+    told = []
+    for (value, _), task in state.tasks.items():
+        boxes = [part.box for part in task.prompts if part.box is not None]
+        points = [point for part in task.prompts for point in part.points[part.labels == 1]]
+        values = extract(volume, task.plane) if points else None
+        for point in points:
+            where = f"A positive point of {names[value]} at {format_ras(task.plane.pixel_to_ras(point))}"
+            if boxes and not any((box[:2] <= point).all() and (point <= box[2:]).all() for box in boxes):
+                told.append(
+                    f"{where} lies outside the box on {task.plane}; widen the box, or give the point a segment of "
+                    "its own."
+                )
+            if (shade := _uniform_shade(values, point, window)) is not None:
+                told.append(
+                    f"{where} lies where the window {window.low:g} to {window.high:g} shows nothing but {shade}; "
+                    "check the coordinates, or choose another window."
+                )
+    return told
+
+
+def _uniform_shade(values: np.ndarray, point: np.ndarray, window: IntensityWindow) -> str | None:
+    """ "black" or "white" when a point and all pixels around it are beyond the same end of the window."""
+    column, row = np.rint(point).astype(int)
+    around = values[max(0, row - _AROUND) : row + _AROUND + 1, max(0, column - _AROUND) : column + _AROUND + 1]
+    if not around.size:
+        return None
+    if around.max() <= window.low:
+        return "black"
+    return "white" if around.min() >= window.high else None
+
+
+def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None) -> str | None:
+    """What to tell about a mask of a low predicted IoU; None for one that the model trusts."""
+    if score >= LEAST_IOU:
+        return None
+    where = "" if plane is None else f" on {plane}"
+    return (
+        f"the model is unsure about {name}{where} (predicted IoU {score:.2f}): check the mask, and add a point or draw "
+        "the box closer"
+    )

@@ -1,0 +1,77 @@
+"""Point lists of older Slicers (`.fcsv`), which also the first ones before "Markups" wrote, as prompts.
+
+Segment and sign come from the file's name, descriptions and labels as in `markups`. Points that were never placed, or
+are only a preview, are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.prompts.markups import is_positive, segment_name
+from SAMFineTuneLib.prompts.prompts import PointPrompt, PromptSet, SegmentPrompts
+
+ENDING = ".fcsv"
+_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
+_SIGNS = {"RAS": (1, 1), "0": (1, 1), "LPS": (-1, -1), "1": (-1, -1)}  # of x and y, to become RAS
+_DEFINED = "2"  # position status, in a column after the named ones in newer files
+
+
+def read_fcsv(path: str | Path) -> PromptSet:
+    """All placed points of a file. Raises UserError naming the line that is wrong, or when nothing is placed."""
+    path = Path(path)
+    lines = _lines(path)
+    settings = dict(re.findall(r"^#\s*(\w+)\s*=\s*(.*?)\s*$", "\n".join(lines), re.MULTILINE))
+    system = settings.get("CoordinateSystem", "RAS")
+    if system not in _SIGNS:
+        raise UserError(f"{path.name} is in the coordinate system {system}: save it in Slicer as .mrk.json.")
+    columns = [name.strip().lower() for name in settings.get("columns", _COLUMNS).split(",")]
+    if not {"x", "y", "z"} <= set(columns):
+        raise UserError(f"{path.name} names no columns x, y and z: save it in Slicer as .mrk.json.")
+    name = re.sub(rf"{ENDING}$", "", path.name, flags=re.IGNORECASE)
+    points = tuple(
+        PointPrompt(ras, is_positive(row.get("desc"), row.get("label"), name))
+        for row, ras in _rows(lines, columns, _SIGNS[system], path)
+    )
+    if not points:
+        raise UserError(f"{path.name} holds no placed points: place some in Slicer, save it again.")
+    return PromptSet((SegmentPrompts(segment_name(name), prompts=points),))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"The prompts file {path} does not exist: check its name.") from None
+    except OSError as error:
+        raise UserError(f"The prompts file {path} cannot be read: {error.strerror}.") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:  # labels in the code page of an older Windows; coordinates are plain all the same
+        text = content.decode("latin-1")
+    return text.splitlines()
+
+
+def _rows(
+    lines: list[str], columns: list[str], signs: tuple[int, int], path: Path
+) -> Iterator[tuple[dict[str, str], tuple[float, float, float]]]:
+    """Each placed point: its fields by column, and its RAS position."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        fields = next(csv.reader([line]))
+        row = dict(zip(columns, fields, strict=False))
+        try:
+            x, y, z = (float(row[axis]) for axis in "xyz")
+        except (KeyError, ValueError):
+            x = y = z = math.nan
+        if not all(map(math.isfinite, (x, y, z))):
+            raise UserError(f"{path.name}, line {number}, lacks three numbers x, y, z: save it in Slicer as .mrk.json.")
+        status = fields[len(columns)].strip() if len(fields) > len(columns) else _DEFINED
+        if status == _DEFINED:
+            yield row, (x * signs[0], y * signs[1], z)
