@@ -9,8 +9,10 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,20 +47,26 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     parser.add_argument("--port", type=int, help=f"port to listen on (default: {_PORT})")
     parser.add_argument("--token-file", metavar="FILE", help="file with the token that clients must know")
-    parser.add_argument("--tls-cert", metavar="FILE", help="certificate (PEM), with those it hangs on")
+    parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--tls-key", metavar="FILE", help="its key (PEM, without a password)")
     parser.add_argument("--sessions", type=int, default=8, help="most sessions at a time (default: 8)")
     parser.add_argument("--memory-gb", type=float, default=16, help="most memory for volumes (default: 16)")
     parser.add_argument("--volume-gb", type=float, default=4, help="largest volume (default: 4)")
     parser.add_argument("--idle-minutes", type=float, default=30, help="end a session left alone so long (default: 30)")
     parser.add_argument("--read-only", action="store_true", help="clients may not add or remove models or clear caches")
+    parser.add_argument("--access-log", metavar="FILE",
+                        help="append a line for each request, without anything about patients")  # fmt: skip
     parser.add_argument("--handshake", metavar="FILE", help=argparse.SUPPRESS)  # by a client that starts its worker
-    parser.add_argument("--verbose", action="store_true", help="print more about what happens")
+    parser.add_argument("--verbose", action="store_true", help="also print each request, and what is not understood")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted, or until the client that started it is gone."""
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    from SAMFineTuneLib.service.access_log import keep_access_log
+
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(asctime)s %(message)s")
+    if args.access_log:
+        keep_access_log(args.access_log)
     limits = _limits(args)
     token = _token(args)
     server = _server(args, token, limits)
@@ -134,12 +142,31 @@ def _print_welcome(args: argparse.Namespace, server: WorkerServer, token: str) -
     from SAMFineTuneLib.service.address import Address
 
     address = Address(args.host, server.server_port, bool(args.tls_cert))
-    print(f"address  {'https' if args.tls_cert else 'http'}://{address}")
+    scheme = "https" if args.tls_cert else "http"
+    for word, host in zip(("address", "or", "or"), reachable_hosts(args.host), strict=False):
+        print(f"{word:<8} {scheme}://{replace(address, host=host)}")
     print(f"token    {'in ' + args.token_file if args.token_file else token}")
     if not address.is_loopback and not args.tls_cert:
         print("warning  without --tls-cert and --tls-key, whoever is on the network between can read images and token; "
               "leave it so only behind a proxy that speaks TLS", file=sys.stderr)  # fmt: skip
     print("stop     with Ctrl+C", flush=True)
+
+
+def reachable_hosts(host: str) -> list[str]:
+    """Names and numbers under which others reach a server that listens at `host`.
+
+    A server that listens on every network card (0.0.0.0, ::) is reached by this computer's name and its number in
+    the network; neither 0.0.0.0 nor :: is an address that can be entered.
+    """
+    if host not in ("", "0.0.0.0", "::"):
+        return [host]
+    found = [socket.gethostname()]
+    family = socket.AF_INET6 if host == "::" else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # Nothing is sent: this only asks which card would be used. The number is one that documents use as example.
+        probe.connect(("2001:db8::1" if host == "::" else "192.0.2.1", 9))
+        found.append(probe.getsockname()[0])
+    return [name for name in dict.fromkeys(found) if name and name not in ("0.0.0.0", "::")] or ["127.0.0.1"]
 
 
 def _say_port(server: WorkerServer, handshake: Path) -> None:

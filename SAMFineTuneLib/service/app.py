@@ -1,5 +1,6 @@
 """The server's answers, whatever carries them: `ServerApp.handle(Request) -> Response`.
 
+    GET  /, GET /health               a word of text, for people and for those who watch servers; needs no token
     POST /v1/hello                    versions, limits
     POST /v1/sessions                 a new session
     POST /v1/sessions/ID/upload       announce a volume (or a model's file)
@@ -27,6 +28,7 @@ from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.document import is_out_of_memory
 from SAMFineTuneLib.service import values as plain
+from SAMFineTuneLib.service.access_log import log_request, loggable_path
 from SAMFineTuneLib.service.codec import CodecError, decode, encode
 from SAMFineTuneLib.service.engines import Engines
 from SAMFineTuneLib.service.hosted import INTENTS, HostedSession
@@ -71,35 +73,55 @@ class ServerApp:
         try:
             self._check_head(request, length)
         except Refused as refused:
-            return _refusal(refused)
+            response = _refusal(refused)
+            log_request(request, length, response, 0.0)
+            return response
         return None
+
+    def greet(self, request: Request) -> Response:
+        """Answer a GET, for which nobody needs a token: it tells that this is a SAMFineTune server, and no more."""
+        text = _GREETINGS.get(request.path.split("?")[0])
+        status = 404 if text is None else 200
+        body = (text or "There is nothing at this address.").encode() + b"\n"
+        response = Response(status, [body], {MARK: str(PROTOCOL), "Content-Type": "text/plain; charset=utf-8"})
+        log_request(request, 0, response, 0.0)
+        return response
 
     def handle(self, request: Request) -> Response:
         """Answer a request; never raises."""
+        begun = time.perf_counter()
+        response, idle = self._answer(request)
+        if not idle:  # clients ask many times a second whether there is anything new
+            log_request(request, len(request.body), response, time.perf_counter() - begun)
+        return response
+
+    def _answer(self, request: Request) -> tuple[Response, bool]:
+        """The answer, and whether nothing was asked and nothing told."""
         try:
             self._check_head(request, len(request.body))
             message, arrays = self._route(request)
+            idle = isinstance(message, dict) and message.pop("idle", False)
             try:
                 body = encode(message, arrays)
             except ValueError:  # a model that answers with NaN must not end the conversation
                 body = encode(_finite(message), arrays)
-            return Response(200, body, {MARK: str(PROTOCOL)})
+            return Response(200, body, {MARK: str(PROTOCOL)}), idle
         except Refused as refused:
-            return _refusal(refused)
+            return _refusal(refused), False
         except CodecError as error:
-            return _refusal(Refused(400, "message", f"The server did not understand the request: {error}."))
+            return _refusal(Refused(400, "message", f"The server did not understand the request: {error}.")), False
         except UserError as error:
-            return _refusal(Refused(422, "user", str(error)))
+            return _refusal(Refused(422, "user", str(error))), False
         except plain.MISUNDERSTOOD:
-            _log.info("A request to %s was not understood", request.path, exc_info=True)
+            _log.info("A request to %s was not understood", loggable_path(request.path), exc_info=True)
             text = "The server did not understand the request; update it, or this program."
-            return _refusal(Refused(400, "message", text))
+            return _refusal(Refused(400, "message", text)), False
         except Exception as error:
             if is_out_of_memory(error):
                 text = "The server has too little free memory for that; crop the volume, or try again later."
-                return _refusal(Refused(507, "memory", text))
-            _log.exception("Failed at %s", request.path)
-            return _refusal(Refused(500, "defect", "The server failed; try again, and tell whoever runs it."))
+                return _refusal(Refused(507, "memory", text)), False
+            _log.exception("Failed at %s", loggable_path(request.path))
+            return _refusal(Refused(500, "defect", "The server failed; try again, and tell whoever runs it.")), False
 
     def expire(self) -> None:
         """End sessions and uploads that were left alone; called now and then."""
@@ -246,7 +268,7 @@ class ServerApp:
             raise CodecError("it asks for something unknown")
         accepted = session.put(intents, arrays)
         told, arrays, more = session.log.fetch(plain.number_from_json(message["after"]), _MOST_EVENTS)
-        return {"accepted": accepted, "events": told, "more": more}, arrays
+        return {"accepted": accepted, "events": told, "more": more, "idle": not intents and not told}, arrays
 
     def _close(self, session: HostedSession, message: dict, _) -> tuple[dict, dict]:
         with self._lock:
@@ -256,6 +278,10 @@ class ServerApp:
         return {}, {}
 
 
+_GREETINGS = {
+    "/": "A SAMFineTune server. Enter this address and its token in 3D Slicer: module SAMFineTune, section Server.",
+    "/health": "ok",
+}
 _ACTIONS = ("upload", "part", "uploaded", "sync", "close")
 
 

@@ -255,9 +255,15 @@ class HttpLink:
         request = self._request
         self.close()
         if not again:
-            raise LinkError(f"The connection to {self.address} was lost; it is tried again.") from error
+            advice = "" if self._used else self._or_tls
+            raise LinkError(f"The connection to {self.address} was lost; it is tried again{advice}.") from error
         self.send(*request)
         return True
+
+    @property
+    def _or_tls(self) -> str:
+        """More advice, where the other end may have waited for TLS."""
+        return "" if self.address.tls else ", or begin the address with https:// if the server speaks TLS"
 
     def _check_silence(self) -> None:
         if self._clock() - self._moved > _SILENCE_SECONDS:
@@ -277,8 +283,11 @@ class HttpLink:
             self.close()
         if reader.headers.get(MARK.lower()) is None:
             raise LinkError(f"Something else than SAMFineTune answers at {self.address} (status {reader.status}), "
-                            "perhaps a proxy or another program; check the address and the port.",
+                            f"perhaps a proxy or another program; check the address and the port{self._or_tls}.",
                             permanent=reader.status not in (502, 503, 504))  # fmt: skip
+        if reader.headers.get("content-type", "").startswith("text/plain"):  # refused before the application saw it
+            said = bytes(reader.body).decode("utf-8", "replace").strip()
+            raise LinkError(f"{self.address} says: {said}", permanent=reader.status < 500)
         return Response(reader.status, [reader.body], reader.headers)
 
 

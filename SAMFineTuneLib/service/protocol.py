@@ -47,6 +47,8 @@ class Request:
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Buffer = b""
+    client: str = ""
+    """The number of the computer it came from, for the access log."""
 
 
 @dataclass(frozen=True)

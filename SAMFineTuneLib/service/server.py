@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 75.0  # between two requests on one line
 _SLOWEST = 20_000  # bytes a second that a body must come with, beyond the limit for every request
+_TLS_HANDSHAKE = b"\x16"  # the first byte of what a client that speaks TLS says
 _LOOK_AROUND = 2.0  # seconds between two looks for what has taken too long
 
 
@@ -70,6 +71,9 @@ class WorkerServer(ThreadingHTTPServer):
     def finish_request(self, request: socket.socket, client_address) -> None:
         if self._tls is not None:
             request.settimeout(self.app.limits.request_seconds)
+            if request.recv(1, socket.MSG_PEEK) not in (_TLS_HANDSHAKE, b""):
+                _PlainOnTls(request, client_address, self)
+                return
             with self._tls.wrap_socket(request, server_side=True) as secured:
                 with self._lock:
                     self._lines[secured] = self._lines.pop(request, time.monotonic())
@@ -134,7 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_error(411, "A request must say its length once, in Content-Length.")
         length = int(lengths[0])
         headers = {name.lower(): value for name, value in self.headers.items()}
-        head = Request(self.command, self.path, headers)
+        client = self.client_address[0]
+        head = Request(self.command, self.path, headers, client=client)
         refusal = self.server.app.admit(head, length)
         if refusal is not None:
             self.close_connection |= length > 0  # its body is not read
@@ -148,9 +153,16 @@ class _Handler(BaseHTTPRequestHandler):
         if body is None:
             self.close_connection = True
             return None
-        return self._send(self.server.app.handle(Request(self.command, self.path, headers, body)))
+        return self._send(self.server.app.handle(Request(self.command, self.path, headers, body, client)))
 
-    do_GET = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_POST
+    do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_POST
+
+    def do_GET(self) -> None:
+        if self.headers.get("Transfer-Encoding") or self.headers.get("Content-Length", "0") != "0":
+            return self.send_error(400, "A GET has no body.")
+        return self._send(self.server.app.greet(Request(self.command, self.path, client=self.client_address[0])))
+
+    do_HEAD = do_GET
 
     def _read(self, length: int) -> bytearray | None:
         body = bytearray(length)
@@ -165,7 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, response: Response) -> None:
         pieces = list(response.body)
         self.send_response_only(response.status)
-        self.send_header("Content-Type", "application/octet-stream")
+        if "Content-Type" not in response.headers:
+            self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Content-Length", str(sum(map(len, pieces))))
         self.send_header("Cache-Control", "no-store")
         for name, value in response.headers.items():
@@ -199,6 +212,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args) -> None:
         pass
+
+
+class _PlainOnTls(_Handler):
+    """A line on which somebody speaks HTTP without TLS to a server that has it: told so, and ended."""
+
+    def do_POST(self) -> None:
+        self.send_error(400, "This server speaks TLS: begin its address with https://.")
+
+    do_GET = do_HEAD = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_POST
 
 
 def tls_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:

@@ -45,6 +45,7 @@ def test_it_says_address_and_token_and_stops_when_told(serve):
 def test_for_others_it_makes_a_token_file_and_warns_without_tls(serve, tmp_path):
     token = tmp_path / "token.txt"
     process, lines = serve("--host", "0.0.0.0", "--token-file", str(token))
+    assert "0.0.0.0" not in lines["address"] and lines["address"].startswith("http://")
     assert lines["token"] == f"in {token}" and len(token.read_text().strip()) > 30
     assert token.stat().st_mode & 0o077 == 0
     process.send_signal(signal.SIGTERM)

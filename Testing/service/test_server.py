@@ -15,8 +15,10 @@ from servers import serving
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.service.address import Address
 from SAMFineTuneLib.service.app import ServerApp
 from SAMFineTuneLib.service.codec import decode, encode
+from SAMFineTuneLib.service.http_link import HttpLink, LinkError
 from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Limits
 from SAMFineTuneLib.service.server import WorkerServer, tls_context
 
@@ -96,7 +98,8 @@ def test_a_body_beyond_the_limit_is_refused_before_it_comes(server):
         "POST /" + "x" * 70_000 + " HTTP/1.1\r\n\r\n",
         "POST / HTTP/1.1\r\nA: " + "x" * 70_000 + "\r\n\r\n",
         "POST / HTTP/1.1\r\n" + "A: b\r\n" * 200 + "\r\n",
-        "GET / HTTP/1.1\r\n\r\n",
+        "GET /v1/hello HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
     ],
 )
 def test_heads_that_are_wrong_get_a_4xx_and_no_trace(server, head):
@@ -122,8 +125,42 @@ def test_noise_as_a_body_gets_a_sentence(server, noise, path):
 
 
 def test_other_methods_are_refused(server):
-    for method in ("GET", "PUT", "DELETE", "OPTIONS"):
+    for method in ("PUT", "DELETE", "OPTIONS"):
         assert ask(server, method, body=b"")[0].status == 405
+
+
+def test_a_browser_and_a_monitor_get_a_word_of_text_without_a_token(server):
+    for path, says in (("/", b"3D Slicer"), ("/health", b"ok"), ("/health?verbose=1", b"ok")):
+        answer, content = ask(server, "GET", path, body=None, headers={})
+        assert answer.status == 200 and answer.headers["Content-Type"].startswith("text/plain")
+        assert says in content and TOKEN.encode() not in content and __version__.encode() not in content
+        head, nothing = ask(server, "HEAD", path, body=None, headers={})
+        assert head.status == 200 and nothing == b"" and head.headers["Content-Length"] == str(len(content))
+    assert ask(server, "GET", "/v1/hello", body=None, headers={})[0].status == 404
+
+
+def test_each_request_has_a_line_that_tells_nothing_about_patients_and_idle_ones_have_none(server, caplog):
+    def post(path, message):
+        answer, content = ask(server, path=f"/v1/{path}", body=b"".join(encode(message)))
+        assert answer.status == 200
+        return decode(content)[0]
+
+    with caplog.at_level("INFO", "samfinetune.access"):
+        key = post("sessions", {})["session"]
+        add = {"do": "add_segment", "number": 1, "name": "Mustermann, Erika", "value": 1, "color": None}
+        post(f"sessions/{key}/sync", {"intents": [add], "after": 0})
+        while post(f"sessions/{key}/sync", {"intents": [], "after": 10**6})["events"]:
+            pass
+        before = len(caplog.messages)
+        post(f"sessions/{key}/sync", {"intents": [], "after": 10**6})
+        assert len(caplog.messages) == before, "nothing was asked and nothing told"
+        ask(server, headers={"Authorization": "Bearer wrong"})
+        post(f"sessions/{key}/close", {})
+    text = "\n".join(caplog.messages)
+    assert "127.0.0.1 POST /v1/sessions 200" in text and f"/v1/sessions/{key[:6]}/sync 200" in text
+    assert "/v1/hello 401" in text
+    for secret in (key, TOKEN, "Mustermann"):
+        assert secret not in text
 
 
 def test_clients_that_say_half_and_fall_silent_are_sent_away(server):
@@ -187,10 +224,14 @@ def test_tls_and_a_handshake_that_never_comes(tmp_path):
         assert connection.getresponse().status == 200
         connection.close()
         silent.close()
-        plain = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
-        with pytest.raises((OSError, http.client.HTTPException)):
-            plain.request("POST", "/v1/hello", HELLO, HEADERS)
-            plain.getresponse()
+        answer, content = ask(server)
+        assert answer.status == 400 and b"https://" in content
+        link = HttpLink(Address("127.0.0.1", server.server_port), TOKEN)
+        link.send("/v1/hello", [HELLO])
+        with pytest.raises(LinkError, match="begin its address with https://") as refused:
+            while link.step(0.1) is None:
+                pass
+        assert refused.value.permanent
 
 
 def test_what_cannot_be_served_is_a_sentence(tmp_path, server):
