@@ -181,8 +181,11 @@ class InputSection:
 
     def _show_window(self, window):
         self._window = window
-        set_text(self.ui.windowLabel, _("Black up to {low:g}, white from {high:g}{name}.").format(
-            low=window.low, high=window.high, name=f": {window.name}" if window.name else ""))
+        sentence = _("Black up to {low:g}, white from {high:g}{name}.").format(
+            low=window.low, high=window.high, name=f": {window.name}" if window.name else "")
+        set_text(self.ui.windowLabel, sentence)
+        set_text(self.ui.shortWindowLabel, _("{low:g} to {high:g}").format(low=window.low, high=window.high))
+        self.ui.shortWindowLabel.toolTip = sentence
         if self.window_choice != CUSTOM:
             with quiet(self.ui.lowSpinBox, self.ui.highSpinBox):
                 self.ui.lowSpinBox.value = window.low

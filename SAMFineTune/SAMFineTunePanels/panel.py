@@ -48,7 +48,7 @@ class Panel:
         self.server = ServerSection(self.host, resource_path, self._server_changed, self._remove_packages)
         self.export = ExportSection(self.host, resource_path, self.status.install)
         self.sections = (
-            self.status, self.input, self.segments, self.prompts, self.propagate, self.automatic, self.model,
+            self.status, self.input, self.prompts, self.segments, self.propagate, self.automatic, self.model,
             self.train, self.server, self.export,
         )  # fmt: skip
         self._widgets = [section.widget for section in self.sections]

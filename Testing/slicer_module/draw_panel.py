@@ -47,7 +47,6 @@ def draw(path: str, width: int = 460) -> None:
         view.click(view.xy_of(volume.ijk_to_ras(middle)))
         desktop.wait(lambda: panel.host.session.state is not None and panel.host.session.state.settled)
         desktop.pass_time(0.5)
-    panel.input.ui.previewBox.collapsed = False
     desktop.pass_time(1.0)
     window = desktop.widget.parent
     window.resize(width, 200)
@@ -82,7 +81,6 @@ def draw_train(path: str, width: int = 460, steps: int = 6) -> None:
     checked = ui.checkLabel.text
     ui.checkButton.click()
     desktop.wait(lambda: ui.checkLabel.text not in (checked, "") and "labelled" in ui.checkLabel.text)
-    ui.advancedBox.hide()  # folds away in Slicer only
     desktop.pass_time(1.0)
     window = train.widget
     window.setParent(None)

@@ -67,12 +67,18 @@ class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
 
     def __init__(self, parent=None):
         super().__init__(parent)
+        self._collapsed_height = 14
         self.setCheckable(True)
         self.toggled.connect(self._show)
 
     def _show(self, shown):
         for child in self.findChildren(QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly):
             child.setVisible(shown)
+        title = self.fontMetrics().height() + self._collapsed_height
+        self.setMaximumHeight(16777215 if shown else title)
+
+    def showEvent(self, event):  # children that came later are hidden, too
+        self._show(self.isChecked())
 
     def _get(self):
         return not self.isChecked()
@@ -82,6 +88,9 @@ class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
         self._show(not collapsed)
 
     collapsed = Property(bool, _get, _set)
+    collapsedHeight = Property(
+        int, lambda self: self._collapsed_height, lambda self, height: setattr(self, "_collapsed_height", height)
+    )
 
 
 class ctkPathLineEdit(QtWidgets.QWidget):
