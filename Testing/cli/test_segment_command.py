@@ -251,7 +251,7 @@ def test_killed_at_any_moment_nothing_half_written_stays(fresh_python, phantom, 
         if attempt % 2:
             cache.clear()
         process = fresh_python(*command)
-        time.sleep(duration * chance.uniform(0.3, 1.0))
+        time.sleep(duration * chance.uniform(0.1, 0.9))
         process.kill()
         killed += process.wait(60) != 0
         assert cache.verify() == []
@@ -259,6 +259,6 @@ def test_killed_at_any_moment_nothing_half_written_stays(fresh_python, phantom, 
             assert np.array_equal(nifti(output)[0], whole)
         visible = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
         assert visible <= {"home", "liver.nii.gz", "liver.png"}
-    assert killed >= 2
+    assert killed >= 1
     assert fresh_python(*command).wait(120) == 0
     assert np.array_equal(nifti(output)[0], whole)

@@ -1,6 +1,5 @@
 """The body phantom: labelled, reproducible, oblique, and the same after a trip through DICOM."""
 
-import time
 
 import numpy as np
 import pydicom
@@ -55,12 +54,6 @@ def test_the_same_seed_gives_the_same_phantom_and_another_a_different_one():
     other, other_labels, _ = body_phantom(2, **small)
     assert first.digest == again.digest and np.array_equal(labels, labels_again)
     assert first.digest != other.digest and not np.array_equal(labels, other_labels)
-
-
-def test_it_is_made_quickly():
-    start = time.perf_counter()
-    body_phantom()
-    assert time.perf_counter() - start < 3
 
 
 @pytest.mark.parametrize("wrong", [{"shape": (0, 4, 4)}, {"shape": (4, 4)}, {"spacing": (1, 1, 0)}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "inference"))  # re
 from region_engine import RegionEngine  # noqa: E402
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
+from SAMFineTuneLib.service import http_link  # noqa: E402
 from SAMFineTuneLib.service.app import ServerApp  # noqa: E402
 from SAMFineTuneLib.service.client import SessionClient  # noqa: E402
 from SAMFineTuneLib.service.connection import InProcess  # noqa: E402
@@ -21,6 +23,7 @@ from SAMFineTuneLib.service.engines import Engines  # noqa: E402
 from SAMFineTuneLib.service.events import Event  # noqa: E402
 
 TOKEN = "a token for tests"
+LONGEST_WAIT = 0.05  # s
 
 
 class RegionEngines(Engines):
@@ -32,28 +35,49 @@ class RegionEngines(Engines):
         return RegionEngine()
 
 
+@pytest.fixture(autouse=True)
+def the_window_never_waits(monkeypatch):
+    """Whatever happens on the line, a client neither blocks on it nor sleeps for long."""
+    ready, sleep, window = http_link._ready, time.sleep, threading.current_thread()
+
+    def watched_ready(place, read=False, write=False, seconds=0.0):
+        if threading.current_thread() is window:
+            assert seconds <= LONGEST_WAIT and not place.getblocking()
+        return ready(place, read, write, seconds)
+
+    def watched_sleep(seconds):
+        assert seconds <= LONGEST_WAIT or sys._getframe(1).f_globals["__name__"].partition(".")[0] != "SAMFineTuneLib"
+        sleep(seconds)
+
+    monkeypatch.setattr(http_link, "_ready", watched_ready)
+    monkeypatch.setattr(time, "sleep", watched_sleep)
+
+
 class Host:
-    """What a window does: pumps a client again and again, and keeps what it was told."""
+    """What a window does: pumps a client again and again, and keeps what it was told.
+
+    `longest` is the longest work of one pump in seconds of the processor, which a busy machine does not make longer.
+    """
 
     def __init__(self, client: SessionClient) -> None:
         self.client = client
         self.told: list[Event] = []
         self.longest = 0.0
 
-    def until(self, wanted: Callable[[list[Event]], bool], seconds: float = 20.0) -> list[Event]:
+    def until(self, wanted: Callable[[list[Event]], bool], seconds: float = 60.0) -> list[Event]:
         """Pump until `wanted` of the events since the last call; returns those."""
         new: list[Event] = []
         end = time.monotonic() + seconds
         while not wanted(new):
             assert time.monotonic() < end, f"in vain; last heard {new[-5:]}, {self.client.status}"
-            begun = time.monotonic()
+            begun = time.thread_time()
             new += self.client.pump()
-            self.longest = max(self.longest, time.monotonic() - begun)
+            self.longest = max(self.longest, time.thread_time() - begun)
             time.sleep(0.001)
         self.told += new
         return new
 
-    def until_told(self, kind: type, seconds: float = 20.0, **values) -> Event:
+    def until_told(self, kind: type, seconds: float = 60.0, **values) -> Event:
         """Pump until an event of this kind with these values; returns it."""
 
         def matches(event: Event) -> bool:

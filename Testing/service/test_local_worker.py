@@ -25,7 +25,7 @@ from SAMFineTuneLib.service.local_worker import LocalWorker, SubprocessStarter
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
 
-LONGEST_PUMP = 0.25  # seconds; 0.05 is meant, the rest is for a machine that does other things too
+LONGEST_PUMP = 0.25  # seconds of the processor; 0.05 is meant, the rest is for slow ones
 
 
 @pytest.fixture(scope="module")

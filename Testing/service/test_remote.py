@@ -25,7 +25,7 @@ from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChange
 from SAMFineTuneLib.service.protocol import MARK, Limits
 from SAMFineTuneLib.service.server import tls_context
 
-LONGEST_PUMP = 0.25  # seconds; 0.05 is meant, the rest is for a machine that does other things too
+LONGEST_PUMP = 0.25  # seconds of the processor; 0.05 is meant, the rest is for slow ones
 
 
 @pytest.fixture(scope="module")
