@@ -1,36 +1,156 @@
-"""Where things live on disk, and writing them so that a killed process never leaves half a file."""
+"""Where things live on disk, and writing them so that neither a killed process nor a full disk leaves half a file."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
+import tempfile
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from SAMFineTuneLib.disk_errors import DiskError, disk_error
+from SAMFineTuneLib.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parent
+_PROBE = 1 << 20  # bytes that a disk which is not full takes
+_HELD = (5, 32, 33)  # Windows: somebody, perhaps a virus scanner for a moment, has the file open
+_PATIENCE = 1.5  # s
 
 
 @contextmanager
 def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
-    The temporary name keeps the whole ending (`.seg.nrrd`, `.nii.gz`), because writers choose the format by it.
-    `durable=False` skips waiting for the disk, for files that can be made again.
+    The temporary name has the ending of `path` (`.seg.nrrd`, `.nii.gz`) in lower case, because writers choose the
+    format by it. `durable=False` skips waiting for the disk, for files that can be made again. DiskError when the disk
+    refuses, also where a library wraps that in an error of its own; what was at `path` then stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.partial-{path.name}")
+    if path.is_symlink():  # what it points to is replaced, not the link
+        path = path.resolve()
+    temporary = _beside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+            _sync(temporary)
+        _replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
+    except UserError:
+        raise
+    except Exception as error:
+        if explained := _explained(error, path, temporary):
+            raise explained from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield an empty folder of the same name elsewhere on the disk; on success it becomes `path`, on any error it goes.
+
+    A folder that is at `path` keeps what it holds, but for the files `replaced`, which go then, and those of names that
+    are new. DiskError as in `atomic_write`.
+    """
+    path = Path(path)
+    there = path.is_dir()  # it stays, and may be a disk of its own
+    place = path / f".{uuid.uuid4().hex[:12]}.partial" if there else _beside(path)
+    building = place / (path.resolve().name or "new")
+    try:
+        building.mkdir(parents=True)
+        yield building
+        made = [file for file in building.rglob("*") if file.is_file()]
+        for file in made:
+            _sync(file)
+        if there:
+            targets = {path / file.relative_to(building): file for file in made}
+            for target, file in targets.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _replace(file, target)
+            for old in set(replaced) - set(targets):
+                old.unlink(missing_ok=True)
+        else:
+            _replace(building, path)
+        _sync_folder(path if there else path.parent)
+    except UserError:
+        raise
+    except Exception as error:
+        if explained := _explained(error, path, place):
+            raise explained from error
+        raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def require_writable(folder: str | Path) -> None:
+    """DiskError unless files can be made in a folder, which may have to be made first; for long work, before it."""
+    folder = Path(folder)
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(1))
+    except OSError as error:
+        raise disk_error(error, folder) or DiskError(
+            f"Nothing can be written into “{folder}” ({error.strerror or error}); choose another place."
+        ) from error
+
+
+def _beside(path: Path) -> Path:
+    """A name that nobody else has, and that is not too long where the name of `path` just fits."""
+    return path.with_name(f".{uuid.uuid4().hex[:12]}.partial-{path.name[-40:].lower()}")
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the disk know the new name; not every system can, and the file's content is safe already."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(source: Path, target: Path) -> None:
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return os.replace(source, target)
+        except OSError as error:
+            if getattr(error, "winerror", None) not in _HELD or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def _explained(error: Exception, path: Path, temporary: Path) -> DiskError | None:
+    """`error` as a DiskError where a disk is behind it. Libraries that do not say so leave a disk that takes no more:
+    it is tried before what they wrote is removed."""
+    if found := disk_error(error, path):
+        return found
+    if isinstance(error, (OSError, RuntimeError)):
+        try:
+            with tempfile.TemporaryFile(dir=temporary.parent) as file:
+                file.seek(temporary.stat().st_size if temporary.is_file() else 0)
+                file.write(bytes(_PROBE))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as refusal:
+            return disk_error(refusal, path)
+    return None
 
 
 def sha256_of(path: str | Path) -> str:

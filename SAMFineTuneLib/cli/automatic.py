@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,31 +19,54 @@ if TYPE_CHECKING:
 
 _PROMPTS = ("point", "negative_point", "box", "prompts", "label", "picture")
 _FIRST_CHANNEL = "_0000"  # nnU-Net's name for it
+_OTHERS = "choose another -o, add --skip-existing to leave it as it is and do the others"
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment one volume, or all of a folder; one that fails does not stop the others, and makes the exit code 2."""
-    from SAMFineTuneLib.cli import arguments
+    from SAMFineTuneLib.cli import arguments, outputs
+    from SAMFineTuneLib.images import check_output_path
 
+    if args.skip_existing and args.overwrite:
+        raise UserError("--skip-existing and --overwrite contradict each other; leave one of them out.")
     given = [f"--{name.replace('_', '-')}" for name in _PROMPTS if getattr(args, name)]
     if given or args.propagate != "none":
         raise UserError(f"--auto needs no {given[0] if given else '--propagate'}; leave one of them out.")
-    jobs = find_jobs(Path(args.volume).expanduser(), Path(args.output).expanduser(), args.format)
+    found = find_jobs(Path(args.volume).expanduser(), Path(args.output).expanduser(), args.format)
+    for _, target in found:
+        check_output_path(target)
+    jobs = [job for job in found if not (args.skip_existing and os.path.lexists(job[1]))]
+    outputs.require_new([target for _, target in jobs], args, _OTHERS)
+    if not jobs:
+        print(f"skipped     all {_volumes_of(len(found))}, whose results are there already")
+        return 0
     adapter = arguments.find_adapter(args)
     predictor = arguments.open_predictor(args, adapter)
     recipe = adapter.card.recipe if adapter else {}
-    failed = 0
+    failed, skipped = 0, len(found) - len(jobs)
     for source, target in jobs:
+        if args.skip_existing and os.path.lexists(target):  # by another run that works on the same folder
+            skipped += 1
+            continue
         try:
+            outputs.require_new([target], args, _OTHERS)
             _segment(args, source, target, predictor, recipe)
+        except DiskError:  # the others would fail as well
+            raise
         except UserError as error:
             if len(jobs) == 1:
                 raise
             failed += 1
             print(f"samfinetune: {source.name}: {error}", file=sys.stderr)
+    if skipped:
+        print(f"skipped     {_volumes_of(skipped)}, whose results are there already")
     if failed:
         print(f"failed      {failed} of {len(jobs)} volumes")
     return 2 if failed else 0
+
+
+def _volumes_of(count: int) -> str:
+    return "1 volume" if count == 1 else f"{count} volumes"
 
 
 def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[tuple[Path, Path]]:
@@ -114,11 +139,10 @@ def _segment(
     from tqdm import tqdm
 
     from SAMFineTuneLib.cli import describe
-    from SAMFineTuneLib.images import check_output_path, choose_window, read_volume, write_labelmap
+    from SAMFineTuneLib.images import choose_window, read_volume, write_labelmap
     from SAMFineTuneLib.inference.automatic import class_segments, segment_classes
     from SAMFineTuneLib.service.learned import learned_orientation
 
-    check_output_path(target)
     volume = read_volume(source, args.series)
     window = choose_window(volume, args.window or recipe.get("window"))
     orientation = args.orientation or learned_orientation(volume, recipe)

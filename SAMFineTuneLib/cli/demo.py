@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write, new_folder, require_writable, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from SAMFineTuneLib.cli.batch import Outcome
     from SAMFineTuneLib.images import Volume
     from SAMFineTuneLib.prompts import PromptSet
 
@@ -18,8 +23,11 @@ _EPILOG = """examples:
   samfinetune demo
   samfinetune demo -o somewhere --seed 3
 
-Leaves in the folder: dicom (the series), prompts.json, organs.seg.nrrd (opens in Slicer), picture.png.
+Leaves in the folder: dicom (the series), prompts.json, organs.seg.nrrd (opens in Slicer), picture.png. A later demo
+renews them, unless one was changed.
 """
+SERIES, PROMPTS, LABELS, PICTURE = "dicom", "prompts.json", "organs.seg.nrrd", "picture.png"
+_SIGNED = ".demo.json"  # the SHA-256 of what the demo wrote
 _MARGIN = 1.0  # pixels a person leaves between an organ and the box drawn round it
 
 
@@ -35,10 +43,35 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("-o", "--output", metavar="FOLDER", default="demo", help="where to put it (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="another number makes another body (default: 0)")
+    outputs.add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Make, segment, measure."""
+    from SAMFineTuneLib.cli import batch
+
+    if args.seed < 0:
+        raise UserError("--seed must be 0 or more.")
+    folder = Path(args.output).expanduser()
+    earlier = _earlier_files(folder, args.overwrite)
+    require_writable(folder)
+    with new_folder(folder, earlier) as building:
+        outcome, truth = _demonstrate(building, args.seed)
+        _sign(building)
+    print(f"\n{'Dice (1 is perfect)':<21}{'box slice':>10}{'whole body':>12}{'volume':>12}")
+    for info in outcome.session.segments:
+        found, known = outcome.labelmap == info.value, truth == info.value
+        k = outcome.prompted[info.value][0].index
+        print(f"{info.name:<21}{dice(found[k], known[k]):>10.2f}{dice(found, known):>12.2f}"
+              f"{batch.milliliters(outcome, info.value):>9.1f} mL")  # fmt: skip
+    print(f"\nThe label map is {folder / LABELS}, a picture of it {folder / PICTURE}.")
+    print("The same by hand:")
+    print(f"  samfinetune segment {folder / SERIES} -o organs.seg.nrrd --prompts {folder / PROMPTS} --propagate both")
+    return 0
+
+
+def _demonstrate(folder: Path, seed: int) -> tuple[Outcome, np.ndarray]:
+    """Write everything into a folder; what was found, and the true labels [k, j, i]."""
     from SAMFineTuneLib.cli import batch, describe
     from SAMFineTuneLib.images import body_phantom, choose_window, read_volume, write_dicom_series, write_labelmap
     from SAMFineTuneLib.inference.cache import open_cache
@@ -47,35 +80,19 @@ def run(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.prompts import write_prompts
 
-    if args.seed < 0:
-        raise UserError("--seed must be 0 or more.")
-    folder = _folder(args.output)
-    phantom, truth, names = body_phantom(args.seed)
-    series = folder / "dicom"
-    files = write_dicom_series(phantom, series)
-    print(f"A body with {len(names)} organs was written as {len(files)} DICOM files into {series}.\n")
-
-    volume = read_volume(series)
+    phantom, truth, names = body_phantom(seed)
+    files = write_dicom_series(phantom, folder / SERIES)
+    print(f"A body with {len(names)} organs was written as {len(files)} DICOM files.\n")
+    volume = read_volume(folder / SERIES)
     window = choose_window(volume)
     prompts = _box_round_each(volume, truth, names)
-    write_prompts(folder / "prompts.json", prompts)
+    write_prompts(folder / PROMPTS, prompts)
     predictor = Predictor(open_engine(Store().get()), open_cache())
     describe.print_inputs(volume, window, predictor)
     outcome = batch.answer(batch.place(volume, window, prompts, "both"), predictor, "both")
-    segments = outcome.session.segments
-    write_labelmap(folder / "organs.seg.nrrd", outcome.labelmap, volume, segments)
-    batch.draw(outcome, folder / "picture.png", batch.busiest_plane(outcome))
-
-    print(f"\n{'Dice (1 is perfect)':<21}{'box slice':>10}{'whole body':>12}{'volume':>12}")
-    for info in segments:
-        found, known = outcome.labelmap == info.value, truth == info.value
-        k = outcome.prompted[info.value][0].index
-        print(f"{info.name:<21}{dice(found[k], known[k]):>10.2f}{dice(found, known):>12.2f}"
-              f"{batch.milliliters(outcome, info.value):>9.1f} mL")  # fmt: skip
-    print(f"\nThe label map is {folder / 'organs.seg.nrrd'}, a picture of it {folder / 'picture.png'}.")
-    print("The same by hand:")
-    print(f"  samfinetune segment {series} -o organs.seg.nrrd --prompts {folder / 'prompts.json'} --propagate both")
-    return 0
+    write_labelmap(folder / LABELS, outcome.labelmap, volume, outcome.session.segments)
+    batch.draw(outcome, folder / PICTURE, batch.busiest_plane(outcome))
+    return outcome, truth
 
 
 def dice(found: np.ndarray, known: np.ndarray) -> float:
@@ -83,18 +100,33 @@ def dice(found: np.ndarray, known: np.ndarray) -> float:
     return 2 * int((found & known).sum()) / max(1, int(found.sum()) + int(known.sum()))
 
 
-def _folder(path: str) -> Path:
-    """The demo's folder, where an earlier demo may be written over, but nobody's own files."""
-    from SAMFineTuneLib.images import list_series
-
-    folder = Path(path).expanduser()
-    series = folder / "dicom"
+def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:
+    """The files of an earlier demo in a folder. UserError where there is something else in the way, or a file that
+    somebody has changed since, unless that may be overwritten."""
+    series = folder / SERIES
     if any(place.exists() and not place.is_dir() for place in (folder, series)):
-        raise UserError(f"{path} is a file; give the demo another folder with -o.")
-    if series.exists() and any(series.iterdir()):
-        if {entry.description for entry in list_series(series)} != {"Body phantom"}:
+        raise UserError(f"{folder} is a file; give the demo another folder with -o.")
+    try:
+        signed = json.loads((folder / _SIGNED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        signed = {}
+    there = [path for path in (folder / PROMPTS, folder / LABELS, folder / PICTURE) if os.path.lexists(path)]
+    there += sorted(series.iterdir()) if series.is_dir() else []
+    for path in there:
+        name = path.relative_to(folder).as_posix()
+        if name not in signed and path.parent == series:
             raise UserError(f"{series} holds images that are not the demo's; give the demo another folder with -o.")
-    return folder
+        if not overwrite and (name not in signed or not path.is_file() or sha256_of(path) != signed[name]):
+            what = "was changed since the demo wrote it" if name in signed else "is not the demo's"
+            raise UserError(f"“{path}” {what}: give the demo another folder with -o, or add --overwrite to replace it.")
+    return there
+
+
+def _sign(folder: Path) -> None:
+    """Remember what was written, so that a later demo can tell whether it is still its own."""
+    files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
+    with atomic_write(folder / _SIGNED) as temporary:
+        temporary.write_text(json.dumps(files, indent=1), encoding="utf-8")
 
 
 def _box_round_each(volume: Volume, truth: np.ndarray, names: dict[int, str]) -> PromptSet:

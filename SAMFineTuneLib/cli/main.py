@@ -4,8 +4,8 @@ A sub-command is the module of its name in this package. It offers `add_parser(s
 `run(args) -> int`, and imports nothing heavier than NumPy at file scope: only the module that is asked for is
 loaded, and only help needs all of them.
 
-Exit codes: 0 done, 2 wrong input (one sentence on stderr), 130 interrupted, 141 the reader of the output went
-away; anything else is a defect.
+Exit codes: 0 done, 2 wrong input or a disk that refuses (one sentence on stderr), 130 interrupted, 141 the reader of
+the output went away; anything else is a defect.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cli.arguments import Parser
+from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 
 COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train",
@@ -56,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_stdout()
         return 141
+    except Exception as error:
+        sentence = disk_error(error)
+        if sentence is None:
+            raise
+        return _say(f"samfinetune: {sentence}", 2)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -81,6 +87,10 @@ def _dispatch(argv: list[str]) -> int:
 def _say(sentence: str, code: int) -> int:
     """Print `sentence` to stderr, on one line, and hand back `code`."""
     try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
+    try:
         print(" ".join(sentence.splitlines()), file=sys.stderr)
     except BrokenPipeError:
         pass
@@ -88,5 +98,5 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _discard_stdout() -> None:
-    """After the reader of a pipe has gone, keep the interpreter's last flush from complaining."""
+    """After the reader of a pipe has gone, or its disk is full, keep the interpreter's last flush from complaining."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

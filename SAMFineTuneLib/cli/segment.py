@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SAMFineTuneLib.cli import arguments
+from SAMFineTuneLib.cli import arguments, outputs
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _EPILOG = """examples:
     samfinetune segment path/to/volumes -o path/to/results --auto --adapter tumour
 
 OUT's ending chooses the format: .nii.gz, .nii, .nrrd, .mha label map; .seg.nrrd Slicer segmentation with names
-and colours; .dcm DICOM SEG. The scan itself is never changed.
+and colours; .dcm DICOM SEG. The scan itself is never changed, and a result that is there already only with --overwrite.
 """
 
 
@@ -70,7 +70,10 @@ def add_parser(subparsers) -> None:
                            "volumes, or of DICOM folders")  # fmt: skip
     automatic.add_argument("--format", metavar="ENDING", default=".seg.nrrd",
                            help="ending of files in a folder OUT (default: .seg.nrrd, which keeps names)")  # fmt: skip
+    automatic.add_argument("--skip-existing", action="store_true",
+                           help="leave out volumes whose result is there already")  # fmt: skip
     parser.add_argument("--picture", metavar="FILE.png", help="also draw prompts and masks of one prompted slice")
+    outputs.add_overwrite(parser)
     arguments.add_model(parser)
 
 
@@ -83,8 +86,14 @@ def run(args: argparse.Namespace) -> int:
         from SAMFineTuneLib.cli import automatic
 
         return automatic.run(args)
+    if args.skip_existing:
+        raise UserError("--skip-existing is for the volumes of --auto; leave it out.")
     check_output_path(args.output)
+    targets = [Path(path).expanduser() for path in (args.output, args.picture) if path]
+    _require_not_read(targets, [Path(path).expanduser() for path in (args.volume, *args.prompts)])
+    outputs.require_new(targets, args)
     volume = read_volume(args.volume, args.series)
+    _require_not_read(targets, volume.source.files if volume.source is not None else ())
     _check_outputs(args, volume)
     prompts = gather_prompts(args, volume)
     window = choose_window(volume, args.window)
@@ -187,7 +196,7 @@ def _planes(planes: list[SlicePlane]) -> str:
 
 
 def _check_outputs(args: argparse.Namespace, volume: Volume) -> None:
-    """Find out before the long work that everything can be written, and that none of it is what was read."""
+    """Find out before the long work what the formats ask for."""
     from importlib.util import find_spec
 
     if args.picture and not args.picture.lower().endswith(".png"):
@@ -197,19 +206,9 @@ def _check_outputs(args: argparse.Namespace, volume: Volume) -> None:
             raise UserError("DICOM SEG refers to a DICOM series, which this volume is not; choose .seg.nrrd.")
         if find_spec("highdicom") is None:
             raise UserError('DICOM SEG needs one more package: pip install "samfinetune[dicom-seg]".')
-    inputs = [Path(path).expanduser() for path in (args.volume, *args.prompts)]
-    inputs += volume.source.files if volume.source is not None else ()
-    for target in (Path(path).expanduser() for path in (args.output, args.picture) if path):
+
+
+def _require_not_read(targets: Iterable[Path], inputs: Iterable[Path]) -> None:
+    for target in targets:
         if target.exists() and any(file.exists() and target.samefile(file) for file in inputs):
             raise UserError(f"{target} is a file that was read, and those are never overwritten; choose another name.")
-        _require_writable(target.parent)
-
-
-def _require_writable(folder: Path) -> None:
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"Nothing can be written into {folder} ({error.strerror}); choose another place.") from error

@@ -32,22 +32,21 @@ def write_labelmap(
     check_segments(segments)
     labels = compact_labels(labelmap, volume)
     name = path.name.lower()
-    try:
-        if name.endswith(".dcm"):
-            from SAMFineTuneLib.images.dicom_seg import write_dicom_seg  # pulls in an optional package
+    if name.endswith(".dcm"):
+        from SAMFineTuneLib.images.dicom_seg import write_dicom_seg  # pulls in an optional package
 
-            return write_dicom_seg(path, labels, volume, segments)
-        image = to_sitk(labels, volume.affine)
-        if name.endswith(".seg.nrrd"):
-            require_described(labels, segments)
-            for key, value in _slicer_segmentation(labels, segments).items():
-                image.SetMetaData(key, value)
-        with atomic_write(path) as temporary, quiet():
+        return write_dicom_seg(path, labels, volume, segments)
+    image = to_sitk(labels, volume.affine)
+    if name.endswith(".seg.nrrd"):
+        require_described(labels, segments)
+        for key, value in _slicer_segmentation(labels, segments).items():
+            image.SetMetaData(key, value)
+    try:
+        with atomic_write(path) as temporary, quiet(native=True):
             sitk.WriteImage(image, str(temporary), useCompression=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"“{path}” cannot be written; check the folder's permissions and free room."
-        ) from error
+            _verify(temporary, labels)
+    except RuntimeError as error:
+        raise UserError(f"“{path}” cannot be written as it should be; choose another place or format.") from error
     return ()
 
 
@@ -59,6 +58,13 @@ def check_output_path(path: str | Path) -> None:
     if not path.name.lower().endswith(OUTPUT_ENDINGS) or path.name.lower() in OUTPUT_ENDINGS:
         endings = ", ".join(OUTPUT_ENDINGS)
         raise UserError(f"“{path.name}” has no ending that can be written; use one of {endings}.")
+
+
+def _verify(path: Path, labels: np.ndarray) -> None:
+    """RuntimeError unless the file holds the labels: SimpleITK does not say when a disk took half of a NIfTI file."""
+    written = sitk.ReadImage(str(path))
+    if not np.array_equal(sitk.GetArrayViewFromImage(written), labels):
+        raise RuntimeError("the label map that was written reads back differently")
 
 
 def _slicer_segmentation(labels: np.ndarray, segments: Sequence[SegmentInfo]) -> dict[str, str]:

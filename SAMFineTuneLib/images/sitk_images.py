@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import SimpleITK as sitk
@@ -27,11 +28,32 @@ def affine_of(image: sitk.Image) -> np.ndarray:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep ITK's own warnings off the terminal: what matters to the user is said in our sentences."""
+def quiet(native: bool = False) -> Iterator[None]:
+    """Keep ITK's own warnings off the terminal: what matters to the user is said in our sentences.
+
+    With `native` also what its C libraries print themselves when a disk takes no more.
+    """
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        yield
+        with _without_stderr() if native else nullcontext():
+            yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    try:
+        kept = os.dup(2)
+    except OSError:  # a program with windows may have none
+        yield
+        return
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)

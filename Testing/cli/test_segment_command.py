@@ -111,7 +111,7 @@ def test_every_orientation_puts_the_mask_on_the_prompted_voxel(samfinetune, phan
     k, j, i = np.argwhere(phantom.labels == phantom.values["right kidney"]).mean(axis=0).round().astype(int)
     for orientation, axis in (("axial", 0), ("coronal", 1), ("sagittal", 2)):
         result = samfinetune("segment", phantom.folder, "-o", "kidney.nii.gz", "--space", "ijk",
-                             "--point", f"{i},{j},{k}", "--orientation", orientation)  # fmt: skip
+                             "--point", f"{i},{j},{k}", "--orientation", orientation, "--overwrite")  # fmt: skip
         assert result.code == 0, result.err
         found, _ = nifti("kidney.nii.gz")
         assert found[k, j, i] == 1, orientation
@@ -161,7 +161,7 @@ def test_prompt_files_give_several_segments_and_typed_prompts_join_the_named_one
 
     segments = [{"name": name, "value": value, "boxes": boxes(name)} for name, value in (("spleen", 4), ("liver", 9))]
     (tmp_path / "organs.json").write_text(json.dumps({"version": 1, "space": "ijk", "segments": segments}))
-    command = ["segment", phantom.folder, "-o", "organs.nii.gz", "--prompts", "organs.json"]
+    command = ["segment", phantom.folder, "-o", "organs.nii.gz", "--prompts", "organs.json", "--overwrite"]
     assert samfinetune(*command).code == 0
     found, _ = nifti("organs.nii.gz")
     assert set(np.unique(found)) == {0, 4, 9}
@@ -231,7 +231,7 @@ def test_no_torch_is_needed(fresh_python, phantom, tmp_path):
         "sys.exit(main(sys.argv[1:]))\n"
     )
     process = fresh_python("-c", code, "segment", phantom.folder, "-o", "liver.seg.nrrd", "--space", "ijk",
-                           "--box", phantom.box("liver"), "--propagate", "both", "--picture", "liver.png")  # fmt: skip
+                           "--box", phantom.box("liver"), "--propagate", "both", "--picture", "liver.png", "--overwrite")  # fmt: skip
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "PyTorch" not in out and (tmp_path / "liver.seg.nrrd").is_file() and (tmp_path / "liver.png").is_file()
@@ -239,7 +239,7 @@ def test_no_torch_is_needed(fresh_python, phantom, tmp_path):
 
 def test_killed_at_any_moment_nothing_half_written_stays(fresh_python, phantom, tmp_path):
     command = (*SEGMENT, phantom.folder, "-o", "liver.nii.gz", "--space", "ijk", "--box", phantom.box("liver"),
-               "--propagate", "both", "--picture", "liver.png")  # fmt: skip
+               "--propagate", "both", "--picture", "liver.png", "--overwrite")  # fmt: skip
     output, cache = tmp_path / "liver.nii.gz", EmbeddingCache(tmp_path / "home" / "embeddings")
     started = time.monotonic()
     assert fresh_python(*command).wait(120) == 0

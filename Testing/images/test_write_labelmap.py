@@ -137,7 +137,7 @@ def test_a_folder_is_no_output(tmp_path):
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     volume = oblique_volume()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be made"):
         write_labelmap(tmp_path / "file" / "a.nrrd", labels_of(volume), volume)
 
 

@@ -1,0 +1,37 @@
+"""What a command may write: nothing over what is there already, unless it is told to, and only where it can."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import require_writable
+
+
+def add_overwrite(parser) -> None:
+    """--overwrite."""
+    parser.add_argument("--overwrite", action="store_true", help="replace results that are there already")
+
+
+def require_new(targets: Iterable[str | Path], args: argparse.Namespace, others: str = "choose another name") -> None:
+    """Before the work: UserError that names the first file that is there already, or DiskError when one could not be
+    written. `others` is what can be done but `--overwrite`."""
+    targets = [Path(target).expanduser() for target in targets]
+    there = [target for target in targets if os.path.lexists(target)]
+    if there and not args.overwrite:
+        more = f", and so do {len(there) - 1} more of the files to write" if len(there) > 1 else ""
+        raise UserError(f"“{there[0]}” exists already{more}: {others}, or add --overwrite to replace what is there.")
+    for folder in {target.parent for target in targets}:
+        require_writable(folder)
+
+
+def require_new_folder(folder: str | Path) -> Path:
+    """The folder, where nothing or an empty folder is and files can be written; UserError or DiskError otherwise."""
+    folder = Path(folder).expanduser()
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; -o needs a new or an empty folder.")
+    require_writable(folder)
+    return folder

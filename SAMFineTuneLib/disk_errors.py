@@ -1,0 +1,96 @@
+"""What a disk refuses, as one sentence, through whichever library the refusal arrives."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from SAMFineTuneLib.errors import UserError
+
+_FULL = "The disk is full, so {place} was not written; free some room, or choose a place on another disk."
+_QUOTA = "Your share of the disk (quota) is used up, so {place} was not written; free some room, or use another disk."
+_TOO_LARGE = "{place} would be larger than a file may be on this disk or in this account; choose another place."
+_READ_ONLY = "The disk with {place} can only be read; choose another place."
+_FORBIDDEN = "There is no permission to use {place}; choose another place, or ask for permission."
+_LONG_NAME = "The name of {place} is too long for this disk; choose a shorter one."
+_BAD_NAME = "{place} is not a name that this disk can hold; choose another one."
+_OPEN = "{place} is open in another program; close it there and try again."
+_FILE_IN_PATH = "{place} cannot be made, because a part of its path is a file; choose another place."
+_BROKEN = "The disk with {place} does not answer as it should ({reason}); check it and its connection."
+_NO_TEMPORARY = "No folder for temporary files can be written to; free some room on the system's disk."
+
+_SENTENCES = {
+    "ENOSPC": _FULL, "EDQUOT": _QUOTA, "EFBIG": _TOO_LARGE, "EROFS": _READ_ONLY, "EACCES": _FORBIDDEN,
+    "EPERM": _FORBIDDEN, "ENAMETOOLONG": _LONG_NAME, "EILSEQ": _BAD_NAME, "ENOTDIR": _FILE_IN_PATH,
+    "EEXIST": _FILE_IN_PATH, "EISDIR": "{place} is a folder, and a file was to be there; choose another name.",
+    "EBUSY": _OPEN, "ETXTBSY": _OPEN, "EIO": _BROKEN, "ENXIO": _BROKEN, "ENODEV": _BROKEN, "ESTALE": _BROKEN,
+    "ENOMEDIUM": _BROKEN, "EUCLEAN": _BROKEN,
+}  # fmt: skip
+_BY_ERRNO = {getattr(errno, name): text for name, text in _SENTENCES.items() if hasattr(errno, name)}
+# Windows's own numbers, of which Python makes an errno that says less.
+_BY_WINERROR = {
+    5: "There is no permission to use {place}, or another program has it open; close it, or choose another place.",
+    19: _READ_ONLY, 21: _BROKEN, 32: _OPEN, 33: _OPEN, 39: _FULL, 53: _BROKEN, 59: _BROKEN, 64: _BROKEN,
+    111: _LONG_NAME, 112: _FULL, 123: _BAD_NAME, 206: _LONG_NAME, 267: _FILE_IN_PATH, 1117: _BROKEN, 1295: _QUOTA,
+    1392: _BROKEN,
+}  # fmt: skip
+_HIDDEN = re.compile(r"\.[0-9a-f]{12}\.partial(-)?")
+_NUMBER = re.compile(r"\[(Errno|WinError) (\d+)\]|\((os error) (\d+)\)")  # Python's text, and Rust's
+
+
+class DiskError(UserError):
+    """A disk refused something. What was to be replaced is still there."""
+
+
+def disk_error(error: BaseException, place: str | Path | None = None) -> DiskError | None:
+    """What `error` says about a disk, or None when it is about something else.
+
+    Libraries raise errors of their own with the system's as their cause, or as a number in their text; both are found.
+    `place` is what was to be written, if the error does not know it better.
+    """
+    for found in _wrapped(error):
+        text = _sentence(found)
+        if text:
+            path = place or getattr(found, "filename", None)
+            name = f"“{_final(Path(path))}”" if isinstance(path, (str, Path)) else "what was asked for"
+            sentence = text.format(place=name, reason=getattr(found, "strerror", None) or found)
+            return DiskError(sentence[0].upper() + sentence[1:])
+    return None
+
+
+def _wrapped(error: BaseException | None):
+    """The error and those that it was raised from. What merely happened before counts only where a library cleans up
+    after a failed write, and fails again."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (error.__context__ if isinstance(error, (OSError, RuntimeError)) else None)
+
+
+def _sentence(error: BaseException) -> str | None:
+    if isinstance(error, ConnectionError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return _by_number(error.errno, getattr(error, "winerror", None))
+    text = str(error)
+    if "No usable temporary directory" in text:
+        return _NO_TEMPORARY
+    if found := _NUMBER.search(text):
+        kind, number = found[1] or found[3], int(found[2] or found[4])
+        windows = kind == "WinError" or (kind == "os error" and os.name == "nt")
+        return _by_number(None if windows else number, number if windows else None)
+    return None
+
+
+def _final(path: Path) -> Path:
+    """Where a file would have come to lie that was to be written into one of `files.new_folder`'s hidden places."""
+    parts = list(path.parts)
+    for at in reversed(range(len(parts) - 1)):
+        if found := _HIDDEN.match(parts[at]):
+            del parts[at : at + (1 if found[1] else 2)]
+    return Path(*parts)
+
+
+def _by_number(number: int | None, winerror: int | None) -> str | None:
+    return _BY_WINERROR.get(winerror) or _BY_ERRNO.get(number)
