@@ -123,7 +123,8 @@ def cold_start(folder: Path, rounds: int) -> dict:
     k = int(liver.sum(axis=(1, 2)).argmax())
     rows, columns = np.nonzero(liver[k])
     box = f"{columns.min()},{rows.min()},{k},{columns.max()},{rows.max()},{k}"
-    command = [str(folder / "series"), "-o", str(folder / "liver.nii.gz"), "--overwrite", "--space", "ijk", f"--box={box}"]
+    output = str(folder / "liver.nii.gz")
+    command = [str(folder / "series"), "-o", output, "--overwrite", "--space", "ijk", f"--box={box}"]
     found: dict[str, list[dict]] = {"first run": [], "second run": []}
     for number in range(rounds):
         home = str(folder / f"home-{number}")

@@ -231,7 +231,7 @@ def test_no_torch_is_needed(fresh_python, phantom, tmp_path):
         "sys.exit(main(sys.argv[1:]))\n"
     )
     process = fresh_python("-c", code, "segment", phantom.folder, "-o", "liver.seg.nrrd", "--space", "ijk",
-                           "--box", phantom.box("liver"), "--propagate", "both", "--picture", "liver.png", "--overwrite")  # fmt: skip
+                           "--box", phantom.box("liver"), "--propagate", "both", "--picture", "liver.png")  # fmt: skip
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "PyTorch" not in out and (tmp_path / "liver.seg.nrrd").is_file() and (tmp_path / "liver.png").is_file()
