@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from SAMFineTuneLib.inference import edits, events
 from SAMFineTuneLib.inference.answers import Answer, Answers
 from SAMFineTuneLib.inference.doubts import doubts_about_placing, doubts_about_voxels
 from SAMFineTuneLib.inference.history import History
-from SAMFineTuneLib.inference.masks import PackedMask
+from SAMFineTuneLib.inference.masks import PackedMask, digest_of_masks
 from SAMFineTuneLib.inference.state import Place, PlacedPrompt, State, changes
 from SAMFineTuneLib.prompts import Prompt
 
@@ -40,6 +41,15 @@ def locked(method):
             return method(self, *args, **kwargs)
 
     return guarded
+
+
+@dataclass(frozen=True)
+class Told:
+    """A mask as listeners know it, and the moment since when it is what it is."""
+
+    plane: SlicePlane = field(compare=False)
+    mask: PackedMask
+    since: int
 
 
 class Document:
@@ -72,8 +82,9 @@ class Document:
         self._listeners = events.Listeners()
         self._history = History(State())
         self._next_number = 1
+        self._moment = 0
         self._answers: Answers | None = None
-        self._shown: dict[Place, PackedMask] = {}
+        self._told: dict[Place, Told] = {}
         self._pending: dict[Place, SlicePlane] = {}
         if predictor is not None:
             self.set_model(predictor)
@@ -117,9 +128,14 @@ class Document:
 
     @locked
     def put(self, name: str, state: State) -> None:
-        """Go on from a state, by a step that can be undone."""
+        """Go on from a state, whose moments hold, by a step that can be undone."""
         self._count_from(state)
-        self._apply(name, state)
+        self._go_on(name, state)
+
+    @locked
+    def begin(self, moment: int) -> None:
+        """What is asked for next happens at this moment, by the caller's count, which never goes back."""
+        self._moment = moment - 1
 
     # ---- segments and prompts
 
@@ -260,6 +276,23 @@ class Document:
         return None if answer is None else answer.score
 
     @locked
+    def since(self, segment: int, plane: SlicePlane | str) -> int:
+        """The moment at which the mask of a segment on a plane or its key became what it is: of two masks of one
+        place with the same moment, the prompts are the same. 0 where there is none."""
+        return self._since((segment, plane if isinstance(plane, str) else plane.key))
+
+    @locked
+    def told_again(self) -> None:
+        """Tell every mask once more, to listeners that missed some."""
+        for (segment, _), told in list(self._told.items()):
+            self._tell(events.MaskChanged(segment, told.plane))
+
+    @property
+    def digest_of_told(self) -> str:
+        """What all masks that were told are recognised by."""
+        return digest_of_masks((*place, told.since, told.mask.digest) for place, told in self._told.items())
+
+    @locked
     def planes(self, segment: int) -> list[SlicePlane]:
         """The planes on which a segment has prompts or propagated masks."""
         return [task.plane for place, task in self.state.tasks.items() if place[0] == segment]
@@ -300,6 +333,14 @@ class Document:
 
     def _count_from(self, state: State) -> None:
         self._next_number = max([self._next_number, *(placed.id + 1 for placed in state.prompts)])
+        self._moment = max([self._moment, *state.since.values()])
+
+    def _next_moment(self) -> int:
+        self._moment += 1
+        return self._moment
+
+    def _since(self, place: Place) -> int:
+        return self.state.since.get(place, 0)
 
     def _require_volume(self) -> Volume:
         if self.volume is None:
@@ -352,7 +393,10 @@ class Document:
         self._history.rewrite(where_it_fits, State.same_as)
         self._announce(before)
 
-    def _apply(self, name: str, state: State) -> None:
+    def _apply(self, name: str, state: State, moment: int | None = None) -> None:
+        self._go_on(name, state.stamped(self.state, self._next_moment() if moment is None else moment))
+
+    def _go_on(self, name: str, state: State) -> None:
         before = self.state
         self._history.push(name, state)
         self._announce(before)
@@ -368,21 +412,27 @@ class Document:
             if after.outdated(info.value) and not before.outdated(info.value):
                 text = f"Slices of {info.name} were propagated from prompts that have changed since; propagate again."
                 self._tell(events.Notice(text))
-        self._pending |= {(value, plane.key): plane for value, plane in changes(before, after)}
+        changed = {(value, plane.key): plane for value, plane in changes(before, after)}
+        self._pending |= changed
+        for place in changed:  # at once: no mask that is made may find its room taken by one that is gone
+            if place not in after.tasks:
+                self._refresh(place)
         self.work_arrived.set()
         while self.immediate and self._pending and self._answers:
             self._refresh()
 
-    def _refresh(self) -> None:
-        """Bring the plane that changed last up to date."""
-        place, plane = self._pending.popitem()
+    def _refresh(self, place: Place | None = None) -> None:
+        """Bring a place, or the one that changed last, up to date."""
+        place = next(reversed(self._pending)) if place is None else place
+        plane = self._pending.pop(place)
         answer = self._answer(place)
-        if (answer and answer.mask) == self._shown.get(place):
+        now = None if answer is None else Told(plane, answer.mask, self._since(place))
+        if now == self._told.get(place):
             return
-        if answer is None:
-            del self._shown[place]
+        if now is None:
+            del self._told[place]
         else:
-            self._shown[place] = answer.mask
+            self._told[place] = now
         self._tell(events.MaskChanged(place[0], plane))
 
 

@@ -91,16 +91,25 @@ def delete_prompt(state: State, number: int) -> State:
 
 
 def adopt_objects(
-    state: State, volume: Volume, objects: Iterable[Object3D], values: Sequence[int] | None = None
+    state: State,
+    volume: Volume,
+    objects: Iterable[Object3D],
+    values: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> State:
-    """With a new segment for each object that was found without prompts; `values` are their label values."""
+    """With a new segment for each object that was found without prompts; `values` are their label values, `names`
+    what they are called, with a number where another segment has the name."""
     segments, propagated = state.segments, dict(state.propagated)
     objects = tuple(objects)
     wanted = [None] * len(objects) if values is None else list(values)
     if len(wanted) != len(objects):
         raise UserError(f"{len(objects)} objects need as many label values, not {len(wanted)}.")
-    for item, value in zip(objects, wanted, strict=True):
-        info = _checked_segment(segments, _free_name(segments, item.value), value, None)
+    names = [""] * len(objects) if names is None else list(names)
+    if len(names) != len(objects):
+        raise UserError(f"{len(objects)} objects need as many names, not {len(names)}.")
+    for item, value, name in zip(objects, wanted, names, strict=True):
+        free = _free_name(segments, name) if name.strip() else _free_object_name(segments, item.value)
+        info = _checked_segment(segments, free, value, None)
         segments = (*segments, info)
         for index, mask in item.masks.items():
             plane = aligned_plane(volume, item.orientation, index)
@@ -123,7 +132,14 @@ def _checked_segment(
     return SegmentInfo(name, value, checked.color)
 
 
-def _free_name(segments: tuple[SegmentInfo, ...], number: int) -> str:
+def _free_name(segments: tuple[SegmentInfo, ...], name: str) -> str:
+    taken, free, number = {info.name for info in segments}, name.strip(), 2
+    while free in taken:
+        free, number = f"{name.strip()} {number}", number + 1
+    return free
+
+
+def _free_object_name(segments: tuple[SegmentInfo, ...], number: int) -> str:
     taken = {info.name for info in segments}
     while f"Object {number}" in taken:
         number += 1

@@ -51,10 +51,12 @@ class PropagationJob(Job):
     what = "propagate"
 
     def __init__(
-        self, segment: int, sources: Sources, covers: list[SlicePlane], number: int | None = None
+        self, segment: int, sources: Sources, covers: list[SlicePlane], number: int | None = None, moment: int = 0
     ) -> None:
+        """`moment` is when it was asked for: its masks are what they are since then."""
         super().__init__(number)
         self.segment = segment
+        self.moment = moment
         self.sources = sources
         self.covers = frozenset(plane.key for plane in covers)
         self.masks: dict[Place, PropagatedMask] = {}

@@ -104,7 +104,8 @@ class Session(Document):
             if orientation in (None, task.plane.orientation) and mask.any():
                 seeds.append(Seed(task.plane, mask))
                 sources.append((task.plane.key, task.prompts))
-        job = PropagationJob(segment, tuple(sources), planned_planes(volume, seeds, settings), number)
+        covers = planned_planes(volume, seeds, settings)
+        job = PropagationJob(segment, tuple(sources), covers, number, self._next_moment())
         job.steps = propagate(
             predictor, volume, self.window, seeds, settings, functools.partial(self._report, job), job.is_cancelled
         )
@@ -148,10 +149,15 @@ class Session(Document):
         return self._start(job)
 
     @locked
-    def adopt(self, objects: Iterable[Object3D], values: Sequence[int] | None = None) -> tuple[SegmentInfo, ...]:
-        """Make found objects segments, in one step; returns them. Their values are chosen when not given."""
+    def adopt(
+        self,
+        objects: Iterable[Object3D],
+        values: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> tuple[SegmentInfo, ...]:
+        """Make found objects segments, in one step; returns them. Values and names are chosen when not given."""
         known = len(self.segments)
-        state = edits.adopt_objects(self.state, self._require_volume(), objects, values)
+        state = edits.adopt_objects(self.state, self._require_volume(), objects, values, names)
         if len(state.segments) > known:
             self._apply("add found objects", state)
         return self.segments[known:]
@@ -211,6 +217,13 @@ class Session(Document):
                 if place in job.masks:
                     return Answer(job.masks[place].mask, job.masks[place].score)
         return super()._answer(place)
+
+    def _since(self, place: Place) -> int:
+        if not self.state.prompts_at(place):
+            for job in self._propagations():
+                if place in job.masks:
+                    return job.moment
+        return super()._since(place)
 
     def _announce(self, before: State) -> None:
         for job in self._propagations():
@@ -272,7 +285,7 @@ class Session(Document):
         else:
             self._pending |= {place: item.plane for place, item in job.masks.items()}
             if job.keep_results and (state := job.commit(self.state)) is not self.state:
-                self._apply("propagate", state)
+                self._apply("propagate", state, job.moment)
         self._tell(events.Finished(job.what, job.cancelled, job.number))
 
     def _step_embedding(self, embedding: Embedding) -> None:

@@ -90,6 +90,7 @@ def session_to_dict(session: Session) -> dict[str, Any]:
             "propagated": [
                 _propagated_to_dict(state, segment, item) for (segment, _), item in state.propagated.items()
             ],
+            "since": [[*place, state.since[place]] for place in state.tasks if state.since.get(place)],
         }
 
 
@@ -210,7 +211,8 @@ def _state_from_dict(values: dict[str, Any], volume: Volume) -> State:
         )
         mask = PackedMask(_unpacked(entry["pixels"], plane.shape), plane.shape)
         propagated[(segment, plane.key)] = PropagatedMask(plane, mask, float(entry["score"]), sources)
-    return State(state.segments, state.prompts, propagated)
+    since = {(int(segment), str(key)): int(moment) for segment, key, moment in values.get("since", ())}
+    return State(state.segments, state.prompts, propagated, since)
 
 
 def _unpacked(pixels: str, shape: tuple[int, int]) -> bytes:

@@ -72,6 +72,8 @@ class State:
     segments: tuple[SegmentInfo, ...] = ()
     prompts: tuple[PlacedPrompt, ...] = ()
     propagated: Mapping[Place, PropagatedMask] = field(default_factory=lambda: MappingProxyType({}))
+    since: Mapping[Place, int] = field(default_factory=lambda: MappingProxyType({}))
+    """The moment at which the mask of a place became what it is: undo and redo come back to the same moments."""
 
     @cached_property
     def tasks(self) -> Mapping[Place, Task]:
@@ -98,6 +100,12 @@ class State:
             and self.prompts == other.prompts
             and dict(self.propagated) == dict(other.propagated)
         )
+
+    def stamped(self, before: State, moment: int) -> State:
+        """This state, which a step at that moment makes of the one before."""
+        since = {place: before.since.get(place, 0) for place in self.tasks}
+        since |= {place: moment for value, plane in changes(before, self) if (place := (value, plane.key)) in since}
+        return replace(self, since=MappingProxyType(since))
 
     def prompts_at(self, place: Place) -> tuple[PlanePrompts, ...]:
         """The prompts of a place, in order."""
@@ -132,6 +140,6 @@ def changes(before: State, after: State) -> list[tuple[int, SlicePlane]]:
     changed = []
     for place in places:
         old, new = before.tasks.get(place), after.tasks.get(place)
-        if old is None or not old.same_as(new):
+        if old is None or not old.same_as(new) or before.since.get(place) != after.since.get(place):
             changed.append((place[0], (new or old).plane))
     return changed

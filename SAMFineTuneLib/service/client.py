@@ -12,14 +12,15 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
+from SAMFineTuneLib.inference.masks import digest_of_masks
 from SAMFineTuneLib.prompts.prompts import LARGEST_VALUE, Prompt
 from SAMFineTuneLib.service import decoding
 from SAMFineTuneLib.service import values as plain
@@ -38,6 +39,15 @@ _JOB_PAUSE = 0.05
 _BESIDE = ("ask", "download", "install", "set_model", "replay")  # not about the volume
 _MASKS_AT_ONCE = 16
 _CHECKPOINT = 300  # intents after which the session is stored, so that the journal can be shortened
+_MOST_ASKED_AGAIN = 3  # in a row
+
+
+class Shown(NamedTuple):
+    """A mask that was told: where, since which moment it is what it is, and what it is recognised by."""
+
+    plane: SlicePlane
+    since: int
+    digest: str
 
 
 class SessionClient(Conversation):
@@ -61,8 +71,10 @@ class SessionClient(Conversation):
         self._checkpoint = 0  # intent after which the session was stored last
         self._unpacked: dict[int, list] = {}  # answers of which a part is taken apart
         self._states = decoding.States()
-        self._told: dict[tuple[int, str], SlicePlane] = {}  # where the host shows a mask
-        self._stale: dict[tuple[int, str], SlicePlane] = {}  # of these, what a new session has not told of yet
+        self._moment = 0  # of the newest intent, and the same in every replay
+        self._told: dict[tuple[int, str], Shown] = {}  # where the host shows a mask
+        self._stale: dict[tuple[int, str], Shown] = {}  # of these, what a new session has not told of yet
+        self._asked_again = 0  # in a row, for all masks
 
     # ---- intents
 
@@ -166,16 +178,23 @@ class SessionClient(Conversation):
                      orientation=orientation, first=first, last=last)  # fmt: skip
         return number
 
-    def adopt(self, job: int, objects: Sequence[int], values: Sequence[int] | None = None) -> tuple[int, ...]:
-        """Make found objects segments, in one step; returns the label values that they get, the lowest that the
-        session has free when none are given."""
+    def adopt(
+        self,
+        job: int,
+        objects: Sequence[int],
+        values: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> tuple[int, ...]:
+        """Make found objects segments, in one step, of these names or of names of their own; returns the label values
+        that they get, the lowest that the session has free when none are given."""
         objects = [int(number) for number in objects]
         if values is None:
             free = (value for value in range(1, LARGEST_VALUE + 1) if value not in self._segment_values)
             values = [value for value, _ in zip(free, objects, strict=False)]
         values = [int(value) for value in values]
         self._segment_values |= set(values)
-        self._intend("adopt", job=int(job), objects=objects, values=values)
+        named = {} if names is None else {"names": [str(name) for name in names]}
+        self._intend("adopt", job=int(job), objects=objects, values=values, **named)
         return tuple(values)
 
     def cancel(self, job: int, keep_results: bool = True) -> None:
@@ -246,6 +265,17 @@ class SessionClient(Conversation):
         self._intend("object_masks", request=request, job=int(job), objects=[int(number) for number in objects])
         return request
 
+    @property
+    def told(self) -> Mapping[tuple[int, str], Shown]:
+        """The masks that were told, by segment and plane key; all that there are once the session has settled."""
+        return self._told
+
+    def tell_again(self) -> None:
+        """Have every mask told once more, and those that are gone taken back."""
+        self._asked_again += 1
+        self._stale = dict(self._told)
+        self._intend("tell_again", kept=False)
+
     def snapshot(self) -> int:
         """The session as `session_to_dict` gives it. Value: that dict."""
         request = self._new_request("snapshot")
@@ -258,6 +288,7 @@ class SessionClient(Conversation):
         try:
             self._prompt_number = max([self._prompt_number, *(int(one["number"]) for one in document["prompts"])])
             self._segment_values = {int(one["value"]) for one in document["segments"]}
+            self._moment = max([self._moment, *(int(moment) for _, _, moment in document.get("since", ()))])
             window = plain.window_from_json(document["window"])
         except plain.MISUNDERSTOOD:  # the worker finds the sentence for it
             window = self._window
@@ -267,7 +298,8 @@ class SessionClient(Conversation):
     # ---- inside: intents
 
     def _intend(self, what: str, document: bytes | None = None, kept: bool = True, **values: Any) -> None:
-        self._journal.add({"do": what, **values}, document, kept)
+        self._moment += 1
+        self._journal.add({"do": what, "moment": self._moment, **values}, document, kept)
         self._settled = False
         self._wanted = True
         self._next_look = 0.0
@@ -353,7 +385,7 @@ class SessionClient(Conversation):
             if event.mask is None:
                 self._told.pop(place, None)
             else:
-                self._told[place] = event.plane
+                self._told[place] = Shown(event.plane, event.since, event.digest)
             self._out.append(event)
 
     def _take_state(self, values: dict, _: dict) -> None:
@@ -362,6 +394,7 @@ class SessionClient(Conversation):
             self._settled = state.settled
             self._segment_values = {info.value for info in state.segments}
             self._take_back_stale()
+            self._compare_masks(values.get("masks"))
             self._out.append(state)
             self._store_now_and_then()
 
@@ -369,10 +402,23 @@ class SessionClient(Conversation):
         """Masks that a lost session had told of, and that did not come again."""
         if not self._settled or "propagate" in self._jobs.values():
             return
-        for place, plane in self._stale.items():
+        for place, told in self._stale.items():
             self._told.pop(place, None)
-            self._out.append(MaskChanged(place[0], plane, None, None, np.zeros((0, 2), np.float32)))
+            self._out.append(MaskChanged(place[0], told.plane, None, None, np.zeros((0, 2), np.float32)))
         self._stale = {}
+
+    def _compare_masks(self, theirs: str | None) -> None:
+        """Have all masks told once more when those that were told are others than the session's: some got lost."""
+        if theirs is None or "propagate" in self._jobs.values():  # masks come while no state does
+            return
+        if theirs == digest_of_masks((*place, told.since, told.digest) for place, told in self._told.items()):
+            self._asked_again = 0
+        elif self._asked_again < _MOST_ASKED_AGAIN:
+            _log.warning("Masks got lost on their way; all are told once more")
+            self.tell_again()
+        elif self._asked_again == _MOST_ASKED_AGAIN:
+            self._asked_again += 1
+            self._out.append(Failed("The masks shown are not those of the session; save the scene and open it again."))
 
     def _take_busy(self, values: dict, _: dict) -> None:
         known = values["job"] is None or values["job"] in self._jobs

@@ -8,6 +8,7 @@ import numpy as np
 
 from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.segments import SegmentInfo
+from SAMFineTuneLib.inference.masks import PackedMask
 from SAMFineTuneLib.service import values as plain
 from SAMFineTuneLib.service.events import Busy, MaskChanged, ObjectInfo, Objects, PromptInfo, StateChanged
 
@@ -17,9 +18,12 @@ _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": 
 def mask_changed(values: dict[str, Any], arrays: dict[str, np.ndarray]) -> MaskChanged:
     """A mask, unpacked."""
     plane = SlicePlane.from_dict(values["plane"])
-    mask = plain.unpack(arrays["mask"], plane.shape) if "mask" in arrays else None
+    mask, digest = None, ""
+    if "mask" in arrays:
+        mask = plain.unpack(arrays["mask"], plane.shape)
+        digest = PackedMask.of(mask).digest
     points = np.array(arrays["points"], np.float32).reshape(-1, 2)
-    return MaskChanged(values["segment"], plane, mask, values["score"], points)
+    return MaskChanged(values["segment"], plane, mask, values["score"], points, int(values.get("since", 0)), digest)
 
 
 class States:

@@ -64,6 +64,10 @@ class MaskChanged:
     mask: np.ndarray | None
     score: float | None
     points: np.ndarray
+    since: int = 0
+    """The moment at which the mask became what it is: undo and redo come back to the same moments."""
+    digest: str = ""
+    """What the mask is recognised by; empty without one."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,6 +163,8 @@ class HostedSession:
 
     def _apply(self, intent: dict[str, Any], array: np.ndarray | None) -> None:
         try:
+            if type(intent.get("moment")) is int:  # of an older client it has none
+                self._session.begin(intent["moment"])
             getattr(self, f"_do_{intent['do']}")(intent, array)
         except Exception as error:
             self._fail(error, intent)
@@ -208,7 +210,8 @@ class HostedSession:
         points = [part.points[part.labels == 1] for part in task.prompts] if task is not None else []
         merged = np.concatenate(points) if points else np.zeros((0, 2), np.float32)
         values = {"event": "mask", "segment": event.segment, "plane": event.plane.to_dict(),
-                  "score": None if answer is None else float(answer.score)}  # fmt: skip
+                  "score": None if answer is None else float(answer.score),
+                  "since": self._session.since(event.segment, event.plane)}  # fmt: skip
 
         def arrays():
             return {"points": merged} | ({} if answer is None else {"mask": answer.mask.data})
@@ -263,6 +266,7 @@ class HostedSession:
                 "redo": session.redo_name,
                 "window": plain.window_to_json(session.window),
                 "outdated": [[info.value, p.key] for info in state.segments for p in state.outdated(info.value)],
+                "masks": session.digest_of_told if self._settled else None,
             }
         self._tell(values, key="state")
 
@@ -390,7 +394,9 @@ class HostedSession:
         if isinstance(job, EverythingJob) and not job.done:  # a replay runs it again
             self._waiting_for_objects.append(intent)
             return
-        self._session.adopt(self._found(intent), [plain.number_from_json(value) for value in intent["values"]])
+        names = intent.get("names")  # an older client names them afterwards
+        names = None if names is None else [plain.text_from_json(name) for name in names]
+        self._session.adopt(self._found(intent), [plain.number_from_json(value) for value in intent["values"]], names)
         document = self._document()
         self._tell({"event": "stored", "intent": intent["number"], "step": "add found objects"},
                      lambda: {"document": document})  # fmt: skip
@@ -427,6 +433,10 @@ class HostedSession:
 
     def _do_stop_embedding(self, intent, _) -> None:
         self._session.stop_embedding()
+
+    def _do_tell_again(self, intent, _) -> None:
+        """The client shows other masks than it should: all of them once more."""
+        self._session.told_again()
 
     def _do_snapshot(self, intent, _) -> None:
         self._answer(intent, None, {"document": self._document()})
