@@ -1,9 +1,12 @@
 """Who put which voxels into which segment: what lets a mask be taken back without a trace.
 
-A claim is one segment's mask on one plane. Claims lie over what the segments held before, in the order in which
-they were shown. Each remembers which of its voxels were new to its segment and which it took from other
-segments, so that the segments without it can be worked out at any time: lift off all claims down to the ground,
-and lay the others down again. Knows no labelmap: membership is asked for and handed back as boolean arrays.
+A claim is one segment's mask on one plane. What it may have is settled once, when it is made: the voxels it gets,
+and which of them it takes from whom. Claims lie over what the segments held before, in the order in which they were
+made, and each remembers what it changed, so that the segments without it can be worked out at any time: lift off all
+claims down to the ground, and lay the others down again. Since neither what a claim may have nor its turn ever
+changes, the same claims on the same ground are the same voxels, in whatever order they were put there: a claim that
+is put back after an undo changes nobody else's. Knows no labelmap: membership is asked for and handed back as
+boolean arrays.
 
 Voxels are flat indices into one grid [k, j, i], ascending.
 """
@@ -40,6 +43,11 @@ class Runs:
 
     def __len__(self) -> int:
         return int(self._before[-1])
+
+    @property
+    def runs(self) -> int:
+        """How many runs they are."""
+        return len(self._starts)
 
     def last(self) -> int:
         """The highest index; not to be asked of none."""
@@ -104,45 +112,83 @@ class Runs:
 _NONE = Runs.of(np.empty(0, np.int64))
 
 
-@dataclass
+@dataclass(eq=False)
 class Claim:
     """What one segment's mask on one plane covers."""
 
     segment: str
     plane: str
     takes_from: frozenset[str] | None = frozenset()  # segments it may take voxels from; None is any
+    keeps_off: frozenset[str] | None = frozenset()  # segments it may not lie over; None is any
+    number: int = 0  # its turn among the claims
+    since: int = 0  # moment and digest of its mask
+    digest: str = ""
     voxels: Runs = _NONE  # all of them, whoever was there first
-    added: Runs = _NONE  # those that the segment did not have before
-    took: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels it lost
+    takes: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels that it takes from it
     weak: Runs = _NONE  # those that masking forbids: covered only because the segment has them already
+    # What it does at this moment, where others are in the way or gone:
+    held: Runs = _NONE  # those of its voxels that it does cover
+    added: Runs = _NONE  # of these, those that the segment did not have before
+    took: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels it lost
+
+    def put_aside(self) -> None:
+        """It does nothing any more, until it is laid down again."""
+        self.held = self.added = _NONE
+        self.took = {}
 
     def may_take_from(self, segment: str) -> bool:
         return segment != self.segment and (self.takes_from is None or segment in self.takes_from)
+
+    def may_lie_over(self, segment: str) -> bool:
+        """Whether both may have a voxel. Where it could have taken a voxel it has none beside the other."""
+        kept_off = self.keeps_off is None or segment in self.keeps_off
+        return segment == self.segment or not (kept_off or self.may_take_from(segment))
 
     def to_dict(self) -> dict:
         return {
             "segment": self.segment,
             "plane": self.plane,
             "takes_from": None if self.takes_from is None else sorted(self.takes_from),
+            "keeps_off": None if self.keeps_off is None else sorted(self.keeps_off),
+            "number": self.number,
+            "since": self.since,
+            "digest": self.digest,
             "voxels": self.voxels.to_text(),
-            "added": self.added.to_text(),
-            "took": {segment: runs.to_text() for segment, runs in self.took.items()},
+            "takes": _to_texts(self.takes),
             "weak": self.weak.to_text(),
+            "held": self.held.to_text(),
+            "added": self.added.to_text(),
+            "took": _to_texts(self.took),
         }
 
     @classmethod
     def from_dict(cls, values: dict) -> Claim:
-        """Raises ValueError, TypeError or KeyError on anything else than `to_dict` gives."""
+        """Raises ValueError, TypeError or KeyError on anything else than `to_dict` gives, now or formerly."""
         takes_from = values["takes_from"]
+        keeps_off = values.get("keeps_off", None if takes_from == [] else [])
         return cls(
             str(values["segment"]),
             str(values["plane"]),
             None if takes_from is None else frozenset(map(str, takes_from)),
+            None if keeps_off is None else frozenset(map(str, keeps_off)),
+            int(values.get("number", 0)),
+            int(values.get("since", 0)),
+            str(values.get("digest", "")),
             Runs.from_text(values["voxels"]),
-            Runs.from_text(values["added"]),
-            {str(segment): Runs.from_text(text) for segment, text in dict(values["took"]).items()},
+            _from_texts(values.get("takes", values["took"])),
             Runs.from_text(values["weak"]),
+            Runs.from_text(values.get("held", values["voxels"])),
+            Runs.from_text(values["added"]),
+            _from_texts(values["took"]),
         )
+
+
+def _to_texts(runs: dict[str, Runs]) -> dict[str, str]:
+    return {segment: own.to_text() for segment, own in runs.items()}
+
+
+def _from_texts(texts) -> dict[str, Runs]:
+    return {str(segment): Runs.from_text(text) for segment, text in dict(texts).items()}
 
 
 class Membership:
@@ -178,17 +224,20 @@ class _Touch:
     claim: Claim
     at: np.ndarray  # positions among the voxels under work
     voxels: np.ndarray
-    added: np.ndarray  # bool, as are the following
+    held: np.ndarray  # bool, as are the following
+    added: np.ndarray
     weak: np.ndarray
+    takes: dict[str, np.ndarray]
     took: dict[str, np.ndarray]
 
 
 class Ledger:
-    """All claims on one segmentation, oldest first, in a grid of `shape` [k, j, i]."""
+    """All claims on one segmentation, in their turn, in a grid of `shape` [k, j, i]."""
 
     def __init__(self, shape: tuple[int, int, int]):
         self.shape = shape
         self._claims: dict[tuple[str, str], Claim] = {}
+        self._last = 0
 
     def __iter__(self) -> Iterator[Claim]:
         return iter(self._claims.values())
@@ -199,38 +248,59 @@ class Ledger:
     def get(self, segment: str, plane: str) -> Claim | None:
         return self._claims.get((segment, plane))
 
+    def next_number(self) -> int:
+        """The turn of a claim that is about to be made."""
+        self._last += 1
+        return self._last
+
     def add(self, claim: Claim) -> None:
-        """As the newest."""
+        """In its turn."""
         self._claims.pop((claim.segment, claim.plane), None)
+        last = next(reversed(self._claims.values())).number if self._claims else 0
         self._claims[claim.segment, claim.plane] = claim
+        self._last = max(self._last, claim.number)
+        if claim.number < last:
+            self._claims = dict(sorted(self._claims.items(), key=lambda item: item[1].number))
 
     def drop(self, segment: str, plane: str) -> None:
         self._claims.pop((segment, plane), None)
 
-    def lift(self, voxels: np.ndarray, members: Membership) -> Lifted:
-        """Take all claims off ascending `voxels`: `members` becomes what it is without any.
-
-        Voxels that were changed by somebody else since a claim put them there are that somebody's from now on:
-        no claim has them any longer.
-        """
+    def notice(self, voxels: np.ndarray, members: Membership) -> list[_Touch]:
+        """The claims on ascending `voxels`. Voxels that were changed by somebody else since a claim put them there are
+        that somebody's from now on: no claim has them any longer."""
         touches = self._touches(voxels)
         foreign = _changed_by_others(touches, members, len(voxels))
-        if foreign.any():
-            touches = [_without(touch, foreign) for touch in touches]
+        return [_without(touch, foreign) for touch in touches] if foreign.any() else touches
+
+    def lift(self, voxels: np.ndarray, members: Membership) -> list[_Touch]:
+        """Take all claims off ascending `voxels`, after a look at what others changed there: `members` becomes what it
+        is without any."""
+        touches = self.notice(voxels, members)
         for touch in reversed(touches):
             members[touch.claim.segment][touch.at[touch.added]] = False
             for segment, lost in touch.took.items():
                 members[segment][touch.at[lost]] = True
-        return Lifted(touches)
+        return touches
 
-    def _touches(self, voxels: np.ndarray) -> list[_Touch]:
+    def lay_down(
+        self, voxels: np.ndarray, lifted: list[_Touch], members: Membership, without: Claim | None, also: Claim | None
+    ) -> None:
+        """What was lifted off ascending `voxels`, apart from one claim, and another one that was put aside, each in
+        its turn, on what `members` holds now, which becomes what it is with them."""
+        touches = [touch for touch in lifted if touch.claim is not without]
+        if also is not None:
+            touches = sorted([*touches, *self._touches(voxels, [also])], key=lambda touch: touch.claim.number)
+        for touch in touches:
+            _lay_down(touch, members)
+
+    def _touches(self, voxels: np.ndarray, claims: Iterable[Claim] | None = None) -> list[_Touch]:
         """The claims on any of the voxels. Most lie elsewhere: that must cost next to nothing."""
         if not len(voxels):
             return []
         places = [axis.astype(np.int32) for axis in np.unravel_index(voxels, self.shape)]
         low, high = [int(axis.min()) for axis in places], [int(axis.max()) for axis in places]
         touches = []
-        for claim in self:
+        for claim in self if claims is None else claims:
             if not len(claim.voxels):
                 continue
             first, last = claim.voxels.bounds(self.shape)
@@ -248,29 +318,59 @@ class Ledger:
         return touches
 
 
-class Lifted:
-    """Claims taken off some voxels, to be laid down again."""
+class Shelf:
+    """Claims put aside, by segment, plane and moment. Of very many, those that lie there longest are forgotten: a mask
+    that comes back later than that is a new one."""
 
-    def __init__(self, touches: list[_Touch]):
-        self._touches = touches
+    def __init__(self, most: int = 1_000_000):
+        """`most` is how many runs of voxels are kept: some 40 bytes each."""
+        self._most = most
+        self._count = 0
+        self._claims: dict[tuple[str, str, int], Claim] = {}
 
-    def lay_down(self, members: Membership, together: Callable[[str], Iterable[str]], without: Claim | None) -> None:
-        """All but `without`, oldest first, on what `members` holds now, which becomes what it is with them.
+    def take(self, segment: str, plane: str, since: int) -> Claim | None:
+        """The claim, which is not here any more; None without one."""
+        claim = self._claims.get((segment, plane, since))
+        self._drop((segment, plane, since))
+        return claim
 
-        `together(segment)` are the segments that share its labelmap: where one of them has a voxel, the claim
-        cannot, unless it may take it.
-        """
-        for touch in self._touches:
-            if touch.claim is not without:
-                _lay_down(touch, members, together)
+    def put(self, claim: Claim) -> None:
+        """A claim that has a moment; another of the same one is forgotten."""
+        claim.put_aside()
+        if not claim.since:
+            return
+        self._drop((claim.segment, claim.plane, claim.since))
+        self._claims[claim.segment, claim.plane, claim.since] = claim
+        self._count += claim.voxels.runs
+        while self._count > self._most:
+            self._drop(next(iter(self._claims)))
+
+    def forget(self, segment: str, plane: str | None = None) -> None:
+        """All of a segment, or of one of its planes."""
+        for key in [key for key in self._claims if key[0] == segment and plane in (None, key[1])]:
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, str, int]) -> None:
+        claim = self._claims.pop(key, None)
+        if claim is not None:
+            self._count -= claim.voxels.runs
 
 
-def place(claim: Claim, voxels: np.ndarray, at: np.ndarray, weak: np.ndarray, members: Membership) -> None:
-    """Lay a new claim over `voxels[at]`; `weak` (bool, as `at`) are those that masking forbids."""
-    touch = _Touch(claim, at, voxels[at], np.zeros(len(at), bool), weak, {})
-    claim.voxels = Runs.of(touch.voxels)
-    claim.weak = Runs.of(touch.voxels[weak]) if weak.any() else _NONE
-    _lay_down(touch, members, lambda _: ())
+def place(
+    claim: Claim,
+    voxels: np.ndarray,
+    at: np.ndarray,
+    weak: np.ndarray,
+    takes: dict[str, np.ndarray],
+    members: Membership,
+) -> None:
+    """Settle what a new claim has, and lay it over all others: `voxels[at]`, of which `weak` (bool, as `at`) are those
+    that masking forbids, and `takes` (bool, as `at`) those that it takes from each segment."""
+    claim.voxels = Runs.of(voxels[at])
+    claim.weak = Runs.of(voxels[at[weak]]) if weak.any() else _NONE
+    claim.takes = {segment: Runs.of(voxels[at[taken]]) for segment, taken in takes.items() if taken.any()}
+    nothing = np.zeros(len(at), bool)
+    _lay_down(_Touch(claim, at, voxels[at], nothing, nothing, weak, takes, {}), members)
 
 
 def _touch(claim: Claim, voxels: np.ndarray, near: np.ndarray) -> _Touch | None:
@@ -279,10 +379,15 @@ def _touch(claim: Claim, voxels: np.ndarray, near: np.ndarray) -> _Touch | None:
     if not len(at):
         return None
     own = voxels[at]
-    took = {segment: runs.has(own) for segment, runs in claim.took.items()}
-    whole = len(claim.added) == len(claim.voxels)
-    added = np.ones(len(own), bool) if whole else claim.added.has(own)
-    return _Touch(claim, at, own, added, claim.weak.has(own), took)
+    held = _has(claim.held, own, len(claim.voxels))
+    added = _has(claim.added, own, len(claim.voxels))
+    takes, took = ({segment: runs.has(own) for segment, runs in part.items()} for part in (claim.takes, claim.took))
+    return _Touch(claim, at, own, held, added, claim.weak.has(own), takes, took)
+
+
+def _has(runs: Runs, voxels: np.ndarray, count: int) -> np.ndarray:
+    """`runs.has(voxels)`, where they may be all of a claim's."""
+    return np.ones(len(voxels), bool) if len(runs) == count else runs.has(voxels)
 
 
 def _changed_by_others(touches: list[_Touch], members: Membership, count: int) -> np.ndarray:
@@ -298,53 +403,58 @@ def _changed_by_others(touches: list[_Touch], members: Membership, count: int) -
         known[open_ones] = True
 
     for touch in reversed(touches):
-        expect(touch.claim.segment, touch.at, True)
+        expect(touch.claim.segment, touch.at[touch.held], True)
         for segment, lost in touch.took.items():
             expect(segment, touch.at[lost], False)
     return foreign
 
 
 def _without(touch: _Touch, gone: np.ndarray) -> _Touch:
-    """The touch, and its claim, without voxels that are `gone` (bool over the voxels under work)."""
-    leaving = gone[touch.at]
+    """The touch, and its claim, without voxels that it holds and that are `gone` (bool over the voxels under work)."""
+    leaving = gone[touch.at] & touch.held
     if not leaving.any():
         return touch
     claim, left = touch.claim, touch.voxels[leaving]
-    claim.voxels = _minus(claim.voxels, left)
-    claim.added = _minus(claim.added, left)
-    claim.weak = _minus(claim.weak, left)
-    took = {segment: _minus(runs, left) for segment, runs in claim.took.items()}
-    claim.took = {segment: runs for segment, runs in took.items() if len(runs)}
+    for name in ("voxels", "held", "added", "weak"):
+        setattr(claim, name, _minus(getattr(claim, name), left))
+    for name in ("takes", "took"):
+        fewer = {segment: _minus(runs, left) for segment, runs in getattr(claim, name).items()}
+        setattr(claim, name, {segment: runs for segment, runs in fewer.items() if len(runs)})
     keep = ~leaving
-    lost = {segment: flags[keep] for segment, flags in touch.took.items()}
-    return _Touch(claim, touch.at[keep], touch.voxels[keep], touch.added[keep], touch.weak[keep], lost)
+    takes, took = ({segment: flags[keep] for segment, flags in part.items()} for part in (touch.takes, touch.took))
+    return _Touch(claim, touch.at[keep], touch.voxels[keep], touch.held[keep], touch.added[keep], touch.weak[keep],
+                  takes, took)  # fmt: skip
 
 
-def _lay_down(touch: _Touch, members: Membership, together: Callable[[str], Iterable[str]]) -> None:
-    claim = touch.claim
-    if claim.segment in members.segments:
-        blocked = np.zeros(len(touch.at), bool)
-        for segment in together(claim.segment):
-            if segment != claim.segment and not claim.may_take_from(segment):
-                blocked |= members[segment][touch.at]
-        blocked &= ~members[claim.segment][touch.at]
+def _lay_down(touch: _Touch, members: Membership) -> None:
+    """On what `members` holds. A voxel that somebody has by now whom the claim may neither take it from nor lie over
+    is theirs: they drew it since."""
+    claim, at = touch.claim, touch.at
+    held = np.zeros(len(at), bool)
+    if claim.segment in members.segments:  # else it is gone: nothing to lay down
+        own = members[claim.segment]
+        held[:] = True
+        for segment in members.segments:
+            if not claim.may_lie_over(segment):
+                theirs = members[segment][at]
+                if segment in touch.takes:
+                    theirs &= ~touch.takes[segment]
+                held &= ~theirs
+        held |= own[at]
+        added = held & ~own[at]
+        own[at[held]] = True
     else:
-        blocked = np.ones(len(touch.at), bool)  # its segment is gone: nothing to lay down
-    if blocked.any():
-        gone = np.zeros(int(touch.at.max()) + 1, bool)
-        gone[touch.at[blocked]] = True
-        touch = _without(touch, gone)
-    own = members[claim.segment]
-    added = ~own[touch.at]
-    own[touch.at] = True
+        added = held
+    claim.held = _replaced(claim.held, touch.voxels, touch.held, held)
     claim.added = _replaced(claim.added, touch.voxels, touch.added, added)
-    for segment in members.segments:
-        if not claim.may_take_from(segment):
-            continue
-        other = members[segment]
-        lost = other[touch.at] & ~touch.weak
-        other[touch.at[lost]] = False
-        before = touch.took.get(segment, np.zeros(len(lost), bool))
+    for segment in {*touch.takes, *touch.took}:
+        none = np.zeros(len(at), bool)
+        lost = none
+        if segment in touch.takes and segment in members.segments:
+            other = members[segment]
+            lost = other[at] & touch.takes[segment] & held
+            other[at[lost]] = False
+        before = touch.took.get(segment, none)
         if lost.any() or before.any():
             claim.took[segment] = _replaced(claim.took.get(segment, _NONE), touch.voxels, before, lost)
             if not len(claim.took[segment]):

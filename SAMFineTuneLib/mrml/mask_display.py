@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-
-import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.mrml.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments import SegmentWriter
 from SAMFineTuneLib.service.events import Event, Failed, MaskChanged
 
 _SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is made anew
-
-
-@dataclass(frozen=True)
-class _CutMask:
-    """A mask that other segments kept out of some voxels, one bit a pixel."""
-
-    plane: SlicePlane
-    bits: np.ndarray
-    score: float | None
-    points: np.ndarray
-
-    def event(self, segment: int) -> MaskChanged:
-        rows, columns = self.plane.shape
-        mask = np.unpackbits(self.bits, count=rows * columns).reshape(rows, columns).astype(bool)
-        return MaskChanged(segment, self.plane, mask, self.score, self.points)
 
 
 class MaskDisplay:
@@ -46,7 +27,6 @@ class MaskDisplay:
         """Whether what is shown was stored in the scene since it changed; whoever stores it says so."""
         self._table, self._tell, self._clock = table, tell, clock
         self._waiting: dict[tuple[int, str], MaskChanged] = {}
-        self._cut: dict[tuple[int, str], _CutMask] = {}
         self._last = clock()
 
     def __len__(self) -> int:
@@ -67,59 +47,44 @@ class MaskDisplay:
                 continue  # of a segment that is not in Slicer's table yet
             del self._waiting[place]
             if segment_id is not None and self._table.has(segment_id):
-                self._show(place, segment_id, event)
+                self._show(segment_id, event)
             if self._clock() >= end:
                 return
 
     def take_back(self, segment_id: str | None = None) -> None:
         """Take all masks back, or those of a segment, whose queued ones are dropped too."""
         value = None if segment_id is None else self._table.values.get(segment_id)
-        for masks in (self._waiting, self._cut):
-            for place in [place for place in masks if value in (None, place[0])]:
-                del masks[place]
+        for place in [place for place in self._waiting if value in (None, place[0])]:
+            del self._waiting[place]
         for claim in self.writer.claims():
             if segment_id in (None, claim.segment_id):
                 self.writer.take_back(claim.segment_id, claim.plane_key)
-        self._changed(value)
+        self.stored = False
 
     def keep_only(self, places: Collection[tuple[str, str]]) -> None:
         """Take back masks that are not of these segment IDs and plane keys."""
         for claim in self.writer.claims():
             if (claim.segment_id, claim.plane_key) not in places:
                 self.writer.take_back(claim.segment_id, claim.plane_key)
-                self._changed(None)
+                self.stored = False
 
     def forget_gone(self, segment_ids: list[str]) -> None:
         """Segments were removed, and their voxels with them; the table does not know them any more."""
         for segment_id in segment_ids:
             self.writer.forget(segment_id)
-        if segment_ids:
-            self._cut = {place: cut for place, cut in self._cut.items() if self._table.id_of(place[0]) is not None}
-            self._changed(None)
+            self.stored = False
 
     @property
     def surface_due(self) -> bool:
         """Whether the closed surface is stale, and the masks have come to rest."""
         return self.writer.surface_stale and not self._waiting and self._clock() - self._last >= _SURFACE_DELAY
 
-    def _show(self, place: tuple[int, str], segment_id: str, event: MaskChanged) -> None:
-        self._cut.pop(place, None)
+    def _show(self, segment_id: str, event: MaskChanged) -> None:
         points = event.points if len(event.points) else None
         try:
-            changed = self.writer.show(segment_id, event.plane, event.mask, points)
+            self.writer.show(segment_id, event.plane, event.mask, points, event.since, event.digest)
         except UserError as error:
             self._tell(Failed(str(error)))
             return
-        if self.writer.was_cut:
-            self._cut[place] = _CutMask(event.plane, np.packbits(event.mask), event.score, event.points)
         self._last = self._clock()
         self.stored = False
-        if changed:
-            self._changed(event.segment)
-
-    def _changed(self, but: int | None) -> None:
-        """What other segments had kept masks out of may be free now: it belongs to them."""
-        self.stored = False
-        for (value, key), cut in self._cut.items():
-            if value != but and (value, key) not in self._waiting:
-                self._waiting[(value, key)] = cut.event(value)

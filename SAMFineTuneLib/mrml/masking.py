@@ -24,6 +24,14 @@ class Rules:
     inside: bool = False  # whether it allows what is in any of them, or what is in none
     takes_from: frozenset[str] | None = frozenset()  # None is all
     intensities: tuple[float, float] | None = None
+    all_others: bool = False  # whether those that masking looks at are all others, whichever there are
+
+    @property
+    def keeps_off(self) -> frozenset[str] | None:
+        """Segments that it may not lie over; None is any."""
+        if self.where is None or self.inside:
+            return frozenset()
+        return None if self.all_others else frozenset(self.where)
 
     def permitted(self, members: Membership, count: int) -> np.ndarray:
         """bool (N,): voxels where masking by segments lets the segment be painted."""
@@ -46,15 +54,19 @@ def protect_others(editor_node) -> None:
 
 def editing_rules(segment: str, segmentation_node, editor_node) -> Rules:
     """The rules of the Segment Editor's node; without one all other segments are protected."""
+    import slicer
+
     segments = tuple(segmentation_node.GetSegmentation().GetSegmentIDs())
     others = tuple(other for other in segments if other != segment)
     if editor_node is None:
-        return Rules(segment, others)
+        return Rules(segment, others, all_others=True)
     where, inside = _mask(segments, others, segmentation_node, editor_node)
     intensities = None
     if editor_node.GetSourceVolumeIntensityMask():
         intensities = tuple(map(float, editor_node.GetSourceVolumeIntensityMaskRange()))
-    return Rules(segment, where, inside, _overwritten(others, segmentation_node, editor_node), intensities)
+    takes_from = _overwritten(others, segmentation_node, editor_node)
+    all_others = editor_node.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments
+    return Rules(segment, where, inside, takes_from, intensities, all_others)
 
 
 def _mask(segments, others, segmentation_node, editor_node) -> tuple[tuple[str, ...] | None, bool]:

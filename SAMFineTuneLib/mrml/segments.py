@@ -16,7 +16,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.plane import SlicePlane, inside
 from SAMFineTuneLib.images.resample import covered_voxels
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.claims import Claim, Ledger, Membership, merged, place
+from SAMFineTuneLib.mrml.claims import Claim, Ledger, Membership, Shelf, merged, place
 from SAMFineTuneLib.mrml.layers import SURFACE, Grid, Layers, require_editable
 from SAMFineTuneLib.mrml.masking import editing_rules, in_range, intensities_at
 from SAMFineTuneLib.mrml.surfaces import new_surfaces
@@ -28,6 +28,8 @@ class ClaimInfo(NamedTuple):
     segment_id: str
     plane_key: str
     voxels: int
+    since: int
+    digest: str
 
 
 class SegmentWriter:
@@ -35,7 +37,8 @@ class SegmentWriter:
 
     Each pair of a segment and a plane has a claim: what its mask added to the segment, and took from others
     where the Segment Editor's settings allow that. Showing another mask there, or None, first gives all of it
-    back. What the user drew, before or since, is never part of a claim.
+    back. What the user drew, before or since, is never part of a claim. A claim is put aside when another mask takes
+    its place, and put back when its own mask, by its moment, is shown again: then the voxels are what they were.
     """
 
     def __init__(self, segmentation_node, volume_node, volume: Volume):
@@ -49,43 +52,66 @@ class SegmentWriter:
         self.save_undo_state: Callable[[], object] | None = None
         """Called before the first change after one by somebody else, for Slicer's own undo: for instance
         `vtkSlicerSegmentEditorLogic.SaveStateForUndo`."""
-        self.was_cut = False
-        """Whether other segments kept the mask shown last out of some voxels; shown again when these are free, it
-        gets them."""
         require_editable(segmentation_node)
         self._grid = Grid.of(segmentation_node, volume_node)
         self._ledger = Ledger(self._grid.shape)
+        self._aside = Shelf()
         self._writing = False
         self._changed_by_others = True
+        self._edited = False
+        self._to_look_at: list[tuple[str, str]] = []
         self._stale: set[str] = set()
         self._observers = [segmentation_node.AddObserver(event, self._on_change) for event in _foreign_events()]
 
     # ---- showing masks
 
-    def show(self, segment_id: str, plane: SlicePlane, mask: np.ndarray | None, points=None) -> bool:
+    def show(
+        self,
+        segment_id: str,
+        plane: SlicePlane,
+        mask: np.ndarray | None,
+        points=None,
+        since: int = 0,
+        digest: str = "",
+    ) -> bool:
         """Make `mask` (bool [rows, columns]) what the segment's claim on the plane shows; None takes it back.
 
         `points` (N, 2) are positive points, x and y in the plane's pixels, whose own voxels belong to the mask
-        where it is true. Returns whether any voxel changed. Raises UserError when the segment is gone or the
-        segmentation cannot be edited.
+        where it is true. A mask that was shown before, by its moment `since` and its digest, gets what it had then;
+        without a moment it is always a new one. Returns whether any voxel changed. Raises UserError when the segment
+        is gone or the segmentation cannot be edited.
         """
         segmentation = self._segmentation()
         if mask is not None and segmentation.GetSegment(segment_id) is None:
             raise UserError("The segment of this mask is no longer there: add a segment and place the prompts again.")
-        old = self._ledger.get(segment_id, plane.key)
-        self.was_cut = False
         if mask is None:
             return self.take_back(segment_id, plane.key)
         grid = self._current_grid()
         old = self._ledger.get(segment_id, plane.key)
+        again = self._shown_before(old, segment_id, plane.key, since, digest)
+        if again is not None:
+            voxels = again.voxels.voxels()
+            return self._rearrange(voxels if old in (None, again) else merged(old.voxels.voxels(), voxels), old, again)
         new = np.sort(np.ravel_multi_index(tuple(self._covered(mask, plane, points)), grid.shape))
         voxels = new if old is None else merged(old.voxels.voxels(), new)
-        return self._rearrange(voxels, old, lambda work: self._claim(segment_id, plane.key, new, work))
+        claim = Claim(segment_id, plane.key, number=self._ledger.next_number(), since=since, digest=digest)
+        return self._rearrange(voxels, old, claim, new)
 
     def take_back(self, segment_id: str, plane_key: str) -> bool:
         """As `show` with None, for who knows only the plane's key, as of `claims`."""
         claim = self._ledger.get(segment_id, plane_key)
-        return claim is not None and self._withdraw(claim)
+        if claim is None:
+            return False
+        self._current_grid()
+        if self._ledger.get(segment_id, plane_key) is not claim:
+            return False  # went with the grid it was made for
+        return self._rearrange(claim.voxels.voxels(), claim, None)
+
+    def _shown_before(self, old: Claim | None, segment_id: str, key: str, since: int, digest: str) -> Claim | None:
+        if not since:
+            return None
+        claim = old if old is not None and old.since == since else self._aside.take(segment_id, key, since)
+        return claim if claim is not None and claim.digest == digest else None
 
     def _covered(self, mask: np.ndarray, plane: SlicePlane, points) -> np.ndarray:
         """Grid voxels (3, N) as k, j, i. In a grid that reaches beyond the volume, none out there."""
@@ -95,38 +121,41 @@ class SegmentWriter:
             return places
         return places[:, inside(self.volume, grid.ijk_to_ras(places[::-1].T))]
 
-    def _withdraw(self, claim: Claim) -> bool:
-        self._current_grid()
-        if self._ledger.get(claim.segment, claim.plane) is not claim:
-            return False  # went with the grid it was made for
-        return self._rearrange(claim.voxels.voxels(), claim, None)
-
-    def _rearrange(self, voxels: np.ndarray, old: Claim | None, claim: Callable[[_Work], None] | None) -> bool:
-        """Lift all claims off the voxels, put back all but `old`, make the new one, and write the difference."""
-        work = _Work(self._segmentation(), self._grid, voxels)
+    def _rearrange(
+        self, voxels: np.ndarray, old: Claim | None, claim: Claim | None, new: np.ndarray | None = None
+    ) -> bool:
+        """Lift all claims off the voxels and put back all but `old`, and `claim`: in its turn when it had its voxels
+        before, over all others when it gets `new` ones now. Writes the difference; returns whether there was any."""
+        work = _Work(Layers(self._segmentation(), self._grid), self._grid, voxels)
         lifted = self._ledger.lift(voxels, work.members)
-        lifted.lay_down(work.members, work.layers.together, old)
+        self._ledger.lay_down(voxels, lifted, work.members, old, claim if new is None else None)
         if old is not None:
             self._ledger.drop(old.segment, old.plane)
+            if old is not claim:
+                self._aside.put(old)
         if claim is not None:
-            claim(work)
-        return self._write(work)
-
-    def _claim(self, segment_id: str, plane_key: str, voxels: np.ndarray, work: _Work) -> None:
-        rules = editing_rules(segment_id, self._node, self.editor_node)
-        permitted = rules.permitted(work.members, len(work.voxels))
-        at = np.searchsorted(work.voxels, voxels)
-        permitted = permitted[at]
-        if rules.intensities is not None:
-            permitted &= self._in_range(work.places[:, at], rules.intensities)
-        kept = permitted | work.members[segment_id][at]
-        denied = at[~kept]
-        self.was_cut = any(work.members[other][denied].any() for other in work.layers.of if other != segment_id)
-        claim = Claim(segment_id, plane_key, rules.takes_from)
-        place(claim, work.voxels, at[kept], ~permitted[kept], work.members)
-        if len(claim.voxels):
+            if new is not None:
+                self._settle(claim, new, work)
             self._ledger.add(claim)
             claim.to_dict()  # packs its voxels: a moment now rather than hundreds of them when they are stored
+        return self._write(work)
+
+    def _settle(self, claim: Claim, voxels: np.ndarray, work: _Work) -> None:
+        """Give a new claim what the Segment Editor's settings let it have of the voxels."""
+        rules = editing_rules(claim.segment, self._node, self.editor_node)
+        at = np.searchsorted(work.voxels, voxels)
+        permitted = rules.permitted(work.members, len(work.voxels))[at]
+        if rules.intensities is not None:
+            permitted &= self._in_range(work.places[:, at], rules.intensities)
+        kept = permitted | work.members[claim.segment][at]
+        at, weak = at[kept], ~permitted[kept]
+        claim.takes_from, claim.keeps_off = rules.takes_from, rules.keeps_off
+        takes = {
+            segment: work.members[segment][at] & ~weak
+            for segment in work.members.segments
+            if claim.may_take_from(segment)
+        }
+        place(claim, work.voxels, at, weak, takes, work.members)
 
     def _in_range(self, places: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
         source = self.editor_node.GetSourceVolumeNode() or self._volume_node
@@ -151,7 +180,19 @@ class SegmentWriter:
             self._announce(segmentation, work.layers, [segment for segment, _, _ in changes])
         finally:
             self._writing = False
+        self._read_back(work, changes)
         return True
+
+    def _read_back(self, work: _Work, changes) -> None:
+        """Whoever hears of a change may exchange labelmaps. A mask that is not there must not pass unnoticed."""
+        now = _Work(Layers(self._segmentation(), self._grid), self._grid, work.voxels)
+        for segment, lost, gained in changes:
+            inside = now.members[segment] if segment in now.layers.of else None
+            if inside is None or inside[lost].any() or not inside[gained].all():
+                raise UserError(
+                    "Slicer did not keep what was written into the segments: another module changes them at the same "
+                    "time; close its tool and undo once."
+                )
 
     def _make_room(self, segmentation, work: _Work, changes) -> None:
         """Own labelmaps for segments that are about to overlap; memory where voxels are about to be set."""
@@ -183,6 +224,29 @@ class SegmentWriter:
             segmentation.InvokeEvent(segmentation.SourceRepresentationModified, segment_id)
             segmentation.InvokeEvent(segmentation.RepresentationModified, segment_id)
 
+    def notice_edits(self, until: Callable[[], bool]) -> None:
+        """Look through the claims for voxels that somebody else has changed, which are theirs from now on, until told
+        to go on another time: even when they are changed to what the claims say, and unnoticeable, later."""
+        if self._edited:
+            self._edited = False
+            self._to_look_at = [(claim.segment, claim.plane) for claim in self._ledger]
+        if not self._to_look_at:
+            return
+        segmentation, grid = self._segmentation(), self._current_grid()
+        layers = Layers(segmentation, grid)
+        while self._to_look_at:
+            claim = self._ledger.get(*self._to_look_at.pop())
+            if claim is not None and len(claim.voxels):
+                work = _Work(layers, grid, claim.voxels.voxels())
+                self._ledger.notice(work.voxels, work.members)
+            if until():
+                return
+
+    @property
+    def edits_to_notice(self) -> bool:
+        """Whether there is anything left to look through."""
+        return self._edited or bool(self._to_look_at)
+
     # ---- the closed surface
 
     @property
@@ -211,13 +275,16 @@ class SegmentWriter:
 
     def claims(self) -> tuple[ClaimInfo, ...]:
         """What is shown, oldest first."""
-        return tuple(ClaimInfo(claim.segment, claim.plane, len(claim.voxels)) for claim in self._ledger)
+        return tuple(
+            ClaimInfo(claim.segment, claim.plane, len(claim.held), claim.since, claim.digest) for claim in self._ledger
+        )
 
     def forget(self, segment_id: str, plane_key: str | None = None) -> None:
         """Leave the voxels of a segment's masks, or of one, as they are: from now on they are the user's own."""
         for claim in [claim for claim in self._ledger if claim.segment == segment_id]:
             if plane_key in (None, claim.plane):
                 self._ledger.drop(claim.segment, claim.plane)
+        self._aside.forget(segment_id, plane_key)
 
     def to_dict(self) -> dict:
         """The claims as plain values for JSON, to be saved with the scene."""
@@ -232,6 +299,7 @@ class SegmentWriter:
             ledger = Ledger(self._grid.shape)
             for entry in values["claims"]:
                 claim = Claim.from_dict(entry)
+                claim.number = claim.number or ledger.next_number()
                 if len(claim.voxels) and claim.voxels.last() < np.prod(self._grid.shape):
                     ledger.add(claim)
         except (KeyError, TypeError, ValueError):
@@ -257,20 +325,21 @@ class SegmentWriter:
         if not grid.same_as(self._grid):
             self._grid = grid
             self._ledger = Ledger(grid.shape)
+            self._aside = Shelf()
         return self._grid
 
     def _on_change(self, *_) -> None:
         if not self._writing:
-            self._changed_by_others = True
+            self._changed_by_others = self._edited = True
 
 
 class _Work:
     """Voxels that are about to change, and the segments they are in."""
 
-    def __init__(self, segmentation, grid: Grid, voxels: np.ndarray):
+    def __init__(self, layers: Layers, grid: Grid, voxels: np.ndarray):
         self.voxels = voxels
         self.places = np.stack(np.unravel_index(voxels, grid.shape))
-        self.layers = Layers(segmentation, grid)
+        self.layers = layers
         self._values: dict[int, np.ndarray] = {}
         self.members = Membership(self.layers.of, self._read, len(voxels))
 

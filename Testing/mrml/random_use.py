@@ -92,6 +92,8 @@ class RandomUse:
         self.jobs: list[int] = []
         self.killed = 0.0
         self.heard: dict[tuple[int, str], bytes | None] = {}
+        self.ever: dict[str, dict[int, np.ndarray]] = {}  # volume -> label value -> where it ever had a mask
+        self.listened = 0
 
     def _add_slice_node(self) -> None:
         import slicer
@@ -126,13 +128,20 @@ class RandomUse:
             self.settle()
         self._listen()
         del self.host.told[:-200]
+        self.listened = len(self.host.told)
 
     def _listen(self) -> None:
         """Remember the masks that the worker told, to tell its mistakes from the scene's."""
-        for event in self.host.told:
+        volume = self.session.volume
+        ever = self.ever.setdefault(self.session.volume_node.GetName(), {})
+        for event in self.host.told[self.listened :]:
             if isinstance(event, MaskChanged):
                 packed = None if event.mask is None else np.packbits(event.mask).tobytes()
                 self.heard[(event.segment, event.plane.key)] = packed
+                if event.mask is not None:
+                    places = tuple(covered_voxels(event.mask, event.plane, volume, event.points))
+                    ever.setdefault(event.segment, np.zeros(volume.shape, bool))[places] = True
+        self.listened = len(self.host.told)
 
     def settle(self) -> None:
         """Until everything has come to rest."""
@@ -353,7 +362,7 @@ class RandomUse:
         self._expect(read == set(told), f"the nodes hold {sorted(map(str, read))} and the session {sorted(told)}")
 
     def _check_segments(self) -> None:
-        """Every segment holds what its masks, made anew, hold; contested voxels belong to one of the contestants."""
+        """Every segment holds what its masks, made anew, hold, but for voxels that another segment has or had."""
         session = self.session
         volume = session.volume
         record = read_record(self.scene, session.volume_node, session.segmentation_node)
@@ -378,6 +387,8 @@ class RandomUse:
                     wanted[by_value[info.value]][places] = True
         for name, voxels in held.items():
             others = np.any([held[other] for other in held if other != name] or [np.zeros(volume.shape, bool)], axis=0)
+            for value, had in self.ever.get(session.volume_node.GetName(), {}).items():
+                others = others | had if by_value.get(value) != name else others
             extra, missing = voxels & ~wanted[name], wanted[name] & ~voxels & ~others
             counts = f"{extra.sum()} voxels too many and {missing.sum()} too few of {wanted[name].sum()}"
             text = f"segment {name} has {counts}"

@@ -649,6 +649,191 @@ def test_masks_everywhere_with_overwriting_are_replayed_by_the_logic(lasting_sce
     lasting_scene.scene.Clear(True)
 
 
+# ---- undo and redo
+
+
+class Steps:
+    """What a session does with a writer: masks that come at moments, and come back at the same ones."""
+
+    def __init__(self, bench: Bench, seed: int):
+        self.bench, self.random = bench, np.random.default_rng(seed)
+        self.moment = self.at = 0
+        self.history: list[tuple[dict, dict]] = [({}, bench.all())]
+        self.drawn = np.zeros(SHAPE, bool)  # where somebody drew: voxels there are not what they were
+
+    def show(self, segment: str, key, seed: int | None) -> set[str]:
+        """A step; returns the segments that it changed."""
+        self.moment += 1
+        before = self.bench.all()
+        shown = dict(self.history[self.at][0])
+        shown.pop((segment, key), None)
+        if seed is not None:
+            shown[segment, key] = (seed, self.moment)
+        self._put(segment, key, shown.get((segment, key)))
+        now = self.bench.all()
+        del self.history[self.at + 1 :]
+        self.history.append((shown, now))
+        self.at += 1
+        return {name for name in now if not np.array_equal(now[name], before[name])}
+
+    def go(self, steps: int) -> None:
+        """Undo, or redo; masks come in any order."""
+        self.at = min(max(self.at + steps, 0), len(self.history) - 1)
+        shown, voxels = self.history[self.at]
+        there = {(claim.segment_id, claim.plane_key): claim.since for claim in self.bench.writer.claims()}
+        keys = {plane_of(self.bench, *key).key: key for key in KEYS}
+        places = sorted({*shown, *((segment, keys[plane]) for segment, plane in there)})
+        for index in self.random.permutation(len(places)):
+            segment, key = places[index]
+            wanted = shown.get((segment, key))
+            if (wanted or (0, 0))[1] != there.get((segment, plane_of(self.bench, *key).key), 0):
+                self._put(segment, key, wanted)
+        now = self.bench.all()
+        for name in voxels:
+            assert np.array_equal(now[name] & ~self.drawn, voxels[name] & ~self.drawn), name
+
+    def draw(self, segment: str, seed: int, remove: bool) -> np.ndarray:
+        """Returns what was drawn there anew."""
+        low = self.random.integers(0, np.array(SHAPE) - 3)
+        stroke = box(*((n, n + 1 + (seed + axis) % 3) for axis, n in enumerate(low)))
+        before = self.bench.all()
+        self.bench.draw(segment, stroke, remove)
+        self.bench.writer.notice_edits(lambda: False)
+        now = self.bench.all()
+        for name in now:
+            self.drawn |= now[name] != before[name]
+        self.history[self.at] = (self.history[self.at][0], now)
+        return now[segment] & ~before[segment]
+
+    def store(self) -> None:
+        """As when a scene is saved and loaded: what was undone is gone."""
+        claims = json.loads(json.dumps(self.bench.writer.to_dict()))
+        editor = self.bench.writer.editor_node
+        self.bench.writer.close()
+        self.bench.writer = SegmentWriter(self.bench.node, self.bench.volume_node, self.bench.volume)
+        self.bench.writer.editor_node = editor
+        assert self.bench.writer.from_dict(claims)
+        self.history, self.at = [self.history[self.at]], 0
+
+    def _put(self, segment: str, key, wanted) -> None:
+        plane = plane_of(self.bench, *key)
+        if wanted is None:
+            self.bench.writer.show(segment, plane, None)
+        else:
+            seed, moment = wanted
+            mask = random_mask(plane.shape, seed)
+            self.bench.writer.show(segment, plane, mask, since=moment, digest=str(seed))
+
+
+names_of_segments = st.sampled_from(("first", "second", "hidden", "apart"))
+shows = st.tuples(
+    st.just("show"), names_of_segments, st.sampled_from(KEYS), st.one_of(st.none(), st.integers(0, 5))
+)
+goes = st.tuples(st.just("go"), st.integers(-4, 4))
+stores = st.tuples(st.just("store"))
+mode_changes = st.tuples(st.just("mode"), modes)
+strokes = st.tuples(st.just("draw"), names_of_segments, st.integers(0, 8), st.booleans())
+
+
+@relaxed
+@given(
+    st.lists(st.one_of(shows, shows, goes, stores, mode_changes, strokes), min_size=3, max_size=14), st.integers(0, 99)
+)
+def test_undo_and_redo_bring_back_every_voxel(lasting_scene, sequence, seed):
+    """In every mode, on planes that cross, with strokes in between, and masks told in any order."""
+    import slicer
+
+    bench = drawn_bench(lasting_scene)
+    _, editor = lasting_scene.add_editor(bench.node, bench.volume_node)
+    editor.SetMaskSegmentID("second")
+    editor.SetOverwriteMode(editor.OverwriteNone)
+    bench.writer.editor_node = editor
+    steps = Steps(bench, seed)
+    for what, *arguments in sequence:
+        if what == "mode":
+            mask_mode, overwrite = arguments[0]
+            editor.SetMaskMode(getattr(slicer.vtkMRMLSegmentationNode, mask_mode))
+            editor.SetOverwriteMode(getattr(editor, overwrite))
+        else:
+            getattr(steps, what)(*arguments)
+    for _ in range(len(steps.history)):
+        steps.go(-1)
+    for _ in range(len(steps.history)):
+        steps.go(1)
+    lasting_scene.scene.Clear(True)
+
+
+@relaxed
+@given(st.lists(st.one_of(shows, shows, goes, stores, strokes), min_size=3, max_size=14), st.integers(0, 99))
+def test_protected_a_step_changes_its_segment_alone_and_no_stroke(lasting_scene, sequence, seed):
+    bench = drawn_bench(lasting_scene)
+    steps = Steps(bench, seed)
+    drawn = {name: np.zeros(SHAPE, bool) for name in bench.all()}
+    for what, *arguments in sequence:
+        found = getattr(steps, what)(*arguments)
+        if what == "show":
+            assert found <= {arguments[0]}
+        if what == "draw":
+            segment, _, remove = arguments
+            now = bench.all()
+            for name in drawn:
+                drawn[name] &= now[name]
+            drawn[segment] |= found
+        now = bench.all()
+        assert all(now[name][drawn[name]].all() for name in drawn)
+    lasting_scene.scene.Clear(True)
+
+
+def test_five_touching_segments_are_cleared_and_come_back(slicer_scene):
+    """Each protected from the others; a sixth changes none, and what one leaves no other one takes by itself."""
+    names = [f"s{number}" for number in range(6)]
+    bench = Bench(slicer_scene, names)
+    steps = Steps(bench, 1)
+    for number, name in enumerate(names[:5]):
+        for key in (KEYS[number % 4], KEYS[(number + 1) % 4]):
+            assert steps.show(name, key, number) <= {name}
+    before = bench.all()
+    for name in names[:5]:
+        for key in KEYS[:4]:
+            steps.show(name, key, None)
+    assert not any(voxels.any() for voxels in bench.all().values())
+    steps.go(-20)
+    assert same(bench.all(), before)
+    assert steps.show("s5", KEYS[0], 9) == {"s5"}
+    assert steps.show("s0", KEYS[0], None) == {"s0"}
+    steps.go(-2)
+    assert same(bench.all(), before)
+
+
+def test_a_stroke_over_a_mask_and_back_is_a_stroke(bench):
+    """Noticed while it differs from the mask, it stays when the mask goes."""
+    plane = bench.plane()
+    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    stroke = box((3, 4), (0, 6), (0, 10))
+    bench.draw("second", stroke)
+    assert bench.writer.edits_to_notice
+    bench.writer.notice_edits(lambda: False)
+    assert not bench.writer.edits_to_notice
+    bench.draw("first", stroke)
+    bench.writer.show("first", plane, None)
+    assert np.array_equal(bench.voxels("first"), stroke) and not bench.voxels("second").any()
+
+
+def test_somebody_who_exchanges_the_labelmap_at_every_change_is_noticed(bench):
+    import slicer
+
+    def empty(*_):
+        bench.segmentation.GetSegment("first").AddRepresentation("Binary labelmap", slicer.vtkOrientedImageData())
+
+    tag = bench.segmentation.AddObserver(bench.segmentation.RepresentationModified, empty)
+    plane = bench.plane()
+    with pytest.raises(UserError, match="did not keep"):
+        bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.segmentation.RemoveObserver(tag)
+    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    assert bench.voxels("first")[3].all()
+
+
 # ---- saving, forgetting, closing
 
 
