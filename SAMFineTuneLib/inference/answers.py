@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
-from SAMFineTuneLib.inference.masks import PackedMask, interior_points
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.inference.masks import interior_points
 from SAMFineTuneLib.inference.state import Task
 from SAMFineTuneLib.prompts import PlanePrompts
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
+from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.plane import SlicePlane, aligned_plane, number_of_slices
 from SAMFineTuneLib.images.resample import picture, write
-from SAMFineTuneLib.inference.masks import PackedMask
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.prompts import SegmentPrompts

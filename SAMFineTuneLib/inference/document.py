@@ -18,13 +18,13 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume, choose_window
+from SAMFineTuneLib.images.packed_mask import PackedMask, digest_of_masks
 from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.resample import write
 from SAMFineTuneLib.inference import edits, events
 from SAMFineTuneLib.inference.answers import Answer, Answers
 from SAMFineTuneLib.inference.doubts import doubts_about_placing, doubts_about_voxels
 from SAMFineTuneLib.inference.history import History
-from SAMFineTuneLib.inference.masks import PackedMask, digest_of_masks
 from SAMFineTuneLib.inference.state import Place, PlacedPrompt, State, changes
 from SAMFineTuneLib.prompts import Prompt
 

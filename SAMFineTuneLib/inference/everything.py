@@ -27,7 +27,8 @@ from SAMFineTuneLib.images import (
     picture,
     write,
 )
-from SAMFineTuneLib.inference.masks import PackedMask, interpolate, overlap, pieces, stability_score
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.inference.masks import interpolate, overlap, pieces, stability_score
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.view import View, bounding_box
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.images import SlicePlane
+from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.everything import EverythingSettings, Object3D, SliceMasks, link
-from SAMFineTuneLib.inference.masks import PackedMask
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.inference.propagate import PropagatedSlice, PropagationEnd
 from SAMFineTuneLib.inference.state import Place, PropagatedMask, Sources, State

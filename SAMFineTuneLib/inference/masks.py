@@ -1,50 +1,13 @@
-"""Small facts about 2-D masks: packing, overlap, stability, connected pieces, the most interior points.
+"""Small facts about 2-D masks: overlap, stability, connected pieces, the most interior points.
 
 Masks are bool (rows, columns); points and boxes are (x, y) = (column, row) with pixel centres at integers.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 
 from SAMFineTuneLib.inference.view import bounding_box
-
-
-@dataclass(frozen=True)
-class PackedMask:
-    """A mask at one bit a pixel, immutable and comparable, so that history and saved files can share it."""
-
-    data: bytes
-    shape: tuple[int, int]
-
-    @classmethod
-    def of(cls, mask: np.ndarray) -> PackedMask:
-        """Pack a bool (rows, columns) array."""
-        mask = np.asarray(mask, dtype=bool)
-        return cls(np.packbits(mask).tobytes(), (int(mask.shape[0]), int(mask.shape[1])))
-
-    @cached_property
-    def digest(self) -> str:
-        """What the mask is recognised by, 16 characters."""
-        return hashlib.blake2b(self.data, digest_size=8).hexdigest()
-
-    def unpack(self) -> np.ndarray:
-        """The bool (rows, columns) array."""
-        rows, columns = self.shape
-        bits = np.unpackbits(np.frombuffer(self.data, dtype=np.uint8), count=rows * columns)
-        return bits.reshape(self.shape).astype(bool)
-
-
-def digest_of_masks(masks: Iterable[tuple[int, str, int, str]]) -> str:
-    """What many masks are recognised by, in whatever order they come: each by its segment, plane key, moment and
-    own digest."""
-    lines = sorted(f"{segment} {key} {since} {digest}" for segment, key, since, digest in masks)
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -19,9 +19,9 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images import IntensityWindow, Volume
+from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.inference import edits, events
-from SAMFineTuneLib.inference.masks import PackedMask
 from SAMFineTuneLib.inference.session import Session
 from SAMFineTuneLib.inference.state import PlacedPrompt, PropagatedMask, State
 from SAMFineTuneLib.prompts import PlanePrompts, PromptSet, SegmentPrompts, prompts_from_dict, prompts_to_dict

@@ -13,7 +13,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from SAMFineTuneLib.images import SegmentInfo, SlicePlane
-from SAMFineTuneLib.inference.masks import PackedMask
+from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.prompts import PlanePrompts, Prompt
 
 Place = tuple[int, str]

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from SAMFineTuneLib.images.packed_mask import digest_of_masks
 from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
-from SAMFineTuneLib.inference.masks import digest_of_masks
 from SAMFineTuneLib.prompts.prompts import LARGEST_VALUE, Prompt
 from SAMFineTuneLib.service import decoding
 from SAMFineTuneLib.service import values as plain

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.segments import SegmentInfo
-from SAMFineTuneLib.inference.masks import PackedMask
 from SAMFineTuneLib.service import values as plain
 from SAMFineTuneLib.service.events import Busy, MaskChanged, ObjectInfo, Objects, PromptInfo, StateChanged
 

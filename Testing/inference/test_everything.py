@@ -12,6 +12,7 @@ from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import aligned_plane, picture
+from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.everything import (
     AutomaticMask,
     EverythingSettings,
@@ -24,7 +25,7 @@ from SAMFineTuneLib.inference.everything import (
     objects_labelmap,
     tiles,
 )
-from SAMFineTuneLib.inference.masks import PackedMask, overlap, stability_score
+from SAMFineTuneLib.inference.masks import overlap, stability_score
 from SAMFineTuneLib.inference.view import View
 
 SURE = 0.7  # the share of the best score that the engine's thinner and thicker masks do not reach
