@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.dicom_geometry import same_stack, stack_frames
-from SAMFineTuneLib.images.dicom_headers import DamagedFile, Frame, Header, read_header
-from SAMFineTuneLib.images.dicom_pixels import read_pixels
-from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
+from SAMFineTuneLib.images.dicom_geometry import Stack, normal_of, same_stack, stack_frames
+from SAMFineTuneLib.images.dicom_headers import Frame, Header, UnreadableFile, may_be_cut_off, read_header
+from SAMFineTuneLib.images.dicom_pixels import assemble, read_frames
+from SAMFineTuneLib.images.dicom_volumes import volumes_of
+from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource, describe_place
 from SAMFineTuneLib.images.window import IntensityWindow
 
 _SHORTEST_PART = 4  # characters of a UID: fewer would choose a series by chance, or for a number not in the list
+_RESOURCE_FORK = "._"  # how macOS begins the names of its own files on foreign disks
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +30,18 @@ class _Series:
     description: str
     modality: str
     frames: tuple[Frame, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class _Folder:
     series: tuple[_Series, ...]
-    damaged: tuple[Path, ...]
-    left_out: frozenset[str]  # kinds of DICOM that are not to be segmented
+    unreadable: tuple[UnreadableFile, ...]
+
 
 def list_series(folder: str | Path) -> list[SeriesInfo]:
-    """The DICOM series below `folder`, in order of their series numbers. UserError when there is none."""
+    """The DICOM series below `folder`, in order of their series numbers, and the volumes of each: echoes, b-values,
+    phases. UserError when there is none."""
     return [_info(number, series) for number, series in enumerate(_scan(Path(folder)).series, start=1)]
 
 
@@ -47,108 +51,155 @@ def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
     `wanted` is a number of `list_series`, a UID, or a beginning or end of one that fits only one series.
     """
     found = _scan(folder)
-    series = _choose(found.series, wanted, folder)
-    notes = []
-    if found.damaged:
-        names = ", ".join(f"“{path.name}”" for path in found.damaged[:3]) + (
-            "…" if len(found.damaged) > 3 else ""
-        )
-        one = len(found.damaged) == 1
-        notes.append(
-            f"{len(found.damaged)} DICOM file{' is' if one else 's are'} damaged and "
-            f"{'was' if one else 'were'} left out ({names})."
-        )
-    return _volume(series, notes)
+    return _volume(_choose(found.series, wanted, folder), found.unreadable)
 
 
 def read_dicom_file(path: Path) -> Volume:
     """One DICOM file: all frames of a multi-frame file, else one slice (said in a warning)."""
     try:
         header = read_header(path)
-    except DamagedFile as error:
-        raise UserError(f"“{path.name}” is a damaged or cut off DICOM file; copy it again.") from error
+    except UnreadableFile as error:
+        help_ = "ask for it, or copy the file" if error.forbidden else "copy it again"
+        raise UserError(f"{error}; {help_}.") from error
     if isinstance(header, str):
         raise UserError(f"“{path.name}” is a DICOM {header}, not an image; give the image it belongs to.")
     if header is None:
         raise UserError(
             f"“{path.name}” is a DICOM file without an image; give the folder of an image series."
         )
-    groups = _groups(header.frames)
-    if len(groups) > 1:
+    series = _series_of([header])
+    if len(series) > 1:
+        listing = "; ".join(str(_info(n, one)) for n, one in enumerate(series, start=1))
         raise UserError(
-            f"“{path.name}” holds {len(groups)} stacks of different orientation; give its folder and choose "
-            "one with --series."
+            f"“{path.name}” holds {len(series)} volumes; give its folder and choose one with --series: {listing}"
         )
-    notes = []
+    notes = ()
     if len(header.frames) == 1:
-        notes.append("This is a single DICOM file with one slice; give its folder to read the whole series.")
-    series = _Series(
-        header.series_uid, header.series_uid, header.description, header.modality, tuple(groups[0])
-    )
-    return _volume(series, notes)
+        notes = ("This is a single DICOM file with one slice; give its folder to read the whole series.",)
+    return _volume(replace(series[0], notes=(*notes, *series[0].notes)))
 
 
 def series_of_files(files: Sequence[Path]) -> Volume:
-    """Geometry and source of the series that some files are, without reading pixels: every voxel is 0."""
-    frames: list[Frame] = []
-    first = None
+    """Geometry and source of the series that some files are, without reading pixels: every voxel is 0.
+
+    Raises UserError when they are not the images of one volume.
+    """
+    headers: list[Header] = []
     for path in files:
         try:
             header = read_header(path)
-        except DamagedFile as error:
-            raise UserError(f"“{path.name}” is damaged or cut off; copy the series again.") from error
-        except OSError as error:
-            raise UserError("The DICOM files that the volume was read from are gone; put them back.") from error
+        except UnreadableFile as error:
+            if not path.exists():
+                raise UserError("The DICOM files that the volume was read from are gone; put them back.") from error
+            raise UserError(f"{error}; copy the series again.") from error
         if isinstance(header, Header):
-            first = first or header
-            frames.extend(header.frames)
-    if first is None:
-        raise UserError("The files are no DICOM images; give those that the volume was read from.")
-    (group, *_) = _groups(frames)
-    stack = stack_frames(group)
+            headers.append(header)
+    if not headers:
+        raise UserError("The files are not DICOM images; give those that the volume was read from.")
+    series = _series_of(headers)[0]
+    stack = stack_frames(series.frames)
+    first = series.frames[0]
     return Volume(
-        np.broadcast_to(np.uint8(0), (len(stack.frames), group[0].rows, group[0].columns)),
+        np.broadcast_to(np.uint8(0), (len(stack.frames), first.rows, first.columns)),
         stack.affine,
-        modality=first.modality,
-        source=_source(stack.frames, first.series_uid, first.description),
+        modality=series.modality,
+        source=_source(stack, series),
     )
 
 
 def _scan(folder: Path) -> _Folder:
     by_uid: dict[str, list[Header]] = {}
-    damaged: list[Path] = []
-    left_out: set[str] = set()
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for path in (Path(parent, name) for name in sorted(names) if name.upper() != "DICOMDIR"):
-            try:
-                header = read_header(path)
-            except (DamagedFile, PermissionError):
-                damaged.append(path)
-                continue
-            if isinstance(header, str):
-                left_out.add(header)
-            elif header is not None and not (header.instance_uid and header.instance_uid in seen):
-                seen.add(header.instance_uid)  # the same instance twice is a copy, not a second slice
-                by_uid.setdefault(header.series_uid, []).append(header)
+    unreadable: list[UnreadableFile] = []
+    short: list[Path] = []
+    others: set[str] = set()  # kinds of DICOM that are not to be segmented
+    for path in _files_below(folder, unreadable):
+        try:
+            header = read_header(path)
+            if header is None and may_be_cut_off(path):
+                short.append(path)
+        except UnreadableFile as error:
+            unreadable.append(error)
+            continue
+        if isinstance(header, str):
+            others.add(header)
+        elif header is not None:
+            by_uid.setdefault(header.series_uid, []).append(header)
+    images = {_kind_of_name(header.file) for headers in by_uid.values() for header in headers}
+    unreadable += [UnreadableFile(path, "is empty or cut off") for path in short if _kind_of_name(path) in images]
     if not by_uid:
-        if damaged:
-            raise UserError(f"The DICOM files in “{folder}” are damaged or cut off; copy them again.")
-        only = f" (only {' and '.join(sorted(left_out))})" if left_out else ""
+        if unreadable:
+            raise UserError(
+                f"No DICOM image in “{folder}” can be read: {_left_out(unreadable)[0]} Copy the files again."
+            )
+        only = f" (only {' and '.join(sorted(others))})" if others else ""
         raise UserError(
             f"There are no DICOM images in “{folder}”{only}; give a DICOM folder or one image file."
         )
-    series = []
-    for _, headers in sorted(
-        by_uid.items(), key=lambda item: (min(h.series_number for h in item[1]), item[0])
-    ):
-        first = headers[0]
-        groups = _groups([frame for header in headers for frame in header.frames])
-        for n, frames in enumerate(groups, start=1):
-            uid = first.series_uid + (f"#{n}" if n > 1 else "")
-            series.append(_Series(uid, first.series_uid, first.description, first.modality, tuple(frames)))
-    return _Folder(tuple(series), tuple(damaged), frozenset(left_out))
+    ordered = sorted(by_uid.items(), key=lambda item: (min(h.series_number for h in item[1]), item[0]))
+    return _Folder(tuple(one for _, headers in ordered for one in _series_of(headers)), tuple(unreadable))
+
+
+def _files_below(folder: Path, unreadable: list[UnreadableFile]) -> list[Path]:
+    """All files; folders that may not be looked into are added to `unreadable`."""
+
+    def refused(error: OSError) -> None:
+        forbidden = isinstance(error, PermissionError)
+        problem = "may not be looked into (you lack the permission)"
+        problem = problem if forbidden else f"cannot be read ({error.strerror})"
+        unreadable.append(UnreadableFile(Path(error.filename or folder), problem, forbidden=forbidden))
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=refused):
+        folders.sort()
+        wanted = (name for name in sorted(names) if name.upper() != "DICOMDIR" and not name.startswith(_RESOURCE_FORK))
+        found += [Path(parent, name) for name in wanted]
+    return found
+
+
+def _kind_of_name(path: Path) -> tuple[Path, str]:
+    """Slices of a series lie in one folder and have one ending."""
+    return path.parent, path.suffix.lower()
+
+
+def _series_of(headers: Sequence[Header]) -> list[_Series]:
+    """The volumes of the files of one series."""
+    first = headers[0]
+    volumes = [
+        volume
+        for group in _groups([frame for header in headers for frame in header.frames])
+        for volume in volumes_of(group)
+    ]
+    return [
+        _Series(
+            uid=first.series_uid + (f"#{n}" if n > 1 else ""),
+            series_uid=first.series_uid,
+            description=", ".join(filter(None, (first.description, volume.label))),
+            modality=first.modality,
+            frames=volume.frames,
+            notes=volume.notes,
+        )
+        for n, volume in enumerate(volumes, start=1)
+    ]
+
+
+def _left_out(unreadable: Sequence[UnreadableFile]) -> list[str]:
+    """A sentence for each problem, with the names of the files."""
+    by_problem: dict[str, list[UnreadableFile]] = {}
+    for error in unreadable:
+        by_problem.setdefault(error.problem, []).append(error)
+    sentences = []
+    for problem, errors in by_problem.items():
+        names = ", ".join(f"“{error.path.name}”{_where(error)}" for error in errors[:3])
+        if len(errors) == 1:
+            sentences.append(f"{names} was left out: it {problem}.")
+        else:
+            more = f" and {len(errors) - 3} more" if len(errors) > 3 else ""
+            sentences.append(f"{names}{more} were left out: each {problem}.")
+    return sentences
+
+
+def _where(error: UnreadableFile) -> str:
+    return "" if error.position is None else f" ({describe_place(error.position, error.normal)})"
 
 
 def _groups(frames: Sequence[Frame]) -> list[list[Frame]]:
@@ -202,10 +253,21 @@ def _info(number: int, series: _Series) -> SeriesInfo:
     )
 
 
-def _volume(series: _Series, notes: list[str]) -> Volume:
+def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volume:
+    """Pixels and geometry; files whose pixels are damaged are left out as those with damaged headers are."""
     stack = stack_frames(series.frames)
-    array, mirrors = read_pixels(stack.frames)
-    notes = [*notes, *stack.warnings]
+    pieces, failures = read_frames(stack.sources)
+    notes = [*series.notes]
+    if failures:
+        whole = [frame for frame in series.frames if frame.file not in failures]
+        if not whole:
+            raise next(iter(failures.values()))
+        stack = stack_frames(whole, step=float(np.linalg.norm(stack.affine[:3, 2])))
+        notes += [f"{_named(series.frames, path)} was left out: {error}" for path, error in failures.items()]
+    own = [one for one in unreadable if one.series_uid in ("", series.series_uid)]
+    _require_no_forbidden_slice(own, stack)
+    notes = [*_left_out(own), *notes, *stack.warnings]
+    array, mirrors = assemble(stack, pieces)
     if any(mirror is not None for mirror in mirrors):
         notes.append("The image is stored with dark as bright (MONOCHROME1); its values are inverted.")
     return Volume(
@@ -213,16 +275,33 @@ def _volume(series: _Series, notes: list[str]) -> Volume:
         stack.affine,
         modality=series.modality,
         window=_window(stack.frames, mirrors),
-        source=_source(stack.frames, series.series_uid, series.description),
+        source=_source(stack, series),
         warnings=tuple(notes),
     )
 
 
-def _source(frames: Sequence[Frame | None], series_uid: str, description: str) -> VolumeSource:
-    files = tuple(dict.fromkeys(frame.file for frame in frames if frame is not None))
+def _named(frames: Sequence[Frame], path: Path) -> str:
+    (frame, *_) = (frame for frame in frames if frame.file == path)
+    where = "" if frame.position is None else f" at {describe_place(frame.position, normal_of(frame))}"
+    return f"The slice of “{path.name}”{where}"
+
+
+def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: Stack) -> None:
+    """Refuse a series of which a slice is, or may be, in a file that the user lacks the permission to read."""
+    images = {_kind_of_name(frame.file) for frame in stack.sources}
+    for error in unreadable:
+        if error.forbidden and (stack.between or _kind_of_name(error.path) in images):
+            raise UserError(
+                f"{error}, and a slice of this series may be missing because of it; get the permission to read it, or "
+                "move it out of the folder."
+            )
+
+
+def _source(stack: Stack, series: _Series) -> VolumeSource:
+    files = tuple(dict.fromkeys(frame.file for frame in stack.sources))
     index = {path: n for n, path in enumerate(files)}
-    slices = tuple(None if frame is None else (index[frame.file], frame.number) for frame in frames)
-    return VolumeSource(files, "DICOM", series_uid, description, slices)
+    slices = tuple(None if frame is None else (index[frame.file], frame.number) for frame in stack.frames)
+    return VolumeSource(files, "DICOM", series.series_uid, series.description, slices, stack.resampled)
 
 
 def _window(frames: Sequence[Frame | None], mirrors: Sequence[float | None]) -> IntensityWindow | None:

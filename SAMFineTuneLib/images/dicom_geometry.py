@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.dicom_headers import Frame
-from SAMFineTuneLib.images.volume import affine_from_lps
+from SAMFineTuneLib.images.volume import affine_from_lps, describe_place
 
 # A gap may differ from the usual one by this part before it is called uneven. Rounded positions of real
 # scanners stay below 1 %, a missing or inserted slice is at 50 % and more.
 _EVEN = 0.05
+# Slices may be off an even grid by this part of a slice before they are interpolated onto one.
+_OFF = 0.1
+# Gaps are bridged up to the larger of a length in mm and a number of usual distances; beyond, too little is known.
+_BRIDGED_MM = 30.0
+_BRIDGED_GAPS = 4.0
+_FINEST = 8.0  # times as many slices as there are images, at most, for uneven distances
+_SAME_HEIGHT = 1e-3  # mm
+
+
+@dataclass(frozen=True, eq=False)
+class Between:
+    """Where no image was taken: the two around it, and how far from the lower to the upper one, 0 to 1."""
+
+    lower: Frame
+    upper: Frame
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Frames by slice index k, None where a slice is missing; the RAS affine; sentences about what is odd."""
+    """Frames by slice index k, None where there is none (see `between`); the RAS affine; what is odd, in sentences."""
 
     frames: tuple[Frame | None, ...]
     affine: np.ndarray
     warnings: tuple[str, ...]
+    between: Mapping[int, Between] = field(default_factory=dict)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether there are frames that lie between slices rather than on one."""
+        return len(self.sources) > sum(frame is not None for frame in self.frames)
+
+    @property
+    def sources(self) -> list[Frame]:
+        """All frames that slices are made of, each once."""
+        found = {id(frame): frame for frame in self.frames if frame is not None}
+        for place in self.between.values():
+            found |= {id(place.lower): place.lower, id(place.upper): place.upper}
+        return list(found.values())
 
 
 def same_stack(a: Frame, b: Frame) -> bool:
@@ -41,11 +71,66 @@ def _close(a: np.ndarray | None, b: np.ndarray | None, tolerance: float) -> bool
     return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance if a.size == 6 else 0))
 
 
-def stack_frames(frames: Sequence[Frame]) -> Stack:
+def places_of(frames: Sequence[Frame]) -> np.ndarray:
+    """For each frame (n,) the number of its place, 0 for the lowest along the normal; equal where frames repeat one.
+
+    Frames without a position are told apart by their instance numbers.
+    """
+    if frames[0].position is None:
+        order = [(frame.instance is None, frame.instance or n, frame.number) for n, frame in enumerate(frames)]
+        numbered = {key: n for n, key in enumerate(sorted(set(order)))}
+        return np.array([numbered[key] for key in order])
+    heights = np.array([frame.position @ normal_of(frames[0]) for frame in frames])
+    order = np.argsort(heights, kind="stable")
+    gaps = np.diff(heights[order])
+    numbers = np.empty(len(frames), int)
+    numbers[order] = np.concatenate([[0], np.cumsum(gaps > _repeat_below(gaps))])
+    return numbers
+
+
+def normal_of(frame: Frame) -> np.ndarray:
+    """Direction (3,) in LPS along which slices are stacked; axial where the frame says nothing."""
+    if frame.orientation is None:
+        return np.array([0.0, 0.0, 1.0])
+    return np.cross(frame.orientation[:3], frame.orientation[3:]) * (-1 if frame.backwards else 1)
+
+
+def place_name(frame: Frame) -> str:
+    """Where a frame lies, for the user: the coordinate that changes most from slice to slice, "S 27.5 mm"."""
+    return describe_place(frame.position, normal_of(frame))
+
+
+def split_at_wide_gaps(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Pieces of a stack with single positions between which too much is missing to be bridged, lowest first."""
+    if len(frames) < 2 or frames[0].position is None:
+        return [list(frames)]
+    heights = np.array([frame.position @ normal_of(frames[0]) for frame in frames])
+    order = np.argsort(heights, kind="stable")
+    gaps = np.diff(heights[order])
+    widest = max(_BRIDGED_MM, _BRIDGED_GAPS * _grid_step(gaps)) + _SAME_HEIGHT
+    cuts = np.flatnonzero(gaps > widest) + 1
+    return [[frames[n] for n in piece] for piece in np.split(order, cuts)]
+
+
+def _repeat_below(gaps: np.ndarray) -> float:
+    """Distance in mm up to which two frames are at the same place."""
+    real = gaps[gaps > _SAME_HEIGHT]
+    return max(_SAME_HEIGHT, 0.01 * float(np.median(real))) if len(real) else _SAME_HEIGHT
+
+
+def _grid_step(gaps: np.ndarray) -> float:
+    """The usual distance of the more densely taken part: gaps are missing slices rather than rare extra ones."""
+    return float(np.quantile(gaps, 0.25, method="lower"))
+
+
+def stack_frames(frames: Sequence[Frame], step: float | None = None) -> Stack:
     """Order frames that are all `same_stack` along their normal and derive the volume's geometry.
 
-    Slices missing from an otherwise even stack become None, so that all others stay where they are in the
-    patient. Raises UserError for repeated positions, tilted gantries and useless orientations.
+    `step` is the distance of slices in mm, where it is known from images that cannot be used.
+
+    Slices missing from an otherwise even stack, and those of an even grid through an uneven one, lie `between` two
+    frames, so that everything stays where it is in the patient. Raises UserError for repeated positions, tilted
+    gantries and useless orientations.
     """
     first = frames[0]
     notes: list[str] = []
@@ -54,24 +139,26 @@ def stack_frames(frames: Sequence[Frame]) -> Stack:
         notes.append("The images do not say how they are oriented; axial slices are assumed.")
     else:
         row, column = _directions(first.orientation)
-    normal = np.cross(row, column)
+    normal = np.cross(row, column) * (-1 if first.backwards else 1)
     if first.pixel_spacing is None:
         notes.append("The images do not say how large a pixel is; 1 mm is assumed.")
         pixel_spacing = np.ones(2)
     else:
         pixel_spacing = first.pixel_spacing
 
+    between: dict[int, Between] = {}
     if first.position is None:
         ordered, gap = _in_stored_order(frames, notes)
         origin = np.zeros(3)
     elif len(frames) == 1:
         ordered, gap, origin = (first,), _nominal_gap(first, notes), first.position
     else:
-        ordered, gap, origin = _along_normal(frames, normal, float(pixel_spacing.min()), notes)
+        ordered, gap, between = _along_normal(frames, normal, float(pixel_spacing.min()), step, notes)
+        origin = ordered[0].position
 
     spacing = (pixel_spacing[1], pixel_spacing[0], gap)
     affine = affine_from_lps(origin, np.column_stack((row, column, normal)), spacing)
-    return Stack(tuple(ordered), affine, tuple(notes))
+    return Stack(tuple(ordered), affine, tuple(notes), between)
 
 
 def _directions(orientation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,48 +199,90 @@ def _in_stored_order(frames: Sequence[Frame], notes: list[str]) -> tuple[list[Fr
 
 
 def _along_normal(
-    frames: Sequence[Frame], normal: np.ndarray, pixel: float, notes: list[str]
-) -> tuple[list[Frame | None], float, np.ndarray]:
-    """(frames by k, gap in mm, position of k = 0) for two or more frames with positions."""
+    frames: Sequence[Frame], normal: np.ndarray, pixel: float, known: float | None, notes: list[str]
+) -> tuple[list[Frame | None], float, dict[int, Between]]:
+    """(frames by k, the first of them at k = 0; gap in mm; what lies between) for two or more frames with positions."""
     heights = np.array([frame.position @ normal for frame in frames])
     order = np.argsort(heights, kind="stable")
     frames = [frames[n] for n in order]
     heights = heights[order]
     gaps = np.diff(heights)
-    usual = float(np.median(gaps[gaps > 1e-3])) if (gaps > 1e-3).any() else 0.0
-    repeated = int((gaps <= max(1e-3, 0.01 * usual)).sum())
-    if repeated:
-        raise UserError(
-            f"This series holds {len(frames)} images at only {len(frames) - repeated} positions (time "
-            "points, echoes or repeats); export the one to be segmented as a series of its own."
-        )
+    _check_single(frames, gaps)
     _check_straight(frames, normal, heights, pixel)
 
-    ratios = gaps / usual
-    steps = np.rint(ratios)
-    if (np.abs(ratios - 1) <= _EVEN).all():
-        return list(frames), float(gaps.mean()), frames[0].position
-    missing = int(steps.sum()) - len(gaps)
-    if (steps >= 1).all() and (np.abs(ratios - steps) <= _EVEN * steps).all() and missing <= len(frames):
-        slices: list[Frame | None] = [frames[0]]
-        for frame, step in zip(frames[1:], steps.astype(int), strict=True):
-            slices += [None] * (step - 1) + [frame]
-        where = ", ".join(f"{gaps[n]:.4g} mm after slice {n + 1}" for n in np.flatnonzero(steps > 1))
-        plural = "slices are" if missing > 1 else "slice is"
-        notes.append(
-            f"{missing} {plural} missing from this series (usual distance {usual:.4g} mm, but {where}); each "
-            "is left blank, so that all others stay in their place."
-        )
-        return slices, float((heights[-1] - heights[0]) / steps.sum()), frames[0].position
     mean = float(gaps.mean())
     off = float(np.abs(heights - heights[0] - mean * np.arange(len(frames))).max())
-    widest = int(gaps.argmax())
+    usual = known or _grid_step(gaps)
+    if (np.abs(gaps / mean - 1) <= _EVEN).all() and off <= _OFF * mean and mean < 1.5 * usual:
+        return list(frames), mean, {}
+
+    steps = np.rint(gaps / usual)
+    if (np.abs(gaps / usual - steps) <= _EVEN * steps).all() and steps.max() > 1:
+        places = np.concatenate([[0], np.cumsum(steps)]).astype(int)
+        step = float((heights[-1] - heights[0]) / places[-1])
+        if np.abs(heights - heights[0] - step * places).max() <= _OFF * step:
+            notes.append(_missing(frames, gaps, steps, usual))
+            slices, between = _on_grid(frames, places)
+            return slices, step, between
+    if off <= _OFF * mean:
+        notes.append(
+            f"The slices are unevenly spaced ({gaps.min():.4g} to {gaps.max():.4g} mm); an even spacing of "
+            f"{mean:.4g} mm is used, so positions are off by up to {off:.3g} mm."
+        )
+        return list(frames), mean, {}
+    step = max(usual, mean / _FINEST)
+    places = (heights - heights[0]) / step
     notes.append(
         f"The slices are unevenly spaced ({gaps.min():.4g} to {gaps.max():.4g} mm, the widest gap after "
-        f"slice {widest + 1}); an even spacing of {mean:.4g} mm is used, so positions are off by up to "
-        f"{off:.3g} mm."
+        f"{place_name(frames[int(gaps.argmax())])}); they were interpolated onto slices every {step:.4g} mm, each "
+        "where it lies in the patient."
     )
-    return list(frames), mean, frames[0].position
+    slices, between = _on_grid(frames, places)
+    return slices, step, between
+
+
+def _on_grid(frames: Sequence[Frame], places: np.ndarray) -> tuple[list[Frame | None], dict[int, Between]]:
+    """Frames by slice index where they lie on a slice, None and what lies around elsewhere.
+
+    `places` (n,) are the frames' own on the grid, in slices from the first one, ascending.
+    """
+    slices: list[Frame | None] = [None] * (int(np.rint(places[-1])) + 1)
+    for frame, place in zip(frames, places, strict=True):
+        k = round(place)
+        if abs(place - k) <= _EVEN and slices[k] is None:
+            slices[k] = frame
+    between = {}
+    for k in (k for k, frame in enumerate(slices) if frame is None):
+        upper = min(int(np.searchsorted(places, k)), len(frames) - 1)
+        share = (k - places[upper - 1]) / (places[upper] - places[upper - 1])
+        between[k] = Between(frames[upper - 1], frames[upper], float(min(share, 1.0)))
+    return slices, between
+
+
+def _missing(frames: Sequence[Frame], gaps: np.ndarray, steps: np.ndarray, usual: float) -> str:
+    wide = np.flatnonzero(steps > 1)
+    count = int(steps.sum()) - len(gaps)
+    where = [f"between {place_name(frames[n])} and {place_name(frames[n + 1])}" for n in wide]
+    if len(where) > 3:
+        where = [f"at {len(where)} places from {place_name(frames[wide[0]])} to {place_name(frames[wide[-1] + 1])}"]
+    are, they_are = ("slices are", "they are") if count > 1 else ("slice is", "it is")
+    return (
+        f"{count} {are} missing from this series (usual distance {usual:.4g} mm): {', '.join(where)}; {they_are} "
+        "interpolated from the slices around, so check what is segmented there."
+    )
+
+
+def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
+    """Refuse several images at one position."""
+    repeated = np.flatnonzero(gaps <= _repeat_below(gaps))
+    if len(repeated):
+        first = frames[repeated[0]]
+        names = " and ".join(f"“{one.file.name}”" for one in frames[repeated[0] : repeated[0] + 2])
+        raise UserError(
+            f"This series holds {len(frames)} images at only {len(frames) - len(repeated)} positions, and nothing in "
+            f"them tells which belong together (for example {names} at {place_name(first)}); export the images to be "
+            "segmented as a series of their own."
+        )
 
 
 def _check_straight(frames: Sequence[Frame], normal: np.ndarray, heights: np.ndarray, pixel: float) -> None:

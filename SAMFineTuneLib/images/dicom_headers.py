@@ -1,16 +1,34 @@
-"""What one DICOM file says about its frames; only the attributes named here are read, no patient's name."""
+"""What one DICOM file says about its frames; only the attributes named here are read, no patient's name.
+
+Headers come from many writers, and any value may be wrong. What cannot be understood counts as not said: an image is
+refused for what it needs alone.
+"""
 
 from __future__ import annotations
 
+import io
+import stat
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import dicom_traits
+from SAMFineTuneLib.images.dicom_values import (
+    first_item,
+    number,
+    numbers,
+    read_value,
+    text,
+    uid,
+    whole_number,
+)
 from SAMFineTuneLib.images.window import IntensityWindow
 
 # Where an enhanced multi-frame file keeps an attribute (DICOM PS3.3 C.7.6.16, functional group macros).
@@ -25,9 +43,11 @@ _MACROS = {
     "WindowCenter": "FrameVOILUTSequence",
     "WindowWidth": "FrameVOILUTSequence",
     "VOILUTFunction": "FrameVOILUTSequence",
+    **dicom_traits.MACROS,
 }
 _TAGS = [
     *_MACROS,
+    *dicom_traits.TAGS,
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -39,6 +59,9 @@ _TAGS = [
     "Rows",
     "Columns",
     "ImagerPixelSpacing",
+    "DetectorInformationSequence",
+    "SliceVector",
+    "FrameIncrementPointer",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
@@ -47,21 +70,33 @@ _NOT_TO_SEGMENT = {
     "1.2.840.10008.5.1.4.1.1.66.7": "segmentation",  # label map segmentation
     "1.2.840.10008.5.1.4.1.1.481.2": "radiotherapy dose",
 }
-# What pydicom raises on files that are cut off or scrambled.
-_BROKEN = (
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    IndexError,
-    NotImplementedError,
-    OverflowError,
-)
+_TIMES = (0x00181063, 0x00181065)  # FrameTime, FrameTimeVector: the frames of a file show one place, one after another
+_ENDINGS = (".dcm", ".dicom", ".ima")
+_AFTER_PLACE = 0x00200038  # the first tag behind what says where an image lies
+_SHORTEST = 132  # bytes of a DICOM file at least: what tells that it is one
 
 
-class DamagedFile(Exception):
-    """A file that is DICOM, but cut off or broken in its header."""
+class UnreadableFile(Exception):
+    """A file that is, or may be, a DICOM image and cannot be used.
+
+    `problem` continues a sentence that begins with the file's name. `forbidden` is true when the user lacks the
+    permission. `series_uid`, `position` (3,) and `normal` (3,) in LPS mm are what could be read all the same.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        problem: str,
+        *,
+        forbidden: bool = False,
+        series_uid: str = "",
+        position: np.ndarray | None = None,
+        normal: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(f"“{path.name}” {problem}")
+        self.path, self.problem, self.forbidden = path, problem, forbidden
+        self.series_uid, self.position = series_uid, position
+        self.normal = np.array([0.0, 0.0, 1.0]) if normal is None else normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +116,8 @@ class Frame:
     intercept: float
     window: IntensityWindow | None
     instance: float | None
+    backwards: bool = False  # positions of the file's frames run against the normal
+    traits: Mapping[str, dicom_traits.Trait] = field(default_factory=dict)  # what tells volumes of a series apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +126,6 @@ class Header:
 
     file: Path
     series_uid: str
-    instance_uid: str
     series_number: float
     description: str
     modality: str
@@ -99,118 +135,175 @@ class Header:
 def read_header(path: Path) -> Header | str | None:
     """Header of a DICOM image; None for any other file; a word for DICOM images that are not to be segmented.
 
-    Raises DamagedFile when a DICOM file is cut off in its header.
+    Raises UnreadableFile for what cannot be read or is damaged, and for what is no file: pipes, dangling links.
     """
-    with open(path, "rb") as file:
-        start = file.read(132)
+    start = _beginning(path)
     marked = start[128:] == b"DICM"
-    # Old files without the preamble begin with an element of group 0002 or 0008, little endian.
-    if not marked and (len(start) < 132 or start[:2] not in (b"\2\0", b"\x08\0") or start[3] != 0):
-        return None
+    if not marked:
+        if len(start) < _SHORTEST and path.suffix.lower() in _ENDINGS:
+            raise UnreadableFile(path, "is empty or cut off")
+        # Old files without the preamble begin with an element of group 0002 or 0008, little endian.
+        if len(start) < _SHORTEST or start[:2] not in (b"\2\0", b"\x08\0") or start[3] != 0:
+            return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's remarks on values that this reader does not use
             dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
             return _header(path, dataset)
-    except _BROKEN as error:
+    except MemoryError:
+        raise
+    except UnreadableFile:
         if not marked:
             return None
-        raise DamagedFile(str(path)) from error
+        raise
+    except Exception as error:  # a scrambled file makes pydicom raise whatever it likes
+        if not marked:
+            return None
+        raise _damaged(path) from error
+
+
+def may_be_cut_off(path: Path) -> bool:
+    """Whether a file is so short that nothing tells what it was, and holds nothing else than DICOM would."""
+    start = _beginning(path)
+    return len(start) < _SHORTEST and (not start.strip(b"\0") or start[:2] in (b"\2\0", b"\x08\0"))
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableFile(path, "is no file (a pipe, a socket or a device)")
+        with open(path, "rb") as file:
+            return file.read(_SHORTEST)
+    except FileNotFoundError as error:
+        problem = "is a link to a file that is gone" if path.is_symlink() else "is gone"
+        raise UnreadableFile(path, problem) from error
+    except PermissionError as error:
+        raise UnreadableFile(path, "may not be read (you lack the permission)", forbidden=True) from error
+    except OSError as error:
+        raise UnreadableFile(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def _damaged(path: Path) -> UnreadableFile:
+    """With what the header says before the damage, as far as it can be read."""
+    found = Dataset()
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            known = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
+            data = io.BytesIO(file.read(1 << 20))
+            found = read_partial(data, lambda tag, _vr, _length: tag >= _AFTER_PLACE, force=True, specific_tags=known)
+    except Exception:  # noqa: S110 the damage lies before; nothing is known then
+        pass
+    orientation = numbers(read_value(found, "ImageOrientationPatient"), 6)
+    return UnreadableFile(
+        path,
+        "is damaged or cut off",
+        series_uid=uid(read_value(found, "SeriesInstanceUID")),
+        position=numbers(read_value(found, "ImagePositionPatient"), 3),
+        normal=None if orientation is None else np.cross(orientation[:3], orientation[3:]),
+    )
 
 
 def _header(path: Path, dataset: Dataset) -> Header | str | None:
     meta = getattr(dataset, "file_meta", None) or Dataset()
-    sop_class = dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""
+    sop_class = uid(read_value(dataset, "SOPClassUID") or read_value(meta, "MediaStorageSOPClassUID"))
     if sop_class in _NOT_TO_SEGMENT:
         return _NOT_TO_SEGMENT[sop_class]
-    if not (dataset.get("Rows") and dataset.get("Columns")):
-        if not sop_class or getattr(sop_class, "name", "").endswith("Image Storage"):
-            raise DamagedFile(str(path))
+    rows, columns = (whole_number(read_value(dataset, name)) for name in ("Rows", "Columns"))
+    if not (rows and columns):
+        if not sop_class or pydicom.uid.UID(sop_class).name.endswith("Image Storage"):
+            raise _damaged(path)
         return None
-    number = _number(dataset.get("SeriesNumber"))
+    series_number = number(read_value(dataset, "SeriesNumber"))
     return Header(
         file=path,
-        series_uid=str(dataset.get("SeriesInstanceUID") or ""),
-        instance_uid=str(dataset.get("SOPInstanceUID") or ""),
-        series_number=np.inf if number is None else number,
-        description=str(dataset.get("SeriesDescription") or "").strip(),
-        modality=str(dataset.get("Modality") or "").strip(),
-        frames=_frames(path, dataset),
+        series_uid=uid(read_value(dataset, "SeriesInstanceUID")),
+        series_number=np.inf if series_number is None else series_number,
+        description=text(read_value(dataset, "SeriesDescription")),
+        modality=text(read_value(dataset, "Modality")).split("\\")[0].strip(),
+        frames=_frames(path, dataset, rows, columns),
     )
 
 
-def _frames(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
-    count = int(dataset.get("NumberOfFrames") or 1)
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[Frame, ...]:
+    shared = first_item(read_value(dataset, "SharedFunctionalGroupsSequence"))
+    per_frame = read_value(dataset, "PerFrameFunctionalGroupsSequence")
+    per_frame = per_frame if isinstance(per_frame, pydicom.Sequence) else []
+    count = whole_number(read_value(dataset, "NumberOfFrames")) or len(per_frame) or 1
     if per_frame and len(per_frame) != count:
-        raise DamagedFile(str(path))
+        raise _damaged(path)
+    detector = first_item(read_value(dataset, "DetectorInformationSequence"))
+    in_groups = any("PlanePositionSequence" in groups for groups in (shared, *per_frame) if groups is not None)
 
     def value(keyword: str, own: Dataset | None):
         for groups in (own, shared):
-            macro = groups.get(_MACROS[keyword]) if groups is not None else None
-            if macro and macro[0].get(keyword) is not None:
-                return macro[0].get(keyword)
-        # In a multi-frame file without functional groups one position cannot hold for all frames.
-        if keyword == "ImagePositionPatient" and count > 1:
+            if groups is None or keyword not in _MACROS:
+                continue
+            macro = first_item(read_value(groups, _MACROS[keyword]))
+            if macro is not None and (found := read_value(macro, keyword)) is not None:
+                return found
+        if keyword == "ImagePositionPatient" and in_groups:
             return None
-        return dataset.get(keyword)
+        found = read_value(dataset, keyword)
+        if found is None and detector is not None:  # nuclear medicine keeps it there
+            found = read_value(detector, keyword)
+        return found
 
     def frame(index: int) -> Frame:
         own = per_frame[index] if per_frame else None
-        slope, intercept = _number(value("RescaleSlope", own)), _number(value("RescaleIntercept", own))
+        slope, intercept = number(value("RescaleSlope", own)), number(value("RescaleIntercept", own))
         return Frame(
             file=path,
             number=index + 1,
-            rows=int(dataset.Rows),
-            columns=int(dataset.Columns),
-            position=_numbers(value("ImagePositionPatient", own), 3),
-            orientation=_numbers(value("ImageOrientationPatient", own), 6),
+            rows=rows,
+            columns=columns,
+            position=numbers(value("ImagePositionPatient", own), 3),
+            orientation=numbers(value("ImageOrientationPatient", own), 6),
             pixel_spacing=_positive(
-                _numbers(value("PixelSpacing", own), 2), _numbers(dataset.get("ImagerPixelSpacing"), 2)
+                numbers(value("PixelSpacing", own), 2),
+                numbers(read_value(dataset, "ImagerPixelSpacing"), 2),
             ),
-            thickness=_number(value("SliceThickness", own)),
-            slice_gap=_number(value("SpacingBetweenSlices", own)),
+            thickness=number(value("SliceThickness", own)),
+            slice_gap=number(value("SpacingBetweenSlices", own)),
             slope=slope or 1.0,
             intercept=intercept or 0.0,
             window=_window(
                 value("WindowCenter", own), value("WindowWidth", own), value("VOILUTFunction", own)
             ),
-            instance=_number(dataset.get("InstanceNumber")),
+            instance=number(read_value(dataset, "InstanceNumber")),
+            traits=dicom_traits.traits(lambda keyword: value(keyword, own), dataset, own, index),
         )
 
-    return tuple(frame(index) for index in range(count))
+    frames = tuple(frame(index) for index in range(count))
+    return frames if count == 1 or in_groups else _one_behind_the_other(frames, dataset)
 
 
-def _number(value) -> float | None:
-    """First finite number of an attribute's value, or None."""
-    numbers = _numbers(value, 1)
-    return None if numbers is None else float(numbers[0])
-
-
-def _numbers(value, count: int) -> np.ndarray | None:
-    """The first `count` numbers of an attribute's value; None when missing, too few or not finite."""
-    if value is None or value == "":
-        return None
-    values = (
-        [value] if isinstance(value, (str, int, float)) or not hasattr(value, "__iter__") else list(value)
+def _one_behind_the_other(frames: tuple[Frame, ...], dataset: Dataset) -> tuple[Frame, ...]:
+    """Frames of a file with one position, which is that of the first one (SPECT, cone-beam CT), in their places."""
+    first = frames[0]
+    gap = first.slice_gap or first.thickness
+    in_time = read_value(dataset, "FrameIncrementPointer") in _TIMES
+    if first.position is None or first.orientation is None or not gap or in_time:
+        return tuple(replace(frame, position=None) for frame in frames)
+    slices = numbers(read_value(dataset, "SliceVector"), len(frames))  # several volumes in one file: 1, 2, 3, 1, 2, 3
+    steps = np.arange(len(frames)) if slices is None else slices - slices.min()
+    step = gap * np.cross(first.orientation[:3], first.orientation[3:])
+    return tuple(
+        replace(frame, position=first.position + n * step, backwards=gap < 0)
+        for n, frame in zip(steps, frames, strict=True)
     )
-    if len(values) < count:
-        return None
-    numbers = np.array([float(one) for one in values[:count]])
-    return numbers if np.isfinite(numbers).all() else None
 
 
 def _positive(*candidates: np.ndarray | None) -> np.ndarray | None:
-    return next((numbers for numbers in candidates if numbers is not None and (numbers > 0).all()), None)
+    return next((found for found in candidates if found is not None and (found > 0).all()), None)
 
 
 def _window(center, width, function) -> IntensityWindow | None:
     """The first of the stored windows."""
-    center, width = _number(center), _number(width)
+    center, width = number(center), number(width)
     if center is None or width is None or width <= 0:
         return None
     try:
-        return IntensityWindow.from_level(center, width, "DICOM", dicom=(function or "LINEAR") == "LINEAR")
+        return IntensityWindow.from_level(center, width, "DICOM", dicom=(text(function) or "LINEAR") == "LINEAR")
     except UserError:  # a useless window is no reason to refuse the image
         return None

@@ -7,9 +7,10 @@ with nothing but the compressed frames and their format, because on whole files 
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from pydicom.uid import (
 )
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.dicom_geometry import Stack
 from SAMFineTuneLib.images.dicom_headers import Frame
+from SAMFineTuneLib.images.dicom_values import number, read_value, text, whole_number
 from SAMFineTuneLib.images.sitk_images import quiet
 
 _NATIVE = (
@@ -64,7 +67,7 @@ _LOSSY_GREY = 2  # grey pictures stored in colour differ by this much between ch
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
+class Piece:
     """Values of one frame, and which of them are padding rather than image."""
 
     values: np.ndarray  # [row, column]
@@ -72,37 +75,64 @@ class _Piece:
     mirror: float | None  # for MONOCHROME1: shown value = mirror − stored value
 
 
-def read_pixels(frames: Sequence[Frame | None]) -> tuple[np.ndarray, list[float | None]]:
-    """(array [k, j, i], mirror of each frame) for frames in slice order, None being a missing slice.
+def read_frames(frames: Sequence[Frame]) -> tuple[dict[int, Piece], dict[Path, UserError]]:
+    """Values of frames, by their `id`, and why those of a file cannot be had."""
+    by_file: dict[Path, list[Frame]] = {}
+    for frame in frames:
+        by_file.setdefault(frame.file, []).append(frame)
+    pieces: dict[int, Piece] = {}
+    failures: dict[Path, UserError] = {}
+    for path, own in by_file.items():
+        try:
+            pieces |= zip(map(id, own), _read_file(path, own), strict=True)
+        except UserError as error:
+            failures[path] = error
+    return pieces, failures
+
+
+def pixel_digest(frame: Frame) -> bytes | None:
+    """What a frame shows, the same for the same values however they are stored; None when it cannot be decoded."""
+    try:
+        (piece,) = _read_file(frame.file, [frame])
+    except UserError:
+        return None
+    return hashlib.sha256(np.ascontiguousarray(piece.values, np.float64).data).digest()
+
+
+def assemble(stack: Stack, pieces: Mapping[int, Piece]) -> tuple[np.ndarray, list[float | None]]:
+    """(array [k, j, i], mirror of each slice) of a stack whose frames' values are `pieces`, by the frames' `id`.
 
     Rescale slope and intercept are each frame's own. MONOCHROME1 is inverted, so that large values are bright
     as everywhere else; the mirror tells how a window must follow. Padding outside the range of the image's
-    real values is set to the lowest of them, and so are missing slices. The array is the smallest of int16,
-    uint16, int32 that holds all values (uint8 stays uint8), float32 when a rescale is not whole-numbered.
+    real values is set to the lowest of them. Where no frame was taken, values are interpolated linearly between those
+    around. The array is the smallest of int16, uint16, int32 that holds all values (uint8 stays uint8), float32 when a
+    rescale is not whole-numbered.
     """
-    places: dict[Path, list[int]] = {}
-    for k, frame in enumerate(frames):
-        if frame is not None:
-            places.setdefault(frame.file, []).append(k)
-    pieces: list[_Piece | None] = [None] * len(frames)
-    for path, slices in places.items():
-        for k, piece in zip(slices, _read_file(path, [frames[k] for k in slices]), strict=True):
-            pieces[k] = piece
-
-    real = [piece for piece in pieces if piece is not None]
+    real = [pieces[id(frame)] for frame in stack.sources]
     genuine = [piece.values if piece.padding is None else piece.values[~piece.padding] for piece in real]
     genuine = [values for values in genuine if values.size] or [piece.values for piece in real]
     low, high = min(values.min() for values in genuine), max(values.max() for values in genuine)
     dtype = _dtype([piece.values.dtype for piece in real], low, high)
-    array = np.full((len(frames), *real[0].values.shape), low, dtype)
-    for k, piece in enumerate(pieces):
-        if piece is None:
-            continue
+
+    def values_of(frame: Frame) -> np.ndarray:
+        piece = pieces[id(frame)]
         kept = (piece.values >= low) & (piece.values <= high)
         if piece.padding is not None:
             kept |= ~piece.padding
-        np.copyto(array[k], piece.values, where=kept, casting="unsafe")
-    return array, [None if piece is None else piece.mirror for piece in pieces]
+        values = np.full(piece.values.shape, low, dtype)
+        np.copyto(values, piece.values, where=kept, casting="unsafe")
+        return values
+
+    array = np.empty((len(stack.frames), *real[0].values.shape), dtype)
+    for k, frame in enumerate(stack.frames):
+        if frame is not None:
+            array[k] = values_of(frame)
+            continue
+        around = stack.between[k]
+        lower, upper = values_of(around.lower).astype(np.float64), values_of(around.upper).astype(np.float64)
+        mixed = lower + around.share * (upper - lower)
+        array[k] = mixed if dtype.kind == "f" else np.rint(mixed)
+    return array, [None if frame is None else pieces[id(frame)].mirror for frame in stack.frames]
 
 
 def _dtype(dtypes: list[np.dtype], low, high) -> np.dtype:
@@ -115,7 +145,7 @@ def _dtype(dtypes: list[np.dtype], low, high) -> np.dtype:
     return np.dtype(np.float32)
 
 
-def _read_file(path: Path, frames: Sequence[Frame]) -> list[_Piece]:
+def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
     """One piece for each of the file's asked frames."""
     kind = "DICOM"
     try:
@@ -125,6 +155,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[_Piece]:
             if "PixelData" not in dataset:
                 raise UserError(f"“{path.name}” holds no pixels: it is cut off or no image; copy it again.")
             kind = _syntax(dataset).name
+            _complete(dataset)
             stored = _decode(dataset, [frame.number - 1 for frame in frames])
             return [_piece(dataset, values, frame) for values, frame in zip(stored, frames, strict=True)]
     except (UserError, MemoryError):
@@ -134,6 +165,27 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[_Piece]:
             f"The pixels of “{path.name}” ({kind}) cannot be decoded: the file is damaged or cut off (copy "
             "it again), or of a kind that is not supported (export it uncompressed)."
         ) from error
+
+
+def _complete(dataset: Dataset) -> None:
+    """Put what a file leaves out or garbles of its pixels' format, where the rest tells it."""
+    allocated = whole_number(read_value(dataset, "BitsAllocated"))
+    stored = whole_number(read_value(dataset, "BitsStored")) or allocated
+    samples = whole_number(read_value(dataset, "SamplesPerPixel")) or 1
+    usual = {
+        "SamplesPerPixel": samples,
+        "BitsAllocated": allocated,
+        "BitsStored": stored,
+        "HighBit": None if stored is None else stored - 1,
+        "PixelRepresentation": 0,
+        "NumberOfFrames": 1,
+        **({"PlanarConfiguration": 0} if samples > 1 else {}),
+    }
+    for keyword, value in usual.items():
+        if number(read_value(dataset, keyword)) is None and value is not None:
+            setattr(dataset, keyword, value)
+    if not text(read_value(dataset, "PhotometricInterpretation")):
+        dataset.PhotometricInterpretation = "MONOCHROME2" if samples == 1 else "RGB"
 
 
 def _syntax(dataset: Dataset) -> pydicom.uid.UID:
@@ -146,7 +198,7 @@ def _syntax(dataset: Dataset) -> pydicom.uid.UID:
 
 def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
     """Stored values [n, row, column] of 0-based `frames`, one channel."""
-    photometric = str(dataset.PhotometricInterpretation)
+    photometric = text(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         raise UserError("This DICOM image is in colour (a palette); only grey images can be segmented.")
     if (syntax := _syntax(dataset)) in _NATIVE:
@@ -204,15 +256,12 @@ def _decode_with_gdcm(dataset: Dataset, syntax: pydicom.uid.UID, frames: Sequenc
     return values.reshape(len(frames), int(dataset.Rows), int(dataset.Columns), *channels)
 
 
-def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> _Piece:
-    padding = None
-    if (pad := dataset.get("PixelPaddingValue")) is not None and stored.dtype.kind in "iu":
-        limit = dataset.get("PixelPaddingRangeLimit")
-        pad, limit = sorted((int(pad), int(pad if limit is None else limit)))
-        padding = (stored >= pad) & (stored <= limit)
+def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> Piece:
+    padding = _padding(dataset, stored)
+    values, slope, intercept = None, 1.0, 0.0
     if "ModalityLUTSequence" in dataset:
-        values, slope, intercept = apply_modality_lut(stored, dataset).astype(np.int32), 1.0, 0.0
-    else:
+        values = _looked_up(stored, dataset)
+    if values is None:
         slope, intercept = frame.slope, frame.intercept
         values = _rescaled(stored, slope, intercept)
     mirror = None
@@ -227,7 +276,31 @@ def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> _Piece:
         # float64 holds all 32-bit whole numbers; `_narrowed` brings them back to whole ones
         inverted = mirror - values.astype(np.float64)
         values = inverted.astype(np.float32) if values.dtype.kind == "f" else _narrowed(inverted)
-    return _Piece(values, padding if padding is not None and padding.any() else None, mirror)
+    return Piece(values, padding if padding is not None and padding.any() else None, mirror)
+
+
+def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
+    """bool [row, column] of pixels that are no image, None when the file names no such value."""
+    pad = number(read_value(dataset, "PixelPaddingValue"))
+    if pad is None or stored.dtype.kind not in "iu":
+        return None
+    limit = number(read_value(dataset, "PixelPaddingRangeLimit"))
+    low, high = sorted(_as_stored(value, stored.dtype) for value in (pad, pad if limit is None else limit))
+    return (stored >= low) & (stored <= high)
+
+
+def _as_stored(value: float, dtype: np.dtype) -> float:
+    """A value that is written as unsigned although the pixels are signed, or the other way round, as they mean it."""
+    info = np.iinfo(dtype)
+    return value if info.min <= value <= info.max else (value - info.min) % (1 << info.bits) + info.min
+
+
+def _looked_up(stored: np.ndarray, dataset: Dataset) -> np.ndarray | None:
+    """Values through the file's table, None when that is of no use."""
+    try:
+        return np.asarray(apply_modality_lut(stored, dataset)).astype(np.int32)
+    except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError):
+        return None
 
 
 def _rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import shutil
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -27,18 +30,20 @@ _FORMATS = {
     ".mha": "MetaImage",
     ".mhd": "MetaImage",
 }
+_READERS = {"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
 VOLUME_FILES = tuple(_FORMATS)
+_UNITS = {1: (1000.0, "metres"), 3: (0.001, "micrometres")}  # of NIfTI's xyzt_units, in mm
+_SMALLEST = 0.01  # mm: voxels of scanners and microscopes' stacks alike are larger along one axis at least
 _PERMISSIVE = "ITK_NIFTI_SFORM_PERMISSIVE"
 
 
 def read_volume_file(path: Path) -> Volume:
     """Read one 3-D (or 2-D, as one slice) grey image. UserError for 4-D, colour, sheared or damaged ones."""
-    kind = next(name for ending, name in _FORMATS.items() if path.name.lower().endswith(ending))
-    if kind == "NIfTI":
-        _check_complete(path)
+    kind = _format(path)
+    start = _complete_header(path) if kind == "NIfTI" else b""
     try:
-        with quiet(), _permissive_nifti():
-            image = _read(path)
+        with quiet(), _permissive_nifti(), _plainly_named(path) as named:
+            image = _read(named, path.name)
     except RuntimeError as error:
         raise _unreadable(path) from error
     array, colour = sitk.GetArrayFromImage(image), image.GetNumberOfComponentsPerPixel() > 1
@@ -49,25 +54,46 @@ def read_volume_file(path: Path) -> Volume:
     if array.dtype.kind not in "iuf":
         raise UserError(f"“{path.name}” holds {array.dtype} numbers; only real numbers can be segmented.")
     affine = affine_of(image)
-    warnings = _check_geometry(path, image, affine)
+    warnings = _check_geometry(path, affine, array.shape, start)
     return Volume(_compact(array), affine, source=VolumeSource((path,), kind), warnings=warnings)
 
 
-def _read(path: Path) -> sitk.Image:
+def _format(path: Path) -> str:
+    return next(name for ending, name in _FORMATS.items() if path.name.lower().endswith(ending))
+
+
+def _read(path: Path, name: str) -> sitk.Image:
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(_READERS[_format(path)])  # by itself ITK knows some endings in lower case only
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     size = reader.GetSize()
     if any(length > 1 for length in size[3:]):
         count = int(np.prod(size[3:]))
         raise UserError(
-            f"“{path.name}” is 4-D: it holds {count} volumes (time points or channels); save the one to be "
+            f"“{name}” is 4-D: it holds {count} volumes (time points or channels); save the one to be "
             "segmented as a file of its own."
         )
     if len(size) > 3:
         reader.SetExtractSize([*size[:3], *[0] * (len(size) - 3)])
     image = reader.Execute()
     return image if image.GetDimension() == 3 else sitk.JoinSeries(image)
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """The file under a name that ITK takes: of NIfTI it refuses endings in mixed case (`.Nii.gz`)."""
+    ending = "".join(path.suffixes[-2:])
+    if _format(path) != "NIfTI" or ending in (ending.lower(), ending.upper()):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder, f"image{'.nii.gz' if ending.lower().endswith('.gz') else '.nii'}")
+        try:
+            named.symlink_to(path.resolve())
+        except OSError:  # Windows lets few users make links
+            shutil.copyfile(path, named)
+        yield named
 
 
 def _unreadable(path: Path) -> UserError:
@@ -100,34 +126,107 @@ def _permissive_nifti() -> Iterator[None]:
             os.environ[_PERMISSIVE] = before
 
 
-def _check_geometry(path: Path, image: sitk.Image, affine: np.ndarray) -> tuple[str, ...]:
-    """Refuse axes that are not perpendicular, which no label map can hold; say it when nothing is known."""
-    sheared = UserError(
+def _check_geometry(path: Path, affine: np.ndarray, shape: tuple[int, ...], start: bytes) -> tuple[str, ...]:
+    """Refuse axes that are not perpendicular, which no label map can hold; say what a NIfTI file, which begins with
+    `start`, leaves open."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+        raise _sheared(path)
+    return _check_nifti(path, affine, shape, NiftiGeometry.of(start)) if start else ()
+
+
+def _sheared(path: Path) -> UserError:
+    return UserError(
         f"The axes of “{path.name}” are not perpendicular (it is sheared), which no label map can follow; "
         "resample it to a straight grid first."
     )
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
-        raise sheared
-    if not image.HasMetaDataKey("sform_code"):
-        return ()
-    codes = [
-        image.GetMetaData(key) if image.HasMetaDataKey(key) else "0" for key in ("sform_code", "qform_code")
-    ]
-    if codes == ["0", "0"]:
-        return (f"“{path.name}” does not say where it lies in the patient; its axes are taken as they come.",)
-    if codes[0] == "0":
-        return ()
-    stored = np.array([image.GetMetaData(f"srow_{axis}").split() for axis in "xyz"], dtype=np.float64)
-    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in image.GetSize()))])
-    off = np.linalg.norm(corners @ (stored - affine[:3]).T, axis=1).max()
-    if off > 0.5 * np.linalg.norm(affine[:3, :3], axis=0).min():
-        raise sheared
-    return ()
 
 
-def _check_complete(path: Path) -> None:
-    """ITK reads a NIfTI file that was cut off as zeros; compare its length with what its header promises."""
+def _check_nifti(
+    path: Path, affine: np.ndarray, shape: tuple[int, ...], header: NiftiGeometry
+) -> tuple[str, ...]:
+    """A NIfTI file may hold two matrices, pixel sizes beside them, and a unit. `affine` is what ITK, and so Slicer,
+    makes of them; say where the file contradicts it."""
+    notes = []
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    said = " × ".join(f"{mm:.4g}" for mm in spacing)
+    if header.unit != 1 and spacing.max() < _SMALLEST:
+        notes.append(
+            f"“{path.name}” gives its lengths in {header.unit_name}, which makes voxels of {said} mm; if that is "
+            "wrong, correct its unit (xyzt_units)."
+        )
+    if not header.sform and not header.qform:
+        notes.append(f"“{path.name}” does not say where it lies in the patient; its axes are taken as they come.")
+    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in shape[::-1]))])
+
+    def off(matrix: np.ndarray) -> float:
+        return float(np.linalg.norm(corners @ (matrix - affine)[:3].T, axis=1).max())
+
+    if not header.sform or off(header.srow) <= 0.5 * spacing.min():
+        if header.qform and header.sform and (mm := off(header.quaternion)) > 0.5 * spacing.min():
+            notes.append(_two_positions(path, "sform", "qform", mm, affine, header.quaternion))
+        return tuple(notes)
+    if header.qform and off(header.quaternion) <= 0.5 * spacing.min():
+        notes.append(_two_positions(path, "qform", "sform", off(header.srow), affine, header.srow))
+        return tuple(notes)
+    lengths = np.linalg.norm(header.srow[:3, :3], axis=0)
+    if not np.allclose(lengths, spacing, rtol=1e-2):
+        other = " × ".join(f"{mm:.4g}" for mm in lengths)
+        notes.append(
+            f"“{path.name}” contradicts itself: its voxels are {said} mm by its pixel sizes (pixdim), but {other} mm "
+            "by its matrix (sform); the pixel sizes are used, as Slicer does, so check lengths and volumes."
+        )
+        return tuple(notes)
+    raise _sheared(path)
+
+
+def _two_positions(path: Path, used: str, other: str, mm: float, affine: np.ndarray, matrix: np.ndarray) -> str:
+    turn = np.linalg.solve(affine[:3, :3], matrix[:3, :3])
+    angle = np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
+    return (
+        f"“{path.name}” says in two ways where it lies ({used} and {other}), which differ by up to {mm:.3g} mm and "
+        f"{angle:.3g}°; {used} is used, as Slicer does."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiGeometry:
+    """What a NIfTI-1 header says about where voxels are; matrices (4×4) take (i, j, k) to RAS mm."""
+
+    sform: bool
+    qform: bool
+    srow: np.ndarray
+    quaternion: np.ndarray
+    unit: float  # mm
+    unit_name: str
+
+    @classmethod
+    def of(cls, start: bytes) -> NiftiGeometry:
+        """From the first 348 bytes of a file, in either byte order."""
+        order = _byte_order(start)
+        pixdim = struct.unpack_from(f"{order}8f", start, 76)
+        qform, sform = (code > 0 for code in struct.unpack_from(f"{order}2h", start, 252))
+        b, c, d, *offset = struct.unpack_from(f"{order}6f", start, 256)
+        unit, name = _UNITS.get(start[123] & 7, (1.0, "millimetres"))
+        srow, quaternion = np.eye(4), np.eye(4)
+        srow[:3] = np.reshape(struct.unpack_from(f"{order}12f", start, 280), (3, 4))
+        a = math.sqrt(max(0.0, 1 - (b * b + c * c + d * d)))
+        quaternion[:3, :3] = [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+        quaternion[:3, :3] *= [pixdim[1], pixdim[2], math.copysign(pixdim[3], -1 if pixdim[0] < 0 else 1)]
+        quaternion[:3, 3] = offset
+        srow[:3] *= unit
+        quaternion[:3] *= unit
+        sform, qform = sform and bool(np.isfinite(srow).all()), qform and bool(np.isfinite(quaternion).all())
+        return cls(sform, qform, srow, quaternion, unit, name)
+
+
+def _complete_header(path: Path) -> bytes:
+    """The first 348 bytes of a NIfTI file. ITK reads one that was cut off as zeros; compare its length with what the
+    header promises."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             start = file.read(348)
@@ -145,15 +244,21 @@ def _check_complete(path: Path) -> None:
         )
     if length < expected:
         raise UserError(f"“{path.name}” is cut off ({length} of {expected} bytes); copy or export it again.")
+    return start
+
+
+def _byte_order(start: bytes) -> str:
+    """As `struct` writes it; "" when the header is not NIfTI-1's."""
+    return next((order for order in "<>" if struct.unpack_from(order + "i", start, 0) == (348,)), "")
 
 
 def _promised_bytes(start: bytes) -> int | None:
-    """Length of a whole, unpacked NIfTI-1 file by its header, in either byte order; None for other files."""
-    for order in "<>":
-        if struct.unpack_from(order + "i", start, 0) == (348,):
-            rank, *lengths = struct.unpack_from(order + "8h", start, 40)
-            (bits,) = struct.unpack_from(order + "h", start, 72)
-            (offset,) = struct.unpack_from(order + "f", start, 108)
-            separate = start[344:347] == b"ni1"  # voxels in an .img file beside the header
-            return 348 if separate else int(offset) + math.prod(lengths[: max(0, rank)]) * bits // 8
-    return None
+    """Length of a whole, unpacked NIfTI-1 file by its header; None for other files."""
+    if not (order := _byte_order(start)):
+        return None
+    rank, *lengths = struct.unpack_from(order + "8h", start, 40)
+    (bits,) = struct.unpack_from(order + "h", start, 72)
+    (offset,) = struct.unpack_from(order + "f", start, 108)
+    if start[344:347] == b"ni1":  # voxels in an .img file beside the header
+        return 348
+    return int(offset) + math.prod(lengths[: max(0, rank)]) * bits // 8

@@ -27,8 +27,9 @@ class VolumeSource:
     format: str  # "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG"
     series_uid: str = ""
     description: str = ""
-    # DICOM only, one entry a slice k: (index into `files`, 1-based frame number), None for a missing slice.
+    # DICOM only, one entry a slice k: (index into `files`, 1-based frame number), None for an interpolated slice.
     slices: tuple[tuple[int, int] | None, ...] = ()
+    resampled: bool = False  # DICOM only: images lie at uneven distances, so that some are not slices themselves
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,12 @@ class Volume:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @cached_property
+    def interpolated(self) -> frozenset[int]:
+        """Slices k that are missing from an otherwise even series: they were interpolated from their neighbours."""
+        slices = self.source.slices if self.source is not None and not self.source.resampled else ()
+        return frozenset(k for k, place in enumerate(slices) if place is None)
+
+    @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of voxels and geometry; nothing in it identifies a patient."""
         digest = hashlib.sha256(f"{self.array.dtype.str} {self.array.shape}".encode())
@@ -143,3 +150,9 @@ def lps_from_affine(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     axes = _LPS_RAS @ affine[:3, :3]
     spacing = np.linalg.norm(axes, axis=0)
     return _LPS_RAS @ affine[:3, 3], axes / spacing, spacing
+
+
+def describe_place(position: np.ndarray, normal: np.ndarray) -> str:
+    """A position (3,) in LPS for the user, by the one RAS coordinate that runs along `normal` (3,): "S -12.5 mm"."""
+    axis = int(np.abs(normal).argmax())
+    return f"{'RAS'[axis]} {(_LPS_RAS @ position)[axis] + 0.0:.1f} mm"

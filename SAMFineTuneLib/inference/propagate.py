@@ -7,6 +7,9 @@ boxes and not one around both. A piece also ends where its area collapses or exp
 mask, and where the mask covers something that looks different from the prompted slice: a mask prompt keeps its
 shape alive long after the structure has ended, and neither IoU nor predicted IoU notices.
 
+Slices that were not taken but interpolated on reading (`Volume.interpolated`) never end anything: what the model does
+not find there gets the shape between the masks on either side, once the structure goes on behind.
+
 Between two prompted slices the masks grow from both ends towards the middle; the slice where they meet is prompted
 with the union of its two neighbours. Beyond the outermost prompted slices, `direction` decides.
 """
@@ -21,7 +24,8 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
-from SAMFineTuneLib.inference.masks import interior_points, overlap, pieces
+from SAMFineTuneLib.images.plane import view_axes
+from SAMFineTuneLib.inference.masks import interior_points, interpolate, overlap, pieces
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.stack import Stack, stack_through
 from SAMFineTuneLib.inference.view import bounding_box, view_of_box
@@ -175,8 +179,9 @@ class _Front:
 
 @dataclass(frozen=True, eq=False)
 class _Refused:
-    """Why a mask was not carried on."""
+    """On which slice a mask was not carried on, and why."""
 
+    index: int
     reason: str
 
 
@@ -190,6 +195,11 @@ class _Plan:
     """Directions beyond the outermost starts: 1 and -1."""
     first: int
     last: int
+    interpolated: frozenset[int]
+    """Slices of the stack that were not taken."""
+
+    def where(self, index: int) -> str:
+        return str(self.stack.plane(index))
 
     def beyond(self, step: int) -> range:
         """Slices after the outermost start, nearest first."""
@@ -224,7 +234,15 @@ def _make_plan(volume: Volume, seeds: Sequence[Seed], settings: PropagationSetti
     steps = {"both": (1, -1), "up": (up,), "down": (-up,), "fill": ()}[settings.direction]
     first = max(settings.first or 0, 0)
     last = stack.count - 1 if settings.last is None else min(settings.last, stack.count - 1)
-    return _Plan(stack, [starts[index] for index in sorted(starts)], steps, first, last)
+    return _Plan(
+        stack, [starts[index] for index in sorted(starts)], steps, first, last, _interpolated(volume, seeds[0].plane)
+    )
+
+
+def _interpolated(volume: Volume, plane: SlicePlane) -> frozenset[int]:
+    """Indices of a plane's parallel slices that were not taken: none unless they are the volume's own slices."""
+    is_own = plane.index is not None and view_axes(volume, plane.orientation)[2] == 2
+    return volume.interpolated if is_own else frozenset()
 
 
 class _Run:
@@ -249,18 +267,20 @@ class _Run:
         wanted = self.plan.beyond(step)
         if not wanted:
             return
-        for index in range(front.index + step, wanted[-1] + step, step):
+        while front.index != wanted[-1]:
             if self.cancelled():
                 return
-            result = self._carry(front, index)
-            if isinstance(result, _Refused):
-                self.meter.skip(len([other for other in wanted if (other - index) * step >= 0]))
-                yield PropagationEnd(f"Propagation ended before slice {index}: {result.reason}.")
+            results = self._advance(front, step, wanted[-1])
+            if isinstance(results, _Refused):
+                self.meter.skip(len([index for index in wanted if (index - front.index) * step > 0]))
+                where = self.plan.where(results.index)
+                yield PropagationEnd(f"Propagation ended before {where}: {results.reason}.")
                 return
-            front = front.moved(index, result)
-            if index in wanted:
-                self.meter.step()
-                yield result
+            for result in results:
+                front = front.moved(front.index + step, result)
+                if front.index in wanted:
+                    self.meter.step()
+                    yield result
 
     def _between(self, lower: _Front, upper: _Front) -> Iterator[PropagatedSlice | PropagationEnd]:
         """Close the gap between two known slices from both ends."""
@@ -279,29 +299,62 @@ class _Run:
             if index + step == other.index and len(alive) == 2:
                 # The last slice of the gap hears both sides, unless they contradict each other.
                 if overlap(front.mask, other.mask) < self.settings.min_overlap:
+                    both = " and ".join(map(self.plan.where, ends))
                     yield PropagationEnd(
-                        f"The masks that come from slices {ends[0]} and {ends[1]} do not agree where they meet, "
-                        f"at slice {index}; prompt a slice there."
+                        f"The masks that come from {both} do not agree where they meet, at {self.plan.where(index)}; "
+                        "prompt a slice there."
                     )
                 else:
                     carried = replace(front, mask=front.mask | other.mask, sources=front.sources + other.sources)
-            result = self._carry(carried, index)
-            if isinstance(result, _Refused):
-                refusals.append(result.reason)
+            results = self._advance(carried, step, other.index - step, other)
+            if isinstance(results, _Refused):
+                refusals.append(results.reason)
                 alive.remove(step)
                 continue
-            fronts[step] = front.moved(index, result)
             alive.reverse()
-            if index in wanted:
-                self.meter.step()
-                yield result
+            for result in results:
+                front = fronts[step] = front.moved(front.index + step, result)
+                if front.index in wanted:
+                    self.meter.step()
+                    yield result
         empty = (fronts[1].index + 1, fronts[-1].index - 1)
         if empty[0] <= empty[1]:
             self.meter.skip(len(self.plan.between(empty[0] - 1, empty[1] + 1)))
-            where = f"slice {empty[0]} stays" if empty[0] == empty[1] else f"slices {empty[0]} to {empty[1]} stay"
+            where = " to ".join(dict.fromkeys(map(self.plan.where, empty)))
+            stays = "stays" if empty[0] == empty[1] else "stay"
             yield PropagationEnd(
-                f"Between slices {ends[0]} and {ends[1]}, {where} empty: {refusals[-1]}; prompt a slice there."
+                f"Between {self.plan.where(ends[0])} and {self.plan.where(ends[1])}, {where} {stays} empty: "
+                f"{refusals[-1]}; prompt a slice there."
             )
+
+    def _advance(
+        self, front: _Front, step: int, last: int, beyond: _Front | None = None
+    ) -> list[PropagatedSlice] | _Refused:
+        """The masks on the next slice; where it was not taken and shows nothing, also on those up to the next one that
+        does, `last` at most. `beyond` is what is known behind that one."""
+        skipped: list[int] = []
+        for index in range(front.index + step, last + step, step):
+            result = self._carry(front, index)
+            if not isinstance(result, _Refused):
+                return [*self._bridge(front, skipped, index, result.mask, result.score), result]
+            if index not in self.plan.interpolated:
+                return result
+            skipped.append(index)
+        if beyond is None or overlap(front.mask, beyond.mask) < self.settings.min_overlap:
+            return result
+        return self._bridge(front, skipped, beyond.index, beyond.mask, front.best)
+
+    def _bridge(
+        self, front: _Front, skipped: list[int], end: int, mask: np.ndarray, score: float
+    ) -> list[PropagatedSlice]:
+        """Shapes between a front's mask and the one on slice `end`, on the slices between."""
+        found = []
+        for index in skipped:
+            shape = interpolate(front.mask, mask, (index - front.index) / (end - front.index))
+            found.append(
+                PropagatedSlice(self.plan.stack.plane(index), shape, score, overlap(front.mask, shape), front.sources)
+            )
+        return found
 
     def _carry(self, front: _Front, index: int) -> PropagatedSlice | _Refused:
         """The mask on slice `index`, from a neighbouring slice's mask."""
@@ -314,14 +367,14 @@ class _Run:
             if np.count_nonzero(piece) < SMALLEST_PIECE * np.count_nonzero(before[0]):
                 break
             new, score = self._predict(shown, piece)
-            reason = self._doubt(piece, new, score, front, shown)
+            reason = self._doubt(piece, new, score, front, None if index in self.plan.interpolated else shown)
             if reason:
                 refusals.append(reason)
             else:
                 carried |= new
                 scores.append(score)
         if not scores:
-            return _Refused(refusals[0])
+            return _Refused(index, refusals[0])
         return PropagatedSlice(plane, carried, min(scores), overlap(front.mask, carried), front.sources)
 
     def _predict(self, shown: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, float]:
@@ -340,9 +393,10 @@ class _Run:
         return keep_pieces(mask, piece, settings.keep), score
 
     def _doubt(
-        self, before: np.ndarray, after: np.ndarray, score: float, front: _Front, shown: np.ndarray
+        self, before: np.ndarray, after: np.ndarray, score: float, front: _Front, shown: np.ndarray | None
     ) -> str | None:
-        """Why `after`, which continues the piece `before`, should not be believed, or None."""
+        """Why `after`, which continues the piece `before`, should not be believed, or None; without the grey values
+        `shown` there, where they are interpolated, by its shape alone."""
         old, new = np.count_nonzero(before), np.count_nonzero(after)
         if new == 0:
             return "the structure is not found there"
@@ -353,6 +407,8 @@ class _Run:
         shared = overlap(before, after)
         if shared < self.settings.min_overlap:
             return f"the mask has too little in common with the slice before (IoU {shared:.2f})"
+        if shown is None:
+            return None
         mean, spread = front.grey
         grey = float(shown[after].mean())
         if abs(grey - mean) > self.settings.max_grey_shift * spread:

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom_samples import AXIAL, decimals, write_enhanced, write_series
+from dicom_samples import AXIAL, decimals, image_dataset, save, write_enhanced, write_series
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from pydicom.uid import NuclearMedicineImageStorage
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import list_series, read_volume
@@ -71,7 +73,7 @@ def test_flipped_rows_and_columns_keep_every_voxel_in_its_place(tmp_path, orient
         assert volume.array[tuple(at[::-1])] == stored[k, j, i]
 
 
-def test_a_missing_slice_is_named_and_left_blank_so_that_the_others_stay_in_place(tmp_path):
+def test_missing_slices_are_named_and_interpolated_so_that_the_others_stay_in_place(tmp_path):
     stored = stack(7) + 100
     heights = [0, 2.5, 5, 12.5, 15, 17.5, 20]  # two slices missing after the third
     write_series(tmp_path, stored, positions=[(0, 0, z) for z in heights])
@@ -80,20 +82,66 @@ def test_a_missing_slice_is_named_and_left_blank_so_that_the_others_stay_in_plac
     assert np.allclose(volume.spacing, (0.7, 0.8, 2.5))
     for z, one in zip(heights, stored, strict=True):
         assert np.array_equal(volume.array[round(z / 2.5)], one)
-    assert (volume.array[3:5] == 100).all()
-    assert volume.source.slices[3:5] == (None, None)
+    below, above = stored[2].astype(float), stored[3]
+    assert np.array_equal(volume.array[3:5], np.rint([below + (above - below) * part / 3 for part in (1, 2)]))
+    assert volume.source.slices[3:5] == (None, None) and volume.interpolated == {3, 4}
     (warning,) = volume.warnings
-    assert "2 slices are missing" in warning and "7.5 mm after slice 3" in warning
+    assert "2 slices are missing" in warning and "between S 5.0 mm and S 12.5 mm" in warning
 
 
-def test_uneven_slices_are_said_with_how_far_positions_are_off(tmp_path):
+def test_a_change_of_distance_is_bridged_like_missing_slices(tmp_path):
+    heights = [-4, -2, 0, 2, 6, 10, 14, 18]
+    write_series(tmp_path, stack(8), positions=[(0, 0, z) for z in heights])
+    volume = read_volume(tmp_path)
+    assert volume.shape[0] == 12 and volume.interpolated == {4, 6, 8, 10}
+    assert "at 4 places from S 2.0 mm to S 18.0 mm" in volume.warnings[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.3, 7), min_size=3, max_size=9), st.integers(0, 2**32 - 1))
+def test_values_are_where_they_lie_in_the_patient_whatever_the_distances(gaps, seed):
+    """Voxels hold their own height: interpolated linearly, it must come out at every slice, in any orientation."""
+    row, column, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0].T
+    normal = np.cross(row, column)
+    heights = np.concatenate([[0], np.cumsum(gaps)])
+    stored = np.broadcast_to(np.rint(heights * 100).astype(np.int16)[:, None, None], (len(heights), 3, 4))
+    with tempfile.TemporaryDirectory() as folder:
+        write_series(Path(folder), stored, positions=[z * normal for z in heights], orientation=(*row, *column))
+        volume = read_volume(folder)
+    at = [(LPS[:3, :3] @ volume.ijk_to_ras((0, 0, k))) @ normal for k in range(volume.shape[0])]
+    slack = 1 + 100 * 0.1 * np.mean(gaps)  # slices up to a tenth of their distance off are not touched
+    expected = np.clip(np.array(at) * 100, 0, stored.max())
+    assert np.abs(volume.array[:, 0, 0] - expected).max() <= slack
+    assert abs(at[-1] - heights[-1]) <= 0.51 * volume.spacing[2]
+
+
+def test_uneven_slices_are_interpolated_onto_even_ones_and_said(tmp_path):
     heights = [0, 2, 4, 6, 9, 12]
     write_series(tmp_path, stack(6), positions=[(0, 0, z) for z in heights])
     volume = read_volume(tmp_path)
-    assert np.array_equal(volume.array, stack(6))
-    assert np.isclose(volume.spacing[2], 2.4)
+    assert np.allclose(volume.spacing[2], 2) and volume.shape[0] == 7
+    assert np.array_equal(volume.array[:4], stack(6)[:4]) and np.array_equal(volume.array[6], stack(6)[5])
+    assert volume.source.resampled and volume.interpolated == frozenset()
     (warning,) = volume.warnings
-    assert "2 to 3 mm" in warning and "off by up to 1.2 mm" in warning
+    assert "2 to 3 mm" in warning and "interpolated onto slices every 2 mm" in warning
+
+
+def test_small_unevenness_is_said_and_leaves_slices_as_they_are(tmp_path):
+    heights = [0, 3, 6.25, 9, 12]
+    write_series(tmp_path, stack(5), positions=[(0, 0, z) for z in heights])
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.array, stack(5)) and not volume.source.resampled
+    assert "off by up to 0.25 mm" in volume.warnings[0]
+
+
+def test_distances_that_drift_are_not_called_even(tmp_path):
+    heights = np.cumsum([0] + [2.5] * 20 + [2.6] * 20)
+    write_series(tmp_path, stack(41), positions=[(0, 0, z) for z in heights])
+    volume = read_volume(tmp_path)
+    at = volume.ijk_to_ras(np.array([[0, 0, k] for k in range(volume.shape[0])]))[:, 2]
+    assert abs(at[-1] - heights[-1]) < 1.3
+    assert np.abs(np.interp(at, heights, stack(41)[:, 0, 0]) - volume.array[:, 0, 0]).max() < 5
+    assert "unevenly spaced" in volume.warnings[0]
 
 
 def test_rounded_positions_are_not_called_uneven(tmp_path):
@@ -102,16 +150,18 @@ def test_rounded_positions_are_not_called_uneven(tmp_path):
     assert read_volume(tmp_path).warnings == ()
 
 
-def test_two_stacks_far_apart_are_not_filled_with_blank_slices(tmp_path):
+def test_parts_far_apart_are_volumes_of_their_own(tmp_path):
     write_series(tmp_path, stack(4), positions=[(0, 0, z) for z in (0, 2, 4, 300)])
-    volume = read_volume(tmp_path)
-    assert volume.shape[0] == 4
-    assert "unevenly spaced" in volume.warnings[0]
+    first, second = list_series(tmp_path)
+    assert (first.size[2], second.size[2]) == (3, 1)
+    assert "S 0.0 mm to S 4.0 mm" in first.description and "S 300.0 mm" in second.description
+    assert np.array_equal(read_volume(tmp_path, "1").array, stack(4)[:3])
 
 
-def test_time_series_are_refused_with_the_numbers(tmp_path):
-    write_series(tmp_path, stack(6), positions=[(0, 0, z) for z in (0, 0, 2, 2, 4, 4)])
-    with pytest.raises(UserError, match="6 images at only 3 positions"):
+def test_images_that_nothing_tells_apart_are_refused_with_the_numbers(tmp_path):
+    heights = (0, 0, 2, 2, 4, 4)
+    write_series(tmp_path, stack(6), positions=[(0, 0, z) for z in heights], InstanceNumber=None)
+    with pytest.raises(UserError, match="6 images at only 3 positions.*S 0.0 mm"):
         read_volume(tmp_path)
 
 
@@ -198,8 +248,33 @@ def test_multi_frame_without_positions_is_stacked_as_stored_and_said(tmp_path):
         ImageOrientationPatient=decimals(AXIAL),
         PixelSpacing=["0.5", "0.5"],
         SpacingBetweenSlices="4",
+        FrameIncrementPointer=0x00181063,  # frame time
     )
     volume = read_volume(path)
     assert np.array_equal(volume.array, stack(4))
     assert np.allclose(volume.spacing, (0.5, 0.5, 4))
     assert "where they lie" in volume.warnings[0]
+
+
+@pytest.mark.parametrize("kind", ["cone-beam CT", "SPECT"])
+@pytest.mark.parametrize("gap", ["0.4", "-0.4"])
+@pytest.mark.parametrize("orientation", [AXIAL, (1, 0, 0, 0, 0, -1), (0.96, 0.28, 0, 0, 0, -1)])
+def test_frames_behind_one_position_lie_as_simpleitk_says(tmp_path, kind, gap, orientation):
+    dataset = image_dataset(stack(4))
+    place = Dataset()
+    place.ImagePositionPatient, place.ImageOrientationPatient = decimals((1, 2, 30)), decimals(orientation)
+    if kind == "SPECT":
+        dataset.SOPClassUID, dataset.Modality = NuclearMedicineImageStorage, "NM"
+        dataset.DetectorInformationSequence = [place]
+        dataset.FrameIncrementPointer, dataset.SliceVector = 0x00540080, [1, 2, 3, 4]
+    else:
+        dataset.update(place)
+    dataset.PixelSpacing, dataset.SpacingBetweenSlices, dataset.SliceThickness = ["0.5", "0.6"], gap, "0.4"
+    path = save(dataset, tmp_path / "a.dcm")
+    volume = read_volume(path)
+    image = sitk.ReadImage(str(path))
+    assert np.array_equal(volume.array, sitk.GetArrayFromImage(image))
+    for ijk in ((0, 0, 0), (3, 4, 3)):
+        x, y, z = image.TransformIndexToPhysicalPoint(ijk)
+        assert np.allclose(volume.ijk_to_ras(ijk), (-x, -y, z), atol=1e-6)
+    assert volume.warnings == ()

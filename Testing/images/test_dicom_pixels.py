@@ -244,8 +244,9 @@ def test_other_peoples_colour_files_are_refused_by_name_of_the_problem(name):
 
 
 @pytest.mark.parametrize("compress", [None, RLELossless, JPEGLSLossless])
-def test_files_cut_off_in_their_pixels_are_named(tmp_path, compress):
-    write_series(tmp_path, smooth("u2", 0, 4000), shuffle=False)
+def test_a_file_cut_off_in_its_pixels_is_left_out_and_said_with_its_place(tmp_path, compress):
+    stored = smooth("u2", 0, 4000)
+    write_series(tmp_path, stored, shuffle=False)
     victim = tmp_path / "001"
     if compress:
         dataset = pydicom.dcmread(victim)
@@ -255,8 +256,11 @@ def test_files_cut_off_in_their_pixels_are_named(tmp_path, compress):
             pytest.skip(str(error))
         dataset.save_as(victim)
     victim.write_bytes(victim.read_bytes()[:-300])
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.array[[0, 2]], stored[[0, 2]])
+    assert "“001” at S 32.5 mm was left out" in volume.warnings[0]
     with pytest.raises(UserError, match="001"):
-        read_volume(tmp_path)
+        read_volume(victim)
 
 
 def test_files_without_pixels_are_named(tmp_path):

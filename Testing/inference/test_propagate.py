@@ -7,6 +7,7 @@ import pytest
 from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import Volume, VolumeSource
 from SAMFineTuneLib.images.plane import aligned_plane, oblique_plane
 from SAMFineTuneLib.images.resample import extract_labels, picture
 from SAMFineTuneLib.inference.progress import Progress
@@ -59,7 +60,7 @@ def test_it_stops_where_the_ball_ends_and_says_why():
     there = [index for index in range(24) if (labels[index] == 2).any()]
     assert set(slices) <= set(there)
     assert len(slices) >= len(there) - 3
-    assert len(ends) == 2 and all("ended before slice" in reason for reason in ends)
+    assert len(ends) == 2 and all("ended before axial slice" in reason and " mm)" in reason for reason in ends)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -136,7 +137,39 @@ def test_a_gap_with_nothing_in_it_stays_empty_and_is_said():
     broken = type(volume)(grey, volume.affine)
     slices, ends = run(broken, [seed(volume, labels, 3), seed(volume, labels, 13)], direction="fill")
     assert sorted(slices) == [4, 5, 10, 11, 12]
-    assert len(ends) == 1 and "slices 6 to 9 stay empty" in ends[0]
+    (end,) = ends
+    assert "axial slice 6 (S" in end and "to axial slice 9 (S" in end and "stay empty" in end
+
+
+def without_slices(volume, missing, grey):
+    """The volume as read from a series that lacks slices, which show `grey` instead of something interpolated."""
+    array = volume.array.copy()
+    array[list(missing)] = grey
+    slices = tuple(None if k in missing else (k, 1) for k in range(len(array)))
+    return Volume(array, volume.affine, source=VolumeSource((), "DICOM", slices=slices))
+
+
+@pytest.mark.parametrize("missing", [{12}, {7, 8, 14, 15, 16}, {10, 12, 14}])
+@pytest.mark.parametrize("direction", ["both", "fill"])
+def test_slices_that_were_not_taken_are_bridged_whatever_they_show(missing, direction):
+    volume, labels = phantom()
+    seeds = [seed(volume, labels, index) for index in ((9,) if direction == "both" else (5, 18))]
+    whole, _ = run(volume, seeds, direction=direction)
+    slices, ends = run(without_slices(volume, missing, 0), seeds, direction=direction)
+    assert sorted(slices) == sorted(whole) and ends == []
+    for index, item in slices.items():
+        assert dice(item.mask, truth(volume, labels, item.plane, 1)) > (0.8 if index in missing else 0.95)
+        assert item.sources
+
+
+def test_a_structure_that_ends_in_a_gap_is_not_carried_beyond_it():
+    volume, labels = phantom()
+    grey = volume.array.copy()
+    grey[14:][labels[14:] == 1] = 0
+    broken = without_slices(type(volume)(grey, volume.affine), {14, 15}, 0)
+    slices, ends = run(broken, [seed(volume, labels, 9)], direction="up")
+    assert sorted(slices) == [10, 11, 12, 13]
+    assert "axial slice 16" in ends[0]
 
 
 def test_with_both_the_gap_is_filled_and_the_outside_walked():

@@ -1,0 +1,147 @@
+"""From the images of one DICOM series to its volumes: echoes, b-values, phases, pieces; copies are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from SAMFineTuneLib.images.dicom_geometry import place_name, places_of, split_at_wide_gaps
+from SAMFineTuneLib.images.dicom_headers import Frame
+from SAMFineTuneLib.images.dicom_pixels import pixel_digest
+from SAMFineTuneLib.images.dicom_traits import KINDS, ORDERS, Kind, Trait
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesVolume:
+    """Frames of a series that form one volume, in words what tells it from the series' others, and what was found."""
+
+    frames: tuple[Frame, ...]
+    label: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def volumes_of(frames: Sequence[Frame]) -> list[SeriesVolume]:
+    """The volumes that frames which fit on top of each other are; one, as a rule.
+
+    Several images at one position are split by what explains the repeats. Of those with the same pixels one is kept.
+    What repeats a position all the same stays together, and `stack_frames` refuses it.
+    """
+    found = [SeriesVolume(tuple(frames))]
+    for name, kind in KINDS.items():
+        found = [part for volume in found for part in _split(volume, name, kind)]
+    found = [_without_copies(volume) for volume in found]
+    for name, kind in ORDERS.items():
+        found = [part for volume in found for part in _split(volume, name, kind)]
+    return [piece for volume in found for piece in _pieces(volume)]
+
+
+def _repeats(places: np.ndarray) -> int:
+    return len(places) - len(np.unique(places))
+
+
+def _split(volume: SeriesVolume, name: str, kind: Kind) -> list[SeriesVolume]:
+    """The volume by one trait, when that leaves fewer repeated positions; else the volume alone."""
+    places = places_of(volume.frames)
+    if not _repeats(places):
+        return [volume]
+    values = [frame.traits.get(name) for frame in volume.frames]
+    known = sorted({value for value in values if value is not None}, key=_order)
+    most = int(np.bincount(places).max())
+    if 1 < len(known) + (None in values) <= most:
+        numbered = [0 if value is None else known.index(value) + 1 for value in values]
+        labels = {n: _label(kind, n, value) for n, value in enumerate(known, start=1)}
+    elif kind.ranked and (ranks := _ranks(places, values, kind.running)) is not None:
+        numbered = ranks
+        middle = {n: np.median([v for v, r in zip(values, ranks, strict=True) if r == n]) for n in set(ranks)}
+        labels = {n: _label(kind, n, float(value)) for n, value in middle.items()}
+    else:
+        return [volume]
+    parts = []
+    for n in sorted(set(numbered)):
+        chosen = tuple(frame for frame, own in zip(volume.frames, numbered, strict=True) if own == n)
+        words = ", ".join(filter(None, (volume.label, labels.get(n, f"no {name}"))))
+        parts.append(SeriesVolume(chosen, words, volume.notes))
+    left = sum(_repeats(places_of(part.frames)) for part in parts)
+    return parts if left < _repeats(places) else [volume]
+
+
+def _ranks(places: np.ndarray, values: Sequence[Trait | None], running: bool) -> list[int] | None:
+    """1 for the lowest value at each place, 2 for the next…; None unless all places have the same number of them.
+
+    Of `running` values also None unless they say that volumes were taken one after another, or places were.
+    """
+    counts = np.bincount(places)
+    if counts.min() != counts.max() or any(isinstance(value, (str, tuple, type(None))) for value in values):
+        return None
+    order = np.lexsort((values, places))  # by place, then by value
+    table = np.asarray(values, float)[order].reshape(len(counts), -1)  # [place, rank]
+    if (np.diff(table, axis=1) <= 0).any():
+        return None
+    if running and not (_one_after_another(table) or _one_after_another(table.T)):
+        return None
+    ranks = np.empty(len(values), int)
+    ranks[order] = np.tile(np.arange(1, table.shape[1] + 1), len(counts))
+    return ranks.tolist()
+
+
+def _one_after_another(table: np.ndarray) -> bool:
+    """Whether the columns' ranges of values do not overlap."""
+    low, high = table.min(axis=0), table.max(axis=0)
+    order = np.argsort(low)
+    return bool((low[order][1:] > high[order][:-1]).all())
+
+
+def _label(kind: Kind, n: int, value: Trait) -> str:
+    return kind.label.format(n=n, value=value)
+
+
+def _order(value: Trait) -> tuple:
+    """Sorts numbers before words before directions, whatever a damaged header mixes."""
+    return (0, value) if isinstance(value, (int, float)) else (1, value) if isinstance(value, str) else (2, value)
+
+
+def _without_copies(volume: SeriesVolume) -> SeriesVolume:
+    """The volume with one frame of those that show the same at the same position."""
+    places = places_of(volume.frames)
+    if not _repeats(places):
+        return volume
+    repeated = {int(place) for place in np.flatnonzero(np.bincount(places) > 1)}
+    kept: list[Frame] = []
+    first: dict[tuple[int, bytes], Frame] = {}
+    copies: list[tuple[Frame, Frame]] = []
+    for frame, place in zip(volume.frames, places.tolist(), strict=True):
+        shown = pixel_digest(frame) if place in repeated else None
+        if shown is None:  # also what cannot be decoded: reading will say so
+            kept.append(frame)
+        elif (place, shown) in first:
+            copies.append((frame, first[place, shown]))
+        else:
+            first[place, shown] = frame
+            kept.append(frame)
+    if not copies:
+        return volume
+    return replace(volume, frames=tuple(kept), notes=(*volume.notes, _said(copies)))
+
+
+def _said(copies: Sequence[tuple[Frame, Frame]]) -> str:
+    copy, original = copies[0]
+    where = "" if copy.position is None else f" at {place_name(copy)}"
+    names = f"“{copy.file.name}” shows the same slice{where} as “{original.file.name}”"
+    if len(copies) == 1:
+        return f"{names} and was left out."
+    return f"{len(copies)} images show the same slice as another one and were left out (for example {names})."
+
+
+def _pieces(volume: SeriesVolume) -> list[SeriesVolume]:
+    """The volume, or its parts where gaps are too wide to be bridged."""
+    pieces = split_at_wide_gaps(volume.frames)
+    if len(pieces) == 1:
+        return [volume]
+    found = []
+    for piece in pieces:
+        ends = f"{place_name(piece[0])} to {place_name(piece[-1])}" if len(piece) > 1 else place_name(piece[0])
+        words = ", ".join(filter(None, (volume.label, f"part at {ends}")))
+        found.append(SeriesVolume(tuple(piece), words, volume.notes))
+    return found
