@@ -8,6 +8,9 @@ import time
 
 import qt
 import slicer
+from slicer.i18n import tr as _
+
+from .messages import Message
 
 WORKING = 15  # ms between two turns while something is going on
 RESTING = 100  # ms while nothing is and no tool is active
@@ -113,7 +116,7 @@ class Host:
         try:
             return action(*arguments, **options)
         except Exception as error:
-            self.refused(error, getattr(action, "__name__", action))
+            self.tell("Refused", self._reason(error, getattr(action, "__name__", action)))
         return None
 
     def run(self, task):
@@ -127,21 +130,27 @@ class Host:
         if task is not None:
             task.close()
 
-    def refused(self, error, what):
+    def refused(self, error, what, topic=""):
         """Say what went wrong: a sentence is shown as it is, everything else is in the log, too."""
+        self.warn(self._reason(error, what), topic)
+
+    @staticmethod
+    def _reason(error, what):
         from SAMFineTuneLib.errors import UserError
 
         if isinstance(error, UserError):
-            self.warn(str(error))
-            return
+            return str(error)
         logging.error("SAMFineTune: %s failed", what, exc_info=error)
-        self.warn("This did not work (%s); more is in Slicer's log." % (str(error) or type(error).__name__))
+        why = str(error) or type(error).__name__
+        return _("This did not work ({why}); more is in Slicer's log.").format(why=why)
 
-    def warn(self, text):
-        self.tell("Warning", text)
+    def warn(self, text, topic=""):
+        """A sentence that stays. A later one on the same topic takes its place."""
+        self.tell("Warning", Message(text, True, topic))
 
-    def say(self, text):
-        self.tell("Say", text)
+    def say(self, text, topic="", folder=""):
+        """A sentence that goes by itself; with a link to a folder it stays."""
+        self.tell("Say", Message(text, False, topic, folder))
 
     # ---- the timer
 
@@ -192,7 +201,7 @@ class Host:
             return self.session.pump(BUDGET)
         except Exception:
             logging.exception("SAMFineTune: the session failed")
-            self.warn("Something went wrong inside SAMFineTune; more is in Slicer's log.")
+            self.warn(_("Something went wrong inside SAMFineTune; more is in Slicer's log."))
             return []
 
     def _pace(self):

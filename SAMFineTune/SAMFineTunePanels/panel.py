@@ -5,6 +5,7 @@ import time
 import qt
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from . import packages, worker
 from .automatic import AutomaticSection
@@ -14,7 +15,7 @@ from .input import InputSection
 from .model import ModelSection
 from .prompts import PromptsSection
 from .propagate import PropagateSection
-from .qt_helpers import Connections, NodeObservers
+from .qt_helpers import Connections, NodeObservers, load_ui
 from .segments import SegmentsSection, save_undo_state
 from .server import ServerSection
 from .status import StatusSection
@@ -51,20 +52,33 @@ class Panel:
             self.status, self.input, self.prompts, self.segments, self.propagate, self.automatic, self.model,
             self.train, self.server, self.export,
         )  # fmt: skip
-        self._widgets = [section.widget for section in self.sections]
-        for widget in self._widgets:
-            layout.addWidget(widget)
-        self._stretch = qt.QWidget()
-        self._stretch.setSizePolicy(qt.QSizePolicy.Preferred, qt.QSizePolicy.Expanding)
-        layout.addWidget(self._stretch)
+        self.widget, self.ui = load_ui(resource_path, "Panel")
+        self._lay_out(layout)
         self.host.remote = self.server.remote
         self.status.check_runtime()
         self.host.listen("VolumeChosen", self._volume_chosen)
         self.host.listen("Turn", self._offer)
-        self.host.listen("Dismiss", lambda _: self.status.dismiss())
-        self.host.listen("RuntimeInstalled", lambda _: self._server_changed())
-        self.host.listen("Installed", lambda _: self.server.show_packages())
+        self.host.listen("Dismiss", lambda event: self.status.dismiss())
+        self.host.listen("RuntimeInstalled", lambda event: self._server_changed())
+        self.host.listen("Installed", lambda event: self.server.show_packages())
         self._observe()
+
+    def _lay_out(self, layout):
+        """The strip of the status stays where it is; the sections scroll below it.
+
+        Slicer puts a module into a scroll area that fits it to the room there is, as long as the module can be made
+        that small. It can: what scrolls is inside. Slicer's own bar comes only when the window is hardly higher than
+        the strip.
+        """
+        self.widget.layout().insertWidget(0, self.status.widget)
+        sections = self.ui.sections.layout()
+        for section in self.sections[1:]:
+            sections.addWidget(section.widget)
+        sections.addStretch(1)
+        layout.addWidget(self.widget)
+        # Whatever the sections say later, they are never cut, nor make the panel wider: nothing is said yet.
+        bar = self.widget.style().pixelMetric(qt.QStyle.PM_ScrollBarExtent)
+        self.ui.sectionsArea.setMinimumWidth(sections.minimumSize().width() + bar)
 
     def _observe(self):
         scene = slicer.mrmlScene
@@ -88,9 +102,8 @@ class Panel:
         for section in self.sections:
             section.close()
         self.host.close()
-        for widget in (*self._widgets, self._stretch):
-            widget.hide()
-            widget.deleteLater()
+        self.widget.hide()
+        self.widget.deleteLater()
 
     # ---- shown and not
 
@@ -161,7 +174,7 @@ class Panel:
     def _remove_packages(self):
         """The worker, which runs from them, ends before, and begins again with what is left."""
         if self.status.installer.running:
-            self.status.warn("An installation is running; wait for it or cancel it.")
+            self.status.warn(_("An installation is running; wait for it or cancel it."), "install")
             return
         self.host.stop()
         try:

@@ -79,6 +79,17 @@ def set_visible(widget, visible):
     widget.setVisible(bool(visible))
 
 
+def fit_height(view, rows, least, most, row_height=22):
+    """As high as the rows of a table or list, but for its header, and within limits; more rows are scrolled to.
+
+    Not while the user takes rows away: the buttons below would move under the mouse.
+    """
+    heading = row_height + 2 if hasattr(view, "horizontalHeader") else 0
+    height = heading + row_height * min(max(rows, least), most) + 4
+    if view.minimumHeight != height or view.maximumHeight != height:
+        view.setFixedHeight(height)
+
+
 def pixmap_of(pixels):
     """QPixmap of grey values uint8 [row, column]."""
     import numpy as np

@@ -1,6 +1,12 @@
-"""Top of the panel: what goes wrong, what runs, how the worker is, and the one button that installs its runtime."""
+"""The strip at the top of the panel: what runs, how the worker is, messages, and the button that installs its runtime.
 
+It has one height for ever and lies outside the scrolled sections, so that nothing below it moves under the mouse and
+progress is seen at whichever button it was started.
+"""
+
+import html
 import logging
+import operator
 import time
 
 import qt
@@ -8,37 +14,50 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import packages
-from .qt_helpers import Connections, load_ui, set_text, set_visible
+from .messages import Message
+from .qt_helpers import Connections, confirmed, load_ui, set_text, set_visible
 
 MOST_MESSAGES = 3
+MESSAGE_LINES = 3  # that are seen; more can be scrolled to
 NOTICE_SECONDS = 20.0
+_ROOM = 14  # pixels that a button is higher than its text
+_TO_COME = object()  # the prompts that a message is about, before they are known
+_MARGINS = 8  # pixels above and below a document
 
 
 class StatusSection:
-    """Messages are sentences in the panel, never dialogs; a warning stays until it is dismissed or answered."""
+    """Messages are sentences in the panel, never dialogs. A warning stays until it is dismissed or no longer holds."""
 
     def __init__(self, host, resource_path, parent):
         self.host = host
         self.widget, self.ui = load_ui(resource_path, "Status")
         self._connections = Connections()
-        self._messages = []  # (sentence, whether it is a warning, when)
+        self._messages = []
+        self._standing = None  # what is said as long as it is so
+        self._prompts = ()  # of the session, as last told
         self.installer = packages.Installer(parent, self._installing, self._installed)
         self._install_text = None
         self._install_fraction = None
         self._after_installation = None
+        self._runtime_is_missing = False
         for sender, signal, handler in (
             (self.ui.dismissButton, "clicked()", self.dismiss),
             (self.ui.cancelButton, "clicked()", self.cancel),
             (self.ui.installButton, "clicked()", self.install_runtime),
             (self.ui.retryButton, "clicked()", self.retry),
+            (self.ui.messageText, "anchorClicked(QUrl)", self._open),
         ):
             self._connections.add(sender, signal, handler)
-        host.listen("Warning", self.warn)
-        host.listen("Say", self.say)
-        host.listen("Notice", lambda event: self.say(event.text))
-        host.listen("Failed", lambda event: self.warn(event.text))
+        host.listen("Warning", lambda message: self._add(message))
+        host.listen("Say", lambda message: self._add(message))
+        host.listen("Refused", self._refused)
+        host.listen("Notice", lambda event: self._told(event, False))
+        host.listen("Failed", lambda event: self._told(event, True))
+        host.listen("StateChanged", self._state_changed)
         host.listen("Turn", self.refresh)
         self._icons = {}
+        self._fix_height()
+        self._show_messages()
         self.check_runtime()
         self.refresh()
 
@@ -46,61 +65,128 @@ class StatusSection:
         self._connections.close()
         self.installer.close()
 
+    def _fix_height(self):
+        """Whatever is shown: a line with a button, a bar, some lines of text."""
+        line = self.widget.fontMetrics().lineSpacing()
+        for place, height in (
+            (self.ui.doingRow, line + _ROOM),
+            (self.ui.messageRow, MESSAGE_LINES * line + _MARGINS),
+        ):
+            place.setFixedHeight(height)
+
     # ---- messages
 
     @property
     def messages(self):
-        return [text for text, _, _ in self._messages]
+        return [message.text for message in self._messages]
 
-    def warn(self, text):
-        self._add(text, True)
+    def warn(self, text, topic=""):
+        self._add(Message(text, True, topic))
 
-    def say(self, text):
-        self._add(text, False)
+    def say(self, text, topic=""):
+        self._add(Message(text, False, topic))
 
-    def _add(self, text, warning):
-        if not text:
+    def _add(self, message):
+        if not message.text:
             return
-        if warning:
-            logging.warning("SAMFineTune: %s", text)
-        self._messages = [message for message in self._messages if message[0] != text]
-        self._messages.append((text, warning, time.monotonic()))
-        self._messages = self._messages[-MOST_MESSAGES:]
+        if message.warning:
+            logging.warning("SAMFineTune: %s", message.text)
+        self._messages = [
+            old
+            for old in self._messages
+            if old.text != message.text and not (message.topic and old.topic == message.topic)
+        ]
+        self._messages = [*self._messages, message][-MOST_MESSAGES:]
         self._show_messages()
+
+    def _refused(self, text):
+        """What the user wanted did not happen: it is of no interest any more when the prompts are others."""
+        message = Message(text, True)
+        message.about = self._prompts
+        self._add(message)
+
+    def _told(self, event, warning):
+        """By the session, about the prompts as they are or are about to be: see `_state_changed`."""
+        message = Message(event.text, warning)
+        message.about = _TO_COME
+        self._add(message)
+
+    def _state_changed(self, event):
+        self._prompts = event.prompts
+        self._keep([one for one in self._messages if self._holds(one)])
+        if event.settled:
+            for message in self._messages:
+                if message.about is _TO_COME:
+                    message.about = self._prompts
+
+    def _holds(self, message):
+        if message.about is None or message.about is _TO_COME:
+            return True
+        return len(message.about) == len(self._prompts) and all(map(operator.is_, message.about, self._prompts))
+
+    def _keep(self, messages):
+        if len(messages) != len(self._messages):
+            self._messages = messages
+            self._show_messages()
 
     def dismiss(self):
-        self._messages = []
-        self._show_messages()
+        self._keep([])
 
     def _show_messages(self):
-        set_visible(self.ui.messageFrame, bool(self._messages))
-        set_text(self.ui.messageLabel, "\n".join(self.messages))
-        warning = any(is_warning for _, is_warning, _ in self._messages)
+        """The latest is seen first."""
+        lines = [message.html for message in reversed(self._messages)]
+        if self._standing:
+            lines.append(html.escape(self._standing))
+        set_visible(self.ui.dismissButton, bool(self._messages))
+        set_visible(self.ui.messageIcon, bool(lines))
+        self.ui.messageText.setHtml("<br>".join(lines))
+        warning = bool(self._standing) or any(message.warning for message in self._messages)
         self.ui.messageIcon.setPixmap(self._icon(warning))
 
     def _icon(self, warning):
         if warning not in self._icons:
-            style = self.ui.messageFrame.style()
+            style = self.widget.style()
             kind = qt.QStyle.SP_MessageBoxWarning if warning else qt.QStyle.SP_MessageBoxInformation
             self._icons[warning] = style.standardIcon(kind).pixmap(20, 20)
         return self._icons[warning]
+
+    def _open(self, address):
+        qt.QDesktopServices.openUrl(address)
 
     # ---- what runs
 
     def refresh(self):
         now = time.monotonic()
-        kept = [message for message in self._messages if message[1] or now - message[2] < NOTICE_SECONDS]
-        if len(kept) != len(self._messages):
-            self._messages = kept
-            self._show_messages()
+        self._keep([one for one in self._messages if one.warning or one.folder or now - one.since < NOTICE_SECONDS])
         text, fraction, cancellable = self._running()
-        set_visible(self.ui.busyFrame, bool(text))
+        failed = getattr(self.host.status, "state", "") == "failed"
+        self._show_standing(failed)
+        self._show_doing(text or self._status())
+        set_visible(self.ui.busyBar, bool(text))
         if text:
-            set_text(self.ui.busyLabel, text)
             self._show_fraction(fraction)
-            set_visible(self.ui.cancelButton, cancellable)
-        set_text(self.ui.statusLabel, self._status())
-        set_visible(self.ui.retryButton, getattr(self.host.status, "state", "") == "failed")
+        set_visible(self.ui.cancelButton, bool(text) and cancellable)
+        set_visible(self.ui.retryButton, failed and not text)
+        set_visible(self.ui.installButton, self._runtime_is_missing and not text)
+
+    def _show_standing(self, failed):
+        standing = self.host.status.sentence if failed else None
+        if self._runtime_is_missing:
+            wanted = packages.ONNX_RUNTIME
+            standing = _(
+                "SAMFineTune needs {title}: {size}. It goes into a folder of its own; Slicer's packages stay as they "
+                "are."
+            ).format(title=wanted.title, size=wanted.size)
+        if standing != self._standing:
+            self._standing = standing
+            self._show_messages()
+
+    def _show_doing(self, text):
+        """In one line, whatever its length."""
+        label = self.ui.statusLabel
+        set_text(label, label.fontMetrics().elidedText(text, qt.Qt.ElideRight, max(60, label.width)))
+        if label.toolTip != text:
+            label.toolTip = text
 
     def retry(self):
         """The worker could not be reached or started; something may have changed."""
@@ -148,27 +234,25 @@ class StatusSection:
 
     def _status(self):
         status = self.host.status
+        if self._runtime_is_missing:
+            return _("Not ready yet")
         if status is None:
             return _("Open a volume to begin.") if slicer.mrmlScene.GetNumberOfNodesByClass(
                 "vtkMRMLScalarVolumeNode") == 0 else ""
         if status.state == "ready":
-            model = f": {status.model}" if status.model else ""
-            return f"Ready{model}" + (f" on {status.device}" if status.model and status.device else "")
-        return "" if status.state in ("starting", "connecting", "uploading") else status.sentence
+            if not status.model:
+                return _("Ready")
+            where = _(" on {device}").format(device=status.device) if status.device else ""
+            return _("Ready: {model}").format(model=status.model) + where
+        return _("The worker failed") if status.state == "failed" else status.sentence
 
     # ---- the worker's runtime
 
     def check_runtime(self):
         """Whether the local worker can run; asked again when the section of the server changes."""
-        missing = self.runtime_missing()
-        set_visible(self.ui.runtimeFrame, missing)
-        if missing:
-            wanted = packages.ONNX_RUNTIME
-            self.ui.runtimeLabel.text = _(
-                "SAMFineTune needs {title}: {size}. It goes into a folder of its own; Slicer's packages stay as they "
-                "are."
-            ).format(title=wanted.title, size=wanted.size)
-        return missing
+        self._runtime_is_missing = self.runtime_missing()
+        self.refresh()
+        return self._runtime_is_missing
 
     def runtime_missing(self):
         return not self.host.remote and packages.ONNX_RUNTIME.missing()
@@ -178,13 +262,20 @@ class StatusSection:
 
     def _runtime_installed(self):
         self.check_runtime()
-        self.say(_("ONNX Runtime is installed."))
+        self.say(_("ONNX Runtime is installed."), "install")
         self.host.tell("RuntimeInstalled", None)
 
+    def ask_to_install(self, wanted, afterwards):
+        """For what needs a package in the midst of something else; `afterwards()` once it is there."""
+        question = _("This needs {title}: {size}. It goes into a folder of SAMFineTune's own; Slicer's packages stay "
+                     "as they are. Install it?").format(title=wanted.title, size=wanted.size)  # fmt: skip
+        if confirmed(question, _("Install")):
+            self.install(wanted, afterwards)
+
     def install(self, wanted, afterwards):
-        """Install packages, then call `afterwards()`."""
+        """Install packages, then call `afterwards()`. Only after the user has agreed."""
         if self.installer.running:
-            self.warn(_("An installation is running; wait for it or cancel it."))
+            self.warn(_("An installation is running; wait for it or cancel it."), "install")
             return
         self._after_installation = afterwards
         self.ui.installButton.setEnabled(False)
@@ -199,7 +290,7 @@ class StatusSection:
         afterwards, self._after_installation = self._after_installation, None
         self.host.tell("Installed", None)
         if error:
-            self.warn(error)
+            self.warn(error, "install")
         elif afterwards is not None:
             afterwards()
         self.refresh()

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 
+import qt
 import slicer
 
 from . import packages, settings, worker
@@ -41,6 +42,7 @@ class TrainSection:
             (ui.startButton, "clicked()", self.start),
             (ui.useButton, "clicked()", self.use),
             (ui.packagesButton, "clicked()", self.install),
+            (ui.advancedButton, "toggled(bool)", self._show_advanced),
             (ui.outlivesBox, "toggled(bool)", self._outlives_chosen),
             (ui.deviceSelector, "activated(int)", self._device_chosen),
         ):
@@ -49,6 +51,7 @@ class TrainSection:
         host.listen("SessionStarted", lambda _: self.show_stored())
         self._fill_bases()
         set_visible(ui.packagesFrame, False)
+        self._show_advanced(False)
 
     def close(self):
         self._connections.close()
@@ -92,6 +95,10 @@ class TrainSection:
         self._give_up_writing()
         self.cases.scene_closes()
         self.runs.scene_closes()
+
+    def _show_advanced(self, shown):
+        set_visible(self.ui.advancedBox, shown)
+        self.ui.advancedButton.setArrowType(qt.Qt.DownArrow if shown else qt.Qt.RightArrow)
 
     # ---- what it needs
 

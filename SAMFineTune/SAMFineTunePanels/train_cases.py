@@ -8,10 +8,11 @@ import qt
 import slicer
 
 from . import settings
-from .qt_helpers import Connections, quiet, set_text, set_visible
+from .qt_helpers import Connections, fit_height, quiet, set_text, set_visible
 
 FROM_SCENE, FROM_FOLDER = 0, 1
 NOTHING_THERE = "No segmentation in the scene holds anything yet: load annotated volumes, or choose a folder."
+_CASES_SHOWN, _LABELS_SHOWN = (3, 8), (2, 6)  # rows: at least, at most
 _LEFT_OUT = "TrainLeftOut"  # role of segmentations that are not learned from
 
 
@@ -38,6 +39,8 @@ class CasesBox:
             (ui.labelsList, "itemChanged(QListWidgetItem*)", self._label_ticked),
         ):
             self._connections.add(sender, signal, handler)
+        fit_height(ui.casesTable, 0, *_CASES_SHOWN)
+        fit_height(ui.labelsList, 0, *_LABELS_SHOWN)
         self._source_chosen(FROM_SCENE)
 
     def close(self):
@@ -176,6 +179,7 @@ class CasesBox:
                 for column, item in enumerate((title, names)):
                     table.setItem(row, column, item)
                     self._items.append(item)
+        fit_height(table, len(self._cases), *_CASES_SHOWN)
         if not self._cases:
             set_text(self.ui.checkLabel, NOTHING_THERE)
         elif self.ui.checkLabel.text == NOTHING_THERE:
@@ -201,6 +205,7 @@ class CasesBox:
             for row, (title, _) in enumerate(labels):
                 view.addItem(title)
                 view.item(row).setCheckState(qt.Qt.Unchecked if title in self._unlearned else qt.Qt.Checked)
+        fit_height(view, len(labels), *_LABELS_SHOWN)
 
     def _label_ticked(self, item):
         ticked = item.checkState() == qt.Qt.Checked

@@ -13,15 +13,15 @@ class Curves:
         self._points = {}  # (kind, training) -> [(step, value)]
         self._tables = {}  # the same -> table node
         self._nodes = []
+        self._steps = 0  # that the training takes
         self._layout = None  # before the curves were shown
         self.chart = None
 
     def clear(self):
-        """Another training."""
-        self._points = {}
+        """Another training; its curves are shown when they are asked for again."""
+        self._points, self._steps = {}, 0
         if self.chart is not None:
-            self._remove_nodes()
-            self._make_chart()
+            self.hide()
 
     def take(self, event):
         """Keep what a training said, and draw it when the curves are shown."""
@@ -29,13 +29,20 @@ class Curves:
             return
         if event.get("stage") != "training":
             return
+        self._steps = max(self._steps, event.get("steps") or 0, event["step"])
         for kind in _TITLES:
             if event.get(kind) is not None:
                 self._add((kind, event["part"]), event["step"], event[kind])
+        self._fit_axes()
 
     @property
     def points(self):
         return self._points
+
+    @property
+    def drawable(self):
+        """Whether there is a line to draw: a view without one is black."""
+        return any(len(points) > 1 for points in self._points.values())
 
     @property
     def shown(self):
@@ -91,6 +98,19 @@ class Curves:
         for key, points in self._points.items():
             if len(points) > 1:
                 self._make_series(key)
+        self._fit_axes()
+
+    def _fit_axes(self):
+        """Slicer fits its axes to a series when that is added, and not to the rows that come later."""
+        if self.chart is None or not self.drawable:
+            return
+        highest = max(value for points in self._points.values() for _, value in points)
+        was_modifying = self.chart.StartModify()
+        self.chart.SetXAxisRangeAuto(False)
+        self.chart.SetXAxisRange(0.0, float(max(self._steps, 2)))
+        self.chart.SetYAxisRangeAuto(False)
+        self.chart.SetYAxisRange(0.0, 1.05 * max(highest, 1.0))
+        self.chart.EndModify(was_modifying)
 
     def _make_series(self, key):
         import vtk

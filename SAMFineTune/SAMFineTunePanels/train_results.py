@@ -5,7 +5,7 @@ import re
 
 import qt
 
-from .qt_helpers import quiet, set_text, set_visible
+from .qt_helpers import fit_height, quiet, set_text, set_visible
 
 _PICTURE = re.compile(r"(case-\d+)-(.+)-(before|after)\.png")
 _WIDTH = 190  # pixels of a picture
@@ -50,6 +50,7 @@ class Results:
                 item.setToolTip(text)
                 table.setItem(row, column, item)
                 self._items.append(item)
+        fit_height(table, len(gains), 1, 8)
         set_visible(table, bool(gains))
 
     def _find_pictures(self, folder):

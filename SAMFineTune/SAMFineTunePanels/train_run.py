@@ -80,6 +80,7 @@ class RunBox:
         self.run, self._progress = run, {}
         self._watched = self._asked_to_stop = False
         self._look_after = 0.0
+        self.ui.curvesButton.setChecked(False)
         self.curves.clear()
         self.results.hide()
         if run is not None:
@@ -144,7 +145,7 @@ class RunBox:
             ui.runBar.value = int(1000 * fraction_of(self._progress))
         set_text(ui.stopButton, "Stop at once" if self._asked_to_stop else "Stop")
         for widget, visible in ((ui.stopButton, running), (ui.resumeButton, resumable), (ui.deleteButton, not running),
-                                (ui.curvesButton, bool(self.curves.points))):  # fmt: skip
+                                (ui.curvesButton, self.curves.drawable)):  # fmt: skip
             set_visible(widget, visible)
 
     def _sentence(self):

@@ -319,6 +319,7 @@ class SessionClient(Conversation):
     def _new_job(self, what: str) -> int:
         self._job_number += 1
         self._jobs[self._job_number] = what
+        self._out.append(decoding.asked_for(self._job_number, what))
         return self._job_number
 
     def _model_values(self) -> dict[str, str]:

@@ -12,7 +12,8 @@ from SAMFineTuneLib.images.segments import SegmentInfo
 from SAMFineTuneLib.service import values as plain
 from SAMFineTuneLib.service.events import Busy, MaskChanged, ObjectInfo, Objects, PromptInfo, StateChanged
 
-_DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices"}
+_DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices",
+          "download": "Downloading"}  # fmt: skip
 
 
 def mask_changed(values: dict[str, Any], arrays: dict[str, np.ndarray]) -> MaskChanged:
@@ -51,6 +52,11 @@ class States:
             return info
         prompt, view = plain.prompt_from_json(one["prompt"]), plain.view_from_json(one["view"])
         return PromptInfo(one["number"], one["segment"], prompt, view)
+
+
+def asked_for(job: int, what: str) -> Busy:
+    """A job that the worker has not yet said anything about."""
+    return Busy(job, what, None, None, _DOING.get(what, what))
 
 
 def busy(values: dict[str, Any]) -> Busy:

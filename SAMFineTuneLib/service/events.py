@@ -89,14 +89,15 @@ class StateChanged:
 
 @dataclass(frozen=True)
 class Busy:
-    """Work under way: `fraction` 0 to 1 of it done, `text` for the busy line. The background has no job number.
+    """Work under way: `fraction` 0 to 1 of it done (None: not known yet), `text` for the busy line. The background has
+    no job number.
 
     `what` is "propagate", "everything", "embed" or "download".
     """
 
     job: int | None
     what: str
-    fraction: float
+    fraction: float | None
     seconds_left: float | None
     text: str
 

@@ -99,10 +99,10 @@ def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, monkeyp
     desktop.load_phantom()
     panel = desktop.open()
     ui = panel.status.ui
-    assert not ui.runtimeFrame.isHidden() and "1 kB" in ui.runtimeLabel.text
+    assert not ui.installButton.isHidden() and "1 kB" in ui.messageText.plainText
     assert panel.host.session is None and not desktop.processes()
     ui.installButton.click()
-    desktop.wait(lambda: ui.runtimeFrame.isHidden())
+    desktop.wait(lambda: ui.installButton.isHidden())
     desktop.wait(lambda: panel.prompts.tool == "positive")  # where it would have been without
     assert panel.host.session.volume_node is not None
     assert runtime.folder in panel_environment(packages)["PYTHONPATH"]
@@ -124,7 +124,7 @@ def test_what_was_installed_is_removed_on_demand(desktop, wheels, monkeypatch):
     monkeypatch.setattr(server, "confirmed", lambda *_: True)
     panel.server.ui.removePackagesButton.click()
     assert runtime.missing() and not os.path.exists(packages.packages_folder())
-    assert panel.server.ui.packagesRow.isHidden() and not panel.status.ui.runtimeFrame.isHidden()
+    assert panel.server.ui.packagesRow.isHidden() and not panel.status.ui.installButton.isHidden()
     assert panel.host.session is None and not desktop.processes()
 
 

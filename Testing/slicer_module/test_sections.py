@@ -47,7 +47,7 @@ def test_propagation_shows_progress_and_fills_slices(work):
     assert len(slices(work)) == 1
     work.desktop.wait(lambda: ui.propagateButton.enabled)
     seen = []
-    work.panel.host.listen("Turn", lambda: seen.append(work.panel.status.ui.busyLabel.text))
+    work.panel.host.listen("Turn", lambda: seen.append(work.panel.status.ui.statusLabel.text))
     ui.propagateButton.click()
     work.desktop.wait(lambda: work.panel.host.jobs)
     work.desktop.wait(lambda: not work.panel.host.jobs)
@@ -55,7 +55,7 @@ def test_propagation_shows_progress_and_fills_slices(work):
     truth = work.labels == KIDNEY
     assert 2 * (work.voxels() & truth).sum() / (work.voxels().sum() + truth.sum()) > 0.75
     assert any(text for text in seen)
-    assert work.panel.status.ui.busyFrame.isHidden()
+    assert work.panel.status.ui.busyBar.isHidden()
 
 
 def test_propagation_within_a_range(work):
@@ -197,7 +197,7 @@ def test_a_worker_that_cannot_start_is_a_sentence_and_can_be_tried_again(desktop
     work = Work(desktop)
     ui = work.panel.status.ui
     desktop.wait(lambda: not ui.retryButton.isHidden(), 10)
-    assert "/nowhere/python" in ui.statusLabel.text
+    desktop.wait(lambda: "/nowhere/python" in ui.messageText.plainText, 5)
     work.click("Red", work.middle_of(KIDNEY))
     desktop.wait(lambda: len(work.session.prompts) == 1)
     work.panel.host.client._connection._executable = executable
@@ -307,7 +307,7 @@ def test_an_export_can_be_cancelled_and_ends_with_the_panel(work, tmp_path):
     for ending in (panel.status.cancel, panel.host.stop):
         panel.export.export()
         panel.status.refresh()
-        assert "Writing" in panel.status.ui.busyLabel.text and not panel.status.ui.cancelButton.isHidden()
+        assert "Writing" in panel.status.ui.statusLabel.text and not panel.status.ui.cancelButton.isHidden()
         ending()
         work.desktop.pass_time(0.2)
         assert panel.host.task is None and list(folder.iterdir()) == []

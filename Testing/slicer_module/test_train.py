@@ -187,6 +187,17 @@ def test_what_belongs_to_the_scene_is_saved_with_it(work, tmp_path):
     work.desktop.wait(lambda: train.cases.wanted == ["liver"], 5)
 
 
+def axes_as_slicer_draws_them(chart_node, series):
+    """Ranges of both axes as qMRMLPlotView leaves them: automatic ones are those of the first two rows for ever."""
+    def range_of(auto, given, column):
+        rows = [one.GetTableNode().GetTable().GetValue(row, column).ToDouble() for one in series for row in (0, 1)]
+        return (min(rows), max(rows)) if auto else given
+
+    x = range_of(chart_node.GetXAxisRangeAuto(), chart_node.GetXAxisRange(), 0)
+    y = range_of(chart_node.GetYAxisRangeAuto(), chart_node.GetYAxisRange(), 1)
+    return x, y
+
+
 def test_curves_are_shown_only_when_asked_for(work, monkeypatch):
     desktop, curves = work.desktop, work.train.runs.curves
     logic = slicer.vtkSlicerPlotsLogic()
@@ -202,6 +213,7 @@ def test_curves_are_shown_only_when_asked_for(work, monkeypatch):
     for step in (1, 2, 3):
         curves.take({"event": "progress", "stage": "training", "part": 1, "step": step, "loss": 1 / step,
                      "dice": 0.5 if step > 1 else None})  # fmt: skip
+        assert curves.drawable == (step > 1)
     assert layout.GetViewArrangement() == before
     assert desktop.scene.GetNumberOfNodesByClass("vtkMRMLPlotSeriesNode") == 0
     curves.show()
@@ -217,6 +229,10 @@ def test_curves_are_shown_only_when_asked_for(work, monkeypatch):
         curves.take({"event": "progress", "stage": "training", "part": 1, "step": step, "loss": 0.2, "dice": None})
     assert [table.GetValue(row, 0).ToInt() for row in range(table.GetNumberOfRows())] == [1, 2, 3, 4]
     assert table.GetValue(2, 1).ToFloat() == pytest.approx(0.2)
+    for step in range(5, 17):
+        curves.take({"event": "progress", "stage": "training", "part": 1, "step": step, "loss": 1.5, "dice": None})
+    (first, last), (low, high) = axes_as_slicer_draws_them(curves.chart, series)
+    assert first <= 1 and last >= 16 and low <= 0.1 and high >= 1.5
     curves.hide()
     assert layout.GetViewArrangement() == before
     assert desktop.scene.GetNumberOfNodesByClass("vtkMRMLPlotSeriesNode") == 0
