@@ -106,9 +106,10 @@ class StatusSection:
         self._add(message)
 
     def _told(self, event, warning):
-        """By the session, about the prompts as they are or are about to be: see `_state_changed`."""
+        """By the session, about the prompts as they are, or will be when it has come to rest."""
         message = Message(event.text, warning)
-        message.about = _TO_COME
+        session = self.host.session
+        message.about = self._prompts if session is not None and session.at_rest else _TO_COME
         self._add(message)
 
     def _state_changed(self, event):
