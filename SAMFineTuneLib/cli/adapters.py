@@ -95,15 +95,23 @@ def _compare(store: AdapterStore, args: argparse.Namespace) -> None:
 
 
 def _import(store: AdapterStore, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.inference.engine import open_engine, try_once
+    from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
     from SAMFineTuneLib.models.tuned_export import make_ready
 
+    given = read_adapter_folder(args.folder)
+    if given.exported is not None:
+        try_once(open_engine(given.exported, "cpu", engine="onnx"))
     adapter = store.add(args.folder, args.name)
     print(f"Added {adapter.name} to {store.folder}; use it with --adapter {adapter.name}.")
     try:
-        if make_ready(adapter, _base(adapter)):
-            print("It runs without PyTorch, as its base does.")
+        note = make_ready(adapter.path, _base(adapter))
     except UserError as error:  # the base may come later
-        print(f"note: {error}", file=sys.stderr)
+        note = str(error)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    elif store.get(adapter.name).exported is not None:
+        print("It runs without PyTorch.")
 
 
 def _export(store: AdapterStore, args: argparse.Namespace) -> None:
@@ -126,7 +134,8 @@ def _export(store: AdapterStore, args: argparse.Namespace) -> None:
     if args.output is None:
         print(f"--adapter {args.name} now runs without PyTorch.")
     else:
-        print(f"`samfinetune models import {model.path}` adds it on any computer, where it runs without PyTorch.")
+        print(f"`samfinetune models import {model.path}` adds it on any computer, where --model {model.spec.id} runs it "
+              "without PyTorch.")
 
 
 def _merge(store: AdapterStore, args: argparse.Namespace) -> None:

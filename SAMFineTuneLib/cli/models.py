@@ -164,6 +164,8 @@ def _import(store: Store, args: argparse.Namespace) -> None:
 
     proposal = examine(args.file, args.id, args.like, _base(store, args.base))
     store.check_new(proposal.spec.id)
+    if Path(args.file).is_dir():
+        _require_running(Path(args.file))
     print(args.file)
     _print_lines(proposal.findings)
     if proposal.terms:
@@ -171,6 +173,16 @@ def _import(store: Store, args: argparse.Namespace) -> None:
     if proposal.ask_terms and not _agreed(args.yes, "May you use this model under its terms?"):
         return
     _say_installed(store.add(proposal.spec, proposal.sources))
+
+
+def _require_running(folder: Path) -> None:
+    """UserError when the ONNX files in a folder do not run, or do not answer as they should."""
+    from SAMFineTuneLib.inference.engine import open_engine, try_once
+    from SAMFineTuneLib.models.spec import read_model_folder
+
+    model = read_model_folder(folder)
+    if model.has("encoder") and model.has("decoder"):
+        try_once(open_engine(model, "cpu", engine="onnx"))
 
 
 def _base(store: Store, base: str | None) -> Path | None:
@@ -229,7 +241,8 @@ def _export(store: Store, args: argparse.Namespace) -> None:
     model = export_model(store.get(args.id), output, int8=args.int8)
     sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(output.glob("*.onnx*"))]
     print(f"Wrote {', '.join(sizes)} to {model.path}.")
-    print(f"`samfinetune models import {model.path}` adds it on any computer, where it runs without PyTorch.")
+    print(f"`samfinetune models import {model.path}` adds it on any computer, where --model {model.spec.id} runs it "
+          "without PyTorch.")
 
 
 class _Bar:

@@ -179,7 +179,7 @@ def _train(args: argparse.Namespace) -> int:
     show.close()
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process tells
         return 0
-    added, note = ("", "") if args.no_add else _add(store, name, result, base)
+    added, note = _add(store, "" if args.no_add else name, result, base)
     _finish(result, args, added, note)
     return 0
 
@@ -192,9 +192,11 @@ def _check_name(store: AdapterStore, name: str) -> None:
 
 
 def _add(store: AdapterStore, name: str, result: Result, base: ModelFolder) -> tuple[str, str]:
-    """The adapter's name on this computer, "" when it could not be added, and a sentence worth saying or ""."""
-    from SAMFineTuneLib.models.tuned_export import add_ready
+    """The adapter's name on this computer, "" when it was not added, and a sentence worth saying or ""."""
+    from SAMFineTuneLib.models.tuned_export import add_ready, make_ready
 
+    if not name:
+        return "", make_ready(result.adapter, base)
     try:
         return name, add_ready(store, result.adapter, name, base)
     except UserError as error:  # the training must not be in vain
@@ -203,11 +205,9 @@ def _add(store: AdapterStore, name: str, result: Result, base: ModelFolder) -> t
 
 def open_base(name: str) -> ModelFolder:
     """A model by its id or its folder."""
-    from SAMFineTuneLib.models.spec import SPEC_FILE, read_model_folder
     from SAMFineTuneLib.models.store import Store
 
-    folder = Path(name).expanduser()
-    return read_model_folder(folder) if (folder / SPEC_FILE).is_file() else Store().get(name)
+    return Store().find(name)
 
 
 @contextmanager

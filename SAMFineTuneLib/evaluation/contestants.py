@@ -16,7 +16,7 @@ from SAMFineTuneLib.inference.engine import open_engine
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.models.adapter_folder import AdapterFolder, read_adapter_folder
 from SAMFineTuneLib.models.adapter_store import AdapterStore
-from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, read_model_folder
+from SAMFineTuneLib.models.spec import ModelFolder, read_model_folder
 from SAMFineTuneLib.models.store import DEFAULT_MODEL, Store
 from SAMFineTuneLib.prompts import PlanePrompts
 
@@ -92,8 +92,7 @@ def enter_baselines(names: Sequence[str]) -> list[Entry]:
 
 def find_model(name: str) -> ModelFolder:
     """A model by its id or its folder."""
-    folder = Path(name).expanduser()
-    return read_model_folder(folder) if (folder / SPEC_FILE).is_file() else Store().get(name)
+    return Store().find(name)
 
 
 def _enter(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Entry:

@@ -7,12 +7,15 @@ GPU is only within PyTorch's reach.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapter_folder import AdapterFolder, require_base
+from SAMFineTuneLib.models.needs import require
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "directml", "coreml")
@@ -57,6 +60,38 @@ class Engine(Protocol):
         ...
 
 
+def require_numbers(arrays: Iterable[np.ndarray], model_id: str) -> None:
+    """UserError when a model answers with NaN or infinite numbers, which would end as an empty mask."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise UserError(
+            f"The model {model_id!r} answers with values that are not numbers, so there is no mask: its weights are "
+            "damaged or its training failed; import it again, or choose another model."
+        )
+
+
+def try_once(engine: Engine) -> None:
+    """Ask an engine about a made-up picture; UserError when its answer is not what its model's description says."""
+    spec = engine.spec
+    shape = (1, spec.channels, spec.input_size, spec.input_size)
+    embedding = engine.encode(np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape))
+    size = spec.low_res_size
+    if "promptable" in spec.heads:
+        middle = np.full((1, 2, 2), spec.input_size / 2, np.float32)
+        nothing = np.zeros((1, 1, size, size), np.float32), np.zeros(1, np.float32)
+        logits = engine.decode(embedding, middle, np.float32([[1, -1]]), *nothing)[0]
+        _require_shape(logits, (1, logits.shape[1], size, size), spec)
+    if "automatic" in spec.heads:
+        _require_shape(engine.decode_classes(embedding), (1, len(spec.classes), size, size), spec)
+
+
+def _require_shape(logits: np.ndarray, expected: tuple[int, ...], spec: ModelSpec) -> None:
+    if logits.shape != expected:
+        raise UserError(
+            f"The files of the model {spec.id!r} are not what its model.json says: they answer with masks of shape "
+            f"{logits.shape} instead of {expected}; export or import the model again."
+        )
+
+
 def embedding_digest(engine: Engine) -> str:
     """Identifies what `encode` answers. Engines whose adapter leaves the image encoder as it is say so by themselves:
     theirs is their base's."""
@@ -83,20 +118,22 @@ def open_engine(
     Raises UserError when the combination cannot run here, saying what can. An adapter that was exported runs as an
     ONNX model does, any other in PyTorch.
     """
-    _check("device", device.partition(":")[0], DEVICES)
+    if not re.fullmatch(rf"({'|'.join(DEVICES)})|(cuda|directml):\d+", device):
+        raise UserError(f"Unknown device '{device}'; choose one of {', '.join(DEVICES)}, or a GPU by number: cuda:1.")
     _check("precision", precision, PRECISIONS)
     _check("engine", engine, ENGINES)
     base = model
+    exported = adapter.exported if adapter is not None else None
     if adapter is not None:
         require_base(adapter, model)
-        model = adapter.exported or model
-    if engine == "auto" and adapter is not None and adapter.exported is None:
-        engine = "torch"
-    elif engine == "auto":
-        has_onnx = model.has("encoder") and model.has("decoder")
-        engine = "onnx" if has_onnx and not _torch_serves_better(device, precision) else "torch"
+        model = exported or model
+    if engine == "auto":
+        runs_in_onnx = {"encoder", "decoder"} <= set(model.spec.files) and (adapter is None or exported is not None)
+        runs_in_torch = "weights" in base.spec.files
+        only_torch = runs_in_torch and (not runs_in_onnx or _torch_serves_better(device, precision))
+        engine = "torch" if only_torch or not runs_in_onnx else "onnx"
     if engine == "onnx":
-        if adapter is not None and adapter.exported is None:
+        if adapter is not None and exported is None:
             raise UserError(
                 f"The adapter {adapter.name} has no ONNX files; export it with `samfinetune adapters export`, or use "
                 "the PyTorch engine."
@@ -111,6 +148,12 @@ def open_engine(
         from SAMFineTuneLib.inference.onnx_engine import OnnxEngine
 
         return OnnxEngine(model, device, threads)
+    if adapter is not None and exported is None:
+        require(
+            f"The adapter {adapter.name} has no ONNX files (`samfinetune adapters export` writes them, where PyTorch "
+            "is), so it",
+            "torch",
+        )
     from SAMFineTuneLib.inference.torch_engine import TorchEngine
 
     return TorchEngine(base, device, precision, adapter, threads)
@@ -123,10 +166,17 @@ def _check(what: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _torch_serves_better(device: str, precision: str) -> bool:
     """Whether PyTorch reaches what ONNX Runtime cannot: bf16, MPS, or a CUDA GPU without onnxruntime-gpu."""
-    if precision == "bf16" or device == "mps":
+    if precision == "bf16":
         return True
-    if not device.startswith("cuda"):
+    kind = device.partition(":")[0]
+    if kind not in ("cuda", "mps"):
         return False  # importing torch takes seconds: on "auto" a model with ONNX files stays without it
     from SAMFineTuneLib.inference.onnx_engine import available_devices
 
-    return "cuda" not in available_devices()
+    if kind in available_devices():
+        return False
+    try:
+        import torch
+    except (ImportError, OSError):
+        return False
+    return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()

@@ -11,6 +11,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
+from SAMFineTuneLib.inference.engine import require_numbers
 from SAMFineTuneLib.models.spec import ModelFolder
 
 _PROVIDERS = {  # in the order in which "auto" tries them; CoreML only when asked, for it rejects parts of SAM
@@ -20,6 +21,14 @@ _PROVIDERS = {  # in the order in which "auto" tries them; CoreML only when aske
     "coreml": "CoreMLExecutionProvider",
 }
 _AUTO = ("cuda", "directml", "cpu")
+_PROMPTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
+_HOW_TO_GET = {
+    "cuda": 'replace onnxruntime by its build with CUDA (pip uninstall onnxruntime, then pip install '
+    '"samfinetune[gpu]"), which needs an NVIDIA GPU and its driver',
+    "directml": "on Windows, replace onnxruntime by onnxruntime-directml",
+    "coreml": "it comes with onnxruntime on a Mac only",
+    "mps": "that is a device of PyTorch; ONNX Runtime's on a Mac is coreml",
+}
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate", "cudaerrormemoryallocation", "e_outofmemory")
 Result = TypeVar("Result")
 
@@ -35,6 +44,7 @@ class OnnxEngine:
 
     def __init__(self, model: ModelFolder, device: str = "auto", threads: int | None = None):
         self.spec = model.spec
+        self._model = model
         self._threads = threads
         self.notices: list[str] = []
         parts = ("encoder", "decoder", *(("classes",) if model.has("classes") else ()))
@@ -43,7 +53,7 @@ class OnnxEngine:
         self.digest = hashlib.sha256(f"onnx|{'|'.join(digests.values())}".encode()).hexdigest()
         self.embedding_digest = hashlib.sha256(f"onnx|{digests['encoder']}".encode()).hexdigest()
         self._asked = device
-        self._place = self._choose(device)
+        self._place = self._choose(device, model.spec.id)
         self._on_cpu_when_out_of_memory(self._open)
 
     @property
@@ -56,7 +66,9 @@ class OnnxEngine:
             names = [output.name for output in self._encoder.get_outputs()]
             return dict(zip(names, self._encoder.run(names, {"image": image}), strict=True))
 
-        return self._on_cpu_when_out_of_memory(run)
+        embedding = self._on_cpu_when_out_of_memory(run)
+        require_numbers(embedding.values(), self.spec.id)
+        return embedding
 
     def decode(
         self,
@@ -78,29 +90,33 @@ class OnnxEngine:
             logits, scores = self._decoder.run(["low_res_masks", "iou_predictions"], inputs)
             return logits, scores
 
-        return self._on_cpu_when_out_of_memory(run)
+        answer = self._on_cpu_when_out_of_memory(run)
+        require_numbers(answer, self.spec.id)
+        return answer
 
     def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
         if self._classes is None:  # finetune-SAM's: the mask tokens are the classes, after one that is never read
             size = self.spec.low_res_size
             nothing = ((1, 0, 2), (1, 0), (1, 1, size, size), (1,))
             return self.decode(embedding, *(np.zeros(shape, np.float32) for shape in nothing))[0][:, 1:]
-        return self._on_cpu_when_out_of_memory(lambda: self._classes.run(["class_logits"], dict(embedding))[0])
+        logits = self._on_cpu_when_out_of_memory(lambda: self._classes.run(["class_logits"], dict(embedding))[0])
+        require_numbers([logits], self.spec.id)
+        return logits
 
     def _digest_of(self, path: Path) -> str:
         return self.spec.sha256.get(path.name) or sha256_of(path)
 
     @staticmethod
-    def _choose(device: str) -> str:
+    def _choose(device: str, model_id: str) -> str:
         available = available_devices()
         name = device.partition(":")[0]
         if name == "auto":
             return next(candidate for candidate in _AUTO if candidate in available)
         if name not in available:
             raise UserError(
-                f"ONNX Runtime here cannot use '{device}' (it offers {', '.join(available)}); "
-                + ("install onnxruntime-gpu, or " if name == "cuda" else "")
-                + "choose another device."
+                f"The model {model_id!r} runs in ONNX Runtime, and the one installed here ({_runtime().__version__}, "
+                f"for {', '.join(available)}) cannot use '{device}': {_HOW_TO_GET[name]}; or choose the device "
+                f"{available[0]}."
             )
         return device
 
@@ -113,9 +129,13 @@ class OnnxEngine:
         self._encoder = self._session("encoder", chosen)
         self._decoder = self._session("decoder", chosen)
         self._classes = self._session("classes", chosen) if "classes" in self._files else None
+        self._require_fit()
         if provider not in self._encoder.get_providers():  # built in, but no driver or no GPU
             if self._asked != "auto":
-                raise UserError(f"No usable GPU driver was found for '{self._asked}'; choose device 'cpu'.")
+                raise UserError(
+                    f"ONNX Runtime found no GPU or no driver that it can use for '{self._asked}': install or update "
+                    "the driver, give another number if there are several GPUs, or choose the device cpu."
+                )
             self._place = name = "cpu"
         precision = self._encoder.get_modelmeta().custom_metadata_map.get("precision", "fp32")
         self.device = f"{name.upper()} (ONNX Runtime, {precision})"
@@ -132,10 +152,29 @@ class OnnxEngine:
         except Exception as error:  # ONNX Runtime raises classes of its own, some private
             if _is_out_of_memory(error):
                 raise
+            self._model.verify()  # says so, if a file is missing or damaged
             raise UserError(
                 f"{self._files[part].name} of model '{self.spec.id}' is not an ONNX graph that this ONNX Runtime "
-                "can run; import or export the model again."
+                f"({runtime.__version__}) can run; import or export the model again."
             ) from error
+
+    def _require_fit(self) -> None:
+        """UserError when the graphs are another model's than the description's."""
+        spec = self.spec
+        image = {value.name: value.shape for value in self._encoder.get_inputs()}
+        expected = [1, spec.channels, spec.input_size, spec.input_size]
+        if image != {"image": expected}:
+            found = ", ".join(f"{name} {shape}" for name, shape in image.items())
+            raise UserError(
+                f"encoder.onnx of model {spec.id!r} takes {found}, and not the image {expected} that its model.json "
+                "describes; export or import the model again."
+            )
+        given = {value.name for value in self._encoder.get_outputs()}
+        if missing := {value.name for value in self._decoder.get_inputs()} - given - set(_PROMPTS):
+            raise UserError(
+                f"encoder.onnx and decoder.onnx of model {spec.id!r} do not belong together: the decoder needs "
+                f"{', '.join(sorted(missing))}; export or import the model again."
+            )
 
     def _on_cpu_when_out_of_memory(self, run: Callable[[], Result]) -> Result:
         try:

@@ -10,7 +10,9 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
+from SAMFineTuneLib.inference.engine import require_numbers
 from SAMFineTuneLib.models.adapter_folder import AdapterFolder, tuned_spec
+from SAMFineTuneLib.models.needs import require
 from SAMFineTuneLib.models.spec import ModelFolder
 
 Result = TypeVar("Result")
@@ -32,13 +34,13 @@ class TorchEngine:
         adapter: AdapterFolder | None = None,
         threads: int | None = None,
     ):
-        self._torch = _import_torch()
+        weights = model.file("weights")
+        self._torch = require(f"The model {model.spec.id!r}, of a checkpoint,", "torch")
         if threads is not None:
             self._torch.set_num_threads(threads)  # of the whole process: PyTorch has no other
         self.spec = tuned_spec(model.spec, adapter) if adapter is not None else model.spec
         self._adapter = adapter
         self.notices: list[str] = []
-        weights = model.file("weights")
         self._weights = self.spec.sha256.get(weights.name) or sha256_of(weights)
         self._model = model
         self._place, self._precision = self._choose(device, precision)
@@ -66,7 +68,9 @@ class TorchEngine:
             embedding = self._network.encode(self._tensor(image))
             return {name: tensor.cpu().numpy() for name, tensor in embedding.items()}
 
-        return self._on_cpu_when_out_of_memory(run)
+        embedding = self._on_cpu_when_out_of_memory(run)
+        require_numbers(embedding.values(), self.spec.id)
+        return embedding
 
     def decode(
         self,
@@ -86,14 +90,18 @@ class TorchEngine:
             )
             return logits.cpu().numpy(), scores.cpu().numpy()
 
-        return self._on_cpu_when_out_of_memory(run)
+        answer = self._on_cpu_when_out_of_memory(run)
+        require_numbers(answer, self.spec.id)
+        return answer
 
     def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
         def run() -> np.ndarray:
             tensors = {name: self._tensor(array) for name, array in embedding.items()}
             return self._network.decode_classes(tensors).cpu().numpy()
 
-        return self._on_cpu_when_out_of_memory(run)
+        logits = self._on_cpu_when_out_of_memory(run)
+        require_numbers([logits], self.spec.id)
+        return logits
 
     def _tensor(self, array: np.ndarray) -> Any:
         if not array.flags.writeable:  # cached embeddings are read-only, which torch warns about
@@ -135,14 +143,3 @@ class TorchEngine:
         self._torch.cuda.empty_cache()
         self._load()
         return run()
-
-
-def _import_torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            'This model needs PyTorch; install it with `pip install "samfinetune[torch]"`, '
-            "or use the bundled model, which needs none."
-        ) from error
-    return torch

@@ -24,7 +24,8 @@ from typing import Any
 from ..errors import UserError
 from ..files import atomic_write, sha256_of
 from .card import Card, as_markdown
-from .spec import ModelFolder, ModelSpec, read_model_folder
+from .safetensors_file import first_not_finite
+from .spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder
 
 CARD, CARD_TEXT = "card.json", "card.md"
 CONFIG, TENSORS, CLASS_HEAD = "adapter_config.json", "adapter_model.safetensors", "class_head.safetensors"
@@ -61,8 +62,8 @@ class AdapterFolder:
             model = read_model_folder(self.path / ONNX)
         except UserError:
             return None
-        whole = all(model.has(role) for role in model.spec.files) and model.has("encoder") and model.has("decoder")
-        return model if whole and self.digest in model.spec.source else None
+        runs = model.whole and model.has("encoder") and model.has("decoder")
+        return model if runs and self.digest in model.spec.source else None
 
     @property
     def bytes(self) -> int:
@@ -72,13 +73,10 @@ class AdapterFolder:
 def read_adapter_folder(path: str | Path) -> AdapterFolder:
     """The adapter in a folder, checked; `UserError` says what is missing or damaged."""
     path = Path(path).expanduser().resolve()
-    if not path.is_dir():
-        raise UserError(f"There is no adapter folder {path}.")
+    if not (path / CARD).is_file():
+        raise UserError(_no_adapter(path))
     try:
         content = json.loads((path / CARD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        what = "card.json, without which its base is not known" if (path / CONFIG).is_file() else "adapter"
-        raise UserError(f"The folder {path} has no {what}: choose a folder that `samfinetune train` wrote.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path / CARD} cannot be read ({error}): use another copy of the adapter.") from error
     card = Card.from_dict(content, str(path / CARD))
@@ -90,6 +88,10 @@ def read_adapter_folder(path: str | Path) -> AdapterFolder:
         if sha256_of(path / name) != expected:
             raise UserError(
                 f"{path / name} is damaged or was replaced: its SHA-256 is not the one in {CARD}; use another copy."
+            )
+        if name in (TENSORS, CLASS_HEAD) and (bad := first_not_finite(path / name)):
+            raise UserError(
+                f"The adapter {path} holds values that are not numbers, in {bad}: its training failed; train it again."
             )
     return AdapterFolder(path, card)
 
@@ -117,6 +119,32 @@ def write_adapter_folder(
     return card
 
 
+def _no_adapter(path: Path) -> str:
+    """What lies at a path that is not an adapter's folder, and what to do."""
+    if not path.exists():
+        return f"There is no adapter folder {path}."
+    if path.is_file():
+        if path.name in (CARD, CARD_TEXT, CONFIG, TENSORS, CLASS_HEAD):
+            return f"{path} is one file of an adapter: give its folder, {path.parent}."
+        return f"{path} is a file, not an adapter: give a folder that `samfinetune train` wrote."
+    if path.name == ONNX and (path.parent / CARD).is_file():
+        return f"{path} is a part of the adapter {path.parent}: give that folder."
+    if (path / SPEC_FILE).is_file():
+        return f"{path} is a model, not an adapter: use it with --model, or import it with `samfinetune models import`."
+    if (path / CONFIG).is_file():
+        return (f"The folder {path} has no {CARD}, without which its base is not known: choose a folder that "
+                "`samfinetune train` wrote.")  # fmt: skip
+    if (path / "run.json").is_file():
+        return (f"{path} holds an unfinished training, not an adapter: go on with the same `samfinetune train` command "
+                "and --resume.")  # fmt: skip
+    if inside := sorted(file.parent.name for file in path.glob(f"*/{CARD}")):
+        return f"{path} is not an adapter, but holds {', '.join(inside)}: give one of those folders."
+    if any(file.suffix.lower() in (".pth", ".pt", ".safetensors") for file in path.iterdir()):
+        return (f"{path} holds a checkpoint, not an adapter: add the checkpoint as a model with `samfinetune models "
+                "import FILE`, and use that with --model.")  # fmt: skip
+    return f"The folder {path} has no adapter: choose a folder that `samfinetune train` wrote."
+
+
 def digest_of_base(base: ModelFolder) -> str:
     """SHA-256 of a model's weights: what an adapter means by its base."""
     weights = base.file("weights")
@@ -132,6 +160,11 @@ def tuned_spec(base: ModelSpec, adapter: AdapterFolder) -> ModelSpec:
 def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:
     """UserError when an adapter was trained on another model."""
     card = adapter.card
+    if "weights" not in base.spec.files:
+        raise UserError(
+            f"The adapter {adapter.name} was trained on the model {card.base!r}, and does not fit {base.spec.id!r}, "
+            f"which has only ONNX files: choose the model {card.base!r}."
+        )
     if digest_of_base(base) == card.base_digest:
         return
     if card.base == base.spec.id:

@@ -47,9 +47,9 @@ class AdapterStore:
     def find(self, name_or_folder: str | Path) -> AdapterFolder:
         """An adapter by its name here, or by its folder anywhere. A name comes first: what is here may be exported."""
         name, path = str(name_or_folder), Path(name_or_folder).expanduser()
-        if (path / CARD).is_file() and not (_is_name(name) and (self.folder / name).is_dir()):
-            return read_adapter_folder(path)
-        return self.get(name)
+        if _is_name(name) and ((self.folder / name).is_dir() or not path.exists()):
+            return self.get(name)
+        return read_adapter_folder(path)
 
     def list(self) -> list[AdapterFolder]:
         """All adapters that are whole, by name."""

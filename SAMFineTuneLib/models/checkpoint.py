@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
+from .needs import require, require_safe_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,16 +49,16 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    torch_functions = _need("safetensors.torch")
+    functions = require("Reading a checkpoint", "safetensors.torch", "torch")
     try:
         # From bytes, because tensors mapped from the file would keep it locked on Windows.
-        return torch_functions.load(path.read_bytes())
+        return functions.load(path.read_bytes())
     except Exception as error:  # the package's own error class differs between versions
         raise UserError(f"{path} is a damaged safetensors file ({error}): download it again.") from error
 
 
 def _read_torch(path: Path) -> Any:
-    torch = _need("torch")
+    torch = require_safe_torch(path)
     try:
         with _harmless_globals(torch), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on old pickles; what cannot be read is raised
@@ -85,22 +86,16 @@ def _harmless_globals(torch: Any) -> contextlib.AbstractContextManager:
     return torch.serialization.safe_globals([argparse.Namespace, core.multiarray.scalar, np.dtype, *kinds])
 
 
-def _need(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
-        raise UserError(
-            f"Reading a checkpoint needs {package}, which is not installed; install it with: "
-            'pip install "samfinetune[torch]"'
-        ) from None
+def load_own_checkpoint(path: Path, device: Any = "cpu") -> Any:
+    """What a training of this program saved with `torch.save`. `UserError` where this PyTorch does not read it safely;
+    what PyTorch raises for a damaged file is the caller's to explain."""
+    return require_safe_torch(path).load(path, map_location=device, weights_only=True)
 
 
 def unwrap(content: Any, path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
     """The state dict in a checkpoint: the name of its wrapper ("" when plain), itself, what else the file holds."""
-    torch = _need("torch")
+    import torch
+
     if isinstance(content, dict):
         tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
         if tensors:

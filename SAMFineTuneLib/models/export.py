@@ -9,7 +9,6 @@ embedding's tensors -> `class_logits` (1, C, L, L).
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import logging
 import os
@@ -24,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UserError
 from ..files import sha256_of
-from .spec import ModelFolder, ModelSpec, write_spec
+from .graph_weights import store_as_half, take_from
+from .needs import require
+from .spec import ModelFolder, ModelSpec, plain_id, write_spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,38 +43,54 @@ _FREE = {"point_coords": {0: "prompts", 1: "points"}, "point_labels": {0: "promp
 
 
 def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> ModelFolder:
-    """Export a model that is on disk into `folder`, with its `model.json`: a model folder of its own.
+    """Export a model that is on disk into `folder`, with its `model.json`: a model of its own, named after the folder.
 
-    Exporting into the model's own folder adds the graphs to it. `UserError` when its weights do not fit.
+    Exporting into the model's own folder adds the graphs to it instead; where its weights are a safetensors file, the
+    graphs take them from there. `UserError` when its weights do not fit.
     """
+    require_exporter()
     from .load import load_torch_model
 
-    folder = Path(folder)
-    spec = model.spec
-    written = export_onnx(load_torch_model(model).network, spec, folder, int8)
+    folder, spec = Path(folder), model.spec
     kept = folder.resolve() == model.path.resolve()
+    weights = model.file("weights")
+    shared = weights if kept and weights.suffix == ".safetensors" else None
+    written = export_onnx(load_torch_model(model).network, spec, folder, int8, weights=shared)
     graphs = {path.stem: path.name for path in written if path.suffix == ".onnx"}
-    files = (dict(spec.files) if kept else {}) | graphs
-    digests = {name: digest for name, digest in spec.sha256.items() if kept and name not in written}
-    digests |= {path.name: sha256_of(path) for path in written}
-    spec = replace(spec, files=files, sha256=digests)
+    digests = {path.name: sha256_of(path) for path in written}
+    if kept:
+        spec = replace(spec, files={**spec.files, **graphs}, sha256={**spec.sha256, **digests})
+    else:
+        spec = replace(spec, id=_id_after(folder, spec.id), files=graphs, sha256=digests)
     write_spec(spec, folder)
     return ModelFolder(spec, folder)
 
 
+def _id_after(folder: Path, model_id: str) -> str:
+    """What to call the exported model: not as the one it was made of, which may be on the same computer."""
+    name = plain_id(folder.resolve().name)
+    return name if name != model_id else f"{model_id}-onnx"
+
+
 def export_onnx(
-    network: nn.Module, spec: ModelSpec, folder: str | Path, int8: bool = False, with_encoder: bool = True
+    network: nn.Module,
+    spec: ModelSpec,
+    folder: str | Path,
+    int8: bool = False,
+    with_encoder: bool = True,
+    weights: Path | None = None,
 ) -> list[Path]:
     """Write `encoder.onnx` and `decoder.onnx` of a float32 network on the CPU; the paths of all files written.
 
     `classes.onnx` comes with them when the network has a class head.
-    Weights of 2 GiB and more lie in `encoder.onnx.data`. With `int8` the encoder's linear layers are quantised, each
-    output channel by its own scale: about a quarter of the size, and faster on CPUs; the small decoder stays exact.
-    Files appear whole or not at all.
+    The graphs take what `weights`, a safetensors file in `folder`, holds from there, and hold the rest themselves;
+    where that is 2 GiB and more, it lies in `encoder.onnx.data`. With `int8` the encoder's linear layers are
+    quantised, each output channel by its own scale: about a quarter of the size, and faster on CPUs; the small decoder
+    stays exact. Files appear whole or not at all.
     """
     import torch
 
-    _need_onnx()
+    require_exporter()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{_BUILDING}*"):  # by a process that was killed
@@ -99,7 +115,13 @@ def export_onnx(
             _trace(classes, tuple(embedding.values()), building / "classes", list(embedding), [CLASSES])
             _verify(building / "classes", embedding, {CLASSES: classes(*embedding.values())})
         parts = sorted(path for path in building.iterdir() if path.is_dir())
-        return [path for part in parts for path in _move(part, folder)]
+        written = [path for part in parts for path in _move(part, folder)]
+    for graph in (path for path in written if path.suffix == ".onnx"):
+        if weights is not None:
+            take_from(weights, graph)
+        elif graph.with_name(f"{graph.name}.data") not in written:
+            store_as_half(graph)
+    return written
 
 
 def _parts(network: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -227,12 +249,9 @@ def _move(source: Path, folder: Path) -> list[Path]:
     return [folder / path.name for path in files]
 
 
-def _need_onnx() -> None:
-    if importlib.util.find_spec("onnx") is None:
-        raise UserError(
-            "Exporting needs the package onnx, which is not installed; install it with: "
-            'pip install "samfinetune[torch]"'
-        )
+def require_exporter() -> None:
+    """UserError when a package is missing that exporting needs."""
+    require("Exporting to ONNX", "torch", "onnx")
 
 
 @contextlib.contextmanager

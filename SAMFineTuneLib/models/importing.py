@@ -5,7 +5,6 @@ Nothing is changed here; `Store.add` does that with the proposal, once the user 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.digests import check_file
 from SAMFineTuneLib.models.manifest import Entry, find_entry, known_models
-from SAMFineTuneLib.models.spec import SPEC_FILE, ModelSpec, read_model_folder
+from SAMFineTuneLib.models.spec import SPEC_FILE, ModelSpec, plain_id, read_model_folder
 from SAMFineTuneLib.models.store import Source
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def examine(
     entry, notes = _identify(path, model_id, recognition)
     teacher = _teacher(recognition, like, entry)
     spec = ModelSpec(
-        id=model_id or (entry.id if entry else _slug(path.stem)),
+        id=model_id or (entry.id if entry else plain_id(path.stem)),
         name=entry.name if entry else model_id or path.stem,
         licence=entry.licence if entry else "",
         source=entry.source if entry else path.name,
@@ -168,7 +167,3 @@ def _save(recognition: Recognition, target: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.clone() for name, tensor in recognition.state_dict.items()}, target)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"

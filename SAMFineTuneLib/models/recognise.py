@@ -95,8 +95,9 @@ class Recognition:
         return bool(self.matched) and all(name.startswith("image_encoder.") for name in self.matched)
 
     def require_fit(self) -> None:
-        """Raise `UserError` naming the tensors unless the file is complete."""
+        """Raise `UserError` naming the tensors unless the file is complete and holds numbers only."""
         if not self.problems:
+            self._require_numbers()
             return
         title = TITLES[self.architecture]
         if self.encoder_only and not self.misshapen and not self.unexpected:
@@ -105,6 +106,16 @@ class Recognition:
                 "of the same size as its base, whose prompt encoder and mask decoder complete it."
             )
         raise UserError(f"{self.path} looks like {title}, but does not fit: {'; '.join(self.problems)}.")
+
+    def _require_numbers(self) -> None:
+        import torch
+
+        broken = [name for name, value in self.state_dict.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise UserError(
+                f"{self.path} holds values that are not numbers, in {_some(broken)}: its training failed or the file "
+                "is damaged; use an earlier checkpoint or another copy."
+            )
 
     def spec_fields(self) -> dict[str, Any]:
         """What the file says for its `ModelSpec`. Its pixel rule is the usual one of its architecture: MedSAM, for

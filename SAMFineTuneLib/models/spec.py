@@ -143,11 +143,21 @@ class ModelFolder:
 
     def file(self, role: str) -> Path:
         """Path of the file of a role; `UserError` when the model has none."""
+        if role == "weights" and role not in self.spec.files:
+            raise UserError(
+                f"The model {self.spec.id!r} has only ONNX files, which can be run, but neither trained nor used in "
+                "PyTorch: import the checkpoint that they were exported from."
+            )
         if not self.has(role):
             raise UserError(
                 f"The model {self.spec.id!r} has no {role} file in {self.path}: import or download it again."
             )
         return self.path / self.spec.files[role]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every file is there that `model.json` names."""
+        return all((self.path / name).is_file() for name in (*self.spec.files.values(), *self.spec.sha256))
 
     def verify(self) -> None:
         """Raise `UserError` when a file is missing or is not the one `model.json` means. Reads it all."""
@@ -182,6 +192,11 @@ def write_spec(spec: ModelSpec, folder: str | Path) -> Path:
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(spec.to_dict(), indent=2) + "\n", encoding="utf-8")
     return file
+
+
+def plain_id(text: str) -> str:
+    """An id for a model that a file or folder of that name holds."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"
 
 
 def _problem(spec: ModelSpec) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import data_folder, resources, sha256_of
+from SAMFineTuneLib.models.adapter_folder import CARD
 from SAMFineTuneLib.models.manifest import known_models
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
 
@@ -50,6 +51,20 @@ class Store:
         here = ", ".join(model.spec.id for model in self.list())
         raise UserError(f"There is no model {model_id!r}; the models on this computer are {here or 'none'}, "
                         "and `samfinetune models list` shows what can be added.")
+
+    def find(self, id_or_folder: str | Path) -> ModelFolder:
+        """A model by its id here, or by its folder anywhere."""
+        path = Path(id_or_folder).expanduser()
+        if (path / SPEC_FILE).is_file():
+            return read_model_folder(path)
+        if (path / CARD).is_file():
+            raise UserError(f"{id_or_folder} is an adapter, not a model: use it with --adapter {id_or_folder}.")
+        if path.is_file():
+            raise UserError(f"{id_or_folder} is a file, not a model: add it with `samfinetune models import "
+                            f"{id_or_folder}` and use the id that this prints.")
+        if path.is_dir() and not _is_plain(str(id_or_folder)):
+            return read_model_folder(path)  # raises: it lacks its model.json
+        return self.get(str(id_or_folder))
 
     def list(self) -> list[ModelFolder]:
         """All models that can be read, the bundled ones first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import time
@@ -13,8 +12,10 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import sha256_of
-from .adapter_folder import ONNX, AdapterFolder, require_base, tuned_spec
+from .adapter_folder import ONNX, AdapterFolder, read_adapter_folder, require_base, tuned_spec
 from .adapter_store import AdapterStore
+from .graph_weights import files_beside
+from .needs import require
 from .spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from .store import Store
 
@@ -37,32 +38,34 @@ def export_adapter(adapter: AdapterFolder, base: ModelFolder) -> ModelFolder:
     return read_model_folder(adapter.path / ONNX)
 
 
-def make_ready(adapter: AdapterFolder, base: ModelFolder) -> bool:
-    """Let an adapter run as its base does: export it when the base has ONNX graphs and this computer can export.
+def make_ready(folder: str | Path, base: ModelFolder) -> str:
+    """Let an adapter's folder run as its base does, here and wherever it is copied: export it when the base has ONNX
+    graphs, unless it was exported before.
 
-    Whether it was exported, now or before.
+    A sentence when it could not be exported, else "".
     """
-    if adapter.exported is not None:
-        return True
-    if not base.has("encoder") or not all(importlib.util.find_spec(name) for name in ("torch", "onnx")):
-        return False
-    export_adapter(adapter, base)
-    return True
+    adapter = read_adapter_folder(folder)
+    if adapter.exported is not None or not base.has("encoder"):
+        return ""
+    try:
+        export_adapter(adapter, base)
+    except (UserError, ImportError, OSError) as error:  # the adapter itself is whole
+        why = str(error).rstrip(".")
+    except Exception as error:  # of the exporter
+        why = f"its export failed, {type(error).__name__}"
+    else:
+        return ""
+    return f"{adapter.name} needs PyTorch to run ({why}); `samfinetune adapters export` writes its ONNX files."
 
 
 def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFolder) -> str:
-    """Add an adapter's folder to those of this computer, and let it run as its base does.
+    """Let an adapter's folder run as its base does, and copy it to the adapters of this computer.
 
     A sentence when it could not be exported, else "". UserError when it cannot be added.
     """
-    adapter = store.add(folder, name)
-    try:
-        make_ready(adapter, base)
-    except UserError as error:
-        return str(error)
-    except Exception as error:  # of the exporter; the adapter itself is whole
-        return f"{name} could not be exported ({type(error).__name__}), so it needs PyTorch to run."
-    return ""
+    note = make_ready(folder, base)
+    store.add(folder, name)
+    return note
 
 
 def export_merged(
@@ -74,8 +77,7 @@ def export_merged(
 
 def add_merged(adapter: AdapterFolder, base: ModelFolder, store: Store, model_id: str) -> ModelFolder:
     """Install the base with the adapter in it as a model of its own, to run, or to fine-tune further."""
-    from safetensors.torch import save_file
-
+    save_file = require("Merging an adapter", "safetensors.torch", "torch").save_file
     store.check_new(model_id)
     network = _merged(adapter, base)
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
@@ -84,8 +86,9 @@ def add_merged(adapter: AdapterFolder, base: ModelFolder, store: Store, model_id
 
 
 def _export(adapter: AdapterFolder, base: ModelFolder, folder: Path, model_id: str, int8: bool) -> ModelFolder:
-    from .export import export_onnx
+    from .export import export_onnx, require_exporter
 
+    require_exporter()
     network = _merged(adapter, base)
     spec = _spec(adapter, base, model_id)
     # What the adapter leaves as it is stays the very same file, so that its embeddings stay valid too.
@@ -116,10 +119,9 @@ def _spec(adapter: AdapterFolder, base: ModelFolder, model_id: str) -> ModelSpec
 
 
 def _encoder_files(base: ModelFolder) -> list[Path]:
-    """The encoder's graph, and its weights where they lie in a file of their own."""
+    """The encoder's graph, and the files that it takes its weights from."""
     graph = base.file("encoder")
-    data = graph.with_name(f"{graph.name}.data")
-    return [graph, *([data] if data.is_file() else [])]
+    return [graph, *(graph.with_name(name) for name in files_beside(graph))]
 
 
 def _share(path: Path, folder: Path) -> Path:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.models.checkpoint import load_own_checkpoint
 from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.models.tuning import trainable
 from SAMFineTuneLib.training.gang import Gang
@@ -337,9 +338,11 @@ def _restore(
     state = None
     if training.gang.first and path.exists():
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_own_checkpoint(path)
             if state["trained"].keys() != own.keys():
                 raise ValueError("other tensors")
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"{path} is not a usable checkpoint of this training; delete it to start anew.") from error
     state = training.gang.from_first(state)

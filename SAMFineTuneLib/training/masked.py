@@ -24,6 +24,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, sha256_of
 from SAMFineTuneLib.images.read import ENDINGS, read_volume
 from SAMFineTuneLib.inference.view import View, square_view
+from SAMFineTuneLib.models.checkpoint import load_own_checkpoint
 from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
@@ -196,12 +197,14 @@ class _Masked:
     def restore(self, path: Path) -> int:
         """Go on from a checkpoint -> its step."""
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = load_own_checkpoint(path, self.device)
             if state["seed"] != self.seed:
                 raise ValueError("another seed")
             self.network.image_encoder.load_state_dict(state["encoder"])
             self.pixels.load_state_dict(state["pixels"])
             self.optimiser.load_state_dict(state["optimiser"])
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"{path} is not a usable checkpoint of this pre-training; delete it.") from error
         return state["step"]

@@ -16,7 +16,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +24,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, sha256_of
 from SAMFineTuneLib.inference.candidates import JOINED
 from SAMFineTuneLib.models.architectures import compact
+from SAMFineTuneLib.models.checkpoint import load_own_checkpoint
 from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
 from SAMFineTuneLib.training.synthetic import GENERATOR_VERSION, synthetic_pictures
@@ -300,11 +300,13 @@ def _start_from(model: compact.CompactModel, folder: Path) -> str:
 def load_run(path: Path, device: torch.device | str = "cpu") -> Run:
     """The run a checkpoint was written by; a damaged or foreign file is refused."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = load_own_checkpoint(path, device)
         run = _new_run(state["seed"], state["batch_size"], torch.device(device))
         run.model.load_state_dict(state["model"])
         run.average.load_state_dict(state["average"])
         run.optimizer.load_state_dict(state["optimizer"])
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path.name} is not a usable pre-training checkpoint; delete it to start anew.") from error
     run.step, run.elapsed, run.origin = state["step"], state["elapsed"], state.get("origin", "")
@@ -422,7 +424,7 @@ def pretrain_synthetic(
 
 
 def write_model_folder(run: Run, folder: Path) -> Path:
-    """Write `model.safetensors` (averaged weights, half precision), both ONNX graphs and `model.json` into `folder`."""
+    """Write `model.safetensors` (averaged weights, half precision), both ONNX graphs over it, and `model.json`."""
     from safetensors.torch import save_file
 
     from SAMFineTuneLib.models.export import export_onnx
@@ -433,32 +435,9 @@ def write_model_folder(run: Run, folder: Path) -> Path:
         save_file(half, temporary)
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
     # The graphs are exported from the rounded weights, so that both engines give the same answer.
-    for graph in export_onnx(compact.build_compact(half), _spec(run), folder):
-        _store_weights_as_half(graph)
+    export_onnx(compact.build_compact(half), _spec(run), folder, weights=folder / "model.safetensors")
     write_spec(_spec(run, folder), folder)
     return folder
-
-
-def _store_weights_as_half(graph: Path) -> None:
-    """Halve an ONNX file whose weights are rounded already: stored in 16 bits, computed with in 32 as before."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    model = onnx.load(graph)
-    casts = []
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < 256 or (values.astype(np.float16) != values).any():
-            continue
-        name, stored = tensor.name, f"{tensor.name}_half"
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
-        casts.append(helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    onnx.checker.check_model(model)
-    with atomic_write(graph) as temporary:
-        onnx.save(model, temporary)
 
 
 def _spec(run: Run, folder: Path | None = None) -> ModelSpec:

@@ -111,8 +111,11 @@ def test_a_damaged_graph_is_refused_by_name(random_compact, tmp_path):
         (tmp_path / name).write_bytes((random_compact.path / name).read_bytes())
     (tmp_path / "decoder.onnx").write_bytes(b"<html>not found</html>")
     write_spec(random_compact.spec, tmp_path)
-    with pytest.raises(UserError, match="decoder.onnx of model 'random-compact'"):
+    with pytest.raises(UserError, match="decoder.onnx is damaged"):
         open_engine(ModelFolder(random_compact.spec, tmp_path), engine="onnx")
+    unrecorded = replace(random_compact.spec, sha256={})
+    with pytest.raises(UserError, match="decoder.onnx of model 'random-compact'"):
+        open_engine(ModelFolder(unrecorded, tmp_path), engine="onnx")
     (tmp_path / "encoder.onnx").unlink()
     with pytest.raises(UserError, match="encoder"):
         open_engine(ModelFolder(random_compact.spec, tmp_path), engine="onnx")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import time
 
 import numpy as np
@@ -182,6 +183,6 @@ def test_a_graph_that_answers_otherwise_is_refused(tmp_path):
 
 def test_without_onnx_the_package_is_named(tmp_path, monkeypatch):
     spec = ModelSpec(id="m", name="M", architecture="sam_vit")
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'package onnx.*pip install "samfinetune\[torch\]"'):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r'needs onnx.*pip install "samfinetune\[torch\]"'):
         export_onnx(torch.nn.Identity(), spec, tmp_path)

@@ -1,0 +1,48 @@
+"""Packages that only some actions need: PyTorch and what comes with it."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from ..errors import UserError
+
+_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+SAFE_TORCH = (2, 6)
+"""The first PyTorch whose `weights_only=True` never runs what a file holds (CVE-2025-32434)."""
+
+
+def require(purpose: str, *modules: str, extra: str = "torch") -> ModuleType:
+    """Import modules, and return the first one.
+
+    `purpose` begins the sentence of the `UserError` that names the first package that is not here, and the `extra`
+    of SAMFineTune's packages that brings it.
+    """
+    imported = []
+    for module in modules:
+        name = module.partition(".")[0]
+        try:
+            imported.append(importlib.import_module(module))
+        except ImportError:
+            raise UserError(
+                f"{purpose} needs {_NAMES.get(name, name)}, which is not installed; install it with: "
+                f'pip install "samfinetune[{extra}]"'
+            ) from None
+        except OSError as error:  # as of a library that Windows does not find
+            raise UserError(
+                f"{purpose} needs {_NAMES.get(name, name)}, which is installed but cannot be loaded ({error}); install "
+                f'it again with: pip install --force-reinstall "samfinetune[{extra}]"'
+            ) from error
+    return imported[0]
+
+
+def require_safe_torch(path: object) -> ModuleType:
+    """PyTorch, to read a file of its own format; `UserError` where that could run code that the file holds."""
+    torch = require("Reading a checkpoint", "torch")
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < SAFE_TORCH:
+        raise UserError(
+            f"{path} could run harmful code when PyTorch {torch.__version__} reads it: update PyTorch to "
+            f"{'.'.join(map(str, SAFE_TORCH))} or newer, or use a .safetensors file, which cannot."
+        )
+    return torch
