@@ -134,8 +134,8 @@ def _export(store: AdapterStore, args: argparse.Namespace) -> None:
     if args.output is None:
         print(f"--adapter {args.name} now runs without PyTorch.")
     else:
-        print(f"`samfinetune models import {model.path}` adds it on any computer, where --model {model.spec.id} runs it "
-              "without PyTorch.")
+        print(f"`samfinetune models import {model.path}` adds it on any computer, where --model {model.spec.id} runs "
+              "it without PyTorch.")
 
 
 def _merge(store: AdapterStore, args: argparse.Namespace) -> None:
@@ -155,7 +155,7 @@ def _remove(store: AdapterStore, args: argparse.Namespace) -> None:
 def _base(adapter: AdapterFolder) -> ModelFolder:
     from SAMFineTuneLib.models.store import Store
 
-    return Store().get(adapter.card.base)
+    return Store().trained_on(adapter)
 
 
 def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:

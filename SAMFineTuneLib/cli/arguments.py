@@ -6,7 +6,6 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -86,13 +85,11 @@ def open_predictor(args: argparse.Namespace, adapter: AdapterFolder | None = Non
     from SAMFineTuneLib.inference.cache import open_cache
     from SAMFineTuneLib.inference.engine import open_engine
     from SAMFineTuneLib.inference.predictor import Predictor
-    from SAMFineTuneLib.models.spec import SPEC_FILE, read_model_folder
     from SAMFineTuneLib.models.store import DEFAULT_MODEL, Store
 
     adapter = adapter or find_adapter(args)
-    asked = args.model or (adapter.card.base if adapter else DEFAULT_MODEL)
-    is_folder = (Path(asked).expanduser() / SPEC_FILE).is_file()
-    model = read_model_folder(Path(asked).expanduser()) if is_folder else Store().get(asked)
+    store = Store()
+    model = store.to_run(adapter) if adapter and not args.model else store.find(args.model or DEFAULT_MODEL)
     engine = open_engine(model, args.device, args.precision, adapter=adapter)
     for notice in engine.notices:
         print(f"note: {notice}", file=sys.stderr)

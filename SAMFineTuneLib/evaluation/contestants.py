@@ -78,7 +78,7 @@ def enter(models: Sequence[str], adapters: Sequence[str], device: str = "auto") 
     given = {model.spec.id: model for model in folders}
     for name in adapters:
         adapter = AdapterStore().find(name)
-        entries.append(_enter(given.get(adapter.card.base) or Store().get(adapter.card.base), adapter, device))
+        entries.append(_enter(given.get(adapter.card.base) or Store().to_run(adapter), adapter, device))
     return _told_apart(entries)
 
 

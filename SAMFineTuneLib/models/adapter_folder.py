@@ -157,16 +157,23 @@ def tuned_spec(base: ModelSpec, adapter: AdapterFolder) -> ModelSpec:
     return replace(base, heads=method.heads, classes=method.classes)
 
 
+def is_base(adapter: AdapterFolder, model: ModelFolder) -> bool:
+    """Whether an adapter was trained on this very model, or brought it with it, merged."""
+    if model.path == adapter.path / ONNX:
+        return True
+    return "weights" in model.spec.files and digest_of_base(model) == adapter.card.base_digest
+
+
 def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:
     """UserError when an adapter was trained on another model."""
+    if is_base(adapter, base):
+        return
     card = adapter.card
     if "weights" not in base.spec.files:
         raise UserError(
             f"The adapter {adapter.name} was trained on the model {card.base!r}, and does not fit {base.spec.id!r}, "
             f"which has only ONNX files: choose the model {card.base!r}."
         )
-    if digest_of_base(base) == card.base_digest:
-        return
     if card.base == base.spec.id:
         raise UserError(
             f"The adapter {adapter.name} was trained on other weights of {card.base!r} than those here (SHA-256 "

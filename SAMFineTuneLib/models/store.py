@@ -17,7 +17,7 @@ from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import data_folder, resources, sha256_of
-from SAMFineTuneLib.models.adapter_folder import CARD
+from SAMFineTuneLib.models.adapter_folder import CARD, AdapterFolder, is_base
 from SAMFineTuneLib.models.manifest import known_models
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
 
@@ -65,6 +65,25 @@ class Store:
         if path.is_dir() and not _is_plain(str(id_or_folder)):
             return read_model_folder(path)  # raises: it lacks its model.json
         return self.get(str(id_or_folder))
+
+    def trained_on(self, adapter: AdapterFolder) -> ModelFolder:
+        """The model that an adapter was trained on; UserError when it is not here."""
+        try:
+            return self.get(adapter.card.base)
+        except UserError as error:
+            raise UserError(f"The adapter {adapter.name} needs the model it was trained on. {error}") from error
+
+    def to_run(self, adapter: AdapterFolder) -> ModelFolder:
+        """The model to open with an adapter: the one it was trained on, or, where that is not here, what the adapter
+        brings with it."""
+        brought = adapter.exported
+        try:
+            base = self.trained_on(adapter)
+        except UserError:
+            if brought is None:
+                raise
+            return brought
+        return base if brought is None or is_base(adapter, base) else brought
 
     def list(self) -> list[ModelFolder]:
         """All models that can be read, the bundled ones first."""

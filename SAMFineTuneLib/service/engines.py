@@ -84,7 +84,8 @@ class Engines:
         from SAMFineTuneLib.inference.engine import open_engine
 
         folder = self._adapters.get(adapter) if adapter else None
-        return open_engine(self.store.get(model), device, adapter=folder)
+        brought = folder is not None and model == folder.card.base
+        return open_engine(self.store.to_run(folder) if brought else self.store.get(model), device, adapter=folder)
 
     @property
     def _adapters(self) -> AdapterStore:
