@@ -95,7 +95,11 @@ class CasesBox:
         if not self.from_scene:
             return sentence
         titles = {str(number): case.volume_node.GetName() for number, case in enumerate(self.chosen, start=1)}
-        return re.sub(r"\b([Cc]ases?) (\d+)\b", lambda m: f"{m[1]} {titles.get(m[2], m[2])}", sentence)
+        return re.sub(
+            r"\b([Cc]ases?) (\d+(?:, \d+)*)\b",
+            lambda m: f"{m[1]} {', '.join(titles.get(number, number) for number in m[2].split(', '))}",
+            sentence,
+        )
 
     def take_labels(self, names, wanted):
         """Labels that were found in a folder."""

@@ -47,6 +47,18 @@ def add_command_with_actions(subparsers, name: str, text: str, epilog: str) -> C
     return action
 
 
+def add_match_labels(parser: argparse.ArgumentParser) -> None:
+    """--match-labels."""
+    parser.add_argument(
+        "--match-labels",
+        metavar="HOW",
+        choices=("index", "position"),
+        default="",
+        help="where files of images and labels disagree about where they lie: index takes labels voxel by voxel, "
+        "position where their files say; default: such cases are refused",
+    )
+
+
 def add_volume(parser: argparse.ArgumentParser) -> None:
     """VOLUME, --series and --window."""
     parser.add_argument("volume", metavar="VOLUME", help="DICOM folder or file, NIfTI, NRRD, MetaImage, PNG or JPEG")

@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def add_parser(subparsers) -> None:
         help="methods without learning to compare with (default: otsu,growing,walker,levelset), or none")  # fmt: skip
     add("--label", metavar="1,2", help="labels to ask for, by value or segment name; any: whatever is labelled as one; "
         "default: every label")  # fmt: skip
+    add_match_labels(parser)
     add("--protocol", metavar="NAMES", help="protocols with commas between them, see below")
     add("--slices", type=int, default=3, metavar="N", help="slices of each label and case whose objects are prompted "
         "one by one (default 3, evenly spread)")  # fmt: skip
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = Seconds.parse(args.seconds)
     engine = _engine(args)
     baselines = [] if args.baseline == "none" else [name.strip() for name in args.baseline.split(",")]
-    cases = find_cases(args.cases)
+    cases = find_cases(args.cases, match=args.match_labels)
     entries = [*enter(args.model, args.adapter, args.device), *enter_baselines(baselines)]
     with _interruptible(), _Line() as line:
         found = evaluate(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def add_parser(subparsers) -> None:
     add("--label", metavar="1,2", help="labels to learn, by value or segment name; any: whatever is labelled as one; "
         "default: every label")  # fmt: skip
     add("--test", metavar="CASES", help="cases, of other patients, to test on")
+    add_match_labels(parser)
     add("--model", metavar="ID", default="compact", help="the base: a model's id or its folder (default: compact)")
     add("--preset", choices=("quick", "balanced", "thorough"), default="quick",
         help="minutes, a quarter of an hour, or an hour and more on two cores with the bundled model")  # fmt: skip
@@ -134,8 +136,8 @@ def _check(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.training.cases import find_cases, survey
 
     settings = _settings(args)
-    cases = find_cases(args.cases)
-    found = survey(cases, settings.labels)
+    cases = find_cases(args.cases, match=args.match_labels)
+    found = survey(cases, settings.labels, exclusive="automatic" in settings.heads)
     patients = len({case.patient for case in cases})
     if args.json_progress:
         _emit({"event": "cases", "cases": len(cases), "patients": patients, "labels": list(found.names),
@@ -165,8 +167,8 @@ def _train(args: argparse.Namespace) -> int:
     store, name = AdapterStore(), args.name or Path(args.output).expanduser().resolve().name
     if not args.no_add:
         _check_name(store, name)  # now rather than when hours were spent
-    cases = find_cases(args.cases)
-    test = find_cases(args.test) if args.test else ()
+    cases = find_cases(args.cases, match=args.match_labels)
+    test = find_cases(args.test, match=args.match_labels) if args.test else ()
     base = open_base(args.model)
     show = _JsonLines() if args.json_progress else _Report()
     with _interrupts() as wants_to_stop:

@@ -27,7 +27,7 @@ def everything(contestant: Contestant, subject: Subject, settings: Settings) -> 
     for thing in subject.objects(settings.slices):
         if thing.plane.key not in seen:
             seen[thing.plane.key] = automatic_masks(contestant.predictor, thing.picture, EverythingSettings())
-        masks = [one.mask.unpack() for one in seen[thing.plane.key]]
+        masks = [thing.counted(one.mask.unpack()) for one in seen[thing.plane.key]]
         answer = masks[0] if masks else np.zeros(thing.mask.shape, bool)
         found = agreement(answer, thing.mask, thing.spacing, settings.tolerance or 2 * thing.spacing[0])
         oracle = max((dice(mask, thing.mask) for mask in masks), default=0.0)
@@ -43,11 +43,11 @@ def automatic(contestant: Contestant, subject: Subject, settings: Settings) -> I
     """
     if "automatic" not in contestant.entry.heads:
         return
-    volume, truth = subject.labelled.volume, subject.labelled.classes
+    volume, counted = subject.labelled.volume, ~subject.labelled.ignored
     classes = segment_classes(contestant.predictor, volume, subject.grey, subject.seen_along)
     spacing = volume.spacing[::-1]
     for number, own in matched(subject.labels, contestant.entry.classes):
-        answer, reference = classes == own, truth == number
+        answer, reference = (classes == own) & counted, subject.labelled.mask(number)
         flat = min(volume.shape) == 1
         tolerance = settings.tolerance or (2 * float(spacing[1:].max()) if flat else float(spacing.max()))
         lacking = not reference.any()

@@ -41,15 +41,18 @@ def factor_rows(subject: Subject, settings: Settings) -> Iterator[Row]:
 def factors_of(thing: SliceObject) -> Factors:
     """The factors of an object on a slice."""
     area = np.count_nonzero(thing.mask) * thing.spacing[0] * thing.spacing[1]
-    return Factors(float(area), contrast(thing.picture, thing.mask), complexity(thing.mask))
+    return Factors(float(area), contrast(thing.picture, thing.mask, thing.ignored), complexity(thing.mask))
 
 
-def contrast(picture: np.ndarray, mask: np.ndarray) -> float:
-    """Absolute difference of the mean grey value of an object and of the ring around it, as a part of 255."""
+def contrast(picture: np.ndarray, mask: np.ndarray, ignored: np.ndarray | None = None) -> float:
+    """Absolute difference of the mean grey value of an object and of the ring around it, as a part of 255; what is
+    `ignored` is not of the ring."""
     from scipy.ndimage import distance_transform_edt
 
     width = max(2.0, _RING * np.sqrt(np.count_nonzero(mask) / np.pi))
     ring = ~mask & (distance_transform_edt(~mask) <= width)
+    if ignored is not None:
+        ring &= ~ignored
     if not ring.any():
         return 0.0
     return abs(float(picture[mask].mean()) - float(picture[ring].mean())) / 255

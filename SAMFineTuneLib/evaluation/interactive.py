@@ -56,12 +56,12 @@ def _sequence(
     contestant: Contestant, subject: Subject, thing: SliceObject, way: Way, settings: Settings
 ) -> Iterator[Row]:
     rng = draws(settings.seed, subject.digest, thing.name, way.start, way.correction)
-    prompts = prompts_for(_FIRST[way.start], thing.mask)
+    prompts = prompts_for(_FIRST[way.start], thing.mask, thing.ignored)
     answer = contestant.answer(thing.picture, prompts)
     row = judged(answer, thing, row_of(contestant, subject, thing, "interactive", str(way)), settings)
     yield row
     for step in range(2, settings.steps + 1):
-        if (click := correction(answer.mask, thing.mask, way.correction, rng)) is not None:
+        if (click := correction(thing.counted(answer.mask), thing.mask, way.correction, rng)) is not None:
             prompts = with_click(prompts, *click)
             answer = contestant.answer(thing.picture, prompts, answer if way.feedback else None)
             row = judged(answer, thing, row, settings)

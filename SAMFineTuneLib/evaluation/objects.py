@@ -14,7 +14,10 @@ from SAMFineTuneLib.training.slices import LabelledSlice, evenly, objects_of, or
 
 @dataclass(frozen=True, eq=False)
 class SliceObject:
-    """One piece of a label on a slice: `picture` uint8 and `mask` bool (rows, columns), pixels of `plane`."""
+    """One piece of a label on a slice: `picture` uint8, `mask` and `ignored` bool (rows, columns), pixels of `plane`.
+
+    Where `ignored` is true, nobody said what there is: answers, and prompts outside the object, do not count there.
+    """
 
     label: str
     number: int
@@ -23,11 +26,16 @@ class SliceObject:
     picture: np.ndarray
     mask: np.ndarray
     plane: SlicePlane
+    ignored: np.ndarray
 
     @property
     def name(self) -> str:
         """The same for the same object of one case at every reading."""
         return f"{self.plane.key}/{self.number}/{self.piece}"
+
+    def counted(self, answer: np.ndarray) -> np.ndarray:
+        """The part of an answer (…, rows, columns) that counts."""
+        return answer & ~self.ignored
 
     @property
     def spacing(self) -> tuple[float, float]:
@@ -71,10 +79,10 @@ class Subject:
         found: dict[int, list[list[SliceObject]]] = {}
         for one in self.slices:
             by_label: dict[int, list[SliceObject]] = {}
-            for thing in objects_of(one.classes):
+            for thing in objects_of(one):
                 own = by_label.setdefault(thing.label, [])
-                name = self.labels[thing.label - 1]
-                own.append(SliceObject(name, thing.label, len(own), one.picture, thing.mask, one.plane))
+                name, ignored = self.labels[thing.label - 1], one.ignored
+                own.append(SliceObject(name, thing.label, len(own), one.picture, thing.mask, one.plane, ignored))
             for label, own in by_label.items():
                 found.setdefault(label, []).append(own)
         return [thing for label in sorted(found) for own in evenly(found[label], slices) for thing in own]

@@ -82,8 +82,8 @@ def _draw(
     file: Path, subject: Subject, row: Row, strategy: str, contestant: Contestant, settings: Settings
 ) -> None:
     thing = next(one for one in subject.objects(settings.slices) if one.name == row.object)
-    prompts = prompts_for(strategy, thing.mask)
-    answer = contestant.answer(thing.picture, prompts).mask
+    prompts = prompts_for(strategy, thing.mask, thing.ignored)
+    answer = thing.counted(contestant.answer(thing.picture, prompts).mask)
     top, left, bottom, right = _around(thing.mask)
     part = slice(top, bottom), slice(left, right)
     overlay_picture(

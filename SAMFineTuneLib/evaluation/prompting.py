@@ -18,7 +18,7 @@ from SAMFineTuneLib.evaluation.settings import Settings
 def strategy(name: str, contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
     """Every object prompted by one strategy."""
     for thing in subject.objects(settings.slices):
-        answer = contestant.answer(thing.picture, prompts_for(name, thing.mask))
+        answer = contestant.answer(thing.picture, prompts_for(name, thing.mask, thing.ignored))
         yield judged(answer, thing, row_of(contestant, subject, thing, name), settings)
 
 
@@ -27,7 +27,7 @@ def perturbation(contestant: Contestant, subject: Subject, settings: Settings) -
     for thing in subject.objects(settings.slices):
         for how in PERTURBATIONS:
             rng = draws(settings.seed, subject.digest, thing.name, str(how).replace(how.strategy, "", 1))
-            prompts = perturbed(prompts_for(how.strategy, thing.mask), how, thing.mask, rng)
+            prompts = perturbed(prompts_for(how.strategy, thing.mask, thing.ignored), how, thing.mask, rng)
             answer = contestant.answer(thing.picture, prompts)
             row = row_of(contestant, subject, thing, "perturbation", str(how))
             yield judged(answer, thing, row, settings)
@@ -40,6 +40,7 @@ def row_of(contestant: Contestant, subject: Subject, thing: SliceObject, protoco
 
 def judged(answer, thing: SliceObject, row: Row, settings: Settings) -> Row:
     """The row with what an answer is worth: the candidate that a user gets, and the best there was."""
-    found = agreement(answer.mask, thing.mask, thing.spacing, settings.tolerance or 2 * thing.spacing[0])
-    oracle = max(dice(mask, thing.mask) for mask in answer.masks)
+    mask = thing.counted(answer.mask)
+    found = agreement(mask, thing.mask, thing.spacing, settings.tolerance or 2 * thing.spacing[0])
+    oracle = max(dice(mask, thing.mask) for mask in thing.counted(answer.masks))
     return replace(row, oracle=oracle, score=answer.score, **numbers_of(found))

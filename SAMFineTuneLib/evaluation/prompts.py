@@ -23,10 +23,10 @@ _NEGATIVES = {"S4": 5}
 _BOXED = ("S5", "S6")
 
 
-def prompts_for(strategy: str, mask: np.ndarray) -> PlanePrompts:
-    """The prompts of a strategy for a non-empty mask (rows, columns)."""
+def prompts_for(strategy: str, mask: np.ndarray, ignored: np.ndarray | None = None) -> PlanePrompts:
+    """The prompts of a strategy for a non-empty mask (rows, columns); none of them outside it where `ignored`."""
     inside = positives(mask, _POSITIVES[strategy])
-    outside = negatives(mask, _NEGATIVES.get(strategy, 0))
+    outside = negatives(mask, _NEGATIVES.get(strategy, 0), ignored)
     return PlanePrompts(
         np.concatenate([inside, outside]),
         np.array([1] * len(inside) + [0] * len(outside), np.int64),
@@ -45,14 +45,15 @@ def positives(mask: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([first, others[~(others[:, None] == first[None]).all(axis=2).any(axis=1)]])
 
 
-def negatives(mask: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` points (n, 2) as x, y around a mask: in its box, doubled, without the mask itself."""
+def negatives(mask: np.ndarray, count: int, ignored: np.ndarray | None = None) -> np.ndarray:
+    """Up to `count` points (n, 2) as x, y around a mask: in its box, doubled, without the mask itself and what is
+    `ignored`."""
     x0, y0, x1, y1 = bounding_box(mask)
     half_width, half_height = (x1 - x0 + 1) / 2, (y1 - y0 + 1) / 2
     rows, columns = np.indices(mask.shape)
     doubled = (rows >= y0 - half_height) & (rows <= y1 + half_height)
     doubled &= (columns >= x0 - half_width) & (columns <= x1 + half_width)
-    return _strided(doubled & ~mask, count)
+    return _strided(doubled & ~(mask if ignored is None else mask | ignored), count)
 
 
 def _strided(mask: np.ndarray, count: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from SAMFineTuneLib.evaluation.overlays import Overlay, draw_overlays
 from SAMFineTuneLib.evaluation.rows import Row, from_csv, to_csv
 from SAMFineTuneLib.evaluation.settings import Settings
 from SAMFineTuneLib.evaluation.tables import Results, Table, all_tables
-from SAMFineTuneLib.evaluation.work import SHORT, Job, list_jobs
+from SAMFineTuneLib.evaluation.work import Job, list_jobs
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.inference.progress import Meter, Progress
-from SAMFineTuneLib.training.cases import Case, LabelChoice, survey
+from SAMFineTuneLib.training.cases import SHORT, Case, LabelChoice, survey
 from SAMFineTuneLib.training.slices import LEAST_PIXELS
 
 PARTS, PICTURES = "parts", "pictures"
@@ -50,6 +50,7 @@ class Evaluation:
     folder: Path
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
+    """Sentences worth reading; in the folder they call cases by their digests."""
     cases: int
     patients: int
     labels: tuple[str, ...]
@@ -90,7 +91,7 @@ def evaluate(
     _require_free(folder, resume)
     found = survey(cases, labels or LabelChoice(), least=1)
     listed, notes = _without_taught(_listed(cases, found.digests), entries)
-    notes = [*found.notes, *notes, *_notes_on(entries, settings)]
+    notes += _notes_on(entries, settings)
     work = [(one.case, one.digest, one.patient) for one in listed]
     jobs = list_jobs(work, found.choice, found.names, entries, settings, device)
     if not jobs:
@@ -110,10 +111,11 @@ def evaluate(
         draw_overlays(folder / PICTURES, results, entries, known, found.choice, found.names, settings, device)
     )
     patients = len({one.patient for one in listed})
-    evaluation = Evaluation(folder, tuple(tables), tuple(notes), len(listed), patients, found.names)
+    written = (*found.nameless_notes, *notes)
+    evaluation = Evaluation(folder, tuple(tables), written, len(listed), patients, found.names)
     _write(folder / SUMMARY, json.dumps(_summary(evaluation, entries, settings), indent=1, ensure_ascii=False) + "\n")
     _write(folder / REPORT, _page(evaluation, entries, settings, results, overlays))
-    return evaluation
+    return replace(evaluation, notes=(*found.notes, *notes))
 
 
 # ---------------------------------------------------------------- cases

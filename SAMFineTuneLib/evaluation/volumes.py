@@ -37,6 +37,7 @@ class _Try:
     contestant: Contestant
     subject: Subject
     reference: list[np.ndarray]
+    """The label on each slice; what counts for nothing is not of it, nor of any mask."""
     seeds: dict[int, np.ndarray] = field(default_factory=dict)
     first: int | None = None
     last: int | None = None
@@ -52,8 +53,9 @@ class _Try:
         """Ask about one slice; an answer without a pixel is no start for anything."""
         picture = self.subject.slices[place].picture
         found = np.zeros(picture.shape, bool)
+        ignored = self.subject.slices[place].ignored
         for piece in _objects(self.reference[place]):
-            found |= self.contestant.answer(picture, _prompts(start, piece)).mask
+            found |= self.contestant.answer(picture, _prompts(start, piece, ignored)).mask
         if found.any():
             self.seeds[place] = found
 
@@ -82,7 +84,7 @@ class _Try:
                     masks[places[item.plane.key]] = item.mask
         for place in self.emptied:
             masks[place] = np.zeros(masks[place].shape, bool)
-        return masks
+        return [mask & ~one.ignored for mask, one in zip(masks, self.subject.slices, strict=True)]
 
 
 def volumes(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
@@ -90,7 +92,7 @@ def volumes(contestant: Contestant, subject: Subject, settings: Settings) -> Ite
     if contestant.predictor is None or len(subject.slices) < 2:
         return
     for number, label in enumerate(subject.labels, start=1):
-        reference = [one.classes == number for one in subject.slices]
+        reference = [one.mask(number) for one in subject.slices]
         shown = [place for place, mask in enumerate(reference) if _objects(mask)]
         if shown:
             for start in STARTS:
@@ -102,14 +104,14 @@ def _rounds(
     trial: _Try, label: str, number: int, start: str, middle: int, settings: Settings
 ) -> Iterator[Row]:
     subject, case = trial.subject, trial.subject.digest
-    truth = subject.labelled.classes == number
+    truth = subject.labelled.mask(number)
     spacing = subject.labelled.volume.spacing[::-1]
     tolerance = settings.tolerance or float(spacing.max())
     trial.prompt(middle, start)
     asked = {middle}
     for step in range(1, settings.rounds + 2):
         masks = trial.carried()
-        found = agreement(in_volume(masks, subject), truth, spacing, tolerance)
+        found = agreement(in_volume(masks, subject) & ~subject.labelled.ignored, truth, spacing, tolerance)
         yield Row(trial.contestant.name, "", case, label, "3d", start, "", step, **numbers_of(found))
         if step == 1:
             yield from _by_slice(trial, masks, label, start, middle)
@@ -157,8 +159,8 @@ def _objects(mask: np.ndarray) -> list[np.ndarray]:
     return [piece for piece in pieces(mask) if np.count_nonzero(piece) >= LEAST_PIXELS]
 
 
-def _prompts(start: str, piece: np.ndarray) -> PlanePrompts:
+def _prompts(start: str, piece: np.ndarray, ignored: np.ndarray) -> PlanePrompts:
     if start == "box":
         return prompts_for("S5", piece)
-    inside, outside = positives(piece, 1), negatives(piece, 1)
+    inside, outside = positives(piece, 1), negatives(piece, 1, ignored)
     return PlanePrompts(np.concatenate([inside, outside]), np.array([1] * len(inside) + [0] * len(outside)))

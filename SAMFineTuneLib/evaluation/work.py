@@ -19,11 +19,9 @@ from SAMFineTuneLib.evaluation.prompts import STRATEGIES
 from SAMFineTuneLib.evaluation.rows import Row, to_csv
 from SAMFineTuneLib.evaluation.settings import Settings
 from SAMFineTuneLib.evaluation.volumes import volumes
-from SAMFineTuneLib.training.cases import Case, LabelChoice, read_labelled
+from SAMFineTuneLib.training.cases import SHORT, Case, LabelChoice, read_labelled
 
-SHORT = 12
-"""Digits of a case's digest that stand for it in rows."""
-FORMAT = 1
+FORMAT = 2
 """Part of every job's key: raise it when a protocol or a metric changes its numbers."""
 
 Protocol = Callable[[Contestant, Subject, Settings], Iterator[Row]]

@@ -1,7 +1,7 @@
 """Cases that a program wrote for a training: images and label maps without names, and a list of what they are.
 
 The writer works in pieces, so that a window stays alive meanwhile; the reader, in the training's process, joins the
-label maps of a case into one on its image's grid.
+label maps of a case into one on its image's grid, and writes down beside it what its values mean.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def write_cases(cases: Sequence[ExportedCase], folder: Path) -> Iterator[float]:
 
 def read_cases(folder: Path) -> tuple[Case, ...]:
     """The cases in a folder, each with one label map; UserError when they are not whole."""
-    from SAMFineTuneLib.training.cases import Case  # brings what reads files, which the window does without
+    # These bring what reads files, which the window does without.
+    from SAMFineTuneLib.training.cases import Case
+    from SAMFineTuneLib.training.label_map import Meaning
 
     try:
         listed = json.loads((folder / LIST).read_text(encoding="utf-8"))
@@ -83,28 +85,39 @@ def read_cases(folder: Path) -> tuple[Case, ...]:
     values = {name: value for value, name in enumerate(names, start=1)}
     cases = []
     for entry in listed:
-        joined = folder / f"{entry['id']}.seg.nrrd"
-        if not joined.exists():
-            _join(entry, folder, joined, values)
-        cases.append(Case(entry["id"], folder / entry["image"], joined, entry["patient"]))
+        joined, told = folder / f"{entry['id']}-labels.nrrd", folder / f"{entry['id']}-labels.json"
+        if not told.exists():
+            _join(entry, folder, joined, told, values)
+        known = json.loads(told.read_text(encoding="utf-8"))
+        members = {int(value): tuple(labels) for value, labels in known["members"].items()}
+        meaning = Meaning({value: name for name, value in values.items()}, members)
+        image, notes = folder / entry["image"], tuple(known["notes"])
+        cases.append(Case(entry["id"], image, joined, entry["patient"], meaning, notes=notes))
     return tuple(cases)
 
 
-def _join(entry: dict, folder: Path, target: Path, values: Mapping[str, int]) -> None:
-    """One label map of all layers, on the image's grid; of two that claim a voxel, the later one has it."""
+def _join(entry: dict, folder: Path, joined: Path, told: Path, values: Mapping[str, int]) -> None:
+    """One label map of all layers on the image's grid. A scene knows where everything lies: position counts."""
+    from SAMFineTuneLib.files import atomic_write
     from SAMFineTuneLib.images.labelmap_files import write_labelmap
     from SAMFineTuneLib.images.read import read_volume
-    from SAMFineTuneLib.images.segments import SegmentInfo
-    from SAMFineTuneLib.training.label_files import fit_labels, read_labels
+    from SAMFineTuneLib.training.label_files import read_labels
+    from SAMFineTuneLib.training.label_grid import fit_labels
+    from SAMFineTuneLib.training.label_map import overlaid
 
     volume = read_volume(folder / entry["image"])
-    labels = np.zeros(volume.shape, np.uint16)
+    masks, notes = [], []
     for layer in entry["layers"]:
-        found = fit_labels(read_labels(folder / layer["file"]), volume, entry["id"])
-        for value, name in layer["names"].items():
-            labels[found == int(value)] = values[name]
-    segments = [SegmentInfo(name, value, (0.5, 0.5, 0.5)) for name, value in values.items()]
-    write_labelmap(target, labels, volume, segments)
+        try:
+            found = fit_labels(read_labels(folder / layer["file"]), volume, "position")
+        except UserError as error:
+            raise UserError(f"Case {entry['id']}: {error}") from error
+        masks += [(values[name], found.array == int(value)) for value, name in layer["names"].items()]
+        notes += found.notes
+    labels, members = overlaid(masks, volume.shape, len(values) + 1)
+    write_labelmap(joined, labels, volume)
+    with atomic_write(told) as temporary:
+        temporary.write_text(json.dumps({"members": members, "notes": list(dict.fromkeys(notes))}), encoding="utf-8")
     for layer in entry["layers"]:
         (folder / layer["file"]).unlink()
 

@@ -85,7 +85,8 @@ def _check(folder: Path, job: TrainingJob, tell: _Events) -> None:
     from SAMFineTuneLib.training.settings import Settings
 
     cases = _cases(folder, job)
-    found = survey(cases, Settings.from_dict(job.settings).labels)
+    settings = Settings.from_dict(job.settings)
+    found = survey(cases, settings.labels, exclusive="automatic" in settings.heads)
     tell("checked", cases=len(cases), patients=len({case.patient for case in cases}), names=list(found.names),
          wanted=list(found.choice.wanted), slices=sum(found.slices.values()), notes=list(found.notes))  # fmt: skip
     _forget_cases(folder, job)

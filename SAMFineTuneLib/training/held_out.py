@@ -94,15 +94,14 @@ def measure_case(
 
     `slices` are all of the case; prompts go on up to `most` that show something.
     """
-    labelled = [one for one in slices if one.labelled and objects_of(one.classes)]
+    labelled = [one for one in slices if objects_of(one)]
     found = {}
     for way in ways:
         sums = [Overlap()] * classes
         shown = slices if way == "automatic" else evenly(labelled, most)
         for one in shown:
-            answers, reference = answer_slice(engine, one, way, classes)
-            for label, answer in enumerate(answers, start=1):
-                sums[label - 1] += Overlap.of(answer, reference == label)
+            for label, pair in enumerate(zip(*answer_slice(engine, one, way, classes), strict=True)):
+                sums[label] += Overlap.of(*pair)
         # A class that the reference lacks is no evidence for prompts, which are made from the reference.
         found[way] = tuple(one.dice if one.reference or way == "automatic" else None for one in sums)
     return found
@@ -111,19 +110,22 @@ def measure_case(
 def answer_slice(
     engine: NetworkEngine, one: LabelledSlice, way: str, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masks (classes, rows, columns) that a way of prompting gives on a slice, and the classes that it was asked for.
+    """Masks (classes, rows, columns) that a way of prompting gives on a slice, and those that it was asked for.
 
-    A class that the slice does not show has an empty mask, unless the automatic head believes to see it.
+    A class that the slice does not show has an empty mask, unless the automatic head believes to see it. Pixels that
+    count for nothing are in no mask.
     """
+    numbers = range(1, classes + 1)
     if way == "automatic":
         found = automatic_classes(engine, one.picture)
-        return np.stack([found == label for label in range(1, classes + 1)]), one.classes
+        masks, reference = (np.stack(own) for own in ([found == n for n in numbers], [one.mask(n) for n in numbers]))
+        return masks & ~one.ignored, reference
     predictor = Predictor(engine, EmbeddingCache(memory_bytes=_MEMORY))
-    masks, reference = np.zeros((classes, *one.classes.shape), bool), np.zeros_like(one.classes)
-    for thing in objects_of(one.classes):
-        reference[thing.mask] = thing.label
+    masks, reference = np.zeros((2, classes, *one.classes.shape), bool)
+    for thing in objects_of(one):
+        reference[thing.label - 1] |= thing.mask
         masks[thing.label - 1] |= predictor.predict(one.picture, _prompt(thing.mask, way)).mask
-    return masks, reference
+    return masks & ~one.ignored, reference
 
 
 def automatic_classes(engine: NetworkEngine, picture: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from SAMFineTuneLib.training.losses import round_loss
 
 @dataclass(frozen=True)
 class Objects:
-    """n objects of a batch; see `items.Item`. `owner` (n,) is the picture that each is on."""
+    """n objects of a batch; see `items.Item`. `owner` (n,) is the picture that each is on, `counted` (n, L, L) the part
+    of each cell that counts, None where everything does."""
 
     owner: Tensor
     coords: Tensor
@@ -27,6 +28,7 @@ class Objects:
     targets: Tensor
     beyond: Tensor
     chances: Tensor
+    counted: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -45,7 +47,9 @@ def session_loss(
     rounds = objects.chances.shape[1]
     for number in range(rounds):
         masks, predicted = decode_as_asked(network, own, coords, labels, logits, given)
-        answer = round_loss(masks, predicted, objects.targets, ambiguous, objects.beyond, spec.ranks_all)
+        answer = round_loss(
+            masks, predicted, objects.targets, ambiguous, objects.beyond, spec.ranks_all, objects.counted
+        )
         losses.append(answer.loss)
         chosen = best_candidate(predicted, ambiguous, spec.ranks_all)
         if first is None:
@@ -54,7 +58,7 @@ def session_loss(
             break
         before = masks.detach()[torch.arange(len(masks)), chosen]
         chances = objects.chances[:, number]
-        clicks, kinds = corrections(before, objects.targets, chances, spec.input_size)
+        clicks, kinds = corrections(before, objects.targets, chances, spec.input_size, objects.counted)
         coords, labels = torch.cat([coords, clicks], 1), torch.cat([labels, kinds], 1)
         given = (chances[:, 6] < feedback).to(coords.dtype)
         logits = before[:, None] * given[:, None, None, None]
@@ -92,13 +96,17 @@ def best_candidate(predicted: Tensor, ambiguous: Tensor, ranks_all: bool) -> Ten
     return torch.where(ambiguous, predicted[:, 1:].argmax(1) + 1, 0)
 
 
-def corrections(logits: Tensor, target: Tensor, chances: Tensor, input_size: int) -> tuple[Tensor, Tensor]:
-    """One click each where the answer (n, L, L) misses the target and where it spills over.
+def corrections(
+    logits: Tensor, target: Tensor, chances: Tensor, input_size: int, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One click each where the answer (n, L, L) misses the target and where it spills over, where that is `counted`.
 
     `chances` (n, 7) uniform. -> input pixels (n, 2, 2) as x, y and labels (n, 2): 1 and 0, -1 where nothing is wrong
     in that way.
     """
     truth, answer = target > 0.5, logits > 0
+    if counted is not None:
+        answer = answer & (counted > 0.5)
     side = target.shape[-1]
     coords, labels = [], []
     for kind, wrong, at in ((1.0, truth & ~answer, 0), (0.0, answer & ~truth, 3)):

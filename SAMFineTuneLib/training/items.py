@@ -14,9 +14,10 @@ import numpy as np
 
 from SAMFineTuneLib.inference.predictor import _to_input
 from SAMFineTuneLib.inference.view import View, bounding_box, view_of_box, views_around, views_of_point
-from SAMFineTuneLib.models.preprocess import MASK_LOGIT, geometry, prepare
+from SAMFineTuneLib.models.preprocess import MASK_LOGIT, InputGeometry, geometry, prepare
 from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.training.augment import augment
+from SAMFineTuneLib.training.cases import IGNORED
 from SAMFineTuneLib.training.prompting import First, first_prompt
 from SAMFineTuneLib.training.settings import Settings
 from SAMFineTuneLib.training.slices import LabelledSlice, Object, objects_of
@@ -49,7 +50,10 @@ class Item:
     chances: np.ndarray
     """(M, rounds, 7) uniform: which wrong pixels are clicked, where in them, and whether logits are fed back."""
     classes: np.ndarray | None
-    """(classes, L, L): the parts of each cell that each class covers; for the automatic head."""
+    """(classes, L, L): the parts of each cell that each class covers; for the automatic head. What counts for nothing
+    is of no class."""
+    ignored: np.ndarray | None = None
+    """(L, L): the part of each cell of the objects' picture that counts for nothing; None where everything counts."""
 
 
 class Items:
@@ -80,16 +84,18 @@ class Items:
         # An encoder that does not learn sees a few versions of every slice again and again: their embeddings are kept.
         version = int(rng.integers(self._settings.variants)) if self._fixed else number
         shown = self._augmented(index, version)
-        found = objects_of(shown.classes, _LEAST)
+        found = objects_of(shown, _LEAST)
         if not found:
             shown, version = self.slices[index], -1
-            found = objects_of(shown.classes)
-        images, keys, asked = [], [], _nothing(self._spec, self._settings)
+            found = objects_of(shown)
+        images, keys, asked, ignored = [], [], _nothing(self._spec, self._settings), None
         if promptable:
             view, chosen, firsts = self._session(rng, shown.picture.shape, found)
             images.append(prepare(view.crop(shown.picture), self._spec)[0][0])
             keys.append((index, version, view))
             asked = self._asked(rng, view, shown.picture.shape, chosen, firsts)
+            if shown.ignored.any():
+                ignored = _shares(view.crop(shown.ignored), geometry((view.rows, view.columns), self._spec))
         classes = None
         if automatic:
             if self.empty and rng.random() < _EMPTY:
@@ -100,14 +106,14 @@ class Items:
                 images.append(prepare(shown.picture, self._spec)[0][0])
                 keys.append((index, version, whole))
             classes = class_shares(shown.classes, len(self._settings.method.classes), self._spec)
-        return Item(tuple(images), tuple(keys), *asked, classes)
+        return Item(tuple(images), tuple(keys), *asked, classes, ignored)
 
     def _augmented(self, index: int, version: int) -> LabelledSlice:
         """A version of a slice; negative numbers count the empty ones."""
         one = self.slices[index] if index >= 0 else self.empty[-1 - index]
         seed = (self._settings.seed, self._part, 2, version + 1, index % (1 << 31))
         picture, classes = augment(np.random.default_rng(seed), one.picture, one.classes, self._strength)
-        return LabelledSlice(picture, classes, one.plane)
+        return LabelledSlice(picture, classes, one.plane, one.overlaps)
 
     def _session(
         self, rng: np.random.Generator, shape: tuple[int, int], found: list[Object]
@@ -144,8 +150,7 @@ class Items:
         """`coords`, `labels`, `ambiguous`, `targets`, `beyond`, `chances` of an item."""
         place = geometry((view.rows, view.columns), self._spec)
         coords = [_to_input(view.to_view(first.coords), first.labels, place) for first in firsts]
-        targets = [place.mask_to_low_res(view.crop(one.mask))[0] / (2 * MASK_LOGIT) + 0.5 for one in chosen]
-        targets = np.stack(targets).astype(np.float32)
+        targets = np.stack([_shares(view.crop(one.mask), place) for one in chosen])
         cells = np.prod(place.scale) * (place.low_res_size / place.input_size) ** 2  # of one of the slice's pixels
         outside = np.array([cells * one.mask.sum() for one in chosen]) - targets.sum((1, 2))
         return (
@@ -160,11 +165,18 @@ class Items:
 
 def class_shares(classes: np.ndarray, count: int, spec: ModelSpec) -> np.ndarray:
     """(count, L, L): of each low-resolution cell of the whole picture the parts that each class covers; padding is
-    background."""
+    background. What counts for nothing is of no class, so that the parts of its cells are less than one together."""
     place = geometry(classes.shape, spec)
-    shares = [place.mask_to_low_res(classes == value)[0] / (2 * MASK_LOGIT) + 0.5 for value in range(1, count)]
-    shares = np.stack(shares)
-    return np.concatenate([1 - shares.sum(axis=0, keepdims=True), shares]).clip(0, 1).astype(np.float32)
+    shares = np.stack([_shares(classes == value, place) for value in range(1, count)])
+    ignored = classes == IGNORED
+    counted = 1 - _shares(ignored, place) if ignored.any() else 1
+    background = counted - shares.sum(axis=0, keepdims=True)
+    return np.concatenate([background, shares]).clip(0, 1).astype(np.float32)
+
+
+def _shares(mask: np.ndarray, place: InputGeometry) -> np.ndarray:
+    """(L, L): the part of each low-resolution cell that a mask covers."""
+    return (place.mask_to_low_res(mask)[0] / (2 * MASK_LOGIT) + 0.5).astype(np.float32)
 
 
 def _nothing(spec: ModelSpec, settings: Settings) -> tuple[np.ndarray, ...]:

@@ -1,218 +1,205 @@
-"""Label maps from files: values, where they lie, and names where the format has them.
+"""Label maps from files: plain ones (NIfTI, NRRD, MetaImage), pictures, Slicer segmentations (`.seg.nrrd`), DICOM SEG.
 
-Plain label maps (NIfTI, NRRD, MetaImage, PNG), Slicer segmentations (`.seg.nrrd`, one layer or several) and DICOM
-SEG. Overlapping segments become one label map; where two claim a voxel, the later one has it.
+What has to be mended in reading is said in the label map's notes, with numbers; what cannot mean labels is refused.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
+from PIL import Image
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read import read_volume
-from SAMFineTuneLib.images.sitk_images import affine_of, quiet, to_sitk
-from SAMFineTuneLib.images.volume import Volume, affine_from_lps
+from SAMFineTuneLib.images.read_picture import PICTURES
+from SAMFineTuneLib.images.sitk_images import affine_of, quiet
+from SAMFineTuneLib.training.label_dicom_seg import find_dicom_seg, read_dicom_seg
+from SAMFineTuneLib.training.label_map import LabelMap, Meaning, overlaid, voxels
 
-SEGMENTATION_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
-_SAME_PLACE = 0.05  # voxels by which two grids may differ and still be one
-_LEAST_INSIDE = 0.5  # part of the labelled voxels that must lie in the image
-
-
-@dataclass(frozen=True, eq=False)
-class LabelMap:
-    """`array` [k, j, i] of whole numbers, 0 background, and its RAS `affine`; `names` of values, as far as known.
-
-    `placed` is false for pictures, which say nothing about where they lie.
-    """
-
-    array: np.ndarray
-    affine: np.ndarray
-    names: dict[int, str]
-    placed: bool = True
+MOST_VALUES = 254
+"""Different labels that one file may hold; a file with more is an image rather than a label map."""
+_ROUNDING = 0.01  # from a whole number, which floating point and stored scales are off by
+_BLACK, _WHITE = 32, 223  # JPEG's rounding leaves black and white within these
+_JPEG = PICTURES[1:]
+_SEGMENT_FIELD = re.compile(r"Segment(\d+)_(?:ID|Name|LabelValue|Layer)")
 
 
 def read_labels(path: Path) -> LabelMap:
     """Read a label map; UserError when the file is none."""
-    if is_dicom_seg(path):
-        return _read_dicom_seg(_seg_file(path))
-    if path.name.lower().endswith((".nrrd", ".nhdr")) and (found := _read_slicer_segmentation(path)) is not None:
+    if (seg := find_dicom_seg(path)) is not None:
+        return read_dicom_seg(seg)
+    name = path.name.lower()
+    if name.endswith(PICTURES) and not path.is_dir():
+        return _read_picture(path)
+    if name.endswith((".nrrd", ".nhdr")) and (found := _read_slicer_segmentation(path)) is not None:
         return found
     volume = read_volume(path)
-    placed = volume.source is None or volume.source.format not in ("PNG", "JPEG")
-    return LabelMap(_whole(volume.array, path), volume.affine, {}, placed)
+    array, notes = _whole(volume.array, path)
+    return LabelMap(array, volume.affine, notes=(*volume.warnings, *notes))
 
 
-def fit_labels(labels: LabelMap, volume: Volume, name: str) -> np.ndarray:
-    """The label map [k, j, i] in the volume's grid, by the nearest voxel where the grids differ.
-
-    UserError, naming the case, when the two do not lie in the same place.
-    """
-    source = volume.source
-    picture = source is not None and source.format in ("PNG", "JPEG")
-    if picture or not labels.placed:
-        if labels.array.shape != volume.shape:
+def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as uint16, and a sentence when they had to be rounded; UserError when they are no whole numbers from 0
+    on, or too many for labels."""
+    notes = ()
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        off = np.abs(array - rounded)
+        if off.max() > _ROUNDING:
+            example, count = float(array.flat[int(off.argmax())]), int((off > _ROUNDING).sum())
             raise UserError(
-                f"Case {name}: the label picture is {_size(labels.array.shape)}, but its image {_size(volume.shape)}; "
-                "pictures hold no position, so both must have one size."
+                f"“{path.name}” holds fractions ({example:.4g} for one, in {voxels(count)}), and "
+                "labels are whole numbers: save labels rather than probabilities or an interpolated mask, and check "
+                "that image and labels are not mixed up."
             )
-        return labels.array
-    if labels.array.shape == volume.shape and _same_grid(labels, volume):
-        return labels.array
-    inside = _part_inside(labels, volume)
-    if inside < _LEAST_INSIDE:
-        raise UserError(
-            f"Case {name}: its labels do not lie on its image ({100 * inside:.0f} % of the labelled voxels are inside "
-            "it); save the labels in the image's own geometry."
-        )
-    grid = to_sitk(np.zeros(volume.shape, np.uint8), volume.affine)
-    moved = sitk.Resample(
-        to_sitk(labels.array, labels.affine), grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt16
-    )
-    return sitk.GetArrayFromImage(moved)
-
-
-def is_dicom_seg(path: Path) -> bool:
-    """Whether a file, or the only file of a folder, is a DICOM SEG."""
-    return _seg_file(path) is not None
-
-
-def _seg_file(path: Path) -> Path | None:
-    import pydicom
-
-    if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
-        if len(files) != 1:
-            return None
-        path = files[0]
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            return None
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-    return path if header.get("SOPClassUID") == SEGMENTATION_CLASS else None
-
-
-def _whole(array: np.ndarray, path: Path) -> np.ndarray:
-    """Labels as uint16; UserError when they are no whole numbers from 0 on."""
+        if off.any():
+            count = int((off > 0).sum())
+            notes = (f"Rounded to whole numbers: {voxels(count)} of the labels, by up to {float(off.max()):.2g}.",)
+        array = rounded
     low, high = array.min(), array.max()
-    if low < 0 or high > np.iinfo(np.uint16).max or (array.dtype.kind == "f" and (array != np.rint(array)).any()):
+    if low < 0 or high > np.iinfo(np.uint16).max:
         raise UserError(
             f"“{path.name}” holds values from {low:g} to {high:g} that are no labels; labels are whole numbers from 0 "
             "on, so check that image and labels are not mixed up."
         )
-    return array.astype(np.uint16)
+    labels = array.astype(np.uint16)
+    count = np.count_nonzero(np.bincount(labels.ravel())[1:])
+    if count > MOST_VALUES:
+        raise UserError(
+            f"“{path.name}” holds {count} different values, as an image does; a label map holds up to {MOST_VALUES}, "
+            "so check that image and labels are not mixed up."
+        )
+    return labels, notes
 
 
-def _same_grid(labels: LabelMap, volume: Volume) -> bool:
-    """Whether no corner of the two grids, of one shape, differs by more than a small part of a voxel."""
-    last = np.array(volume.shape[::-1]) - 1
-    corners = np.array([[i, j, k] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])], float)
-    there = corners @ labels.affine[:3, :3].T + labels.affine[:3, 3]
-    return bool(np.abs(volume.ras_to_ijk(there) - corners).max() <= _SAME_PLACE)
+# ---- pictures
 
 
-def _part_inside(labels: LabelMap, volume: Volume) -> float:
-    """Part of the labelled voxels whose centres lie in the volume; 1 when there are none."""
-    kji = np.argwhere(labels.array)
-    if not len(kji):
-        return 1.0
-    ras = kji[:, ::-1] @ labels.affine[:3, :3].T + labels.affine[:3, 3]
-    ijk = volume.ras_to_ijk(ras)
-    return float(((ijk >= -0.5) & (ijk <= np.array(volume.shape[::-1]) - 0.5)).all(axis=1).mean())
+def _read_picture(path: Path) -> LabelMap:
+    """A mask as a picture: grey values, or the numbers of a palette's colours."""
+    try:
+        with Image.open(path) as picture:
+            values, notes = _picture_values(picture, path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"“{path.name}” cannot be read as a picture; copy or export it again.") from error
+    array, more = _whole(values, path)
+    return LabelMap(array[None], np.diag([-1.0, -1.0, 1.0, 1.0]), placed=False, notes=(*notes, *more))
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return " × ".join(str(length) for length in shape[::-1])
+def _picture_values(picture: Image.Image, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    if picture.mode == "1":
+        return np.asarray(picture.convert("L")), ()
+    if picture.mode in ("L", "P", "I", "F") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture)
+    else:
+        values = _grey_of_colours(picture, path)
+    if not path.name.lower().endswith(_JPEG):
+        return values, ()
+    between = (values > _BLACK) & (values < _WHITE)
+    if between.mean() > 0.02:
+        raise UserError(f"“{path.name}” is a JPEG, which changes values: save labels as PNG.")
+    changed = int(((values > 0) & (values < 255)).sum())
+    white = np.where(values >= 128, 255, 0)
+    note = f"JPEG had changed {changed} pixels of the labels, which were set to the nearer of black and white."
+    return white, ((note,) if changed else ())
+
+
+def _grey_of_colours(picture: Image.Image, path: Path) -> np.ndarray:
+    channels = np.asarray(picture.convert("RGBA" if "A" in picture.getbands() else "RGB"))
+    colours, alpha = channels[..., :3], channels[..., 3:]
+    if (colours != colours[..., :1]).any():
+        raise UserError(
+            f"“{path.name}” is a picture in colours, which say no label's number: save the labels as grey values, or "
+            "with a palette."
+        )
+    if (colours == colours[0, 0]).all() and alpha.size and (alpha != alpha[0, 0]).any():
+        raise UserError(f"“{path.name}” holds its mask as transparency: save it as grey values.")
+    return colours[..., 0]
 
 
 # ---- Slicer segmentations
 
 
 def _read_slicer_segmentation(path: Path) -> LabelMap | None:
-    """A `.seg.nrrd`; None for an NRRD file without segments. Values are the file's own in a single layer, else
-    they count the segments from 1."""
+    """A `.seg.nrrd` as Slicer reads it; None for an NRRD file of one layer that describes no segment.
+
+    Slicer 5 writes layers, and for each segment its layer and its value there. Slicer up to 4.10 wrote a layer of
+    zeros and ones for each segment, in order, and neither of the two. Labels are numbered by their values when there
+    is one layer, else by the order of the segments.
+    """
     with quiet():
         try:
             image = sitk.ReadImage(str(path))
         except RuntimeError as error:
             raise UserError(f"“{path.name}” cannot be read; export it again.") from error
     fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-    numbers = sorted(int(match[1]) for key in fields if (match := re.fullmatch(r"Segment(\d+)_ID", key)))
-    if not numbers:
+    numbers = sorted({int(match[1]) for key in fields if (match := _SEGMENT_FIELD.fullmatch(key))})
+    layered = image.GetNumberOfComponentsPerPixel() > 1
+    if not numbers and not (layered and path.name.lower().endswith(".seg.nrrd")):
         return None
     if image.GetDimension() != 3:
         raise UserError(f"“{path.name}” is a segmentation of more than three dimensions; save one time point.")
     array = sitk.GetArrayFromImage(image)
-    layers = array if array.ndim == 4 else array[..., None]
-    single = layers.shape[-1] == 1
-    labels, names = np.zeros(layers.shape[:3], np.uint16), {}
-    for position, number in enumerate(numbers, start=1):
-        stored = int(fields.get(f"Segment{number}_LabelValue", 1))
-        layer = int(fields.get(f"Segment{number}_Layer", 0))
-        if layer >= layers.shape[-1]:
-            raise UserError(f"“{path.name}” names a layer that it does not hold; save the segmentation again.")
-        value = stored if single else position
-        labels[layers[..., layer] == stored] = value
-        names[value] = fields.get(f"Segment{number}_Name", f"Segment {number}").strip()
-    return LabelMap(labels, affine_of(image), names)
+    layers, notes = _whole(array if layered else array[..., None], path)
+    segments = [_segment(fields, n, layers.shape[-1], path) for n in numbers] or _undescribed(layers)
+    _require_distinct(segments, path)
+    labels = [segment.value if not layered else n for n, segment in enumerate(segments, start=1)]
+    masks = ((label, layers[..., one.layer] == one.value) for label, one in zip(labels, segments, strict=True))
+    joined, members = overlaid(masks, layers.shape[:3], max(labels) + 1)
+    nameless = int(np.count_nonzero(layers)) - sum(
+        int(np.count_nonzero(layers[..., one.layer] == one.value)) for one in segments
+    )
+    if nameless:
+        notes = (*notes, f"Left out, as the file names no segment for them: {voxels(nameless)} of the labels.")
+    names = {label: one.name for label, one in zip(labels, segments, strict=True)}
+    return LabelMap(joined, affine_of(image), Meaning(names, members), notes=notes)
 
 
-# ---- DICOM SEG
+class _Segment(NamedTuple):
+    name: str
+    layer: int
+    value: int
 
 
-def _read_dicom_seg(path: Path) -> LabelMap:
-    """A DICOM SEG on a grid of its own frames; values are its segment numbers."""
-    import pydicom
-
+def _segment(fields: Mapping[str, str], n: int, layers: int, path: Path) -> _Segment:
+    name = fields.get(f"Segment{n}_Name", "").strip() or fields.get(f"Segment{n}_ID", "").strip() or f"Segment {n + 1}"
+    stored = fields.get(f"Segment{n}_LabelValue")
     try:
-        seg = pydicom.dcmread(path)
-        frames = np.asarray(seg.pixel_array)
-        frames = frames[None] if frames.ndim == 2 else frames
-        shared = seg.SharedFunctionalGroupsSequence[0]
-        own = seg.PerFrameFunctionalGroupsSequence
-        places = np.array(
-            [_group(frame, shared, "PlanePositionSequence").ImagePositionPatient for frame in own], float
+        # A file of one layer need not say so where it says which value is whose.
+        layer = int(fields.get(f"Segment{n}_Layer", 0 if layers == 1 and stored is not None else n))
+        value = 1 if stored is None else int(stored)
+    except ValueError as error:
+        raise UserError(f"“{path.name}” gives segment “{name}” no usable value or layer; save it again.") from error
+    if not 0 <= layer < layers:
+        raise UserError(
+            f"“{path.name}” names segment “{name}”, but holds no layer for it; save the segmentation again in Slicer."
         )
-        numbers = [
-            int(_group(frame, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber) for frame in own
-        ]
-        measures = _group(own[0], shared, "PixelMeasuresSequence")
-        axes = np.array(
-            _group(own[0], shared, "PlaneOrientationSequence").ImageOrientationPatient, float
-        ).reshape(2, 3)
-        rows_mm, columns_mm = (float(value) for value in measures.PixelSpacing)
-        names = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in seg.SegmentSequence}
-    except UserError:
-        raise
-    except Exception as error:  # whatever a damaged header makes a reader raise
-        raise UserError(f"“{path.name}” is a DICOM SEG that cannot be read; export it again.") from error
-    normal = np.cross(axes[0], axes[1])
-    depths = places @ normal
-    step = _distance_between(depths, measures)
-    index = np.rint((depths - depths.min()) / step).astype(int)
-    labels = np.zeros((index.max() + 1, *frames.shape[1:]), np.uint16)
-    for frame, k, number in zip(frames, index, numbers, strict=True):
-        labels[k][frame > 0] = number
-    directions = np.stack([axes[0], axes[1], normal], axis=1)
-    affine = affine_from_lps(places[int(depths.argmin())], directions, (columns_mm, rows_mm, step))
-    return LabelMap(labels, affine, names)
+    if value < 1:
+        raise UserError(
+            f"“{path.name}” gives segment “{name}” the value {value}, which is no label; save it again in Slicer."
+        )
+    return _Segment(name, layer, value)
 
 
-def _group(frame, shared, name: str):
-    """A functional group of a frame, or the one that all frames share."""
-    return (frame if name in frame else shared)[name].value[0]
+def _undescribed(layers: np.ndarray) -> list[_Segment]:
+    """The segments that Slicer makes of the values of layers about which nothing is said."""
+    values = ((layer, np.unique(layers[..., layer]).tolist()) for layer in range(layers.shape[-1]))
+    found = [(layer, value) for layer, own in values for value in own if value]
+    return [_Segment(f"Segment {n}", layer, value) for n, (layer, value) in enumerate(found or [(0, 1)], start=1)]
 
 
-def _distance_between(depths: np.ndarray, measures) -> float:
-    """mm between slices: what the file says, else the smallest distance between frames."""
-    steps = np.diff(np.unique(np.round(depths, 3)))
-    stated = float(measures.get("SpacingBetweenSlices") or 0)
-    if stated > 0:
-        return stated
-    return float(steps.min()) if len(steps) else float(measures.get("SliceThickness") or 1.0)
+def _require_distinct(segments: list[_Segment], path: Path) -> None:
+    """UserError when two segments are the same voxels, so that one of them has lost its own."""
+    seen: dict[tuple[int, int], str] = {}
+    for name, layer, value in segments:
+        if (layer, value) in seen:
+            raise UserError(
+                f"“{path.name}” gives the segments “{seen[layer, value]}” and “{name}” the same value in the same "
+                "layer; save it again in Slicer."
+            )
+        seen[layer, value] = name

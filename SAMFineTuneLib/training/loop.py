@@ -205,7 +205,16 @@ def _objects(batch: list[Item], places: list[list[int]], device: torch.device) -
 
     owner = torch.tensor([places[number][0] for number in item_of], dtype=torch.long, device=device)
     parts = [joined(name) for name in ("coords", "labels", "ambiguous", "targets", "beyond", "chances")]
-    return Objects(owner, *parts), torch.from_numpy(item_of).to(device)
+    return Objects(owner, *parts, _counted(batch, item_of, device)), torch.from_numpy(item_of).to(device)
+
+
+def _counted(batch: list[Item], item_of: np.ndarray, device: torch.device) -> Tensor | None:
+    """(n, L, L): the part of each cell that counts for each object; None where everything does."""
+    if all(item.ignored is None for item in batch):
+        return None
+    side = batch[0].targets.shape[-1]
+    counted = [np.ones((side, side), np.float32) if one.ignored is None else 1 - one.ignored for one in batch]
+    return torch.from_numpy(np.stack(counted)[item_of]).to(device)
 
 
 class Embeddings:

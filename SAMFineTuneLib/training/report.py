@@ -22,8 +22,11 @@ _COLOURS = ("#1f6feb", "#8b949e", "#bf8700", "#1a7f37", "#cf222e", "#8250df")
 Curve = Sequence[tuple[float, float]]
 
 
-def write_report(folder: Path, card: Card, evidence: str, folds: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write the report of a card into a folder that holds its pictures; `folds` are histories by name."""
+def write_report(
+    folder: Path, card: Card, evidence: str, folds: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()
+) -> Path:
+    """Write the report of a card into a folder that holds its pictures; `folds` are histories by name, `notes` are
+    sentences about the cases that name nobody."""
     curves = {"this adapter": list(zip(card.curves.get("steps", ()), card.curves.get("loss", ()), strict=True))}
     for name, history in folds.items():
         curves.setdefault(name, smooth(history["loss"]))
@@ -35,7 +38,7 @@ def write_report(folder: Path, card: Card, evidence: str, folds: Mapping[str, Ma
         _write(folder / "dice.svg", draw_curves(dice, "validation Dice"))
     _write(folder / "curves.csv", _curves_table(curves, dice))
     _write(folder / "dice.csv", _dice_table(card))
-    _write(folder / "index.html", _page(folder, card, evidence, bool(dice)))
+    _write(folder / "index.html", _page(folder, card, evidence, bool(dice), notes))
     return folder / "index.html"
 
 
@@ -104,7 +107,7 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _page(folder: Path, card: Card, evidence: str, dice: bool) -> str:
+def _page(folder: Path, card: Card, evidence: str, dice: bool, notes: Sequence[str]) -> str:
     title = f"Adapter of {card.base} for {', '.join(card.labels)}"
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
@@ -126,6 +129,8 @@ def _page(folder: Path, card: Card, evidence: str, dice: bool) -> str:
             "<table><tr><th>prompt<th>label<th>cases<th>Dice before<th>Dice after" + rows + "</table>"
             "<p>Mean over cases with the 95 % bootstrap interval over patients; single cases are in dice.csv.</p>"
         )
+    if notes:
+        parts.append("<h2>About the cases</h2><ul>" + "".join(f"<li>{html.escape(note)}" for note in notes) + "</ul>")
     parts.append("<h2>Course</h2><p><img src='loss.svg' alt='loss by step'></p>")
     if dice:
         parts.append("<p><img src='dice.svg' alt='validation Dice by step'></p>")

@@ -104,7 +104,7 @@ def fine_tune(
     taken = {case.id for case in cases}
     test = [replace(case, id=f"test/{case.id}") if case.id in taken else case for case in test]
     folds = _folds(cases, test, settings)
-    found = survey([*cases, *test], settings.labels)
+    found = survey([*cases, *test], settings.labels, exclusive="automatic" in settings.heads)
     run.prepare(found, folds, resume)
     for part in range(len(folds.parts)):
         run.part(part)
@@ -345,11 +345,11 @@ class _Run:
         self, engine: NetworkEngine, slices: Sequence[LabelledSlice], ways: Sequence[str], name: str, stage: str
     ) -> None:
         """Reference and answer on the slice that shows most."""
-        most = max(slices, key=lambda one: int(np.count_nonzero(one.classes)))
+        most = max(slices, key=lambda one: int(np.count_nonzero((one.classes > 0) & ~one.ignored)))
         for way in ways:
             masks, reference = answer_slice(engine, most, way, len(self.found.names))
             path = self.work / "pictures" / f"{name}-{way.replace(' ', '-')}-{stage}.png"
-            overlay_picture(path, most.picture, [(reference > 0, _COLOURS[0]), (masks.any(0), _COLOURS[1])])
+            overlay_picture(path, most.picture, [(reference.any(0), _COLOURS[0]), (masks.any(0), _COLOURS[1])])
 
 
 class _Told:
@@ -441,4 +441,5 @@ def _write_report(run: _Run, output: Path, card: Card) -> None:
     for picture in sorted(pictures.glob("*.png")) if pictures.is_dir() else ():
         shutil.copyfile(picture, folder / picture.name)
     evidence = " ".join([run.evidence, *advice(card.gains)])
-    write_report(folder, replace(card, method=run.settings.method, base=run.base.spec.id), evidence, histories)
+    told = replace(card, method=run.settings.method, base=run.base.spec.id)
+    write_report(folder, told, evidence, histories, run.found.nameless_notes)

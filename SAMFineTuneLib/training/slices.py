@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from SAMFineTuneLib.images import SlicePlane, aligned_plane, choose_window, numb
 from SAMFineTuneLib.images.plane import ORIENTATIONS, view_axes
 from SAMFineTuneLib.images.resample import extract_labels
 from SAMFineTuneLib.inference.masks import pieces
-from SAMFineTuneLib.training.cases import Labelled, slice_axis
+from SAMFineTuneLib.training.cases import IGNORED, Labelled, class_mask, numbers_in, slice_axis
+from SAMFineTuneLib.training.label_map import Labels
 
 LEAST_PIXELS = 20
 """Smaller pieces of a structure on a slice are no objects (MedicoSAM's rule)."""
@@ -20,15 +21,31 @@ LEAST_PIXELS = 20
 
 @dataclass(frozen=True, eq=False)
 class LabelledSlice:
-    """`picture` uint8 [rows, columns] as the model's user sees it, `classes` uint8 of the same shape."""
+    """`picture` uint8 [rows, columns] as the model's user sees it, `classes` and `overlaps` as in `Labelled`, the
+    former uint8 of the same shape."""
 
     picture: np.ndarray
     classes: np.ndarray
     plane: SlicePlane
+    overlaps: Mapping[int, Labels] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
-        return bool(self.classes.any())
+        return bool(self.numbers)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The classes that it shows."""
+        return numbers_in(self.classes, self.overlaps)
+
+    @property
+    def ignored(self) -> np.ndarray:
+        """Pixels [rows, columns] that count for nothing."""
+        return self.classes == IGNORED
+
+    def mask(self, number: int) -> np.ndarray:
+        """Pixels [rows, columns] of the n-th class."""
+        return class_mask(self.classes, self.overlaps, number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +63,7 @@ def slices_of(labelled: Labelled, window: str | None = None, orientation: str = 
         for index in range(number_of_slices(labelled.volume, name)):
             plane = aligned_plane(labelled.volume, name, index)
             classes = extract_labels(labelled.classes, labelled.volume, plane)
-            yield LabelledSlice(picture(labelled.volume, plane, grey), classes, plane)
+            yield LabelledSlice(picture(labelled.volume, plane, grey), classes, plane, labelled.overlaps)
 
 
 def orientations(labelled: Labelled, orientation: str) -> tuple[str, ...]:
@@ -61,18 +78,14 @@ def orientations(labelled: Labelled, orientation: str) -> tuple[str, ...]:
     return tuple(name for name in ORIENTATIONS if 2 - view_axes(volume, name)[2] == axis)
 
 
-def objects_of(classes: np.ndarray, least: int = LEAST_PIXELS) -> list[Object]:
+def objects_of(one: LabelledSlice, least: int = LEAST_PIXELS) -> list[Object]:
     """The connected pieces of every class, of `least` pixels or more, largest first within a class."""
-    found = []
-    for label in np.unique(classes):
-        if label:
-            found += [Object(int(label), piece) for piece in pieces(classes == label) if piece.sum() >= least]
-    return found
+    return [Object(n, piece) for n in one.numbers for piece in pieces(one.mask(n)) if piece.sum() >= least]
 
 
 def with_objects(slices: list[LabelledSlice], name: str) -> list[LabelledSlice]:
     """Those that show an object; UserError, naming the case, when none does."""
-    kept = [one for one in slices if one.labelled and objects_of(one.classes)]
+    kept = [one for one in slices if objects_of(one)]
     if not kept:
         raise UserError(
             f"Case {name} shows no piece of its labels of {LEAST_PIXELS} pixels or more on any slice; leave it out or "

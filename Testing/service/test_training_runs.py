@@ -155,9 +155,9 @@ def test_cases_without_names_come_back_as_they_were(tmp_path):
         done = list(write_cases([ExportedCase("1", "1", image, layers)], folder))
         assert done == sorted(done) and done[-1] == 1.0
         (case,) = read_cases(folder)
-        volume, found, names = case.read()
+        volume, found, meaning, _ = case.read()
         assert (volume.array == image.array).all() and np.allclose(volume.affine, affine, atol=1e-6)
-        by_name = {name: value for value, name in names.items()}
+        by_name = {name: value for value, name in meaning.names.items()}
         assert ((found == by_name["liver"]) == (labels > 0)).all()
         assert (found == by_name["air"])[:2][labels[:2] == 0].all()
     with pytest.raises(UserError, match="no longer there"):

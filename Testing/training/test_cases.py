@@ -37,8 +37,8 @@ def pictures(folder, names, value=255, kind="masks"):
 def test_pairs_of_one_name(tmp_path, ending):
     cases = find_cases(case_folder(tmp_path, ending=ending))
     assert ids(cases) == ["a", "b", "c"]
-    volume, labels, names = cases[0].read()
-    assert labels.shape == volume.shape and set(np.unique(labels)) == {0, 1} and names == {}
+    volume, labels, meaning, notes = cases[0].read()
+    assert labels.shape == volume.shape and set(np.unique(labels)) == {0, 1} and not meaning.names and not notes
 
 
 def test_pictures_with_masks(tmp_path):
@@ -60,9 +60,9 @@ def test_nnunet_folders_with_channels_and_names(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}}))
     cases = find_cases(tmp_path)
     assert ids(cases) == ["c_001", "c_002"] and cases[0].image.name == "c_001_0000.nii.gz"
-    assert cases[0].read()[2] == {1: "liver"}
+    assert cases[0].read().meaning.names == {1: "liver"}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "spleen"}}))
-    assert find_cases(tmp_path)[0].read()[2] == {1: "spleen"}
+    assert find_cases(tmp_path)[0].read().meaning.names == {1: "spleen"}
 
 
 @pytest.mark.parametrize("header", ["", "image,label,patient\n"])
@@ -95,8 +95,8 @@ def test_dicom_with_a_dicom_segmentation_and_with_a_labelmap(tmp_path):
     segments = [SegmentInfo(f"organ {value}", int(value), (1, 0, 0)) for value in organs]
     (tmp_path / "labels").mkdir()
     write_labelmap(tmp_path / "labels" / "a.dcm", flipped, volume, segments)
-    _, found, found_names = find_cases(tmp_path)[0].read()
-    assert list(found_names.values()) == [segment.name for segment in segments]
+    _, found, meaning, _ = find_cases(tmp_path)[0].read()
+    assert list(meaning.names.values()) == [segment.name for segment in segments]
     for number, value in enumerate(organs, start=1):
         assert np.array_equal(found == number, flipped == value) and (found == number).any()
     (tmp_path / "labels" / "a.dcm").unlink()
@@ -125,7 +125,7 @@ def test_segments_in_layers_are_chosen_by_name(tmp_path):
     save(tmp_path / "images" / "a.nrrd", image_of(large))
     layered(tmp_path / "labels" / "a.seg.nrrd", small, large)
     cases = find_cases(tmp_path)
-    assert cases[0].read()[2] == {1: "Cyst", 2: "Liver"}
+    assert cases[0].read().meaning.names == {1: "Cyst", 2: "Liver"}
     found = survey(cases, LabelChoice.parse("liver"))
     assert found.names == ("liver",)
     assert np.array_equal(read_labelled(cases[0], found.choice, found.names).classes > 0, large > 0)
@@ -173,7 +173,7 @@ def test_labels_elsewhere_are_refused(tmp_path):
     away[0, 3] = 500
     save(tmp_path / "images" / "a.nii.gz", image_of(blob()))
     save(tmp_path / "labels" / "a.nii.gz", blob(), away)
-    with pytest.raises(UserError, match="Case a: its labels do not lie on its image .0 %"):
+    with pytest.raises(UserError, match="Case a: the labels have the image's size, but lie 500.0 mm away"):
         find_cases(tmp_path)[0].read()
 
 
@@ -211,7 +211,7 @@ def test_a_label_missing_in_one_case_is_said(tmp_path):
     both = blob() + blob(centre=(3, 3), radius=2, value=2)
     save(case_folder(tmp_path) / "labels" / "b.nii.gz", both)
     assert survey(find_cases(tmp_path), LabelChoice.parse("1,2")).notes == (
-        "Case a has no label 2.", "Case c has no label 2.",
+        "Cases a, c: there is no label 2.",
     )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def test_one_image_in_two_cases(tmp_path):
 def test_images_and_labels_mixed_up(tmp_path):
     save(tmp_path / "images" / "a.nii.gz", blob())
     save(tmp_path / "labels" / "a.nii.gz", image_of(blob()).astype(np.float32) + 0.5)
-    refused(tmp_path, None, "are no labels")
+    refused(tmp_path, None, "holds fractions .* image and labels are not mixed up")
 
 
 @pytest.mark.parametrize(

@@ -457,7 +457,7 @@ def test_a_case_is_measured_as_users_meet_the_model(folder):
     run = training(folder)
     one = next(one for one in run.items.slices)
     found = measure_case(NetworkEngine(run.network, run.spec, run.device), [one], 1, ("1 box", "1 point", "automatic"))
-    thing = objects_of(one.classes)[0]
+    thing = objects_of(one)[0]
     box = np.array([np.flatnonzero(thing.mask.any(0))[[0, -1]], np.flatnonzero(thing.mask.any(1))[[0, -1]]]).T.ravel()
     engine = NetworkEngine(run.network, run.spec, run.device)
     prompts = PlanePrompts(np.zeros((0, 2), np.float32), np.zeros(0, int), box=np.float32(box))
