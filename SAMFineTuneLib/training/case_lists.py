@@ -122,12 +122,18 @@ def _unmarked(data: bytes) -> str:
 
 def _rows(text: str, folder: Path) -> list[list[str]]:
     """The cells of lines that hold something, by the separator that finds most images and labels."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    empty = " \"" + "".join(_SEPARATORS)
+    lines = [line for line in text.splitlines() if line.strip(empty) and not line.lstrip().startswith("#")]
     separators = _SEPARATORS
     if lines and lines[0].strip().lower().startswith("sep="):  # Excel's own line
         separators, lines = (lines[0].strip()[4:5] or ",",), lines[1:]
-    tries = [_split(lines, separator) for separator in separators]
-    return max(tries, key=lambda rows: sum(sum(_is_file(cell, folder) for cell in row[:8]) >= 2 for row in rows[:50]))
+    return max((_split(lines, separator) for separator in separators), key=lambda rows: _entries(rows, folder))
+
+
+def _entries(rows: list[list[str]], folder: Path) -> tuple[int, int]:
+    """How many of the first rows name two files; without any, how many cells the first one has."""
+    found = sum(sum(_is_file(cell, folder) for cell in row[:8]) >= 2 for row in rows[:50])
+    return found, len(rows[0]) if rows and not found else 0
 
 
 def _split(lines: list[str], separator: str) -> list[list[str]]:

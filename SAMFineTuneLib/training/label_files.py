@@ -85,6 +85,8 @@ def _read_picture(path: Path) -> LabelMap:
     try:
         with Image.open(path) as picture:
             values, notes = _picture_values(picture, path)
+    except UserError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"“{path.name}” cannot be read as a picture; copy or export it again.") from error
     array, more = _whole(values, path)

@@ -65,6 +65,134 @@ def test_nnunet_folders_with_channels_and_names(tmp_path):
     assert find_cases(tmp_path)[0].read().meaning.names == {1: "spleen"}
 
 
+def nnunet(folder, labels, values=(0, 1, 2, 3), **more):
+    """Two cases in nnU-Net's layout, a cube of each value, and a `dataset.json` with these labels."""
+    for number in (1, 2):
+        array = np.zeros((4, 8, 8), np.uint8)
+        for value in values:
+            array[:3, 2 * value : 2 * value + 2, :6] = value
+        save(folder / "imagesTr" / f"c_{number:03d}_0000.nii.gz", image_of(array, number))
+        save(folder / "labelsTr" / f"c_{number:03d}.nii.gz", array)
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, **more}))
+    return find_cases(folder)
+
+
+def classes_by_name(case, choice=None):
+    """The mask of each label of a case, and what counts for nothing."""
+    found = survey([case], LabelChoice.parse(choice))
+    labelled = read_labelled(case, found.choice, found.names)
+    return {name: labelled.mask(n) for n, name in enumerate(found.names, start=1)}, labelled.ignored
+
+
+@pytest.mark.parametrize("ignore", [{"ignore": 3}, {"Ignore": 3}, {"ignore": [3]}])
+def test_what_nnunet_ignores_is_no_label(tmp_path, ignore):
+    case, _ = nnunet(tmp_path, {"background": 0, "liver": 1, "tumour": 2, **ignore})
+    labels = case.read().labels
+    masks, ignored = classes_by_name(case)
+    assert list(masks) == ["liver", "tumour"] and np.array_equal(ignored, labels == 3)
+    assert np.array_equal(masks["tumour"], labels == 2)
+    assert "Case c_001: counted for nothing, as “ignore”: 36 voxels." in survey([case], LabelChoice()).notes
+    merged, ignored = classes_by_name(case, "any")
+    assert np.array_equal(merged["foreground"], (labels == 1) | (labels == 2)) and ignored.sum() == 36
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_regions_of_nnunet_have_all_their_values(tmp_path, order):
+    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    case, _ = nnunet(tmp_path, regions, regions_class_order=order)
+    labels = case.read().labels
+    masks, _ = classes_by_name(case)
+    assert {name: mask.sum() for name, mask in masks.items()} == {
+        name: np.isin(labels, values).sum() for name, values in regions.items() if name != "background"
+    }
+    assert np.array_equal(classes_by_name(case, "core")[0]["core"], labels >= 2)
+    with pytest.raises(UserError, match="Case c_001: “.*” overlap in 36 voxels.*--heads promptable"):
+        survey([case], LabelChoice(), exclusive=True)
+    survey([case], LabelChoice.parse("core"), exclusive=True)
+
+
+def test_regions_and_what_is_ignored(tmp_path):
+    case, _ = nnunet(tmp_path, {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, regions_class_order=[1, 2])
+    masks, ignored = classes_by_name(case)
+    labels = case.read().labels
+    assert np.array_equal(masks["whole"], (labels == 1) | (labels == 2)) and np.array_equal(ignored, labels == 3)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"labels": 3}', "[]", "{", '{"labels": {"liver": "one"}}', '{"labels": {"a": [1, 2], "b": 2},'
+                ' "regions_class_order": [1]}'],
+)  # fmt: skip
+def test_a_dataset_json_that_says_nothing_clear(tmp_path, content):
+    nnunet(tmp_path, {"background": 0, "liver": 1})
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match="dataset.json"):
+        find_cases(tmp_path)
+
+
+def test_further_channels_are_said(tmp_path):
+    nnunet(tmp_path, {"background": 0, "liver": 1})
+    save(tmp_path / "imagesTr" / "c_001_0001.nii.gz", image_of(blob((4, 8, 8))))
+    notes = survey(find_cases(tmp_path), LabelChoice.parse("1")).notes
+    assert notes == ("Case c_001: of the image's 2 channels the first (_0000) is used.",)
+
+
+def test_every_one_of_many_labels_is_a_label(tmp_path):
+    values = np.arange(1, 105)
+    labels = np.zeros((4, 16, 16), np.uint8)
+    labels[1:3] = np.resize(np.append(values, 0), (16, 16))
+    save(tmp_path / "images" / "a.nii.gz", image_of(labels))
+    save(tmp_path / "labels" / "a.nii.gz", labels)
+    found = survey(find_cases(tmp_path), LabelChoice(), least=1)
+    assert found.names == tuple(f"label {value}" for value in values)
+    assert np.array_equal(read_labelled(find_cases(tmp_path)[0], found.choice, found.names).classes, labels)
+
+
+def test_values_of_masks_are_labels_and_shades_of_white_are_one(tmp_path):
+    pictures(tmp_path / "two", ["P1_3", "P1_4", "P2_1"], 100)
+    mask = np.asarray(Image.open(tmp_path / "two" / "masks" / "P1_3.png")).copy()
+    mask[:3, :3] = 200
+    Image.fromarray(mask).save(tmp_path / "two" / "masks" / "P1_3.png")
+    found = survey(find_cases(tmp_path / "two"), LabelChoice())
+    assert found.names == ("label 100", "label 200")
+    pictures(tmp_path / "white", ["P1_3", "P1_4", "P2_1"], 254)
+    mask = np.where(mask == 100, 255, 0).astype(np.uint8)
+    Image.fromarray(mask).save(tmp_path / "white" / "masks" / "P1_3.png")
+    found = survey(find_cases(tmp_path / "white"), LabelChoice())
+    assert found.names == ("foreground",) and found.notes[0].startswith(
+        f"The masks are white in several shades (254 in 298, 255 in {np.count_nonzero(mask)} pixels)"
+    )
+
+
+def test_soft_edges_of_masks_are_asked_about(tmp_path):
+    pictures(tmp_path, ["P1_3", "P1_4", "P2_1"], 255)
+    mask = np.asarray(Image.open(tmp_path / "masks" / "P1_3.png")).copy()
+    mask[:2] = np.arange(0, 256, 8), np.arange(4, 256, 8)
+    Image.fromarray(mask).save(tmp_path / "masks" / "P1_3.png")
+    refused(tmp_path, None, "64 grey values .* --label any")
+    assert survey(find_cases(tmp_path), LabelChoice.parse("any")).names == ("foreground",)
+
+
+def test_two_segments_of_one_name_are_asked_about(tmp_path):
+    save(tmp_path / "images" / "a.nrrd", image_of(blob()))
+    (tmp_path / "labels").mkdir()
+    labels = blob() + blob(centre=(4.0, 4.0), radius=3, value=2)
+    segments = [SegmentInfo("Node", 1, (1, 0, 0)), SegmentInfo("Node", 2, (0, 1, 0))]
+    write_labelmap(tmp_path / "labels" / "a.seg.nrrd", labels, read_volume(tmp_path / "images/a.nrrd"), segments)
+    refused(tmp_path, "Node", "2 labels are named Node")
+    assert survey(find_cases(tmp_path), LabelChoice()).names == ("label 1", "label 2")
+
+
+def test_notes_that_differ_only_in_numbers_are_told_by_a_few(tmp_path):
+    for number in range(8):
+        labels = blob(radius=5 + 0.5 * number)
+        save(tmp_path / "images" / f"c{number}.nii.gz", image_of(labels, number))
+        save(tmp_path / "labels" / f"c{number}.nii.gz", labels * np.float32(0.9999999))
+    found = survey(find_cases(tmp_path), LabelChoice())
+    assert len(found.notes) == 6 and found.notes[5] == "The same, with other figures, holds for cases c5, c6, c7."
+    assert not any("cases c5" in note for note in found.nameless_notes)
+    assert found.nameless_notes[0].startswith(f"Case {found.digests['c0'][:12]}: rounded to whole numbers")
+
+
 @pytest.mark.parametrize("header", ["", "image,label,patient\n"])
 def test_a_list_of_cases(tmp_path, header):
     case_folder(tmp_path)
