@@ -8,23 +8,29 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.card import duration
+from SAMFineTuneLib.models.download import readable_size
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
-    from SAMFineTuneLib.training.run import Progress, Result
+    from SAMFineTuneLib.training.cases import Case, Survey
+    from SAMFineTuneLib.training.run import Plan, Progress, Result
     from SAMFineTuneLib.training.settings import Settings
+    from SAMFineTuneLib.training.splits import Fold
+    from SAMFineTuneLib.training.stopping import StopSigns
 
 _EPILOG = """CASES is a folder with images/ and labels/ (or masks/), pairs of one name; nnU-Net's imagesTr/ and
 labelsTr/; or a .csv of image,label[,patient].
 
 examples:
+  samfinetune train cases -o liver-adapter --label 1 --check    what would be done, and how long it would take here
   samfinetune train cases -o liver-adapter --label 1
   samfinetune train cases -o organs --label liver,spleen --preset balanced
   samfinetune train cases -o liver --shots 5                five cases teach, all others test
@@ -37,6 +43,7 @@ The adapter joins those of this computer under its folder's name, or under --nam
 Ctrl-C stops; --resume goes on. Needs PyTorch: pip install "samfinetune[training]"
 """
 _LINE_SECONDS = 10.0  # between lines of progress when nobody watches a terminal
+_FIRST_STEPS = 5  # after which the time of the whole is told
 _STAGES = {"cases": "reading the cases", "before": "testing the base", "testing": "testing the adapter",
            "report": "writing the adapter and its report"}  # fmt: skip
 
@@ -59,7 +66,8 @@ def add_parser(subparsers) -> None:
     add_match_labels(parser)
     add("--model", metavar="ID", default="compact", help="the base: a model's id or its folder (default: compact)")
     add("--preset", choices=("quick", "balanced", "thorough"), default="quick",
-        help="minutes, a quarter of an hour, or an hour and more on two cores with the bundled model")  # fmt: skip
+        help="250, 800 or 2000 steps of each training, of which there are several: --check says how many, and how long "
+        "they take here (default: quick)")  # fmt: skip
     add("--method", choices=("lora", "adapter", "vanilla"), default="lora", help="default: lora")
     add("--scope", choices=("decoder", "encoder+decoder"), default="encoder+decoder", help="default: encoder+decoder")
     add("--heads", choices=("both", "promptable", "automatic"), default="both",
@@ -69,7 +77,8 @@ def add_parser(subparsers) -> None:
     add("--name", help="under which it joins the adapters of this computer (default: the name of its folder)")
     add("--no-add", action="store_true", help="leave it in its folder only; `samfinetune adapters import` adds it")
     add("--resume", action="store_true", help="go on with an interrupted training")
-    add("--check", action="store_true", help="only look at the cases and say what would be done")
+    add("--check", action="store_true", help="only say what would be done, how long it would take here, and what would "
+        "be refused")  # fmt: skip
     add("--json-progress", action="store_true", help="one JSON object a line on stdout instead of text")
     more = parser.add_argument_group("details")
     add = more.add_argument
@@ -112,7 +121,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     from SAMFineTuneLib.training.settings import Settings
 
     method = Method(
-        args.method, args.scope, args.rank, args.alpha or args.rank, args.dropout,
+        args.method, args.scope, args.rank, args.rank if args.alpha is None else args.alpha, args.dropout,
         None if args.blocks is None else _numbers(args.blocks),
     )  # fmt: skip
     heads = ("promptable", "automatic") if args.heads == "both" else (args.heads,)
@@ -128,29 +137,54 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--blocks {text} is no list of numbers with commas between them, as in 8,9,10,11.") from None
+        raise UserError(
+            f"--blocks {text} is not a list of numbers with commas between them, as in 8,9,10,11."
+        ) from None
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Say what was found in the cases, without PyTorch."""
-    from SAMFineTuneLib.training.cases import find_cases, survey
+    """Say what would be done; refuse what `_train` refuses."""
+    from SAMFineTuneLib.training.cases import survey
 
-    settings = _settings(args)
-    cases = find_cases(args.cases, match=args.match_labels)
-    found = survey(cases, settings.labels, exclusive="automatic" in settings.heads)
-    patients = len({case.patient for case in cases})
+    settings, store, cases, test = _asked(args)
+    try:
+        _require_packages()
+    except UserError:  # what the cases hold can be said all the same
+        _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive="automatic" in settings.heads))
+        raise
+    from SAMFineTuneLib.training.pace import measure_pace
+    from SAMFineTuneLib.training.run import make_plan
+
+    plan = make_plan(cases, args.output, open_base(args.model), settings, args.resume, test)
+    _show_cases(args, cases, test, plan.found)
+    if not args.json_progress:
+        _show_plan(plan)
+    pace = measure_pace(plan)
     if args.json_progress:
-        _emit({"event": "cases", "cases": len(cases), "patients": patients, "labels": list(found.names),
-               "slices": sum(found.slices.values()), "notes": list(found.notes)})  # fmt: skip
-        return 0
-    print(f"cases       {len(cases)}, of {patients} patients, {sum(found.slices.values())} labelled slices")
-    print(f"labels      {', '.join(found.names)}")
-    for note in found.notes:
-        print(f"note        {note}")
+        _emit({"event": "plan", **_outline(plan), "seconds": pace.seconds})
+    else:
+        tried = "a step" if pace.steps == 1 else f"{pace.steps} steps"
+        print(f"time        about {duration(pace.seconds)} on {plan.device}, by {tried} and some answers tried now")
     return 0
 
 
-def _train(args: argparse.Namespace) -> int:
+def _asked(args: argparse.Namespace) -> tuple[Settings, AdapterStore, tuple[Case, ...], tuple[Case, ...]]:
+    """Settings, the adapters of this computer, cases, cases to test on; UserError for what can be seen at once."""
+    from SAMFineTuneLib.models.adapter_store import AdapterStore
+    from SAMFineTuneLib.training.cases import find_cases
+
+    settings, store = _settings(args), AdapterStore()
+    if not args.no_add:
+        _check_name(store, _name(args))  # now rather than when hours were spent
+    cases = find_cases(args.cases, match=args.match_labels)
+    return settings, store, cases, find_cases(args.test, match=args.match_labels) if args.test else ()
+
+
+def _name(args: argparse.Namespace) -> str:
+    return args.name or Path(args.output).expanduser().resolve().name
+
+
+def _require_packages() -> None:
     try:
         import peft  # noqa: F401
         import scipy  # noqa: F401
@@ -159,29 +193,103 @@ def _train(args: argparse.Namespace) -> int:
         raise UserError(
             f'Training needs {error.name}, which is not installed: pip install "samfinetune[training]".'
         ) from error
-    from SAMFineTuneLib.models.adapter_store import AdapterStore
-    from SAMFineTuneLib.training.cases import find_cases
-    from SAMFineTuneLib.training.run import Stopped, fine_tune
 
-    settings = _settings(args)
-    store, name = AdapterStore(), args.name or Path(args.output).expanduser().resolve().name
-    if not args.no_add:
-        _check_name(store, name)  # now rather than when hours were spent
-    cases = find_cases(args.cases, match=args.match_labels)
-    test = find_cases(args.test, match=args.match_labels) if args.test else ()
+
+def _show_cases(args: argparse.Namespace, cases: Sequence[Case], test: Sequence[Case], found: Survey) -> None:
+    patients, slices = (len({case.patient for case in some}) for some in (cases, test)), sum(found.slices.values())
+    learn, tested = patients
+    if args.json_progress:
+        _emit({"event": "cases", "cases": len(cases), "patients": learn, "tests": len(test),
+               "labels": list(found.names), "slices": slices, "notes": list(found.notes)})  # fmt: skip
+        return
+    others = f"; {len(test)} to test on, of {tested} patients" if test else ""
+    print(f"cases       {len(cases)}, of {learn} patients{others}, {slices} labelled slices")
+    print(f"labels      {', '.join(found.names)}")
+    for note in found.notes:
+        print(f"note        {note}")
+
+
+def _outline(plan: Plan) -> dict[str, Any]:
+    return {"base": plan.base.spec.id, "preset": plan.settings.preset, "device": plan.device,
+            "trainings": len(plan.trainings), "steps": list(plan.steps), "bytes": plan.bytes_needed,
+            "split": [{"learn": len(fold.train), "validate": len(fold.test), "test": len(test)}
+                      for fold, test in _trainings(plan)]}  # fmt: skip
+
+
+def _trainings(plan: Plan) -> list[tuple[Fold, tuple[Case, ...]]]:
+    """Each training with the cases that test it; the delivered one of a cross-validation has none."""
+    tests = [part.test for part in plan.folds.parts]
+    return [(fold, tests[number] if number < len(tests) else ()) for number, fold in enumerate(plan.trainings)]
+
+
+def _show_plan(plan: Plan) -> None:
+    settings, spec = plan.settings, plan.base.spec
+    print(f"base        {spec.id} ({spec.name})")
+    print(f"recipe      {settings.method}; {' and '.join(settings.heads)}; {settings.batch} pictures a step, "
+          f"{settings.rounds} rounds on each object, learning rate {settings.rate:g}")  # fmt: skip
+    print(f"preset      {settings.preset}: {_trainings_of(plan)}")
+    for number, (fold, test) in enumerate(_trainings(plan), start=1):
+        parts = [f"learns from {_named(fold.train)}"]
+        parts += [f"is validated on {_named(fold.test)}"] if fold.test else []
+        parts.append(f"is tested on {_named(test)}" if test else "is not tested")
+        last = " (the adapter)" if number == len(plan.trainings) else ""
+        print(f"training {number:<3d}{', '.join(parts)}{last}")
+    needed, free = readable_size(plan.bytes_needed), readable_size(plan.bytes_free)
+    print(f"disk        up to {needed} until it is done; {free} free")
+
+
+def _trainings_of(plan: Plan) -> str:
+    least, most = min(plan.steps), max(plan.steps)
+    steps = f"{most} steps" if least == most else f"{least} to {most} steps"
+    return f"1 training of {steps}" if len(plan.steps) == 1 else f"{len(plan.steps)} trainings of {steps} each"
+
+
+def _named(cases: Sequence[Case], most: int = 5) -> str:
+    names = ", ".join(case.id for case in cases[:most]) + (", …" if len(cases) > most else "")
+    return f"{len(cases)} case{'s' * (len(cases) != 1)} ({names})"
+
+
+def _train(args: argparse.Namespace) -> int:
+    _require_packages()
+    from SAMFineTuneLib.inference.document import is_out_of_memory
+    from SAMFineTuneLib.training.run import Stopped, fine_tune, working_folder
+
+    settings, store, cases, test = _asked(args)
     base = open_base(args.model)
     show = _JsonLines() if args.json_progress else _Report()
-    with _interrupts() as wants_to_stop:
+
+    def stopped() -> str:
+        begun = (working_folder(args.output) / "run.json").exists()
+        return f"stopped; {'go on with the same command and --resume' if begun else 'nothing was learned yet'}."
+
+    def leave() -> None:
+        print(f"\nsamfinetune: {stopped()}", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    def tell(progress: Progress) -> None:
+        stop.learning = progress.stage == "training"
+        show(progress)
+
+    with stop_signs(leave) as stop:
         try:
-            result = fine_tune(cases, args.output, base, settings, show, wants_to_stop, args.resume, test)
+            result = fine_tune(
+                cases, args.output, base, settings, tell, lambda: stop.asked, args.resume, test, show.plan
+            )
         except Stopped:
             if args.json_progress:
                 _emit({"event": "stopped"})
-            raise KeyboardInterrupt("stopped; go on with the same command and --resume.") from None
+            raise KeyboardInterrupt(stopped()) from None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise UserError(
+                    "The training ran out of memory; close other programs and go on with --resume, which may be given "
+                    "--micro-batch 1 and --checkpointing on to need less."
+                ) from error
+            raise
     show.close()
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process tells
         return 0
-    added, note = _add(store, "" if args.no_add else name, result, base)
+    added, note = _add(store, "" if args.no_add else _name(args), result, base)
     _finish(result, args, added, note)
     return 0
 
@@ -212,27 +320,11 @@ def open_base(name: str) -> ModelFolder:
     return Store().find(name)
 
 
-@contextmanager
-def _interrupts():
-    """Ctrl-C and a polite kill ask the training to stop at its next step; a second Ctrl-C ends it at once."""
-    asked = []
+def stop_signs(leave: Callable[[], None]) -> StopSigns:
+    """Ctrl-C and a polite kill ask a training to stop; a second Ctrl-C ends it at once."""
+    from SAMFineTuneLib.training.stopping import StopSigns
 
-    def ask(number, frame) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
-    except ValueError:  # not in the main thread, where there are no signals to catch
-        pass
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return StopSigns([signal.SIGINT, signal.SIGTERM], leave)
 
 
 def _finish(result: Result, args: argparse.Namespace, added: str, note: str) -> None:
@@ -272,6 +364,10 @@ def _emit(content: dict[str, Any]) -> None:
 class _JsonLines:
     """A JSON object a report, on stdout."""
 
+    def plan(self, plan: Plan) -> None:
+        """What will be done."""
+        _emit({"event": "plan", **_outline(plan)})
+
     def __call__(self, progress: Progress) -> None:
         _emit({"event": "progress", **vars(progress)})
 
@@ -284,23 +380,33 @@ class _Report:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._printed = 0.0
+        self._begun, self._printed = time.monotonic(), 0.0
         self._stage: tuple | None = None
+        self._steps = 0
+
+    def plan(self, plan: Plan) -> None:
+        """What will be done."""
+        self._line(f"preset      {plan.settings.preset}: {_trainings_of(plan)}")
 
     def __call__(self, progress: Progress) -> None:
         stage = (progress.stage, progress.part)
+        self._steps += progress.stage == "training"
+        if self._steps == _FIRST_STEPS and progress.stage == "training" and progress.seconds_left is not None:
+            whole = time.monotonic() - self._begun + progress.seconds_left
+            self._line(f"time        about {duration(whole)} in all on this computer, by its first steps")
         due = time.monotonic() - self._printed > (0.5 if self._terminal else _LINE_SECONDS)
         if due or stage != self._stage or progress.step == progress.steps > 0:
             self._printed, self._stage = time.monotonic(), stage
-            end = "" if self._terminal else "\n"
-            start = "\r" if self._terminal else ""
-            close = "\x1b[K" if self._terminal else ""
-            print(f"{start}{describe(progress)}{close}", end=end, file=sys.stderr, flush=True)
+            self._line(describe(progress), end="" if self._terminal else "\n")
 
     def close(self) -> None:
         """End the line."""
         if self._terminal:
             print(file=sys.stderr)
+
+    def _line(self, text: str, end: str = "\n") -> None:
+        start, close = ("\r", "\x1b[K") if self._terminal else ("", "")
+        print(f"{start}{text}{close}", end=end, file=sys.stderr, flush=True)
 
 
 def describe(progress: Progress) -> str:
@@ -313,10 +419,4 @@ def describe(progress: Progress) -> str:
             text += f", validation Dice {progress.dice:.3f}"
     if progress.parts > 1 and progress.stage not in ("cases", "report"):
         text = f"training {progress.part} of {progress.parts}: {text}"
-    return text if progress.seconds_left is None else f"{text}, {_left(progress.seconds_left)} left"
-
-
-def _left(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return text if progress.seconds_left is None else f"{text}, {duration(progress.seconds_left)} left"

@@ -128,6 +128,15 @@ def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow
     return _explicit(text)
 
 
+def modality_of(volume: Volume) -> str:
+    """The modality in the file; `CT` for a volume without one whose lowest value is a whole number of -900 or less;
+    "" when nothing is known."""
+    if volume.modality:
+        return volume.modality.upper()
+    lowest, _ = _finite_range(_even_sample(volume.array))
+    return "CT" if lowest <= -900 and lowest == round(lowest) else ""
+
+
 def _default_window(volume: Volume) -> IntensityWindow:
     modality = volume.modality.upper()
     if modality == "CT":
@@ -142,11 +151,10 @@ def _default_window(volume: Volume) -> IntensityWindow:
     is_picture = volume.array.shape[0] == 1 or modality in _PICTURE_MODALITIES
     if volume.array.dtype == np.uint8 and is_picture:
         return IntensityWindow(0.0, 255.0, "8-bit picture as it is")
-    if not modality:
+    if not modality and modality_of(volume) == "CT":
         lowest, _ = _finite_range(_even_sample(volume.array))
-        if lowest <= -900 and lowest == round(lowest):
-            why = f" (guessed: no modality in the file, values from {lowest:g} look like Hounsfield units)"
-            return _preset(volume, "abdomen", why)
+        why = f" (guessed: no modality in the file, values from {lowest:g} look like Hounsfield units)"
+        return _preset(volume, "abdomen", why)
     return _percentiles(volume.array, *DEFAULT_PERCENTILES)
 
 

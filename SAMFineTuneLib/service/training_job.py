@@ -8,7 +8,6 @@ can see whether it runs; `stop` asks it to stop.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,8 @@ from SAMFineTuneLib.files import atomic_write
 JOB, EVENTS, LOG, LOCK, STOP, CASES, OUTPUT = (
     "job.json", "events.jsonl", "log.txt", "lock", "stop", "cases", "adapter",
 )  # fmt: skip
+ENDS = ("done", "failed", "stopped", "checked")
+"""Events that are a training's last word."""
 _FORMAT = 1
 
 
@@ -50,53 +51,3 @@ class TrainingJob:
             return cls(**values)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"There is no usable training in {folder}; delete that folder.") from error
-
-
-class ProcessLock:
-    """A file that one process holds, for as long as it lives."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = None
-
-    def take(self) -> bool:
-        """Hold it; False when another process does."""
-        file = open(self._path, "ab")
-        try:
-            _lock(file.fileno())
-        except OSError:
-            file.close()
-            return False
-        self._file = file
-        return True
-
-    def release(self) -> None:
-        """Let go."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    @property
-    def is_held(self) -> bool:
-        """Whether some process holds it now; looking takes nothing from anyone."""
-        if not self._path.exists():
-            return False
-        try:
-            free = self.take()
-        except OSError:
-            return False
-        self.release()
-        return not free
-
-
-def _lock(file: int) -> None:
-    """OSError when another process holds it."""
-    if os.name == "nt":
-        import msvcrt
-
-        os.lseek(file, 0, os.SEEK_SET)
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

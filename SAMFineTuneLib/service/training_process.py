@@ -1,7 +1,8 @@
 """The process in which a training runs: `python -m SAMFineTuneLib.service.training_process FOLDER`.
 
 It does what the folder's job says and writes down what happens. When it is asked to stop, or when whoever started it is
-gone, it stops at its next step and leaves a checkpoint; a crash or a kill leaves the last one, at most a minute old.
+gone, it stops within a second or two, whatever it is doing, and leaves a checkpoint; a crash or a kill leaves the last
+one, at most a minute old.
 """
 
 from __future__ import annotations
@@ -12,25 +13,27 @@ import shutil
 import signal
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.owner import ProcessLock
 from SAMFineTuneLib.service import training_job as files
-from SAMFineTuneLib.service.training_job import ProcessLock, TrainingJob
+from SAMFineTuneLib.service.training_job import TrainingJob
+from SAMFineTuneLib.training.stopping import StopSigns
 
 if TYPE_CHECKING:
+    from SAMFineTuneLib.models.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.cases import Case
-    from SAMFineTuneLib.training.run import Result
+    from SAMFineTuneLib.training.run import Plan, Progress, Result
 
 OUTLIVES = "SAMFINETUNE_TRAINING_OUTLIVES"
 """Variable that lets a training go on when the program that started it has ended."""
 NEEDED = ("torch", "peft", "scipy", "safetensors")
-_TRIES, _BETWEEN = 20, 0.05  # s
 _NICE = 5  # so that the window, and the worker that answers clicks, come first
 
 
@@ -38,23 +41,31 @@ def main(arguments: list[str]) -> int:
     """Work off the job in a folder."""
     folder = Path(arguments[0])
     lock = ProcessLock(folder / files.LOCK)
-    if not any(lock.take() or time.sleep(_BETWEEN) for _ in range(_TRIES)):  # somebody may just be looking
-        print("another process works in this folder", file=sys.stderr)
+    if not lock.take():
+        print(f"Another process works in this folder: {lock.owner}.", file=sys.stderr)
         return 2
     tell = _Events(folder / files.EVENTS)
+
+    def leave() -> None:
+        if tell("stopped"):
+            os._exit(0)
+
+    stop = StopSigns([signal.SIGTERM], leave, (folder / files.STOP).exists)
     try:
         tell("begin", pid=os.getpid())
-        return _work(folder, tell, _stop_signs(folder))
+        _stay_behind(stop)
+        with stop:
+            return _work(folder, tell, stop)
     finally:
         lock.release()
 
 
-def _work(folder: Path, tell: _Events, stop: Callable[[], bool]) -> int:
+def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
     from SAMFineTuneLib.inference.document import is_out_of_memory
 
     try:
         job = TrainingJob.read(folder)
-        _check(folder, job, tell) if job.only_check else _train(folder, job, tell, stop)
+        _check(folder, job, tell, stop) if job.only_check else _train(folder, job, tell, stop)
         return 0
     except UserError as error:
         sentence = str(error)
@@ -65,11 +76,13 @@ def _work(folder: Path, tell: _Events, stop: Callable[[], bool]) -> int:
         traceback.print_exc()
         if is_out_of_memory(error):
             sentence = (
-                "The training ran out of memory: close other programs, or choose under Advanced fewer pictures a step, "
-                "or a smaller base model."
+                "The training ran out of memory: close other programs and resume it, or start another one with fewer "
+                "pictures a step (under Advanced) or a smaller base model."
             )
         elif isinstance(error, ModuleNotFoundError) and error.name:
             sentence = f"Training needs the package {error.name.partition('.')[0]}, which is not installed."
+        elif isinstance(error, OSError) and error.strerror:
+            sentence = f"The training could not read or write {error.filename or 'its files'} ({error.strerror})."
         else:
             sentence = f"The training failed ({type(error).__name__}); its log is {folder / files.LOG}."
     tell("failed", text=sentence)
@@ -80,25 +93,49 @@ class _Stop(Exception):
     """The training was stopped, and can be resumed."""
 
 
-def _check(folder: Path, job: TrainingJob, tell: _Events) -> None:
+def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
+    """What the cases hold, and what a training would do and take, as far as packages are there to find out."""
     from SAMFineTuneLib.training.cases import survey
     from SAMFineTuneLib.training.settings import Settings
 
-    cases = _cases(folder, job)
-    settings = Settings.from_dict(job.settings)
+    cases, settings = _cases(folder, job), Settings.from_dict(job.settings)
     found = survey(cases, settings.labels, exclusive="automatic" in settings.heads)
-    tell("checked", cases=len(cases), patients=len({case.patient for case in cases}), names=list(found.names),
-         wanted=list(found.choice.wanted), slices=sum(found.slices.values()), notes=list(found.notes))  # fmt: skip
+    plan = {} if any(find_spec(name) is None for name in NEEDED) else _planned(cases, folder, job, settings, stop)
+    patients = len({case.patient for case in cases})
+    tell("checked", cases=len(cases), patients=patients, names=list(found.names), wanted=list(found.choice.wanted),
+         slices=sum(found.slices.values()), notes=list(found.notes), **plan)  # fmt: skip
     _forget_cases(folder, job)
 
 
-def _train(folder: Path, job: TrainingJob, tell: _Events, stop: Callable[[], bool]) -> None:
+def _planned(cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings, stop: StopSigns) -> dict[str, Any]:
+    from SAMFineTuneLib.models.store import Store
+    from SAMFineTuneLib.training.loop import Stopped
+    from SAMFineTuneLib.training.pace import measure_pace
+    from SAMFineTuneLib.training.run import make_plan
+
+    def look() -> None:
+        if stop.asked:
+            raise Stopped
+
+    try:
+        plan = make_plan(cases, folder / files.OUTPUT, Store().get(job.model), settings, look=look)
+        return {**_outline(plan), "seconds": measure_pace(plan, look).seconds}
+    except Stopped:
+        raise _Stop from None
+
+
+def _outline(plan: Plan) -> dict[str, Any]:
+    return {"trainings": len(plan.trainings), "steps": max(plan.steps)}
+
+
+def _train(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
     from SAMFineTuneLib.models.adapter_store import AdapterStore
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.settings import Settings
 
     store, base, settings = AdapterStore(), Store().get(job.model), Settings.from_dict(job.settings)
-    store.check_new(job.name)
+    if not _is_delivered(folder / files.OUTPUT, store, job.name):
+        store.check_new(job.name)
     tell("progress", stage="cases", part=1, parts=1, step=0, steps=0, loss=None, dice=None, seconds_left=None)
     cases = _cases(folder, job)
     result = _fine_tuned(cases, folder, base, settings, tell, stop)
@@ -107,7 +144,19 @@ def _train(folder: Path, job: TrainingJob, tell: _Events, stop: Callable[[], boo
     _forget_cases(folder, job)
 
 
-def _fine_tuned(cases: tuple[Case, ...], folder: Path, base: ModelFolder, settings, tell: _Events, stop) -> Result:
+def _is_delivered(output: Path, store: AdapterStore, name: str) -> bool:
+    """Whether the store has this very adapter already, from a run that was ended before it could say so."""
+    from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
+
+    try:
+        return store.get(name).digest == read_adapter_folder(output).digest
+    except UserError:
+        return False
+
+
+def _fine_tuned(
+    cases: tuple[Case, ...], folder: Path, base: ModelFolder, settings, tell: _Events, stop: StopSigns
+) -> Result:
     from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
     from SAMFineTuneLib.training.run import Result, Stopped, fine_tune, working_folder
 
@@ -115,17 +164,26 @@ def _fine_tuned(cases: tuple[Case, ...], folder: Path, base: ModelFolder, settin
     if (output / "card.json").is_file():  # it was trained, but not delivered
         card = read_adapter_folder(output).card
         return Result(output, output / "report", card, str(card.recipe.get("evidence", "")), ())
+
+    def show(progress: Progress) -> None:
+        stop.learning = progress.stage == "training"
+        tell("progress", **vars(progress))
+
     resume = (working_folder(output) / "run.json").exists()
     try:
-        return fine_tune(cases, output, base, settings, lambda one: tell("progress", **vars(one)), stop, resume)
+        return fine_tune(cases, output, base, settings, show, lambda: stop.asked, resume,
+                         planned=lambda plan: tell("plan", **_outline(plan)))  # fmt: skip
     except Stopped:
         raise _Stop from None
 
 
 def _deliver(result: Result, store, job: TrainingJob, base: ModelFolder, tell: _Events) -> None:
-    from SAMFineTuneLib.models.tuned_export import add_ready
+    from SAMFineTuneLib.models.tuned_export import add_ready, make_ready
 
-    note = add_ready(store, result.adapter, job.name, base)
+    if _is_delivered(result.adapter, store, job.name):
+        note = make_ready(store.get(job.name).path, base)
+    else:
+        note = add_ready(store, result.adapter, job.name, base)
     card = result.card
     tell("done", adapter=job.name, base=base.spec.id, labels=list(card.labels), heads=list(_heads(result)),
          evidence=result.evidence, notes=[*result.notes, *([note] if note else [])], seconds=card.seconds,
@@ -154,33 +212,38 @@ def _forget_cases(folder: Path, job: TrainingJob) -> None:
 
 
 class _Events:
-    """Writes an object a line, at once."""
+    """Writes an object a line, at once; nothing after a last word, which one of several threads has."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "ab", buffering=0)
+        self._lock = threading.Lock()
+        self._ended = False
 
-    def __call__(self, event: str, **values: Any) -> None:
-        self._file.write(json.dumps({"event": event, **values}) + "\n")
-        self._file.flush()
+    def __call__(self, event: str, **values: Any) -> bool:
+        """Whether it was still to be said."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._ended = event in files.ENDS
+            with suppress(OSError):  # a full disk must not keep a training from stopping
+                self._file.write((json.dumps({"event": event, **values}) + "\n").encode())
+            return True
 
 
-def _stop_signs(folder: Path) -> Callable[[], bool]:
-    """Whether to stop: somebody asked, the system did, or whoever started this is gone."""
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+def _stay_behind(stop: StopSigns) -> None:
+    """Leave what concerns Slicer to Slicer, and notice when whoever started this is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in Slicer's terminal is meant for Slicer
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.nice(_NICE)
     if not os.environ.get(OUTLIVES):
-        threading.Thread(target=_watch_parent, args=(asked,), name="samfinetune-parent", daemon=True).start()
-    return lambda: asked.is_set() or (folder / files.STOP).exists()
+        threading.Thread(target=_watch_parent, args=(stop,), name="samfinetune-parent", daemon=True).start()
 
 
-def _watch_parent(asked: threading.Event) -> None:
+def _watch_parent(stop: StopSigns) -> None:
     while os.read(0, 1):  # not sys.stdin, whose lock would be held when Python finishes
         pass
-    asked.set()
+    stop.ask()
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from typing import Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import data_folder
+from SAMFineTuneLib.owner import ProcessLock
 from SAMFineTuneLib.service import training_job as files
 from SAMFineTuneLib.service.local_worker import ProcessStarter, SubprocessStarter
-from SAMFineTuneLib.service.training_job import ProcessLock, TrainingJob
+from SAMFineTuneLib.service.training_job import TrainingJob
 from SAMFineTuneLib.service.training_process import OUTLIVES
 
 _AT_ONCE = 1 << 16  # bytes of events read at a time: a millisecond or two
 _CHECK = ".check"
-_ENDS = ("done", "failed", "stopped", "checked")
 
 
 def trainings_folder() -> Path:
@@ -51,10 +51,13 @@ def new_run(name: str, folder: Path | None = None) -> TrainingRun:
     store.check_new(name)
     path = (folder or trainings_folder()) / name
     run = TrainingRun(path)
+    if run.is_running:
+        raise UserError(f"The training {name} is running{run.owner}; wait until it is done, or stop it.")
+    while run.poll():
+        pass
     if path.exists() and run.can_resume:
         raise UserError(f"There is an unfinished training {name}: resume it, delete it, or choose another name.")
-    if run.is_running:
-        raise UserError(f"The training {name} is running; wait for it, or stop it.")
+    run.rewind()
     try:
         shutil.rmtree(path, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +125,7 @@ class TrainingRun:
               outlives: bool = False) -> None:  # fmt: skip
         """Start it, or go on with it. With `outlives` it goes on when this program has ended. UserError."""
         if self.is_running:
-            raise UserError(f"The training {self.name} is running already.")
+            raise UserError(f"The training {self.name} is running already{self.owner}.")
         (self.folder / files.STOP).unlink(missing_ok=True)
         with open(self.folder / files.EVENTS, "a", encoding="utf-8") as file:
             file.write('\n{"event": "start"}\n')  # a killed process may have left half a line
@@ -140,6 +143,12 @@ class TrainingRun:
     def is_running(self) -> bool:
         """Whether a process works on it, this program's or another's."""
         return self._starter.alive() or self._lock.is_held
+
+    @property
+    def owner(self) -> str:
+        """Which process works on it, in brackets; "" when none is known."""
+        owner = self._lock.owner
+        return f" ({owner})" if owner else ""
 
     @property
     def can_resume(self) -> bool:
@@ -160,7 +169,7 @@ class TrainingRun:
             kind = event.get("event")
             if kind in ("start", "begin"):
                 self.state, self.last, self._pid = "running", {}, event.get("pid")
-            elif kind in _ENDS:
+            elif kind in files.ENDS:
                 self.last = event
         if not events and self.state == "running" and not running:
             self.state = self.last.get("event", "interrupted")
@@ -182,7 +191,7 @@ class TrainingRun:
     def discard(self) -> None:
         """Delete all that is kept of it; the adapter, if it came to one, stays. UserError while it runs."""
         if self.is_running:
-            raise UserError(f"The training {self.name} is running; stop it first.")
+            raise UserError(f"The training {self.name} is running{self.owner}; stop it first.")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def last_words(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -381,8 +381,14 @@ def _classes(labels: np.ndarray, meaning: Meaning, choice: LabelChoice) -> tuple
     return table[labels], {value: numbers for numbers, value in shared.items()}
 
 
-def survey(cases: Sequence[Case], choice: LabelChoice, least: int = 3, exclusive: bool = False) -> Survey:
-    """Look at every case and check it; UserError for what cannot be learned from.
+def survey(
+    cases: Sequence[Case],
+    choice: LabelChoice,
+    least: int = 3,
+    exclusive: bool = False,
+    look: Callable[[], None] = lambda: None,
+) -> Survey:
+    """Look at every case and check it; UserError for what cannot be learned from. `look` is called before each.
 
     `least` labelled slices are needed altogether; with `exclusive` no voxel may be of two chosen labels. Checked:
     labels that no case has, cases without any, labels that do not lie on their image, one image in two cases, too few
@@ -393,6 +399,7 @@ def survey(cases: Sequence[Case], choice: LabelChoice, least: int = 3, exclusive
     held, known, digests, same_voxels, counts = {}, {}, {}, {}, {}
     told: list[tuple[str, str]] = []
     for case in cases:
+        look()
         volume, labels, meaning, notes = case.read()
         amounts = np.bincount(labels.ravel())
         counts[case.id] = {value: int(amounts[value]) for value in np.flatnonzero(amounts).tolist() if value}
@@ -410,6 +417,7 @@ def survey(cases: Sequence[Case], choice: LabelChoice, least: int = 3, exclusive
     names = _names(settled, known)
     slices = {}
     for case in cases:
+        look()
         labelled = read_labelled(case, settled, names)
         present = set(numbers_in(labelled.classes, labelled.overlaps))
         if not present:

@@ -1,4 +1,4 @@
-"""How long a training will still take, from its pace so far."""
+"""How long a training has worked, and how long it will still take, from its pace so far."""
 
 from __future__ import annotations
 
@@ -9,9 +9,26 @@ class Clock:
     """Estimates the time left from the pace of steps and of tests so far."""
 
     def __init__(self) -> None:
+        self._begun = self._noted = time.monotonic()
         self._steps = self._tests = 0
         self._spent = {"step": [0, 0.0], "test": [0, 0.0]}
         self._last = time.monotonic()
+
+    @property
+    def worked(self) -> float:
+        """Seconds since the beginning, and in earlier sessions of the run."""
+        return time.monotonic() - self._begun
+
+    @worked.setter
+    def worked(self, before: float) -> None:
+        self._begun = time.monotonic() - before
+
+    def is_due(self, every: float) -> bool:
+        """Whether so many seconds have passed since it last was."""
+        if time.monotonic() - self._noted < every:
+            return False
+        self._noted = time.monotonic()
+        return True
 
     def expect(self, steps: int, tests: int) -> None:
         """So many steps and tested cases (each before and after) are to come."""

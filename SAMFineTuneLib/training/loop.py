@@ -43,6 +43,22 @@ class Stopped(Exception):
     """The training was cancelled; its checkpoint is written."""
 
 
+def interruptible(network: nn.Module, look: Callable[[], None]) -> nn.Module:
+    """Call `look` between any two modules of a network, forward and backward: what it raises ends the computation.
+
+    A step of a large model takes half a minute on a processor, which is too long to wait for when someone stops it.
+    """
+
+    def after(module: nn.Module, inputs: object, output: object) -> None:
+        look()
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(lambda gradient: look())
+
+    for module in network.modules():
+        module.register_forward_hook(after)
+    return network
+
+
 @dataclass
 class History:
     """The course of a training. `dice` belongs to `validated`, the steps at which it was measured."""
@@ -60,7 +76,10 @@ class History:
 
 @dataclass
 class Training:
-    """What `train` works on. `validate` gives a Dice of the network as it is; None: no early stop."""
+    """What `train` works on. `validate` gives a Dice of the network as it is; None: no early stop.
+
+    Stopped, from wherever it is raised in a step or a validation, ends the training as `cancelled` does.
+    """
 
     network: nn.Module
     spec: ModelSpec
@@ -91,24 +110,35 @@ def train(training: Training, checkpoint: Path | None = None, part: int = 0) -> 
     embeddings = Embeddings(training, at_once)
     due = _validation_steps(settings) if training.validate else ()
     saved = started = time.monotonic()
-    before = history.seconds
-    while step < settings.steps and not history.ended:
-        if gang.from_first(training.cancelled()):
-            _save(checkpoint, own, optimiser, history, best, step, training)
-            raise Stopped
-        _seed(settings.seed, part, step, gang.rank)
-        _set_rate(optimiser, settings, step)
-        loss, iou = _step(training, embeddings, optimiser, step)
-        step += 1
-        history.loss.append(gang.sum(loss))
-        history.iou.append(gang.sum(iou))
-        if step in due:
+    begun, before = step, history.seconds
+
+    def save() -> None:
+        _save(checkpoint, own, optimiser, history, best, step, training)
+
+    try:
+        if step in due and step not in history.validated:  # it was stopped in this validation
             _validate(training, own, history, best, step)
-        history.seconds = before + time.monotonic() - started
-        training.report(history)
-        if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            _save(checkpoint, own, optimiser, history, best, step, training)
-            saved = time.monotonic()
+        while step < settings.steps and not history.ended:
+            if gang.from_first(training.cancelled()):
+                raise Stopped
+            _seed(settings.seed, part, step, gang.rank)
+            _set_rate(optimiser, settings, step)
+            loss, iou = _step(training, embeddings, optimiser, step)
+            step += 1
+            history.loss.append(gang.sum(loss))
+            history.iou.append(gang.sum(iou))
+            if step in due:
+                _validate(training, own, history, best, step)
+            history.seconds = before + time.monotonic() - started
+            training.report(history)
+            if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save()
+                saved = time.monotonic()
+    except Stopped:  # nothing of a step is kept before all of it is
+        save()
+        raise
+    if step > begun:
+        save()  # what comes next may be stopped or killed as well
     if best:
         with torch.no_grad():
             for name, tensor in own.items():

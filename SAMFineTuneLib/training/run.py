@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,25 +28,37 @@ from SAMFineTuneLib.images import overlay_picture
 from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.models.tuning import Card, Gain, attach, save_adapter
-from SAMFineTuneLib.training.cases import Case, Survey, read_labelled, survey
+from SAMFineTuneLib.owner import owning
+from SAMFineTuneLib.training.cases import Case
 from SAMFineTuneLib.training.clock import Clock
 from SAMFineTuneLib.training.evidence import advice, evidence_of, gains
 from SAMFineTuneLib.training.gang import Gang, join_gang
 from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, answer_slice, mean_dice, measure_case
 from SAMFineTuneLib.training.items import Items
-from SAMFineTuneLib.training.loop import History, Stopped, Training, train
+from SAMFineTuneLib.training.loop import History, Stopped, Training, interruptible, train
+from SAMFineTuneLib.training.plan import (
+    STATE,
+    Plan,
+    check_folders,
+    device_of,
+    is_running,
+    looking,
+    make_plan,
+    working_folder,
+)  # fmt: skip
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.report import REPORT, write_report
 from SAMFineTuneLib.training.settings import Settings
-from SAMFineTuneLib.training.slices import LabelledSlice, evenly, slices_of, with_objects
-from SAMFineTuneLib.training.splits import Fold, Folds, set_aside, split
+from SAMFineTuneLib.training.slices import LabelledSlice, evenly, with_objects
+from SAMFineTuneLib.training.splits import Fold
 
-__all__ = ["Progress", "Result", "Stopped", "fine_tune", "working_folder"]
+__all__ = ["Plan", "Progress", "Result", "Stopped", "fine_tune", "make_plan", "working_folder"]
 
 _FORMAT = 2
 _PICTURES = 6  # held-out cases that the report shows
 _VALIDATION_SLICES = 4  # labelled slices of a validation case that are looked at
-_MANY_PATIENTS = 10  # from so many on, a tenth is set aside for validation
+_TIME = "seconds.json"  # in the working folder: how long the run has worked
+_NOTE_TIME = 5.0  # s between two notes of that
 _COLOURS = ((0.2, 0.9, 0.2), (0.95, 0.35, 0.2))  # reference, answer
 
 
@@ -86,79 +99,48 @@ def fine_tune(
     cancel: Callable[[], bool] | None = None,
     resume: bool = False,
     test: Sequence[Case] = (),
+    planned: Callable[[Plan], None] | None = None,
 ) -> Result:
     """Train an adapter of `base` from cases and write it into the folder `output`, with card and report.
 
-    `test` are cases that the adapter is tested on; without, see `splits.split`. `cancel` is asked at every step: then
-    Stopped is raised, and a later call with `resume` goes on. UserError for cases, settings or folders that cannot be.
+    `test` are cases that the adapter is tested on; without, see `splits.split`. `planned` is told what will be done
+    before anything is. `cancel` is asked many times a second: then Stopped is raised, and a later call with `resume`
+    goes on. UserError for cases, settings or folders that cannot be, and while another process trains into `output`.
     """
     output = Path(output).expanduser()
-    gang, device = join_gang(_device(settings.device))
-    work = working_folder(output)
-    if gang.first:
-        _check_folders(output, work, resume)
+    gang, device = join_gang(device_of(settings.device))
+    gang.part_of(settings.batch)
     report, cancelled = progress or (lambda _: None), cancel or (lambda: False)
-    settings = replace(settings, small_base=base.spec.architecture == "compact")
-    run = _Run(base, settings, work, gang, torch.device(device), report, cancelled)
-    run.tell("cases")
-    taken = {case.id for case in cases}
-    test = [replace(case, id=f"test/{case.id}") if case.id in taken else case for case in test]
-    folds = _folds(cases, test, settings)
-    found = survey([*cases, *test], settings.labels, exclusive="automatic" in settings.heads)
-    run.prepare(found, folds, resume)
-    for part in range(len(folds.parts)):
-        run.part(part)
-    network, history = run.final()
-    card = _card(run, history)
+    work = working_folder(output)
+
+    def look() -> None:
+        if cancelled():
+            raise Stopped
+
     if gang.first:
-        run.tell("report")
-        save_adapter(output, network, base, run.settings.method, card)
-        _write_report(run, output, card)
+        report(Progress("cases", 1, 1))
+    plan = make_plan(cases, output, base, settings, resume, test, look, gang.first)
+    if planned and gang.first:
+        planned(plan)
+    with owning(work, lambda owner: is_running(output, owner)) if gang.first else nullcontext():
+        if gang.first:
+            check_folders(output, resume)
+        run = _Run(plan, work, gang, torch.device(device), report, look)
+        run.begin(resume)
+        try:
+            for part in range(len(plan.folds.parts)):
+                run.part(part)
+            network, history = run.final()
+        finally:
+            run.note_time()
+        card = _card(run, history)
+        if gang.first:
+            run.tell("report")
+            _write_adapter(run, network, card)
+    if gang.first:
         shutil.rmtree(work, ignore_errors=True)
     gang.from_first(None)  # nobody reads the folder before it is there
-    return Result(output, output / REPORT, card, run.evidence, (*found.notes, *advice(card.gains)))
-
-
-def working_folder(output: str | Path) -> Path:
-    """Where an unfinished training keeps its checkpoints."""
-    output = Path(output).expanduser().resolve()
-    return output.parent / f".{output.name}.training"
-
-
-def _check_folders(output: Path, work: Path, resume: bool) -> None:
-    if (output / "card.json").exists():
-        raise UserError(f"{output} holds an adapter already; choose another name, or remove that one first.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already and is not empty; choose another name.")
-    if resume and not (work / "run.json").exists():
-        raise UserError(f"There is no interrupted training of {output} to resume; start it without --resume.")
-    if not resume and (work / "run.json").exists():
-        raise UserError(
-            f"An interrupted training of {output} lies in {work}; go on with --resume, or delete that folder."
-        )
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Nothing can be written beside {output} ({error.strerror}); choose another place.") from error
-
-
-def _folds(cases: Sequence[Case], test: Sequence[Case], settings: Settings) -> Folds:
-    folds = settings.folds
-    patients = len({case.patient for case in cases})
-    if folds is None and settings.shots is None and not test and patients > 1:
-        folds = min(patients, max(2, settings.fold_limit))
-    return split(cases, settings.shots, folds, settings.seed, test)
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        kind = name.partition(":")[0]
-        able = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not able.get(kind, False):
-            usable = ", ".join(one for one, there in able.items() if there)
-            raise UserError(f"PyTorch here cannot train on {name!r}; choose one of: auto, {usable}.")
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return Result(output, output / REPORT, card, run.evidence, (*plan.found.notes, *advice(card.gains)))
 
 
 # ---------------------------------------------------------------- the run
@@ -168,18 +150,20 @@ def _device(name: str) -> str:
 class _Run:
     """What the parts of a run share. Results of finished parts lie in the working folder."""
 
-    base: ModelFolder
-    settings: Settings
+    plan: Plan
     work: Path
     gang: Gang
     device: torch.device
     report: Callable[[Progress], None]
-    cancelled: Callable[[], bool]
-    found: Survey | None = None
-    folds: Folds | None = None
+    look: Callable[[], None]
+    """Raises Stopped when the user wants no more."""
     clock: Clock = field(default_factory=Clock)
     now: int = 0
     delivered: tuple[nn.Module, History] | None = None
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        self.base, self.settings, self.found, self.folds = plan.base, plan.settings, plan.found, plan.folds
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -195,17 +179,15 @@ class _Run:
     @property
     def parts(self) -> int:
         """Trainings altogether."""
-        return len(self.folds.parts) + (0 if self.folds.kind in ("shots", "given") else 1) if self.folds else 1
+        return len(self.plan.trainings)
 
-    def prepare(self, found: Survey, folds: Folds, resume: bool) -> None:
-        """Settle labels and folds; on resuming, see that they are the ones of the interrupted run."""
-        self.settings = self.settings.for_labels(found.names, found.choice)
-        self.found, self.folds = found, folds
+    def begin(self, resume: bool) -> None:
+        """Note what is done; on resuming, see that it is the same as in the interrupted run."""
         here = json.loads(json.dumps({
             "format": _FORMAT, "settings": _comparable(self.settings), "base": self.base.spec.id,
-            "base_sha256": dict(self.base.spec.sha256), "cases": sorted(found.digests.values()),
+            "base_sha256": dict(self.base.spec.sha256), "cases": sorted(self.found.digests.values()),
         }))  # fmt: skip
-        path = self.work / "run.json"
+        path = self.work / STATE
         if resume and self.gang.first and json.loads(path.read_text()) != here:
             raise UserError(
                 "The interrupted training had other settings, another model or other cases; give the same again, or "
@@ -213,15 +195,24 @@ class _Run:
             )
         if self.gang.first:
             _write_json(path, here)
+            self.clock.worked = _seconds(self.work / _TIME)
         self.gang.from_first(None)
-        tests = sum(len(part.test) for part in folds.parts)
-        self.clock.expect(self.settings.steps * self.parts, tests)
+        tests = sum(len(part.test) for part in self.folds.parts)
+        self.clock.expect(sum(self.plan.steps), tests)
 
     def tell(self, stage: str, **values: Any) -> None:
         """Report progress; Stopped when the user wants no more."""
         if self.gang.first:
             place = min(self.now + 1, self.parts), self.parts
             self.report(Progress(stage, *place, seconds_left=self.clock.left, **values))
+            if self.clock.is_due(_NOTE_TIME):
+                self.note_time()
+
+    def note_time(self) -> None:
+        """Keep how long the run has worked, for the one that goes on with it."""
+        if self.gang.first and (self.work / STATE).exists():
+            with suppress(OSError):  # what went wrong before matters more
+                _write_json(self.work / _TIME, self.clock.worked)
 
     def part(self, number: int) -> None:
         """Train and test the adapter of one fold, unless that was done."""
@@ -229,10 +220,10 @@ class _Run:
         fold, folder = self.folds.parts[number], self.work / f"part-{number}"
         done = self.gang.from_first((folder / "result.json").exists())
         if done and self.parts > len(self.folds.parts):
-            self.clock.skip(self.settings.steps, len(fold.test))
+            self.clock.skip(self.plan.steps[number], len(fold.test))
             return
         self.before(fold, number)
-        network, history = self.train(fold.train, folder, number)
+        network, history = self.train(folder, number)
         after = self.gang.from_first(self.test(network, fold, folder, "after") if self.gang.first else None)
         if self.gang.first and not done:
             _write_json(folder / "result.json", {"after": after, "history": vars(history)})
@@ -243,55 +234,44 @@ class _Run:
         if self.parts == len(self.folds.parts):
             return self.delivered
         self.now = self.parts - 1
-        return self.train(self.folds.final, self.work / "final", self.now)
+        return self.train(self.work / "final", self.now)
 
-    def train(self, cases: Sequence[Case], folder: Path, number: int) -> tuple[nn.Module, History]:
-        """A freshly attached network, trained on cases."""
+    def train(self, folder: Path, number: int) -> tuple[nn.Module, History]:
+        """The network of training `number`, attached and trained."""
         folder.mkdir(parents=True, exist_ok=True)
-        fold = self._with_validation(cases)
-        shown, empty = self._training_slices(fold.train)
+        fold = self.plan.trainings[number]
+        shown, empty = self.plan.training_slices(fold.train, self._look)
         settings = self.settings.for_slices(len(shown))
-        self.clock.skip(self.settings.steps - settings.steps, 0)
         network = attach(load_network(self.base.file("weights"))[1], self.base.spec, settings.method, settings.seed)
+        interruptible(network, self._look)
         training = Training(
             network, self.base.spec, settings, Items(shown, empty, self.base.spec, settings, number),
             self.device, self.gang, rehearsal_of(self.base.spec, settings, number),
-            self._validator(network, fold.test), _Told(self, settings.steps), self.cancelled,
+            self._validator(network, fold.test), _Told(self, settings.steps), self._cancelled,
         )  # fmt: skip
         history = train(training, folder / "checkpoint.pt", number)
         if history.ended:
             self.clock.skip(settings.steps - len(history.loss), 0)
         return network.eval(), history
 
-    def _with_validation(self, cases: Sequence[Case]) -> Fold:
-        patients = len({case.patient for case in cases})
-        count = self.settings.validation
-        if count is None:
-            count = patients // 10 if patients >= _MANY_PATIENTS else 0
-        if count >= patients:
-            raise UserError(f"{count} patients cannot be set aside for validation from {patients}; choose fewer.")
-        return set_aside(cases, count, self.settings.seed) if count else Fold(tuple(cases), ())
+    def _look(self) -> None:
+        """Stopped in the midst of a computation; not where other processes would wait for this one's part of it."""
+        if self.gang.size == 1:
+            self.look()
 
-    def _training_slices(self, cases: Sequence[Case]) -> tuple[list[LabelledSlice], list[LabelledSlice]]:
-        shown, empty = [], []
-        for case in cases:
-            own = list(self.slices(case))
-            labelled = with_objects(own, case.id)
-            shown += labelled
-            empty += evenly([one for one in own if not one.labelled], len(labelled))
-        return shown, empty
-
-    def slices(self, case: Case):
-        """All slices of a case, as the settings want them."""
-        labelled = read_labelled(case, self.found.choice, self.found.names)
-        return slices_of(labelled, self.settings.window, self.settings.orientation)
+    def _cancelled(self) -> bool:
+        try:
+            self.look()
+        except Stopped:
+            return True
+        return False
 
     def _validator(self, network: nn.Module, cases: Sequence[Case]) -> Callable[[], float] | None:
         if not cases:
             return None
         shown = []
         for case in cases:  # only what is looked at is kept in memory
-            own = list(self.slices(case))
+            own = list(looking(self.plan.slices(case), self._look))
             empty = evenly([one for one in own if not one.labelled], _VALIDATION_SLICES)
             shown.append(evenly(with_objects(own, case.id), _VALIDATION_SLICES) + empty)
 
@@ -309,7 +289,7 @@ class _Run:
         ways = tuple(way for way in self.ways if way != "automatic")
         path = self.work / f"before-{number}.json"
         if ways and self.gang.first and not path.exists():
-            network = load_network(self.base.file("weights"))[1].to(self.device)
+            network = interruptible(load_network(self.base.file("weights"))[1], self._look).to(self.device)
             _write_json(path, self._measure(network, fold, "before", ways, number))
         self.gang.from_first(None)
 
@@ -330,11 +310,10 @@ class _Run:
         shown = sum(len(part.test) for part in self.folds.parts[:number])
         found = {}
         for place, case in enumerate(fold.test):
-            if self.cancelled():
-                raise Stopped
+            self.look()
             self.tell("before" if stage == "before" else "testing")
             with self.clock.test():
-                own = list(self.slices(case))
+                own = list(looking(self.plan.slices(case), self._look))
                 dice = measure_case(engine, own, len(self.found.names), ways, self.settings.test_slices)
             found[self.found.digests[case.id]] = {way: list(values) for way, values in dice.items()}
             if shown + place < _PICTURES:
@@ -378,6 +357,14 @@ def _comparable(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in settings.to_dict().items() if name not in free}
 
 
+def _seconds(path: Path) -> float:
+    """How long earlier sessions of a run worked."""
+    try:
+        return float(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return 0.0
+
+
 def _write_json(path: Path, content: Any) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -410,7 +397,7 @@ def _card(run: _Run, history: History) -> Card:
     rehearsed = "synthetic pictures" if rehearsal_of(run.base.spec, run.settings) else None
     recipe = {
         **run.settings.recipe(), "steps": len(history.loss), "kept step": history.best, "rehearsal": rehearsed,
-        "evidence": run.evidence,
+        "evidence": run.evidence, "modality": run.plan.modality or None,
     }  # fmt: skip
     return Card(
         labels=run.found.names,
@@ -418,7 +405,7 @@ def _card(run: _Run, history: History) -> Card:
         cases=tuple(sorted(run.found.digests[case.id] for case in run.folds.final)),
         gains=_gains(run),
         curves=curves,
-        seconds=history.seconds,
+        seconds=run.clock.worked,
         hardware=_hardware(run.device),
     )
 
@@ -427,6 +414,20 @@ def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} processor, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def _write_adapter(run: _Run, network: nn.Module, card: Card) -> None:
+    """Adapter and report, first in the working folder, then in one step where they belong: a training that is stopped,
+    killed or out of room in the midst of it can be resumed."""
+    output = run.plan.output
+    building = run.work / "finished" / output.resolve().name
+    shutil.rmtree(building, ignore_errors=True)
+    save_adapter(building, network, run.base, run.settings.method, card)
+    _write_report(run, building, card)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir():
+        output.rmdir()  # it is empty, and Windows renames nothing over it
+    os.replace(building, output)
 
 
 def _write_report(run: _Run, output: Path, card: Card) -> None:

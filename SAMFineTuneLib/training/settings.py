@@ -13,6 +13,7 @@ from SAMFineTuneLib.training.cases import LabelChoice
 PROMPTS = ("mixed", "points", "boxes")
 ORIENTATIONS = ("auto", "all", "axial", "coronal", "sagittal")
 CHECKPOINTING = ("auto", "on", "off")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 # A preset is a number of steps and how much is asked of each picture; the rest is the same for all.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -173,6 +174,10 @@ def _problem(settings: Settings) -> str | None:
         value = getattr(settings, name)
         if value is not None and (not isinstance(value, int) or value < 1):
             return f"The setting {name} is {value!r}; choose a whole number from 1."
+    for name in ("seed", "folds", "validation"):
+        value = getattr(settings, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            return f"The setting {name} is {value!r}; choose a whole number from 0."
     for name in ("feedback", "warm_up"):
         if not 0 <= getattr(settings, name) <= 1:
             return f"The setting {name} is {getattr(settings, name)!r}; choose a number from 0 to 1."
@@ -180,7 +185,8 @@ def _problem(settings: Settings) -> str | None:
         return f"The strength of augmentation is {settings.augment!r}; choose a number from 0 to 2."
     if settings.learning_rate is not None and not 0 < settings.learning_rate <= 1:
         return f"The learning rate is {settings.learning_rate!r}; choose a number such as 0.001."
-    for name, allowed in (("prompts", PROMPTS), ("orientation", ORIENTATIONS), ("checkpointing", CHECKPOINTING)):
+    choices = {"prompts": PROMPTS, "orientation": ORIENTATIONS, "checkpointing": CHECKPOINTING, "precision": PRECISIONS}
+    for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             return f"Unknown {name} {getattr(settings, name)!r}; choose one of {', '.join(allowed)}."
     return None

@@ -86,12 +86,17 @@ def objects_of(one: LabelledSlice, least: int = LEAST_PIXELS) -> list[Object]:
 def with_objects(slices: list[LabelledSlice], name: str) -> list[LabelledSlice]:
     """Those that show an object; UserError, naming the case, when none does."""
     kept = [one for one in slices if objects_of(one)]
-    if not kept:
+    require_objects(len(kept), name)
+    return kept
+
+
+def require_objects(count: int, name: str) -> None:
+    """UserError, naming the case, when none of its slices shows an object."""
+    if not count:
         raise UserError(
             f"Case {name} shows no piece of its labels of {LEAST_PIXELS} pixels or more on any slice; leave it out or "
             "choose another label."
         )
-    return kept
 
 
 def evenly(items: list, count: int) -> list:

@@ -50,10 +50,19 @@ def test_json_progress_is_one_object_a_line(samfinetune, cases, tmp_path):
     assert "No case was held out" in events[-1]["evidence"] and Path(events[-1]["adapter"], "card.json").is_file()
 
 
-def test_check_only_looks(samfinetune, cases, tmp_path):
-    result = samfinetune("train", cases, "-o", tmp_path / "a", "--check")
+def test_check_says_what_would_be_done_and_writes_nothing(samfinetune, cases, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    result = samfinetune("train", cases, "-o", tmp_path / "a", "--check", *FEW)
     assert result.code == 0 and "2, of 2 patients, 4 labelled slices" in result.out and "label 1" in result.out
-    assert not (tmp_path / "a").exists()
+    assert "base        compact" in result.out and "quick: 3 trainings of 2 steps each" in result.out
+    learned = [line for line in result.out.splitlines() if line.startswith("training ")]
+    assert len(learned) == 3 and "is tested on 1 case (" in learned[0]
+    assert "learns from 2 cases (a, b), is not tested (the adapter)" in learned[2]
+    assert "time        about " in result.out and "disk        up to " in result.out
+    result = samfinetune("train", cases, "-o", tmp_path / "a", "--check", "--json-progress", *FEW)
+    found, plan = map(json.loads, result.out.splitlines())
+    assert found["event"] == "cases" and plan["trainings"] == 3 and plan["steps"] == [2, 2, 2] and plan["seconds"] > 0
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -62,16 +71,40 @@ def test_check_only_looks(samfinetune, cases, tmp_path):
         (("--label", "9"), "No case has the label 9"),
         (("--shots", 3), "3 shots cannot be drawn from 2 patients"),
         (("--folds", 5), "5 folds cannot be made of 2 patients"),
-        (("--blocks", "a"), "--blocks a is no list of numbers"),
+        (("--blocks", "a"), "--blocks a is not a list of numbers"),
         (("--model", "none"), "There is no model 'none'"),
+        (("--blocks", "99"), "no block 99"),
         (("--rank", 0), "rank of LoRA is 0"),
+        (("--alpha", 0), "alpha of LoRA is 0"),
+        (("--seed", -1), "seed is -1"),
+        (("--window", "ct-foo"), "ct-foo"),
+        (("--validation", 2), "2 patients cannot be set aside"),
+        (("--device", "cuda:99"), "cannot train on 'cuda:99'"),
         (("--resume",), "no interrupted training"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_sentence(samfinetune, cases, tmp_path, options, sentence):
-    result = samfinetune("train", cases, "-o", tmp_path / "a", *FEW, *options)
-    assert result.code == 2 and sentence in result.err and len(result.err.strip().splitlines()[-1]) < 400
-    assert not (tmp_path / "a").exists()
+def test_what_cannot_be_is_said_in_a_sentence_by_check_and_run_alike(samfinetune, cases, tmp_path, options, sentence):
+    for check in ((), ("--check",)):
+        result = samfinetune("train", cases, "-o", tmp_path / "a", *FEW, *options, *check)
+        assert result.code == 2 and sentence in result.err and len(result.err.strip().splitlines()[-1]) < 400
+    assert [path.name for path in tmp_path.iterdir()] == ["cases"], "a refused run leaves nothing"
+
+
+def test_a_running_training_is_left_alone(fresh_python, samfinetune, cases, tmp_path):
+    command = ("train", cases, "-o", tmp_path / "a", "--folds", 0, *FEW, "--steps", 500, "--json-progress")
+    running = fresh_python("-m", "SAMFineTuneLib.cli", *command)
+    for line in running.stdout:
+        if json.loads(line).get("step") == 1:
+            break
+    for more in ((), ("--resume",), ("--check",)):
+        result = samfinetune(*command, *more)
+        said = json.loads(result.out.splitlines()[-1])["message"]
+        assert result.code == 2 and f"is running (process {running.pid}, for " in said and "delete" not in said
+    assert running.poll() is None
+    running.kill()
+    running.communicate()
+    again = samfinetune(*command[:-2], 3, "--resume")
+    assert again.code == 2 and "had other settings" in again.err, "a kill lets go of it at once"
 
 
 def test_errors_are_json_for_programs(samfinetune, cases, tmp_path):
@@ -81,6 +114,8 @@ def test_errors_are_json_for_programs(samfinetune, cases, tmp_path):
 
 def test_a_patient_on_both_sides_is_refused(samfinetune, cases, tmp_path):
     result = samfinetune("train", cases, "--test", cases, "-o", tmp_path / "a", *FEW)
+    assert result.code == 2 and "both the training and the test cases" in result.err
+    result = samfinetune("train", cases, "--test", cases, "-o", tmp_path / "a", "--check", *FEW)
     assert result.code == 2 and "both the training and the test cases" in result.err
 
 

@@ -1,0 +1,199 @@
+"""One process owns what it writes: a file that the operating system keeps locked for as long as that process lives.
+
+A kill or a crash frees the lock at once. What stands in the file only tells others who holds it: a process number, a
+time, and a digest that tells this computer from others, but no name. On file systems that cannot lock (some network and
+cluster file systems), what stands there decides.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from SAMFineTuneLib.errors import UserError
+
+LOCK = ".lock"
+"""Name of the file that is locked in a folder that is owned."""
+_TRIES, _BETWEEN = 8, 0.04  # s: another process may be looking just now, which takes microseconds
+_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK, errno.EWOULDBLOCK)
+_LOCKED_BYTE = 1 << 30  # Windows keeps others from reading what is locked: a byte far behind the text
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that holds a lock; `pid` is 0 when it has not said who it is."""
+
+    pid: int = 0
+    since: float = 0.0
+    """Seconds since 1970."""
+    is_here: bool = True
+    """Whether it runs on this computer."""
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        minutes = max(0, round((time.time() - self.since) / 60))
+        hours, rest = divmod(minutes, 60)
+        ago = f"{hours} h {rest:02d} min" if hours else f"{minutes} min"
+        return f"process {self.pid}{'' if self.is_here else ' of another computer'}, for {ago}"
+
+    @property
+    def how_to_stop(self) -> str:
+        """What to do to end it, as the second half of a sentence."""
+        if not self.pid or not self.is_here:
+            return "stop it where it was started"
+        by_hand = "in the Task Manager" if os.name == "nt" else f"by “kill {self.pid}”"
+        return f"stop it with Ctrl-C where it was started, or {by_hand}"
+
+
+class ProcessLock:
+    """A file that one process holds, for as long as it lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def take(self) -> bool:
+        """Hold it; False when another process does. OSError when the file cannot be written."""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_BETWEEN)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if self._try(file):
+                    self._file, file = file, None
+                    return True
+            finally:
+                if file is not None:
+                    os.close(file)
+        return False
+
+    def release(self, remove: bool = False) -> None:
+        """Let go; `remove` deletes the file, too."""
+        if self._file is None:
+            return
+        with suppress(OSError):
+            os.ftruncate(self._file, 0)
+        if remove and os.name != "nt":  # before others can take it; Windows deletes nothing that is open
+            self._path.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = None
+        if remove and os.name == "nt":
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether some process holds it now; looking takes nothing from anyone."""
+        return self.owner is not None
+
+    @property
+    def owner(self) -> Owner | None:
+        """Who holds it now; None when nobody does."""
+        if self._file is not None:
+            return _described(self._path) or Owner(os.getpid(), time.time())
+        try:
+            file = os.open(self._path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            free = _locked(file, self._path, shared=True)
+        finally:
+            os.close(file)
+        return None if free else _described(self._path) or Owner()
+
+    def _try(self, file: int) -> bool:
+        if not _locked(file, self._path):
+            return False
+        try:  # the one that was locked may have been deleted by its last owner meanwhile
+            there = os.stat(self._path)
+        except OSError:
+            return False
+        if not os.path.samestat(there, os.fstat(file)):
+            return False
+        text = json.dumps({"pid": os.getpid(), "since": time.time(), "computer": _computer()})
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, text.encode())
+        return True
+
+
+@contextmanager
+def owning(folder: Path, refusal: Callable[[Owner], str]) -> Iterator[None]:
+    """Own a folder, made when it is not there, and leave no trace of that: a folder that is empty afterwards goes.
+
+    UserError with the sentence of `refusal` when another process owns it.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = ProcessLock(folder / LOCK)
+        taken = lock.take()
+    except OSError as error:
+        _remove_empty(made)
+        reason = error.strerror or error
+        raise UserError(f"Nothing can be written into {folder} ({reason}); choose another place.") from error
+    if not taken:
+        raise UserError(refusal(lock.owner or Owner()))
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _locked(file: int, path: Path, shared: bool = False) -> bool:
+    """Lock an open file until it is closed; False when another process holds it."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        owner = _described(path)  # the file system cannot lock
+        return owner is None or (owner.is_here and not _lives(owner.pid))
+
+
+def _described(path: Path) -> Owner | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Owner(int(values["pid"]), float(values["since"]), values["computer"] == _computer())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is another user's
+    return True
+
+
+def _computer() -> str:
+    """Tells computers apart without naming them."""
+    return hashlib.sha256(f"SAMFineTune {platform.node()}".encode()).hexdigest()[:16]

@@ -1,0 +1,232 @@
+"""What a fine-tuning would do, settled before it begins: whatever can be refused is refused here, nothing is written.
+
+`samfinetune train --check` shows a plan; `run.fine_tune` makes the same one and carries it out.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices
+from SAMFineTuneLib.images.resample import extract_labels
+from SAMFineTuneLib.images.window import modality_of
+from SAMFineTuneLib.models.spec import ModelFolder
+from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock
+from SAMFineTuneLib.training.cases import Case, Labelled, Survey, read_labelled, survey
+from SAMFineTuneLib.training.settings import Settings
+from SAMFineTuneLib.training.slices import (
+    LabelledSlice,
+    evenly,
+    objects_of,
+    orientations,
+    require_objects,
+    slices_of,
+    with_objects,
+)  # fmt: skip
+from SAMFineTuneLib.training.splits import Fold, Folds, set_aside, split
+
+STATE = "run.json"
+"""File in the working folder that says what a training is, from its beginning to its end."""
+_MANY_PATIENTS = 10  # from so many on, a tenth is set aside for validation
+_STATES = 4  # of what is trained, in a checkpoint: itself, two of the optimiser, the best so far
+_SPARE = 64 << 20  # bytes for curves, figures and pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A fine-tuning that can begin. Nothing of it names a patient but the cases themselves."""
+
+    base: ModelFolder
+    settings: Settings
+    output: Path
+    device: str
+    found: Survey
+    folds: Folds
+    trainings: tuple[Fold, ...]
+    """What each training learns from and is validated on; the last one's adapter is delivered."""
+    counts: dict[str, tuple[int, int]]
+    """By case: slices that show something to learn, and all slices."""
+    modality: str
+    """Of all cases, as in `CT`; "" when they differ or when it is not known."""
+    bytes_needed: int
+    """Room on the disk that the training takes until it is done."""
+    bytes_free: int
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Optimiser steps of each training, at most: validation may end one earlier."""
+        return tuple(self.settings.for_slices(self._shown(fold.train)).steps for fold in self.trainings)
+
+    def _shown(self, cases: Sequence[Case]) -> int:
+        return sum(self.counts[case.id][0] for case in cases)
+
+    def slices(self, case: Case) -> Iterator[LabelledSlice]:
+        """All slices of a case, as the settings want them."""
+        labelled = read_labelled(case, self.found.choice, self.found.names)
+        return slices_of(labelled, self.settings.window, self.settings.orientation)
+
+    def training_slices(
+        self, cases: Sequence[Case], look: Callable[[], None] = lambda: None
+    ) -> tuple[list[LabelledSlice], list[LabelledSlice]]:
+        """Slices that show something to learn, and as many of each case that show nothing."""
+        shown, empty = [], []
+        for case in cases:
+            own = list(looking(self.slices(case), look))
+            labelled = with_objects(own, case.id)
+            shown += labelled
+            empty += evenly([one for one in own if not one.labelled], len(labelled))
+        return shown, empty
+
+
+def make_plan(
+    cases: Sequence[Case],
+    output: str | Path,
+    base: ModelFolder,
+    settings: Settings,
+    resume: bool = False,
+    test: Sequence[Case] = (),
+    look: Callable[[], None] = lambda: None,
+    first: bool = True,
+) -> Plan:
+    """Look at everything that a fine-tuning needs. UserError, in a sentence, for what it would be refused for.
+
+    `look` is called again and again, and may raise. Not `first`: another process, with which this one trains, looks
+    after the folders.
+    """
+    output = Path(output).expanduser()
+    device = device_of(settings.device)
+    if first:
+        check_free(output)
+        check_folders(output, resume)
+    settings = replace(settings, small_base=base.spec.architecture == "compact")
+    base.file("weights")
+    taken = {case.id for case in cases}
+    test = [replace(case, id=f"test/{case.id}") if case.id in taken else case for case in test]
+    folds = _folds(cases, test, settings)
+    trainings = [part.train for part in folds.parts]
+    if folds.kind not in ("shots", "given"):
+        trainings.append(folds.final)
+    trainings = tuple(_with_validation(learned, settings) for learned in trainings)
+    found = survey([*cases, *test], settings.labels, exclusive="automatic" in settings.heads, look=look)
+    settings = settings.for_labels(found.names, found.choice)
+    trained = _trained_bytes(base, settings)
+    taught = {case.id: case for fold in trainings for case in (*fold.train, *fold.test)}
+    counts, modalities = {}, set()
+    for name, case in (taught | {case.id: case for fold in folds.parts for case in fold.test}).items():
+        labelled = read_labelled(case, found.choice, found.names)
+        choose_window(labelled.volume, settings.window)
+        counts[name] = _count(labelled, settings, look)
+        if name in taught:
+            require_objects(counts[name][0], name)
+        modalities.add(modality_of(labelled.volume))
+    needed = trained * (_STATES * len(trainings) + 2) + _SPARE
+    needed += 2 * sum(base.file(role).stat().st_size for role in ("encoder", "decoder") if base.has(role))
+    free = shutil.disk_usage(next(one for one in output.resolve().parents if one.is_dir())).free
+    if free < needed and not resume:
+        raise UserError(
+            f"Only {free / 1e9:.1f} GB are free where {output} is to be, and the training needs about "
+            f"{needed / 1e9:.1f} GB; free some room, or choose another place."
+        )
+    return Plan(base, settings, output, device, found, folds, trainings, counts,
+                modalities.pop() if len(modalities) == 1 else "", needed, free)  # fmt: skip
+
+
+def working_folder(output: str | Path) -> Path:
+    """Where an unfinished training keeps its checkpoints."""
+    output = Path(output).expanduser().resolve()
+    return output.parent / f".{output.name}.training"
+
+
+def check_free(output: Path) -> None:
+    """UserError when a process is training into this folder."""
+    if owner := ProcessLock(working_folder(output) / LOCK).owner:
+        raise UserError(is_running(output, owner))
+
+
+def check_folders(output: Path, resume: bool) -> None:
+    """UserError where no training can begin, or go on."""
+    work = working_folder(output)
+    if (output / "card.json").exists():
+        raise UserError(f"{output} holds an adapter already; choose another name, or remove that one first.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists already and is not empty; choose another name.")
+    if resume and not (work / STATE).exists():
+        raise UserError(f"There is no interrupted training of {output} to resume; start it without --resume.")
+    if not resume and (work / STATE).exists():
+        raise UserError(
+            f"An interrupted training of {output} lies in {work}; go on with --resume, or delete that folder."
+        )
+
+
+def is_running(output: Path, owner: Owner) -> str:
+    """The sentence for who would begin, or go on with, what is running."""
+    return f"The training of {output} is running ({owner}); wait until it is done, or {owner.how_to_stop}."
+
+
+def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterator[LabelledSlice]:
+    """The same slices, with a look before each."""
+    look()
+    for one in slices:
+        look()
+        yield one
+
+
+def device_of(name: str) -> str:
+    """The device that PyTorch trains on; UserError when it is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    able = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = number == "" or (number.isdigit() and kind == "cuda" and int(number) < torch.cuda.device_count())
+    if not able.get(kind, False) or not there:
+        usable = ", ".join(one for one, there in able.items() if there)
+        raise UserError(f"PyTorch here cannot train on {name!r}; choose one of: auto, {usable}.")
+    return name
+
+
+def _folds(cases: Sequence[Case], test: Sequence[Case], settings: Settings) -> Folds:
+    folds = settings.folds
+    patients = len({case.patient for case in cases})
+    if folds is None and settings.shots is None and not test and patients > 1:
+        folds = min(patients, max(2, settings.fold_limit))
+    return split(cases, settings.shots, folds, settings.seed, test)
+
+
+def _with_validation(cases: Sequence[Case], settings: Settings) -> Fold:
+    patients = len({case.patient for case in cases})
+    count = settings.validation
+    if count is None:
+        count = patients // 10 if patients >= _MANY_PATIENTS else 0
+    if count >= patients:
+        raise UserError(f"{count} patients cannot be set aside for validation from {patients}; choose fewer.")
+    return set_aside(cases, count, settings.seed) if count else Fold(tuple(cases), ())
+
+
+def _trained_bytes(base: ModelFolder, settings: Settings) -> int:
+    """Size of what is trained; UserError when the method does not suit the base."""
+    from SAMFineTuneLib.models.load import load_network
+    from SAMFineTuneLib.models.tuning import attach, trainable
+
+    network = attach(load_network(base.file("weights"))[1], base.spec, settings.method, settings.seed)
+    return sum(value.numel() * value.element_size() for value in trainable(network).values())
+
+
+def _count(labelled: Labelled, settings: Settings, look: Callable[[], None]) -> tuple[int, int]:
+    """Slices of a case that show something to learn, and all."""
+    shown = total = 0
+    for name in orientations(labelled, settings.orientation):
+        for index in range(number_of_slices(labelled.volume, name)):
+            look()
+            plane = aligned_plane(labelled.volume, name, index)
+            classes = extract_labels(labelled.classes, labelled.volume, plane)
+            shown += bool(objects_of(LabelledSlice(np.zeros_like(classes), classes, plane, labelled.overlaps)))
+            total += 1
+    return shown, total

@@ -1,0 +1,91 @@
+"""Asking this process's training to stop, and seeing to it that it soon does.
+
+A training looks many times a second whether it shall stop. Where it cannot, inside a function of another library (a
+large file is read, PyTorch loaded, a model exported), nothing is at stake: what was learned lies in checkpoints by
+then. So there the process ends itself, a moment after it was asked. No PyTorch here.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+GRACE = 1.0  # s in which the training may notice by itself
+_EVERY = 0.1  # s between two looks
+
+
+class StopSigns:
+    """What asks the training of this process to stop: signals, and whatever `look` sees. A context.
+
+    `leave` ends the process; it is called from a thread of its own, where the training does not notice. A second
+    Ctrl-C raises KeyboardInterrupt.
+    """
+
+    def __init__(
+        self, signals: Sequence[int], leave: Callable[[], None], look: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.learning = False
+        """Whether something was learned that lies in no checkpoint: then the training itself must stop."""
+        self._signals, self._leave, self._look = signals, leave, look
+        self._asked, self._over = threading.Event(), threading.Event()
+        self._heard = 0
+        self._handlers: dict[int, object] = {}
+
+    def ask(self) -> None:
+        """Ask it to stop."""
+        self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether it shall stop."""
+        return self._asked.is_set()
+
+    def __enter__(self) -> StopSigns:
+        self._ear, self._mouth = socket.socketpair()
+        self._ear.settimeout(_EVERY)
+        self._mouth.setblocking(False)
+        try:
+            for number in self._signals:
+                self._handlers[number] = signal.signal(number, self._handle)
+            # Python's handlers wait until the main thread leaves what it is in; this tells a thread at once.
+            self._wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        except ValueError:  # not in the main thread, where there are no signals to catch
+            pass
+        threading.Thread(target=self._watch, name="samfinetune-stop", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._handlers:
+            signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._heard += 1
+        if self._heard > 1 and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.ask()
+
+    def _watch(self) -> None:
+        since = None
+        while not self._over.is_set():
+            try:
+                if set(self._ear.recv(64)) & set(self._signals):
+                    self.ask()
+            except TimeoutError:
+                pass
+            if not self.asked and self._look():
+                self.ask()
+            if not self.asked or self.learning:
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif time.monotonic() - since > GRACE:
+                self._leave()
+                return
+        self._ear.close()
+        self._mouth.close()
