@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 
 LOCK = ".lock"
@@ -130,7 +131,7 @@ class ProcessLock:
 def owning(folder: Path, refusal: Callable[[Owner], str]) -> Iterator[None]:
     """Own a folder, made when it is not there, and leave no trace of that: a folder that is empty afterwards goes.
 
-    UserError with the sentence of `refusal` when another process owns it.
+    UserError with the sentence of `refusal` when another process owns it, DiskError where nothing can be written.
     """
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
@@ -139,8 +140,9 @@ def owning(folder: Path, refusal: Callable[[Owner], str]) -> Iterator[None]:
         taken = lock.take()
     except OSError as error:
         _remove_empty(made)
-        reason = error.strerror or error
-        raise UserError(f"Nothing can be written into {folder} ({reason}); choose another place.") from error
+        if explained := disk_error(error, folder):
+            raise explained from error
+        raise
     if not taken:
         raise UserError(refusal(lock.owner or Owner()))
     try:

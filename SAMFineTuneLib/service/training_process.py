@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.owner import ProcessLock
 from SAMFineTuneLib.service import training_job as files
@@ -81,8 +82,8 @@ def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
             )
         elif isinstance(error, ModuleNotFoundError) and error.name:
             sentence = f"Training needs the package {error.name.partition('.')[0]}, which is not installed."
-        elif isinstance(error, OSError) and error.strerror:
-            sentence = f"The training could not read or write {error.filename or 'its files'} ({error.strerror})."
+        elif explained := disk_error(error):
+            sentence = str(explained)
         else:
             sentence = f"The training failed ({type(error).__name__}); its log is {folder / files.LOG}."
     tell("failed", text=sentence)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.files import atomic_write, new_folder
 from SAMFineTuneLib.images import overlay_picture
 from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
@@ -211,7 +211,7 @@ class _Run:
     def note_time(self) -> None:
         """Keep how long the run has worked, for the one that goes on with it."""
         if self.gang.first and (self.work / STATE).exists():
-            with suppress(OSError):  # what went wrong before matters more
+            with suppress(UserError):  # what went wrong before matters more
                 _write_json(self.work / _TIME, self.clock.worked)
 
     def part(self, number: int) -> None:
@@ -417,17 +417,10 @@ def _hardware(device: torch.device) -> str:
 
 
 def _write_adapter(run: _Run, network: nn.Module, card: Card) -> None:
-    """Adapter and report, first in the working folder, then in one step where they belong: a training that is stopped,
-    killed or out of room in the midst of it can be resumed."""
-    output = run.plan.output
-    building = run.work / "finished" / output.resolve().name
-    shutil.rmtree(building, ignore_errors=True)
-    save_adapter(building, network, run.base, run.settings.method, card)
-    _write_report(run, building, card)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.is_dir():
-        output.rmdir()  # it is empty, and Windows renames nothing over it
-    os.replace(building, output)
+    """Adapter and report, which appear together: a training that is stopped or killed meanwhile can be resumed."""
+    with new_folder(run.plan.output) as folder:
+        save_adapter(folder, network, run.base, run.settings.method, card)
+        _write_report(run, folder, card)
 
 
 def _write_report(run: _Run, output: Path, card: Card) -> None:
