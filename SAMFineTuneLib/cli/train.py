@@ -150,7 +150,8 @@ def _check(args: argparse.Namespace) -> int:
     try:
         _require_packages()
     except UserError:  # what the cases hold can be said all the same
-        _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive="automatic" in settings.heads))
+        exclusive = "automatic" in settings.heads
+        _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
         raise
     from SAMFineTuneLib.training.pace import measure_pace
     from SAMFineTuneLib.training.run import make_plan
