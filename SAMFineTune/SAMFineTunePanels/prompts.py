@@ -149,17 +149,15 @@ class PromptsSection:
                 self.placed += 1
 
     def _may_start(self, view):
-        """A press on a handle of a box that is there moves the handle."""
+        """A press right on a handle of a box moves it; beside it, where Slicer would take it, too, it draws."""
+        from SAMFineTuneLib.mrml.prompt_look import grabs
+
+        position = view.interactor.GetEventPosition()[:2]
+        screen = view.interactor.GetRenderWindow().GetScreenSize()
+        name = "vtkMRMLMarkupsROINode"
         scene = slicer.mrmlScene
-        for n in range(scene.GetNumberOfNodesByClass("vtkMRMLMarkupsROINode")):
-            display = scene.GetNthNodeByClass(n, "vtkMRMLMarkupsROINode").GetDisplayNode()
-            if display is not None and display.GetActiveComponentType() in (
-                display.ComponentControlPoint,
-                display.ComponentTranslationHandle,
-                display.ComponentScaleHandle,
-            ):
-                return False
-        return True
+        boxes = [scene.GetNthNodeByClass(n, name) for n in range(scene.GetNumberOfNodesByClass(name))]
+        return not any(grabs(box, view.node, position, screen) for box in boxes)
 
     def _watch_place_mode(self):
         """A right click in a view ends Slicer's place mode without asking us."""

@@ -1,4 +1,4 @@
-"""One markups node and the prompts it holds: read from it, written into it, and what it looks like.
+"""One markups node and the prompts it holds: read from it and written into it.
 
 Attributes say what a node holds: its kind, its segment, and for every control point the prompt's number and view. They
 survive saving with the scene. Nothing is remembered here and nothing observed.
@@ -95,32 +95,6 @@ def world_points(node) -> list[tuple[str, tuple[float, float, float]]]:
 def index_of(node, point_id: str) -> int:
     """Of a control point, -1 when it is not there."""
     return node.GetNthControlPointIndexByID(point_id) if point_id else -1
-
-
-def style(node, kind: str) -> None:
-    """How a new node of a kind looks."""
-    display = node.GetDisplayNode()
-    if display is None:
-        return
-    display.SetPropertiesLabelVisibility(False)
-    display.SetPointLabelsVisibility(False)
-    if kind == "positive":
-        display.SetGlyphType(display.Sphere3D)
-        display.SetGlyphScale(2.0)
-    elif kind == "negative":
-        display.SetGlyphType(display.ThickCross2D)
-        display.SetGlyphScale(3.0)
-    elif kind == "box":
-        display.SetFillVisibility(False)
-        display.SetHandlesInteractive(True)
-        display.SetScaleHandleVisibility(True)
-        display.SetRotationHandleVisibility(False)
-    else:
-        node.SetCurveTypeToLinear()
-        display.SetGlyphScale(0.8)
-        if kind == "scribble-":
-            display.SetGlyphType(display.ThickCross2D)
-            display.SetGlyphScale(1.6)
 
 
 # ---- reading

@@ -10,9 +10,7 @@ Nothing is remembered here and nothing observed: `PromptNodes.read` says what th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-
-import numpy as np
+from collections.abc import Iterator, Sequence
 
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.marked_node import (
@@ -29,13 +27,20 @@ from SAMFineTuneLib.mrml.marked_node import (
     read_node,
     remove_point,
     segment_of,
-    style,
     world_points,
     write_prompt,
 )
 from SAMFineTuneLib.mrml.prompt_folder import put_into_folder, remove_folder, remove_with_item
-from SAMFineTuneLib.mrml.prompt_geometry import View, parallel_view, same_prompt, slice_box, volume_box
-from SAMFineTuneLib.prompts.prompts import PointPrompt, Prompt
+from SAMFineTuneLib.mrml.prompt_geometry import (
+    View,
+    parallel_view,
+    plane_at,
+    same_prompt,
+    slice_box,
+    volume_box,
+)
+from SAMFineTuneLib.mrml.prompt_look import make_displays, show
+from SAMFineTuneLib.prompts.prompts import BoxPrompt, PointPrompt, Prompt
 
 __all__ = [
     "SEGMENTATION_ROLE",
@@ -177,24 +182,30 @@ class PromptNodes:
         if not self.nodes():
             remove_folder(self.scene, self.volume_node)
 
-    def dress(self, segment_id: str) -> None:
-        """Give a segment's nodes its name and colour."""
+    def name(self, segment_id: str) -> None:
+        """Give a segment's nodes its name."""
         for node in self.nodes():
             if segment_of(node) == segment_id:
-                self._dress(node)
+                self._name(node)
+
+    def look(self, chosen_id: str | None, slice_nodes: Sequence, volume: Volume) -> None:
+        """Make all nodes look as they should in these views while a segment is the chosen one."""
+        for node in self.nodes():
+            segment = self.segmentation_node.GetSegmentation().GetSegment(segment_of(node))
+            if segment is not None:
+                make_displays(node, kind_of(node))
+                chosen = segment_of(node) == chosen_id
+                show(node, kind_of(node), segment.GetColor(), chosen, slice_nodes, _across(node, volume))
 
     def set_visible(self, visible: bool) -> None:
         """Hide them all while another volume is worked on, and show again those that were hidden so."""
         for node in self.nodes():
-            display = node.GetDisplayNode()
-            if display is not None and bool(display.GetVisibility()) != visible:
-                if not visible:
-                    node.SetAttribute(_HIDDEN, "1")
-                elif node.GetAttribute(_HIDDEN) is None:
-                    continue  # the user hid it
-                display.SetVisibility(visible)
-            if visible:
+            if not visible and node.GetDisplayVisibility():
+                node.SetAttribute(_HIDDEN, "1")
+                node.SetDisplayVisibility(False)
+            elif visible and node.GetAttribute(_HIDDEN) is not None:  # others are hidden by the user
                 node.RemoveAttribute(_HIDDEN)
+                node.SetDisplayVisibility(True)
 
     # ---- inside
 
@@ -206,25 +217,25 @@ class PromptNodes:
         node = self.scene.AddNode(node)
         node.SetNodeReferenceID(VOLUME_ROLE, self.volume_node.GetID())
         node.SetNodeReferenceID(SEGMENTATION_ROLE, self.segmentation_node.GetID())
-        node.CreateDefaultDisplayNodes()
-        style(node, kind)
-        self._dress(node)
+        make_displays(node, kind)
+        self._name(node)
         put_into_folder(node, self.volume_node)
         return node
 
-    def _dress(self, node) -> None:
+    def _name(self, node) -> None:
         segment = self.segmentation_node.GetSegmentation().GetSegment(segment_of(node))
-        if segment is None:
-            return
-        name = f"{segment.GetName()} {KINDS[kind_of(node)][1]}"
-        if node.GetName() != name:
+        name = "" if segment is None else f"{segment.GetName()} {KINDS[kind_of(node)][1]}"
+        if name and node.GetName() != name:
             node.SetName(name)
-        display = node.GetDisplayNode()
-        color = segment.GetColor()
-        if display is not None and not np.allclose(display.GetSelectedColor(), color):
-            display.SetSelectedColor(color)
-            display.SetColor(color)
-            display.SetActiveColor(*(0.5 + part / 2 for part in color))
+
+
+def _across(node, volume: Volume):
+    """The direction (3,) across the slice of a node that is a box on a slice, None for others."""
+    marked = next(iter(read_node(node, volume)), None) if kind_of(node) == "box" else None
+    if marked is None or not isinstance(marked.prompt, BoxPrompt):
+        return None
+    plane = plane_at(marked.view, marked.prompt.corner_a, volume)
+    return None if plane is None else plane.normal
 
 
 def new_node(scene, class_name: str):

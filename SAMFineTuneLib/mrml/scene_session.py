@@ -106,6 +106,7 @@ class SceneSession:
         self._model: tuple[str, str, str] = ("", "", "auto")
         self._next_state: StateChanged | None = None  # said, but not yet written into the nodes
         self._awaits_state = self._table_dirty = self._orphans = False
+        self._look: tuple | None = None  # for which segment and views the prompts have their looks
         self._companions: list = []  # display and storage nodes of prompts that somebody else removed
         self._observe_scene()
         self._prompt_watch.watch_all()
@@ -230,6 +231,7 @@ class SceneSession:
         for slice_node in self._views.nodes():
             settle_view(slice_node, self.volume)
         self.placing.start(kind, self._work.nodes, segment_id)
+        self._look = None
 
     def stop_placing(self) -> None:
         """Leave Slicer's place mode."""
@@ -509,12 +511,20 @@ class SceneSession:
         if self._next_state is not None and not (self._work is not None and self._work.prompts.held):
             self._take(self._next_state)
         if self._work is not None:
+            self._show_prompts()
             self._work.masks.show(end)
             self._work.keeper.ask(self._settled, hurry)
             if self._settled:
                 self._work.sweep()
             if self._work.unwritten and not len(self._work.masks) and self._work.keeper.rested:
                 self._write_record()
+
+    def _show_prompts(self) -> None:
+        """Prompts of the chosen segment are larger than others, and have handles in the views they lie in."""
+        look = (self.current_segment_id, *self._views.directions())
+        if look != self._look and not self._work.prompts.held:
+            self._work.nodes.look(look[0], self._views.nodes(), self.volume)
+            self._look = look
 
     def _busy_elsewhere(self) -> bool:
         return self.scene.IsClosing() or self.scene.IsImporting() or self.scene.IsRestoring()
@@ -550,7 +560,7 @@ class SceneSession:
 
     def _take(self, state: StateChanged) -> None:
         """Write what the session says into segment table and nodes."""
-        self.state, self._next_state, self._awaits_state = state, None, False
+        self.state, self._next_state, self._awaits_state, self._look = state, None, False, None
         if self._work is None:
             return
         self._work.take(state)
@@ -559,7 +569,7 @@ class SceneSession:
 
     def _changed(self) -> None:
         """Something was asked of the session; a state will come that knows of it, and older ones do not count."""
-        self._awaits_state, self._next_state = True, None
+        self._awaits_state, self._next_state, self._look = True, None, None
         if self._work is not None:
             self._work.keeper.changed()
 
@@ -595,14 +605,14 @@ class SceneSession:
 
     def _follow_table(self) -> None:
         """Segments that were removed, renamed or recoloured in Slicer's table."""
-        self._table_dirty = False
+        self._table_dirty, self._look = False, None
         if self._work is None:
             return
         gone, changed = self._table.tell_changes(self.client)
         self._work.masks.forget_gone(gone)
         for segment_id in {*gone, *(segment_of(node) for node in self._work.nodes.nodes())}:
             if self._table.has(segment_id):
-                self._work.nodes.dress(segment_id)
+                self._work.nodes.name(segment_id)
             else:
                 self._work.prompts.drop(segment_id)
         if gone or changed:

@@ -22,6 +22,11 @@ class ViewFinder:
         name = "vtkMRMLSliceNode"
         return [self._scene.GetNthNodeByClass(n, name) for n in range(self._scene.GetNumberOfNodesByClass(name))]
 
+    def directions(self) -> list[tuple[str, tuple[float, ...]]]:
+        """(ID, direction across it) of all slice nodes: what turning a view changes, and moving it does not."""
+        across = (0.0, 0.0, 1.0, 0.0)
+        return [(node.GetID(), node.GetSliceToRAS().MultiplyPoint(across)) for node in self.nodes()]
+
     def node_at(self, ras):
         """The slice node in which a point was clicked: the one under the cursor, or else one that shows it."""
         shown = [node for node in self.nodes() if shows(node, ras)]

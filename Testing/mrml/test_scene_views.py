@@ -100,7 +100,7 @@ def clicked_and_covered(host, slicer_scene, plane, name):
     assert np.allclose(prompt.prompt.ras, ras, atol=1e-6)
     assert not host.texts(Failed)
     for node in prompt_nodes(host.session.scene):
-        node.GetDisplayNode().SetVisibility(False)  # the mask, not the markup
+        node.SetDisplayVisibility(False)  # the mask, not the markup
     after = view.pixels()
     claims = [tuple(claim) for claim in host.session._writer.claims()]
     assert covers(host, "first", ras), f"not covered; {prompt}, {claims}, told {host.told[-6:]}"

@@ -81,6 +81,7 @@ class SliceView:
         self.window.SetMultiSamples(0)  # five times faster with Mesa
         self.window.SetSize(*size)
         self.window.AddRenderer(self.renderer)
+        self.renderer.GetActiveCamera().ParallelProjectionOn()  # handles of boxes are drawn with it
         self.interactor = vtk.vtkRenderWindowInteractor()
         self.interactor.SetRenderWindow(self.window)
         self.interactor.SetInteractorStyle(vtk.vtkInteractorStyleUser())

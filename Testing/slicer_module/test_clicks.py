@@ -151,6 +151,29 @@ def test_a_box_is_dragged(work):
     work.wait_for_list(0, "Box")
 
 
+@pytest.mark.parametrize("segment", ["same", "another"])
+def test_a_box_close_to_another_is_drawn_and_a_handle_is_pulled(work, segment):
+    work.panel.input.align_views()
+    work.panel.prompts.choose("box")
+    view = work.view("Red", work.middle_of(KIDNEY))
+    x, y = view.xy_of(work.middle_of(KIDNEY))
+    view.drag((x - 22, y + 22), (x + 22, y - 22))
+    work.wait_for_list(0, "Box")
+    work.rest()
+    if segment == "another":
+        work.panel.segments.add()
+        work.desktop.pass_time(0.1)
+    view.drag((x - 27, y + 27), (x + 27, y - 27))  # seven pixels from the corner of the first one
+    work.wait_for_list(0, "Box", "Box")
+    work.rest()
+    first, second = (info.prompt for info in work.session.prompts)
+    width = np.ptp([first.corner_a, first.corner_b], axis=0)[0]
+    assert np.isclose(np.ptp([second.corner_a, second.corner_b], axis=0)[0] / width, 54 / 44, rtol=0.05)
+    view.drag((x + 27, y - 27), (x + 35, y - 35))  # right on a corner of the second one
+    work.desktop.wait(lambda: work.session.prompts[1].prompt != second, 5)
+    assert len(work.session.prompts) == 2 and work.session.prompts[0].prompt == first
+
+
 def test_a_click_with_the_box_tool_is_no_box(work):
     work.panel.prompts.choose("box")
     ras = work.middle_of(KIDNEY)

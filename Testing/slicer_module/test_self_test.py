@@ -1,7 +1,32 @@
 """Slicer's self test, as far as it runs without Slicer's window."""
 
+import pytest
+from desktop import Desktop
+from mrml.scenes import SlicerScene
+
 import SAMFineTune
 
 
 def test_the_self_test_passes(desktop):
     SAMFineTune.SAMFineTuneTest().runTest()
+
+
+@pytest.mark.parametrize("size", [(350, 200), (2000, 1500)])
+def test_its_mouse_works_in_views_of_any_size(size):
+    """What it does in the views; in small ones things lie close together."""
+    from SAMFineTunePanels.self_test import SelfTest
+
+    scene = SlicerScene()
+    desktop = Desktop(scene, size=size)
+    steps = SelfTest(SAMFineTune.SAMFineTuneTest())
+    try:
+        steps.open()
+        steps.first_click()
+        steps.three_orientations()
+        steps.turned_view()
+        steps.neighbour_is_kept()
+        steps.undo_and_redo()
+        steps.finish()
+    finally:
+        desktop.close()
+        scene.close()

@@ -1,0 +1,174 @@
+"""How prompts look in the slice views.
+
+Points and scribbles are drawn twice, a rim and on it a core, one of them light and the other dark, so that they are
+seen on any picture and any segment. What includes is round and light in a dark rim, what excludes is a diamond and
+dark in a light rim: told apart by shape and by brightness, not by colour alone. The prompts of the chosen segment are
+larger and green or red; those of other segments have their segment's colour.
+
+Only boxes of the chosen segment have handles, and only where they are drawn into: a box on a slice in the views that
+run along that slice. Nothing is shown in 3-D views, where prompts only hide the segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+GRAB = 4.0  # pixels around a handle in which a press takes the handle
+_HANDLE_SCALE = 2.4  # of vtkMRMLMarkupsDisplayNode: 9 pixels across on a usual screen
+_HANDLE_RADIUS = 0.001  # of the screen's diagonal, for a handle of scale 1: Slicer's own figure
+_SMALLER = 0.7  # prompts of other segments
+_PARALLEL = 0.999  # cosine
+_LIGHT, _DARK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+_GREEN, _RED = (0.35, 1.0, 0.25), (0.75, 0.05, 0.05)
+_HOVER = (1.0, 0.9, 0.2)
+# kind -> (size of rim and core in percent of a fifth of the screen's diagonal, colour of rim and core)
+_POINTS = {"positive": (3.6, 2.4, _DARK, _GREEN), "negative": (4.6, 3.0, _LIGHT, _RED)}
+_SCRIBBLES = {"scribble+": (1.6, 0.8, _DARK, _GREEN), "scribble-": (1.6, 0.8, _LIGHT, _RED)}
+
+
+def make_displays(node, kind: str) -> None:
+    """Give a new node of a kind, or one of an older scene, what shows it."""
+    if node.GetDisplayNode() is None:
+        node.CreateDefaultDisplayNodes()
+    rim = node.GetDisplayNode()
+    if rim is not None and kind != "box" and node.GetNumberOfDisplayNodes() == 1:
+        core = node.GetScene().AddNewNodeByClass(rim.GetClassName())
+        node.AddAndObserveDisplayNodeID(core.GetID())  # later than the rim, and so drawn on it
+    if kind in _SCRIBBLES:
+        node.SetCurveTypeToLinear()
+
+
+def show(node, kind: str, color, chosen: bool, slice_nodes: Sequence, normal=None) -> None:
+    """Make a node look as a prompt of a segment of that colour (r, g, b in 0..1), which is the chosen one or not.
+
+    `normal` is the direction (3,) RAS across the slice of a box on a slice, None for other prompts.
+    """
+    displays = [node.GetNthDisplayNode(number) for number in range(node.GetNumberOfDisplayNodes())]
+    if None in displays or not displays:
+        return
+    for display in displays:
+        _change(display, "Visibility3D", False)
+        _change(display, "PropertiesLabelVisibility", False)
+        _change(display, "PointLabelsVisibility", False)
+    if kind == "box":
+        _show_box(node, displays[0], color, chosen, slice_nodes, normal)
+    else:
+        _show_pair(displays, kind, color, chosen)
+
+
+def _show_pair(displays, kind, color, chosen) -> None:
+    rim_size, core_size, rim_color, core_color = (_POINTS | _SCRIBBLES)[kind]
+    size = 1.0 if chosen else _SMALLER
+    rim, core = displays[0], displays[-1]
+    for display, scale in ((rim, rim_size), (core, core_size)):
+        _change(display, "GlyphType", display.Diamond2D if kind == "negative" else display.Sphere3D)
+        _change(display, "GlyphScale", size * scale)
+        _change(display, "LineThickness", 1.0)
+    _color(rim, rim_color, rim_color)
+    _color(core, core_color if chosen else _tinted(core_color, color), _HOVER)
+
+
+def _tinted(core_color, color) -> tuple[float, float, float]:
+    """A segment's colour, as light or as dark as the core should be."""
+    ground = 0.6 if core_color == _GREEN else 0.0
+    return tuple(ground + 0.4 * float(part) for part in color)
+
+
+def _show_box(node, display, color, chosen, slice_nodes, normal) -> None:
+    beside = [view for view in slice_nodes if normal is None or abs(_normal(view) @ normal) > _PARALLEL]
+    _only_in(display, [] if normal is None else [view.GetID() for view in beside])
+    handles = chosen and bool(beside)
+    _change(display, "HandlesInteractive", handles)
+    _change(display, "ScaleHandleVisibility", handles)
+    _change(display, "TranslationHandleVisibility", handles)
+    _change(display, "RotationHandleVisibility", False)
+    _change(display, "InteractionHandleScale", _HANDLE_SCALE)
+    _change(display, "FillVisibility", False)
+    _change(display, "GlyphScale", 0.5)
+    _color(display, color, _HOVER)
+    if bool(node.GetLocked()) == chosen:  # its middle can be dragged even without handles
+        node.SetLocked(not chosen)
+
+
+def handles_of(node, slice_node) -> np.ndarray:
+    """(n, 2) pixels in a view from its lower left corner: the handles of a box that are seen there."""
+    import vtk
+
+    display = node.GetDisplayNode()
+    if display is None or not (display.GetVisibility() and display.GetHandlesInteractive()):
+        return np.empty((0, 2))
+    if not display.IsDisplayableInView(slice_node.GetID()):
+        return np.empty((0, 2))
+    to_view = vtk.vtkMatrix4x4()
+    vtk.vtkMatrix4x4.Invert(slice_node.GetXYToRAS(), to_view)
+    to_view = _array(to_view) @ _array(node.GetObjectToWorldMatrix())
+    return _cut(to_view, np.array(node.GetSize()) / 2)
+
+
+def grabs(node, slice_node, position, screen_size) -> bool:
+    """Whether a press at `position` (x, y in pixels) takes a handle of a box. `screen_size` as the window says it."""
+    handles = handles_of(node, slice_node)
+    if not len(handles):
+        return False
+    drawn = _HANDLE_RADIUS * node.GetDisplayNode().GetInteractionHandleScale() * np.hypot(*screen_size[:2])
+    return bool(np.hypot(*(handles - position).T).min() <= max(GRAB, drawn))
+
+
+def _cut(to_view, half) -> np.ndarray:
+    """Where the view's plane (z = 0) cuts the edges of a box, the middle between the two cuts of each face, and the
+    box's own middle; none where the plane misses the box."""
+    cuts = {}  # the two faces that meet at an edge -> where it is cut
+    for axis in range(3):
+        others = [other for other in range(3) if other != axis]
+        for signs in np.ndindex(2, 2):
+            ends = np.ones((2, 4))
+            ends[:, axis] = -half[axis], half[axis]
+            for other, sign in zip(others, signs, strict=True):
+                ends[:, other] = half[other] * (2 * sign - 1)
+            first, last = ends @ to_view.T
+            if first[2] * last[2] <= 0 and first[2] != last[2]:
+                at = first + (last - first) * first[2] / (first[2] - last[2])
+                cuts[frozenset(zip(others, signs, strict=True))] = at[:2]
+    if not cuts:
+        return np.empty((0, 2))
+    faces = {face for pair in cuts for face in pair}
+    middles = [np.mean([at for pair, at in cuts.items() if face in pair], axis=0) for face in faces]
+    return np.array([*cuts.values(), *middles, to_view[:2, 3]])
+
+
+def _normal(slice_node) -> np.ndarray:
+    matrix = _array(slice_node.GetSliceToRAS())[:3, 2]
+    return matrix / np.linalg.norm(matrix)
+
+
+def _array(matrix) -> np.ndarray:
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def _only_in(display, view_ids) -> None:
+    """Show it in these views, in all when there are none."""
+    now = [display.GetNthViewNodeID(number) for number in range(display.GetNumberOfViewNodeIDs())]
+    if now != view_ids:
+        was_modifying = display.StartModify()
+        display.RemoveAllViewNodeIDs()
+        for view_id in view_ids:
+            display.AddViewNodeID(view_id)
+        display.EndModify(was_modifying)
+
+
+def _color(display, color, hover) -> None:
+    for name in ("SelectedColor", "Color"):
+        _change(display, name, color)
+    _change(display, "ActiveColor", hover)
+
+
+def _change(display, name, value) -> None:
+    """Set a property only when it is another: every change draws the views again."""
+    now = getattr(display, "Get" + name)()
+    if not np.allclose(now, value):
+        if isinstance(value, tuple):
+            getattr(display, "Set" + name)(*value)
+        else:
+            getattr(display, "Set" + name)(value)
