@@ -9,7 +9,7 @@ from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 
-_FULL = "The disk is full, so {place} was not written; free some room, or choose a place on another disk."
+_FULL = "The disk is full, so {place} was not written; free some room, or use another disk."
 _QUOTA = "Your share of the disk (quota) is used up, so {place} was not written; free some room, or use another disk."
 _TOO_LARGE = "{place} would be larger than a file may be on this disk or in this account; choose another place."
 _READ_ONLY = "The disk with {place} can only be read; choose another place."
@@ -51,6 +51,8 @@ def disk_error(error: BaseException, place: str | Path | None = None) -> DiskErr
     `place` is what was to be written, if the error does not know it better.
     """
     for found in _wrapped(error):
+        if isinstance(found, UserError):  # a sentence already
+            return found if isinstance(found, DiskError) else None
         text = _sentence(found)
         if text:
             path = place or getattr(found, "filename", None)

@@ -136,10 +136,12 @@ class Host:
 
     @staticmethod
     def _reason(error, what):
+        from SAMFineTuneLib.disk_errors import disk_error
         from SAMFineTuneLib.errors import UserError
 
-        if isinstance(error, UserError):
-            return str(error)
+        sentence = error if isinstance(error, UserError) else disk_error(error)
+        if sentence is not None:
+            return str(sentence)
         logging.error("SAMFineTune: %s failed", what, exc_info=error)
         why = str(error) or type(error).__name__
         return _("This did not work ({why}); more is in Slicer's log.").format(why=why)

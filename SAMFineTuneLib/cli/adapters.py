@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import new_folder
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapter_folder import AdapterFolder
@@ -123,19 +124,18 @@ def _export(store: AdapterStore, args: argparse.Namespace) -> None:
     if args.output is None:
         if args.int8:
             raise UserError("--int8 is for a model of its own: give its folder with -o.")
-        model = export_adapter(adapter, base)
+        output = export_adapter(adapter, base).path
     else:
-        output = Path(args.output)
-        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-            raise UserError(f"{output} exists already; -o needs a new or an empty folder.")
-        model = export_merged(adapter, base, output, adapter.name, args.int8)
-    sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(model.path.glob("*.onnx*"))]
-    print(f"Wrote {', '.join(sizes)} to {model.path}.")
+        output = outputs.require_new_folder(args.output)
+        with new_folder(output) as building:
+            model = export_merged(adapter, base, building, adapter.name, args.int8)
+    sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(output.glob("*.onnx*"))]
+    print(f"Wrote {', '.join(sizes)} to {output}.")
     if args.output is None:
         print(f"--adapter {args.name} now runs without PyTorch.")
     else:
-        print(f"`samfinetune models import {model.path}` adds it on any computer, where --model {model.spec.id} runs "
-              "it without PyTorch.")
+        print(f"`samfinetune models import {output}` adds it on any computer, where --model {model.spec.id} runs it "
+              "without PyTorch.")
 
 
 def _merge(store: AdapterStore, args: argparse.Namespace) -> None:

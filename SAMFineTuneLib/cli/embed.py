@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         for done in tqdm(range(count), unit="slice", disable=not sys.stderr.isatty()):
             predictor.embed(picture(volume, aligned_plane(volume, args.orientation, done), window))
+            if predictor.cache.failure is not None:
+                raise predictor.cache.failure
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped after {done} of {count} slices; the same command goes on there.") from None
     print(f"embeddings  {predictor.encoder_calls} computed, {count - predictor.encoder_calls} were there already")

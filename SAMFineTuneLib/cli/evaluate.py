@@ -6,8 +6,10 @@ import argparse
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.errors import UserError
 
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     _require_packages()
     from SAMFineTuneLib.evaluation.annotator import Seconds
     from SAMFineTuneLib.evaluation.contestants import enter, enter_baselines
-    from SAMFineTuneLib.evaluation.run import REPORT, evaluate
+    from SAMFineTuneLib.evaluation.run import PARTS, REPORT, evaluate
     from SAMFineTuneLib.evaluation.settings import Settings, parse_protocols
     from SAMFineTuneLib.training.cases import LabelChoice, find_cases
 
@@ -99,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     baselines = [] if args.baseline == "none" else [name.strip() for name in args.baseline.split(",")]
     cases = find_cases(args.cases, match=args.match_labels)
     entries = [*enter(args.model, args.adapter, args.device), *enter_baselines(baselines)]
-    with _interruptible(), _Line() as line:
+    parts = Path(args.output).expanduser() / PARTS
+    with _interruptible(), outputs.resumable(parts), _Line() as line:
         found = evaluate(
             cases, args.output, entries, settings, LabelChoice.parse(args.label), engine, args.resume, line, seconds,
             args.device,

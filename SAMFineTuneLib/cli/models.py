@@ -7,9 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import new_folder
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.manifest import Entry
@@ -235,13 +237,12 @@ def _export(store: Store, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.models.download import readable_size
     from SAMFineTuneLib.models.export import export_model
 
-    output = Path(args.output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{output} exists already; -o needs a new or an empty folder.")
-    model = export_model(store.get(args.id), output, int8=args.int8)
+    output = outputs.require_new_folder(args.output)
+    with new_folder(output) as building:
+        model = export_model(store.get(args.id), building, int8=args.int8)
     sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(output.glob("*.onnx*"))]
-    print(f"Wrote {', '.join(sizes)} to {model.path}.")
-    print(f"`samfinetune models import {model.path}` adds it on any computer, where --model {model.spec.id} runs it "
+    print(f"Wrote {', '.join(sizes)} to {output}.")
+    print(f"`samfinetune models import {output}` adds it on any computer, where --model {model.spec.id} runs it "
           "without PyTorch.")
 
 

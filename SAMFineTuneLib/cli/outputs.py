@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from SAMFineTuneLib.disk_errors import DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import require_writable
 
@@ -35,3 +37,15 @@ def require_new_folder(folder: str | Path) -> Path:
         raise UserError(f"{folder} exists already; -o needs a new or an empty folder.")
     require_writable(folder)
     return folder
+
+
+@contextmanager
+def resumable(begun: Path) -> Iterator[None]:
+    """Add to what a disk refuses how to go on, where `begun`, which long work leaves, is there."""
+    try:
+        yield
+    except Exception as error:
+        refused = disk_error(error)
+        if refused is None or not begun.exists():
+            raise
+        raise DiskError(f"{str(refused).rstrip('.')}; then go on with the same command and --resume.") from error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 
+from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.errors import UserError
 
 _EPILOG = """examples:
@@ -63,22 +65,21 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     if args.volumes:
         return _masked(args)
-    from pathlib import Path
-
-    from SAMFineTuneLib.training.pretrain import pretrain_synthetic
+    from SAMFineTuneLib.training.pretrain import CHECKPOINT_NAME, pretrain_synthetic
 
     report = _Report()
-    folder = pretrain_synthetic(
-        Path(args.output),
-        minutes=args.minutes,
-        steps=args.steps,
-        seed=args.seed,
-        batch_size=args.batch,
-        resume=args.resume,
-        start=Path(args.start) if args.start else None,
-        device=args.device,
-        progress=report,
-    )
+    with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
+        folder = pretrain_synthetic(
+            Path(args.output),
+            minutes=args.minutes,
+            steps=args.steps,
+            seed=args.seed,
+            batch_size=args.batch,
+            resume=args.resume,
+            start=Path(args.start) if args.start else None,
+            device=args.device,
+            progress=report,
+        )
     report.close()
     print(f"The model is in {folder}; use it with: samfinetune segment VOLUME -o OUT --model {folder}")
     return 0
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 def _masked(args: argparse.Namespace) -> int:
     """Pre-train an encoder on unlabelled volumes."""
     from SAMFineTuneLib.cli.train import open_base
-    from SAMFineTuneLib.training.masked import pretrain_masked
+    from SAMFineTuneLib.training.masked import CHECKPOINT_NAME, pretrain_masked
 
     printed = 0.0
 
@@ -98,8 +99,9 @@ def _masked(args: argparse.Namespace) -> int:
             print(f"step {course.step} of {course.steps}, {course.seconds / 60:.1f} min, error of what was blanked "
                   f"{course.loss:.3f}, embeddings moved by {course.held:.3f}", file=sys.stderr, flush=True)  # fmt: skip
 
-    model = pretrain_masked(args.volumes, args.output, open_base(args.model), steps=args.steps, seed=args.seed,
-                            resume=args.resume, device=args.device, progress=show)  # fmt: skip
+    with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
+        model = pretrain_masked(args.volumes, args.output, open_base(args.model), steps=args.steps, seed=args.seed,
+                                resume=args.resume, device=args.device, progress=show)  # fmt: skip
     print(f"The model is in {model.path}; adapt it with: samfinetune train CASES -o ADAPTER --model {model.path}")
     return 0
 

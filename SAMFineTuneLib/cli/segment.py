@@ -185,6 +185,8 @@ def report(outcome: Outcome, predictor: Predictor) -> None:
         elif doubt := doubt_about_answer(info.name, outcome.scores[info.value]):
             print(f"note        {doubt}")
     print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
+    if predictor.cache.failure is not None:
+        print(f"note        embeddings are not kept for the next time: {predictor.cache.failure}")
 
 
 def _slices(count: int) -> str:

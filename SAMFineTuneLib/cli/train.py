@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.card import duration
@@ -271,7 +272,7 @@ def _train(args: argparse.Namespace) -> int:
         stop.learning = progress.stage == "training"
         show(progress)
 
-    with stop_signs(leave) as stop:
+    with stop_signs(leave) as stop, outputs.resumable(working_folder(args.output) / "run.json"):
         try:
             result = fine_tune(
                 cases, args.output, base, settings, tell, lambda: stop.asked, args.resume, test, show.plan

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, data_folder
 
@@ -68,7 +69,8 @@ class EmbeddingCache:
         self._memory: OrderedDict[str, Embedding] = OrderedDict()
         self._memory_size = 0
         self._disk_size: int | None = None  # what this process believes; re-counted when the cap seems reached
-        self._disk_failed = False
+        self.failure: Exception | None = None
+        """Why the folder takes no more entries; what is computed is then kept in memory only."""
 
     def get_or_compute(self, key: str, compute: Callable[[], Embedding]) -> Embedding:
         """The embedding of `key`, from memory, disk, or `compute()`; the arrays are read-only."""
@@ -135,7 +137,7 @@ class EmbeddingCache:
             self._memory_size -= _size(dropped)
 
     def _store(self, key: str, embedding: Embedding) -> None:
-        if self.folder is None or self._disk_failed:
+        if self.folder is None or self.failure is not None:
             return
         path = self._path(key)
         archive = io.BytesIO()
@@ -146,8 +148,8 @@ class EmbeddingCache:
                 file.write(content)
                 file.write(_digest(key, content))
             written = len(content) + _DIGEST_BYTES
-        except OSError:  # full or read-only disk: the cache is a convenience, the answer must still come
-            self._disk_failed = True
+        except (OSError, DiskError) as error:  # the cache is a convenience, the answer must still come
+            self.failure = error
             return
         if self._disk_size is None:
             self._disk_size = self.info().size

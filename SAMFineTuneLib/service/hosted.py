@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
@@ -174,6 +175,8 @@ class HostedSession:
         """Tell what went wrong, as a sentence whatever it was."""
         if isinstance(error, UserError):
             text = str(error)
+        elif refused := disk_error(error):
+            text = str(refused)
         elif is_out_of_memory(error):
             text = "The worker has too little memory for that; close other programs, or take a smaller model or volume."
         elif isinstance(error, ModuleNotFoundError) and error.name:

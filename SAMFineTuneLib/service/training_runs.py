@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import data_folder
 from SAMFineTuneLib.owner import ProcessLock
@@ -126,17 +127,19 @@ class TrainingRun:
         """Start it, or go on with it. With `outlives` it goes on when this program has ended. UserError."""
         if self.is_running:
             raise UserError(f"The training {self.name} is running already{self.owner}.")
-        (self.folder / files.STOP).unlink(missing_ok=True)
-        with open(self.folder / files.EVENTS, "a", encoding="utf-8") as file:
-            file.write('\n{"event": "start"}\n')  # a killed process may have left half a line
         command = [executable or sys.executable, "-m", "SAMFineTuneLib.service.training_process", str(self.folder)]
         try:
+            (self.folder / files.STOP).unlink(missing_ok=True)
+            with open(self.folder / files.EVENTS, "a", encoding="utf-8") as file:
+                file.write('\n{"event": "start"}\n')  # a killed process may have left half a line
             self._starter.start(command, _surroundings(environment, outlives), self.folder / files.LOG)
             for ended in [folder for folder, starter in _STARTED.items() if not starter.alive()]:
                 del _STARTED[ended]
             _STARTED[self.folder] = self._starter
         except OSError as error:
-            raise UserError(f"The training cannot be started with {command[0]} ({error.strerror or error}).") from error
+            raise disk_error(error) or UserError(
+                f"The training cannot be started with {command[0]} ({error.strerror or error})."
+            ) from error
         self.state, self.last = "running", {}
 
     @property

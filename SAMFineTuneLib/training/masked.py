@@ -30,6 +30,7 @@ from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.augment import augment
 from SAMFineTuneLib.training.cases import Case, Labelled
+from SAMFineTuneLib.training.new_model import require_new_model
 from SAMFineTuneLib.training.slices import evenly, slices_of
 
 CHECKPOINT_NAME = "masked-checkpoint.pt"
@@ -115,8 +116,7 @@ def pretrain_masked(
 ) -> ModelFolder:
     """Train the base's image encoder on the volumes of a folder and write a complete model folder."""
     output = Path(output).expanduser()
-    if not resume and (output / "model.json").exists():
-        raise UserError(f"{output} holds a model already; choose another folder.")
+    require_new_model(output, output / CHECKPOINT_NAME, resume)
     if steps < 1 or batch_size < 1:
         raise UserError("Pre-training needs one step and one picture a step, or more.")
     name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
@@ -133,6 +133,7 @@ def pretrain_masked(
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             run.save(checkpoint, step)
             saved = time.monotonic()
+    run.save(checkpoint, step)  # what comes next may fail on a full disk
     folder = _write_model(run.network, base, output, len(pictures), steps, batch_size)
     checkpoint.unlink(missing_ok=True)
     return folder

@@ -26,6 +26,7 @@ from SAMFineTuneLib.inference.candidates import JOINED
 from SAMFineTuneLib.models.architectures import compact
 from SAMFineTuneLib.models.checkpoint import load_own_checkpoint
 from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
+from SAMFineTuneLib.training.new_model import require_new_model
 from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
 from SAMFineTuneLib.training.synthetic import GENERATOR_VERSION, synthetic_pictures
 from SAMFineTuneLib.training.synthetic_random import Random
@@ -412,6 +413,7 @@ def pretrain_synthetic(
     batch_size = batch_size or (8 if torch.device(device).type == "cpu" else 256)
     output_folder = Path(output_folder)
     checkpoint = output_folder / CHECKPOINT_NAME
+    require_new_model(output_folder, checkpoint, resume)
     if resume and checkpoint.exists():
         run = load_run(checkpoint, device)
     else:

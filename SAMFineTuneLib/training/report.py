@@ -152,5 +152,5 @@ def _figure(mean: float | None, span: tuple[float, float] | None) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with atomic_write(path, durable=False) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

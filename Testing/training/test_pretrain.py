@@ -64,9 +64,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, without_export):
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_without_resume_a_run_starts_anew(tmp_path, without_export):
+def test_without_resume_nothing_is_overwritten(tmp_path, without_export):
     train(tmp_path, steps=2)
-    assert [entry["step"] for entry in train(tmp_path, steps=1)] == [1]
+    before = (tmp_path / pretrain.CHECKPOINT_NAME).read_bytes()
+    with pytest.raises(UserError, match="--resume"):
+        train(tmp_path, steps=1)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a model already"):
+        train(tmp_path, steps=1)
+    assert (tmp_path / pretrain.CHECKPOINT_NAME).read_bytes() == before
 
 
 def test_minutes_bound_a_run(tmp_path, without_export):
