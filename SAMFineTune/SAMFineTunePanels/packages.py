@@ -17,17 +17,25 @@ import sys
 
 import qt
 import slicer
+from slicer.i18n import tr as _
+
+
+_PINNED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "Resources", "Packages")
 
 
 class PackageSet:
-    """Packages that are installed together. `probe` is what can be imported once they are there."""
+    """Packages that are installed together: those of the file `requirements`, each in one version and with hashes.
 
-    def __init__(self, name, title, requirements, probe, size):
+    `probe` is what can be imported once they are there; `needs` are (package of Slicer, least version).
+    """
+
+    def __init__(self, name, title, requirements, probe, size, needs=()):
         self.name = name
         self.title = title
         self.requirements = requirements
         self.probe = probe
         self.size = size  # a phrase
+        self.needs = needs
 
     @property
     def folder(self):
@@ -39,36 +47,46 @@ class PackageSet:
             return False
         return importlib.util.find_spec(self.probe) is None
 
+    def require_slicers(self):
+        """UserError when a package of Slicer, which is never replaced, is too old for these."""
+        from importlib.metadata import PackageNotFoundError, version
 
-# Installed without their dependencies, which Slicer has: a second numpy beside Slicer's own helps nobody.
-# ONNX Runtime imports nothing else; what more it declares is for its converters.
+        from SAMFineTuneLib.errors import UserError
+
+        for package, least in self.needs:
+            try:
+                there = version(package)
+            except PackageNotFoundError:
+                there = "0"
+            if [int(part) for part in re.findall(r"\d+", there)[:3]] < [int(part) for part in least.split(".")]:
+                raise UserError(
+                    _("{title} needs {package} {least}, and this Slicer has {there}; use a newer Slicer.").format(
+                        title=self.title, package=package, least=least, there=there if there != "0" else _("none")))
+
+
+# Without NumPy, Pillow and pydicom, which Slicer has: second ones beside Slicer's own help nobody.
 ONNX_RUNTIME = PackageSet(
     "onnxruntime",
-    "ONNX Runtime, which runs the models",
-    ["onnxruntime>=1.17"],
+    _("ONNX Runtime, which runs the models"),
+    os.path.join(_PINNED, "onnxruntime.txt"),
     "onnxruntime",
-    "about 25 MB to download, 70 MB on the disk",
+    _("about 15 MB to download, 45 MB on the disk"),
 )
 DICOM_SEG = PackageSet(
     "highdicom",
-    "highdicom, which writes DICOM SEG",
-    ["highdicom>=0.22", "pyjpegls", "typing-extensions"],
+    _("highdicom, which writes DICOM SEG"),
+    os.path.join(_PINNED, "highdicom.txt"),
     "highdicom",
-    "about 4 MB to download, 12 MB on the disk",
+    _("about 4 MB to download, 12 MB on the disk"),
+    needs=(("pydicom", "3.0.1"),),
 )
-# One set of versions that fit each other; PyTorch itself is the extension PyTorch's business.
 TRAINING = PackageSet(
     "training",
-    "PEFT, which fine-tunes models, and what it stands on",
-    [
-        "peft==0.21.2", "transformers==5.23.0", "tokenizers==0.23.3", "accelerate==1.15.0", "huggingface_hub==2.4.0",
-        "safetensors==0.8.0", "regex", "psutil", "filelock", "fsspec", "packaging", "PyYAML", "tqdm",
-        "typing-extensions", "httpx2", "httpcore2", "anyio", "h11", "idna", "truststore", "onnx==1.23.2",
-        "onnxscript==0.7.2", "onnx-ir==1.1.0", "ml_dtypes", "protobuf", "segment-anything",
-    ],
+    _("PEFT, which fine-tunes models, and what it stands on"),
+    os.path.join(_PINNED, "training.txt"),
     "peft",
-    "about 60 MB to download, 250 MB on the disk",
-)  # fmt: skip
+    _("about 60 MB to download, 250 MB on the disk"),
+)
 
 _PIP = """
 import os, runpy, sys, threading
@@ -109,7 +127,8 @@ def remove_all():
     try:
         os.replace(folder, going)  # all or nothing: half a package would be taken for a whole one
     except OSError as error:
-        raise UserError(f"{folder} is in use ({error.strerror}); restart Slicer and remove it then.") from error
+        sentence = _("{folder} is in use ({why}); restart Slicer and remove it then.")
+        raise UserError(sentence.format(folder=folder, why=error.strerror)) from error
     shutil.rmtree(going, ignore_errors=True)
 
 
@@ -143,11 +162,12 @@ class Installer:
         os.makedirs(downloads, exist_ok=True)
         shutil.rmtree(self._building(), ignore_errors=True)
         common = ["--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:"]
-        common += packages.requirements
+        common += ["--require-hashes", "-r", packages.requirements]
         unpack = ["install", "--no-index", "--find-links", downloads, "--target", self._building(), *common]
         download = ["download", "--find-links", downloads, "-d", downloads, *_raw_progress(), *common]
-        arrived = [name for name in os.listdir(downloads) if name.endswith(".whl")]
-        self._steps = [unpack] if len(arrived) >= len(packages.requirements) else [download, unpack]
+        self._steps = [download, unpack]
+        if any(name.endswith(".whl") for name in os.listdir(downloads)):  # perhaps all of them, put there by hand
+            self._steps = [unpack, *self._steps]
         self._next()
 
     def cancel(self):
@@ -180,7 +200,8 @@ class Installer:
         arguments = self._steps.pop(0)
         self._output = ""
         downloading = arguments[0] == "download"
-        self._progress(("Downloading " if downloading else "Unpacking ") + self._packages.title, None)
+        doing = _("Downloading {title}") if downloading else _("Unpacking {title}")
+        self._progress(doing.format(title=self._packages.title), None)
         process = qt.QProcess(self._parent)
         self._process = process
         environment = qt.QProcessEnvironment()
@@ -202,24 +223,24 @@ class Installer:
         steps = re.findall(r"Progress (\d+) of (\d+)", self._output)
         if steps and int(steps[-1][1]):
             received, total = map(int, steps[-1])
-            amount = f"{received / 1e6:.0f} of {total / 1e6:.0f} MB"
-            self._progress(f"Downloading {self._packages.title}: {amount}", received / total)
+            self._progress(_("Downloading {title}: {received:.0f} of {total:.0f} MB").format(
+                title=self._packages.title, received=received / 1e6, total=total / 1e6), received / total)
 
     def _failed(self, error):
         if error == qt.QProcess.FailedToStart:  # then there is no finished()
-            self._end("Slicer's Python could not be started; install Slicer again.")
+            self._end(_("Slicer's Python could not be started; install Slicer again."))
 
     def _finished(self, exit_code, exit_status):
         self._read()
         if self._cancelled:
-            self._end("The installation was cancelled; press Install to go on where it stopped.")
-        elif exit_code != 0:
-            only_unpacking = not self._steps and "No matching distribution" in self._output
-            logging.error("SAMFineTune: pip failed\n%s", self._output)
-            if only_unpacking:  # what lies there is for another version: fetch it after all
-                shutil.rmtree(self._downloads(), ignore_errors=True)
+            self._end(_("The installation was cancelled; press Install to go on where it stopped."))
+            return
+        failed, left = exit_code != 0, len(self._steps)
+        if failed:
+            logging.log(logging.ERROR if left < 2 else logging.INFO, "SAMFineTune: pip failed\n%s", self._output)
+        if failed and left < 2:
             self._end(self._reason())
-        elif self._steps:
+        elif failed or left == 1:  # not all was there: fetch it; or it has arrived: unpack it
             self._forget_process()
             self._next()
         else:
@@ -227,20 +248,24 @@ class Installer:
             try:
                 os.replace(self._building(), self._packages.folder)
             except OSError as error:
-                self._end(f"{self._packages.title} could not be put into {self._packages.folder} ({error}).")
+                self._end(_("{title} could not be put into {folder} ({why}).").format(
+                    title=self._packages.title, folder=self._packages.folder, why=error))
                 return
             shutil.rmtree(self._downloads(), ignore_errors=True)
             self._end("")
 
     def _reason(self):
         errors = [line.strip() for line in self._output.splitlines() if line.startswith("ERROR")]
-        why = errors[-1][len("ERROR:"):].strip() if errors else "see Slicer's log"
-        python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        return (
-            f"{self._packages.title}: the installation failed ({why.rstrip('.')}). Check the network or proxy and "
-            f"press Install again; without a network, first put the file (.whl) for Python {python} into "
-            f"{self._downloads()}."
-        )
+        why = errors[-1][len("ERROR:"):].strip() if errors else _("see Slicer's log")
+        if "DO NOT MATCH THE HASHES" in self._output:
+            why = _("a file that arrived is not the one that belongs to this version of SAMFineTune")
+        return _(
+            "{title}: the installation failed ({why}). Check the network or proxy and press Install again; without a "
+            "network, first put the files (.whl) for Python {python} that {requirements} names into {folder}."
+        ).format(
+            title=self._packages.title, why=why.rstrip("."), requirements=self._packages.requirements,
+            python=f"{sys.version_info[0]}.{sys.version_info[1]}", folder=self._downloads(),
+        )  # fmt: skip
 
     def _end(self, error):
         self._forget_process()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import os
+import re
 import zipfile
 
 import pytest
@@ -29,10 +32,19 @@ def wheels(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small():
+def pins(wheels, tmp_path):
+    """A file that names that package, with its hash."""
+    wheel = next(wheels.glob("*.whl")).read_bytes()
+    file = tmp_path / "small.txt"
+    file.write_text(f"smallpackage==1.0 --hash=sha256:{hashlib.sha256(wheel).hexdigest()}\n")
+    return str(file)
+
+
+@pytest.fixture
+def small(pins):
     from SAMFineTunePanels.packages import PackageSet
 
-    return PackageSet("small", "a small package", ["smallpackage"], "smallpackage", "1 kB")
+    return PackageSet("small", "a small package", pins, "smallpackage", "1 kB")
 
 
 @pytest.fixture
@@ -73,6 +85,40 @@ def test_without_network_it_is_a_sentence_and_a_file_by_hand_helps(desktop, whee
     assert install.done_seen[1] == "" and not small.missing()
 
 
+def test_another_file_than_the_pinned_one_is_refused(desktop, wheels, small, install):
+    with zipfile.ZipFile(next(wheels.glob("*.whl")), "a") as wheel:
+        wheel.writestr("smallpackage/more.py", "tampered = True\n")
+    install.start(small)
+    desktop.wait(lambda: install.done_seen)
+    assert "not the one" in install.done_seen[0] and small.missing()
+
+
+def test_everything_that_is_installed_has_one_version_and_hashes():
+    from SAMFineTunePanels import packages
+
+    for wanted in (packages.ONNX_RUNTIME, packages.DICOM_SEG, packages.TRAINING):
+        with open(wanted.requirements, encoding="utf-8") as file:
+            lines = file.read().replace("\\\n", " ").splitlines()
+        assert lines and "://" not in "".join(lines)
+        names = []
+        for line in lines:
+            assert re.match(r"[a-z0-9-]+==[0-9.]+( ;|\s)", line) and "--hash=sha256:" in line
+            names.append(line.partition("==")[0])
+        assert wanted.probe in names
+        assert not {"numpy", "pydicom", "pillow", "torch", "vtk"} & set(names)  # Slicer's and PyTorch's own
+
+
+def test_a_slicer_whose_own_package_is_too_old_is_a_sentence(monkeypatch):
+    from SAMFineTunePanels import packages
+
+    from SAMFineTuneLib.errors import UserError
+
+    packages.DICOM_SEG.require_slicers()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.4.4")
+    with pytest.raises(UserError, match=r"pydicom 3\.0\.1.*2\.4\.4"):
+        packages.DICOM_SEG.require_slicers()
+
+
 def test_cancelling_ends_the_process_and_says_how_to_go_on(desktop, wheels, small, install):
     install.start(small)
     desktop.wait(lambda: desktop.processes(), 10)
@@ -91,10 +137,10 @@ def test_closing_the_panel_ends_an_installation(desktop, wheels, small, install)
     assert not desktop.processes() and not install.done_seen
 
 
-def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, monkeypatch):
+def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, pins, monkeypatch):
     from SAMFineTunePanels import packages
 
-    runtime = packages.PackageSet("small", "the runtime", ["smallpackage"], "smallpackage", "1 kB")
+    runtime = packages.PackageSet("small", "the runtime", pins, "smallpackage", "1 kB")
     monkeypatch.setattr(packages, "ONNX_RUNTIME", runtime)
     desktop.load_phantom()
     panel = desktop.open()
@@ -108,10 +154,10 @@ def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, monkeyp
     assert runtime.folder in panel_environment(packages)["PYTHONPATH"]
 
 
-def test_what_was_installed_is_removed_on_demand(desktop, wheels, monkeypatch):
+def test_what_was_installed_is_removed_on_demand(desktop, wheels, pins, monkeypatch):
     from SAMFineTunePanels import packages, server
 
-    runtime = packages.PackageSet("small", "the runtime", ["smallpackage"], "smallpackage", "1 kB")
+    runtime = packages.PackageSet("small", "the runtime", pins, "smallpackage", "1 kB")
     monkeypatch.setattr(packages, "ONNX_RUNTIME", runtime)
     desktop.load_phantom()
     panel = desktop.open()
