@@ -9,17 +9,18 @@ from slicer.i18n import tr as _
 
 from . import packages, settings
 from .exporting import Exporting
-from .qt_helpers import Connections, load_ui, set_text, set_visible
+from .qt_helpers import Connections, confirmed, load_ui, set_visible
 
 ENDINGS = ("", ".nii.gz", ".nrrd", ".seg.nrrd", ".dcm")
+_TOPIC = "export"
 
 
 class ExportSection:
-    """Writes into a folder; a file that is there already gets a neighbour, it is never replaced."""
+    """Writes into a folder; a file that is there already is replaced only when the user says so."""
 
-    def __init__(self, host, resource_path, install):
+    def __init__(self, host, resource_path, ask_to_install):
         self.host = host
-        self._install = install
+        self._ask_to_install = ask_to_install
         self.widget, self.ui = load_ui(resource_path, "Export")
         self._connections = Connections()
         self.ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
@@ -53,17 +54,16 @@ class ExportSection:
     def export(self):
         """What cannot be exported is said in the panel."""
         session = self.host.session
-        if session is None or session.segmentation_node is None:
-            return
-        if self.ending == ".dcm" and packages.DICOM_SEG.missing():
-            wanted = packages.DICOM_SEG
-            self.host.say(_("DICOM SEG needs {title} ({size}); it is being installed.").format(
-                title=wanted.title, size=wanted.size))
-            self._install(wanted, self.export)
-            return
-        self.last = None
-        set_text(self.ui.exportLabel, "")
-        self.host.act(self._export, session)
+        if session is not None and session.segmentation_node is not None:
+            self.last = None
+            self._guarded(self._export, session)
+
+    def _guarded(self, action, *arguments):
+        """What it is refused for stays to be read until the next export."""
+        try:
+            action(*arguments)
+        except Exception as error:
+            self.host.refused(error, _("The export"), _TOPIC)
 
     def _export(self, session):
         from SAMFineTuneLib.mrml import export
@@ -73,27 +73,43 @@ class ExportSection:
         if not self.ending:
             self._run(_("Making a label map"), export.labelmap_node_steps(segmentation, volume, ids), self._made)
             return
-        path = self._free_path(segmentation.GetName())
+        path = self._path(segmentation.GetName())
         files = ()
         if self.ending == ".dcm":
             files = dicom_files(volume)
+            export.require_series(files)  # before anything is installed or asked
+            if packages.DICOM_SEG.missing():
+                packages.DICOM_SEG.require_slicers()
+                self._ask_to_install(packages.DICOM_SEG, self.export)
+                return
             if packages.DICOM_SEG.folder not in sys.path and os.path.isdir(packages.DICOM_SEG.folder):
                 sys.path.append(packages.DICOM_SEG.folder)  # last: what Slicer has itself counts first
+        if os.path.exists(path) and not self._may_replace(path):
+            self.host.say(_("Nothing was written: {file} is there already.").format(file=path), _TOPIC)
+            return
         steps = export.export_steps(path, segmentation, volume, ids, files)
+        count = len(segmentation.GetSegmentation().GetSegmentIDs() if ids is None else ids)
         text = _("Writing {file}").format(file=os.path.basename(path))
-        self._run(text, steps, lambda notes: self._wrote(path, notes))
+        self._run(text, steps, lambda notes: self._wrote(path, count, notes))
 
     def _run(self, text, steps, done):
-        self.host.run(Exporting(text, steps, done, lambda error: self.host.refused(error, text)))
+        self.host.run(Exporting(text, steps, done, lambda error: self.host.refused(error, text, _TOPIC)))
 
     def _made(self, node):
         self.last = node
-        set_text(self.ui.exportLabel, _("Made the label map {name}.").format(name=node.GetName()))
+        self.host.say(_("Made the label map {name}, which is in this scene.").format(name=node.GetName()), _TOPIC)
 
-    def _wrote(self, path, notes):
+    def _wrote(self, path, count, notes):
         self.last = path
-        settings.write("ExportFolder", os.path.dirname(path))
-        set_text(self.ui.exportLabel, " ".join([_("Wrote {path}.").format(path=path), *notes]))
+        folder, file = os.path.split(path)
+        settings.write("ExportFolder", folder)
+        wrote = _("Wrote {file} into {folder}; segments: {count}.").format(file=file, folder=folder, count=count)
+        self.host.say(" ".join([wrote, *notes]), _TOPIC, folder)
+
+    @staticmethod
+    def _may_replace(path):
+        question = _("{file} is in {folder} already. It will be replaced.")
+        return confirmed(question.format(file=os.path.basename(path), folder=os.path.dirname(path)), _("Replace"))
 
     def _segment_ids(self, node):
         if not self.ui.visibleOnlyBox.checked:
@@ -101,18 +117,14 @@ class ExportSection:
         display = node.GetDisplayNode()
         return [i for i in node.GetSegmentation().GetSegmentIDs() if display is None or display.GetSegmentVisibility(i)]
 
-    def _free_path(self, name):
+    def _path(self, name):
         from SAMFineTuneLib.errors import UserError
 
         folder = self.ui.folderEdit.currentPath.strip()
         if not os.path.isdir(folder):
-            raise UserError(_("“{folder}” is no folder; choose one to export into.").format(folder=folder))
+            raise UserError(_("“{folder}” is not a folder; choose one to export into.").format(folder=folder))
         stem = "".join(c if c.isalnum() or c in " -_()" else "_" for c in name).strip() or "segmentation"
-        number, path = 1, os.path.join(folder, stem + self.ending)
-        while os.path.exists(path):
-            number += 1
-            path = os.path.join(folder, f"{stem} {number}{self.ending}")
-        return path
+        return os.path.join(folder, stem + self.ending)
 
 
 def dicom_files(volume_node):

@@ -19,7 +19,6 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-
 _PINNED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "Resources", "Packages")
 
 
@@ -70,7 +69,7 @@ ONNX_RUNTIME = PackageSet(
     _("ONNX Runtime, which runs the models"),
     os.path.join(_PINNED, "onnxruntime.txt"),
     "onnxruntime",
-    _("about 15 MB to download, 45 MB on the disk"),
+    _("about 17 MB to download, 55 MB on the disk"),
 )
 DICOM_SEG = PackageSet(
     "highdicom",
@@ -85,7 +84,7 @@ TRAINING = PackageSet(
     _("PEFT, which fine-tunes models, and what it stands on"),
     os.path.join(_PINNED, "training.txt"),
     "peft",
-    _("about 60 MB to download, 250 MB on the disk"),
+    _("about 45 MB to download, 260 MB on the disk"),
 )
 
 _PIP = """

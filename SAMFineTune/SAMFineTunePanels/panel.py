@@ -47,7 +47,7 @@ class Panel:
         self.model = ModelSection(self.host, resource_path, self.status.install)
         self.train = TrainSection(self.host, resource_path, self.status.install, self.model.use_adapter)
         self.server = ServerSection(self.host, resource_path, self._server_changed, self._remove_packages)
-        self.export = ExportSection(self.host, resource_path, self.status.install)
+        self.export = ExportSection(self.host, resource_path, self.status.ask_to_install)
         self.sections = (
             self.status, self.input, self.prompts, self.segments, self.propagate, self.automatic, self.model,
             self.train, self.server, self.export,

@@ -128,8 +128,8 @@ def export_steps(
     """`export_file` in steps, up to the writing itself: that is what the returned function does. It knows no node any
     more, so it may run in a thread beside the scene; it returns sentences to show, and raises UserError."""
     is_dicom = str(path).lower().endswith(".dcm")
-    if is_dicom and not dicom_files:
-        raise UserError("DICOM SEG refers to a DICOM series, and this volume is not from one; write .seg.nrrd.")
+    if is_dicom:
+        require_series(dicom_files)
     found = yield from labelmap_steps(segmentation_node, volume_node, segment_ids)
 
     def write() -> tuple[str, ...]:
@@ -139,6 +139,18 @@ def export_steps(
         return (*found.notes, *write_labelmap(path, grid.array, grid, found.segments))
 
     return write
+
+
+def require_series(dicom_files: Sequence[str | Path]) -> None:
+    """UserError when these are not the files of a series that a DICOM SEG could refer to. Reads none of them."""
+    if not dicom_files:
+        raise UserError("DICOM SEG refers to a DICOM series, and this volume is not from one; write .seg.nrrd.")
+    gone = [file for file in dicom_files if not Path(file).is_file()]
+    if gone:
+        raise UserError(
+            f"{len(gone)} of the {len(dicom_files)} files of this volume's DICOM series are no longer where Slicer's "
+            "DICOM database says; import the series again, or write .seg.nrrd."
+        )
 
 
 def own_affine(volume_node) -> np.ndarray:

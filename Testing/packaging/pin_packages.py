@@ -54,8 +54,8 @@ def main() -> None:
             for python in PYTHONS:
                 _uv("--no-deps", "--python-platform", system, "--python-version", python, lines=[str(path)])
         for end in (0, 1):
-            slicers = [f"{package}=={versions[end]}" for package, versions in OF_SLICER.items()]
-            _uv("--python-version", "3.12", lines=[*sorted(own), *(s for s in slicers if s.partition("==")[0] in found)])
+            slicers = [f"{package}=={versions[end]}" for package, versions in OF_SLICER.items() if package in found]
+            _uv("--python-version", "3.12", lines=[*sorted(own), *slicers])
         print(f"{path.name}: {len(own)} packages, {pinned.count('--hash')} files")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 
@@ -318,28 +320,80 @@ def test_export(work, tmp_path):
     export = work.panel.export
     export.ui.folderEdit.currentPath = str(tmp_path)
     work.desktop.wait(lambda: export.ui.exportButton.enabled)
-    for index in (1, 2, 3, 1):
+    for index in (1, 2, 3):
         export.ui.formatSelector.setCurrentIndex(index)
         press_export(work.desktop)
         image = sitk.ReadImage(export.last)
         assert ((sitk.GetArrayFromImage(image) > 0) == work.voxels()).all()
-    assert len(list(tmp_path.glob("*.nii.gz"))) == 2  # nothing is overwritten
     export.ui.formatSelector.setCurrentIndex(0)
     press_export(work.desktop)
     assert export.last.IsA("vtkMRMLLabelMapVolumeNode")
     export.ui.formatSelector.setCurrentIndex(1)
     export.ui.folderEdit.currentPath = str(tmp_path / "nowhere")
     press_export(work.desktop)
-    assert any("no folder" in text for text in work.desktop.messages())
+    assert any("not a folder" in text for text in work.desktop.messages())
 
 
-def test_dicom_seg_of_what_is_not_dicom_is_a_sentence(work, tmp_path):
+def test_a_finished_export_says_what_and_where_with_a_link(work, tmp_path, monkeypatch):
     boxed(work)
+    panel = work.panel
+    folder = tmp_path / "exports & <more>"
+    folder.mkdir()
+    panel.export.ui.folderEdit.currentPath = str(folder)
+    panel.export.ui.formatSelector.setCurrentIndex(1)
+    press_export(work.desktop)
+    said = work.desktop.messages()[-1]
+    assert os.path.basename(panel.export.last) in said and str(folder) in said and "segments: 1" in said
+    opened = []
+    monkeypatch.setattr(qt.QDesktopServices, "openUrl", lambda address: opened.append(address.toLocalFile()))
+    link = re.search('href="([^"]*)"', panel.status.ui.messageText.html)[1]
+    panel.status.ui.messageText.anchorClicked.emit(qt.QUrl(link.replace("&amp;", "&")))
+    assert [os.path.normpath(path) for path in opened] == [str(folder)]
+
+
+def test_an_existing_file_is_asked_about_and_never_replaced_unasked(work, tmp_path, monkeypatch):
+    from SAMFineTunePanels import export as section
+
+    boxed(work)
+    export, asked, answer = work.panel.export, [], []
+    monkeypatch.setattr(section, "confirmed", lambda text, button: asked.append(text) or answer[0])
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    export.ui.folderEdit.currentPath = str(folder)
+    export.ui.formatSelector.setCurrentIndex(1)
+    press_export(work.desktop)
+    (file,) = folder.iterdir()
+    assert not asked
+    file.write_bytes(b"corrected by hand")
+    answer[:] = [False]
+    press_export(work.desktop)
+    assert file.name in asked[0] and file.read_bytes() == b"corrected by hand" and export.last is None
+    assert "Nothing was written" in work.desktop.messages()[-1]
+    answer[:] = [True]
+    press_export(work.desktop)
+    assert (sitk.GetArrayFromImage(sitk.ReadImage(export.last)) > 0).any() and len(list(folder.iterdir())) == 1
+
+
+def test_dicom_seg_of_what_is_not_dicom_is_a_sentence_before_anything_is_installed(work, tmp_path, monkeypatch):
+    from SAMFineTunePanels import packages, status
+
+    boxed(work)
+    asked = []
+    monkeypatch.setattr(packages.DICOM_SEG, "probe", "a_package_that_nobody_has")
+    monkeypatch.setattr(status, "confirmed", lambda text, button: asked.append(text))
     export = work.panel.export
     export.ui.folderEdit.currentPath = str(tmp_path)
     export.ui.formatSelector.setCurrentIndex(4)
     press_export(work.desktop)
     assert any("DICOM" in text for text in work.desktop.messages()) and export.last is None
+    assert not asked and not work.panel.status.installer.running
+    monkeypatch.setattr(sys.modules["SAMFineTunePanels.export"], "dicom_files", lambda node: [__file__])
+    press_export(work.desktop)
+    assert "highdicom" in asked[0] and "MB" in asked[0]  # what and how large; the answer was no
+    assert not work.panel.status.installer.running and export.last is None
+    monkeypatch.setattr(sys.modules["SAMFineTunePanels.export"], "dicom_files", lambda node: [__file__, "/gone.dcm"])
+    press_export(work.desktop)
+    assert "1 of the 2 files" in work.desktop.messages()[-1] and len(asked) == 1
 
 
 def test_dicom_seg_refers_to_the_series_in_slicers_database(desktop, tmp_path, monkeypatch):
