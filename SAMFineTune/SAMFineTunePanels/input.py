@@ -191,12 +191,22 @@ class InputSection:
                 self.ui.lowSpinBox.value = window.low
                 self.ui.highSpinBox.value = window.high
 
+    def _forget_window(self):
+        """There is no volume any more that would be seen in it."""
+        self._window = self._previewed = None
+        for label in (self.ui.windowLabel, self.ui.shortWindowLabel):
+            set_text(label, "")
+        self.ui.shortWindowLabel.toolTip = ""
+        self.ui.previewLabel.clear()
+
     # ---- preview
 
     def refresh(self):
         session = self.host.session
         if session is None:
             set_visible(self.ui.alignRow, False)
+            if self._window is not None:
+                self._forget_window()
             return
         self._follow_session(session)
         if time.monotonic() < self._look_after:
@@ -215,6 +225,8 @@ class InputSection:
             if selector.currentNode() is not node:
                 with quiet(selector):
                     selector.setCurrentNode(node)
+        if session.volume is None and self._window is not None:
+            self._forget_window()
 
     def _views_are_oblique(self, volume):
         from SAMFineTuneLib.mrml.slice_views import view_kind

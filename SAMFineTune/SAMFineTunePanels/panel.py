@@ -32,7 +32,6 @@ class Panel:
         self.shown = False
         self._loading = False
         self._offer_after = 0.0
-        self._armed = False  # whether a tool was made active for the user, which happens once for a scene
         self.starter = None  # of the worker's process, None when it runs elsewhere
         self._connections = Connections()
         self._observers = NodeObservers()
@@ -73,6 +72,8 @@ class Panel:
         self.widget.layout().insertWidget(0, self.status.widget)
         sections = self.ui.sections.layout()
         for section in self.sections[1:]:
+            # As high as it should be, neither squeezed when there is little room nor spread when there is much.
+            section.widget.setSizePolicy(qt.QSizePolicy.Preferred, qt.QSizePolicy.Fixed)
             sections.addWidget(section.widget)
         sections.addStretch(1)
         layout.addWidget(self.widget)
@@ -138,10 +139,9 @@ class Panel:
             self._volume_chosen(session.volume_node)
 
     def _volume_chosen(self, node):
-        """The first click needs no other one before it: the tool for it is active. Once; then the user chooses."""
-        if self.shown and not self._armed and self.prompts.tool is None and not self.host.session.prompts:
-            self._armed = True
-            self.prompts.choose("positive")
+        """The tool that the user has chosen works on every volume, until the user puts it away."""
+        if self.shown:
+            self.prompts.resume()
 
     # ---- the worker
 
@@ -163,7 +163,7 @@ class Panel:
 
     def _server_changed(self):
         """End the session here and go on with it there: the scene knows all there is to know."""
-        self.prompts.choose(None)
+        self.prompts.rest()
         self.host.stop()
         self.host.remote = self.server.remote
         self.status.check_runtime()
@@ -185,10 +185,10 @@ class Panel:
     # ---- the scene
 
     def _scene_starts_closing(self, caller, event):
-        self.prompts.choose(None)
+        self.prompts.rest()
         self.host.stop()
         self.train.scene_closes()
-        self._armed = self.input.declined = False
+        self.input.declined = False
         self.status.dismiss()
 
     def _scene_closed(self, caller, event):
@@ -198,7 +198,7 @@ class Panel:
 
     def _scene_starts_importing(self, caller, event):
         self._loading = True
-        self.prompts.choose(None)
+        self.prompts.rest()
 
     def _scene_imported(self, caller, event):
         self._loading = False

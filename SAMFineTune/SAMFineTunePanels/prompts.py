@@ -19,6 +19,7 @@ TOOLS = {  # kind -> (button, icon, hint)
     "scribble+": ("scribbleButton", "ScribblePositive", _("Draw a line through the structure.")),
     "scribble-": ("eraseScribbleButton", "ScribbleNegative", _("Draw a line over what does not belong to it.")),
 }
+FIRST_TOOL = "positive"  # so that the first click needs no other one before it
 LIST_EVERY = 0.1  # s between two looks at what there is to list
 _NO_TOOL = _("Choose a tool to point at a structure.")
 _NO_VOLUME = _("Choose a volume first.")
@@ -31,7 +32,8 @@ class PromptsSection:
         self.host = host
         self.widget, self.ui = load_ui(resource_path, "Prompts")
         self._connections = Connections()
-        self.tool = None
+        self.chosen = FIRST_TOOL  # by the user: stays so until put away
+        self.tool = None  # the active one: at rest without a volume, and while the module is not shown
         self.placed = 0  # by tools, since the panel was made
         self._band = None
         self._listed = None
@@ -87,7 +89,7 @@ class PromptsSection:
 
     def leave(self):
         """Nothing of ours may act in the views any more."""
-        self.choose(None)
+        self.rest()
         self.shortcuts.remove()
 
     def views_changed(self):
@@ -98,13 +100,24 @@ class PromptsSection:
     # ---- tools
 
     def choose(self, kind):
-        """Make this the one active tool; None is none."""
+        """Make this the user's tool from now on, on every volume; None puts the tool away."""
+        self.chosen = kind
+        if kind is not None and self.host.start().volume_node is None:
+            self.host.warn(_NO_VOLUME)
+            kind = None
+        self._activate(kind)
+
+    def rest(self):
+        """No tool is active; `resume` takes the chosen one up again."""
+        self._activate(None)
+
+    def resume(self):
+        """There is a volume: the chosen tool is active."""
+        if self.tool != self.chosen or self.tool in POINTS:  # Slicer's place mode ends with the volume before
+            self._activate(self.chosen)
+
+    def _activate(self, kind):
         session = self.host.session
-        if kind is not None:
-            session = self.host.start()
-            if session.volume_node is None:
-                self.host.warn(_NO_VOLUME)
-                kind = None
         self._stop_band()
         if self.tool in POINTS and kind not in POINTS and session is not None:
             self.host.act(session.stop_placing)
@@ -159,12 +172,19 @@ class PromptsSection:
         boxes = [scene.GetNthNodeByClass(n, name) for n in range(scene.GetNumberOfNodesByClass(name))]
         return not any(grabs(box, view.node, position, screen) for box in boxes)
 
-    def _watch_place_mode(self):
-        """A right click in a view ends Slicer's place mode without asking us."""
+    def _watch_tool(self):
+        """A right click in a view ends Slicer's place mode, and puts the tool away. It rests when volume or
+        segmentation were deleted."""
         session = self.host.session
-        if self.tool in POINTS and session is not None and session.placing.kind != self.tool:
-            self.tool = None
-            self._show_tool()
+        if self.tool is None or session is None:
+            return
+        if session.volume_node is None:
+            self.rest()
+        elif self.tool in POINTS and session.placing.kind != self.tool:
+            if session.segmentation_node is None:
+                self.rest()
+            else:
+                self.choose(None)
 
     # ---- keys
 
@@ -234,7 +254,7 @@ class PromptsSection:
         self.refresh()
 
     def refresh(self):
-        self._watch_place_mode()
+        self._watch_tool()
         self._show_hint()
         if time.monotonic() >= self._list_after:
             self._list_after = time.monotonic() + LIST_EVERY

@@ -50,7 +50,8 @@ class SelfTest:
 
     def finish(self):
         if self.panel is not None:
-            self.panel.prompts.choose(None)
+            self.panel.prompts.rest()
+            self.panel.prompts.chosen = "positive"
         slicer.mrmlScene.Clear(False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -66,6 +67,7 @@ class SelfTest:
         self.test.assertFalse(
             self.panel.status.runtime_missing(), "ONNX Runtime is missing: press Install in the panel first"
         )
+        self.panel.prompts.chosen = "positive"  # as when Slicer has just been started
         self.load()
 
     def load(self, parent=None):

@@ -87,6 +87,7 @@ def test_leaving_and_entering_adds_nothing(work):
     assert interaction.GetCurrentInteractionMode() != interaction.Place
     desktop.open()
     settle(desktop)
+    assert work.panel.prompts.tool == "box"  # taken up again
     here = count(desktop)
     for _ in range(3):
         desktop.leave()
@@ -134,13 +135,54 @@ def test_closing_the_scene_and_starting_anew(work):
     desktop.scene.Clear(False)
     desktop.pass_time(0.2)
     assert work.panel.prompts.tool is None
+    assert work.panel.input.ui.windowLabel.text == work.panel.input.ui.shortWindowLabel.text == ""
     assert count(desktop)["view observers"] < before["view observers"]
     desktop.wait(lambda: not desktop.processes(), 10)
     node, volume, labels = desktop.load_phantom()
     work.node, work.volume, work.labels = node, volume, labels
-    desktop.wait(lambda: work.panel.prompts.tool == "positive", 5)
+    desktop.wait(lambda: work.panel.prompts.tool == "scribble+", 5)
+    work.panel.prompts.choose("positive")
     clicked(work)
     assert len(desktop.processes()) == 1
+    assert "240" in work.panel.input.ui.shortWindowLabel.text
+
+
+@pytest.mark.parametrize("tool", ["negative", "box"])
+def test_the_chosen_tool_stays_until_it_is_put_away(work, tool):
+    """On another volume, in another segment, after leaving the module, in another scene."""
+    desktop, prompts, scene = work.desktop, work.panel.prompts, work.desktop.scene
+    prompts.choose(tool)
+    button = work.ui.negativeButton if tool == "negative" else work.ui.boxButton
+    interaction = scene.GetFirstNodeByClass("vtkMRMLInteractionNode")
+
+    def active():
+        desktop.pass_time(0.3)
+        placing = interaction.GetCurrentInteractionMode() == interaction.Place
+        return prompts.tool == tool and button.checked and placing == (tool == "negative")
+
+    other = desktop.load_phantom(seed=2)[0]
+    work.panel.input.ui.volumeSelector.setCurrentNode(other)
+    assert active()
+    work.panel.segments.add()
+    assert active()
+    desktop.leave()
+    assert prompts.tool is None and not button.checked
+    desktop.open()
+    assert active()
+    scene.RemoveNode(other)
+    desktop.pass_time(0.3)
+    assert work.session.volume_node is not None or prompts.tool is None
+    scene.Clear(False)
+    desktop.load_phantom()
+    interaction = scene.GetFirstNodeByClass("vtkMRMLInteractionNode")
+    desktop.wait(lambda: work.session is not None and work.session.volume_node is not None, 5)
+    assert active()
+    prompts.act("stop")
+    desktop.leave()
+    desktop.open()
+    work.panel.input.ui.volumeSelector.setCurrentNode(desktop.load_phantom(seed=2)[0])
+    desktop.pass_time(0.3)
+    assert prompts.tool is None  # put away
 
 
 def test_switching_volumes_and_back(work):
