@@ -144,6 +144,10 @@ def _segment(
     from SAMFineTuneLib.service.learned import learned_orientation
 
     volume = read_volume(source, args.series)
+    if target.name.lower().endswith(".dcm"):
+        from SAMFineTuneLib.images.dicom_seg import check_dicom_seg
+
+        check_dicom_seg(volume)
     window = choose_window(volume, args.window or recipe.get("window"))
     orientation = args.orientation or learned_orientation(volume, recipe)
     describe.print_inputs(volume, window, predictor, args.adapter)

@@ -199,15 +199,12 @@ def _planes(planes: list[SlicePlane]) -> str:
 
 def _check_outputs(args: argparse.Namespace, volume: Volume) -> None:
     """Find out before the long work what the formats ask for."""
-    from importlib.util import find_spec
-
     if args.picture and not args.picture.lower().endswith(".png"):
         raise UserError(f"The picture {args.picture} must end in .png.")
     if args.output.lower().endswith(".dcm"):
-        if volume.source is None or volume.source.format != "DICOM":
-            raise UserError("DICOM SEG refers to a DICOM series, which this volume is not; choose .seg.nrrd.")
-        if find_spec("highdicom") is None:
-            raise UserError('DICOM SEG needs one more package: pip install "samfinetune[dicom-seg]".')
+        from SAMFineTuneLib.images.dicom_seg import check_dicom_seg
+
+        check_dicom_seg(volume)
 
 
 def _require_not_read(targets: Iterable[Path], inputs: Iterable[Path]) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.dicom_geometry import Stack, normal_of, same_stack, stack_frames
+from SAMFineTuneLib.images.dicom_geometry import Stack, same_stack, stack_frames
 from SAMFineTuneLib.images.dicom_headers import Frame, Header, UnreadableFile, may_be_cut_off, read_header
 from SAMFineTuneLib.images.dicom_pixels import assemble, read_frames
-from SAMFineTuneLib.images.dicom_volumes import volumes_of
+from SAMFineTuneLib.images.dicom_volumes import left_out, volumes_of
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource, describe_place
 from SAMFineTuneLib.images.window import IntensityWindow
 
@@ -263,8 +263,9 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
         if not whole:
             raise next(iter(failures.values()))
         stack = stack_frames(whole, step=float(np.linalg.norm(stack.affine[:3, 2])))
-        notes += [f"{_named(series.frames, path)} was left out: {error}" for path, error in failures.items()]
-    own = [one for one in unreadable if one.series_uid in ("", series.series_uid)]
+        first = {frame.file: frame for frame in reversed(series.frames)}
+        notes += [left_out(first[path], error) for path, error in failures.items()]
+    own = [one for one in unreadable if series.series_uid.startswith(one.series_uid)]  # "", or cut off itself
     _require_no_forbidden_slice(own, stack)
     notes = [*_left_out(own), *notes, *stack.warnings]
     array, mirrors = assemble(stack, pieces)
@@ -278,12 +279,6 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
         source=_source(stack, series),
         warnings=tuple(notes),
     )
-
-
-def _named(frames: Sequence[Frame], path: Path) -> str:
-    (frame, *_) = (frame for frame in frames if frame.file == path)
-    where = "" if frame.position is None else f" at {describe_place(frame.position, normal_of(frame))}"
-    return f"The slice of “{path.name}”{where}"
 
 
 def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: Stack) -> None:

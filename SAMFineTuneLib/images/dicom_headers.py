@@ -17,6 +17,8 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
+from pydicom.tag import Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import dicom_traits
@@ -146,10 +148,11 @@ def read_header(path: Path) -> Header | str | None:
         if len(start) < _SHORTEST or start[:2] not in (b"\2\0", b"\x08\0") or start[3] != 0:
             return None
     try:
-        with warnings.catch_warnings():
+        with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's remarks on values that this reader does not use
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
-            return _header(path, dataset)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+            # A file that is cut off within a value gives what is left of it, and no pixels follow.
+            return _header(path, dataset, at_pixels=bool(file.read(1)))
     except MemoryError:
         raise
     except UnreadableFile:
@@ -165,7 +168,8 @@ def read_header(path: Path) -> Header | str | None:
 def may_be_cut_off(path: Path) -> bool:
     """Whether a file is so short that nothing tells what it was, and holds nothing else than DICOM would."""
     start = _beginning(path)
-    return len(start) < _SHORTEST and (not start.strip(b"\0") or start[:2] in (b"\2\0", b"\x08\0"))
+    as_begun = not start[:128].strip(b"\0") and b"DICM".startswith(start[128:])
+    return len(start) < _SHORTEST and (as_begun or start[:2] in (b"\2\0", b"\x08\0"))
 
 
 def _beginning(path: Path) -> bytes:
@@ -189,7 +193,7 @@ def _damaged(path: Path) -> UnreadableFile:
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            known = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
+            known = [Tag(name) for name in ("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient")]
             data = io.BytesIO(file.read(1 << 20))
             found = read_partial(data, lambda tag, _vr, _length: tag >= _AFTER_PLACE, force=True, specific_tags=known)
     except Exception:  # noqa: S110 the damage lies before; nothing is known then
@@ -204,16 +208,21 @@ def _damaged(path: Path) -> UnreadableFile:
     )
 
 
-def _header(path: Path, dataset: Dataset) -> Header | str | None:
+def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | None:
     meta = getattr(dataset, "file_meta", None) or Dataset()
-    sop_class = uid(read_value(dataset, "SOPClassUID") or read_value(meta, "MediaStorageSOPClassUID"))
+    sop_class = uid(read_value(meta, "MediaStorageSOPClassUID") or read_value(dataset, "SOPClassUID"))
     if sop_class in _NOT_TO_SEGMENT:
         return _NOT_TO_SEGMENT[sop_class]
+    deflated = uid(read_value(meta, "TransferSyntaxUID")) == DeflatedExplicitVRLittleEndian
     rows, columns = (whole_number(read_value(dataset, name)) for name in ("Rows", "Columns"))
     if not (rows and columns):
-        if not sop_class or pydicom.uid.UID(sop_class).name.endswith("Image Storage"):
+        series_uid = uid(read_value(dataset, "SeriesInstanceUID"))
+        kind = UID(sop_class).name  # the UID itself when DICOM knows none such: a private one, or one cut off
+        if not sop_class or kind.endswith("Image Storage") or (kind == sop_class and not series_uid):
             raise _damaged(path)
         return None
+    if not at_pixels and not deflated:
+        raise _damaged(path)
     series_number = number(read_value(dataset, "SeriesNumber"))
     return Header(
         file=path,

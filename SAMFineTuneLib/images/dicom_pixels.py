@@ -53,12 +53,12 @@ _FORMAT = [
     "HighBit",
     "PixelRepresentation",
 ]
+_OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 _TAGS = [
     *_FORMAT,
+    *_OFFSETS,
     "NumberOfFrames",
     "PixelData",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
     "ModalityLUTSequence",
@@ -90,12 +90,9 @@ def read_frames(frames: Sequence[Frame]) -> tuple[dict[int, Piece], dict[Path, U
     return pieces, failures
 
 
-def pixel_digest(frame: Frame) -> bytes | None:
-    """What a frame shows, the same for the same values however they are stored; None when it cannot be decoded."""
-    try:
-        (piece,) = _read_file(frame.file, [frame])
-    except UserError:
-        return None
+def pixel_digest(frame: Frame) -> bytes:
+    """What a frame shows, the same for the same values however they are stored. UserError when it is damaged."""
+    (piece,) = _read_file(frame.file, [frame])
     return hashlib.sha256(np.ascontiguousarray(piece.values, np.float64).data).digest()
 
 
@@ -205,6 +202,8 @@ def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
         if not getattr(dataset, "file_meta", None):
             dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = syntax
+        for table in _OFFSETS:  # of no meaning here
+            dataset.pop(table, None)
         values = np.asarray(pixel_array(dataset))
         values = values if int(dataset.get("NumberOfFrames") or 1) > 1 else values[None]
         values = values[list(frames)]
@@ -219,11 +218,7 @@ def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
 
 def _decode_with_gdcm(dataset: Dataset, syntax: pydicom.uid.UID, frames: Sequence[int]) -> np.ndarray:
     count = int(dataset.get("NumberOfFrames") or 1)
-    tables = [
-        dataset[name].value
-        for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
-        if name in dataset
-    ]
+    tables = [table for name in _OFFSETS if isinstance(table := read_value(dataset, name), bytes)]
     encoded = list(
         generate_frames(
             dataset.PixelData,
@@ -299,7 +294,7 @@ def _looked_up(stored: np.ndarray, dataset: Dataset) -> np.ndarray | None:
     """Values through the file's table, None when that is of no use."""
     try:
         return np.asarray(apply_modality_lut(stored, dataset)).astype(np.int32)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError):
+    except Exception:  # whatever a garbled table makes pydicom raise
         return None
 
 

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import generate_uid
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, generate_uid
+from pydicom.valuerep import DA, TM, PersonName, format_number_as_ds
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.images import dicom_values
+from SAMFineTuneLib.images.dicom_values import first_item, read_value, uid, whole_number
 from SAMFineTuneLib.images.segments import SegmentInfo, require_described
-from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.images.volume import Volume, lps_from_affine
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 # DICOM wants these in every file, if need be without a value; anonymisers remove them nevertheless.
@@ -31,8 +35,21 @@ _MAY_BE_EMPTY = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+_GROUPS = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 # What Slicer, too, calls a segment of unknown kind: a free name allows no code that claims more.
 _TISSUE = Code("85756007", "SCT", "Tissue")
+
+
+def check_dicom_seg(volume: Volume) -> None:
+    """UserError when no DICOM SEG of this volume can be written, whatever is segmented: before long work, not after it.
+
+    Highdicom is missing, the volume is not from DICOM or was resampled, or its files are gone or lack what a DICOM SEG
+    refers to. A DICOM SEG of one voxel is made, and not kept.
+    """
+    highdicom, present = _require(volume)
+    labels = np.zeros((len(present), *volume.shape[1:]), np.uint8)
+    labels[0, 0, 0] = 1
+    _segmentation(highdicom, volume, present, labels, [SegmentInfo("check", 1, (1.0, 1.0, 1.0))])
 
 
 def write_dicom_seg(
@@ -41,21 +58,10 @@ def write_dicom_seg(
     """Write `labels` [k, j, i] (unsigned) as a binary DICOM SEG; segment numbers count from 1 in value order.
 
     Returns a sentence for every segment left out because it is empty, and for voxels on slices that the
-    series lacks. UserError when highdicom is missing, the volume is not from DICOM or its files lack what a
-    DICOM SEG refers to.
+    series lacks. UserError as of `check_dicom_seg`.
     """
-    try:
-        import highdicom
-    except ImportError as error:
-        raise UserError("DICOM SEG needs one more package: pip install samfinetune[dicom-seg].") from error
-    source = volume.source
-    if source is None or source.format != "DICOM":
-        raise UserError(
-            "DICOM SEG refers to a DICOM series, and this volume is not from one; write .seg.nrrd."
-        )
+    highdicom, present = _require(volume)
     require_described(labels, segments)
-
-    present = [k for k, place in enumerate(source.slices) if place is not None]
     notes = []
     if lost := int(np.count_nonzero(labels) - np.count_nonzero(labels[present])):
         notes.append(f"{lost} voxels on slices missing from the series are not in the DICOM SEG.")
@@ -68,16 +74,51 @@ def write_dicom_seg(
     if not segments:
         raise UserError("All segments are empty, and a DICOM SEG cannot be; segment something first.")
 
-    datasets, frames = _source_images(volume, labels, present)
     numbers = np.zeros(max(held) + 1, np.uint8 if len(segments) < 256 else np.uint16)
     for number, segment in enumerate(segments, start=1):
         numbers[segment.value] = number
+    seg = _segmentation(highdicom, volume, present, numbers[labels[present]], segments)
+    with atomic_write(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seg.save_as(temporary)
+    return tuple(notes)
+
+
+def _require(volume: Volume):
+    """(highdicom, indices k of the slices that images were taken of)."""
+    try:
+        import highdicom
+    except ImportError as error:
+        raise UserError('DICOM SEG needs one more package: pip install "samfinetune[dicom-seg]".') from error
+    source = volume.source
+    if source is None or source.format != "DICOM":
+        raise UserError(
+            "DICOM SEG refers to a DICOM series, and this volume is not from one; write .seg.nrrd."
+        )
+    if source.resampled:
+        raise UserError(
+            "DICOM SEG refers to the images of a series, and this one was interpolated onto even distances; write "
+            ".seg.nrrd."
+        )
+    return highdicom, [k for k, place in enumerate(source.slices) if place is not None]
+
+
+def _segmentation(
+    highdicom, volume: Volume, present: list[int], numbers: np.ndarray, segments: Sequence[SegmentInfo]
+):
+    """The DICOM SEG of segment `numbers` (from 1) on the slices that are `present`."""
+    datasets = _source_headers(volume)
+    sop_class = datasets[0].SOPClassUID
+    if len(datasets) == 1 and (whole_number(read_value(datasets[0], "NumberOfFrames")) or 1) > 1:
+        sources = [_as_multi_frame(datasets[0], volume, present)]
+    else:
+        sources = _as_single_frames(datasets, volume, present)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on the source's patient attributes, with their values
             seg = highdicom.seg.Segmentation(
-                source_images=datasets,
-                pixel_array=numbers[frames],
+                source_images=sources,
+                pixel_array=numbers,
                 segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=[_description(highdicom, n, s) for n, s in enumerate(segments, start=1)],
                 series_instance_uid=generate_uid(),
@@ -92,44 +133,116 @@ def write_dicom_seg(
                 series_description="Segmentation (SAMFineTune)",
                 specific_character_set="ISO_IR 192",  # UTF-8: segment names in any script
             )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             "The source images lack or contradict what a DICOM SEG needs; write .seg.nrrd instead "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})."
         ) from error
-    with atomic_write(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        seg.save_as(temporary)
-    return tuple(notes)
+    _refer_to_source(seg, sop_class, [volume.source.slices[k][1] for k in present])
+    return seg
 
 
-def _source_images(
-    volume: Volume, labels: np.ndarray, present: list[int]
-) -> tuple[list[Dataset], np.ndarray]:
-    """(headers of the source files, labels of their frames in the files' order)."""
+def _source_headers(volume: Volume) -> list[Dataset]:
     source = volume.source
     try:
-        datasets = [pydicom.dcmread(path, stop_before_pixels=True) for path in source.files]
+        datasets = [pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in source.files]
     except OSError as error:
         raise UserError("The DICOM files that the volume was read from are gone; put them back.") from error
     for dataset in datasets:
-        if missing := [keyword for keyword in _NEEDED if not dataset.get(keyword)]:
+        if missing := [keyword for keyword in _NEEDED if not uid(read_value(dataset, keyword))]:
             raise UserError(
                 f"The source series lacks {', '.join(missing)}, to which a DICOM SEG refers; write .seg.nrrd "
                 "instead."
             )
         for keyword in _MAY_BE_EMPTY:
-            if keyword not in dataset:
+            if not _is_sound(keyword, read_value(dataset, keyword)):
+                dataset.pop(keyword, None)
                 setattr(dataset, keyword, None)
-    places = [source.slices[k] for k in present]
-    if len(datasets) == 1:  # one file: frames may be stored in any order
-        frames = np.zeros((int(datasets[0].get("NumberOfFrames") or 1), *labels.shape[1:]), labels.dtype)
-        for k, (_, frame) in zip(present, places, strict=True):
-            frames[frame - 1] = labels[k]
-        return datasets, frames
+    return datasets
+
+
+def _is_sound(keyword: str, value) -> bool:
+    """Whether a value can be copied as what its attribute is: a name, a date, a time, a word."""
+    if keyword == "PatientSex":
+        return value in ("M", "F", "O")
+    kind = {"DA": DA, "TM": TM, "PN": PersonName}.get(dictionary_VR(keyword), str)
+    try:
+        return isinstance(value, (str, PersonName)) and bool(str(kind(value)))
+    except Exception:  # each kind raises its own
+        return False
+
+
+def _as_single_frames(datasets: list[Dataset], volume: Volume, present: list[int]) -> list[Dataset]:
+    """The headers with the geometry that was understood of them, in the order of the slices.
+
+    Highdicom reads geometry from its sources, where it may be garbled, lacking, or in groups that differ from file to
+    file. `_refer_to_source` puts the true class back.
+    """
+    places = [volume.source.slices[k] for k in present]
     if any(frame != 1 for _, frame in places):
         raise UserError("A DICOM SEG cannot refer to several multi-frame files; write .seg.nrrd instead.")
-    return datasets, labels[present]
+    for k, (file, _) in zip(present, places, strict=True):
+        dataset = datasets[file]
+        measures, orientation, position = _geometry(volume, k, read_value(dataset, "ImagePositionPatient"))
+        for keyword in _GROUPS:
+            dataset.pop(keyword, None)
+        dataset.SOPClassUID = CTImageStorage
+        dataset.update(measures)
+        dataset.ImageOrientationPatient, dataset.ImagePositionPatient = orientation, position
+    return [datasets[file] for file, _ in places]
+
+
+def _as_multi_frame(dataset: Dataset, volume: Volume, present: list[int]) -> Dataset:
+    """A header as of an enhanced file that holds the volume's frames alone, in the order of the slices."""
+    own = read_value(dataset, "PerFrameFunctionalGroupsSequence")
+    frames = []
+    for k in present:
+        groups = own[volume.source.slices[k][1] - 1] if own else Dataset()
+        plane = first_item(read_value(groups, "PlanePositionSequence")) or Dataset()
+        measures, orientation, position = _geometry(volume, k, read_value(plane, "ImagePositionPatient"))
+        frames.append(Dataset())
+        frames[-1].PlanePositionSequence = [_with(ImagePositionPatient=position)]
+    shared = Dataset()
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [_with(ImageOrientationPatient=orientation)]
+    dataset.SOPClassUID, dataset.NumberOfFrames = EnhancedCTImageStorage, len(frames)
+    dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence = [shared], frames
+    return dataset
+
+
+def _geometry(volume: Volume, k: int, stored) -> tuple[Dataset, list[str], list[str]]:
+    """(pixel measures, orientation, position) of slice k as DICOM writes them; its `stored` position, where it has one,
+    as it is."""
+    origin, directions, spacing = lps_from_affine(volume.affine)
+    position = dicom_values.numbers(stored, 3)
+    if position is None:
+        position = origin + k * spacing[2] * directions[:, 2]
+    measures = _with(
+        PixelSpacing=_decimals(spacing[1::-1]),
+        SliceThickness=_decimals(spacing[2:])[0],
+        SpacingBetweenSlices=_decimals(spacing[2:])[0],
+    )
+    return measures, _decimals([*directions[:, 0], *directions[:, 1]]), _decimals(position)
+
+
+def _with(**attributes) -> Dataset:
+    dataset = Dataset()
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def _decimals(values) -> list[str]:
+    return [format_number_as_ds(float(value)) for value in values]
+
+
+def _refer_to_source(seg: Dataset, sop_class: str, frames: list[int]) -> None:
+    """Make references name the source's own class, and its frames by their own numbers."""
+    for element in {id(element): element for element in seg.iterall()}.values():  # segments of one frame share some
+        if element.keyword == "ReferencedSOPClassUID":
+            element.value = sop_class
+        elif element.keyword == "ReferencedFrameNumber":
+            element.value = frames[int(element.value) - 1]
 
 
 def _description(highdicom, number: int, segment: SegmentInfo):

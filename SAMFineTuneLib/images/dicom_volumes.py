@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.dicom_geometry import place_name, places_of, split_at_wide_gaps
 from SAMFineTuneLib.images.dicom_headers import Frame
 from SAMFineTuneLib.images.dicom_pixels import pixel_digest
@@ -103,26 +104,42 @@ def _order(value: Trait) -> tuple:
 
 
 def _without_copies(volume: SeriesVolume) -> SeriesVolume:
-    """The volume with one frame of those that show the same at the same position."""
+    """The volume with one frame of those that show the same at the same position, and without damaged ones there."""
     places = places_of(volume.frames)
-    if not _repeats(places):
-        return volume
     repeated = {int(place) for place in np.flatnonzero(np.bincount(places) > 1)}
     kept: list[Frame] = []
     first: dict[tuple[int, bytes], Frame] = {}
     copies: list[tuple[Frame, Frame]] = []
+    damaged: list[tuple[Frame, int, UserError]] = []
     for frame, place in zip(volume.frames, places.tolist(), strict=True):
-        shown = pixel_digest(frame) if place in repeated else None
-        if shown is None:  # also what cannot be decoded: reading will say so
+        if place not in repeated:
             kept.append(frame)
-        elif (place, shown) in first:
+            continue
+        try:
+            shown = pixel_digest(frame)
+        except UserError as error:
+            damaged.append((frame, place, error))
+            continue
+        if (place, shown) in first:
             copies.append((frame, first[place, shown]))
         else:
             first[place, shown] = frame
             kept.append(frame)
-    if not copies:
-        return volume
-    return replace(volume, frames=tuple(kept), notes=(*volume.notes, _said(copies)))
+    notes = [_said(copies)] if copies else []
+    sound = {place for place, _ in first}
+    for frame, place, error in damaged:
+        if place in sound:
+            notes.append(left_out(frame, error))
+        else:  # reading will say so
+            sound.add(place)
+            kept.append(frame)
+    return replace(volume, frames=tuple(kept), notes=(*volume.notes, *notes))
+
+
+def left_out(frame: Frame, error: UserError) -> str:
+    """A sentence about a frame whose pixels cannot be had."""
+    where = "" if frame.position is None else f" at {place_name(frame)}"
+    return f"The slice of “{frame.file.name}”{where} was left out: {error}"
 
 
 def _said(copies: Sequence[tuple[Frame, Frame]]) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -41,6 +44,24 @@ def save(dataset: Dataset, path: Path, **attributes) -> Path:
             setattr(dataset, name, value)
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def garbled(keyword: str | int, vr: str, value) -> DataElement | RawDataElement:
+    """An element whose kind of value (VR) and contents need not belong to it; UN and OB are bytes as they come."""
+    tag = Tag(keyword)
+    if isinstance(value, bytes):
+        value += b"\0" * (len(value) % 2)
+        return RawDataElement(tag, vr, len(value), value, 0, False, True)
+    return DataElement(tag, vr, value, validation_mode=pydicom.config.IGNORE)
+
+
+def garble(path: Path, values: dict[str | int, tuple[str, object]]) -> Path:
+    """Give attributes of a file a kind of value and contents as of `garbled`."""
+    dataset = pydicom.dcmread(path)
+    for keyword, (vr, value) in values.items():
+        dataset[Tag(keyword)] = garbled(keyword, vr, value)
+    dataset.save_as(path)
     return path
 
 

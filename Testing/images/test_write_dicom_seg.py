@@ -5,10 +5,12 @@ import sys
 import numpy as np
 import pydicom
 import pytest
-from dicom_samples import write_enhanced, write_series
+from dicom_samples import garble, image_dataset, save, write_enhanced, write_series
+from pydicom.uid import generate_uid
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SegmentInfo, Volume, read_volume, write_labelmap
+from SAMFineTuneLib.images.dicom_seg import check_dicom_seg
 
 highdicom = pytest.importorskip("highdicom")
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -93,6 +95,100 @@ def test_an_enhanced_file_with_frames_in_any_order(tmp_path):
     labels = labels_of(volume)
     write_labelmap(tmp_path / "out.dcm", labels, volume, SEGMENTS)
     assert read_back(tmp_path / "out.dcm") == expected(volume, labels)
+
+
+PLACED = ("PixelMeasuresSequence", "PlaneOrientationSequence")
+
+
+@pytest.mark.parametrize("moved", [PLACED[:1], PLACED[1:], PLACED], ids=str)
+def test_an_enhanced_file_whose_groups_are_each_frames_own(tmp_path, moved):
+    source = write_enhanced(tmp_path / "in.dcm", stored(), order=(3, 0, 4, 2, 1))
+    dataset = pydicom.dcmread(source)
+    for keyword in moved:
+        for frame in dataset.PerFrameFunctionalGroupsSequence:
+            setattr(frame, keyword, dataset.SharedFunctionalGroupsSequence[0][keyword].value)
+        del dataset.SharedFunctionalGroupsSequence[0][keyword]
+    dataset.save_as(source)
+    volume = read_volume(source)
+    labels = labels_of(volume)
+    write_labelmap(tmp_path / "out.dcm", labels, volume, SEGMENTS)
+    assert read_back(tmp_path / "out.dcm") == expected(volume, labels)
+    seg = pydicom.dcmread(tmp_path / "out.dcm")
+    (item,) = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert (item.ReferencedSOPInstanceUID, item.ReferencedSOPClassUID) == (dataset.SOPInstanceUID, dataset.SOPClassUID)
+    places = {n: frame.PlanePositionSequence[0] for n, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence, 1)}
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        named = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+        here = frame.PlanePositionSequence[0].ImagePositionPatient
+        assert np.allclose(here, places[named].ImagePositionPatient, atol=1e-3)
+
+
+def test_one_echo_of_an_enhanced_file(tmp_path):
+    twice = np.concatenate([stored(), stored() + 1])
+    source = write_enhanced(tmp_path / "in" / "a.dcm", twice, order=range(10))
+    dataset = pydicom.dcmread(source)
+    for n, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        echo = pydicom.Dataset()
+        echo.EffectiveEchoTime = 10.0 if n % 2 else 20.0
+        frame.MREchoSequence = [echo]
+        frame.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 2 * (n // 2)]
+    dataset.save_as(source)
+    volume = read_volume(tmp_path / "in", "1")
+    assert np.array_equal(volume.array, twice[1::2])
+    labels = labels_of(volume)
+    write_labelmap(tmp_path / "out.dcm", labels, volume, SEGMENTS)
+    assert read_back(tmp_path / "out.dcm") == expected(volume, labels)
+    frames = pydicom.dcmread(tmp_path / "out.dcm").PerFrameFunctionalGroupsSequence
+    named = {frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber for frame in frames}
+    assert named == {4, 8}
+
+
+@pytest.mark.parametrize("gap", ["2", "-2"])
+def test_frames_behind_one_position(tmp_path, gap):
+    dataset = image_dataset(stored())
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = (generate_uid() for _ in "abc")
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [1, 2, 3], [1, 0, 0, 0, 1, 0]
+    dataset.PixelSpacing, dataset.SpacingBetweenSlices = [0.5, 0.6], gap
+    volume = read_volume(save(dataset, tmp_path / "in.dcm"))
+    labels = labels_of(volume)
+    write_labelmap(tmp_path / "out.dcm", labels, volume, SEGMENTS)
+    assert read_back(tmp_path / "out.dcm") == expected(volume, labels)
+
+
+GARBLED = ("SliceThickness", "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
+           "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientAge", "PatientWeight", "SeriesNumber",
+           "LossyImageCompressionRatio", "PositionReferenceIndicator", "SpacingBetweenSlices")  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [b"", b"abc\\1 ", b"\xff\xfe\x00"], ids=str)
+def test_garbled_attributes_that_are_not_needed_do_not_hinder_it(tmp_path, value):
+    write_series(tmp_path / "in", stored())
+    for path in (tmp_path / "in").iterdir():
+        garble(path, {keyword: ("UN", value) for keyword in GARBLED})
+    volume = read_volume(tmp_path / "in")
+    labels = labels_of(volume)
+    check_dicom_seg(volume)
+    write_labelmap(tmp_path / "out.dcm", labels, volume, SEGMENTS)
+    assert read_back(tmp_path / "out.dcm") == expected(volume, labels)
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="not from one"):
+        check_dicom_seg(Volume(stored(), np.eye(4)))
+    write_series(tmp_path / "uneven", stored(), positions=[(0, 0, z) for z in (0, 2, 4, 7.3, 11)])
+    with pytest.raises(UserError, match="even distances"):
+        check_dicom_seg(read_volume(tmp_path / "uneven"))
+    write_series(tmp_path / "plain", stored(), FrameOfReferenceUID=None)
+    volume = read_volume(tmp_path / "plain")
+    with pytest.raises(UserError, match="lacks FrameOfReferenceUID"):
+        check_dicom_seg(volume)
+    write_series(tmp_path / "fine", stored())
+    volume = read_volume(tmp_path / "fine")
+    check_dicom_seg(volume)
+    assert not list(tmp_path.glob("*.dcm"))
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(UserError, match="one more package"):
+        check_dicom_seg(volume)
 
 
 def test_empty_segments_are_left_out_and_said(tmp_path):
