@@ -1,7 +1,6 @@
 """Automatic: find objects without prompts, then pick, name or drop them."""
 
 import qt
-import slicer
 
 from .automatic_labels import LabelsBox
 from .propagate import shown_slice
@@ -24,8 +23,6 @@ class AutomaticSection:
         self._numbers = []  # of the objects in the list, by row
         self._drawn = []  # those that are seen in the views
         self._items = []  # of the list, which some bindings drop when nobody holds them
-        self._node = None  # the segmentation that shows them
-        self._to_name = None  # (segments there were, names for those to come)
         ui = self.ui
         ui.objectsTable.verticalHeader().setDefaultSectionSize(22)
         ui.objectsTable.setColumnWidth(0, 160)
@@ -49,7 +46,6 @@ class AutomaticSection:
         self._wipe()
 
     def refresh(self):
-        self._name_new_segments()
         session = self.host.session
         running = any(busy.what == "everything" for busy in self.host.jobs.values())
         count = len(self._numbers)
@@ -123,26 +119,7 @@ class AutomaticSection:
 
     def keep_objects(self, job, numbers, names):
         """Make what a job found segments of these names; whether that was not refused."""
-        session = self.host.session
-        before = _segment_ids(session)
-        if not self.host.act(_done, session.adopt, job, numbers):
-            return False
-        self._to_name = (before, names)
-        return True
-
-    def _name_new_segments(self):
-        """The session makes the segments in the order in which they were asked for, and calls them objects."""
-        if self._to_name is None:
-            return
-        before, names = self._to_name
-        session = self.host.session
-        new = [segment_id for segment_id in _segment_ids(session) if segment_id not in before]
-        if session is None or len(new) < len(names):
-            return
-        self._to_name = None
-        segmentation = session.segmentation_node.GetSegmentation()
-        for segment_id, name in zip(new, names, strict=False):
-            segmentation.GetSegment(segment_id).SetName(name)
+        return bool(self.host.act(_done, self.host.session.adopt, job, numbers, names))
 
     def drop_selected(self):
         self._drop(self._selected_rows())
@@ -174,49 +151,18 @@ class AutomaticSection:
                 self.host.ask(request, lambda masks: self._draw(masks) if numbers == self._drawn else None)
 
     def _draw(self, masks):
-        """In a segmentation of their own, which is in no list and is not saved."""
-        from SAMFineTuneLib.mrml.segments import SegmentWriter
-        from SAMFineTuneLib.prompts import segment_color
-
-        session = self.host.session
-        self._wipe()
-        if session is None or session.volume is None:
-            return
-        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentationNode")
-        node.UnRegister(None)
-        node.SetName("Found objects")
-        node.SetHideFromEditors(True)
-        node.SetSaveWithScene(False)
-        self._node = slicer.mrmlScene.AddNode(node)
-        node.CreateDefaultDisplayNodes()
-        node.GetDisplayNode().SetSaveWithScene(False)
-        node.GetDisplayNode().SetOpacity2DFill(0.35)
-        # The transform first: the geometry that follows is relative to it.
-        node.SetAndObserveTransformNodeID(session.volume_node.GetTransformNodeID())
-        node.SetReferenceImageGeometryParameterFromVolumeNode(session.volume_node)
-        writer = SegmentWriter(node, session.volume_node, session.volume)
-        for number, plane, mask in masks:
-            segment_id = f"object-{number}"
-            if node.GetSegmentation().GetSegment(segment_id) is None:
-                node.GetSegmentation().AddEmptySegment(segment_id, f"Object {number}", segment_color(number))
-            writer.show(segment_id, plane, mask)
-        writer.close()
+        if self.host.session is not None:
+            self.host.act(self.host.session.show_found, masks)
 
     def _wipe(self):
-        node, self._node = self._node, None
-        if node is not None and slicer.mrmlScene.IsNodePresent(node):
-            slicer.mrmlScene.RemoveNode(node)
+        if self.host.session is not None:
+            self.host.session.show_found([])
 
 
 def _done(action, *arguments):
     """Whether an action that returns nothing was not refused."""
     action(*arguments)
     return True
-
-
-def _segment_ids(session):
-    node = session.segmentation_node if session is not None else None
-    return list(node.GetSegmentation().GetSegmentIDs()) if node is not None else []
 
 
 def _size(info):

@@ -101,6 +101,7 @@ def adopt_objects(
     what they are called, with a number where another segment has the name."""
     segments, propagated = state.segments, dict(state.propagated)
     objects = tuple(objects)
+    _refuse_kept(state, volume, objects)
     wanted = [None] * len(objects) if values is None else list(values)
     if len(wanted) != len(objects):
         raise UserError(f"{len(objects)} objects need as many label values, not {len(wanted)}.")
@@ -115,6 +116,21 @@ def adopt_objects(
             plane = aligned_plane(volume, item.orientation, index)
             propagated[(info.value, plane.key)] = PropagatedMask(plane, mask, item.score, ())
     return replace(state, segments=segments, propagated=propagated)
+
+
+def _refuse_kept(state: State, volume: Volume, objects: tuple[Object3D, ...]) -> None:
+    """UserError when one of the objects is a segment already."""
+    kept = []
+    for item in objects:
+        masks = {aligned_plane(volume, item.orientation, index).key: mask for index, mask in item.masks.items()}
+        for info in state.segments:
+            own = [state.propagated.get((info.value, key)) for key in masks]
+            if masks and all(one is not None for one in own):
+                if all(one.mask == mask for one, mask in zip(own, masks.values(), strict=True)):
+                    kept.append(info.name)
+    if kept:
+        are = "is a segment already" if len(kept) == 1 else "are segments already"
+        raise UserError(f"What was found {are}: {', '.join(kept[:5])}; choose other objects to keep.")
 
 
 def _checked_segment(

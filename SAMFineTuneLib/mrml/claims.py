@@ -123,6 +123,7 @@ class Claim:
     number: int = 0  # its turn among the claims
     since: int = 0  # moment and digest of its mask
     digest: str = ""
+    wanted: int = 0  # voxels that the mask covers, whoever has them
     voxels: Runs = _NONE  # all of them, whoever was there first
     takes: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels that it takes from it
     weak: Runs = _NONE  # those that masking forbids: covered only because the segment has them already
@@ -153,6 +154,7 @@ class Claim:
             "number": self.number,
             "since": self.since,
             "digest": self.digest,
+            "wanted": self.wanted,
             "voxels": self.voxels.to_text(),
             "takes": _to_texts(self.takes),
             "weak": self.weak.to_text(),
@@ -174,6 +176,7 @@ class Claim:
             int(values.get("number", 0)),
             int(values.get("since", 0)),
             str(values.get("digest", "")),
+            int(values.get("wanted", 0)),
             Runs.from_text(values["voxels"]),
             _from_texts(values.get("takes", values["took"])),
             Runs.from_text(values["weak"]),
@@ -271,6 +274,10 @@ class Ledger:
         touches = self._touches(voxels)
         foreign = _changed_by_others(touches, members, len(voxels))
         return [_without(touch, foreign) for touch in touches] if foreign.any() else touches
+
+    def is_changed(self, voxels: np.ndarray, members: Membership) -> bool:
+        """Whether any of ascending `voxels` is not in the segments in which the claims left it."""
+        return bool(_changed_by_others(self._touches(voxels), members, len(voxels)).any())
 
     def lift(self, voxels: np.ndarray, members: Membership) -> list[_Touch]:
         """Take all claims off ascending `voxels`, after a look at what others changed there: `members` becomes what it

@@ -17,6 +17,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.images.window import IntensityWindow
 from SAMFineTuneLib.mrml import storage
+from SAMFineTuneLib.mrml.found_objects import FoundObjects
 from SAMFineTuneLib.mrml.making import middle_of, prompt_of, view_of
 from SAMFineTuneLib.mrml.markups import PromptNodes, View, companions_of, kind_of, orphans, segment_of
 from SAMFineTuneLib.mrml.mask_display import MaskDisplay
@@ -85,6 +86,7 @@ class SceneSession:
         self.segmentation_node = None
         self.volume: Volume | None = None
         self.placing = Placing(scene)
+        self.found = FoundObjects(scene)
         self.save_undo_state: Callable[[], object] | None = None
         """Called before masks go into a segmentation that somebody else has changed, for Slicer's own undo."""
         self._log = log or logging.getLogger(__name__)
@@ -319,13 +321,20 @@ class SceneSession:
         self._require_volume()
         return self.client.everything(orientation, settings, first, last)
 
-    def adopt(self, job: int, objects: Sequence[int]) -> None:
-        """Make found objects segments."""
+    def adopt(self, job: int, objects: Sequence[int], names: Sequence[str] | None = None) -> None:
+        """Make found objects segments, of these names or of names of their own."""
         self._require_volume()
         if self._work is None:
             self._make_segmentation()
-        self._table.reserve(self.client.adopt(job, objects))
+        self._table.reserve(self.client.adopt(job, objects, names=names))
         self._changed()
+
+    def show_found(self, masks: Sequence) -> None:
+        """Show found objects, as `object_masks` of the client answers them, in the views only; none to end that."""
+        if self.volume is None:
+            self.found.clear()
+        else:
+            self.found.show(masks, self.volume_node, self.volume)
 
     def cancel(self, job: int, keep_results: bool = True) -> None:
         """Stop a job."""
@@ -384,6 +393,7 @@ class SceneSession:
         if self._closed:
             return
         self._leave(hide=False)
+        self.found.clear()
         self._closed = True
         self._observers.remove()
         self._set_volume(None, None, tell=False)
@@ -401,6 +411,7 @@ class SceneSession:
 
     def _set_volume(self, node, volume: Volume | None, tell: bool = True) -> None:
         self._volume_watch.watch(node)
+        self.found.clear()
         self.volume_node, self.volume = node, volume
         self._recognised = {} if volume is None else storage.recognise(volume)
         if node is None:
@@ -509,15 +520,19 @@ class SceneSession:
             for event in self.client.pump(0.001):
                 self._hear(event)
         if self._next_state is not None and not (self._work is not None and self._work.prompts.held):
-            self._take(self._next_state)
+            if self._work is None or self._work.take_new_segments(self._next_state, lambda: self._clock() >= end):
+                self._take(self._next_state)
         if self._work is not None:
             self._show_prompts()
             self._work.masks.show(end)
             self._work.keeper.ask(self._settled, hurry)
-            if self._settled:
+            if self._settled and self._next_state is None:
                 self._work.sweep()
+                self._work.check(end)
             if self._work.unwritten and not len(self._work.masks) and self._work.keeper.rested:
                 self._write_record()
+        if self._work is None or not len(self._work.masks):
+            self.found.step(lambda: self._clock() >= end)
 
     def _show_prompts(self) -> None:
         """Prompts of the chosen segment are larger than others, and have handles in the views they lie in."""
@@ -722,6 +737,7 @@ class SceneSession:
 
     def _on_start_close(self, _) -> None:
         self._companions.clear()
+        self.found.clear()
         self._drop()
         self._set_volume(None, None, tell=False)
         self._set_segmentation(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,20 @@ from SAMFineTuneLib.mrml.prompt_sync import PromptSync
 from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
 from SAMFineTuneLib.mrml.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments import SegmentWriter
-from SAMFineTuneLib.service.events import Event, Notice, StateChanged
+from SAMFineTuneLib.service.events import Event, Failed, Notice, StateChanged
+
+_log = logging.getLogger(__name__)
 
 MOVED = (
     "The volume was moved, its prompts stayed where they are: masks are made anew from them, propagated slices are "
     "taken back; propagate again."
 )
+_NOT_KEPT = (
+    "Slicer does not keep the masks that are written into the segments: another module changes them at the same time; "
+    "close its tool, then place a prompt or undo."
+)
+_MOST_REPAIRS = 3  # in a row
+_MOST_NAMED = 3
 _OTHER_IMAGE = (
     "The prompts were placed on another image than this one: masks are made anew, propagated slices stay as they are."
 )
@@ -45,6 +54,8 @@ class Work:
         self.sweep_due = True
         """Whether there may be masks in the segments that the session does not have."""
         self._adopted: set[str] = set()  # segments that the session made itself
+        self._fresh: list[str] = []  # of these, those of which nobody was told yet how much they got
+        self._repairs = 0  # in a row
         self._client, self._tell = client, tell
 
     @property
@@ -57,9 +68,10 @@ class Work:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing waits to be told, shown, swept or stored, apart from what the session is about to say."""
+        """Whether nothing waits to be told, shown, swept, checked or stored, apart from what the session is about to
+        say."""
         waiting = self.prompts.dirty or self.prompts.held or len(self.masks) or self.jobs or self.sweep_due
-        return not waiting and self.keeper.current and not self.unwritten
+        return not waiting and not self.masks.unchecked and self.keeper.current and not self.unwritten
 
     @property
     def behind(self) -> bool:
@@ -99,16 +111,25 @@ class Work:
 
     # ---- what the session says
 
+    def take_new_segments(self, state: StateChanged, late: Callable[[], bool]) -> bool:
+        """Segments that the session made itself into Slicer's table, until told to go on another time; whether that
+        was all."""
+        for info in state.segments:
+            if self.table.id_of(info.value) is None:
+                segment_id = self.table.adopt(info)
+                self._adopted.add(segment_id)
+                self._fresh.append(segment_id)
+                if late():
+                    return False
+        return True
+
     def take(self, state: StateChanged) -> None:
-        """Write what the session says into segment table and nodes."""
+        """Write what the session says into segment table and nodes; `take_new_segments` comes first."""
         self._take_segments(state)
         self.prompts.take(state.prompts)
 
     def _take_segments(self, state: StateChanged) -> None:
         table, known = self.table, {info.value for info in state.segments}
-        for info in state.segments:
-            if table.id_of(info.value) is None:
-                self._adopted.add(table.adopt(info))
         for segment_id, value in list(table.values.items()):
             if table.knows(value) and value not in known and segment_id in self._adopted:
                 self._unadopt(segment_id)
@@ -129,6 +150,41 @@ class Work:
             self.keeper.changed()
 
     # ---- the document
+
+    def check(self, end: float) -> None:
+        """Notice when the segments do not hold what the session says, and mend it. Only when it has settled."""
+        if self.jobs or len(self.masks) or not self.masks.unchecked:
+            return
+        if self.masks.check(self._client.told, end):
+            if not self.masks.unchecked:
+                self._repairs = 0
+                self._say_what_is_missing()
+        elif self._repairs < _MOST_REPAIRS:
+            self._repairs += 1
+            _log.warning("The segments do not hold the session's masks; all are written once more")
+            self._client.tell_again()
+            self.keeper.changed()
+        elif self._repairs == _MOST_REPAIRS:
+            self._repairs += 1
+            self._tell(Failed(_NOT_KEPT))
+
+    def _say_what_is_missing(self) -> None:
+        """Of found objects that became segments and did not get all their voxels."""
+        fresh, self._fresh = self._fresh, []
+        if not fresh:
+            return
+        claims, parts = self.writer.claims(), []
+        for segment_id in [segment_id for segment_id in fresh if self.table.has(segment_id)]:
+            own = [claim for claim in claims if claim.segment_id == segment_id]
+            got, wanted = sum(claim.voxels for claim in own), sum(claim.wanted for claim in own)
+            if got < wanted:
+                parts.append(f"{self.table.segmentation.GetSegment(segment_id).GetName()} got {got} of {wanted} voxels")
+        if parts:
+            more = f", and {len(parts) - _MOST_NAMED} more" if len(parts) > _MOST_NAMED else ""
+            self._tell(Notice(
+                f"{'; '.join(parts[:_MOST_NAMED])}{more}: the others belong to other segments, which keep theirs; let "
+                "them be overwritten, undo and keep the objects again to change that."
+            ))  # fmt: skip
 
     def sweep(self) -> None:
         """Take back masks that the session does not have: their prompts went while the worker was away. Only when

@@ -23,6 +23,7 @@ class SegmentTable:
         self._told: dict[int, tuple[str, tuple[float, ...]]] = {}
         self._used: set[int] = set(self.values.values())
         self._awaited: set[int] = set()
+        self._former: dict[int | None, str] = {}  # value -> the ID of its segment, which is gone
 
     @property
     def segmentation(self):
@@ -72,16 +73,20 @@ class SegmentTable:
         self._awaited.difference_update(self._told)
 
     def adopt(self, info: SegmentInfo) -> str:
-        """A new segment in Slicer's table for one that the session made; returns its ID."""
-        segment_id = self.segmentation.AddEmptySegment("", self._free_name(info.name), info.color)
+        """A new segment in Slicer's table for one that the session made; returns its ID, which is the one that it had
+        before when it comes back."""
+        before = self._former.get(info.value, "")
+        segment_id = self.segmentation.AddEmptySegment(before, self._free_name(info.name), info.color)
         self.values[segment_id] = info.value
         self._used.add(info.value)
         self._told[info.value] = self._described(segment_id, info.value)
         return segment_id
 
     def forget(self, segment_id: str) -> None:
-        """A segment that is gone; its value is not used again."""
-        self._told.pop(self.values.pop(segment_id, None), None)
+        """A segment that is gone; its value is not used again, unless it comes back."""
+        value = self.values.pop(segment_id, None)
+        self._told.pop(value, None)
+        self._former[value] = segment_id
 
     def tell_changes(self, client) -> tuple[list[str], list[str]]:
         """Tell the session what changed in Slicer's table; returns (removed, renamed or recoloured) segments."""

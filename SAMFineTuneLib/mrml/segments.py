@@ -7,7 +7,8 @@ surface is marked as stale: `refresh_surface` rebuilds it when the user pauses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +24,12 @@ from SAMFineTuneLib.mrml.surfaces import new_surfaces
 
 
 class ClaimInfo(NamedTuple):
-    """One mask that is shown."""
+    """One mask that is shown: the voxels that it has, and those that it would cover if nobody else had any."""
 
     segment_id: str
     plane_key: str
     voxels: int
+    wanted: int
     since: int
     digest: str
 
@@ -60,6 +62,9 @@ class SegmentWriter:
         self._changed_by_others = True
         self._edited = False
         self._to_look_at: list[tuple[str, str]] = []
+        self._to_verify: dict[tuple[str, str], None] = {}
+        self._batched = False
+        self._unannounced: dict[str, None] = {}  # segments in the order in which they were changed
         self._stale: set[str] = set()
         self._observers = [segmentation_node.AddObserver(event, self._on_change) for event in _foreign_events()]
 
@@ -134,6 +139,7 @@ class SegmentWriter:
             if old is not claim:
                 self._aside.put(old)
         if claim is not None:
+            self._to_verify[claim.segment, claim.plane] = None
             if new is not None:
                 self._settle(claim, new, work)
             self._ledger.add(claim)
@@ -147,6 +153,7 @@ class SegmentWriter:
         permitted = rules.permitted(work.members, len(work.voxels))[at]
         if rules.intensities is not None:
             permitted &= self._in_range(work.places[:, at], rules.intensities)
+        claim.wanted = len(at)
         kept = permitted | work.members[claim.segment][at]
         at, weak = at[kept], ~permitted[kept]
         claim.takes_from, claim.keeps_off = rules.takes_from, rules.keeps_off
@@ -177,22 +184,29 @@ class SegmentWriter:
                 work.clear(segment, lost)
             for segment, _, gained in changes:
                 work.set(segment, gained)
-            self._announce(segmentation, work.layers, [segment for segment, _, _ in changes])
+            changed = [segment for segment, _, _ in changes]
+            for layer in {id(layer): layer for layer in (work.layers.of[segment] for segment in changed)}.values():
+                layer.written()
+            self._unannounced.update(dict.fromkeys(changed))
+            if not self._batched:
+                self._announce()
         finally:
             self._writing = False
-        self._read_back(work, changes)
         return True
 
-    def _read_back(self, work: _Work, changes) -> None:
-        """Whoever hears of a change may exchange labelmaps. A mask that is not there must not pass unnoticed."""
-        now = _Work(Layers(self._segmentation(), self._grid), self._grid, work.voxels)
-        for segment, lost, gained in changes:
-            inside = now.members[segment] if segment in now.layers.of else None
-            if inside is None or inside[lost].any() or not inside[gained].all():
-                raise UserError(
-                    "Slicer did not keep what was written into the segments: another module changes them at the same "
-                    "time; close its tool and undo once."
-                )
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Tell whoever draws the segments once, at the end, of all that is shown in between."""
+        self._batched = True
+        try:
+            yield
+        finally:
+            self._batched = False
+            self._writing = True
+            try:
+                self._announce()
+            finally:
+                self._writing = False
 
     def _make_room(self, segmentation, work: _Work, changes) -> None:
         """Own labelmaps for segments that are about to overlap; memory where voxels are about to be set."""
@@ -207,12 +221,13 @@ class SegmentWriter:
             if touched.any():
                 layer.make_room(work.places[:, touched])
 
-    def _announce(self, segmentation, layers: Layers, segments: list[str]) -> None:
+    def _announce(self) -> None:
         """Tell views, storage, history and effects, but not the segmentation itself, which would drop surfaces."""
         import slicer
 
-        for layer in {id(layer): layer for layer in (layers.of[segment] for segment in segments)}.values():
-            layer.written()
+        segmentation = self._segmentation()
+        segments = [segment for segment in self._unannounced if segmentation.GetSegment(segment) is not None]
+        self._unannounced.clear()
         has_surface = segmentation.ContainsRepresentation(SURFACE)
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         for segment_id in segments:
@@ -232,12 +247,11 @@ class SegmentWriter:
             self._to_look_at = [(claim.segment, claim.plane) for claim in self._ledger]
         if not self._to_look_at:
             return
-        segmentation, grid = self._segmentation(), self._current_grid()
-        layers = Layers(segmentation, grid)
+        grid = self._current_grid()
+        layers = Layers(self._segmentation(), grid)
         while self._to_look_at:
-            claim = self._ledger.get(*self._to_look_at.pop())
-            if claim is not None and len(claim.voxels):
-                work = _Work(layers, grid, claim.voxels.voxels())
+            work = self._work_on(self._to_look_at.pop(), layers, grid)
+            if work is not None:
                 self._ledger.notice(work.voxels, work.members)
             if until():
                 return
@@ -246,6 +260,30 @@ class SegmentWriter:
     def edits_to_notice(self) -> bool:
         """Whether there is anything left to look through."""
         return self._edited or bool(self._to_look_at)
+
+    def verify(self, until: Callable[[], bool]) -> list[ClaimInfo]:
+        """Look at what was shown since it was last looked at, until told to go on another time; returns what is not in
+        the segments although nobody said that they changed it: Slicer did not keep it. `notice_edits` comes first."""
+        lost = []
+        grid = self._current_grid()
+        layers = Layers(self._segmentation(), grid) if self._to_verify else None
+        while self._to_verify:
+            place = self._to_verify.popitem()[0]
+            work = self._work_on(place, layers, grid)
+            if work is not None and self._ledger.is_changed(work.voxels, work.members):
+                lost.append(_info(self._ledger.get(*place)))
+            if until():
+                break
+        return lost
+
+    @property
+    def to_verify(self) -> bool:
+        """Whether there is anything left to look at."""
+        return bool(self._to_verify)
+
+    def _work_on(self, place: tuple[str, str], layers: Layers, grid: Grid) -> _Work | None:
+        claim = self._ledger.get(*place)
+        return None if claim is None or not len(claim.voxels) else _Work(layers, grid, claim.voxels.voxels())
 
     # ---- the closed surface
 
@@ -275,9 +313,7 @@ class SegmentWriter:
 
     def claims(self) -> tuple[ClaimInfo, ...]:
         """What is shown, oldest first."""
-        return tuple(
-            ClaimInfo(claim.segment, claim.plane, len(claim.held), claim.since, claim.digest) for claim in self._ledger
-        )
+        return tuple(map(_info, self._ledger))
 
     def forget(self, segment_id: str, plane_key: str | None = None) -> None:
         """Leave the voxels of a segment's masks, or of one, as they are: from now on they are the user's own."""
@@ -331,6 +367,10 @@ class SegmentWriter:
     def _on_change(self, *_) -> None:
         if not self._writing:
             self._changed_by_others = self._edited = True
+
+
+def _info(claim: Claim) -> ClaimInfo:
+    return ClaimInfo(claim.segment, claim.plane, len(claim.held), claim.wanted, claim.since, claim.digest)
 
 
 class _Work:

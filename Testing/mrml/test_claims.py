@@ -184,12 +184,12 @@ def test_of_very_many_claims_put_aside_the_oldest_are_forgotten():
 
 
 def test_claims_survive_being_stored():
-    claim = Claim("A", "axial:3", frozenset("BC"), None, 7, 12, "abc", Runs.of(np.arange(5, 30)))
+    claim = Claim("A", "axial:3", frozenset("BC"), None, 7, 12, "abc", 40, Runs.of(np.arange(5, 30)))
     claim.held, claim.added = Runs.of(np.arange(5, 20)), Runs.of(np.arange(7, 9))
     claim.took["B"] = claim.takes["B"] = Runs.of(np.array([11, 13]))
     again = Claim.from_dict(claim.to_dict())
     assert again.to_dict() == claim.to_dict() and again.takes_from == frozenset("BC") and again.keeps_off is None
-    assert (again.number, again.since, again.digest) == (7, 12, "abc")
+    assert (again.number, again.since, again.digest, again.wanted) == (7, 12, "abc", 40)
     assert Claim.from_dict(Claim("A", "x", None).to_dict()).takes_from is None
 
 

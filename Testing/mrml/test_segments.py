@@ -827,11 +827,25 @@ def test_somebody_who_exchanges_the_labelmap_at_every_change_is_noticed(bench):
 
     tag = bench.segmentation.AddObserver(bench.segmentation.RepresentationModified, empty)
     plane = bench.plane()
-    with pytest.raises(UserError, match="did not keep"):
-        bench.writer.show("first", plane, np.ones(plane.shape, bool))
-    bench.segmentation.RemoveObserver(tag)
     bench.writer.show("first", plane, np.ones(plane.shape, bool))
-    assert bench.voxels("first")[3].all()
+    bench.segmentation.RemoveObserver(tag)
+    (lost,) = bench.writer.verify(lambda: False)
+    assert (lost.segment_id, lost.plane_key) == ("first", plane.key) and not bench.writer.to_verify
+    bench.writer.forget("first", plane.key)
+    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    assert bench.voxels("first")[3].all() and not bench.writer.verify(lambda: False)
+
+
+def test_what_is_shown_together_is_told_once(bench):
+    heard = []
+    bench.segmentation.AddObserver(bench.segmentation.SourceRepresentationModified, lambda *_: heard.append(1))
+    with bench.writer.together():
+        for index in range(4):
+            bench.writer.show("first", bench.plane("axial", index), np.ones(bench.plane().shape, bool))
+        assert not heard
+    assert heard == [1] and bench.voxels("first")[:4].all()
+    bench.writer.show("first", bench.plane("axial", 5), np.ones(bench.plane().shape, bool))
+    assert heard == [1, 1] and not bench.writer.edits_to_notice
 
 
 # ---- saving, forgetting, closing

@@ -101,6 +101,11 @@ def test_a_worker_that_is_killed_in_between_is_one_line(work):
 # ---- automatic
 
 
+def segmentation_ids(work):
+    node = work.session.segmentation_node
+    return list(node.GetSegmentation().GetSegmentIDs()) if node is not None else []
+
+
 def test_objects_are_found_named_kept_and_dropped(work, monkeypatch):
     from SAMFineTunePanels import automatic as section
 
@@ -113,8 +118,12 @@ def test_objects_are_found_named_kept_and_dropped(work, monkeypatch):
     ui.findButton.click()
     work.desktop.wait(lambda: ui.objectsTable.rowCount > 1)
     shown = work.desktop.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
-    work.desktop.wait(lambda: automatic._node is not None)
-    assert not automatic._node.GetSaveWithScene() and automatic._node.GetHideFromEditors()
+    found = work.session.found
+    work.desktop.wait(lambda: found.node is not None and not found.waiting)
+    assert not found.node.GetSaveWithScene() and found.node.GetHideFromEditors()
+    assert work.desktop.scene.GetSubjectHierarchyNode().GetItemByDataNode(found.node), "Slicer looks for its item"
+    segments = work.session.segmentation_node
+    own = segments.GetSegmentation().GetSegmentIDs() if segments is not None else ()
     rows = ui.objectsTable.rowCount
     ui.objectsTable.item(0, 0).setText("first thing")
     for row in (0, 1):
@@ -122,7 +131,7 @@ def test_objects_are_found_named_kept_and_dropped(work, monkeypatch):
     second = ui.objectsTable.item(1, 0).text()
     ui.keepButton.click()
     assert ui.objectsTable.rowCount == rows - 2
-    work.desktop.wait(lambda: automatic._to_name is None)
+    work.desktop.wait(lambda: len(segmentation_ids(work)) == len(own) + 2)
     segmentation = work.session.segmentation_node.GetSegmentation()
     names = [segmentation.GetSegment(i).GetName() for i in segmentation.GetSegmentIDs()]
     assert names[-2:] == ["first thing", second]
