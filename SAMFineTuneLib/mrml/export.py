@@ -338,7 +338,6 @@ def _color_table(scene, name: str, segments: Sequence[SegmentInfo]):
     node.SetHideFromEditors(False)
     node.SetNumberOfColors(max(segment.value for segment in segments) + 1)
     node.SetName(f"{name}_ColorTable")
-    node.SetNamesInitialised(True)
     node.SetColor(0, "Background", 0.0, 0.0, 0.0, 0.0)
     for segment in segments:
         node.SetColor(segment.value, segment.name, *segment.color, 1.0)

@@ -55,6 +55,7 @@ __all__ = [
     "orphans",
     "parallel_view",
     "prompt_nodes",
+    "remove_those_left",
     "same_prompt",
     "segment_of",
     "slice_box",
@@ -158,8 +159,7 @@ class PromptNodes:
         """Take away a node, what shows and stores it, and its place in the subject hierarchy."""
         companions = companions_of(node)
         remove_with_item(self.scene, node)
-        for companion in companions:
-            self.scene.RemoveNode(companion)
+        remove_those_left(self.scene, companions)
 
     def point_list(self, segment_id: str, kind: str):
         """The list of a segment's "positive" or "negative" points; made when there is none."""
@@ -253,8 +253,16 @@ def prompt_nodes(scene) -> Iterator:
     return (node for node in every if kind_of(node) is not None)
 
 
+def remove_those_left(scene, companions) -> None:
+    """Take out display and storage nodes of a node that is gone: the application removes them with it, a bare scene
+    does not."""
+    for companion in companions:
+        if companion.GetScene() is not None and scene.IsNodePresent(companion):
+            scene.RemoveNode(companion)
+
+
 def companions_of(node) -> list:
-    """The display and storage nodes of a node: the scene does not remove them with it."""
+    """The display and storage nodes of a node."""
     found = [node.GetNthDisplayNode(number) for number in range(node.GetNumberOfDisplayNodes())]
     found += [node.GetNthStorageNode(number) for number in range(node.GetNumberOfStorageNodes())]
     return [companion for companion in found if companion is not None and companion.GetScene() is not None]

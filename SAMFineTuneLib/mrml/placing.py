@@ -1,15 +1,16 @@
 """Slicer's place mode for prompts: real clicks in slice views become control points of a list of ours.
 
-Points go straight into the segment's list. For boxes, the two corners are clicked into a list that is not saved.
+Points go straight into the segment's list, once there is a segment. Until then, and for the two corners of boxes,
+clicks go into a list that is not saved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from SAMFineTuneLib.mrml.markups import PromptNodes, companions_of, new_node, world_points
+from SAMFineTuneLib.mrml.markups import PromptNodes, companions_of, new_node, remove_those_left, world_points
 
-_CORNERS = "SAMFineTune.corners"
+_CLICKS = "SAMFineTune.clicks"
 _PREVIEW = 1  # vtkMRMLMarkupsNode.PositionPreview
 _POINTS = ("positive", "negative")
 _BOXES = ("box", "box3d")
@@ -24,13 +25,14 @@ class Placing:
         self.kind: str | None = None
         self.node = None
 
-    def start(self, kind: str, nodes: PromptNodes, segment_id: str) -> None:
-        """Enter Slicer's place mode for a kind; clicks go on until `stop`."""
+    def start(self, kind: str, nodes: PromptNodes | None, segment_id: str | None) -> None:
+        """Enter Slicer's place mode for a kind; clicks go on until `stop`. Without a segment they are `clicks`."""
         if kind not in KINDS:
             raise ValueError(f'"{kind}" is not placed by clicks; choose one of {", ".join(KINDS)}.')
         self._leave_list()
         self.kind = kind
-        self.node = nodes.point_list(segment_id, kind) if kind in _POINTS else self._corner_list(nodes, segment_id)
+        at_once = kind in _POINTS and segment_id is not None
+        self.node = nodes.point_list(segment_id, kind) if at_once else self._click_list(nodes, segment_id)
         selection, interaction = self._selection(), self._interaction()
         if selection is not None and interaction is not None:
             selection.SetReferenceActivePlaceNodeClassName("vtkMRMLMarkupsFiducialNode")
@@ -66,17 +68,22 @@ class Placing:
             or selection.GetActivePlaceNodeID() != self.node.GetID()
         )
 
-    def corners(self) -> list[tuple[float, float, float]]:
-        """The corners clicked so far, when a box is placed."""
-        return [ras for _, ras in world_points(self.node)] if self.kind in _BOXES and self.node is not None else []
+    def clicks(self) -> list[tuple[float, float, float]]:
+        """Where a prompt was clicked, as soon as all its points are: then somebody has to make it, and call
+        `clear_clicks`."""
+        if self.kind is None or not self.is_click_list(self.node):
+            return []
+        clicked = [ras for _, ras in world_points(self.node)]
+        wanted = 1 if self.kind in _POINTS else 2
+        return clicked[:wanted] if len(clicked) >= wanted else []
 
-    def clear_corners(self) -> None:
-        """The box is made; the next two clicks make another."""
+    def clear_clicks(self) -> None:
+        """The prompt is made; the next clicks make another."""
         for point_id, _ in world_points(self.node):
             self.node.RemoveNthControlPoint(self.node.GetNthControlPointIndexByID(point_id))
 
-    def is_corner_list(self, node) -> bool:
-        return node is not None and node.GetAttribute(_CORNERS) is not None
+    def is_click_list(self, node) -> bool:
+        return node is not None and node.GetAttribute(_CLICKS) is not None
 
     # ---- inside
 
@@ -85,28 +92,32 @@ class Placing:
         node, self.node = self.node, None
         if node is None or node.GetScene() is None:
             return
-        for index in reversed(range(node.GetNumberOfControlPoints())):
+        index = node.GetNumberOfControlPoints() - 1
+        while index >= 0:
             if node.GetNthControlPointPositionStatus(index) == _PREVIEW:
                 node.RemoveNthControlPoint(index)
-        if self.is_corner_list(node):
-            for gone in (node, *companions_of(node)):
-                self._scene.RemoveNode(gone)
+            # Whoever hears of one that is removed may remove others.
+            index = min(index, node.GetNumberOfControlPoints()) - 1
+        if self.is_click_list(node):
+            companions = companions_of(node)
+            self._scene.RemoveNode(node)
+            remove_those_left(self._scene, companions)
 
-    def _corner_list(self, nodes: PromptNodes, segment_id: str):
+    def _click_list(self, nodes: PromptNodes | None, segment_id: str | None):
         node = new_node(self._scene, "vtkMRMLMarkupsFiducialNode")
-        node.SetAttribute(_CORNERS, "1")
-        node.SetName("box corner")
+        node.SetAttribute(_CLICKS, "1")
+        node.SetName("box corner" if self.kind in _BOXES else self.kind)
         node.SetHideFromEditors(True)
         node.SetSaveWithScene(False)
         node = self._scene.AddNode(node)
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
-        segment = nodes.segmentation_node.GetSegmentation().GetSegment(segment_id)
-        if display is not None and segment is not None:
+        if display is not None:
             display.SetSaveWithScene(False)
             display.SetPointLabelsVisibility(False)
             display.SetPropertiesLabelVisibility(False)
-            display.SetSelectedColor(segment.GetColor())
+        if display is not None and segment_id is not None:
+            display.SetSelectedColor(nodes.segmentation_node.GetSegmentation().GetSegment(segment_id).GetColor())
         return node
 
     def _selection(self):

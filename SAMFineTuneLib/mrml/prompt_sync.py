@@ -16,7 +16,7 @@ from SAMFineTuneLib.mrml.making import middle_of, planes_of
 from SAMFineTuneLib.mrml.markups import MarkedPrompt, PromptNodes, View, can_show, parallel_view, same_prompt
 from SAMFineTuneLib.mrml.segment_table import SegmentTable
 from SAMFineTuneLib.prompts.prompts import Prompt
-from SAMFineTuneLib.service.events import Event, Failed, PromptInfo
+from SAMFineTuneLib.service.events import Event, Failed, Notice, PromptInfo
 
 
 @dataclass
@@ -53,6 +53,7 @@ class PromptSync:
         """Node and control point ID of what was just placed -> the view in which it was."""
         self.nodes_count = True
         """Whether the nodes outweigh the session's next word, as when it has just begun anew."""
+        self._unseen: set[str] = set()  # hidden segments of which that was said
         self._table, self.volume, self._client = table, volume, client
         self._view_at, self._tell = view_at, tell
 
@@ -94,6 +95,7 @@ class PromptSync:
         number = self._client.add_prompt(self._table.use(segment_id, self._client), prompt, view)
         self.nodes.write(number, segment_id, prompt, view, self.volume)
         self._remember(number, segment_id, prompt, view)
+        self._say_when_hidden(segment_id)
         return number
 
     def delete(self, number: int) -> bool:
@@ -125,6 +127,7 @@ class PromptSync:
         marked = dataclasses.replace(marked, view=view)
         number = self._client.add_prompt(self._table.use(marked.segment_id, self._client), marked.prompt, view)
         self.nodes.number(marked, number)
+        self._say_when_hidden(marked.segment_id)
         return [(number, marked)]
 
     def _move(self, marked: MarkedPrompt) -> bool:
@@ -141,6 +144,16 @@ class PromptSync:
         self._client.move_prompt(marked.number, marked.prompt, marked.view)
         self.given[marked.number] = Given(marked.segment_id, marked.prompt, marked.view, marked)
         return True
+
+    def _say_when_hidden(self, segment_id: str) -> None:
+        """A prompt of a segment that nobody sees: say so, once as long as it is hidden."""
+        display = self.nodes.segmentation_node.GetDisplayNode()
+        if display is None or (display.GetVisibility() and display.GetSegmentVisibility(segment_id)):
+            self._unseen.discard(segment_id)
+        elif segment_id not in self._unseen:
+            self._unseen.add(segment_id)
+            name = self._table.segmentation.GetSegment(segment_id).GetName()
+            self._tell(Notice(f"The segment “{name}” is hidden and changes unseen: open its eye among the segments."))
 
     def _check(self, segment_id: str, prompt: Prompt, view: View) -> None:
         """UserError when the session could not take the prompt; the worker would say the same, later."""

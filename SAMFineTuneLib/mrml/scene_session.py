@@ -109,6 +109,7 @@ class SceneSession:
         self._next_state: StateChanged | None = None  # said, but not yet written into the nodes
         self._awaits_state = self._table_dirty = self._orphans = False
         self._look: tuple | None = None  # for which segment and views the prompts have their looks
+        self._place_again: str | None = None  # a kind
         self._companions: list = []  # display and storage nodes of prompts that somebody else removed
         self._observe_scene()
         self._prompt_watch.watch_all()
@@ -131,13 +132,14 @@ class SceneSession:
         """Work on a segmentation; the prompts of another one on the same volume are hidden."""
         if node is self.segmentation_node:
             return
+        kind = self.placing.kind
+        table, jobs = self._table, set() if self._work is None else set(self._work.jobs)
         self._leave()
-        if self._table is not None:
-            for value in self._table.values.values():
-                if self._table.knows(value):
-                    self.client.remove_segment(value)
+        self._forget_segments(table, jobs)
         self._set_segmentation(node)
         self._enter()
+        if kind is not None and self.volume is not None:
+            self.start_placing(kind)
 
     def attach(self) -> None:
         """Work on what the scene's parameter node says, as after loading a scene. Raises UserError."""
@@ -228,15 +230,17 @@ class SceneSession:
         return number
 
     def start_placing(self, kind: str) -> None:
-        """Enter Slicer's place mode: every click places a prompt of the current segment, until `stop_placing`."""
-        segment_id = self._ensure_segment()
+        """Enter Slicer's place mode: every click places a prompt of the current segment, until `stop_placing`. Where
+        there is no segment yet, the first click makes it."""
+        self._require_volume()
         for slice_node in self._views.nodes():
             settle_view(slice_node, self.volume)
-        self.placing.start(kind, self._work.nodes, segment_id)
+        self.placing.start(kind, self._nodes, self.current_segment_id)
         self._look = None
 
     def stop_placing(self) -> None:
         """Leave Slicer's place mode."""
+        self._place_again = None
         self.placing.stop()
         if self._work is not None:
             self._work.nodes.remove_empty()
@@ -448,7 +452,7 @@ class SceneSession:
         self._work.nodes.set_visible(True)
 
     def _open(self, record: storage.Record, claims) -> None:
-        self._table = SegmentTable(self.segmentation_node, record.values)
+        self._table = SegmentTable(self.segmentation_node, record.values, self.client.segment_values)
         writer = SegmentWriter(self.segmentation_node, self.volume_node, self.volume)
         writer.editor_node = self._editor_node
         writer.save_undo_state = self._save_undo_state
@@ -473,6 +477,14 @@ class SceneSession:
                 self._work.nodes.set_visible(False)
             self._work.nodes.remove_empty()
         self._drop()
+
+    def _forget_segments(self, table: SegmentTable | None, jobs: set[int]) -> None:
+        """The session works on these segments no longer."""
+        for job in jobs:
+            self.client.cancel(job, keep_results=False)
+        if table is not None:
+            for value in table.told_values():
+                self.client.remove_segment(value)
 
     def _drop(self) -> None:
         """End the work; what the scene has of it stays as it is."""
@@ -613,10 +625,13 @@ class SceneSession:
             self._follow_window()
         if self._table_dirty:
             self._follow_table()
+        kind, self._place_again = self._place_again, None
+        if kind is not None and self.volume is not None and self.placing.kind is None:
+            self.start_placing(kind)
         if self.placing.ended_elsewhere:
             self.stop_placing()
-        elif len(self.placing.corners()) >= 2:
-            self._place_corners()
+        elif self.placing.clicks():
+            self._place_clicks()
 
     def _follow_table(self) -> None:
         """Segments that were removed, renamed or recoloured in Slicer's table."""
@@ -670,13 +685,14 @@ class SceneSession:
     def _wanted_window(self) -> IntensityWindow | None:
         return self._window or displayed_window(self.volume_node)
 
-    def _place_corners(self) -> None:
-        corners = self.placing.corners()[:2]
-        self.placing.clear_corners()
+    def _place_clicks(self) -> None:
+        kind, clicks = self.placing.kind, self.placing.clicks()
+        self.placing.clear_clicks()
         try:
-            self.place(self.placing.kind, self._views.node_at(corners[0]), corners)
+            self.place(kind, self._views.node_at(clicks[0]), clicks)
         except UserError as error:
             self._tell(Failed(str(error)))
+        self.start_placing(kind)  # into the list of the segment, if it was made just now
 
     def _remove_orphans(self) -> None:
         """Prompts and records whose volume or segmentation is gone, and what showed prompts that are gone."""
@@ -724,19 +740,34 @@ class SceneSession:
             self._companions += companions_of(node)
             self._prompt_watch.let_go(node)
         elif node is self.volume_node or node is self.segmentation_node:
-            self._drop()
-            if node is self.volume_node:
-                self._set_volume(None, None, tell=False)
-            else:
-                self._set_segmentation(None)
-            self._orphans = True
+            self._input_removed(node)
         elif node.IsA("vtkMRMLVolumeNode") or node.IsA("vtkMRMLSegmentationNode"):
             self._orphans = True
         elif node is self._editor_node:
             self.editor_node = None
 
+    def _input_removed(self, node) -> None:
+        """Volume or segmentation was deleted, and the prompts between them go with it."""
+        work, table, kind = self._work, self._table, self.placing.kind
+        jobs = set() if work is None else set(work.jobs)
+        prompts = work is not None and bool(work.prompts.given)
+        self._drop()
+        self._orphans = True
+        if node is self.volume_node:
+            what, jobs = "volume", jobs | self.client.jobs
+            self._set_volume(None, None, tell=False)
+        else:
+            what = "segmentation"
+            self._set_segmentation(None)
+        self._forget_segments(table, jobs)
+        if prompts or jobs:
+            stopped = ", and what was computed for it was stopped" if jobs else ""
+            self._tell(Notice(f"The {what} “{node.GetName()}” was deleted: its prompts went with it{stopped}."))
+        self._place_again = kind  # not now: the scene is about to remove a node
+
     def _on_start_close(self, _) -> None:
         self._companions.clear()
+        self._place_again = None
         self.found.clear()
         self._drop()
         self._set_volume(None, None, tell=False)

@@ -16,12 +16,13 @@ from SAMFineTuneLib.images.segments import SegmentInfo
 class SegmentTable:
     """Which segment has which label value in the session, and what the session was told of it."""
 
-    def __init__(self, segmentation_node, values: dict[str, int] | None = None):
+    def __init__(self, segmentation_node, values: dict[str, int] | None = None, used: Iterable[int] = ()):
+        """`used` are values that the session gave to segments of others."""
         self._node = segmentation_node
         self.values: dict[str, int] = dict(values or {})
         """segment ID -> label value; a value stays with its segment for good."""
         self._told: dict[int, tuple[str, tuple[float, ...]]] = {}
-        self._used: set[int] = set(self.values.values())
+        self._used: set[int] = {*self.values.values(), *used}
         self._awaited: set[int] = set()
         self._former: dict[int | None, str] = {}  # value -> the ID of its segment, which is gone
 
@@ -43,6 +44,10 @@ class SegmentTable:
     def knows(self, value: int) -> bool:
         """Whether the session was told of a value."""
         return value in self._told
+
+    def told_values(self) -> list[int]:
+        """Those that the session has, as far as is known."""
+        return list(self._told)
 
     def use(self, segment_id: str, client) -> int:
         """The value of a segment; the session is told of it when it was not yet."""

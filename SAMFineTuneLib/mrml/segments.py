@@ -336,8 +336,8 @@ class SegmentWriter:
             for entry in values["claims"]:
                 claim = Claim.from_dict(entry)
                 claim.number = claim.number or ledger.next_number()
-                if len(claim.voxels) and claim.voxels.last() < np.prod(self._grid.shape):
-                    ledger.add(claim)
+                if not len(claim.voxels) or claim.voxels.last() < np.prod(self._grid.shape):
+                    ledger.add(claim)  # also one that got nothing, or it would get something now
         except (KeyError, TypeError, ValueError):
             return False
         self._ledger = ledger

@@ -266,6 +266,16 @@ class SessionClient(Conversation):
         return request
 
     @property
+    def jobs(self) -> set[int]:
+        """Numbers of the jobs about the volume that run, as far as is known."""
+        return {number for number, what in self._jobs.items() if what != "download"}
+
+    @property
+    def segment_values(self) -> set[int]:
+        """Label values of segments that the session has or will have, as far as is known."""
+        return set(self._segment_values)
+
+    @property
     def told(self) -> Mapping[tuple[int, str], Shown]:
         """The masks that were told, by segment and plane key; all that there are once the session has settled."""
         return self._told

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
+from mrml.scene_host import SceneHost, in_process_worker, slice_node
 from mrml.scenes import SlicerScene, tilted_volume
 
 from SAMFineTuneLib.images.phantom import body_phantom
@@ -64,3 +67,57 @@ def load_mrb():
     yield load
     for loaded in fresh:
         loaded.close()
+
+
+@pytest.fixture
+def made():
+    """region_engine's phantom: (volume, labels) with 1 a leaning tube, 2 a ball, 3 a second tube."""
+    from region_engine import phantom
+
+    return phantom()
+
+
+@pytest.fixture
+def open_session(caplog):
+    """Opens sessions on scenes, and closes them at the end; nothing may have been logged as an error."""
+    from SAMFineTuneLib.mrml.scene_session import SceneSession
+    from SAMFineTuneLib.service.client import SessionClient
+
+    opened = []
+
+    def open_on(slicer_scene, link=None, **settings):
+        """`link` makes another connection of the one to the worker."""
+        app, connection = in_process_worker()
+        connection = connection if link is None else link(connection)
+        session = SceneSession(slicer_scene.scene, SessionClient(connection, segments_are_steps=False), **settings)
+        opened.append((session, app))
+        return SceneHost(session)
+
+    caplog.set_level(logging.WARNING)
+    yield open_on
+    for session, app in opened:
+        session.close()
+        session.client.close()
+        app.close()
+        assert len(session._observers) == 0
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not errors, errors
+
+
+@pytest.fixture
+def host(open_session, slicer_scene, made):
+    """A session on the phantom with the segments "first" and "second", seen as it is."""
+    from region_engine import WINDOW
+
+    volume_node = slicer_scene.add_volume(made[0], "phantom")
+    host = open_session(slicer_scene)
+    host.session.set_window(WINDOW)
+    host.session.set_volume_node(volume_node)
+    host.session.set_segmentation_node(slicer_scene.add_segmentation(volume_node))
+    return host
+
+
+@pytest.fixture
+def red(slicer_scene, made):
+    """A slice node along the phantom's own axial slices."""
+    return slice_node(slicer_scene, made[0], "axial", 9)

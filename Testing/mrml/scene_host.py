@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from mrml.scenes import matrix_of
+
+from SAMFineTuneLib.images.plane import aligned_plane
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "inference"))  # region_engine
 
@@ -82,3 +85,36 @@ def claimed_voxels(session, segment_id: str) -> np.ndarray:
     from mrml.scenes import segment_voxels
 
     return segment_voxels(session.segmentation_node, segment_id, session.volume)
+
+
+def slice_node(slicer_scene, volume, orientation, index, name="Red"):
+    import slicer
+
+    node = slicer.vtkMRMLSliceNode()
+    node.SetName(name)
+    node.SetLayoutName(name)
+    node = slicer_scene.scene.AddNode(node)
+    turn_to(node, aligned_plane(volume, orientation, index))
+    return node
+
+
+def turn_to(node, plane):
+    matrix = np.eye(4)
+    matrix[:3, 0], matrix[:3, 1] = plane.right, -plane.down
+    matrix[:3, 2] = np.cross(matrix[:3, 0], matrix[:3, 1])
+    matrix[:3, 3] = plane.pixel_to_ras((np.array(plane.shape[::-1]) - 1) / 2)
+    node.GetSliceToRAS().DeepCopy(matrix_of(matrix))
+    node.UpdateMatrices()
+
+
+def ras(volume, i, j, k):
+    return tuple(volume.ijk_to_ras((i, j, k)))
+
+
+def tube(k):
+    """A voxel in the middle of the phantom's leaning tube."""
+    return round(14 + 0.3 * k), 16, k
+
+
+def dice(a, b):
+    return 2 * np.count_nonzero(a & b) / max(np.count_nonzero(a) + np.count_nonzero(b), 1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 
 import numpy as np
 import pytest
-from mrml.scene_host import SceneHost, claimed_voxels, in_process_worker
-from mrml.scenes import matrix_of
+from mrml.scene_host import claimed_voxels, dice, ras, slice_node, tube, turn_to
 
 slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
@@ -17,91 +15,9 @@ from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images.plane import aligned_plane, oblique_plane  # noqa: E402
 from SAMFineTuneLib.images.resample import extract_labels  # noqa: E402
 from SAMFineTuneLib.mrml.markups import prompt_nodes  # noqa: E402
-from SAMFineTuneLib.mrml.scene_session import SceneSession  # noqa: E402
 from SAMFineTuneLib.mrml.slice_views import view_kind  # noqa: E402
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes  # noqa: E402
-from SAMFineTuneLib.service.client import SessionClient  # noqa: E402
 from SAMFineTuneLib.service.events import Failed, Finished, Notice, Objects  # noqa: E402
-
-
-@pytest.fixture
-def made():
-    """region_engine's phantom: (volume, labels) with 1 a leaning tube, 2 a ball, 3 a second tube."""
-    from region_engine import phantom
-
-    return phantom()
-
-
-@pytest.fixture
-def open_session(caplog):
-    """Opens sessions on scenes, and closes them at the end; nothing may have been logged as an error."""
-    opened = []
-
-    def open_on(slicer_scene, **settings):
-        app, connection = in_process_worker()
-        session = SceneSession(slicer_scene.scene, SessionClient(connection, segments_are_steps=False), **settings)
-        opened.append((session, app))
-        return SceneHost(session)
-
-    caplog.set_level(logging.WARNING)
-    yield open_on
-    for session, app in opened:
-        session.close()
-        session.client.close()
-        app.close()
-        assert len(session._observers) == 0
-    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert not errors, errors
-
-
-@pytest.fixture
-def host(open_session, slicer_scene, made):
-    """A session on the phantom with the segments "first" and "second", seen as it is."""
-    from region_engine import WINDOW
-
-    volume_node = slicer_scene.add_volume(made[0], "phantom")
-    host = open_session(slicer_scene)
-    host.session.set_window(WINDOW)
-    host.session.set_volume_node(volume_node)
-    host.session.set_segmentation_node(slicer_scene.add_segmentation(volume_node))
-    return host
-
-
-@pytest.fixture
-def red(slicer_scene, made):
-    """A slice node along the phantom's own axial slices."""
-    return slice_node(slicer_scene, made[0], "axial", 9)
-
-
-def slice_node(slicer_scene, volume, orientation, index, name="Red"):
-    node = slicer.vtkMRMLSliceNode()
-    node.SetName(name)
-    node.SetLayoutName(name)
-    node = slicer_scene.scene.AddNode(node)
-    turn_to(node, aligned_plane(volume, orientation, index))
-    return node
-
-
-def turn_to(node, plane):
-    matrix = np.eye(4)
-    matrix[:3, 0], matrix[:3, 1] = plane.right, -plane.down
-    matrix[:3, 2] = np.cross(matrix[:3, 0], matrix[:3, 1])
-    matrix[:3, 3] = plane.pixel_to_ras((np.array(plane.shape[::-1]) - 1) / 2)
-    node.GetSliceToRAS().DeepCopy(matrix_of(matrix))
-    node.UpdateMatrices()
-
-
-def ras(volume, i, j, k):
-    return tuple(volume.ijk_to_ras((i, j, k)))
-
-
-def tube(k):
-    """A voxel in the middle of the phantom's leaning tube."""
-    return round(14 + 0.3 * k), 16, k
-
-
-def dice(a, b):
-    return 2 * np.count_nonzero(a & b) / max(np.count_nonzero(a) + np.count_nonzero(b), 1)
 
 
 def is_right(host, made, segment, label, planes):

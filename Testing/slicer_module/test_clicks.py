@@ -133,6 +133,7 @@ def test_views_are_aligned_with_the_volume_on_request(work):
 
 
 def test_a_box_is_dragged(work):
+    work.panel.segments.add()  # the views draw it from now on
     work.ui.boxButton.click()
     assert work.panel.prompts.tool == "box" and not work.ui.positiveButton.checked
     ras = work.middle_of(KIDNEY)
