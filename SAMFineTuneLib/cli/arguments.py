@@ -89,7 +89,7 @@ def find_adapter(args: argparse.Namespace) -> AdapterFolder | None:
     """The adapter that was asked for, if any."""
     from SAMFineTuneLib.models.adapter_store import AdapterStore
 
-    return AdapterStore().find(args.adapter) if args.adapter else None
+    return None if args.adapter is None else AdapterStore().find(args.adapter)
 
 
 def open_predictor(args: argparse.Namespace, adapter: AdapterFolder | None = None) -> Predictor:
@@ -101,7 +101,10 @@ def open_predictor(args: argparse.Namespace, adapter: AdapterFolder | None = Non
 
     adapter = adapter or find_adapter(args)
     store = Store()
-    model = store.to_run(adapter) if adapter and not args.model else store.find(args.model or DEFAULT_MODEL)
+    if adapter is not None and args.model is None:
+        model = store.to_run(adapter)
+    else:
+        model = store.find(DEFAULT_MODEL if args.model is None else args.model)
     engine = open_engine(model, args.device, args.precision, adapter=adapter)
     for notice in engine.notices:
         print(f"note: {notice}", file=sys.stderr)

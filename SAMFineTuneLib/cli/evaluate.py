@@ -118,13 +118,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _require_packages() -> None:
-    from importlib.util import find_spec
+    from SAMFineTuneLib.models.needs import require
 
-    for package in ("scipy", "skimage", "matplotlib"):
-        if find_spec(package) is None:
-            raise UserError(
-                f'Evaluating needs {package}, which is not installed: pip install "samfinetune[evaluation]".'
-            )
+    require("Evaluating", "scipy", "skimage", "matplotlib", extra="evaluation")
 
 
 def _engine(args: argparse.Namespace) -> Engine:

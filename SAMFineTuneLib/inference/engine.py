@@ -144,7 +144,9 @@ def open_engine(
                 "or use the PyTorch engine."
             )
         if precision == "bf16":
-            raise UserError("ONNX Runtime runs these models in fp32; choose the PyTorch engine for bf16.")
+            raise UserError(
+                f"The model {model.spec.id!r} runs in ONNX Runtime, which computes in fp32; choose the precision auto."
+            )
         from SAMFineTuneLib.inference.onnx_engine import OnnxEngine
 
         return OnnxEngine(model, device, threads)

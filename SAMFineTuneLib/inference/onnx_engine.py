@@ -27,7 +27,7 @@ _HOW_TO_GET = {
     '"samfinetune[gpu]"), which needs an NVIDIA GPU and its driver',
     "directml": "on Windows, replace onnxruntime by onnxruntime-directml",
     "coreml": "it comes with onnxruntime on a Mac only",
-    "mps": "that is a device of PyTorch; ONNX Runtime's on a Mac is coreml",
+    "mps": "on a Mac, choose the device coreml",
 }
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate", "cudaerrormemoryallocation", "e_outofmemory")
 Result = TypeVar("Result")

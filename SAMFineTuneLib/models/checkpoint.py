@@ -49,10 +49,12 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    functions = require("Reading a checkpoint", "safetensors.torch", "torch")
+    require("Reading a checkpoint", "torch", "safetensors")
+    from safetensors.torch import load
+
     try:
         # From bytes, because tensors mapped from the file would keep it locked on Windows.
-        return functions.load(path.read_bytes())
+        return load(path.read_bytes())
     except Exception as error:  # the package's own error class differs between versions
         raise UserError(f"{path} is a damaged safetensors file ({error}): download it again.") from error
 

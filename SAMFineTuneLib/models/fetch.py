@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.download import Progress, discard_partial, download
 from SAMFineTuneLib.models.importing import examine
 from SAMFineTuneLib.models.manifest import Entry
+from SAMFineTuneLib.models.needs import require
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.models.store import Store
 
@@ -21,9 +21,7 @@ def check_possible(store: Store, entry: Entry) -> None:
     if not entry.downloadable:
         raise UserError(f"{entry.name} cannot be downloaded by this program. {entry.how_to_get} "
                         f"The page is {entry.source}")
-    if find_spec("torch") is None:
-        raise UserError(f"{entry.name} runs with PyTorch, which is not installed; install it with: "
-                        'pip install "samfinetune[torch]"')
+    require(f"Running {entry.name}", "torch")
 
 
 def fetch(store: Store, entry: Entry, progress: Progress | None = None) -> tuple[ModelFolder, tuple[str, ...]]:

@@ -7,31 +7,30 @@ from types import ModuleType
 
 from ..errors import UserError
 
-_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+_NAMES = {"torch": "PyTorch", "skimage": "scikit-image"}
 SAFE_TORCH = (2, 6)
 """The first PyTorch whose `weights_only=True` never runs what a file holds (CVE-2025-32434)."""
 
 
-def require(purpose: str, *modules: str, extra: str = "torch") -> ModuleType:
-    """Import modules, and return the first one.
+def require(purpose: str, *packages: str, extra: str = "torch") -> ModuleType:
+    """Import packages, and return the first one.
 
-    `purpose` begins the sentence of the `UserError` that names the first package that is not here, and the `extra`
-    of SAMFineTune's packages that brings it.
+    `purpose` begins the sentence of the `UserError` that names the first package that is not here, and `extra` is what
+    brings it: `pip install "samfinetune[extra]"`.
     """
     imported = []
-    for module in modules:
-        name = module.partition(".")[0]
+    for package in packages:
+        name = _NAMES.get(package, package)
         try:
-            imported.append(importlib.import_module(module))
+            imported.append(importlib.import_module(package))
         except ImportError:
             raise UserError(
-                f"{purpose} needs {_NAMES.get(name, name)}, which is not installed; install it with: "
-                f'pip install "samfinetune[{extra}]"'
+                f'{purpose} needs {name}, which is not installed; install it with: pip install "samfinetune[{extra}]"'
             ) from None
         except OSError as error:  # as of a library that Windows does not find
             raise UserError(
-                f"{purpose} needs {_NAMES.get(name, name)}, which is installed but cannot be loaded ({error}); install "
-                f'it again with: pip install --force-reinstall "samfinetune[{extra}]"'
+                f"{purpose} needs {name}, which is installed but cannot be loaded ({error}); install it again with: "
+                f'pip install --force-reinstall "samfinetune[{extra}]"'
             ) from error
     return imported[0]
 

@@ -169,7 +169,7 @@ class ModelFolder:
             if expected != found:
                 raise UserError(
                     f"{file} is damaged or was replaced: its SHA-256 is {found}, not {expected}; "
-                    "import or download the model again."
+                    "copy its folder, import it or download it again."
                 )
 
 

@@ -49,13 +49,12 @@ def make_ready(folder: str | Path, base: ModelFolder) -> str:
         return ""
     try:
         export_adapter(adapter, base)
-    except (UserError, ImportError, OSError) as error:  # the adapter itself is whole
-        why = str(error).rstrip(".")
-    except Exception as error:  # of the exporter
-        why = f"its export failed, {type(error).__name__}"
-    else:
         return ""
-    return f"{adapter.name} needs PyTorch to run ({why}); `samfinetune adapters export` writes its ONNX files."
+    except (UserError, OSError) as error:  # the adapter itself is whole
+        why = str(error)
+    except Exception as error:  # of the exporter
+        why = f"Its export failed ({type(error).__name__})."
+    return f"{adapter.name} runs with PyTorch only, because its folder has no ONNX files. {why}"
 
 
 def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFolder) -> str:
@@ -77,7 +76,9 @@ def export_merged(
 
 def add_merged(adapter: AdapterFolder, base: ModelFolder, store: Store, model_id: str) -> ModelFolder:
     """Install the base with the adapter in it as a model of its own, to run, or to fine-tune further."""
-    save_file = require("Merging an adapter", "safetensors.torch", "torch").save_file
+    require("Merging an adapter", "torch", "safetensors")
+    from safetensors.torch import save_file
+
     store.check_new(model_id)
     network = _merged(adapter, base)
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}

@@ -325,7 +325,7 @@ def test_what_could_not_run_is_not_downloaded(models, published, store, monkeypa
     code, _, err = models("download", "teacher", "--yes")
     assert code == 2 and "Ask the authors for the file." in err and "https://example.org/page" in err
     published("served", urls=["https://example.org/served.pth"])
-    monkeypatch.setattr("SAMFineTuneLib.models.fetch.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     code, _, err = models("download", "served", "--yes")
     assert code == 2 and "PyTorch" in err and "pip install" in err
 
