@@ -91,7 +91,8 @@ def _harmless_globals(torch: Any) -> contextlib.AbstractContextManager:
 def load_own_checkpoint(path: Path, device: Any = "cpu") -> Any:
     """What a training of this program saved with `torch.save`. `UserError` where this PyTorch does not read it safely;
     what PyTorch raises for a damaged file is the caller's to explain."""
-    return require_safe_torch(path).load(path, map_location=device, weights_only=True)
+    torch = require_safe_torch(path)
+    return torch.load(path, map_location=device, weights_only=True)
 
 
 def unwrap(content: Any, path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:

@@ -78,3 +78,33 @@ def fresh_python(root, tmp_path) -> Callable[..., subprocess.Popen]:
         )
 
     return start
+
+
+WITHOUT_PYTORCH = """
+import sys
+
+class Absent:
+    names = {"torch", "onnx", "onnxscript", "peft", "safetensors", "segment_anything", "scipy", "skimage", "highdicom"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from SAMFineTuneLib.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def another_computer(fresh_python, tmp_path, monkeypatch) -> Callable[..., Result]:
+    """Run the command where only what segmenting needs is installed, with other models and adapters."""
+    monkeypatch.setenv("SAMFINETUNE_MODELS", str(tmp_path / "another computer" / "models"))
+    monkeypatch.setenv("SAMFINETUNE_ADAPTERS", str(tmp_path / "another computer" / "adapters"))
+
+    def run(*arguments: object) -> Result:
+        process = fresh_python("-c", WITHOUT_PYTORCH, *arguments)
+        out, err = process.communicate(timeout=120)
+        return Result(process.returncode, out, err)
+
+    return run

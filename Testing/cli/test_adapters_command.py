@@ -204,20 +204,97 @@ def test_prompts_are_answered_with_the_adapter_and_the_encoder_is_shared_when_it
     assert other.code == 2 and "There is no model 'nowhere'" in other.err
 
 
-def test_an_exported_adapter_needs_no_torch(samfinetune, fresh_python, here, volumes, tmp_path):
+def test_an_exported_adapter_needs_neither_pytorch_nor_its_base(samfinetune, another_computer, here, volumes, tmp_path):
     assert samfinetune("adapters", "export", here).code == 0
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'peft', 'segment_anything', 'safetensors', 'scipy', 'highdicom', 'onnx'):\n"
-        "    sys.modules[name] = None  # an import of it fails\n"
-        "from SAMFineTuneLib.cli.main import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    process = fresh_python("-c", code, "segment", volumes / "three.nii.gz", "-o", "out.nii.gz", "--auto",
-                           "--adapter", here)  # fmt: skip
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert (tmp_path / "out.nii.gz").is_file()
+    command = ("segment", volumes / "three.nii.gz", "--auto", "--adapter", here)
+    assert another_computer(*command, "-o", "with.nii.gz").code == 0
+    card = json.loads((here / "card.json").read_text())
+    (here / "card.json").write_text(json.dumps(card | {"base": "of-the-author"}))
+    result = another_computer(*command, "-o", "without.nii.gz")
+    assert result.code == 0, result.err
+    images = [sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / f"{name}.nii.gz")) for name in ("with", "without")]
+    assert np.array_equal(*images)
+    shutil.rmtree(here / "onnx")
+    refused = another_computer(*command, "-o", "x.nii.gz")
+    assert refused.code == 2 and "organs needs the model it was trained on. There is no model 'of-the" in refused.err
+
+
+def test_importing_without_pytorch_says_what_is_missing(another_computer, here, tmp_path):
+    added = another_computer("adapters", "import", here, "--name", "mine")
+    assert added.code == 0 and "mine runs with PyTorch only" in added.err and "pip install" in added.err
+    used = another_computer("segment", tmp_path / "organs", "-o", "x.nii.gz", "--auto", "--adapter", "mine")
+    assert used.code == 2 and used.err.count("\n") == 1
+
+
+def test_a_damaged_export_is_refused_on_import(samfinetune, here, tmp_path):
+    assert samfinetune("adapters", "export", here).code == 0
+    decoder = here / "onnx" / "decoder.onnx"
+    decoder.write_bytes(decoder.read_bytes()[:100_000])
+    refused = samfinetune("adapters", "import", here)
+    assert refused.code == 2 and "decoder.onnx is damaged" in refused.err
+    assert not (tmp_path / "home" / "adapters" / "organs").exists()
+
+
+def test_an_adapter_of_values_that_are_not_numbers_is_refused(samfinetune, here):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from SAMFineTuneLib.files import sha256_of
+
+    file = here / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] * torch.nan
+    save_file(tensors, file)
+    card = json.loads((here / "card.json").read_text())
+    card["files"][file.name] = sha256_of(file)
+    (here / "card.json").write_text(json.dumps(card))
+    for command in (("adapters", "import", here), ("adapters", "show", here)):
+        refused = samfinetune(*command)
+        assert refused.code == 2 and "not numbers" in refused.err and "train it again" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("./nowhere", "There is no adapter folder"),
+        ("nowhere", "There is no adapter 'nowhere'; the adapters on this computer are: none."),
+        ("", "has no adapter: choose a folder"),
+        ("empty", "has no adapter: choose a folder"),
+        ("a-model", "is a model, not an adapter: use it with --model"),
+        ("checkpoints", "holds a checkpoint, not an adapter"),
+        ("unfinished", "holds an unfinished training, not an adapter"),
+        ("parent", "is not an adapter, but holds organs"),
+        ("parent/organs/card.json", "is one file of an adapter: give its folder"),
+        ("checkpoints/last.pth", "is a file, not an adapter"),
+    ],
+)
+def test_a_path_that_is_no_adapter_is_answered_for_what_it_is(samfinetune, adapter, volumes, tmp_path, path, sentence):
+    for folder in ("empty", "a-model", "checkpoints", "unfinished"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a-model" / "model.json").write_text("{}")
+    (tmp_path / "checkpoints" / "last.pth").write_bytes(b"weights")
+    (tmp_path / "unfinished" / "run.json").write_text("{}")
+    shutil.copytree(adapter, tmp_path / "parent" / "organs")
+    used = samfinetune("segment", volumes / "three.nii.gz", "-o", "x.nii.gz", "--auto", "--adapter", path)
+    assert used.code == 2 and sentence in used.err and used.err.count("\n") == 1
+    if "/" in path and path != "./nowhere":
+        assert samfinetune("adapters", "import", path).err == used.err
+
+
+def test_an_adapter_or_a_file_is_not_a_model(samfinetune, here, volumes):
+    command = ("segment", volumes / "three.nii.gz", "-o", "x.nii.gz", "--auto", "--model")
+    assert f"is an adapter, not a model: use it with --adapter {here}" in samfinetune(*command, here).err
+    file = here / "adapter_model.safetensors"
+    assert "is a file, not a model: add it with `samfinetune models import" in samfinetune(*command, file).err
+    assert "is not a model folder" in samfinetune(*command, volumes).err
+
+
+def test_a_model_of_onnx_files_is_not_the_base_of_an_adapter(samfinetune, here, volumes):
+    assert samfinetune("models", "export", "compact", "-o", "c").code == 0
+    command = ("segment", volumes / "three.nii.gz", "-o", "x.nii.gz", "--auto")
+    used = samfinetune(*command, "--adapter", here, "--model", "c")
+    assert used.code == 2 and "was trained on the model 'compact', and does not fit 'c'" in used.err
 
 
 def test_export_to_a_folder_and_merge_make_models(samfinetune, here, volumes, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -38,6 +39,26 @@ def test_a_training_from_the_command_line(samfinetune, cases, tmp_path):
     assert "step 2 of 2, loss" in result.err and "left" in result.err
     shown = samfinetune("adapters", "show", "mine")
     assert shown.code == 0 and "label 1" in shown.out and "ONNX Runtime" in shown.out
+
+
+def test_what_was_trained_runs_without_pytorch_wherever_its_folder_is_copied(
+    samfinetune, another_computer, cases, tmp_path
+):
+    trained = samfinetune("train", cases, "-o", tmp_path / "mine", "--folds", 0, *FEW)
+    assert trained.code == 0 and "note" not in trained.out, trained.out + trained.err
+    copy = shutil.copytree(tmp_path / "mine", tmp_path / "in an e-mail" / "Größe")
+    shutil.rmtree(tmp_path / "mine")
+    scan = next((cases / "images").iterdir())
+    for command in (
+        ("segment", scan, "-o", "a.nii.gz", "--space", "ijk", "--box", "8,8,1,24,24,1", "--adapter", copy),
+        ("segment", scan, "-o", "b.nii.gz", "--auto", "--adapter", copy),
+        ("adapters", "import", copy, "--name", "theirs"),
+        ("segment", scan, "-o", "c.nii.gz", "--auto", "--adapter", "theirs"),
+    ):
+        result = another_computer(*command)
+        assert result.code == 0 and result.err == "", result.err
+        assert "ONNX Runtime" in result.out or "It runs without PyTorch." in result.out, result.out
+    assert (tmp_path / "b.nii.gz").read_bytes() == (tmp_path / "c.nii.gz").read_bytes()
 
 
 def test_json_progress_is_one_object_a_line(samfinetune, cases, tmp_path):
