@@ -71,6 +71,17 @@ def require_numbers(arrays: Iterable[np.ndarray], model_id: str) -> None:
 
 def try_once(engine: Engine) -> None:
     """Ask an engine about a made-up picture; UserError when its answer is not what its model's description says."""
+    try:
+        _ask(engine)
+    except UserError:
+        raise
+    except Exception as error:  # the runtimes raise classes of their own
+        raise UserError(
+            f"The files of the model {engine.spec.id!r} do not run ({error}); export or import the model again."
+        ) from error
+
+
+def _ask(engine: Engine) -> None:
     spec = engine.spec
     shape = (1, spec.channels, spec.input_size, spec.input_size)
     embedding = engine.encode(np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape))

@@ -169,6 +169,13 @@ class OnnxEngine:
                 f"encoder.onnx of model {spec.id!r} takes {found}, and not the image {expected} that its model.json "
                 "describes; export or import the model again."
             )
+        size = [1, spec.low_res_size, spec.low_res_size]
+        masks = {value.name: value.shape[1:] for value in self._decoder.get_inputs()}.get("mask_input")
+        if masks != size:
+            raise UserError(
+                f"decoder.onnx of model {spec.id!r} takes masks of {masks}, and not of {size} as its model.json "
+                "describes; export or import the model again."
+            )
         given = {value.name for value in self._encoder.get_outputs()}
         if missing := {value.name for value in self._decoder.get_inputs()} - given - set(_PROMPTS):
             raise UserError(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.engine import open_engine, try_once
 from SAMFineTuneLib.models.spec import ModelFolder, write_spec
 
 
@@ -119,3 +119,93 @@ def test_a_damaged_graph_is_refused_by_name(random_compact, tmp_path):
     (tmp_path / "encoder.onnx").unlink()
     with pytest.raises(UserError, match="encoder"):
         open_engine(ModelFolder(random_compact.spec, tmp_path), engine="onnx")
+
+
+@pytest.fixture
+def only_onnx(random_compact) -> ModelFolder:
+    """As `models export` writes it."""
+    files = {role: name for role, name in random_compact.spec.files.items() if role != "weights"}
+    return ModelFolder(replace(random_compact.spec, files=files), random_compact.path)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("cuda", r"onnxruntime.*CUDA.*samfinetune\[gpu\]"),
+        ("cuda:1", r"cannot use 'cuda:1'.*onnxruntime.*CUDA"),
+        ("mps", "on a Mac, choose the device coreml"),
+        ("directml", "onnxruntime-directml"),
+        ("coreml", "on a Mac only"),
+    ],
+)
+@pytest.mark.parametrize("with_torch", [True, False])
+def test_a_device_that_onnx_runtime_lacks_is_said_to_be_that(monkeypatch, only_onnx, device, words, with_torch):
+    from SAMFineTuneLib.inference import onnx_engine
+
+    monkeypatch.setattr(onnx_engine, "available_devices", lambda: ["cpu"])
+    if not with_torch:
+        monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=words) as caught:
+        open_engine(only_onnx, device)
+    assert "ONNX Runtime" in str(caught.value) and "or choose the device cpu" in str(caught.value)
+    assert "bundled" not in str(caught.value) and "weights" not in str(caught.value)
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_pytorch_serves_a_gpu_that_onnx_runtime_lacks_if_there_are_weights(
+    monkeypatch, random_compact, only_onnx, with_weights
+):
+    import torch
+
+    from SAMFineTuneLib.inference import onnx_engine, torch_engine
+
+    monkeypatch.setattr(onnx_engine, "available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch_engine, "TorchEngine", lambda *args: "PyTorch")
+    if with_weights:
+        assert open_engine(random_compact, "cuda") == "PyTorch"
+    else:
+        with pytest.raises(UserError, match="onnxruntime"):
+            open_engine(only_onnx, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "bf16"}, "choose the precision auto"),
+        ({"engine": "torch"}, "has only ONNX files, which can be run, but neither trained nor used in PyTorch"),
+        ({"device": "cpu:1"}, "Unknown device 'cpu:1'"),
+        ({"device": "cuda:first"}, "Unknown device 'cuda:first'"),
+    ],
+)
+def test_what_a_model_of_onnx_files_cannot_do(only_onnx, options, words):
+    with pytest.raises(UserError, match=words):
+        open_engine(only_onnx, **options)
+
+
+def test_graphs_of_another_model_are_refused_when_they_are_opened_or_tried(random_compact, tmp_path):
+    other = ModelFolder(replace(random_compact.spec, input_size=256), random_compact.path)
+    with pytest.raises(UserError, match=r"takes image \[1, 1, 128, 128\], and not the image \[1, 1, 256, 256\]"):
+        open_engine(other, "cpu", engine="onnx")
+    other = ModelFolder(replace(random_compact.spec, low_res_size=128), random_compact.path)
+    with pytest.raises(UserError, match=r"takes masks of \[1, 64, 64\], and not of \[1, 128, 128\]"):
+        open_engine(other, "cpu", engine="onnx")
+    automatic = replace(random_compact.spec, heads=("automatic",), classes=("background", "liver"))
+    with pytest.raises(UserError, match="masks of shape"):
+        try_once(open_engine(ModelFolder(automatic, random_compact.path), "cpu", engine="onnx"))
+    for name in ("encoder.onnx", "decoder.onnx", "model.safetensors"):
+        (tmp_path / name).write_bytes((random_compact.path / name.replace("encoder", "decoder")).read_bytes())
+    with pytest.raises(UserError, match="encoder.onnx"):
+        open_engine(ModelFolder(random_compact.spec, tmp_path), "cpu", engine="onnx")
+    try_once(open_engine(random_compact, "cpu", engine="onnx"))
+    try_once(open_engine(random_compact, "cpu", engine="torch"))
+
+
+def test_answers_that_are_not_numbers_are_an_error_in_either_engine(random_compact):
+    for name in ("onnx", "torch"):
+        engine = open_engine(random_compact, "cpu", engine=name)
+        embedding = engine.encode(some_image(engine))
+        with pytest.raises(UserError, match="'random-compact' answers with values that are not numbers"):
+            engine.decode({key: value * np.nan for key, value in embedding.items()}, *some_prompts(engine))
+        with pytest.raises(UserError, match="not numbers"):
+            engine.encode(some_image(engine) * np.nan)
