@@ -15,6 +15,7 @@ from SAMFineTuneLib.files import new_folder
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapter_folder import AdapterFolder
     from SAMFineTuneLib.models.adapter_store import AdapterStore
+    from SAMFineTuneLib.models.card import Card
     from SAMFineTuneLib.models.spec import ModelFolder
 
 _EPILOG = """examples:
@@ -69,12 +70,11 @@ def run(args: argparse.Namespace) -> int:
 def _list(store: AdapterStore, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.models.download import readable_size
 
-    rows = [("NAME", "BASE", "LABELS", "METHOD", "SIZE", "DICE BEFORE", "AFTER")]
+    rows = [("NAME", "BASE", "LABELS", "METHOD", "SIZE", "PROMPT", "DICE BEFORE", "AFTER")]
     for adapter in store.list():
         card = adapter.card
-        before, after = _best_gain(adapter)
         rows.append((adapter.name, card.base, ", ".join(card.labels) or "-", str(card.method),
-                     readable_size(adapter.bytes), before, after))  # fmt: skip
+                     readable_size(adapter.bytes), *_gain(card)))  # fmt: skip
     if len(rows) > 1:
         _print_table(rows)
     else:
@@ -188,10 +188,13 @@ def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
     return facts
 
 
-def _best_gain(adapter: AdapterFolder) -> tuple[str, str]:
-    """Mean Dice before and after in the list: of the first way of prompting that has both, else of any."""
-    gains = sorted(adapter.card.gains, key=lambda gain: None in gain.means)
-    return (_dice(gains[0].means[0], None), _dice(gains[0].means[1], None)) if gains else ("-", "-")
+def _gain(card: Card) -> tuple[str, str, str]:
+    """A way of prompting and the mean Dice over all labels before and after, as far as cases were held out: of the
+    first way that the base answers as well."""
+    overall = {gain.prompt: gain for gain in card.gains}.values()  # of each way its last: all labels together
+    for gain in sorted(overall, key=lambda gain: None in gain.means):
+        return gain.prompt, _dice(gain.means[0], None), _dice(gain.means[1], None)
+    return "-", "-", "-"
 
 
 def _dice(mean: float | None, interval: tuple[float, float] | None) -> str:

@@ -141,6 +141,7 @@ def _segment(
     from SAMFineTuneLib.cli import describe
     from SAMFineTuneLib.images import choose_window, read_volume, write_labelmap
     from SAMFineTuneLib.inference.automatic import class_segments, segment_classes
+    from SAMFineTuneLib.inference.doubts import doubts_about_adapter
     from SAMFineTuneLib.service.learned import learned_orientation
 
     volume = read_volume(source, args.series)
@@ -151,6 +152,8 @@ def _segment(
     window = choose_window(volume, args.window or recipe.get("window"))
     orientation = args.orientation or learned_orientation(volume, recipe)
     describe.print_inputs(volume, window, predictor, args.adapter)
+    for doubt in doubts_about_adapter(volume, recipe):
+        print(f"note        {doubt}")
     with tqdm(desc=source.name, unit="slice", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def show(progress) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import outputs
+from SAMFineTuneLib.cli.train import open_base, stop_signs
 from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.training.stopping import StopSigns
 
 _EPILOG = """examples:
   samfinetune pretrain --synthetic -o compact --minutes 60
@@ -17,10 +23,11 @@ _EPILOG = """examples:
   samfinetune pretrain --synthetic -o better --minutes 60 --start compact   learns on from another run's weights
   samfinetune pretrain --volumes scans -o ours --steps 1000    the bundled model's encoder, on unlabelled volumes
 
-The folder is a complete model for `samfinetune segment --model FOLDER`. Ctrl-C stops; --resume goes on from the
-last checkpoint, which is written every few minutes. Needs PyTorch: pip install "samfinetune[training]"
+The folder is a complete model for `samfinetune segment --model FOLDER`. Ctrl-C stops and writes a checkpoint, as
+happens every few minutes anyway; --resume goes on from the last. Needs PyTorch: pip install "samfinetune[training]"
 """
 _LINE_SECONDS = 10.0  # between lines of progress when nobody watches a terminal
+_STOPPED = "stopped; go on with the same command and --resume."
 
 
 def add_parser(subparsers) -> None:
@@ -52,10 +59,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("Say what to learn from: --synthetic for made-up pictures, or --volumes FOLDER.")
     if args.volumes and (args.minutes or args.start or args.batch):
         raise UserError("With --volumes use --steps and --model, not --minutes, --start and --batch.")
-    if not (args.minutes or args.steps):
+    if args.minutes is None and args.steps is None:
         raise UserError("Say how long to train: add --minutes 60, --steps 20000, or both.")
-    if (args.minutes or 0) < 0 or (args.steps or 0) < 0 or (args.batch is not None and args.batch < 1):
+    if not all(value is None or value > 0 for value in (args.minutes, args.steps, args.batch)):
         raise UserError("--minutes, --steps and --batch must be above zero.")
+    if args.seed < 0:
+        raise UserError("--seed must be a whole number from 0.")
     try:
         import scipy  # noqa: F401  volumes are augmented with it
         import torch  # noqa: F401
@@ -63,11 +72,33 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f'Pre-training needs {error.name}, which is not installed: pip install "samfinetune[training]".'
         ) from error
-    if args.volumes:
-        return _masked(args)
+    from SAMFineTuneLib.training.loop import Stopped
+    from SAMFineTuneLib.training.plan import device_of
+
+    device = device_of(args.device)
+    with stop_signs(_leave) as stop:
+        try:
+            return _masked(args, device, stop) if args.volumes else _synthetic(args, device, stop)
+        except Stopped:
+            raise KeyboardInterrupt(_STOPPED) from None
+
+
+def _leave() -> None:
+    """End before the first step, where nothing is learned yet."""
+    print(f"\nsamfinetune: {_STOPPED}", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+def _synthetic(args: argparse.Namespace, device: str, stop: StopSigns) -> int:
+    """Pre-train the compact model on synthetic pictures."""
     from SAMFineTuneLib.training.pretrain import CHECKPOINT_NAME, pretrain_synthetic
 
     report = _Report()
+
+    def show(state: dict) -> None:
+        stop.learning = True
+        report(state)
+
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
         folder = pretrain_synthetic(
             Path(args.output),
@@ -77,31 +108,34 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch,
             resume=args.resume,
             start=Path(args.start) if args.start else None,
-            device=args.device,
-            progress=report,
+            device=device,
+            progress=show,
+            cancel=lambda: stop.asked,
         )
     report.close()
     print(f"The model is in {folder}; use it with: samfinetune segment VOLUME -o OUT --model {folder}")
     return 0
 
 
-def _masked(args: argparse.Namespace) -> int:
+def _masked(args: argparse.Namespace, device: str, stop: StopSigns) -> int:
     """Pre-train an encoder on unlabelled volumes."""
-    from SAMFineTuneLib.cli.train import open_base
     from SAMFineTuneLib.training.masked import CHECKPOINT_NAME, pretrain_masked
 
     printed = 0.0
 
     def show(course) -> None:
         nonlocal printed
+        stop.learning = True
         if time.monotonic() - printed > _LINE_SECONDS or course.step == course.steps:
             printed = time.monotonic()
             print(f"step {course.step} of {course.steps}, {course.seconds / 60:.1f} min, error of what was blanked "
                   f"{course.loss:.3f}, embeddings moved by {course.held:.3f}", file=sys.stderr, flush=True)  # fmt: skip
 
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
-        model = pretrain_masked(args.volumes, args.output, open_base(args.model), steps=args.steps, seed=args.seed,
-                                resume=args.resume, device=args.device, progress=show)  # fmt: skip
+        model = pretrain_masked(
+            args.volumes, args.output, open_base(args.model), steps=args.steps, seed=args.seed, resume=args.resume,
+            device=device, progress=show, cancel=lambda: stop.asked,
+        )  # fmt: skip
     print(f"The model is in {model.path}; adapt it with: samfinetune train CASES -o ADAPTER --model {model.path}")
     return 0
 

@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     """Read, answer, write, and say what was done."""
     from SAMFineTuneLib.cli import batch, describe
     from SAMFineTuneLib.images import check_output_path, choose_window, read_volume, write_labelmap
+    from SAMFineTuneLib.inference.doubts import doubts_about_adapter
 
     if args.auto:
         from SAMFineTuneLib.cli import automatic
@@ -98,9 +99,10 @@ def run(args: argparse.Namespace) -> int:
     prompts = gather_prompts(args, volume)
     window = choose_window(volume, args.window)
     session = batch.place(volume, window, prompts, args.propagate)
-    predictor = arguments.open_predictor(args)
+    adapter = arguments.find_adapter(args)
+    predictor = arguments.open_predictor(args, adapter)
     describe.print_inputs(volume, window, predictor, args.adapter)
-    for doubt in batch.doubts(session):
+    for doubt in (*batch.doubts(session), *doubts_about_adapter(volume, adapter.card.recipe if adapter else {})):
         print(f"note        {doubt}")
     outcome = batch.answer(session, predictor, args.propagate)
     report(outcome, predictor)

@@ -36,6 +36,7 @@ from SAMFineTuneLib.evaluation.tables import Results, Table, all_tables
 from SAMFineTuneLib.evaluation.work import Job, list_jobs
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.inference.progress import Meter, Progress
+from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock, owning
 from SAMFineTuneLib.training.cases import SHORT, Case, LabelChoice, survey
 from SAMFineTuneLib.training.slices import LEAST_PIXELS
 
@@ -83,8 +84,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate contestants on cases and write everything into the folder `output`.
 
-    UserError where the cases cannot be used, where the folder holds something else, and where no case is left that an
-    adapter has not learned from. An interruption loses only the jobs that were under way.
+    UserError where the cases cannot be used, where the folder holds something else or another process works in it, and
+    where no case is left that an adapter has not learned from. An interruption loses only the jobs that were under way.
     """
     settings, engine = settings or Settings(), engine or local()
     folder = Path(output).expanduser()
@@ -96,26 +97,30 @@ def evaluate(
     jobs = list_jobs(work, found.choice, found.names, entries, settings, device)
     if not jobs:
         raise UserError("There is nothing to do: no contestant can answer the chosen protocols; choose others.")
-    _make(folder)
-    _write(folder / KEY, _key_of(listed))
-    _do(jobs, folder / PARTS, engine, progress)
-    rows = [row for job in jobs for row in _read_part(folder / PARTS, job) or ()]
-    if not rows:
-        notes.append(f"No label has a piece of {LEAST_PIXELS} pixels or more on any slice, so that nothing was asked.")
-    _write(folder / RESULTS, to_csv(rows))
-    results = Results(rows, [entry.name for entry in entries])
-    tables = all_tables(results, seconds or Seconds())
-    known = {one.short: one.case for one in listed}
-    shutil.rmtree(folder / PICTURES, ignore_errors=True)
-    overlays = list(
-        draw_overlays(folder / PICTURES, results, entries, known, found.choice, found.names, settings, device)
-    )
-    patients = len({one.patient for one in listed})
-    written = (*found.nameless_notes, *notes)
-    evaluation = Evaluation(folder, tuple(tables), written, len(listed), patients, found.names)
-    _write(folder / SUMMARY, json.dumps(_summary(evaluation, entries, settings), indent=1, ensure_ascii=False) + "\n")
-    _write(folder / REPORT, _page(evaluation, entries, settings, results, overlays))
-    return replace(evaluation, notes=(*found.notes, *notes))
+    with owning(folder, lambda owner: _is_running(folder, owner)):
+        _require_contents(folder, resume)
+        _make(folder)
+        _write(folder / KEY, _key_of(listed))
+        _do(jobs, folder / PARTS, engine, progress)
+        rows = [row for job in jobs for row in _read_part(folder / PARTS, job) or ()]
+        if not rows:
+            nothing = f"No label has a piece of {LEAST_PIXELS} pixels or more on any slice, so that nothing was asked."
+            notes.append(nothing)
+        _write(folder / RESULTS, to_csv(rows))
+        results = Results(rows, [entry.name for entry in entries])
+        tables = all_tables(results, seconds or Seconds())
+        known = {one.short: one.case for one in listed}
+        shutil.rmtree(folder / PICTURES, ignore_errors=True)
+        overlays = list(
+            draw_overlays(folder / PICTURES, results, entries, known, found.choice, found.names, settings, device)
+        )
+        patients = len({one.patient for one in listed})
+        written = (*found.nameless_notes, *notes)
+        evaluation = Evaluation(folder, tuple(tables), written, len(listed), patients, found.names)
+        summary = json.dumps(_summary(evaluation, entries, settings), indent=1, ensure_ascii=False)
+        _write(folder / SUMMARY, f"{summary}\n")
+        _write(folder / REPORT, _page(evaluation, entries, settings, results, overlays))
+        return replace(evaluation, notes=(*found.notes, *notes))
 
 
 # ---------------------------------------------------------------- cases
@@ -169,9 +174,19 @@ def _key_of(listed: Sequence[_Listed]) -> str:
 
 
 def _require_free(folder: Path, resume: bool) -> None:
+    if owner := ProcessLock(folder / LOCK).owner:
+        raise UserError(_is_running(folder, owner))
+    _require_contents(folder, resume)
+
+
+def _is_running(folder: Path, owner: Owner) -> str:
+    return f"The evaluation in {folder} is running ({owner}); wait until it is done, or {owner.how_to_stop}."
+
+
+def _require_contents(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder for the results.")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(one.name != LOCK for one in folder.iterdir()):
         if not (folder / PARTS).is_dir():
             raise UserError(f"{folder} holds something else; give a new folder for the results.")
         if not resume:

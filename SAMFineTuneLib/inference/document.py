@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.resample import write
 from SAMFineTuneLib.inference import edits, events
 from SAMFineTuneLib.inference.answers import Answer, Answers
-from SAMFineTuneLib.inference.doubts import doubts_about_placing, doubts_about_voxels
+from SAMFineTuneLib.inference.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels
 from SAMFineTuneLib.inference.history import History
 from SAMFineTuneLib.inference.state import Place, PlacedPrompt, State, changes
 from SAMFineTuneLib.prompts import Prompt
@@ -80,6 +80,7 @@ class Document:
         """Name of the adapter the model carries, empty without one."""
         self._lock = threading.RLock()
         self._listeners = events.Listeners()
+        self._recipe: Mapping[str, Any] = {}
         self._history = History(State())
         self._next_number = 1
         self._moment = 0
@@ -101,7 +102,7 @@ class Document:
         while self._pending and self._answers:  # nothing but masks that are gone
             self._refresh()
         self.volume, self.window = volume, window
-        for sentence in doubts_about_voxels(volume):
+        for sentence in (*doubts_about_voxels(volume), *doubts_about_adapter(volume, self._recipe)):
             self._tell(events.Notice(sentence))
         self._restart_answers()
 
@@ -112,10 +113,14 @@ class Document:
         self._restart_answers()
 
     @locked
-    def set_model(self, predictor: Predictor, adapter: str = "") -> None:
-        """Answer with another model; masks that come from prompts are made anew by `work`, or when asked for."""
-        self.predictor, self.adapter = predictor, adapter
-        for sentence in predictor.engine.notices:
+    def set_model(self, predictor: Predictor, adapter: str = "", recipe: Mapping[str, Any] | None = None) -> None:
+        """Answer with another model; masks that come from prompts are made anew by `work`, or when asked for.
+
+        `recipe` is that of the adapter's card: what it says about the adapter and the volume is told.
+        """
+        self.predictor, self.adapter, self._recipe = predictor, adapter, recipe or {}
+        doubts = doubts_about_adapter(self.volume, self._recipe) if self.volume is not None else ()
+        for sentence in (*predictor.engine.notices, *doubts):
             self._tell(events.Notice(sentence))
         self._restart_answers()
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
 from SAMFineTuneLib.images.plane import format_ras
+from SAMFineTuneLib.images.window import modality_of
 from SAMFineTuneLib.inference.state import PlacedPrompt, State
 from SAMFineTuneLib.prompts import BoxPrompt, box_remark
 
@@ -21,6 +25,15 @@ def doubts_about_voxels(volume: Volume) -> list[str]:
     if array.min() == array.max():
         return [f"All voxels of the volume hold the value {array.flat[0]:g}, so there is nothing to be found."]
     return []
+
+
+def doubts_about_adapter(volume: Volume, recipe: Mapping[str, Any]) -> list[str]:
+    """What to tell about an adapter of that recipe (of its card) on a volume of another modality than it learned from;
+    nothing where either is not known."""
+    learned, seen = str(recipe.get("modality") or ""), modality_of(volume)
+    if not learned or not seen or learned == seen:
+        return []
+    return [f"The adapter learned from {learned}, and this volume is {seen}: its answers may well be wrong."]
 
 
 def doubts_about_placing(volume: Volume, placed: PlacedPrompt) -> list[str]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
@@ -64,10 +65,10 @@ class Session(Document):
         super().set_window(window)
 
     @locked
-    def set_model(self, predictor: Predictor, adapter: str = "") -> None:
-        """Answer with another model; jobs end, masks that come from prompts are made anew."""
+    def set_model(self, predictor: Predictor, adapter: str = "", recipe: Mapping[str, Any] | None = None) -> None:
+        """Answer with another model; jobs end, masks that come from prompts are made anew. See `Document.set_model`."""
         self._stop_jobs()
-        super().set_model(predictor, adapter)
+        super().set_model(predictor, adapter, recipe)
 
     @locked
     def planes(self, segment: int) -> list[SlicePlane]:

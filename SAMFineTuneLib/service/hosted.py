@@ -315,7 +315,7 @@ class HostedSession:
             now = self._session.predictor
             self._tell_model(now.engine if now is not None else None)
             raise
-        self._session.set_model(predictor, asked[1])
+        self._session.set_model(predictor, asked[1], self._engines.recipe(asked[1]))
         self._tell_model(predictor.engine)
 
     def _tell_model(self, engine) -> None:
@@ -369,6 +369,7 @@ class HostedSession:
 
     def _do_find_labels(self, intent, _) -> None:
         from SAMFineTuneLib.images.window import choose_window
+        from SAMFineTuneLib.inference.doubts import doubts_about_adapter
         from SAMFineTuneLib.service.learned import learned_orientation
 
         asked = [plain.text_from_json(intent[name]) for name in ("model", "adapter", "device")]
@@ -376,6 +377,8 @@ class HostedSession:
         predictor, recipe = self._engines.predictor(*asked), self._engines.recipe(asked[1])
         orientation = intent["orientation"] or learned_orientation(volume, recipe)
         window = choose_window(volume, recipe.get("window"))
+        for sentence in doubts_about_adapter(volume, recipe):
+            self._session._tell(events.Notice(sentence))
         ends = intent["first"], intent["last"]
         self._keep_found(number, self._session.find_labels(predictor, window, orientation, *ends, number))
 

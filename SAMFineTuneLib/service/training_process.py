@@ -110,14 +110,11 @@ def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> No
 
 def _planned(cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings, stop: StopSigns) -> dict[str, Any]:
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.training.loop import Stopped
+    from SAMFineTuneLib.training.loop import Stopped, stopping
     from SAMFineTuneLib.training.pace import measure_pace
     from SAMFineTuneLib.training.run import make_plan
 
-    def look() -> None:
-        if stop.asked:
-            raise Stopped
-
+    look = stopping(lambda: stop.asked)
     try:
         plan = make_plan(cases, folder / files.OUTPUT, Store().get(job.model), settings, look=look)
         return {**_outline(plan), "seconds": measure_pace(plan, look).seconds}

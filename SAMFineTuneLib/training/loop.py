@@ -43,6 +43,16 @@ class Stopped(Exception):
     """The training was cancelled; its checkpoint is written."""
 
 
+def stopping(cancelled: Callable[[], bool]) -> Callable[[], None]:
+    """A look that raises Stopped when it is cancelled."""
+
+    def look() -> None:
+        if cancelled():
+            raise Stopped
+
+    return look
+
+
 def interruptible(network: nn.Module, look: Callable[[], None]) -> nn.Module:
     """Call `look` between any two modules of a network, forward and backward: what it raises ends the computation.
 
@@ -190,9 +200,14 @@ def _step(
     loss, iou = 0.0, 0.0
     for begin in range(0, len(numbers), embeddings.at_once):
         shown = numbers[begin : begin + embeddings.at_once]
-        batch = [training.items(number) for number in shown]
-        if training.rehearsal:
-            batch += [training.rehearsal(number // _REHEARSED) for number in shown if number % _REHEARSED == 0]
+        batch = []
+        for number in shown:
+            _look(training)
+            batch.append(training.items(number))
+        for number in shown if training.rehearsal else ():
+            if number % _REHEARSED == 0:
+                _look(training)
+                batch.append(training.rehearsal(number // _REHEARSED))
         part, first = batch_loss(training, embeddings, batch)
         (part.sum() / settings.batch).backward()
         loss += float(part.detach()[: len(shown)].sum()) / settings.batch
@@ -202,6 +217,12 @@ def _step(
     torch.nn.utils.clip_grad_norm_(own, GRADIENT_NORM)
     optimiser.step()
     return loss, iou
+
+
+def _look(training: Training) -> None:
+    """Stopped in the midst of a step; not where other processes would wait for this one's part of it."""
+    if training.gang.size == 1 and training.cancelled():
+        raise Stopped
 
 
 def batch_loss(training: Training, embeddings: Embeddings, batch: list[Item]) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.augment import augment
 from SAMFineTuneLib.training.cases import Case, Labelled
-from SAMFineTuneLib.training.new_model import require_new_model
+from SAMFineTuneLib.training.loop import Stopped, interruptible, stopping
+from SAMFineTuneLib.training.new_model import owning_model, require_new_model
 from SAMFineTuneLib.training.slices import evenly, slices_of
 
 CHECKPOINT_NAME = "masked-checkpoint.pt"
@@ -113,8 +114,13 @@ def pretrain_masked(
     resume: bool = False,
     device: str = "auto",
     progress: Callable[[Course], None] | None = None,
+    cancel: Callable[[], bool] = lambda: False,
 ) -> ModelFolder:
-    """Train the base's image encoder on the volumes of a folder and write a complete model folder."""
+    """Train the base's image encoder on the volumes of a folder and write a complete model folder.
+
+    When `cancel` says so, Stopped is raised, and `resume` goes on later. UserError while another process trains into
+    the folder.
+    """
     output = Path(output).expanduser()
     require_new_model(output, output / CHECKPOINT_NAME, resume)
     if steps < 1 or batch_size < 1:
@@ -123,20 +129,28 @@ def pretrain_masked(
     pictures = pictures_of(find_volumes(volumes))
     run = _Masked(base, torch.device(name), seed)
     checkpoint = output / CHECKPOINT_NAME
-    step = run.restore(checkpoint) if resume and checkpoint.exists() else 0
-    started = saved = time.monotonic()
-    while step < steps:
-        loss, held = run.step(pictures, step, steps, batch_size)
-        step += 1
-        if progress:
-            progress(Course(step, steps, loss, held, time.monotonic() - started))
-        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+    with owning_model(output, checkpoint, resume):
+        step = run.restore(checkpoint) if resume and checkpoint.exists() else 0
+        look = stopping(cancel)
+        interruptible(run.network.image_encoder, look)
+        started = saved = time.monotonic()
+        try:
+            while step < steps:
+                look()
+                loss, held = run.step(pictures, step, steps, batch_size)
+                step += 1
+                if progress:
+                    progress(Course(step, steps, loss, held, time.monotonic() - started))
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    run.save(checkpoint, step)
+                    saved = time.monotonic()
+        except Stopped:  # nothing of a step is kept before all of it is
             run.save(checkpoint, step)
-            saved = time.monotonic()
-    run.save(checkpoint, step)  # what comes next may fail on a full disk
-    folder = _write_model(run.network, base, output, len(pictures), steps, batch_size)
-    checkpoint.unlink(missing_ok=True)
-    return folder
+            raise
+        run.save(checkpoint, step)  # what comes next may fail on a full disk
+        folder = _write_model(run.network, base, output, len(pictures), steps, batch_size)
+        checkpoint.unlink(missing_ok=True)
+        return folder
 
 
 class _Masked:

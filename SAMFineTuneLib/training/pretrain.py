@@ -26,7 +26,8 @@ from SAMFineTuneLib.inference.candidates import JOINED
 from SAMFineTuneLib.models.architectures import compact
 from SAMFineTuneLib.models.checkpoint import load_own_checkpoint
 from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
-from SAMFineTuneLib.training.new_model import require_new_model
+from SAMFineTuneLib.training.loop import Stopped, interruptible, stopping
+from SAMFineTuneLib.training.new_model import owning_model
 from SAMFineTuneLib.training.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
 from SAMFineTuneLib.training.synthetic import GENERATOR_VERSION, synthetic_pictures
 from SAMFineTuneLib.training.synthetic_random import Random
@@ -358,8 +359,9 @@ def _train(
     steps: int | None,
     progress: Callable[[dict], None] | None,
     workers: int,
+    look: Callable[[], None],
 ) -> None:
-    """Train until the budget is used; write the checkpoint every few minutes and at the end."""
+    """Train until the budget is used; write the checkpoint every few minutes and at the end, also when stopped."""
     device = next(run.model.parameters()).device
     if device.type == "cpu":
         batches = _batches(SyntheticBatches(run.seed, run.batch_size), run.step, workers)
@@ -367,20 +369,26 @@ def _train(
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         together = max(int(DRAWN_PER_GIB * memory) // run.batch_size, 1)
         batches = _batches(SyntheticBatches(run.seed, run.batch_size, device, together), run.step, 0)
+    interruptible(run.model, look)
     saved = time.monotonic()
-    while (fraction := _fraction(run, minutes, steps)) < 1:
-        started = time.monotonic()
-        rate = learning_rate(fraction)
-        loss, iou = _train_step(run, next(batches), rate)
-        run.elapsed += time.monotonic() - started
-        if progress:
-            progress({
-                "step": run.step, "loss": loss, "iou": iou, "rate": rate, "fraction": fraction,
-                "pictures": run.step * run.batch_size, "minutes": run.elapsed / 60,
-            })  # fmt: skip
-        if time.monotonic() - saved > CHECKPOINT_SECONDS:
-            _save_run(run, checkpoint)
-            saved = time.monotonic()
+    try:
+        while (fraction := _fraction(run, minutes, steps)) < 1:
+            look()
+            started = time.monotonic()
+            rate = learning_rate(fraction)
+            loss, iou = _train_step(run, next(batches), rate)
+            run.elapsed += time.monotonic() - started
+            if progress:
+                progress({
+                    "step": run.step, "loss": loss, "iou": iou, "rate": rate, "fraction": fraction,
+                    "pictures": run.step * run.batch_size, "minutes": run.elapsed / 60,
+                })  # fmt: skip
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                _save_run(run, checkpoint)
+                saved = time.monotonic()
+    except Stopped:  # nothing of a step is kept before all of it is
+        _save_run(run, checkpoint)
+        raise
     _save_run(run, checkpoint)
 
 
@@ -396,6 +404,7 @@ def pretrain_synthetic(
     progress: Callable[[dict], None] | None = None,
     device: str = "auto",
     workers: int = 1,
+    cancel: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Train the compact model and write a complete model folder. -> the folder.
 
@@ -404,22 +413,24 @@ def pretrain_synthetic(
     checkpoint in the folder, if there is one; else the weights of the model folder `start` are the first, or random
     ones. `progress` gets a dict after every step. A step has `batch_size` pictures, 8 on a processor and 256 on a
     graphics card. On a processor, `workers` processes render pictures ahead; with any, the caller's script needs the
-    usual `if __name__ == "__main__"` guard.
+    usual `if __name__ == "__main__"` guard. When `cancel` says so, Stopped is raised, and `resume` goes on later.
+    UserError while another process trains into the folder.
     """
     if not minutes and not steps:
         raise UserError("Pre-training needs a number of minutes or of steps.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     batch_size = batch_size or (8 if torch.device(device).type == "cpu" else 256)
-    output_folder = Path(output_folder)
+    output_folder = Path(output_folder).expanduser()
     checkpoint = output_folder / CHECKPOINT_NAME
-    require_new_model(output_folder, checkpoint, resume)
-    if resume and checkpoint.exists():
-        run = load_run(checkpoint, device)
-    else:
-        run = _new_run(seed, batch_size, torch.device(device), start)
-    _train(run, checkpoint, minutes, steps, progress, workers)
-    return write_model_folder(run, output_folder)
+    with owning_model(output_folder, checkpoint, resume):
+        if resume and checkpoint.exists():
+            run = load_run(checkpoint, device)
+        else:
+            run = _new_run(seed, batch_size, torch.device(device), start)
+        _train(run, checkpoint, minutes, steps, progress, workers, stopping(cancel))
+        return write_model_folder(run, output_folder)
+
 
 
 # ---------------------------------------------------------------- the finished folder

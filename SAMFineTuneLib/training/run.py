@@ -35,7 +35,7 @@ from SAMFineTuneLib.training.evidence import advice, evidence_of, gains
 from SAMFineTuneLib.training.gang import Gang, join_gang
 from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, answer_slice, mean_dice, measure_case
 from SAMFineTuneLib.training.items import Items
-from SAMFineTuneLib.training.loop import History, Stopped, Training, interruptible, train
+from SAMFineTuneLib.training.loop import History, Stopped, Training, interruptible, stopping, train
 from SAMFineTuneLib.training.plan import (
     STATE,
     Plan,
@@ -110,13 +110,8 @@ def fine_tune(
     output = Path(output).expanduser()
     gang, device = join_gang(device_of(settings.device))
     gang.part_of(settings.batch)
-    report, cancelled = progress or (lambda _: None), cancel or (lambda: False)
+    report, look = progress or (lambda _: None), stopping(cancel or (lambda: False))
     work = working_folder(output)
-
-    def look() -> None:
-        if cancelled():
-            raise Stopped
-
     if gang.first:
         report(Progress("cases", 1, 1))
     plan = make_plan(cases, output, base, settings, resume, test, look, gang.first)

@@ -104,7 +104,7 @@ def test_the_same_on_a_cluster_of_two_workers(whole, cases, tmp_path):
     assert (tmp_path / "out" / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
-def test_after_a_kill_it_goes_on_and_ends_the_same(whole, cases, tmp_path):
+def test_after_a_kill_it_goes_on_and_ends_the_same(whole, cases, tmp_path, capsys):
     output = tmp_path / "out"
     words = ["evaluate", str(cases), "-o", str(output), *FEW, "--jobs", "2"]
     command = [sys.executable, "-m", "SAMFineTuneLib.cli", *words]
@@ -115,6 +115,8 @@ def test_after_a_kill_it_goes_on_and_ends_the_same(whole, cases, tmp_path):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.01)
         children = psutil.Process(process.pid).children(recursive=True)
+        assert evaluate(cases, output, *FEW, "--jobs", "1", "--resume") == 2
+        assert f"is running (process {process.pid}, for " in capsys.readouterr().err
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
