@@ -1,13 +1,15 @@
 """Automatic: find objects without prompts, then pick, name or drop them."""
 
 import qt
+from slicer.i18n import tr as _
 
-from .automatic_labels import LabelsBox
+from .automatic_labels import ON_SLICE, LabelsBox
 from .propagate import shown_slice
-from .qt_helpers import Connections, load_ui, quiet
+from .qt_helpers import Connections, chosen_in, fill_menu, load_ui, quiet
 
-ORIENTATIONS = ("axial", "coronal", "sagittal")
-POINTS_PER_SIDE = (12, 24, 32)
+WHERE = ((ON_SLICE, _("On the slice shown")), ("volume", _("In the whole volume")))
+ORIENTATIONS = (("axial", _("Axial")), ("coronal", _("Coronal")), ("sagittal", _("Sagittal")))
+POINTS_PER_SIDE = ((12, _("Quick")), (24, _("Normal")), (32, _("Thorough")))
 _SHOWN = 200  # objects in the list
 _DRAWN = 40  # objects at once in the views
 
@@ -24,6 +26,9 @@ class AutomaticSection:
         self._drawn = []  # those that are seen in the views
         self._items = []  # of the list, which some bindings drop when nobody holds them
         ui = self.ui
+        fill_menu(ui.whereSelector, WHERE)
+        fill_menu(ui.viewSelector, ORIENTATIONS)
+        fill_menu(ui.detailSelector, POINTS_PER_SIDE, 24)
         ui.objectsTable.verticalHeader().setDefaultSectionSize(22)
         ui.objectsTable.setColumnWidth(0, 160)
         for sender, signal, handler in (
@@ -62,10 +67,10 @@ class AutomaticSection:
         session = self.host.session
         if session is None:
             return
-        orientation = ORIENTATIONS[self.ui.viewSelector.currentIndex]
+        orientation = chosen_in(self.ui.viewSelector)
         first = last = None
-        settings = {"points_per_side": POINTS_PER_SIDE[self.ui.detailSelector.currentIndex]}
-        if self.ui.whereSelector.currentIndex == 0:
+        settings = {"points_per_side": chosen_in(self.ui.detailSelector)}
+        if chosen_in(self.ui.whereSelector) == ON_SLICE:
             first = last = shown_slice(session.volume, orientation)
             if first is None:
                 self.host.warn("No view shows a slice of that orientation; choose another one, or the whole volume.")

@@ -1,9 +1,9 @@
 """Automatic, with an adapter: the labels that it has learned become segments, without prompts."""
 
 from .propagate import shown_slice
-from .qt_helpers import Connections, quiet, set_visible
+from .qt_helpers import Connections, chosen_in, quiet, set_visible
 
-_ON_SLICE = 0  # of the selector that everything mode has
+ON_SLICE = "slice"  # of the menu that everything mode has
 
 
 class LabelsBox:
@@ -63,7 +63,7 @@ class LabelsBox:
             return
         row = self._adapters[index]
         orientation, first = learned_orientation(session.volume, {"orientation": row.get("orientation")}), None
-        if self.ui.whereSelector.currentIndex == _ON_SLICE:
+        if chosen_in(self.ui.whereSelector) == ON_SLICE:
             first = shown_slice(session.volume, orientation)
             if first is None:
                 self.host.warn(f"This adapter looks at {orientation} slices, and no view shows one; show one, or take "

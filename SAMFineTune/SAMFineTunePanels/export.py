@@ -9,9 +9,15 @@ from slicer.i18n import tr as _
 
 from . import packages, settings
 from .exporting import Exporting
-from .qt_helpers import Connections, confirmed, load_ui, set_visible
+from .qt_helpers import Connections, chosen_in, confirmed, fill_menu, load_ui, set_visible
 
-ENDINGS = ("", ".nii.gz", ".nrrd", ".seg.nrrd", ".dcm")
+ENDINGS = (
+    ("", _("Label map in this scene")),
+    (".nii.gz", _("NIfTI (.nii.gz)")),
+    (".nrrd", _("NRRD (.nrrd)")),
+    (".seg.nrrd", _("Slicer segmentation (.seg.nrrd)")),
+    (".dcm", _("DICOM SEG (.dcm)")),
+)
 _TOPIC = "export"
 
 
@@ -23,6 +29,7 @@ class ExportSection:
         self._ask_to_install = ask_to_install
         self.widget, self.ui = load_ui(resource_path, "Export")
         self._connections = Connections()
+        fill_menu(self.ui.formatSelector, ENDINGS)
         self.ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
         self.ui.folderEdit.currentPath = settings.read("ExportFolder", os.path.expanduser("~"))
         self.last = None  # what was written last: a path or a node
@@ -45,7 +52,7 @@ class ExportSection:
 
     @property
     def ending(self):
-        return ENDINGS[self.ui.formatSelector.currentIndex]
+        return chosen_in(self.ui.formatSelector)
 
     def _format_chosen(self, index):
         set_visible(self.ui.folderEdit, bool(self.ending))

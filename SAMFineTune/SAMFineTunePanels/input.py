@@ -6,7 +6,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, load_ui, pixmap_of, quiet, set_text, set_visible
+from .qt_helpers import Connections, choose_in, chosen_in, fill_menu, load_ui, pixmap_of, quiet, set_text, set_visible
 
 AUTOMATIC, DISPLAYED, CUSTOM = "auto", "displayed", "custom"
 LOOK_EVERY = 0.3  # s between two looks at the views
@@ -82,7 +82,7 @@ class InputSection:
         if node is not None and session.volume_node is node:
             self.host.act(session.set_segmentation_node, segmentation_of(node))
             if self.window_choice == CUSTOM:
-                self.ui.windowSelector.setCurrentIndex(0)
+                choose_in(self.ui.windowSelector, AUTOMATIC)
             self._apply_window()
             self._show_in_views(node)
         self.show_session()
@@ -117,28 +117,25 @@ class InputSection:
                 entries.append(("ct-" + name, label))
         entries += [("percentiles", _("Percentiles 0.5 to 99.5")), ("minmax", _("Lowest to highest value"))]
         entries.append((CUSTOM, _("Range…")))
-        names = [name for name, _label in entries]
+        names = [name for name, label in entries]
         if names == self._windows:
             return
         selector = self.ui.windowSelector
-        before = self._windows[selector.currentIndex] if self._windows else AUTOMATIC
+        before = chosen_in(selector)
+        self._windows = names
         with quiet(selector):
-            selector.clear()
-            for _name, label in entries:
-                selector.addItem(label)
-            self._windows = names
-            selector.setCurrentIndex(names.index(before) if before in names else 0)
+            fill_menu(selector, entries, before)
 
     @property
     def window_choice(self):
-        return self._windows[self.ui.windowSelector.currentIndex]
+        return chosen_in(self.ui.windowSelector)
 
     def _show_choice(self, session):
         """What the scene says was chosen, as after loading it."""
         choice = session.parameters.get("Contrast")
         if choice in self._windows and choice != self.window_choice:
             with quiet(self.ui.windowSelector):
-                self.ui.windowSelector.setCurrentIndex(self._windows.index(choice))
+                choose_in(self.ui.windowSelector, choice)
         set_visible(self.ui.rangeRow, self.window_choice == CUSTOM)
         if session.window is not None:
             self._show_window(session.window)

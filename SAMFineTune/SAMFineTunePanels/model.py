@@ -2,11 +2,16 @@
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from . import settings
-from .qt_helpers import Connections, confirmed, load_ui, quiet, set_text
+from .qt_helpers import Connections, chosen_in, confirmed, fill_menu, load_ui, quiet, set_text
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = (
+    ("auto", _("Automatic")),
+    ("cpu", _("Processor (CPU)")),
+    ("cuda", _("Graphics card (CUDA)")),
+)
 NO_ADAPTER = "None"
 BUNDLED = "compact"
 _ORDER = ("bundled", "installed", "download", "import")
@@ -40,7 +45,7 @@ class ModelSection:
         ui.modelSelector.addItem("Compact (bundled)")
         ui.adapterSelector.addItem(NO_ADAPTER)
         device = settings.read("Device", "auto")
-        ui.deviceSelector.setCurrentIndex(DEVICES.index(device) if device in DEVICES else 0)
+        fill_menu(ui.deviceSelector, DEVICES, device)
         host.listen("StatusChanged", self._status_changed)
         host.listen("Finished", self._finished)
         host.listen("SessionStarted", self._session_started)
@@ -174,7 +179,7 @@ class ModelSection:
 
     @property
     def device(self):
-        return DEVICES[self.ui.deviceSelector.currentIndex]
+        return chosen_in(self.ui.deviceSelector)
 
     def _adapter_chosen(self, index):
         session = self.host.session

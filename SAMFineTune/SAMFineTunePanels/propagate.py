@@ -1,9 +1,22 @@
 """Propagate: the selected segment from its prompted slices to their neighbours."""
 
-from .qt_helpers import Connections, load_ui, set_visible
+from slicer.i18n import tr as _
 
-DIRECTIONS = ("both", "up", "down", "fill")
-ORIENTATIONS = (None, "axial", "coronal", "sagittal")
+from .qt_helpers import Connections, chosen_in, fill_menu, load_ui, set_visible
+
+DIRECTIONS = (
+    ("both", _("Up and down")),
+    ("up", _("Up")),
+    ("down", _("Down")),
+    ("fill", _("Fill between prompted slices")),
+)
+AS_PROMPTED = ""
+ORIENTATIONS = (
+    (AS_PROMPTED, _("Slices that have prompts")),
+    ("axial", _("Axial slices")),
+    ("coronal", _("Coronal slices")),
+    ("sagittal", _("Sagittal slices")),
+)
 
 
 class PropagateSection:
@@ -15,6 +28,8 @@ class PropagateSection:
         self._connections = Connections()
         self._volume = None
         ui = self.ui
+        fill_menu(ui.directionSelector, DIRECTIONS)
+        fill_menu(ui.orientationSelector, ORIENTATIONS)
         for sender, signal, handler in (
             (ui.propagateButton, "clicked()", self.propagate),
             (ui.rangeBox, "toggled(bool)", self._show_range),
@@ -31,7 +46,7 @@ class PropagateSection:
 
     @property
     def orientation(self):
-        return ORIENTATIONS[self.ui.orientationSelector.currentIndex]
+        return chosen_in(self.ui.orientationSelector) or None
 
     def refresh(self):
         session = self.host.session
@@ -48,7 +63,7 @@ class PropagateSection:
         session = self.host.session
         if session is None:
             return
-        settings = {"direction": DIRECTIONS[self.ui.directionSelector.currentIndex]}
+        settings = {"direction": chosen_in(self.ui.directionSelector)}
         if self.ui.rangeBox.checked:
             ends = sorted((self.ui.firstSpinBox.value, self.ui.lastSpinBox.value))
             settings["first"], settings["last"] = ends

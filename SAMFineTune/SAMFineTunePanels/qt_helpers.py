@@ -74,6 +74,25 @@ def set_text(label, text):
         label.text = text
 
 
+def fill_menu(selector, entries, chosen=None):
+    """Give a QComboBox its entries, (what it means, what is shown) each; the first is chosen unless told otherwise."""
+    with quiet(selector):
+        selector.clear()
+        for meaning, text in entries:
+            selector.addItem(text, meaning)
+    choose_in(selector, chosen)
+
+
+def chosen_in(selector):
+    """What the chosen entry of a menu means."""
+    return selector.itemData(selector.currentIndex)
+
+
+def choose_in(selector, meaning):
+    """Choose the entry that means this; the first when there is none."""
+    selector.setCurrentIndex(0 if meaning is None else max(0, selector.findData(meaning)))
+
+
 def set_visible(widget, visible):
     """What the widget itself wants, whether or not its section is open. Qt does nothing when it wants that already."""
     widget.setVisible(bool(visible))

@@ -3,9 +3,13 @@
 import slicer
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, load_ui, quiet
+from .qt_helpers import Connections, choose_in, chosen_in, fill_menu, load_ui, quiet
 
-OTHERS = ("protected", "overwritten", "editor")
+OTHERS = (
+    ("protected", _("Keep their voxels")),
+    ("overwritten", _("May be overwritten")),
+    ("editor", _("As in the Segment Editor")),
+)
 
 
 class SegmentsSection:
@@ -19,6 +23,7 @@ class SegmentsSection:
         self._node = None
         self._agreed = None  # the segment that table and session had selected when last looked
         ui = self.ui
+        fill_menu(ui.othersSelector, OTHERS)
         ui.segmentsTable.setSelectionMode(1)  # QAbstractItemView.SingleSelection
         for sender, signal, handler in (
             (ui.segmentsTable, "selectionChanged(QItemSelection,QItemSelection)", self._selected),
@@ -103,14 +108,13 @@ class SegmentsSection:
     def _others_chosen(self, index):
         session = self.host.session
         if session is not None:
-            session.parameters.set("OtherSegments", OTHERS[index])
+            session.parameters.set("OtherSegments", chosen_in(self.ui.othersSelector))
             self._apply_others(session)
 
     def show_session(self, session):
         """What the scene says was chosen."""
-        choice = session.parameters.get("OtherSegments", OTHERS[0])
         with quiet(self.ui.othersSelector):
-            self.ui.othersSelector.setCurrentIndex(OTHERS.index(choice) if choice in OTHERS else 0)
+            choose_in(self.ui.othersSelector, session.parameters.get("OtherSegments"))
         self._apply_others(session)
         segmentation, selected = session.segmentation_node, session.parameters.get("Segment")
         if segmentation is not None and segmentation.GetSegmentation().GetSegment(selected) is not None:
@@ -118,7 +122,7 @@ class SegmentsSection:
 
     def _apply_others(self, session):
         """Which segment editor node says where masks may go."""
-        choice = OTHERS[self.ui.othersSelector.currentIndex]
+        choice = chosen_in(self.ui.othersSelector)
         if choice == "protected":
             session.editor_node = None
         elif choice == "editor":

@@ -8,6 +8,8 @@ import time
 import numpy as np
 import slicer
 
+from .qt_helpers import choose_in
+
 PATIENCE = 120.0  # s for anything that the worker does
 SHAPE, SPACING = (28, 160, 160), (2.2, 2.2, 5.0)
 LIVER, KIDNEY = 1, 4  # label values of the phantom
@@ -209,12 +211,12 @@ class SelfTest:
         self.say("Export")
         export = self.panel.export
         export.ui.folderEdit.currentPath = self.folder
-        for index, ending in ((1, ".nii.gz"), (3, ".seg.nrrd")):
-            export.ui.formatSelector.setCurrentIndex(index)
+        for ending in (".nii.gz", ".seg.nrrd"):
+            choose_in(export.ui.formatSelector, ending)
             self.press_export()
             self.test.assertTrue(export.last and export.last.endswith(ending), self.panel.status.messages)
             self.assert_same_geometry(export.last)
-        export.ui.formatSelector.setCurrentIndex(0)
+        choose_in(export.ui.formatSelector, "")
         self.press_export()
         self.test.assertIsNotNone(slicer.mrmlScene.GetNodeByID(export.last.GetID()))
 
@@ -268,8 +270,8 @@ class SelfTest:
         name = free_name("self-test")
         ui = train.ui
         ui.nameEdit.setText(name)
-        ui.evidenceSelector.setCurrentIndex(2)
-        ui.headsSelector.setCurrentIndex(1)
+        choose_in(ui.evidenceSelector, "none")
+        choose_in(ui.headsSelector, "promptable")
         for box, value in ((ui.stepsSpinBox, 2), (ui.batchSpinBox, 1)):
             box.setValue(value)
         self.wait(lambda: ui.startButton.enabled, "the button that starts a training")

@@ -9,9 +9,9 @@ import slicer
 
 from . import packages, settings, worker
 from .model import BUNDLED, install_torch, torch_is_there
-from .qt_helpers import Connections, load_ui, set_text, set_visible
+from .qt_helpers import Connections, choose_in, chosen_in, load_ui, set_text, set_visible
 from .train_cases import CasesBox
-from .train_options import PRESETS, settings_of, show_values, values_of
+from .train_options import fill_menus, settings_of, show_values, values_of
 from .train_run import RunBox
 
 LOOK_EVERY = 1.0  # s between two looks at the scene's segmentations
@@ -35,7 +35,8 @@ class TrainSection:
         ui = self.ui
         self.cases = CasesBox(ui)
         self.runs = RunBox(host, ui, self._training_ended)
-        ui.deviceSelector.setCurrentIndex(int(settings.read("TrainDevice", "0") or 0))
+        fill_menus(ui)
+        choose_in(ui.deviceSelector, settings.read("TrainDevice"))
         ui.outlivesBox.checked = settings.read_flag("TrainOutlives")
         for sender, signal, handler in (
             (ui.checkButton, "clicked()", self.check),
@@ -164,7 +165,7 @@ class TrainSection:
         settings.write("TrainOutlives", bool(wanted))
 
     def _device_chosen(self, index):
-        settings.write("TrainDevice", str(index))
+        settings.write("TrainDevice", chosen_in(self.ui.deviceSelector))
 
     # ---- checking and starting
 
@@ -180,7 +181,7 @@ class TrainSection:
 
         name = self.ui.nameEdit.text.strip()
         if not name:
-            name = free_name(f"{self.cases.proposed_name()}-{PRESETS[self.ui.presetSelector.currentIndex]}")
+            name = free_name(f"{self.cases.proposed_name()}-{chosen_in(self.ui.presetSelector)}")
         self.host.act(self._begin, lambda: new_run(name), False)
 
     def _begin(self, make_run, only_check):

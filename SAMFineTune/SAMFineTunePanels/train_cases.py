@@ -6,11 +6,13 @@ import re
 import ctk
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from . import settings
-from .qt_helpers import Connections, fit_height, quiet, set_text, set_visible
+from .qt_helpers import Connections, choose_in, chosen_in, fill_menu, fit_height, quiet, set_text, set_visible
 
-FROM_SCENE, FROM_FOLDER = 0, 1
+FROM_SCENE, FROM_FOLDER = "scene", "folder"
+SOURCES = ((FROM_SCENE, _("From this scene")), (FROM_FOLDER, _("From a folder or list")))
 NOTHING_THERE = "No segmentation in the scene holds anything yet: load annotated volumes, or choose a folder."
 _CASES_SHOWN, _LABELS_SHOWN = (3, 8), (2, 6)  # rows: at least, at most
 _LEFT_OUT = "TrainLeftOut"  # role of segmentations that are not learned from
@@ -28,6 +30,7 @@ class CasesBox:
         self._unlearned = set()  # labels that are not ticked
         self._labels = []  # (what is shown, what the training is told)
         self._items = []  # of the table, which some bindings drop when nobody holds them
+        fill_menu(ui.sourceSelector, SOURCES)
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Files
         ui.folderEdit.currentPath = settings.read("TrainFolder")
         ui.casesTable.setColumnWidth(0, 240)
@@ -41,7 +44,7 @@ class CasesBox:
             self._connections.add(sender, signal, handler)
         fit_height(ui.casesTable, 0, *_CASES_SHOWN)
         fit_height(ui.labelsList, 0, *_LABELS_SHOWN)
-        self._source_chosen(FROM_SCENE)
+        self._source_chosen(0)
 
     def close(self):
         self._connections.close()
@@ -50,7 +53,7 @@ class CasesBox:
 
     @property
     def from_scene(self):
-        return self.ui.sourceSelector.currentIndex == FROM_SCENE
+        return chosen_in(self.ui.sourceSelector) == FROM_SCENE
 
     @property
     def folder(self):
@@ -134,11 +137,11 @@ class CasesBox:
         for node_id in sorted(self._left_out):
             if slicer.mrmlScene.GetNodeByID(node_id) is not None:
                 parameters.node.AddNodeReferenceID(_LEFT_OUT, node_id)
-        return {"source": self.ui.sourceSelector.currentIndex, "unlearned": sorted(self._unlearned)}
+        return {"source": chosen_in(self.ui.sourceSelector), "unlearned": sorted(self._unlearned)}
 
     def show_stored(self, parameters, values):
         self._unlearned = {str(name) for name in values.get("unlearned", ())}
-        self.ui.sourceSelector.setCurrentIndex(int(values.get("source", FROM_SCENE)))
+        choose_in(self.ui.sourceSelector, values.get("source"))
         node = parameters.node
         count = node.GetNumberOfNodeReferences(_LEFT_OUT)
         self._left_out = {node.GetNthNodeReferenceID(_LEFT_OUT, index) for index in range(count)}

@@ -1,13 +1,52 @@
 """Train, how: the preset, and what is under Advanced, as settings of a training."""
 
-METHODS = ("lora", "adapter", "vanilla")
-SCOPES = ("encoder+decoder", "decoder")
-HEADS = (("promptable", "automatic"), ("promptable",), ("automatic",))
-CROSS_VALIDATION, SHOTS, NO_EVIDENCE = range(3)
-ORIENTATIONS = ("auto", "axial", "coronal", "sagittal", "all")
-PRESETS = ("quick", "balanced", "thorough")
-DEVICES = ("auto", "cpu", "cuda")
+from slicer.i18n import tr as _
+
+from .model import DEVICES
+from .qt_helpers import choose_in, chosen_in, fill_menu
+
+CROSS_VALIDATION, SHOTS, NO_EVIDENCE = "folds", "shots", "none"
+MENUS = {  # name of the selector -> its entries
+    "presetSelector": (
+        ("quick", _("Quick: minutes")),
+        ("balanced", _("Balanced: a quarter of an hour")),
+        ("thorough", _("Thorough: an hour and more")),
+    ),
+    "methodSelector": (
+        ("lora", _("LoRA: small additions")),
+        ("adapter", _("Adapters: small layers")),
+        ("vanilla", _("Whole weights (large adapter)")),
+    ),
+    "scopeSelector": (
+        ("encoder+decoder", _("Image encoder and mask decoder")),
+        ("decoder", _("Mask decoder only")),
+    ),
+    "headsSelector": (
+        ("promptable+automatic", _("Prompts, and finds the labels by itself")),
+        ("promptable", _("Prompts only")),
+        ("automatic", _("Finds the labels by itself only")),
+    ),
+    "evidenceSelector": (
+        (CROSS_VALIDATION, _("Leaving cases out in turn")),
+        (SHOTS, _("Learning from this many cases only")),
+        (NO_EVIDENCE, _("Not at all")),
+    ),
+    "orientationSelector": (
+        ("auto", _("As they were acquired")),
+        ("axial", _("Axial")),
+        ("coronal", _("Coronal")),
+        ("sagittal", _("Sagittal")),
+        ("all", _("All three")),
+    ),
+}
 _CT_WINDOW = "ct-abdomen"  # what the panel sees a CT in unless told otherwise
+
+
+def fill_menus(ui):
+    """Give all selectors their entries."""
+    for name, entries in MENUS.items():
+        fill_menu(getattr(ui, name), entries)
+    fill_menu(ui.deviceSelector, DEVICES)
 
 
 def settings_of(ui, wanted, all_ct):
@@ -20,42 +59,40 @@ def settings_of(ui, wanted, all_ct):
     window = ui.windowEdit.text.strip() or (_CT_WINDOW if all_ct else None)
     if window is not None:
         choose_window(_any_volume(), window)
-    evidence, count = ui.evidenceSelector.currentIndex, ui.evidenceSpinBox.value
+    evidence, count = chosen_in(ui.evidenceSelector), ui.evidenceSpinBox.value
     rank = ui.rankSpinBox.value
     return Settings.of_preset(
-        PRESETS[ui.presetSelector.currentIndex],
-        method=Method(METHODS[ui.methodSelector.currentIndex], SCOPES[ui.scopeSelector.currentIndex], rank, rank),
-        heads=HEADS[ui.headsSelector.currentIndex],
+        chosen_in(ui.presetSelector),
+        method=Method(chosen_in(ui.methodSelector), chosen_in(ui.scopeSelector), rank, rank),
+        heads=tuple(chosen_in(ui.headsSelector).split("+")),
         labels=LabelChoice(tuple(wanted)),
         shots=max(1, count) if evidence == SHOTS else None,
         folds=0 if evidence == NO_EVIDENCE else (count or None) if evidence == CROSS_VALIDATION else None,
         steps=ui.stepsSpinBox.value or None,
         batch=ui.batchSpinBox.value or None,
-        orientation=ORIENTATIONS[ui.orientationSelector.currentIndex],
+        orientation=chosen_in(ui.orientationSelector),
         window=window,
         seed=ui.seedSpinBox.value,
-        device=DEVICES[ui.deviceSelector.currentIndex],
+        device=chosen_in(ui.deviceSelector),
     ).to_dict()
 
 
 def values_of(ui):
     """What the widgets say, to be kept in the scene."""
-    chosen = {name: getattr(ui, name).currentIndex for name in _SELECTORS}
+    chosen = {name: chosen_in(getattr(ui, name)) for name in MENUS}
     return chosen | {name: getattr(ui, name).value for name in _NUMBERS} | {"windowEdit": ui.windowEdit.text}
 
 
 def show_values(ui, values):
     """Put them back; what a newer version has added is left out."""
-    for name in _SELECTORS:
-        getattr(ui, name).setCurrentIndex(int(values.get(name, 0)))
+    for name in MENUS:
+        choose_in(getattr(ui, name), values.get(name))
     for name in _NUMBERS:
         if name in values:
             getattr(ui, name).setValue(int(values[name]))
     ui.windowEdit.setText(str(values.get("windowEdit", "")))
 
 
-_SELECTORS = ("presetSelector", "methodSelector", "scopeSelector", "headsSelector", "evidenceSelector",
-              "orientationSelector")  # fmt: skip
 _NUMBERS = ("rankSpinBox", "evidenceSpinBox", "stepsSpinBox", "batchSpinBox", "seedSpinBox")
 
 

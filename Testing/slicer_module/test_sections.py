@@ -106,12 +106,10 @@ def segmentation_ids(work):
     return list(node.GetSegmentation().GetSegmentIDs()) if node is not None else []
 
 
-def test_objects_are_found_named_kept_and_dropped(work, monkeypatch):
-    from SAMFineTunePanels import automatic as section
-
-    monkeypatch.setattr(section, "POINTS_PER_SIDE", (6, 6, 6))
+def test_objects_are_found_named_kept_and_dropped(work):
     automatic = work.panel.automatic
     ui = automatic.ui
+    ui.detailSelector.setItemData(0, 6)
     work.view("Red", work.middle_of(KIDNEY))
     ui.detailSelector.setCurrentIndex(0)
     work.desktop.wait(lambda: ui.findButton.enabled)
@@ -442,9 +440,9 @@ def test_dicom_seg_refers_to_the_series_in_slicers_database(desktop, tmp_path, m
 def test_the_contrast(work):
     ui = work.panel.input.ui
     assert "abdomen" in ui.windowLabel.text
-    ui.windowSelector.setCurrentIndex(work.panel.input._windows.index("ct-lung"))
+    ui.windowSelector.setCurrentIndex(ui.windowSelector.findData("ct-lung"))
     assert "-1350" in ui.windowLabel.text and work.session.window.high == 150
-    ui.windowSelector.setCurrentIndex(work.panel.input._windows.index("custom"))
+    ui.windowSelector.setCurrentIndex(ui.windowSelector.findData("custom"))
     assert not ui.rangeRow.isHidden()
     ui.lowSpinBox.value, ui.highSpinBox.value = 0, 200
     assert (work.session.window.low, work.session.window.high) == (0, 200)
