@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inference"))
 
@@ -24,9 +26,10 @@ from SAMFineTuneLib.evaluation.prompting import perturbation, strategy  # noqa: 
 from SAMFineTuneLib.evaluation.prompts import STRATEGIES, prompts_for  # noqa: E402
 from SAMFineTuneLib.evaluation.settings import Settings  # noqa: E402
 from SAMFineTuneLib.evaluation.volumes import in_volume, volumes  # noqa: E402
+from SAMFineTuneLib.images import Volume  # noqa: E402
 from SAMFineTuneLib.inference.everything import EverythingSettings  # noqa: E402
 from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
-from SAMFineTuneLib.training.cases import Case, Labelled  # noqa: E402
+from SAMFineTuneLib.training.cases import IGNORED, Case, Labelled  # noqa: E402
 
 NAMES = ("tube", "ball", "second tube")
 
@@ -164,3 +167,67 @@ def test_baselines_answer_whatever_they_are_asked(data, name):
         points, labels = [*points, (0, 0)], [*labels, 1]
     found = baselines.answer(name, picture, PlanePrompts(np.float32(points).reshape(-1, 2), np.int64(labels), box))
     assert found.mask.shape == picture.shape and found.mask.dtype == bool
+
+
+# ---- what was left undecided, and labels that overlap
+
+
+class Answering(Asked):
+    """Answers as the region engine does; when `flooding`, with all in it that was left undecided. Keeps prompts."""
+
+    def __init__(self, ignored: dict, flooding: bool) -> None:
+        super().__init__()
+        self._ignored, self._flooding, self.asked = ignored, flooding, []
+
+    def answer(self, picture, prompts, previous=None):
+        ignored = self._ignored[picture.tobytes()]
+        self.asked.append((prompts, ignored))
+        found, more = super().answer(picture, prompts), ignored & self._flooding
+        return SimpleNamespace(mask=found.mask | more, masks=found.masks | more, score=found.score)
+
+
+@pytest.fixture(scope="module")
+def undecided():
+    """A frame around all labels, of four pixels' distance to them, that nobody decided about."""
+    volume, labels = phantom(slices=12)
+    near = ndimage.binary_dilation(labels > 0, iterations=4, structure=np.ones((1, 3, 3)))
+    far = ndimage.binary_dilation(labels > 0, iterations=9, structure=np.ones((1, 3, 3)))
+    noise = np.arange(volume.array.size, dtype=np.int16).reshape(volume.shape) % 3  # every picture differs
+    classes = np.where(far & ~near, IGNORED, labels).astype(np.uint8)
+    case = Case("phantom", Path("a"), Path("b"))
+    volume = Volume(volume.array + noise, volume.affine)
+    return Subject(Labelled(case, volume, classes, NAMES, "c" * 64), window="0,255")
+
+
+@pytest.mark.parametrize("protocol", [*STRATEGIES, "interactive"])
+def test_what_was_left_undecided_counts_for_nothing(undecided, protocol):
+    ignored = {one.picture.tobytes(): one.ignored for one in undecided.slices}
+    assert len(ignored) == 12
+
+    asked = [Answering(ignored, flooding) for flooding in (False, True)]
+    if protocol == "interactive":
+        plain, flooded = (list(interactive(one, undecided, Settings(slices=1, steps=3))) for one in asked)
+    else:
+        plain, flooded = (list(strategy(protocol, one, undecided, Settings(slices=1))) for one in asked)
+    assert plain == flooded and plain
+    for prompts, nowhere in asked[1].asked:
+        x, y = prompts.points[prompts.labels == 0].astype(int).T
+        assert not nowhere[y, x].any(), "no click outside lies where nothing was decided"
+
+
+def test_without_prompts_what_was_left_undecided_counts_for_nothing(undecided, monkeypatch):
+    labels = np.where(undecided.labelled.ignored, 1, undecided.labelled.classes)
+    monkeypatch.setattr(automatic, "segment_classes", lambda *_: labels)
+    rows = list(automatic.automatic(Asked(heads=("automatic",), classes=NAMES), undecided, Settings()))
+    assert [row.dice for row in rows] == [1.0, 1.0, 1.0]
+
+
+def test_labels_that_overlap_are_asked_for_whole(subject):
+    classes = subject.labelled.classes.copy()
+    ball = classes == 2
+    middle = ndimage.binary_erosion(ball, iterations=3, structure=np.ones((1, 3, 3)))
+    classes[middle] = 4
+    both = Labelled(subject.labelled.case, subject.labelled.volume, classes, (*NAMES, "core"), "d" * 64, {4: (2, 4)})
+    rows = list(strategy("S5", Asked(), Subject(both, "0,255"), Settings(slices=1)))
+    assert [row.label for row in rows] == [*NAMES, "core"] and min(row.dice for row in rows[:3]) > 0.9
+    assert np.array_equal(both.mask(2), ball) and np.array_equal(both.mask(4), middle)
