@@ -28,7 +28,7 @@ from SAMFineTuneLib.images.read import ENDINGS, read_volume
 from SAMFineTuneLib.images.read_picture import PICTURES
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.training.case_lists import read_list
-from SAMFineTuneLib.training.label_files import MOST_VALUES, read_labels
+from SAMFineTuneLib.training.label_files import read_labels
 from SAMFineTuneLib.training.label_grid import MATCHES, fit_labels
 from SAMFineTuneLib.training.label_map import Labels, Meaning, voxels
 from SAMFineTuneLib.training.nnunet import read_meaning
@@ -39,6 +39,8 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 _ANY = ("any", "foreground")
 IGNORED = 255
 """The class of voxels that were left undecided: they count for nothing."""
+_MOST_CLASSES = 254
+_MANY_VALUES = 16  # of labels, of which an image should have more
 _SHADES = 250  # from which on all values of an 8-bit picture are white
 _MANY_SHADES = 32  # values of pictures from which on they are hardly labels
 SHORT = 12
@@ -201,6 +203,8 @@ def _bare_name(path: Path) -> str | None:
         return None
     if path.is_dir():
         return path.name
+    if path.exists() and not path.is_file():  # such as a named pipe
+        return None
     lower = path.name.lower()
     for ending in sorted((*ENDINGS, ".dcm", ".seg.nrrd"), key=len, reverse=True):
         if lower.endswith(ending) and len(lower) > len(ending):
@@ -402,6 +406,7 @@ def survey(
         look()
         volume, labels, meaning, notes = case.read()
         amounts = np.bincount(labels.ravel())
+        _require_not_swapped(case, volume, np.count_nonzero(amounts))
         counts[case.id] = {value: int(amounts[value]) for value in np.flatnonzero(amounts).tolist() if value}
         held[case.id] = meaning.labels_in(counts[case.id])
         known[case.id] = meaning.names
@@ -437,6 +442,15 @@ def survey(
             f"learning needs {least} or more, so label further slices or cases."
         )
     return Survey(names, settled, about_all, tuple(told), digests, slices)
+
+
+def _require_not_swapped(case: Case, volume: Volume, values: int) -> None:
+    """UserError when the labels hold more different values than the image."""
+    if values > _MANY_VALUES and (of_image := len(np.unique(volume.array))) < values:
+        raise UserError(
+            f"Case {case.id}: the image holds {of_image} different values, its labels {values}; check that image and "
+            "labels are not mixed up."
+        )
 
 
 def _about_overlap(case: Case, labelled: Labelled, value: int, numbers: Labels, exclusive: bool) -> str:
@@ -493,9 +507,9 @@ def _settle(
         if all(case.label.suffix.lower() in PICTURES for case in cases):
             return _settle_pictures(everything, counts)
         choice = _all_labels(everything, known)
-    if len(choice.wanted) > MOST_VALUES:
+    if len(choice.wanted) > _MOST_CLASSES:
         raise UserError(
-            f"The cases hold {len(choice.wanted)} labels, and {MOST_VALUES} can be told apart: choose some by --label."
+            f"The cases hold {len(choice.wanted)} labels, and {_MOST_CLASSES} can be told apart: choose with --label."
         )
     for wanted in choice.wanted:
         if not any(_label_of(wanted, held[case.id], known[case.id]) is not None for case in cases):

@@ -21,8 +21,7 @@ from SAMFineTuneLib.images.sitk_images import affine_of, quiet
 from SAMFineTuneLib.training.label_dicom_seg import find_dicom_seg, read_dicom_seg
 from SAMFineTuneLib.training.label_map import LabelMap, Meaning, overlaid, voxels
 
-MOST_VALUES = 254
-"""Different labels that one file may hold; a file with more is an image rather than a label map."""
+_MOST_VALUES = 1024  # different ones in a file, above which it is an image rather than a label map
 _ROUNDING = 0.01  # from a whole number, which floating point and stored scales are off by
 _BLACK, _WHITE = 32, 223  # JPEG's rounding leaves black and white within these
 _JPEG = PICTURES[1:]
@@ -69,9 +68,9 @@ def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         )
     labels = array.astype(np.uint16)
     count = np.count_nonzero(np.bincount(labels.ravel())[1:])
-    if count > MOST_VALUES:
+    if count > _MOST_VALUES:
         raise UserError(
-            f"“{path.name}” holds {count} different values, as an image does; a label map holds up to {MOST_VALUES}, "
+            f"“{path.name}” holds {count} different values, as an image does; a label map holds up to {_MOST_VALUES}, "
             "so check that image and labels are not mixed up."
         )
     return labels, notes

@@ -60,7 +60,11 @@ def fit_labels(labels: LabelMap, volume: Volume, match: str = "") -> Fitted:
     steps = _steps(labels, volume)
     if not match:
         _require_clear(labels, volume, steps, apart, voxels)
-    return _moved(labels, volume, steps)
+    moved = _moved(labels, volume, steps)
+    if same_size and voxels > _NEAR and not (steps is not None and _same_box(labels, volume)):
+        note = f"The labels were taken from where their file places them, {apart:.1f} mm from the image's voxels."
+        return Fitted(moved.array, (note, *moved.notes))
+    return moved
 
 
 def _require_clear(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -358,6 +359,27 @@ def test_images_and_labels_mixed_up(tmp_path):
     save(tmp_path / "images" / "a.nii.gz", blob())
     save(tmp_path / "labels" / "a.nii.gz", image_of(blob()).astype(np.float32) + 0.5)
     refused(tmp_path, None, "holds fractions .* image and labels are not mixed up")
+
+
+def test_folders_of_images_and_labels_mixed_up(tmp_path):
+    case_folder(tmp_path)
+    for old, new in (("images", "x"), ("labels", "images"), ("x", "labels")):
+        (tmp_path / old).rename(tmp_path / new)
+    refused(tmp_path, None, "Case a: the image holds 2 different values, its labels .* mixed up")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_lies_about_in_folders(tmp_path):
+    case_folder(tmp_path)
+    for name in ("._a.nii.gz", ".DS_Store", "Thumbs.db", "notes.txt"):
+        (tmp_path / "labels" / name).write_bytes(b"x")
+    for kind in ("images", "labels"):
+        os.mkfifo(tmp_path / kind / "pipe.nii.gz")
+        (tmp_path / kind / "__MACOSX").mkdir()
+    assert ids(find_cases(tmp_path)) == ["a", "b", "c"]
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "d.nii.gz").symlink_to(tmp_path / "gone")
+    refused(tmp_path, None, "Case d: .*d.nii.gz")
 
 
 @pytest.mark.parametrize(
