@@ -29,15 +29,18 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the series of a folder; when there is one, or one was asked for, also its geometry and values."""
     from SAMFineTuneLib.cli import describe
-    from SAMFineTuneLib.images import choose_window, list_series, read_volume
+    from SAMFineTuneLib.images import choose_window, read_volume
+    from SAMFineTuneLib.images.dicom import look_into
     from SAMFineTuneLib.images.plane import format_bounds
 
     if Path(args.volume).is_dir() and args.series is None:
-        series = list_series(args.volume)
+        series, notes = look_into(args.volume)
         if len(series) > 1:
-            print(f"{args.volume} holds {len(series)} series; ask for one with --series and its number or UID:")
+            print(f"{args.volume} holds {len(series)} series or volumes; ask for one with --series, by number or UID:")
             for entry in series:
                 print(f"  {entry}")
+            for note in notes:
+                print(f"note     {note}")
             return 0
     volume = read_volume(args.volume, args.series)
     window = choose_window(volume, args.window)

@@ -42,7 +42,14 @@ class _Folder:
 def list_series(folder: str | Path) -> list[SeriesInfo]:
     """The DICOM series below `folder`, in order of their series numbers, and the volumes of each: echoes, b-values,
     phases. UserError when there is none."""
-    return [_info(number, series) for number, series in enumerate(_scan(Path(folder)).series, start=1)]
+    return look_into(folder)[0]
+
+
+def look_into(folder: str | Path) -> tuple[list[SeriesInfo], list[str]]:
+    """`list_series`, and sentences about files that were left out."""
+    found = _scan(Path(folder))
+    series = [_info(number, one) for number, one in enumerate(found.series, start=1)]
+    return series, [*_left_out(found.unreadable), *dict.fromkeys(note for one in found.series for note in one.notes)]
 
 
 def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
@@ -129,7 +136,8 @@ def _scan(folder: Path) -> _Folder:
     if not by_uid:
         if unreadable:
             raise UserError(
-                f"No DICOM image in “{folder}” can be read: {_left_out(unreadable)[0]} Copy the files again."
+                f"No DICOM image in “{folder}” can be read: {_left_out(unreadable)[0]} Copy the files again, or get "
+                "the permission to read them."
             )
         only = f" (only {' and '.join(sorted(others))})" if others else ""
         raise UserError(
@@ -143,10 +151,10 @@ def _files_below(folder: Path, unreadable: list[UnreadableFile]) -> list[Path]:
     """All files; folders that may not be looked into are added to `unreadable`."""
 
     def refused(error: OSError) -> None:
-        forbidden = isinstance(error, PermissionError)
-        problem = "may not be looked into (you lack the permission)"
-        problem = problem if forbidden else f"cannot be read ({error.strerror})"
-        unreadable.append(UnreadableFile(Path(error.filename or folder), problem, forbidden=forbidden))
+        problem = f"cannot be read ({error.strerror})"
+        if isinstance(error, PermissionError):
+            problem = "may not be looked into (you lack the permission)"
+        unreadable.append(UnreadableFile(Path(error.filename or folder), problem))
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=refused):
@@ -220,7 +228,8 @@ def _choose(series: Sequence[_Series], wanted: str | None, folder: Path) -> _Ser
         if len(series) == 1:
             return series[0]
         raise UserError(
-            f"“{folder}” holds {len(series)} series; choose one with --series (number or UID): {listing}"
+            f"“{folder}” holds {len(series)} series or volumes; choose one with --series (number or UID), in a list of "
+            f"cases as {folder.name}#1: {listing}"
         )
     wanted = wanted.strip()
     if wanted.isdecimal() and 1 <= int(wanted) <= len(series):

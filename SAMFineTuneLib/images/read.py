@@ -18,10 +18,12 @@ ENDINGS = (*VOLUME_FILES, *PICTURES)
 def read_volume(path: str | Path, series: str | None = None) -> Volume:
     """Read a DICOM folder or file, `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, `.png` or `.jpg`.
 
-    `series` chooses among several DICOM series of a folder: its number in `list_series`, its UID, or a
-    beginning or end of the UID. Everything that cannot be read is a UserError of one sentence.
+    `series` chooses among several DICOM series, or volumes of one series, of a folder: its number in `list_series`,
+    its UID, or a beginning or end of the UID. Where there is no place for it, as in lists of cases, it may follow the
+    folder after a #: `scans/case1#2`. Everything that cannot be read is a UserError of one sentence.
     """
-    path = Path(path).expanduser()
+    path, chosen = split_choice(Path(path).expanduser())
+    series = series or chosen
     try:
         if path.is_dir():
             return _with_finite_voxels(read_dicom_folder(path, series))
@@ -34,6 +36,14 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         raise UserError(f"“{error.filename or path}” may not be read; check its permissions.") from error
     except MemoryError as error:
         raise UserError(f"“{path}” does not fit into memory; crop or resample it first.") from error
+
+
+def split_choice(path: Path) -> tuple[Path, str | None]:
+    """A path, and the choice of a series that follows a folder after a #, if any does."""
+    folder, mark, chosen = path.name.partition("#")
+    if mark and folder and not path.exists() and path.with_name(folder).is_dir():
+        return path.with_name(folder), chosen or None
+    return path, None
 
 
 def _read_file(path: Path) -> Volume:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.read import ENDINGS
+from SAMFineTuneLib.images.read import ENDINGS, split_choice
 
 LISTS = (".csv", ".tsv", ".txt")
 _SEPARATORS = (",", ";", "\t", "|")
@@ -68,7 +68,7 @@ def _entry(
         raise UserError(f"Entry {number} of “{path.name}” is not image,label or image,label,patient; correct it.")
     files = [_file(cells[name], path.parent) for name in ("image", "label")]
     for file in files:
-        if not file.exists():
+        if not _is_there(file):
             raise UserError(f"“{path.name}” lists {file}, which does not exist; correct entry {number}.")
     return Entry(*files, cells.get("patient", ""), notes)
 
@@ -77,9 +77,14 @@ def _file(cell: str, folder: Path) -> Path:
     """A path as it stands in a list; Windows' separators are understood everywhere."""
     for text in (cell, cell.replace("\\", "/")):
         file = folder / Path(text).expanduser()
-        if file.exists():
+        if _is_there(file):
             break
     return file
+
+
+def _is_there(file: Path) -> bool:
+    """Whether there is such a file or folder, after which a series may be chosen (`case1#2`)."""
+    return split_choice(file)[0].exists()
 
 
 def _text(path: Path) -> str:
@@ -159,7 +164,7 @@ def _is_file(cell: str, folder: Path) -> bool:
 
 def _exists(cell: str, folder: Path) -> bool:
     try:
-        return _file(cell, folder).exists()
+        return _is_there(_file(cell, folder))
     except (OSError, ValueError):
         return False
 

@@ -54,6 +54,8 @@ def test_info_lists_the_series_of_a_folder_and_shows_the_one_asked_for(samfinetu
     assert "32×32×3" in result.out and "32×32×5" in result.out
     chosen = next(line.split(":")[0].strip() for line in result.out.splitlines() if "32×32×5" in line)
     assert "32 × 32 × 5" in samfinetune("info", "study", "--series", chosen).out
+    (tmp_path / "study" / "cut.dcm").write_bytes(next((tmp_path / "study" / "1").iterdir()).read_bytes()[:900])
+    assert "“cut.dcm”" in row(samfinetune("info", "study").out, "note")
 
 
 def test_info_of_what_is_no_volume_is_one_sentence(samfinetune, tmp_path):

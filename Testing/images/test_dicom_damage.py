@@ -178,6 +178,8 @@ def test_a_folder_that_may_not_be_looked_into_is_said(tmp_path, monkeypatch):
     assert volume.warnings == ("“closed” was left out: it may not be looked into (you lack the permission).",)
     with pytest.raises(UserError, match="“closed”.*permission"):
         read_volume(tmp_path / "closed")
+    (tmp_path / "images" / "002").unlink()
+    assert "1 slice is missing" in read_volume(tmp_path).warnings[1]
 
 
 def test_files_of_other_systems_are_not_damage(tmp_path):

@@ -208,3 +208,16 @@ def test_an_attribute_that_differs_between_slices_tears_nothing_apart(tmp_path):
     differing = {"EchoTime": lambda k: str(10 + k % 2), "AcquisitionNumber": lambda k: k, "TriggerTime": str}
     write_series(tmp_path, stored(1), **differing)
     assert np.array_equal(read_volume(tmp_path).array, stored(1))
+
+
+def test_a_choice_may_follow_the_folder(tmp_path):
+    volumes = several(tmp_path / "case 1", 2, EchoTime=lambda v: str(20 + v))
+    uid = list_series(tmp_path / "case 1")[1].uid
+    for chosen in ("2", uid):
+        assert np.array_equal(read_volume(f"{tmp_path / 'case 1'}#{chosen}").array, volumes[1])
+    with pytest.raises(UserError, match="not among"):
+        read_volume(f"{tmp_path / 'case 1'}#7")
+    with pytest.raises(UserError, match="does not exist"):
+        read_volume(f"{tmp_path / 'case 2'}#2")
+    (tmp_path / "case 1").rename(tmp_path / "case#2")  # a # of the name itself
+    assert np.array_equal(read_volume(tmp_path / "case#2", "1").array, volumes[0])

@@ -113,6 +113,95 @@ def test_a_slightly_skew_sform_is_read_and_a_sheared_one_refused(tmp_path, qform
     assert "ITK_NIFTI_SFORM_PERMISSIVE" not in os.environ
 
 
+def turned(degrees, affine):
+    """The affine after a turn about the patient's right-left axis."""
+    angle = np.radians(degrees)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return turn @ affine
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (2, 2), (1, 1), (2, 1), (4, 3)], ids=str)
+def test_two_matrices_that_differ_are_read_as_slicer_does_and_the_difference_is_said(tmp_path, codes):
+    straight = np.diag([-0.8, -0.8, 2.5, 1.0])
+    image = nibabel.Nifti1Image(voxels().T, straight)
+    image.set_sform(turned(20, straight), codes[1])
+    image.set_qform(straight, codes[0])
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    opened = sitk.ReadImage(str(tmp_path / "a.nii.gz"))  # as Slicer does
+    for ijk in ((0, 0, 0), (4, 3, 2)):
+        x, y, z = opened.TransformIndexToPhysicalPoint(ijk)
+        assert np.allclose(volume.ijk_to_ras(ijk), (-x, -y, z), atol=1e-4)
+    used = "qform" if np.allclose(volume.affine, straight, atol=1e-4) else "sform"
+    (note,) = volume.warnings
+    assert "20°" in note and f"{used} is used, as Slicer does" in note
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), unit=st.sampled_from([(1, 1e-3), (2, 1), (3, 1e3), (0, 1)]), forms=st.booleans())
+def test_metres_and_micrometres_become_millimetres(tmp_path_factory, seed, unit, forms):
+    code, factor = unit
+    scale = np.diag([factor, factor, factor, 1])
+    path = tmp_path_factory.mktemp("n") / "a.nii"
+    image = nibabel.Nifti1Image(voxels().T, None)
+    image.set_sform(scale @ oblique(seed), 2)
+    image.header["xyzt_units"] = code
+    image.header["pixdim"][1:4] = np.array((0.7, 1.2, 3.0)) * factor
+    if forms:
+        image.set_qform(scale @ oblique(seed), 1)
+    nibabel.save(image, path)
+    volume = read_volume(path)
+    assert np.allclose(volume.affine, oblique(seed), atol=1e-4)
+    assert volume.warnings == ()
+
+
+def test_pixel_sizes_that_contradict_the_matrix_are_named(tmp_path):
+    path = save_nifti(tmp_path / "a.nii", voxels(), np.diag([1, 1, 1, 1.0]), 1, 0)
+    data = bytearray(path.read_bytes())
+    data[80:92] = np.float32([0.866, 0.866, 0.796]).tobytes()
+    path.write_bytes(data)
+    volume = read_volume(path)
+    assert np.allclose(volume.spacing, sitk.ReadImage(str(path)).GetSpacing())
+    (note,) = volume.warnings
+    assert "contradicts itself" in note and "0.866 × 0.866 × 0.796 mm" in note and "1 × 1 × 1 mm" in note
+
+
+def test_a_unit_that_makes_voxels_tiny_is_doubted(tmp_path):
+    path = save_nifti(tmp_path / "a.nii", voxels(), np.diag([0.8, 0.8, 2.5, 1]), 1, 1)
+    data = bytearray(path.read_bytes())
+    data[123] = 3
+    path.write_bytes(data)
+    volume = read_volume(path)
+    assert np.allclose(volume.spacing, (0.0008, 0.0008, 0.0025)) and "micrometres" in volume.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["A.NII.GZ", "A.Nii.gz", "a.nii.GZ", "A.NII", "A.NRRD", "A.NHDR", "A.MHA", "A.Mhd"])
+def test_endings_are_understood_in_upper_case(tmp_path, name):
+    plain = tmp_path / name.lower()
+    sitk.WriteImage(sitk_image(voxels(), oblique()), str(plain))
+    plain.rename(tmp_path / name)
+    volume = read_volume(tmp_path / name)
+    assert np.array_equal(volume.array, voxels()) and np.allclose(volume.affine, oblique(), atol=1e-4)
+    assert volume.source.files == (tmp_path / name,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.integers(40, 347), st.integers(0, 255), min_size=1, max_size=6))
+def test_any_damage_to_a_nifti_header_is_read_or_refused_in_a_sentence(tmp_path_factory, changes):
+    path = save_nifti(tmp_path_factory.mktemp("n") / "a.nii", voxels(), oblique())
+    data = bytearray(path.read_bytes())
+    for place, value in changes.items():
+        data[place] = value
+    path.write_bytes(data)
+    try:
+        volume = read_volume(path)
+    except UserError as refusal:
+        assert "\n" not in str(refusal) and any(word in str(refusal) for word in (path.name, "geometry", "axes"))
+    else:
+        assert np.isfinite(volume.affine).all()
+
+
 def test_a_sheared_nrrd_is_refused(tmp_path):
     path = tmp_path / "a.nrrd"
     sitk.WriteImage(sitk_image(voxels(), np.eye(4)), str(path))

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import zipfile
 
+import numpy as np
 import pytest
 from case_files import blob, case_folder, image_of, save
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import (
+    SegmentInfo,
+    body_phantom,
+    list_series,
+    read_volume,
+    write_dicom_series,
+    write_labelmap,
+)
 from SAMFineTuneLib.training.cases import LabelChoice, find_cases, survey
 
 ROWS = [("images/a.nii.gz", "labels/a.nii.gz", "p1"), ("images/b.nii.gz", "labels/b.nii.gz", "p2")]
@@ -103,3 +112,18 @@ def test_what_is_no_list(folder, write, match):
     write(folder)
     with pytest.raises(UserError, match=match):
         find_cases(folder / "list.csv")
+
+
+def test_one_of_several_dicom_series_may_be_chosen(tmp_path):
+    scans = [body_phantom(seed, shape=(4, 32, 32), spacing=(10.0, 10.0, 30.0))[0] for seed in (1, 2)]
+    for number, scan in enumerate(scans):
+        write_dicom_series(scan, tmp_path / "scan" / str(number))
+        write_labelmap(tmp_path / f"{number}.nii.gz", scan.array > 100, scan, [SegmentInfo("bright", 1, (1, 0, 0))])
+    listed = list_series(tmp_path / "scan")
+    one = read_volume(tmp_path / "scan", "1").array
+    first = next(n for n, scan in enumerate(scans) if np.array_equal(scan.array, one))
+    write = "".join(f"scan#{entry.number},{n}.nii.gz\n" for entry, n in zip(listed, (first, 1 - first), strict=True))
+    (tmp_path / "list.csv").write_text(write)
+    for case in find_cases(tmp_path / "list.csv"):
+        volume, labels, *_ = case.read()
+        assert np.array_equal(labels > 0, volume.array > 100) and labels.any()
