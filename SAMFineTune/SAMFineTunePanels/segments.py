@@ -67,10 +67,11 @@ class SegmentsSection:
         self.ui.show3DButton.setSegmentationNode(node)
 
     def _agree(self, session):
-        """Whoever changed last is followed. Compared every turn: no version of Slicer can fail to tell."""
+        """Whoever changed last is followed. Compared every turn: no version of Slicer can fail to tell. When both did,
+        the session is: the table chooses a neighbour by itself when a segment goes."""
         selected = (list(self.ui.segmentsTable.selectedSegmentIDs()) or [None])[0]
         current = session.current_segment_id
-        if selected is not None and selected != self._agreed:
+        if selected is not None and selected != self._agreed and current == self._agreed:
             self._agreed = selected
             self.host.act(setattr, session, "current_segment_id", selected)
         elif current != self._agreed or (current and selected is None):

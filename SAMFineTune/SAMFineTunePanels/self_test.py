@@ -163,14 +163,16 @@ class SelfTest:
     def undo_and_redo(self):
         self.say("Undo and redo")
         self.click("Red", self.middle_of(KIDNEY), "negative")
-        self.wait(lambda: (self.voxels() != self.kept).any(), "what a negative point changes")
-        changed = self.voxels()
+        self.test.assertEqual(self.session.current_segment_id, self.first, "another segment was chosen by itself")
+        self.wait(lambda: (self.voxels(self.first) != self.kept).any(), "what a negative point changes")
+        self.wait(self.settled, "rest after a negative point")
+        changed = self.voxels(self.first)
         self.panel.prompts.act("undo")
-        self.wait(lambda: (self.voxels() == self.kept).all(), "undo")
+        self.wait(lambda: (self.voxels(self.first) == self.kept).all(), "undo")
         self.panel.prompts.act("redo")
-        self.wait(lambda: (self.voxels() == changed).all(), "redo")
+        self.wait(lambda: (self.voxels(self.first) == changed).all(), "redo")
         self.panel.prompts.act("undo")
-        self.wait(lambda: (self.voxels() == self.kept).all(), "undo, again")
+        self.wait(lambda: (self.voxels(self.first) == self.kept).all(), "undo, again")
         self.panel.prompts.choose(None)
 
     def propagate_through_a_crash(self):

@@ -98,6 +98,40 @@ def test_a_worker_that_is_killed_in_between_is_one_line(work):
     assert sum("started again" in text for text in work.desktop.messages()) == 1
 
 
+def test_a_table_that_chooses_by_itself_does_not_move_prompts_to_another_segment(work):
+    """As Qt's views do when the chosen row goes."""
+    from SAMFineTunePanels.qt_helpers import quiet
+
+    for _ in range(3):
+        work.panel.segments.add()
+    work.desktop.pass_time(0.2)
+    table, ids = work.panel.segments.ui.segmentsTable, segmentation_ids(work)
+    with quiet(table):
+        table.setSelectedSegmentIDs([ids[0]])
+    work.session.current_segment_id = ids[1]
+    work.desktop.pass_time(0.2)
+    assert work.session.current_segment_id == ids[1] and table.selectedSegmentIDs() == (ids[1],)
+    table.setSelectedSegmentIDs([ids[2]])
+    work.desktop.pass_time(0.2)
+    assert work.session.current_segment_id == ids[2]
+    work.panel.segments.remove()
+    work.session.current_segment_id = ids[1]
+    work.desktop.pass_time(0.2)
+    assert work.session.current_segment_id == ids[1] and table.selectedSegmentIDs() == (ids[1],)
+
+
+def test_loading_a_volume_makes_no_segmentation_before_the_first_click(work):
+    assert work.panel.prompts.tool == "positive" and work.session.segmentation_node is None
+    assert work.desktop.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+    ras = work.middle_of(KIDNEY)
+    work.view("Red", ras)
+    work.click("Red", ras)
+    work.wait_for_voxels()
+    assert work.covers(ras) and len(segmentation_ids(work)) == 1
+    work.click("Red", ras)  # and goes on, into the segment's own list
+    work.desktop.wait(lambda: len(work.session.prompts) == 2)
+
+
 # ---- automatic
 
 

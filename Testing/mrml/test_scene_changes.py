@@ -1,0 +1,272 @@
+"""What Slicer does to a session from outside: nodes deleted while jobs run, segments hidden, objects that arrive."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from mrml.scene_host import claimed_voxels, ras, tube, turn_to
+
+slicer = pytest.importorskip("slicer")
+
+from SAMFineTuneLib.images.plane import aligned_plane  # noqa: E402
+from SAMFineTuneLib.mrml.markups import prompt_nodes  # noqa: E402
+from SAMFineTuneLib.service.events import Failed, Finished, Notice, Objects  # noqa: E402
+
+
+@pytest.fixture
+def slow_propagation(monkeypatch):
+    """Propagation waits at each slice until this is set."""
+    from SAMFineTuneLib.inference import session
+
+    gate, propagate = threading.Event(), session.propagate
+
+    def slow(*arguments, **options):
+        for item in propagate(*arguments, **options):
+            yield item
+            gate.wait(20)
+
+    monkeypatch.setattr(session, "propagate", slow)
+    yield gate
+    gate.set()
+
+
+def propagating(host, made, red):
+    host.session.current_segment_id = "first"
+    host.session.place("positive", red, [ras(made[0], *tube(9))])
+    host.settle()
+    job = host.session.propagate("first", {"first": 5, "last": 13})
+    host.until(lambda: np.count_nonzero(claimed_voxels(host.session, "first").any(axis=(1, 2))) > 1)
+    return job
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_segmentation_deleted_during_propagation(host, made, red, slow_propagation, dead):
+    """The job ends, its prompts are forgotten, and what comes next knows nothing of them."""
+    job = propagating(host, made, red)
+    session, scene = host.session, host.session.scene
+    if dead:
+        session.client._lose_session()
+    told = len(host.told)
+    scene.RemoveNode(session.segmentation_node)
+    slow_propagation.set()
+    host.until(lambda: any(isinstance(one, Finished) and one.job == job for one in host.told[told:]))
+    (said,) = [text for text in host.texts(Notice) if "was deleted" in text]
+    assert said.startswith("The segmentation “segmentation” was deleted") and "stopped" in said
+    assert not list(prompt_nodes(scene)) and session.prompts == ()
+    turn_to(red, aligned_plane(made[0], "axial", 11))
+    session.place("positive", red, [ras(made[0], 44, 36, 11)])
+    host.settle()
+    (segment,) = session.segmentation_node.GetSegmentation().GetSegmentIDs()
+    voxels = claimed_voxels(session, segment)
+    assert voxels[11].any() and not np.delete(voxels, 11, axis=0).any()
+    assert len(session.prompts) == 1 and len(list(prompt_nodes(scene))) == 1
+    session.undo()
+    session.undo()
+    host.settle()
+    assert session.prompts == () and not claimed_voxels(session, segment).any()
+    assert not host.texts(Failed)
+
+
+def test_a_volume_deleted_during_propagation(host, made, red, slow_propagation, slicer_scene):
+    job = propagating(host, made, red)
+    node = host.session.segmentation_node
+    everything = host.session.everything("axial", first=9, last=9)
+    told = len(host.told)
+    host.session.scene.RemoveNode(host.session.volume_node)
+    slow_propagation.set()
+    for number in (job, everything):
+        host.until(lambda number=number: any(
+            isinstance(one, (Finished, Failed)) and one.job == number for one in host.told[told:]
+        ))  # fmt: skip
+    (said,) = [text for text in host.texts(Notice) if "was deleted" in text]
+    assert said.startswith("The volume “phantom” was deleted: its prompts went with it")
+    assert not list(prompt_nodes(host.session.scene)) and host.session.volume is None
+    host.session.set_volume_node(slicer_scene.add_volume(made[0], "next"))
+    host.session.set_segmentation_node(node)
+    host.settle()
+    assert host.session.prompts == () and not host.texts(Failed)
+
+
+def test_a_segment_deleted_during_propagation(host, made, red, slow_propagation):
+    job = propagating(host, made, red)
+    told = len(host.told)
+    host.session.segmentation_node.GetSegmentation().RemoveSegment("first")
+    host.pump()
+    slow_propagation.set()
+    host.until(lambda: any(isinstance(one, Finished) and one.job == job for one in host.told[told:]))
+    host.settle()
+    assert host.session.prompts == () and not claimed_voxels(host.session, "second").any()
+    assert not host.texts(Failed) and any("stopped" in text for text in host.texts(Notice))
+
+
+def test_another_segmentation_chosen_during_propagation(host, made, red, slow_propagation, slicer_scene):
+    propagating(host, made, red)
+    other = slicer_scene.add_segmentation(host.session.volume_node, name="other")
+    host.session.set_segmentation_node(other)
+    slow_propagation.set()
+    host.settle()
+    assert host.session.prompts == () and not host.texts(Failed)
+    assert not claimed_voxels(host.session, "first").any() and not host.session.client.jobs
+
+
+def test_voxels_replaced_during_propagation(host, made, red, slow_propagation):
+    from mrml.scenes import image_of
+
+    job = propagating(host, made, red)
+    told = len(host.told)
+    host.session.volume_node.SetAndObserveImageData(image_of(made[0].array + np.int16(1)))
+    slow_propagation.set()
+    host.until(lambda: any(isinstance(one, Finished) and one.job == job for one in host.told[told:]))
+    host.settle()
+    assert len(host.session.prompts) == 1 and not host.texts(Failed)
+    assert np.flatnonzero(claimed_voxels(host.session, "first").any(axis=(1, 2))).tolist() == [9]
+
+
+def test_placing_goes_on_after_the_segmentation_was_deleted(host, made, red):
+    host.session.start_placing("positive")
+    host.pump()
+    host.session.scene.RemoveNode(host.session.segmentation_node)
+    host.pump()
+    assert host.session.placing.kind == "positive" and host.session.segmentation_node is None
+    host.session.stop_placing()
+
+
+# ---- hidden segments
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_hidden_segment_that_changes_is_said_once(host, made, red, whole):
+    display = host.session.segmentation_node.GetDisplayNode()
+    host.session.current_segment_id = "first"
+
+    def hide(hidden):
+        display.SetVisibility(not hidden) if whole else display.SetSegmentVisibility("first", not hidden)
+
+    def said():
+        return sum("“first” is hidden" in text for text in host.texts(Notice))
+
+    hide(True)
+    for expected in (1, 1):
+        host.session.place("positive", red, [ras(made[0], *tube(9))])
+        host.settle()
+        assert said() == expected
+    hide(False)
+    host.session.place("positive", red, [ras(made[0], *tube(9))])
+    hide(True)
+    host.session.place("positive", red, [ras(made[0], *tube(9))])
+    host.settle()
+    assert said() == 2
+
+
+# ---- found objects
+
+
+def found(host):
+    job = host.session.everything("axial", first=9, last=11)
+    return job, host.until_told(Objects, job=job).objects
+
+
+def names_of(session):
+    segmentation = session.segmentation_node.GetSegmentation()
+    return [segmentation.GetSegment(segment_id).GetName() for segment_id in segmentation.GetSegmentIDs()]
+
+
+def test_names_travel_with_the_objects(host):
+    job, objects = found(host)
+    host.session.adopt(job, [objects[0].number, objects[1].number], ["liver", "first"])
+    host.session.segmentation_node.GetSegmentation().AddEmptySegment("own", "the user's own")
+    host.settle()
+    assert sorted(names_of(host.session)) == ["first", "first 2", "liver", "second", "the user's own"]
+    segmentation = host.session.segmentation_node.GetSegmentation()
+    ids = {segmentation.GetSegment(one).GetName(): one for one in segmentation.GetSegmentIDs()}
+    for name, info in (("liver", objects[0]), ("first 2", objects[1])):
+        assert np.count_nonzero(claimed_voxels(host.session, ids[name])) == info.area
+    before = {name: claimed_voxels(host.session, one) for name, one in ids.items()}
+    host.session.undo()
+    host.settle()
+    assert names_of(host.session) == ["first", "second", "the user's own"]
+    host.session.redo()
+    host.settle()
+    assert {name: segmentation.GetSegment(one).GetName() for name, one in ids.items()} == {name: name for name in ids}
+    assert all(np.array_equal(claimed_voxels(host.session, ids[name]), before[name]) for name in ids)
+
+
+def test_a_refused_adoption_renames_nobody(host):
+    job, objects = found(host)
+    host.session.adopt(job, [10_000], ["liver"])
+    host.session.segmentation_node.GetSegmentation().AddEmptySegment("own", "own")
+    host.until_told(Failed)
+    host.settle()
+    assert names_of(host.session) == ["first", "second", "own"]
+
+
+def test_what_an_object_lacks_is_said_with_numbers(host, made, red):
+    job, objects = found(host)
+    largest = objects[0]
+    turn_to(red, aligned_plane(made[0], "axial", 10))
+    host.session.current_segment_id = "second"
+    host.session.place("positive", red, [ras(made[0], 44, 36, 10)])
+    host.settle()
+    had = np.count_nonzero(claimed_voxels(host.session, "second"))
+    host.session.adopt(job, [largest.number], ["ball"])
+    host.settle()
+    (segment,) = [one for one in host.session.segmentation_node.GetSegmentation().GetSegmentIDs()
+                  if one not in ("first", "second")]  # fmt: skip
+    got = np.count_nonzero(claimed_voxels(host.session, segment))
+    assert got < largest.area and np.count_nonzero(claimed_voxels(host.session, "second")) == had
+    assert any(f"ball got {got} of {largest.area} voxels" in text for text in host.texts(Notice))
+
+
+def test_keeping_an_object_again_is_refused(host):
+    job, objects = found(host)
+    host.session.adopt(job, [objects[0].number], ["liver"])
+    host.settle()
+    for again in (job, found(host)[0]):
+        host.session.adopt(again, [objects[0].number], ["liver again"])
+        host.until_told(Failed)
+        assert "is a segment already: liver" in host.texts(Failed)[-1]
+    host.settle()
+    assert names_of(host.session) == ["first", "second", "liver"]
+    host.session.undo()
+    host.settle()
+    host.session.adopt(job, [objects[0].number], ["liver"])
+    host.settle()
+    assert names_of(host.session) == ["first", "second", "liver"]
+
+
+def test_many_segments_come_a_few_at_a_time(host, monkeypatch):
+    """As many as the time of a round allows."""
+    job, objects = found(host)
+    ticks = iter(range(10**9))
+    host.session.adopt(job, [item.number for item in objects])
+    count = host.session.segmentation_node.GetSegmentation().GetNumberOfSegments
+    seen = []
+    monkeypatch.setattr(host.session, "_clock", lambda: float(next(ticks)))  # every look at it takes a second
+    host.until(lambda: seen.append(count()) or seen[-1] == 2 + len(objects))
+    monkeypatch.undo()
+    assert max(np.diff(seen)) == 1
+    host.settle()
+    assert not host.texts(Failed)
+
+
+def test_found_objects_are_shown_a_few_at_a_time_and_go(host, made):
+    job, objects = found(host)
+    request = host.session.client.object_masks(job, [item.number for item in objects])
+    from SAMFineTuneLib.service.events import Answered
+
+    masks = host.until_told(Answered, request=request).value
+    host.session.show_found(masks)
+    shown = host.session.found
+    assert shown.waiting == len(masks)
+    left = []
+    while shown.waiting:
+        shown.step(lambda: True)
+        left.append(shown.waiting)
+    assert left == list(range(len(masks) - 1, -1, -1))
+    hierarchy = host.session.scene.GetSubjectHierarchyNode()
+    assert shown.node.GetHideFromEditors() and hierarchy.GetItemByDataNode(shown.node)
+    assert shown.node.GetSegmentation().GetNumberOfSegments() == len(objects)
+    host.session.show_found([])
+    assert shown.node is None and host.session.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
