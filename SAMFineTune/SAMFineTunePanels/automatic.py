@@ -1,17 +1,22 @@
 """Automatic: find objects without prompts, then pick, name or drop them."""
 
+import time
+
 import qt
 from slicer.i18n import tr as _
 
 from .automatic_labels import ON_SLICE, LabelsBox
 from .propagate import shown_slice
-from .qt_helpers import Connections, chosen_in, fill_menu, load_ui, quiet
+from .qt_helpers import Connections, chosen_in, fill_menu, fit_height, load_ui, quiet
 
 WHERE = ((ON_SLICE, _("On the slice shown")), ("volume", _("In the whole volume")))
 ORIENTATIONS = (("axial", _("Axial")), ("coronal", _("Coronal")), ("sagittal", _("Sagittal")))
 POINTS_PER_SIDE = ((12, _("Quick")), (24, _("Normal")), (32, _("Thorough")))
 _SHOWN = 200  # objects in the list
 _DRAWN = 40  # objects at once in the views
+_ROWS = (3, 10)  # lines of the list: at least, at most
+_AT_ONCE = 0.012  # s of a turn
+_TOPIC = "objects"
 
 
 class AutomaticSection:
@@ -25,12 +30,14 @@ class AutomaticSection:
         self._numbers = []  # of the objects in the list, by row
         self._drawn = []  # those that are seen in the views
         self._items = []  # of the list, which some bindings drop when nobody holds them
+        self._listing = None  # steps that fill the list, while there are any
         ui = self.ui
         fill_menu(ui.whereSelector, WHERE)
         fill_menu(ui.viewSelector, ORIENTATIONS)
         fill_menu(ui.detailSelector, POINTS_PER_SIDE, 24)
         ui.objectsTable.verticalHeader().setDefaultSectionSize(22)
         ui.objectsTable.setColumnWidth(0, 160)
+        fit_height(ui.objectsTable, 0, *_ROWS)
         for sender, signal, handler in (
             (ui.findButton, "clicked()", self.find),
             (ui.keepButton, "clicked()", self.keep),
@@ -42,8 +49,8 @@ class AutomaticSection:
         self.labels = LabelsBox(host, ui, self.keep_objects)
         host.listen("Objects", self._found)
         host.listen("Turn", self.refresh)
-        host.listen("SessionEnded", lambda _: self.drop_all())
-        host.listen("VolumeChosen", lambda _: self.drop_all())
+        host.listen("SessionEnded", lambda event: self.drop_all())
+        host.listen("VolumeChosen", lambda event: self.drop_all())
 
     def close(self):
         self._connections.close()
@@ -51,6 +58,7 @@ class AutomaticSection:
         self._wipe()
 
     def refresh(self):
+        self._go_on_listing()
         session = self.host.session
         running = any(busy.what == "everything" for busy in self.host.jobs.values())
         count = len(self._numbers)
@@ -73,34 +81,53 @@ class AutomaticSection:
         if chosen_in(self.ui.whereSelector) == ON_SLICE:
             first = last = shown_slice(session.volume, orientation)
             if first is None:
-                self.host.warn("No view shows a slice of that orientation; choose another one, or the whole volume.")
+                text = _("No view shows a slice of that orientation; choose another one, or the whole volume.")
+                self.host.warn(text, _TOPIC)
                 return
             settings["min_slices"] = 1
         self.drop_all()
         self._job = self.host.act(session.everything, orientation, settings=settings, first=first, last=last)
+        if self._job is not None:
+            self.ui.findButton.setEnabled(False)
 
     def _found(self, event):
-        if event.job != self._job:
-            return
+        if event.job == self._job:
+            self._listing = self._list(event.objects)
+            self.host.wake()
+
+    def _list(self, objects):
+        """In steps of a line: many of them at once would stop the window."""
         table = self.ui.objectsTable
+        shown = objects[:_SHOWN]
+        self._numbers, self._items = [], []
         with quiet(table):
-            shown = event.objects[:_SHOWN]
-            self._numbers = [info.number for info in shown]
-            self._items = []
-            table.setRowCount(len(shown))
-            for row, info in enumerate(shown):
-                name = qt.QTableWidgetItem(f"Object {info.number}")
+            table.setRowCount(0)
+        fit_height(table, len(shown), *_ROWS)
+        for row, info in enumerate(shown):
+            with quiet(table):
+                table.setRowCount(row + 1)
+                name = qt.QTableWidgetItem(_("Object {number}").format(number=info.number))
                 name.setIcon(_swatch(info.number))
                 name.setCheckState(qt.Qt.Unchecked)
                 items = [name, qt.QTableWidgetItem(_size(info)), qt.QTableWidgetItem(f"{info.score:.2f}")]
                 for column, item in enumerate(items):
                     table.setItem(row, column, item)
-                self._items += items
+            self._items += items
+            self._numbers.append(info.number)
+            yield
         self._show_objects()
-        if not event.objects:
-            self.host.say("No objects were found; try another contrast, or a more thorough search.")
-        elif len(event.objects) > _SHOWN:
-            self.host.say(f"{len(event.objects)} objects were found; the {_SHOWN} largest are listed.")
+        if not objects:
+            self.host.say(_("No objects were found; try another contrast, or a more thorough search."), _TOPIC)
+        elif len(objects) > _SHOWN:
+            self.host.say(_("{count} objects were found; the {shown} largest are listed.").format(
+                count=len(objects), shown=_SHOWN), _TOPIC)
+
+    def _go_on_listing(self):
+        end = time.monotonic() + _AT_ONCE
+        while self._listing is not None and time.monotonic() < end:
+            self.host.wake()
+            if next(self._listing, self) is self:
+                self._listing = None
 
     # ---- the list
 
@@ -109,7 +136,8 @@ class AutomaticSection:
         return [row for row in range(len(self._numbers)) if table.item(row, 0).isSelected()]
 
     def _name(self, row):
-        return self.ui.objectsTable.item(row, 0).text().strip() or f"Object {self._numbers[row]}"
+        given = self.ui.objectsTable.item(row, 0).text().strip()
+        return given or _("Object {number}").format(number=self._numbers[row])
 
     def keep(self):
         """What is checked becomes segments; what is selected does when nothing is checked."""
@@ -117,7 +145,7 @@ class AutomaticSection:
         rows = [row for row in range(len(self._numbers)) if table.item(row, 0).checkState() == qt.Qt.Checked]
         rows = rows or self._selected_rows()
         if not rows:
-            self.host.say("Check the objects to keep first.")
+            self.host.say(_("Check the objects to keep first."), _TOPIC)
             return
         if self.keep_objects(self._job, [self._numbers[row] for row in rows], [self._name(row) for row in rows]):
             self._drop(rows)
@@ -130,6 +158,7 @@ class AutomaticSection:
         self._drop(self._selected_rows())
 
     def drop_all(self):
+        self._listing = None
         self._drop(range(len(self._numbers)))
 
     def _drop(self, rows):
@@ -172,7 +201,9 @@ def _done(action, *arguments):
 
 def _size(info):
     first, last = info.slices
-    return f"{info.area} px" if first == last else f"{info.area} px, slices {first} to {last}"
+    if first == last:
+        return _("{count} px").format(count=info.area)
+    return _("{count} px, slices {first} to {last}").format(count=info.area, first=first, last=last)
 
 
 def _swatch(number):

@@ -140,6 +140,45 @@ def segmentation_ids(work):
     return list(node.GetSegmentation().GetSegmentIDs()) if node is not None else []
 
 
+def test_finding_objects_shows_that_it_runs_at_once_and_can_be_cancelled(work):
+    panel, ui = work.panel, work.panel.automatic.ui
+    work.view("Red", work.middle_of(KIDNEY))
+    work.desktop.wait(lambda: ui.findButton.enabled)
+    ui.findButton.click()
+    assert not ui.findButton.enabled
+    work.desktop.wait(lambda: "Finding objects" in panel.status.ui.statusLabel.text, 5)
+    assert not panel.status.ui.cancelButton.isHidden() and not panel.status.ui.busyBar.isHidden()
+    assert not ui.findButton.enabled
+    panel.status.ui.cancelButton.click()
+    work.desktop.wait(lambda: ui.findButton.enabled and panel.status.ui.cancelButton.isHidden(), 10)
+
+
+def test_many_objects_are_listed_in_pieces_and_can_be_dropped_in_between(work, monkeypatch):
+    from SAMFineTunePanels import automatic as section
+
+    from SAMFineTuneLib.service.events import ObjectInfo, Objects
+
+    automatic, host = work.panel.automatic, work.panel.host
+    monkeypatch.setattr(section, "_AT_ONCE", 0.001)
+    monkeypatch.setattr(host.client, "object_masks", lambda job, numbers: None)
+    automatic._job = 99
+    found = Objects(99, tuple(ObjectInfo(number, 45, 0.9, "axial", (3, 3)) for number in range(1, 181)))
+    host.timer.stop()
+    host._take(found)
+    lengths = []
+    while automatic.ui.objectsTable.rowCount < 180:
+        lengths.append(automatic.ui.objectsTable.rowCount)
+        host.turn()
+    assert len(lengths) > 3 and lengths == sorted(lengths)
+    assert automatic.ui.objectsTable.item(179, 0).text() == "Object 180"
+    host._take(found)
+    host.turn()
+    automatic.drop_all()
+    host.turn()
+    assert automatic.ui.objectsTable.rowCount == 0
+    host.timer.start()
+
+
 def test_objects_are_found_named_kept_and_dropped(work):
     automatic = work.panel.automatic
     ui = automatic.ui
