@@ -31,7 +31,7 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
     refuses, also where a library wraps that in an error of its own; what was at `path` then stays.
     """
     path = Path(path)
-    if path.is_symlink():  # what it points to is replaced, not the link
+    if os.path.islink(path):  # what it points to is replaced, not the link
         path = path.resolve()
     temporary = _beside(path)
     try:

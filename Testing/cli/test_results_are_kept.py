@@ -1,0 +1,172 @@
+"""What is there already is replaced only on demand, and stays where a disk refuses its successor."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from small_files import small_files_only
+
+from SAMFineTuneLib.images import body_phantom, write_dicom_series, write_labelmap
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd", ".dcm")
+
+
+@pytest.fixture
+def segment(samfinetune, phantom):
+    def run(*arguments):
+        return samfinetune("segment", phantom.folder, "--space", "ijk", "--box", phantom.box("liver"), *arguments)
+
+    return run
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Two volumes, and a model that finds something by itself."""
+    torch = pytest.importorskip("torch")
+    import small_models
+
+    for name in ("one", "two"):
+        volume, _, _ = body_phantom(1, shape=(3, 40, 40), spacing=(8.0, 8.0, 20.0))
+        write_labelmap(tmp_path / "scans" / f"{name}.nii.gz", (volume.array > 0).astype(np.uint8), volume)
+    torch.save(small_models.state(small_models.sam(outputs=4)), tmp_path / "checkpoint.pth")
+    (tmp_path / "args.json").write_text(json.dumps({"finetune_type": "vanilla", "num_cls": 3}))
+    return tmp_path / "scans"
+
+
+def only_sentence(result):
+    assert result.code == 2 and result.err.count("\n") == 1 and result.err.startswith("samfinetune: "), result
+    return result.err
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_refused_label_map_is_a_sentence_and_the_earlier_one_stays(segment, tmp_path, ending):
+    path = tmp_path / f"liver{ending}"
+    path.write_bytes(b"earlier")
+    with small_files_only(300):
+        said = only_sentence(segment("-o", path, "--overwrite", "--no-cache"))
+    assert str(path) in said and "larger than a file may be" in said
+    assert path.read_bytes() == b"earlier"
+    assert {name for name in os.listdir(tmp_path)} <= {path.name, "home"}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_ending_in_capitals_is_written(segment, phantom, samfinetune, tmp_path, ending):
+    assert segment("-o", "plain" + ending, "--label", "liver").code == 0
+    shouted = f"LIVER{ending.upper()}"
+    result = segment("-o", shouted, "--label", "liver")
+    assert result.code == 0 and f"written     {shouted}" in result.out, result.err
+    if ending != ".dcm":
+        found = samfinetune("info", shouted)
+        assert found.code == 0 and "128 × 128 × 12 voxels" in found.out, found.err
+        os.replace(shouted, "again" + ending)
+        first, second = (sitk.GetArrayFromImage(sitk.ReadImage(name + ending)) for name in ("plain", "again"))
+        assert np.array_equal(first, second) and first.any()
+
+
+def test_results_are_replaced_only_on_demand(segment, tmp_path):
+    assert segment("-o", "liver.seg.nrrd", "--picture", "liver.png").code == 0
+    corrected = {name: f"corrected {name}".encode() for name in ("liver.seg.nrrd", "liver.png")}
+    for name, content in corrected.items():
+        (tmp_path / name).write_bytes(content)
+    said = only_sentence(segment("-o", "liver.seg.nrrd", "--picture", "new.png"))
+    assert "“liver.seg.nrrd” exists already" in said and "--overwrite" in said
+    assert "“liver.png” exists already" in only_sentence(segment("-o", "new.nii.gz", "--picture", "liver.png"))
+    assert {name: (tmp_path / name).read_bytes() for name in corrected} == corrected
+    assert not (tmp_path / "new.png").exists() and not (tmp_path / "new.nii.gz").exists()
+    assert segment("-o", "liver.seg.nrrd", "--picture", "liver.png", "--overwrite").code == 0
+    assert sitk.GetArrayFromImage(sitk.ReadImage("liver.seg.nrrd")).any()
+    assert "--skip-existing is for" in only_sentence(segment("-o", "liver.seg.nrrd", "--skip-existing"))
+
+
+def test_a_folder_of_volumes_goes_on_where_results_are_there(samfinetune, scans, tmp_path):
+    assert samfinetune("models", "import", "checkpoint.pth", "--id", "theirs").code == 0
+    command = ("segment", scans, "-o", "out", "--auto", "--model", "theirs", "--format", ".nii.gz")
+    assert samfinetune(*command).code == 0
+    corrected = tmp_path / "out" / "one.nii.gz"
+    corrected.write_bytes(b"corrected by hand")
+    (tmp_path / "out" / "two.nii.gz").unlink()
+    said = only_sentence(samfinetune(*command))
+    assert "one.nii.gz” exists already" in said and "--skip-existing" in said and "--overwrite" in said
+    assert os.listdir(tmp_path / "out") == ["one.nii.gz"]
+    result = samfinetune(*command, "--skip-existing")
+    assert result.code == 0 and "skipped     1 volume" in result.out and result.out.count("written") == 1
+    assert corrected.read_bytes() == b"corrected by hand"
+    result = samfinetune(*command, "--skip-existing")
+    assert result.code == 0 and "skipped     all 2 volumes" in result.out
+    assert "contradict" in only_sentence(samfinetune(*command, "--skip-existing", "--overwrite"))
+    assert samfinetune(*command, "--overwrite").out.count("written") == 2
+    assert corrected.read_bytes() != b"corrected by hand"
+
+
+def test_a_demo_renews_its_own_files_and_no_others(samfinetune, tmp_path, monkeypatch):
+    small = functools.partial(body_phantom, shape=(6, 64, 64), spacing=(5.6, 5.6, 16.0))
+    monkeypatch.setattr("SAMFineTuneLib.images.body_phantom", small)
+    assert samfinetune("demo").code == 0
+    before = (tmp_path / "demo" / "prompts.json").read_bytes()
+    with small_files_only(3_000):
+        said = only_sentence_after_notes(samfinetune("demo", "--seed", "1"))
+    assert "demo/dicom/IM" in said.replace(os.sep, "/") and "partial" not in said
+    assert (tmp_path / "demo" / "prompts.json").read_bytes() == before
+    assert samfinetune("demo", "--seed", "1").code == 0
+    assert (tmp_path / "demo" / "prompts.json").read_bytes() != before
+    (tmp_path / "demo" / "notes.txt").write_text("mine")
+    (tmp_path / "demo" / "organs.seg.nrrd").write_bytes(b"corrected")
+    said = only_sentence(samfinetune("demo"))
+    assert "organs.seg.nrrd” was changed since the demo wrote it" in said
+    assert (tmp_path / "demo" / "organs.seg.nrrd").read_bytes() == b"corrected"
+    assert samfinetune("demo", "--overwrite").code == 0
+    assert (tmp_path / "demo" / "organs.seg.nrrd").read_bytes() != b"corrected"
+    assert (tmp_path / "demo" / "notes.txt").read_text() == "mine"
+
+
+def only_sentence_after_notes(result):
+    assert result.code == 2
+    lines = [line for line in result.err.splitlines() if not line.startswith("note:")]
+    assert len(lines) == 1, result.err
+    return lines[0]
+
+
+def test_embeddings_that_cannot_be_kept_are_not_counted(samfinetune, tmp_path):
+    volume, _, _ = body_phantom(0, shape=(2, 32, 32), spacing=(8.0, 8.0, 20.0))
+    write_dicom_series(volume, tmp_path / "series")
+    with small_files_only(20_000):
+        said = only_sentence(samfinetune("embed", "series"))
+    assert "larger than a file may be" in said
+    (tmp_path / "file").write_text("")
+    os.environ["SAMFINETUNE_CACHE"] = str(tmp_path / "file")
+    try:
+        assert "file" in only_sentence(samfinetune("embed", "series"))
+        result = samfinetune("segment", "series", "-o", "a.nrrd", "--space", "ijk", "--point", "16,16,0")
+        assert result.code == 0 and "embeddings are not kept" in result.out
+    finally:
+        del os.environ["SAMFINETUNE_CACHE"]
+
+
+def test_an_export_appears_whole_in_a_new_folder(samfinetune, tmp_path):
+    pytest.importorskip("onnx")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    assert "exists already" in only_sentence(samfinetune("models", "export", "compact", "-o", "there"))
+    with small_files_only():
+        assert "new" in only_sentence(samfinetune("models", "export", "compact", "-o", "new"))
+    assert set(os.listdir(tmp_path)) <= {"there", "home"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+@pytest.mark.parametrize("command", [("models", "list"), ("nonsense.nii.gz",)])
+def test_output_into_a_full_file_is_a_sentence(root, tmp_path, command):
+    environment = os.environ | {"PYTHONPATH": str(root), "SAMFINETUNE_HOME": str(tmp_path)}
+    command = command if len(command) > 1 else ("info", *command)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "SAMFineTuneLib.cli", *command], stdout=full, env=environment,
+                              stderr=subprocess.PIPE, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
