@@ -9,8 +9,8 @@ from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 
-_FULL = "The disk is full, so {place} was not written; free some room, or use another disk."
-_QUOTA = "Your share of the disk (quota) is used up, so {place} was not written; free some room, or use another disk."
+_FULL = "The disk is full, so nothing can be written to {place}; free some room, or use another disk."
+_QUOTA = "Your share of the disk (quota) is used up: nothing can be written to {place}; free some room there."
 _TOO_LARGE = "{place} would be larger than a file may be on this disk or in this account; choose another place."
 _READ_ONLY = "The disk with {place} can only be read; choose another place."
 _FORBIDDEN = "There is no permission to use {place}; choose another place, or ask for permission."

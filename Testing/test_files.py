@@ -207,7 +207,7 @@ def wrapped(outer, inner):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space", "x"), "“x” was not written"),
+        (OSError(errno.ENOSPC, "No space", "x"), "nothing can be written to “x”"),
         (OSError(errno.EROFS, "Read-only", "x"), "can only be read"),
         (PermissionError(errno.EACCES, "Denied", "x"), "no permission to use “x”"),
         (OSError(errno.ENAMETOOLONG, "Long", "x"), "too long"),
