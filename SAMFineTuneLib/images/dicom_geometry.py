@@ -80,7 +80,7 @@ def places_of(frames: Sequence[Frame]) -> np.ndarray:
         order = [(frame.instance is None, frame.instance or n, frame.number) for n, frame in enumerate(frames)]
         numbered = {key: n for n, key in enumerate(sorted(set(order)))}
         return np.array([numbered[key] for key in order])
-    heights = np.array([frame.position @ normal_of(frames[0]) for frame in frames])
+    heights = np.array([frame.position for frame in frames]) @ normal_of(frames[0])
     order = np.argsort(heights, kind="stable")
     gaps = np.diff(heights[order])
     numbers = np.empty(len(frames), int)
@@ -104,7 +104,7 @@ def split_at_wide_gaps(frames: Sequence[Frame]) -> list[list[Frame]]:
     """Pieces of a stack with single positions between which too much is missing to be bridged, lowest first."""
     if len(frames) < 2 or frames[0].position is None:
         return [list(frames)]
-    heights = np.array([frame.position @ normal_of(frames[0]) for frame in frames])
+    heights = np.array([frame.position for frame in frames]) @ normal_of(frames[0])
     order = np.argsort(heights, kind="stable")
     gaps = np.diff(heights[order])
     widest = max(_BRIDGED_MM, _BRIDGED_GAPS * _grid_step(gaps)) + _SAME_HEIGHT

@@ -189,23 +189,22 @@ def _beginning(path: Path) -> bytes:
 
 def _damaged(path: Path) -> UnreadableFile:
     """With what the header says before the damage, as far as it can be read."""
-    found = Dataset()
+    found: tuple[str, np.ndarray | None, np.ndarray | None] = ("", None, None)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            known = [Tag(name) for name in ("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient")]
-            data = io.BytesIO(file.read(1 << 20))
-            found = read_partial(data, lambda tag, _vr, _length: tag >= _AFTER_PLACE, force=True, specific_tags=known)
-    except Exception:  # noqa: S110 the damage lies before; nothing is known then
+            known = ("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient")
+            start = io.BytesIO(file.read(1 << 20))
+            dataset = read_partial(
+                start, lambda tag, _vr, _length: tag >= _AFTER_PLACE, force=True, specific_tags=[*map(Tag, known)]
+            )
+            series_uid, position, orientation = (read_value(dataset, keyword) for keyword in known)
+            found = uid(series_uid), numbers(position, 3), numbers(orientation, 6)
+    except Exception:  # the damage lies before; nothing is known then
         pass
-    orientation = numbers(read_value(found, "ImageOrientationPatient"), 6)
-    return UnreadableFile(
-        path,
-        "is damaged or cut off",
-        series_uid=uid(read_value(found, "SeriesInstanceUID")),
-        position=numbers(read_value(found, "ImagePositionPatient"), 3),
-        normal=None if orientation is None else np.cross(orientation[:3], orientation[3:]),
-    )
+    series_uid, position, orientation = found
+    normal = None if orientation is None else np.cross(orientation[:3], orientation[3:])
+    return UnreadableFile(path, "is damaged or cut off", series_uid=series_uid, position=position, normal=normal)
 
 
 def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | None:
@@ -239,7 +238,7 @@ def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[Fram
     per_frame = read_value(dataset, "PerFrameFunctionalGroupsSequence")
     per_frame = per_frame if isinstance(per_frame, pydicom.Sequence) else []
     count = whole_number(read_value(dataset, "NumberOfFrames")) or len(per_frame) or 1
-    if per_frame and len(per_frame) != count:
+    if (per_frame and len(per_frame) != count) or count > path.stat().st_size:
         raise _damaged(path)
     detector = first_item(read_value(dataset, "DetectorInformationSequence"))
     in_groups = any("PlanePositionSequence" in groups for groups in (shared, *per_frame) if groups is not None)

@@ -151,7 +151,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
             dataset = pydicom.dcmread(path, force=True, specific_tags=_TAGS)
             if "PixelData" not in dataset:
                 raise UserError(f"“{path.name}” holds no pixels: it is cut off or no image; copy it again.")
-            kind = _syntax(dataset).name
+            kind = text(_syntax(dataset).name)
             _complete(dataset)
             stored = _decode(dataset, [frame.number - 1 for frame in frames])
             return [_piece(dataset, values, frame) for values, frame in zip(stored, frames, strict=True)]
@@ -243,7 +243,7 @@ def _decode_with_gdcm(dataset: Dataset, syntax: pydicom.uid.UID, frames: Sequenc
         plain.PhotometricInterpretation = "MONOCHROME2"
     plain.NumberOfFrames = len(frames)
     plain.PixelData = encapsulate([encoded[n] for n in frames])
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet(native=True):
         path = Path(folder) / "frames.dcm"
         plain.save_as(path, enforce_file_format=True)
         values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))

@@ -30,6 +30,8 @@ def volumes_of(frames: Sequence[Frame]) -> list[SeriesVolume]:
     What repeats a position all the same stays together, and `stack_frames` refuses it.
     """
     found = [SeriesVolume(tuple(frames))]
+    if not _repeats(places_of(frames)):
+        return _pieces(found[0])
     for name, kind in KINDS.items():
         found = [part for volume in found for part in _split(volume, name, kind)]
     found = [_without_copies(volume) for volume in found]
