@@ -368,7 +368,7 @@ class _JsonLines:
 
     def plan(self, plan: Plan) -> None:
         """What will be done."""
-        _emit({"event": "plan", **_outline(plan)})
+        _emit({"event": "plan", **_outline(plan), "notes": list(plan.found.notes)})
 
     def __call__(self, progress: Progress) -> None:
         _emit({"event": "progress", **vars(progress)})
@@ -389,6 +389,8 @@ class _Report:
     def plan(self, plan: Plan) -> None:
         """What will be done."""
         self._line(f"preset      {plan.settings.preset}: {_trainings_of(plan)}")
+        for note in plan.found.notes:
+            self._line(f"note        {note}")
 
     def __call__(self, progress: Progress) -> None:
         stage = (progress.stage, progress.part)

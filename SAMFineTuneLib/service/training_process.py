@@ -167,10 +167,13 @@ def _fine_tuned(
         stop.learning = progress.stage == "training"
         tell("progress", **vars(progress))
 
+    def planned(plan: Plan) -> None:
+        tell("plan", **_outline(plan), notes=list(plan.found.notes))
+        print(*plan.found.nameless_notes, sep="\n", flush=True)  # into the log
+
     resume = (working_folder(output) / "run.json").exists()
     try:
-        return fine_tune(cases, output, base, settings, show, lambda: stop.asked, resume,
-                         planned=lambda plan: tell("plan", **_outline(plan)))  # fmt: skip
+        return fine_tune(cases, output, base, settings, show, lambda: stop.asked, resume, planned=planned)
     except Stopped:
         raise _Stop from None
 
