@@ -69,6 +69,13 @@ def _register_sample_data():
     sample_data.register()
 
 
+def _trainings():
+    """The processes of trainings that this Slicer has started, by this library or by one before a reload."""
+    library = sys.modules.get("SAMFineTuneLib.service.training_runs")
+    before = [one for one in getattr(slicer.modules, "SAMFineTuneTrainings", ()) if one.alive()]
+    return [*before, *(library.started() if library is not None else ())]
+
+
 class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
     """Life of the panel in Slicer."""
 
@@ -81,7 +88,7 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
         from SAMFineTunePanels.panel import Panel
 
         self.panel = Panel(self.layout, self.parent, self.resourcePath)
-        slicer.app.connect("aboutToQuit()", self.cleanup)
+        slicer.app.connect("aboutToQuit()", self._quit)
         # After a reload the module is shown already, and nobody calls enter().
         if slicer.util.mainWindow() is not None and slicer.util.selectedModule() == self.moduleName:
             self.enter()
@@ -97,11 +104,18 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
     def cleanup(self):
         panel, self.panel = self.panel, None
         if panel is not None:
-            slicer.app.disconnect("aboutToQuit()", self.cleanup)
+            slicer.app.disconnect("aboutToQuit()", self._quit)
             panel.close()
+
+    def _quit(self):
+        """Trainings that do not go on without Slicer are told at once, not when its last window is gone."""
+        for training in _trainings():
+            training.close()
+        self.cleanup()
 
     def onReload(self):
         """With the panel and the library, which Slicer would keep as they were; ended before, by their own code."""
+        slicer.modules.SAMFineTuneTrainings = _trainings()  # they go on: nobody closes their pipes
         self.cleanup()
         for name in list(sys.modules):
             if name.split(".")[0] in ("SAMFineTunePanels", "SAMFineTuneLib"):

@@ -89,7 +89,13 @@ def free_name(wished: str, folder: Path | None = None) -> str:
 
 
 # Their pipes tell trainings that this program lives. A panel that began one may go (reload) while the program goes on.
-_STARTED: dict[Path, object] = {}
+_STARTED: dict[Path, ProcessStarter] = {}
+
+
+def started() -> list[ProcessStarter]:
+    """The trainings of this program that run. Who holds them, holds their pipes open; `close` ends those that were not
+    told to outlive it, at their next step and with a checkpoint."""
+    return [starter for starter in _STARTED.values() if starter.alive()]
 
 
 class TrainingRun:

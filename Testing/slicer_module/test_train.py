@@ -137,8 +137,15 @@ def test_killed_resumed_and_found_by_a_later_panel(work):
     assert train.ui.stopButton.text == "Stop at once"
     work.until("stopped")
     assert work.desktop.messages() == [] and not train.ui.resumeButton.isHidden()
-    train.ui.deleteButton.click()
-    assert train.runs.run is None
+    train.ui.resumeButton.click()
+    run = train.runs.run
+    work.desktop.wait(lambda: train.runs.is_running and run._pid)
+    slicer.app.aboutToQuit.emit()
+    assert work.desktop.widget.panel is None
+    work.desktop.wait(lambda: not run.is_running, PATIENCE)
+    run.rewind()
+    work.desktop.wait(lambda: run.poll() == [] and run.state == "stopped", 10)
+    assert run.can_resume
 
 
 def test_cases_are_checked_with_sentences(work, tmp_path):
