@@ -302,4 +302,4 @@ def _some(names: Iterable[str], noun: str = "tensors") -> str:
     """A count and the first few names."""
     names = tuple(names)
     listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return f"{len(names)} {noun} ({listed})" if noun else listed
+    return f"{len(names)} {noun.removesuffix('s') if len(names) == 1 else noun} ({listed})" if noun else listed

@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 import uuid
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def _export(adapter: AdapterFolder, base: ModelFolder, folder: Path, model_id: s
     share = base.has("encoder") and not adapter.trains_encoder and not int8
     written = export_onnx(network, spec, folder, int8, with_encoder=not share)
     if share:
-        written += [_share(path, folder) for path in _encoder_files(base)]
+        written += [Path(shutil.copyfile(path, folder / path.name)) for path in _encoder_files(base)]
     files = {path.stem: path.name for path in written if path.suffix == ".onnx"}
     spec = replace(spec, files=files, sha256={path.name: sha256_of(path) for path in written})
     write_spec(spec, folder)
@@ -123,13 +122,3 @@ def _encoder_files(base: ModelFolder) -> list[Path]:
     """The encoder's graph, and the files that it takes its weights from."""
     graph = base.file("encoder")
     return [graph, *(graph.with_name(name) for name in files_beside(graph))]
-
-
-def _share(path: Path, folder: Path) -> Path:
-    """The same file in another folder: linked, where the disk can."""
-    target = folder / path.name
-    with suppress(OSError):
-        os.link(path, target)
-        return target
-    shutil.copyfile(path, target)
-    return target

@@ -60,7 +60,7 @@ def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path, ending, valu
     state["mask_decoder.iou_token.weight"][0, 3] = value
     path = tmp_path / f"weights.{ending}"
     torch.save(state, path) if ending == "pth" else save_file(state, path)
-    with pytest.raises(UserError, match=r"not numbers, in 1 tensors \(mask_decoder.iou_token.weight\).*another copy"):
+    with pytest.raises(UserError, match=r"not numbers, in 1 tensor \(mask_decoder.iou_token.weight\).*another copy"):
         load_network(path)
 
 
