@@ -56,7 +56,7 @@ def disk_error(error: BaseException, place: str | Path | None = None) -> DiskErr
         text = _sentence(found)
         if text:
             path = place or getattr(found, "filename", None)
-            name = f"“{_final(Path(path))}”" if isinstance(path, (str, Path)) else "what was asked for"
+            name = f"“{_final(Path(path))}”" if isinstance(path, (str, Path)) else "it"
             sentence = text.format(place=name, reason=getattr(found, "strerror", None) or found)
             return DiskError(sentence[0].upper() + sentence[1:])
     return None

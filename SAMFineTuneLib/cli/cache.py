@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from SAMFineTuneLib.errors import UserError
+
 _EPILOG = """examples:
   samfinetune cache info           where the embeddings lie, how many and how large
   samfinetune cache clear          remove them, after asking
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         print("Nothing was removed.")
         return 0
     freed = cache.clear()
+    if left := cache.info().entries:
+        raise UserError(f"{_count(left)} in {info.folder} cannot be removed; end what uses them, or check permissions.")
     print(f"Removed {_count(info.entries)}, {freed / 1e6:.1f} MB, from {info.folder}.")
     return 0
 

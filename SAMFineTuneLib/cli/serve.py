@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.service.protocol import Limits
@@ -114,9 +115,10 @@ def _read_token(path: Path) -> str:
     """The token in a file; a file that is not there is made, for its owner to read."""
     try:
         if not path.exists():
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(file, "w", encoding="ascii") as made:
-                made.write(secrets.token_urlsafe(32) + "\n")
+            with atomic_write(path) as temporary:
+                file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(file, "w", encoding="ascii") as made:
+                    made.write(secrets.token_urlsafe(32) + "\n")
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
@@ -171,7 +173,6 @@ def reachable_hosts(host: str) -> list[str]:
 
 def _say_port(server: WorkerServer, handshake: Path) -> None:
     from SAMFineTuneLib import __version__
-    from SAMFineTuneLib.files import atomic_write
     from SAMFineTuneLib.service.protocol import PROTOCOL
 
     with atomic_write(handshake, durable=False) as temporary:

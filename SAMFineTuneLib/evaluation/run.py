@@ -34,7 +34,7 @@ from SAMFineTuneLib.evaluation.rows import Row, from_csv, to_csv
 from SAMFineTuneLib.evaluation.settings import Settings
 from SAMFineTuneLib.evaluation.tables import Results, Table, all_tables
 from SAMFineTuneLib.evaluation.work import Job, list_jobs
-from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.files import atomic_write, require_writable
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock, owning
 from SAMFineTuneLib.training.cases import SHORT, Case, LabelChoice, survey
@@ -99,7 +99,7 @@ def evaluate(
         raise UserError("There is nothing to do: no contestant can answer the chosen protocols; choose others.")
     with owning(folder, lambda owner: _is_running(folder, owner)):
         _require_contents(folder, resume)
-        _make(folder)
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
         _write(folder / KEY, _key_of(listed))
         _do(jobs, folder / PARTS, engine, progress)
         rows = [row for job in jobs for row in _read_part(folder / PARTS, job) or ()]
@@ -177,6 +177,7 @@ def _require_free(folder: Path, resume: bool) -> None:
     if owner := ProcessLock(folder / LOCK).owner:
         raise UserError(_is_running(folder, owner))
     _require_contents(folder, resume)
+    require_writable(folder)
 
 
 def _is_running(folder: Path, owner: Owner) -> str:
@@ -191,13 +192,6 @@ def _require_contents(folder: Path, resume: bool) -> None:
             raise UserError(f"{folder} holds something else; give a new folder for the results.")
         if not resume:
             raise UserError(f"{folder} holds an evaluation already; go on with it by --resume, or give a new folder.")
-
-
-def _make(folder: Path) -> None:
-    try:
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}); choose another place.") from error
 
 
 def _do(jobs: Sequence[Job], parts: Path, engine: Engine, progress: Callable[[Progress], None] | None) -> None:
@@ -258,5 +252,5 @@ def _page(
 
 
 def _write(path: Path, text: str) -> None:
-    with atomic_write(path, durable=False) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -38,13 +38,10 @@ MadeWith = tuple[str, str, str]
 
 
 def save_session(session: Session, path: str | Path) -> None:
-    """Write a session, whole or not at all."""
+    """Write a session, whole or not at all; DiskError when it cannot be."""
     text = json.dumps(session_to_dict(session), indent=1, allow_nan=False, ensure_ascii=False)
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"The session cannot be saved as {path}: {error.strerror or error}.") from error
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def restore_session(
