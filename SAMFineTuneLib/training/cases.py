@@ -30,7 +30,7 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.training.case_lists import read_list
 from SAMFineTuneLib.training.label_files import read_labels
 from SAMFineTuneLib.training.label_grid import MATCHES, fit_labels
-from SAMFineTuneLib.training.label_map import Labels, Meaning, voxels
+from SAMFineTuneLib.training.label_map import Labels, Meaning, count_values, voxels
 from SAMFineTuneLib.training.nnunet import read_meaning
 
 LABEL_FOLDERS = ("labels", "masks", "segmentations")
@@ -369,7 +369,7 @@ def read_labelled(case: Case, choice: LabelChoice, names: Sequence[str]) -> Labe
 
 def _classes(labels: np.ndarray, meaning: Meaning, choice: LabelChoice) -> tuple[np.ndarray, dict[int, Labels]]:
     """`classes` and `overlaps` of a `Labelled`."""
-    values = np.flatnonzero(np.bincount(labels.ravel())).tolist()
+    values = list(count_values(labels))
     chosen = _labels_of_classes(choice, meaning.labels_in(values), meaning.names)
     table = np.zeros(max(values) + 1, np.uint8)
     shared: dict[Labels, int] = {}
@@ -405,9 +405,8 @@ def survey(
     for case in cases:
         look()
         volume, labels, meaning, notes = case.read()
-        amounts = np.bincount(labels.ravel())
-        _require_not_swapped(case, volume, np.count_nonzero(amounts))
-        counts[case.id] = {value: int(amounts[value]) for value in np.flatnonzero(amounts).tolist() if value}
+        counts[case.id] = count_values(labels)
+        _require_not_swapped(case, volume, len(counts[case.id]))
         held[case.id] = meaning.labels_in(counts[case.id])
         known[case.id] = meaning.names
         digests[case.id] = digest_of(volume, labels)

@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.read import read_volume
 from SAMFineTuneLib.images.read_picture import PICTURES
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet
 from SAMFineTuneLib.training.label_dicom_seg import find_dicom_seg, read_dicom_seg
-from SAMFineTuneLib.training.label_map import LabelMap, Meaning, overlaid, voxels
+from SAMFineTuneLib.training.label_map import LabelMap, Meaning, count_values, overlaid, voxels
 
 _MOST_VALUES = 1024  # different ones in a file, above which it is an image rather than a label map
 _ROUNDING = 0.01  # from a whole number, which floating point and stored scales are off by
@@ -67,7 +67,7 @@ def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
             "on, so check that image and labels are not mixed up."
         )
     labels = array.astype(np.uint16)
-    count = np.count_nonzero(np.bincount(labels.ravel())[1:])
+    count = len(count_values(labels))
     if count > _MOST_VALUES:
         raise UserError(
             f"“{path.name}” holds {count} different values, as an image does; a label map holds up to {_MOST_VALUES}, "

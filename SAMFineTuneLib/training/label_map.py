@@ -50,6 +50,14 @@ class LabelMap:
     notes: tuple[str, ...] = ()
 
 
+def count_values(array: np.ndarray) -> dict[int, int]:
+    """How often each value of an array of whole numbers from 0 on occurs; slice by slice, to save memory."""
+    totals = np.zeros(int(array.max()) + 1, np.int64)
+    for one in array:
+        totals += np.bincount(one.ravel(), minlength=len(totals))
+    return {value: int(totals[value]) for value in np.flatnonzero(totals).tolist()}
+
+
 def voxels(count: int) -> str:
     """Such as `1 voxel`, for sentences."""
     return f"{count} voxel{'s' * (count != 1)}"
