@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.models.card import duration
-from SAMFineTuneLib.models.download import readable_size
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapter_store import AdapterStore
@@ -154,6 +152,7 @@ def _check(args: argparse.Namespace) -> int:
         exclusive = "automatic" in settings.heads
         _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
         raise
+    from SAMFineTuneLib.models.card import duration
     from SAMFineTuneLib.training.pace import measure_pace
     from SAMFineTuneLib.training.run import make_plan
 
@@ -225,6 +224,8 @@ def _trainings(plan: Plan) -> list[tuple[Fold, tuple[Case, ...]]]:
 
 
 def _show_plan(plan: Plan) -> None:
+    from SAMFineTuneLib.models.download import readable_size
+
     settings, spec = plan.settings, plan.base.spec
     print(f"base        {spec.id} ({spec.name})")
     print(f"recipe      {settings.method}; {' and '.join(settings.heads)}; {settings.batch} pictures a step, "
@@ -393,6 +394,8 @@ class _Report:
             self._line(f"note        {note}")
 
     def __call__(self, progress: Progress) -> None:
+        from SAMFineTuneLib.models.card import duration
+
         stage = (progress.stage, progress.part)
         self._steps += progress.stage == "training"
         if self._steps == _FIRST_STEPS and progress.stage == "training" and progress.seconds_left is not None:
@@ -415,6 +418,8 @@ class _Report:
 
 def describe(progress: Progress) -> str:
     """One line for people."""
+    from SAMFineTuneLib.models.card import duration
+
     if progress.stage != "training":
         text = _STAGES[progress.stage]
     else:
