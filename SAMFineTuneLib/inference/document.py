@@ -23,7 +23,12 @@ from SAMFineTuneLib.images.plane import SlicePlane
 from SAMFineTuneLib.images.resample import write
 from SAMFineTuneLib.inference import edits, events
 from SAMFineTuneLib.inference.answers import Answer, Answers
-from SAMFineTuneLib.inference.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels
+from SAMFineTuneLib.inference.doubts import (
+    doubt_about_place,
+    doubts_about_adapter,
+    doubts_about_placing,
+    doubts_about_voxels,
+)
 from SAMFineTuneLib.inference.history import History
 from SAMFineTuneLib.inference.state import Place, PlacedPrompt, State, changes
 from SAMFineTuneLib.prompts import Prompt
@@ -439,6 +444,8 @@ class Document:
         else:
             self._told[place] = now
         self._tell(events.MaskChanged(place[0], plane))
+        if now is not None and (doubt := doubt_about_place(self.state, place, answer)):
+            self._tell(events.Notice(doubt))
 
 
 def as_sentence(error: Exception, task: str) -> UserError:

@@ -10,7 +10,8 @@ import numpy as np
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
 from SAMFineTuneLib.images.plane import format_ras
 from SAMFineTuneLib.images.window import modality_of
-from SAMFineTuneLib.inference.state import PlacedPrompt, State
+from SAMFineTuneLib.inference.answers import Answer
+from SAMFineTuneLib.inference.state import Place, PlacedPrompt, State
 from SAMFineTuneLib.prompts import BoxPrompt, box_remark
 
 LEAST_IOU = 0.5  # a predicted IoU below it calls an answer into question
@@ -79,11 +80,27 @@ def _uniform_shade(values: np.ndarray, point: np.ndarray, window: IntensityWindo
 
 
 def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None) -> str | None:
-    """What to tell about a mask of a low predicted IoU; None for one that the model trusts."""
+    """What to tell about a mask that is not empty, by its predicted IoU; None for one that the model trusts."""
     if score >= LEAST_IOU:
         return None
     where = "" if plane is None else f" on {plane}"
     return (
-        f"the model is unsure about {name}{where} (predicted IoU {score:.2f}): check the mask, and add a point or draw "
-        "the box closer"
+        f"The model is unsure about {name}{where} (predicted IoU {score:.2f}): check the mask, and add a point or draw "
+        "the box closer."
     )
+
+
+def doubt_about_place(state: State, place: Place, answer: Answer) -> str | None:
+    """What to tell about the mask that a prompt on one slice has just made.
+
+    None for prompts over many slices and for propagated masks: those are judged as a whole by whoever asked.
+    """
+    value, key = place
+    there = [one for one in state.prompts if one.segment == value and any(plane.key == key for plane, _ in one.parts)]
+    if not there or len(there[-1].parts) > 1 or not any(part.says_where for part in state.prompts_at(place)):
+        return None
+    plane = there[-1].parts[0][0]
+    name = next(info.name for info in state.segments if info.value == value)
+    if not answer.mask.unpack().any():
+        return f"Nothing was found for {name} on {plane}: check prompts and window, or add a point."
+    return doubt_about_answer(name, answer.score, plane)

@@ -56,6 +56,26 @@ def dice(a, b):
 # ---- prompts and masks
 
 
+def notices(told):
+    return [event.text for event in told.fetch() if isinstance(event, events.Notice)]
+
+
+def test_an_answer_that_is_empty_or_that_the_model_doubts_is_said(scene):
+    session, _, told = scene
+    number = session.add_prompt(1, point(session, *tube(9)))
+    assert notices(told) == []
+    session.delete_prompt(number)
+    told.fetch()
+    session.add_prompt(1, point(session, 60, 2, 9))  # where it is dark
+    (said,) = notices(told)
+    assert said.startswith("Nothing was found for tube on axial slice 9 (S ")
+    decode = session.predictor.engine.decode
+    session.predictor.engine.decode = lambda *given: (decode(*given)[0], decode(*given)[1] * np.float32(0.4))
+    session.add_prompt(1, point(session, *tube(12)))
+    (said,) = notices(told)
+    assert "unsure about tube on axial slice 12 (S " in said and "predicted IoU 0.3" in said
+
+
 def test_a_point_gives_the_mask_of_its_slice_and_says_so(scene):
     session, labels, told = scene
     session.add_prompt(1, point(session, *tube(9)))
@@ -601,11 +621,12 @@ def test_a_caller_may_number_prompts_jobs_and_objects(scene):
     assert {event.job for event in said if isinstance(event, (events.Busy, events.Finished))} == {5}
     job = session.everything("axial", first=8, last=12, number=6)
     session.finish(job)
-    assert [info.value for info in session.adopt(job.objects[:2], [9, 7])] == [9, 7]
     with pytest.raises(UserError, match="as many label values"):
         session.adopt(job.objects[:2], [3])
+    assert [info.value for info in session.adopt(job.objects[:1], [9])] == [9]
     with pytest.raises(UserError, match="belongs to another segment"):
-        session.adopt(job.objects[:1], [9])
+        session.adopt(job.objects[1:2], [9])
+    assert [info.value for info in session.adopt(job.objects[1:2], [7])] == [7]
 
 
 def test_a_job_that_fails_says_which_and_why(scene):
