@@ -6,6 +6,7 @@ import time
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from . import packages, settings, worker
 from .model import BUNDLED, install_torch, torch_is_there
@@ -220,7 +221,7 @@ class TrainSection:
             self.host.warn(str(error))
             return
         self._writing = None
-        set_text(self.ui.checkLabel, "Checking the cases." if only_check else "")
+        set_text(self.ui.checkLabel, "Checking the cases, and how long they take." if only_check else "")
         if only_check:
             self._check = run
             self.host.act(run.start, sys.executable, worker.environment())
@@ -259,9 +260,23 @@ class TrainSection:
         count, patients = found["cases"], found["patients"]
         text = f"{count} case{'s' * (count != 1)} of {patients} patient{'s' * (patients != 1)}: "
         text += f"{found['slices']} labelled slices of {', '.join(found['names'])}."
+        if "trainings" in found:
+            text += " " + self._effort(found["trainings"], found["steps"], found["seconds"])
         if patients == 1:
             text += " With one patient nothing can be tested: what the adapter gains will not be known."
         return " ".join([text, *map(self.cases.with_titles, found["notes"])])
+
+    @staticmethod
+    def _effort(trainings, steps, seconds):
+        """How much would be done, and for how long."""
+        from SAMFineTuneLib.models.card import duration
+
+        if trainings == 1:
+            text = _("One training of {steps} steps takes about {time} on this computer.")
+        else:
+            text = _("{trainings} trainings of up to {steps} steps, all but one of them to test what is gained, take "
+                     "about {time} in all on this computer.")  # fmt: skip
+        return text.format(trainings=trainings, steps=steps, time=duration(seconds))
 
     # ---- afterwards
 

@@ -8,9 +8,9 @@ from .qt_helpers import choose_in, chosen_in, fill_menu
 CROSS_VALIDATION, SHOTS, NO_EVIDENCE = "folds", "shots", "none"
 MENUS = {  # name of the selector -> its entries
     "presetSelector": (
-        ("quick", _("Quick: minutes")),
-        ("balanced", _("Balanced: a quarter of an hour")),
-        ("thorough", _("Thorough: an hour and more")),
+        ("quick", _("Quick: 250 steps")),
+        ("balanced", _("Balanced: 800 steps")),
+        ("thorough", _("Thorough: 2000 steps")),
     ),
     "methodSelector": (
         ("lora", _("LoRA: small additions")),

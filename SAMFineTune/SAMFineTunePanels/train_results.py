@@ -50,6 +50,7 @@ class Results:
                 item.setToolTip(text)
                 table.setItem(row, column, item)
                 self._items.append(item)
+        table.resizeColumnsToContents()
         fit_height(table, len(gains), 1, 8)
         set_visible(table, bool(gains))
 

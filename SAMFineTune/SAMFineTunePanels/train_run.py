@@ -122,11 +122,16 @@ class RunBox:
         if not watched:
             return
         if run.state == "failed":
-            self.host.warn(run.last.get("text", ""))
+            self.host.warn(self._failure())
         elif run.state == "interrupted":
             self.host.warn(self._interrupted())
         self._watched = False
         self._finished(run)
+
+    def _failure(self):
+        """What went wrong, and whether something is left to go on from."""
+        text = self.run.last.get("text", "")
+        return f"{text} Resume goes on from its last checkpoint." if self.run.can_resume else text
 
     def _interrupted(self):
         run = self.run
@@ -151,14 +156,14 @@ class RunBox:
     def _sentence(self):
         run = self.run
         if run.state == "running":
-            return "Stopping after this step." if self._asked_to_stop else describe(self._progress)
+            return "Stopping." if self._asked_to_stop else describe(self._progress)
         if run.state == "done":
             labels = ", ".join(run.last.get("labels", []))
             return f"The adapter {run.last.get('adapter')} is ready; it segments {labels}."
         if run.state == "stopped":
-            return "Stopped. Resume goes on from there."
+            return "Stopped. Resume goes on from there." if run.can_resume else "Stopped before it had begun."
         if run.state == "failed":
-            return run.last.get("text", "")
+            return self._failure()
         return self._interrupted() if run.state == "interrupted" else "Not begun."
 
     # ---- doing

@@ -16,6 +16,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices
 from SAMFineTuneLib.images.resample import extract_labels
 from SAMFineTuneLib.images.window import modality_of
+from SAMFineTuneLib.models.download import readable_size
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock
 from SAMFineTuneLib.training.cases import Case, Labelled, Survey, read_labelled, survey
@@ -130,8 +131,8 @@ def make_plan(
     free = shutil.disk_usage(next(one for one in output.resolve().parents if one.is_dir())).free
     if free < needed and not resume:
         raise UserError(
-            f"Only {free / 1e9:.1f} GB are free where {output} is to be, and the training needs about "
-            f"{needed / 1e9:.1f} GB; free some room, or choose another place."
+            f"Only {readable_size(free)} are free where {output} is to be, and the training needs about "
+            f"{readable_size(needed)}; free some room, or choose another place."
         )
     return Plan(base, settings, output, device, found, folds, trainings, counts,
                 modalities.pop() if len(modalities) == 1 else "", needed, free)  # fmt: skip

@@ -437,6 +437,31 @@ def test_cancelling_saves_and_resuming_goes_on(folder, tmp_path):
     assert same(trained(again.network), trained(whole.network)), time.monotonic() - started
 
 
+@pytest.mark.parametrize("scope", ["decoder", "encoder+decoder"])
+def test_a_training_stops_in_the_midst_of_a_step_and_ends_the_same(folder, tmp_path, scope):
+    run, calls = training(folder, steps=3, method=Method(scope=scope)), []
+
+    def look() -> None:
+        calls.append(1)
+        if len(calls) in stops:
+            raise loop.Stopped
+
+    stops: set[int] = set()
+    loop.train(loop.interruptible(run.network, look) and run)
+    whole, count = trained(run.network), len(calls)
+    assert count > 100, "between any two modules"
+    calls.clear()
+    stops |= {count // 7, count // 2, count // 2 + count // 3}  # in forward and in backward passes
+    for _ in stops:
+        again = training(folder, steps=3, method=Method(scope=scope))
+        loop.interruptible(again.network, look)
+        with pytest.raises(loop.Stopped):
+            loop.train(again, tmp_path / "c.pt")
+    again = training(folder, steps=3, method=Method(scope=scope))
+    loop.train(again, tmp_path / "c.pt")
+    assert same(trained(again.network), whole)
+
+
 def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
     (tmp_path / "c.pt").write_bytes(b"half")
     with pytest.raises(UserError, match="not a usable checkpoint"):

@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import SimpleITK as sitk
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -20,7 +21,7 @@ from SAMFineTuneLib.models.tuning import load_adapter  # noqa: E402
 from SAMFineTuneLib.training.cases import find_cases  # noqa: E402
 from SAMFineTuneLib.training.evidence import advice, gains  # noqa: E402
 from SAMFineTuneLib.training.report import draw_curves, smooth  # noqa: E402
-from SAMFineTuneLib.training.run import Progress, Stopped, fine_tune, working_folder  # noqa: E402
+from SAMFineTuneLib.training.run import Progress, Stopped, fine_tune, make_plan, working_folder  # noqa: E402
 from SAMFineTuneLib.training.settings import PRESETS, Settings  # noqa: E402
 
 SMALL = {"steps": 2, "batch": 1, "objects": 1, "rounds": 1, "test_slices": 1}
@@ -113,9 +114,12 @@ def test_shots_test_the_adapter_itself_and_a_cancelled_run_goes_on(cases, tmp_pa
     with pytest.raises(UserError, match="had other settings"):
         fine_tune(cases, tmp_path / "a", Store().get(), other, resume=True)
     told.clear()
+    worked = working_folder(tmp_path / "a") / "seconds.json"
+    worked.write_text(str(float(worked.read_text()) + 5000))
     resumed = fine_tune(cases, tmp_path / "a", Store().get(), settings, told.append, resume=True)
     assert [one.step for one in told if one.stage == "training"] == [2], "it went on"
     whole = fine_tune(cases, tmp_path / "b", Store().get(), settings)
+    assert resumed.card.seconds > 5000 > whole.card.seconds, "all sessions count"
     assert resumed.card.gains == whole.card.gains and len(resumed.card.cases) == 1
     assert "This adapter answered 2 cases" in resumed.evidence
     names = ("adapter_model.safetensors",)
@@ -125,6 +129,20 @@ def test_shots_test_the_adapter_itself_and_a_cancelled_run_goes_on(cases, tmp_pa
 def test_resuming_what_was_never_begun_is_refused(cases, tmp_path):
     with pytest.raises(UserError, match="no interrupted training"):
         fine_tune(cases, tmp_path / "a", Store().get(), Settings(**SMALL), resume=True)
+
+
+def test_an_adapter_knows_the_modality_that_all_its_cases_have(cases, tmp_path):
+    assert make_plan(cases, tmp_path / "a", Store().get(), Settings(**SMALL)).modality == "", "the files do not say"
+    folder = case_folder(tmp_path / "ct", count=2, shape=(4, 32, 32))
+    for path in (folder / "images").iterdir():
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(sitk.ShiftScale(image, -1024), str(path))
+    found = find_cases(folder)
+    settings = Settings(**SMALL, folds=0)
+    plan = make_plan(found, tmp_path / "a", Store().get(), settings)
+    assert plan.modality == "CT" and [len(fold.train) for fold in plan.trainings] == [2] and plan.steps == (2,)
+    assert make_plan([*found, cases[0]], tmp_path / "a", Store().get(), settings).modality == "", "they differ"
+    assert not (tmp_path / "a").exists() and not working_folder(tmp_path / "a").exists()
 
 
 def test_too_many_set_aside_for_validation(cases, tmp_path):

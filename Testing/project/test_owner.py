@@ -1,0 +1,101 @@
+"""One process owns a folder: a second one is told which, a kill lets go, and nothing is left of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.owner import LOCK, ProcessLock, owning
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from SAMFineTuneLib.owner import owning
+with owning(Path(sys.argv[1]), str):
+    print("owned", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def owner(root, tmp_path):
+    """A process that owns the folder `work`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, tmp_path / "work"],
+        env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "owned\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UserError) as error, owning(folder, lambda owner: f"It is {owner}; {owner.how_to_stop}."):
+        pass
+    return str(error.value)
+
+
+def test_a_second_process_is_told_which_one_it_is(owner, tmp_path):
+    lock = ProcessLock(tmp_path / "work" / LOCK)
+    assert lock.owner.pid == owner.pid and lock.owner.is_here and lock.is_held
+    sentence = refused(tmp_path / "work")
+    assert sentence.startswith(f"It is process {owner.pid}, for 0 min; stop it with Ctrl-C")
+    assert lock.owner.pid == owner.pid, "asking takes nothing from it"
+
+
+def test_a_kill_lets_go_at_once(owner, tmp_path):
+    owner.kill()
+    owner.wait()
+    lock = ProcessLock(tmp_path / "work" / LOCK)
+    assert (tmp_path / "work" / LOCK).read_text() and lock.owner is None, "what it wrote is left, and holds nothing"
+    with owning(tmp_path / "work", str):
+        assert lock.owner.pid == os.getpid()
+    assert lock.owner is None
+
+
+def test_where_the_file_system_cannot_lock_the_living_process_counts(owner, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert f"process {owner.pid}" in refused(tmp_path / "work")
+    owner.kill()
+    owner.wait()
+    with owning(tmp_path / "work", str):
+        assert "process" in refused(tmp_path / "work")
+
+
+def test_an_owner_on_another_computer_is_said_to_be_there(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr("platform.node", lambda: "elsewhere")
+    lock = ProcessLock(tmp_path / LOCK)
+    assert lock.take()
+    text = (tmp_path / LOCK).read_text()
+    assert "elsewhere" not in text, "no name of a computer is written"
+    monkeypatch.setattr("platform.node", lambda: "here")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "not implemented")))
+    assert "of another computer" in refused(tmp_path) and "where it was started" in refused(tmp_path)
+    lock.release()
+
+
+def test_nothing_is_left_of_it(tmp_path):
+    with owning(tmp_path / "new" / "folder", str):
+        assert (tmp_path / "new" / "folder" / LOCK).is_file()
+    assert list(tmp_path.iterdir()) == []
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    with owning(mine, str):
+        pass
+    with owning(tmp_path / "kept", str):
+        (tmp_path / "kept" / "result").touch()
+    assert mine.is_dir() and not any(mine.iterdir())
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["result"]
