@@ -453,6 +453,7 @@ def _require_not_swapped(case: Case, volume: Volume, values: int) -> None:
 
 
 def _about_overlap(case: Case, labelled: Labelled, value: int, numbers: Labels, exclusive: bool) -> str:
+    """A sentence about the voxels of several labels; UserError where they must be `exclusive`."""
     both = " and ".join(f"“{labelled.names[number - 1]}”" for number in numbers)
     count = voxels(int(np.count_nonzero(labelled.classes == value)))
     if exclusive:

@@ -306,6 +306,22 @@ def test_labels_elsewhere_are_refused(tmp_path):
         find_cases(tmp_path)[0].read()
 
 
+def test_whoever_says_how_labels_are_matched_is_obeyed(tmp_path):
+    away = AFFINE.copy()
+    away[0, 3] = 4
+    for number, name in enumerate("abc"):
+        save(tmp_path / "images" / f"{name}.nii.gz", image_of(blob(), number))
+        save(tmp_path / "labels" / f"{name}.nii.gz", blob(), away)
+    by_index, by_position = (find_cases(tmp_path, match=how) for how in ("index", "position"))
+    assert np.array_equal(by_index[0].read().labels, blob())
+    assert np.array_equal(by_position[0].read().labels[:, :, :-4], blob()[:, :, 4:])
+    assert survey(by_index, LabelChoice()).notes == (
+        "Cases a, b, c: the labels were taken voxel by voxel, although their file places them 4.0 mm from the image.",
+    )
+    with pytest.raises(UserError, match="choose index or position"):
+        find_cases(tmp_path, match="both")
+
+
 def test_pictures_of_two_sizes_are_refused(tmp_path):
     pictures(tmp_path, ["a"])
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(tmp_path / "masks" / "a.png")
