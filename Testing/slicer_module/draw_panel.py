@@ -37,8 +37,6 @@ def draw(path: str, width: int = 460) -> None:
     for value, name in ORGANS:
         if value != ORGANS[0][0]:
             panel.segments.add()
-        segmentation = panel.host.session.segmentation_node.GetSegmentation()
-        segmentation.GetSegment(panel.host.session.current_segment_id).SetName(name)
         places = np.argwhere(labels == value)
         middle = places[np.abs(places - places.mean(axis=0)).sum(axis=1).argmin()][::-1]
         view = desktop.views["Red"]
@@ -46,12 +44,14 @@ def draw(path: str, width: int = 460) -> None:
         panel.prompts.choose("positive")
         view.click(view.xy_of(volume.ijk_to_ras(middle)))
         desktop.wait(lambda: panel.host.session.state is not None and panel.host.session.state.settled)
+        segmentation = panel.host.session.segmentation_node.GetSegmentation()
+        segmentation.GetSegment(panel.host.session.current_segment_id).SetName(name)
         desktop.pass_time(0.5)
     desktop.pass_time(1.0)
     window = desktop.widget.parent
     window.resize(width, 200)
     desktop.pass_time(0.2)
-    window.resize(width, window.sizeHint().height())
+    window.resize(width, panel.status.widget.height + panel.ui.sections.height + 40)  # nothing to scroll
     desktop.pass_time(0.3)
     window.grab().save(path)
     desktop.close()
