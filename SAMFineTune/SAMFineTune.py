@@ -49,7 +49,7 @@ class SAMFineTune(ScriptedLoadableModule):
         parent.title = "SAMFineTune"
         parent.categories = ["Segmentation"]
         parent.dependencies = []
-        parent.contributors = ["The SAMFineTune contributors"]
+        parent.contributors = [_("The SAMFineTune contributors")]
         parent.helpText = _(
             "Segments CT, MR and other volumes from points, boxes and scribbles, with Segment Anything (SAM) and its "
             "medical variants. Choose a volume, choose Include, and click inside a structure in a slice view. "

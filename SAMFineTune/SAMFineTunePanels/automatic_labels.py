@@ -1,5 +1,7 @@
 """Automatic, with an adapter: the labels that it has learned become segments, without prompts."""
 
+from slicer.i18n import tr as _
+
 from .propagate import shown_slice
 from .qt_helpers import Connections, chosen_in, quiet, set_visible
 
@@ -66,8 +68,10 @@ class LabelsBox:
         if chosen_in(self.ui.whereSelector) == ON_SLICE:
             first = shown_slice(session.volume, orientation)
             if first is None:
-                self.host.warn(f"This adapter looks at {orientation} slices, and no view shows one; show one, or take "
-                               "the whole volume.")  # fmt: skip
+                self.host.warn(_(
+                    "This adapter looks at {orientation} slices, and no view shows one; show one, or take the whole "
+                    "volume."
+                ).format(orientation=orientation))  # fmt: skip
                 return
         device = session.parameters.get("Device", "auto")
         self._wanted = row
@@ -79,7 +83,7 @@ class LabelsBox:
             return
         self._job = None
         if not event.objects:
-            self.host.say(f"{self._wanted['id']} found none of its labels there.")
+            self.host.say(_("{adapter} found none of its labels there.").format(adapter=self._wanted["id"]))
             return
         numbers = [info.number for info in event.objects]
         taken = _segment_names(self.host.session)

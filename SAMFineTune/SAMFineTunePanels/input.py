@@ -164,7 +164,7 @@ class InputSection:
         if choice == DISPLAYED:
             window = None  # the session follows it
         elif choice == CUSTOM:
-            window = IntensityWindow(self.ui.lowSpinBox.value, self.ui.highSpinBox.value, "as given")
+            window = IntensityWindow(self.ui.lowSpinBox.value, self.ui.highSpinBox.value, _("as given"))
         else:
             window = choose_window(session.volume, None if choice == AUTOMATIC else choice)
         session.set_window(window)

@@ -14,8 +14,9 @@ DEVICES = (
 )
 NO_ADAPTER = "None"
 BUNDLED = "compact"
+_THIS_MODEL, _CHOOSE_AGAIN = _("This model"), _("choose the model again")
 _ORDER = ("bundled", "installed", "download", "import")
-_WHERE = {"bundled": "", "installed": "", "download": " (download)", "import": " (import its file)"}
+_WHERE = {"bundled": "", "installed": "", "download": _(" (download)"), "import": _(" (import its file)")}
 
 
 class ModelSection:
@@ -42,7 +43,7 @@ class ModelSection:
             (ui.modelSection, "contentsCollapsed(bool)", self._unfolded),
         ):
             self._connections.add(sender, signal, handler)
-        ui.modelSelector.addItem("Compact (bundled)")
+        ui.modelSelector.addItem(_("Compact (bundled)"))
         ui.adapterSelector.addItem(NO_ADAPTER)
         device = settings.read("Device", "auto")
         fill_menu(ui.deviceSelector, DEVICES, device)
@@ -122,7 +123,7 @@ class ModelSection:
             return
         parts = [row.get("description", ""), readable_size(row.get("bytes"))]
         parts.append("licence: {}".format(row["licence"]) if row.get("licence") else "")
-        parts.append("needs PyTorch" if row.get("needs_torch") else "")
+        parts.append(_("needs PyTorch") if row.get("needs_torch") else "")
         set_text(self.ui.modelLabel, "; ".join(part.rstrip(".") for part in parts if part))
 
     def refresh(self):
@@ -149,9 +150,11 @@ class ModelSection:
         if row is None:
             return
         if row["where"] == "download":
-            self.host.say(f"{row['name']} is not on this computer yet; press Download to see its size and licence.")
+            self.host.say(_("{model} is not on this computer yet; press Download to see its size and licence.").format(
+                model=row["name"]))
         elif row["where"] == "import":
-            self.host.say(row.get("how_to_get") or "Get the file of {} and import it.".format(row["name"]))
+            way = _("Get the file of {model} and import it.").format(model=row["name"])
+            self.host.say(row.get("how_to_get") or way)
         else:
             self.use(row)
 
@@ -215,14 +218,14 @@ class ModelSection:
         settings.write("ImportFolder", os.path.dirname(path))
         request = self.host.act(self.host.client.import_model, path)
         if request is not None:
-            self.host.say(f"Importing {os.path.basename(path)}.")
+            self.host.say(_("Importing {file}.").format(file=os.path.basename(path)))
             self.host.ask(request, self._imported)
 
     def _imported(self, value):
         if value is None:  # cancelled
             return
         terms = (" Terms: " + value["terms"]) if value.get("terms") else ""
-        self.host.say("{} was imported.{}".format(value["model"], terms))
+        self.host.say(_("{model} was imported.{terms}").format(model=value["model"], terms=terms))
         self.host.ask(self.host.client.models(), lambda rows: self._added(rows, value["model"]))
 
     def _added(self, rows, model_id):
@@ -237,13 +240,13 @@ class ModelSection:
         if row is None or row["where"] != "download":
             return
         text = "\n\n".join(part for part in (
-            "{}: {} to download, kept on this computer until you remove it.".format(
-                row["name"], readable_size(row.get("bytes")) or "size not stated"),
+            _("{model}: {size} to download, kept on this computer until you remove it.").format(
+                model=row["name"], size=readable_size(row.get("bytes")) or _("size not stated")),
             "Licence: {}. {}".format(row["licence"], row.get("licence_note", "")),
             "From {}".format(row["source"]) if row.get("source") else "",
             row.get("needs", ""),
         ) if part)
-        if not confirmed(text, "Agree and download"):
+        if not confirmed(text, _("Agree and download")):
             return
         asked = self.host.act(self.host.client.download, row["id"])
         if asked is not None:
@@ -253,7 +256,8 @@ class ModelSection:
         row = self.row
         if row is None or row["where"] != "installed":
             return
-        if not confirmed("{} will be deleted from this computer ({}).".format(row["name"], readable_size(row["bytes"])),
+        if not confirmed(_("{model} will be deleted from this computer ({size}).").format(
+                             model=row["name"], size=readable_size(row["bytes"])),
                          "Delete"):
             return
         if self.host.session is not None and self.model_id == row["id"]:
@@ -276,7 +280,8 @@ class ModelSection:
             self.host.ask(self.host.client.cache_info(), self._cache_known)
 
     def _cache_known(self, info):
-        set_text(self.ui.cacheLabel, "Prepared slices take %s." % (readable_size(info.get("bytes", 0)) or "no room"))
+        size = readable_size(info.get("bytes", 0)) or _("no room")
+        set_text(self.ui.cacheLabel, _("Prepared slices take {size}.").format(size=size))
 
     def clear_cache(self):
         request = self.host.act(self.host.client.clear_cache)
@@ -294,19 +299,21 @@ def torch_is_there():
     return importlib.util.find_spec("torch") is not None
 
 
-def install_torch(host, what="This model", then="choose the model again"):
+def install_torch(host, what=_THIS_MODEL, then=_CHOOSE_AGAIN):
     """Through the PyTorch extension, which knows the right build for this computer; asked by its own dialog."""
     try:
         import PyTorchUtils
     except ImportError:
-        host.warn(f"{what} needs PyTorch: install the extension PyTorch in Slicer's Extensions Manager, restart "
-                  f"Slicer, and {then}.")
+        host.warn(_(
+            "{what} needs PyTorch: install the extension PyTorch in Slicer's Extensions Manager, restart Slicer, and "
+            "{then}."
+        ).format(what=what, then=then))
         return False
     logic = PyTorchUtils.PyTorchUtilsLogic()
     if not logic.torchInstalled():
         logic.installTorch(askConfirmation=True)
     if not logic.torchInstalled():
-        host.warn(f"PyTorch was not installed, which {what.lower()} needs.")
+        host.warn(_("PyTorch was not installed, which {what} needs.").format(what=what.lower()))
         return False
     return True
 

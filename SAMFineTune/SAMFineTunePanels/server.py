@@ -134,7 +134,8 @@ class ServerSection:
             if kind == "Answered":
                 version = self._probe.status.version
                 known = f" (version {version})" if version else ""
-                text = f"The server answers{known} and offers {len(event.value)} models."
+                text = _("The server answers{known} and offers {count} models.").format(
+                    known=known, count=len(event.value))
                 set_text(self.ui.serverLabel, text)
                 self._end_test()
                 return

@@ -110,12 +110,14 @@ class TrainSection:
         set_visible(self.ui.packagesFrame, missing)
         if missing:
             wanted = packages.TRAINING
-            torch = "" if there else "PyTorch (from Slicer's extension PyTorch, hundreds of megabytes) and "
-            set_text(self.ui.packagesLabel, f"Training needs {torch}{wanted.title}: {wanted.size}.")
+            torch = "" if there else _("PyTorch (from Slicer's extension PyTorch, hundreds of megabytes) and ")
+            set_text(self.ui.packagesLabel, _("Training needs {torch}{title}: {size}.").format(
+                torch=torch, title=wanted.title, size=wanted.size))
 
     def install(self):
         """What is missing: PyTorch through its extension, the rest into our own folder."""
-        if not torch_is_there() and not self.host.act(install_torch, self.host, "Training", "press Install again"):
+        words = _("Training"), _("press Install again")
+        if not torch_is_there() and not self.host.act(install_torch, self.host, *words):
             return
         if packages.TRAINING.missing():
             self._install(packages.TRAINING, self._show_packages)
@@ -199,7 +201,7 @@ class TrainSection:
         self.store()
         steps = write_cases(exported, run.folder / CASES) if exported else iter(())
         self._writing = (run, steps, only_check)
-        set_text(self.ui.checkLabel, "Copying the cases." if exported else "")
+        set_text(self.ui.checkLabel, _("Copying the cases.") if exported else "")
         self.host.wake()
 
     def _write_some(self):
@@ -214,14 +216,14 @@ class TrainSection:
         try:
             for done in steps:
                 if time.monotonic() > end:
-                    set_text(self.ui.checkLabel, f"Copying the cases: {100 * done:.0f} %.")
+                    set_text(self.ui.checkLabel, _("Copying the cases: {percent:.0f} %.").format(percent=100 * done))
                     return
         except UserError as error:
             self._give_up_writing()
             self.host.warn(str(error))
             return
         self._writing = None
-        set_text(self.ui.checkLabel, "Checking the cases, and how long they take." if only_check else "")
+        set_text(self.ui.checkLabel, _("Checking the cases, and how long they take.") if only_check else "")
         if only_check:
             self._check = run
             self.host.act(run.start, sys.executable, worker.environment())
@@ -256,14 +258,17 @@ class TrainSection:
         if run.state == "failed":
             return self.cases.with_titles(found.get("text", ""))
         if run.state != "checked":
-            return "The check ended before it was done; check again."
+            return _("The check ended before it was done; check again.")
         count, patients = found["cases"], found["patients"]
-        text = f"{count} case{'s' * (count != 1)} of {patients} patient{'s' * (patients != 1)}: "
-        text += f"{found['slices']} labelled slices of {', '.join(found['names'])}."
+        text = _("{cases} of {patients}: {slices} labelled slices of {labels}.").format(
+            cases=_("1 case") if count == 1 else _("{count} cases").format(count=count),
+            patients=_("1 patient") if patients == 1 else _("{count} patients").format(count=patients),
+            slices=found["slices"], labels=", ".join(found["names"]),
+        )  # fmt: skip
         if "trainings" in found:
             text += " " + self._effort(found["trainings"], found["steps"], found["seconds"])
         if patients == 1:
-            text += " With one patient nothing can be tested: what the adapter gains will not be known."
+            text += _(" With one patient nothing can be tested: what the adapter gains will not be known.")
         return " ".join([text, *map(self.cases.with_titles, found["notes"])])
 
     @staticmethod
@@ -282,7 +287,7 @@ class TrainSection:
 
     def _training_ended(self, run):
         if run.state == "done":
-            self.host.say(f"The adapter {run.last['adapter']} is ready.")
+            self.host.say(_("The adapter {adapter} is ready.").format(adapter=run.last["adapter"]))
             self.host.tell("TrainingDone", run)
             self.use()
 
@@ -292,9 +297,11 @@ class TrainSection:
         if run is None or run.state != "done":
             return
         if self.host.remote:
-            self.host.say("The adapter is on this computer; to use it, choose This computer under Server, or give its "
-                          "folder to whoever runs the server.")  # fmt: skip
+            self.host.say(_(
+                "The adapter is on this computer; to use it, choose This computer under Server, or give its folder to "
+                "whoever runs the server."
+            ))  # fmt: skip
         elif "promptable" not in run.last["heads"]:
-            self.host.say("This adapter answers no prompts; choose it under Automatic.")
+            self.host.say(_("This adapter answers no prompts; choose it under Automatic."))
         else:
             self._use_adapter(run.last["base"], run.last["adapter"])

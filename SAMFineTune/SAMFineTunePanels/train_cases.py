@@ -13,7 +13,7 @@ from .qt_helpers import Connections, choose_in, chosen_in, fill_menu, fit_height
 
 FROM_SCENE, FROM_FOLDER = "scene", "folder"
 SOURCES = ((FROM_SCENE, _("From this scene")), (FROM_FOLDER, _("From a folder or list")))
-NOTHING_THERE = "No segmentation in the scene holds anything yet: load annotated volumes, or choose a folder."
+NOTHING_THERE = _("No segmentation in the scene holds anything yet: load annotated volumes, or choose a folder.")
 _CASES_SHOWN, _LABELS_SHOWN = (3, 8), (2, 6)  # rows: at least, at most
 _LEFT_OUT = "TrainLeftOut"  # role of segmentations that are not learned from
 
@@ -82,11 +82,11 @@ class CasesBox:
         from SAMFineTuneLib.errors import UserError
 
         if self.from_scene and not self.chosen:
-            raise UserError("No case is ticked: load volumes with segmentations, and tick those to learn from.")
+            raise UserError(_("No case is ticked: load volumes with segmentations, and tick those to learn from."))
         if not self.from_scene and not self.folder:
-            raise UserError("No folder is chosen: choose one with images/ and labels/.")
+            raise UserError(_("No folder is chosen: choose one with images/ and labels/."))
         if self._labels and not self.titles:
-            raise UserError("No label is ticked; tick those to learn.")
+            raise UserError(_("No label is ticked; tick those to learn."))
 
     def proposed_name(self):
         """For an adapter: after its labels, else after the folder."""
@@ -154,7 +154,7 @@ class CasesBox:
         set_visible(self.ui.folderEdit, not self.from_scene)
         self._seen = None
         self._set_labels([])
-        set_text(self.ui.checkLabel, "" if self.from_scene else "Check cases lists the labels that there are.")
+        set_text(self.ui.checkLabel, "" if self.from_scene else _("Check cases lists the labels that there are."))
 
     def _folder_chosen(self, path):
         settings.write("TrainFolder", path)

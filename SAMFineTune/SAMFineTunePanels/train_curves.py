@@ -1,9 +1,10 @@
 """Train, live: loss and validation Dice as curves in a Slicer plot."""
 
 import slicer
+from slicer.i18n import tr as _
 
 _COLOURS = ((0.12, 0.47, 0.71), (0.17, 0.63, 0.17), (0.84, 0.15, 0.16), (0.58, 0.4, 0.74), (1.0, 0.5, 0.05))
-_TITLES = {"loss": "Loss", "dice": "Validation Dice"}
+_TITLES = {"loss": _("Loss"), "dice": _("Validation Dice")}
 
 
 class Curves:
@@ -94,7 +95,7 @@ class Curves:
         self.chart = self._node("vtkMRMLPlotChartNode", "Training")
         self.chart.SetTitle("Training")
         self.chart.SetXAxisTitle("Step")
-        self.chart.SetYAxisTitle("Loss, Dice")
+        self.chart.SetYAxisTitle(_("Loss, Dice"))
         for key, points in self._points.items():
             if len(points) > 1:
                 self._make_series(key)
@@ -116,7 +117,7 @@ class Curves:
         import vtk
 
         kind, part = key
-        title = f"{_TITLES[kind]}, training {part}"
+        title = _("{curve}, training {part}").format(curve=_TITLES[kind], part=part)
         table_node = self._node("vtkMRMLTableNode", title)
         table = table_node.GetTable()
         for name in ("Step", title):

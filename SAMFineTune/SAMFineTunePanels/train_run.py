@@ -3,6 +3,8 @@
 import sys
 import time
 
+from slicer.i18n import tr as _
+
 from . import settings, worker
 from .qt_helpers import Connections, quiet, set_text, set_visible
 from .status import time_left
@@ -11,8 +13,8 @@ from .train_results import Results
 
 LOOK_EVERY = 0.25  # s between two looks at a training
 BUDGET = 0.01  # s to read of what it said
-_STAGES = {"cases": "Reading the cases", "before": "Testing the base model", "testing": "Testing the adapter",
-           "report": "Writing the report", "export": "Making the adapter ready for use"}  # fmt: skip
+_STAGES = {"cases": _("Reading the cases"), "before": _("Testing the base model"), "testing": _("Testing the adapter"),
+           "report": _("Writing the report"), "export": _("Making the adapter ready for use")}  # fmt: skip
 
 
 class RunBox:
@@ -131,15 +133,18 @@ class RunBox:
     def _failure(self):
         """What went wrong, and whether something is left to go on from."""
         text = self.run.last.get("text", "")
-        return f"{text} Resume goes on from its last checkpoint." if self.run.can_resume else text
+        return text + _(" Resume goes on from its last checkpoint.") if self.run.can_resume else text
 
     def _interrupted(self):
         run = self.run
         if run.can_resume:
-            return (f"The training {run.name} was ended from outside, or for want of memory; press Resume to go on "
-                    "from its last checkpoint.")
+            return _(
+                "The training {name} was ended from outside, or for want of memory; press Resume to go on from its "
+                "last checkpoint."
+            ).format(name=run.name)
         said = run.last_words()
-        return f"The training {run.name} ended before it had begun{f' ({said})' if said else ''}; start it again."
+        return _("The training {name} ended before it had begun{said}; start it again.").format(
+            name=run.name, said=f" ({said})" if said else "")
 
     def _show(self):
         run, ui = self.run, self.ui
@@ -148,7 +153,7 @@ class RunBox:
         set_visible(ui.runBar, running)
         if running:
             ui.runBar.value = int(1000 * fraction_of(self._progress))
-        set_text(ui.stopButton, "Stop at once" if self._asked_to_stop else "Stop")
+        set_text(ui.stopButton, _("Stop at once") if self._asked_to_stop else _("Stop"))
         for widget, visible in ((ui.stopButton, running), (ui.resumeButton, resumable), (ui.deleteButton, not running),
                                 (ui.curvesButton, self.curves.drawable)):  # fmt: skip
             set_visible(widget, visible)
@@ -156,15 +161,16 @@ class RunBox:
     def _sentence(self):
         run = self.run
         if run.state == "running":
-            return "Stopping." if self._asked_to_stop else describe(self._progress)
+            return _("Stopping.") if self._asked_to_stop else describe(self._progress)
         if run.state == "done":
             labels = ", ".join(run.last.get("labels", []))
-            return f"The adapter {run.last.get('adapter')} is ready; it segments {labels}."
+            return _("The adapter {adapter} is ready; it segments {labels}.").format(
+                adapter=run.last.get("adapter"), labels=labels)
         if run.state == "stopped":
-            return "Stopped. Resume goes on from there." if run.can_resume else "Stopped before it had begun."
+            return _("Stopped. Resume goes on from there.") if run.can_resume else _("Stopped before it had begun.")
         if run.state == "failed":
             return self._failure()
-        return self._interrupted() if run.state == "interrupted" else "Not begun."
+        return self._interrupted() if run.state == "interrupted" else _("Not begun.")
 
     # ---- doing
 
@@ -195,7 +201,7 @@ class RunBox:
             self.find()
 
     def _show_curves(self, wanted):
-        set_text(self.ui.curvesButton, "Hide curves" if wanted else "Show curves")
+        set_text(self.ui.curvesButton, _("Hide curves") if wanted else _("Show curves"))
         if wanted != self.curves.shown:
             self.host.act(self.curves.show if wanted else self.curves.hide)
 
@@ -208,15 +214,17 @@ def describe(progress):
     """One line for people."""
     stage = progress.get("stage")
     if stage is None:
-        return "Starting."
+        return _("Starting.")
     if stage == "training":
-        text = f"Step {progress['step']} of {progress['steps']}, loss {progress['loss']:.3f}"
+        text = _("Step {step} of {steps}, loss {loss:.3f}").format(
+            step=progress["step"], steps=progress["steps"], loss=progress["loss"])
         if progress.get("dice") is not None:
-            text += f", validation Dice {progress['dice']:.3f}"
+            text += _(", validation Dice {dice:.3f}").format(dice=progress["dice"])
     else:
         text = _STAGES.get(stage, stage)
     if progress["parts"] > 1 and stage not in ("cases", "report", "export"):
-        text = f"Training {progress['part']} of {progress['parts']}: {text[0].lower()}{text[1:]}"
+        text = _("Training {part} of {parts}: {what}").format(
+            part=progress["part"], parts=progress["parts"], what=text[0].lower() + text[1:])
     return text + time_left(progress.get("seconds_left"))
 
 
