@@ -61,8 +61,9 @@ def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
     return _volume(_choose(found.series, wanted, folder), found.unreadable)
 
 
-def read_dicom_file(path: Path) -> Volume:
-    """One DICOM file: all frames of a multi-frame file, else one slice (said in a warning)."""
+def read_dicom_file(path: Path, wanted: str | None = None) -> Volume:
+    """One DICOM file: all frames of a multi-frame file, of several volumes the `wanted` one; else one slice (said in a
+    warning)."""
     try:
         header = read_header(path)
     except UnreadableFile as error:
@@ -75,15 +76,11 @@ def read_dicom_file(path: Path) -> Volume:
             f"“{path.name}” is a DICOM file without an image; give the folder of an image series."
         )
     series = _series_of([header])
-    if len(series) > 1:
-        listing = "; ".join(str(_info(n, one)) for n, one in enumerate(series, start=1))
-        raise UserError(
-            f"“{path.name}” holds {len(series)} volumes; give its folder and choose one with --series: {listing}"
-        )
+    chosen = _choose(series, wanted, path) if len(series) > 1 else series[0]
     notes = ()
     if len(header.frames) == 1:
         notes = ("This is a single DICOM file with one slice; give its folder to read the whole series.",)
-    return _volume(replace(series[0], notes=(*notes, *series[0].notes)))
+    return _volume(replace(chosen, notes=(*notes, *chosen.notes)))
 
 
 def series_of_files(files: Sequence[Path]) -> Volume:
@@ -103,7 +100,12 @@ def series_of_files(files: Sequence[Path]) -> Volume:
             headers.append(header)
     if not headers:
         raise UserError("The files are not DICOM images; give those that the volume was read from.")
-    series = _series_of(headers)[0]
+    series, *others = _series_of(headers)
+    if any(len(other.frames) == len(series.frames) for other in others):
+        raise UserError(
+            f"The DICOM files are {1 + len(others)} volumes of one series ({series.description}; "
+            f"{others[0].description}…), and which of them was segmented is not known; write .seg.nrrd."
+        )
     stack = stack_frames(series.frames)
     first = series.frames[0]
     return Volume(
@@ -172,6 +174,7 @@ def _kind_of_name(path: Path) -> tuple[Path, str]:
 def _series_of(headers: Sequence[Header]) -> list[_Series]:
     """The volumes of the files of one series."""
     first = headers[0]
+    notes = dict.fromkeys(note for header in headers for note in header.notes)
     volumes = [
         volume
         for group in _groups([frame for header in headers for frame in header.frames])
@@ -184,7 +187,7 @@ def _series_of(headers: Sequence[Header]) -> list[_Series]:
             description=", ".join(filter(None, (first.description, volume.label))),
             modality=first.modality,
             frames=volume.frames,
-            notes=volume.notes,
+            notes=(*notes, *volume.notes),
         )
         for n, volume in enumerate(volumes, start=1)
     ]
@@ -222,14 +225,14 @@ def _groups(frames: Sequence[Frame]) -> list[list[Frame]]:
     return sorted(groups, key=len, reverse=True)
 
 
-def _choose(series: Sequence[_Series], wanted: str | None, folder: Path) -> _Series:
+def _choose(series: Sequence[_Series], wanted: str | None, source: Path) -> _Series:
     listing = "; ".join(str(_info(n, one)) for n, one in enumerate(series, start=1))
     if wanted is None or not wanted.strip():
         if len(series) == 1:
             return series[0]
         raise UserError(
-            f"“{folder}” holds {len(series)} series or volumes; choose one with --series (number or UID), in a list of "
-            f"cases as {folder.name}#1: {listing}"
+            f"“{source}” holds {len(series)} series or volumes; choose one with --series (number or UID), in a list of "
+            f"cases as {source.name}#1: {listing}"
         )
     wanted = wanted.strip()
     if wanted.isdecimal() and 1 <= int(wanted) <= len(series):
@@ -241,7 +244,7 @@ def _choose(series: Sequence[_Series], wanted: str | None, folder: Path) -> _Ser
     if len(fitting) == 1:
         return fitting[0]
     problem = "fits several series" if fitting else "is not among the series"
-    raise UserError(f"--series {wanted} {problem} in “{folder}”; choose by number or UID: {listing}")
+    raise UserError(f"--series {wanted} {problem} in “{source}”; choose by number or UID: {listing}")
 
 
 def _info(number: int, series: _Series) -> SeriesInfo:

@@ -132,6 +132,7 @@ class Header:
     description: str
     modality: str
     frames: tuple[Frame, ...]
+    notes: tuple[str, ...] = ()  # sentences about what the file leaves open
 
 
 def read_header(path: Path) -> Header | str | None:
@@ -223,17 +224,30 @@ def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | Non
     if not at_pixels and not deflated:
         raise _damaged(path)
     series_number = number(read_value(dataset, "SeriesNumber"))
+    frames, notes = _frames(path, dataset, rows, columns)
     return Header(
         file=path,
         series_uid=uid(read_value(dataset, "SeriesInstanceUID")),
         series_number=np.inf if series_number is None else series_number,
         description=text(read_value(dataset, "SeriesDescription")),
         modality=text(read_value(dataset, "Modality")).split("\\")[0].strip(),
-        frames=_frames(path, dataset, rows, columns),
+        frames=frames,
+        notes=(*notes, *_unclear_rescale(dataset)),
     )
 
 
-def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[Frame, ...]:
+def _unclear_rescale(dataset: Dataset) -> list[str]:
+    """Values would be wrong without a word where a rescale is there and cannot be understood."""
+    unclear = [
+        keyword
+        for keyword in ("RescaleSlope", "RescaleIntercept")
+        if keyword in dataset and dataset.get_item(keyword).value and number(read_value(dataset, keyword)) is None
+    ]
+    return [f"The images' {word} cannot be understood and is not applied; check grey values." for word in unclear]
+
+
+def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[tuple[Frame, ...], list[str]]:
+    """A file's frames, and sentences about what it leaves open."""
     shared = first_item(read_value(dataset, "SharedFunctionalGroupsSequence"))
     per_frame = read_value(dataset, "PerFrameFunctionalGroupsSequence")
     per_frame = per_frame if isinstance(per_frame, pydicom.Sequence) else []
@@ -283,23 +297,28 @@ def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[Fram
         )
 
     frames = tuple(frame(index) for index in range(count))
-    return frames if count == 1 or in_groups else _one_behind_the_other(frames, dataset)
+    return (frames, []) if count == 1 or in_groups else _one_behind_the_other(frames, dataset)
 
 
-def _one_behind_the_other(frames: tuple[Frame, ...], dataset: Dataset) -> tuple[Frame, ...]:
+def _one_behind_the_other(frames: tuple[Frame, ...], dataset: Dataset) -> tuple[tuple[Frame, ...], list[str]]:
     """Frames of a file with one position, which is that of the first one (SPECT, cone-beam CT), in their places."""
     first = frames[0]
-    gap = first.slice_gap or first.thickness
     in_time = read_value(dataset, "FrameIncrementPointer") in _TIMES
-    if first.position is None or first.orientation is None or not gap or in_time:
-        return tuple(replace(frame, position=None) for frame in frames)
+    if first.position is None or first.orientation is None or in_time:
+        return tuple(replace(frame, position=None) for frame in frames), []
+    gap, notes = first.slice_gap, []
+    if not gap:
+        gap = first.thickness if (first.thickness or 0) > 0 else 1.0
+        what = "their thickness" if gap == first.thickness else "a distance"
+        notes.append(f"The file does not say how far apart its slices are; {what} of {gap:.4g} mm is used.")
     slices = numbers(read_value(dataset, "SliceVector"), len(frames))  # several volumes in one file: 1, 2, 3, 1, 2, 3
     steps = np.arange(len(frames)) if slices is None else slices - slices.min()
     step = gap * np.cross(first.orientation[:3], first.orientation[3:])
-    return tuple(
+    placed = tuple(
         replace(frame, position=first.position + n * step, backwards=gap < 0)
         for n, frame in zip(steps, frames, strict=True)
     )
+    return placed, notes
 
 
 def _positive(*candidates: np.ndarray | None) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images import dicom_values
 from SAMFineTuneLib.images.dicom_values import first_item, read_value, uid, whole_number
 from SAMFineTuneLib.images.segments import SegmentInfo, require_described
-from SAMFineTuneLib.images.volume import Volume, lps_from_affine
+from SAMFineTuneLib.images.volume import Volume, describe_place, lps_from_affine
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 # DICOM wants these in every file, if need be without a value; anonymisers remove them nevertheless.
@@ -63,8 +63,13 @@ def write_dicom_seg(
     highdicom, present = _require(volume)
     require_described(labels, segments)
     notes = []
-    if lost := int(np.count_nonzero(labels) - np.count_nonzero(labels[present])):
-        notes.append(f"{lost} voxels on slices missing from the series are not in the DICOM SEG.")
+    missing = [k for k in range(len(labels)) if k not in set(present) and labels[k].any()]
+    if missing:
+        ends = dict.fromkeys(_place_name(volume, k) for k in (missing[0], missing[-1]))
+        notes.append(
+            f"{np.count_nonzero(labels[missing])} voxels on slices missing from the series ({' to '.join(ends)}) are "
+            "not in the DICOM SEG."
+        )
     segments = sorted(segments, key=lambda segment: segment.value)
     held = set(np.unique(labels[present]).tolist())
     for segment in segments:
@@ -223,6 +228,11 @@ def _geometry(volume: Volume, k: int, stored) -> tuple[Dataset, list[str], list[
         SpacingBetweenSlices=_decimals(spacing[2:])[0],
     )
     return measures, _decimals([*directions[:, 0], *directions[:, 1]]), _decimals(position)
+
+
+def _place_name(volume: Volume, k: int) -> str:
+    origin, directions, spacing = lps_from_affine(volume.affine)
+    return describe_place(origin + k * spacing[2] * directions[:, 2], directions[:, 2])
 
 
 def _with(**attributes) -> Dataset:

@@ -18,9 +18,9 @@ ENDINGS = (*VOLUME_FILES, *PICTURES)
 def read_volume(path: str | Path, series: str | None = None) -> Volume:
     """Read a DICOM folder or file, `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, `.png` or `.jpg`.
 
-    `series` chooses among several DICOM series, or volumes of one series, of a folder: its number in `list_series`,
-    its UID, or a beginning or end of the UID. Where there is no place for it, as in lists of cases, it may follow the
-    folder after a #: `scans/case1#2`. Everything that cannot be read is a UserError of one sentence.
+    `series` chooses among several DICOM series of a folder, or volumes of one series or file: its number in
+    `list_series`, its UID, or a beginning or end of the UID. Where there is no place for it, as in lists of cases, it
+    may follow after a #: `scans/case1#2`. Everything that cannot be read is a UserError of one sentence.
     """
     path, chosen = split_choice(Path(path).expanduser())
     series = series or chosen
@@ -31,7 +31,7 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
             raise UserError(f"“{path}” does not exist; check the path.")
         if path.stat().st_size == 0:
             raise UserError(f"“{path}” is empty; copy or export it again.")
-        return _with_finite_voxels(_read_file(path))
+        return _with_finite_voxels(_read_file(path, series))
     except PermissionError as error:
         raise UserError(f"“{error.filename or path}” may not be read; check its permissions.") from error
     except MemoryError as error:
@@ -39,14 +39,14 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
 
 
 def split_choice(path: Path) -> tuple[Path, str | None]:
-    """A path, and the choice of a series that follows a folder after a #, if any does."""
-    folder, mark, chosen = path.name.partition("#")
-    if mark and folder and not path.exists() and path.with_name(folder).is_dir():
-        return path.with_name(folder), chosen or None
+    """A path, and the choice of a series that follows it after a #, if any does."""
+    name, mark, chosen = path.name.partition("#")
+    if mark and name and not path.exists() and path.with_name(name).exists():
+        return path.with_name(name), chosen or None
     return path, None
 
 
-def _read_file(path: Path) -> Volume:
+def _read_file(path: Path, series: str | None) -> Volume:
     name = path.name.lower()
     if name.endswith(VOLUME_FILES):
         return read_volume_file(path)
@@ -55,7 +55,7 @@ def _read_file(path: Path) -> Volume:
     with open(path, "rb") as file:
         marked = file.read(132)[128:] == b"DICM"
     if marked or name.endswith((".dcm", ".ima", ".dicom")):
-        return read_dicom_file(path)
+        return read_dicom_file(path, series)
     raise UserError(
         f"“{path.name}” is no image that can be read; give a DICOM folder or file, or {_listed()}."
     )

@@ -97,3 +97,13 @@ def test_a_file_without_the_format_of_its_pixels_is_read_as_usual(tmp_path):
     left_out = dict.fromkeys(["SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "HighBit"])
     path = save(image_dataset(stored()[0]), tmp_path / "a.dcm", **left_out)
     assert np.array_equal(read_volume(path).array[0], stored()[0])
+
+
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
+def test_a_rescale_that_cannot_be_understood_is_said(tmp_path, keyword):
+    write_series(tmp_path, stored(), RescaleSlope="1", RescaleIntercept="0")
+    assert read_volume(tmp_path).warnings == ()
+    for path in tmp_path.iterdir():
+        garble(path, {keyword: ("UN", b"abc ")})
+    (note,) = read_volume(tmp_path).warnings
+    assert f"{keyword} cannot be understood" in note

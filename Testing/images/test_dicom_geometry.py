@@ -237,6 +237,15 @@ def test_enhanced_frames_are_ordered_by_position_not_by_their_order_in_the_file(
     assert np.allclose(read_volume(tmp_path).affine, volume.affine)
 
 
+@pytest.mark.parametrize(("thickness", "gap"), [("0.3", 0.3), (None, 1.0)])
+def test_frames_whose_distance_is_not_stated_begin_at_their_position_and_say_so(tmp_path, thickness, gap):
+    dataset = image_dataset(stack(4))
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [1, 2, 30], list(AXIAL)
+    volume = read_volume(save(dataset, tmp_path / "a.dcm", PixelSpacing=["0.5", "0.6"], SliceThickness=thickness))
+    assert np.allclose(volume.ijk_to_ras([(0, 0, 0), (0, 0, 3)]), [(-1, -2, 30), (-1, -2, 30 + 3 * gap)])
+    assert f"{gap:g} mm is used" in volume.warnings[0]
+
+
 def test_multi_frame_without_positions_is_stacked_as_stored_and_said(tmp_path):
     path = write_enhanced(
         tmp_path / "cine.dcm",

@@ -138,8 +138,10 @@ def test_enhanced_frames_of_several_volumes(tmp_path, where):
         volume = read_volume(tmp_path, str(v + 1))
         assert np.array_equal(volume.array, stored(2)[v::2])
         assert volume.source.slices == tuple((0, 2 * k + v + 1) for k in range(SLICES))
-    with pytest.raises(UserError, match="2 volumes.*--series.*" + words.split()[0]):
+        assert np.array_equal(read_volume(path, str(v + 1)).array, volume.array)
+    with pytest.raises(UserError, match="2 series or volumes.*--series.*" + words.split()[0]):
         read_volume(path)
+    assert np.array_equal(read_volume(f"{path}#2").array, stored(2)[1::2])
 
 
 def test_gated_spect_in_one_file(tmp_path):

@@ -210,7 +210,8 @@ def test_voxels_on_missing_slices_are_said(tmp_path):
     labels = labels_of(volume)
     assert volume.shape[0] == 6 and (labels[3] > 0).sum() == 4
     notes = write_labelmap(tmp_path / "out.dcm", labels, volume, SEGMENTS)
-    assert len(notes) == 2 and "4 voxels" in notes[0] and "Läsion" in notes[1]
+    assert len(notes) == 2 and "4 voxels on slices missing from the series (S 6.0 mm)" in notes[0]
+    assert "Läsion" in notes[1]
     labels[3] = 0
     assert read_back(tmp_path / "out.dcm") == expected(volume, labels, SEGMENTS[:1])
 
