@@ -62,7 +62,9 @@ def add_match_labels(parser: argparse.ArgumentParser) -> None:
 def add_volume(parser: argparse.ArgumentParser) -> None:
     """VOLUME, --series and --window."""
     parser.add_argument("volume", metavar="VOLUME", help="DICOM folder or file, NIfTI, NRRD, MetaImage, PNG or JPEG")
-    parser.add_argument("--series", metavar="UID", help="which series of a folder: its UID, or its number in the list")
+    parser.add_argument("--series", metavar="UID",
+                        help="which series of a folder, or volume of one (echo, b-value, phase): its UID, or its "
+                        "number in the list")  # fmt: skip
     parser.add_argument(
         "--window",
         metavar="WINDOW",

@@ -22,7 +22,9 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("volume", metavar="VOLUME", help="DICOM folder or file, NIfTI, NRRD, MetaImage, PNG, JPEG")
-    parser.add_argument("--series", metavar="UID", help="which series of a folder: its UID or its number in the list")
+    parser.add_argument("--series", metavar="UID",
+                        help="which series of a folder, or volume of one (echo, b-value, phase): its UID, or its "
+                        "number in the list")  # fmt: skip
     parser.add_argument("--window", help="grey-value window, see `samfinetune segment --help`")
 
 
