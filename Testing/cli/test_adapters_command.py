@@ -31,7 +31,10 @@ def adapter(tmp_path_factory) -> Path:
     method = Method(heads=("promptable", "automatic"), classes=CLASSES)
     network = shake(attach(load_network(base.file("weights"))[1], base.spec, method))
     gain = Gain("1 point", ("1f", "2e"), (0.4, 0.5), (0.7, 0.9), interval_after=(0.7, 0.9))
-    card = Card(CLASSES[1:], {"steps": 120}, ("aa", "bb", "cc"), (gain,), {"loss": (1.0, 0.5)}, 300.0, "two cores")
+    liver = Gain("1 point", ("1f", "2e"), (0.1, 0.1), (0.2, 0.2), "liver")
+    alone = Gain("automatic", ("1f", "2e"), (None, None), (0.95, 0.95), "all labels")
+    recipe = {"steps": 120, "modality": "MR"}
+    card = Card(CLASSES[1:], recipe, ("aa", "bb", "cc"), (alone, liver, gain), {"loss": (1.0, 0.5)}, 300.0, "two cores")
     folder = tmp_path_factory.mktemp("trained") / "organs"
     save_adapter(folder, network, base, method, card)
     return folder
@@ -62,7 +65,8 @@ def test_import_list_show_compare_remove(samfinetune, here):
     listed = samfinetune("adapters", "list").out
     assert [word in listed for word in ("mine", "compact", "liver, spleen", "LoRA of rank 4", "0.450", "0.800")]
     row = next(line for line in listed.splitlines() if line.startswith("mine"))
-    assert row.split()[-2:] == ["0.450", "0.800"]
+    assert row.split()[-4:] == ["1", "point", "0.450", "0.800"], "over all labels, and of a prompt that both answer"
+    assert listed.splitlines()[0].split()[-4:] == ["PROMPT", "DICE", "BEFORE", "AFTER"]
     shown = samfinetune("adapters", "show", "mine").out
     assert "Dice 0.450 before, 0.800 (0.700 to 0.900) after, on 2 held-out cases" in shown
     assert "5 min" in shown and "steps         120" in shown
