@@ -200,6 +200,7 @@ def test_prompts_are_answered_with_the_adapter_and_the_encoder_is_shared_when_it
     box = ("--space", "ijk", "--box", phantom.box("liver"))
     plain = samfinetune("segment", phantom.folder, "-o", "plain.nii.gz", *box)
     tuned = samfinetune("segment", phantom.folder, "-o", "tuned.nii.gz", *box, "--adapter", here)
+    assert "note        The adapter learned from MR, and this volume is CT" in tuned.out and "MR" not in plain.out
     assert plain.code == tuned.code == 0, tuned.err
     assert f"adapter     {here}" in tuned.out and "adapter" not in plain.out
     first, second = (sitk.GetArrayFromImage(sitk.ReadImage(name)) for name in ("plain.nii.gz", "tuned.nii.gz"))
