@@ -48,7 +48,9 @@ class SAMFineTune(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         parent.title = "SAMFineTune"
         parent.categories = ["Segmentation"]
-        parent.dependencies = []
+        parent.dependencies = [  # whose nodes, logics and widgets the panel uses
+            "Volumes", "Segmentations", "SegmentEditor", "SubjectHierarchy", "Markups", "Tables", "Plots",
+        ]  # fmt: skip
         parent.contributors = [_("The SAMFineTune contributors")]
         parent.helpText = _(
             "Segments CT, MR and other volumes from points, boxes and scribbles, with Segment Anything (SAM) and its "

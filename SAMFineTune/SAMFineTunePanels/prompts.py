@@ -276,9 +276,11 @@ class PromptsSection:
             for n, (number, *texts) in enumerate(rows):
                 for column, text in enumerate(texts):
                     item = qt.QTableWidgetItem(text)
+                    item.setToolTip(text)  # names of segments can be longer than the column
                     table.setItem(n, column, item)
                     item.setSelected(number in selected)
                     self._items.append(item)
+        table.resizeColumnToContents(0)
         if grown:
             table.scrollToBottom()
 
@@ -302,14 +304,14 @@ def row_of(info, session):
     """(number, what, segment's name, slice) of a prompt, for the list."""
     prompt, view = info.prompt, info.view
     kind = type(prompt).__name__
-    sign = "" if getattr(prompt, "positive", True) else _(", excluding")
-    what = {
-        "PointPrompt": _("Point"),
+    positive = getattr(prompt, "positive", True)
+    what = {  # as the tools are called
+        "PointPrompt": _("Include") if positive else _("Exclude"),
         "BoxPrompt": _("Box"),
         "Box3DPrompt": _("3-D box"),
-        "ScribblePrompt": _("Scribble"),
+        "ScribblePrompt": _("Scribble") if positive else _("Scribble −"),
         "MaskPrompt": _("Mask"),
-    }.get(kind, kind) + sign
+    }.get(kind, kind)
     segment = session.segmentation_node.GetSegmentation().GetSegment(info.segment_id)
     name = segment.GetName() if segment is not None else ""
     return info.number, what, name, _where(prompt, view, session.volume)
@@ -319,16 +321,17 @@ def _where(prompt, view, volume):
     from SAMFineTuneLib.images.plane import ORIENTATIONS, plane_through
 
     if not isinstance(view, str):
-        return "oblique"
+        return _("oblique")
+    name = {"axial": _("axial"), "coronal": _("coronal"), "sagittal": _("sagittal")}.get(view, view)
     if view not in ORIENTATIONS or volume is None or type(prompt).__name__ == "Box3DPrompt":
-        return view
+        return name
     ras = {"PointPrompt": "ras", "BoxPrompt": "corner_a", "ScribblePrompt": "ras"}[type(prompt).__name__]
     at = getattr(prompt, ras)
     at = at[0] if type(prompt).__name__ == "ScribblePrompt" else at
     try:
-        return f"{view} {plane_through(volume, view, at).index}"
+        return f"{name} {plane_through(volume, view, at).index}"
     except ValueError:
-        return view
+        return name
 
 
 def _views():

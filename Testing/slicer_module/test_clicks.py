@@ -99,7 +99,7 @@ def test_the_first_click_makes_the_mask(desktop):
     after = view.pixels()[y - 3:y + 4, x + 6:x + 13].astype(int)
     assert np.ptp(before, axis=-1).max() == 0 and np.ptp(after, axis=-1).min() > 20  # it was grey, and is coloured
     assert panel.input.segmentation_node is work.session.segmentation_node
-    work.wait_for_list(0, "Point")
+    work.wait_for_list(0, "Include")
 
 
 @pytest.mark.parametrize("name", ["Red", "Green", "Yellow"])
@@ -206,7 +206,7 @@ def test_a_scribble_and_one_to_exclude(work):
     work.panel.prompts.choose("scribble-")
     view.drag((x + 10, y - 20), (x + 10, y + 20), steps=8)
     work.desktop.wait(lambda: (work.voxels() != before).any())
-    work.wait_for_list(0, "Scribble", "Scribble, excluding")
+    work.wait_for_list(0, "Scribble", "Scribble −")
 
 
 def test_zoom_and_slice_changes_pass_while_a_box_is_the_tool(work):

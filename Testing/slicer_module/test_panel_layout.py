@@ -166,3 +166,20 @@ def refuse():
     from SAMFineTuneLib.errors import UserError
 
     raise UserError("That cannot be.")
+
+
+def test_prompts_are_told_apart_in_the_list_however_narrow_it_is(desktop):
+    work = Work(desktop)
+    desktop.widget.parent.resize(360, 900)
+    ras = work.middle_of(LIVER)
+    work.click("Red", ras)
+    desktop.wait(lambda: len(work.session.prompts) == 1)
+    work.panel.prompts.choose("negative")
+    work.click("Red", ras + (20, 0, 0))
+    desktop.wait(lambda: len(work.session.prompts) == 2)
+    work.wait_for_list(0, "Include", "Exclude")
+    table = work.ui.promptsTable
+    for row in range(2):
+        item = table.item(row, 0)
+        needed = table.fontMetrics().horizontalAdvance(item.text())
+        assert table.columnWidth(0) > needed and item.toolTip() == item.text()
