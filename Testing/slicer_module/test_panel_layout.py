@@ -49,7 +49,7 @@ def module_panel(desktop):
         column = qt.QVBoxLayout(contents)
         column.addWidget(qt.QPushButton("Help"))
         column.addWidget(desktop.widget.parent, 1)
-        desktop.widget.parent.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Preferred)
+        desktop.widget.parent.setSizePolicy(qt.QSizePolicy.Minimum, qt.QSizePolicy.Preferred)
         area.setWidget(contents)
         area.resize(width, height)
         area.show()
@@ -118,11 +118,14 @@ def test_long_names_do_not_make_the_panel_wider(desktop, module_panel):
     desktop.wait(lambda: panel.host.status is not None and panel.host.status.state == "ready")
     desktop.pass_time(0.3)
     width, least = panel.ui.sections.width, panel.ui.sectionsArea.minimumWidth
+    wanted = desktop.widget.parent.sizeHint().width()
+    assert wanted < WIDTH, "Slicer makes its panel at least so wide"
     node.SetName("A name of a volume that is far longer than what any panel is wide " * 4)
     panel.model.ui.adapterSelector.addItem("liver-and-both-kidneys-of-all-the-cases-of-last-year-" * 4)
     panel.train.ui.runSelector.addItem("liver-and-both-kidneys-of-all-the-cases-of-last-year-" * 4)
     panel.status.warn("/a/path/without/any/place/to/break/it" * 10)
     desktop.pass_time(0.3)
+    assert desktop.widget.parent.sizeHint().width() == wanted
     assert panel.ui.sections.width == width and panel.ui.sectionsArea.minimumWidth == least
     assert panel.ui.sections.layout().minimumSize().width() <= width
 
