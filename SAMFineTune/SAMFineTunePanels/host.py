@@ -42,6 +42,7 @@ class Host:
         self.session = None
         self.jobs = {}  # number (None: in the background) -> the last Busy of what runs
         self.task = None  # what the panel itself does in steps, one thing at a time
+        self.training = None  # (what a training does, how much of it is done or None) while it does
         self.status = None
         self.timer = qt.QTimer(parent)
         self.timer.setInterval(RESTING)

@@ -217,6 +217,8 @@ class StatusSection:
         status = self.host.status
         if status is not None and status.state in ("starting", "connecting", "uploading"):
             return status.sentence, status.progress, False
+        if self.host.training is not None:  # whose own Stop is a promise to go on later
+            return *self.host.training, False
         return "", None, False
 
     def cancel(self):

@@ -82,6 +82,13 @@ class TrainSection:
             self.cases.look()
             self._show_packages()
         self._enable()
+        self.host.training = self._going_on()
+
+    def _going_on(self):
+        """For the strip, which is seen wherever the user has scrolled to."""
+        if self._writing is not None or self._check is not None:
+            return self.ui.checkLabel.text, None
+        return self.runs.going_on
 
     def _enable(self):
         busy = self._writing is not None or self._check is not None

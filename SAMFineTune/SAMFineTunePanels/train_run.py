@@ -94,6 +94,13 @@ class RunBox:
     def is_running(self):
         return self.run is not None and self.run.state == "running"
 
+    @property
+    def going_on(self):
+        """(name and stage, fraction) while the training that is shown runs, else None."""
+        if not self.is_running:
+            return None
+        return f"{self.run.name}: {self._sentence()}", fraction_of(self._progress) if self._progress else None
+
     # ---- following
 
     def refresh(self):

@@ -96,10 +96,14 @@ def test_from_the_panel_to_an_adapter_that_answers(work):
     work.rest()
     before = work.voxels()
     seen = []
+    strip, said = work.panel.status.ui.statusLabel, []
     work.panel.host.listen("Turn", lambda: seen.append(train.ui.runLabel.text))
+    work.panel.host.listen("Turn", lambda: said.append(strip.toolTip))
     work.begin("mine", 6)
     work.until("done")
     assert any(text.startswith("Step ") and "loss" in text for text in seen)
+    assert any(text.startswith("mine: Step ") for text in said), "seen wherever the panel is scrolled to"
+    work.desktop.wait(lambda: "mine: " not in strip.toolTip, 5)
     assert train.runs.run.last["labels"] == ["liver"], "what is not ticked is not learned"
     assert work.panel.model.adapter_id == "mine", "selected at once"
     work.desktop.wait(lambda: "mine" in work.panel.model._adapters)
