@@ -170,16 +170,20 @@ class PromptSync:
 
     # ---- session to nodes
 
-    def take(self, prompts: Sequence[PromptInfo]) -> None:
-        """Write what the session says into the nodes."""
+    def take(self, prompts: Sequence[PromptInfo], late: Callable[[], bool] = lambda: False) -> bool:
+        """Write what the session says into the nodes, until told to go on another time; whether that was all."""
         now = {info.number: info for info in prompts}
         for number in [number for number in self.given if number not in now]:
             self._lose(number)
+            if late():
+                return False
         for number, info in now.items():
-            self._take(number, info)
+            if self._take(number, info) and late():
+                return False
         if self.nodes_count:
             self.nodes_count = False
             self.dirty = True
+        return True
 
     def _lose(self, number: int) -> None:
         """The session has a prompt no more. Right after its beginning, it never had it: then it is given anew."""
@@ -187,13 +191,15 @@ class PromptSync:
         if not self.nodes_count and given.said is not None:
             self.nodes.remove(number)
 
-    def _take(self, number: int, info: PromptInfo) -> None:
+    def _take(self, number: int, info: PromptInfo) -> bool:
+        """Whether there was anything to do."""
         given = self.given.get(number)
         segment_id = self._table.id_of(info.segment)
         if segment_id is None or (given is None and self.nodes_count):
-            return
+            return False
         if given is not None and given.segment_id == segment_id:
             if same_prompt(given.prompt, given.view, info.prompt, info.view):
-                return
+                return False
         self.nodes.write(number, segment_id, info.prompt, info.view, self.volume)
         self._remember(number, segment_id, info.prompt, info.view)
+        return True

@@ -259,7 +259,7 @@ class SceneSession:
         value = None if segment_id is None else self._table.values.get(segment_id)
         if segment_id is not None and not self._table.knows(value):
             return
-        if plane is None:
+        if plane is None and self._work.prompts.nodes_count:  # or they would be given anew
             self._work.prompts.drop(segment_id)
         self.client.clear(value, plane)
         self._changed()
@@ -521,6 +521,9 @@ class SceneSession:
     # ---- inside: a round of the timer
 
     def _move(self, end: float, hurry: bool = False) -> None:
+        def late() -> bool:
+            return self._clock() >= end
+
         for event in self.client.pump(max(0.001, (end - self._clock()) * 0.6)):
             self._hear(event)
         if self._busy_elsewhere():
@@ -532,19 +535,20 @@ class SceneSession:
             for event in self.client.pump(0.001):
                 self._hear(event)
         if self._next_state is not None and not (self._work is not None and self._work.prompts.held):
-            if self._work is None or self._work.take_new_segments(self._next_state, lambda: self._clock() >= end):
-                self._take(self._next_state)
+            self._take(self._next_state, late)
+            if late():  # nodes have this round, masks the next ones
+                return
         if self._work is not None:
             self._show_prompts()
             self._work.masks.show(end)
             self._work.keeper.ask(self._settled, hurry)
-            if self._settled and self._next_state is None:
+            if self._settled:
                 self._work.sweep()
                 self._work.check(end)
             if self._work.unwritten and not len(self._work.masks) and self._work.keeper.rested:
                 self._write_record()
         if self._work is None or not len(self._work.masks):
-            self.found.step(lambda: self._clock() >= end)
+            self.found.step(late)
 
     def _show_prompts(self) -> None:
         """Prompts of the chosen segment are larger than others, and have handles in the views they lie in."""
@@ -585,12 +589,14 @@ class SceneSession:
             self._work.nodes.remove_empty()
         return told
 
-    def _take(self, state: StateChanged) -> None:
-        """Write what the session says into segment table and nodes."""
-        self.state, self._next_state, self._awaits_state, self._look = state, None, False, None
+    def _take(self, state: StateChanged, late: Callable[[], bool]) -> None:
+        """Write what the session says into segment table and nodes; what there is no time for, in the next round."""
+        self.state, self._awaits_state, self._look = state, False, None
+        if self._work is not None and not (self._work.take_new_segments(state, late) and self._work.take(state, late)):
+            return
+        self._next_state = None
         if self._work is None:
             return
-        self._work.take(state)
         if self.placing.kind is None:
             self._work.nodes.remove_empty()
 
@@ -602,7 +608,8 @@ class SceneSession:
 
     @property
     def _settled(self) -> bool:
-        return not self._awaits_state and self.state is not None and self.state.settled and self._reachable
+        heard = not self._awaits_state and self._next_state is None
+        return heard and self.state is not None and self.state.settled and self._reachable
 
     @property
     def _reachable(self) -> bool:

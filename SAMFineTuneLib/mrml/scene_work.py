@@ -123,10 +123,11 @@ class Work:
                     return False
         return True
 
-    def take(self, state: StateChanged) -> None:
-        """Write what the session says into segment table and nodes; `take_new_segments` comes first."""
+    def take(self, state: StateChanged, late: Callable[[], bool]) -> bool:
+        """Write what the session says into segment table and nodes, until told to go on another time; whether that was
+        all. `take_new_segments` comes first."""
         self._take_segments(state)
-        self.prompts.take(state.prompts)
+        return self.prompts.take(state.prompts, late)
 
     def _take_segments(self, state: StateChanged) -> None:
         table, known = self.table, {info.value for info in state.segments}

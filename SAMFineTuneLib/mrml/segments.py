@@ -293,17 +293,19 @@ class SegmentWriter:
         return bool(self._stale) and self._segmentation().ContainsRepresentation(SURFACE)
 
     def refresh_surface(self) -> None:
-        """Make the closed surfaces of changed segments anew: a second for large ones, so call it from a timer
-        that waits until the user pauses."""
+        """Make the closed surface of a changed segment anew: a second for a large one, so call it from a timer that
+        waits until the user pauses, until none is stale."""
         segmentation = self._segmentation()
-        stale = [segment for segment in segmentation.GetSegmentIDs() if segment in self._stale]
-        self._stale.clear()
+        self._stale.intersection_update(segmentation.GetSegmentIDs())
+        stale = sorted(self._stale)[:1]
+        self._stale.difference_update(stale)
         if not stale or not segmentation.ContainsRepresentation(SURFACE):
             return
         layers = Layers(segmentation, self._grid)
         self._writing = True
         try:
             for segment_id, surface in new_surfaces(segmentation, layers, stale).items():
+                self._stale.discard(segment_id)
                 segmentation.GetSegment(segment_id).AddRepresentation(SURFACE, surface)
                 segmentation.InvokeEvent(segmentation.RepresentationModified, segment_id)
         finally:

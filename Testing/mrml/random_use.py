@@ -357,8 +357,10 @@ class RandomUse:
         told = {info.number: info for info in session.state.prompts}
         self._expect(set(told) == {prompt.number for prompt in session.prompts}, "not the session's prompts are shown")
         read = {marked.number for marked in session._nodes.read(session.volume)}
-        displays, markups = map(self.scene.GetNumberOfNodesByClass, ("vtkMRMLMarkupsDisplayNode", "vtkMRMLMarkupsNode"))
-        self._expect(displays <= markups, f"{markups} markups have {displays} display nodes")
+        count = self.scene.GetNumberOfNodesByClass("vtkMRMLMarkupsDisplayNode")
+        displays = [self.scene.GetNthNodeByClass(n, "vtkMRMLMarkupsDisplayNode") for n in range(count)]
+        left = [node.GetID() for node in displays if node.GetDisplayableNode() is None]
+        self._expect(not left, f"display nodes are left: {left}")
         self._expect(read == set(told), f"the nodes hold {sorted(map(str, read))} and the session {sorted(told)}")
 
     def _check_segments(self) -> None:
