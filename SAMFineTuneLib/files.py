@@ -111,7 +111,7 @@ def _beside(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    with open(path, "rb+") as file:
+    with open(path, "rb+" if os.name == "nt" else "rb") as file:  # a link to somebody else's file may only be read
         os.fsync(file.fileno())
 
 

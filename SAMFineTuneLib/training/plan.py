@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import require_writable
 from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices
 from SAMFineTuneLib.images.resample import extract_labels
 from SAMFineTuneLib.images.window import modality_of
@@ -151,7 +152,7 @@ def check_free(output: Path) -> None:
 
 
 def check_folders(output: Path, resume: bool) -> None:
-    """UserError where no training can begin, or go on."""
+    """UserError where no training can begin, or go on, DiskError where nothing can be written."""
     work = working_folder(output)
     if (output / "card.json").exists():
         raise UserError(f"{output} holds an adapter already; choose another name, or remove that one first.")
@@ -163,6 +164,7 @@ def check_folders(output: Path, resume: bool) -> None:
         raise UserError(
             f"An interrupted training of {output} lies in {work}; go on with --resume, or delete that folder."
         )
+    require_writable(work)
 
 
 def is_running(output: Path, owner: Owner) -> str:

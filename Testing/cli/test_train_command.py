@@ -16,6 +16,7 @@ pytest.importorskip("peft")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
 from case_files import blob, case_folder, save  # noqa: E402
+from small_files import small_files_only  # noqa: E402
 
 BRIEF = ("--steps", 2, "--batch", 1, "--rounds", 1, "--test-slices", 1, "--device", "cpu")
 FEW = (*BRIEF, "--no-add")
@@ -152,6 +153,18 @@ def test_ctrl_c_stops_and_resume_goes_on(fresh_python, samfinetune, cases, tmp_p
     result = samfinetune(*command, "--resume")
     steps = [event["step"] for event in map(json.loads, result.out.splitlines()) if event.get("stage") == "training"]
     assert result.code == 0 and 1 < steps[0] and steps[-1] == 6
+
+
+def test_a_disk_that_refuses_stops_and_resume_goes_on(samfinetune, cases, tmp_path):
+    command = ("train", cases, "-o", tmp_path / "adapter", "--label", "1", "--folds", 0, *FEW)
+    with small_files_only():
+        refused = samfinetune(*command)
+    assert refused.code == 2 and "checkpoint.pt” would be larger" in refused.err
+    assert refused.err.endswith("then go on with the same command and --resume.\n")
+    assert not (tmp_path / "adapter").exists()
+    resumed = samfinetune(*command, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert (tmp_path / "adapter" / "card.json").is_file() and not (tmp_path / ".adapter.training").exists()
 
 
 def test_case_files_are_never_written_to(samfinetune, tmp_path):
