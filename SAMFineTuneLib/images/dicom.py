@@ -46,7 +46,7 @@ def list_series(folder: str | Path) -> list[SeriesInfo]:
 
 
 def look_into(folder: str | Path) -> tuple[list[SeriesInfo], list[str]]:
-    """`list_series`, and sentences about files that were left out."""
+    """`list_series`, and sentences about what was left out and what the files leave open."""
     found = _scan(Path(folder))
     series = [_info(number, one) for number, one in enumerate(found.series, start=1)]
     return series, [*_left_out(found.unreadable), *dict.fromkeys(note for one in found.series for note in one.notes)]

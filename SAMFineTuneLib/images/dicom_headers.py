@@ -47,11 +47,10 @@ _MACROS = {
     "VOILUTFunction": "FrameVOILUTSequence",
     **dicom_traits.MACROS,
 }
-_TAGS = [
+TAGS = [
     *_MACROS,
     *dicom_traits.TAGS,
     "SOPClassUID",
-    "SOPInstanceUID",
     "SeriesInstanceUID",
     "SeriesNumber",
     "SeriesDescription",
@@ -151,7 +150,7 @@ def read_header(path: Path) -> Header | str | None:
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's remarks on values that this reader does not use
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
             # A file that is cut off within a value gives what is left of it, and no pixels follow.
             return _header(path, dataset, at_pixels=bool(file.read(1)))
     except MemoryError:

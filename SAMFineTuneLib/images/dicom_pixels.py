@@ -54,7 +54,7 @@ _FORMAT = [
     "PixelRepresentation",
 ]
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
-_TAGS = [
+TAGS = [
     *_FORMAT,
     *_OFFSETS,
     "NumberOfFrames",
@@ -148,7 +148,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path, force=True, specific_tags=_TAGS)
+            dataset = pydicom.dcmread(path, force=True, specific_tags=TAGS)
             if "PixelData" not in dataset:
                 raise UserError(f"“{path.name}” holds no pixels: it is cut off or no image; copy it again.")
             kind = text(_syntax(dataset).name)

@@ -36,8 +36,9 @@ class VolumeSource:
 class SeriesInfo:
     """One line of a folder's list of DICOM series. Holds nothing that identifies a patient.
 
-    `uid` is what `--series` takes: the SeriesInstanceUID, with `#2`, `#3`… appended where one series holds
-    slices of several orientations or sizes (localizers) and had to be split.
+    `uid` is what `--series` takes: the SeriesInstanceUID, with `#2`, `#3`… appended where one series had to be split:
+    it holds several volumes (echoes, b-values, phases), which `description` tells apart, or slices of several
+    orientations or sizes (localizers).
     """
 
     number: int  # 1-based position in the list, also accepted by `--series`

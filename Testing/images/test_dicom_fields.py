@@ -14,8 +14,8 @@ from pydicom.tag import Tag
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import list_series, read_volume
-from SAMFineTuneLib.images.dicom_headers import _TAGS as HEADER_TAGS
-from SAMFineTuneLib.images.dicom_pixels import _TAGS as PIXEL_TAGS
+from SAMFineTuneLib.images.dicom_headers import TAGS as HEADER_TAGS
+from SAMFineTuneLib.images.dicom_pixels import TAGS as PIXEL_TAGS
 
 # What an image cannot be understood without, or what says which of several it is.
 NEEDED = {"SOPClassUID", "Rows", "Columns", "NumberOfFrames", "PixelData", "BitsAllocated", "BitsStored", "HighBit",
