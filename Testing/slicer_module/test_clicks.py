@@ -164,13 +164,13 @@ def test_a_box_close_to_another_is_drawn_and_a_handle_is_pulled(work, segment):
     if segment == "another":
         work.panel.segments.add()
         work.desktop.pass_time(0.1)
-    view.drag((x - 27, y + 27), (x + 27, y - 27))  # seven pixels from the corner of the first one
+    view.drag((x - 27, y + 27), (x + 45, y - 45))  # seven pixels from the corner of the first one
     work.wait_for_list(0, "Box", "Box")
     work.rest()
     first, second = (info.prompt for info in work.session.prompts)
     width = np.ptp([first.corner_a, first.corner_b], axis=0)[0]
-    assert np.isclose(np.ptp([second.corner_a, second.corner_b], axis=0)[0] / width, 54 / 44, rtol=0.05)
-    view.drag((x + 27, y - 27), (x + 35, y - 35))  # right on a corner of the second one
+    assert np.isclose(np.ptp([second.corner_a, second.corner_b], axis=0)[0] / width, 72 / 44, rtol=0.05)
+    view.drag((x + 45, y - 45), (x + 53, y - 53))  # right on a corner of the second one
     work.desktop.wait(lambda: work.session.prompts[1].prompt != second, 5)
     assert len(work.session.prompts) == 2 and work.session.prompts[0].prompt == first
 
