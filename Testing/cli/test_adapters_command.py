@@ -69,7 +69,7 @@ def test_import_list_show_compare_remove(samfinetune, here):
     assert listed.splitlines()[0].split()[-4:] == ["PROMPT", "DICE", "BEFORE", "AFTER"]
     shown = samfinetune("adapters", "show", "mine").out
     assert "Dice 0.450 before, 0.800 (0.700 to 0.900) after, on 2 held-out cases" in shown
-    assert "5 min" in shown and "steps         120" in shown
+    assert "5 min" in shown and "steps 120" in " ".join(shown.split())
     table = samfinetune("adapters", "compare", "mine", here).out
     assert table.splitlines()[0].split() == ["name", "mine", "organs"]
     again = samfinetune("adapters", "import", here, "--name", "mine")
