@@ -176,7 +176,7 @@ def test_what_cannot_be_exported_is_said(slicer_scene, volume, tmp_path):
         ((tmp_path / "x.png", segmentation_node, volume_node), "ending"),
         ((tmp_path / "x.dcm", segmentation_node, volume_node), "not from one"),
         ((tmp_path / "x.dcm", segmentation_node, volume_node, None, series), "resampled or cropped"),
-        ((tmp_path / "x.dcm", segmentation_node, volume_node, None, [tmp_path / "no.dcm"]), "gone"),
+        ((tmp_path / "x.dcm", segmentation_node, volume_node, None, [tmp_path / "no.dcm"]), "no longer where"),
     ):
         with pytest.raises(UserError, match=match):
             export_file(*arguments)
