@@ -29,7 +29,7 @@ from SAMFineTuneLib.training.stopping import StopSigns
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
-    from SAMFineTuneLib.training.cases import Case
+    from SAMFineTuneLib.training.cases import Case, Survey
     from SAMFineTuneLib.training.run import Plan, Progress, Result
 
 OUTLIVES = "SAMFINETUNE_TRAINING_OUTLIVES"
@@ -100,15 +100,20 @@ def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> No
     from SAMFineTuneLib.training.settings import Settings
 
     cases, settings = _cases(folder, job), Settings.from_dict(job.settings)
-    found = survey(cases, settings.labels, exclusive="automatic" in settings.heads)
-    plan = {} if any(find_spec(name) is None for name in NEEDED) else _planned(cases, folder, job, settings, stop)
+    if all(find_spec(name) for name in NEEDED):
+        found, effort = _planned(cases, folder, job, settings, stop)
+    else:
+        found, effort = survey(cases, settings.labels, exclusive="automatic" in settings.heads), {}
     patients = len({case.patient for case in cases})
     tell("checked", cases=len(cases), patients=patients, names=list(found.names), wanted=list(found.choice.wanted),
-         slices=sum(found.slices.values()), notes=list(found.notes), **plan)  # fmt: skip
+         slices=sum(found.slices.values()), notes=list(found.notes), **effort)  # fmt: skip
     _forget_cases(folder, job)
 
 
-def _planned(cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings, stop: StopSigns) -> dict[str, Any]:
+def _planned(
+    cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings, stop: StopSigns
+) -> tuple[Survey, dict[str, Any]]:
+    """What the cases hold, and how much would be done for how long."""
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.loop import Stopped, stopping
     from SAMFineTuneLib.training.pace import measure_pace
@@ -117,7 +122,7 @@ def _planned(cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings, 
     look = stopping(lambda: stop.asked)
     try:
         plan = make_plan(cases, folder / files.OUTPUT, Store().get(job.model), settings, look=look)
-        return {**_outline(plan), "seconds": measure_pace(plan, look).seconds}
+        return plan.found, {**_outline(plan), "seconds": measure_pace(plan, look).seconds}
     except Stopped:
         raise _Stop from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.training import pretrain, simulated_annotator  # noqa: E402
+from SAMFineTuneLib.owner import owning  # noqa: E402
+from SAMFineTuneLib.training import loop, pretrain, simulated_annotator  # noqa: E402
 from SAMFineTuneLib.training.synthetic_random import Random  # noqa: E402
 
 
@@ -37,6 +39,18 @@ def test_a_short_run_lowers_the_loss(tmp_path, without_export):
     losses = [entry["loss"] for entry in history]
     assert np.mean(losses[-6:]) < 0.85 * np.mean(losses[:6])
     assert history[-1]["step"] == 24 and history[-1]["pictures"] == 96
+
+
+def test_stopping_leaves_a_checkpoint_and_a_folder_in_use_is_left_alone(tmp_path, without_export):
+    folder, asked = tmp_path / "model", []
+    with pytest.raises(loop.Stopped):
+        train(folder, steps=3, progress=asked.append, cancel=lambda: len(asked) > 1)
+    assert [path.name for path in folder.iterdir()] == [pretrain.CHECKPOINT_NAME] and checkpoint(folder)["step"] == 2
+    with pytest.raises(UserError, match="go on with --resume"):
+        train(folder, steps=3)
+    with owning(folder, str), pytest.raises(UserError, match=rf"is running \(process {os.getpid()}, for 0 min\)"):
+        train(folder, steps=3, resume=True)
+    assert [entry["step"] for entry in train(folder, steps=3, resume=True)] == [3]
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, without_export):
