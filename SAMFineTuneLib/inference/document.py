@@ -89,6 +89,7 @@ class Document:
         self._history = History(State())
         self._next_number = 1
         self._moment = 0
+        self._quiet_until = 0  # doubts about masks of that moment and before were told, perhaps in another session
         self._answers: Answers | None = None
         self._told: dict[Place, Told] = {}
         self._pending: dict[Place, SlicePlane] = {}
@@ -134,6 +135,7 @@ class Document:
         """Go on from a state, with nothing to undo."""
         before, self._history = self.state, History(state)
         self._count_from(state)
+        self._quiet_until = self._moment
         self._announce(before)
 
     @locked
@@ -444,8 +446,9 @@ class Document:
         else:
             self._told[place] = now
         self._tell(events.MaskChanged(place[0], plane))
-        if now is not None and (doubt := doubt_about_place(self.state, place, answer)):
-            self._tell(events.Notice(doubt))
+        if now is not None and now.since > self._quiet_until:
+            if doubt := doubt_about_place(self.state, place, answer):
+                self._tell(events.Notice(doubt))
 
 
 def as_sentence(error: Exception, task: str) -> UserError:
