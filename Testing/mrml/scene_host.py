@@ -69,6 +69,7 @@ def in_process_worker():
     from SAMFineTuneLib.service.app import ServerApp
     from SAMFineTuneLib.service.connection import InProcess
     from SAMFineTuneLib.service.engines import Engines
+    from SAMFineTuneLib.service.protocol import Limits
 
     class RegionEngines(Engines):
         def _load(self, model, adapter, device):
@@ -76,7 +77,7 @@ def in_process_worker():
                 raise UserError(f"There is no model {model!r}.")
             return RegionEngine()
 
-    app = ServerApp(TOKEN, engines=RegionEngines())
+    app = ServerApp(TOKEN, Limits(sessions=100), RegionEngines())  # tests lose sessions, which live on for a while
     return app, InProcess(app, TOKEN)
 
 
