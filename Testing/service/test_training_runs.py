@@ -118,6 +118,7 @@ def test_stopped_killed_and_taken_up_by_a_later_window(cases):
     again.discard()
 
 
+@pytest.mark.slow
 def test_it_stops_in_every_phase_and_goes_on(cases):
     """Reading, testing before, training, testing after, exporting: asked by a file, by a signal, by the pipe's end."""
     wanted = job("mine", cases, steps=3)

@@ -68,6 +68,7 @@ def test_only_what_a_base_learned_from_is_rehearsed():
     assert rehearsal_of(spec, replace(chosen, method=Method(heads=("automatic",), classes=("background", "a")))) is None
 
 
+@pytest.mark.slow
 def test_rehearsing_remembers(folder):
     """After a few hasty steps the base answers its own pictures better if it saw such pictures meanwhile."""
     runs = {}
