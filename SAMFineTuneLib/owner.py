@@ -187,6 +187,8 @@ def _described(path: Path) -> Owner | None:
 
 
 def _lives(pid: int) -> bool:
+    if os.name == "nt":  # where os.kill(pid, 0) would send Ctrl-C
+        return _lives_on_windows(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -194,6 +196,20 @@ def _lives(pid: int) -> bool:
     except OSError:
         pass  # it is another user's
     return True
+
+
+def _lives_on_windows(pid: int) -> bool:
+    import ctypes
+
+    query, still_active = 0x1000, 259  # PROCESS_QUERY_LIMITED_INFORMATION, STILL_ACTIVE
+    kernel = ctypes.windll.kernel32
+    process = kernel.OpenProcess(query, False, pid)
+    if not process:
+        return kernel.GetLastError() == 5  # it is another user's
+    code = ctypes.c_ulong()
+    known = kernel.GetExitCodeProcess(process, ctypes.byref(code))
+    kernel.CloseHandle(process)
+    return not known or code.value == still_active
 
 
 def _computer() -> str:
