@@ -138,7 +138,7 @@ def _segment(
 ) -> None:
     from tqdm import tqdm
 
-    from SAMFineTuneLib.cli import describe
+    from SAMFineTuneLib.cli import describe, outputs
     from SAMFineTuneLib.images import choose_window, read_volume, write_labelmap
     from SAMFineTuneLib.inference.automatic import class_segments, segment_classes
     from SAMFineTuneLib.inference.doubts import doubts_about_adapter
@@ -166,6 +166,7 @@ def _segment(
         voxels = int((labels == info.value).sum())
         size = voxels * float(abs(_voxel(volume))) / 1000
         print(f"segment     {info.value} {info.name}: {size:.2f} mL" + ("" if voxels else ", nothing was found"))
+    outputs.require_new([target], args, _OTHERS)  # somebody may have written there meanwhile
     for note in write_labelmap(target, labels, volume, segments):
         print(f"note        {note}")
     print(f"written     {target}", flush=True)

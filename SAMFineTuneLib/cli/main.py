@@ -4,8 +4,8 @@ A sub-command is the module of its name in this package. It offers `add_parser(s
 `run(args) -> int`, and imports nothing heavier than NumPy at file scope: only the module that is asked for is
 loaded, and only help needs all of them.
 
-Exit codes: 0 done, 2 wrong input or a disk that refuses (one sentence on stderr), 130 interrupted, 141 the reader of
-the output went away; anything else is a defect.
+Exit codes: 0 done, 2 wrong input, a missing package or a disk that refuses (one sentence on stderr), 130
+interrupted, 141 the reader of the output went away; anything else is a defect.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from SAMFineTuneLib.errors import UserError
 
 COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train",
             "evaluate")  # fmt: skip
+
+_OWN = __name__.partition(".")[0]
 
 _EPILOG = """examples:
   samfinetune demo                                         try it on a phantom: no data, no download needed
@@ -57,6 +59,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_stdout()
         return 141
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", _OWN):
+            raise
+        return _say(f"samfinetune: The package “{package}”, which this needs, is not installed: install SAMFineTune "
+                    "again, with pip, in the same Python.", 2)
     except Exception as error:
         sentence = disk_error(error)
         if sentence is None:

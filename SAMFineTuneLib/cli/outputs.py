@@ -19,8 +19,8 @@ def add_overwrite(parser) -> None:
 
 
 def require_new(targets: Iterable[str | Path], args: argparse.Namespace, others: str = "choose another name") -> None:
-    """Before the work: UserError that names the first file that is there already, or DiskError when one could not be
-    written. `others` is what can be done but `--overwrite`."""
+    """Before the work, and again before its result is written: UserError that names the first file that is there
+    already, or DiskError when one could not be written. `others` is what can be done but `--overwrite`."""
     targets = [Path(target).expanduser() for target in targets]
     there = [target for target in targets if os.path.lexists(target)]
     if there and not args.overwrite:

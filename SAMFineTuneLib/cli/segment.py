@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note        {doubt}")
     outcome = batch.answer(session, predictor, args.propagate)
     report(outcome, predictor)
+    outputs.require_new(targets, args)  # somebody may have written there meanwhile
     for note in write_labelmap(args.output, outcome.labelmap, volume, session.segments):
         print(f"note        {note}")
     print(f"written     {args.output}")

@@ -279,7 +279,7 @@ def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[tupl
             rows=rows,
             columns=columns,
             position=numbers(value("ImagePositionPatient", own), 3),
-            orientation=numbers(value("ImageOrientationPatient", own), 6),
+            orientation=_orientation(value("ImageOrientationPatient", own)),
             pixel_spacing=_positive(
                 numbers(value("PixelSpacing", own), 2),
                 numbers(read_value(dataset, "ImagerPixelSpacing"), 2),
@@ -318,6 +318,12 @@ def _one_behind_the_other(frames: tuple[Frame, ...], dataset: Dataset) -> tuple[
         for n, frame in zip(steps, frames, strict=True)
     )
     return placed, notes
+
+
+def _orientation(value) -> np.ndarray | None:
+    """Row and column direction (6,); None when they span no plane (zeros, twice the same), which says nothing."""
+    found = numbers(value, 6)
+    return None if found is None or np.allclose(np.cross(found[:3], found[3:]), 0, atol=1e-6) else found
 
 
 def _positive(*candidates: np.ndarray | None) -> np.ndarray | None:

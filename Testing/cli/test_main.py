@@ -172,3 +172,19 @@ def test_numpy_leaves_the_cores_to_the_model_unless_told_otherwise(command, give
         del os.environ["OPENBLAS_NUM_THREADS"]
     frame.main([command, "--help"])
     assert os.environ.get("OPENBLAS_NUM_THREADS") == found
+
+
+def test_a_package_that_is_missing_is_a_sentence(command, capsys):
+    def run(args):
+        import samfinetune_needs_this.part  # noqa: F401
+
+    command(run)
+    assert frame.main(["trial"]) == 2
+    err = capsys.readouterr().err
+    assert "“samfinetune_needs_this”" in err and "not installed" in err and err.count("\n") == 1
+
+
+def test_a_module_of_its_own_that_is_missing_is_a_defect(command):
+    command(raising(ModuleNotFoundError("No module named 'SAMFineTuneLib.x'", name="SAMFineTuneLib.x")))
+    with pytest.raises(ModuleNotFoundError):
+        frame.main(["trial"])

@@ -87,6 +87,21 @@ def test_results_are_replaced_only_on_demand(segment, tmp_path):
     assert "--skip-existing is for" in only_sentence(segment("-o", "liver.seg.nrrd", "--skip-existing"))
 
 
+def test_a_file_that_appears_during_the_work_is_kept(segment, tmp_path, monkeypatch):
+    from SAMFineTuneLib.cli import batch
+
+    target, answer = tmp_path / "a.nii.gz", batch.answer
+
+    def answer_while_another_writes(*arguments):
+        target.write_bytes(b"by hand")
+        return answer(*arguments)
+
+    monkeypatch.setattr(batch, "answer", answer_while_another_writes)
+    assert f"“{target}” exists already" in only_sentence(segment("-o", target))
+    assert target.read_bytes() == b"by hand"
+    assert segment("-o", target, "--overwrite").code == 0 and target.read_bytes() != b"by hand"
+
+
 def test_a_folder_of_volumes_goes_on_where_results_are_there(samfinetune, scans, tmp_path):
     assert samfinetune("models", "import", "checkpoint.pth", "--id", "theirs").code == 0
     command = ("segment", scans, "-o", "out", "--auto", "--model", "theirs", "--format", ".nii.gz")

@@ -107,3 +107,14 @@ def test_a_rescale_that_cannot_be_understood_is_said(tmp_path, keyword):
         garble(path, {keyword: ("UN", b"abc ")})
     (note,) = read_volume(tmp_path).warnings
     assert f"{keyword} cannot be understood" in note
+
+
+@pytest.mark.parametrize("directions", [[0.0] * 6, [1.0, 0, 0, 1, 0, 0], [1.0, 0, 0, 0, 0, 0]], ids=str)
+def test_directions_that_span_no_plane_count_as_none(tmp_path, directions):
+    write_series(tmp_path, stored())
+    for path in tmp_path.iterdir():
+        garble(path, {"ImageOrientationPatient": ("DS", directions)})
+    assert len(list_series(tmp_path)) == 1
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.array, stored()) and np.allclose(volume.spacing, (0.7, 0.8, 2.5))
+    assert any("axial slices are assumed" in note for note in volume.warnings)
