@@ -33,6 +33,7 @@ _FORMATS = {
 _READERS = {"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
 VOLUME_FILES = tuple(_FORMATS)
 _UNITS = {1: (1000.0, "metres"), 3: (0.001, "micrometres")}  # of NIfTI's xyzt_units, in mm
+_PIECE = 1 << 22  # bytes, a whole number of voxels
 _SMALLEST = 0.01  # mm: voxels of scanners and microscopes' stacks alike are larger along one axis at least
 _PERMISSIVE = "ITK_NIFTI_SFORM_PERMISSIVE"
 
@@ -40,7 +41,7 @@ _PERMISSIVE = "ITK_NIFTI_SFORM_PERMISSIVE"
 def read_volume_file(path: Path) -> Volume:
     """Read one 3-D (or 2-D, as one slice) grey image. UserError for 4-D, colour, sheared or damaged ones."""
     kind = _format(path)
-    start = _complete_header(path) if kind == "NIfTI" else b""
+    start, no_numbers = _whole_nifti(path) if kind == "NIfTI" else (b"", np.empty(0, int))
     try:
         with quiet(), _permissive_nifti(), _plainly_named(path) as named:
             image = _read(named, path.name)
@@ -53,6 +54,8 @@ def read_volume_file(path: Path) -> Volume:
         array = array[..., 0]
     if array.dtype.kind not in "iuf":
         raise UserError(f"“{path.name}” holds {array.dtype} numbers; only real numbers can be segmented.")
+    if array.dtype.kind == "f":
+        array.reshape(-1)[no_numbers[no_numbers < array.size]] = np.nan  # ITK makes them 0: a value like others
     affine = affine_of(image)
     warnings = _check_geometry(path, affine, array.shape, start)
     return Volume(_compact(array), affine, source=VolumeSource((path,), kind), warnings=warnings)
@@ -224,16 +227,26 @@ class NiftiGeometry:
         return cls(sform, qform, srow, quaternion, unit, name)
 
 
-def _complete_header(path: Path) -> bytes:
-    """The first 348 bytes of a NIfTI file. ITK reads one that was cut off as zeros; compare its length with what the
-    header promises."""
+def _whole_nifti(path: Path) -> tuple[bytes, np.ndarray]:
+    """The first 348 bytes of a NIfTI file, and which of its voxels, in their order, hold NaN or an infinite number.
+
+    ITK reads a file that was cut off as zeros, and such voxels too; compare its length with what the header promises.
+    """
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             start = file.read(348)
             expected = _promised_bytes(start)
-            length = len(start)
-            while piece := file.read(1 << 22):
+            length, kind, found = len(start), _float_type(start), []
+            if kind is not None:
+                (offset,) = struct.unpack_from(_byte_order(start) + "f", start, 108)
+                length += len(file.read(max(0, int(offset) - length)))
+            first = 0  # voxel of the piece that is read next
+            while piece := file.read(_PIECE):
                 length += len(piece)
+                if kind is not None:
+                    values = np.frombuffer(piece, kind, len(piece) // kind.itemsize)
+                    found.append(first + np.flatnonzero(~np.isfinite(values)))
+                    first += len(values)
     except PermissionError:
         raise
     except (OSError, EOFError, zlib.error, struct.error) as error:
@@ -244,7 +257,15 @@ def _complete_header(path: Path) -> bytes:
         )
     if length < expected:
         raise UserError(f"“{path.name}” is cut off ({length} of {expected} bytes); copy or export it again.")
-    return start
+    return start, np.concatenate(found) if found else np.empty(0, int)
+
+
+def _float_type(start: bytes) -> np.dtype | None:
+    """The type of a NIfTI-1 file's voxels when they are 32- or 64-bit floating point numbers that follow the header."""
+    if not (order := _byte_order(start)) or start[344:347] == b"ni1":
+        return None
+    (code,) = struct.unpack_from(order + "h", start, 70)
+    return {16: np.dtype(f"{order}f4"), 64: np.dtype(f"{order}f8")}.get(code)
 
 
 def _byte_order(start: bytes) -> str:

@@ -235,17 +235,25 @@ def test_a_two_dimensional_image_is_one_slice(tmp_path):
     assert np.allclose(volume.spacing, (0.5, 0.25, 1))
 
 
-def test_voxels_that_are_no_numbers_become_the_lowest_value_and_are_said(tmp_path):
-    array = voxels(np.float32)
-    array[0, 0, 0], array[1, 1, 1] = np.nan, np.inf
-    sitk.WriteImage(sitk_image(array, oblique()), str(tmp_path / "a.nrrd"))
-    volume = read_volume(tmp_path / "a.nrrd")
-    lowest = array[np.isfinite(array)].min()
-    assert volume.array[0, 0, 0] == volume.array[1, 1, 1] == lowest
-    assert "2 voxels" in volume.warnings[0]
-    sitk.WriteImage(sitk_image(np.full((2, 2, 2), np.nan, np.float32), oblique()), str(tmp_path / "b.nrrd"))
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, ">f4"])
+def test_voxels_that_are_no_numbers_become_the_lowest_value_and_are_said(tmp_path, ending, kind):
+    def write(name, array):
+        if ending.startswith(".nii"):
+            nibabel.save(nibabel.Nifti1Image(array.T, oblique(), dtype=kind), tmp_path / name)
+        else:
+            sitk.WriteImage(sitk_image(array.astype(array.dtype.newbyteorder("=")), oblique()), str(tmp_path / name))
+        return tmp_path / name
+
+    array = voxels(np.float32).astype(kind)
+    array[0, 0, 0], array[1, 1, 1], array[2, 3, 1] = np.nan, np.inf, -np.inf
+    volume = read_volume(write(f"a{ending}", array))
+    finite = np.isfinite(array)
+    assert np.array_equal(volume.array[finite], array[finite]) and (~finite).sum() == 3
+    assert (volume.array[~finite] == array[finite].min()).all()
+    assert "3 voxels" in volume.warnings[0]
     with pytest.raises(UserError, match="no real number"):
-        read_volume(tmp_path / "b.nrrd")
+        read_volume(write(f"b{ending}", np.full((2, 2, 2), np.nan, kind)))
 
 
 @pytest.mark.parametrize(
