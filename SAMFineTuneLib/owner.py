@@ -25,6 +25,7 @@ LOCK = ".lock"
 """Name of the file that is locked in a folder that is owned."""
 _TRIES, _BETWEEN = 8, 0.04  # s: another process may be looking just now, which takes microseconds
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK, errno.EWOULDBLOCK)
+_SYNCHRONIZE, _ACCESS_DENIED = 0x00100000, 5  # Windows: the right to wait for a process, and what it says without
 _LOCKED_BYTE = 1 << 30  # Windows keeps others from reading what is locked: a byte far behind the text
 
 
@@ -121,9 +122,14 @@ class ProcessLock:
         if not os.path.samestat(there, os.fstat(file)):
             return False
         text = json.dumps({"pid": os.getpid(), "since": time.time(), "computer": _computer()})
-        os.ftruncate(file, 0)
-        os.lseek(file, 0, os.SEEK_SET)
-        os.write(file, text.encode())
+        try:
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+            os.write(file, text.encode())
+        except OSError:  # a full disk: leave no trace
+            with suppress(OSError):
+                self._path.unlink()
+            raise
         return True
 
 
@@ -187,7 +193,7 @@ def _described(path: Path) -> Owner | None:
 
 
 def _lives(pid: int) -> bool:
-    if os.name == "nt":  # where os.kill(pid, 0) would send Ctrl-C
+    if os.name == "nt":
         return _lives_on_windows(pid)
     try:
         os.kill(pid, 0)
@@ -199,17 +205,18 @@ def _lives(pid: int) -> bool:
 
 
 def _lives_on_windows(pid: int) -> bool:
+    """`os.kill(pid, 0)` would press Ctrl-C there."""
     import ctypes
 
-    query, still_active = 0x1000, 259  # PROCESS_QUERY_LIMITED_INFORMATION, STILL_ACTIVE
-    kernel = ctypes.windll.kernel32
-    process = kernel.OpenProcess(query, False, pid)
-    if not process:
-        return kernel.GetLastError() == 5  # it is another user's
-    code = ctypes.c_ulong()
-    known = kernel.GetExitCodeProcess(process, ctypes.byref(code))
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    handle = kernel.OpenProcess(_SYNCHRONIZE, False, pid)
+    if not handle:
+        return ctypes.get_last_error() == _ACCESS_DENIED  # it is another user's
+    process = ctypes.c_void_p(handle)
+    ended = kernel.WaitForSingleObject(process, 0) == 0
     kernel.CloseHandle(process)
-    return not known or code.value == still_active
+    return not ended
 
 
 def _computer() -> str:

@@ -189,7 +189,7 @@ class InputSection:
                 self.ui.highSpinBox.value = window.high
 
     def _forget_window(self):
-        """There is no volume any more that would be seen in it."""
+        """Forget the contrast: its volume is gone."""
         self._window = self._previewed = None
         for label in (self.ui.windowLabel, self.ui.shortWindowLabel):
             set_text(label, "")

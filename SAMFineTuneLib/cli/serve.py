@@ -121,7 +121,7 @@ def _read_token(path: Path) -> str:
                     made.write(secrets.token_urlsafe(32) + "\n")
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(f"The token file {path} cannot be used: {reason}.") from error
     if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
         raise UserError(f"The token in {path} must have 16 letters and digits or more and no spaces; delete the file, "

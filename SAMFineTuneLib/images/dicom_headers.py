@@ -137,7 +137,7 @@ class Header:
 def read_header(path: Path) -> Header | str | None:
     """Header of a DICOM image; None for any other file; a word for DICOM images that are not to be segmented.
 
-    Raises UnreadableFile for what cannot be read or is damaged, and for what is no file: pipes, dangling links.
+    Raises UnreadableFile for what cannot be read or is damaged, and for what is not a file: pipes, dangling links.
     """
     start = _beginning(path)
     marked = start[128:] == b"DICM"
@@ -175,7 +175,7 @@ def may_be_cut_off(path: Path) -> bool:
 def _beginning(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UnreadableFile(path, "is no file (a pipe, a socket or a device)")
+            raise UnreadableFile(path, "is not a file but a pipe, a socket or a device")
         with open(path, "rb") as file:
             return file.read(_SHORTEST)
     except FileNotFoundError as error:

@@ -275,7 +275,7 @@ def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> Piece:
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
-    """bool [row, column] of pixels that are no image, None when the file names no such value."""
+    """bool [row, column] of pixels that are not part of the image, None when the file names no such value."""
     pad = number(read_value(dataset, "PixelPaddingValue"))
     if pad is None or stored.dtype.kind not in "iu":
         return None

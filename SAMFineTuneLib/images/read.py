@@ -57,7 +57,7 @@ def _read_file(path: Path, series: str | None) -> Volume:
     if marked or name.endswith((".dcm", ".ima", ".dicom")):
         return read_dicom_file(path, series)
     raise UserError(
-        f"“{path.name}” is no image that can be read; give a DICOM folder or file, or {_listed()}."
+        f"“{path.name}” is not an image that can be read; give a DICOM folder or file, or {_listed()}."
     )
 
 

@@ -24,6 +24,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.models.digests import check_file
 from SAMFineTuneLib.models.network import Broken, host, open_safely, refusal, unreachable
+from SAMFineTuneLib.owner import ProcessLock
 
 Progress = Callable[[int, "int | None"], None]  # bytes here so far, bytes in all (None when not known)
 
@@ -234,28 +235,13 @@ def _check_room(folder: Path, needed: int) -> None:
 @contextlib.contextmanager
 def _only_one(partial: Path):
     """Hold a lock for `partial` that ends with the process, so that two downloads never write one file."""
-    path = partial.with_name(partial.name + ".lock")
-    with open(path, "w") as file:
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another process is downloading {partial.stem} already; let it finish first."
-            ) from error
-        try:
-            yield
-        finally:
-            if os.name != "nt":  # Windows cannot delete an open file, and so deletes it below
-                path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+    lock = ProcessLock(partial.with_name(partial.name + ".lock"))
+    if not lock.take():
+        raise UserError(f"Another process is downloading {partial.stem} already; let it finish first.")
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
 
 
 def readable_size(count: int) -> str:

@@ -101,7 +101,7 @@ def _voxels(node, image) -> np.ndarray:
     except (TypeError, ValueError, AssertionError) as error:
         kind = image.GetScalarTypeAsString()
         name = node.GetName()
-        raise UserError(f"“{name}” holds voxels of type {kind}, which are no numbers: cast it first.") from error
+        raise UserError(f"“{name}” holds voxels of type {kind}, which are not numbers: cast it first.") from error
     return values.reshape(image.GetDimensions()[::-1])
 
 

@@ -82,7 +82,7 @@ def read_markups(path: str | Path) -> PromptSet:
                 colors.setdefault(segment, tuple(numbers(color, f"{where}.display.selectedColor", 3)))
         else:
             raise UserError(
-                f"{path.name} holds a markup of type {kind}, which is no prompt: "
+                f"{path.name} holds a markup of type {kind}, which is not a prompt: "
                 "use point lists, ROIs, curves or a plane."
             )
     placed = [(name, prompts) for name, prompts in found.items() if prompts]

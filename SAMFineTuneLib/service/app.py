@@ -249,7 +249,7 @@ class ServerApp:
             return {}, {}
         upload = self._find_upload(session, message)
         if not isinstance(upload, VolumeUpload):
-            raise UserError("This upload is no volume.")
+            raise UserError("This upload is not a volume.")
         window = plain.window_from_json(message["window"])
         session.put_volume(number, upload.finish(message["digest"]), window)
         session.uploads.pop(number, None)

@@ -361,7 +361,7 @@ class SessionClient(Conversation):
         self._unpacked = {}
 
     def _end_requests(self) -> None:
-        """Questions about a volume that is no more."""
+        """Questions about a volume that was removed."""
         for number, what in list(self._requests.items()):
             if what in ("snapshot", "object_masks"):
                 del self._requests[number]

@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 def read_list(path: Path) -> list[Entry]:
-    """The entries of a list; UserError when the file is no list, or names files that do not exist."""
+    """The entries of a list; UserError when the file is not a list, or names files that do not exist."""
     text = _text(path)
     if path.suffix.lower() not in LISTS:
         raise UserError(f"“{path.name}” is not a list of cases; give a folder with images/ and labels/, or a .csv.")
@@ -88,7 +88,7 @@ def _is_there(file: Path) -> bool:
 
 
 def _text(path: Path) -> str:
-    """The file's text in whatever encoding spreadsheets use; UserError, saying what it is, when it is no text."""
+    """The file's text in whatever encoding spreadsheets use; UserError, saying what it is, when it is not text."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -198,7 +198,7 @@ def _by_name(folder: Path, channels: bool = False, label: bool = False) -> dict[
 
 
 def _bare_name(path: Path) -> str | None:
-    """A file's name without its ending; None for what is no image."""
+    """A file's name without its ending; None for what is not an image."""
     if path.name.startswith((".", "__MACOSX")):
         return None
     if path.is_dir():

@@ -72,8 +72,8 @@ def read_dicom_seg(path: Path) -> LabelMap:
             seg = Segmentation.from_dataset(_dataset(path), copy=False)
             if seg.is_tiled:
                 raise UserError(
-                    f"“{path.name}” is a segmentation of a tiled slide image, which is no volume; only segmentations "
-                    "of slices can be read."
+                    f"“{path.name}” is a segmentation of a tiled slide image, which is not a volume; only "
+                    "segmentations of slices can be read."
                 )
             names = _names(seg)
             geometry = seg.get_volume_geometry(allow_missing_positions=True)

@@ -43,7 +43,7 @@ def read_labels(path: Path) -> LabelMap:
 
 
 def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as uint16, and a sentence when they had to be rounded; UserError when they are no whole numbers from 0
+    """Labels as uint16, and a sentence when they had to be rounded; UserError when they are not whole numbers from 0
     on, or too many for labels."""
     notes = ()
     if array.dtype.kind == "f":
@@ -63,7 +63,7 @@ def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     low, high = array.min(), array.max()
     if low < 0 or high > np.iinfo(np.uint16).max:
         raise UserError(
-            f"“{path.name}” holds values from {low:g} to {high:g} that are no labels; labels are whole numbers from 0 "
+            f"“{path.name}” holds values from {low:g} to {high:g} that are not labels; labels are whole numbers from 0 "
             "on, so check that image and labels are not mixed up."
         )
     labels = array.astype(np.uint16)
@@ -182,7 +182,7 @@ def _segment(fields: Mapping[str, str], n: int, layers: int, path: Path) -> _Seg
         )
     if value < 1:
         raise UserError(
-            f"“{path.name}” gives segment “{name}” the value {value}, which is no label; save it again in Slicer."
+            f"“{path.name}” gives segment “{name}” the value {value}, which is not a label; save it again in Slicer."
         )
     return _Segment(name, layer, value)
 

@@ -98,7 +98,7 @@ def test_what_is_no_file_is_left_out_and_said(tmp_path):
     assert np.array_equal(volume.array, stored())
     text = " ".join(volume.warnings)
     assert all(f"“{name}”" in text for name in ("pipe.dcm", "link.dcm", "loop", "socket"))
-    assert "link to a file that is gone" in text and "no file (a pipe" in text
+    assert "link to a file that is gone" in text and "not a file but a pipe" in text
     for name in ("pipe.dcm", "link.dcm"):
         with pytest.raises(UserError):
             read_volume(tmp_path / name)

@@ -334,9 +334,9 @@ def test_empty_missing_and_wrong_files_are_refused(tmp_path, ending):
     path.write_bytes(b"")
     refused(path, "is empty")
     path.write_bytes(b"this is not an image, whatever its name says " * 20)
-    refused(path, "not what its ending|no image that can be|without an image|NIfTI-1")
+    refused(path, "not what its ending|not an image that can be|without an image|NIfTI-1")
     path.write_bytes(bytes(range(256)) * 4)
-    refused(path, "not what its ending|no image that can be|without an image|NIfTI-1")
+    refused(path, "not what its ending|not an image that can be|without an image|NIfTI-1")
 
 
 def test_gzip_that_is_no_nifti_is_refused(tmp_path):

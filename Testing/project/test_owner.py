@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_files import small_files_only
 
+from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.owner import LOCK, ProcessLock, owning
 
@@ -99,3 +101,9 @@ def test_nothing_is_left_of_it(tmp_path):
         (tmp_path / "kept" / "result").touch()
     assert mine.is_dir() and not any(mine.iterdir())
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["result"]
+
+
+def test_a_disk_that_takes_nothing_is_said_and_nothing_is_left(tmp_path):
+    with small_files_only(0), pytest.raises(DiskError, match="work"), owning(tmp_path / "work", str):
+        pass
+    assert list(tmp_path.iterdir()) == []

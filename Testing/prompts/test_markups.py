@@ -147,7 +147,7 @@ def test_a_closed_curve_ends_where_it_began(tmp_path):
         (point_list({"position": [1, 2, None]}), "controlPoints"),
         (point_list(), "no placed points"),
         (point_list({"positionStatus": "undefined"}), "no placed points"),
-        ({"type": "Angle"}, "type Angle, which is no prompt"),
+        ({"type": "Angle"}, "type Angle, which is not a prompt"),
         ({"controlPoints": []}, 'lacks its "type"'),
         ({"type": "ROI", "size": [1, 2, 3]}, 'lacks its "center"'),
         ({"type": "ROI", "center": [1, 2, 3], "size": [1, 0, 0]}, "size is empty"),

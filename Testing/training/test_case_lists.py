@@ -1,4 +1,4 @@
-"""Lists of cases are read as spreadsheets write them, and what is no list is called what it is."""
+"""Lists of cases are read as spreadsheets write them, and what is not a list is called what it is."""
 
 from __future__ import annotations
 

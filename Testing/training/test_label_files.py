@@ -145,7 +145,7 @@ def test_one_layer_with_values_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        (segments({**LIVER, "LabelValue": 0, "Layer": 0}, TUMOUR), "“liver” the value 0, which is no label"),
+        (segments({**LIVER, "LabelValue": 0, "Layer": 0}, TUMOUR), "“liver” the value 0, which is not a label"),
         (segments({**LIVER, "LabelValue": "one"}, TUMOUR), "“liver” no usable value"),
         (segments({**LIVER, "Layer": 0}, {**TUMOUR, "Layer": 0}), "“liver” and “tumour” the same value"),
         (segments(LIVER, TUMOUR, {"ID": "S_3", "Name": "vein"}), "“vein”, but holds no layer"),
@@ -325,7 +325,7 @@ def test_whole_numbers_of_any_type_are_labels(tmp_path, kind):
     [
         (0.5 * blob(), "holds fractions .0.5 for one, in 596 voxels"),
         (blob().astype(np.float32) * 0.98, "holds fractions"),
-        (-1 * blob().astype(np.int16), "from -1 to 0 that are no labels"),
+        (-1 * blob().astype(np.int16), "from -1 to 0 that are not labels"),
         (np.arange(6 * 32 * 32, dtype=np.int16).reshape(6, 32, 32), "different values, as an image does"),
     ],
 )
