@@ -13,6 +13,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import affine_from_lps
+from SAMFineTuneLib.models.needs import require
 from SAMFineTuneLib.training.label_map import LabelMap, Meaning, overlaid
 
 SEGMENTATION, LABELMAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -60,12 +61,9 @@ def _is_seg(path: Path) -> bool:
 def read_dicom_seg(path: Path) -> LabelMap:
     """A DICOM SEG on a grid of its own frames; its segments' numbers are the labels. UserError when it has no regular
     grid, or highdicom is missing."""
-    try:
-        from highdicom.seg import Segmentation, SegmentationTypeValues
-    except ImportError as error:
-        raise UserError(
-            'Reading a DICOM SEG needs highdicom, which is not installed: pip install "samfinetune[dicom-seg]".'
-        ) from error
+    require("Reading a DICOM SEG", "highdicom", extra="dicom-seg")
+    from highdicom.seg import Segmentation, SegmentationTypeValues
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on attributes that labels do without

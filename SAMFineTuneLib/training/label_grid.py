@@ -17,7 +17,7 @@ MATCHES = ("", "index", "position")
 """How labels find their voxels: "index" voxel by voxel, whatever the files say about where they lie; "position" where
 the files say; "" where both agree, else UserError."""
 _SAME_PLACE = 0.05  # voxels by which two grids may differ and still be one
-_NEAR = 1.0  # voxels by which two grids of one size may differ without a doubt about which is meant
+_NEAR = 1 - _SAME_PLACE  # voxels by which two grids of one size may differ without a doubt about which is meant
 _LEAST_INSIDE = 0.5  # part of the labelled voxels that must lie in the image
 _OPTIONS = (
     "add --match-labels index if they belong to the image voxel by voxel, --match-labels position if they lie where "

@@ -292,7 +292,7 @@ def test_two_segmentations_in_one_folder(tmp_path, series):
 
 def test_without_highdicom_the_sentence_names_the_command(tmp_path, series, monkeypatch):
     path = seg_file(tmp_path / "x.dcm", series, parts((1, 2), (2,)))
-    monkeypatch.setitem(__import__("sys").modules, "highdicom.seg", None)
+    monkeypatch.setitem(__import__("sys").modules, "highdicom", None)
     with pytest.raises(UserError, match=r'pip install "samfinetune\[dicom-seg\]"'):
         read_labels(path)
 
@@ -397,7 +397,7 @@ def moved_by(mm, affine=AFFINE):
     return away
 
 
-@pytest.mark.parametrize("mm", [16.0, 2.0, 500.0])
+@pytest.mark.parametrize("mm", [16.0, 2.0, 1.0, 500.0])
 def test_labels_of_one_size_elsewhere_are_asked_about(tmp_path, mm):
     with pytest.raises(UserError, match=f"lie {mm:.1f} mm away .*--match-labels index .*--match-labels position"):
         fitted(tmp_path, blob(), moved_by(mm))
