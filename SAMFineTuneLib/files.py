@@ -38,7 +38,7 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:
-            _sync(temporary)
+            sync(temporary)
         _replace(temporary, path)
         if durable:
             _sync_folder(path.parent)
@@ -69,7 +69,7 @@ def new_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[Path
         yield building
         made = [file for file in building.rglob("*") if file.is_file()]
         for file in made:
-            _sync(file)
+            sync(file)
         if there:
             targets = {path / file.relative_to(building): file for file in made}
             for target, file in targets.items():
@@ -110,7 +110,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:12]}.partial-{path.name[-40:].lower()}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's content. OSError when it cannot take it."""
     with open(path, "rb+" if os.name == "nt" else "rb") as file:  # a link to somebody else's file may only be read
         os.fsync(file.fileno())
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import sync
 from .adapter_folder import CARD, CARD_TEXT, ONNX, AdapterFolder, read_adapter_folder
 from .store import Store
 
@@ -82,6 +83,9 @@ class AdapterStore:
                         shutil.copyfile(adapter.path / file, building / file)
                 if adapter.exported:
                     shutil.copytree(adapter.path / ONNX, building / ONNX)
+                for file in building.rglob("*"):
+                    if file.is_file():
+                        sync(file)
                 os.rename(building, self.folder / name)
             finally:
                 shutil.rmtree(building, ignore_errors=True)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import data_folder, resources, sha256_of
+from SAMFineTuneLib.files import data_folder, resources, sha256_of, sync
 from SAMFineTuneLib.models.adapter_folder import CARD, AdapterFolder, is_base
 from SAMFineTuneLib.models.manifest import known_models
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
@@ -116,7 +116,7 @@ class Store:
                     source(building / name)
                 else:
                     shutil.copyfile(source, building / name)
-                _flush(building / name)
+                sync(building / name)
             write_spec(replace(spec, sha256={name: sha256_of(building / name) for name in sources}), building)
         return read_model_folder(self.folder / spec.id)
 
@@ -176,8 +176,3 @@ class Store:
 def _is_plain(model_id: str) -> bool:
     """Whether an id is a visible folder's name rather than a path."""
     return bool(model_id) and Path(model_id).name == model_id and not model_id.startswith(".")
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())

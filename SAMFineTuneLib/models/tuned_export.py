@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import sha256_of
+from ..files import sha256_of, sync
 from .adapter_folder import ONNX, AdapterFolder, read_adapter_folder, require_base, tuned_spec
 from .adapter_store import AdapterStore
 from .graph_weights import files_beside
@@ -30,6 +30,8 @@ def export_adapter(adapter: AdapterFolder, base: ModelFolder) -> ModelFolder:
     building = adapter.path / f"{_BUILDING}{uuid.uuid4().hex[:8]}"
     try:
         _export(adapter, base, building, base.spec.id, int8=False)
+        for file in building.iterdir():
+            sync(file)
         shutil.rmtree(adapter.path / ONNX, ignore_errors=True)
         os.replace(building, adapter.path / ONNX)
     finally:
