@@ -27,6 +27,7 @@ class AutomaticSection:
         self.widget, self.ui = load_ui(resource_path, "Automatic")
         self._connections = Connections()
         self._job = None
+        self._found_none = False
         self._numbers = []  # of the objects in the list, by row
         self._drawn = []  # those that are seen in the views
         self._items = []  # of the list, which some bindings drop when nobody holds them
@@ -48,6 +49,7 @@ class AutomaticSection:
             self._connections.add(sender, signal, handler)
         self.labels = LabelsBox(host, ui, self.keep_objects)
         host.listen("Objects", self._found)
+        host.listen("Finished", self._finished)
         host.listen("Turn", self.refresh)
         host.listen("SessionEnded", lambda event: self.drop_all())
         host.listen("VolumeChosen", lambda event: self.drop_all())
@@ -86,14 +88,20 @@ class AutomaticSection:
                 return
             settings["min_slices"] = 1
         self.drop_all()
+        self._found_none = False
         self._job = self.host.act(session.everything, orientation, settings=settings, first=first, last=last)
         if self._job is not None:
             self.ui.findButton.setEnabled(False)
 
     def _found(self, event):
         if event.job == self._job:
+            self._found_none = not event.objects
             self._listing = self._list(event.objects)
             self.host.wake()
+
+    def _finished(self, event):
+        if event.job == self._job and self._found_none and not event.cancelled:
+            self.host.say(_("No objects were found; try another contrast, or a more thorough search."), _TOPIC)
 
     def _list(self, objects):
         """In steps of a line: many of them at once would stop the window."""
@@ -116,9 +124,7 @@ class AutomaticSection:
             self._numbers.append(info.number)
             yield
         self._show_objects()
-        if not objects:
-            self.host.say(_("No objects were found; try another contrast, or a more thorough search."), _TOPIC)
-        elif len(objects) > _SHOWN:
+        if len(objects) > _SHOWN:
             self.host.say(_("{count} objects were found; the {shown} largest are listed.").format(
                 count=len(objects), shown=_SHOWN), _TOPIC)
 

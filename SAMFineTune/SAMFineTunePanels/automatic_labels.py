@@ -23,6 +23,7 @@ class LabelsBox:
         self._connections.add(ui.automaticSection, "contentsCollapsed(bool)", lambda _: self.forget())
         host.listen("Turn", self.refresh)
         host.listen("Objects", self._found)
+        host.listen("Finished", self._finished)
         host.listen("SessionEnded", lambda _: self.forget())
         host.listen("TrainingDone", lambda _: self.forget())
         set_visible(ui.labelsFrame, False)
@@ -79,16 +80,21 @@ class LabelsBox:
         self._job = self.host.act(self.host.client.find_labels, *asked)
 
     def _found(self, event):
-        if event.job != self._job or self._job is None:
+        if event.job != self._job or not event.objects:
             return
         self._job = None
-        if not event.objects:
-            self.host.say(_("{adapter} found none of its labels there.").format(adapter=self._wanted["id"]))
-            return
         numbers = [info.number for info in event.objects]
         taken = _segment_names(self.host.session)
         names = [_free(self._wanted["classes"][number], taken) for number in numbers]
         self._keep(event.job, numbers, names)
+
+    def _finished(self, event):
+        """Of a job that is still ours, nothing came."""
+        if event.job is None or event.job != self._job:
+            return
+        self._job = None
+        if not event.cancelled:
+            self.host.say(_("{adapter} found none of its labels there.").format(adapter=self._wanted["id"]))
 
 
 def _segment_names(session):

@@ -57,7 +57,7 @@ class Panel:
         self.status.check_runtime()
         self.host.listen("VolumeChosen", self._volume_chosen)
         self.host.listen("Turn", self._offer)
-        self.host.listen("Dismiss", lambda event: self.status.dismiss())
+        self.host.listen("Dismiss", lambda event: self.status.dismiss_warnings())
         self.host.listen("RuntimeInstalled", lambda event: self._server_changed())
         self.host.listen("Installed", lambda event: self.server.show_packages())
         self._observe()

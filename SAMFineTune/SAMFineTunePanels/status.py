@@ -109,7 +109,8 @@ class StatusSection:
         """By the session, about the prompts as they are, or will be when it has come to rest."""
         message = Message(event.text, warning)
         session = self.host.session
-        message.about = self._prompts if session is not None and session.at_rest else _TO_COME
+        known = session is not None and session.state is not None and session.at_rest
+        message.about = self._prompts if known else _TO_COME
         self._add(message)
 
     def _state_changed(self, event):
@@ -132,6 +133,11 @@ class StatusSection:
 
     def dismiss(self):
         self._keep([])
+
+    def dismiss_warnings(self):
+        """Another volume is chosen: what was refused before is of no interest. Notices go by themselves: one may say
+        why there was no volume."""
+        self._keep([one for one in self._messages if not one.warning])
 
     def _show_messages(self):
         """The latest is seen first."""

@@ -149,9 +149,14 @@ def _moved_view(view: View | None, at, volume: Volume) -> View | None:
         return view
 
 
+def _is_placed(node) -> bool:
+    """Whether nobody is about to place a box with clicks; one that was written has no control point."""
+    return not node.GetNumberOfControlPoints() or bool(world_points(node))
+
+
 def _roi_box(node) -> Box3DPrompt | None:
     """None while it is being placed, or has no area."""
-    if node.GetNumberOfControlPoints() and not world_points(node):
+    if not _is_placed(node):
         return None
     matrix = array_from_matrix(node.GetObjectToWorldMatrix())
     sides = matrix[:3, :3] * np.array(node.GetSize())  # columns: the box's sides in mm
@@ -161,6 +166,11 @@ def _roi_box(node) -> Box3DPrompt | None:
         return Box3DPrompt(tuple(matrix[:3, 3]), tuple(lengths), tuple(map(tuple, axes.T)))
     except UserError:
         return None
+
+
+def is_collapsed(node) -> bool:
+    """Whether a box has been pulled to nothing in some direction, and so says no place any more."""
+    return kind_of(node) == "box" and min(node.GetSize()) <= 0 and _is_placed(node)
 
 
 # ---- writing

@@ -54,13 +54,16 @@ class Placing:
         self.kind = None
 
     @property
+    def list_is_gone(self) -> bool:
+        """Whether somebody has deleted the list that clicks go into, as with its segment: `start` makes another."""
+        return self.kind is not None and (self.node is None or self.node.GetScene() is None)
+
+    @property
     def ended_elsewhere(self) -> bool:
         """Whether the user left the place mode by a right click, Escape or another module."""
-        if self.kind is None:
+        if self.kind is None or self.list_is_gone:
             return False
         selection, interaction = self._selection(), self._interaction()
-        if self.node is None or self.node.GetScene() is None:
-            return True
         if selection is None or interaction is None:
             return False
         return (

@@ -7,16 +7,27 @@ told to the session, what differs in the session is written into the nodes.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.making import middle_of, planes_of
-from SAMFineTuneLib.mrml.markups import MarkedPrompt, PromptNodes, View, can_show, parallel_view, same_prompt
+from SAMFineTuneLib.mrml.markups import (
+    MarkedPrompt,
+    PromptNodes,
+    View,
+    can_show,
+    is_collapsed,
+    parallel_view,
+    same_prompt,
+)
 from SAMFineTuneLib.mrml.segment_table import SegmentTable
 from SAMFineTuneLib.prompts.prompts import Prompt
 from SAMFineTuneLib.service.events import Event, Failed, Notice, PromptInfo
+
+_HELD_FOR = 3.0  # seconds without a change after which a node counts as let go
 
 
 @dataclass
@@ -40,6 +51,7 @@ class PromptSync:
         client,
         view_at: Callable[[Sequence[float]], View],
         tell: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
     ):
         """`view_at` gives the view in which somebody may have placed a prompt, by where it is."""
         self.nodes = nodes
@@ -47,15 +59,16 @@ class PromptSync:
         """By number."""
         self.dirty = True
         """Whether the nodes may say something new."""
-        self.held: set[str] = set()
-        """IDs of the nodes that the user is dragging at: they count once they are let go."""
+        self.held: dict[str, float] = {}
+        """IDs of the nodes that the user is dragging at, and when they last changed: they count once they are let go.
+        Slicer does not always tell that: nodes that lie still are let go of, or nothing would ever count again."""
         self.placed_on: dict[tuple[str, str], View] = {}
         """Node and control point ID of what was just placed -> the view in which it was."""
         self.nodes_count = True
         """Whether the nodes outweigh the session's next word, as when it has just begun anew."""
         self._unseen: set[str] = set()  # hidden segments of which that was said
         self._table, self.volume, self._client = table, volume, client
-        self._view_at, self._tell = view_at, tell
+        self._view_at, self._tell, self._clock = view_at, tell, clock
 
     # ---- nodes to session
 
@@ -66,8 +79,15 @@ class PromptSync:
             said = MarkedPrompt(info.number, segment_id, info.prompt, info.view, "", "")
             self.given[info.number] = Given(segment_id, info.prompt, info.view, said if can_show(info.prompt) else None)
 
+    def hold(self, node_id: str) -> None:
+        """The user drags at a node."""
+        self.held[node_id] = self._clock()
+
     def reconcile(self) -> bool:
         """Tell the session what the nodes hold; returns whether there was anything to tell."""
+        if self.held:
+            still = self._clock() - _HELD_FOR
+            self.held = {node_id: changed for node_id, changed in self.held.items() if changed > still}
         if not self.dirty or self.held:
             return False
         self.dirty = False
@@ -83,6 +103,8 @@ class PromptSync:
         for number, marked in added:  # only now is every number in the nodes a new one
             self._remember(number, marked.segment_id, marked.prompt, marked.view)
         for number in [number for number in known if self.given[number].said is not None]:
+            if self._put_back(number):
+                continue
             del self.given[number]
             self._client.delete_prompt(number)
             told = True
@@ -143,6 +165,15 @@ class PromptSync:
         self.nodes.number(marked, marked.number)
         self._client.move_prompt(marked.number, marked.prompt, marked.view)
         self.given[marked.number] = Given(marked.segment_id, marked.prompt, marked.view, marked)
+        return True
+
+    def _put_back(self, number: int) -> bool:
+        """A box that was pulled to nothing is not deleted by that; whether it was one."""
+        given, node = self.given[number], self.nodes.find(number)[0]
+        if node is None or not is_collapsed(node):
+            return False
+        self.nodes.write(number, given.segment_id, given.prompt, given.view, self.volume)
+        self._tell(Failed("The box had no area left and is as it was before; delete it in the list of prompts."))
         return True
 
     def _say_when_hidden(self, segment_id: str) -> None:

@@ -40,20 +40,22 @@ class PromptWatch:
         ):
             observers.add(node, event, self.changed)
 
-    def changed(self, _) -> None:
+    def changed(self, node) -> None:
         """A node says something else now."""
         if self.sync is not None:
             self.sync.dirty = True
+            if node.GetID() in self.sync.held:
+                self._held(node)
 
     def let_go(self, node) -> None:
         """Nobody drags at a node any more."""
         if self.sync is not None:
-            self.sync.held.discard(node.GetID())
+            self.sync.held.pop(node.GetID(), None)
             self.sync.dirty = True
 
     def _held(self, node) -> None:
         if self.sync is not None:
-            self.sync.held.add(node.GetID())
+            self.sync.hold(node.GetID())
 
     def _defined(self, node, index: int | None) -> None:
         """Note in which view the user clicked: later the mouse is elsewhere."""

@@ -45,6 +45,9 @@ from SAMFineTuneLib.service.events import (
     StatusChanged,
 )
 
+_STOPPED = (
+    "The propagation was stopped, because another volume or segmentation was chosen: come back and propagate again."
+)
 _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
 _SAME_WINDOW = 1e-3  # of the window's width
 
@@ -461,7 +464,7 @@ class SceneSession:
                 "The segmentation has another grid than when its masks were stored: they now count as drawn by hand."
             ))  # fmt: skip
         nodes = PromptNodes(self.scene, self.volume_node, self.segmentation_node)
-        prompts = PromptSync(nodes, self._table, self.volume, self.client, self._view_at, self._tell)
+        prompts = PromptSync(nodes, self._table, self.volume, self.client, self._view_at, self._tell, self._clock)
         masks = MaskDisplay(writer, self._table, self._tell, self._clock)
         keeper = RecordKeeper(record, self.client, self._own_requests, self._clock)
         self._work = Work(self.client, self._table, prompts, masks, keeper, self._tell)
@@ -472,6 +475,8 @@ class SceneSession:
         """Store the work in the scene and put its prompts out of sight."""
         self.placing.stop()
         if self._work is not None and not self.scene.IsClosing():
+            if self._work.jobs:
+                self._tell(Notice(_STOPPED))
             self.store()
             if hide:
                 self._work.nodes.set_visible(False)
@@ -635,7 +640,9 @@ class SceneSession:
         kind, self._place_again = self._place_again, None
         if kind is not None and self.volume is not None and self.placing.kind is None:
             self.start_placing(kind)
-        if self.placing.ended_elsewhere:
+        if self.placing.list_is_gone and self.volume is not None:
+            self.start_placing(self.placing.kind)
+        elif self.placing.ended_elsewhere:
             self.stop_placing()
         elif self.placing.clicks():
             self._place_clicks()

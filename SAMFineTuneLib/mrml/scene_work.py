@@ -57,6 +57,7 @@ class Work:
         self._fresh: list[str] = []  # of these, those of which nobody was told yet how much they got
         self._repairs = 0  # in a row
         self._client, self._tell = client, tell
+        self._left_out = self._masks_without_voxels()  # of which everybody was told
 
     @property
     def nodes(self) -> PromptNodes:
@@ -160,6 +161,7 @@ class Work:
             if not self.masks.unchecked:
                 self._repairs = 0
                 self._say_what_is_missing()
+                self._say_what_got_nothing()
         elif self._repairs < _MOST_REPAIRS:
             self._repairs += 1
             _log.warning("The segments do not hold the session's masks; all are written once more")
@@ -186,6 +188,26 @@ class Work:
                 f"{'; '.join(parts[:_MOST_NAMED])}{more}: the others belong to other segments, which keep theirs; let "
                 "them be overwritten, undo and keep the objects again to change that."
             ))  # fmt: skip
+
+    def _say_what_got_nothing(self) -> None:
+        """Of masks that were found, and of which nothing is seen because their voxels are kept for others."""
+        before, self._left_out = self._left_out, self._masks_without_voxels()
+        new = [segment_id for segment_id, *_ in self._left_out - before if self.table.has(segment_id)]
+        for segment_id in sorted(set(new)):
+            slices = "one slice" if new.count(segment_id) == 1 else f"{new.count(segment_id)} slices"
+            self._tell(Notice(
+                f"{self.table.segmentation.GetSegment(segment_id).GetName()} got nothing of what was found on "
+                f"{slices}: other segments have these voxels and keep them, or the Segment Editor's masking excludes "
+                "them."
+            ))  # fmt: skip
+
+    def _masks_without_voxels(self) -> set[tuple[str, str, int]]:
+        """(segment ID, plane key, moment) of each; those of found objects are told with their numbers."""
+        return {
+            (claim.segment_id, claim.plane_key, claim.since)
+            for claim in self.writer.claims()
+            if claim.wanted and not claim.voxels and claim.segment_id not in self._adopted
+        }
 
     def sweep(self) -> None:
         """Take back masks that the session does not have: their prompts went while the worker was away. Only when

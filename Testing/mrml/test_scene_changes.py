@@ -108,6 +108,7 @@ def test_another_segmentation_chosen_during_propagation(host, made, red, slow_pr
     slow_propagation.set()
     host.settle()
     assert host.session.prompts == () and not host.texts(Failed)
+    assert any("propagation was stopped" in text for text in host.texts(Notice))
     assert not claimed_voxels(host.session, "first").any() and not host.session.client.jobs
 
 
@@ -131,6 +132,102 @@ def test_placing_goes_on_after_the_segmentation_was_deleted(host, made, red):
     host.pump()
     assert host.session.placing.kind == "positive" and host.session.segmentation_node is None
     host.session.stop_placing()
+
+
+@pytest.mark.parametrize("kind", ["positive", "box"])
+def test_placing_goes_on_after_its_segment_was_deleted(host, made, red, kind):
+    import vtk
+
+    host.session.current_segment_id = "first"
+    host.session.start_placing(kind)
+    host.pump()
+    host.session.segmentation_node.GetSegmentation().RemoveSegment("first")
+    host.session.scene.RemoveNode(host.session.placing.node)
+    host.pump()
+    assert host.session.placing.kind == kind and host.session.current_segment_id == "second"
+    i, j, k = tube(9)
+    for corner in ((i, j, k),) if kind == "positive" else ((i - 6, j - 6, k), (i + 6, j + 6, k)):
+        host.session.placing.node.AddControlPointWorld(vtk.vtkVector3d(*ras(made[0], *corner)))
+    host.settle()
+    assert [prompt.segment_id for prompt in host.session.prompts] == ["second"]
+    host.session.stop_placing()
+    host.pump()
+    assert host.session.placing.kind is None
+
+
+# ---- dragging
+
+
+def a_box(host, made, red):
+    i, j, k = tube(9)
+    host.session.current_segment_id = "first"
+    host.session.place("box", red, [ras(made[0], i - 8, j - 8, k), ras(made[0], i + 8, j + 8, k)])
+    host.settle()
+    (node,) = prompt_nodes(host.session.scene)
+    return node
+
+
+def test_a_node_of_which_nobody_says_that_it_was_let_go(open_session, slicer_scene, made):
+    """Slicer forgets to, now and then; the session must not wait for ever."""
+    now = [0.0]
+    host = open_session(slicer_scene, clock=lambda: now[0])
+    host.session.set_volume_node(slicer_scene.add_volume(made[0], "phantom"))
+    host.session.set_segmentation_node(slicer_scene.add_segmentation(host.session.volume_node))
+
+    def pump(seconds=0.0):
+        for _ in range(30):
+            now[0] += seconds / 30
+            host.pump()
+
+    import vtk
+
+    node = host.session._nodes.point_list("first", "positive")
+    node.AddControlPointWorld(vtk.vtkVector3d(*ras(made[0], *tube(9))))
+    host.until(lambda: len(host.session.prompts) == 1 and not pump(0.1))
+    before = host.session.prompts[0].prompt
+    node.InvokeEvent(node.PointStartInteractionEvent)
+    for k in (10, 11):
+        node.SetNthControlPointPositionWorld(0, vtk.vtkVector3d(*ras(made[0], *tube(k))))
+        pump(2.0)  # slowly, but it moves
+        assert host.session.prompts[0].prompt == before
+    pump(2.0)
+    assert np.allclose(host.session.prompts[0].prompt.ras, ras(made[0], *tube(11)))
+
+
+@pytest.mark.parametrize("size", [(0.0, 0.0, 1.0), (30.0, 0.0, 1.0)])
+def test_a_box_pulled_to_nothing_is_put_back_and_that_is_said(host, made, red, size):
+    node = a_box(host, made, red)
+    (before,) = host.session.prompts
+    kept, old = claimed_voxels(host.session, "first"), node.GetSize()
+    assert kept.any()
+    node.InvokeEvent(node.PointStartInteractionEvent)
+    node.SetSize(*size)
+    node.InvokeEvent(node.PointEndInteractionEvent)
+    host.settle()
+    assert host.session.prompts == (before,) and np.allclose(node.GetSize(), old)
+    assert np.array_equal(claimed_voxels(host.session, "first"), kept)
+    assert len(host.texts(Failed)) == 1
+
+
+# ---- masks that get nothing
+
+
+def test_a_mask_of_which_nothing_is_seen_is_said_once(host, made, red):
+    at = ras(made[0], *tube(9))
+    for segment in ("first", "second"):
+        host.session.current_segment_id = segment
+        host.session.place("positive", red, [at])
+        host.settle()
+
+    def said():
+        return [text for text in host.texts(Notice) if "got nothing" in text]
+
+    assert claimed_voxels(host.session, "first").any() and not claimed_voxels(host.session, "second").any()
+    assert len(said()) == 1 and said()[0].startswith("second got nothing of what was found on one slice")
+    turn_to(red, aligned_plane(made[0], "axial", 11))
+    host.session.place("positive", red, [ras(made[0], *tube(11))])
+    host.settle()
+    assert claimed_voxels(host.session, "second").any() and len(said()) == 1
 
 
 # ---- hidden segments

@@ -219,13 +219,38 @@ def test_nodes_that_are_deleted_under_it(work, what):
     }[what]
     scene.RemoveNode(node)
     work.desktop.pass_time(0.5)
-    assert work.desktop.messages() == []
+    said = work.desktop.messages()
+    assert [f"The {what} “" in text and "was deleted" in text for text in said] == [True] * (what != "prompts")
     assert work.session.prompts == ()
     if what == "volume":
         assert work.panel.input.volume_node is None and work.panel.prompts.tool is None
         return
     work.panel.prompts.choose("positive")
     clicked(work)
+
+
+def test_what_is_said_of_a_deleted_volume_stays_when_another_one_takes_its_place(work):
+    other, *_ = work.desktop.load_phantom(seed=2)
+    work.panel.input.ui.volumeSelector.setCurrentNode(work.node)
+    work.desktop.wait(lambda: work.session.volume_node is work.node, 5)
+    clicked(work)
+    work.rest()
+    work.desktop.scene.RemoveNode(work.node)
+    work.desktop.wait(lambda: work.session.volume_node is other, 5)
+    work.rest()
+    work.desktop.pass_time(0.3)
+    assert ["was deleted" in text for text in work.desktop.messages()] == [True]
+
+
+def test_the_tool_goes_on_when_the_segment_it_draws_into_is_removed(work):
+    clicked(work)
+    work.rest()
+    assert work.panel.prompts.tool == "positive"
+    work.panel.segments.ui.removeButton.click()
+    work.desktop.pass_time(0.3)
+    assert work.panel.prompts.tool == "positive" and work.session.prompts == ()
+    clicked(work)
+    assert len(work.session.prompts) == 1
 
 
 def test_a_reload_while_it_is_shown(work):

@@ -151,6 +151,8 @@ def test_finding_objects_shows_that_it_runs_at_once_and_can_be_cancelled(work):
     assert not ui.findButton.enabled
     panel.status.ui.cancelButton.click()
     work.desktop.wait(lambda: ui.findButton.enabled and panel.status.ui.cancelButton.isHidden(), 10)
+    work.desktop.pass_time(0.2)
+    assert work.desktop.messages() == []  # that nothing was found is said only of a search that was not cancelled
 
 
 def test_many_objects_are_listed_in_pieces_and_can_be_dropped_in_between(work, monkeypatch):
