@@ -16,7 +16,7 @@ from SAMFineTuneLib.mrml.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.prompt_sync import PromptSync
 from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
 from SAMFineTuneLib.mrml.segment_table import SegmentTable
-from SAMFineTuneLib.mrml.segments import SegmentWriter
+from SAMFineTuneLib.mrml.segments import ClaimInfo, SegmentWriter
 from SAMFineTuneLib.service.events import Event, Failed, Notice, StateChanged
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Work:
         self._fresh: list[str] = []  # of these, those of which nobody was told yet how much they got
         self._repairs = 0  # in a row
         self._client, self._tell = client, tell
-        self._left_out = self._masks_without_voxels()  # of which everybody was told
+        self._looked_at = set(self._shown())  # masks, for whether anything is seen of them
 
     @property
     def nodes(self) -> PromptNodes:
@@ -191,23 +191,23 @@ class Work:
 
     def _say_what_got_nothing(self) -> None:
         """Of masks that were found, and of which nothing is seen because their voxels are kept for others."""
-        before, self._left_out = self._left_out, self._masks_without_voxels()
-        new = [segment_id for segment_id, *_ in self._left_out - before if self.table.has(segment_id)]
-        for segment_id in sorted(set(new)):
-            slices = "one slice" if new.count(segment_id) == 1 else f"{new.count(segment_id)} slices"
+        shown = self._shown()
+        new = [claim for place, claim in shown.items() if place not in self._looked_at]
+        self._looked_at = set(shown)
+        hidden = [claim.segment_id for claim in new if claim.wanted and not claim.voxels]
+        for segment_id in dict.fromkeys(hidden):
+            if segment_id in self._adopted or not self.table.has(segment_id):
+                continue  # of found objects it is said with numbers
+            count = hidden.count(segment_id)
+            slices = "one slice" if count == 1 else f"{count} slices"
             self._tell(Notice(
                 f"{self.table.segmentation.GetSegment(segment_id).GetName()} got nothing of what was found on "
                 f"{slices}: other segments have these voxels and keep them, or the Segment Editor's masking excludes "
                 "them."
             ))  # fmt: skip
 
-    def _masks_without_voxels(self) -> set[tuple[str, str, int]]:
-        """(segment ID, plane key, moment) of each; those of found objects are told with their numbers."""
-        return {
-            (claim.segment_id, claim.plane_key, claim.since)
-            for claim in self.writer.claims()
-            if claim.wanted and not claim.voxels and claim.segment_id not in self._adopted
-        }
+    def _shown(self) -> dict[tuple[str, str, int], ClaimInfo]:
+        return {(claim.segment_id, claim.plane_key, claim.since): claim for claim in self.writer.claims()}
 
     def sweep(self) -> None:
         """Take back masks that the session does not have: their prompts went while the worker was away. Only when

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 from mrml.scene_host import claimed_voxels, ras, tube, turn_to
+from mrml.scenes import oriented_image_of
 
 slicer = pytest.importorskip("slicer")
 
@@ -212,7 +213,18 @@ def test_a_box_pulled_to_nothing_is_put_back_and_that_is_said(host, made, red, s
 # ---- masks that get nothing
 
 
-def test_a_mask_of_which_nothing_is_seen_is_said_once(host, made, red):
+def wipe(host, slicer_scene, segment):
+    """With Slicer's own logic."""
+    node, volume = host.session.segmentation_node, host.session.volume
+    logic, editor = slicer_scene.add_editor(node, host.session.volume_node)
+    editor.SetSelectedSegmentID(segment)
+    image = oriented_image_of(np.zeros(volume.shape, np.uint8), volume.affine)
+    logic.ModifySegmentByLabelmap(node, segment, image, logic.ModificationModeSet, True, True)
+    host.pump()
+    host.settle()
+
+
+def test_a_mask_of_which_nothing_is_seen_is_said_once(host, made, red, slicer_scene):
     at = ras(made[0], *tube(9))
     for segment in ("first", "second"):
         host.session.current_segment_id = segment
@@ -228,6 +240,8 @@ def test_a_mask_of_which_nothing_is_seen_is_said_once(host, made, red):
     host.session.place("positive", red, [ras(made[0], *tube(11))])
     host.settle()
     assert claimed_voxels(host.session, "second").any() and len(said()) == 1
+    wipe(host, slicer_scene, "second")
+    assert not claimed_voxels(host.session, "second").any() and len(said()) == 1  # the user knows
 
 
 # ---- hidden segments
