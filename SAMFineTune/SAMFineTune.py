@@ -73,7 +73,7 @@ def _register_sample_data():
 
 def _trainings():
     """The processes of trainings that this Slicer has started, by this library or by one before a reload."""
-    library = sys.modules.get("SAMFineTuneLib.service.training_runs")
+    library = sys.modules.get("SAMFineTuneLib.service.trainings")
     before = [one for one in getattr(slicer.modules, "SAMFineTuneTrainings", ()) if one.alive()]
     return [*before, *(library.started() if library is not None else ())]
 

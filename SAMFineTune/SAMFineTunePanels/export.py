@@ -73,7 +73,7 @@ class ExportSection:
             self.host.refused(error, _("The export"), _TOPIC)
 
     def _export(self, session):
-        from SAMFineTuneLib.mrml import export
+        from SAMFineTuneLib.mrml import segment_export as export
 
         segmentation, volume = session.segmentation_node, session.volume_node
         ids = self._segment_ids(segmentation)

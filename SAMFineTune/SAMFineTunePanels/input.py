@@ -108,7 +108,7 @@ class InputSection:
     # ---- window
 
     def _fill_windows(self, volume):
-        from SAMFineTuneLib.images.window import CT_PRESETS
+        from SAMFineTuneLib.images.intensity_window import CT_PRESETS
 
         entries = [(AUTOMATIC, _("Automatic")), (DISPLAYED, _("As displayed"))]
         if volume is None or volume.modality in ("", "CT"):
@@ -158,7 +158,7 @@ class InputSection:
         self.host.act(self._set_window, session)
 
     def _set_window(self, session):
-        from SAMFineTuneLib.images.window import IntensityWindow, choose_window
+        from SAMFineTuneLib.images.intensity_window import IntensityWindow, choose_window
 
         choice = self.window_choice
         if choice == DISPLAYED:
@@ -240,7 +240,7 @@ class InputSection:
 
     def _show_preview(self, session):
         from SAMFineTuneLib.errors import UserError
-        from SAMFineTuneLib.images.resample import picture
+        from SAMFineTuneLib.images.slice_extraction import picture
         from SAMFineTuneLib.mrml.slice_views import plane_of_view
 
         node = view_under_mouse() or first_slice_node()

@@ -249,7 +249,7 @@ def shown_volume():
 
 def _usable(node):
     from SAMFineTuneLib.errors import UserError
-    from SAMFineTuneLib.mrml.volumes import require_volume
+    from SAMFineTuneLib.mrml.volume_nodes import require_volume
 
     try:
         require_volume(node)

@@ -163,7 +163,7 @@ class PromptsSection:
 
     def _may_start(self, view):
         """A press right on a handle of a box moves it; beside it, where Slicer would take it, too, it draws."""
-        from SAMFineTuneLib.mrml.prompt_look import grabs
+        from SAMFineTuneLib.mrml.prompts.prompt_look import grabs
 
         position = view.interactor.GetEventPosition()[:2]
         screen = view.interactor.GetRenderWindow().GetScreenSize()
@@ -318,7 +318,7 @@ def row_of(info, session):
 
 
 def _where(prompt, view, volume):
-    from SAMFineTuneLib.images.plane import ORIENTATIONS, plane_through
+    from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, plane_through
 
     if not isinstance(view, str):
         return _("oblique")

@@ -87,7 +87,7 @@ class PropagateSection:
         return views[-1] if views else "axial"
 
     def _limit_range(self):
-        from SAMFineTuneLib.images.plane import number_of_slices
+        from SAMFineTuneLib.images.slice_plane import number_of_slices
 
         if self._volume is None:
             return

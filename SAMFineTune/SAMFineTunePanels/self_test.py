@@ -75,7 +75,7 @@ class SelfTest:
     def load(self, parent=None):
         """The phantom, shown along its own axes."""
         from SAMFineTuneLib.images.phantom import body_phantom
-        from SAMFineTuneLib.mrml.volumes import volume_from_node
+        from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 
         from .sample_data import make_phantom
 
@@ -255,8 +255,8 @@ class SelfTest:
 
     def training(self):
         """Two steps on one case, from the scene to an adapter that answers; it is removed again."""
-        from SAMFineTuneLib.models.adapter_store import AdapterStore
-        from SAMFineTuneLib.service.training_runs import free_name
+        from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+        from SAMFineTuneLib.service.trainings import free_name
 
         train = self.panel.train
         train.ui.trainSection.collapsed = False
@@ -309,7 +309,7 @@ class SelfTest:
     def voxels(self, segment_id=None, every=False):
         """bool [k, j, i] of a segment, the selected one by default, on the volume's grid."""
         from SAMFineTuneLib.errors import UserError
-        from SAMFineTuneLib.mrml.export import labelmap_of
+        from SAMFineTuneLib.mrml.segment_export import labelmap_of
 
         session = self.session
         if session.segmentation_node is None:
@@ -338,7 +338,7 @@ class SelfTest:
 
     def slab(self, plane):
         """bool [k, j, i]: the voxels of an aligned plane."""
-        from SAMFineTuneLib.images.plane import view_axes
+        from SAMFineTuneLib.images.slice_plane import view_axes
 
         voxels = np.zeros(self.volume.shape, bool)
         axis = 2 - view_axes(self.volume, plane.orientation)[2]

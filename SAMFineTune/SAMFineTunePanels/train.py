@@ -181,13 +181,13 @@ class TrainSection:
 
     def check(self):
         """Look at the cases, in a process of its own: reading them takes long."""
-        from SAMFineTuneLib.service.training_runs import check_run
+        from SAMFineTuneLib.service.trainings import check_run
 
         self.host.act(self._begin, check_run, True)
 
     def start(self):
         """Check the settings, write the scene's cases into a folder of the training, and start it."""
-        from SAMFineTuneLib.service.training_runs import free_name, new_run
+        from SAMFineTuneLib.service.trainings import free_name, new_run
 
         name = self.ui.nameEdit.text.strip()
         if not name:
@@ -195,8 +195,8 @@ class TrainSection:
         self.host.act(self._begin, lambda: new_run(name), False)
 
     def _begin(self, make_run, only_check):
+        from SAMFineTuneLib.cases.exported_cases import write_cases
         from SAMFineTuneLib.mrml.training_cases import are_all_ct, export_of
-        from SAMFineTuneLib.service.exported_cases import write_cases
         from SAMFineTuneLib.service.training_job import CASES, TrainingJob
 
         self.cases.require()
@@ -281,7 +281,7 @@ class TrainSection:
     @staticmethod
     def _effort(trainings, steps, seconds):
         """How much would be done, and for how long."""
-        from SAMFineTuneLib.models.card import duration
+        from SAMFineTuneLib.models.adapters.adapter_card import duration
 
         if trainings == 1:
             text = _("One training of {steps} steps takes about {time} on this computer.")

@@ -51,10 +51,10 @@ def fill_menus(ui):
 
 def settings_of(ui, wanted, all_ct):
     """Settings.to_dict() of what the widgets say; `wanted` labels, none for every label. UserError."""
-    from SAMFineTuneLib.images.window import choose_window
-    from SAMFineTuneLib.models.method import Method
-    from SAMFineTuneLib.training.cases import LabelChoice
-    from SAMFineTuneLib.training.settings import Settings
+    from SAMFineTuneLib.cases.cases import LabelChoice
+    from SAMFineTuneLib.images.intensity_window import choose_window
+    from SAMFineTuneLib.models.adapters.tuning_method import Method
+    from SAMFineTuneLib.training.training_settings import Settings
 
     window = ui.windowEdit.text.strip() or (_CT_WINDOW if all_ct else None)
     if window is not None:

@@ -53,7 +53,7 @@ class RunBox:
 
     def find(self):
         """The trainings that are here; the latest is looked at unless another one is."""
-        from SAMFineTuneLib.service.training_runs import find_runs
+        from SAMFineTuneLib.service.trainings import find_runs
 
         known = {run.folder: run for run in self._runs}
         self._runs = [known.get(run.folder, run) for run in find_runs()]

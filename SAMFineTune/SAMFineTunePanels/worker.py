@@ -15,7 +15,7 @@ def local_connection(starter):
     waits for anything, and no signal can come after the panel is gone. The worker ends with its standard input, so
     neither a crash of Slicer leaves it behind nor the launcher before Slicer's Python, which a kill would hit instead.
     """
-    from SAMFineTuneLib.service.local_worker import LocalWorker
+    from SAMFineTuneLib.service.worker import LocalWorker
 
     return LocalWorker(executable=sys.executable, environment=environment(), starter=starter)
 
@@ -24,7 +24,7 @@ def make_starter():
     """Starts the worker, and leaves no dead process on the system's list when it has ended it."""
     import subprocess
 
-    from SAMFineTuneLib.service.local_worker import SubprocessStarter
+    from SAMFineTuneLib.service.worker import SubprocessStarter
 
     class Starter(SubprocessStarter):
         def kill(self):

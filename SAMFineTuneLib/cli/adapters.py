@@ -13,9 +13,9 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import new_folder
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.models.adapter_folder import AdapterFolder
-    from SAMFineTuneLib.models.adapter_store import AdapterStore
-    from SAMFineTuneLib.models.card import Card
+    from SAMFineTuneLib.models.adapters.adapter_card import Card
+    from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
 
 _EPILOG = """examples:
@@ -61,14 +61,14 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the action."""
-    from SAMFineTuneLib.models.adapter_store import AdapterStore
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     args.act(AdapterStore(), args)
     return 0
 
 
 def _list(store: AdapterStore, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.download.download_file import readable_size
 
     rows = [("NAME", "BASE", "LABELS", "METHOD", "SIZE", "PROMPT", "DICE BEFORE", "AFTER")]
     for adapter in store.list():
@@ -97,8 +97,8 @@ def _compare(store: AdapterStore, args: argparse.Namespace) -> None:
 
 def _import(store: AdapterStore, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.inference.engine import open_engine, try_once
-    from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
-    from SAMFineTuneLib.models.tuned_export import make_ready
+    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+    from SAMFineTuneLib.models.adapters.merged_export import make_ready
 
     given = read_adapter_folder(args.folder)
     if given.exported is not None:
@@ -116,8 +116,8 @@ def _import(store: AdapterStore, args: argparse.Namespace) -> None:
 
 
 def _export(store: AdapterStore, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download import readable_size
-    from SAMFineTuneLib.models.tuned_export import export_adapter, export_merged
+    from SAMFineTuneLib.models.adapters.merged_export import export_adapter, export_merged
+    from SAMFineTuneLib.models.download.download_file import readable_size
 
     adapter = store.find(args.name)
     base = _base(adapter)
@@ -139,8 +139,8 @@ def _export(store: AdapterStore, args: argparse.Namespace) -> None:
 
 
 def _merge(store: AdapterStore, args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.models.adapters.merged_export import add_merged
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.models.tuned_export import add_merged
 
     adapter = store.find(args.name)
     model = add_merged(adapter, _base(adapter), Store(), args.id)
@@ -160,8 +160,8 @@ def _base(adapter: AdapterFolder) -> ModelFolder:
 
 def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
     """What a card says, a line each; a gain's label is its way of prompting."""
-    from SAMFineTuneLib.models.card import duration
-    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.adapters.adapter_card import duration
+    from SAMFineTuneLib.models.download.download_file import readable_size
 
     card, method = adapter.card, adapter.card.method
     facts = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
-    from SAMFineTuneLib.models.adapter_folder import AdapterFolder
+    from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 
@@ -89,14 +89,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def find_adapter(args: argparse.Namespace) -> AdapterFolder | None:
     """The adapter that was asked for, if any."""
-    from SAMFineTuneLib.models.adapter_store import AdapterStore
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     return None if args.adapter is None else AdapterStore().find(args.adapter)
 
 
 def open_predictor(args: argparse.Namespace, adapter: AdapterFolder | None = None) -> Predictor:
     """The model that was asked for, with its adapter, over the embedding cache."""
-    from SAMFineTuneLib.inference.cache import open_cache
+    from SAMFineTuneLib.inference.embedding_cache import open_cache
     from SAMFineTuneLib.inference.engine import open_engine
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.models.store import DEFAULT_MODEL, Store

@@ -96,7 +96,7 @@ def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[tup
 
 
 def _volumes(source: Path) -> list[Path]:
-    from SAMFineTuneLib.images.read import ENDINGS
+    from SAMFineTuneLib.images.read_image import ENDINGS
 
     if not source.is_dir():
         return [source]
@@ -115,7 +115,7 @@ def _volumes(source: Path) -> list[Path]:
 
 
 def _stem(path: Path) -> str:
-    from SAMFineTuneLib.images.read import ENDINGS
+    from SAMFineTuneLib.images.read_image import ENDINGS
 
     lower = path.name.lower()
     endings = [ending for ending in (*ENDINGS, ".dcm") if lower.endswith(ending)] if not path.is_dir() else []
@@ -140,9 +140,9 @@ def _segment(
 
     from SAMFineTuneLib.cli import describe, outputs
     from SAMFineTuneLib.images import choose_window, read_volume, write_labelmap
-    from SAMFineTuneLib.inference.automatic import class_segments, segment_classes
-    from SAMFineTuneLib.inference.doubts import doubts_about_adapter
+    from SAMFineTuneLib.inference.automatic_head import class_segments, segment_classes
     from SAMFineTuneLib.service.learned import learned_orientation
+    from SAMFineTuneLib.session.doubts import doubts_about_adapter
 
     volume = read_volume(source, args.series)
     if target.name.lower().endswith(".dcm"):

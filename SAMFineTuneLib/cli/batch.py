@@ -13,12 +13,12 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, overlay_picture, picture
-from SAMFineTuneLib.images.resample import extract_labels
-from SAMFineTuneLib.inference import events
-from SAMFineTuneLib.inference.doubts import doubts_about_placing, doubts_about_points, doubts_about_voxels
-from SAMFineTuneLib.inference.propagate import PropagationSettings
-from SAMFineTuneLib.inference.session import Session
+from SAMFineTuneLib.images.slice_extraction import extract_labels
+from SAMFineTuneLib.inference.propagation import PropagationSettings
 from SAMFineTuneLib.prompts import PromptSet, prompt_planes
+from SAMFineTuneLib.session import events
+from SAMFineTuneLib.session.doubts import doubts_about_placing, doubts_about_points, doubts_about_voxels
+from SAMFineTuneLib.session.session import Session
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor

@@ -32,7 +32,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the cache's figures, or clear it."""
     from SAMFineTuneLib.cli.ask import confirmed
-    from SAMFineTuneLib.inference.cache import open_cache
+    from SAMFineTuneLib.inference.embedding_cache import open_cache
 
     cache = open_cache()
     info = cache.info()

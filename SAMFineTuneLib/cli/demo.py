@@ -74,7 +74,7 @@ def _demonstrate(folder: Path, seed: int) -> tuple[Outcome, np.ndarray]:
     """Write everything into a folder; what was found, and the true labels [k, j, i]."""
     from SAMFineTuneLib.cli import batch, describe
     from SAMFineTuneLib.images import body_phantom, choose_window, read_volume, write_dicom_series, write_labelmap
-    from SAMFineTuneLib.inference.cache import open_cache
+    from SAMFineTuneLib.inference.embedding_cache import open_cache
     from SAMFineTuneLib.inference.engine import open_engine
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.models.store import Store
@@ -135,7 +135,7 @@ def _box_round_each(volume: Volume, truth: np.ndarray, names: dict[int, str]) ->
     The smallest organ comes first: an earlier segment keeps its voxels, so no large one can spill into a small one.
     """
     from SAMFineTuneLib.images import aligned_plane
-    from SAMFineTuneLib.images.resample import extract_labels
+    from SAMFineTuneLib.images.slice_extraction import extract_labels
     from SAMFineTuneLib.prompts import BoxPrompt, PromptSet, SegmentPrompts
 
     segments = []

@@ -52,7 +52,7 @@ def grid(volume: Volume) -> str:
 
 def orientation(volume: Volume) -> str:
     """Which way the axes run, and by how much they are tilted: `axial slices, i → Left, …, tilted by 10.8°`."""
-    from SAMFineTuneLib.images.plane import view_axes
+    from SAMFineTuneLib.images.slice_plane import view_axes
 
     across = {view_axes(volume, name)[2]: name for name in _ALONG}  # volume axis → the slices it counts
     arrows, alignment = [], 1.0

@@ -14,7 +14,7 @@ from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.evaluation.engines import Engine
+    from SAMFineTuneLib.evaluation.executors import Engine
     from SAMFineTuneLib.inference.progress import Progress
 
 _EPILOG = """CASES is what `samfinetune train` takes: a folder with images/ and labels/ (or masks/), pairs of one name;
@@ -86,11 +86,11 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, measure, report."""
     _require_packages()
+    from SAMFineTuneLib.cases.cases import LabelChoice, find_cases
     from SAMFineTuneLib.evaluation.annotator import Seconds
-    from SAMFineTuneLib.evaluation.contestants import enter, enter_baselines
-    from SAMFineTuneLib.evaluation.run import PARTS, REPORT, evaluate
-    from SAMFineTuneLib.evaluation.settings import Settings, parse_protocols
-    from SAMFineTuneLib.training.cases import LabelChoice, find_cases
+    from SAMFineTuneLib.evaluation.evaluation_run import PARTS, REPORT, evaluate
+    from SAMFineTuneLib.evaluation.evaluation_settings import Settings, parse_protocols
+    from SAMFineTuneLib.evaluation.methods import enter, enter_baselines
 
     settings = Settings(
         parse_protocols(args.protocol), args.slices, args.steps, args.rounds, args.seed, args.tolerance, args.window,
@@ -124,7 +124,7 @@ def _require_packages() -> None:
 
 
 def _engine(args: argparse.Namespace) -> Engine:
-    from SAMFineTuneLib.evaluation import engines
+    from SAMFineTuneLib.evaluation import executors as engines
 
     if args.engine == "dask":
         return engines.dask(args.scheduler, args.jobs)

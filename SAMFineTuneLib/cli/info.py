@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the series of a folder; when there is one, or one was asked for, also its geometry and values."""
     from SAMFineTuneLib.cli import describe
     from SAMFineTuneLib.images import choose_window, read_volume
-    from SAMFineTuneLib.images.dicom import look_into
-    from SAMFineTuneLib.images.plane import format_bounds
+    from SAMFineTuneLib.images.read_dicom import look_into
+    from SAMFineTuneLib.images.slice_plane import format_bounds
 
     if Path(args.volume).is_dir() and args.series is None:
         series, notes = look_into(args.volume)

@@ -14,7 +14,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import new_folder
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.models.manifest import Entry
+    from SAMFineTuneLib.models.download.manifest import Entry
     from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
     from SAMFineTuneLib.models.store import Store
 
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download import readable_size
-    from SAMFineTuneLib.models.manifest import known_models
+    from SAMFineTuneLib.models.download.download_file import readable_size
+    from SAMFineTuneLib.models.download.manifest import known_models
 
     rows = [("ID", "MODEL", "SIZE", "WHERE", "LICENCE")]
     here = store.list()
@@ -89,7 +89,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
 
 
 def _show(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.manifest import known_models
+    from SAMFineTuneLib.models.download.manifest import known_models
 
     entry = known_models().get(args.id)
     try:
@@ -102,7 +102,7 @@ def _show(store: Store, args: argparse.Namespace) -> None:
 
 
 def _facts_here(store: Store, model: ModelFolder) -> list[tuple[str, str]]:
-    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.download.download_file import readable_size
 
     spec = model.spec
     facts = [
@@ -123,7 +123,7 @@ def _facts_here(store: Store, model: ModelFolder) -> list[tuple[str, str]]:
 
 
 def _facts_published(entry: Entry, model: ModelFolder | None) -> list[tuple[str, str]]:
-    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.download.download_file import readable_size
     from SAMFineTuneLib.models.spec import ModelSpec
 
     facts = [("what", entry.description), ("needs", entry.needs), ("terms", entry.licence_note)]
@@ -162,7 +162,7 @@ def _input(spec: ModelSpec) -> str:
 
 
 def _import(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.importing import examine
+    from SAMFineTuneLib.models.formats.importing import examine
 
     proposal = examine(args.file, args.id, args.like, _base(store, args.base))
     store.check_new(proposal.spec.id)
@@ -198,9 +198,9 @@ def _base(store: Store, base: str | None) -> Path | None:
 
 
 def _download(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download import readable_size
-    from SAMFineTuneLib.models.fetch import check_possible, fetch
-    from SAMFineTuneLib.models.manifest import find_entry
+    from SAMFineTuneLib.models.download.download_file import readable_size
+    from SAMFineTuneLib.models.download.manifest import find_entry
+    from SAMFineTuneLib.models.download.published_models import check_possible, fetch
 
     store.check_new(args.id)
     entry = find_entry(args.id)
@@ -221,8 +221,8 @@ def _download(store: Store, args: argparse.Namespace) -> None:
 
 
 def _remove(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.fetch import forget
-    from SAMFineTuneLib.models.manifest import known_models
+    from SAMFineTuneLib.models.download.manifest import known_models
+    from SAMFineTuneLib.models.download.published_models import forget
 
     leftover = args.id in known_models() and forget(store, known_models()[args.id])
     if leftover:
@@ -234,8 +234,8 @@ def _remove(store: Store, args: argparse.Namespace) -> None:
 
 
 def _export(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download import readable_size
-    from SAMFineTuneLib.models.export import export_model
+    from SAMFineTuneLib.models.download.download_file import readable_size
+    from SAMFineTuneLib.models.onnx_export import export_model
 
     output = outputs.require_new_folder(args.output)
     with new_folder(output) as building:
@@ -279,7 +279,7 @@ def _agreed(yes: bool, question: str) -> bool:
 
 
 def _say_installed(model: ModelFolder) -> None:
-    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.download.download_file import readable_size
 
     print(f"Installed {model.spec.id} ({readable_size(_bytes(model))}) in {model.path}; "
           f"use it with --model {model.spec.id}.")

@@ -66,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UserError("--seed must be a whole number from 0.")
     try:
-        import scipy  # noqa: F401  volumes are augmented with it
+        import scipy  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
         raise UserError(
             f'Pre-training needs {error.name}, which is not installed: pip install "samfinetune[training]".'
         ) from error
-    from SAMFineTuneLib.training.loop import Stopped
     from SAMFineTuneLib.training.plan import device_of
+    from SAMFineTuneLib.training.training_loop import Stopped
 
     device = device_of(args.device)
     with stop_signs(_leave) as stop:
@@ -91,7 +91,7 @@ def _leave() -> None:
 
 def _synthetic(args: argparse.Namespace, device: str, stop: StopSigns) -> int:
     """Pre-train the compact model on synthetic pictures."""
-    from SAMFineTuneLib.training.pretrain import CHECKPOINT_NAME, pretrain_synthetic
+    from SAMFineTuneLib.training.synthetic_pretraining import CHECKPOINT_NAME, pretrain_synthetic
 
     report = _Report()
 
@@ -119,7 +119,7 @@ def _synthetic(args: argparse.Namespace, device: str, stop: StopSigns) -> int:
 
 def _masked(args: argparse.Namespace, device: str, stop: StopSigns) -> int:
     """Pre-train an encoder on unlabelled volumes."""
-    from SAMFineTuneLib.training.masked import CHECKPOINT_NAME, pretrain_masked
+    from SAMFineTuneLib.training.masked_autoencoding import CHECKPOINT_NAME, pretrain_masked
 
     printed = 0.0
 

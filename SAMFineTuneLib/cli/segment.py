@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     """Read, answer, write, and say what was done."""
     from SAMFineTuneLib.cli import batch, describe
     from SAMFineTuneLib.images import check_output_path, choose_window, read_volume, write_labelmap
-    from SAMFineTuneLib.inference.doubts import doubts_about_adapter
+    from SAMFineTuneLib.session.doubts import doubts_about_adapter
 
     if args.auto:
         from SAMFineTuneLib.cli import automatic
@@ -145,7 +145,7 @@ def gather_prompts(args: argparse.Namespace, volume: Volume) -> PromptSet:
 
 def _typed_prompts(args: argparse.Namespace, volume: Volume) -> tuple:
     """Boxes first: points that follow a box correct its answer."""
-    from SAMFineTuneLib.images.plane import require_voxels
+    from SAMFineTuneLib.images.slice_plane import require_voxels
     from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
 
     def positions(option: str, text: str, count: int) -> list[tuple[float, ...]]:
@@ -177,7 +177,7 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
 def report(outcome: Outcome, predictor: Predictor) -> None:
     """Print what was found and how much had to be computed."""
     from SAMFineTuneLib.cli import batch
-    from SAMFineTuneLib.inference.doubts import doubt_about_answer
+    from SAMFineTuneLib.session.doubts import doubt_about_answer
 
     for info in outcome.session.segments:
         planes, filled = outcome.prompted[info.value], outcome.filled[info.value]

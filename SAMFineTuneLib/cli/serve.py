@@ -101,7 +101,7 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 def _token(args: argparse.Namespace) -> str:
     from SAMFineTuneLib.service.address import Address
-    from SAMFineTuneLib.service.local_worker import TOKEN_VARIABLE
+    from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
     given = os.environ.pop(TOKEN_VARIABLE, "")  # gone, so that no process started from here sees it
     if args.token_file:
@@ -130,8 +130,8 @@ def _read_token(path: Path) -> str:
 
 
 def _server(args: argparse.Namespace, token: str, limits: Limits) -> WorkerServer:
-    from SAMFineTuneLib.service.app import ServerApp
     from SAMFineTuneLib.service.server import WorkerServer, tls_context
+    from SAMFineTuneLib.service.server_app import ServerApp
 
     if bool(args.tls_cert) != bool(args.tls_key):
         raise UserError("TLS needs both, --tls-cert and --tls-key.")

@@ -17,13 +17,13 @@ from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.models.adapter_store import AdapterStore
+    from SAMFineTuneLib.cases.cases import Case, Survey
+    from SAMFineTuneLib.cases.splits import Fold
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
-    from SAMFineTuneLib.training.cases import Case, Survey
-    from SAMFineTuneLib.training.run import Plan, Progress, Result
-    from SAMFineTuneLib.training.settings import Settings
-    from SAMFineTuneLib.training.splits import Fold
+    from SAMFineTuneLib.training.fine_tuning import Plan, Progress, Result
     from SAMFineTuneLib.training.stopping import StopSigns
+    from SAMFineTuneLib.training.training_settings import Settings
 
 _EPILOG = """CASES is a folder with images/ and labels/ (or masks/), pairs of one name; nnU-Net's imagesTr/ and
 labelsTr/; or a .csv of image,label[,patient].
@@ -115,9 +115,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from SAMFineTuneLib.models.method import Method
-    from SAMFineTuneLib.training.cases import LabelChoice
-    from SAMFineTuneLib.training.settings import Settings
+    from SAMFineTuneLib.cases.cases import LabelChoice
+    from SAMFineTuneLib.models.adapters.tuning_method import Method
+    from SAMFineTuneLib.training.training_settings import Settings
 
     method = Method(
         args.method, args.scope, args.rank, args.rank if args.alpha is None else args.alpha, args.dropout,
@@ -143,7 +143,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _check(args: argparse.Namespace) -> int:
     """Say what would be done; refuse what `_train` refuses."""
-    from SAMFineTuneLib.training.cases import survey
+    from SAMFineTuneLib.cases.cases import survey
 
     settings, store, cases, test = _asked(args)
     try:
@@ -152,9 +152,9 @@ def _check(args: argparse.Namespace) -> int:
         exclusive = "automatic" in settings.heads
         _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
         raise
-    from SAMFineTuneLib.models.card import duration
+    from SAMFineTuneLib.models.adapters.adapter_card import duration
+    from SAMFineTuneLib.training.fine_tuning import make_plan
     from SAMFineTuneLib.training.pace import measure_pace
-    from SAMFineTuneLib.training.run import make_plan
 
     plan = make_plan(cases, args.output, open_base(args.model), settings, args.resume, test)
     _show_cases(args, cases, test, plan.found)
@@ -171,8 +171,8 @@ def _check(args: argparse.Namespace) -> int:
 
 def _asked(args: argparse.Namespace) -> tuple[Settings, AdapterStore, tuple[Case, ...], tuple[Case, ...]]:
     """Settings, the adapters of this computer, cases, cases to test on; UserError for what can be seen at once."""
-    from SAMFineTuneLib.models.adapter_store import AdapterStore
-    from SAMFineTuneLib.training.cases import find_cases
+    from SAMFineTuneLib.cases.cases import find_cases
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     settings, store = _settings(args), AdapterStore()
     if not args.no_add:
@@ -224,7 +224,7 @@ def _trainings(plan: Plan) -> list[tuple[Fold, tuple[Case, ...]]]:
 
 
 def _show_plan(plan: Plan) -> None:
-    from SAMFineTuneLib.models.download import readable_size
+    from SAMFineTuneLib.models.download.download_file import readable_size
 
     settings, spec = plan.settings, plan.base.spec
     print(f"base        {spec.id} ({spec.name})")
@@ -254,8 +254,8 @@ def _named(cases: Sequence[Case], most: int = 5) -> str:
 
 def _train(args: argparse.Namespace) -> int:
     _require_packages()
-    from SAMFineTuneLib.inference.document import is_out_of_memory
-    from SAMFineTuneLib.training.run import Stopped, fine_tune, working_folder
+    from SAMFineTuneLib.session.document import is_out_of_memory
+    from SAMFineTuneLib.training.fine_tuning import Stopped, fine_tune, working_folder
 
     settings, store, cases, test = _asked(args)
     base = open_base(args.model)
@@ -306,7 +306,7 @@ def _check_name(store: AdapterStore, name: str) -> None:
 
 def _add(store: AdapterStore, name: str, result: Result, base: ModelFolder) -> tuple[str, str]:
     """The adapter's name on this computer, "" when it was not added, and a sentence worth saying or ""."""
-    from SAMFineTuneLib.models.tuned_export import add_ready, make_ready
+    from SAMFineTuneLib.models.adapters.merged_export import add_ready, make_ready
 
     if not name:
         return "", make_ready(result.adapter, base)
@@ -394,7 +394,7 @@ class _Report:
             self._line(f"note        {note}")
 
     def __call__(self, progress: Progress) -> None:
-        from SAMFineTuneLib.models.card import duration
+        from SAMFineTuneLib.models.adapters.adapter_card import duration
 
         stage = (progress.stage, progress.part)
         self._steps += progress.stage == "training"
@@ -418,7 +418,7 @@ class _Report:
 
 def describe(progress: Progress) -> str:
     """One line for people."""
-    from SAMFineTuneLib.models.card import duration
+    from SAMFineTuneLib.models.adapters.adapter_card import duration
 
     if progress.stage != "training":
         text = _STAGES[progress.stage]

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.evaluation.rows import Row
+from SAMFineTuneLib.evaluation.result_rows import Row
 
 GOOD_ENOUGH = 0.85
 """Dice from which a mask is taken as it is."""

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SAMFineTuneLib.inference.masks import pieces
-from SAMFineTuneLib.inference.propagate import SMALLEST_SPREAD
-from SAMFineTuneLib.inference.view import View, box_around_prompts
+from SAMFineTuneLib.inference.input_crop import View, box_around_prompts
+from SAMFineTuneLib.inference.mask_shapes import pieces
+from SAMFineTuneLib.inference.propagation import SMALLEST_SPREAD
 from SAMFineTuneLib.prompts import PlanePrompts
 
 CORE = 0.3

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SAMFineTuneLib.evaluation.metrics import dice
+from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
-from SAMFineTuneLib.evaluation.rows import Row
-from SAMFineTuneLib.evaluation.settings import Settings
+from SAMFineTuneLib.evaluation.result_rows import Row
+from SAMFineTuneLib.metrics.mask_metrics import dice
 
 REFERENCE = "reference"
 """In place of a contestant in rows that are about objects alone."""

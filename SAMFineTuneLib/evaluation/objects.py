@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
+from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, objects_of, orientations, slices_of
+from SAMFineTuneLib.cases.cases import Labelled
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, choose_window
-from SAMFineTuneLib.training.cases import Labelled
-from SAMFineTuneLib.training.slices import LabelledSlice, evenly, objects_of, orientations, slices_of
 
 
 @dataclass(frozen=True, eq=False)

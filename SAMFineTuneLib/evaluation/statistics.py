@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SAMFineTuneLib.evaluation.draws import draws
-from SAMFineTuneLib.evaluation.rows import Row
+from SAMFineTuneLib.evaluation.result_rows import Row
+from SAMFineTuneLib.evaluation.seeds import draws
 
 RESAMPLES = 2000
 

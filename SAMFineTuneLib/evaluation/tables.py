@@ -10,12 +10,12 @@ import numpy as np
 
 from SAMFineTuneLib.evaluation import annotator, statistics
 from SAMFineTuneLib.evaluation.annotator import Seconds
-from SAMFineTuneLib.evaluation.interactive import HEADLINE, WAYS
-from SAMFineTuneLib.evaluation.perturbation import PERTURBATIONS
-from SAMFineTuneLib.evaluation.prompts import STRATEGIES
-from SAMFineTuneLib.evaluation.rows import Row
+from SAMFineTuneLib.evaluation.interactive_protocol import HEADLINE, WAYS
+from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.statistics import Difference, Estimate, by_patient, difference, estimate
-from SAMFineTuneLib.evaluation.volumes import BY_SLICE, STARTS
+from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
+from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
+from SAMFineTuneLib.simulation.perturbed_prompts import PERTURBATIONS
 
 WANTED = (0.85, 0.9)
 """Dice that clicks are counted to."""

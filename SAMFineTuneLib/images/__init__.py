@@ -11,32 +11,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from SAMFineTuneLib.images.plane import (
+from SAMFineTuneLib.images.intensity_window import IntensityWindow, choose_window
+from SAMFineTuneLib.images.segment_info import SegmentInfo
+from SAMFineTuneLib.images.slice_extraction import extract, picture, write
+from SAMFineTuneLib.images.slice_plane import (
     SlicePlane,
     aligned_plane,
     number_of_slices,
     oblique_plane,
     plane_through,
 )
-from SAMFineTuneLib.images.resample import extract, picture, write
-from SAMFineTuneLib.images.segments import SegmentInfo
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
-from SAMFineTuneLib.images.window import IntensityWindow, choose_window
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.images.dicom import list_series
     from SAMFineTuneLib.images.labelmap_files import OUTPUT_ENDINGS, check_output_path, write_labelmap
     from SAMFineTuneLib.images.overlay import overlay_picture
     from SAMFineTuneLib.images.phantom import body_phantom, write_dicom_series
-    from SAMFineTuneLib.images.read import read_volume
+    from SAMFineTuneLib.images.read_dicom import list_series
+    from SAMFineTuneLib.images.read_image import read_volume
 
 _LATE = {
     "OUTPUT_ENDINGS": "labelmap_files",
     "body_phantom": "phantom",
     "check_output_path": "labelmap_files",
-    "list_series": "dicom",
+    "list_series": "read_dicom",
     "overlay_picture": "overlay",
-    "read_volume": "read",
+    "read_volume": "read_image",
     "write_dicom_series": "phantom",
     "write_labelmap": "labelmap_files",
 }

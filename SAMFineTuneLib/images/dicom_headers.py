@@ -31,7 +31,7 @@ from SAMFineTuneLib.images.dicom_values import (
     uid,
     whole_number,
 )
-from SAMFineTuneLib.images.window import IntensityWindow
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
 
 # Where an enhanced multi-frame file keeps an attribute (DICOM PS3.3 C.7.6.16, functional group macros).
 _MACROS = {

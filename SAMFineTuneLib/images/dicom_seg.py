@@ -19,7 +19,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images import dicom_values
 from SAMFineTuneLib.images.dicom_values import first_item, read_value, uid, whole_number
-from SAMFineTuneLib.images.segments import SegmentInfo, require_described
+from SAMFineTuneLib.images.segment_info import SegmentInfo, require_described
 from SAMFineTuneLib.images.volume import Volume, describe_place, lps_from_affine
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
-from SAMFineTuneLib.images.segments import SegmentInfo, check_segments, compact_labels, require_described
+from SAMFineTuneLib.images.segment_info import SegmentInfo, check_segments, compact_labels, require_described
 from SAMFineTuneLib.images.sitk_images import quiet, to_sitk
 from SAMFineTuneLib.images.volume import Volume
 

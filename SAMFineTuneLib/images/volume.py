@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.window import IntensityWindow
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
 
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0])
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.models.adapter_folder import AdapterFolder, require_base
+from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
 from SAMFineTuneLib.models.needs import require
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 

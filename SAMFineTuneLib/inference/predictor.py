@@ -17,12 +17,10 @@ from functools import cached_property, partial
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.inference.cache import Embedding, EmbeddingCache, embedding_key
-from SAMFineTuneLib.inference.candidates import joined, most_agreed, of_largest_expected_dice, weights
-from SAMFineTuneLib.inference.corrections import as_told, changed_near
+from SAMFineTuneLib.inference.click_corrections import as_told, changed_near
+from SAMFineTuneLib.inference.embedding_cache import Embedding, EmbeddingCache, embedding_key
 from SAMFineTuneLib.inference.engine import Engine, decodes_at_once, embedding_digest
-from SAMFineTuneLib.inference.masks import pieces_asked_for
-from SAMFineTuneLib.inference.view import (
+from SAMFineTuneLib.inference.input_crop import (
     View,
     bounding_box,
     box_around_prompts,
@@ -31,6 +29,8 @@ from SAMFineTuneLib.inference.view import (
     views_around,
     views_of_point,
 )
+from SAMFineTuneLib.inference.mask_candidates import joined, most_agreed, of_largest_expected_dice, weights
+from SAMFineTuneLib.inference.mask_shapes import pieces_asked_for
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 

@@ -11,7 +11,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.inference.engine import require_numbers
-from SAMFineTuneLib.models.adapter_folder import AdapterFolder, tuned_spec
+from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, tuned_spec
 from SAMFineTuneLib.models.needs import require
 from SAMFineTuneLib.models.spec import ModelFolder
 

@@ -3,8 +3,8 @@
 PyTorch is imported only inside the functions that need it, so that ONNX models run without it.
 """
 
-from .preprocess import InputGeometry, geometry, prepare
-from .spec import ModelFolder, ModelSpec, read_model_folder, write_spec
+from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
+from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 
 __all__ = [
     "InputGeometry",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
-from .adapter_folder import AdapterFolder, require_base
-from .apply import apply_adapter
-from .recognise import Recognition, build_network, recognise
-from .spec import ModelFolder
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
+from SAMFineTuneLib.models.adapters.apply_adapter import apply_adapter
+from SAMFineTuneLib.models.formats.recognise import Recognition, build_network, recognise
+from SAMFineTuneLib.models.spec import ModelFolder
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from ..errors import UserError
+from SAMFineTuneLib.errors import UserError
 
 _NAMES = {"torch": "PyTorch", "skimage": "scikit-image"}
 SAFE_TORCH = (2, 6)

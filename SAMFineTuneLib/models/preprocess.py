@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from . import resample
-from .spec import ModelSpec
+from SAMFineTuneLib.models import resampling_matrix as resample
+from SAMFineTuneLib.models.spec import ModelSpec
 
 MASK_LOGIT = 10.0
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ..errors import UserError
-from ..files import atomic_write, sha256_of
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write, sha256_of
 
 FORMAT = 1
 SPEC_FILE = "model.json"

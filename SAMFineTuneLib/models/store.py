@@ -17,8 +17,8 @@ from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import data_folder, resources, sha256_of, sync
-from SAMFineTuneLib.models.adapter_folder import CARD, AdapterFolder, is_base
-from SAMFineTuneLib.models.manifest import known_models
+from SAMFineTuneLib.models.adapters.adapter_folder import CARD, AdapterFolder, is_base
+from SAMFineTuneLib.models.download.manifest import known_models
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
 
 DEFAULT_MODEL = "compact"

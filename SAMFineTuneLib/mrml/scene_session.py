@@ -14,25 +14,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.images.window import IntensityWindow
 from SAMFineTuneLib.mrml import storage
-from SAMFineTuneLib.mrml.found_objects import FoundObjects
-from SAMFineTuneLib.mrml.making import middle_of, prompt_of, view_of
-from SAMFineTuneLib.mrml.markups import PromptNodes, View, companions_of, kind_of, orphans, segment_of
-from SAMFineTuneLib.mrml.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.observers import Observers
-from SAMFineTuneLib.mrml.placing import Placing, slice_node_under_cursor
-from SAMFineTuneLib.mrml.prompt_sync import PromptSync
-from SAMFineTuneLib.mrml.prompt_watch import PromptWatch
+from SAMFineTuneLib.mrml.prompts.making import middle_of, prompt_of, view_of
+from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes, View, companions_of, kind_of, orphans, segment_of
+from SAMFineTuneLib.mrml.prompts.placing import Placing, slice_node_under_cursor
+from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync
+from SAMFineTuneLib.mrml.prompts.prompt_watch import PromptWatch
+from SAMFineTuneLib.mrml.prompts.view_finder import ViewFinder
 from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
 from SAMFineTuneLib.mrml.scene_work import MOVED, Work
-from SAMFineTuneLib.mrml.segment_table import SegmentTable
-from SAMFineTuneLib.mrml.segments import SegmentWriter
+from SAMFineTuneLib.mrml.segments.found_objects import FoundObjects
+from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
+from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
+from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view
-from SAMFineTuneLib.mrml.view_finder import ViewFinder
+from SAMFineTuneLib.mrml.volume_nodes import displayed_window, volume_from_node
 from SAMFineTuneLib.mrml.volume_watch import VolumeWatch
-from SAMFineTuneLib.mrml.volumes import displayed_window, volume_from_node
 from SAMFineTuneLib.prompts.prompts import Prompt
 from SAMFineTuneLib.service.events import (
     Answered,

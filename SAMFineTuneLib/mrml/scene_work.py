@@ -7,16 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.window import IntensityWindow
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.mrml import storage
-from SAMFineTuneLib.mrml.export import is_empty
-from SAMFineTuneLib.mrml.making import planes_of
-from SAMFineTuneLib.mrml.markups import PromptNodes
-from SAMFineTuneLib.mrml.mask_display import MaskDisplay
-from SAMFineTuneLib.mrml.prompt_sync import PromptSync
+from SAMFineTuneLib.mrml.prompts.making import planes_of
+from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes
+from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync
 from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
-from SAMFineTuneLib.mrml.segment_table import SegmentTable
-from SAMFineTuneLib.mrml.segments import ClaimInfo, SegmentWriter
+from SAMFineTuneLib.mrml.segment_export import is_empty
+from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
+from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
+from SAMFineTuneLib.mrml.segments.segment_writer import ClaimInfo, SegmentWriter
 from SAMFineTuneLib.service.events import Event, Failed, Notice, StateChanged
 
 _log = logging.getLogger(__name__)

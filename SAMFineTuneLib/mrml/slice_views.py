@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import (
+from SAMFineTuneLib.images.slice_plane import (
     EDGE_OF_SLICES,
     ORIENTATIONS,
     SlicePlane,
@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.plane import (
     view_axes,
 )
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.volumes import array_from_matrix
+from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix
 
 # Slices by which a view may drift from one end of the volume to the other and still be one of its own slices, as
 # long as it stays in it: scanners store directions with few digits, and Slicer draws such views as if straight.

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import SlicePlane
-from SAMFineTuneLib.images.segments import SegmentInfo
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.segment_info import SegmentInfo
+from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.images.window import IntensityWindow
-from SAMFineTuneLib.mrml.markups import SEGMENTATION_ROLE, VOLUME_ROLE, new_node
+from SAMFineTuneLib.mrml.prompts.markups_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, new_node
 from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict
 from SAMFineTuneLib.service.events import PromptInfo
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from SAMFineTuneLib.cases.exported_cases import ExportedCase, LabelLayer
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.mrml.layers import BINARY, SURFACE
-from SAMFineTuneLib.mrml.volumes import array_from_matrix, require_linear, volume_from_node, world_matrix
-from SAMFineTuneLib.service.exported_cases import ExportedCase, LabelLayer
+from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE
+from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix, require_linear, volume_from_node, world_matrix
 
 
 @dataclass(frozen=True, eq=False)

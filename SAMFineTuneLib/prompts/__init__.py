@@ -1,6 +1,6 @@
 """Prompts in RAS: what they are, on which slice planes they lie, and the files that hold them."""
 
-from SAMFineTuneLib.prompts.markups import read_markups, write_markups
+from SAMFineTuneLib.prompts.markups_file import read_markups, write_markups
 from SAMFineTuneLib.prompts.on_planes import box_remark, on_planes, prompt_planes
 from SAMFineTuneLib.prompts.prompts import (
     Box3DPrompt,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.prompts.markups import is_positive, segment_name
+from SAMFineTuneLib.prompts.markups_file import is_positive, segment_name
 from SAMFineTuneLib.prompts.prompts import PointPrompt, PromptSet, SegmentPrompts
 
 ENDING = ".fcsv"

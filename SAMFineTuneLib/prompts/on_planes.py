@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import (
+from SAMFineTuneLib.images.slice_plane import (
     SlicePlane,
     aligned_plane,
     box_corners,

@@ -10,7 +10,7 @@ from numbers import Integral
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import ORIENTATIONS, SlicePlane
+from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, SlicePlane
 
 Ras = tuple[float, float, float]
 LARGEST_VALUE = 65535  # labelmaps are uint8 or uint16

@@ -32,11 +32,12 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
-from SAMFineTuneLib.images.plane import SlicePlane, require_voxels
+from SAMFineTuneLib.images.slice_plane import SlicePlane, require_voxels
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.prompts.checked_json import flag, load_json, mapping, numbers, required, sequence, text
 from SAMFineTuneLib.prompts.fcsv import ENDING as FCSV_ENDING
 from SAMFineTuneLib.prompts.fcsv import read_fcsv
-from SAMFineTuneLib.prompts.markups import read_markups
+from SAMFineTuneLib.prompts.markups_file import read_markups
 from SAMFineTuneLib.prompts.prompts import (
     Box3DPrompt,
     BoxPrompt,
@@ -48,7 +49,6 @@ from SAMFineTuneLib.prompts.prompts import (
     ScribblePrompt,
     SegmentPrompts,
 )
-from SAMFineTuneLib.prompts.values import flag, load_json, mapping, numbers, required, sequence, text
 
 VERSION = 1
 

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.packed_mask import digest_of_masks
-from SAMFineTuneLib.images.plane import SlicePlane
+from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.images.window import IntensityWindow
 from SAMFineTuneLib.prompts.prompts import LARGEST_VALUE, Prompt
 from SAMFineTuneLib.service import decoding
-from SAMFineTuneLib.service import values as plain
+from SAMFineTuneLib.service import json_values as plain
 from SAMFineTuneLib.service.connection import Connection
 from SAMFineTuneLib.service.conversation import Conversation, Upload
 from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChanged, Notice

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service.address import Address, parse_address
-from SAMFineTuneLib.service.http_link import HttpLink
+from SAMFineTuneLib.service.link import HttpLink
 from SAMFineTuneLib.service.protocol import Buffer, Request, Response
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.service.app import ServerApp
+    from SAMFineTuneLib.service.server_app import ServerApp
 
 
 class Broken(Exception):

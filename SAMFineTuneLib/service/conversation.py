@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from SAMFineTuneLib import __version__
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.images.window import IntensityWindow
-from SAMFineTuneLib.service import values as plain
+from SAMFineTuneLib.service import json_values as plain
 from SAMFineTuneLib.service.codec import CodecError, decode, encode
 from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
 from SAMFineTuneLib.service.events import Event, Failed, Notice, Status, StatusChanged

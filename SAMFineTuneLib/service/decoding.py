@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib.images.packed_mask import PackedMask
-from SAMFineTuneLib.images.plane import SlicePlane
-from SAMFineTuneLib.images.segments import SegmentInfo
-from SAMFineTuneLib.service import values as plain
+from SAMFineTuneLib.images.segment_info import SegmentInfo
+from SAMFineTuneLib.images.slice_plane import SlicePlane
+from SAMFineTuneLib.service import json_values as plain
 from SAMFineTuneLib.service.events import Busy, MaskChanged, ObjectInfo, Objects, PromptInfo, StateChanged
 
 _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices",

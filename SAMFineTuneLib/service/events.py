@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.images.plane import SlicePlane
-from SAMFineTuneLib.images.segments import SegmentInfo
-from SAMFineTuneLib.images.window import IntensityWindow
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.segment_info import SegmentInfo
+from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.prompts.prompts import Prompt
 
 

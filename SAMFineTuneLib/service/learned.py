@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from SAMFineTuneLib.images.plane import ORIENTATIONS, view_axes
+from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, view_axes
 from SAMFineTuneLib.images.volume import Volume
 
 
 def learned_orientation(volume: Volume, recipe: Mapping[str, Any]) -> str:
     """Of the slices that the adapter of a recipe learned from; else that in which the volume was acquired."""
-    from SAMFineTuneLib.training.cases import slice_axis
+    from SAMFineTuneLib.cases.cases import slice_axis
 
     if recipe.get("orientation") in ORIENTATIONS:
         return recipe["orientation"]

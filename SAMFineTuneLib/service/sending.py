@@ -11,8 +11,8 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.service.json_values import window_to_json
 from SAMFineTuneLib.service.protocol import PART_BYTES, Buffer
-from SAMFineTuneLib.service.values import window_to_json
 
 
 class Sending(Protocol):

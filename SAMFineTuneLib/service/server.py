@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.service.app import ServerApp
 from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Request, Response
+from SAMFineTuneLib.service.server_app import ServerApp
 
 _log = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from SAMFineTuneLib.service.training_job import TrainingJob
 from SAMFineTuneLib.training.stopping import StopSigns
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.models.adapter_store import AdapterStore
+    from SAMFineTuneLib.cases.cases import Case, Survey
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
-    from SAMFineTuneLib.training.cases import Case, Survey
-    from SAMFineTuneLib.training.run import Plan, Progress, Result
+    from SAMFineTuneLib.training.fine_tuning import Plan, Progress, Result
 
 OUTLIVES = "SAMFINETUNE_TRAINING_OUTLIVES"
 """Variable that lets a training go on when the program that started it has ended."""
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
-    from SAMFineTuneLib.inference.document import is_out_of_memory
+    from SAMFineTuneLib.session.document import is_out_of_memory
 
     try:
         job = TrainingJob.read(folder)
@@ -96,8 +96,8 @@ class _Stop(Exception):
 
 def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
     """What the cases hold, and what a training would do and take, as far as packages are there to find out."""
-    from SAMFineTuneLib.training.cases import survey
-    from SAMFineTuneLib.training.settings import Settings
+    from SAMFineTuneLib.cases.cases import survey
+    from SAMFineTuneLib.training.training_settings import Settings
 
     cases, settings = _cases(folder, job), Settings.from_dict(job.settings)
     if all(find_spec(name) for name in NEEDED):
@@ -115,9 +115,9 @@ def _planned(
 ) -> tuple[Survey, dict[str, Any]]:
     """What the cases hold, and how much would be done for how long."""
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.training.loop import Stopped, stopping
+    from SAMFineTuneLib.training.fine_tuning import make_plan
     from SAMFineTuneLib.training.pace import measure_pace
-    from SAMFineTuneLib.training.run import make_plan
+    from SAMFineTuneLib.training.training_loop import Stopped, stopping
 
     look = stopping(lambda: stop.asked)
     try:
@@ -132,9 +132,9 @@ def _outline(plan: Plan) -> dict[str, Any]:
 
 
 def _train(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
-    from SAMFineTuneLib.models.adapter_store import AdapterStore
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.training.settings import Settings
+    from SAMFineTuneLib.training.training_settings import Settings
 
     store, base, settings = AdapterStore(), Store().get(job.model), Settings.from_dict(job.settings)
     if not _is_delivered(folder / files.OUTPUT, store, job.name):
@@ -149,7 +149,7 @@ def _train(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> No
 
 def _is_delivered(output: Path, store: AdapterStore, name: str) -> bool:
     """Whether the store has this very adapter already, from a run that was ended before it could say so."""
-    from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
+    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
     try:
         return store.get(name).digest == read_adapter_folder(output).digest
@@ -160,8 +160,8 @@ def _is_delivered(output: Path, store: AdapterStore, name: str) -> bool:
 def _fine_tuned(
     cases: tuple[Case, ...], folder: Path, base: ModelFolder, settings, tell: _Events, stop: StopSigns
 ) -> Result:
-    from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
-    from SAMFineTuneLib.training.run import Result, Stopped, fine_tune, working_folder
+    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+    from SAMFineTuneLib.training.fine_tuning import Result, Stopped, fine_tune, working_folder
 
     output = folder / files.OUTPUT
     if (output / "card.json").is_file():  # it was trained, but not delivered
@@ -184,7 +184,7 @@ def _fine_tuned(
 
 
 def _deliver(result: Result, store, job: TrainingJob, base: ModelFolder, tell: _Events) -> None:
-    from SAMFineTuneLib.models.tuned_export import add_ready, make_ready
+    from SAMFineTuneLib.models.adapters.merged_export import add_ready, make_ready
 
     if _is_delivered(result.adapter, store, job.name):
         note = make_ready(store.get(job.name).path, base)
@@ -199,14 +199,14 @@ def _deliver(result: Result, store, job: TrainingJob, base: ModelFolder, tell: _
 
 
 def _heads(result: Result) -> tuple[str, ...]:
-    from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
+    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
     return read_adapter_folder(result.adapter).card.method.heads
 
 
 def _cases(folder: Path, job: TrainingJob) -> tuple[Case, ...]:
-    from SAMFineTuneLib.service.exported_cases import read_cases
-    from SAMFineTuneLib.training.cases import find_cases
+    from SAMFineTuneLib.cases.cases import find_cases
+    from SAMFineTuneLib.cases.exported_cases import read_cases
 
     return find_cases(job.source) if job.source else read_cases(folder / files.CASES)
 

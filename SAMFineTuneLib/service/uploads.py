@@ -11,7 +11,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.service.values import number_from_json, text_from_json
+from SAMFineTuneLib.service.json_values import number_from_json, text_from_json
 
 _KINDS = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 

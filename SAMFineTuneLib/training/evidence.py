@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from SAMFineTuneLib.models.card import Gain
+from SAMFineTuneLib.cases.splits import Folds
+from SAMFineTuneLib.models.adapters.adapter_card import Gain
 from SAMFineTuneLib.training.held_out import interval, mean_dice
-from SAMFineTuneLib.training.splits import Folds
 
 Measured = Mapping[str, Mapping[str, Sequence[float | None]]]
 """By the digest of a case and the way of prompting: Dice of every label."""

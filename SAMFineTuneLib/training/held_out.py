@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from SAMFineTuneLib.inference.cache import EmbeddingCache
-from SAMFineTuneLib.inference.masks import interior_points
+from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, objects_of
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
+from SAMFineTuneLib.inference.input_crop import bounding_box
+from SAMFineTuneLib.inference.mask_shapes import interior_points
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.view import bounding_box
 from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.prompts import PlanePrompts
-from SAMFineTuneLib.training.slices import LabelledSlice, evenly, objects_of
 
 WAYS = ("1 box", "1 point", "automatic")
 _MEMORY = 64 << 20

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from SAMFineTuneLib.models.spec import ModelSpec
-from SAMFineTuneLib.training.settings import Settings
+from SAMFineTuneLib.training.training_settings import Settings
 
 _PATCH = 16
 _KEPT = 20  # tensors of a token's width that a transformer block keeps for its backward pass

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
+from SAMFineTuneLib.models.adapters.tuning import attach
 from SAMFineTuneLib.models.load import load_network
-from SAMFineTuneLib.models.tuning import attach
 from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, measure_case
-from SAMFineTuneLib.training.items import Items
-from SAMFineTuneLib.training.loop import Stopped, Training, interruptible, train
 from SAMFineTuneLib.training.plan import Plan, looking
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
-from SAMFineTuneLib.training.slices import LabelledSlice, evenly, with_objects
+from SAMFineTuneLib.training.training_items import Items
+from SAMFineTuneLib.training.training_loop import Stopped, Training, interruptible, train
 
 _STEPS = 5  # tried at most, and
 _SECONDS = 6.0  # about so long after the first

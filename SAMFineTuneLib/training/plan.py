@@ -12,17 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import require_writable
-from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices
-from SAMFineTuneLib.images.resample import extract_labels
-from SAMFineTuneLib.images.window import modality_of
-from SAMFineTuneLib.models.download import readable_size
-from SAMFineTuneLib.models.spec import ModelFolder
-from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock
-from SAMFineTuneLib.training.cases import Case, Labelled, Survey, read_labelled, survey
-from SAMFineTuneLib.training.settings import Settings
-from SAMFineTuneLib.training.slices import (
+from SAMFineTuneLib.cases.case_slices import (
     LabelledSlice,
     evenly,
     objects_of,
@@ -31,7 +21,17 @@ from SAMFineTuneLib.training.slices import (
     slices_of,
     with_objects,
 )  # fmt: skip
-from SAMFineTuneLib.training.splits import Fold, Folds, set_aside, split
+from SAMFineTuneLib.cases.cases import Case, Labelled, Survey, read_labelled, survey
+from SAMFineTuneLib.cases.splits import Fold, Folds, set_aside, split
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import require_writable
+from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices
+from SAMFineTuneLib.images.intensity_window import modality_of
+from SAMFineTuneLib.images.slice_extraction import extract_labels
+from SAMFineTuneLib.models.download.download_file import readable_size
+from SAMFineTuneLib.models.spec import ModelFolder
+from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock
+from SAMFineTuneLib.training.training_settings import Settings
 
 STATE = "run.json"
 """File in the working folder that says what a training is, from its beginning to its end."""
@@ -215,8 +215,8 @@ def _with_validation(cases: Sequence[Case], settings: Settings) -> Fold:
 
 def _trained_bytes(base: ModelFolder, settings: Settings) -> int:
     """Size of what is trained; UserError when the method does not suit the base."""
+    from SAMFineTuneLib.models.adapters.tuning import attach, trainable
     from SAMFineTuneLib.models.load import load_network
-    from SAMFineTuneLib.models.tuning import attach, trainable
 
     network = attach(load_network(base.file("weights"))[1], base.spec, settings.method, settings.seed)
     return sum(value.numel() * value.element_size() for value in trainable(network).values())

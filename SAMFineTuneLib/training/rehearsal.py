@@ -12,11 +12,11 @@ import numpy as np
 
 from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelSpec
-from SAMFineTuneLib.training.items import Item
-from SAMFineTuneLib.training.prompting import first_prompt
-from SAMFineTuneLib.training.settings import Settings
-from SAMFineTuneLib.training.synthetic import Pictures, synthetic_pictures
+from SAMFineTuneLib.simulation.first_prompts import first_prompt
+from SAMFineTuneLib.training.synthetic_pictures import Pictures, synthetic_pictures
 from SAMFineTuneLib.training.synthetic_scanner import SIZE
+from SAMFineTuneLib.training.training_items import Item
+from SAMFineTuneLib.training.training_settings import Settings
 
 _TOGETHER = 16  # pictures are drawn so many at once: that takes a third of the time
 

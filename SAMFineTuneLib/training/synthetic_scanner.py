@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from SAMFineTuneLib.training.synthetic_random import Random
+from SAMFineTuneLib.simulation.device_random import Random
 from SAMFineTuneLib.training.synthetic_shapes import CANVAS, wide
 
 SIZE = 128

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from SAMFineTuneLib.training.synthetic_random import Random
+from SAMFineTuneLib.simulation.device_random import Random
 from SAMFineTuneLib.training.synthetic_shapes import CANVAS, blob, grid, smooth_noise, tube, warped_grid, wide
 
 MOST_TISSUES = 64

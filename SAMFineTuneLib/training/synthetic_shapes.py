@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from SAMFineTuneLib.training.synthetic_random import Random
+from SAMFineTuneLib.simulation.device_random import Random
 
 CANVAS = 192
 """Side of the canvas that a scene is painted on; `synthetic_view` looks at a part of it or at the whole."""

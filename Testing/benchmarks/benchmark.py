@@ -89,7 +89,7 @@ def random_vit_b(folder: Path) -> Path:
     """A model folder with SAM ViT-B, random weights, and its ONNX files."""
     import torch
 
-    from SAMFineTuneLib.models.export import export_model
+    from SAMFineTuneLib.models.onnx_export import export_model
     from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
 
     folder.mkdir()

@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 from unet import predict_classes, train_unet
 
+from SAMFineTuneLib.cases.case_slices import evenly, slices_of, with_objects
+from SAMFineTuneLib.cases.cases import LabelChoice, find_cases, read_labelled, survey
+from SAMFineTuneLib.cases.splits import split
 from SAMFineTuneLib.files import atomic_write
-from SAMFineTuneLib.models.method import Method
+from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.models.store import Store
-from SAMFineTuneLib.training.cases import LabelChoice, find_cases, read_labelled, survey
+from SAMFineTuneLib.training.fine_tuning import fine_tune
 from SAMFineTuneLib.training.held_out import Overlap, interval, mean_dice
-from SAMFineTuneLib.training.run import fine_tune
-from SAMFineTuneLib.training.settings import PRESETS, Settings
-from SAMFineTuneLib.training.slices import evenly, slices_of, with_objects
-from SAMFineTuneLib.training.splits import split
+from SAMFineTuneLib.training.training_settings import PRESETS, Settings
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SETS = {"hippocampus": ("hippocampus-mri", None), "prostate": ("prostate-mri-5shot", "any")}

@@ -19,11 +19,11 @@ import numpy as np
 from real_images import CT_ORGANS, DATA, labels_on, reference_on
 
 from SAMFineTuneLib.images import aligned_plane, body_phantom, choose_window, number_of_slices, picture, read_volume
-from SAMFineTuneLib.images.resample import extract_labels
+from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.input_crop import bounding_box
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.propagate import MODES, PropagatedSlice, PropagationSettings, Seed, propagate
-from SAMFineTuneLib.inference.view import bounding_box
+from SAMFineTuneLib.inference.propagation import MODES, PropagatedSlice, PropagationSettings, Seed, propagate
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts
 

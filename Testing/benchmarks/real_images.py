@@ -20,8 +20,8 @@ import SimpleITK as sitk
 
 from SAMFineTuneLib.images import Volume, aligned_plane, choose_window, extract, overlay_picture, picture, read_volume
 from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.input_crop import bounding_box
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.view import bounding_box
 from SAMFineTuneLib.models.spec import read_model_folder
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts
@@ -131,7 +131,7 @@ def predictor_of(model: str) -> Predictor:
     import torch
 
     from SAMFineTuneLib.training.held_out import NetworkEngine
-    from SAMFineTuneLib.training.pretrain import load_run
+    from SAMFineTuneLib.training.synthetic_pretraining import load_run
 
     run = load_run(Path(model))
     print(f"after {run.step * run.batch_size} pictures, {run.elapsed / 60:.0f} minutes")

@@ -19,10 +19,10 @@ import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from SAMFineTuneLib.images.plane import ORIENTATIONS, SlicePlane, aligned_plane, number_of_slices, oblique_plane  # noqa: E402
-from SAMFineTuneLib.images.resample import extract  # noqa: E402
-from SAMFineTuneLib.images.sitk_images import to_sitk  # noqa: E402
-from SAMFineTuneLib.images.volume import Volume  # noqa: E402
+from SAMFineTuneLib.images.sitk_images import to_sitk
+from SAMFineTuneLib.images.slice_extraction import extract
+from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, SlicePlane, aligned_plane, number_of_slices, oblique_plane
+from SAMFineTuneLib.images.volume import Volume
 
 
 def main() -> None:

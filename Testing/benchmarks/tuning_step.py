@@ -54,14 +54,14 @@ def measure(architecture: str, kind: str, scope: str, steps: int, device: str) -
     import torch
     from measure import peak_mib, random_sam
 
-    from SAMFineTuneLib.models.method import Method
-    from SAMFineTuneLib.models.recognise import build_network
+    from SAMFineTuneLib.cases.case_slices import LabelledSlice
+    from SAMFineTuneLib.models.adapters.tuning import attach, trainable
+    from SAMFineTuneLib.models.adapters.tuning_method import Method
+    from SAMFineTuneLib.models.formats.recognise import build_network
     from SAMFineTuneLib.models.spec import ModelSpec
-    from SAMFineTuneLib.models.tuning import attach, trainable
-    from SAMFineTuneLib.training.items import Items
-    from SAMFineTuneLib.training.loop import Training, train
-    from SAMFineTuneLib.training.settings import Settings
-    from SAMFineTuneLib.training.slices import LabelledSlice
+    from SAMFineTuneLib.training.training_items import Items
+    from SAMFineTuneLib.training.training_loop import Training, train
+    from SAMFineTuneLib.training.training_settings import Settings
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

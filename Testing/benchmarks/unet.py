@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from SAMFineTuneLib.training.augment import augment
-from SAMFineTuneLib.training.loop import rate_at
+from SAMFineTuneLib.cases.case_slices import LabelledSlice
+from SAMFineTuneLib.training.augmentation import augment
 from SAMFineTuneLib.training.losses import class_loss
-from SAMFineTuneLib.training.settings import Settings
-from SAMFineTuneLib.training.slices import LabelledSlice
+from SAMFineTuneLib.training.training_loop import rate_at
+from SAMFineTuneLib.training.training_settings import Settings
 
 SIDE = 128
 _WIDTHS = (16, 32, 64, 128)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "models"))  # small_models, tuned_models
-
-from SAMFineTuneLib.images import body_phantom, write_dicom_series  # noqa: E402
+from SAMFineTuneLib.images import body_phantom, write_dicom_series
 
 CLASSES = ("background", "liver", "spleen")
 
@@ -23,9 +20,9 @@ def adapter(tmp_path_factory) -> Path:
     """The folder of an adapter of the bundled model, promptable and automatic."""
     from tuned_models import shake
 
+    from SAMFineTuneLib.models.adapters.tuning import Card, Gain, Method, attach, save_adapter
     from SAMFineTuneLib.models.load import load_network
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.models.tuning import Card, Gain, Method, attach, save_adapter
 
     base = Store().get("compact")
     method = Method(heads=("promptable", "automatic"), classes=CLASSES)
@@ -130,9 +127,9 @@ def test_automatic_labels_are_those_of_the_network(samfinetune, here, tmp_path):
     import torch
 
     from SAMFineTuneLib.images import aligned_plane, choose_window, picture, read_volume
+    from SAMFineTuneLib.models.adapters.tuning import load_adapter
     from SAMFineTuneLib.models.preprocess import prepare
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.models.tuning import load_adapter
 
     volume, _, _ = body_phantom(1, shape=(3, 128, 128), spacing=(3.0, 3.0, 20.0))
     image = sitk.GetImageFromArray(volume.array.astype(np.int16))

@@ -13,7 +13,7 @@ from http_fixtures import FileServer, serving
 
 from SAMFineTuneLib.cli.main import main
 from SAMFineTuneLib.files import sha256_of
-from SAMFineTuneLib.models import manifest
+from SAMFineTuneLib.models.download import manifest
 from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.models.store import Store
 

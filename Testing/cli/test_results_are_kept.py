@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from small_files import small_files_only
 
 from SAMFineTuneLib.images import body_phantom, write_dicom_series, write_labelmap
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd", ".dcm")
 
 

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from SAMFineTuneLib.images import body_phantom, write_labelmap
-from SAMFineTuneLib.inference.cache import EmbeddingCache
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 
 SEGMENT = ("-m", "SAMFineTuneLib.cli", "segment")
 

@@ -6,17 +6,15 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
-from case_files import blob, case_folder, save  # noqa: E402
-from small_files import small_files_only  # noqa: E402
+from case_files import blob, case_folder, save
+from small_files import small_files_only
 
 BRIEF = ("--steps", 2, "--batch", 1, "--rounds", 1, "--test-slices", 1, "--device", "cpu")
 FEW = (*BRIEF, "--no-add")

@@ -15,9 +15,9 @@ def checkpoints(tmp_path):
     """A model of a checkpoint that is installed, and an adapter that was not exported."""
     pytest.importorskip("torch")
     pytest.importorskip("peft")
+    from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, save_adapter
     from SAMFineTuneLib.models.load import load_network
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.models.tuning import Card, Method, attach, save_adapter
 
     base = Store().get("compact")
     method = Method(scope="decoder")

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("models", "training")]
 
-from case_files import case_folder  # noqa: E402
-from tuned_models import shake  # noqa: E402
+from case_files import case_folder
+from tuned_models import shake
 
-from SAMFineTuneLib.cli import main  # noqa: E402
-from SAMFineTuneLib.models.load import load_network  # noqa: E402
-from SAMFineTuneLib.models.store import Store  # noqa: E402
-from SAMFineTuneLib.models.tuning import Card, Method, attach, save_adapter  # noqa: E402
-from SAMFineTuneLib.training.cases import find_cases  # noqa: E402
+from SAMFineTuneLib.cases.cases import find_cases
+from SAMFineTuneLib.cli import main
+from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, save_adapter
+from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.store import Store
 
 
 @pytest.fixture

@@ -16,16 +16,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from case_files import case_folder, save
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-
-from case_files import case_folder, save  # noqa: E402
-
-from SAMFineTuneLib.cli import main  # noqa: E402
-from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.evaluation import contestants, engines, run  # noqa: E402
-from SAMFineTuneLib.evaluation.settings import Settings, parse_protocols  # noqa: E402
-from SAMFineTuneLib.training.cases import find_cases  # noqa: E402
+from SAMFineTuneLib.cases.cases import find_cases
+from SAMFineTuneLib.cli import main
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.evaluation import evaluation_run as run
+from SAMFineTuneLib.evaluation import executors as engines
+from SAMFineTuneLib.evaluation import methods as contestants
+from SAMFineTuneLib.evaluation.evaluation_settings import Settings, parse_protocols
 
 FEW = ("--slices", "1", "--steps", "2", "--rounds", "1", "--baseline", "growing")
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from SAMFineTuneLib.evaluation.draws import draws
-from SAMFineTuneLib.evaluation.interactive import correction
-from SAMFineTuneLib.evaluation.perturbation import PERTURBATIONS, Perturbation, perturbed
-from SAMFineTuneLib.evaluation.prompts import STRATEGIES, prompts_for
+from SAMFineTuneLib.evaluation.interactive_protocol import correction
+from SAMFineTuneLib.evaluation.seeds import draws
+from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES, prompts_for
+from SAMFineTuneLib.simulation.perturbed_prompts import PERTURBATIONS, Perturbation, perturbed
 
 
 def disc(shape=(60, 80), centre=(25, 30), radius=10):

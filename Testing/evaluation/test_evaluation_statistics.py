@@ -9,7 +9,7 @@ from scipy import stats
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation import annotator
 from SAMFineTuneLib.evaluation.annotator import Seconds
-from SAMFineTuneLib.evaluation.rows import Row, from_csv, to_csv
+from SAMFineTuneLib.evaluation.result_rows import Row, from_csv, to_csv
 from SAMFineTuneLib.evaluation.statistics import (
     by_patient,
     clustered_interval,

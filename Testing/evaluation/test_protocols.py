@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,26 +9,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from region_engine import phantom, region_predictor
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inference"))
-
-from region_engine import phantom, region_predictor  # noqa: E402
-
-from SAMFineTuneLib.evaluation import automatic, baselines  # noqa: E402
-from SAMFineTuneLib.evaluation.contestants import Contestant, Entry  # noqa: E402
-from SAMFineTuneLib.evaluation.interactive import WAYS, interactive  # noqa: E402
-from SAMFineTuneLib.evaluation.metrics import dice  # noqa: E402
-from SAMFineTuneLib.evaluation.objects import Subject  # noqa: E402
-from SAMFineTuneLib.evaluation.perturbation import PERTURBATIONS  # noqa: E402
-from SAMFineTuneLib.evaluation.prompting import perturbation, strategy  # noqa: E402
-from SAMFineTuneLib.evaluation.prompts import STRATEGIES, prompts_for  # noqa: E402
-from SAMFineTuneLib.evaluation.settings import Settings  # noqa: E402
-from SAMFineTuneLib.evaluation.volumes import in_volume, volumes  # noqa: E402
-from SAMFineTuneLib.images import Volume  # noqa: E402
-from SAMFineTuneLib.inference.everything import EverythingSettings  # noqa: E402
-from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
-from SAMFineTuneLib.training.cases import IGNORED, Case, Labelled  # noqa: E402
+from SAMFineTuneLib.cases.cases import IGNORED, Case, Labelled
+from SAMFineTuneLib.evaluation import automatic_protocol as automatic
+from SAMFineTuneLib.evaluation import baselines
+from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.interactive_protocol import WAYS, interactive
+from SAMFineTuneLib.evaluation.methods import Contestant, Entry
+from SAMFineTuneLib.evaluation.objects import Subject
+from SAMFineTuneLib.evaluation.single_prompt_protocol import perturbation, strategy
+from SAMFineTuneLib.evaluation.volume_protocol import in_volume, volumes
+from SAMFineTuneLib.images import Volume
+from SAMFineTuneLib.inference.everything_mode import EverythingSettings
+from SAMFineTuneLib.metrics.mask_metrics import dice
+from SAMFineTuneLib.prompts import PlanePrompts
+from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES, prompts_for
+from SAMFineTuneLib.simulation.perturbed_prompts import PERTURBATIONS
 
 NAMES = ("tube", "ball", "second tube")
 

@@ -9,16 +9,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import (
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.slice_extraction import covered_voxels, extract, extract_labels, picture, write
+from SAMFineTuneLib.images.slice_plane import (
     ORIENTATIONS,
     aligned_plane,
     number_of_slices,
     oblique_plane,
     plane_through,
 )
-from SAMFineTuneLib.images.resample import covered_voxels, extract, extract_labels, picture, write
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.images.window import IntensityWindow
 
 LPS = np.array([-1.0, -1.0, 1.0])
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import (
+from SAMFineTuneLib.images.slice_plane import (
     ORIENTATIONS,
     SlicePlane,
     aligned_plane,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.intensity_window import CT_PRESETS, IntensityWindow, choose_window
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.images.window import CT_PRESETS, IntensityWindow, choose_window
 
 
 def volume_of(values, modality="", window=None) -> Volume:
@@ -124,7 +124,7 @@ def test_a_slice_with_nothing_bright_does_not_change_its_window():
 
 
 def test_percentiles_of_large_volumes_are_close_to_exact(monkeypatch):
-    monkeypatch.setattr("SAMFineTuneLib.images.window._SAMPLE", 20_000)
+    monkeypatch.setattr("SAMFineTuneLib.images.intensity_window._SAMPLE", 20_000)
     values = np.random.default_rng(1).gamma(2, 200, (32, 64, 64)).astype(np.float32)
     values *= np.linspace(0.2, 2, 64)  # a coil that is brighter on one side: an uneven sample would show
     window = choose_window(volume_of(values, "MR"), "percentiles:2,98")

@@ -16,7 +16,7 @@ def random_compact(tmp_path_factory) -> ModelFolder:
     from safetensors.torch import save_file
 
     from SAMFineTuneLib.models.architectures import compact
-    from SAMFineTuneLib.models.export import export_model
+    from SAMFineTuneLib.models.onnx_export import export_model
 
     torch.manual_seed(0)
     folder: Path = tmp_path_factory.mktemp("random-compact")

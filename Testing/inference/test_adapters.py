@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,27 +11,26 @@ from region_engine import phantom
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
-sys.path.append(str(Path(__file__).resolve().parent.parent / "models"))  # small_models, tuned_models
 
-from tuned_models import CLASSES, shake  # noqa: E402
+from tuned_models import CLASSES, shake
 
-from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.images import aligned_plane, choose_window, picture  # noqa: E402
-from SAMFineTuneLib.inference.cache import EmbeddingCache  # noqa: E402
-from SAMFineTuneLib.inference.engine import embedding_digest, open_engine  # noqa: E402
-from SAMFineTuneLib.inference.predictor import Predictor  # noqa: E402
-from SAMFineTuneLib.inference.session import Session  # noqa: E402
-from SAMFineTuneLib.models.adapter_store import AdapterStore  # noqa: E402
-from SAMFineTuneLib.models.load import load_network  # noqa: E402
-from SAMFineTuneLib.models.store import Store  # noqa: E402
-from SAMFineTuneLib.models.tuned_export import export_adapter  # noqa: E402
-from SAMFineTuneLib.models.tuning import Card, Method, attach, save_adapter  # noqa: E402
-from SAMFineTuneLib.prompts import BoxPrompt, PlanePrompts, PointPrompt  # noqa: E402
-from SAMFineTuneLib.service.app import ServerApp  # noqa: E402
-from SAMFineTuneLib.service.client import SessionClient  # noqa: E402
-from SAMFineTuneLib.service.connection import InProcess  # noqa: E402
-from SAMFineTuneLib.service.engines import Engines  # noqa: E402
-from SAMFineTuneLib.service.events import Answered, Failed, MaskChanged  # noqa: E402
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import aligned_plane, choose_window, picture
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
+from SAMFineTuneLib.inference.engine import embedding_digest, open_engine
+from SAMFineTuneLib.inference.predictor import Predictor
+from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+from SAMFineTuneLib.models.adapters.merged_export import export_adapter
+from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, save_adapter
+from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.store import Store
+from SAMFineTuneLib.prompts import BoxPrompt, PlanePrompts, PointPrompt
+from SAMFineTuneLib.service.client import SessionClient
+from SAMFineTuneLib.service.connection import InProcess
+from SAMFineTuneLib.service.events import Answered, Failed, MaskChanged
+from SAMFineTuneLib.service.open_models import Engines
+from SAMFineTuneLib.service.server_app import ServerApp
+from SAMFineTuneLib.session.session import Session
 
 BASE = Store().get("compact")
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.inference.cache import EmbeddingCache, embedding_key, open_cache
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache, embedding_key, open_cache
 
 KEY = embedding_key(np.zeros((4, 4), np.uint8), "engine")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from SAMFineTuneLib.inference.candidates import joined, most_agreed, of_largest_expected_dice, weights
-from SAMFineTuneLib.inference.view import View
+from SAMFineTuneLib.inference.input_crop import View
+from SAMFineTuneLib.inference.mask_candidates import joined, most_agreed, of_largest_expected_dice, weights
 
 
 def logits(probability):

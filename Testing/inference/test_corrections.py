@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SAMFineTuneLib.inference.corrections import as_told, changed_near
+from SAMFineTuneLib.inference.click_corrections import as_told, changed_near
 from SAMFineTuneLib.inference.engine import open_engine
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.models.preprocess import InputGeometry

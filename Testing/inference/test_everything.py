@@ -13,7 +13,7 @@ from region_engine import WINDOW, phantom, region_predictor
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import aligned_plane, picture
 from SAMFineTuneLib.images.packed_mask import PackedMask
-from SAMFineTuneLib.inference.everything import (
+from SAMFineTuneLib.inference.everything_mode import (
     AutomaticMask,
     EverythingSettings,
     SliceMasks,
@@ -25,8 +25,8 @@ from SAMFineTuneLib.inference.everything import (
     objects_labelmap,
     tiles,
 )
-from SAMFineTuneLib.inference.masks import overlap, stability_score
-from SAMFineTuneLib.inference.view import View
+from SAMFineTuneLib.inference.input_crop import View
+from SAMFineTuneLib.inference.mask_shapes import overlap, stability_score
 
 SURE = 0.7  # the share of the best score that the engine's thinner and thicker masks do not reach
 COARSE = EverythingSettings(points_per_side=12, min_score=SURE)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from SAMFineTuneLib.images.packed_mask import PackedMask
-from SAMFineTuneLib.inference.masks import interior_points, interpolate, overlap, pieces, pieces_asked_for
+from SAMFineTuneLib.inference.mask_shapes import interior_points, interpolate, overlap, pieces, pieces_asked_for
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=19)
 

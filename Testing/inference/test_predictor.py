@@ -12,11 +12,11 @@ from PIL import Image
 from region_engine import RegionEngine
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.inference.cache import EmbeddingCache
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.input_crop import View, bounding_box
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.view import View, bounding_box
-from SAMFineTuneLib.models.export import export_model
+from SAMFineTuneLib.models.onnx_export import export_model
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts

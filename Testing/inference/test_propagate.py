@@ -8,10 +8,10 @@ from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, VolumeSource
-from SAMFineTuneLib.images.plane import aligned_plane, oblique_plane
-from SAMFineTuneLib.images.resample import extract_labels, picture
+from SAMFineTuneLib.images.slice_extraction import extract_labels, picture
+from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
 from SAMFineTuneLib.inference.progress import Progress
-from SAMFineTuneLib.inference.propagate import (
+from SAMFineTuneLib.inference.propagation import (
     MODES,
     PropagatedSlice,
     PropagationEnd,

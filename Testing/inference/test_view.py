@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SAMFineTuneLib.inference.view import (
+from SAMFineTuneLib.inference.input_crop import (
     SMALLEST_SIDE,
     View,
     bounding_box,

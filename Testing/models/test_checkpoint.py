@@ -9,7 +9,7 @@ import small_models  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.models.checkpoint import load_own_checkpoint, read_checkpoint  # noqa: E402
+from SAMFineTuneLib.models.formats.checkpoint import load_own_checkpoint, read_checkpoint  # noqa: E402
 from SAMFineTuneLib.models.load import load_network  # noqa: E402
 
 
@@ -37,7 +37,9 @@ def test_a_newer_pytorch_opens_all(tmp_path, monkeypatch, version):
 def test_trainings_do_not_call_a_checkpoint_damaged_that_an_older_pytorch_must_not_open(tmp_path, monkeypatch, trainer):
     from types import SimpleNamespace
 
-    from SAMFineTuneLib.training import loop, masked, pretrain
+    from SAMFineTuneLib.training import masked_autoencoding as masked
+    from SAMFineTuneLib.training import synthetic_pretraining as pretrain
+    from SAMFineTuneLib.training import training_loop as loop
 
     torch.save({"step": 1}, tmp_path / "last.pt")
     gang = SimpleNamespace(first=True, from_first=lambda state: state)

@@ -12,8 +12,8 @@ import onnxruntime  # noqa: E402
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.inference.engine import open_engine, try_once  # noqa: E402
-from SAMFineTuneLib.models.graph_weights import files_beside, store_as_half, take_from  # noqa: E402
-from SAMFineTuneLib.models.safetensors_file import first_not_finite, read_places  # noqa: E402
+from SAMFineTuneLib.models.formats.graph_weights import files_beside, store_as_half, take_from  # noqa: E402
+from SAMFineTuneLib.models.formats.safetensors_file import first_not_finite, read_places  # noqa: E402
 from SAMFineTuneLib.models.spec import ModelFolder, read_model_folder  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.models.manifest import find_entry, known_models
+from SAMFineTuneLib.models.download.manifest import find_entry, known_models
 from SAMFineTuneLib.models.spec import ModelSpec
 
 ENTRIES = list(known_models().values())

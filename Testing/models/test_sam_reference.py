@@ -14,9 +14,9 @@ if importlib.util.find_spec("segment_anything") is None:
 
 import small_models  # noqa: E402
 
+from SAMFineTuneLib.models.formats.recognise import recognise  # noqa: E402
 from SAMFineTuneLib.models.load import load_torch_model  # noqa: E402
 from SAMFineTuneLib.models.preprocess import prepare  # noqa: E402
-from SAMFineTuneLib.models.recognise import recognise  # noqa: E402
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec  # noqa: E402
 
 PICTURE_SHAPE = (213, 160)

@@ -24,14 +24,23 @@ from safetensors.torch import load_file
 from tuned_models import CLASSES, NETWORKS, answers, distance, folder_of, fresh, same, shake, trained
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.models.adapter_folder import read_adapter_folder
+from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+from SAMFineTuneLib.models.adapters.tuning import (
+    Card,
+    Gain,
+    Method,
+    attach,
+    load_adapter,
+    restore,
+    save_adapter,
+    trainable,
+)
 from SAMFineTuneLib.models.architectures import tiny_vit
 from SAMFineTuneLib.models.architectures.compact import CompactModel
 from SAMFineTuneLib.models.architectures.sam import SamModel
 from SAMFineTuneLib.models.architectures.segment_anything import modeling
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 from SAMFineTuneLib.models.store import Store
-from SAMFineTuneLib.models.tuning import Card, Gain, Method, attach, load_adapter, restore, save_adapter, trainable
 
 COMBINATIONS = [(kind, scope) for kind in ("lora", "adapter", "vanilla") for scope in ("decoder", "encoder+decoder")]
 
@@ -385,7 +394,7 @@ def test_a_save_that_fails_leaves_the_adapter_before(small, tmp_path, monkeypatc
 
 def test_a_save_that_is_killed_midway_leaves_no_mixture(small, tmp_path, monkeypatch):
     """Whichever file comes first and last: afterwards there is the new adapter whole, or none."""
-    from SAMFineTuneLib.models import adapter_folder
+    from SAMFineTuneLib.models.adapters import adapter_folder
 
     real, written = adapter_folder._write, []
     for survives in range(6):

@@ -26,7 +26,7 @@ import numpy as np
 
 if __name__ == "__main__":
     here = Path(__file__).resolve()
-    sys.path[:0] = [str(here.parents[1]), str(here.parents[2])]
+    sys.path[:0] = [str(here.parents[1]), str(here.parents[1] / "samples"), str(here.parents[2])]
 
 from mrml.scene_files import read_mrb
 from mrml.scene_host import SceneHost
@@ -35,13 +35,13 @@ from mrml.scenes import SlicerScene, matrix_of, segment_voxels
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, aligned_plane, number_of_slices, oblique_plane
 from SAMFineTuneLib.images.phantom import body_phantom
-from SAMFineTuneLib.images.resample import covered_voxels
-from SAMFineTuneLib.mrml.markups import kind_of, prompt_nodes, world_points
+from SAMFineTuneLib.images.slice_extraction import covered_voxels
+from SAMFineTuneLib.mrml.prompts.markups_nodes import kind_of, prompt_nodes, world_points
 from SAMFineTuneLib.mrml.scene_session import SceneSession
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.events import Failed, MaskChanged, Objects
-from SAMFineTuneLib.service.local_worker import LocalWorker
+from SAMFineTuneLib.service.worker import LocalWorker
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 MOST_PROMPTS = 25  # then some are cleared: every reload makes all masks anew
@@ -467,7 +467,7 @@ _ACTIONS = {
 
 def replay(document: dict, volume: Volume):
     """A session of its own, in this process, from the stored prompts."""
-    from SAMFineTuneLib.inference.session_file import session_from_dict
+    from SAMFineTuneLib.session.session_file import session_from_dict
 
     document = json.loads(json.dumps(document))
     document["volume"] = {"digest": volume.digest, "shape": list(volume.shape)}
@@ -477,7 +477,7 @@ def replay(document: dict, volume: Volume):
 def bundled_predictor():
     global _predictor
     if _predictor is None:
-        from SAMFineTuneLib.service.engines import Engines
+        from SAMFineTuneLib.service.open_models import Engines
 
         _predictor = Engines().predictor("compact", "", "auto")
         _predictor.cache.memory_bytes = 8 << 20  # this process is watched for growth

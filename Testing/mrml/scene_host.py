@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from mrml.scenes import matrix_of
 
-from SAMFineTuneLib.images.plane import aligned_plane
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "inference"))  # region_engine
+from SAMFineTuneLib.images.slice_plane import aligned_plane
 
 TOKEN = "a token for tests"
 
@@ -66,10 +62,10 @@ def in_process_worker():
     from region_engine import RegionEngine
 
     from SAMFineTuneLib.errors import UserError
-    from SAMFineTuneLib.service.app import ServerApp
     from SAMFineTuneLib.service.connection import InProcess
-    from SAMFineTuneLib.service.engines import Engines
+    from SAMFineTuneLib.service.open_models import Engines
     from SAMFineTuneLib.service.protocol import Limits
+    from SAMFineTuneLib.service.server_app import ServerApp
 
     class RegionEngines(Engines):
         def _load(self, model, adapter, device):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from mrml.scenes import matrix_of, tilted_volume
 
-from SAMFineTuneLib.images.plane import aligned_plane, oblique_plane, plane_through
+from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane, plane_through
 from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, PointPrompt, ScribblePrompt
 
 slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
-from SAMFineTuneLib.mrml.markups import (  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.markups_nodes import (  # noqa: E402
     PromptNodes,
     prompt_nodes,
     same_prompt,

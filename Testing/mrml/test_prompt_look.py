@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("slicer")
 
-from SAMFineTuneLib.images.plane import aligned_plane  # noqa: E402
-from SAMFineTuneLib.images.volume import Volume  # noqa: E402
-from SAMFineTuneLib.mrml.markups import PromptNodes, slice_box, volume_box  # noqa: E402
-from SAMFineTuneLib.mrml.prompt_look import grabs, handles_of  # noqa: E402
-from SAMFineTuneLib.prompts import PointPrompt, ScribblePrompt  # noqa: E402
+from SAMFineTuneLib.images.slice_plane import aligned_plane
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes, slice_box, volume_box
+from SAMFineTuneLib.mrml.prompts.prompt_look import grabs, handles_of
+from SAMFineTuneLib.prompts import PointPrompt, ScribblePrompt
 
 GREYS = (-1000, -200, 0, 200, 1000)  # bands of the picture, from black to white
 COLOURS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.35, 1.0, 0.25), (0.75, 0.05, 0.05), (0.5, 0.68, 0.5), (0.5, 0.5, 0.5))

@@ -11,15 +11,15 @@ from mrml.scenes import oriented_image_of
 
 slicer = pytest.importorskip("slicer")
 
-from SAMFineTuneLib.images.plane import aligned_plane  # noqa: E402
-from SAMFineTuneLib.mrml.markups import prompt_nodes  # noqa: E402
+from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.markups_nodes import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.service.events import Failed, Finished, Notice, Objects  # noqa: E402
 
 
 @pytest.fixture
 def slow_propagation(monkeypatch):
     """Propagation waits at each slice until this is set."""
-    from SAMFineTuneLib.inference import session
+    from SAMFineTuneLib.session import session
 
     gate, propagate = threading.Event(), session.propagate
 

@@ -13,7 +13,7 @@ slicer = pytest.importorskip("slicer")
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images import read_volume  # noqa: E402
 from SAMFineTuneLib.images.phantom import body_phantom, write_dicom_series  # noqa: E402
-from SAMFineTuneLib.mrml.export import export_file, is_empty, labelmap_of, to_labelmap_node  # noqa: E402
+from SAMFineTuneLib.mrml.segment_export import export_file, is_empty, labelmap_of, to_labelmap_node  # noqa: E402
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.images.plane import aligned_plane, oblique_plane  # noqa: E402
-from SAMFineTuneLib.images.resample import extract_labels  # noqa: E402
-from SAMFineTuneLib.mrml.markups import prompt_nodes  # noqa: E402
+from SAMFineTuneLib.images.slice_extraction import extract_labels  # noqa: E402
+from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.markups_nodes import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.mrml.slice_views import view_kind  # noqa: E402
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes  # noqa: E402
 from SAMFineTuneLib.service.events import Failed, Finished, Notice, Objects  # noqa: E402

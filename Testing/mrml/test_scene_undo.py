@@ -13,7 +13,7 @@ from mrml.scenes import oriented_image_of
 slicer = pytest.importorskip("slicer")
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.images.plane import aligned_plane  # noqa: E402
+from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
 from SAMFineTuneLib.mrml import record_keeper  # noqa: E402
 from SAMFineTuneLib.service.connection import Broken  # noqa: E402
 from SAMFineTuneLib.service.events import Failed, Finished  # noqa: E402

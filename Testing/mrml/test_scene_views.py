@@ -14,12 +14,12 @@ slicer = pytest.importorskip("slicer")
 
 from SAMFineTuneLib.images import read_volume  # noqa: E402
 from SAMFineTuneLib.images.phantom import body_phantom  # noqa: E402
-from SAMFineTuneLib.images.plane import aligned_plane  # noqa: E402
-from SAMFineTuneLib.mrml.markups import prompt_nodes  # noqa: E402
+from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.markups_nodes import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.mrml.scene_session import SceneSession  # noqa: E402
 from SAMFineTuneLib.service.client import SessionClient  # noqa: E402
 from SAMFineTuneLib.service.events import Failed  # noqa: E402
-from SAMFineTuneLib.service.local_worker import LocalWorker  # noqa: E402
+from SAMFineTuneLib.service.worker import LocalWorker  # noqa: E402
 
 OBLIQUE = Path(__file__).resolve().parents[3] / "shared" / "data" / "brain-mr-oblique-dicom" / "t1post"
 VIEWS = {"axial": "Red", "coronal": "Green", "sagittal": "Yellow"}
@@ -117,7 +117,7 @@ def turned(plane, degrees):
 @pytest.mark.skipif(not OBLIQUE.is_dir(), reason="the oblique DICOM series is not here")
 @pytest.mark.parametrize("orientation", [*VIEWS, "turned"])
 def test_a_click_covers_its_pixel_on_the_oblique_series(open_on, slicer_scene, orientation):
-    from SAMFineTuneLib.images.plane import oblique_plane, view_axes
+    from SAMFineTuneLib.images.slice_plane import oblique_plane, view_axes
 
     host = open_on(read_volume(OBLIQUE))
     volume = host.session.volume
@@ -132,7 +132,7 @@ def test_a_click_covers_its_pixel_on_the_oblique_series(open_on, slicer_scene, o
 
 @pytest.mark.parametrize("degrees", [0, 20])
 def test_a_click_covers_its_pixel_on_the_phantom(open_on, slicer_scene, degrees):
-    from SAMFineTuneLib.images.plane import oblique_plane
+    from SAMFineTuneLib.images.slice_plane import oblique_plane
 
     host = open_on(body_phantom(seed=1, shape=(20, 96, 80), spacing=(2.5, 2.2, 5.0))[0])
     plane = aligned_plane(host.session.volume, "axial", 10)

@@ -10,10 +10,10 @@ from mrml.conftest import tilted_volume
 from mrml.scenes import SlicerScene, array_of
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import ORIENTATIONS, aligned_plane, number_of_slices, view_axes
+from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, aligned_plane, number_of_slices, view_axes
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.slice_views import plane_of_view, ras_at, settle_view, view_kind
-from SAMFineTuneLib.mrml.volumes import volume_from_node
+from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 
 SLICER_NAMES = {"axial": "Axial", "coronal": "Coronal", "sagittal": "Sagittal"}
 
@@ -317,7 +317,7 @@ def test_a_view_beside_the_volume_says_so(slicer_scene):
 
 def test_real_rendered_views_agree(slicer_scene, phantom):
     """The picture at a position in the view is the plane's pixel there: checked with the rendered grey values."""
-    from SAMFineTuneLib.images.resample import extract
+    from SAMFineTuneLib.images.slice_extraction import extract
 
     node = slicer_scene.add_volume(phantom)
     node.GetDisplayNode().SetAutoWindowLevel(False)

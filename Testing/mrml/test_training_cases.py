@@ -9,9 +9,9 @@ slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
 
 from mrml.scenes import oriented_image_of, tilted_volume  # noqa: E402
 
+from SAMFineTuneLib.cases.exported_cases import read_cases, write_cases  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.mrml.training_cases import are_all_ct, export_of, patient_of, scene_cases  # noqa: E402
-from SAMFineTuneLib.service.exported_cases import read_cases, write_cases  # noqa: E402
 
 
 def segmented(slicer_scene, name="scan", seed=0, parent=None):

@@ -10,9 +10,9 @@ from mrml.conftest import tilted_volume
 from mrml.scenes import SlicerScene, array_of, image_of, matrix_of
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.images.window import IntensityWindow
-from SAMFineTuneLib.mrml.volumes import displayed_window, volume_from_node
+from SAMFineTuneLib.mrml.volume_nodes import displayed_window, volume_from_node
 
 LPS = np.array([-1.0, -1.0, 1.0])
 

@@ -14,6 +14,8 @@ PANEL = {"SAMFineTunePanels"}
 NETWORKS = (
     "SAMFineTuneLib/models/architectures/",
     "SAMFineTuneLib/training/",
+    "SAMFineTuneLib/simulation/simulated_annotator.py",
+    "SAMFineTuneLib/simulation/device_random.py",
 )
 DECLARATIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 

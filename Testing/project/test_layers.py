@@ -12,7 +12,10 @@ import pytest
 HEAVY = ("torch", "torchvision", "onnxruntime", "onnx", "peft", "transformers", "matplotlib", "segment_anything")
 
 # Modules that define PyTorch layers or train them; everything else must import without PyTorch.
-NEED_TORCH = ("SAMFineTuneLib.models.architectures.", "SAMFineTuneLib.training.")
+NEED_TORCH = (
+    "SAMFineTuneLib.models.architectures.", "SAMFineTuneLib.training.", "SAMFineTuneLib.simulation.simulated_annotator",
+    "SAMFineTuneLib.simulation.device_random",
+)  # fmt: skip
 
 
 def lint(project: Path) -> subprocess.CompletedProcess:
@@ -45,7 +48,7 @@ def test_the_layers_hold(project):
         ("images/forbidden.py", "def late():\n    import torch", "no model runtime"),
         ("inference/forbidden.py", "import torchvision", "without torchvision"),
         ("service/codec.py", "import torch", "the client needs NumPy alone"),
-        ("service/values.py", "from SAMFineTuneLib.inference import session", "the client needs NumPy alone"),
+        ("service/json_values.py", "from SAMFineTuneLib.inference import session", "the client needs NumPy alone"),
         ("stray.py", "", "images → prompts"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import aligned_plane
+from SAMFineTuneLib.images.slice_plane import aligned_plane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts import (
     Box3DPrompt,
@@ -24,7 +24,7 @@ from SAMFineTuneLib.prompts import (
     read_prompts,
     write_markups,
 )
-from SAMFineTuneLib.prompts.markups import segment_name
+from SAMFineTuneLib.prompts.markups_file import segment_name
 
 _C, _S = np.cos(0.19), np.sin(0.19)
 TILTED = Volume(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import ORIENTATIONS, aligned_plane, number_of_slices, oblique_plane
-from SAMFineTuneLib.images.resample import extract_labels, write
+from SAMFineTuneLib.images.slice_extraction import extract_labels, write
+from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, aligned_plane, number_of_slices, oblique_plane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts import (
     Box3DPrompt,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import aligned_plane
+from SAMFineTuneLib.images.slice_plane import aligned_plane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts import (
     Box3DPrompt,

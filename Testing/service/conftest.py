@@ -6,21 +6,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from region_engine import RegionEngine
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "inference"))  # region_engine
-
-from region_engine import RegionEngine  # noqa: E402
-
-from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.service import http_link  # noqa: E402
-from SAMFineTuneLib.service.app import ServerApp  # noqa: E402
-from SAMFineTuneLib.service.client import SessionClient  # noqa: E402
-from SAMFineTuneLib.service.connection import InProcess  # noqa: E402
-from SAMFineTuneLib.service.engines import Engines  # noqa: E402
-from SAMFineTuneLib.service.events import Event  # noqa: E402
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.service import link as http_link
+from SAMFineTuneLib.service.client import SessionClient
+from SAMFineTuneLib.service.connection import InProcess
+from SAMFineTuneLib.service.events import Event
+from SAMFineTuneLib.service.open_models import Engines
+from SAMFineTuneLib.service.server_app import ServerApp
 
 TOKEN = "a token for tests"
 LONGEST_WAIT = 0.05  # s

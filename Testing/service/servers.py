@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from SAMFineTuneLib.service.app import ServerApp
 from SAMFineTuneLib.service.server import WorkerServer
+from SAMFineTuneLib.service.server_app import ServerApp
 
 
 @contextmanager

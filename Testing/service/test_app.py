@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from region_engine import RegionEngine, phantom
 
 from SAMFineTuneLib import __version__
-from SAMFineTuneLib.service.app import ServerApp
 from SAMFineTuneLib.service.codec import decode, encode
-from SAMFineTuneLib.service.hosted import INTENTS
+from SAMFineTuneLib.service.host import INTENTS
 from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Limits, Request
 from SAMFineTuneLib.service.sending import SendingVolume
+from SAMFineTuneLib.service.server_app import ServerApp
 
 
 class Asker:

@@ -10,12 +10,11 @@ from conftest import TOKEN, Host, RegionEngines
 from region_engine import WINDOW, RegionEngine, phantom
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.plane import aligned_plane, oblique_plane
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.images.window import IntensityWindow
-from SAMFineTuneLib.inference.propagate import PropagationSettings
+from SAMFineTuneLib.inference.propagation import PropagationSettings
 from SAMFineTuneLib.prompts.prompts import BoxPrompt, MaskPrompt, PointPrompt
-from SAMFineTuneLib.service.app import ServerApp
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import InProcess
 from SAMFineTuneLib.service.events import (
@@ -28,7 +27,8 @@ from SAMFineTuneLib.service.events import (
     Objects,
     StateChanged,
 )
-from SAMFineTuneLib.service.library import Cancelled, Library
+from SAMFineTuneLib.service.models_api import Cancelled, Library
+from SAMFineTuneLib.service.server_app import ServerApp
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,12 @@ from conftest import Host
 
 from SAMFineTuneLib.images import Volume, body_phantom
 from SAMFineTuneLib.prompts.prompts import PointPrompt
-from SAMFineTuneLib.service import http_link, local_worker
+from SAMFineTuneLib.service import link as http_link
+from SAMFineTuneLib.service import worker as local_worker
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import RemoteServer
 from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChanged, Notice, StateChanged
-from SAMFineTuneLib.service.local_worker import LocalWorker, SubprocessStarter
+from SAMFineTuneLib.service.worker import LocalWorker, SubprocessStarter
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
 

@@ -15,15 +15,15 @@ from servers import Line, answering, serving
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts.prompts import PointPrompt
-from SAMFineTuneLib.service import app as app_module
-from SAMFineTuneLib.service import http_link
+from SAMFineTuneLib.service import link as http_link
+from SAMFineTuneLib.service import server_app as app_module
 from SAMFineTuneLib.service.address import Address, parse_address
-from SAMFineTuneLib.service.app import ServerApp
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import RemoteServer
 from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChanged, Notice, StateChanged, StatusChanged
 from SAMFineTuneLib.service.protocol import MARK, Limits
 from SAMFineTuneLib.service.server import tls_context
+from SAMFineTuneLib.service.server_app import ServerApp
 
 LONGEST_PUMP = 0.25  # seconds of the processor; 0.05 is meant, the rest is for slow ones
 

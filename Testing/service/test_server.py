@@ -16,11 +16,11 @@ from servers import serving
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service.address import Address
-from SAMFineTuneLib.service.app import ServerApp
 from SAMFineTuneLib.service.codec import decode, encode
-from SAMFineTuneLib.service.http_link import HttpLink, LinkError
+from SAMFineTuneLib.service.link import HttpLink, LinkError
 from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Limits
 from SAMFineTuneLib.service.server import WorkerServer, tls_context
+from SAMFineTuneLib.service.server_app import ServerApp
 
 HELLO = b"".join(encode({"protocol": PROTOCOL, "version": __version__}))
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}

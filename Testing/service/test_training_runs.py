@@ -15,18 +15,17 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
-from case_files import AFFINE, blob, case_folder, image_of  # noqa: E402
+from case_files import AFFINE, blob, case_folder, image_of
 
-from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.images.volume import Volume  # noqa: E402
-from SAMFineTuneLib.models.method import Method  # noqa: E402
-from SAMFineTuneLib.service.exported_cases import ExportedCase, LabelLayer, read_cases, write_cases  # noqa: E402
-from SAMFineTuneLib.service.training_job import CASES, EVENTS, TrainingJob  # noqa: E402
-from SAMFineTuneLib.service.training_runs import TrainingRun, find_runs, free_name, new_run  # noqa: E402
-from SAMFineTuneLib.training.cases import LabelChoice  # noqa: E402
-from SAMFineTuneLib.training.settings import Settings  # noqa: E402
+from SAMFineTuneLib.cases.cases import LabelChoice
+from SAMFineTuneLib.cases.exported_cases import ExportedCase, LabelLayer, read_cases, write_cases
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.models.adapters.tuning_method import Method
+from SAMFineTuneLib.service.training_job import CASES, EVENTS, TrainingJob
+from SAMFineTuneLib.service.trainings import TrainingRun, find_runs, free_name, new_run
+from SAMFineTuneLib.training.training_settings import Settings
 
 PATIENCE = 300.0
 
@@ -71,7 +70,7 @@ def steps(events: list[dict]) -> list[int]:
 
 
 def test_a_training_from_the_first_look_to_an_adapter_that_can_be_chosen(cases, tmp_path):
-    from SAMFineTuneLib.models.adapter_store import AdapterStore
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     run = begin(job("mine", cases))
     events = until(run, lambda _: run.state not in ("running",), "the end")

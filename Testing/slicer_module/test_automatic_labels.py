@@ -13,12 +13,12 @@ pytest.importorskip("peft")
 
 from SAMFineTuneLib.cli.main import main  # noqa: E402
 from SAMFineTuneLib.images.sitk_images import to_sitk  # noqa: E402
-from SAMFineTuneLib.models.adapter_store import AdapterStore  # noqa: E402
-from SAMFineTuneLib.models.card import Card  # noqa: E402
+from SAMFineTuneLib.models.adapters.adapter_card import Card  # noqa: E402
+from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore  # noqa: E402
+from SAMFineTuneLib.models.adapters.tuning import attach, save_adapter, trainable  # noqa: E402
+from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.load import load_network  # noqa: E402
-from SAMFineTuneLib.models.method import Method  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
-from SAMFineTuneLib.models.tuning import attach, save_adapter, trainable  # noqa: E402
 
 
 @pytest.fixture

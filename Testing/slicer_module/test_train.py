@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +16,10 @@ from test_clicks import KIDNEY, LIVER, Work
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
-from case_files import case_folder  # noqa: E402
+from case_files import case_folder
 
-from SAMFineTuneLib.images.phantom import body_phantom  # noqa: E402
+from SAMFineTuneLib.images.phantom import body_phantom
 
 PATIENCE = 180.0  # s for a training of few steps, on a computer that does other things as well
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +10,19 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("scipy")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
 from case_files import blob, image_of  # noqa: E402
 from tuned_models import NETWORKS, folder_of, fresh  # noqa: E402
 from tuning_runs import settings, trained  # noqa: E402
 
+from SAMFineTuneLib.cases.case_slices import LabelledSlice  # noqa: E402
+from SAMFineTuneLib.cases.cases import LabelChoice  # noqa: E402
+from SAMFineTuneLib.models.adapters.tuning import attach  # noqa: E402
+from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.architectures import tiny_vit  # noqa: E402
-from SAMFineTuneLib.models.method import Method  # noqa: E402
-from SAMFineTuneLib.models.tuning import attach  # noqa: E402
-from SAMFineTuneLib.training import loop, memory  # noqa: E402
-from SAMFineTuneLib.training.cases import LabelChoice  # noqa: E402
-from SAMFineTuneLib.training.items import Items  # noqa: E402
-from SAMFineTuneLib.training.slices import LabelledSlice  # noqa: E402
+from SAMFineTuneLib.training import memory  # noqa: E402
+from SAMFineTuneLib.training import training_loop as loop  # noqa: E402
+from SAMFineTuneLib.training.training_items import Items  # noqa: E402
 
 METHODS = [(kind, scope) for kind in ("lora", "adapter", "vanilla") for scope in ("decoder", "encoder+decoder")]
 

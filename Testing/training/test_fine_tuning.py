@@ -19,21 +19,22 @@ pytest.importorskip("scipy")
 from case_files import blob, case_folder  # noqa: E402
 from tuning_runs import same, settings, trained, training  # noqa: E402
 
+from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, objects_of  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.inference.predictor import Predictor  # noqa: E402
-from SAMFineTuneLib.models.method import Method  # noqa: E402
+from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.spec import ModelSpec  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
-from SAMFineTuneLib.training import items as items_module  # noqa: E402
-from SAMFineTuneLib.training import loop, prompting  # noqa: E402
-from SAMFineTuneLib.training.augment import augment  # noqa: E402
-from SAMFineTuneLib.training.gang import Gang  # noqa: E402
+from SAMFineTuneLib.simulation import first_prompts as prompting  # noqa: E402
+from SAMFineTuneLib.training import training_items as items_module  # noqa: E402
+from SAMFineTuneLib.training import training_loop as loop  # noqa: E402
+from SAMFineTuneLib.training.augmentation import augment  # noqa: E402
 from SAMFineTuneLib.training.held_out import NetworkEngine, Overlap, interval, measure_case  # noqa: E402
-from SAMFineTuneLib.training.interactive import corrections, decode_as_asked  # noqa: E402
-from SAMFineTuneLib.training.items import Items, class_shares  # noqa: E402
+from SAMFineTuneLib.training.interactive_training import corrections, decode_as_asked  # noqa: E402
 from SAMFineTuneLib.training.losses import class_loss, round_loss  # noqa: E402
-from SAMFineTuneLib.training.slices import LabelledSlice, evenly, objects_of  # noqa: E402
+from SAMFineTuneLib.training.process_group import Gang  # noqa: E402
+from SAMFineTuneLib.training.training_items import Items, class_shares  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +347,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(folder, root, tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(
         "import sys, torch\n"
-        f"sys.path[:0] = [{str(root / 'Testing' / 'training')!r}]\n"
+        f"sys.path[:0] = [{str(root / 'Testing' / 'samples')!r}]\n"
         "from tuning_runs import training, trained\n"
         "from SAMFineTuneLib.training.gang import join_gang\n"
         "from SAMFineTuneLib.training.loop import train\n"
@@ -385,7 +386,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(folder, root, tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(
         "import sys, torch\n"
-        f"sys.path[:0] = [{str(root / 'Testing' / 'training')!r}]\n"
+        f"sys.path[:0] = [{str(root / 'Testing' / 'samples')!r}]\n"
         "from pathlib import Path\n"
         "from tuning_runs import training\n"
         "from SAMFineTuneLib.models.method import Method\n"

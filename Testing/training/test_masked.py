@@ -14,10 +14,10 @@ from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images import body_phantom, write_dicom_series  # noqa: E402
 from SAMFineTuneLib.inference.engine import open_engine  # noqa: E402
 from SAMFineTuneLib.inference.predictor import Predictor  # noqa: E402
-from SAMFineTuneLib.models.checkpoint import read_checkpoint  # noqa: E402
+from SAMFineTuneLib.models.formats.checkpoint import read_checkpoint  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
-from SAMFineTuneLib.training import masked  # noqa: E402
+from SAMFineTuneLib.training import masked_autoencoding as masked  # noqa: E402
 
 
 @pytest.fixture

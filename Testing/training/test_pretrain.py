@@ -13,8 +13,10 @@ pytest.importorskip("scipy")
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.owner import owning  # noqa: E402
-from SAMFineTuneLib.training import loop, pretrain, simulated_annotator  # noqa: E402
-from SAMFineTuneLib.training.synthetic_random import Random  # noqa: E402
+from SAMFineTuneLib.simulation import simulated_annotator  # noqa: E402
+from SAMFineTuneLib.simulation.device_random import Random  # noqa: E402
+from SAMFineTuneLib.training import synthetic_pretraining as pretrain  # noqa: E402
+from SAMFineTuneLib.training import training_loop as loop  # noqa: E402
 
 
 @pytest.fixture
@@ -184,7 +186,7 @@ def test_half_of_the_corrections_are_in_the_middle_of_the_largest_error():
 
 
 def test_the_joined_answer_is_the_predictors():
-    from SAMFineTuneLib.inference.candidates import joined
+    from SAMFineTuneLib.inference.mask_candidates import joined
 
     generator = torch.Generator().manual_seed(0)
     logits, scores = 4 * torch.randn(3, 4, 64, 64, generator=generator), torch.rand(3, 4, generator=generator)

@@ -14,10 +14,10 @@ pytest.importorskip("scipy")
 from case_files import case_folder  # noqa: E402
 from tuning_runs import settings, training  # noqa: E402
 
-from SAMFineTuneLib.models.method import Method  # noqa: E402
+from SAMFineTuneLib.models.adapters.tuning import trainable  # noqa: E402
+from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
-from SAMFineTuneLib.models.tuning import trainable  # noqa: E402
-from SAMFineTuneLib.training import loop  # noqa: E402
+from SAMFineTuneLib.training import training_loop as loop  # noqa: E402
 from SAMFineTuneLib.training.rehearsal import Rehearsal, rehearsal_of  # noqa: E402
 
 

@@ -15,14 +15,14 @@ pytest.importorskip("scipy")
 
 from case_files import case_folder  # noqa: E402
 
+from SAMFineTuneLib.cases.cases import find_cases  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
+from SAMFineTuneLib.models.adapters.tuning import load_adapter  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
-from SAMFineTuneLib.models.tuning import load_adapter  # noqa: E402
-from SAMFineTuneLib.training.cases import find_cases  # noqa: E402
 from SAMFineTuneLib.training.evidence import advice, gains  # noqa: E402
-from SAMFineTuneLib.training.report import draw_curves, smooth  # noqa: E402
-from SAMFineTuneLib.training.run import Progress, Stopped, fine_tune, make_plan, working_folder  # noqa: E402
-from SAMFineTuneLib.training.settings import PRESETS, Settings  # noqa: E402
+from SAMFineTuneLib.training.fine_tuning import Progress, Stopped, fine_tune, make_plan, working_folder  # noqa: E402
+from SAMFineTuneLib.training.training_report import draw_curves, smooth  # noqa: E402
+from SAMFineTuneLib.training.training_settings import PRESETS, Settings  # noqa: E402
 
 SMALL = {"steps": 2, "batch": 1, "objects": 1, "rounds": 1, "test_slices": 1}
 

@@ -7,9 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from SAMFineTuneLib.training import synthetic, synthetic_scanner  # noqa: E402
-from SAMFineTuneLib.training.synthetic import synthetic_pictures  # noqa: E402
-from SAMFineTuneLib.training.synthetic_random import Random  # noqa: E402
+from SAMFineTuneLib.simulation.device_random import Random  # noqa: E402
+from SAMFineTuneLib.training import synthetic_pictures as synthetic  # noqa: E402
+from SAMFineTuneLib.training import synthetic_scanner  # noqa: E402
+from SAMFineTuneLib.training.synthetic_pictures import synthetic_pictures  # noqa: E402
 from SAMFineTuneLib.training.synthetic_scanner import SIZE  # noqa: E402
 from SAMFineTuneLib.training.synthetic_scenes import MOST_TISSUES, SCENES, Canvas  # noqa: E402
 from SAMFineTuneLib.training.synthetic_shapes import CANVAS, smooth_noise  # noqa: E402

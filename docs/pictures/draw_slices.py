@@ -24,11 +24,11 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[1] / "Testing")]
 from mrml.scenes import SlicerScene, quiet_vtk  # noqa: E402
 
 from SAMFineTuneLib.images import body_phantom  # noqa: E402
-from SAMFineTuneLib.images.resample import extract_labels  # noqa: E402
+from SAMFineTuneLib.images.slice_extraction import extract_labels  # noqa: E402
 from SAMFineTuneLib.mrml.scene_session import SceneSession  # noqa: E402
 from SAMFineTuneLib.mrml.slice_views import plane_of_view  # noqa: E402
 from SAMFineTuneLib.service.client import SessionClient  # noqa: E402
-from SAMFineTuneLib.service.local_worker import LocalWorker  # noqa: E402
+from SAMFineTuneLib.service.worker import LocalWorker  # noqa: E402
 
 VIEWS = (("Red", "Axial", "#f34a33"), ("Yellow", "Sagittal", "#edd54c"), ("Green", "Coronal", "#6eb04b"))
 THREE_D = ("1", "#7479a9")

@@ -14,7 +14,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from SAMFineTuneLib.training.synthetic import synthetic_pictures  # noqa: E402
+from SAMFineTuneLib.training.synthetic_pictures import synthetic_pictures  # noqa: E402
 
 ACROSS, DOWN = 4, 4
 COLOURS = np.uint8([(255, 80, 60), (80, 220, 90), (90, 140, 255), (255, 210, 60)])

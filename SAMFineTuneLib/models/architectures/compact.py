@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .compact_decoder import (
+from SAMFineTuneLib.models.architectures.compact_decoder import (
     GRID_SIZE,
     HIGH_RES_WIDTHS,
     INPUT_SIZE,

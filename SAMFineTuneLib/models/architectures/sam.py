@@ -16,9 +16,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
-from . import adapters, tiny_vit
-from .segment_anything import modeling
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.architectures import third_party_adapters as adapters
+from SAMFineTuneLib.models.architectures import tiny_vit
+from SAMFineTuneLib.models.architectures.segment_anything import modeling
 
 DECODER_HEADS = 8
 _WINDOW = 14

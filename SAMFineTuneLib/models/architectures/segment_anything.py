@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from ...errors import UserError
+from SAMFineTuneLib.errors import UserError
 
 _PRIVATE_NAME = "_samfinetune_segment_anything_modeling"
 _INSTALL = 'install them with: pip install "samfinetune[torch]"'

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import UserError
+from SAMFineTuneLib.errors import UserError
 
 GRID = 64
 OUTPUT_WIDTH = 256

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ...errors import UserError
-from .adapters import Bottleneck
-from .tiny_vit import Attention as TinyAttention
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.architectures.third_party_adapters import Bottleneck
+from SAMFineTuneLib.models.architectures.tiny_vit import Attention as TinyAttention
 
 if TYPE_CHECKING:
-    from ..method import Method
+    from SAMFineTuneLib.models.adapters.tuning_method import Method
 
 _ADAPTER_NAME = "default"  # PEFT's own
 _DECODER_BOTTLENECK = 64

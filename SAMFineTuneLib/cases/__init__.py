@@ -1,0 +1,1 @@
+"""Annotated cases: images with label maps, their slices, and splits by patient."""

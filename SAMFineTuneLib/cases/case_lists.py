@@ -1,0 +1,194 @@
+"""Lists of cases as spreadsheets and people write them: any separator, encoding and order of columns.
+
+A line is `image,label` or `image,label,patient`; paths are relative to the list. A first line of column names may put
+the columns in another order, and further ones among them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.read_image import ENDINGS, split_choice
+
+LISTS = (".csv", ".tsv", ".txt")
+_SEPARATORS = (",", ";", "\t", "|")
+_COLUMNS = {
+    "image": ("image", "images", "image path", "image file", "img", "volume", "scan", "path", "bild", "bilder"),
+    "label": ("label", "labels", "label path", "label file", "mask", "masks", "mask path", "segmentation",
+              "segmentations", "seg", "annotation", "gt", "ground truth", "maske", "masken", "segmentierung"),
+    "patient": ("patient", "patient id", "patientid", "patients", "subject", "subject id", "case", "case id"),
+}  # fmt: skip
+_IN_ORDER = {"image": 0, "label": 1, "patient": 2}
+_NOT_TEXT = {
+    b"PK\x03\x04": "a packed file, such as an Excel workbook (.xlsx) or a .zip",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
+    b"%PDF": "a PDF",
+    b"\x1f\x8b": "a compressed file (.gz)",
+    b"{\\rtf": "a document in Rich Text",
+}
+_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"),
+          (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """A line of a list: files that exist, and the patient, "" where none is named."""
+
+    image: Path
+    label: Path
+    patient: str
+    notes: tuple[str, ...] = ()
+
+
+def read_list(path: Path) -> list[Entry]:
+    """The entries of a list; UserError when the file is not a list, or names files that do not exist."""
+    text = _text(path)
+    if path.suffix.lower() not in LISTS:
+        raise UserError(f"“{path.name}” is not a list of cases; give a folder with images/ and labels/, or a .csv.")
+    rows = _rows(text, path.parent)
+    if not rows:
+        raise UserError(f"“{path.name}” lists no cases; write a line image,label for each.")
+    columns, notes = _columns(rows[0], path)
+    most = max(len(rows[0]), 3) if columns else 3
+    rows = rows[1:] if columns else rows
+    if not rows:
+        raise UserError(f"“{path.name}” lists no cases; write a line image,label for each.")
+    return [_entry(row, columns or _IN_ORDER, most, number, path, notes) for number, row in enumerate(rows, start=1)]
+
+
+def _entry(
+    row: Sequence[str], columns: dict[str, int], most: int, number: int, path: Path, notes: tuple[str, ...]
+) -> Entry:
+    cells = {name: row[place] if place < len(row) else "" for name, place in columns.items()}
+    if not cells["image"] or not cells["label"] or len(row) > most:
+        raise UserError(f"Entry {number} of “{path.name}” is not image,label or image,label,patient; correct it.")
+    files = [_file(cells[name], path.parent) for name in ("image", "label")]
+    for file in files:
+        if not _is_there(file):
+            raise UserError(f"“{path.name}” lists {file}, which does not exist; correct entry {number}.")
+    return Entry(*files, cells.get("patient", ""), notes)
+
+
+def _file(cell: str, folder: Path) -> Path:
+    """A path as it stands in a list; Windows' separators are understood everywhere."""
+    for text in (cell, cell.replace("\\", "/")):
+        file = folder / Path(text).expanduser()
+        if _is_there(file):
+            break
+    return file
+
+
+def _is_there(file: Path) -> bool:
+    """Whether there is such a file or folder, after which a series may be chosen (`case1#2`)."""
+    return split_choice(file)[0].exists()
+
+
+def _text(path: Path) -> str:
+    """The file's text in whatever encoding spreadsheets use; UserError, saying what it is, when it is not text."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"“{path}” cannot be read ({error.strerror}); check its permissions.") from error
+    kind = next((kind for start, kind in _NOT_TEXT.items() if data.startswith(start)), "")
+    if data.startswith(b"PK\x03\x04") and b"xl/" in data:
+        kind = "an Excel workbook (.xlsx)"
+    if data.lstrip()[:1] == b"<":
+        kind = "a web page or XML"
+    if kind:
+        raise UserError(f"“{path.name}” is {kind}, whatever its name says; save the list as CSV (Excel: Save As).")
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "") or _unmarked(data)
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        text = data.decode("latin-1" if encoding == "cp1252" else "cp1252", errors="replace")
+    if "\x00" in text:
+        raise UserError(f"“{path.name}” is not a text file; give a list of image,label as CSV.")
+    return text
+
+
+def _unmarked(data: bytes) -> str:
+    """The encoding of text that does not begin with a mark: UTF-8, UTF-16 where every other byte is zero, else
+    Windows'."""
+    start = data[:200]
+    if start[1::2].count(0) > len(start) // 4:
+        return "utf-16-le"
+    if start[0::2].count(0) > len(start) // 4:
+        return "utf-16-be"
+    try:
+        data.decode("utf-8")
+        return "utf-8"
+    except UnicodeDecodeError:
+        return "cp1252"
+
+
+def _rows(text: str, folder: Path) -> list[list[str]]:
+    """The cells of lines that hold something, by the separator that finds most images and labels."""
+    empty = " \"" + "".join(_SEPARATORS)
+    lines = [line for line in text.splitlines() if line.strip(empty) and not line.lstrip().startswith("#")]
+    separators = _SEPARATORS
+    if lines and lines[0].strip().lower().startswith("sep="):  # Excel's own line
+        separators, lines = (lines[0].strip()[4:5] or ",",), lines[1:]
+    return max((_split(lines, separator) for separator in separators), key=lambda rows: _entries(rows, folder))
+
+
+def _entries(rows: list[list[str]], folder: Path) -> tuple[int, int]:
+    """How many of the first rows name two files; without any, how many cells the first one has."""
+    found = sum(sum(_is_file(cell, folder) for cell in row[:8]) >= 2 for row in rows[:50])
+    return found, len(rows[0]) if rows and not found else 0
+
+
+def _split(lines: list[str], separator: str) -> list[list[str]]:
+    reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=separator, skipinitialspace=True)
+    rows = []
+    for row in reader:
+        cells = [cell.strip() for cell in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if any(cells):
+            rows.append(cells)
+    return rows
+
+
+def _means(word: str, name: str) -> bool:
+    """Whether a column is the patient's, whatever else its name says: `Patient ID (hospital)`."""
+    return name == "patient" and word.startswith(name)
+
+
+def _is_file(cell: str, folder: Path) -> bool:
+    return bool(cell) and (cell.lower().endswith((*ENDINGS, ".dcm")) or _exists(cell, folder))
+
+
+def _exists(cell: str, folder: Path) -> bool:
+    try:
+        return _is_there(_file(cell, folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _columns(row: Sequence[str], path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Where the first line says that image, label and patient stand, and a sentence where that is a guess; nothing
+    where it is an entry already."""
+    words = [" ".join(cell.casefold().replace("_", " ").replace("-", " ").split()) for cell in row]
+    found: dict[str, int] = {}
+    for name, known in _COLUMNS.items():
+        place = next((place for place, word in enumerate(words) if word in known or _means(word, name)), None)
+        if place is not None:
+            found[name] = place
+    if "image" in found and "label" in found:
+        return found, ()
+    is_entry = any(_is_file(cell, path.parent) or "/" in cell or "\\" in cell for cell in row[:2])
+    if is_entry or len(row) < 2:
+        return {}, ()
+    if found:
+        lacking = " or ".join(name for name in ("image", "label") if name not in found)
+        raise UserError(
+            f"The first line of “{path.name}” ({', '.join(row)}) names no column {lacking}; call the columns image, "
+            "label and patient."
+        )
+    return _IN_ORDER, (
+        f"The first line of “{path.name}” ({', '.join(row)}) was taken for names of columns.",
+    )

@@ -1,0 +1,112 @@
+"""The slices of a case as pictures with classes: what training and testing look at. No PyTorch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from SAMFineTuneLib.cases.cases import IGNORED, Labelled, class_mask, numbers_in, slice_axis
+from SAMFineTuneLib.cases.label_map import Labels
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import SlicePlane, aligned_plane, choose_window, number_of_slices, picture
+from SAMFineTuneLib.images.slice_extraction import extract_labels
+from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, view_axes
+from SAMFineTuneLib.inference.mask_shapes import pieces
+
+LEAST_PIXELS = 20
+"""Smaller pieces of a structure on a slice are no objects (MedicoSAM's rule)."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSlice:
+    """`picture` uint8 [rows, columns] as the model's user sees it, `classes` and `overlaps` as in `Labelled`, the
+    former uint8 of the same shape."""
+
+    picture: np.ndarray
+    classes: np.ndarray
+    plane: SlicePlane
+    overlaps: Mapping[int, Labels] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.numbers)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The classes that it shows."""
+        return numbers_in(self.classes, self.overlaps)
+
+    @property
+    def ignored(self) -> np.ndarray:
+        """Pixels [rows, columns] that count for nothing."""
+        return self.classes == IGNORED
+
+    def mask(self, number: int) -> np.ndarray:
+        """Pixels [rows, columns] of the n-th class."""
+        return class_mask(self.classes, self.overlaps, number)
+
+
+@dataclass(frozen=True, eq=False)
+class Object:
+    """One connected piece of class `label` on a slice."""
+
+    label: int
+    mask: np.ndarray
+
+
+def slices_of(labelled: Labelled, window: str | None = None, orientation: str = "auto") -> Iterator[LabelledSlice]:
+    """All slices of a case in one orientation, or in three ("all"), in the window that inference would choose."""
+    grey = choose_window(labelled.volume, window)
+    for name in orientations(labelled, orientation):
+        for index in range(number_of_slices(labelled.volume, name)):
+            plane = aligned_plane(labelled.volume, name, index)
+            classes = extract_labels(labelled.classes, labelled.volume, plane)
+            yield LabelledSlice(picture(labelled.volume, plane, grey), classes, plane, labelled.overlaps)
+
+
+def orientations(labelled: Labelled, orientation: str) -> tuple[str, ...]:
+    """The orientations that are meant: "auto" is the one in which the slices were acquired."""
+    volume = labelled.volume
+    if orientation == "all":
+        found = tuple(name for name in ORIENTATIONS if min(_extent(volume.shape, view_axes(volume, name))) > 1)
+        return found or ("axial",)
+    if orientation != "auto":
+        return (orientation,)
+    axis = slice_axis(volume)
+    return tuple(name for name in ORIENTATIONS if 2 - view_axes(volume, name)[2] == axis)
+
+
+def objects_of(one: LabelledSlice, least: int = LEAST_PIXELS) -> list[Object]:
+    """The connected pieces of every class, of `least` pixels or more, largest first within a class."""
+    return [Object(n, piece) for n in one.numbers for piece in pieces(one.mask(n)) if piece.sum() >= least]
+
+
+def with_objects(slices: list[LabelledSlice], name: str) -> list[LabelledSlice]:
+    """Those that show an object; UserError, naming the case, when none does."""
+    kept = [one for one in slices if objects_of(one)]
+    require_objects(len(kept), name)
+    return kept
+
+
+def require_objects(count: int, name: str) -> None:
+    """UserError, naming the case, when none of its slices shows an object."""
+    if not count:
+        raise UserError(
+            f"Case {name} shows no piece of its labels of {LEAST_PIXELS} pixels or more on any slice; leave it out or "
+            "choose another label."
+        )
+
+
+def evenly(items: list, count: int) -> list:
+    """Up to `count` items, evenly spread and never the outermost unless all are taken."""
+    if len(items) <= count:
+        return items
+    places = np.floor((np.arange(count) + 0.5) * len(items) / count).astype(int)
+    return [items[place] for place in places]
+
+
+def _extent(shape: tuple[int, ...], axes: tuple[int, int, int]) -> tuple[int, int]:
+    """Voxels along the columns and the rows of a view."""
+    return shape[2 - axes[0]], shape[2 - axes[1]]

@@ -1,0 +1,175 @@
+"""Labels onto the grid of their image: exactly where the two grids share their voxels, else by the nearest voxel, and
+not at all where it is not clear which of the two is meant."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+from SAMFineTuneLib.cases.label_map import LabelMap
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.sitk_images import to_sitk
+from SAMFineTuneLib.images.volume import Volume
+
+MATCHES = ("", "index", "position")
+"""How labels find their voxels: "index" voxel by voxel, whatever the files say about where they lie; "position" where
+the files say; "" where both agree, else UserError."""
+_SAME_PLACE = 0.05  # voxels by which two grids may differ and still be one
+_NEAR = 1 - _SAME_PLACE  # voxels by which two grids of one size may differ without a doubt about which is meant
+_LEAST_INSIDE = 0.5  # part of the labelled voxels that must lie in the image
+_OPTIONS = (
+    "add --match-labels index if they belong to the image voxel by voxel, --match-labels position if they lie where "
+    "their file says, or save them in the image's own geometry"
+)
+
+
+class Fitted(NamedTuple):
+    """Labels [k, j, i] in an image's grid, and sentences about how they came there."""
+
+    array: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def fit_labels(labels: LabelMap, volume: Volume, match: str = "") -> Fitted:
+    """The label map in the volume's grid; `match` is one of MATCHES. UserError when the two do not belong together, or
+    when they have one size but lie apart and `match` does not say which counts."""
+    source = volume.source
+    picture = source is not None and source.format in ("PNG", "JPEG")
+    same_size = labels.array.shape == volume.shape
+    if picture or not labels.placed:
+        if not same_size:
+            raise UserError(
+                f"the label picture is {_size(labels.array.shape)}, but its image {_size(volume.shape)}; pictures hold "
+                "no position, so both must have one size."
+            )
+        return Fitted(labels.array)
+    apart, voxels = _apart(labels, volume) if same_size else (np.inf, np.inf)
+    if voxels <= _SAME_PLACE:
+        return Fitted(labels.array)
+    if match == "index":
+        if not same_size:
+            raise UserError(
+                f"the labels are {_size(labels.array.shape)} voxels and the image {_size(volume.shape)}, so that "
+                "--match-labels index cannot be; leave it out."
+            )
+        return Fitted(labels.array, (
+            f"The labels were taken voxel by voxel, although their file places them {apart:.1f} mm from the image.",
+        ))  # fmt: skip
+    steps = _steps(labels, volume)
+    if not match:
+        _require_clear(labels, volume, steps, apart, voxels)
+    moved = _moved(labels, volume, steps)
+    if same_size and voxels > _NEAR and not (steps is not None and _same_box(labels, volume)):
+        note = f"The labels were taken from where their file places them, {apart:.1f} mm from the image's voxels."
+        return Fitted(moved.array, (note, *moved.notes))
+    return moved
+
+
+def _require_clear(
+    labels: LabelMap, volume: Volume, steps: np.ndarray | None, apart: float, voxels: float
+) -> None:
+    """UserError where files may have lost their geometry."""
+    if steps is not None and _same_box(labels, volume):
+        return  # the same voxels, stored along other axes
+    if np.isfinite(apart) and voxels > _NEAR:
+        lost = next((what for what, one in (("labels", labels), ("image", volume)) if _is_identity(one.affine)), "")
+        why = f", and the file of the {lost} holds no geometry of its own" if lost else ""
+        raise UserError(f"the labels have the image's size, but lie {apart:.1f} mm away from it{why}: {_OPTIONS}.")
+    if not np.isfinite(apart) and _is_identity(labels.affine) != _is_identity(volume.affine):
+        lost, other = ("labels", "image") if _is_identity(labels.affine) else ("image", "labels")
+        raise UserError(
+            f"the file of the {lost} holds no geometry of its own (1 mm voxels from 0, 0, 0 on), that of the {other} "
+            f"does, and the labels are {_size(labels.array.shape)} voxels, the image {_size(volume.shape)}: save both "
+            "in one geometry, or add --match-labels position if they do lie where their files say."
+        )
+
+
+def _moved(labels: LabelMap, volume: Volume, steps: np.ndarray | None) -> Fitted:
+    """Each voxel of the volume gets the label of the nearest voxel of the labels."""
+    total = int(np.count_nonzero(labels.array))
+    inside = _inside(labels, volume)
+    if inside < _LEAST_INSIDE * total:
+        raise UserError(
+            f"the labels do not lie on the image ({100 * inside / total:.0f} % of the labelled voxels are inside it); "
+            "save them in the image's own geometry."
+        )
+    grid = to_sitk(np.zeros(volume.shape, np.uint8), volume.affine)
+    moved = sitk.GetArrayFromImage(sitk.Resample(
+        to_sitk(labels.array, labels.affine), grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt16
+    ))  # fmt: skip
+    notes = []
+    if steps is None:
+        before, after = (
+            np.count_nonzero(array) * abs(np.linalg.det(affine[:3, :3])) / 1000
+            for array, affine in ((labels.array, labels.affine), (moved, volume.affine))
+        )
+        notes.append(
+            f"The labels ({_grid(labels.array.shape, labels.affine)}) were resampled onto the image's grid "
+            f"({_grid(volume.shape, volume.affine)}): {before:.2f} mL became {after:.2f} mL."
+        )
+    elif not np.array_equal(steps, np.eye(3)):
+        notes.append("The labels are stored along other axes than the image, and were turned without loss.")
+    if inside < total:
+        notes.append(f"Left out, as outside the image: {total - inside} of {total} labelled voxels.")
+    return Fitted(moved, tuple(notes))
+
+
+def _corners(shape: tuple[int, ...]) -> np.ndarray:
+    last = np.array(shape[::-1]) - 1
+    return np.array([[i, j, k] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])], float)
+
+
+def _apart(labels: LabelMap, volume: Volume) -> tuple[float, float]:
+    """How far the corners of two grids of one shape are apart at most, in mm and in voxels of the volume."""
+    corners = _corners(volume.shape)
+    there = _ras(corners, labels.affine)
+    away = np.linalg.norm(there - _ras(corners, volume.affine), axis=1).max()
+    return float(away), float(np.abs(volume.ras_to_ijk(there) - corners).max())
+
+
+def _steps(labels: LabelMap, volume: Volume) -> np.ndarray | None:
+    """The volume's axes (columns, of -1, 0 and 1) for the labels' axes where both grids share their voxel centres; None
+    where they do not."""
+    corners = _corners(labels.array.shape)
+    to_volume = np.linalg.inv(volume.affine) @ labels.affine
+    steps = np.rint(to_volume[:3, :3])
+    if not np.array_equal(np.abs(steps) @ np.ones(3), np.ones(3)) or abs(round(np.linalg.det(steps))) != 1:
+        return None
+    there = corners @ to_volume[:3, :3].T + to_volume[:3, 3]
+    whole = corners @ steps.T + np.rint(to_volume[:3, 3])
+    return steps if np.abs(there - whole).max() <= _SAME_PLACE else None
+
+
+def _same_box(labels: LabelMap, volume: Volume) -> bool:
+    """Whether both grids cover the same box, or one lies within the other."""
+    corners = volume.ras_to_ijk(_ras(_corners(labels.array.shape), labels.affine))
+    low, high, last = corners.min(axis=0), corners.max(axis=0), np.array(volume.shape[::-1]) - 1
+    within = (low >= -_SAME_PLACE).all() and (high <= last + _SAME_PLACE).all()
+    around = (low <= _SAME_PLACE).all() and (high >= last - _SAME_PLACE).all()
+    return bool(within or around)
+
+
+def _is_identity(affine: np.ndarray) -> bool:
+    """Whether it is what programs write that know of no geometry: 1 mm from 0, 0, 0, in RAS or LPS."""
+    return any(np.allclose(affine, np.diag([*signs, 1, 1.0]), atol=1e-4) for signs in ((1, 1), (-1, -1)))
+
+
+def _inside(labels: LabelMap, volume: Volume) -> int:
+    """Labelled voxels whose centres lie in the volume."""
+    ijk = volume.ras_to_ijk(_ras(np.argwhere(labels.array)[:, ::-1], labels.affine))
+    return int(((ijk >= -0.5) & (ijk <= np.array(volume.shape[::-1]) - 0.5)).all(axis=1).sum())
+
+
+def _ras(ijk: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return ijk @ affine[:3, :3].T + affine[:3, 3]
+
+
+def _grid(shape: tuple[int, ...], affine: np.ndarray) -> str:
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return f"{_size(shape)} voxels of {' × '.join(f'{mm:.4g}' for mm in spacing)} mm"
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(length) for length in shape[::-1])

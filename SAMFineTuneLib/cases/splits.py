@@ -1,0 +1,117 @@
+"""Which cases teach and which test: by patient, never by slice. No PyTorch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.cases.cases import Case
+from SAMFineTuneLib.errors import UserError
+
+_LEAVE_ONE_OUT = 5  # up to so many patients, every one is held out once
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Cases to train on and cases, of other patients, to test on."""
+
+    train: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """`parts` give the evidence; `final` are the cases that the delivered adapter learns from.
+
+    `kind` is "leave-one-out" or "k-fold" (the adapter learns from all cases, the evidence comes from adapters of
+    the same recipe that did not see the tested case), "shots" or "given" (the adapter itself was tested), "none".
+    """
+
+    kind: str
+    parts: tuple[Fold, ...]
+    final: tuple[Case, ...]
+
+
+def split(
+    cases: Sequence[Case],
+    shots: int | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+    test: Sequence[Case] = (),
+) -> Folds:
+    """Divide cases. `test` cases given: they test, the others teach. `shots` N: N cases, of N patients, teach, the
+    cases of all other patients test. Else cross-validation in `folds` parts (0: none): by default every patient is
+    held out once when there are up to five, else a fifth at a time.
+    """
+    cases = tuple(cases)
+    if shots is not None and folds:
+        raise UserError("Shots and folds exclude each other: with shots, all other cases are the test; leave one out.")
+    if shots is not None and not test:
+        return _shots(cases, shots, seed)
+    if test:
+        cases = cases if shots is None else _some_patients(cases, shots, seed)
+        require_separate(cases, test)
+        return Folds("given", (Fold(cases, tuple(test)),), cases)
+    patients = _shuffled(cases, seed)
+    if folds == 0 or len(patients) < 2:
+        return Folds("none", (), cases)
+    if folds is None:
+        folds = len(patients) if len(patients) <= _LEAVE_ONE_OUT else _LEAVE_ONE_OUT
+    if not 2 <= folds <= len(patients):
+        raise UserError(f"{folds} folds cannot be made of {len(patients)} patients; choose 2 to {len(patients)}, or 0.")
+    parts = []
+    for number in range(folds):
+        held = set(patients[number::folds])
+        train = tuple(case for case in cases if case.patient not in held)
+        parts.append(Fold(train, tuple(case for case in cases if case.patient in held)))
+    return Folds("leave-one-out" if folds == len(patients) else "k-fold", tuple(parts), cases)
+
+
+def require_separate(train: Sequence[Case], test: Sequence[Case]) -> None:
+    """UserError when a patient, or an image, is on both sides."""
+    both = sorted({case.id for case in test if case.patient in {other.patient for other in train}})
+    same = sorted({case.id for case in test if case.image.resolve() in {other.image.resolve() for other in train}})
+    if both or same:
+        names = ", ".join((both or same)[:4])
+        raise UserError(
+            f"A patient is among both the training and the test cases ({names}), which would make the test worthless; "
+            "drop those cases from one side."
+        )
+
+
+def set_aside(cases: Sequence[Case], count: int, seed: int) -> Fold:
+    """Cases of `count` patients for validation, the rest for training."""
+    patients = _shuffled(cases, seed)
+    held = set(patients[:count])
+    return Fold(
+        tuple(case for case in cases if case.patient not in held), tuple(case for case in cases if case.patient in held)
+    )
+
+
+def _shuffled(cases: Sequence[Case], seed: int) -> list[str]:
+    patients = sorted({case.patient for case in cases})
+    return [patients[i] for i in np.random.default_rng((seed, 1)).permutation(len(patients))]
+
+
+def _some_patients(cases: tuple[Case, ...], shots: int, seed: int) -> tuple[Case, ...]:
+    """One case each of `shots` patients, drawn by the seed."""
+    patients = _shuffled(cases, seed)
+    if not 1 <= shots <= len(patients):
+        raise UserError(f"{shots} shots cannot be drawn from {len(patients)} patients; choose 1 to {len(patients)}.")
+    rng = np.random.default_rng((seed, 2))
+    chosen = []
+    for patient in patients[:shots]:
+        own = [case for case in cases if case.patient == patient]
+        chosen.append(own[rng.integers(len(own))])
+    return tuple(sorted(chosen, key=lambda case: case.id))
+
+
+def _shots(cases: tuple[Case, ...], shots: int, seed: int) -> Folds:
+    chosen = _some_patients(cases, shots, seed)
+    taught = {case.patient for case in chosen}
+    rest = tuple(case for case in cases if case.patient not in taught)
+    if not rest:
+        return Folds("none", (), chosen)
+    return Folds("shots", (Fold(chosen, rest),), chosen)

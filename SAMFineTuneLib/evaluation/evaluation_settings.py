@@ -1,0 +1,63 @@
+"""What an evaluation asks, of which objects, and how it begins its random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
+
+PROTOCOLS = ("S1", *STRATEGIES, "perturbation", "interactive", "3d", "automatic", "factors")
+DEFAULT_PROTOCOLS = (*STRATEGIES, "perturbation", "interactive", "3d", "automatic", "factors")
+"""All but S1, which takes longer than the rest together."""
+GROUPS = {"all": PROTOCOLS, "prompts": tuple(STRATEGIES)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers. Two evaluations with equal settings, cases and contestants give equal rows."""
+
+    protocols: tuple[str, ...] = DEFAULT_PROTOCOLS
+    slices: int = 3
+    """Slices of each label of a case on which its objects are prompted, evenly spread; volumes are always whole."""
+    steps: int = 8
+    """Answers in an interactive sequence: the first prompt and corrections."""
+    rounds: int = 3
+    """Corrections of a volume."""
+    seed: int = 0
+    tolerance: float | None = None
+    """Of the NSD in mm; None is two pixels on slices, and the largest side of a voxel in volumes."""
+    window: str | None = None
+    orientation: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.slices < 1 or self.steps < 1 or self.rounds < 0 or self.seed < 0:
+            raise UserError("Slices and steps are 1 or more, rounds and the seed 0 or more.")
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise UserError("The tolerance of the NSD is a number of millimetres, 0 or more.")
+
+    def of(self, protocol: str) -> dict[str, Any]:
+        """What decides the numbers of one protocol, for telling whether work was done already."""
+        everywhere = {"protocol": protocol, "tolerance": self.tolerance, "window": self.window,
+                      "orientation": self.orientation}  # fmt: skip
+        own = {"interactive": ("slices", "steps", "seed"), "perturbation": ("slices", "seed"), "3d": ("rounds",),
+               "automatic": ()}.get(protocol, ("slices",))  # fmt: skip
+        return everywhere | {name: value for name, value in asdict(self).items() if name in own}
+
+
+def parse_protocols(text: str | Sequence[str] | None) -> tuple[str, ...]:
+    """From `S2,S5,interactive`; `prompts` is S2 to S6, `all` everything. In the order of PROTOCOLS."""
+    if text is None:
+        return DEFAULT_PROTOCOLS
+    named = [part.strip() for part in (text.split(",") if isinstance(text, str) else text) if part.strip()]
+    by_lower = {name.lower(): (name,) for name in PROTOCOLS} | GROUPS
+    chosen = set()
+    for name in named:
+        if name.lower() not in by_lower:
+            raise UserError(f"There is no protocol {name!r}; choose of {', '.join((*PROTOCOLS, *GROUPS))}.")
+        chosen.update(by_lower[name.lower()])
+    if not chosen:
+        raise UserError(f"No protocol is named; choose of {', '.join((*PROTOCOLS, *GROUPS))}.")
+    return tuple(name for name in PROTOCOLS if name in chosen)

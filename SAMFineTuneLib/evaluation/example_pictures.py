@@ -1,0 +1,108 @@
+"""Pictures of answers: for a contestant and a strategy the best, the median and the worst object.
+
+Masks are not kept during an evaluation. Prompts follow from the case alone, so that the few that are shown are simply
+asked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from SAMFineTuneLib.cases.cases import Case, LabelChoice, read_labelled
+from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.methods import Contestant, Entry
+from SAMFineTuneLib.evaluation.objects import Subject
+from SAMFineTuneLib.evaluation.result_rows import Row
+from SAMFineTuneLib.evaluation.tables import Results
+from SAMFineTuneLib.images import overlay_picture
+from SAMFineTuneLib.inference.input_crop import bounding_box
+from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
+
+SHOWN = ("S2", "S5")
+_REFERENCE, _ANSWER = (0.25, 0.85, 0.35), (0.95, 0.3, 0.2)
+_MARGIN = 0.75  # of the object's longer side around what is shown
+_SMALLEST = 48  # pixels that a picture shows at least
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A picture and what it shows."""
+
+    file: Path
+    contestant: str
+    strategy: str
+    rank: str
+    row: Row
+
+
+def draw_overlays(
+    folder: Path,
+    results: Results,
+    entries: Sequence[Entry],
+    cases: Mapping[str, Case],
+    choice: LabelChoice,
+    names: Sequence[str],
+    settings: Settings,
+    device: str = "auto",
+) -> Iterator[Overlay]:
+    """Draw into a folder; `cases` by what stands for them in rows. Baselines are not drawn."""
+    wanted = [
+        (row, entry, strategy, rank)
+        for entry in entries
+        if not entry.is_baseline
+        for strategy in SHOWN
+        for rank, row in ranked(results.of(entry.name, strategy))
+    ]
+    opened: dict[str, Contestant] = {}
+    subject, of = None, ""
+    for row, entry, strategy, rank in sorted(wanted, key=lambda item: item[0].case):
+        if of != row.case:
+            of = row.case
+            labelled = read_labelled(cases[of], choice, names)
+            subject = Subject(labelled, settings.window, settings.orientation)
+        if entry.name not in opened:
+            opened[entry.name] = Contestant(entry, device)
+        number = [one.name for one in entries].index(entry.name) + 1
+        file = folder / f"{number}-{strategy}-{rank}.png"
+        _draw(file, subject, row, strategy, opened[entry.name], settings)
+        yield Overlay(file, entry.name, strategy, rank, row)
+
+
+def ranked(rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    """The best, the median and the worst of rows by Dice; fewer of few."""
+    order = sorted(rows, key=lambda row: (-row.dice, row.case, row.object))
+    places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
+    chosen = {place: rank for rank, place in reversed(places.items())} if order else {}
+    return [(rank, order[place]) for place, rank in sorted(chosen.items())]
+
+
+def _draw(
+    file: Path, subject: Subject, row: Row, strategy: str, contestant: Contestant, settings: Settings
+) -> None:
+    thing = next(one for one in subject.objects(settings.slices) if one.name == row.object)
+    prompts = prompts_for(strategy, thing.mask, thing.ignored)
+    answer = thing.counted(contestant.answer(thing.picture, prompts).mask)
+    top, left, bottom, right = _around(thing.mask)
+    part = slice(top, bottom), slice(left, right)
+    overlay_picture(
+        file,
+        thing.picture[part],
+        [(thing.mask[part], _REFERENCE), (answer[part], _ANSWER)],
+        points=[(float(x) - left, float(y) - top, bool(label))
+                for (x, y), label in zip(prompts.points, prompts.labels, strict=True)],
+        boxes=[] if prompts.box is None else [prompts.box - [left, top, left, top]],
+    )  # fmt: skip
+
+
+def _around(mask) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of what is shown of a picture."""
+    x0, y0, x1, y1 = (int(edge) for edge in bounding_box(mask))
+    side = max(_SMALLEST, (max(x1 - x0, y1 - y0) + 1) * (1 + 2 * _MARGIN))
+    middles = (y0 + y1) / 2, (x0 + x1) / 2
+    top, left = (max(0, round(middle - side / 2)) for middle in middles)
+    bottom, right = (
+        min(length, round(middle + side / 2) + 1) for middle, length in zip(middles, mask.shape, strict=True)
+    )
+    return top, left, bottom, right

@@ -1,0 +1,99 @@
+"""Who does the jobs: processes on this computer, or a Dask cluster. Answers come as they are ready.
+
+Dask rather than Ray: both are kept well, but Dask is pure Python, so that it installs wherever this does, and a
+hospital's cluster (Slurm, Kubernetes, SSH) is reached through it without a line here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.evaluation.evaluation_tasks import Job, do
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables that keep numerical libraries from starting as many threads in each process as there are cores."""
+
+Engine = Callable[[Sequence[Job]], Iterator[tuple[Job, str]]]
+
+
+def local(processes: int | None = None) -> Engine:
+    """Processes on this computer, by default one a core."""
+    count = processes if processes is not None else os.cpu_count() or 1
+    if count < 1:
+        raise UserError("Work is spread over 1 process or more.")
+
+    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+        if min(count, len(jobs)) == 1:
+            return ((job, do(job)) for job in jobs)
+        return _in_processes(jobs, min(count, len(jobs)))
+
+    return run
+
+
+def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
+    """The workers of a Dask cluster by its scheduler's address; without one, of a cluster on this computer.
+
+    Every worker needs this library, and cases, models and adapters at the same paths.
+    """
+    try:
+        import distributed
+    except ImportError as error:
+        raise UserError(
+            'Spreading the work over a cluster needs Dask: pip install "samfinetune[cluster]".'
+        ) from error
+
+    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+        with _client(distributed, scheduler, processes) as client:
+            waiting = {client.submit(do, job, key=f"evaluate-{job.key}", retries=1): job for job in jobs}
+            for future in distributed.as_completed(list(waiting)):
+                yield waiting.pop(future), future.result()
+
+    return run
+
+
+def _client(distributed, scheduler: str | None, processes: int | None):
+    if scheduler is None:
+        count = processes or os.cpu_count() or 1
+        return distributed.Client(n_workers=count, threads_per_worker=1, dashboard_address=None)
+    try:
+        return distributed.Client(scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise UserError(f"No Dask scheduler answers at {scheduler}; check the address and that it runs.") from error
+
+
+def _in_processes(jobs: Sequence[Job], count: int) -> Iterator[tuple[Job, str]]:
+    others = set(multiprocessing.active_children())
+    for variable in _THREADS:  # read by a new process when it loads NumPy
+        os.environ.setdefault(variable, "1")
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin_process)
+    try:
+        waiting = {pool.submit(do, job): job for job in jobs}
+        for future in as_completed(waiting):
+            yield waiting.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A process ended unexpectedly, probably for want of memory; go on with --resume and fewer --jobs."
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()  # what it was doing is done again by --resume
+
+
+def _begin_process() -> None:
+    """Ctrl-C is for the parent to hear, and a process whose parent has died has nobody to work for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

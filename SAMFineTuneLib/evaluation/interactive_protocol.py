@@ -1,0 +1,98 @@
+"""A simulated annotator corrects an answer click by click (MedicoSAM, arXiv 2501.11734): first prompt, corrections.
+
+Each further step adds one point where the answer is wrong: in the middle of its largest wrong piece, as a careful
+annotator does, or anywhere in what is wrong. The answer before is fed back as a mask prompt, or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.methods import Contestant
+from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
+from SAMFineTuneLib.evaluation.result_rows import Row
+from SAMFineTuneLib.evaluation.seeds import draws
+from SAMFineTuneLib.evaluation.single_prompt_protocol import judged, row_of
+from SAMFineTuneLib.inference.mask_shapes import interior_points, pieces
+from SAMFineTuneLib.prompts import PlanePrompts
+from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a sequence goes: `start` "point" or "box", `feedback` of the mask, `correction` "centre" or "random"."""
+
+    start: str
+    feedback: bool
+    correction: str
+
+    def __str__(self) -> str:
+        return f"from {self.start}, {'mask fed back' if self.feedback else 'no mask'}, {self.correction}"
+
+
+WAYS = tuple(
+    Way(start, feedback, correction)
+    for start in ("point", "box")
+    for feedback in (True, False)
+    for correction in ("centre", "random")
+)
+HEADLINE = tuple(Way(start, True, "centre") for start in ("point", "box"))
+_FIRST = {"point": "S2", "box": "S5"}
+
+
+def interactive(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+    """Every object, by every way. Baselines take no mask, so that they go by half of the ways."""
+    for thing in subject.objects(settings.slices):
+        for way in WAYS:
+            if way.feedback or not contestant.entry.is_baseline:
+                yield from _sequence(contestant, subject, thing, way, settings)
+
+
+def _sequence(
+    contestant: Contestant, subject: Subject, thing: SliceObject, way: Way, settings: Settings
+) -> Iterator[Row]:
+    rng = draws(settings.seed, subject.digest, thing.name, way.start, way.correction)
+    prompts = prompts_for(_FIRST[way.start], thing.mask, thing.ignored)
+    answer = contestant.answer(thing.picture, prompts)
+    row = judged(answer, thing, row_of(contestant, subject, thing, "interactive", str(way)), settings)
+    yield row
+    for step in range(2, settings.steps + 1):
+        if (click := correction(thing.counted(answer.mask), thing.mask, way.correction, rng)) is not None:
+            prompts = with_click(prompts, *click)
+            answer = contestant.answer(thing.picture, prompts, answer if way.feedback else None)
+            row = judged(answer, thing, row, settings)
+        row = replace(row, step=step)  # nothing is wrong any more: nothing more is clicked
+        yield row
+
+
+def correction(
+    answer: np.ndarray, reference: np.ndarray, how: str, rng: np.random.Generator
+) -> tuple[np.ndarray, bool] | None:
+    """The next click as x, y and whether it is inside; None where answer and reference agree."""
+    wrong = answer ^ reference
+    if not wrong.any():
+        return None
+    if how == "random":
+        rows, columns = np.nonzero(wrong)
+        chosen = int(rng.integers(len(rows)))
+        point = np.float32([columns[chosen], rows[chosen]])
+    else:  # missing and too much are pieces of their own, also where they touch
+        largest = max(
+            (piece for part in (reference & ~answer, answer & ~reference) for piece in pieces(part)[:1]),
+            key=np.count_nonzero,
+        )
+        point = interior_points(largest)[0]
+    return point, bool(reference[int(point[1]), int(point[0])])
+
+
+def with_click(prompts: PlanePrompts, point: np.ndarray, inside: bool) -> PlanePrompts:
+    """The prompts and one more point."""
+    return replace(
+        prompts,
+        points=np.concatenate([prompts.points, point[None]]),
+        labels=np.append(prompts.labels, int(inside)),
+    )

@@ -1,0 +1,129 @@
+"""Who is asked: a model, a model with an adapter in it, or a baseline. All answer prompts on a picture alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.evaluation import baselines
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
+from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.predictor import Predictor
+from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, read_adapter_folder
+from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+from SAMFineTuneLib.models.spec import ModelFolder, read_model_folder
+from SAMFineTuneLib.models.store import DEFAULT_MODEL, Store
+from SAMFineTuneLib.prompts import PlanePrompts
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.evaluation.baselines import Answer
+    from SAMFineTuneLib.inference.predictor import Prediction
+
+_MEMORY = 256 << 20
+_REVISION = 2  # of the baselines: raise it when one of them answers differently
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant as a process that knows nothing of this one needs it: names and folders."""
+
+    name: str
+    model: Path | None = None
+    """Folder of the model; None for a baseline."""
+    adapter: Path | None = None
+    digest: str = ""
+    """Of what answers: weights, adapter, precision."""
+    heads: tuple[str, ...] = ("promptable",)
+    classes: tuple[str, ...] = ()
+    """What it finds without a prompt."""
+    taught: tuple[str, ...] = field(default=(), repr=False)
+    """Digests of the cases that an adapter learned from."""
+    notices: tuple[str, ...] = ()
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.model is None
+
+
+class Contestant:
+    """An entry, opened."""
+
+    def __init__(self, entry: Entry, device: str = "auto") -> None:
+        self.entry, self.name = entry, entry.name
+        self.predictor: Predictor | None = None
+        if entry.model is not None:
+            self.predictor = _open(read_model_folder(entry.model), _adapter(entry), device)
+
+    def answer(
+        self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | Answer | None = None
+    ) -> Prediction | Answer:
+        """Masks for prompts on a picture. `previous` is fed back as a mask prompt by those who take one."""
+        if self.predictor is None:
+            return baselines.answer(self.name, picture, prompts)
+        return self.predictor.predict(picture, prompts, previous=previous)
+
+
+def enter(models: Sequence[str], adapters: Sequence[str], device: str = "auto") -> list[Entry]:
+    """Entries of models and adapters by id, name or folder; the bundled model when neither is named.
+
+    Each is opened once, so that what cannot run is refused before the long work.
+    """
+    folders = [find_model(name) for name in models or ([] if adapters else [DEFAULT_MODEL])]
+    entries = [_enter(model, None, device) for model in folders]
+    given = {model.spec.id: model for model in folders}
+    for name in adapters:
+        adapter = AdapterStore().find(name)
+        entries.append(_enter(given.get(adapter.card.base) or Store().to_run(adapter), adapter, device))
+    return _told_apart(entries)
+
+
+def enter_baselines(names: Sequence[str]) -> list[Entry]:
+    """Entries of baselines by name."""
+    for name in names:
+        if name not in baselines.METHODS:
+            raise UserError(f"There is no baseline {name!r}; choose of {', '.join(baselines.METHODS)}, or none.")
+    return [Entry(name, digest=f"baseline {name} {_REVISION}") for name in names]
+
+
+def find_model(name: str) -> ModelFolder:
+    """A model by its id or its folder."""
+    return Store().find(name)
+
+
+def _enter(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Entry:
+    engine = _open(model, adapter, device).engine
+    return Entry(
+        f"{model.spec.id} + {adapter.name}" if adapter else model.spec.id,
+        model.path.resolve(),
+        adapter.path.resolve() if adapter else None,
+        engine.digest,
+        tuple(engine.spec.heads),
+        tuple(engine.spec.classes[1:]),
+        adapter.card.cases if adapter else (),
+        tuple(engine.notices),
+    )
+
+
+def _open(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Predictor:
+    """With one thread: work is spread over cases, and sums that always run in one order always agree."""
+    return Predictor(open_engine(model, device, adapter=adapter, threads=1), EmbeddingCache(memory_bytes=_MEMORY))
+
+
+def _adapter(entry: Entry) -> AdapterFolder | None:
+    return None if entry.adapter is None else read_adapter_folder(entry.adapter)
+
+
+def _told_apart(entries: list[Entry]) -> list[Entry]:
+    """UserError when two would be told apart by nothing, or answer to one name."""
+    for position, one in enumerate(entries):
+        for other in entries[:position]:
+            if one.digest == other.digest:
+                raise UserError(f"{one.name} is named twice; name each model and adapter once.")
+            if one.name == other.name:
+                raise UserError(f"Two different contestants are called {one.name}; rename the folder of one.")
+    return entries

@@ -1,0 +1,46 @@
+"""One prompt, one answer: strategies S2 to S6 as they are, and out of place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.methods import Contestant
+from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
+from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
+from SAMFineTuneLib.evaluation.seeds import draws
+from SAMFineTuneLib.metrics.mask_metrics import agreement, dice
+from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
+from SAMFineTuneLib.simulation.perturbed_prompts import PERTURBATIONS, perturbed
+
+
+def strategy(name: str, contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+    """Every object prompted by one strategy."""
+    for thing in subject.objects(settings.slices):
+        answer = contestant.answer(thing.picture, prompts_for(name, thing.mask, thing.ignored))
+        yield judged(answer, thing, row_of(contestant, subject, thing, name), settings)
+
+
+def perturbation(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+    """Every object prompted by every prompt out of place. The prompts in place are those of `strategy`."""
+    for thing in subject.objects(settings.slices):
+        for how in PERTURBATIONS:
+            rng = draws(settings.seed, subject.digest, thing.name, str(how).replace(how.strategy, "", 1))
+            prompts = perturbed(prompts_for(how.strategy, thing.mask, thing.ignored), how, thing.mask, rng)
+            answer = contestant.answer(thing.picture, prompts)
+            row = row_of(contestant, subject, thing, "perturbation", str(how))
+            yield judged(answer, thing, row, settings)
+
+
+def row_of(contestant: Contestant, subject: Subject, thing: SliceObject, protocol: str, variant: str = "") -> Row:
+    """A row about an object, with nothing measured yet."""
+    return Row(contestant.name, "", subject.digest, thing.label, protocol, variant, thing.name)
+
+
+def judged(answer, thing: SliceObject, row: Row, settings: Settings) -> Row:
+    """The row with what an answer is worth: the candidate that a user gets, and the best there was."""
+    mask = thing.counted(answer.mask)
+    found = agreement(mask, thing.mask, thing.spacing, settings.tolerance or 2 * thing.spacing[0])
+    oracle = max(dice(mask, thing.mask) for mask in thing.counted(answer.masks))
+    return replace(row, oracle=oracle, score=answer.score, **numbers_of(found))

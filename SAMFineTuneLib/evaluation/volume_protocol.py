@@ -1,0 +1,166 @@
+"""A volume from one prompted slice (MedicoSAM, arXiv 2501.11734): prompted in the middle, carried, corrected.
+
+The middle one of the slices that show a label is prompted, piece by piece, with a box, or with a point inside and one
+outside. The mask is carried through the volume as users have it carried (`inference.propagate`). Then come rounds of
+correction, each on the slice with the most wrong pixels: where the reference shows the label, its box is drawn there
+and everything is carried anew; where it shows nothing, carrying on is stopped short of that slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
+from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.methods import Contestant
+from SAMFineTuneLib.evaluation.objects import Subject
+from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
+from SAMFineTuneLib.images import write
+from SAMFineTuneLib.inference.mask_shapes import pieces
+from SAMFineTuneLib.inference.propagation import PropagatedSlice, PropagationSettings, Seed, propagate
+from SAMFineTuneLib.metrics.mask_metrics import agreement, dice
+from SAMFineTuneLib.prompts import PlanePrompts
+from SAMFineTuneLib.simulation.cosmos_prompts import negatives, positives, prompts_for
+
+STARTS = ("box", "points")
+BY_SLICE = " by slice"
+"""Ends the variant of rows that say how single slices fared after the first round."""
+
+
+@dataclass
+class _Try:
+    """A label of a case while it is being segmented; slices by their place in the stack."""
+
+    contestant: Contestant
+    subject: Subject
+    reference: list[np.ndarray]
+    """The label on each slice; what counts for nothing is not of it, nor of any mask."""
+    seeds: dict[int, np.ndarray] = field(default_factory=dict)
+    first: int | None = None
+    last: int | None = None
+    emptied: set[int] = field(default_factory=set)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The outermost slices that show the label."""
+        shown = [place for place, mask in enumerate(self.reference) if mask.any()]
+        return shown[0], shown[-1]
+
+    def prompt(self, place: int, start: str) -> None:
+        """Ask about one slice; an answer without a pixel is no start for anything."""
+        picture = self.subject.slices[place].picture
+        found = np.zeros(picture.shape, bool)
+        ignored = self.subject.slices[place].ignored
+        for piece in _objects(self.reference[place]):
+            found |= self.contestant.answer(picture, _prompts(start, piece, ignored)).mask
+        if found.any():
+            self.seeds[place] = found
+
+    def stop_before(self, place: int) -> None:
+        """Keep a slice on which nothing is free of the label, and those beyond it too."""
+        low, high = self.extent
+        if place > high:
+            self.last = place - 1
+        elif place < low:
+            self.first = place + 1
+        self.emptied.add(place)
+
+    def carried(self) -> list[np.ndarray]:
+        """Masks of all slices."""
+        masks = [np.zeros(mask.shape, bool) for mask in self.reference]
+        for place, mask in self.seeds.items():
+            masks[place] = mask
+        if self.seeds:
+            places = {one.plane.key: place for place, one in enumerate(self.subject.slices)}
+            seeds = [Seed(self.subject.slices[place].plane, mask) for place, mask in sorted(self.seeds.items())]
+            settings = PropagationSettings(first=self.first, last=self.last)
+            for item in propagate(
+                self.contestant.predictor, self.subject.labelled.volume, self.subject.grey, seeds, settings
+            ):
+                if isinstance(item, PropagatedSlice):
+                    masks[places[item.plane.key]] = item.mask
+        for place in self.emptied:
+            masks[place] = np.zeros(masks[place].shape, bool)
+        return [mask & ~one.ignored for mask, one in zip(masks, self.subject.slices, strict=True)]
+
+
+def volumes(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+    """Every label of a case, started by a box and by points. Baselines cannot carry a mask and yield nothing."""
+    if contestant.predictor is None or len(subject.slices) < 2:
+        return
+    for number, label in enumerate(subject.labels, start=1):
+        reference = [one.mask(number) for one in subject.slices]
+        shown = [place for place, mask in enumerate(reference) if _objects(mask)]
+        if shown:
+            for start in STARTS:
+                trial = _Try(contestant, subject, reference)
+                yield from _rounds(trial, label, number, start, shown[len(shown) // 2], settings)
+
+
+def _rounds(
+    trial: _Try, label: str, number: int, start: str, middle: int, settings: Settings
+) -> Iterator[Row]:
+    subject, case = trial.subject, trial.subject.digest
+    truth = subject.labelled.mask(number)
+    spacing = subject.labelled.volume.spacing[::-1]
+    tolerance = settings.tolerance or float(spacing.max())
+    trial.prompt(middle, start)
+    asked = {middle}
+    for step in range(1, settings.rounds + 2):
+        masks = trial.carried()
+        found = agreement(in_volume(masks, subject) & ~subject.labelled.ignored, truth, spacing, tolerance)
+        yield Row(trial.contestant.name, "", case, label, "3d", start, "", step, **numbers_of(found))
+        if step == 1:
+            yield from _by_slice(trial, masks, label, start, middle)
+        wrong = [np.count_nonzero(mask ^ right) for mask, right in zip(masks, trial.reference, strict=True)]
+        for place in asked | trial.emptied:
+            wrong[place] = 0
+        worst = int(np.argmax(wrong))
+        if not wrong[worst]:
+            continue  # the rounds that are left change nothing
+        if _objects(trial.reference[worst]):
+            asked.add(worst)
+            trial.prompt(worst, "box")
+        elif trial.reference[worst].any():
+            asked.add(worst)  # a few pixels: not worth a prompt, nor a reason to stop
+        else:
+            trial.stop_before(worst)
+
+
+def _by_slice(
+    trial: _Try, masks: list[np.ndarray], label: str, start: str, middle: int
+) -> Iterator[Row]:
+    """How single slices fared, by their distance from the prompted one."""
+    slices = trial.subject.slices
+    origin, normal = slices[middle].plane.origin, slices[middle].plane.normal
+    for place, one in enumerate(slices):
+        found = dice(masks[place], trial.reference[place])
+        if found is not None:
+            away = float((one.plane.origin - origin) @ normal)
+            yield Row(trial.contestant.name, "", trial.subject.digest, label, "3d", start + BY_SLICE,
+                      one.plane.key, 1, distance=away, dice=found,
+                      area=float(np.count_nonzero(trial.reference[place]) * one.plane.pixel_size**2))  # fmt: skip
+
+
+def in_volume(masks: list[np.ndarray], subject: Subject) -> np.ndarray:
+    """Masks of all slices as one bool array [k, j, i] in the volume's own grid."""
+    volume = subject.labelled.volume
+    voxels = np.zeros(volume.shape, np.uint8)
+    for mask, one in zip(masks, subject.slices, strict=True):
+        if mask.any():
+            write(mask, one.plane, voxels, volume, 1, protect=False)
+    return voxels > 0
+
+
+def _objects(mask: np.ndarray) -> list[np.ndarray]:
+    return [piece for piece in pieces(mask) if np.count_nonzero(piece) >= LEAST_PIXELS]
+
+
+def _prompts(start: str, piece: np.ndarray, ignored: np.ndarray) -> PlanePrompts:
+    if start == "box":
+        return prompts_for("S5", piece)
+    inside, outside = positives(piece, 1), negatives(piece, 1, ignored)
+    return PlanePrompts(np.concatenate([inside, outside]), np.array([1] * len(inside) + [0] * len(outside)))

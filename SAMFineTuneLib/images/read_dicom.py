@@ -1,0 +1,324 @@
+"""DICOM folders and files as volumes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.dicom_geometry import Stack, same_stack, stack_frames
+from SAMFineTuneLib.images.dicom_headers import Frame, Header, UnreadableFile, may_be_cut_off, read_header
+from SAMFineTuneLib.images.dicom_pixels import assemble, read_frames
+from SAMFineTuneLib.images.dicom_volumes import left_out, volumes_of
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource, describe_place
+
+_SHORTEST_PART = 4  # characters of a UID: fewer would choose a series by chance, or for a number not in the list
+_RESOURCE_FORK = "._"  # how macOS begins the names of its own files on foreign disks
+
+
+@dataclass(frozen=True, eq=False)
+class _Series:
+    """Frames that can form one volume."""
+
+    uid: str  # the SeriesInstanceUID, with #2, #3… when one series had to be split
+    series_uid: str
+    description: str
+    modality: str
+    frames: tuple[Frame, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Folder:
+    series: tuple[_Series, ...]
+    unreadable: tuple[UnreadableFile, ...]
+
+
+def list_series(folder: str | Path) -> list[SeriesInfo]:
+    """The DICOM series below `folder`, in order of their series numbers, and the volumes of each: echoes, b-values,
+    phases. UserError when there is none."""
+    return look_into(folder)[0]
+
+
+def look_into(folder: str | Path) -> tuple[list[SeriesInfo], list[str]]:
+    """`list_series`, and sentences about what was left out and what the files leave open."""
+    found = _scan(Path(folder))
+    series = [_info(number, one) for number, one in enumerate(found.series, start=1)]
+    return series, [*_left_out(found.unreadable), *dict.fromkeys(note for one in found.series for note in one.notes)]
+
+
+def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
+    """The one DICOM series below `folder`, or the `wanted` one of several.
+
+    `wanted` is a number of `list_series`, a UID, or a beginning or end of one that fits only one series.
+    """
+    found = _scan(folder)
+    return _volume(_choose(found.series, wanted, folder), found.unreadable)
+
+
+def read_dicom_file(path: Path, wanted: str | None = None) -> Volume:
+    """One DICOM file: all frames of a multi-frame file, of several volumes the `wanted` one; else one slice (said in a
+    warning)."""
+    try:
+        header = read_header(path)
+    except UnreadableFile as error:
+        help_ = "ask for it, or copy the file" if error.forbidden else "copy it again"
+        raise UserError(f"{error}; {help_}.") from error
+    if isinstance(header, str):
+        raise UserError(f"“{path.name}” is a DICOM {header}, not an image; give the image it belongs to.")
+    if header is None:
+        raise UserError(
+            f"“{path.name}” is a DICOM file without an image; give the folder of an image series."
+        )
+    series = _series_of([header])
+    chosen = _choose(series, wanted, path) if len(series) > 1 else series[0]
+    notes = ()
+    if len(header.frames) == 1:
+        notes = ("This is a single DICOM file with one slice; give its folder to read the whole series.",)
+    return _volume(replace(chosen, notes=(*notes, *chosen.notes)))
+
+
+def series_of_files(files: Sequence[Path]) -> Volume:
+    """Geometry and source of the series that some files are, without reading pixels: every voxel is 0.
+
+    Raises UserError when they are not the images of one volume.
+    """
+    headers: list[Header] = []
+    for path in files:
+        try:
+            header = read_header(path)
+        except UnreadableFile as error:
+            if not path.exists():
+                raise UserError("The DICOM files that the volume was read from are gone; put them back.") from error
+            raise UserError(f"{error}; copy the series again.") from error
+        if isinstance(header, Header):
+            headers.append(header)
+    if not headers:
+        raise UserError("The files are not DICOM images; give those that the volume was read from.")
+    series, *others = _series_of(headers)
+    if any(len(other.frames) == len(series.frames) for other in others):
+        raise UserError(
+            f"The DICOM files are {1 + len(others)} volumes of one series ({series.description}; "
+            f"{others[0].description}…), and which of them was segmented is not known; write .seg.nrrd."
+        )
+    stack = stack_frames(series.frames)
+    first = series.frames[0]
+    return Volume(
+        np.broadcast_to(np.uint8(0), (len(stack.frames), first.rows, first.columns)),
+        stack.affine,
+        modality=series.modality,
+        source=_source(stack, series),
+    )
+
+
+def _scan(folder: Path) -> _Folder:
+    by_uid: dict[str, list[Header]] = {}
+    unreadable: list[UnreadableFile] = []
+    short: list[Path] = []
+    others: set[str] = set()  # kinds of DICOM that are not to be segmented
+    for path in _files_below(folder, unreadable):
+        try:
+            header = read_header(path)
+            if header is None and may_be_cut_off(path):
+                short.append(path)
+        except UnreadableFile as error:
+            unreadable.append(error)
+            continue
+        if isinstance(header, str):
+            others.add(header)
+        elif header is not None:
+            by_uid.setdefault(header.series_uid, []).append(header)
+    images = {_kind_of_name(header.file) for headers in by_uid.values() for header in headers}
+    unreadable += [UnreadableFile(path, "is empty or cut off") for path in short if _kind_of_name(path) in images]
+    if not by_uid:
+        if unreadable:
+            raise UserError(
+                f"No DICOM image in “{folder}” can be read: {_left_out(unreadable)[0]} Copy the files again, or get "
+                "the permission to read them."
+            )
+        only = f" (only {' and '.join(sorted(others))})" if others else ""
+        raise UserError(
+            f"There are no DICOM images in “{folder}”{only}; give a DICOM folder or one image file."
+        )
+    ordered = sorted(by_uid.items(), key=lambda item: (min(h.series_number for h in item[1]), item[0]))
+    return _Folder(tuple(one for _, headers in ordered for one in _series_of(headers)), tuple(unreadable))
+
+
+def _files_below(folder: Path, unreadable: list[UnreadableFile]) -> list[Path]:
+    """All files; folders that may not be looked into are added to `unreadable`."""
+
+    def refused(error: OSError) -> None:
+        problem = f"cannot be read ({error.strerror})"
+        if isinstance(error, PermissionError):
+            problem = "may not be looked into (you lack the permission)"
+        unreadable.append(UnreadableFile(Path(error.filename or folder), problem))
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=refused):
+        folders.sort()
+        wanted = (name for name in sorted(names) if name.upper() != "DICOMDIR" and not name.startswith(_RESOURCE_FORK))
+        found += [Path(parent, name) for name in wanted]
+    return found
+
+
+def _kind_of_name(path: Path) -> tuple[Path, str]:
+    """Slices of a series lie in one folder and have one ending."""
+    return path.parent, path.suffix.lower()
+
+
+def _series_of(headers: Sequence[Header]) -> list[_Series]:
+    """The volumes of the files of one series."""
+    first = headers[0]
+    notes = dict.fromkeys(note for header in headers for note in header.notes)
+    volumes = [
+        volume
+        for group in _groups([frame for header in headers for frame in header.frames])
+        for volume in volumes_of(group)
+    ]
+    return [
+        _Series(
+            uid=first.series_uid + (f"#{n}" if n > 1 else ""),
+            series_uid=first.series_uid,
+            description=", ".join(filter(None, (first.description, volume.label))),
+            modality=first.modality,
+            frames=volume.frames,
+            notes=(*notes, *volume.notes),
+        )
+        for n, volume in enumerate(volumes, start=1)
+    ]
+
+
+def _left_out(unreadable: Sequence[UnreadableFile]) -> list[str]:
+    """A sentence for each problem, with the names of the files."""
+    by_problem: dict[str, list[UnreadableFile]] = {}
+    for error in unreadable:
+        by_problem.setdefault(error.problem, []).append(error)
+    sentences = []
+    for problem, errors in by_problem.items():
+        names = ", ".join(f"“{error.path.name}”{_where(error)}" for error in errors[:3])
+        if len(errors) == 1:
+            sentences.append(f"{names} was left out: it {problem}.")
+        else:
+            more = f" and {len(errors) - 3} more" if len(errors) > 3 else ""
+            sentences.append(f"{names}{more} were left out: each {problem}.")
+    return sentences
+
+
+def _where(error: UnreadableFile) -> str:
+    return "" if error.position is None else f" ({describe_place(error.position, error.normal)})"
+
+
+def _groups(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Frames that fit on top of each other, the largest group first."""
+    groups: list[list[Frame]] = []
+    for frame in frames:
+        fitting = next((group for group in groups if same_stack(group[0], frame)), None)
+        if fitting is None:
+            groups.append([frame])
+        else:
+            fitting.append(frame)
+    return sorted(groups, key=len, reverse=True)
+
+
+def _choose(series: Sequence[_Series], wanted: str | None, source: Path) -> _Series:
+    listing = "; ".join(str(_info(n, one)) for n, one in enumerate(series, start=1))
+    if wanted is None or not wanted.strip():
+        if len(series) == 1:
+            return series[0]
+        raise UserError(
+            f"“{source}” holds {len(series)} series or volumes; choose one with --series (number or UID), in a list of "
+            f"cases as {source.name}#1: {listing}"
+        )
+    wanted = wanted.strip()
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(series):
+        return series[int(wanted) - 1]
+    exact = [one for one in series if one.uid == wanted]
+    fitting = exact
+    if not exact and (len(wanted) >= _SHORTEST_PART or wanted.startswith("#")):
+        fitting = [one for one in series if one.uid.startswith(wanted) or one.uid.endswith(wanted)]
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = "fits several series" if fitting else "is not among the series"
+    raise UserError(f"--series {wanted} {problem} in “{source}”; choose by number or UID: {listing}")
+
+
+def _info(number: int, series: _Series) -> SeriesInfo:
+    first = series.frames[0]
+    try:
+        stack = stack_frames(series.frames)
+        slices, spacing = len(stack.frames), np.linalg.norm(stack.affine[:3, :3], axis=0)
+    except UserError:  # reading it will say what is wrong; the list still shows it
+        slices, spacing = len(series.frames), np.zeros(3)
+    return SeriesInfo(
+        number=number,
+        uid=series.uid,
+        description=series.description,
+        modality=series.modality,
+        size=(first.columns, first.rows, slices),
+        spacing=tuple(float(mm) for mm in spacing),
+        files=len({frame.file for frame in series.frames}),
+    )
+
+
+def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volume:
+    """Pixels and geometry; files whose pixels are damaged are left out as those with damaged headers are."""
+    stack = stack_frames(series.frames)
+    pieces, failures = read_frames(stack.sources)
+    notes = [*series.notes]
+    if failures:
+        whole = [frame for frame in series.frames if frame.file not in failures]
+        if not whole:
+            raise next(iter(failures.values()))
+        stack = stack_frames(whole, step=float(np.linalg.norm(stack.affine[:3, 2])))
+        first = {frame.file: frame for frame in reversed(series.frames)}
+        notes += [left_out(first[path], error) for path, error in failures.items()]
+    own = [one for one in unreadable if series.series_uid.startswith(one.series_uid)]  # "", or cut off itself
+    _require_no_forbidden_slice(own, stack)
+    notes = [*_left_out(own), *notes, *stack.warnings]
+    array, mirrors = assemble(stack, pieces)
+    if any(mirror is not None for mirror in mirrors):
+        notes.append("The image is stored with dark as bright (MONOCHROME1); its values are inverted.")
+    return Volume(
+        array,
+        stack.affine,
+        modality=series.modality,
+        window=_window(stack.frames, mirrors),
+        source=_source(stack, series),
+        warnings=tuple(notes),
+    )
+
+
+def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: Stack) -> None:
+    """Refuse a series of which a slice is, or may be, in a file that the user lacks the permission to read."""
+    images = {_kind_of_name(frame.file) for frame in stack.sources}
+    for error in unreadable:
+        if error.forbidden and (stack.between or _kind_of_name(error.path) in images):
+            raise UserError(
+                f"{error}, and a slice of this series may be missing because of it; get the permission to read it, or "
+                "move it out of the folder."
+            )
+
+
+def _source(stack: Stack, series: _Series) -> VolumeSource:
+    files = tuple(dict.fromkeys(frame.file for frame in stack.sources))
+    index = {path: n for n, path in enumerate(files)}
+    slices = tuple(None if frame is None else (index[frame.file], frame.number) for frame in stack.frames)
+    return VolumeSource(files, "DICOM", series.series_uid, series.description, slices, stack.resampled)
+
+
+def _window(frames: Sequence[Frame | None], mirrors: Sequence[float | None]) -> IntensityWindow | None:
+    """The window of the slice nearest to the middle that has one: end slices of MR often have odd ones."""
+    middle = (len(frames) - 1) / 2
+    having = [k for k, frame in enumerate(frames) if frame is not None and frame.window is not None]
+    if not having:
+        return None
+    k = min(having, key=lambda k: abs(k - middle))
+    window, mirror = frames[k].window, mirrors[k]
+    if mirror is None:
+        return window
+    return IntensityWindow(mirror - window.high, mirror - window.low, window.name)

@@ -1,0 +1,84 @@
+"""One function that reads whatever image a user has: DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.read_dicom import read_dicom_file, read_dicom_folder
+from SAMFineTuneLib.images.read_picture import PICTURES, read_picture
+from SAMFineTuneLib.images.read_volume_file import VOLUME_FILES, read_volume_file
+from SAMFineTuneLib.images.volume import Volume
+
+ENDINGS = (*VOLUME_FILES, *PICTURES)
+
+
+def read_volume(path: str | Path, series: str | None = None) -> Volume:
+    """Read a DICOM folder or file, `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, `.png` or `.jpg`.
+
+    `series` chooses among several DICOM series of a folder, or volumes of one series or file: its number in
+    `list_series`, its UID, or a beginning or end of the UID. Where there is no place for it, as in lists of cases, it
+    may follow after a #: `scans/case1#2`. Everything that cannot be read is a UserError of one sentence.
+    """
+    path, chosen = split_choice(Path(path).expanduser())
+    series = series or chosen
+    try:
+        if path.is_dir():
+            return _with_finite_voxels(read_dicom_folder(path, series))
+        if not path.exists():
+            raise UserError(f"“{path}” does not exist; check the path.")
+        if path.stat().st_size == 0:
+            raise UserError(f"“{path}” is empty; copy or export it again.")
+        return _with_finite_voxels(_read_file(path, series))
+    except PermissionError as error:
+        raise UserError(f"“{error.filename or path}” may not be read; check its permissions.") from error
+    except MemoryError as error:
+        raise UserError(f"“{path}” does not fit into memory; crop or resample it first.") from error
+
+
+def split_choice(path: Path) -> tuple[Path, str | None]:
+    """A path, and the choice of a series that follows it after a #, if any does."""
+    name, mark, chosen = path.name.partition("#")
+    if mark and name and not path.exists() and path.with_name(name).exists():
+        return path.with_name(name), chosen or None
+    return path, None
+
+
+def _read_file(path: Path, series: str | None) -> Volume:
+    name = path.name.lower()
+    if name.endswith(VOLUME_FILES):
+        return read_volume_file(path)
+    if name.endswith(PICTURES):
+        return read_picture(path)
+    with open(path, "rb") as file:
+        marked = file.read(132)[128:] == b"DICM"
+    if marked or name.endswith((".dcm", ".ima", ".dicom")):
+        return read_dicom_file(path, series)
+    raise UserError(
+        f"“{path.name}” is not an image that can be read; give a DICOM folder or file, or {_listed()}."
+    )
+
+
+def _listed() -> str:
+    return ", ".join(ENDINGS[:-1]) + f" or {ENDINGS[-1]}"
+
+
+def _with_finite_voxels(volume: Volume) -> Volume:
+    """The same volume with NaN and infinite voxels set to its lowest real value, and a sentence about it."""
+    if volume.array.dtype.kind != "f":
+        return volume
+    finite = np.isfinite(volume.array)
+    if finite.all():
+        return volume
+    if not finite.any():
+        raise UserError("The image holds no real number in any voxel; export it again.")
+    array = np.where(finite, volume.array, volume.array[finite].min())
+    count = int((~finite).sum())
+    note = (
+        f"{count} voxel{'s hold' if count > 1 else ' holds'} no real number; the lowest value is used there."
+    )
+    return Volume(
+        array, volume.affine, volume.modality, volume.window, volume.source, (*volume.warnings, note)
+    )

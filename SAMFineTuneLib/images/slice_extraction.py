@@ -1,0 +1,403 @@
+"""Pictures cut from a volume, and masks written back: the two directions between voxels and a slice plane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.slice_plane import SlicePlane
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.images.volume import Volume
+
+_EXACT = 0.005  # voxels: positions that stay this close to voxel centres are those voxels
+_TIE = 1e-6  # voxels, pixels: what lies on an edge goes the same way whatever the floating point noise
+_minimum: WeakKeyDictionary[Volume, float] = WeakKeyDictionary()
+
+Block = tuple[slice, slice, slice]
+
+
+def extract(volume: Volume, plane: SlicePlane) -> np.ndarray:
+    """float32 [rows, columns] of the volume on the plane.
+
+    Linear interpolation between voxel centres; the outer half of a border voxel has that voxel's value,
+    what is outside the volume its lowest value. Where pixels coincide with voxels the values are the
+    voxels' own.
+    """
+    aligned = _aligned(volume, plane)
+    if aligned is None:
+        return _trilinear(volume, plane)
+    values = aligned.slice_of(volume.array)
+    values = _interpolate(_interpolate(values, aligned.rows, 0), aligned.columns, 1)
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def extract_labels(labelmap: np.ndarray, volume: Volume, plane: SlicePlane) -> np.ndarray:
+    """The labelmap's [k, j, i] values on the plane: of the voxel that each pixel lies in, 0 outside."""
+    _require_shape(labelmap, volume)
+    voxels, within = _voxels_of_pixels(volume, plane)
+    return np.where(within, labelmap[voxels], labelmap.dtype.type(0))
+
+
+def picture(volume: Volume, plane: SlicePlane, window: IntensityWindow) -> np.ndarray:
+    """uint8 [rows, columns]: the volume on the plane as a model sees it."""
+    return window.apply(extract(volume, plane))
+
+
+def write(
+    mask: np.ndarray,
+    plane: SlicePlane,
+    labelmap: np.ndarray,
+    volume: Volume,
+    value: int,
+    protect: bool = True,
+    points: np.ndarray | None = None,
+) -> Block | None:
+    """Make `mask` (bool [rows, columns]) the shape of label `value` on that plane of `labelmap` [k, j, i].
+
+    The voxels concerned are those the plane cuts: for an aligned plane, its slice. A voxel gets `value`
+    when the mask is true where the plane passes closest (in voxels) to its centre, so that voxels thicker than
+    pixels make it neither larger nor smaller on average. Others of the cut that had `value` become 0. Of a
+    point the user placed, the voxel itself is what was meant: those of `points` (N, 2), x and y in pixels,
+    belong to the mask wherever it is true at the point. With `protect`, voxels of other labels stay as they
+    are. `labelmap` is changed in place.
+
+    Returns the slices (k, j, i) of the smallest block around all changed voxels, None when none changed.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != plane.shape:
+        raise ValueError(f"The mask's shape {mask.shape} is not the plane's {plane.shape}.")
+    _require_shape(labelmap, volume)
+    largest = np.iinfo(labelmap.dtype).max
+    if not 1 <= value <= largest:
+        raise UserError(f"The label value {value} does not fit: choose one from 1 to {largest}.")
+    pointed = _pointed_voxels(mask, plane, volume, points)
+    aligned = _aligned(volume, plane)
+    if aligned is not None and (voxel_mask := _slice_mask(mask, aligned, volume, pointed)) is not None:
+        return _write_slice(voxel_mask, aligned, labelmap, value, protect)
+    return _write_cut(mask, plane, labelmap, volume, value, protect, pointed)
+
+
+def covered_voxels(
+    mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None = None
+) -> np.ndarray:
+    """Indices (3, N) as k, j, i of the voxels that `write` gives the label where nothing is protected.
+
+    Only the volume's grid counts, not its values. It need not be the grid that the plane was made for: of a
+    finer one all voxels are covered whose centres lie within half the plane's thickness. None occurs twice.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != plane.shape:
+        raise ValueError(f"The mask's shape {mask.shape} is not the plane's {plane.shape}.")
+    if not mask.any():
+        return np.empty((3, 0), np.intp)
+    pointed = _pointed_voxels(mask, plane, volume, points)
+    aligned = _aligned(volume, plane)
+    if aligned is not None and plane.thickness / 2 < abs(plane.normal @ volume.affine[:3, aligned.slices]):
+        voxel_mask = _slice_mask(mask, aligned, volume, pointed)
+        if voxel_mask is not None:
+            voxels = np.empty((3, np.count_nonzero(voxel_mask)), np.intp)
+            voxels[2 - aligned.slices] = aligned.index
+            voxels[2 - aligned.down], voxels[2 - aligned.across] = np.nonzero(voxel_mask)
+            return voxels
+    voxels, nearest, on_picture = _cut_voxels(volume, plane, _surroundings(mask, plane, volume))
+    wanted = voxels[:, on_picture & mask[nearest]]
+    return np.unique(np.concatenate([wanted, pointed[::-1]], axis=1), axis=1) if pointed.size else wanted
+
+
+def _require_shape(labelmap: np.ndarray, volume: Volume) -> None:
+    if labelmap.shape != volume.shape:
+        raise UserError(
+            f"The labelmap has {labelmap.shape} slices, rows and columns, but the volume has {volume.shape}: "
+            "resample it to the volume first."
+        )
+
+
+# ---- the plane's pixels in voxel coordinates
+
+
+def _pixel_steps(volume: Volume, plane: SlicePlane) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Voxel coordinates (i, j, k) of pixel (0, 0), and the steps to the next column and the next row."""
+    corner, column, row = volume.ras_to_ijk(plane.pixel_to_ras([[0, 0], [1, 0], [0, 1]]))
+    return corner, column - corner, row - corner
+
+
+class _Aligned(NamedTuple):
+    """A plane whose rows and columns run along voxel axes, within one slice."""
+
+    across: int  # voxel axis of the columns: 0 = i, 1 = j, 2 = k
+    down: int
+    slices: int
+    index: int
+    columns: np.ndarray  # position of every pixel column along `across`, in voxels
+    rows: np.ndarray
+
+    def slice_of(self, array: np.ndarray) -> np.ndarray:
+        """View [down, across] of array [k, j, i], in the order of the voxels."""
+        return array.transpose(2 - self.slices, 2 - self.down, 2 - self.across)[self.index]
+
+    def to_voxels(self, mask: np.ndarray, volume: Volume) -> np.ndarray | None:
+        """The mask [down, across] at the voxels' centres; None when the picture leaves voxels out."""
+        rows, columns = (
+            _pixel_of_each_voxel(positions, volume.shape[2 - axis])
+            for positions, axis in ((self.rows, self.down), (self.columns, self.across))
+        )
+        return None if rows is None or columns is None else mask[np.ix_(rows, columns)]
+
+
+def _pixel_of_each_voxel(positions: np.ndarray, length: int) -> np.ndarray | None:
+    """Index of the pixel that each of `length` voxel centres lies in; None when one lies in no pixel.
+
+    `positions` are those of the pixels, evenly spaced, in voxels.
+    """
+    step = positions[1] - positions[0] if len(positions) > 1 else 1.0
+    pixels = (np.arange(length) - positions[0]) / step
+    if pixels.min() < -0.5 - _EXACT or pixels.max() > len(positions) - 0.5 + _EXACT:
+        return None
+    return _nearest(pixels, len(positions))
+
+
+def _aligned(volume: Volume, plane: SlicePlane) -> _Aligned | None:
+    """None when the plane is oblique, when the volume's axes are sheared, or when it leaves the volume."""
+    corner, column, row = _pixel_steps(volume, plane)
+    rows, columns = plane.shape
+    across, down = int(np.abs(column).argmax()), int(np.abs(row).argmax())
+    if across == down:
+        return None
+    slices = 3 - across - down
+    index = round(float(corner[slices]))
+    strays = [
+        column[down] * (columns - 1),
+        row[across] * (rows - 1),
+        column[slices] * (columns - 1),
+        row[slices] * (rows - 1),
+        corner[slices] - index,
+    ]
+    last = np.array(volume.shape[::-1]) - 1
+    along_columns = corner[across] + column[across] * np.arange(columns)
+    along_rows = corner[down] + row[down] * np.arange(rows)
+    fits = 0 <= index <= last[slices] and all(
+        positions.min() >= -0.5 - _EXACT and positions.max() <= last[axis] + 0.5 + _EXACT
+        for axis, positions in ((across, along_columns), (down, along_rows))
+    )
+    if not fits or np.abs(strays).max() > _EXACT:
+        return None
+    return _Aligned(across, down, slices, index, along_columns, along_rows)
+
+
+def _on_voxels(positions: np.ndarray) -> bool:
+    return bool(np.abs(positions - np.rint(positions)).max() <= _EXACT)
+
+
+def _interpolate(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """`values` at fractional `positions` along an axis, linear, constant beyond the outermost centres."""
+    last = values.shape[axis] - 1
+    if _on_voxels(positions):
+        return values.take(np.rint(positions).astype(int), axis)
+    positions = np.clip(positions, 0, last)
+    low = np.floor(positions).astype(int)
+    share = (positions - low).astype(np.float32)
+    below = values.take(low, axis).astype(np.float32)
+    above = values.take(np.minimum(low + 1, last), axis).astype(np.float32)
+    above -= below
+    above *= share[:, None] if axis == 0 else share
+    above += below
+    return above
+
+
+def _trilinear(volume: Volume, plane: SlicePlane) -> np.ndarray:
+    low, high, share, within = [], [], [], np.ones(plane.shape, dtype=bool)
+    for position, length in zip(_pixel_coordinates(volume, plane), volume.shape[::-1], strict=True):
+        last = length - 1
+        within &= (position >= -0.5 - _TIE) & (position <= last + 0.5 + _TIE)
+        np.clip(position, 0, last, out=position)
+        low.append(position.astype(np.intp))
+        high.append(np.minimum(low[-1] + 1, last))
+        share.append((position - low[-1]).astype(np.float32))
+
+    def along_i(k: np.ndarray, j: np.ndarray) -> np.ndarray:
+        below = volume.array[k, j, low[0]].astype(np.float32)
+        return below + share[0] * (volume.array[k, j, high[0]].astype(np.float32) - below)
+
+    def along_j(k: np.ndarray) -> np.ndarray:
+        below = along_i(k, low[1])
+        return below + share[1] * (along_i(k, high[1]) - below)
+
+    below = along_j(low[2])
+    values = below + share[2] * (along_j(high[2]) - below)
+    values[~within] = _lowest(volume)
+    return values
+
+
+def _pixel_coordinates(volume: Volume, plane: SlicePlane) -> list[np.ndarray]:
+    """[i, j, k] positions in voxels, each float64 [rows, columns]."""
+    corner, column, row = _pixel_steps(volume, plane)
+    rows, columns = np.arange(plane.shape[0])[:, None], np.arange(plane.shape[1])
+    return [corner[axis] + row[axis] * rows + column[axis] * columns for axis in range(3)]
+
+
+def _voxels_of_pixels(volume: Volume, plane: SlicePlane) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Voxel indices (k, j, i) of every pixel's centre, and whether it lies in the volume at all."""
+    voxels, within = [], np.ones(plane.shape, dtype=bool)
+    for position, length in zip(_pixel_coordinates(volume, plane), volume.shape[::-1], strict=True):
+        within &= (position >= -0.5 - _EXACT) & (position <= length - 0.5 + _EXACT)
+        voxels.append(_nearest(position, length))
+    return tuple(voxels[::-1]), within
+
+
+def _nearest(position: np.ndarray, length: int) -> np.ndarray:
+    """Index of the voxel, or pixel, that a position lies in."""
+    return np.clip(np.floor(position + 0.5 + _TIE).astype(np.intp), 0, length - 1)
+
+
+def _lowest(volume: Volume) -> float:
+    """The volume's lowest finite value, found once per volume."""
+    if volume not in _minimum:
+        lowest = float(volume.array.min())
+        if not np.isfinite(lowest):
+            finite = volume.array[np.isfinite(volume.array)]
+            lowest = float(finite.min()) if finite.size else 0.0
+        _minimum[volume] = lowest
+    return _minimum[volume]
+
+
+# ---- writing
+
+
+def _slice_mask(
+    mask: np.ndarray, aligned: _Aligned, volume: Volume, pointed: np.ndarray
+) -> np.ndarray | None:
+    """The mask [down, across] of the slice's voxels, with those `pointed` at (3, N) as i, j, k; None when the
+    picture leaves voxels out."""
+    voxel_mask = aligned.to_voxels(mask, volume)
+    if voxel_mask is not None:
+        voxel_mask[pointed[aligned.down], pointed[aligned.across]] = True
+    return voxel_mask
+
+
+def _write_slice(
+    mask: np.ndarray, aligned: _Aligned, labelmap: np.ndarray, value: int, protect: bool
+) -> Block | None:
+    """The slice's voxels, `mask` [down, across] being theirs."""
+    voxels = aligned.slice_of(labelmap)
+    own = voxels == value
+    cleared = own & ~mask
+    added = mask & ~own
+    if protect:
+        added &= voxels == 0
+    voxels[cleared] = 0
+    voxels[added] = value
+    rows, columns = np.nonzero(cleared | added)
+    where = {aligned.slices: np.array([aligned.index]), aligned.down: rows, aligned.across: columns}
+    return _block([where[2], where[1], where[0]]) if len(rows) else None
+
+
+def _write_cut(
+    mask: np.ndarray,
+    plane: SlicePlane,
+    labelmap: np.ndarray,
+    volume: Volume,
+    value: int,
+    protect: bool,
+    pointed: np.ndarray,
+) -> Block | None:
+    """Voxels that the plane cuts, wherever it runs; `pointed` (3, N) are set as i, j, k in any case."""
+    voxels, nearest, on_picture = _cut_voxels(volume, plane)
+    voxels, inside = voxels[:, on_picture], mask[nearest][on_picture]
+    wanted = np.concatenate([voxels[:, inside], pointed[::-1]], axis=1)
+    others = voxels[:, ~inside]
+
+    before = labelmap[tuple(wanted)]
+    added = wanted[:, (before == 0) if protect else (before != value)]
+    kept = wanted[:, before == value]
+    cleared = others[:, labelmap[tuple(others)] == value]
+    labelmap[tuple(cleared)] = 0
+    labelmap[tuple(kept)] = value  # a pointed voxel may be among the cleared
+    labelmap[tuple(added)] = value
+    changed = np.concatenate([added, cleared[:, labelmap[tuple(cleared)] == 0]], axis=1)
+    return _block(changed) if changed.size else None
+
+
+def _pointed_voxels(
+    mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None
+) -> np.ndarray:
+    """Voxel indices (3, N) as i, j, k of the points (N, 2) that lie in the mask and in the volume."""
+    if points is None or not len(points):
+        return np.empty((3, 0), np.intp)
+    points = np.asarray(points, float).reshape(-1, 2)
+    columns, rows = (_nearest(points[:, axis], mask.shape[1 - axis]) for axis in (0, 1))
+    ijk = volume.ras_to_ijk(plane.pixel_to_ras(points[mask[rows, columns]]))
+    lengths = volume.shape[::-1]
+    within = ((ijk >= -0.5 - _EXACT) & (ijk <= np.array(lengths) - 0.5 + _EXACT)).all(axis=1)
+    return np.stack([_nearest(ijk[within, axis], lengths[axis]) for axis in range(3)])
+
+
+def _surroundings(mask: np.ndarray, plane: SlicePlane, volume: Volume) -> np.ndarray:
+    """Lowest and highest i, j, k (2, 3) of voxels that the mask, which is not empty, may concern."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x, y = (columns[0] - 2, columns[-1] + 2), (rows[0] - 2, rows[-1] + 2)
+    corners = volume.ras_to_ijk(plane.pixel_to_ras([(a, b) for a in x for b in y]))
+    gradient = plane.normal @ volume.affine[:3, :3]
+    aside = _reach(gradient, plane) * np.abs(gradient) / (gradient @ gradient) + 1
+    last = np.array(volume.shape[::-1]) - 1
+    limits = np.stack([np.floor(corners.min(axis=0) - aside), np.ceil(corners.max(axis=0) + aside)])
+    return np.clip(limits, [[0, 0, 0], [-1, -1, -1]], [last + 1, last]).astype(int)
+
+
+def _reach(gradient: np.ndarray, plane: SlicePlane) -> float:
+    """mm along the normal from the plane to the centres of voxels that it passes through, or that its thickness
+    covers; on the volume the plane was made for, the former is never less."""
+    return max(np.abs(gradient).sum(), plane.thickness) / 2 * (1 - _TIE)
+
+
+def _cut_voxels(
+    volume: Volume, plane: SlicePlane, limits: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Indices (3, N) as k, j, i of all voxels the plane passes through; for each the pixel (row, column) at
+    the point of the plane closest to its centre, in voxel steps; and whether that is on the picture.
+
+    `limits` are the lowest and highest i, j, k (2, 3) to look at.
+    """
+    if limits is None:
+        limits = np.array([[0, 0, 0], np.array(volume.shape[::-1]) - 1])
+    low, high = limits
+    gradient = plane.normal @ volume.affine[:3, :3]  # mm along the normal per voxel step
+    gradient[np.abs(gradient) < 1e-6 * np.abs(gradient).max()] = 0
+    offset = float(plane.distance(volume.affine[:3, 3]))
+    reach = _reach(gradient, plane)
+    steep = int(np.abs(gradient).argmax())  # the plane crosses every column of voxels along this axis once
+    others = [axis for axis in range(3) if axis != steep]
+    counts = np.maximum(high - low + 1, 0)
+    grid = np.indices(counts[others]).reshape(2, -1) + low[others][:, None]
+    crossing = -(offset + gradient[others] @ grid) / gradient[steep]
+    found = []
+    steps = int(reach / abs(gradient[steep]) + 0.5)  # 1 where the plane's thickness is one voxel
+    for step in range(-steps, steps + 1):
+        at = np.rint(crossing) + step
+        distance = gradient[steep] * (at - crossing)
+        cut = (np.abs(distance) <= reach) & (at >= low[steep]) & (at <= high[steep])
+        voxels = np.empty((3, int(cut.sum())), dtype=np.intp)
+        voxels[others] = grid[:, cut]
+        voxels[steep] = at[cut]
+        found.append((voxels, distance[cut]))
+    voxels = np.concatenate([part for part, _ in found], axis=1)
+    distance = np.concatenate([part for _, part in found])
+    # Pixel coordinates are linear in i, j, k: of the voxels themselves, less that of the way to the plane.
+    aside = distance / (gradient @ gradient)
+    start = plane.ras_to_pixel(volume.affine[:3, 3])
+    per_voxel = plane.ras_to_pixel(plane.origin + volume.affine[:3, :3].T).T  # of x and y, along i, j, k
+    x, y = (
+        first + a * voxels[0] + b * voxels[1] + c * voxels[2] - aside * ((a, b, c) @ gradient)
+        for first, (a, b, c) in zip(start, per_voxel, strict=True)
+    )
+    on_picture = (np.minimum(x, y) > -1.5) & (x < plane.shape[1] + 0.5) & (y < plane.shape[0] + 0.5)
+    return voxels[::-1], (_nearest(y, plane.shape[0]), _nearest(x, plane.shape[1])), on_picture
+
+
+def _block(voxels) -> Block:
+    """Slices (k, j, i) around voxel indices (k, j, i)."""
+    return tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in voxels)

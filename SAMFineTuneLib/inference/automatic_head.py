@@ -1,0 +1,78 @@
+"""A whole volume without a prompt: the automatic head's classes, slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.images.slice_extraction import picture, write
+from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, number_of_slices
+from SAMFineTuneLib.inference.predictor import Predictor
+from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
+from SAMFineTuneLib.prompts import SegmentPrompts
+
+
+def segment_classes(
+    predictor: Predictor,
+    volume: Volume,
+    window: IntensityWindow,
+    orientation: str = "axial",
+    report: Callable[[Progress], None] | None = None,
+) -> np.ndarray:
+    """Label map [k, j, i] uint8 of a volume: 0 background, then the classes of the model in their order.
+
+    Raises UserError for a model without an automatic head.
+    """
+    labels = np.zeros(volume.shape, np.uint8)
+    for item in class_slices(predictor, volume, window, orientation, report=report):
+        for value, mask in item.masks.items():
+            write(mask.unpack(), item.plane, labels, volume, value, protect=False)
+    return labels
+
+
+@dataclass(frozen=True, eq=False)
+class SliceClasses:
+    """What was found on one slice: a mask for each class that is there."""
+
+    index: int
+    plane: SlicePlane
+    masks: Mapping[int, PackedMask]
+
+
+def class_slices(
+    predictor: Predictor,
+    volume: Volume,
+    window: IntensityWindow,
+    orientation: str = "axial",
+    first: int | None = None,
+    last: int | None = None,
+    report: Callable[[Progress], None] | None = None,
+    cancelled: Cancelled = lambda: False,
+) -> Iterator[SliceClasses]:
+    """The classes of each slice from `first` to `last`, slice by slice."""
+    count = number_of_slices(volume, orientation)
+    first, last = 0 if first is None else first, count - 1 if last is None else last
+    if not 0 <= first <= last < count:
+        raise UserError(
+            f"The slice range {first} to {last} does not fit: there are {orientation} slices 0 to {count - 1}."
+        )
+    meter = Meter(last - first + 1, report)
+    for index in range(first, last + 1):
+        if cancelled():
+            return
+        plane = aligned_plane(volume, orientation, index)
+        classes = predictor.predict_classes(picture(volume, plane, window))
+        found = np.unique(classes[classes > 0])
+        yield SliceClasses(index, plane, {int(value): PackedMask.of(classes == value) for value in found})
+        meter.step()
+
+
+def class_segments(predictor: Predictor) -> tuple[SegmentInfo, ...]:
+    """What the values of the label map mean."""
+    names = predictor.engine.spec.classes[1:]
+    return tuple(SegmentInfo(name, value, SegmentPrompts(name, value).color) for value, name in enumerate(names, 1))

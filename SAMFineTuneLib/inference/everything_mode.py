@@ -1,0 +1,390 @@
+"""Everything mode: all objects of a slice without a prompt, and through the slices as 3-D objects.
+
+A slice is prompted with a grid of single points (strategy S1 of the COSMOS study, arXiv 2304.14660), and what
+comes back is filtered as in Segment Anything (Kirillov et al. 2023, appendix B): by predicted IoU, by stability
+(how little a mask depends on the threshold), and by non-maximum suppression of its boxes. Models differ in how high
+they score and how steep their logits are, so both are measured against the model's own on that slice; stability is
+measured before masks are enlarged. Finer layers repeat this on overlapping tiles; a mask cut by a tile's edge is
+dropped, and of two equal masks the smaller tile's stays.
+`link` then joins masks of neighbouring slices that overlap enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import (
+    IntensityWindow,
+    SlicePlane,
+    Volume,
+    aligned_plane,
+    number_of_slices,
+    picture,
+    write,
+)
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.inference.input_crop import View, bounding_box
+from SAMFineTuneLib.inference.mask_shapes import interpolate, overlap, pieces, stability_score
+from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Decoded, Predictor
+    from SAMFineTuneLib.models.preprocess import InputGeometry
+
+POINTS_PER_BATCH = 64
+SAME_BOX = 0.9
+"""Boxes in the model's small grid that overlap more (IoU) show the same object; only the best one is enlarged."""
+TILE_OVERLAP = 512 / 1500
+"""How far neighbouring tiles overlap, as a fraction of the picture's shorter side over the tiles per side."""
+
+
+@dataclass(frozen=True)
+class EverythingSettings:
+    """Which masks count, and how they are joined through the slices."""
+
+    points_per_side: int = 32
+    layers: int | None = None
+    """Layer n looks at 2**n by 2**n tiles; None is 1 finer layer for a model that zooms, none for others."""
+    min_score: float = 0.5
+    """Smallest predicted IoU, as a fraction of the best one in its layer of the slice."""
+    min_stability: float = 0.8
+    """Smallest IoU of the masks at the thresholds + and - `stability_offset`."""
+    stability_offset: float = 0.1
+    """In units of the median absolute logit, which makes it about Segment Anything's 1.0 for its own models."""
+    max_box_overlap: float = 0.7
+    """Of two masks whose boxes overlap more (IoU), the one with the lower score is dropped."""
+    min_area: int = 20
+    """Smallest mask, and smallest piece of a mask, in pixels."""
+    max_area: float = 0.5
+    """Largest mask as a fraction of the slice; what is larger is background."""
+    min_link: float = 0.5
+    """Smallest IoU of two masks of one object in neighbouring slices."""
+    max_gap: int = 1
+    """So many slices may lack the object between two that show it; they are interpolated."""
+    min_slices: int = 2
+    """An object in fewer slices is dropped."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.points_per_side <= 256:
+            raise UserError("Everything mode takes 1 to 256 points per side, for example 32.")
+        if self.layers is not None and not 0 <= self.layers <= 4:
+            raise UserError("Everything mode takes 0 to 4 finer layers.")
+        fractions = (self.min_score, self.min_stability, self.max_box_overlap, self.max_area, self.min_link)
+        if not all(0 <= value <= 1 for value in fractions):
+            raise UserError("Scores, overlaps and the largest area of everything mode lie between 0 and 1.")
+        if min(self.min_area, self.max_gap, self.stability_offset) < 0 or self.min_slices < 1:
+            raise UserError("Areas, gaps and numbers of slices of everything mode are not negative.")
+
+
+@dataclass(frozen=True)
+class AutomaticMask:
+    """A mask found without a prompt."""
+
+    mask: PackedMask
+    score: float
+    stability: float
+    box: tuple[int, int, int, int]
+    """First and last column and row: x0, y0, x1, y1."""
+    point: tuple[float, float]
+    """The grid point (x, y) that found it."""
+
+
+@dataclass(frozen=True, eq=False)
+class SliceMasks:
+    """All masks of one slice, best score first."""
+
+    index: int
+    plane: SlicePlane
+    masks: tuple[AutomaticMask, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Object3D:
+    """Masks of neighbouring slices that belong together."""
+
+    value: int
+    masks: dict[int, PackedMask]
+    """By slice index."""
+    score: float
+    """Mean predicted IoU of its masks."""
+    orientation: str
+    area: int
+    """Pixels over all slices."""
+
+
+def automatic_masks(
+    predictor: Predictor, shown: np.ndarray, settings: EverythingSettings, cancelled: Cancelled = lambda: False
+) -> list[AutomaticMask]:
+    """All objects of a picture, uint8 (rows, columns), best score first; what was found so far when cancelled."""
+    layers = settings.layers
+    if layers is None:
+        layers = 1 if predictor.engine.spec.zoom else 0
+    found: list[AutomaticMask] = []
+    sides: list[int] = []
+    for layer in range(layers + 1):
+        views = tiles(shown.shape, layer)
+        per_side = max(1, settings.points_per_side >> layer)
+        per_view = [_candidates_of_view(predictor, shown, view, per_side, settings, cancelled) for view in views]
+        enough = settings.min_score * max((one.score for candidates in per_view for one in candidates), default=0.0)
+        for view, candidates in zip(views, per_view, strict=True):
+            good = [one for one in candidates if one.score >= enough]
+            masks = _enlarged(good, view, shown.shape, settings)
+            found += masks
+            sides += [view.rows * view.columns] * len(masks)
+    if layers:  # the same object seen in several tiles: the closest look counts
+        found = [found[i] for i in box_nms(_edges(found), -np.array(sides, float), settings.max_box_overlap)]
+    return sorted(found, key=lambda mask: -mask.score)
+
+
+def tiles(shape: tuple[int, ...], layer: int) -> list[View]:
+    """The overlapping tiles of a layer; layer 0 is the whole picture."""
+    per_side = 2**layer
+    if layer == 0:
+        return [View.whole(shape)]
+    shared = int(TILE_OVERLAP * min(shape[:2]) * 2 / per_side)
+    rows, columns = (-(-(length + shared * (per_side - 1)) // per_side) for length in shape[:2])
+    corners = [(rows - shared) * n for n in range(per_side)], [(columns - shared) * n for n in range(per_side)]
+    return [
+        View(top, left, min(rows, shape[0] - top), min(columns, shape[1] - left))
+        for top in corners[0]
+        for left in corners[1]
+    ]
+
+
+def grid_points(view: View, per_side: int) -> np.ndarray:
+    """Centres of per_side by per_side equal cells of a view, (n, 2) as x, y in pixels of the picture."""
+    xs = view.left + (np.arange(per_side) + 0.5) * view.columns / per_side - 0.5
+    ys = view.top + (np.arange(per_side) + 0.5) * view.rows / per_side - 0.5
+    return np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def box_nms(boxes: np.ndarray, scores: np.ndarray, max_overlap: float) -> list[int]:
+    """Indices of the boxes that stay, best first: each drops the worse ones whose IoU with it is higher.
+
+    `boxes` are edges (n, 4) x0, y0, x1, y1, so that a box of one pixel is 1 wide. Equal scores keep their order.
+    """
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order = np.argsort(-scores, kind="stable")
+    kept = []
+    while order.size:
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        low = np.maximum(boxes[best, :2], boxes[rest, :2])
+        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        shared = np.prod(np.maximum(high - low, 0), axis=1)
+        order = rest[shared <= max_overlap * (areas[best] + areas[rest] - shared)]
+    return kept
+
+
+def everything(
+    predictor: Predictor,
+    volume: Volume,
+    window: IntensityWindow,
+    orientation: str = "axial",
+    settings: EverythingSettings | None = None,
+    first: int | None = None,
+    last: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: Cancelled = lambda: False,
+) -> Iterator[SliceMasks]:
+    """The masks of each slice from `first` to `last`, slice by slice; hand them to `link` for 3-D objects."""
+    settings = settings or EverythingSettings()
+    count = number_of_slices(volume, orientation)
+    first, last = 0 if first is None else first, count - 1 if last is None else last
+    if not 0 <= first <= last < count:
+        raise UserError(
+            f"The slice range {first} to {last} does not fit: there are {orientation} slices 0 to {count - 1}."
+        )
+    return _slices(predictor, volume, window, orientation, settings, range(first, last + 1), progress, cancelled)
+
+
+def _slices(predictor, volume, window, orientation, settings, indices, progress, cancelled) -> Iterator[SliceMasks]:
+    meter = Meter(len(indices), progress)
+    for index in indices:
+        plane = aligned_plane(volume, orientation, index)
+        masks = automatic_masks(predictor, picture(volume, plane, window), settings, cancelled)
+        if cancelled():
+            return
+        meter.step()
+        yield SliceMasks(index, plane, tuple(masks))
+
+
+def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = None) -> list[Object3D]:
+    """Join masks of neighbouring slices into objects, largest first, with label values 1, 2, ...
+
+    Within each slice the pairs of object and mask are taken in the order of their overlap, each mask once.
+    """
+    settings = settings or EverythingSettings()
+    tracks: list[_Track] = []
+    orientation = "axial"
+    for item in sorted(slices, key=lambda item: item.index):
+        orientation = item.plane.orientation
+        masks = [found.mask.unpack() for found in item.masks]
+        open_tracks = [track for track in tracks if 0 < item.index - track.last_index <= settings.max_gap + 1]
+        pairs = []
+        for t, track in enumerate(open_tracks):
+            for m, found in enumerate(item.masks):
+                if _boxes_meet(track.last_box, found.box):
+                    pairs.append((overlap(track.last_mask, masks[m]), t, m))
+        taken_tracks, taken_masks = set(), set()
+        for shared, t, m in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+            if shared >= settings.min_link and t not in taken_tracks and m not in taken_masks:
+                taken_tracks.add(t)
+                taken_masks.add(m)
+                open_tracks[t].extend(item.index, masks[m], item.masks[m])
+        tracks += [
+            _Track(item.index, masks[m], found) for m, found in enumerate(item.masks) if m not in taken_masks
+        ]
+    long = [track for track in tracks if track.seen >= settings.min_slices]
+    long.sort(key=lambda track: -track.area)
+    return [
+        Object3D(value, track.masks, float(np.mean(track.scores)), orientation, track.area)
+        for value, track in enumerate(long, start=1)
+    ]
+
+
+class _Track:
+    """An object while it is being followed."""
+
+    def __init__(self, index: int, mask: np.ndarray, found: AutomaticMask) -> None:
+        self.masks: dict[int, PackedMask] = {}
+        self.scores: list[float] = []
+        self.area = 0
+        self._add(index, mask)
+        self._remember(index, mask, found)
+
+    @property
+    def seen(self) -> int:
+        return len(self.scores)
+
+    def extend(self, index: int, mask: np.ndarray, found: AutomaticMask) -> None:
+        gap = index - self.last_index
+        for step in range(1, gap):
+            self._add(self.last_index + step, interpolate(self.last_mask, mask, step / gap))
+        self._add(index, mask)
+        self._remember(index, mask, found)
+
+    def _add(self, index: int, mask: np.ndarray) -> None:
+        self.masks[index] = PackedMask.of(mask)
+        self.area += int(np.count_nonzero(mask))
+
+    def _remember(self, index: int, mask: np.ndarray, found: AutomaticMask) -> None:
+        self.scores.append(found.score)
+        self.last_index, self.last_mask, self.last_box = index, mask, found.box
+
+
+def objects_labelmap(objects: Sequence[Object3D], volume: Volume) -> np.ndarray:
+    """Label map uint16 [k, j, i] of all objects; where they overlap, the smaller one shows."""
+    labelmap = np.zeros(volume.shape, dtype=np.uint16)
+    for item in sorted(objects, key=lambda item: -item.area):
+        for index, mask in item.masks.items():
+            plane = aligned_plane(volume, item.orientation, index)
+            write(mask.unpack(), plane, labelmap, volume, item.value, protect=False)
+    return labelmap
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A mask in the model's own small grid: logits (h, w), box edges (4,) in its cells."""
+
+    logits: np.ndarray
+    geometry: InputGeometry
+    box: np.ndarray
+    score: float
+    stability: float
+    point: tuple[float, float]
+
+
+def _candidates_of_view(
+    predictor: Predictor,
+    shown: np.ndarray,
+    view: View,
+    per_side: int,
+    settings: EverythingSettings,
+    cancelled: Cancelled,
+) -> list[_Candidate]:
+    candidates: list[_Candidate] = []
+    points = grid_points(view, per_side)
+    for start in range(0, len(points), POINTS_PER_BATCH):
+        if cancelled():
+            break
+        batch = points[start : start + POINTS_PER_BATCH]
+        coords = np.stack([batch, np.zeros_like(batch)], axis=1)
+        labels = np.tile(np.float32([1, -1]), (len(batch), 1))
+        decoded = predictor.decode(shown, coords, labels, view=view)
+        candidates += _candidates(decoded, batch, settings)
+        boxes = np.array([one.box for one in candidates]).reshape(-1, 4)
+        kept = box_nms(boxes, np.array([one.score for one in candidates]), SAME_BOX)
+        candidates = [candidates[index] for index in kept]
+    return candidates
+
+
+def _enlarged(
+    candidates: list[_Candidate], view: View, shape: tuple[int, ...], settings: EverythingSettings
+) -> list[AutomaticMask]:
+    """The candidates' masks in the whole picture, those that pass the filters by size and by overlap."""
+    found = []
+    for one in candidates:
+        mask = _usable(one.geometry.logits_to_picture(one.logits) > 0, view, shape, settings)
+        if mask is not None:
+            x0, y0, x1, y1 = (int(edge) for edge in bounding_box(mask))
+            found.append(AutomaticMask(PackedMask.of(mask), one.score, one.stability, (x0, y0, x1, y1), one.point))
+    kept = box_nms(_edges(found), np.array([mask.score for mask in found]), settings.max_box_overlap)
+    return [found[index] for index in kept]
+
+
+def _candidates(decoded: Decoded, points: np.ndarray, settings: EverythingSettings) -> list[_Candidate]:
+    """What passes the filters that need no enlarging; most points find what another one finds, too."""
+    place = decoded.geometry
+    rows, columns = (-(-side * place.low_res_size // place.input_size) for side in place.content)
+    low_res, scores = decoded.low_res[:, 1:4], decoded.scores[:, 1:4]
+    within = low_res[..., :rows, :columns]  # the rest of the grid is padding
+    stability = stability_score(within, settings.stability_offset * float(np.median(np.abs(within))))
+    found = []
+    for prompt, token in np.argwhere(stability >= settings.min_stability):
+        box = bounding_box(within[prompt, token] > 0)
+        if box is not None:
+            found.append(
+                _Candidate(
+                    low_res[prompt, token].copy(),
+                    place,
+                    box + np.float32([0, 0, 1, 1]),
+                    float(scores[prompt, token]),
+                    float(stability[prompt, token]),
+                    (float(points[prompt, 0]), float(points[prompt, 1])),
+                )
+            )
+    return found
+
+
+def _usable(
+    mask: np.ndarray, view: View, shape: tuple[int, ...], settings: EverythingSettings
+) -> np.ndarray | None:
+    """The view's mask in the whole picture without its specks; None when too small, too large or cut off."""
+    cut = (
+        (view.top > 0 and mask[0].any())
+        or (view.left > 0 and mask[:, 0].any())
+        or (view.top + view.rows < shape[0] and mask[-1].any())
+        or (view.left + view.columns < shape[1] and mask[:, -1].any())
+    )
+    area = np.count_nonzero(mask)
+    if cut or area < max(settings.min_area, 1) or area > settings.max_area * shape[0] * shape[1]:
+        return None
+    large = [piece for piece in pieces(mask) if np.count_nonzero(piece) >= settings.min_area]
+    if not large:
+        return None
+    return view.paste(np.any(large, axis=0), (shape[0], shape[1]), False)
+
+
+def _edges(masks: Sequence[AutomaticMask]) -> np.ndarray:
+    """Box edges (n, 4): one more than the last column and row."""
+    return np.array([mask.box for mask in masks], dtype=float).reshape(-1, 4) + (0, 0, 1, 1)
+
+
+def _boxes_meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]

@@ -1,0 +1,112 @@
+"""Small facts about 2-D masks: overlap, stability, connected pieces, the most interior points.
+
+Masks are bool (rows, columns); points and boxes are (x, y) = (column, row) with pixel centres at integers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from SAMFineTuneLib.inference.input_crop import bounding_box
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks; 0 when both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0
+
+
+def pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """The 8-connected pieces of a mask, largest first, each a mask of the full size."""
+    labels, inside = _labelled(mask)
+    sizes = np.bincount(labels.ravel())[1:]
+    found = []
+    for label in np.argsort(-sizes, kind="stable") + 1:
+        piece = np.zeros(mask.shape, dtype=bool)
+        piece[inside] = labels == label
+        found.append(piece)
+    return found
+
+
+def pieces_asked_for(mask: np.ndarray, marked: np.ndarray, largest: bool) -> np.ndarray:
+    """The 8-connected pieces of a mask that `marked` (rows, columns) touches; with `largest`, or when it touches none,
+    the largest one too."""
+    labels, inside = _labelled(mask)
+    sizes = np.bincount(labels.ravel())
+    if len(sizes) <= 2:
+        return mask
+    sizes[0] = 0
+    asked = np.zeros(len(sizes), dtype=bool)
+    asked[np.unique(labels[marked[inside]])] = True
+    asked[0] = False
+    if largest or not asked.any():
+        asked[np.argmax(sizes)] = True
+    kept = np.zeros(mask.shape, dtype=bool)
+    kept[inside] = asked[labels]
+    return kept
+
+
+def _labelled(mask: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """Numbers from 1 of the 8-connected pieces, 0 elsewhere, within the rectangle that holds them all."""
+    box = bounding_box(mask)
+    if box is None:
+        return np.zeros((0, 0), np.int64), (slice(0, 0), slice(0, 0))
+    import SimpleITK as sitk
+
+    x0, y0, x1, y1 = box.astype(int)
+    inside = slice(y0, y1 + 1), slice(x0, x1 + 1)
+    label = sitk.ConnectedComponentImageFilter()
+    label.FullyConnectedOn()
+    label.SetNumberOfThreads(1)  # a slice is too small for more, and they wait for the inference engine's own
+    picture = sitk.GetImageFromArray(np.ascontiguousarray(mask[inside], dtype=np.uint8))
+    return sitk.GetArrayFromImage(label.Execute(picture)), inside
+
+
+def stability_score(logits: np.ndarray, offset: float) -> np.ndarray:
+    """IoU (...) of the masks of logits (..., rows, columns) at the thresholds +offset and -offset."""
+    narrow = np.count_nonzero(logits > offset, axis=(-2, -1))
+    wide = np.count_nonzero(logits > -offset, axis=(-2, -1))
+    return narrow / np.maximum(wide, 1)
+
+
+def interpolate(first: np.ndarray, second: np.ndarray, position: float) -> np.ndarray:
+    """The shape `position` (0 to 1) of the way from one non-empty mask to another (Raya and Udupa 1990).
+
+    Signed distances to the two outlines are blended; the new outline is where the blend is 0.
+    """
+    return (1 - position) * _signed_distance(first) + position * _signed_distance(second) > 0
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Distance to the outline in pixels, positive inside; the outline runs between pixels."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8))
+    to_edge_pixels = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, True, False, False))
+    # Maurer's map is 0 on the mask's own outermost pixels: half a pixel more puts 0 on the outline.
+    return np.where(mask, np.maximum(to_edge_pixels, 0) + 0.5, to_edge_pixels + 0.5)
+
+
+def interior_points(mask: np.ndarray, count: int = 1) -> np.ndarray:
+    """Up to `count` well separated most interior points (n, 2) as x, y, by the distance to the mask's edge.
+
+    The first is the centre of the largest inscribed disc; each further one is the most interior point outside
+    the discs taken so far, as long as its own disc is at least half as wide as the first.
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return np.zeros((0, 2), dtype=np.float32)
+    x0, y0, x1, y1 = box.astype(int)
+    inside = np.pad(mask[y0 : y1 + 1, x0 : x1 + 1], 1)
+    depth = np.where(inside, _signed_distance(inside) + 0.5, 0.0)  # radius of the disc of pixels that fits
+    rows, columns = np.indices(depth.shape)
+    enough = depth.max() / 2
+    points: list[tuple[float, float]] = []
+    while len(points) < count:
+        row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
+        radius = float(depth[row, column])
+        if radius < enough:
+            break
+        points.append((x0 + column - 1, y0 + row - 1))
+        depth[(rows - row) ** 2 + (columns - column) ** 2 <= (2 * radius) ** 2] = 0.0
+    return np.array(points, dtype=np.float32)

@@ -1,0 +1,426 @@
+"""A segment carried through the volume, slice by slice, from one or several slices that have a mask.
+
+The protocol is MedicoSAM's 3-D evaluation (Archit et al. 2025, arXiv 2501.11734): prompts for the next slice are
+derived from the mask of the previous one, and a direction ends when the new mask has too little in common with
+it. Beyond that, each connected piece of a mask is carried on its own, so that two kidneys in one segment are two
+boxes and not one around both. A piece also ends where its area collapses or explodes, where the model doubts the
+mask, and where the mask covers something that looks different from the prompted slice: a mask prompt keeps its
+shape alive long after the structure has ended, and neither IoU nor predicted IoU notices.
+
+Slices that were not taken but interpolated on reading (`Volume.interpolated`) never end anything: what the model does
+not find there gets the shape between the masks on either side, once the structure goes on behind.
+
+Between two prompted slices the masks grow from both ends towards the middle; the slice where they meet is prompted
+with the union of its two neighbours. Beyond the outermost prompted slices, `direction` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
+from SAMFineTuneLib.images.slice_plane import view_axes
+from SAMFineTuneLib.inference.input_crop import bounding_box, view_of_box
+from SAMFineTuneLib.inference.mask_shapes import interior_points, interpolate, overlap, pieces
+from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
+from SAMFineTuneLib.inference.slice_stack import Stack, stack_through
+from SAMFineTuneLib.prompts import PlanePrompts
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+MODES = ("mask+box", "box", "points", "points+mask")
+DIRECTIONS = ("both", "up", "down", "fill")
+KEEP = ("largest", "touching", "all")
+
+SMALLEST_PIECE = 0.1
+"""Pieces of a mask below this fraction of its largest piece are not carried on."""
+SMALLEST_SPREAD = 12.0
+"""Grey values (of 255) of a structure are taken to vary by this much at least: less is noise, or saturation."""
+
+
+@dataclass(frozen=True)
+class PropagationSettings:
+    """How a mask is carried on and when it ends."""
+
+    mode: str | None = None
+    """What the next slice is prompted with: one of MODES; None is points+mask for a model that zooms, which the bundled
+    one was measured with, and mask+box for others."""
+    direction: str = "both"
+    """One of DIRECTIONS. Up is towards superior, anterior or the patient's right; fill only closes gaps."""
+    first: int | None = None
+    """Lowest slice index that may be written; None is the volume's first."""
+    last: int | None = None
+    """Highest slice index that may be written; None is the volume's last."""
+    min_overlap: float = 0.4
+    """A piece ends where its IoU with itself on the previous slice falls below this."""
+    max_area_change: float = 2.5
+    """A piece ends where its area grows or shrinks by more than this factor from one slice to the next."""
+    min_score: float = 0.5
+    """A piece ends where the predicted IoU is below this fraction of the best one so far in its direction."""
+    max_grey_shift: float = 2.0
+    """A piece ends where its mean grey value is further from the prompted slice's than this many standard
+    deviations of the grey values there."""
+    box_margin: float = 0.05
+    """The derived box is wider than the previous mask by this fraction of its side, at least one pixel."""
+    keep: str = "largest"
+    """Which pieces of a new mask count: the `largest` that overlaps the previous one, all `touching`, or `all`."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("mode", (None, *MODES)), ("direction", DIRECTIONS), ("keep", KEEP)):
+            if getattr(self, name) not in allowed:
+                choice = ", ".join(filter(None, allowed))
+                raise UserError(f"Unknown propagation {name} '{getattr(self, name)}'; choose one of {choice}.")
+        if not 0 <= self.min_overlap <= 1 or not 0 <= self.min_score <= 1:
+            raise UserError("The smallest overlap and the smallest score of a propagation lie between 0 and 1.")
+        if self.max_area_change <= 1:
+            raise UserError("The largest area change of a propagation is a factor above 1, for example 2.5.")
+        if self.max_grey_shift <= 0:
+            raise UserError("The largest grey shift of a propagation is a number above 0, for example 2.")
+        if not 0 <= self.box_margin <= 1:
+            raise UserError("The box margin of a propagation is a fraction between 0 and 1, for example 0.05.")
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise UserError(f"The slice range {self.first} to {self.last} is empty; give the lower index first.")
+
+
+@dataclass(frozen=True, eq=False)
+class Seed:
+    """A slice whose mask is known."""
+
+    plane: SlicePlane
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class PropagatedSlice:
+    """A slice the mask was carried to."""
+
+    plane: SlicePlane
+    mask: np.ndarray
+    score: float
+    """The lowest predicted IoU among the mask's pieces."""
+    overlap: float
+    """IoU with the mask it was derived from."""
+    sources: tuple[str, ...]
+    """Keys of the prompted planes it comes from."""
+
+
+@dataclass(frozen=True)
+class PropagationEnd:
+    """Where and why a direction ended before the end of the range, as a sentence."""
+
+    reason: str
+
+
+def derive_prompts(mask: np.ndarray, mode: str, box_margin: float) -> PlanePrompts:
+    """Prompts for the next slice from a connected, non-empty mask (rows, columns) of the previous one.
+
+    `points` are up to three positives, the most interior ones.
+    """
+    rows, columns = mask.shape
+    x0, y0, x1, y1 = bounding_box(mask)
+    margin = np.maximum(box_margin * np.array([x1 - x0 + 1, y1 - y0 + 1]), 1)
+    box = np.concatenate([(x0, y0) - margin, (x1, y1) + margin])
+    points = interior_points(mask, 3) if "points" in mode else np.zeros((0, 2), dtype=np.float32)
+    return PlanePrompts(
+        points=points,
+        labels=np.ones(len(points), dtype=np.int64),
+        box=np.clip(box, 0, [columns - 1, rows - 1] * 2) if "box" in mode else None,
+        mask=mask if "mask" in mode else None,
+    )
+
+
+def propagate(
+    predictor: Predictor,
+    volume: Volume,
+    window: IntensityWindow,
+    seeds: Sequence[Seed],
+    settings: PropagationSettings | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: Cancelled = lambda: False,
+) -> Iterator[PropagatedSlice | PropagationEnd]:
+    """Carry the seeds' masks through the volume; slices arrive one by one, nearest to their seed first.
+
+    Seeds lie on parallel slices. A prompted slice itself is never returned. Raises UserError when a seed's mask
+    is empty, when seeds do not belong to one stack of slices, or when `fill` has fewer than two of them.
+    """
+    settings = settings or PropagationSettings()
+    plan = _make_plan(volume, seeds, settings)
+    return _Run(predictor, volume, window, settings, plan, cancelled, Meter(len(plan.indices), progress)).slices()
+
+
+def planned_planes(
+    volume: Volume, seeds: Sequence[Seed], settings: PropagationSettings | None = None
+) -> list[SlicePlane]:
+    """The slices `propagate` may return, when nothing ends early; raises UserError as it does."""
+    plan = _make_plan(volume, seeds, settings or PropagationSettings())
+    return [plan.stack.plane(index) for index in plan.indices]
+
+
+@dataclass(frozen=True, eq=False)
+class _Front:
+    """A mask that has been carried to slice `index`, what it looked like at first, the best score on its way."""
+
+    index: int
+    mask: np.ndarray
+    sources: tuple[str, ...]
+    grey: tuple[float, float] | None = None
+    """Mean and standard deviation of the grey values where it started."""
+    best: float = 0.0
+
+    def moved(self, index: int, result: PropagatedSlice) -> _Front:
+        return replace(self, index=index, mask=result.mask, best=max(self.best, result.score))
+
+
+@dataclass(frozen=True, eq=False)
+class _Refused:
+    """On which slice a mask was not carried on, and why."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Where the masks start, and which slices of the range are to be reached."""
+
+    stack: Stack
+    starts: list[_Front]
+    steps: tuple[int, ...]
+    """Directions beyond the outermost starts: 1 and -1."""
+    first: int
+    last: int
+    interpolated: frozenset[int]
+    """Slices of the stack that were not taken."""
+
+    def where(self, index: int) -> str:
+        return str(self.stack.plane(index))
+
+    def beyond(self, step: int) -> range:
+        """Slices after the outermost start, nearest first."""
+        if step > 0:
+            return range(max(self.starts[-1].index + 1, self.first), self.last + 1)
+        return range(min(self.starts[0].index - 1, self.last), self.first - 1, -1)
+
+    def between(self, low: int, high: int) -> range:
+        """Slices after `low` and before `high`."""
+        return range(max(low + 1, self.first), min(high - 1, self.last) + 1)
+
+    @property
+    def indices(self) -> list[int]:
+        gaps = zip(self.starts, self.starts[1:], strict=False)
+        found = [index for low, high in gaps for index in self.between(low.index, high.index)]
+        return found + [index for step in self.steps for index in self.beyond(step)]
+
+
+def _make_plan(volume: Volume, seeds: Sequence[Seed], settings: PropagationSettings) -> _Plan:
+    if not seeds:
+        raise UserError("There is no mask to propagate; prompt the segment on at least one slice first.")
+    stack = stack_through(volume, seeds[0].plane)
+    starts = {}
+    for seed in seeds:
+        if not seed.mask.any():
+            raise UserError(f"The mask on {seed.plane} is empty; change its prompts before propagating.")
+        index, mask = stack.place(seed.plane, seed.mask)
+        starts[index] = _Front(index, mask, (seed.plane.key,))
+    if settings.direction == "fill" and len(starts) < 2:
+        raise UserError("Filling needs the segment on two slices of the same orientation; prompt another slice.")
+    up = 1 if stack.up_is_increasing else -1
+    steps = {"both": (1, -1), "up": (up,), "down": (-up,), "fill": ()}[settings.direction]
+    first = max(settings.first or 0, 0)
+    last = stack.count - 1 if settings.last is None else min(settings.last, stack.count - 1)
+    return _Plan(
+        stack, [starts[index] for index in sorted(starts)], steps, first, last, _interpolated(volume, seeds[0].plane)
+    )
+
+
+def _interpolated(volume: Volume, plane: SlicePlane) -> frozenset[int]:
+    """Indices of a plane's parallel slices that were not taken: none unless they are the volume's own slices."""
+    is_own = plane.index is not None and view_axes(volume, plane.orientation)[2] == 2
+    return volume.interpolated if is_own else frozenset()
+
+
+class _Run:
+    """One propagation: what stays the same from slice to slice."""
+
+    def __init__(self, predictor, volume, window, settings, plan, cancelled, meter) -> None:
+        self.predictor, self.volume, self.window = predictor, volume, window
+        self.settings, self.plan, self.cancelled, self.meter = settings, plan, cancelled, meter
+
+    def slices(self) -> Iterator[PropagatedSlice | PropagationEnd]:
+        starts = [self._with_grey(front) for front in self.plan.starts]
+        for lower, upper in zip(starts, starts[1:], strict=False):
+            yield from self._between(lower, upper)
+        for step in self.plan.steps:
+            yield from self._outward(starts[-1 if step > 0 else 0], step)
+
+    def _with_grey(self, front: _Front) -> _Front:
+        values = picture(self.volume, self.plan.stack.plane(front.index), self.window)[front.mask]
+        return replace(front, grey=(float(values.mean()), max(float(values.std()), SMALLEST_SPREAD)))
+
+    def _outward(self, front: _Front, step: int) -> Iterator[PropagatedSlice | PropagationEnd]:
+        wanted = self.plan.beyond(step)
+        if not wanted:
+            return
+        while front.index != wanted[-1]:
+            if self.cancelled():
+                return
+            results = self._advance(front, step, wanted[-1])
+            if isinstance(results, _Refused):
+                self.meter.skip(len([index for index in wanted if (index - front.index) * step > 0]))
+                where = self.plan.where(results.index)
+                yield PropagationEnd(f"Propagation ended before {where}: {results.reason}.")
+                return
+            for result in results:
+                front = front.moved(front.index + step, result)
+                if front.index in wanted:
+                    self.meter.step()
+                    yield result
+
+    def _between(self, lower: _Front, upper: _Front) -> Iterator[PropagatedSlice | PropagationEnd]:
+        """Close the gap between two known slices from both ends."""
+        ends = (lower.index, upper.index)
+        wanted = self.plan.between(*ends)
+        fronts = {1: lower, -1: upper}
+        alive = [1, -1]
+        refusals: list[str] = []
+        while alive and fronts[-1].index - fronts[1].index > 1:
+            if self.cancelled():
+                return
+            step = alive[0]
+            front, other = fronts[step], fronts[-step]
+            index = front.index + step
+            carried = front
+            if index + step == other.index and len(alive) == 2:
+                # The last slice of the gap hears both sides, unless they contradict each other.
+                if overlap(front.mask, other.mask) < self.settings.min_overlap:
+                    both = " and ".join(map(self.plan.where, ends))
+                    yield PropagationEnd(
+                        f"The masks that come from {both} do not agree where they meet, at {self.plan.where(index)}; "
+                        "prompt a slice there."
+                    )
+                else:
+                    carried = replace(front, mask=front.mask | other.mask, sources=front.sources + other.sources)
+            results = self._advance(carried, step, other.index - step, other)
+            if isinstance(results, _Refused):
+                refusals.append(results.reason)
+                alive.remove(step)
+                continue
+            alive.reverse()
+            for result in results:
+                front = fronts[step] = front.moved(front.index + step, result)
+                if front.index in wanted:
+                    self.meter.step()
+                    yield result
+        empty = (fronts[1].index + 1, fronts[-1].index - 1)
+        if empty[0] <= empty[1]:
+            self.meter.skip(len(self.plan.between(empty[0] - 1, empty[1] + 1)))
+            where = " to ".join(dict.fromkeys(map(self.plan.where, empty)))
+            stays = "stays" if empty[0] == empty[1] else "stay"
+            yield PropagationEnd(
+                f"Between {self.plan.where(ends[0])} and {self.plan.where(ends[1])}, {where} {stays} empty: "
+                f"{refusals[-1]}; prompt a slice there."
+            )
+
+    def _advance(
+        self, front: _Front, step: int, last: int, beyond: _Front | None = None
+    ) -> list[PropagatedSlice] | _Refused:
+        """The masks on the next slice; where it was not taken and shows nothing, also on those up to the next one that
+        does, `last` at most. `beyond` is what is known behind that one."""
+        skipped: list[int] = []
+        for index in range(front.index + step, last + step, step):
+            result = self._carry(front, index)
+            if not isinstance(result, _Refused):
+                return [*self._bridge(front, skipped, index, result.mask, result.score), result]
+            if index not in self.plan.interpolated:
+                return result
+            skipped.append(index)
+        if beyond is None or overlap(front.mask, beyond.mask) < self.settings.min_overlap:
+            return result
+        return self._bridge(front, skipped, beyond.index, beyond.mask, front.best)
+
+    def _bridge(
+        self, front: _Front, skipped: list[int], end: int, mask: np.ndarray, score: float
+    ) -> list[PropagatedSlice]:
+        """Shapes between a front's mask and the one on slice `end`, on the slices between."""
+        found = []
+        for index in skipped:
+            shape = interpolate(front.mask, mask, (index - front.index) / (end - front.index))
+            found.append(
+                PropagatedSlice(self.plan.stack.plane(index), shape, score, overlap(front.mask, shape), front.sources)
+            )
+        return found
+
+    def _carry(self, front: _Front, index: int) -> PropagatedSlice | _Refused:
+        """The mask on slice `index`, from a neighbouring slice's mask."""
+        plane = self.plan.stack.plane(index)
+        shown = picture(self.volume, plane, self.window)
+        carried = np.zeros(front.mask.shape, dtype=bool)
+        scores, refusals = [], []
+        before = pieces(front.mask)
+        for piece in before:
+            if np.count_nonzero(piece) < SMALLEST_PIECE * np.count_nonzero(before[0]):
+                break
+            new, score = self._predict(shown, piece)
+            reason = self._doubt(piece, new, score, front, None if index in self.plan.interpolated else shown)
+            if reason:
+                refusals.append(reason)
+            else:
+                carried |= new
+                scores.append(score)
+        if not scores:
+            return _Refused(index, refusals[0])
+        return PropagatedSlice(plane, carried, min(scores), overlap(front.mask, carried), front.sources)
+
+    def _predict(self, shown: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, float]:
+        settings = self.settings
+        spec = self.predictor.engine.spec
+        mode = settings.mode or ("points+mask" if spec.zoom else "mask+box")
+        prompts = derive_prompts(piece, mode, settings.box_margin)
+        # The previous mask says where to look, even where the prompts alone (points) would not.
+        view = view_of_box(shown.shape, bounding_box(piece), spec.input_size) if spec.zoom else None
+        # Points alone are ambiguous; the previous mask tells which of the model's readings is meant.
+        points_alone = mode == "points"
+        prediction = self.predictor.predict(shown, prompts, multimask=True if points_alone else None, view=view)
+        merits = np.array([overlap(candidate, piece) for candidate in prediction.masks])
+        best = int(np.argmax(merits if points_alone else merits * prediction.scores))
+        mask, score = prediction.masks[best], float(prediction.scores[best])
+        return keep_pieces(mask, piece, settings.keep), score
+
+    def _doubt(
+        self, before: np.ndarray, after: np.ndarray, score: float, front: _Front, shown: np.ndarray | None
+    ) -> str | None:
+        """Why `after`, which continues the piece `before`, should not be believed, or None; without the grey values
+        `shown` there, where they are interpolated, by its shape alone."""
+        old, new = np.count_nonzero(before), np.count_nonzero(after)
+        if new == 0:
+            return "the structure is not found there"
+        if score < self.settings.min_score * front.best:
+            return f"the model is unsure (predicted IoU {score:.2f} after {front.best:.2f})"
+        if not 1 / self.settings.max_area_change <= new / old <= self.settings.max_area_change:
+            return f"the area changes from {old} to {new} pixels"
+        shared = overlap(before, after)
+        if shared < self.settings.min_overlap:
+            return f"the mask has too little in common with the slice before (IoU {shared:.2f})"
+        if shown is None:
+            return None
+        mean, spread = front.grey
+        grey = float(shown[after].mean())
+        if abs(grey - mean) > self.settings.max_grey_shift * spread:
+            return f"what the mask covers looks different (mean grey value {grey:.0f} instead of {mean:.0f})"
+        return None
+
+
+def keep_pieces(mask: np.ndarray, before: np.ndarray, keep: str) -> np.ndarray:
+    """The pieces of `mask` that continue `before`: the `largest` overlapping one, all `touching`, or `all`."""
+    if keep == "all":
+        return mask
+    touching = [piece for piece in pieces(mask) if (piece & before).any()]
+    if keep == "largest":
+        touching = sorted(touching, key=lambda piece: -np.count_nonzero(piece & before))[:1]
+    return np.any(touching, axis=0) if touching else np.zeros_like(mask)

@@ -1,0 +1,177 @@
+"""An adapter's card: what it was made from, how, and what it gained. `card.json` for programs, `card.md` for people.
+
+Cases are named by digests only; nothing in a card identifies a patient. Needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.adapters.tuning_method import Method
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Dice of one way of prompting on the held-out cases, before and after. Values belong to `cases` one by one."""
+
+    prompt: str
+    """`1 box`, `1 point`, `automatic`, ..."""
+    cases: tuple[str, ...]
+    """Digests of the held-out cases."""
+    before: tuple[float | None, ...]
+    """Dice of each case with the base; None where it has no answer, as without a prompt."""
+    after: tuple[float | None, ...]
+    label: str = ""
+    interval_before: tuple[float, float] | None = None
+    """95 % interval of the mean over cases."""
+    interval_after: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cases", "before", "after", "interval_before", "interval_after"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else tuple(value))
+        if not len(self.cases) == len(self.before) == len(self.after):
+            raise UserError("A gain needs one Dice before and one after for each of its cases.")
+
+    @property
+    def means(self) -> tuple[float | None, float | None]:
+        """Mean Dice before and after, over the cases that have one."""
+        return _mean(self.before), _mean(self.after)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of an adapter. `save_adapter` fills in base, method, date and version."""
+
+    labels: tuple[str, ...] = ()
+    """Names of what it segments, without background."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the training, as plain values."""
+    cases: tuple[str, ...] = ()
+    """Digests of the cases it was trained on."""
+    gains: tuple[Gain, ...] = ()
+    curves: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """`steps`, `loss`, `dice`, ...: the course of the training."""
+    seconds: float | None = None
+    """How long the training took."""
+    hardware: str = ""
+    base: str = ""
+    base_digest: str = ""
+    """SHA-256 of the base's weights."""
+    base_architecture: str = ""
+    method: Method = field(default_factory=Method)
+    date: str = ""
+    """ISO 8601, UTC."""
+    version: str = ""
+    """Of SAMFineTune."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the adapter's other files by name."""
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "cases", "gains"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "curves", {name: tuple(values) for name, values in self.curves.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object `from_dict` reads. Numbers that are none (NaN, infinite) become null."""
+        return {"format": FORMAT, **_plain(asdict(self))}
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str) -> Card:
+        """Read a JSON object; `where` names it in the sentence of a `UserError`."""
+        if not isinstance(content, dict):
+            raise UserError(f"{where} is not an adapter's card: export or train the adapter again.")
+        content = dict(content)
+        if content.pop("format", None) != FORMAT:
+            raise UserError(f"{where} is of another version of SAMFineTune: update it, or train the adapter again.")
+        if unknown := sorted(content.keys() - {item.name for item in fields(cls)}):
+            raise UserError(f"{where} has fields that are not known: {', '.join(unknown)}; update SAMFineTune.")
+        try:
+            content["method"] = Method.from_dict(content["method"])
+            content["gains"] = tuple(Gain(**gain) for gain in content.get("gains", ()))
+            card = cls(**content)
+            if not all(isinstance(getattr(card, name), str) for name in ("base", "base_digest", "base_architecture")):
+                raise TypeError("its base must be text")
+            return card
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where} is damaged ({error}): use another copy of the adapter.") from error
+
+
+def as_markdown(card: Card, name: str) -> str:
+    """The card for people."""
+    method = card.method
+    lines = [
+        f"# {name}",
+        "",
+        f"An adapter of the model `{card.base}` for {', '.join(card.labels) or 'labels that were not named'}: "
+        f"{method}. {_heads(method)}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base | `{card.base}` ({card.base_architecture}), SHA-256 `{card.base_digest}` |",
+        f"| trained | {card.date or 'date not recorded'} with SAMFineTune {card.version}"
+        f"{f', on {card.hardware}' if card.hardware else ''}"
+        f"{f', in {duration(card.seconds)}' if card.seconds is not None else ''} |",
+        f"| cases | {len(card.cases)} |",
+        *(f"| {key} | {value} |" for key, value in card.recipe.items()),
+        "",
+    ]
+    if card.gains:
+        lines += ["## Dice on cases the training did not see", "", "| prompt | label | cases | before | after |",
+                  "|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            f"| {gain.prompt} | {gain.label} | {len(gain.cases)} | {_dice(gain.means[0], gain.interval_before)} | "
+            f"{_dice(gain.means[1], gain.interval_after)} |"
+            for gain in card.gains
+        ]
+        lines += ["", "Mean over cases, with its 95 % interval."]
+    else:
+        lines += ["No case was held out, so what it gained is not known."]
+    return "\n".join(lines) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `9 min`, `2 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a value."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy or PyTorch number
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
+
+
+def _heads(method: Method) -> str:
+    parts = []
+    if "promptable" in method.heads:
+        parts.append("It answers points and boxes.")
+    if "automatic" in method.heads:
+        parts.append(f"It finds {', '.join(method.classes[1:])} without a prompt.")
+    return " ".join(parts)
+
+
+def _dice(mean: float | None, interval: tuple[float, float] | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _mean(values: tuple[float | None, ...]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

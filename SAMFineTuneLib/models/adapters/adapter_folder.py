@@ -1,0 +1,194 @@
+"""An adapter on disk: a folder in PEFT's format with a card. Reading needs no PyTorch.
+
+| file | content |
+|---|---|
+| `adapter_config.json` | for LoRA PEFT's own; else which method it is |
+| `adapter_model.safetensors` | what was trained; LoRA's matrices as PEFT names them |
+| `class_head.safetensors` | the automatic head, if there is one: the base has nothing that PEFT could put it on |
+| `card.json`, `card.md` | see `card` |
+| `onnx` | a model folder with the adapter merged into its base, once it was exported |
+
+`card.json` has the digests of the others, and is written last and removed first: with it the folder is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write, sha256_of
+from SAMFineTuneLib.models.adapters.adapter_card import Card, as_markdown
+from SAMFineTuneLib.models.formats.safetensors_file import first_not_finite
+from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder
+
+CARD, CARD_TEXT = "card.json", "card.md"
+CONFIG, TENSORS, CLASS_HEAD = "adapter_config.json", "adapter_model.safetensors", "class_head.safetensors"
+ONNX = "onnx"
+"""Folder in the adapter's of what `tuned_export` writes."""
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter that is whole: every file is the one its card means."""
+
+    path: Path
+    card: Card
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def digest(self) -> str:
+        """Identifies what it does to its base: 64 hexadecimal digits."""
+        files = "|".join(f"{name}:{self.card.files[name]}" for name in sorted(self.card.files))
+        return hashlib.sha256(files.encode()).hexdigest()
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether its base's embeddings are not its own."""
+        return self.card.method.trains_encoder
+
+    @property
+    def exported(self) -> ModelFolder | None:
+        """The base with this adapter merged into it as ONNX graphs, if it was exported: see `tuned_export`."""
+        try:
+            model = read_model_folder(self.path / ONNX)
+        except UserError:
+            return None
+        runs = model.whole and model.has("encoder") and model.has("decoder")
+        return model if runs and self.digest in model.spec.source else None
+
+    @property
+    def bytes(self) -> int:
+        return sum((self.path / name).stat().st_size for name in (*self.card.files, CARD))
+
+
+def read_adapter_folder(path: str | Path) -> AdapterFolder:
+    """The adapter in a folder, checked; `UserError` says what is missing or damaged."""
+    path = Path(path).expanduser().resolve()
+    if not (path / CARD).is_file():
+        raise UserError(_no_adapter(path))
+    try:
+        content = json.loads((path / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / CARD} cannot be read ({error}): use another copy of the adapter.") from error
+    card = Card.from_dict(content, str(path / CARD))
+    if not {CONFIG, TENSORS} <= set(card.files):
+        raise UserError(f"{path / CARD} names no {TENSORS}: use another copy of the adapter.")
+    for name, expected in card.files.items():
+        if Path(name).name != name or not (path / name).is_file():
+            raise UserError(f"The adapter {path} lacks its file {name}: copy the whole folder again.")
+        if sha256_of(path / name) != expected:
+            raise UserError(
+                f"{path / name} is damaged or was replaced: its SHA-256 is not the one in {CARD}; use another copy."
+            )
+        if name in (TENSORS, CLASS_HEAD) and (bad := first_not_finite(path / name)):
+            raise UserError(
+                f"The adapter {path} holds values that are not numbers, in {bad}: its training failed; train it again."
+            )
+    return AdapterFolder(path, card)
+
+
+def write_adapter_folder(
+    folder: str | Path, config: Mapping[str, Any], tensors: bytes, class_head: bytes | None, card: Card
+) -> Card:
+    """Write an adapter's files into a folder, new or not, in an order that never leaves a mixture; the card as written.
+
+    Other files in the folder stay.
+    """
+    folder = Path(folder)
+    files = {CONFIG: _json(dict(sorted(config.items()))), TENSORS: tensors}
+    if class_head is not None:
+        files[CLASS_HEAD] = class_head
+    card = replace(card, files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    about = {CARD_TEXT: as_markdown(card, folder.resolve().name).encode(), CARD: _json(card.to_dict())}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)
+    shutil.rmtree(folder / ONNX, ignore_errors=True)  # it belongs to the adapter before
+    for name in {TENSORS, CLASS_HEAD} - set(files):
+        (folder / name).unlink(missing_ok=True)
+    for name, content in (files | about).items():
+        _write(folder / name, content)
+    return card
+
+
+def _no_adapter(path: Path) -> str:
+    """What lies at a path that is not an adapter's folder, and what to do."""
+    if not path.exists():
+        return f"There is no adapter folder {path}."
+    if path.is_file():
+        if path.name in (CARD, CARD_TEXT, CONFIG, TENSORS, CLASS_HEAD):
+            return f"{path} is one file of an adapter: give its folder, {path.parent}."
+        return f"{path} is a file, not an adapter: give a folder that `samfinetune train` wrote."
+    if path.name == ONNX and (path.parent / CARD).is_file():
+        return f"{path} is a part of the adapter {path.parent}: give that folder."
+    if (path / SPEC_FILE).is_file():
+        return f"{path} is a model, not an adapter: use it with --model, or import it with `samfinetune models import`."
+    if (path / CONFIG).is_file():
+        return (f"The folder {path} has no {CARD}, without which its base is not known: choose a folder that "
+                "`samfinetune train` wrote.")  # fmt: skip
+    if (path / "run.json").is_file():
+        return (f"{path} holds an unfinished training, not an adapter: go on with the same `samfinetune train` command "
+                "and --resume.")  # fmt: skip
+    if inside := sorted(file.parent.name for file in path.glob(f"*/{CARD}")):
+        return f"{path} is not an adapter, but holds {', '.join(inside)}: give one of those folders."
+    if any(file.suffix.lower() in (".pth", ".pt", ".safetensors") for file in path.iterdir()):
+        return (f"{path} holds a checkpoint, not an adapter: add the checkpoint as a model with `samfinetune models "
+                "import FILE`, and use that with --model.")  # fmt: skip
+    return f"The folder {path} has no adapter: choose a folder that `samfinetune train` wrote."
+
+
+def digest_of_base(base: ModelFolder) -> str:
+    """SHA-256 of a model's weights: what an adapter means by its base."""
+    weights = base.file("weights")
+    return base.spec.sha256.get(weights.name) or sha256_of(weights)
+
+
+def tuned_spec(base: ModelSpec, adapter: AdapterFolder) -> ModelSpec:
+    """The description of a base with an adapter in it: its id and pixels, the adapter's heads."""
+    method = adapter.card.method
+    return replace(base, heads=method.heads, classes=method.classes)
+
+
+def is_base(adapter: AdapterFolder, model: ModelFolder) -> bool:
+    """Whether an adapter was trained on this very model, or brought it with it, merged."""
+    if model.path == adapter.path / ONNX:
+        return True
+    return "weights" in model.spec.files and digest_of_base(model) == adapter.card.base_digest
+
+
+def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:
+    """UserError when an adapter was trained on another model."""
+    if is_base(adapter, base):
+        return
+    card = adapter.card
+    if "weights" not in base.spec.files:
+        raise UserError(
+            f"The adapter {adapter.name} was trained on the model {card.base!r}, and does not fit {base.spec.id!r}, "
+            f"which has only ONNX files: choose the model {card.base!r}."
+        )
+    if card.base == base.spec.id:
+        raise UserError(
+            f"The adapter {adapter.name} was trained on other weights of {card.base!r} than those here (SHA-256 "
+            f"{card.base_digest[:12]}… instead of {digest_of_base(base)[:12]}…): install the weights it was trained on."
+        )
+    raise UserError(
+        f"The adapter {adapter.name} was trained on the model {card.base!r}, and does not fit {base.spec.id!r}: "
+        f"choose the model {card.base!r}."
+    )
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)

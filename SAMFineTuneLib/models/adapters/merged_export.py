@@ -1,0 +1,132 @@
+"""A base with an adapter merged into it, as files: ONNX graphs that run without PyTorch, or a model of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import sha256_of, sync
+from SAMFineTuneLib.models.adapters.adapter_folder import (
+    ONNX,
+    AdapterFolder,
+    read_adapter_folder,
+    require_base,
+    tuned_spec,
+)
+from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+from SAMFineTuneLib.models.formats.graph_weights import files_beside
+from SAMFineTuneLib.models.needs import require
+from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
+from SAMFineTuneLib.models.store import Store
+
+_BUILDING = ".exporting-"
+_ABANDONED = 24 * 3600  # seconds after which what a killed process left belongs to no one
+
+
+def export_adapter(adapter: AdapterFolder, base: ModelFolder) -> ModelFolder:
+    """Write ONNX graphs into the adapter's own folder, where engines find them; whole or not at all."""
+    for left in adapter.path.glob(f"{_BUILDING}*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+    building = adapter.path / f"{_BUILDING}{uuid.uuid4().hex[:8]}"
+    try:
+        _export(adapter, base, building, base.spec.id, int8=False)
+        for file in building.iterdir():
+            sync(file)
+        shutil.rmtree(adapter.path / ONNX, ignore_errors=True)
+        os.replace(building, adapter.path / ONNX)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return read_model_folder(adapter.path / ONNX)
+
+
+def make_ready(folder: str | Path, base: ModelFolder) -> str:
+    """Let an adapter's folder run as its base does, here and wherever it is copied: export it when the base has ONNX
+    graphs, unless it was exported before.
+
+    A sentence when it could not be exported, else "".
+    """
+    adapter = read_adapter_folder(folder)
+    if adapter.exported is not None or not base.has("encoder"):
+        return ""
+    try:
+        export_adapter(adapter, base)
+        return ""
+    except (UserError, OSError) as error:  # the adapter itself is whole
+        why = str(error)
+    except Exception as error:  # of the exporter
+        why = f"Its export failed ({type(error).__name__})."
+    return f"{adapter.name} runs with PyTorch only, because its folder has no ONNX files. {why}"
+
+
+def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFolder) -> str:
+    """Let an adapter's folder run as its base does, and copy it to the adapters of this computer.
+
+    A sentence when it could not be exported, else "". UserError when it cannot be added.
+    """
+    note = make_ready(folder, base)
+    store.add(folder, name)
+    return note
+
+
+def export_merged(
+    adapter: AdapterFolder, base: ModelFolder, folder: str | Path, model_id: str, int8: bool = False
+) -> ModelFolder:
+    """Write ONNX graphs into a new folder: a model of that id, which any computer can import."""
+    return _export(adapter, base, Path(folder), model_id, int8)
+
+
+def add_merged(adapter: AdapterFolder, base: ModelFolder, store: Store, model_id: str) -> ModelFolder:
+    """Install the base with the adapter in it as a model of its own, to run, or to fine-tune further."""
+    require("Merging an adapter", "torch", "safetensors")
+    from safetensors.torch import save_file
+
+    store.check_new(model_id)
+    network = _merged(adapter, base)
+    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    spec = replace(_spec(adapter, base, model_id), files={"weights": "weights.safetensors"}, sha256={})
+    return store.add(spec, {"weights.safetensors": lambda path: save_file(tensors, path)})
+
+
+def _export(adapter: AdapterFolder, base: ModelFolder, folder: Path, model_id: str, int8: bool) -> ModelFolder:
+    from SAMFineTuneLib.models.onnx_export import export_onnx, require_exporter
+
+    require_exporter()
+    network = _merged(adapter, base)
+    spec = _spec(adapter, base, model_id)
+    # What the adapter leaves as it is stays the very same file, so that its embeddings stay valid too.
+    share = base.has("encoder") and not adapter.trains_encoder and not int8
+    written = export_onnx(network, spec, folder, int8, with_encoder=not share)
+    if share:
+        written += [Path(shutil.copyfile(path, folder / path.name)) for path in _encoder_files(base)]
+    files = {path.stem: path.name for path in written if path.suffix == ".onnx"}
+    spec = replace(spec, files=files, sha256={path.name: sha256_of(path) for path in written})
+    write_spec(spec, folder)
+    return ModelFolder(spec, folder)
+
+
+def _merged(adapter: AdapterFolder, base: ModelFolder):
+    from SAMFineTuneLib.models.load import load_torch_model
+
+    return load_torch_model(base, adapter=adapter).network
+
+
+def _spec(adapter: AdapterFolder, base: ModelFolder, model_id: str) -> ModelSpec:
+    require_base(adapter, base)
+    source = f"{base.spec.id} with the adapter {adapter.name} ({adapter.digest})"
+    name = base.spec.name if model_id == base.spec.id else f"{base.spec.name} with {adapter.name}"
+    try:
+        return replace(tuned_spec(base.spec, adapter), id=model_id, name=name, source=source)
+    except UserError as error:
+        raise UserError(f"{model_id!r} cannot be a model's id: use letters, digits, '-', '_' and '.'.") from error
+
+
+def _encoder_files(base: ModelFolder) -> list[Path]:
+    """The encoder's graph, and the files that it takes its weights from."""
+    graph = base.file("encoder")
+    return [graph, *(graph.with_name(name) for name in files_beside(graph))]

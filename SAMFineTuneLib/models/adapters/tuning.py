@@ -1,0 +1,199 @@
+"""Fine-tuning's methods: LoRA, Adapters or whole weights, in the mask decoder alone or in the image encoder too.
+
+`attach` prepares a network for training, `save_adapter` keeps what was trained, `load_adapter` puts it back. PyTorch
+and PEFT are imported inside the functions; loading needs no PEFT.
+
+After Gu et al., "How to build the best medical image segmentation algorithm using foundation models" (2024), but
+freshly attached modules change nothing, and only what was trained is saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from SAMFineTuneLib import __version__
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain
+from SAMFineTuneLib.models.adapters.adapter_folder import (
+    AdapterFolder,
+    digest_of_base,
+    read_adapter_folder,
+    require_base,
+    write_adapter_folder,
+)
+from SAMFineTuneLib.models.adapters.apply_adapter import (
+    CLASS_HEAD_MODULE,
+    LORA,
+    PEFT_PREFIX,
+    apply_adapter,
+    copy_tensor,
+    put_tensors,
+    read_tensors,
+)
+from SAMFineTuneLib.models.adapters.tuning_method import HEADS, METHODS, SCOPES, Method
+from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "HEADS", "METHODS", "SCOPES", "Card", "Gain", "Method", "apply_adapter", "attach", "load_adapter", "restore",
+    "save_adapter", "trainable",
+]  # fmt: skip
+
+
+def attach(network: nn.Module, spec: ModelSpec, method: Method, seed: int = 0) -> nn.Module:
+    """Prepare a network, as `load_network` gives it, for training: in place, and returned.
+
+    Only what is trained requires a gradient. Until the first step `encode` and `decode` answer bit by bit as before.
+    With an automatic head, `decode_classes(embedding)` gives logits (B, C, L, L). Batch norms keep their statistics
+    in training too. `seed` decides the beginning of everything random. UserError when the method does not suit.
+    """
+    import torch
+
+    from SAMFineTuneLib.models.architectures import tuning_layers
+    from SAMFineTuneLib.models.architectures.class_head import add_class_head
+
+    if "promptable" not in spec.heads:
+        raise UserError(f"The model {spec.id!r} takes no prompts; choose a promptable model as the base.")
+    network.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if method.method == "lora":
+            network = tuning_layers.add_lora(network, method)
+        elif method.method == "adapter":
+            tuning_layers.add_bottlenecks(network, method)
+        if "automatic" in method.heads:
+            add_class_head(network, len(method.classes))
+    tuning_layers.keep_statistics(network)
+    for name in _trained_modules(network, method):
+        network.get_submodule(name).requires_grad_(True)
+    for name in _unused_heads(method):
+        network.get_submodule(name).requires_grad_(False)
+    return network.eval()
+
+
+def trainable(network: nn.Module) -> dict[str, Tensor]:
+    """What an attached network trains, by name: the parameters themselves."""
+    return {name: value for name, value in network.named_parameters() if value.requires_grad}
+
+
+def save_adapter(folder: str | Path, network: nn.Module, base: ModelFolder, method: Method, card: Card) -> None:
+    """Write what was trained into a folder, whole or not at all; other files there stay.
+
+    Base, method, date and version of the card are filled in. A LoRA's folder is loaded by plain PEFT into the base,
+    where the layers are its own; see `tuning_layers.add_lora`.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu() for name, value in _to_save(network, method).items()}
+    head = {name: tensors.pop(name) for name in list(tensors) if name.startswith(f"{CLASS_HEAD_MODULE}.")}
+    card = replace(
+        card,
+        base=base.spec.id,
+        base_digest=digest_of_base(base),
+        base_architecture=base.spec.architecture,
+        method=method,
+        date=card.date or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=card.version or __version__,
+    )
+    prefix = PEFT_PREFIX if method.method == "lora" else ""
+    named = {f"{prefix}{name}": value.contiguous() for name, value in tensors.items()}
+    write_adapter_folder(
+        folder,
+        _config(network, base, method),
+        save(named, metadata={"format": "pt"}),
+        save({name: value.contiguous() for name, value in head.items()}) if head else None,
+        card,
+    )
+
+
+def load_adapter(folder: str | Path, base: ModelFolder) -> tuple[nn.Module, Card]:
+    """The base with an adapter in it, float32 on the CPU, and its card. LoRA is merged, so it costs nothing to run.
+
+    UserError when the base is another one, or the folder is not whole.
+    """
+    from SAMFineTuneLib.models.load import load_network
+
+    adapter = read_adapter_folder(folder)
+    require_base(adapter, base)
+    _, network = load_network(base.file("weights"))
+    return apply_adapter(network, adapter), adapter.card
+
+
+def restore(network: nn.Module, adapter: AdapterFolder) -> None:
+    """Put an adapter's tensors into a network to which the same method was attached, to train it further."""
+    from torch.nn.utils import parametrize
+
+    tensors = read_tensors(adapter)
+    matrices = {name: value for name, value in tensors.items() if LORA.fullmatch(name)}
+    for name, value in matrices.items():
+        layer, kind = LORA.fullmatch(name).groups()
+        holder = getattr(network.get_submodule(layer), f"lora_{kind}")["default"]
+        if parametrize.is_parametrized(holder):
+            holder.weight = value  # keeps the slices that are trained
+        else:
+            copy_tensor(holder.weight, value, name, adapter.name)
+        del tensors[name]
+    put_tensors(network, tensors, adapter.name)
+
+
+# ---- what is trained
+
+
+def _trained_modules(network: nn.Module, method: Method) -> list[str]:
+    """Modules that are trained whole; LoRA's matrices are trained anyway."""
+    from SAMFineTuneLib.models.architectures import tuning_layers
+
+    if method.method == "vanilla":
+        return ["mask_decoder", *(["image_encoder"] if method.trains_encoder else [])]
+    names = ["mask_decoder.iou_token", "mask_decoder.output_upscaling"]
+    if "promptable" in method.heads:
+        names += _prompt_heads(network)
+    if "automatic" in method.heads:
+        names.append(CLASS_HEAD_MODULE)
+    return [*names, *tuning_layers.bottlenecks(network)]
+
+
+def _prompt_heads(network: nn.Module) -> list[str]:
+    """One by one, because PEFT takes no lists of modules."""
+    count = len(network.mask_decoder.output_hypernetworks_mlps)
+    return [
+        "mask_decoder.mask_tokens",
+        "mask_decoder.iou_prediction_head",
+        *(f"mask_decoder.output_hypernetworks_mlps.{index}" for index in range(count)),
+    ]
+
+
+def _unused_heads(method: Method) -> list[str]:
+    """Modules that no head of the method uses; so they are not trained either."""
+    if "promptable" in method.heads:
+        return []
+    return ["mask_decoder.mask_tokens", "mask_decoder.iou_prediction_head", "mask_decoder.output_hypernetworks_mlps"]
+
+
+def _to_save(network: nn.Module, method: Method) -> dict[str, Tensor]:
+    """What was trained, under the names of the base's tensors; LoRA's matrices under their layer's."""
+    from SAMFineTuneLib.models.architectures import tuning_layers
+
+    plain = {name: value for name, value in trainable(network).items() if ".lora_" not in name}
+    if not plain:
+        raise UserError("The network has nothing that was trained: attach a method to it first.")
+    return plain | (tuning_layers.lora_tensors(network) if method.method == "lora" else {})
+
+
+def _config(network: nn.Module, base: ModelFolder, method: Method) -> dict[str, Any]:
+    """`adapter_config.json`: PEFT's own for LoRA."""
+    if method.method != "lora":
+        return {"samfinetune_method": method.method, "base_model_name_or_path": base.spec.id, "inference_mode": True}
+    from SAMFineTuneLib.models.architectures import tuning_layers
+
+    whole = [name for name in _trained_modules(network, method) if name != CLASS_HEAD_MODULE]
+    config = tuning_layers.lora_config(network, method, whole)
+    config.base_model_name_or_path = base.spec.id
+    config.inference_mode = True
+    values = {key: value for key, value in config.to_dict().items() if value is not None}
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}

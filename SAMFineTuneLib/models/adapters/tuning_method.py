@@ -1,0 +1,85 @@
+"""How a model is fine-tuned: which tensors are added or trained. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from SAMFineTuneLib.errors import UserError
+
+METHODS = ("lora", "adapter", "vanilla")
+SCOPES = ("decoder", "encoder+decoder")
+HEADS = ("promptable", "automatic")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Every instance is valid: a wrong value raises `UserError`.
+
+    `rank`, `alpha` and `dropout` are LoRA's, whose scale is alpha / rank; `blocks` are those of the image encoder
+    that LoRA and Adapters go into, counted from 0. `classes` are the automatic head's, background first.
+    """
+
+    method: str = "lora"
+    scope: str = "encoder+decoder"
+    rank: int = 4
+    alpha: float = 4
+    dropout: float = 0.0
+    blocks: tuple[int, ...] | None = None
+    heads: tuple[str, ...] = ("promptable",)
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(self.heads))
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", tuple(sorted(set(self.blocks))))
+        if problem := _problem(self):
+            raise UserError(problem)
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the image encoder's embeddings change."""
+        return self.scope != "decoder" and (self.blocks is None or bool(self.blocks) or self.method == "vanilla")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object `from_dict` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Method:
+        """The method of `to_dict`; UserError when it is none."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"The description of the fine-tuning method is not usable: {error}.") from error
+
+    def __str__(self) -> str:
+        name = {"lora": f"LoRA of rank {self.rank}", "adapter": "Adapters", "vanilla": "whole weights"}[self.method]
+        return f"{name}, {' and '.join(self.scope.split('+'))}"
+
+
+def _problem(method: Method) -> str | None:
+    """What is wrong with a method, as a sentence."""
+    choices = (("method", "method", METHODS), ("scope", "scope", SCOPES))
+    for name, what, allowed in choices:
+        if getattr(method, name) not in allowed:
+            return f"Unknown {what} {getattr(method, name)!r}; choose one of {', '.join(allowed)}."
+    if not method.heads or not set(method.heads) <= set(HEADS) or len(set(method.heads)) < len(method.heads):
+        return f"The heads are {method.heads!r}; choose promptable, automatic, or both."
+    if "automatic" in method.heads and len(method.classes) < 2:
+        return "The automatic head needs the names of its classes: background and at least one more."
+    if "automatic" not in method.heads and method.classes:
+        return "Classes belong to the automatic head; add it, or leave them out."
+    if not all(isinstance(name, str) and name for name in method.classes):
+        return "The names of the classes must be texts."
+    if isinstance(method.rank, bool) or not isinstance(method.rank, int) or not 1 <= method.rank <= 256:
+        return f"The rank of LoRA is {method.rank!r}; choose a whole number from 1 to 256."
+    if not isinstance(method.alpha, (int, float)) or not 0 < method.alpha <= 1024:
+        return f"The alpha of LoRA is {method.alpha!r}; choose a number above 0."
+    if not isinstance(method.dropout, (int, float)) or not 0 <= method.dropout < 1:
+        return f"The dropout of LoRA is {method.dropout!r}; choose a number from 0 to below 1."
+    if method.blocks is not None and not all(isinstance(index, int) and index >= 0 for index in method.blocks):
+        return f"The blocks are {method.blocks!r}; choose whole numbers from 0."
+    return None

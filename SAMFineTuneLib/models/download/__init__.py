@@ -1,0 +1,1 @@
+"""Published models: the manifest, and downloads that are resumed and verified."""

@@ -1,0 +1,252 @@
+"""Fetching one file over HTTP: resumed after a break, verified before it counts, one sentence when it fails.
+
+Standard library only; `network` has the way out and the sentences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from SAMFineTuneLib import __version__
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.models.download.file_digests import check_file
+from SAMFineTuneLib.models.download.http import Broken, host, open_safely, refusal, unreachable
+from SAMFineTuneLib.owner import ProcessLock
+
+Progress = Callable[[int, "int | None"], None]  # bytes here so far, bytes in all (None when not known)
+
+_BLOCK = 1 << 18
+_SPARE = 64 << 20  # bytes of disk to leave free
+_ATTEMPTS = 5  # in a row without a single new byte
+
+
+def download(
+    url: str,
+    destination: str | Path,
+    *,
+    size: int | None = None,
+    digests: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    timeout: float = 30.0,
+    pause: float = 1.0,
+) -> str:
+    """Fetch `url` to `destination`, which appears only when it is whole and verified.
+
+    Until then the bytes are in `destination` + ".partial", which a later call with the same address goes on
+    with. `size` in bytes and `digests` ({"sha256": hex, ...}) are the published ones; `timeout` is in seconds
+    for each wait on the network, `pause` the seconds before the first retry (doubling). Returns a sentence
+    saying what was checked. UserError for everything that network, server, proxy, disk or file can do wrong.
+    """
+    destination = Path(destination)
+    partial = _partial(destination)
+    transfer = _Transfer(url, partial, size, digests or {}, progress or (lambda received, total: None), timeout)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(partial):
+            _persist(transfer, pause)
+            try:
+                note = check_file(partial, f"The file from {host(url)}", size, transfer.digests)
+            except UserError:
+                discard_partial(destination)  # resuming a wrong file could never end well
+                raise
+            os.replace(partial, destination)
+            _origin(partial).unlink(missing_ok=True)
+    except OSError as error:  # the network's are sentences by now
+        raise UserError(f"{destination.parent} cannot be written to ({error.strerror or error}).") from error
+    return note
+
+
+def discard_partial(destination: str | Path) -> bool:
+    """Delete what an unfinished download to `destination` left; True if there was something."""
+    partial = _partial(Path(destination))
+    there = partial.exists()
+    for path in (partial, _origin(partial)):
+        path.unlink(missing_ok=True)
+    return there
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    """What one download is about."""
+
+    url: str
+    partial: Path
+    size: int | None
+    digests: Mapping[str, str]
+    progress: Progress
+    timeout: float
+
+
+def _persist(transfer: _Transfer, pause: float) -> None:
+    """Bring the partial file to its full length, over as many connections as it takes."""
+    opener = open_safely()
+    failures = 0
+    while True:
+        before = _length(transfer.partial)
+        try:
+            return _connect(transfer, opener)
+        except Broken as error:
+            failures = 1 if _length(transfer.partial) > before else failures + 1
+            if failures >= _ATTEMPTS:
+                raise UserError(
+                    f"The download from {host(transfer.url)} broke off {failures} times in a row ({error}); what has "
+                    "arrived is kept, so run the same command again later to continue."
+                ) from error
+            time.sleep(pause * 2 ** (failures - 1))
+
+
+def _connect(transfer: _Transfer, opener: urllib.request.OpenerDirector) -> None:
+    """Go on with the partial file over one connection; Broken if it is not whole at the end."""
+    url, partial = transfer.url, transfer.partial
+    here, validator = _resumable(partial, url)
+    if not (validator or transfer.digests):
+        here = 0  # nothing could tell whether the rest belongs to what is here
+    headers = {"User-Agent": f"samfinetune/{__version__}", "Accept-Encoding": "identity"}
+    if here:
+        headers |= {"Range": f"bytes={here}-"} | ({"If-Range": validator} if validator else {})
+    try:
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=transfer.timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and here:
+            if _total_of(error.headers) == here:
+                return
+            _origin(partial).unlink()
+            raise Broken("the server refused to continue the file") from error
+        raise refusal(url, error) from error
+    except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+        raise unreachable(url, error) from error
+
+    with response:
+        resumed = response.status == 206 and _range_start(response.headers) == here
+        if response.status == 206 and not resumed:
+            _origin(partial).unlink()
+            raise Broken("the server sent another part of the file than the one asked for")
+        received = here if resumed else 0
+        total = _total_of(response.headers, received)
+        _refuse_wrong_answer(transfer, response.headers, total)
+        _check_room(partial.parent, (total or transfer.size or received) - received)
+        if not resumed:
+            partial.unlink(missing_ok=True)
+        _remember(partial, url, response.headers)
+        with open(partial, "ab") as file:
+            received = _pour(response, file, received, total, transfer.progress)
+    if total is not None and received < total:
+        raise Broken(f"{received:,} of {total:,} bytes arrived")
+
+
+def _pour(response, file: BinaryIO, received: int, total: int | None, progress: Progress) -> int:
+    """Copy the body to `file`; returns the length of the file. Network failures raise Broken, bytes kept."""
+    progress(received, total)
+    while True:
+        try:
+            block = response.read(_BLOCK)
+        except (OSError, http.client.HTTPException) as error:
+            raise Broken(str(error) or type(error).__name__) from error
+        if not block:
+            break
+        file.write(block)
+        received += len(block)
+        progress(received, total)
+    file.flush()
+    os.fsync(file.fileno())
+    return received
+
+
+def _partial(destination: Path) -> Path:
+    return destination.with_name(destination.name + ".partial")
+
+
+def _origin(partial: Path) -> Path:
+    """Beside the partial file: which address and version of the file its bytes belong to."""
+    return partial.with_name(partial.name + ".json")
+
+
+def _remember(partial: Path, url: str, headers) -> None:
+    etag = headers.get("ETag") or ""
+    validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
+    with atomic_write(_origin(partial)) as temporary:
+        temporary.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+
+
+def _resumable(partial: Path, url: str) -> tuple[int, str]:
+    """Length of the usable partial file and its validator; (0, "") when there is nothing to continue."""
+    try:
+        origin = json.loads(_origin(partial).read_text(encoding="utf-8"))
+        if origin["url"] == url:
+            return _length(partial), origin["validator"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return 0, ""
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _range_start(headers) -> int | None:
+    match = re.match(r"bytes (\d+)-", headers.get("Content-Range") or "")
+    return int(match[1]) if match else None
+
+
+def _total_of(headers, received: int = 0) -> int | None:
+    """Length of the whole file as the answer tells it, `received` bytes of which are here already."""
+    match = re.search(r"/(\d+)$", headers.get("Content-Range") or "")
+    if match:
+        return int(match[1])
+    length = headers.get("Content-Length") or ""
+    return received + int(length) if length.isdigit() else None
+
+
+def _refuse_wrong_answer(transfer: _Transfer, headers, total: int | None) -> None:
+    url, size = transfer.url, transfer.size
+    if headers.get_content_type() == "text/html":
+        raise UserError(f"{host(url)} answered with a web page instead of the file (a proxy's log-in page, or the "
+                        "file has moved); open the address in a browser, save the file and import it.")
+    if size is not None and total is not None and total != size:
+        for path in (transfer.partial, _origin(transfer.partial)):
+            path.unlink(missing_ok=True)
+        raise UserError(f"The file at {host(url)} has {total:,} bytes where {size:,} are published; "
+                        "it is another version, so nothing was downloaded.")
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + _SPARE:
+        raise UserError(
+            f"The download needs {readable_size(needed)} but only {readable_size(free)} are free in {folder}; "
+            "make room, or set SAMFINETUNE_MODELS to a folder on another disk."
+        )
+
+
+@contextlib.contextmanager
+def _only_one(partial: Path):
+    """Hold a lock for `partial` that ends with the process, so that two downloads never write one file."""
+    lock = ProcessLock(partial.with_name(partial.name + ".lock"))
+    if not lock.take():
+        raise UserError(f"Another process is downloading {partial.stem} already; let it finish first.")
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+
+
+def readable_size(count: int) -> str:
+    """A size for people: 375 MB, 2.6 GB, 40.7 MB."""
+    for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
+        if count >= divisor:
+            return f"{count / divisor:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"

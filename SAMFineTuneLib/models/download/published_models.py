@@ -1,0 +1,68 @@
+"""Getting a published model: downloaded, verified, recognised, installed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.download.download_file import Progress, discard_partial, download
+from SAMFineTuneLib.models.download.manifest import Entry
+from SAMFineTuneLib.models.formats.importing import examine
+from SAMFineTuneLib.models.needs import require
+from SAMFineTuneLib.models.spec import ModelFolder
+from SAMFineTuneLib.models.store import Store
+
+
+def check_possible(store: Store, entry: Entry) -> None:
+    """UserError when a download could not end in a usable model; costs nothing."""
+    store.check_new(entry.id)
+    if not entry.downloadable:
+        raise UserError(f"{entry.name} cannot be downloaded by this program. {entry.how_to_get} "
+                        f"The page is {entry.source}")
+    require(f"Running {entry.name}", "torch")
+
+
+def fetch(store: Store, entry: Entry, progress: Progress | None = None) -> tuple[ModelFolder, tuple[str, ...]]:
+    """Install a published model; returns it with what was checked and recognised, a line each.
+
+    A download that broke off is kept in the store's folder and continued by the next call; everything else that
+    goes wrong leaves nothing. The caller has shown the licence.
+    """
+    check_possible(store, entry)
+    file = _place(store, entry)
+    for number, url in enumerate(entry.urls, 1):
+        try:
+            download(url, file, size=entry.bytes, digests=entry.digests, progress=progress)
+            break
+        except UserError:
+            if number == len(entry.urls):
+                _tidy(file)
+                raise
+    try:
+        proposal = examine(file, entry.id)
+        model = store.add(proposal.spec, {name: lambda target: shutil.move(file, target) for name in proposal.sources})
+    finally:
+        file.unlink(missing_ok=True)
+        _tidy(file)
+    return model, proposal.findings
+
+
+def forget(store: Store, entry: Entry) -> bool:
+    """Delete what an unfinished download of a model left; True if there was something."""
+    file = _place(store, entry)
+    there = discard_partial(file)
+    _tidy(file)
+    return there
+
+
+def _place(store: Store, entry: Entry) -> Path:
+    return store.folder / ".downloads" / entry.id / entry.file
+
+
+def _tidy(file: Path) -> None:
+    """Remove the download's own folders where they are empty."""
+    with contextlib.suppress(OSError):
+        file.parent.rmdir()
+        file.parent.parent.rmdir()

@@ -1,0 +1,1 @@
+"""Files that hold weights: recognising, reading and importing them."""

@@ -1,0 +1,113 @@
+"""Reading a checkpoint file without ever running code from it, and finding the state dict inside."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.needs import require, require_safe_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict")
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """What a `.pth`, `.pt` or `.safetensors` file holds, on the CPU; one sentence for anything else."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the checkpoint file in it.")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not head:
+        raise UserError(f"{path} is empty: download it again.")
+    if head.lstrip()[:1] == b"<" and re.search(rb"<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
+        raise UserError(f"{path} is a web page, not a checkpoint: the download failed, get the file again.")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < max(size, 1 << 27):
+        return _read_safetensors(path)
+    if head[:4] == b"PK\x03\x04":
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is cut short ({size} bytes): download it again.")
+    elif head[:1] != b"\x80":
+        raise UserError(f"{path} is no checkpoint: expected a PyTorch (.pth, .pt) or a safetensors file.")
+    return _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    require("Reading a checkpoint", "torch", "safetensors")
+    from safetensors.torch import load
+
+    try:
+        # From bytes, because tensors mapped from the file would keep it locked on Windows.
+        return load(path.read_bytes())
+    except Exception as error:  # the package's own error class differs between versions
+        raise UserError(f"{path} is a damaged safetensors file ({error}): download it again.") from error
+
+
+def _read_torch(path: Path) -> Any:
+    torch = require_safe_torch(path)
+    try:
+        with _harmless_globals(torch), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old pickles; what cannot be read is raised
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise UserError(f"{path} does not fit into this computer's memory.") from None
+    except Exception as error:  # torch raises many kinds for many kinds of damage
+        text = str(error)
+        if found := re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|global) ([\w.]+)", text):
+            raise UserError(
+                f"{path} holds program code ({found[1]}) beside its weights, which is not run because it could do "
+                "harm: save only the state dict of the model."
+            ) from error
+        if "TorchScript" in text:
+            raise UserError(f"{path} is a TorchScript program: save the state dict of the model instead.") from error
+        raise UserError(f"{path} is damaged or is no PyTorch checkpoint: download it again.") from error
+
+
+def _harmless_globals(torch: Any) -> contextlib.AbstractContextManager:
+    """Numbers and settings that training scripts store beside the weights; they cannot run anything."""
+    if not hasattr(torch.serialization, "safe_globals"):
+        return contextlib.nullcontext()
+    core = getattr(np, "_core", None) or np.core
+    kinds = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
+    return torch.serialization.safe_globals([argparse.Namespace, core.multiarray.scalar, np.dtype, *kinds])
+
+
+def load_own_checkpoint(path: Path, device: Any = "cpu") -> Any:
+    """What a training of this program saved with `torch.save`. `UserError` where this PyTorch does not read it safely;
+    what PyTorch raises for a damaged file is the caller's to explain."""
+    torch = require_safe_torch(path)
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def unwrap(content: Any, path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
+    """The state dict in a checkpoint: the name of its wrapper ("" when plain), itself, what else the file holds."""
+    import torch
+
+    if isinstance(content, dict):
+        tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return "", tensors, tuple(str(name) for name in content if name not in tensors)
+        for wrapper in _WRAPPERS:
+            inner = content.get(wrapper)
+            if isinstance(inner, dict) and any(isinstance(value, torch.Tensor) for value in inner.values()):
+                tensors = {name: value for name, value in inner.items() if isinstance(value, torch.Tensor)}
+                return wrapper, tensors, tuple(str(name) for name in content if name != wrapper)
+        names = ", ".join(str(name) for name in list(content)[:5]) or "nothing"
+        raise UserError(f"{path} holds no state dict that is known (it holds: {names}).")
+    raise UserError(f"{path} holds a {type(content).__name__}, not the state dict of a model.")

@@ -1,0 +1,115 @@
+"""The weights of ONNX graphs: stored in 16 bits where nothing is lost by it, and taken from the model's weights file.
+
+ONNX lets a graph name a file beside it, an offset and a length instead of holding a tensor. A safetensors file is its
+tensors one after the other, so a graph can point into it, and a model's weights are stored once. ONNX Runtime reads,
+casts and transposes them when it opens the graph, so that this costs nothing later. Needs the package onnx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.models.formats.safetensors_file import Place, read_places
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
+
+_SMALL = 256  # values; smaller tensors stay in the graph as they are
+_TYPES = {"F16": np.float16, "F32": np.float32}
+
+
+def store_as_half(graph: Path) -> None:
+    """Store weights that are exact in 16 bits in 16 bits. The graph computes with them in 32 as before."""
+    from onnx import numpy_helper
+
+    def halved(name: str, values: np.ndarray) -> tuple[TensorProto, list[NodeProto]] | None:
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half, values):
+            return None
+        tensor = numpy_helper.from_array(half, f"{name}_half")
+        return tensor, _back(tensor.name, name, cast=True)
+
+    _replace(graph, halved)
+
+
+def take_from(weights: Path, graph: Path) -> None:
+    """Let a graph take every weight that a safetensors file in its folder holds, in 16 or 32 bits, from there."""
+    from onnx import TensorProto
+
+    places = {name: place for name, place in read_places(weights).items() if place.dtype in _TYPES}
+    by_shape: dict[tuple[int, ...], list[Place]] = {}
+    for place in places.values():
+        by_shape.setdefault(place.shape, []).append(place)
+    content = np.memmap(weights, np.uint8, "r")
+
+    def stored(place: Place) -> np.ndarray:
+        return content[place.offset : place.offset + place.length].view(_TYPES[place.dtype]).reshape(place.shape)
+
+    def taken(name: str, values: np.ndarray) -> tuple[TensorProto, list[NodeProto]] | None:
+        for turned in (values, values.T) if values.ndim == 2 else (values,):
+            for place in by_shape.get(turned.shape, ()):
+                if np.array_equal(stored(place), turned):
+                    half, transposed = place.dtype == "F16", turned is not values
+                    tensor = TensorProto(
+                        name=f"{name}_stored" if half or transposed else name,
+                        data_type=TensorProto.FLOAT16 if half else TensorProto.FLOAT,
+                        dims=place.shape,
+                        data_location=TensorProto.EXTERNAL,
+                    )
+                    where = {"location": weights.name, "offset": place.offset, "length": place.length}
+                    for key, value in where.items():
+                        tensor.external_data.add(key=key, value=str(value))
+                    return tensor, _back(tensor.name, name, half, transposed)
+        return None
+
+    _replace(graph, taken)
+
+
+def files_beside(graph: Path) -> list[str]:
+    """Names of the files that a graph takes weights from."""
+    import onnx
+
+    tensors = onnx.load(graph, load_external_data=False).graph.initializer
+    found = {entry.value: None for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return list(found)
+
+
+def _back(stored: str, name: str, cast: bool, transposed: bool = False) -> list[NodeProto]:
+    """Nodes that make the tensor `name` of what is stored."""
+    from onnx import TensorProto, helper
+
+    nodes = []
+    if cast:
+        to = f"{name}_cast" if transposed else name
+        nodes.append(helper.make_node("Cast", [stored], [to], to=TensorProto.FLOAT))
+        stored = to
+    if transposed:
+        nodes.append(helper.make_node("Transpose", [stored], [name]))
+    return nodes
+
+
+def _replace(
+    graph: Path, replacement: Callable[[str, np.ndarray], tuple[TensorProto, list[NodeProto]] | None]
+) -> None:
+    """Rewrite a graph with other tensors in the place of its large ones, and nodes that make those of them."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(graph)
+    first = []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size >= _SMALL and (found := replacement(tensor.name, values)):
+            tensor.CopyFrom(found[0])
+            first += found[1]
+    nodes = [*first, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    with atomic_write(graph) as temporary:
+        onnx.save(model, temporary)

@@ -1,0 +1,169 @@
+"""From a file on disk to what the store needs: what the file is, whose it is, and how its pictures are prepared.
+
+Nothing is changed here; `Store.add` does that with the proposal, once the user has seen it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.download.file_digests import check_file
+from SAMFineTuneLib.models.download.manifest import Entry, find_entry, known_models
+from SAMFineTuneLib.models.spec import SPEC_FILE, ModelSpec, plain_id, read_model_folder
+from SAMFineTuneLib.models.store import Source
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.models.formats.recognise import Recognition
+
+_SETTINGS = "args.json"  # finetune-SAM's, read from beside its checkpoint
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A model as it would be installed."""
+
+    spec: ModelSpec
+    sources: Mapping[str, Source]
+    """For each file of the model, by its name there."""
+    findings: tuple[str, ...]
+    """What was recognised and assumed, a line each."""
+    terms: str
+    """Licence and what it asks, a sentence; empty when nothing is known of them."""
+    ask_terms: bool
+    """Whether the user must confirm the terms before the model is installed."""
+
+
+def examine(
+    path: str | Path, model_id: str | None = None, like: str | None = None, base: str | Path | None = None
+) -> Proposal:
+    """What a checkpoint file, or a model folder that `export` wrote, is, and how it would be installed.
+
+    `model_id` is the new model's id; a published model's id claims that the file is that model, and is refused
+    when its digest says otherwise. `like` names the published model whose pixel rule the file was trained with.
+    `base` is a complete checkpoint for a file that holds an image encoder only. UserError for what does not fit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if like or base:
+            raise UserError(f"{path} is a folder, which says itself how it is used; --like and --base are for files.")
+        return _examine_folder(path, model_id)
+    from SAMFineTuneLib.models.formats.recognise import recognise
+
+    recognition = recognise(path, base)
+    recognition.require_fit()
+    entry, notes = _identify(path, model_id, recognition)
+    teacher = _teacher(recognition, like, entry)
+    spec = ModelSpec(
+        id=model_id or (entry.id if entry else plain_id(path.stem)),
+        name=entry.name if entry else model_id or path.stem,
+        licence=entry.licence if entry else "",
+        source=entry.source if entry else path.name,
+        files={"weights": "weights.safetensors" if base else f"weights{path.suffix.lower()}"},
+        **recognition.spec_fields() | _pixels(recognition, teacher),
+    )
+    sources: dict[str, Source] = {spec.files["weights"]: path}
+    if base:  # one complete file, so that the model does not depend on another's
+        sources = {spec.files["weights"]: lambda target: _save(recognition, target)}
+        notes.append(f"completed by the prompt encoder and mask decoder of {base}")
+    if recognition.settings is not None:
+        sources[_SETTINGS] = path.with_name(_SETTINGS)
+    findings = (*recognition.summary().splitlines(), *notes, _preparation(recognition, teacher, like or entry))
+    if entry:
+        return Proposal(spec, sources, findings, f"{entry.licence}. {entry.licence_note}", entry.ask_terms)
+    # An encoder alone comes from someone's pre-training; a complete file that is not published is the user's own.
+    return Proposal(spec, sources, findings, "not known; ask whoever made the file." if base else "", bool(base))
+
+
+def _examine_folder(path: Path, model_id: str | None) -> Proposal:
+    model = read_model_folder(path)
+    model.verify()
+    spec = replace(model.spec, id=model_id or model.spec.id)
+    names = {*spec.files.values(), *spec.sha256}
+    unchecked = ", ".join(sorted(names - spec.sha256.keys()))
+    findings = (
+        f"a model folder with {', '.join(spec.files)}",
+        f"its {SPEC_FILE} has no digest of {unchecked}" if unchecked else f"every file is the one {SPEC_FILE} means",
+    )
+    sources = {name: path / name for name in names}
+    return Proposal(spec, sources, findings, spec.licence and f"{spec.licence}.", ask_terms=False)
+
+
+def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tuple[Entry | None, list[str]]:
+    """The published model a file is, if any, and what was checked.
+
+    A file is a published model's when its digest is; where none is published, when the user or its name says so.
+    """
+    if model_id in known_models():
+        entry = known_models()[model_id]
+        if (entry.architecture, entry.input_size) != (recognition.architecture, recognition.input_size):
+            raise UserError(f"{path} is {_kind(recognition)}, but {entry.name} is {_kind(entry)}; choose another --id.")
+        try:
+            return entry, [check_file(path, "it", entry.bytes, entry.digests)]
+        except UserError as error:
+            raise UserError(f"{path} is not the published {entry.name}: {error} Weights of your own are imported "
+                            f"with --like {entry.id} and another --id.") from error
+    notes = []
+    size = path.stat().st_size
+    for entry in known_models().values():
+        named = path.name.lower() == entry.file.lower()
+        if _kind(entry) == _kind(recognition) and (named or entry.bytes == size):
+            try:
+                checked = check_file(path, "it", entry.bytes, entry.digests)
+                return entry, [f"the published {entry.name}: {checked}"]
+            except UserError as error:
+                if named:
+                    notes.append(f"has the name of the published {entry.name}, but is not that file: {error}")
+    return None, notes or ["not one of the published files, so taken for your own"]
+
+
+def _kind(thing: Entry | Recognition) -> str:
+    return f"{thing.architecture} with {thing.input_size} pixels"
+
+
+def _family(thing: Entry | Recognition) -> str:
+    """The architecture, whatever the size of its ViT."""
+    return "sam_vit" if thing.architecture.startswith("sam_vit") else thing.architecture
+
+
+def _teacher(recognition: Recognition, like: str | None, entry: Entry | None) -> Entry | None:
+    """The published model whose pixel rule a file has: as told, its own, or the usual one of its kind.
+
+    finetune-SAM's outputs have their own rule, of which `args.json` tells the rest.
+    """
+    if like:
+        teacher = find_entry(like)
+        if _family(teacher) != _family(recognition) != "finetune_sam":
+            raise UserError(f"{recognition.path} is {recognition.architecture}, and {teacher.name} is "
+                            f"{teacher.architecture}; --like needs a published model of the same architecture.")
+        return teacher
+    if recognition.architecture == "finetune_sam":
+        return None
+    usual = (published for published in known_models().values() if _kind(published) == _kind(recognition))
+    return entry or next(usual, None)
+
+
+def _pixels(recognition: Recognition, teacher: Entry | None) -> dict[str, Any]:
+    """Fields of ModelSpec that the published model `teacher` sets."""
+    if teacher is None:
+        return {}
+    if recognition.architecture == "finetune_sam":  # resizes by its own rule, whatever it was trained from
+        return {name: teacher.preparation[name] for name in ("pixel_range", "pixel_mean", "pixel_std")}
+    return dict(teacher.preparation)
+
+
+def _preparation(recognition: Recognition, teacher: Entry | None, told: object) -> str:
+    if teacher is None:
+        return "pictures are prepared " + ("as its args.json says" if recognition.settings else
+                                           "as is usual for its architecture, because nothing beside the file says how")
+    doubt = "" if told else ", because the file does not say how; if that is wrong, import it with --like"
+    return f"pictures are prepared as for {teacher.name}{doubt}"
+
+
+def _save(recognition: Recognition, target: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.clone() for name, tensor in recognition.state_dict.items()}, target)

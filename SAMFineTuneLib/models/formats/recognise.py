@@ -1,0 +1,305 @@
+"""Recognising what a checkpoint file is: wrapper, prefix, architecture, sizes; and whether every tensor fits.
+
+Nothing is loaded partly or silently. The architecture is inferred from names and shapes, the network is laid out
+without memory, and its tensors are compared with the file's one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.adapters.finetune_sam_lora import merge_lora
+from SAMFineTuneLib.models.formats.checkpoint import read_checkpoint, unwrap
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TITLES = {
+    "sam_vit_b": "SAM ViT-B",
+    "sam_vit_l": "SAM ViT-L",
+    "sam_vit_h": "SAM ViT-H",
+    "sam_vit": "a SAM with a ViT of its own size",
+    "mobile_sam": "MobileSAM",
+    "lite_medsam": "LiteMedSAM",
+    "sam_med2d": "SAM-Med2D",
+    "finetune_sam": "a model trained with finetune-SAM",
+    "compact": "SAMFineTune's compact model",
+}
+_MASK_TOKENS = "mask_decoder.mask_tokens.weight"
+# Where an image encoder's first tensor is called so, the name before it is a prefix.
+_MARKERS = ("patch_embed.proj.weight", "patch_embed.seq.0.c.weight", "patch_embed.stride2.0.weight")
+# Never used when a picture is segmented: a classification head, tables, finetune-SAM's branch for 3-D input.
+_IDLE = re.compile(
+    r"image_encoder\.(norm_head|head)\..+|.*\.attn\.(attention_bias_idxs|ab)|.*\.Depth_Adapter\..+|pixel_(mean|std)"
+)
+_PIXELS: dict[str, dict[str, Any]] = {
+    "lite_medsam": {"interpolation": "area", "pixel_range": "minmax", "pixel_mean": (0,) * 3, "pixel_std": (1,) * 3},
+    "sam_med2d": {"resize": "squash", "interpolation": "nearest"},
+    "finetune_sam": {"resize": "squash"},
+    "compact": {
+        "pixel_mean": (110.0,), "pixel_std": (60.0,), "channels": 1, "coordinates": "centred", "zoom": True,
+        "ranks_all": True, "one_piece": True,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Recognition:
+    """What a checkpoint file is. Tensor names are SAM's own, without the file's prefix."""
+
+    path: Path
+    architecture: str
+    wrapper: str
+    """Name under which the file keeps its state dict; empty when the file is the state dict."""
+    prefix: str
+    """What every tensor's name in the file begins with; empty for most."""
+    input_size: int
+    embedding_size: int
+    low_res_size: int
+    channels: int
+    mask_tokens: int
+    state_dict: Mapping[str, Tensor]
+    """The tensors the network takes, complete only when `problems` is empty."""
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    """Tensors that belong nowhere in the network."""
+    misshapen: tuple[str, ...]
+    """Tensors of another shape than the network's, as `name (shape) instead of (shape)`."""
+    ignored: tuple[str, ...]
+    """Tensors and entries that are known and of no use here: classification heads, optimiser states."""
+    lora: tuple[str, ...] = ()
+    """Layers whose LoRA was merged into their weights."""
+    settings: Mapping[str, Any] | None = None
+    """finetune-SAM's `args.json` from beside the file."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why the file cannot be loaded, in words; empty when every tensor fits."""
+        kinds = (
+            (self.missing, "it lacks {}"),
+            (self.misshapen, "it has {} of another shape"),
+            (self.unexpected, "it has {} that belong nowhere"),
+        )
+        return tuple(text.format(_some(names)) for names, text in kinds if names)
+
+    @property
+    def encoder_only(self) -> bool:
+        """Whether the file has an image encoder and nothing else of SAM."""
+        return bool(self.matched) and all(name.startswith("image_encoder.") for name in self.matched)
+
+    def require_fit(self) -> None:
+        """Raise `UserError` naming the tensors unless the file is complete and holds numbers only."""
+        if not self.problems:
+            self._require_numbers()
+            return
+        title = TITLES[self.architecture]
+        if self.encoder_only and not self.misshapen and not self.unexpected:
+            raise UserError(
+                f"{self.path} holds only the image encoder of {title}; {self.problems[0]}: give a complete checkpoint "
+                "of the same size as its base, whose prompt encoder and mask decoder complete it."
+            )
+        raise UserError(f"{self.path} looks like {title}, but does not fit: {'; '.join(self.problems)}.")
+
+    def _require_numbers(self) -> None:
+        import torch
+
+        broken = [name for name, value in self.state_dict.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise UserError(
+                f"{self.path} holds values that are not numbers, in {_some(broken)}: its training failed or the file "
+                "is damaged; use an earlier checkpoint or another copy."
+            )
+
+    def spec_fields(self) -> dict[str, Any]:
+        """What the file says for its `ModelSpec`. Its pixel rule is the usual one of its architecture: MedSAM, for
+        one, has SAM's tensors, but other pixels, which only its published name can tell."""
+        fields = {
+            "architecture": self.architecture,
+            "input_size": self.input_size,
+            "embedding_size": self.embedding_size,
+            "low_res_size": self.low_res_size,
+            "channels": self.channels,
+            **_PIXELS.get(self.architecture, {}),
+        }
+        if self.architecture == "finetune_sam":
+            settings = self.settings or {}
+            if settings.get("normalize_type") == "medsam":
+                fields |= {"pixel_range": "minmax", "pixel_mean": (0,) * 3, "pixel_std": (1,) * 3}
+            # The authors build one token more than classes and never read the first.
+            fields["classes"] = ("background", *(f"class {i}" for i in range(1, self.mask_tokens - 1)))
+        return fields
+
+    def summary(self) -> str:
+        """A few lines for people: what the file is, what matched, what was left aside."""
+        lines = [f"{TITLES[self.architecture]}, input {self.input_size} x {self.input_size} pixels"]
+        if self.wrapper or self.prefix:
+            lines.append(f"wrapped in {self.wrapper!r}, names begin with {self.prefix!r}")
+        lines.append(f"{len(self.matched)} tensors match")
+        if self.lora:
+            lines.append(f"LoRA merged into {len(self.lora)} layers")
+        if self.ignored:
+            lines.append(f"left aside: {_some(self.ignored, '')}")
+        return "\n".join(lines + [f"does not fit: {problem}" for problem in self.problems])
+
+
+def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
+    """What a checkpoint file is; `UserError` when it is none that is known.
+
+    `base` completes a file that holds only an image encoder with the prompt encoder and mask decoder of a complete
+    checkpoint. Whether everything fits is in `problems`; `require_fit` refuses what does not.
+    """
+    path = Path(path)
+    wrapper, tensors, others = unwrap(read_checkpoint(path), path)
+    prefix, state = _plain_names(tensors, path)
+    state, lora = merge_lora(state)
+    idle = sorted(name for name in state if _IDLE.fullmatch(name))
+    for name in idle:
+        del state[name]
+    own = set(state)
+    if base is not None:
+        state |= _rest_of(base, state, path)
+    tokens = state[_MASK_TOKENS].shape[0] if _MASK_TOKENS in state else 4
+    settings = _settings(path, tokens)
+    finetuned = bool(lora or settings) or tokens != 4 or any("_Adapter." in name for name in state)
+    try:
+        architecture, network = build_network(state, finetuned)
+    except UserError as error:
+        raise UserError(f"{path} cannot be loaded: {error}") from error
+    if any(".Adapter.channel." in name for name in state):
+        architecture = "sam_med2d"
+    elif finetuned:
+        architecture = "finetune_sam"
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    misshapen = {name for name, shape in expected.items() if name in state and tuple(state[name].shape) != shape}
+    fitting = {name: state[name] for name in expected if name in state and name not in misshapen}
+    return Recognition(
+        path=path,
+        architecture=architecture,
+        wrapper=wrapper,
+        prefix=prefix,
+        **_sizes(network),
+        mask_tokens=tokens,
+        state_dict=fitting,
+        matched=tuple(name for name in fitting if name in own),
+        missing=tuple(name for name in expected if name not in state),
+        unexpected=tuple(name for name in state if name not in expected),
+        misshapen=tuple(f"{name} {tuple(state[name].shape)} instead of {expected[name]}" for name in sorted(misshapen)),
+        ignored=(*idle, *others),
+        lora=lora,
+        settings=settings,
+    )
+
+
+def build_network(state: Mapping[str, Tensor], finetuned: bool = False) -> tuple[str, nn.Module]:
+    """The architecture that tensors with SAM's names and these shapes belong to, laid out without memory.
+
+    Give it the weights with `load_state_dict(state, assign=True)`. `finetuned` builds finetune-SAM's variant, whose
+    windows differ and whose tensors can look just like SAM's.
+    """
+    import torch
+
+    with torch.device("meta"):
+        if "image_encoder.patch_embed.stride2.0.weight" in state:
+            from SAMFineTuneLib.models.architectures.compact import CompactModel
+
+            name, network = "compact", CompactModel()
+        else:
+            from SAMFineTuneLib.models.architectures.sam import build_sam
+
+            name, network = build_sam(state, finetuned)
+        _add_merged(network, state)
+        return name, network.eval()
+
+
+def _add_merged(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """What fine-tuning here adds to a network and a merged checkpoint keeps: a class head, Adapters."""
+    from SAMFineTuneLib.models.architectures import tuning_layers
+    from SAMFineTuneLib.models.architectures.class_head import TOKENS, add_class_head
+
+    tuning_layers.add_bottlenecks_of(network, state)
+    if TOKENS in state:
+        add_class_head(network, len(state[TOKENS]))
+
+
+def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The prefix of a file's names, and its tensors under SAM's names."""
+    marker = next((m for name in tensors for m in _MARKERS if name == m or name.endswith(f".{m}")), None)
+    if marker is None:
+        raise UserError(_unknown(tensors, path))
+    name = next(name for name in tensors if name == marker or name.endswith(f".{marker}"))
+    whole = name.removesuffix(marker)
+    prefix = whole.removesuffix("image_encoder.")
+    bare = "" if prefix != whole else "image_encoder."
+    plain = {}
+    for name, tensor in tensors.items():
+        plain[bare + name.removeprefix(prefix) if name.startswith(prefix) else name] = tensor
+    return prefix, plain
+
+
+def _unknown(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """The sentence for a state dict of no architecture that is known."""
+    if any(".trunk." in name for name in tensors):
+        return f"{path} is a SAM 2 checkpoint, which this version cannot run yet."
+    return f"{path} is no SAM that is known: its tensors are {_some(tuple(tensors), '')}."
+
+
+def _rest_of(base: str | Path, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Prompt encoder and mask decoder of a complete checkpoint for an image encoder alone."""
+    if any(name.startswith(("prompt_encoder.", "mask_decoder.")) for name in state):
+        raise UserError(f"{path} is more than an image encoder, so it takes no base.")
+    complete = recognise(base)
+    complete.require_fit()
+    name = "image_encoder.pos_embed"
+    if name not in state or name not in complete.state_dict:
+        raise UserError(f"{complete.path} cannot complete {path}: only SAM's ViT encoders take a base.")
+    if state[name].shape[1] != complete.embedding_size:
+        raise UserError(
+            f"{complete.path} cannot complete {path}: its embedding has {complete.embedding_size} x "
+            f"{complete.embedding_size} cells, the image encoder's {state[name].shape[1]} x {state[name].shape[2]}."
+        )
+    return {name: value for name, value in complete.state_dict.items() if not name.startswith("image_encoder.")}
+
+
+def _settings(path: Path, mask_tokens: int) -> dict[str, Any] | None:
+    """finetune-SAM's `args.json` beside the file, when it speaks of a network with this many mask tokens."""
+    try:
+        settings = json.loads((path.parent / "args.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(settings, dict) or "finetune_type" not in settings:
+        return None
+    if settings.get("num_cls") != mask_tokens - 1:
+        return None
+    if settings.get("thd"):
+        raise UserError(f"{path} was trained by finetune-SAM on 3-D input (thd in args.json), which cannot be run yet.")
+    return settings
+
+
+def _sizes(network: nn.Module) -> dict[str, int]:
+    """Side of the input, of the embedding and of the mask logits; channels of the input."""
+    from torch import nn
+
+    input_size = network.image_encoder.img_size
+    pos_embed = getattr(network.image_encoder, "pos_embed", None)
+    grid = network.grid_size if pos_embed is None else pos_embed.shape[1]
+    stem = next(module for module in network.image_encoder.modules() if isinstance(module, nn.Conv2d))
+    return {
+        "input_size": input_size,
+        "embedding_size": grid,
+        "low_res_size": 4 * grid,
+        "channels": stem.in_channels,
+    }
+
+
+def _some(names: Iterable[str], noun: str = "tensors") -> str:
+    """A count and the first few names."""
+    names = tuple(names)
+    listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"{len(names)} {noun.removesuffix('s') if len(names) == 1 else noun} ({listed})" if noun else listed

@@ -1,0 +1,61 @@
+"""Where the tensors of a safetensors file lie. NumPy alone: the package safetensors is no dependency of segmenting."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+
+_FLOATS = {  # where all bits of the exponent are set, there is no number; NumPy has no bfloat16 to ask
+    "F64": (np.uint64, np.uint64(0x7FF0000000000000)),
+    "F32": (np.uint32, np.uint32(0x7F800000)),
+    "F16": (np.uint16, np.uint16(0x7C00)),
+    "BF16": (np.uint16, np.uint16(0x7F80)),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor: its type as the format names it (`F16`, `F32`, ...), its shape, and its bytes in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+def first_not_finite(path: str | Path) -> str:
+    """Name of the first tensor that holds NaN or an infinite number, "" when all are numbers."""
+    places = read_places(path)
+    content = np.memmap(path, np.uint8, "r")
+    for name, place in places.items():
+        if kind := _FLOATS.get(place.dtype):
+            bits, exponent = kind
+            values = content[place.offset : place.offset + place.length].view(bits)
+            if ((values & exponent) == exponent).any():
+                return name
+    return ""
+
+
+def read_places(path: str | Path) -> dict[str, Place]:
+    """Every tensor of a file by its name. `UserError` when the file is cut short or is not one."""
+    path = Path(path)
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= size - 8 else None
+        places = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                places[name] = Place(entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: get it again.") from error
+    if any(place.offset + place.length > size for place in places.values()):
+        raise UserError(f"{path} is cut short ({size} bytes): get it again.")
+    return places

@@ -1,0 +1,265 @@
+"""Exporting a model to ONNX: an encoder and a decoder graph that ONNX Runtime runs without PyTorch.
+
+`encoder.onnx`: `image` (1, C, S, S) -> the embedding's tensors by name. `decoder.onnx`: those, `point_coords`
+(B, N, 2), `point_labels` (B, N), `mask_input` (B, 1, L, L), `has_mask_input` (B,) -> `low_res_masks` (B, T, L, L),
+`iou_predictions` (B, T); B and N are free, everything is float32. `classes.onnx`, where there is a class head: the
+embedding's tensors -> `class_logits` (1, C, L, L).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from SAMFineTuneLib.files import sha256_of
+from SAMFineTuneLib.models.formats.graph_weights import store_as_half, take_from
+from SAMFineTuneLib.models.needs import require
+from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, plain_id, write_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+OPSET = 17
+PROMPTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
+OUTPUTS = ("low_res_masks", "iou_predictions")
+CLASSES = "class_logits"
+_BUILDING = ".exporting-"  # begins the name of a folder in which graphs are written
+_ABANDONED = 24 * 3600  # seconds after which such a folder belongs to no one
+_FREE = {"point_coords": {0: "prompts", 1: "points"}, "point_labels": {0: "prompts", 1: "points"}} | {
+    name: {0: "prompts"} for name in ("mask_input", "has_mask_input", *OUTPUTS)
+}
+
+
+def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> ModelFolder:
+    """Export a model that is on disk into `folder`, with its `model.json`: a model of its own, named after the folder.
+
+    Exporting into the model's own folder adds the graphs to it instead; where its weights are a safetensors file, the
+    graphs take them from there. `UserError` when its weights do not fit.
+    """
+    require_exporter()
+    from SAMFineTuneLib.models.load import load_torch_model
+
+    folder, spec = Path(folder), model.spec
+    kept = folder.resolve() == model.path.resolve()
+    weights = model.file("weights")
+    shared = weights if kept and weights.suffix == ".safetensors" else None
+    written = export_onnx(load_torch_model(model).network, spec, folder, int8, weights=shared)
+    graphs = {path.stem: path.name for path in written if path.suffix == ".onnx"}
+    digests = {path.name: sha256_of(path) for path in written}
+    if kept:
+        spec = replace(spec, files={**spec.files, **graphs}, sha256={**spec.sha256, **digests})
+    else:
+        spec = replace(spec, id=_id_after(folder, spec.id), files=graphs, sha256=digests)
+    write_spec(spec, folder)
+    return ModelFolder(spec, folder)
+
+
+def _id_after(folder: Path, model_id: str) -> str:
+    """What to call the exported model: not as the one it was made of, which may be on the same computer."""
+    name = plain_id(folder.resolve().name)
+    return name if name != model_id else f"{model_id}-onnx"
+
+
+def export_onnx(
+    network: nn.Module,
+    spec: ModelSpec,
+    folder: str | Path,
+    int8: bool = False,
+    with_encoder: bool = True,
+    weights: Path | None = None,
+) -> list[Path]:
+    """Write `encoder.onnx` and `decoder.onnx` of a float32 network on the CPU; the paths of all files written.
+
+    `classes.onnx` comes with them when the network has a class head.
+    The graphs take what `weights`, a safetensors file in `folder`, holds from there, and hold the rest themselves;
+    where that is 2 GiB and more, it lies in `encoder.onnx.data`. With `int8` the encoder's linear layers are
+    quantised, each output channel by its own scale: about a quarter of the size, and faster on CPUs; the small decoder
+    stays exact. Files appear whole or not at all.
+    """
+    import torch
+
+    require_exporter()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_BUILDING}*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+    image = torch.linspace(-1, 1, spec.channels * spec.input_size**2).reshape(1, spec.channels, spec.input_size, -1)
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix=_BUILDING, dir=folder) as place:
+        building = Path(place)
+        embedding = network.encode(image)
+        encoder, decoder, classes = _parts(network, list(embedding))
+        if with_encoder:
+            _trace(encoder, (image,), building / "encoder", ["image"], list(embedding))
+            _verify(building / "encoder", {"image": image}, embedding)
+            if int8:
+                _quantise(building / "encoder")
+        prompts = _prompts(spec, objects=2, points=3)
+        _trace(decoder, (*embedding.values(), *prompts), building / "decoder", [*embedding, *PROMPTS], list(OUTPUTS))
+        # In other numbers than those of the trace, which must not have become constants.
+        values = embedding | dict(zip(PROMPTS, _prompts(spec, objects=3, points=1), strict=True))
+        _verify(building / "decoder", values, dict(zip(OUTPUTS, decoder(*values.values()), strict=True)))
+        if getattr(network.mask_decoder, "class_head", None) is not None:
+            _trace(classes, tuple(embedding.values()), building / "classes", list(embedding), [CLASSES])
+            _verify(building / "classes", embedding, {CLASSES: classes(*embedding.values())})
+        parts = sorted(path for path in building.iterdir() if path.is_dir())
+        written = [path for part in parts for path in _move(part, folder)]
+    for graph in (path for path in written if path.suffix == ".onnx"):
+        if weights is not None:
+            take_from(weights, graph)
+        elif graph.with_name(f"{graph.name}.data") not in written:
+            store_as_half(graph)
+    return written
+
+
+def _parts(network: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Encoder, decoder and class head as modules over plain tensors; `names` are those of the embedding's."""
+    from torch import nn
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+    class Encoder(Part):
+        def forward(self, image):
+            embedding = self.network.encode(image)
+            return tuple(embedding[name] for name in names)
+
+    class Decoder(Part):
+        def forward(self, *values):
+            embedding = dict(zip(names, values, strict=False))
+            return self.network.decode(embedding, *values[len(names) :])
+
+    class Classes(Part):
+        def forward(self, *values):
+            return self.network.decode_classes(dict(zip(names, values, strict=True)))
+
+    return Encoder().eval(), Decoder().eval(), Classes().eval()
+
+
+def _trace(part: nn.Module, values: tuple, folder: Path, inputs: list[str], outputs: list[str]) -> None:
+    """Write one graph into a new folder that is named after it."""
+    import onnx
+    import torch
+
+    folder.mkdir()
+    graph = folder / f"{folder.name}.onnx"
+    # The tracing exporter needs seconds where the newer one needs half a minute, and both give the same answers.
+    options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes become constants while tracing: here they are
+        torch.onnx.export(
+            part,
+            values,
+            str(graph),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes={name: axes for name, axes in _FREE.items() if name in (*inputs, *outputs)},
+            opset_version=OPSET,
+            **options,
+        )
+    if len(list(folder.iterdir())) > 1:  # beyond 2 GiB the exporter writes a file for each tensor
+        model = onnx.load(graph)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        onnx.save(model, graph, save_as_external_data=True, location=f"{graph.name}.data", size_threshold=1024)
+
+
+def _prompts(spec: ModelSpec, objects: int, points: int) -> tuple[Tensor, ...]:
+    """Prompts of every kind, as `decode` takes them."""
+    import torch
+
+    return (
+        torch.linspace(0, spec.input_size, objects * points * 2).reshape(objects, points, 2),
+        (torch.arange(objects * points) % 5 - 1).reshape(objects, points).float(),
+        torch.linspace(-9, 9, objects * spec.low_res_size**2).reshape(objects, 1, spec.low_res_size, -1),
+        (torch.arange(objects) % 2).float(),
+    )
+
+
+def _verify(folder: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Run a graph in ONNX Runtime and compare its answer with PyTorch's: no wrong graph leaves this module."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what matters is raised
+    graph = folder / f"{folder.name}.onnx"
+    try:
+        session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        answers = session.run(list(expected), {name: value.numpy() for name, value in values.items()})
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        raise RuntimeError(f"the exported {folder.name} does not run in ONNX Runtime: {error}") from error
+    for (name, value), answer in zip(expected.items(), answers, strict=True):
+        same_shape = answer.shape == tuple(value.shape)
+        wrong = float(np.abs(answer - value.numpy()).max()) if same_shape else np.inf
+        if not wrong <= 1e-3 * max(1.0, float(value.abs().max())):
+            raise RuntimeError(f"the exported {folder.name} differs from PyTorch by {wrong:g} in {name}")
+
+
+def _quantise(folder: Path) -> None:
+    """Replace a graph by one whose products with constant matrices run in 8 bits, scales computed per picture."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = folder / f"{folder.name}.onnx"
+    exact = folder.with_name(f"{folder.name}-exact")
+    folder.rename(exact)
+    folder.mkdir()
+    with _quiet():
+        quantize_dynamic(
+            exact / graph.name,
+            graph,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            # 7-bit weights: CPUs without VNNI instructions overflow with 8.
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=len(list(exact.iterdir())) > 1,
+        )
+    shutil.rmtree(exact)
+    _mark(graph, "int8")
+
+
+def _mark(graph: Path, precision: str) -> None:
+    """Write the precision into the graph's metadata, where ONNX Runtime shows it to the engine."""
+    import onnx
+
+    model = onnx.load(graph, load_external_data=False)
+    onnx.helper.set_model_props(model, {"precision": precision})
+    graph.write_bytes(model.SerializeToString())
+
+
+def _move(source: Path, folder: Path) -> list[Path]:
+    """Move a graph's files into their folder, the weights before the graph that names them."""
+    files = sorted(source.iterdir(), key=lambda path: path.suffix == ".onnx")
+    for path in files:
+        os.replace(path, folder / path.name)
+    return [folder / path.name for path in files]
+
+
+def require_exporter() -> None:
+    """UserError when a package is missing that exporting needs."""
+    require("Exporting to ONNX", "torch", "onnx")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantiser's advice out of the user's terminal."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,236 @@
+"""What the markups nodes say and what the session knows, brought together both ways.
+
+Neither side says what it did. Each side's present is compared with the last common one: what differs in the nodes is
+told to the session, what differs in the session is written into the nodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.prompts.making import middle_of, planes_of
+from SAMFineTuneLib.mrml.prompts.markups_nodes import (
+    MarkedPrompt,
+    PromptNodes,
+    View,
+    can_show,
+    is_collapsed,
+    parallel_view,
+    same_prompt,
+)
+from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
+from SAMFineTuneLib.prompts.prompts import Prompt
+from SAMFineTuneLib.service.events import Event, Failed, Notice, PromptInfo
+
+_HELD_FOR = 3.0  # seconds without a change after which a node counts as let go
+
+
+@dataclass
+class Given:
+    """A prompt as the session has it, or will when it has heard everything, and as the nodes said it then."""
+
+    segment_id: str
+    prompt: Prompt
+    view: View
+    said: MarkedPrompt | None  # None: there is nothing to show, as of a mask prompt
+
+
+class PromptSync:
+    """The prompts of one volume and segmentation."""
+
+    def __init__(
+        self,
+        nodes: PromptNodes,
+        table: SegmentTable,
+        volume: Volume,
+        client,
+        view_at: Callable[[Sequence[float]], View],
+        tell: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """`view_at` gives the view in which somebody may have placed a prompt, by where it is."""
+        self.nodes = nodes
+        self.given: dict[int, Given] = {}
+        """By number."""
+        self.dirty = True
+        """Whether the nodes may say something new."""
+        self.held: dict[str, float] = {}
+        """IDs of the nodes that the user is dragging at, and when they last changed: they count once they are let go.
+        Slicer does not always tell that: nodes that lie still are let go of, or nothing would ever count again."""
+        self.placed_on: dict[tuple[str, str], View] = {}
+        """Node and control point ID of what was just placed -> the view in which it was."""
+        self.nodes_count = True
+        """Whether the nodes outweigh the session's next word, as when it has just begun anew."""
+        self._unseen: set[str] = set()  # hidden segments of which that was said
+        self._table, self.volume, self._client = table, volume, client
+        self._view_at, self._tell, self._clock = view_at, tell, clock
+
+    # ---- nodes to session
+
+    def expect(self, prompts: Sequence[PromptInfo]) -> None:
+        """The session begins with these; what the nodes say otherwise will be told to it."""
+        for info in prompts:
+            segment_id = self._table.id_of(info.segment)
+            said = MarkedPrompt(info.number, segment_id, info.prompt, info.view, "", "")
+            self.given[info.number] = Given(segment_id, info.prompt, info.view, said if can_show(info.prompt) else None)
+
+    def hold(self, node_id: str) -> None:
+        """The user drags at a node."""
+        self.held[node_id] = self._clock()
+
+    def reconcile(self) -> bool:
+        """Tell the session what the nodes hold; returns whether there was anything to tell."""
+        if self.held:
+            still = self._clock() - _HELD_FOR
+            self.held = {node_id: changed for node_id, changed in self.held.items() if changed > still}
+        if not self.dirty or self.held:
+            return False
+        self.dirty = False
+        known, told, added = set(self.given), False, []
+        for marked in self.nodes.read(self.volume):
+            if not self._table.has(marked.segment_id):
+                self._remove(marked)
+            elif marked.number not in known:
+                added += self._add(marked)
+            else:
+                known.discard(marked.number)
+                told |= self._move(marked)
+        for number, marked in added:  # only now is every number in the nodes a new one
+            self._remember(number, marked.segment_id, marked.prompt, marked.view)
+        for number in [number for number in known if self.given[number].said is not None]:
+            if self._put_back(number):
+                continue
+            del self.given[number]
+            self._client.delete_prompt(number)
+            told = True
+        self.placed_on.clear()
+        return bool(told or added)
+
+    def add(self, segment_id: str, prompt: Prompt, view: View) -> int:
+        """Give session and nodes a prompt; returns its number. Raises UserError."""
+        self._check(segment_id, prompt, view)
+        number = self._client.add_prompt(self._table.use(segment_id, self._client), prompt, view)
+        self.nodes.write(number, segment_id, prompt, view, self.volume)
+        self._remember(number, segment_id, prompt, view)
+        self._say_when_hidden(segment_id)
+        return number
+
+    def delete(self, number: int) -> bool:
+        """Take a prompt from session and nodes; False when it is not there."""
+        if self.given.pop(number, None) is None:
+            return False
+        self.nodes.remove(number)
+        self._client.delete_prompt(number)
+        return True
+
+    def drop(self, segment_id: str | None) -> None:
+        """Prompts of a segment, or all, are gone in the session already: take them out of the nodes."""
+        for number in [n for n, given in self.given.items() if segment_id in (None, given.segment_id)]:
+            self.nodes.remove(number)
+            del self.given[number]
+        if segment_id is not None and not self._table.has(segment_id):
+            self.nodes.remove_segment(segment_id)
+
+    def _add(self, marked: MarkedPrompt) -> list[tuple[int, MarkedPrompt]]:
+        at = middle_of(marked.prompt)
+        view = self.placed_on.get((marked.node_id, marked.point_id)) or marked.view or self._view_at(at)
+        try:
+            view = parallel_view(view, at, self.volume)
+            self._check(marked.segment_id, marked.prompt, view)
+        except UserError as error:
+            self._remove(marked)
+            self._tell(Failed(str(error)))
+            return []
+        marked = dataclasses.replace(marked, view=view)
+        number = self._client.add_prompt(self._table.use(marked.segment_id, self._client), marked.prompt, view)
+        self.nodes.number(marked, number)
+        self._say_when_hidden(marked.segment_id)
+        return [(number, marked)]
+
+    def _move(self, marked: MarkedPrompt) -> bool:
+        given = self.given[marked.number]
+        if given.said is not None and marked.same_as(given.said):
+            return False
+        try:
+            self._check(marked.segment_id, marked.prompt, marked.view)
+        except UserError as error:
+            self.nodes.write(marked.number, given.segment_id, given.prompt, given.view, self.volume)
+            self._tell(Failed(str(error)))
+            return False
+        self.nodes.number(marked, marked.number)
+        self._client.move_prompt(marked.number, marked.prompt, marked.view)
+        self.given[marked.number] = Given(marked.segment_id, marked.prompt, marked.view, marked)
+        return True
+
+    def _put_back(self, number: int) -> bool:
+        """A box that was pulled to nothing is not deleted by that; whether it was one."""
+        given, node = self.given[number], self.nodes.find(number)[0]
+        if node is None or not is_collapsed(node):
+            return False
+        self.nodes.write(number, given.segment_id, given.prompt, given.view, self.volume)
+        self._tell(Failed("The box had no area left and is as it was before; delete it in the list of prompts."))
+        return True
+
+    def _say_when_hidden(self, segment_id: str) -> None:
+        """A prompt of a segment that nobody sees: say so, once as long as it is hidden."""
+        display = self.nodes.segmentation_node.GetDisplayNode()
+        if display is None or (display.GetVisibility() and display.GetSegmentVisibility(segment_id)):
+            self._unseen.discard(segment_id)
+        elif segment_id not in self._unseen:
+            self._unseen.add(segment_id)
+            name = self._table.segmentation.GetSegment(segment_id).GetName()
+            self._tell(Notice(f"The segment “{name}” is hidden and changes unseen: open its eye among the segments."))
+
+    def _check(self, segment_id: str, prompt: Prompt, view: View) -> None:
+        """UserError when the session could not take the prompt; the worker would say the same, later."""
+        segment = self._table.segmentation.GetSegment(segment_id)
+        planes_of(self.volume, prompt, view, (segment.GetName() or "").strip() or segment_id)
+
+    def _remove(self, marked: MarkedPrompt) -> None:
+        node = self.nodes.scene.GetNodeByID(marked.node_id)
+        if node is not None:
+            self.nodes.remove_marked(node, marked.point_id)
+
+    def _remember(self, number: int, segment_id: str, prompt: Prompt, view: View) -> None:
+        self.given[number] = Given(segment_id, prompt, view, self.nodes.read_one(number, self.volume))
+
+    # ---- session to nodes
+
+    def take(self, prompts: Sequence[PromptInfo], late: Callable[[], bool] = lambda: False) -> bool:
+        """Write what the session says into the nodes, until told to go on another time; whether that was all."""
+        now = {info.number: info for info in prompts}
+        for number in [number for number in self.given if number not in now]:
+            self._lose(number)
+            if late():
+                return False
+        for number, info in now.items():
+            if self._take(number, info) and late():
+                return False
+        if self.nodes_count:
+            self.nodes_count = False
+            self.dirty = True
+        return True
+
+    def _lose(self, number: int) -> None:
+        """The session has a prompt no more. Right after its beginning, it never had it: then it is given anew."""
+        given = self.given.pop(number)
+        if not self.nodes_count and given.said is not None:
+            self.nodes.remove(number)
+
+    def _take(self, number: int, info: PromptInfo) -> bool:
+        """Whether there was anything to do."""
+        given = self.given.get(number)
+        segment_id = self._table.id_of(info.segment)
+        if segment_id is None or (given is None and self.nodes_count):
+            return False
+        if given is not None and given.segment_id == segment_id:
+            if same_prompt(given.prompt, given.view, info.prompt, info.view):
+                return False
+        self.nodes.write(number, segment_id, info.prompt, info.view, self.volume)
+        self._remember(number, segment_id, info.prompt, info.view)
+        return True

@@ -1,0 +1,348 @@
+"""Segments out of the scene: as a labelmap node, or as a file in the geometry of the volume they were drawn on.
+
+Files are written by `images.write_labelmap`, so they are the same as the command line's. The grid is the volume's
+own, without the transforms it is under: the file lies on the volume's file, and on the DICOM series it came from.
+
+A large segmentation takes a second or more. Whoever must not wait that long takes the steps one by one: `..._steps` are
+generators that yield how far they are, a few milliseconds apart, and return what the plain function does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.segment_info import SegmentInfo
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, image_array
+from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix
+
+_SAME_GRID = 1e-3  # voxels: what headers lose of a position, over the whole volume
+_SAME_VOXEL = 1e-2  # voxels that a labelmap's lattice may be off the grid's
+_AT_ONCE = 1 << 21  # voxels in a step: some milliseconds
+
+Result = TypeVar("Result")
+Steps = Generator[float, None, Result]
+"""Yields the fraction that is done."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labelmap:
+    """Segments on the volume's own grid: labels [k, j, i] uint8 or uint16, affine (4×4) voxel → RAS mm."""
+
+    labels: np.ndarray
+    affine: np.ndarray
+    segments: tuple[SegmentInfo, ...]
+    notes: tuple[str, ...]  # sentences: what a label map cannot hold
+
+
+def labelmap_of(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None) -> Labelmap:
+    """The segments (all without `segment_ids`) as label values from 1, in their order.
+
+    Where segments overlap, the earlier one counts. Raises UserError when there is nothing to export.
+    """
+    return finished(labelmap_steps(segmentation_node, volume_node, segment_ids))
+
+
+def to_labelmap_node(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None, name: str = ""):
+    """A new labelmap node of the segments, under the volume's transform, with their names and colours."""
+    return finished(labelmap_node_steps(segmentation_node, volume_node, segment_ids, name))
+
+
+def export_file(
+    path: str | Path,
+    segmentation_node,
+    volume_node,
+    segment_ids: Sequence[str] | None = None,
+    dicom_files: Sequence[str | Path] = (),
+) -> tuple[str, ...]:
+    """Write segments; the ending chooses the format (see `images.write_labelmap`). Returns sentences to show.
+
+    A DICOM SEG (`.dcm`) needs the files of the series that the volume was loaded from. Raises UserError.
+    """
+    return finished(export_steps(path, segmentation_node, volume_node, segment_ids, dicom_files))()
+
+
+def finished(steps: Steps[Result]) -> Result:
+    """What the steps return, all taken at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None) -> Steps[Labelmap]:
+    """`labelmap_of` in steps. What is edited meanwhile counts, or not yet."""
+    if volume_node is None or volume_node.GetImageData() is None:
+        raise UserError("There is no volume to export onto; choose the one that was segmented.")
+    if segmentation_node is None:
+        raise UserError("There is no segmentation to export; segment something first.")
+    segmentation = segmentation_node.GetSegmentation()
+    ids = list(segmentation.GetSegmentIDs()) if segment_ids is None else list(segment_ids)
+    if not ids:
+        raise UserError("There is no segment to export; add one first.")
+    if not segmentation.CreateRepresentation(BINARY):
+        raise UserError("The segmentation cannot be made a label map; show it as a binary labelmap first.")
+    affine, shape = own_affine(volume_node), _shape_of(volume_node)
+    labels = np.zeros(shape, np.uint8 if len(ids) < 256 else np.uint16)
+    segments = [_described(segmentation, segment_id, value) for value, segment_id in enumerate(ids, start=1)]
+    sources = [_OnGrid(segmentation_node, segment_id, volume_node, affine) for segment_id in ids]
+    filled, lost = [False] * len(ids), 0
+    slabs = _slabs(shape)
+    for done, slab in enumerate(slabs):
+        there = labels[slab]
+        for number, source in enumerate(sources):
+            yield (done + number / len(ids)) / len(slabs)
+            mask = source.slab(slab, there.shape)
+            if mask is not None and mask.any():
+                filled[number] = True
+                lost += int(np.count_nonzero(there[mask]))
+                there[mask & (there == 0)] = number + 1
+    notes = [f"Segment “{info.name}” is empty." for info, full in zip(segments, filled, strict=True) if not full]
+    if lost:
+        notes.append(f"{lost} voxels belong to several segments; the first of them has them in the label map.")
+    return Labelmap(labels, affine, tuple(segments), tuple(notes))
+
+
+def labelmap_node_steps(
+    segmentation_node, volume_node, segment_ids: Sequence[str] | None = None, name: str = ""
+) -> Steps[object]:
+    """`to_labelmap_node` in steps."""
+    found = yield from labelmap_steps(segmentation_node, volume_node, segment_ids)
+    return _labelmap_node(found, volume_node, name or f"{segmentation_node.GetName()}-label")
+
+
+def export_steps(
+    path: str | Path,
+    segmentation_node,
+    volume_node,
+    segment_ids: Sequence[str] | None = None,
+    dicom_files: Sequence[str | Path] = (),
+) -> Steps[Callable[[], tuple[str, ...]]]:
+    """`export_file` in steps, up to the writing itself: that is what the returned function does. It knows no node any
+    more, so it may run in a thread beside the scene; it returns sentences to show, and raises UserError."""
+    is_dicom = str(path).lower().endswith(".dcm")
+    if is_dicom:
+        require_series(dicom_files)
+    found = yield from labelmap_steps(segmentation_node, volume_node, segment_ids)
+
+    def write() -> tuple[str, ...]:
+        from SAMFineTuneLib.images.labelmap_files import write_labelmap  # its imports take a moment
+
+        grid = _series_of(found, dicom_files) if is_dicom else Volume(found.labels, found.affine)
+        return (*found.notes, *write_labelmap(path, grid.array, grid, found.segments))
+
+    return write
+
+
+def require_series(dicom_files: Sequence[str | Path]) -> None:
+    """UserError when these are not the files of a series that a DICOM SEG could refer to. Reads none of them."""
+    if not dicom_files:
+        raise UserError("DICOM SEG refers to a DICOM series, and this volume is not from one; write .seg.nrrd.")
+    gone = [file for file in dicom_files if not Path(file).is_file()]
+    if gone:
+        raise UserError(
+            f"{len(gone)} of the {len(dicom_files)} files of this volume's DICOM series are no longer where Slicer's "
+            "DICOM database says; import the series again, or write .seg.nrrd."
+        )
+
+
+def own_affine(volume_node) -> np.ndarray:
+    """Array index (i, j, k, 1) → mm of the volume node itself, without the transforms it is under."""
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    affine = array_from_matrix(matrix)
+    start = np.array(volume_node.GetImageData().GetExtent()[::2], float)
+    affine[:3, 3] += affine[:3, :3] @ start  # indices begin at the extent's corner, arrays at 0
+    return affine
+
+
+def is_empty(segmentation_node, segment_id: str) -> bool:
+    """Whether a segment holds no voxel."""
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    image = segment.GetRepresentation(BINARY) if segment is not None else None
+    if image is None or image.IsEmpty():
+        return True
+    return not (image_array(image) == segment.GetLabelValue()).any()
+
+
+# ---- inside
+
+
+def _described(segmentation, segment_id: str, value: int) -> SegmentInfo:
+    segment = segmentation.GetSegment(segment_id)
+    if segment is None:
+        raise UserError("A segment that was to be exported is no longer there; choose again.")
+    return SegmentInfo(segment.GetName() or segment_id, value, tuple(segment.GetColor()))
+
+
+def _slabs(shape) -> list[slice]:
+    """Ranges of slices of about _AT_ONCE voxels."""
+    step = max(1, _AT_ONCE // max(1, shape[1] * shape[2]))
+    return [slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step)]
+
+
+class _OnGrid:
+    """One segment's voxels on the grid of a volume, slab by slab: as they are where they lie on the grid, else the
+    nearest."""
+
+    def __init__(self, segmentation_node, segment_id: str, volume_node, affine: np.ndarray):
+        self._node, self._segment_id, self._volume_node = segmentation_node, segment_id, volume_node
+        self._affine = affine
+        self._own_image = None  # of the segment alone, for resampling
+
+    def slab(self, slab: slice, shape) -> np.ndarray | None:
+        """bool [k, j, i] of these slices, which have this shape; None when the segment is empty."""
+        segment = self._node.GetSegmentation().GetSegment(self._segment_id)
+        image = segment.GetRepresentation(BINARY) if segment is not None else None
+        if image is None:
+            raise UserError("A segment was removed during the export; export again.")
+        if image.IsEmpty():
+            return None
+        affine = self._affine.copy()
+        affine[:3, 3] += slab.start * affine[:3, 2]
+        offset = self._offset(image, affine)
+        if offset is None:
+            return self._resampled(affine, shape)
+        return _window_of(image, offset, shape, segment.GetLabelValue())
+
+    def _offset(self, image, affine: np.ndarray) -> np.ndarray | None:
+        """Steps (i, j, k) from the image's indices to the grid's; None when it has other voxels."""
+        import vtk
+
+        if self._node.GetParentTransformNode() is not self._volume_node.GetParentTransformNode():
+            return None
+        matrix = vtk.vtkMatrix4x4()
+        image.GetImageToWorldMatrix(matrix)
+        steps = np.linalg.solve(affine, array_from_matrix(matrix))[:3]
+        rounded = np.round(steps)
+        far = np.append(np.abs(np.reshape(image.GetExtent(), (3, 2))).max(axis=1), 1)
+        if (rounded[:, :3] != np.eye(3)).any() or (np.abs(steps - rounded) @ far).max() > _SAME_VOXEL:
+            return None
+        return rounded[:, 3].astype(int)
+
+    def _resampled(self, affine: np.ndarray, shape) -> np.ndarray:
+        import slicer
+
+        if self._own_image is None:
+            self._own_image = slicer.vtkOrientedImageData()
+            self._node.GetBinaryLabelmapRepresentation(self._segment_id, self._own_image)
+        image = slicer.vtkOrientedImageData()
+        between = _transform_between(self._node, self._volume_node)
+        if not slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
+            self._own_image, _reference_image(affine, shape), image, False, False, between
+        ):
+            raise UserError("The segments could not be brought onto the volume's grid; check their transforms.")
+        return _window_of(image, np.zeros(3, int), shape)
+
+
+def _transform_between(segmentation_node, volume_node):
+    """vtkGeneralTransform from the segmentation's coordinates to the volume's, None when they are the same."""
+    import vtk
+    from slicer import vtkMRMLTransformNode
+
+    source, target = segmentation_node.GetParentTransformNode(), volume_node.GetParentTransformNode()
+    if source is target:
+        return None
+    transform = vtk.vtkGeneralTransform()
+    vtkMRMLTransformNode.GetTransformBetweenNodes(source, target, transform)
+    return transform
+
+
+def _reference_image(affine: np.ndarray, shape):
+    import slicer
+    import vtk
+
+    image = slicer.vtkOrientedImageData()
+    image.SetDimensions(*map(int, shape[::-1]))
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    matrix = vtk.vtkMatrix4x4()
+    matrix.DeepCopy(np.asarray(affine, float).reshape(-1).tolist())
+    image.SetImageToWorldMatrix(matrix)
+    return image
+
+
+def _window_of(image, offset, shape, label: int | None = None) -> np.ndarray:
+    """bool [k, j, i] of a shape: where the image has a label (any without), its indices moved by `offset` (i, j, k)."""
+    mask = np.zeros(shape, bool)
+    if image.GetPointData().GetScalars() is None or image.IsEmpty():
+        return mask
+    low, high = np.reshape(image.GetExtent(), (3, 2)).T + offset
+    first, last = np.maximum(low, 0), np.minimum(high, np.array(shape[::-1]) - 1)
+    if (last < first).any():
+        return mask
+    there = tuple(slice(a, b + 1) for a, b in zip(first[::-1], last[::-1], strict=True))
+    own = tuple(slice(a, b + 1) for a, b in zip((first - low)[::-1], (last - low)[::-1], strict=True))
+    part = image_array(image)[own]
+    mask[there] = part > 0 if label is None else part == label
+    return mask
+
+
+def _labelmap_node(found: Labelmap, volume_node, name: str):
+    import vtk
+    from vtk.util.numpy_support import numpy_to_vtk
+
+    scene = volume_node.GetScene()
+    node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", scene.GenerateUniqueName(name))
+    image = vtk.vtkImageData()
+    image.SetDimensions(*found.labels.shape[::-1])
+    image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(found.labels).reshape(-1), deep=True))
+    node.SetAndObserveImageData(image)
+    matrix = vtk.vtkMatrix4x4()
+    matrix.DeepCopy(found.affine.reshape(-1).tolist())
+    node.SetIJKToRASMatrix(matrix)
+    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    node.CreateDefaultDisplayNodes()
+    if node.GetDisplayNode() is not None:
+        node.GetDisplayNode().SetAndObserveColorNodeID(_color_table(scene, node.GetName(), found.segments).GetID())
+    return node
+
+
+def _series_of(found: Labelmap, files) -> Volume:
+    """Labels on the grid of the DICOM series, as a volume that carries its source.
+
+    Slicer may count slices from the other end than the series; voxels then lie on the same places all the same.
+    """
+    from SAMFineTuneLib.images.read_dicom import series_of_files
+
+    series = series_of_files([Path(file) for file in files])
+    steps = np.linalg.solve(series.affine, found.affine)  # own voxel -> voxel of the series
+    shape = np.array(found.labels.shape[::-1])
+    turned = np.round(steps[:3, :3])
+    far = np.abs(steps - np.round(steps))[:3] @ np.append(shape, 1)
+    axes = np.abs(turned)
+    fits = (axes.sum(axis=0) == 1).all() and (axes.sum(axis=1) == 1).all()
+    if not fits or far.max() > max(_SAME_GRID * shape.max(), 0.05) or (axes @ shape != series.shape[::-1]).any():
+        raise UserError(
+            "The volume no longer lies on its DICOM series (it was resampled or cropped); write .seg.nrrd instead."
+        )
+    from_axis = axes.argmax(axis=1)  # by the series' axes i, j, k: the own one
+    labels = found.labels.transpose([2 - from_axis[axis] for axis in (2, 1, 0)])
+    backwards = [axis for axis in range(3) if turned[2 - axis].sum() < 0]  # of the array
+    return replace(series, array=np.ascontiguousarray(np.flip(labels, backwards)))
+
+
+def _color_table(scene, name: str, segments: Sequence[SegmentInfo]):
+    import slicer
+
+    node = slicer.vtkMRMLColorTableNode()
+    node.SetTypeToUser()
+    node.SetHideFromEditors(False)
+    node.SetNumberOfColors(max(segment.value for segment in segments) + 1)
+    node.SetName(f"{name}_ColorTable")
+    node.SetColor(0, "Background", 0.0, 0.0, 0.0, 0.0)
+    for segment in segments:
+        node.SetColor(segment.value, segment.name, *segment.color, 1.0)
+    return scene.AddNode(node)
+
+
+def _shape_of(volume_node) -> tuple[int, int, int]:
+    return tuple(volume_node.GetImageData().GetDimensions())[::-1]

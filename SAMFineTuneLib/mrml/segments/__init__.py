@@ -1,0 +1,1 @@
+"""Segments in the scene: the session's masks written into a segmentation."""

@@ -1,0 +1,302 @@
+"""A segmentation's binary labelmaps as arrays in one grid.
+
+Slicer keeps segments that do not overlap in one shared labelmap, a layer, each with a value of its own. After
+every edit it crops layers to what they hold, and exchanges their memory: arrays are fetched anew for each write
+and never kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix, require_linear, world_matrix
+
+BINARY, SURFACE = "Binary labelmap", "Closed surface"
+_SAME = 1e-3  # voxels that two grids may be apart and still be one
+_SPARE_PART, _LEAST_SPARE = 8, 4  # labelmaps grow by an eighth of the grid, or by four voxels
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The voxels in which a segmentation is edited: its reference geometry."""
+
+    matrix: np.ndarray  # 4×4: labelmap index i, j, k -> the segmentation node's own coordinates
+    start: tuple[int, int, int]  # labelmap index i, j, k of the grid's first voxel
+    shape: tuple[int, int, int]  # k, j, i
+
+    @classmethod
+    def of(cls, segmentation_node, volume_node) -> Grid:
+        """The segmentation's reference geometry; when it has none yet, it becomes the volume's, as in Slicer.
+
+        Raises UserError when the segmentation cannot be edited as binary labelmaps.
+        """
+        import slicer
+
+        segmentation = segmentation_node.GetSegmentation()
+        name = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+        if not segmentation.GetConversionParameter(name):
+            segmentation_node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+        image = slicer.vtkOrientedImageData()
+        text = segmentation.GetConversionParameter(name)
+        read = bool(text) and slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, image, False)
+        low, high = _extent(image)
+        if not read or (high < low).any():
+            raise UserError(
+                f"“{segmentation_node.GetName()}” has no voxel grid: choose its source geometry in the Segment Editor, "
+                "or another segmentation."
+            )
+        shape = tuple(int(n) for n in (high - low + 1)[::-1])
+        return cls(_image_matrix(image), tuple(int(n) for n in low), shape)
+
+    def same_as(self, other: Grid) -> bool:
+        return self.start == other.start and self.shape == other.shape and np.allclose(self.matrix, other.matrix)
+
+    def volume(self, segmentation_node) -> Volume:
+        """The grid in world RAS, as a volume without values."""
+        affine = world_matrix(segmentation_node) @ self.matrix
+        affine[:3, 3] += affine[:3, :3] @ np.array(self.start, float)
+        affine[3] = (0, 0, 0, 1)
+        return Volume(np.broadcast_to(np.uint8(0), self.shape), affine)
+
+    def to_dict(self) -> dict:
+        return {"matrix": self.matrix.tolist(), "start": list(self.start), "shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Grid:
+        matrix = np.array(values["matrix"], float).reshape(4, 4)
+        return cls(matrix, tuple(map(int, values["start"])), tuple(map(int, values["shape"])))
+
+
+def require_editable(segmentation_node) -> None:
+    """UserError unless the segmentation is edited as binary labelmaps and stands in no bending transform."""
+    if segmentation_node is None or segmentation_node.GetSegmentation() is None:
+        raise UserError("No segmentation is selected: choose one, or add one in the Segments section.")
+    segmentation = segmentation_node.GetSegmentation()
+    if segmentation.GetSourceRepresentationName() != BINARY:
+        if segmentation.GetNumberOfSegments():
+            raise UserError(
+                f"“{segmentation_node.GetName()}” stores its segments as {segmentation.GetSourceRepresentationName()}: "
+                "make Binary labelmap their source representation in the Segmentations module, or choose another one."
+            )
+        segmentation.SetSourceRepresentationName(BINARY)  # nothing that could be lost
+    require_linear(segmentation_node)
+
+
+class Layer:
+    """One labelmap and the segments in it."""
+
+    def __init__(self, image, grid: Grid):
+        self.image = image
+        self.grid = grid
+        self.labels: dict[str, int] = {}  # segment -> its value
+        self._segments: list = []
+        self._first = _first_voxel(image, grid)
+
+    def add(self, segment_id: str, segment) -> None:
+        self.labels[segment_id] = segment.GetLabelValue()
+        self._segments.append(segment)
+
+    @property
+    def empty(self) -> bool:
+        return _is_empty(self.image)
+
+    @property
+    def on_lattice(self) -> bool:
+        """Whether its voxels are the grid's; others are resampled when they are written."""
+        return self._first is not None
+
+    def array(self) -> np.ndarray:
+        """[k, j, i] view of the labelmap as it is at this moment."""
+        return image_array(self.image)
+
+    def values(self, places: np.ndarray) -> np.ndarray:
+        """Labels (N,) at grid voxels (3, N) as k, j, i; 0 where the labelmap does not reach."""
+        if self.empty:
+            return np.zeros(places.shape[1], np.uint8)
+        array = self.array()
+        there = self._positions(places)
+        lengths = np.array(array.shape)[:, None]
+        inside = ((there >= 0) & (there < lengths)).all(axis=0)
+        if inside.all():
+            return array[tuple(there)]
+        values = np.zeros(places.shape[1], array.dtype)
+        values[inside] = array[tuple(there[:, inside])]
+        return values
+
+    def put(self, places: np.ndarray, value: int) -> None:
+        """Set grid voxels (3, N); `make_room` comes first."""
+        self.array()[tuple(self._positions(places))] = value
+
+    def _positions(self, places: np.ndarray) -> np.ndarray:
+        """Grid voxels (3, N) as k, j, i -> positions in the array, k, j, i."""
+        low, _ = _extent(self.image)
+        if self._first is not None:
+            return places + (self._first - low)[::-1, None]
+        between = np.linalg.inv(_image_matrix(self.image)) @ self.grid.matrix
+        ijk = places[::-1] + np.array(self.grid.start)[:, None]
+        ijk = between[:3, :3] @ ijk + between[:3, 3:]
+        return (np.floor(ijk + 0.5).astype(np.intp) - low[:, None])[::-1]
+
+    def make_room(self, places: np.ndarray) -> None:
+        """Give the labelmap memory for grid voxels (3, N), with some to spare, and for all its segments' values.
+        What it holds stays. Not the whole grid at once: views draw, Slicer's undo copies and files hold all of it.
+
+        The segments get a new labelmap with the old content: changing the extent of the old one would tell the
+        segmentation that the shapes changed, and it would drop their surfaces.
+        """
+        image = self._on_grids_lattice()
+        first = _first_voxel(image, self.grid)
+        dtype = _smallest_type(max(self.labels.values(), default=1))
+        need = first + places.min(axis=1)[::-1], first + places.max(axis=1)[::-1]
+        last = first + np.array(self.grid.shape[::-1]) - 1
+        spare = np.maximum(_LEAST_SPARE, np.array(self.grid.shape[::-1]) // _SPARE_PART)
+        roomy = np.maximum(need[0] - spare, first), np.minimum(need[1] + spare, last)
+        if _is_empty(image):
+            self._exchange(image, *roomy, dtype)
+            return
+        held = image.GetPointData().GetScalars().GetDataTypeMax()
+        old_low, old_high = _extent(image)
+        fits = (old_low <= need[0]).all() and (old_high >= need[1]).all()
+        if fits and held >= np.iinfo(dtype).max and image is self.image:
+            return
+        low = np.where(need[0] < old_low, roomy[0], old_low)
+        high = np.where(need[1] > old_high, roomy[1], old_high)
+        self._exchange(image, low, high, image_array(image).dtype if held >= np.iinfo(dtype).max else dtype)
+
+    def _exchange(self, old, low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> None:
+        """Make the segments' labelmap one of extent `low` to `high` (i, j, k) that holds what `old` does."""
+        import slicer
+
+        image = slicer.vtkOrientedImageData()
+        image.CopyDirections(old)
+        image.SetSpacing(old.GetSpacing())
+        image.SetOrigin(old.GetOrigin())
+        image.SetExtent(*[int(edge) for ends in zip(low, high, strict=True) for edge in ends])
+        array = _allocate(image, dtype)
+        if not _is_empty(old):
+            ends = zip(*((edge - low)[::-1] for edge in _extent(old)), strict=True)
+            array[tuple(slice(a, b + 1) for a, b in ends)] = image_array(old)
+        for segment in self._segments:
+            segment.AddRepresentation(BINARY, image)
+        self.image, self._first = image, _first_voxel(image, self.grid)
+
+    def _on_grids_lattice(self):
+        """The labelmap, resampled when it lies on another lattice, as Slicer does when it edits one."""
+        import slicer
+
+        if self._first is not None and not self.empty:
+            return self.image
+        reference = slicer.vtkOrientedImageData()
+        _set_geometry(reference, self.grid)
+        if self.empty:
+            reference.SetExtent(0, -1, 0, -1, 0, -1)
+            return reference
+        resampled = slicer.vtkOrientedImageData()
+        slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
+            self.image, reference, resampled, False, True
+        )
+        return resampled
+
+    def written(self) -> None:
+        """The voxels changed: views draw them at the next render. `image.Modified()` would drop the surfaces."""
+        self.image.GetPointData().GetScalars().Modified()
+
+
+class Layers:
+    """All labelmaps of a segmentation, as they are at this moment."""
+
+    def __init__(self, segmentation, grid: Grid):
+        self.layers: list[Layer] = []
+        self.of: dict[str, Layer] = {}
+        by_image: dict[str, Layer] = {}
+        for index in range(segmentation.GetNumberOfSegments()):
+            segment_id = segmentation.GetNthSegmentID(index)
+            segment = segmentation.GetNthSegment(index)
+            image = segment.GetRepresentation(BINARY) or _empty_labelmap(segment, grid)
+            key = image.GetAddressAsString("")
+            if key not in by_image:
+                by_image[key] = Layer(image, grid)
+                self.layers.append(by_image[key])
+            by_image[key].add(segment_id, segment)
+            self.of[segment_id] = by_image[key]
+
+    def together(self, segment_id: str) -> tuple[str, ...]:
+        """The segments in the same labelmap, itself among them."""
+        return tuple(self.of[segment_id].labels) if segment_id in self.of else ()
+
+
+def _empty_labelmap(segment, grid: Grid):
+    import slicer
+
+    image = slicer.vtkOrientedImageData()
+    segment.AddRepresentation(BINARY, image)
+    return image
+
+
+def _image_matrix(image) -> np.ndarray:
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    return array_from_matrix(matrix)
+
+
+def _set_geometry(image, grid: Grid) -> None:
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    matrix.DeepCopy(grid.matrix.reshape(-1).tolist())
+    image.SetImageToWorldMatrix(matrix)
+    high = np.array(grid.start) + np.array(grid.shape[::-1]) - 1
+    image.SetExtent(*[int(edge) for ends in zip(grid.start, high, strict=True) for edge in ends])
+
+
+def _extent(image) -> tuple[np.ndarray, np.ndarray]:
+    """First and last index (i, j, k) of a labelmap."""
+    extent = image.GetExtent()
+    return np.array(extent[::2]), np.array(extent[1::2])
+
+
+def _first_voxel(image, grid: Grid) -> np.ndarray | None:
+    """Index (i, j, k) of the grid's first voxel in the labelmap's counting; None when their lattices differ."""
+    between = np.linalg.inv(_image_matrix(image)) @ grid.matrix
+    offset = between[:3, 3] + between[:3, :3] @ np.array(grid.start)
+    first = np.round(offset)
+    drift = np.abs(between[:3, :3] - np.eye(3)) @ np.array(grid.shape[::-1])
+    if (drift > _SAME).any() or (np.abs(offset - first) > _SAME).any():
+        return None
+    return first.astype(np.intp)
+
+
+def _smallest_type(largest: int) -> np.dtype:
+    """Slicer's labelmaps are unsigned bytes where they can be, and signed above."""
+    return np.dtype(np.uint8 if largest <= 255 else np.int16 if largest <= 32767 else np.int32)
+
+
+def _is_empty(image) -> bool:
+    low, high = _extent(image)
+    return bool((low > high).any()) or image.GetPointData().GetScalars() is None
+
+
+def image_array(image) -> np.ndarray:
+    """[k, j, i] view of a labelmap's memory."""
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+
+
+def _allocate(image, dtype: np.dtype) -> np.ndarray:
+    """Zeros [k, j, i] as the image's scalars."""
+    from vtk.util.numpy_support import create_vtk_array, get_vtk_array_type
+
+    scalars = create_vtk_array(get_vtk_array_type(dtype))
+    scalars.SetName("ImageScalars")
+    scalars.SetNumberOfTuples(int(np.prod(image.GetDimensions(), dtype=np.int64)))
+    image.GetPointData().SetScalars(scalars)
+    array = image_array(image)
+    array[...] = 0
+    return array

@@ -1,0 +1,131 @@
+"""The session's masks in the segments: queued as they come, shown while there is time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
+from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
+from SAMFineTuneLib.service.client import Shown
+from SAMFineTuneLib.service.events import Event, Failed, MaskChanged
+
+_SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is made anew
+
+
+class MaskDisplay:
+    """Masks on their way into the segments of one segmentation, and those that are there."""
+
+    def __init__(
+        self,
+        writer: SegmentWriter,
+        table: SegmentTable,
+        tell: Callable[[Event], None],
+        clock: Callable[[], float],
+    ):
+        self.writer = writer
+        self.stored = True
+        """Whether what is shown was stored in the scene since it changed; whoever stores it says so."""
+        self._table, self._tell, self._clock = table, tell, clock
+        self._waiting: dict[tuple[int, str], MaskChanged] = {}
+        self._last = clock()
+        self._refused: set[tuple[int, str]] = set()  # places of masks that could not be shown, which was said
+        self._unchecked = False
+
+    def __len__(self) -> int:
+        """Masks that are not shown yet."""
+        return len(self._waiting)
+
+    def take(self, event: MaskChanged) -> None:
+        """Queue a mask; an older one of the same place is not shown any more."""
+        place = (event.segment, event.plane.key)
+        self._waiting.pop(place, None)
+        self._waiting[place] = event
+
+    def show(self, end: float) -> None:
+        """Masks into segments, in the order in which they came, until the clock says `end`; at least one."""
+        if not self._waiting:
+            return
+        with self.writer.together():
+            for place, event in list(self._waiting.items()):
+                segment_id = self._table.id_of(event.segment)
+                if segment_id is None and self._table.awaits(event.segment):
+                    continue  # of a segment that is not in Slicer's table yet
+                del self._waiting[place]
+                if segment_id is not None and self._table.has(segment_id):
+                    self._show(segment_id, event)
+                if self._clock() >= end:
+                    return
+
+    def take_back(self, segment_id: str | None = None) -> None:
+        """Take all masks back, or those of a segment, whose queued ones are dropped too."""
+        value = None if segment_id is None else self._table.values.get(segment_id)
+        for place in [place for place in self._waiting if value in (None, place[0])]:
+            del self._waiting[place]
+        with self.writer.together():
+            for claim in self.writer.claims():
+                if segment_id in (None, claim.segment_id):
+                    self.writer.take_back(claim.segment_id, claim.plane_key)
+        self.stored = False
+
+    def keep_only(self, places: Collection[tuple[str, str]]) -> None:
+        """Take back masks that are not of these segment IDs and plane keys."""
+        with self.writer.together():
+            for claim in self.writer.claims():
+                if (claim.segment_id, claim.plane_key) not in places:
+                    self.writer.take_back(claim.segment_id, claim.plane_key)
+                    self.stored = False
+
+    def forget_gone(self, segment_ids: list[str]) -> None:
+        """Segments were removed, and their voxels with them; the table does not know them any more."""
+        for segment_id in segment_ids:
+            self.writer.forget(segment_id)
+            self.stored = False
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether `check` has something to do."""
+        return self._unchecked or self.writer.edits_to_notice or self.writer.to_verify
+
+    def check(self, told: Mapping[tuple[int, str], Shown], end: float) -> bool:
+        """Whether the segments hold the masks that were told, as far as it was looked at before the clock says `end`.
+        To be called when nothing waits; what others have drawn over a mask since is theirs."""
+
+        def late() -> bool:
+            return self._clock() >= end
+
+        self.writer.notice_edits(late)
+        if self.writer.edits_to_notice:
+            return True
+        lost = self.writer.verify(late)
+        for claim in lost:  # what is there is nobody's: shown once more, the mask is a new one
+            self.writer.forget(claim.segment_id, claim.plane_key)
+        if lost or self.writer.to_verify or not self._unchecked or late():
+            return not lost
+        self._unchecked = False
+        shown = {(claim.segment_id, claim.plane_key): (claim.since, claim.digest) for claim in self.writer.claims()}
+        for (value, key), mask in told.items():
+            segment_id = self._table.id_of(value)
+            if segment_id is None or not self._table.has(segment_id) or (value, key) in self._refused:
+                continue
+            if shown.get((segment_id, key)) != (mask.since, mask.digest):
+                return False
+        return True
+
+    @property
+    def surface_due(self) -> bool:
+        """Whether the closed surface is stale, and the masks have come to rest."""
+        return self.writer.surface_stale and not self._waiting and self._clock() - self._last >= _SURFACE_DELAY
+
+    def _show(self, segment_id: str, event: MaskChanged) -> None:
+        points = event.points if len(event.points) else None
+        self._refused.discard((event.segment, event.plane.key))
+        self._unchecked = True
+        try:
+            self.writer.show(segment_id, event.plane, event.mask, points, event.since, event.digest)
+        except UserError as error:
+            self._refused.add((event.segment, event.plane.key))
+            self._tell(Failed(str(error)))
+            return
+        self._last = self._clock()
+        self.stored = False

@@ -1,0 +1,132 @@
+"""Slicer's table of segments and the session's: IDs and label values, names and colours.
+
+The segmentation node is right about which segments there are, how they are called and coloured; the session hears of
+a segment when it is first used. A session wants distinct names, Slicer does not: later ones are told with their value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from SAMFineTuneLib.images.segment_info import SegmentInfo
+
+
+class SegmentTable:
+    """Which segment has which label value in the session, and what the session was told of it."""
+
+    def __init__(self, segmentation_node, values: dict[str, int] | None = None, used: Iterable[int] = ()):
+        """`used` are values that the session gave to segments of others."""
+        self._node = segmentation_node
+        self.values: dict[str, int] = dict(values or {})
+        """segment ID -> label value; a value stays with its segment for good."""
+        self._told: dict[int, tuple[str, tuple[float, ...]]] = {}
+        self._used: set[int] = {*self.values.values(), *used}
+        self._awaited: set[int] = set()
+        self._former: dict[int | None, str] = {}  # value -> the ID of its segment, which is gone
+
+    @property
+    def segmentation(self):
+        return self._node.GetSegmentation()
+
+    def ids(self) -> list[str]:
+        """All segments of the node, in order."""
+        return list(self.segmentation.GetSegmentIDs())
+
+    def has(self, segment_id: str) -> bool:
+        return self.segmentation.GetSegment(segment_id) is not None
+
+    def id_of(self, value: int) -> str | None:
+        """The segment with a value, None when there is none (any more)."""
+        return next((segment_id for segment_id, own in self.values.items() if own == value), None)
+
+    def knows(self, value: int) -> bool:
+        """Whether the session was told of a value."""
+        return value in self._told
+
+    def told_values(self) -> list[int]:
+        """Those that the session has, as far as is known."""
+        return list(self._told)
+
+    def use(self, segment_id: str, client) -> int:
+        """The value of a segment; the session is told of it when it was not yet."""
+        value = self.values.get(segment_id)
+        if value is None:
+            value = self.values[segment_id] = self._free_value()
+        if value not in self._told:
+            self._told[value] = self._described(segment_id, value)
+            client.add_segment(value, *self._told[value])
+        return value
+
+    def reserve(self, values: Iterable[int]) -> None:
+        """The session has these for segments that it makes itself."""
+        for segment_id, value in list(self.values.items()):
+            if value in values and value not in self._told:
+                del self.values[segment_id]  # the session had forgotten the segment, and gives its value away
+        self._used.update(values)
+        self._awaited.update(values)
+
+    def awaits(self, value: int) -> bool:
+        """Whether the session makes a segment of this value itself and has not said yet what it is."""
+        return value in self._awaited
+
+    def take_over(self, segments: Iterable[SegmentInfo]) -> None:
+        """What the session has: it forgets others, and those of the table that it has are known to it."""
+        self._told = {info.value: (info.name, tuple(info.color)) for info in segments}
+        self._used.update(self._told)
+        self._awaited.difference_update(self._told)
+
+    def adopt(self, info: SegmentInfo) -> str:
+        """A new segment in Slicer's table for one that the session made; returns its ID, which is the one that it had
+        before when it comes back."""
+        before = self._former.get(info.value, "")
+        segment_id = self.segmentation.AddEmptySegment(before, self._free_name(info.name), info.color)
+        self.values[segment_id] = info.value
+        self._used.add(info.value)
+        self._told[info.value] = self._described(segment_id, info.value)
+        return segment_id
+
+    def forget(self, segment_id: str) -> None:
+        """A segment that is gone; its value is not used again, unless it comes back."""
+        value = self.values.pop(segment_id, None)
+        self._told.pop(value, None)
+        self._former[value] = segment_id
+
+    def tell_changes(self, client) -> tuple[list[str], list[str]]:
+        """Tell the session what changed in Slicer's table; returns (removed, renamed or recoloured) segments."""
+        gone = [segment_id for segment_id in self.values if not self.has(segment_id)]
+        for segment_id in gone:
+            value = self.values[segment_id]
+            if value in self._told:
+                client.remove_segment(value)
+            self.forget(segment_id)
+        changed = []
+        for segment_id, value in self.values.items():
+            if value in self._told:
+                now = self._described(segment_id, value)
+                if now[0] != self._told[value][0] or not np.allclose(now[1], self._told[value][1], atol=1e-4):
+                    client.change_segment(value, *now)
+                    self._told[value] = now
+                    changed.append(segment_id)
+        return gone, changed
+
+    def _described(self, segment_id: str, value: int) -> tuple[str, tuple[float, ...]]:
+        segment = self.segmentation.GetSegment(segment_id)
+        name = (segment.GetName() or "").strip() or segment_id
+        taken = {told[0] for other, told in self._told.items() if other != value}
+        if name in taken:
+            name = f"{name} ({value})"
+        return name[:200], tuple(float(min(max(part, 0.0), 1.0)) for part in segment.GetColor())
+
+    def _free_value(self) -> int:
+        value = next(number for number in range(1, 65536) if number not in self._used)
+        self._used.add(value)
+        return value
+
+    def _free_name(self, name: str) -> str:
+        taken = {self.segmentation.GetSegment(segment_id).GetName() for segment_id in self.ids()}
+        free, number = name, 2
+        while free in taken:
+            free, number = f"{name} {number}", number + 1
+        return free

@@ -1,0 +1,74 @@
+"""Closed surfaces of single segments made anew, by Slicer's own conversion with the segmentation's settings.
+
+Converting within the segmentation would rebuild all segments, over the whole grid. Here a copy of what the
+segments fill is converted in a segmentation of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, Layer, Layers
+
+_JOINT = "Joint smoothing"
+
+
+def new_surfaces(segmentation, layers: Layers, segment_ids) -> dict:
+    """{segment: vtkPolyData} of these segments; with joint smoothing also of those that share a labelmap with
+    one, because their surfaces depend on each other."""
+    import slicer
+    import vtk
+
+    workshop = slicer.vtkSegmentation()
+    workshop.SetSourceRepresentationName(BINARY)
+    workshop.CopyConversionParameters(segmentation)
+    wanted = set(segment_ids)
+    if float(segmentation.GetConversionParameter(_JOINT) or 0) > 0:
+        wanted = {other for segment in wanted for other in layers.together(segment)}
+    surfaces = {segment: vtk.vtkPolyData() for segment in wanted}
+    for layer in layers.layers:
+        members = [segment for segment in layer.labels if segment in wanted]
+        image = _filled_part(layer) if members else None
+        for segment_id in members if image is not None else ():
+            segment = slicer.vtkSegment()
+            segment.SetLabelValue(layer.labels[segment_id])
+            segment.AddRepresentation(BINARY, image)
+            workshop.AddSegment(segment, segment_id)
+    if workshop.GetNumberOfSegments() and workshop.CreateRepresentation(SURFACE):
+        for segment_id in workshop.GetSegmentIDs():
+            surfaces[segment_id] = workshop.GetSegment(segment_id).GetRepresentation(SURFACE)
+    return surfaces
+
+
+def _filled_part(layer: Layer):
+    """A copy of the labelmap around its non-zero voxels; None when it has none."""
+    import slicer
+    from vtk.util.numpy_support import numpy_to_vtk
+
+    if layer.empty:
+        return None
+    array = layer.array()
+    filled = array != 0
+    by_slice = filled.any(axis=(1, 2))
+    if not by_slice.any():
+        return None
+    ranges = [_range(by_slice)]
+    filled = filled[ranges[0]]
+    ranges += [_range(filled.any(axis=(0, 2))), _range(filled.any(axis=(0, 1)))]
+    part = np.ascontiguousarray(array[tuple(ranges)])
+    image = slicer.vtkOrientedImageData()
+    image.CopyDirections(layer.image)
+    image.SetSpacing(layer.image.GetSpacing())
+    image.SetOrigin(layer.image.GetOrigin())
+    low = layer.image.GetExtent()[::2]
+    edges = [(first + part.start, first + part.stop - 1) for first, part in zip(low, ranges[::-1], strict=True)]
+    image.SetExtent(*[edge for ends in edges for edge in ends])
+    scalars = numpy_to_vtk(part.reshape(-1), deep=True)
+    scalars.SetName("ImageScalars")
+    image.GetPointData().SetScalars(scalars)
+    return image
+
+
+def _range(flags: np.ndarray) -> slice:
+    found = np.flatnonzero(flags)
+    return slice(int(found[0]), int(found[-1]) + 1)

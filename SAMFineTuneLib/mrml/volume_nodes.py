@@ -1,0 +1,121 @@
+"""Volume nodes as volumes: geometry in world RAS, voxels as a view of the node's own memory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.volume import Volume
+
+_HOUNSFIELD = ("hnsf'U", "[hnsf'U]")  # UCUM, as Slicer's DICOM reader stores it
+
+
+def volume_from_node(node) -> Volume:
+    """The volume of a vtkMRMLScalarVolumeNode where the user sees it, below all its linear parent transforms.
+
+    The array is a view: when the node's voxels or transforms change, ask anew. Raises UserError when there are
+    no voxels, several values a voxel, several frames, or a parent transform that bends.
+    """
+    require_volume(node)
+    image = node.GetImageData()
+    affine = array_from_matrix(_ijk_to_ras(node))
+    start = np.array(image.GetExtent()[::2], float)
+    affine = world_matrix(node) @ affine
+    affine[:3, 3] += affine[:3, :3] @ start  # indices begin at the extent's corner, arrays at 0
+    affine[3] = (0, 0, 0, 1)
+    return Volume(_voxels(node, image), affine, modality=_modality(node))
+
+
+def require_volume(node) -> None:
+    """UserError unless `volume_from_node` can take the node; looks at no voxel."""
+    if node is None:
+        raise UserError("No volume is selected: load one, or choose it in the Input section.")
+    name = f"“{node.GetName()}”"
+    if node.IsA("vtkMRMLSequenceNode") or node.IsA("vtkMRMLSequenceBrowserNode"):
+        raise UserError(f"{name} is a sequence of images: choose one of its frames, which is a volume of its own.")
+    if not node.IsA("vtkMRMLScalarVolumeNode"):
+        raise UserError(f"{name} is no scalar volume: choose an image with one value a voxel.")
+    image = node.GetImageData()
+    scalars = image.GetPointData().GetScalars() if image is not None else None
+    if scalars is None or scalars.GetNumberOfTuples() == 0:
+        raise UserError(f"{name} holds no voxels: load its image again, or choose another volume.")
+    components = scalars.GetNumberOfComponents()
+    if components != 1:
+        kind = "a colour or vector image, or one with several frames"
+        raise UserError(f"{name} has {components} values a voxel ({kind}): choose a volume with one value a voxel.")
+    require_linear(node)
+
+
+def require_linear(node) -> None:
+    """UserError when a parent transform of the node bends."""
+    parent = node.GetParentTransformNode()
+    if parent is not None and not parent.IsTransformToWorldLinear():
+        raise UserError(
+            f"“{node.GetName()}” is below the non-linear transform “{parent.GetName()}”: harden the transform, or take "
+            "the volume out of it."
+        )
+
+
+def displayed_window(node) -> IntensityWindow | None:
+    """The window in which the node is shown in the slice views; None without one."""
+    display = node.GetDisplayNode() if node is not None else None
+    if display is None or not hasattr(display, "GetWindowLevelMin"):
+        return None
+    low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
+    if not (np.isfinite([low, high]).all() and high > low):
+        return None
+    return IntensityWindow(float(low), float(high), "as displayed")
+
+
+def world_matrix(node) -> np.ndarray:
+    """4×4 from the node's own coordinates to world RAS; its parent transforms must be linear."""
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    parent = node.GetParentTransformNode()
+    if parent is not None:
+        parent.GetMatrixTransformToWorld(matrix)
+    return array_from_matrix(matrix)
+
+
+def array_from_matrix(matrix) -> np.ndarray:
+    """float64 (4, 4) of a vtkMatrix4x4."""
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def _ijk_to_ras(node):
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return matrix
+
+
+def _voxels(node, image) -> np.ndarray:
+    """[k, j, i], no copy."""
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    try:
+        values = vtk_to_numpy(image.GetPointData().GetScalars())
+    except (TypeError, ValueError, AssertionError) as error:
+        kind = image.GetScalarTypeAsString()
+        name = node.GetName()
+        raise UserError(f"“{name}” holds voxels of type {kind}, which are not numbers: cast it first.") from error
+    return values.reshape(image.GetDimensions()[::-1])
+
+
+def _modality(node) -> str:
+    """ "CT", "MR", …: what the DICOM reader noted, "" when nobody said."""
+    import slicer
+
+    scene = node.GetScene()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene) if scene is not None else None
+    noted = ""
+    if hierarchy is not None:
+        item = hierarchy.GetItemByDataNode(node)
+        noted = hierarchy.GetItemAttribute(item, "DICOM.Modality") if item else ""
+    if noted:
+        return noted.upper()
+    units = node.GetVoxelValueUnits()
+    return "CT" if units is not None and units.GetCodeValue() in _HOUNSFIELD else ""

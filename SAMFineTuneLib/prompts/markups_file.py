@@ -1,0 +1,324 @@
+"""Slicer's markups files (`.mrk.json`): point lists, ROIs, curves and planes as prompts, in and out.
+
+What a markup means:
+
+* Its segment is the list's name, which is the file's name. Words at its end that only say what it is are
+  left out (positive, pos, negative, neg, foreground, background, points, box, roi, scribble, curve, line,
+  also with a number): "liver_negative.mrk.json" and "liver_box-1.mrk.json" both belong to "liver".
+* A point is negative when its description, or else its label, or else the list's name holds one of the words
+  negative, neg, background, or is just "-"; the words positive, pos, foreground, or "+" make it positive.
+* An ROI is a 3-D box along its own axes; a thin one is a box on the slice of its centre.
+* Curves and lines are scribbles, straight from control point to control point.
+* A plane is the oblique plane that all prompts are meant on.
+
+Only points whose position is defined count: not those skipped, nor the preview under the mouse.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.prompts.checked_json import load_json, mapping, numbers, required, sequence, text
+from SAMFineTuneLib.prompts.prompts import (
+    Box3DPrompt,
+    BoxPrompt,
+    MaskPrompt,
+    ObliqueView,
+    PointPrompt,
+    Prompt,
+    PromptSet,
+    ScribblePrompt,
+    SegmentPrompts,
+)
+
+_SCHEMA = (
+    "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
+    "markups-schema-v1.0.3.json#"
+)
+_SLICER_PINK = [1.0, 0.5, 0.5]  # the color of every new markup: says nothing about the segment
+_NEGATIVE = re.compile(r"(?<![a-z])(negative|neg|background)(?![a-z])", re.IGNORECASE)
+_POSITIVE = re.compile(r"(?<![a-z])(positive|pos|foreground)(?![a-z])", re.IGNORECASE)
+_KIND_WORD = re.compile(
+    r"(^|[\s_.-]+)(positive|pos|negative|neg|foreground|background|points?|box|roi|scribble|curve|line)"
+    r"[\s_-]*\d*$",
+    re.IGNORECASE,
+)
+_NAMELESS = "segment"
+
+
+def read_markups(path: str | Path) -> PromptSet:
+    """All markups of one file. Raises UserError naming the key that is wrong, or when nothing is placed."""
+    path = Path(path)
+    values = load_json(path)
+    list_name = re.sub(r"(\.mrk)?\.json$", "", path.name, flags=re.IGNORECASE)
+    found: dict[str, list[Prompt]] = {}
+    colors: dict[str, tuple] = {}
+    view = None
+    for number, entry in enumerate(sequence(required(values, "markups", path.name), "markups")):
+        where = f"markups[{number}]"
+        markup = mapping(entry, where)
+        name = text(markup.get("name", list_name), f"{where}.name")
+        to_ras = _axes_to_ras(markup, where)
+        kind = text(required(markup, "type", where), f"{where}.type")
+        if kind == "Plane":
+            if view is not None:
+                raise UserError(f"{path.name} holds two planes: keep the one that the prompts are meant on.")
+            view = _read_plane(markup, where, to_ras)
+        elif kind in _READERS:
+            segment = segment_name(name)
+            found.setdefault(segment, []).extend(_READERS[kind](markup, where, to_ras, name))
+            color = mapping(markup.get("display", {}), f"{where}.display").get("selectedColor")
+            if color is not None and color != _SLICER_PINK:
+                colors.setdefault(segment, tuple(numbers(color, f"{where}.display.selectedColor", 3)))
+        else:
+            raise UserError(
+                f"{path.name} holds a markup of type {kind}, which is not a prompt: "
+                "use point lists, ROIs, curves or a plane."
+            )
+    placed = [(name, prompts) for name, prompts in found.items() if prompts]
+    if not placed and view is None:
+        raise UserError(f"{path.name} holds no placed points or boxes: place some in Slicer, save it again.")
+    segments = (
+        SegmentPrompts(name, value, colors.get(name), tuple(prompts))
+        for value, (name, prompts) in enumerate(placed, start=1)
+    )
+    return PromptSet(tuple(segments), view=view)
+
+
+def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> list[Path]:
+    """Write prompts as markups that Slicer opens, one file for each list, ROI, curve and plane; each whole
+    or not at all. Returns the files. `volume` gives boxes on slices their directions and thickness.
+
+    Raises UserError for what markups cannot hold: masks, and 3-D boxes with skewed axes.
+    """
+    folder = Path(folder)
+    contents: dict[str, dict] = {}
+    for segment in prompts.segments:
+        stem = re.sub(r"[^\w .()-]", "_", segment.name).strip(" .") or _NAMELESS
+        if any(name.startswith(f"{stem}_") for name in contents):
+            stem = f"{stem} {segment.value}"
+        for name, markup in _segment_markups(segment, prompts, volume):
+            color = list(segment.color)
+            markup["display"] = {"visibility": True, "color": color, "selectedColor": color}
+            contents[f"{stem}_{name}"] = markup
+    if prompts.view is not None:
+        contents["view_plane"] = _plane_markup(prompts.view)
+    paths = []
+    for name, markup in contents.items():
+        paths.append(folder / f"{name}.mrk.json")
+        content = json.dumps({"@schema": _SCHEMA, "markups": [markup]}, indent=1, allow_nan=False)
+        with atomic_write(paths[-1]) as temporary:
+            temporary.write_text(content + "\n", encoding="utf-8")
+    return paths
+
+
+def segment_name(list_name: str) -> str:
+    """What a list's name says about the segment: "liver_negative" and "liver box 2" are both "liver"."""
+    name = list_name.strip()
+    while (shorter := _KIND_WORD.sub("", name)) != name:
+        name = shorter
+    return name or _NAMELESS
+
+
+# ---- reading
+
+
+def _axes_to_ras(markup: dict, where: str) -> np.ndarray:
+    """(3,) signs that turn the file's coordinates into RAS."""
+    units = markup.get("coordinateUnits", "mm")
+    if units not in ("mm", ["mm", "mm", "mm"]):
+        raise UserError(f"{where}.coordinateUnits is {json.dumps(units)}: save the markups in millimetres.")
+    system = markup.get("coordinateSystem", "LPS")
+    if system not in ("LPS", "RAS"):
+        raise UserError(f'{where}.coordinateSystem is {json.dumps(system)}: it must be "LPS" or "RAS".')
+    return np.array([-1.0, -1.0, 1.0]) if system == "LPS" else np.ones(3)
+
+
+def _control_points(markup: dict, where: str, to_ras: np.ndarray) -> list[tuple[dict, tuple]]:
+    """The points whose position is defined: (the file's entry, RAS)."""
+    points = []
+    for number, entry in enumerate(sequence(markup.get("controlPoints", []), f"{where}.controlPoints")):
+        here = f"{where}.controlPoints[{number}]"
+        point = mapping(entry, here)
+        if point.get("positionStatus", "defined") == "defined":
+            position = numbers(required(point, "position", here), f"{here}.position", 3)
+            points.append((point, tuple(map(float, position * to_ras))))
+    return points
+
+
+def _read_points(markup: dict, where: str, to_ras: np.ndarray, name: str) -> list[Prompt]:
+    return [
+        PointPrompt(ras, is_positive(point.get("description"), point.get("label"), name))
+        for point, ras in _control_points(markup, where, to_ras)
+    ]
+
+
+def is_positive(*texts: Any) -> bool:
+    """Whether a point is positive, by the first of its texts that says anything; without any it is."""
+    for said in texts:
+        said = said.strip() if isinstance(said, str) else ""
+        if said == "-" or _NEGATIVE.search(said):
+            return False
+        if said == "+" or _POSITIVE.search(said):
+            return True
+    return True
+
+
+def _read_roi(markup: dict, where: str, to_ras: np.ndarray, name: str) -> list[Prompt]:
+    if "controlPoints" in markup and not _control_points(markup, where, to_ras):
+        return []  # made, but never placed
+    center = numbers(required(markup, "center", where), f"{where}.center", 3) * to_ras
+    size = numbers(required(markup, "size", where), f"{where}.size", 3)
+    axes = _orientation(markup, where, to_ras)
+    if min(size) < 0 or sum(length > 0 for length in size) < 2:
+        raise UserError(f"{where}.size is empty: draw the ROI again.")
+    return [Box3DPrompt(tuple(center), tuple(size), tuple(map(tuple, axes)))]
+
+
+def _orientation(markup: dict, where: str, to_ras: np.ndarray) -> np.ndarray:
+    """Axes (3, 3), one row an axis; the file has them as the columns of a matrix, row by row."""
+    identity = np.diag(to_ras).reshape(-1).tolist()  # without one, the axes are RAS
+    matrix = np.array(numbers(markup.get("orientation", identity), f"{where}.orientation", 9)).reshape(3, 3)
+    axes = (to_ras[:, None] * matrix).T
+    lengths = np.linalg.norm(axes, axis=1)
+    if lengths.min() < 1e-6 or abs(np.linalg.det(axes / lengths[:, None])) < 1e-3:
+        raise UserError(f"{where}.orientation is no matrix of three directions.")
+    return axes
+
+
+def _read_curve(markup: dict, where: str, to_ras: np.ndarray, name: str) -> list[Prompt]:
+    corners = [ras for _, ras in _control_points(markup, where, to_ras)]
+    if markup["type"] == "ClosedCurve":
+        corners += corners[:1]
+    return [ScribblePrompt(tuple(corners), is_positive(name))] if corners else []
+
+
+def _read_plane(markup: dict, where: str, to_ras: np.ndarray) -> ObliqueView:
+    center = numbers(required(markup, "center", where), f"{where}.center", 3) * to_ras
+    required(markup, "orientation", where)
+    across, up, _ = _orientation(markup, where, to_ras)
+    return ObliqueView(tuple(center), tuple(across), tuple(-up))
+
+
+_READERS = {
+    "Fiducial": _read_points,
+    "ROI": _read_roi,
+    "Curve": _read_curve,
+    "ClosedCurve": _read_curve,
+    "Line": _read_curve,
+}
+
+
+# ---- writing
+
+
+def _segment_markups(
+    segment: SegmentPrompts, prompts: PromptSet, volume: Volume
+) -> Iterable[tuple[str, dict]]:
+    """(what it is, markup) for everything of a segment."""
+    for positive, name in ((True, "positive"), (False, "negative")):
+        points = [p.ras for p in segment.prompts if isinstance(p, PointPrompt) and p.positive == positive]
+        if points:
+            yield name, _points_markup("Fiducial", points, name)
+    boxes = strokes = 0
+    for prompt in segment.prompts:
+        if isinstance(prompt, (BoxPrompt, Box3DPrompt)):
+            boxes += 1
+            box = prompt if isinstance(prompt, Box3DPrompt) else _slice_box(prompt, prompts, volume)
+            yield f"box-{boxes}", _roi_markup(box, segment.name)
+        elif isinstance(prompt, ScribblePrompt):
+            strokes += 1
+            name = f"{'positive' if prompt.positive else 'negative'}_scribble-{strokes}"
+            yield name, _points_markup("Curve", prompt.ras, "scribble")
+        elif isinstance(prompt, MaskPrompt):
+            raise UserError(
+                f"Segment {segment.name} has a mask prompt, which Slicer's markups cannot hold: "
+                "write a prompts file of our own (.json) instead."
+            )
+
+
+def _slice_box(prompt: BoxPrompt, prompts: PromptSet, volume: Volume) -> Box3DPrompt:
+    """A box on a slice as a thin 3-D box, so thin that it reaches no other slice."""
+    if prompts.view is None:
+        plane = aligned_plane(volume, prompts.orientation, 0)
+    else:
+        plane = oblique_plane(volume, prompts.view.origin, prompts.view.right, prompts.view.down)
+    axes = np.stack([plane.right, plane.down, plane.normal])
+    corners = np.array([prompt.corner_a, prompt.corner_b])
+    size = np.abs(axes @ (corners[1] - corners[0]))
+    size[2] = max(size[2], plane.thickness / 2)
+    return Box3DPrompt(tuple(corners.mean(axis=0)), tuple(size), tuple(map(tuple, axes)))
+
+
+def _lps(vector: Iterable[float]) -> list[float]:
+    x, y, z = vector
+    return [-x + 0.0, -y + 0.0, float(z)]
+
+
+def _points_markup(kind: str, points: Iterable[tuple], label: str) -> dict:
+    return {
+        "type": kind,
+        "coordinateSystem": "LPS",
+        "coordinateUnits": "mm",
+        "controlPoints": [
+            {
+                "id": str(number),
+                "label": f"{label}-{number}",
+                "position": _lps(ras),
+                "selected": True,
+                "locked": False,
+                "visibility": True,
+                "positionStatus": "defined",
+            }
+            for number, ras in enumerate(points, start=1)
+        ],
+    }
+
+
+def _roi_markup(box: Box3DPrompt, segment: str) -> dict:
+    axes = np.array(box.axes)
+    if np.abs(axes @ axes.T - np.eye(3)).max() > 1e-4:
+        raise UserError(f"A 3-D box of segment {segment} has skewed axes, which Slicer's ROI cannot hold.")
+    if np.linalg.det(axes) < 0:
+        axes[2] = -axes[2]  # the same box, right-handed
+    return _points_markup("ROI", [box.center], "box") | {
+        "roiType": "Box",
+        "center": _lps(box.center),
+        "orientation": _orientation_lps(axes),
+        "size": list(box.size),
+        "insideOut": False,
+    }
+
+
+def _orientation_lps(axes: np.ndarray) -> list[float]:
+    return (np.array([_lps(axis) for axis in axes]).T + 0.0).reshape(-1).tolist()
+
+
+def _plane_markup(view: ObliqueView) -> dict:
+    right = np.array(view.right) / np.linalg.norm(view.right)
+    up = -np.array(view.down)
+    up -= right * (right @ up)
+    up /= np.linalg.norm(up)
+    normal = np.cross(right, up)
+    base_to_node = np.eye(4)
+    base_to_node[:3, :] = np.stack([_lps(v) for v in (right, up, normal, view.origin)], axis=1)
+    return _points_markup("Plane", [view.origin], "plane") | {
+        "planeType": "pointNormal",
+        "sizeMode": "auto",
+        "center": _lps(view.origin),
+        "normal": _lps(normal),
+        "orientation": _orientation_lps(np.stack([right, up, normal])),
+        "objectToBase": np.diag([-1.0, -1.0, 1.0, 1.0]).reshape(-1).tolist(),
+        "baseToNode": base_to_node.reshape(-1).tolist(),  # Slicer places the plane by this matrix alone
+        "size": [100.0, 100.0, 0.0],
+    }

@@ -1,0 +1,160 @@
+"""What a client may ask of the worker beside its session: models, adapters, the cache of embeddings.
+
+Models and adapters are named by id and looked up in the worker's own store; no path of a client is ever opened.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.service.json_values import text_from_json
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.models.store import Store
+
+Report = Callable[[float, float | None, str], None]
+"""Fraction done, seconds left, a text."""
+
+
+class Cancelled(Exception):
+    """A download was cancelled."""
+
+
+class Library:
+    """Answers questions about a store. Every method returns plain JSON values or raises UserError."""
+
+    def __init__(self, store: Callable[[], Store], may_change: bool = True) -> None:
+        self._store = store
+        self._may_change = may_change
+        self._busy = threading.Lock()
+
+    def answer(self, question: str, values: dict[str, Any]) -> Any:
+        """The answer to one of QUESTIONS."""
+        return getattr(self, f"_{question}")(values)
+
+    QUESTIONS = ("models", "adapters", "cache_info", "clear_cache", "remove_model")
+
+    def _models(self, _: dict) -> list[dict]:
+        from SAMFineTuneLib.models.download.manifest import known_models
+
+        store = self._store()
+        here = store.list()
+        rows = [
+            {
+                "id": model.spec.id,
+                "name": model.spec.name,
+                "bytes": sum(path.stat().st_size for path in model.path.iterdir() if path.is_file()),
+                "licence": model.spec.licence,
+                "where": "bundled" if store.is_bundled(model) else "installed",
+                "needs_torch": not model.has("encoder"),
+                "promptable": "promptable" in model.spec.heads,
+            }
+            for model in here
+        ]
+        present = {model.spec.id for model in here}
+        for entry in known_models().values():
+            if entry.id not in present:
+                rows.append({
+                    "id": entry.id,
+                    "name": entry.name,
+                    "bytes": entry.bytes,
+                    "licence": entry.licence,
+                    "where": "download" if entry.downloadable else "import",
+                    "needs_torch": True,
+                    "promptable": True,
+                    "licence_note": entry.licence_note,
+                    "source": entry.source,
+                    "description": entry.description,
+                    "needs": entry.needs,
+                    "how_to_get": entry.how_to_get,
+                })  # fmt: skip
+        return rows
+
+    def _adapters(self, _: dict) -> list[dict]:
+        from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+
+        return [
+            {
+                "id": adapter.name,
+                "model": adapter.card.base,
+                "labels": list(adapter.card.labels),
+                "classes": list(adapter.card.method.classes),
+                "orientation": adapter.card.recipe.get("orientation"),
+                "bytes": adapter.bytes,
+                "promptable": "promptable" in adapter.card.method.heads,
+                "needs_torch": adapter.exported is None,
+            }
+            for adapter in AdapterStore(models=self._store()).list()
+        ]
+
+    def _cache_info(self, _: dict) -> dict:
+        from SAMFineTuneLib.inference.embedding_cache import open_cache
+
+        info = open_cache().info()
+        return {"entries": info.entries, "bytes": info.size, "limit": info.limit}
+
+    def _clear_cache(self, _: dict) -> dict:
+        from SAMFineTuneLib.inference.embedding_cache import open_cache
+
+        self._require_change()
+        return {"freed": open_cache().clear()}
+
+    def _remove_model(self, values: dict) -> dict:
+        self._require_change()
+        self._store().remove(text_from_json(values["model"]))
+        return {}
+
+    def download(self, model: str, report: Report, cancelled: Callable[[], bool]) -> dict:
+        """Fetch a published model; the user has agreed to its terms. Cancelled when told to stop."""
+        from SAMFineTuneLib.models.download.manifest import find_entry
+        from SAMFineTuneLib.models.download.published_models import check_possible, fetch
+
+        self._require_change()
+        entry = find_entry(model)
+        check_possible(self._store(), entry)
+        begun, first = time.monotonic(), [None]
+
+        def progress(received: int, total: int | None) -> None:
+            if cancelled():
+                raise Cancelled
+            first[0] = received if first[0] is None else first[0]
+            spent, fresh = time.monotonic() - begun, received - first[0]
+            left = spent / fresh * (total - received) if total and fresh and spent > 1 else None
+            report(received / total if total else 0.0, left, f"Downloading {entry.name}")
+
+        if not self._busy.acquire(blocking=False):
+            raise UserError("Another model is being downloaded; wait for it or cancel it.")
+        try:
+            folder, findings = fetch(self._store(), entry, progress)
+        finally:
+            self._busy.release()
+        return {"model": folder.spec.id, "findings": list(findings)}
+
+    def install(self, data, name: str, model: str | None, like: str | None) -> dict:
+        """Install a checkpoint from its bytes; `name` says no more than its ending."""
+        import tempfile
+        from pathlib import Path
+
+        from SAMFineTuneLib.models.formats.importing import examine
+
+        self._require_change()
+        ending = Path(name).suffix.lower()
+        if ending not in (".pth", ".pt", ".safetensors"):
+            raise UserError("A model file ends in .pth, .pt or .safetensors; choose such a file.")
+        stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).stem)[:80].strip(".") or "model"
+        store = self._store()
+        store.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=store.folder, prefix=".upload-") as folder:
+            file = Path(folder) / f"{stem}{ending}"
+            file.write_bytes(data)
+            proposal = examine(file, model, like)
+            installed = store.add(proposal.spec, proposal.sources)
+        return {"model": installed.spec.id, "findings": list(proposal.findings), "terms": proposal.terms}
+
+    def _require_change(self) -> None:
+        if not self._may_change:
+            raise UserError("This server's models and cache are managed by whoever runs it; ask them.")

@@ -1,0 +1,244 @@
+"""Trainings on this computer as a window sees them: begun, followed, stopped, taken up again, also by a later window.
+
+A training is a process of its own that speaks through files, so neither the end of the worker nor that of the window
+takes its results away, and whoever looks into its folder sees how it stands. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from SAMFineTuneLib.disk_errors import disk_error
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import data_folder
+from SAMFineTuneLib.owner import ProcessLock
+from SAMFineTuneLib.service import training_job as files
+from SAMFineTuneLib.service.training_job import TrainingJob
+from SAMFineTuneLib.service.training_process import OUTLIVES
+from SAMFineTuneLib.service.worker import ProcessStarter, SubprocessStarter
+
+_AT_ONCE = 1 << 16  # bytes of events read at a time: a millisecond or two
+_CHECK = ".check"
+
+
+def trainings_folder() -> Path:
+    """Where trainings lie, a folder each."""
+    return data_folder() / "trainings"
+
+
+def find_runs(folder: Path | None = None) -> list[TrainingRun]:
+    """The trainings that are here, latest first."""
+    folder = folder or trainings_folder()
+    there = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in there if path.name != _CHECK and (path / files.JOB).is_file()]
+    return [TrainingRun(path) for path in sorted(found, key=lambda path: -(path / files.JOB).stat().st_mtime)]
+
+
+def new_run(name: str, folder: Path | None = None) -> TrainingRun:
+    """An empty folder for a training, which only this user can read; UserError when the name is taken."""
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+
+    store = AdapterStore()
+    if name and (store.folder / name).exists():
+        raise UserError(f"There is an adapter {name} already; choose another name.")
+    store.check_new(name)
+    path = (folder or trainings_folder()) / name
+    run = TrainingRun(path)
+    if run.is_running:
+        raise UserError(f"The training {name} is running{run.owner}; wait until it is done, or stop it.")
+    while run.poll():
+        pass
+    if path.exists() and run.can_resume:
+        raise UserError(f"There is an unfinished training {name}: resume it, delete it, or choose another name.")
+    run.rewind()
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error.strerror or error}); choose another name.") from error
+    return run
+
+
+def check_run(folder: Path | None = None) -> TrainingRun:
+    """An empty folder for a look at cases; it is in no list. UserError while another look is taken."""
+    run = TrainingRun((folder or trainings_folder()) / _CHECK)
+    if run.is_running:
+        raise UserError("Cases are being checked already; wait for that.")
+    shutil.rmtree(run.folder, ignore_errors=True)
+    run.folder.mkdir(mode=0o700, parents=True)
+    return run
+
+
+def free_name(wished: str, folder: Path | None = None) -> str:
+    """A name that an adapter can have, and that no adapter or training has: the wished one, perhaps with a number."""
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", wished).strip("-.") or "adapter"
+    stores = (AdapterStore().folder, folder or trainings_folder())
+    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 10000))
+    return next(name for name in names if not any((store / name).exists() for store in stores))
+
+
+# Their pipes tell trainings that this program lives. A panel that began one may go (reload) while the program goes on.
+_STARTED: dict[Path, ProcessStarter] = {}
+
+
+def started() -> list[ProcessStarter]:
+    """The trainings of this program that run. Who holds them, holds their pipes open; `close` ends those that were not
+    told to outlive it, at their next step and with a checkpoint."""
+    return [starter for starter in _STARTED.values() if starter.alive()]
+
+
+class TrainingRun:
+    """One training. `poll` moves it on; `state` is then "new", "running", "done", "failed", "stopped", "checked" or
+    "interrupted" (it ended without a word)."""
+
+    def __init__(self, folder: Path, starter: ProcessStarter | None = None) -> None:
+        self.folder = folder
+        self.state = "new"
+        self.last: dict[str, Any] = {}
+        """The event that ended it, empty before."""
+        self._starter = starter or SubprocessStarter()
+        self._lock = ProcessLock(folder / files.LOCK)
+        self._pid: int | None = None
+        self._position = 0
+        self._rest = b""
+
+    @property
+    def name(self) -> str:
+        """Of the adapter."""
+        return self.folder.name
+
+    @property
+    def report(self) -> Path:
+        """The report's page; there when it is done."""
+        return self.folder / files.OUTPUT / "report" / "index.html"
+
+    @property
+    def job(self) -> TrainingJob:
+        """What was asked."""
+        return TrainingJob.read(self.folder)
+
+    def start(self, executable: str | None = None, environment: Mapping[str, str] | None = None,
+              outlives: bool = False) -> None:  # fmt: skip
+        """Start it, or go on with it. With `outlives` it goes on when this program has ended. UserError."""
+        if self.is_running:
+            raise UserError(f"The training {self.name} is running already{self.owner}.")
+        command = [executable or sys.executable, "-m", "SAMFineTuneLib.service.training_process", str(self.folder)]
+        try:
+            (self.folder / files.STOP).unlink(missing_ok=True)
+            with open(self.folder / files.EVENTS, "a", encoding="utf-8") as file:
+                file.write('\n{"event": "start"}\n')  # a killed process may have left half a line
+            self._starter.start(command, _surroundings(environment, outlives), self.folder / files.LOG)
+            for ended in [folder for folder, starter in _STARTED.items() if not starter.alive()]:
+                del _STARTED[ended]
+            _STARTED[self.folder] = self._starter
+        except OSError as error:
+            raise disk_error(error) or UserError(
+                f"The training cannot be started with {command[0]} ({error.strerror or error})."
+            ) from error
+        self.state, self.last = "running", {}
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process works on it, this program's or another's."""
+        return self._starter.alive() or self._lock.is_held
+
+    @property
+    def owner(self) -> str:
+        """Which process works on it, in brackets; "" when none is known."""
+        owner = self._lock.owner
+        return f" ({owner})" if owner else ""
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether it left what it takes to go on."""
+        output = self.folder / files.OUTPUT
+        begun = (output.parent / f".{output.name}.training" / "run.json").exists()
+        return begun or ((output / "card.json").exists() and self.state not in ("done", "new"))
+
+    def rewind(self) -> None:
+        """Let `poll` begin at its first event again."""
+        self.state, self.last, self._position, self._rest = "new", {}, 0, b""
+
+    def poll(self) -> list[dict[str, Any]]:
+        """What happened since the last call, a few milliseconds' worth."""
+        running = self.is_running  # before the events are read: what is written later is news for the next call
+        events = self._read()
+        for event in events:
+            kind = event.get("event")
+            if kind in ("start", "begin"):
+                self.state, self.last, self._pid = "running", {}, event.get("pid")
+            elif kind in files.ENDS:
+                self.last = event
+        if not events and self.state == "running" and not running:
+            self.state = self.last.get("event", "interrupted")
+        return events
+
+    def stop(self) -> None:
+        """Ask it to stop at its next step; what it has learned stays."""
+        (self.folder / files.STOP).touch()
+
+    def kill(self) -> None:
+        """End it at once; it can be resumed from its last checkpoint."""
+        if self._pid is not None and self._lock.is_held:
+            try:
+                os.kill(self._pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            except OSError:
+                pass
+        self._starter.kill()
+
+    def discard(self) -> None:
+        """Delete all that is kept of it; the adapter, if it came to one, stays. UserError while it runs."""
+        if self.is_running:
+            raise UserError(f"The training {self.name} is running{self.owner}; stop it first.")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def last_words(self) -> str:
+        """The last line that it printed."""
+        try:
+            lines = (self.folder / files.LOG).read_text(encoding="utf-8", errors="replace")[-4000:].split("\n")
+        except OSError:
+            return ""
+        said = [line.strip() for line in lines if line.strip()]
+        return said[-1][:200] if said else ""
+
+    def _read(self) -> list[dict[str, Any]]:
+        try:
+            with open(self.folder / files.EVENTS, "rb") as file:
+                file.seek(self._position)
+                text = file.read(_AT_ONCE)
+        except OSError:
+            return []
+        self._position += len(text)
+        *lines, self._rest = (self._rest + text).split(b"\n")
+        return [event for event in map(_event, lines) if event is not None]
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """None for a line that a killed process did not finish."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _surroundings(environment: Mapping[str, str] | None, outlives: bool) -> dict[str, str]:
+    """The environment, with the folder of this library first on the path of modules."""
+    given = dict(os.environ if environment is None else environment)
+    library = str(Path(__file__).resolve().parents[2])
+    before = given.get("PYTHONPATH")
+    given["PYTHONPATH"] = os.pathsep.join([library, before] if before else [library])
+    given["PYTHONUTF8"] = "1"
+    given[OUTLIVES] = "1" if outlives else ""
+    return given

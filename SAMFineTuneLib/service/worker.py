@@ -1,0 +1,254 @@
+"""The worker that a client starts beside itself: a child process on a random port of this computer.
+
+It says its port in a file of a folder that only this user can read, gets its token in its environment, and ends when
+its standard input does, that is with its parent, however that ends. Nothing here waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from SAMFineTuneLib.service.address import Address
+from SAMFineTuneLib.service.connection import Broken, Unusable
+from SAMFineTuneLib.service.link import HttpLink
+from SAMFineTuneLib.service.protocol import Buffer, Response
+
+TOKEN_VARIABLE = "SAMFINETUNE_TOKEN"
+
+_MOST_STARTS = 4  # within _STARTS_WITHIN seconds: the first and three more
+_STARTS_WITHIN = 60.0
+_START_SECONDS = 90.0  # a cold disk and a virus scanner
+_MOST_FAILURES = 4  # exchanges in a row with a worker that lives
+_UNLIMITED = ("--idle-minutes", "1000000", "--memory-gb", "1000", "--volume-gb", "1000")  # its one client is its owner
+_FAREWELL = 0.04  # seconds that `close` gives it
+
+
+class ProcessStarter(Protocol):
+    """Starts one process after another; a host may have its own. Nothing here may wait."""
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        """Start a process in the folder of `log`, with a pipe as its standard input; what it prints goes into `log`.
+
+        May raise OSError.
+        """
+        ...
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        ...
+
+    def close(self) -> None:
+        """Close its standard input: it ends by itself."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+class SubprocessStarter:
+    """Starts it with the standard library."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        with open(log, "wb") as output:
+            self.process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                cwd=log.parent,  # Python looks for modules in its working folder first
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def close(self) -> None:
+        if self.process is not None and self.process.stdin is not None:
+            try:
+                self.process.stdin.close()
+            except OSError:
+                pass
+
+    def kill(self) -> None:
+        if self.alive():
+            self.process.kill()
+        self.close()
+
+
+class LocalWorker:
+    """Starts `samfinetune serve`, watches it and starts it again: a Connection.
+
+    `executable` is the Python that runs it, `environment` what it sees (Slicer: `slicer.util.startupEnvironment()`),
+    `arguments` are added to its command.
+    """
+
+    is_local = True
+
+    def __init__(
+        self,
+        executable: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        starter: ProcessStarter | None = None,
+        arguments: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.waiting = "The worker starts."
+        self._executable = executable or sys.executable
+        self._environment = environment
+        self._starter = starter or SubprocessStarter()
+        self._arguments = tuple(arguments)
+        self._clock = clock
+        self._token = ""
+        self._folder: Path | None = None
+        self._handshake: Path | None = None
+        self._link: HttpLink | None = None
+        self._started: list[float] = []
+        self._running = False  # whether there is a process that was not given up
+        self._failures = 0
+
+    @property
+    def log(self) -> Path | None:
+        """What the worker printed; None before it was started."""
+        return None if self._folder is None else self._folder / "worker.log"
+
+    def ready(self) -> bool:
+        """Start it, or look whether it has said its port yet. Unusable when it will not run."""
+        if self._running and not self._starter.alive():
+            self._died()
+        if not self._running:
+            self._start()
+            return False
+        if self._link is None:
+            self._look_for_port()
+        return self._link is not None
+
+    def send(self, path: str, body: Sequence[Buffer]) -> None:
+        self._link.send(path, body)
+
+    def receive(self, wait: float) -> Response | None:
+        try:
+            answer = self._link.step(wait)
+        except OSError as error:
+            self._failures += 1
+            if self._failures >= _MOST_FAILURES or getattr(error, "silence", False):
+                self._give_up_process()
+            raise Broken(str(error)) from error
+        if answer is not None:
+            self._failures = 0
+        return answer
+
+    def drop(self, unresponsive: bool = False) -> None:
+        if self._link is not None:
+            self._link.close()
+        if unresponsive:
+            self._give_up_process()
+
+    def retry(self) -> None:
+        self._started = []
+
+    def close(self) -> None:
+        """End the worker; what it was doing is lost, what it has written is whole."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        if self._running:
+            self._starter.close()
+            end = time.monotonic() + _FAREWELL
+            while self._starter.alive() and time.monotonic() < end:
+                time.sleep(0.002)
+            self._give_up_process()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    # ---- inside
+
+    def _start(self) -> None:
+        now = self._clock()
+        self._started = [moment for moment in self._started if now - moment < _STARTS_WITHIN]
+        if len(self._started) >= _MOST_STARTS:
+            raise Unusable(
+                f"The worker stopped {len(self._started)} times within a minute, perhaps for want of memory"
+                f"{self._last_words()}; close other programs or choose a smaller model, then try again."
+            )
+        self._started.append(now)
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="samfinetune-worker-"))
+        if self._handshake is not None:
+            with contextlib.suppress(OSError):
+                self._handshake.unlink(missing_ok=True)
+        self._handshake = handshake = self._folder / f"{secrets.token_hex(4)}.json"
+        self._token = secrets.token_urlsafe(32)
+        serve = ("-m", "SAMFineTuneLib.cli", "serve", "--handshake", str(handshake))
+        command = [self._executable, *serve, *_UNLIMITED, *self._arguments]
+        try:
+            self._starter.start(command, self._surroundings(), self.log)
+        except OSError as error:
+            raise Unusable(f"The worker cannot be started with {self._executable} ({error.strerror or error}); check "
+                           "the installation.") from error  # fmt: skip
+        self._running, self._failures = True, 0
+        self.waiting = "The worker starts." if len(self._started) == 1 else "The worker is started again."
+
+    def _surroundings(self) -> dict[str, str]:
+        """The environment, with the token, and with the folder of this library first on the path of modules."""
+        environment = dict(os.environ if self._environment is None else self._environment)
+        library = str(Path(__file__).resolve().parents[2])
+        before = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([library, before] if before else [library])
+        environment[TOKEN_VARIABLE] = self._token
+        environment["PYTHONUTF8"] = "1"
+        return environment
+
+    def _look_for_port(self) -> None:
+        try:
+            port = int(json.loads(self._handshake.read_text(encoding="utf-8"))["port"])
+        except FileNotFoundError:
+            if self._clock() - self._started[-1] > _START_SECONDS:
+                self._give_up_process()
+                raise Unusable(f"The worker did not start within {_START_SECONDS:.0f} seconds{self._last_words()}; try "
+                               "again.") from None  # fmt: skip
+            return
+        except (OSError, ValueError, KeyError, TypeError):  # Windows: not readable while it is renamed
+            return
+        self._link = HttpLink(Address("127.0.0.1", port), self._token)
+
+    def _died(self) -> None:
+        """It is gone; the next `ready` starts it again, unless it never came up."""
+        came_up = self._link is not None
+        self._forget()
+        if not came_up:
+            raise Unusable(f"The worker cannot run{self._last_words()}; check the installation, then try again.")
+
+    def _give_up_process(self) -> None:
+        self._starter.kill()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        self._link, self._running = None, False
+
+    def _last_words(self) -> str:
+        """The last line that the worker printed, in brackets."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace")[-4000:].split("\n")
+        except (OSError, AttributeError):
+            return ""
+        said = [line.strip() for line in lines if line.strip()]
+        return f" ({said[-1][:200]})" if said else ""

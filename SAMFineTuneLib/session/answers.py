@@ -1,0 +1,178 @@
+"""The mask that follows from the prompts of one segment on one plane.
+
+Prompts are answered in the order in which they came. A point or scribble that follows others is a correction: the
+logits of the answer before it are fed back as the mask prompt, as Segment Anything's interactive training does it
+(Kirillov et al. 2023, appendix A). A box or a mask restates what is meant, so nothing is fed back into it. The
+answer is a function of the ordered prompts alone: replaying them, after undo or after loading, gives the same mask.
+
+Several boxes on one plane are several objects. Each point then belongs to the nearest box, and the segment's mask
+is the union. On a plane that holds a propagated mask, points correct that mask, as if it had been the answer to points
+in its interior; a box or a mask replaces it. Without a box, a mask or a positive point there is nothing to segment,
+and the mask is empty.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.inference.mask_shapes import interior_points
+from SAMFineTuneLib.prompts import PlanePrompts
+from SAMFineTuneLib.session.state import Task
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Prediction, Predictor
+
+_PREDICTIONS = 64
+_ANSWERS = 1024
+_PICTURES = 8
+_INTERIOR = 3
+"""Points that stand for a mask that is corrected, at most."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A mask and the lowest predicted IoU of its objects (0 without any)."""
+
+    mask: PackedMask
+    score: float
+
+
+class Recent:
+    """The most recently used results of a computation."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._items: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable) -> Any:
+        """None when it is not kept."""
+        if key not in self._items:
+            return None
+        self._items.move_to_end(key)
+        return self._items[key]
+
+    def put(self, key: Hashable, item: Any) -> Any:
+        self._items[key] = item
+        self._items.move_to_end(key)
+        while len(self._items) > self._limit:
+            self._items.popitem(last=False)
+        return item
+
+
+class Answers:
+    """Masks of one volume in one window by one model; what was asked before is remembered."""
+
+    def __init__(self, predictor: Predictor, volume: Volume, window: IntensityWindow) -> None:
+        self._predictor, self._volume, self._window = predictor, volume, window
+        self._pictures, self._predictions, self._answers = Recent(_PICTURES), Recent(_PREDICTIONS), Recent(_ANSWERS)
+
+    def picture(self, plane: SlicePlane) -> np.ndarray:
+        """What the model sees of a plane, uint8 (rows, columns)."""
+        found = self._pictures.get(plane.key)
+        return found if found is not None else self._pictures.put(plane.key, picture(self._volume, plane, self._window))
+
+    def answer(self, task: Task) -> Answer:
+        """The mask of a task."""
+        base = task.base.mask if task.base else None
+        if not task.prompts:
+            return Answer(base, task.base.score)
+        key = (task.plane.key, base, task.prompts)
+        found = self._answers.get(key)
+        return found if found is not None else self._answers.put(key, self._compute(task.plane, base, task.prompts))
+
+    def _compute(self, plane: SlicePlane, base: PackedMask | None, prompts: tuple[PlanePrompts, ...]) -> Answer:
+        union, scores = np.zeros(plane.shape, dtype=bool), []
+        for own in objects(prompts):
+            prediction = self._predict(plane, base, own)
+            if prediction is not None:
+                union |= prediction.mask
+                scores.append(prediction.score)
+        return Answer(PackedMask.of(union), min(scores, default=0.0))
+
+    def _predict(
+        self, plane: SlicePlane, base: PackedMask | None, prompts: tuple[PlanePrompts, ...]
+    ) -> Prediction | None:
+        """The prediction after the last prompt, through those before it whose logits reach it."""
+        start = len(prompts) - 1
+        while start > 0 and _is_correction(prompts[start]):
+            start -= 1
+        previous = None
+        for count in range(start + 1, len(prompts) + 1):
+            so_far = prompts[:count]
+            key = (plane.key, base, so_far)
+            given = combine(so_far)
+            corrects = base if given.box is None and given.mask is None else None
+            if corrects is None and not given.says_where:
+                continue
+            found = self._predictions.get(key)
+            if found is None:
+                feed = previous if previous is not None and previous.mask.any() else None
+                if corrects is not None:
+                    given, taken = self._correcting(plane, corrects.unpack(), given)
+                    feed = taken if feed is None else feed
+                found = _only_best(self._predictor.predict(self.picture(plane), given, previous=feed))
+                self._predictions.put(key, found)
+            previous = found
+        return previous
+
+    def _correcting(
+        self, plane: SlicePlane, mask: np.ndarray, given: PlanePrompts
+    ) -> tuple[PlanePrompts, Prediction | None]:
+        """The points given to correct a mask that is there already, and what it would be as an answer.
+
+        The mask's interior is told, too: points outside it alone say little of what is meant.
+        """
+        inside = interior_points(mask, _INTERIOR)
+        points = np.concatenate([inside, given.points])
+        labels = np.concatenate([np.ones(len(inside), np.int64), given.labels])
+        taken = self._predictor.taken(self.picture(plane), mask, len(inside)) if mask.any() else None
+        return replace(given, points=points, labels=labels, mask=mask), taken
+
+
+def combine(prompts: tuple[PlanePrompts, ...]) -> PlanePrompts:
+    """The prompts of one object as one; it has at most one box, and its masks are united."""
+    boxes = [one.box for one in prompts if one.box is not None]
+    masks = [one.mask for one in prompts if one.mask is not None]
+    return PlanePrompts(
+        points=np.concatenate([one.points for one in prompts]),
+        labels=np.concatenate([one.labels for one in prompts]),
+        box=boxes[0] if boxes else None,
+        mask=np.any(masks, axis=0) if masks else None,
+    )
+
+
+def objects(prompts: tuple[PlanePrompts, ...]) -> list[tuple[PlanePrompts, ...]]:
+    """The prompts of each object: one object a box when there are several, else one in all."""
+    boxes = [number for number, one in enumerate(prompts) if one.box is not None]
+    if len(boxes) < 2:
+        return [prompts]
+    edges = np.stack([prompts[number].box for number in boxes])
+    areas = np.prod(edges[:, 2:] - edges[:, :2], axis=1)
+    owned: list[list[PlanePrompts]] = [[] for _ in boxes]
+    for number, one in enumerate(prompts):
+        if number in boxes:
+            owned[boxes.index(number)].append(one)
+            continue
+        centre = np.argwhere(one.mask)[:, ::-1].mean(axis=0) if one.mask is not None else one.points.mean(axis=0)
+        outside = np.maximum(np.maximum(edges[:, :2] - centre, centre - edges[:, 2:]), 0).sum(axis=1)
+        owned[int(np.lexsort((areas, outside))[0])].append(one)
+    return [tuple(own) for own in owned]
+
+
+def _is_correction(one: PlanePrompts) -> bool:
+    return one.box is None and one.mask is None
+
+
+def _only_best(prediction: Prediction) -> Prediction:
+    """Without the candidates that were not chosen: they would take several times the memory."""
+    best = [prediction.best]
+    return replace(
+        prediction, scores=prediction.scores[best], low_res_candidates=prediction.low_res_candidates[best], chosen=0
+    )

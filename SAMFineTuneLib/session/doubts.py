@@ -1,0 +1,106 @@
+"""Sentences about prompts and answers that are valid, but may not be what the user means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
+from SAMFineTuneLib.images.intensity_window import modality_of
+from SAMFineTuneLib.images.slice_plane import format_ras
+from SAMFineTuneLib.prompts import BoxPrompt, box_remark
+from SAMFineTuneLib.session.answers import Answer
+from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
+
+LEAST_IOU = 0.5  # a predicted IoU below it calls an answer into question
+_AROUND = 1  # pixels on each side of a point that are looked at
+
+
+def doubts_about_voxels(volume: Volume) -> list[str]:
+    """What to tell about a volume in which nothing, or not everything, can be seen."""
+    array = volume.array
+    if array.dtype.kind == "f" and (count := array.size - np.count_nonzero(np.isfinite(array))):
+        return [f"{count} of {array.size} voxels hold no real number and are treated as black."]
+    if array.min() == array.max():
+        return [f"All voxels of the volume hold the value {array.flat[0]:g}, so there is nothing to be found."]
+    return []
+
+
+def doubts_about_adapter(volume: Volume, recipe: Mapping[str, Any]) -> list[str]:
+    """What to tell about an adapter of that recipe (of its card) on a volume of another modality than it learned from;
+    nothing where either is not known."""
+    learned, seen = str(recipe.get("modality") or ""), modality_of(volume)
+    if not learned or not seen or learned == seen:
+        return []
+    return [f"The adapter learned from {learned}, and this volume is {seen}: its answers may well be wrong."]
+
+
+def doubts_about_placing(volume: Volume, placed: PlacedPrompt) -> list[str]:
+    """What to tell about where one prompt came to lie."""
+    if isinstance(placed.prompt, BoxPrompt) and isinstance(placed.view, str):
+        remark = box_remark(volume, placed.prompt, placed.view)
+        return [remark] if remark else []
+    return []
+
+
+def doubts_about_points(volume: Volume, window: IntensityWindow, state: State) -> list[str]:
+    """What to tell about positive points that lie outside the box of their segment, or where nothing is to be seen."""
+    names = {info.value: info.name for info in state.segments}
+    told = []
+    for (value, _), task in state.tasks.items():
+        boxes = [part.box for part in task.prompts if part.box is not None]
+        points = [point for part in task.prompts for point in part.points[part.labels == 1]]
+        values = extract(volume, task.plane) if points else None
+        for point in points:
+            where = f"A positive point of {names[value]} at {format_ras(task.plane.pixel_to_ras(point))}"
+            if boxes and not any((box[:2] <= point).all() and (point <= box[2:]).all() for box in boxes):
+                told.append(
+                    f"{where} lies outside the box on {task.plane}; widen the box, or give the point a segment of "
+                    "its own."
+                )
+            if (shade := _uniform_shade(values, point, window)) is not None:
+                told.append(
+                    f"{where} lies where the window {window.low:g} to {window.high:g} shows nothing but {shade}; "
+                    "check the coordinates, or choose another window."
+                )
+    return told
+
+
+def _uniform_shade(values: np.ndarray, point: np.ndarray, window: IntensityWindow) -> str | None:
+    """ "black" or "white" when a point and all pixels around it are beyond the same end of the window."""
+    column, row = np.rint(point).astype(int)
+    around = values[max(0, row - _AROUND) : row + _AROUND + 1, max(0, column - _AROUND) : column + _AROUND + 1]
+    if not around.size:
+        return None
+    if around.max() <= window.low:
+        return "black"
+    return "white" if around.min() >= window.high else None
+
+
+def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None) -> str | None:
+    """What to tell about a mask that is not empty, by its predicted IoU; None for one that the model trusts."""
+    if score >= LEAST_IOU:
+        return None
+    where = "" if plane is None else f" on {plane}"
+    return (
+        f"The model is unsure about {name}{where} (predicted IoU {score:.2f}): check the mask, and add a point or draw "
+        "the box closer."
+    )
+
+
+def doubt_about_place(state: State, place: Place, answer: Answer) -> str | None:
+    """What to tell about the mask that a prompt on one slice has just made.
+
+    None for prompts over many slices and for propagated masks: those are judged as a whole by whoever asked.
+    """
+    value, key = place
+    there = [one for one in state.prompts if one.segment == value and any(plane.key == key for plane, _ in one.parts)]
+    if not there or len(there[-1].parts) > 1 or not any(part.says_where for part in state.prompts_at(place)):
+        return None
+    plane = there[-1].parts[0][0]
+    name = next(info.name for info in state.segments if info.value == value)
+    if not answer.mask.unpack().any():
+        return f"Nothing was found for {name} on {plane}: check prompts and window, or add a point."
+    return doubt_about_answer(name, answer.score, plane)

@@ -1,0 +1,162 @@
+"""What intents do to a session's state: pure functions from one state to the next.
+
+Wrong input raises UserError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import SegmentInfo, SlicePlane, Volume, aligned_plane
+from SAMFineTuneLib.inference.everything_mode import Object3D
+from SAMFineTuneLib.prompts import MaskPrompt, Prompt, SegmentPrompts, on_planes
+from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State
+
+Color = tuple[float, float, float]
+
+
+def find_segment(state: State, value: int) -> SegmentInfo:
+    """The segment with a label value."""
+    for item in state.segments:
+        if item.value == value:
+            return item
+    raise UserError(f"There is no segment with value {value}; add it first.")
+
+
+def find_prompt(state: State, number: int) -> PlacedPrompt:
+    """The placed prompt with a number."""
+    for item in state.prompts:
+        if item.id == number:
+            return item
+    raise UserError("This prompt is no longer there; it was deleted or its addition undone.")
+
+
+def add_segment(state: State, name: str, value: int | None = None, color: Color | None = None) -> State:
+    """With a new last segment; the lowest free value and a colour of its own when not given."""
+    return replace(state, segments=(*state.segments, _checked_segment(state.segments, name, value, color)))
+
+
+def change_segment(state: State, value: int, name: str | None = None, color: Color | None = None) -> State:
+    """With another name or colour of a segment."""
+    old = find_segment(state, value)
+    others = tuple(item for item in state.segments if item is not old)
+    new = _checked_segment(
+        others, old.name if name is None else name, value, old.color if color is None else color
+    )
+    return replace(state, segments=tuple(new if item is old else item for item in state.segments))
+
+
+def remove_segment(state: State, value: int) -> State:
+    """Without a segment, its prompts and masks."""
+    old = find_segment(state, value)
+    left = state.without(lambda place: place[0] == value)
+    return replace(left, segments=tuple(item for item in state.segments if item is not old))
+
+
+def place_prompt(
+    state: State, volume: Volume, number: int, segment: int, prompt: Prompt, view: str | SlicePlane
+) -> PlacedPrompt:
+    """A prompt on the slices of an orientation, or on an oblique plane; a mask prompt lies on its own plane."""
+    info = find_segment(state, segment)
+    if isinstance(prompt, MaskPrompt):
+        view = prompt.plane
+    if isinstance(view, SlicePlane) and view.index is not None:
+        view = view.orientation
+    on_plane = isinstance(view, SlicePlane)
+    parts = on_planes(
+        volume,
+        SegmentPrompts(info.name, info.value, info.color, (prompt,)),
+        orientation="axial" if on_plane else view,
+        planes=(view,) if on_plane else (),
+        negative_only=True,
+    )
+    return PlacedPrompt(number, segment, prompt, view, tuple(parts.items()))
+
+
+def add_prompt(state: State, placed: PlacedPrompt) -> State:
+    """With one more prompt, the last in order."""
+    return replace(state, prompts=(*state.prompts, placed))
+
+
+def move_prompt(state: State, placed: PlacedPrompt) -> State:
+    """With a prompt in place of the one of the same number."""
+    return replace(state, prompts=tuple(placed if item.id == placed.id else item for item in state.prompts))
+
+
+def delete_prompt(state: State, number: int) -> State:
+    """Without a prompt."""
+    return replace(state, prompts=tuple(item for item in state.prompts if item.id != number))
+
+
+def adopt_objects(
+    state: State,
+    volume: Volume,
+    objects: Iterable[Object3D],
+    values: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+) -> State:
+    """With a new segment for each object that was found without prompts; `values` are their label values, `names`
+    what they are called, with a number where another segment has the name."""
+    segments, propagated = state.segments, dict(state.propagated)
+    objects = tuple(objects)
+    _refuse_kept(state, volume, objects)
+    wanted = [None] * len(objects) if values is None else list(values)
+    if len(wanted) != len(objects):
+        raise UserError(f"{len(objects)} objects need as many label values, not {len(wanted)}.")
+    names = [""] * len(objects) if names is None else list(names)
+    if len(names) != len(objects):
+        raise UserError(f"{len(objects)} objects need as many names, not {len(names)}.")
+    for item, value, name in zip(objects, wanted, names, strict=True):
+        free = _free_name(segments, name) if name.strip() else _free_object_name(segments, item.value)
+        info = _checked_segment(segments, free, value, None)
+        segments = (*segments, info)
+        for index, mask in item.masks.items():
+            plane = aligned_plane(volume, item.orientation, index)
+            propagated[(info.value, plane.key)] = PropagatedMask(plane, mask, item.score, ())
+    return replace(state, segments=segments, propagated=propagated)
+
+
+def _refuse_kept(state: State, volume: Volume, objects: tuple[Object3D, ...]) -> None:
+    """UserError when one of the objects is a segment already."""
+    kept = []
+    for item in objects:
+        masks = {aligned_plane(volume, item.orientation, index).key: mask for index, mask in item.masks.items()}
+        for info in state.segments:
+            own = [state.propagated.get((info.value, key)) for key in masks]
+            if masks and all(one is not None for one in own):
+                if all(one.mask == mask for one, mask in zip(own, masks.values(), strict=True)):
+                    kept.append(info.name)
+    if kept:
+        are = "is a segment already" if len(kept) == 1 else "are segments already"
+        raise UserError(f"What was found {are}: {', '.join(kept[:5])}; choose other objects to keep.")
+
+
+def _checked_segment(
+    others: tuple[SegmentInfo, ...], name: str, value: int | None, color: Color | None
+) -> SegmentInfo:
+    taken = {item.value for item in others}
+    if value is None:
+        value = next(number for number in range(1, len(taken) + 2) if number not in taken)
+    checked = SegmentPrompts(name, value, color)
+    name = name.strip()
+    if value in taken:
+        raise UserError(f"The value {value} belongs to another segment; choose another one.")
+    if name in {item.name for item in others}:
+        raise UserError(f"There is a segment named {name} already; choose another name.")
+    return SegmentInfo(name, value, checked.color)
+
+
+def _free_name(segments: tuple[SegmentInfo, ...], name: str) -> str:
+    taken, free, number = {info.name for info in segments}, name.strip(), 2
+    while free in taken:
+        free, number = f"{name.strip()} {number}", number + 1
+    return free
+
+
+def _free_object_name(segments: tuple[SegmentInfo, ...], number: int) -> str:
+    taken = {info.name for info in segments}
+    while f"Object {number}" in taken:
+        number += 1
+    return f"Object {number}"

@@ -1,0 +1,177 @@
+"""Long computations of a session, worked off step by step: a host without threads calls `Session.work` from a timer,
+a host with threads lets `WorkThread` call it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from SAMFineTuneLib.images import SlicePlane
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.inference.everything_mode import EverythingSettings, Object3D, SliceMasks, link
+from SAMFineTuneLib.inference.progress import Meter, Progress
+from SAMFineTuneLib.inference.propagation import PropagatedSlice, PropagationEnd
+from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.session.session import Session
+
+
+class Job:
+    """A computation under way. `progress` is its last one, `done` is true when it will do nothing more.
+
+    `number` is its caller's name for it, and comes back in its events.
+    """
+
+    what = "job"
+
+    def __init__(self, number: int | None = None) -> None:
+        self.number = number
+        self.progress: Progress | None = None
+        self.done = False
+        self.cancelled = False
+        self.keep_results = True
+
+    def cancel(self, keep_results: bool = True) -> None:
+        """Stop before the next slice; what was found so far stays (and can be undone) unless told otherwise."""
+        self.cancelled = True
+        self.keep_results = self.keep_results and keep_results
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+
+class PropagationJob(Job):
+    """A propagation. `masks` are its results so far; a session's state gets them when it ends."""
+
+    what = "propagate"
+
+    def __init__(
+        self, segment: int, sources: Sources, covers: list[SlicePlane], number: int | None = None, moment: int = 0
+    ) -> None:
+        """`moment` is when it was asked for: its masks are what they are since then."""
+        super().__init__(number)
+        self.segment = segment
+        self.moment = moment
+        self.sources = sources
+        self.covers = frozenset(plane.key for plane in covers)
+        self.masks: dict[Place, PropagatedMask] = {}
+        self.steps: Iterator[PropagatedSlice | PropagationEnd] = iter(())
+
+    def take(self, item: PropagatedSlice) -> Place:
+        """Keep a slice."""
+        sources = tuple(source for source in self.sources if source[0] in item.sources)
+        place = (self.segment, item.plane.key)
+        self.masks[place] = PropagatedMask(item.plane, PackedMask.of(item.mask), item.score, sources)
+        return place
+
+    def commit(self, state: State) -> State:
+        """The state with the results. A complete run replaces all earlier masks where it could have gone.
+
+        Where there are prompts by now that say what is meant, they count alone; negative points correct what came.
+        """
+
+        def replaced(place: Place) -> bool:
+            covered = place in self.masks or (not self.cancelled and place[1] in self.covers)
+            return place[0] == self.segment and covered and not state.prompts_at(place)
+
+        kept = {place: item for place, item in state.propagated.items() if not replaced(place)}
+        found = {
+            place: item
+            for place, item in self.masks.items()
+            if not any(part.says_where for part in state.prompts_at(place))
+        }
+        if not found and len(kept) == len(state.propagated):
+            return state
+        return replace(state, propagated=kept | found)
+
+
+class EverythingJob(Job):
+    """Everything mode; `objects` are there when it is done."""
+
+    what = "everything"
+
+    def __init__(self, settings: EverythingSettings | None, number: int | None = None) -> None:
+        super().__init__(number)
+        self.objects: list[Object3D] = []
+        self.slices: list[SliceMasks] = []
+        self.steps: Iterator[SliceMasks] = iter(())
+        self._settings = settings
+
+    def link(self) -> None:
+        """Join what was found in the slices."""
+        self.objects = link(self.slices, self._settings)
+
+
+class LabelsJob(EverythingJob):
+    """An automatic head's labels; one of `objects` is all that was found of a label, its value the class's number."""
+
+    def __init__(self, number: int | None = None) -> None:
+        super().__init__(None, number)
+
+    def link(self) -> None:
+        """Gather each label's slices."""
+        found: dict[int, dict[int, PackedMask]] = {}
+        for item in self.slices:
+            for value, mask in item.masks.items():
+                found.setdefault(value, {})[item.index] = mask
+        orientation = self.slices[0].plane.orientation if self.slices else "axial"
+        self.objects = [
+            Object3D(value, masks, 1.0, orientation, sum(int(mask.unpack().sum()) for mask in masks.values()))
+            for value, masks in sorted(found.items())
+        ]
+
+
+class Embedding:
+    """Slices waiting to be embedded in the background: the focus, its neighbours outwards, the rest."""
+
+    def __init__(
+        self, count: int, focus: int, plane: Callable[[int], SlicePlane], report: Callable[[Progress], None]
+    ) -> None:
+        self._order = sorted(range(count), key=lambda index: (abs(index - focus), index))
+        self._plane = plane
+        self._meter = Meter(count, report)
+
+    def next(self) -> SlicePlane | None:
+        """The most urgent plane, None when all are done."""
+        return self._plane(self._order[0]) if self._order else None
+
+    def advance(self) -> None:
+        """That plane is embedded."""
+        del self._order[0]
+        self._meter.step()
+
+
+class WorkThread:
+    """Works off a session in a thread until `close`. Intents may be sent from any thread meanwhile."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="samfinetune-work", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the current step and wait for it."""
+        self._closed.set()
+        self._session.work_arrived.set()
+        self._thread.join()
+
+    def __enter__(self) -> WorkThread:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        arrived = self._session.work_arrived
+        while not self._closed.is_set():
+            arrived.clear()
+            while not self._closed.is_set() and self._session.work(0.0):
+                time.sleep(0.001)  # lets an intent that waits for the session's lock in between two steps
+            if not self._closed.is_set():
+                arrived.wait()

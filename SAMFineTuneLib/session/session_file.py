@@ -1,0 +1,227 @@
+"""A session as JSON: what was asked of which volume, and what cannot be made anew from it quickly.
+
+The file holds the volume's digest, the window, the model's name and digest, segments, prompts in their order, and
+propagated masks (zlib over one bit a pixel, base64). Masks that follow from prompts are made anew. It holds no path
+and nothing that identifies a patient, unless a segment's name does. The history is not kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.images import IntensityWindow, Volume
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.images.slice_plane import SlicePlane
+from SAMFineTuneLib.prompts import PlanePrompts, PromptSet, SegmentPrompts, prompts_from_dict, prompts_to_dict
+from SAMFineTuneLib.session import edits, events
+from SAMFineTuneLib.session.session import Session
+from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+FORMAT = "samfinetune-session"
+VERSION = 1
+_SAME_PLACE = 1e-3  # mm
+
+MadeWith = tuple[str, str, str]
+"""Id, digest and adapter of the model that made the masks."""
+
+
+def save_session(session: Session, path: str | Path) -> None:
+    """Write a session, whole or not at all; DiskError when it cannot be."""
+    text = json.dumps(session_to_dict(session), indent=1, allow_nan=False, ensure_ascii=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def restore_session(
+    path: str | Path,
+    volume: Volume,
+    predictor: Predictor | None = None,
+    adapter: str = "",
+    listener: events.Listener | None = None,
+) -> Session:
+    """Read a session for the volume it belongs to; see `session_from_dict`."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The session {path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a session file; choose one that was saved as such.") from error
+    return session_from_dict(values, volume, predictor, adapter, listener)
+
+
+def session_to_dict(session: Session) -> dict[str, Any]:
+    """Plain values for JSON; raises UserError without a volume."""
+    if session.volume is None:
+        raise UserError("There is nothing to save yet; open a volume first.")
+    with session.unchanged() as state:
+        window, predictor = session.window, session.predictor
+        model = None
+        if predictor is not None:
+            spec = predictor.engine.spec
+            model = {"id": spec.id, "digest": predictor.engine.digest, "adapter": session.adapter}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "volume": {
+                "digest": session.volume.digest,
+                "shape": list(session.volume.shape),
+                "voxels": session.volume.voxels_digest,
+                "affine": session.volume.affine.tolist(),
+            },
+            "window": {"low": window.low, "high": window.high, "name": window.name},
+            "model": model,
+            "segments": [{"name": s.name, "value": s.value, "color": list(s.color)} for s in state.segments],
+            "prompts": [_prompt_to_dict(state, placed) for placed in state.prompts],
+            "propagated": [
+                _propagated_to_dict(state, segment, item) for (segment, _), item in state.propagated.items()
+            ],
+            "since": [[*place, state.since[place]] for place in state.tasks if state.since.get(place)],
+        }
+
+
+def session_from_dict(
+    values: Any,
+    volume: Volume,
+    predictor: Predictor | None = None,
+    adapter: str = "",
+    listener: events.Listener | None = None,
+) -> Session:
+    """The session of `session_to_dict`; masks are made when asked for, or by `work`.
+
+    `listener` also hears, as a Notice, when the model is another one than the masks were made with. Raises
+    UserError when the volume is another one, or the values are damaged.
+    """
+    window, state, made_with = read_document(values, volume)
+    session = Session(immediate=False)
+    if listener is not None:
+        session.listen(listener)
+    if predictor is not None:
+        session.set_model(predictor, adapter)
+    session.set_volume(volume, window)
+    session.reset(state)
+    session.immediate = True
+    notice = model_notice(made_with, predictor)
+    if notice and listener is not None:
+        listener(events.Notice(notice))
+    return session
+
+
+def read_document(values: Any, volume: Volume) -> tuple[IntensityWindow, State, MadeWith | None]:
+    """Window, state and model of `session_to_dict`; UserError when the volume is another one or it is damaged."""
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError("This is not a session file; choose one that was saved as such.")
+    if values.get("version") != VERSION:
+        raise UserError(
+            f"The session has version {values.get('version')}, but this program reads version {VERSION}: update it."
+        )
+    try:
+        saved = values["volume"]
+        if not _is_volume(saved, volume):
+            raise UserError(
+                f"The session belongs to another volume (of {_size(saved['shape'])} voxels) than this one (of "
+                f"{_size(volume.shape)}); open the volume it was saved with."
+            )
+        window = IntensityWindow(**values["window"])
+        state = _state_from_dict(values, volume)
+        model = values["model"]
+        made_with = None if model is None else (str(model["id"]), str(model["digest"]), str(model["adapter"]))
+        return window, state, made_with
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"The session file is damaged ({type(error).__name__}); use another copy of it.") from error
+
+
+def _is_volume(saved: dict[str, Any], volume: Volume) -> bool:
+    """Whether it is the volume of the document; its place may have been rounded by a file in between."""
+    if saved["digest"] == volume.digest:
+        return True
+    affine = np.asarray(saved.get("affine", np.nan), dtype=np.float64)
+    if saved.get("voxels") != volume.voxels_digest or affine.shape != (4, 4):
+        return False
+    far = np.array([*volume.shape[::-1], 1.0])
+    return bool((np.abs(affine - volume.affine) @ far <= _SAME_PLACE).all())
+
+
+def model_notice(made_with: MadeWith | None, predictor: Predictor | None) -> str:
+    """A sentence when a session goes on with another model than it was made with; empty when not."""
+    if predictor is None or made_with is None or made_with[1] == predictor.engine.digest:
+        return ""
+    notice = f"The session was made with model {made_with[0]}"
+    notice += f" and adapter {made_with[2]}" if made_with[2] else ""
+    return notice + f", and goes on with {predictor.engine.spec.id}: masks may differ from those you saw."
+
+
+def _prompt_to_dict(state: State, placed: PlacedPrompt) -> dict[str, Any]:
+    info = edits.find_segment(state, placed.segment)
+    alone = PromptSet((SegmentPrompts(info.name, info.value, info.color, (placed.prompt,)),))
+    view = placed.view if isinstance(placed.view, str) else placed.view.to_dict()
+    left = None
+    if placed.trimmed:
+        left = [plane.key for plane, _ in placed.parts]
+    return {"number": placed.id, "view": view, "planes": left, "segment": prompts_to_dict(alone)["segments"][0]}
+
+
+def _propagated_to_dict(state: State, segment: int, item: PropagatedMask) -> dict[str, Any]:
+    return {
+        "segment": segment,
+        "plane": item.plane.to_dict(),
+        "pixels": base64.b64encode(zlib.compress(item.mask.data)).decode("ascii"),
+        "score": item.score,
+        "sources": [key for key, _ in item.sources],
+        "outdated": not state.agrees(segment, item.sources),
+    }
+
+
+def _state_from_dict(values: dict[str, Any], volume: Volume) -> State:
+    state = State()
+    for entry in values["segments"]:
+        state = edits.add_segment(state, entry["name"], entry["value"], tuple(entry["color"]))
+    for entry in values["prompts"]:
+        (segment,) = prompts_from_dict({"version": 1, "segments": [entry["segment"]]}).segments
+        (prompt,) = segment.prompts
+        view = entry["view"] if isinstance(entry["view"], str) else SlicePlane.from_dict(entry["view"])
+        number = int(entry["number"])
+        placed = edits.place_prompt(state, volume, number, segment.value, prompt, view)
+        if entry["planes"] is not None:
+            placed = placed.only_on(set(entry["planes"]))
+        state = edits.add_prompt(state, placed)
+    propagated = {}
+    for entry in values["propagated"]:
+        plane = SlicePlane.from_dict(entry["plane"])
+        segment = edits.find_segment(state, entry["segment"]).value
+        changed = (PlanePrompts(),)  # equal to no prompt there is
+        sources = tuple(
+            (str(key), changed if entry["outdated"] else state.prompts_at((segment, key))) for key in entry["sources"]
+        )
+        mask = PackedMask(_unpacked(entry["pixels"], plane.shape), plane.shape)
+        propagated[(segment, plane.key)] = PropagatedMask(plane, mask, float(entry["score"]), sources)
+    since = {(int(segment), str(key)): int(moment) for segment, key, moment in values.get("since", ())}
+    return State(state.segments, state.prompts, propagated, since)
+
+
+def _unpacked(pixels: str, shape: tuple[int, int]) -> bytes:
+    size = -(-shape[0] * shape[1] // 8)
+    try:
+        data = zlib.decompressobj().decompress(base64.b64decode(pixels, validate=True), size + 1)
+    except (binascii.Error, zlib.error) as error:
+        raise ValueError("pixels") from error
+    if len(data) != size:
+        raise ValueError("pixels")
+    return data
+
+
+def _size(shape: Any) -> str:
+    return " × ".join(str(int(length)) for length in shape)

@@ -1,0 +1,1 @@
+"""Simulated users: prompts drawn from a reference mask, and corrections of an answer."""

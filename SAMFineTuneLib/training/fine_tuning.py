@@ -1,0 +1,434 @@
+"""A whole fine-tuning: cases in, an adapter with evidence out.
+
+Evidence first: adapters of the recipe are trained without the cases that test them (cross-validation), and answer
+those before and after. Then the adapter that is delivered learns from all cases. With `shots` or given test cases the
+tested adapter is the delivered one. Everything is kept in a hidden folder beside the output until it is finished, so
+that a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
+from SAMFineTuneLib.cases.cases import Case
+from SAMFineTuneLib.cases.splits import Fold
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write, new_folder
+from SAMFineTuneLib.images import overlay_picture
+from SAMFineTuneLib.models.adapters.tuning import Card, Gain, attach, save_adapter
+from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.spec import ModelFolder
+from SAMFineTuneLib.owner import owning
+from SAMFineTuneLib.training.clock import Clock
+from SAMFineTuneLib.training.evidence import advice, evidence_of, gains
+from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, answer_slice, mean_dice, measure_case
+from SAMFineTuneLib.training.plan import (
+    STATE,
+    Plan,
+    check_folders,
+    device_of,
+    is_running,
+    looking,
+    make_plan,
+    working_folder,
+)  # fmt: skip
+from SAMFineTuneLib.training.process_group import Gang, join_gang
+from SAMFineTuneLib.training.rehearsal import rehearsal_of
+from SAMFineTuneLib.training.training_items import Items
+from SAMFineTuneLib.training.training_loop import History, Stopped, Training, interruptible, stopping, train
+from SAMFineTuneLib.training.training_report import REPORT, write_report
+from SAMFineTuneLib.training.training_settings import Settings
+
+__all__ = ["Plan", "Progress", "Result", "Stopped", "fine_tune", "make_plan", "working_folder"]
+
+_FORMAT = 2
+_PICTURES = 6  # held-out cases that the report shows
+_VALIDATION_SLICES = 4  # labelled slices of a validation case that are looked at
+_TIME = "seconds.json"  # in the working folder: how long the run has worked
+_NOTE_TIME = 5.0  # s between two notes of that
+_COLOURS = ((0.2, 0.9, 0.2), (0.95, 0.35, 0.2))  # reference, answer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fine-tuning is. `stage` is "cases", "before", "training", "testing" or "report"."""
+
+    stage: str
+    part: int
+    """The training that goes on, from 1; the last is that of the delivered adapter."""
+    parts: int
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    dice: float | None = None
+    """Of the last validation."""
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it."""
+
+    adapter: Path
+    report: Path
+    card: Card
+    evidence: str
+    """What the figures before and after refer to."""
+    notes: tuple[str, ...]
+
+
+def fine_tune(
+    cases: Sequence[Case],
+    output: str | Path,
+    base: ModelFolder,
+    settings: Settings,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
+    resume: bool = False,
+    test: Sequence[Case] = (),
+    planned: Callable[[Plan], None] | None = None,
+) -> Result:
+    """Train an adapter of `base` from cases and write it into the folder `output`, with card and report.
+
+    `test` are cases that the adapter is tested on; without, see `splits.split`. `planned` is told what will be done
+    before anything is. `cancel` is asked many times a second: then Stopped is raised, and a later call with `resume`
+    goes on. UserError for cases, settings or folders that cannot be, and while another process trains into `output`.
+    """
+    output = Path(output).expanduser()
+    gang, device = join_gang(device_of(settings.device))
+    gang.part_of(settings.batch)
+    report, look = progress or (lambda _: None), stopping(cancel or (lambda: False))
+    work = working_folder(output)
+    if gang.first:
+        report(Progress("cases", 1, 1))
+    plan = make_plan(cases, output, base, settings, resume, test, look, gang.first)
+    if planned and gang.first:
+        planned(plan)
+    with owning(work, lambda owner: is_running(output, owner)) if gang.first else nullcontext():
+        if gang.first:
+            check_folders(output, resume)
+        run = _Run(plan, work, gang, torch.device(device), report, look)
+        run.begin(resume)
+        try:
+            for part in range(len(plan.folds.parts)):
+                run.part(part)
+            network, history = run.final()
+        finally:
+            run.note_time()
+        card = _card(run, history)
+        if gang.first:
+            run.tell("report")
+            _write_adapter(run, network, card)
+    if gang.first:
+        shutil.rmtree(work, ignore_errors=True)
+    gang.from_first(None)  # nobody reads the folder before it is there
+    return Result(output, output / REPORT, card, run.evidence, (*plan.found.notes, *advice(card.gains)))
+
+
+# ---------------------------------------------------------------- the run
+
+
+@dataclass
+class _Run:
+    """What the parts of a run share. Results of finished parts lie in the working folder."""
+
+    plan: Plan
+    work: Path
+    gang: Gang
+    device: torch.device
+    report: Callable[[Progress], None]
+    look: Callable[[], None]
+    """Raises Stopped when the user wants no more."""
+    clock: Clock = field(default_factory=Clock)
+    now: int = 0
+    delivered: tuple[nn.Module, History] | None = None
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        self.base, self.settings, self.found, self.folds = plan.base, plan.settings, plan.found, plan.folds
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Ways of prompting that the trained heads answer."""
+        heads = self.settings.method.heads
+        return tuple(way for way in WAYS if ("automatic" if way == "automatic" else "promptable") in heads)
+
+    @property
+    def evidence(self) -> str:
+        """What the figures refer to, as a sentence."""
+        return evidence_of(self.folds)
+
+    @property
+    def parts(self) -> int:
+        """Trainings altogether."""
+        return len(self.plan.trainings)
+
+    def begin(self, resume: bool) -> None:
+        """Note what is done; on resuming, see that it is the same as in the interrupted run."""
+        here = json.loads(json.dumps({
+            "format": _FORMAT, "settings": _comparable(self.settings), "base": self.base.spec.id,
+            "base_sha256": dict(self.base.spec.sha256), "cases": sorted(self.found.digests.values()),
+        }))  # fmt: skip
+        path = self.work / STATE
+        if resume and self.gang.first and json.loads(path.read_text()) != here:
+            raise UserError(
+                "The interrupted training had other settings, another model or other cases; give the same again, or "
+                f"delete {self.work} to start anew."
+            )
+        if self.gang.first:
+            _write_json(path, here)
+            self.clock.worked = _seconds(self.work / _TIME)
+        self.gang.from_first(None)
+        tests = sum(len(part.test) for part in self.folds.parts)
+        self.clock.expect(sum(self.plan.steps), tests)
+
+    def tell(self, stage: str, **values: Any) -> None:
+        """Report progress; Stopped when the user wants no more."""
+        if self.gang.first:
+            place = min(self.now + 1, self.parts), self.parts
+            self.report(Progress(stage, *place, seconds_left=self.clock.left, **values))
+            if self.clock.is_due(_NOTE_TIME):
+                self.note_time()
+
+    def note_time(self) -> None:
+        """Keep how long the run has worked, for the one that goes on with it."""
+        if self.gang.first and (self.work / STATE).exists():
+            with suppress(UserError):  # what went wrong before matters more
+                _write_json(self.work / _TIME, self.clock.worked)
+
+    def part(self, number: int) -> None:
+        """Train and test the adapter of one fold, unless that was done."""
+        self.now = number
+        fold, folder = self.folds.parts[number], self.work / f"part-{number}"
+        done = self.gang.from_first((folder / "result.json").exists())
+        if done and self.parts > len(self.folds.parts):
+            self.clock.skip(self.plan.steps[number], len(fold.test))
+            return
+        self.before(fold, number)
+        network, history = self.train(folder, number)
+        after = self.gang.from_first(self.test(network, fold, folder, "after") if self.gang.first else None)
+        if self.gang.first and not done:
+            _write_json(folder / "result.json", {"after": after, "history": vars(history)})
+        self.delivered = network, history
+
+    def final(self) -> tuple[nn.Module, History]:
+        """The delivered adapter: the tested one, or one that learned from all cases."""
+        if self.parts == len(self.folds.parts):
+            return self.delivered
+        self.now = self.parts - 1
+        return self.train(self.work / "final", self.now)
+
+    def train(self, folder: Path, number: int) -> tuple[nn.Module, History]:
+        """The network of training `number`, attached and trained."""
+        folder.mkdir(parents=True, exist_ok=True)
+        fold = self.plan.trainings[number]
+        shown, empty = self.plan.training_slices(fold.train, self._look)
+        settings = self.settings.for_slices(len(shown))
+        network = attach(load_network(self.base.file("weights"))[1], self.base.spec, settings.method, settings.seed)
+        interruptible(network, self._look)
+        training = Training(
+            network, self.base.spec, settings, Items(shown, empty, self.base.spec, settings, number),
+            self.device, self.gang, rehearsal_of(self.base.spec, settings, number),
+            self._validator(network, fold.test), _Told(self, settings.steps), self._cancelled,
+        )  # fmt: skip
+        history = train(training, folder / "checkpoint.pt", number)
+        if history.ended:
+            self.clock.skip(settings.steps - len(history.loss), 0)
+        return network.eval(), history
+
+    def _look(self) -> None:
+        """Stopped in the midst of a computation; not where other processes would wait for this one's part of it."""
+        if self.gang.size == 1:
+            self.look()
+
+    def _cancelled(self) -> bool:
+        try:
+            self.look()
+        except Stopped:
+            return True
+        return False
+
+    def _validator(self, network: nn.Module, cases: Sequence[Case]) -> Callable[[], float] | None:
+        if not cases:
+            return None
+        shown = []
+        for case in cases:  # only what is looked at is kept in memory
+            own = list(looking(self.plan.slices(case), self._look))
+            empty = evenly([one for one in own if not one.labelled], _VALIDATION_SLICES)
+            shown.append(evenly(with_objects(own, case.id), _VALIDATION_SLICES) + empty)
+
+        def dice() -> float:
+            engine = NetworkEngine(network, self.base.spec, self.device)
+            found = [measure_case(engine, own, len(self.found.names), self.ways) for own in shown]
+            return mean_dice(value for case in found for values in case.values() for value in values) or 0.0
+
+        return dice
+
+    # ---- testing
+
+    def before(self, fold: Fold, number: int) -> None:
+        """Answers of the base to a fold's test cases."""
+        ways = tuple(way for way in self.ways if way != "automatic")
+        path = self.work / f"before-{number}.json"
+        if ways and self.gang.first and not path.exists():
+            network = interruptible(load_network(self.base.file("weights"))[1], self._look).to(self.device)
+            _write_json(path, self._measure(network, fold, "before", ways, number))
+        self.gang.from_first(None)
+
+    def test(self, network: nn.Module, fold: Fold, folder: Path, stage: str) -> dict[str, Any]:
+        """Answers of a trained network to a fold's test cases."""
+        path = folder / "after.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        found = self._measure(network, fold, "after", self.ways, self.now)
+        _write_json(path, found)
+        return found
+
+    def _measure(
+        self, network: nn.Module, fold: Fold, stage: str, ways: Sequence[str], number: int
+    ) -> dict[str, dict[str, list[float | None]]]:
+        """Dice of every test case by its digest and the way of prompting; pictures of the first cases."""
+        engine = NetworkEngine(network, self.base.spec, self.device)
+        shown = sum(len(part.test) for part in self.folds.parts[:number])
+        found = {}
+        for place, case in enumerate(fold.test):
+            self.look()
+            self.tell("before" if stage == "before" else "testing")
+            with self.clock.test():
+                own = list(looking(self.plan.slices(case), self._look))
+                dice = measure_case(engine, own, len(self.found.names), ways, self.settings.test_slices)
+            found[self.found.digests[case.id]] = {way: list(values) for way, values in dice.items()}
+            if shown + place < _PICTURES:
+                self._draw(engine, own, ways, f"case-{shown + place + 1}", stage)
+        return found
+
+    def _draw(
+        self, engine: NetworkEngine, slices: Sequence[LabelledSlice], ways: Sequence[str], name: str, stage: str
+    ) -> None:
+        """Reference and answer on the slice that shows most."""
+        most = max(slices, key=lambda one: int(np.count_nonzero((one.classes > 0) & ~one.ignored)))
+        for way in ways:
+            masks, reference = answer_slice(engine, most, way, len(self.found.names))
+            path = self.work / "pictures" / f"{name}-{way.replace(' ', '-')}-{stage}.png"
+            overlay_picture(path, most.picture, [(reference.any(0), _COLOURS[0]), (masks.any(0), _COLOURS[1])])
+
+
+class _Told:
+    """Turns a training's history into progress."""
+
+    def __init__(self, run: _Run, steps: int) -> None:
+        self._run, self._steps, self._begun = run, steps, False
+
+    def __call__(self, history: History) -> None:
+        run, step = self._run, len(history.loss)
+        if not self._begun:  # what a checkpoint had done already, and reading cases, tell nothing about the pace
+            run.clock.skip(step, 0)
+            self._begun = True
+        else:
+            run.clock.stepped()
+        recent = history.loss[-10:]
+        run.tell(
+            "training", step=step, steps=self._steps, loss=sum(recent) / len(recent),
+            dice=history.dice[-1] if history.dice else None,
+        )  # fmt: skip
+
+
+def _comparable(settings: Settings) -> dict[str, Any]:
+    """What must be equal for a resumed run to be the same run."""
+    free = ("device", "precision", "micro_batch", "checkpointing")
+    return {name: value for name, value in settings.to_dict().items() if name not in free}
+
+
+def _seconds(path: Path) -> float:
+    """How long earlier sessions of a run worked."""
+    try:
+        return float(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return 0.0
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+# ---------------------------------------------------------------- card and report
+
+
+def _gains(run: _Run) -> tuple[Gain, ...]:
+    before, after, patients = {}, {}, {}
+    for number, fold in enumerate(run.folds.parts):
+        patients |= {run.found.digests[case.id]: case.patient for case in fold.test}
+        path = run.work / f"before-{number}.json"
+        before |= json.loads(path.read_text()) if path.exists() else {}
+        after |= json.loads((run.work / f"part-{number}" / "after.json").read_text())
+    return gains(before, after, patients, run.found.names, run.ways)
+
+
+def _card(run: _Run, history: History) -> Card:
+    if not run.gang.first:
+        return Card()
+    thin = max(1, len(history.loss) // 200)
+    curves = {
+        "steps": tuple(range(thin, len(history.loss) + 1, thin)),
+        "loss": tuple(round(float(np.mean(history.loss[end - thin : end])), 5)
+                      for end in range(thin, len(history.loss) + 1, thin)),
+        "validated": tuple(history.validated),
+        "dice": tuple(history.dice),
+    }  # fmt: skip
+    rehearsed = "synthetic pictures" if rehearsal_of(run.base.spec, run.settings) else None
+    recipe = {
+        **run.settings.recipe(), "steps": len(history.loss), "kept step": history.best, "rehearsal": rehearsed,
+        "evidence": run.evidence, "modality": run.plan.modality or None,
+    }  # fmt: skip
+    return Card(
+        labels=run.found.names,
+        recipe={name: value for name, value in recipe.items() if value is not None},
+        cases=tuple(sorted(run.found.digests[case.id] for case in run.folds.final)),
+        gains=_gains(run),
+        curves=curves,
+        seconds=run.clock.worked,
+        hardware=_hardware(run.device),
+    )
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} processor, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def _write_adapter(run: _Run, network: nn.Module, card: Card) -> None:
+    """Adapter and report, which appear together: a training that is stopped or killed meanwhile can be resumed."""
+    with new_folder(run.plan.output) as folder:
+        save_adapter(folder, network, run.base, run.settings.method, card)
+        _write_report(run, folder, card)
+
+
+def _write_report(run: _Run, output: Path, card: Card) -> None:
+    histories = {}
+    for number in range(len(run.folds.parts)):
+        path = run.work / f"part-{number}" / "result.json"
+        if path.exists():
+            histories[f"fold {number + 1}"] = json.loads(path.read_text())["history"]
+    folder = output / REPORT
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = run.work / "pictures"
+    for picture in sorted(pictures.glob("*.png")) if pictures.is_dir() else ():
+        shutil.copyfile(picture, folder / picture.name)
+    evidence = " ".join([run.evidence, *advice(card.gains)])
+    told = replace(card, method=run.settings.method, base=run.base.spec.id)
+    write_report(folder, told, evidence, histories, run.found.nameless_notes)

@@ -1,0 +1,216 @@
+"""Who put which voxels where: the bookkeeping itself, against plain sets, without Slicer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from SAMFineTuneLib.mrml.segments.ownership import Claim, Ledger, Membership, Runs, Shelf, merged, place
+
+SHAPE = (3, 4, 5)
+SIZE = 60
+
+voxel_sets = st.frozensets(st.integers(0, SIZE - 1))
+
+
+def ascending(voxels) -> np.ndarray:
+    return np.array(sorted(voxels), dtype=np.int64)
+
+
+@given(voxel_sets, voxel_sets)
+def test_runs_are_sets_of_voxels(one, other):
+    runs = Runs.of(ascending(one))
+    assert len(runs) == len(one) and runs.voxels().tolist() == sorted(one)
+    at, here = runs.find(ascending(other))
+    assert ascending(other)[at].tolist() == sorted(one & other)
+    assert runs.voxels()[here].tolist() == sorted(one & other)
+    assert runs.has(ascending(other)).tolist() == [voxel in one for voxel in sorted(other)]
+    assert merged(ascending(one), ascending(other)).tolist() == sorted(one | other)
+    again = Runs.from_text(runs.to_text())
+    assert again.voxels().tolist() == sorted(one)
+
+
+@given(voxel_sets.filter(len))
+def test_bounds_hold_every_voxel(voxels):
+    runs = Runs.of(ascending(voxels))
+    low, high = runs.bounds(SHAPE)
+    places = np.stack(np.unravel_index(ascending(voxels), SHAPE))
+    assert (places >= np.array(low)[:, None]).all() and (places <= np.array(high)[:, None]).all()
+    assert runs.last() == max(voxels)
+
+
+@pytest.mark.parametrize("text", ["", "?", "AAAA", Runs.of(np.array([3, 4])).to_text()[:-4]])
+def test_damaged_runs_are_refused(text):
+    with pytest.raises(ValueError):
+        Runs.from_text(text)
+
+
+class Voxels:
+    """Three segments as sets of voxels, and claims on them."""
+
+    def __init__(self, ground: dict[str, frozenset[int]]):
+        self.now = {name: set(voxels) for name, voxels in ground.items()}
+        self.ledger = Ledger(SHAPE)
+
+    def put(self, place, claim: Claim | None, wanted=None) -> None:
+        """Put a claim in the place of another; it gets the `wanted` voxels when it is a new one."""
+        old = self.ledger.get(*place)
+        parts = [set(wanted or ())] + [set(one.voxels.voxels().tolist()) for one in (old, claim) if one is not None]
+        work = ascending(set().union(*parts))
+        members = self._members(work)
+        lifted = self.ledger.lift(work, members)
+        self.ledger.lay_down(work, lifted, members, old, claim if wanted is None else None)
+        self.ledger.drop(*place)
+        if old is not None and old is not claim:
+            old.put_aside()
+        if claim is not None:
+            if wanted is not None:
+                self._settle(claim, ascending(wanted), work, members)
+            self.ledger.add(claim)
+        for name, lost, gained in members.changed():
+            self.now[name] -= set(work[lost].tolist())
+            self.now[name] |= set(work[gained].tolist())
+
+    def draw(self, brush: str, stroke) -> None:
+        """Somebody draws over whatever is there, which is noticed later."""
+        for name in "ABC":
+            self.now[name] -= set(stroke)
+        self.now[brush] |= set(stroke)
+        self.ledger.notice(ascending(stroke), self._members(ascending(stroke)))
+
+    def _members(self, work) -> Membership:
+        return Membership("ABC", lambda name: np.array([v in self.now[name] for v in work], bool), len(work))
+
+    def new(self, place, way: str) -> Claim:
+        takes_from, keeps_off = {"takes": (None, frozenset()), "beside": (frozenset(), frozenset()),
+                                 "protects": (frozenset(), None)}[way]  # fmt: skip
+        return Claim(*place, takes_from, keeps_off, self.ledger.next_number())
+
+    def _settle(self, claim, voxels, work, members) -> None:
+        at = np.searchsorted(work, voxels)
+        if claim.keeps_off is None:
+            others = np.any([members[name][at] for name in "ABC" if name != claim.segment], axis=0)
+            at = at[~others | members[claim.segment][at]]
+        takes = {name: members[name][at].copy() for name in "ABC" if claim.may_take_from(name)}
+        place(claim, work, at, np.zeros(len(at), bool), takes, members)
+
+    def seen(self) -> dict[str, frozenset[int]]:
+        return {name: frozenset(voxels) for name, voxels in self.now.items()}
+
+
+grounds = st.dictionaries(st.sampled_from("ABC"), voxel_sets, min_size=3, max_size=3)
+ways = st.sampled_from(("takes", "beside", "protects"))
+
+
+@settings(max_examples=300)
+@given(
+    grounds,
+    st.lists(
+        st.tuples(st.sampled_from("ABC"), st.integers(0, 2), st.one_of(st.none(), voxel_sets), ways), max_size=10
+    ),
+    st.lists(st.tuples(st.integers(0, 10), st.integers(0, 999)), max_size=6),
+)
+def test_the_same_claims_on_the_same_ground_are_the_same_voxels(ground, steps, jumps):
+    """Whichever they replace, in whatever order they are put back, and whatever each may take from the others."""
+    voxels = Voxels(ground)
+    moments = [({}, voxels.seen())]
+    for segment, plane, wanted, way in steps:
+        where, claims = (segment, str(plane)), dict(moments[-1][0])
+        claim = None if wanted is None else voxels.new(where, way)
+        voxels.put(where, claim, wanted)
+        claims[where] = claim
+        before, now = moments[-1][1], voxels.seen()
+        changed = {name for name in "ABC" if before[name] != now[name]}
+        assert changed <= {segment} or way == "takes" or moments[-1][0].get(where) is not None
+        if changed - {segment}:
+            replaced = moments[-1][0].get(where)
+            assert way == "takes" or replaced.takes_from is None  # what it took is given back
+        moments.append((claims, now))
+    for index, seed in jumps:
+        claims, seen = moments[index % len(moments)]
+        places = sorted({*claims, *((claim.segment, claim.plane) for claim in voxels.ledger)})
+        for at in np.random.default_rng(seed).permutation(len(places)):
+            voxels.put(places[at], claims.get(places[at]))
+        assert voxels.seen() == seen
+    for where in sorted((claim.segment, claim.plane) for claim in voxels.ledger):
+        voxels.put(where, None)
+    assert voxels.seen() == {name: frozenset(ground[name]) for name in "ABC"}
+
+
+@settings(max_examples=200)
+@given(
+    grounds,
+    st.lists(
+        st.tuples(
+            st.sampled_from("ABC"), st.integers(0, 2), st.one_of(st.none(), voxel_sets), ways, st.sampled_from("ABC"),
+            voxel_sets,
+        ),
+        max_size=8,
+    ),
+    st.integers(0, 999),
+)  # fmt: skip
+def test_what_is_drawn_in_between_is_never_lost(ground, steps, seed):
+    """And then all claims are taken back in any order."""
+    voxels = Voxels({name: frozenset() for name in ground})
+    drawn: dict[int, str] = {}
+    for segment, plane, wanted, way, brush, stroke in steps:
+        way = "beside" if way == "takes" else way
+        voxels.put((segment, str(plane)), None if wanted is None else voxels.new((segment, str(plane)), way), wanted)
+        fresh = stroke - voxels.now[brush]  # what a segment has already is not changed by drawing it
+        voxels.draw(brush, fresh)
+        drawn |= dict.fromkeys(fresh, brush)
+        assert all(voxel in voxels.now[name] for voxel, name in drawn.items())
+    places = sorted((claim.segment, claim.plane) for claim in voxels.ledger)
+    for at in np.random.default_rng(seed).permutation(len(places)):
+        voxels.put(places[at], None)
+        assert all(voxel in voxels.now[name] for voxel, name in drawn.items())
+
+
+def test_of_very_many_claims_put_aside_the_oldest_are_forgotten():
+    shelf = Shelf(most=3)
+    claims = [Claim("A", f"axial:{n}", since=1, voxels=Runs.of(np.array([2 * n]))) for n in range(5)]
+    for claim in claims:
+        shelf.put(claim)
+    found = [shelf.take("A", f"axial:{n}", 1) for n in range(5)]
+    assert found == [None, None, *claims[2:]]
+    assert shelf.take("A", "axial:4", 1) is None  # it was taken
+    shelf.put(Claim("A", "axial:0"))  # without a moment it could not be asked for
+    assert shelf.take("A", "axial:0", 0) is None
+
+
+def test_claims_survive_being_stored():
+    claim = Claim("A", "axial:3", frozenset("BC"), None, 7, 12, "abc", 40, Runs.of(np.arange(5, 30)))
+    claim.held, claim.added = Runs.of(np.arange(5, 20)), Runs.of(np.arange(7, 9))
+    claim.took["B"] = claim.takes["B"] = Runs.of(np.array([11, 13]))
+    again = Claim.from_dict(claim.to_dict())
+    assert again.to_dict() == claim.to_dict() and again.takes_from == frozenset("BC") and again.keeps_off is None
+    assert (again.number, again.since, again.digest, again.wanted) == (7, 12, "abc", 40)
+    assert Claim.from_dict(Claim("A", "x", None).to_dict()).takes_from is None
+
+
+def test_claims_of_an_earlier_version_are_read():
+    """They knew neither turns nor moments, and what they took was what they might take."""
+    voxels, took = Runs.of(np.arange(5, 9)).to_text(), Runs.of(np.array([6])).to_text()
+    none = Runs.of(np.empty(0, np.int64)).to_text()
+    old = {"segment": "A", "plane": "axial:3", "takes_from": None, "voxels": voxels, "added": voxels,
+           "took": {"B": took}, "weak": none}  # fmt: skip
+    claim = Claim.from_dict(old)
+    assert len(claim.held) == 4 and claim.takes["B"].voxels().tolist() == [6] and claim.since == 0
+    assert claim.keeps_off == frozenset()
+    assert Claim.from_dict(old | {"takes_from": [], "took": {}}).keeps_off is None
+
+
+def test_importing_the_layer_loads_neither_slicer_nor_vtk(root):
+    files = (root / "SAMFineTuneLib" / "mrml").rglob("*.py")
+    modules = sorted(".".join(file.relative_to(root).with_suffix("").parts) for file in files)
+    code = (
+        f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'slicer', 'vtk', 'vtkmodules', 'SimpleITK'}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
