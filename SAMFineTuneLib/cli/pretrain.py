@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UserError("--seed must be a whole number from 0.")
     try:
-        import scipy  # noqa: F401
+        import scipy  # noqa: F401  volumes are augmented with it
         import torch  # noqa: F401
     except ImportError as error:
         raise UserError(

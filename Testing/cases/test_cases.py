@@ -491,7 +491,7 @@ def test_validation_takes_whole_patients(twelve):
 
 def test_reading_cases_needs_no_pytorch(root):
     code = (
-        "import sys, SAMFineTuneLib.training.cases, SAMFineTuneLib.training.splits\n"
+        "import sys, SAMFineTuneLib.cases.cases, SAMFineTuneLib.cases.splits\n"
         "print(sorted({'torch', 'scipy', 'peft', 'onnxruntime'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)

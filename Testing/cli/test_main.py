@@ -176,7 +176,7 @@ def test_numpy_leaves_the_cores_to_the_model_unless_told_otherwise(command, give
 
 def test_a_package_that_is_missing_is_a_sentence(command, capsys):
     def run(args):
-        pass
+        import samfinetune_needs_this.part  # noqa: F401
 
     command(run)
     assert frame.main(["trial"]) == 2

@@ -147,7 +147,7 @@ def test_a_senseless_size_setting_is_refused_with_a_sentence(monkeypatch):
 
 WRITER = """
 import sys, numpy as np
-from SAMFineTuneLib.inference.cache import EmbeddingCache, embedding_key
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache, embedding_key
 cache = EmbeddingCache(sys.argv[1], disk_bytes=40 << 20)
 print("ready", flush=True)
 for value in range(100000):

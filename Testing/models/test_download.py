@@ -305,7 +305,7 @@ def test_a_second_process_does_not_write_into_the_same_download(server, tmp_path
 def test_a_killed_process_leaves_a_partial_file_that_the_next_one_continues(server, tmp_path, root):
     code = (
         "import sys, time\n"
-        "from SAMFineTuneLib.models.download import download\n"
+        "from SAMFineTuneLib.models.download.download_file import download\n"
         "def slow(received, total):\n"
         "    print(received, flush=True)\n"
         "    if received > 1_000_000: time.sleep(60)\n"

@@ -77,10 +77,10 @@ SEGMENT = """
 import SAMFineTuneLib
 from SAMFineTuneLib.files import resources
 from SAMFineTuneLib.images import aligned_plane, body_phantom
-from SAMFineTuneLib.inference.cache import EmbeddingCache
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.inference.engine import open_engine
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.session import Session
+from SAMFineTuneLib.session.session import Session
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import BoxPrompt
 

@@ -513,7 +513,7 @@ def test_a_long_session_is_stored_now_and_then_and_replayed_from_there(crashing,
 
 def test_the_client_loads_neither_runtimes_nor_readers(root):
     code = (
-        "import sys, SAMFineTuneLib.service.client, SAMFineTuneLib.service.local_worker\n"
+        "import sys, SAMFineTuneLib.service.client, SAMFineTuneLib.service.worker\n"
         "heavy = ('SimpleITK', 'pydicom', 'PIL', 'onnxruntime', 'torch', 'tqdm', 'scipy')\n"
         "print([name for name in heavy if name in sys.modules])\n"
         "outside = {name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)\n"

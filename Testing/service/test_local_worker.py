@@ -254,7 +254,7 @@ def test_the_environment_and_the_starter_are_the_hosts(start, case):
 PARENT = """
     import sys, time
     from SAMFineTuneLib.service.client import SessionClient
-    from SAMFineTuneLib.service.local_worker import LocalWorker
+    from SAMFineTuneLib.service.worker import LocalWorker
 
     worker = LocalWorker()
     client = SessionClient(worker)

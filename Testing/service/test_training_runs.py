@@ -151,7 +151,7 @@ def test_it_ends_with_the_program_that_started_it(cases, root):
     wanted = job("mine", cases, steps=500)
     run = new_run("mine")
     wanted.write(run.folder)
-    code = ("import sys, pathlib, time; from SAMFineTuneLib.service.training_runs import TrainingRun; "
+    code = ("import sys, pathlib, time; from SAMFineTuneLib.service.trainings import TrainingRun; "
             "run = TrainingRun(pathlib.Path(sys.argv[1])); run.start(); time.sleep(600)")  # fmt: skip
     parent = subprocess.Popen([sys.executable, "-c", code, run.folder], env=os.environ | {"PYTHONPATH": str(root)})
     until(run, lambda events: steps(events), "a step")
