@@ -8,18 +8,18 @@ import vtk
 from slicer.i18n import tr as _
 
 from . import packages, worker
-from .automatic import AutomaticSection
-from .export import ExportSection
+from .automatic_tab import AutomaticSection
+from .export_dialog import ExportSection
 from .host import Host
-from .input import InputSection
-from .model import ModelSection
-from .prompts import PromptsSection
-from .propagate import PropagateSection
+from .model_settings import ModelSection
+from .prompt_tools import PromptsSection
+from .propagation_controls import PropagateSection
 from .qt_helpers import Connections, NodeObservers, load_ui
-from .segments import SegmentsSection, save_undo_state
-from .server import ServerSection
-from .status import StatusSection
-from .train import TrainSection
+from .segment_list import SegmentsSection, save_undo_state
+from .server_settings import ServerSection
+from .status_strip import StatusSection
+from .train_tab import TrainSection
+from .volume_controls import InputSection
 
 _VOLUME = "vtkMRMLScalarVolumeNode"
 OFFER_EVERY = 0.2  # s between two looks for a volume

@@ -8,7 +8,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import settings
+from . import user_settings
 from .qt_helpers import Connections, choose_in, chosen_in, fill_menu, fit_height, quiet, set_text, set_visible
 
 FROM_SCENE, FROM_FOLDER = "scene", "folder"
@@ -32,7 +32,7 @@ class CasesBox:
         self._items = []  # of the table, which some bindings drop when nobody holds them
         fill_menu(ui.sourceSelector, SOURCES)
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Files
-        ui.folderEdit.currentPath = settings.read("TrainFolder")
+        ui.folderEdit.currentPath = user_settings.read("TrainFolder")
         ui.casesTable.setColumnWidth(0, 240)
         ui.casesTable.verticalHeader().setDefaultSectionSize(22)
         for sender, signal, handler in (
@@ -157,7 +157,7 @@ class CasesBox:
         set_text(self.ui.checkLabel, "" if self.from_scene else _("Check cases lists the labels that there are."))
 
     def _folder_chosen(self, path):
-        settings.write("TrainFolder", path)
+        user_settings.write("TrainFolder", path)
         if not self.from_scene:
             self._set_labels([])
 

@@ -2,7 +2,7 @@
 
 from slicer.i18n import tr as _
 
-from .model import DEVICES
+from .model_settings import DEVICES
 from .qt_helpers import choose_in, chosen_in, fill_menu
 
 CROSS_VALIDATION, SHOTS, NO_EVIDENCE = "folds", "shots", "none"

@@ -5,9 +5,9 @@ import time
 
 from slicer.i18n import tr as _
 
-from . import settings, worker
+from . import user_settings, worker
 from .qt_helpers import Connections, quiet, set_text, set_visible
-from .status import time_left
+from .status_strip import time_left
 from .train_curves import Curves
 from .train_results import Results
 
@@ -190,7 +190,7 @@ class RunBox:
 
     def resume(self):
         if self.run is not None:
-            self.start(settings.read_flag("TrainOutlives"))
+            self.start(user_settings.read_flag("TrainOutlives"))
 
     def stop(self):
         """At its next step; at once when pressed again."""

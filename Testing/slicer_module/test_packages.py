@@ -155,7 +155,7 @@ def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, pins, m
 
 
 def test_what_was_installed_is_removed_on_demand(desktop, wheels, pins, monkeypatch):
-    from SAMFineTunePanels import packages, server
+    from SAMFineTunePanels import packages, server_settings
 
     runtime = packages.PackageSet("small", "the runtime", pins, "smallpackage", "1 kB")
     monkeypatch.setattr(packages, "ONNX_RUNTIME", runtime)
@@ -167,7 +167,7 @@ def test_what_was_installed_is_removed_on_demand(desktop, wheels, pins, monkeypa
     assert not panel.server.ui.packagesRow.isHidden()
     panel.server.ui.removePackagesButton.click()  # nobody is asked in testing mode, and nothing is removed
     assert not runtime.missing()
-    monkeypatch.setattr(server, "confirmed", lambda *_: True)
+    monkeypatch.setattr(server_settings, "confirmed", lambda *_: True)
     panel.server.ui.removePackagesButton.click()
     assert runtime.missing() and not os.path.exists(packages.packages_folder())
     assert panel.server.ui.packagesRow.isHidden() and not panel.status.ui.installButton.isHidden()

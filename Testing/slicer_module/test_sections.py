@@ -156,7 +156,7 @@ def test_finding_objects_shows_that_it_runs_at_once_and_can_be_cancelled(work):
 
 
 def test_many_objects_are_listed_in_pieces_and_can_be_dropped_in_between(work, monkeypatch):
-    from SAMFineTunePanels import automatic as section
+    from SAMFineTunePanels import automatic_tab as section
 
     from SAMFineTuneLib.service.events import ObjectInfo, Objects
 
@@ -232,7 +232,7 @@ def test_the_models_of_the_worker_are_listed(work):
 
 
 def test_a_download_is_asked_for_with_size_and_licence(work, monkeypatch):
-    from SAMFineTunePanels import model
+    from SAMFineTunePanels import model_settings
 
     boxed(work)
     ui = work.panel.model.ui
@@ -241,7 +241,7 @@ def test_a_download_is_asked_for_with_size_and_licence(work, monkeypatch):
     ui.modelSelector.setCurrentIndex(row)
     ui.modelSelector.activated.emit(row)
     asked = []
-    monkeypatch.setattr(model, "confirmed", lambda text, button: asked.append(text))
+    monkeypatch.setattr(model_settings, "confirmed", lambda text, button: asked.append(text))
     work.desktop.wait(lambda: ui.downloadButton.enabled)
     ui.downloadButton.click()
     assert "Licence" in asked[0] and "MB" in asked[0] or "GB" in asked[0]
@@ -348,14 +348,14 @@ def test_a_wrong_token_and_no_server_are_sentences(work, server):
 
 
 def test_work_goes_on_on_the_server_and_the_token_is_kept_only_when_asked(work, server):
-    from SAMFineTunePanels import settings
+    from SAMFineTunePanels import user_settings
 
     boxed(work)
     kept = work.voxels()
     ui = enter(work, *server)
     ui.applyButton.click()
     assert work.panel.server.remote and work.panel.starter is None
-    assert settings.read("ServerToken") == "" and settings.read("ServerAddress") == server[0]
+    assert user_settings.read("ServerToken") == "" and user_settings.read("ServerAddress") == server[0]
     work.desktop.wait(lambda: work.session.prompts)
     work.rest()
     assert (work.voxels() == kept).all()
@@ -365,9 +365,9 @@ def test_work_goes_on_on_the_server_and_the_token_is_kept_only_when_asked(work, 
     work.rest()
     ui.keepTokenBox.checked = True
     ui.applyButton.click()
-    assert settings.read("ServerToken") == server[1]
+    assert user_settings.read("ServerToken") == server[1]
     ui.keepTokenBox.checked = False
-    assert settings.read("ServerToken") == ""
+    assert user_settings.read("ServerToken") == ""
 
 
 # ---- export and input
@@ -434,7 +434,7 @@ def test_a_finished_export_says_what_and_where_with_a_link(work, tmp_path, monke
 
 
 def test_an_existing_file_is_asked_about_and_never_replaced_unasked(work, tmp_path, monkeypatch):
-    from SAMFineTunePanels import export as section
+    from SAMFineTunePanels import export_dialog as section
 
     boxed(work)
     export, asked, answer = work.panel.export, [], []
@@ -457,23 +457,24 @@ def test_an_existing_file_is_asked_about_and_never_replaced_unasked(work, tmp_pa
 
 
 def test_dicom_seg_of_what_is_not_dicom_is_a_sentence_before_anything_is_installed(work, tmp_path, monkeypatch):
-    from SAMFineTunePanels import packages, status
+    from SAMFineTunePanels import packages, status_strip
 
     boxed(work)
     asked = []
     monkeypatch.setattr(packages.DICOM_SEG, "probe", "a_package_that_nobody_has")
-    monkeypatch.setattr(status, "confirmed", lambda text, button: asked.append(text))
+    monkeypatch.setattr(status_strip, "confirmed", lambda text, button: asked.append(text))
     export = work.panel.export
     export.ui.folderEdit.currentPath = str(tmp_path)
     export.ui.formatSelector.setCurrentIndex(4)
     press_export(work.desktop)
     assert any("DICOM" in text for text in work.desktop.messages()) and export.last is None
     assert not asked and not work.panel.status.installer.running
-    monkeypatch.setattr(sys.modules["SAMFineTunePanels.export"], "dicom_files", lambda node: [__file__])
+    monkeypatch.setattr(sys.modules["SAMFineTunePanels.export_dialog"], "dicom_files", lambda node: [__file__])
     press_export(work.desktop)
     assert "highdicom" in asked[0] and "MB" in asked[0]  # what and how large; the answer was no
     assert not work.panel.status.installer.running and export.last is None
-    monkeypatch.setattr(sys.modules["SAMFineTunePanels.export"], "dicom_files", lambda node: [__file__, "/gone.dcm"])
+    files = [__file__, "/gone.dcm"]
+    monkeypatch.setattr(sys.modules["SAMFineTunePanels.export_dialog"], "dicom_files", lambda node: files)
     press_export(work.desktop)
     assert "1 of the 2 files" in work.desktop.messages()[-1] and len(asked) == 1
 
@@ -555,7 +556,7 @@ def test_the_segment_editors_own_undo_gets_a_state_before_our_masks(work, monkey
     import types
 
     import slicer
-    from SAMFineTunePanels.segments import save_undo_state
+    from SAMFineTunePanels.segment_list import save_undo_state
 
     class Editor:
         def __init__(self, node):

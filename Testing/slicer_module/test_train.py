@@ -249,7 +249,7 @@ def test_curves_are_shown_only_when_asked_for(work, monkeypatch):
 
 
 def test_without_pytorch_the_section_says_what_it_needs(work, monkeypatch):
-    from SAMFineTunePanels import train as section
+    from SAMFineTunePanels import train_tab as section
 
     monkeypatch.setattr(section, "torch_is_there", lambda: False)
     work.desktop.wait(lambda: not work.train.ui.packagesFrame.isHidden(), 5)

@@ -5,8 +5,8 @@ import time
 import qt
 from slicer.i18n import tr as _
 
-from .automatic_labels import ON_SLICE, LabelsBox
-from .propagate import shown_slice
+from .adapter_labels import ON_SLICE, LabelsBox
+from .propagation_controls import shown_slice
 from .qt_helpers import Connections, chosen_in, fill_menu, fit_height, load_ui, quiet
 
 WHERE = ((ON_SLICE, _("On the slice shown")), ("volume", _("In the whole volume")))

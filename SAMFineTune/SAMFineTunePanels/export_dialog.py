@@ -7,7 +7,7 @@ import ctk
 import slicer
 from slicer.i18n import tr as _
 
-from . import packages, settings
+from . import packages, user_settings
 from .exporting import Exporting
 from .qt_helpers import Connections, chosen_in, confirmed, fill_menu, load_ui, set_visible
 
@@ -31,7 +31,7 @@ class ExportSection:
         self._connections = Connections()
         fill_menu(self.ui.formatSelector, ENDINGS)
         self.ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
-        self.ui.folderEdit.currentPath = settings.read("ExportFolder", os.path.expanduser("~"))
+        self.ui.folderEdit.currentPath = user_settings.read("ExportFolder", os.path.expanduser("~"))
         self.last = None  # what was written last: a path or a node
         for sender, signal, handler in (
             (self.ui.formatSelector, "currentIndexChanged(int)", self._format_chosen),
@@ -109,7 +109,7 @@ class ExportSection:
     def _wrote(self, path, count, notes):
         self.last = path
         folder, file = os.path.split(path)
-        settings.write("ExportFolder", folder)
+        user_settings.write("ExportFolder", folder)
         wrote = _("Wrote {file} into {folder}; segments: {count}.").format(file=file, folder=folder, count=count)
         self.host.say(" ".join([wrote, *notes]), _TOPIC, folder)
 

@@ -2,7 +2,7 @@
 
 from slicer.i18n import tr as _
 
-from .propagate import shown_slice
+from .propagation_controls import shown_slice
 from .qt_helpers import Connections, chosen_in, quiet, set_visible
 
 ON_SLICE = "slice"  # of the menu that everything mode has

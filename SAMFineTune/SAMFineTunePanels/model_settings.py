@@ -4,7 +4,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import settings
+from . import user_settings
 from .qt_helpers import Connections, chosen_in, confirmed, fill_menu, load_ui, quiet, set_text
 
 DEVICES = (
@@ -45,7 +45,7 @@ class ModelSection:
             self._connections.add(sender, signal, handler)
         ui.modelSelector.addItem(_("Compact (bundled)"))
         ui.adapterSelector.addItem(NO_ADAPTER)
-        device = settings.read("Device", "auto")
+        device = user_settings.read("Device", "auto")
         fill_menu(ui.deviceSelector, DEVICES, device)
         host.listen("StatusChanged", self._status_changed)
         host.listen("Finished", self._finished)
@@ -197,7 +197,7 @@ class ModelSection:
         self._ask_again()
 
     def _device_chosen(self, index):
-        settings.write("Device", self.device)
+        user_settings.write("Device", self.device)
         session = self.host.session
         if session is not None:
             self.host.act(session.set_model, self.model_id, adapter=self.adapter_id, device=self.device)
@@ -206,7 +206,7 @@ class ModelSection:
 
     def import_file(self):
         kinds = "Models (*.pth *.pt *.safetensors)"
-        window, folder = slicer.util.mainWindow(), settings.read("ImportFolder")
+        window, folder = slicer.util.mainWindow(), user_settings.read("ImportFolder")
         path = qt.QFileDialog.getOpenFileName(window, "Import a model", folder, kinds)
         path = path[0] if isinstance(path, (tuple, list)) else path  # differs between bindings
         if path:
@@ -215,7 +215,7 @@ class ModelSection:
     def import_path(self, path):
         import os
 
-        settings.write("ImportFolder", os.path.dirname(path))
+        user_settings.write("ImportFolder", os.path.dirname(path))
         request = self.host.act(self.host.client.import_model, path)
         if request is not None:
             self.host.say(_("Importing {file}.").format(file=os.path.basename(path)))
@@ -269,7 +269,7 @@ class ModelSection:
     # ---- embeddings
 
     def embed(self):
-        from .input import first_slice_node, view_under_mouse
+        from .volume_controls import first_slice_node, view_under_mouse
 
         node = view_under_mouse() or first_slice_node()
         if self.host.session is not None and node is not None:

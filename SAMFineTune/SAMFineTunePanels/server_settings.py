@@ -3,7 +3,7 @@
 import ctk
 from slicer.i18n import tr as _
 
-from . import packages, settings
+from . import packages, user_settings
 from .qt_helpers import Connections, confirmed, load_ui, set_text, set_visible
 
 
@@ -18,12 +18,12 @@ class ServerSection:
         self._connections = Connections()
         self._probe = None
         ui = self.ui
-        ui.addressEdit.text = settings.read("ServerAddress")
-        ui.tokenEdit.text = settings.read("ServerToken")
+        ui.addressEdit.text = user_settings.read("ServerAddress")
+        ui.tokenEdit.text = user_settings.read("ServerToken")
         ui.keepTokenBox.checked = bool(ui.tokenEdit.text)
         ui.certificateEdit.filters = ctk.ctkPathLineEdit.Files
-        ui.certificateEdit.currentPath = settings.read("ServerCertificate")
-        remote = settings.read_flag("UseServer") and bool(ui.addressEdit.text)
+        ui.certificateEdit.currentPath = user_settings.read("ServerCertificate")
+        remote = user_settings.read_flag("UseServer") and bool(ui.addressEdit.text)
         ui.remoteButton.checked = remote
         ui.localButton.checked = not remote
         self.used = self._entered() if remote else None  # (address, token, certificate) in use, None: this computer
@@ -59,7 +59,7 @@ class ServerSection:
     def _keep_token(self, keep):
         """Unticked, the token leaves the settings at once."""
         if not keep:
-            settings.forget("ServerToken")
+            user_settings.forget("ServerToken")
 
     def apply(self):
         """Use what is entered from now on."""
@@ -74,15 +74,15 @@ class ServerSection:
             return
         self._end_test()
         self.used = self._entered() if remote else None
-        settings.write("UseServer", remote)
+        user_settings.write("UseServer", remote)
         if remote:
             address, token, certificate = self.used
-            settings.write("ServerAddress", address)
-            settings.write("ServerCertificate", certificate)
+            user_settings.write("ServerAddress", address)
+            user_settings.write("ServerCertificate", certificate)
             if self.ui.keepTokenBox.checked:
-                settings.write("ServerToken", token)
+                user_settings.write("ServerToken", token)
             else:
-                settings.forget("ServerToken")
+                user_settings.forget("ServerToken")
         sent = _("Volumes are now sent to {address}.")
         set_text(self.ui.serverLabel, sent.format(address=self.used[0]) if remote else _("Used: this computer."))
         self._changed()

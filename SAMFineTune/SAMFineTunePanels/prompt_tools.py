@@ -217,7 +217,7 @@ class PromptsSection:
             self.host.act(self.host.session.redo)
 
     def clear_slice(self):
-        from .input import first_slice_node, view_under_mouse
+        from .volume_controls import first_slice_node, view_under_mouse
 
         session = self.host.session
         node = view_under_mouse() or first_slice_node()

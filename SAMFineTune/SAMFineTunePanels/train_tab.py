@@ -8,8 +8,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import packages, settings, worker
-from .model import BUNDLED, install_torch, torch_is_there
+from . import packages, user_settings, worker
+from .model_settings import BUNDLED, install_torch, torch_is_there
 from .qt_helpers import Connections, choose_in, chosen_in, load_ui, set_text, set_visible
 from .train_cases import CasesBox
 from .train_options import fill_menus, settings_of, show_values, values_of
@@ -37,8 +37,8 @@ class TrainSection:
         self.cases = CasesBox(ui)
         self.runs = RunBox(host, ui, self._training_ended)
         fill_menus(ui)
-        choose_in(ui.deviceSelector, settings.read("TrainDevice"))
-        ui.outlivesBox.checked = settings.read_flag("TrainOutlives")
+        choose_in(ui.deviceSelector, user_settings.read("TrainDevice"))
+        ui.outlivesBox.checked = user_settings.read_flag("TrainOutlives")
         for sender, signal, handler in (
             (ui.checkButton, "clicked()", self.check),
             (ui.startButton, "clicked()", self.start),
@@ -172,10 +172,10 @@ class TrainSection:
             pass  # written by something else
 
     def _outlives_chosen(self, wanted):
-        settings.write("TrainOutlives", bool(wanted))
+        user_settings.write("TrainOutlives", bool(wanted))
 
     def _device_chosen(self, index):
-        settings.write("TrainDevice", chosen_in(self.ui.deviceSelector))
+        user_settings.write("TrainDevice", chosen_in(self.ui.deviceSelector))
 
     # ---- checking and starting
 

@@ -114,7 +114,7 @@ def shown_slice(volume, orientation):
     from SAMFineTuneLib.errors import UserError
     from SAMFineTuneLib.mrml.slice_views import plane_of_view
 
-    from .input import shown_slice_nodes
+    from .volume_controls import shown_slice_nodes
 
     for node in shown_slice_nodes() if volume is not None else ():
         try:
