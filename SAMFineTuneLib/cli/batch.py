@@ -14,7 +14,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, overlay_picture, picture
 from SAMFineTuneLib.images.slice_extraction import extract_labels
-from SAMFineTuneLib.inference.propagation import PropagationSettings
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import PromptSet, prompt_planes
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.doubts import doubts_about_placing, doubts_about_points, doubts_about_voxels
@@ -114,9 +114,9 @@ def _showing(session: Session, name: str) -> Iterator[None]:
         nonlocal bar
         if isinstance(event, events.Busy):
             if bar is None:
-                bar = tqdm(desc=name, unit="slice", total=0, disable=_quiet(event.progress.total), leave=False)
-            bar.total = event.progress.total
-            bar.update(event.progress.done - bar.n)
+                bar = tqdm(desc=name, unit="slice", total=0, disable=_quiet(event.total), leave=False)
+            bar.total = event.total
+            bar.update(event.done - bar.n)
         elif isinstance(event, events.Finished) and bar is not None:
             bar.close()
             bar = None

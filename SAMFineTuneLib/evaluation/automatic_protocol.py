@@ -12,7 +12,8 @@ from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
 from SAMFineTuneLib.evaluation.single_prompt_protocol import row_of
 from SAMFineTuneLib.inference.automatic_head import segment_classes
-from SAMFineTuneLib.inference.everything_mode import EverythingSettings, automatic_masks
+from SAMFineTuneLib.inference.everything_mode import automatic_masks
+from SAMFineTuneLib.inference.settings import EverythingSettings
 from SAMFineTuneLib.metrics.mask_metrics import Agreement, agreement, dice
 
 

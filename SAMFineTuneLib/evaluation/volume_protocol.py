@@ -20,7 +20,8 @@ from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
 from SAMFineTuneLib.images import write
 from SAMFineTuneLib.inference.mask_shapes import pieces
-from SAMFineTuneLib.inference.propagation import PropagatedSlice, PropagationSettings, Seed, propagate
+from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, propagate
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.mask_metrics import agreement, dice
 from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.simulation.cosmos_prompts import negatives, positives, prompts_for

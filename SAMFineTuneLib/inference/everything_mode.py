@@ -31,6 +31,7 @@ from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.input_crop import View, bounding_box
 from SAMFineTuneLib.inference.mask_shapes import interpolate, overlap, pieces, stability_score
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
+from SAMFineTuneLib.inference.settings import EverythingSettings
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Decoded, Predictor
@@ -41,44 +42,6 @@ SAME_BOX = 0.9
 """Boxes in the model's small grid that overlap more (IoU) show the same object; only the best one is enlarged."""
 TILE_OVERLAP = 512 / 1500
 """How far neighbouring tiles overlap, as a fraction of the picture's shorter side over the tiles per side."""
-
-
-@dataclass(frozen=True)
-class EverythingSettings:
-    """Which masks count, and how they are joined through the slices."""
-
-    points_per_side: int = 32
-    layers: int | None = None
-    """Layer n looks at 2**n by 2**n tiles; None is 1 finer layer for a model that zooms, none for others."""
-    min_score: float = 0.5
-    """Smallest predicted IoU, as a fraction of the best one in its layer of the slice."""
-    min_stability: float = 0.8
-    """Smallest IoU of the masks at the thresholds + and - `stability_offset`."""
-    stability_offset: float = 0.1
-    """In units of the median absolute logit, which makes it about Segment Anything's 1.0 for its own models."""
-    max_box_overlap: float = 0.7
-    """Of two masks whose boxes overlap more (IoU), the one with the lower score is dropped."""
-    min_area: int = 20
-    """Smallest mask, and smallest piece of a mask, in pixels."""
-    max_area: float = 0.5
-    """Largest mask as a fraction of the slice; what is larger is background."""
-    min_link: float = 0.5
-    """Smallest IoU of two masks of one object in neighbouring slices."""
-    max_gap: int = 1
-    """So many slices may lack the object between two that show it; they are interpolated."""
-    min_slices: int = 2
-    """An object in fewer slices is dropped."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.points_per_side <= 256:
-            raise UserError("Everything mode takes 1 to 256 points per side, for example 32.")
-        if self.layers is not None and not 0 <= self.layers <= 4:
-            raise UserError("Everything mode takes 0 to 4 finer layers.")
-        fractions = (self.min_score, self.min_stability, self.max_box_overlap, self.max_area, self.min_link)
-        if not all(0 <= value <= 1 for value in fractions):
-            raise UserError("Scores, overlaps and the largest area of everything mode lie between 0 and 1.")
-        if min(self.min_area, self.max_gap, self.stability_offset) < 0 or self.min_slices < 1:
-            raise UserError("Areas, gaps and numbers of slices of everything mode are not negative.")
 
 
 @dataclass(frozen=True)

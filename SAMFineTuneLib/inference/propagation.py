@@ -28,64 +28,17 @@ from SAMFineTuneLib.images.slice_plane import view_axes
 from SAMFineTuneLib.inference.input_crop import bounding_box, view_of_box
 from SAMFineTuneLib.inference.mask_shapes import interior_points, interpolate, overlap, pieces
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.inference.slice_stack import Stack, stack_through
 from SAMFineTuneLib.prompts import PlanePrompts
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
 
-MODES = ("mask+box", "box", "points", "points+mask")
-DIRECTIONS = ("both", "up", "down", "fill")
-KEEP = ("largest", "touching", "all")
-
 SMALLEST_PIECE = 0.1
 """Pieces of a mask below this fraction of its largest piece are not carried on."""
 SMALLEST_SPREAD = 12.0
 """Grey values (of 255) of a structure are taken to vary by this much at least: less is noise, or saturation."""
-
-
-@dataclass(frozen=True)
-class PropagationSettings:
-    """How a mask is carried on and when it ends."""
-
-    mode: str | None = None
-    """What the next slice is prompted with: one of MODES; None is points+mask for a model that zooms, which the bundled
-    one was measured with, and mask+box for others."""
-    direction: str = "both"
-    """One of DIRECTIONS. Up is towards superior, anterior or the patient's right; fill only closes gaps."""
-    first: int | None = None
-    """Lowest slice index that may be written; None is the volume's first."""
-    last: int | None = None
-    """Highest slice index that may be written; None is the volume's last."""
-    min_overlap: float = 0.4
-    """A piece ends where its IoU with itself on the previous slice falls below this."""
-    max_area_change: float = 2.5
-    """A piece ends where its area grows or shrinks by more than this factor from one slice to the next."""
-    min_score: float = 0.5
-    """A piece ends where the predicted IoU is below this fraction of the best one so far in its direction."""
-    max_grey_shift: float = 2.0
-    """A piece ends where its mean grey value is further from the prompted slice's than this many standard
-    deviations of the grey values there."""
-    box_margin: float = 0.05
-    """The derived box is wider than the previous mask by this fraction of its side, at least one pixel."""
-    keep: str = "largest"
-    """Which pieces of a new mask count: the `largest` that overlaps the previous one, all `touching`, or `all`."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("mode", (None, *MODES)), ("direction", DIRECTIONS), ("keep", KEEP)):
-            if getattr(self, name) not in allowed:
-                choice = ", ".join(filter(None, allowed))
-                raise UserError(f"Unknown propagation {name} '{getattr(self, name)}'; choose one of {choice}.")
-        if not 0 <= self.min_overlap <= 1 or not 0 <= self.min_score <= 1:
-            raise UserError("The smallest overlap and the smallest score of a propagation lie between 0 and 1.")
-        if self.max_area_change <= 1:
-            raise UserError("The largest area change of a propagation is a factor above 1, for example 2.5.")
-        if self.max_grey_shift <= 0:
-            raise UserError("The largest grey shift of a propagation is a number above 0, for example 2.")
-        if not 0 <= self.box_margin <= 1:
-            raise UserError("The box margin of a propagation is a fraction between 0 and 1, for example 0.05.")
-        if self.first is not None and self.last is not None and self.first > self.last:
-            raise UserError(f"The slice range {self.first} to {self.last} is empty; give the lower index first.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from SAMFineTuneLib.mrml.storage import Record
-from SAMFineTuneLib.service.events import Answered, Event, Failed
+from SAMFineTuneLib.session.events import Answered, Event, Failed
 
 _SNAPSHOT_DELAY = 0.15  # seconds without a change before the session is asked for its document
 _AFTER_FAILURE = 3.0  # seconds more, when it could not say

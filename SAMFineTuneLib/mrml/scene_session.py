@@ -34,7 +34,7 @@ from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view
 from SAMFineTuneLib.mrml.volume_nodes import displayed_window, volume_from_node
 from SAMFineTuneLib.mrml.volume_watch import VolumeWatch
 from SAMFineTuneLib.prompts.prompts import Prompt
-from SAMFineTuneLib.service.events import (
+from SAMFineTuneLib.session.events import (
     Answered,
     Event,
     Failed,

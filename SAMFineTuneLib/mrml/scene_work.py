@@ -17,7 +17,7 @@ from SAMFineTuneLib.mrml.segment_export import is_empty
 from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import ClaimInfo, SegmentWriter
-from SAMFineTuneLib.service.events import Event, Failed, Notice, StateChanged
+from SAMFineTuneLib.session.events import Event, Failed, Notice, StateChanged
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.prompts.markups_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, new_node
 from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict
-from SAMFineTuneLib.service.events import PromptInfo
+from SAMFineTuneLib.session.events import PromptInfo
 
 MODULE = "SAMFineTune"
 FORMAT = "samfinetune-scene"

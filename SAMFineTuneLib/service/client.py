@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.packed_mask import digest_of_masks
 from SAMFineTuneLib.images.slice_plane import SlicePlane
@@ -26,10 +24,10 @@ from SAMFineTuneLib.service import decoding
 from SAMFineTuneLib.service import json_values as plain
 from SAMFineTuneLib.service.connection import Connection
 from SAMFineTuneLib.service.conversation import Conversation, Upload
-from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChanged, Notice
 from SAMFineTuneLib.service.journal import LONG
 from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
 from SAMFineTuneLib.service.sending import SendingFile
+from SAMFineTuneLib.session.events import Answered, Failed, Finished, MaskChanged, Notice
 
 _log = logging.getLogger(__name__)
 
@@ -415,7 +413,7 @@ class SessionClient(Conversation):
             return
         for place, told in self._stale.items():
             self._told.pop(place, None)
-            self._out.append(MaskChanged(place[0], told.plane, None, None, np.zeros((0, 2), np.float32)))
+            self._out.append(MaskChanged(place[0], told.plane))
         self._stale = {}
 
     def _compare_masks(self, theirs: str | None) -> None:

@@ -20,10 +20,10 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.service import json_values as plain
 from SAMFineTuneLib.service.codec import CodecError, decode, encode
 from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
-from SAMFineTuneLib.service.events import Event, Failed, Notice, Status, StatusChanged
 from SAMFineTuneLib.service.journal import Entry, Journal
 from SAMFineTuneLib.service.protocol import PROTOCOL, Buffer, version_advice
 from SAMFineTuneLib.service.sending import Sending, SendingVolume
+from SAMFineTuneLib.session.events import Event, Failed, Notice, Status, StatusChanged
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.service import json_values as plain
-from SAMFineTuneLib.service.events import Busy, MaskChanged, ObjectInfo, Objects, PromptInfo, StateChanged
+from SAMFineTuneLib.session.events import Busy, MaskChanged, ObjectInfo, Objects, PromptInfo, StateChanged
 
 _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices",
           "download": "Downloading"}  # fmt: skip
@@ -19,12 +19,11 @@ _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": 
 def mask_changed(values: dict[str, Any], arrays: dict[str, np.ndarray]) -> MaskChanged:
     """A mask, unpacked."""
     plane = SlicePlane.from_dict(values["plane"])
-    mask, digest = None, ""
+    packed = None
     if "mask" in arrays:
-        mask = plain.unpack(arrays["mask"], plane.shape)
-        digest = PackedMask.of(mask).digest
+        packed = PackedMask.of(plain.unpack(arrays["mask"], plane.shape))
     points = np.array(arrays["points"], np.float32).reshape(-1, 2)
-    return MaskChanged(values["segment"], plane, mask, values["score"], points, int(values.get("since", 0)), digest)
+    return MaskChanged(values["segment"], plane, packed, values["score"], points, int(values.get("since", 0)))
 
 
 class States:

@@ -20,8 +20,7 @@ from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.inference.everything_mode import EverythingSettings
-from SAMFineTuneLib.inference.propagation import PropagationSettings
+from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
 from SAMFineTuneLib.service import json_values as plain
 from SAMFineTuneLib.service.event_log import Arrays, EventLog
 from SAMFineTuneLib.service.models_api import Cancelled, Library
@@ -198,7 +197,7 @@ class HostedSession:
         if isinstance(event, events.MaskChanged):
             self._hear_mask(event)
         elif isinstance(event, events.Busy):
-            self._tell_busy(event.job, event.what, event.progress)
+            self._tell_busy(event)
         elif isinstance(event, events.Finished):
             self._hear_finished(event)
         elif isinstance(event, events.Notice):
@@ -208,16 +207,11 @@ class HostedSession:
             self._tell({"event": "failed", "text": event.text, "details": event.details, "job": event.job})
 
     def _hear_mask(self, event: events.MaskChanged) -> None:
-        answer = self._session.answer(event.segment, event.plane)
-        task = self._session.state.tasks.get((event.segment, event.plane.key))
-        points = [part.points[part.labels == 1] for part in task.prompts] if task is not None else []
-        merged = np.concatenate(points) if points else np.zeros((0, 2), np.float32)
         values = {"event": "mask", "segment": event.segment, "plane": event.plane.to_dict(),
-                  "score": None if answer is None else float(answer.score),
-                  "since": self._session.since(event.segment, event.plane)}  # fmt: skip
+                  "score": None if event.score is None else float(event.score), "since": event.since}  # fmt: skip
 
         def arrays():
-            return {"points": merged} | ({} if answer is None else {"mask": answer.mask.data})
+            return {"points": event.points} | ({} if event.packed is None else {"mask": event.packed.data})
 
         self._tell(values, arrays, key=("mask", event.segment, event.plane.key))
 
@@ -251,9 +245,9 @@ class HostedSession:
     def _document(self) -> bytes:
         return json.dumps(session_to_dict(self._session), allow_nan=False, separators=(",", ":")).encode()
 
-    def _tell_busy(self, job: int | None, what: str, progress) -> None:
-        self._tell({"event": "busy", "job": job, "what": what, "done": progress.done, "total": progress.total,
-                      "seconds_left": progress.seconds_left}, key=("busy", job, what))  # fmt: skip
+    def _tell_busy(self, event: events.Busy) -> None:
+        self._tell({"event": "busy", "job": event.job, "what": event.what, "done": event.done, "total": event.total,
+                      "seconds_left": event.seconds_left}, key=("busy", event.job, event.what))  # fmt: skip
 
     def _tell_state(self) -> None:
         session = self._session

@@ -296,13 +296,28 @@ class Document:
     @locked
     def told_again(self) -> None:
         """Tell every mask once more, to listeners that missed some."""
-        for (segment, _), told in list(self._told.items()):
-            self._tell(events.MaskChanged(segment, told.plane))
+        for place, told in list(self._told.items()):
+            self._tell_mask(place, told.plane, self._answer(place))
 
     @property
     def digest_of_told(self) -> str:
         """What all masks that were told are recognised by."""
         return digest_of_masks((*place, told.since, told.mask.digest) for place, told in self._told.items())
+
+    @locked
+    def state_event(self) -> events.StateChanged:
+        """The state as it is told."""
+        state = self.state
+        return events.StateChanged(
+            state.segments,
+            tuple(events.PromptInfo(one.id, one.segment, one.prompt, one.view) for one in state.prompts),
+            self.undo_name,
+            self.redo_name,
+            self.window,
+            tuple((info.value, plane.key) for info in state.segments for plane in state.outdated(info.value)),
+            self.settled,
+            self.digest_of_told if self.settled else None,
+        )
 
     @locked
     def planes(self, segment: int) -> list[SlicePlane]:
@@ -342,6 +357,14 @@ class Document:
 
     def _tell(self, event: events.Event) -> None:
         self._listeners.tell(event)
+
+    def _tell_mask(self, place: Place, plane: SlicePlane, answer: Answer | None) -> None:
+        if answer is None:
+            self._tell(events.MaskChanged(place[0], plane))
+            return
+        points = [part.points[part.labels == 1] for part in self.state.prompts_at(place)]
+        merged = np.concatenate(points) if points else np.zeros((0, 2), np.float32)
+        self._tell(events.MaskChanged(place[0], plane, answer.mask, answer.score, merged, self._since(place)))
 
     def _count_from(self, state: State) -> None:
         self._next_number = max([self._next_number, *(placed.id + 1 for placed in state.prompts)])
@@ -416,10 +439,8 @@ class Document:
     def _announce(self, before: State) -> None:
         """Tell what differs from an earlier state, and have the masks that follow from it made."""
         after = self.state
-        if before.segments != after.segments:
-            self._tell(events.SegmentsChanged())
-        if before.prompts != after.prompts:
-            self._tell(events.PromptsChanged())
+        if before.segments != after.segments or before.prompts != after.prompts:
+            self._tell(self.state_event())
         for info in after.segments:
             if after.outdated(info.value) and not before.outdated(info.value):
                 text = f"Slices of {info.name} were propagated from prompts that have changed since; propagate again."
@@ -445,7 +466,7 @@ class Document:
             del self._told[place]
         else:
             self._told[place] = now
-        self._tell(events.MaskChanged(place[0], plane))
+        self._tell_mask(place, plane, answer)
         if now is not None and now.since > self._quiet_until:
             if doubt := doubt_about_place(self.state, place, answer):
                 self._tell(events.Notice(doubt))

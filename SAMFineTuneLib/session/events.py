@@ -1,70 +1,229 @@
-"""What a session tells its listeners: small immutable facts, in the order in which they became true."""
+"""Everything that a session tells, in the order in which it became true: to listeners in its process, and over the
+wire to a client and its host. NumPy only."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
-from SAMFineTuneLib.images import SlicePlane
-from SAMFineTuneLib.inference.progress import Progress
+import numpy as np
+
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.images.segment_info import SegmentInfo
+from SAMFineTuneLib.images.slice_plane import SlicePlane
+from SAMFineTuneLib.prompts.prompts import Prompt
+from SAMFineTuneLib.session.intents import View
 
 
 @dataclass(frozen=True, eq=False)
 class MaskChanged:
-    """The mask of a segment on a plane is another one, or gone; ask the session for it."""
+    """The mask of a segment on a plane is another one, or gone."""
 
     segment: int
     plane: SlicePlane
+    packed: PackedMask | None = None
+    """None when the mask is gone."""
+    score: float | None = None
+    """Predicted IoU."""
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    """The segment's positive points on the plane, float32 (N, 2): x and y in pixels."""
+    since: int = 0
+    """The moment at which the mask became what it is; undo and redo come back to the same moments."""
+
+    @cached_property
+    def mask(self) -> np.ndarray | None:
+        """bool (rows, columns), None when the mask is gone."""
+        return None if self.packed is None else self.packed.unpack()
+
+    @property
+    def digest(self) -> str:
+        """Identifies the mask; empty when it is gone."""
+        return "" if self.packed is None else self.packed.digest
 
 
 @dataclass(frozen=True)
-class SegmentsChanged:
-    """Segments were added, removed or renamed."""
+class PromptInfo:
+    """A prompt as the session has it. `view` is the orientation whose slices it lies on, or its oblique plane."""
+
+    number: int
+    segment: int
+    prompt: Prompt
+    view: View
 
 
-@dataclass(frozen=True)
-class PromptsChanged:
-    """Prompts were added, moved or removed."""
+@dataclass(frozen=True, eq=False)
+class StateChanged:
+    """Segments, prompts and history after an intent or a step of work. A newer state replaces those before it."""
+
+    segments: tuple[SegmentInfo, ...]
+    prompts: tuple[PromptInfo, ...]
+    undo_name: str | None = None
+    redo_name: str | None = None
+    window: IntensityWindow | None = None
+    outdated: tuple[tuple[int, str], ...] = ()
+    """Segment and plane key of propagated masks whose prompts have changed since."""
+    settled: bool = True
+    """Whether every mask that follows from this state has been told."""
+    masks: str | None = None
+    """Digest of all masks that were told, once settled."""
 
 
 @dataclass(frozen=True)
 class Busy:
-    """A job (`propagate`, `everything`) or the background (`embed`) made progress."""
+    """Progress of a job, or of embedding in the background, which has no job number."""
 
+    job: int | None
     what: str
-    progress: Progress
-    job: int | None = None
+    """"propagate", "everything", "embed" or "download"."""
+    fraction: float | None
+    """0 to 1, None before anything is known."""
+    seconds_left: float | None
+    text: str
+    """For a progress bar."""
+    done: int = 0
+    """Slices that are done, of `total`; both 0 for a download."""
+    total: int = 0
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A job or the background is done, or was cancelled."""
+    """A job, or embedding in the background, is done or was cancelled."""
 
+    job: int | None
     what: str
     cancelled: bool = False
-    job: int | None = None
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An object that everything mode found."""
+
+    number: int
+    area: int
+    """Pixels over all slices."""
+    score: float
+    """Mean predicted IoU."""
+    orientation: str
+    slices: tuple[int, int]
+    """First and last slice index."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a job of everything mode found, largest first."""
+
+    job: int
+    objects: tuple[ObjectInfo, ...]
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A sentence the user should read; nothing failed."""
+    """A sentence that the user should read; nothing failed."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A sentence that says what could not be done; `job` is the number of the job that ended by it."""
+    """A sentence that says what could not be done, and what to do."""
 
     text: str
     job: int | None = None
+    """The job that ended by it."""
     details: str = ""
     """For the log: what the runtime said."""
+    request: int | None = None
+    """The request that it answers."""
 
 
-Event = MaskChanged | SegmentsChanged | PromptsChanged | Busy | Finished | Notice | Failed
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """The answer to a request, in plain JSON values; a client turns stored sessions and masks into values too."""
+
+    request: int
+    value: Any
+
+
+# ---- between a worker and its client, which passes none of these on
+
+
+@dataclass(frozen=True)
+class ModelChanged:
+    """The model that answers from now on; empty when none could be opened."""
+
+    model: str
+    device: str = ""
+    """What it runs on, as `Engine.device` says it; empty while the model is being opened."""
+    opening: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The session after a step, so that a replay need not compute the step again."""
+
+    step: str
+    document: bytes
+    """JSON text of `session_file.session_to_dict`."""
+    intent: int | None = None
+    """Number of the intent whose place it takes in the client's journal; None where a job ended by itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The session when it was asked for."""
+
+    request: int
+    document: bytes
+    """JSON text of `session_file.session_to_dict`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectMasks:
+    """Masks of found objects; several of these events answer one request."""
+
+    request: int
+    masks: tuple[tuple[int, SlicePlane, PackedMask], ...]
+    """Number of the object, plane, mask."""
+    last: bool = True
+
+
+# ---- what a client tells of itself
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the worker is."""
+
+    state: str = "stopped"
+    """"stopped", "starting" (the local worker), "connecting", "uploading", "ready" or "failed"."""
+    sentence: str = ""
+    """The state in words."""
+    progress: float | None = None
+    """0 to 1 while a volume is sent."""
+    model: str = ""
+    """Model, device and precision that answer; empty before there is an answer."""
+    device: str = ""
+    precision: str = ""
+    version: str = ""
+    """Version of the worker."""
+
+
+@dataclass(frozen=True)
+class StatusChanged:
+    """The worker's status is another one than before."""
+
+    status: Status
+
+
+Event = (
+    MaskChanged | StateChanged | Busy | Finished | Objects | Notice | Failed | Answered
+    | ModelChanged | Stored | Snapshot | ObjectMasks | StatusChanged
+)  # fmt: skip
 Listener = Callable[[Event], None]
 
 
@@ -80,6 +239,7 @@ class Listeners:
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
 
     def tell(self, event: Event) -> None:
+        """Tell every listener."""
         for listener in tuple(self._listeners):
             try:
                 listener(event)
@@ -88,7 +248,7 @@ class Listeners:
 
 
 class EventQueue:
-    """Keeps events until they are fetched, for hosts that poll; use it as a listener."""
+    """A listener that keeps events until they are fetched, for hosts that poll."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.images import SlicePlane
 from SAMFineTuneLib.images.packed_mask import PackedMask
-from SAMFineTuneLib.inference.everything_mode import EverythingSettings, Object3D, SliceMasks, link
+from SAMFineTuneLib.inference.everything_mode import Object3D, SliceMasks, link
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.inference.propagation import PropagatedSlice, PropagationEnd
+from SAMFineTuneLib.inference.settings import EverythingSettings
 from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State
 
 if TYPE_CHECKING:

@@ -20,20 +20,18 @@ from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
 from SAMFineTuneLib.images.slice_extraction import picture
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, number_of_slices
 from SAMFineTuneLib.inference.automatic_head import class_slices
-from SAMFineTuneLib.inference.everything_mode import EverythingSettings, Object3D, everything
+from SAMFineTuneLib.inference.everything_mode import Object3D, everything
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.propagation import (
-    PropagationEnd,
-    PropagationSettings,
-    Seed,
-    planned_planes,
-    propagate,
-)
+from SAMFineTuneLib.inference.progress import Progress
+from SAMFineTuneLib.inference.propagation import PropagationEnd, Seed, planned_planes, propagate
+from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
 from SAMFineTuneLib.session import edits, events
 from SAMFineTuneLib.session.answers import Answer
 from SAMFineTuneLib.session.document import Document, as_sentence, details_of, locked
 from SAMFineTuneLib.session.jobs import Embedding, EverythingJob, Job, LabelsJob, PropagationJob
 from SAMFineTuneLib.session.state import Place, State
+
+_DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices"}
 
 
 class Session(Document):
@@ -173,7 +171,7 @@ class Session(Document):
             number_of_slices(volume, orientation),
             index,
             functools.partial(aligned_plane, volume, orientation),
-            lambda progress: self._tell(events.Busy("embed", progress)),
+            functools.partial(self._tell_busy, None, "embed"),
         )
         self.work_arrived.set()
 
@@ -181,7 +179,7 @@ class Session(Document):
     def stop_embedding(self) -> None:
         """Embed nothing more in the background."""
         if self._embedding is not None:
-            self._tell(events.Finished("embed", cancelled=True))
+            self._tell(events.Finished(None, "embed", cancelled=True))
         self._embedding = self._focus = None
 
     @locked
@@ -199,9 +197,15 @@ class Session(Document):
 
     # ---- inside
 
-    def _report(self, job: Job, progress) -> None:
+    def _report(self, job: Job, progress: Progress) -> None:
         job.progress = progress
-        self._tell(events.Busy(job.what, progress, job.number))
+        self._tell_busy(job.number, job.what, progress)
+
+    def _tell_busy(self, job: int | None, what: str, progress: Progress) -> None:
+        done, total = progress.done, progress.total
+        text = f"{_DOING[what]}: {done} of {total} slices"
+        fraction = done / total if total else 1.0
+        self._tell(events.Busy(job, what, fraction, progress.seconds_left, text, done, total))
 
     def _propagations(self) -> list[PropagationJob]:
         return [job for job in self._jobs if isinstance(job, PropagationJob)]
@@ -287,13 +291,13 @@ class Session(Document):
             self._pending |= {place: item.plane for place, item in job.masks.items()}
             if job.keep_results and (state := job.commit(self.state)) is not self.state:
                 self._apply("propagate", state, job.moment)
-        self._tell(events.Finished(job.what, job.cancelled, job.number))
+        self._tell(events.Finished(job.number, job.what, job.cancelled))
 
     def _step_embedding(self, embedding: Embedding) -> None:
         plane = embedding.next()
         if plane is None:
             self._embedding = None
-            self._tell(events.Finished("embed"))
+            self._tell(events.Finished(None, "embed"))
             return
         try:
             self.predictor.embed(picture(self.volume, plane, self.window))

@@ -23,7 +23,8 @@ from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.inference.engine import open_engine
 from SAMFineTuneLib.inference.input_crop import bounding_box
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.propagation import MODES, PropagatedSlice, PropagationSettings, Seed, propagate
+from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, propagate
+from SAMFineTuneLib.inference.settings import MODES, PropagationSettings
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts
 

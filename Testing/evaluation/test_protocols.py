@@ -22,7 +22,7 @@ from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.single_prompt_protocol import perturbation, strategy
 from SAMFineTuneLib.evaluation.volume_protocol import in_volume, volumes
 from SAMFineTuneLib.images import Volume
-from SAMFineTuneLib.inference.everything_mode import EverythingSettings
+from SAMFineTuneLib.inference.settings import EverythingSettings
 from SAMFineTuneLib.metrics.mask_metrics import dice
 from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES, prompts_for

@@ -27,9 +27,9 @@ from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import BoxPrompt, PlanePrompts, PointPrompt
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import InProcess
-from SAMFineTuneLib.service.events import Answered, Failed, MaskChanged
 from SAMFineTuneLib.service.open_models import Engines
 from SAMFineTuneLib.service.server_app import ServerApp
+from SAMFineTuneLib.session.events import Answered, Failed, MaskChanged
 from SAMFineTuneLib.session.session import Session
 
 BASE = Store().get("compact")

@@ -15,7 +15,6 @@ from SAMFineTuneLib.images import aligned_plane, picture
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.everything_mode import (
     AutomaticMask,
-    EverythingSettings,
     SliceMasks,
     automatic_masks,
     box_nms,
@@ -27,6 +26,7 @@ from SAMFineTuneLib.inference.everything_mode import (
 )
 from SAMFineTuneLib.inference.input_crop import View
 from SAMFineTuneLib.inference.mask_shapes import overlap, stability_score
+from SAMFineTuneLib.inference.settings import EverythingSettings
 
 SURE = 0.7  # the share of the best score that the engine's thinner and thicker masks do not reach
 COARSE = EverythingSettings(points_per_side=12, min_score=SURE)

@@ -12,15 +12,14 @@ from SAMFineTuneLib.images.slice_extraction import extract_labels, picture
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
 from SAMFineTuneLib.inference.progress import Progress
 from SAMFineTuneLib.inference.propagation import (
-    MODES,
     PropagatedSlice,
     PropagationEnd,
-    PropagationSettings,
     Seed,
     derive_prompts,
     keep_pieces,
     propagate,
 )
+from SAMFineTuneLib.inference.settings import MODES, PropagationSettings
 
 
 def truth(volume, labels, plane, value):

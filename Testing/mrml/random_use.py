@@ -40,8 +40,8 @@ from SAMFineTuneLib.mrml.prompts.markups_nodes import kind_of, prompt_nodes, wor
 from SAMFineTuneLib.mrml.scene_session import SceneSession
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.events import Failed, MaskChanged, Objects
 from SAMFineTuneLib.service.worker import LocalWorker
+from SAMFineTuneLib.session.events import Failed, MaskChanged, Objects
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 MOST_PROMPTS = 25  # then some are cleared: every reload makes all masks anew

@@ -13,7 +13,7 @@ slicer = pytest.importorskip("slicer")
 
 from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
 from SAMFineTuneLib.mrml.prompts.markups_nodes import prompt_nodes  # noqa: E402
-from SAMFineTuneLib.service.events import Failed, Finished, Notice, Objects  # noqa: E402
+from SAMFineTuneLib.session.events import Failed, Finished, Notice, Objects  # noqa: E402
 
 
 @pytest.fixture
@@ -365,7 +365,7 @@ def test_many_segments_come_a_few_at_a_time(host, monkeypatch):
 def test_found_objects_are_shown_a_few_at_a_time_and_go(host, made):
     job, objects = found(host)
     request = host.session.client.object_masks(job, [item.number for item in objects])
-    from SAMFineTuneLib.service.events import Answered
+    from SAMFineTuneLib.session.events import Answered
 
     masks = host.until_told(Answered, request=request).value
     host.session.show_found(masks)

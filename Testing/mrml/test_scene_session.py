@@ -17,7 +17,7 @@ from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane  # no
 from SAMFineTuneLib.mrml.prompts.markups_nodes import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.mrml.slice_views import view_kind  # noqa: E402
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes  # noqa: E402
-from SAMFineTuneLib.service.events import Failed, Finished, Notice, Objects  # noqa: E402
+from SAMFineTuneLib.session.events import Failed, Finished, Notice, Objects  # noqa: E402
 
 
 def is_right(host, made, segment, label, planes):

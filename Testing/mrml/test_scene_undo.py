@@ -16,7 +16,7 @@ from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
 from SAMFineTuneLib.mrml import record_keeper  # noqa: E402
 from SAMFineTuneLib.service.connection import Broken  # noqa: E402
-from SAMFineTuneLib.service.events import Failed, Finished  # noqa: E402
+from SAMFineTuneLib.session.events import Failed, Finished  # noqa: E402
 
 NAMES = ("first", "second", "third", "fourth")
 

@@ -18,8 +18,8 @@ from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
 from SAMFineTuneLib.mrml.prompts.markups_nodes import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.mrml.scene_session import SceneSession  # noqa: E402
 from SAMFineTuneLib.service.client import SessionClient  # noqa: E402
-from SAMFineTuneLib.service.events import Failed  # noqa: E402
 from SAMFineTuneLib.service.worker import LocalWorker  # noqa: E402
+from SAMFineTuneLib.session.events import Failed  # noqa: E402
 
 OBLIQUE = Path(__file__).resolve().parents[3] / "shared" / "data" / "brain-mr-oblique-dicom" / "t1post"
 VIEWS = {"axial": "Red", "coronal": "Green", "sagittal": "Yellow"}

@@ -14,9 +14,9 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import InProcess
-from SAMFineTuneLib.service.events import Event
 from SAMFineTuneLib.service.open_models import Engines
 from SAMFineTuneLib.service.server_app import ServerApp
+from SAMFineTuneLib.session.events import Event
 
 TOKEN = "a token for tests"
 LONGEST_WAIT = 0.05  # s

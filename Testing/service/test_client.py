@@ -13,11 +13,13 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.inference.propagation import PropagationSettings
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts.prompts import BoxPrompt, MaskPrompt, PointPrompt
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import InProcess
-from SAMFineTuneLib.service.events import (
+from SAMFineTuneLib.service.models_api import Cancelled, Library
+from SAMFineTuneLib.service.server_app import ServerApp
+from SAMFineTuneLib.session.events import (
     Answered,
     Busy,
     Failed,
@@ -27,8 +29,6 @@ from SAMFineTuneLib.service.events import (
     Objects,
     StateChanged,
 )
-from SAMFineTuneLib.service.models_api import Cancelled, Library
-from SAMFineTuneLib.service.server_app import ServerApp
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service import worker as local_worker
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import RemoteServer
-from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChanged, Notice, StateChanged
 from SAMFineTuneLib.service.worker import LocalWorker, SubprocessStarter
+from SAMFineTuneLib.session.events import Answered, Failed, Finished, MaskChanged, Notice, StateChanged
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
 

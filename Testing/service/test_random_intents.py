@@ -10,10 +10,10 @@ from conftest import Crashing, Host
 from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.images import aligned_plane
-from SAMFineTuneLib.inference.propagation import PropagationSettings
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChanged, StateChanged
+from SAMFineTuneLib.session.events import Answered, Failed, Finished, MaskChanged, StateChanged
 from SAMFineTuneLib.session.session import Session
 from SAMFineTuneLib.session.session_file import session_to_dict
 

@@ -20,10 +20,10 @@ from SAMFineTuneLib.service import server_app as app_module
 from SAMFineTuneLib.service.address import Address, parse_address
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import RemoteServer
-from SAMFineTuneLib.service.events import Answered, Failed, Finished, MaskChanged, Notice, StateChanged, StatusChanged
 from SAMFineTuneLib.service.protocol import MARK, Limits
 from SAMFineTuneLib.service.server import tls_context
 from SAMFineTuneLib.service.server_app import ServerApp
+from SAMFineTuneLib.session.events import Answered, Failed, Finished, MaskChanged, Notice, StateChanged, StatusChanged
 
 LONGEST_PUMP = 0.25  # seconds of the processor; 0.05 is meant, the rest is for slow ones
 

@@ -9,7 +9,7 @@ from region_engine import WINDOW, phantom, region_predictor
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, aligned_plane, oblique_plane, picture
 from SAMFineTuneLib.images.slice_extraction import extract_labels
-from SAMFineTuneLib.inference.propagation import PropagationSettings
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, MaskPrompt, PointPrompt, ScribblePrompt
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.jobs import WorkThread
@@ -84,7 +84,7 @@ def test_a_point_gives_the_mask_of_its_slice_and_says_so(scene):
     assert [(event.segment, event.plane.key) for event in said if isinstance(event, events.MaskChanged)] == [
         (1, plane.key)
     ]
-    assert any(isinstance(event, events.PromptsChanged) for event in said)
+    assert any(isinstance(event, events.StateChanged) and event.prompts for event in said)
     assert dice(session.mask(1, plane), is_label(session, labels, plane, 1)) > 0.95
     assert session.mask(1, aligned_plane(session.volume, "axial", 10)) is None
     assert session.score(1, plane.key) == pytest.approx(0.92)
@@ -381,7 +381,7 @@ def test_another_volume_starts_over(scene):
     assert session.window is not None
     said = told.fetch()
     assert any(isinstance(event, events.MaskChanged) for event in said)
-    assert any(isinstance(event, events.SegmentsChanged) for event in said)
+    assert any(isinstance(event, events.StateChanged) and not event.segments for event in said)
 
 
 # ---- propagation, everything, embedding
@@ -398,7 +398,7 @@ def test_a_propagation_arrives_slice_by_slice_and_is_one_step_of_undo(scene):
     session.finish(job)
     said = told.fetch()
     assert job.done and isinstance(said[-1], events.Finished) and not said[-1].cancelled
-    progress = [event.progress for event in said if isinstance(event, events.Busy)]
+    progress = [event for event in said if isinstance(event, events.Busy)]
     assert progress[-1].done == progress[-1].total == 23 == job.progress.done
     assert dice(session.labelmap() == 1, labels == 1) > 0.95
     told.fetch()
@@ -547,10 +547,10 @@ def test_the_background_embeds_outwards_from_the_asked_slice(scene, monkeypatch)
         pass
     assert session.predictor.encoder_calls == 24
     said = told.fetch()
-    assert said[-2].progress.done == 24 and said[-1] == events.Finished("embed")
+    assert said[-2].done == 24 and said[-1] == events.Finished(None, "embed")
     session.embed("axial", 3)
     session.stop_embedding()
-    assert not session.work() and told.fetch()[-1] == events.Finished("embed", cancelled=True)
+    assert not session.work() and told.fetch()[-1] == events.Finished(None, "embed", cancelled=True)
     session.add_prompt(1, point(session, *tube(20)))
     assert session.predictor.encoder_calls == 24  # every slice is there
 

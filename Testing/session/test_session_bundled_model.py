@@ -9,10 +9,9 @@ from SAMFineTuneLib.images import aligned_plane, body_phantom
 from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.inference.engine import open_engine
-from SAMFineTuneLib.inference.everything_mode import EverythingSettings
 from SAMFineTuneLib.inference.input_crop import bounding_box
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.propagation import PropagationSettings
+from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
 from SAMFineTuneLib.session.session import Session

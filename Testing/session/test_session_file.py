@@ -9,7 +9,7 @@ from region_engine import WINDOW, phantom, region_predictor
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, aligned_plane, oblique_plane
 from SAMFineTuneLib.images.volume import VolumeSource
-from SAMFineTuneLib.inference.propagation import PropagationSettings
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, MaskPrompt, PointPrompt, ScribblePrompt
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.session import Session

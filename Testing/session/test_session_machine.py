@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.images import aligned_plane
-from SAMFineTuneLib.inference.propagation import PropagationSettings
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.session import Session

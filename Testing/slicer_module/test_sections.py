@@ -158,7 +158,7 @@ def test_finding_objects_shows_that_it_runs_at_once_and_can_be_cancelled(work):
 def test_many_objects_are_listed_in_pieces_and_can_be_dropped_in_between(work, monkeypatch):
     from SAMFineTunePanels import automatic_tab as section
 
-    from SAMFineTuneLib.service.events import ObjectInfo, Objects
+    from SAMFineTuneLib.session.events import ObjectInfo, Objects
 
     automatic, host = work.panel.automatic, work.panel.host
     monkeypatch.setattr(section, "_AT_ONCE", 0.001)

@@ -8,7 +8,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.service.client import Shown
-from SAMFineTuneLib.service.events import Event, Failed, MaskChanged
+from SAMFineTuneLib.session.events import Event, Failed, MaskChanged
 
 _SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is made anew
 

@@ -1,0 +1,93 @@
+"""What a caller may choose about propagation and everything mode. Needs no model, so that a client can fill it in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from SAMFineTuneLib.errors import UserError
+
+MODES = ("mask+box", "box", "points", "points+mask")
+DIRECTIONS = ("both", "up", "down", "fill")
+KEEP = ("largest", "touching", "all")
+
+
+@dataclass(frozen=True)
+class PropagationSettings:
+    """How a mask is carried on and when it ends."""
+
+    mode: str | None = None
+    """What the next slice is prompted with: one of MODES; None is points+mask for a model that zooms, which the bundled
+    one was measured with, and mask+box for others."""
+    direction: str = "both"
+    """One of DIRECTIONS. Up is towards superior, anterior or the patient's right; fill only closes gaps."""
+    first: int | None = None
+    """Lowest slice index that may be written; None is the volume's first."""
+    last: int | None = None
+    """Highest slice index that may be written; None is the volume's last."""
+    min_overlap: float = 0.4
+    """A piece ends where its IoU with itself on the previous slice falls below this."""
+    max_area_change: float = 2.5
+    """A piece ends where its area grows or shrinks by more than this factor from one slice to the next."""
+    min_score: float = 0.5
+    """A piece ends where the predicted IoU is below this fraction of the best one so far in its direction."""
+    max_grey_shift: float = 2.0
+    """A piece ends where its mean grey value is further from the prompted slice's than this many standard
+    deviations of the grey values there."""
+    box_margin: float = 0.05
+    """The derived box is wider than the previous mask by this fraction of its side, at least one pixel."""
+    keep: str = "largest"
+    """Which pieces of a new mask count: the `largest` that overlaps the previous one, all `touching`, or `all`."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("mode", (None, *MODES)), ("direction", DIRECTIONS), ("keep", KEEP)):
+            if getattr(self, name) not in allowed:
+                choice = ", ".join(filter(None, allowed))
+                raise UserError(f"Unknown propagation {name} '{getattr(self, name)}'; choose one of {choice}.")
+        if not 0 <= self.min_overlap <= 1 or not 0 <= self.min_score <= 1:
+            raise UserError("The smallest overlap and the smallest score of a propagation lie between 0 and 1.")
+        if self.max_area_change <= 1:
+            raise UserError("The largest area change of a propagation is a factor above 1, for example 2.5.")
+        if self.max_grey_shift <= 0:
+            raise UserError("The largest grey shift of a propagation is a number above 0, for example 2.")
+        if not 0 <= self.box_margin <= 1:
+            raise UserError("The box margin of a propagation is a fraction between 0 and 1, for example 0.05.")
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise UserError(f"The slice range {self.first} to {self.last} is empty; give the lower index first.")
+
+
+@dataclass(frozen=True)
+class EverythingSettings:
+    """Which masks count, and how they are joined through the slices."""
+
+    points_per_side: int = 32
+    layers: int | None = None
+    """Layer n looks at 2**n by 2**n tiles; None is 1 finer layer for a model that zooms, none for others."""
+    min_score: float = 0.5
+    """Smallest predicted IoU, as a fraction of the best one in its layer of the slice."""
+    min_stability: float = 0.8
+    """Smallest IoU of the masks at the thresholds + and - `stability_offset`."""
+    stability_offset: float = 0.1
+    """In units of the median absolute logit, which makes it about Segment Anything's 1.0 for its own models."""
+    max_box_overlap: float = 0.7
+    """Of two masks whose boxes overlap more (IoU), the one with the lower score is dropped."""
+    min_area: int = 20
+    """Smallest mask, and smallest piece of a mask, in pixels."""
+    max_area: float = 0.5
+    """Largest mask as a fraction of the slice; what is larger is background."""
+    min_link: float = 0.5
+    """Smallest IoU of two masks of one object in neighbouring slices."""
+    max_gap: int = 1
+    """So many slices may lack the object between two that show it; they are interpolated."""
+    min_slices: int = 2
+    """An object in fewer slices is dropped."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.points_per_side <= 256:
+            raise UserError("Everything mode takes 1 to 256 points per side, for example 32.")
+        if self.layers is not None and not 0 <= self.layers <= 4:
+            raise UserError("Everything mode takes 0 to 4 finer layers.")
+        fractions = (self.min_score, self.min_stability, self.max_box_overlap, self.max_area, self.min_link)
+        if not all(0 <= value <= 1 for value in fractions):
+            raise UserError("Scores, overlaps and the largest area of everything mode lie between 0 and 1.")
+        if min(self.min_area, self.max_gap, self.stability_offset) < 0 or self.min_slices < 1:
+            raise UserError("Areas, gaps and numbers of slices of everything mode are not negative.")

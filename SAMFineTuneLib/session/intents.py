@@ -1,0 +1,367 @@
+"""Everything that can be asked of a session. `Session.do` and `SessionClient.do` take these; NumPy only.
+
+Numbers of prompts, jobs and requests are the caller's to choose; where they are None, whoever takes the intent chooses.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.slice_plane import SlicePlane
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
+from SAMFineTuneLib.prompts.prompts import Prompt
+
+Color = tuple[float, float, float]
+"""Red, green, blue, each 0 to 1."""
+View = str | SlicePlane
+"""An orientation ("axial", "coronal", "sagittal") or an oblique plane."""
+
+# ---- what the session works on
+
+
+@dataclass(frozen=True, eq=False)
+class SetVolume:
+    """Start over with another volume; without a window, with the default of its modality."""
+
+    volume: Volume
+    window: IntensityWindow | None = None
+
+
+@dataclass(frozen=True)
+class SetWindow:
+    """See the volume through another intensity window; None is the default of its modality."""
+
+    window: IntensityWindow | None
+
+
+@dataclass(frozen=True)
+class SetModel:
+    """Answer with another model, an adapter on it, and a device as `open_engine` takes it."""
+
+    model: str
+    adapter: str = ""
+    device: str = "auto"
+
+
+# ---- segments and prompts
+
+
+@dataclass(frozen=True)
+class AddSegment:
+    """Add a segment. A label value of None is the lowest free one, a colour of None follows from the value."""
+
+    name: str
+    value: int | None = None
+    color: Color | None = None
+
+
+@dataclass(frozen=True)
+class ChangeSegment:
+    """Rename or recolour a segment; None keeps what it has."""
+
+    value: int
+    name: str | None = None
+    color: Color | None = None
+
+
+@dataclass(frozen=True)
+class RemoveSegment:
+    """Remove a segment with its prompts and masks."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class AddPrompt:
+    """Place a prompt on the slices of an orientation, or on an oblique plane."""
+
+    segment: int
+    prompt: Prompt
+    view: View = "axial"
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class MovePrompt:
+    """Put another prompt in the place of one, which keeps its turn in the order; a view of None keeps the view."""
+
+    number: int
+    prompt: Prompt
+    view: View | None = None
+
+
+@dataclass(frozen=True)
+class DeletePrompt:
+    """Remove a prompt. A plane that has no other prompt and no propagated mask then has no mask."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Remove prompts and propagated masks of a segment, on a plane, or both; without either, all of them."""
+
+    segment: int | None = None
+    plane: SlicePlane | None = None
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Take back the last step: a prompt, a segment, a whole propagation."""
+
+
+@dataclass(frozen=True)
+class Redo:
+    """Do again what was undone last."""
+
+
+# ---- jobs
+
+
+@dataclass(frozen=True)
+class Propagate:
+    """Carry the masks of a segment's prompted slices through the volume.
+
+    `orientation` says whose slices, where the segment has prompts in several orientations.
+    """
+
+    segment: int
+    settings: PropagationSettings | None = None
+    orientation: str | None = None
+    job: int | None = None
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Find all objects on the slices `first` to `last` of an orientation; None is the volume's first or last."""
+
+    orientation: str = "axial"
+    settings: EverythingSettings | None = None
+    first: int | None = None
+    last: int | None = None
+    job: int | None = None
+
+
+@dataclass(frozen=True)
+class FindLabels:
+    """Find the labels of an adapter with an automatic head, without prompts.
+
+    The model need not be the one that answers prompts. An empty orientation is the one that the adapter learned from.
+    """
+
+    model: str
+    adapter: str
+    device: str = "auto"
+    orientation: str = ""
+    first: int | None = None
+    last: int | None = None
+    job: int | None = None
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Make objects that a job found segments, in one step.
+
+    Label values of None are the lowest free ones. Without names, the segments are called "Object 1" and so on.
+    """
+
+    job: int
+    objects: tuple[int, ...]
+    values: tuple[int, ...] | None = None
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop a job, a download too, before its next slice. What it found stays only with `keep_results`."""
+
+    job: int
+    keep_results: bool = True
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Embed slices in the background: this one, then its neighbours outwards. A later one moves the focus."""
+
+    orientation: str
+    index: int
+
+
+@dataclass(frozen=True)
+class StopEmbedding:
+    """Embed nothing more in the background."""
+
+
+# ---- between a client and its worker
+
+
+@dataclass(frozen=True)
+class TellAgain:
+    """Tell every mask once more; some got lost."""
+
+
+@dataclass(frozen=True)
+class TakeSnapshot:
+    """Answer with the session as a document."""
+
+    request: int | None = None
+
+
+@dataclass(frozen=True)
+class AskForMasks:
+    """Answer with the masks of objects that a job found."""
+
+    job: int
+    objects: tuple[int, ...]
+    request: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Restore:
+    """Go on from a document: as a step of that name, or else starting over, with nothing to undo."""
+
+    document: bytes
+    step: str | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A client that lost its worker tells the session anew: the first and the last intent of that."""
+
+    begins: bool
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Does nothing; stands where the client's journal knows the session's document, or has forgotten an intent."""
+
+
+# ---- about the worker's models, adapters and cache
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Answer a question of `models_api.Library.QUESTIONS`."""
+
+    question: str
+    model: str = ""
+    request: int | None = None
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch a published model, whose terms the user has agreed to."""
+
+    model: str
+    job: int | None = None
+    request: int | None = None
+
+
+@dataclass(frozen=True)
+class Install:
+    """Install a checkpoint file that was uploaded; `like` is the model whose architecture it has."""
+
+    upload: int
+    name: str
+    model: str | None = None
+    like: str | None = None
+    request: int | None = None
+
+
+Intent = (
+    SetWindow | SetModel | AddSegment | ChangeSegment | RemoveSegment | AddPrompt | MovePrompt | DeletePrompt | Clear
+    | Undo | Redo | Propagate | Everything | FindLabels | Adopt | Cancel | Embed | StopEmbedding | TellAgain
+    | TakeSnapshot | AskForMasks | Restore | Replay | Checkpoint | Ask | Download | Install
+)  # fmt: skip
+"""What a client may send; a volume travels in parts and becomes a `SetVolume` on the worker."""
+LibraryIntent = (Ask, Download, Install)
+"""What needs no session."""
+
+
+class IntentMethods(ABC):
+    """Intents as methods, the same for a session in this process and for a client of one elsewhere.
+
+    What they return is what `do` returns for the intent.
+    """
+
+    @abstractmethod
+    def do(self, intent: Any) -> Any:
+        """Do what an intent asks for."""
+
+    def add_segment(self, name: str, value: int | None = None, color: Sequence[float] | None = None) -> Any:
+        return self.do(AddSegment(name, value, None if color is None else tuple(color)))
+
+    def change_segment(self, value: int, name: str | None = None, color: Sequence[float] | None = None) -> Any:
+        return self.do(ChangeSegment(value, name, None if color is None else tuple(color)))
+
+    def remove_segment(self, value: int) -> Any:
+        return self.do(RemoveSegment(value))
+
+    def add_prompt(self, segment: int, prompt: Prompt, view: View = "axial", number: int | None = None) -> int:
+        """Returns the prompt's number."""
+        return self.do(AddPrompt(segment, prompt, view, number))
+
+    def move_prompt(self, number: int, prompt: Prompt, view: View | None = None) -> Any:
+        return self.do(MovePrompt(number, prompt, view))
+
+    def delete_prompt(self, number: int) -> Any:
+        return self.do(DeletePrompt(number))
+
+    def clear(self, segment: int | None = None, plane: SlicePlane | None = None) -> Any:
+        return self.do(Clear(segment, plane))
+
+    def undo(self) -> Any:
+        return self.do(Undo())
+
+    def redo(self) -> Any:
+        return self.do(Redo())
+
+    def propagate(
+        self,
+        segment: int,
+        settings: PropagationSettings | None = None,
+        orientation: str | None = None,
+        job: int | None = None,
+    ) -> Any:
+        return self.do(Propagate(segment, settings, orientation, job))
+
+    def everything(
+        self,
+        orientation: str = "axial",
+        settings: EverythingSettings | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        job: int | None = None,
+    ) -> Any:
+        return self.do(Everything(orientation, settings, first, last, job))
+
+    def find_labels(
+        self,
+        model: str,
+        adapter: str,
+        device: str = "auto",
+        orientation: str = "",
+        first: int | None = None,
+        last: int | None = None,
+    ) -> Any:
+        return self.do(FindLabels(model, adapter, device, orientation, first, last))
+
+    def adopt(
+        self, job: int, objects: Sequence[int], values: Sequence[int] | None = None, names: Sequence[str] | None = None
+    ) -> Any:
+        values, names = (None if given is None else tuple(given) for given in (values, names))
+        return self.do(Adopt(job, tuple(objects), values, names))
+
+    def cancel(self, job: int, keep_results: bool = True) -> Any:
+        return self.do(Cancel(job, keep_results))
+
+    def embed(self, orientation: str, index: int) -> Any:
+        return self.do(Embed(orientation, index))
+
+    def stop_embedding(self) -> Any:
+        return self.do(StopEmbedding())
