@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib.evaluation.interactive_protocol import WAYS
-from SAMFineTuneLib.evaluation.statistics import by_patient, estimate
+from SAMFineTuneLib.evaluation.result_rows import by_patient
 from SAMFineTuneLib.evaluation.tables import BANDS, Results
 from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
-from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
-from SAMFineTuneLib.simulation.perturbed_prompts import PERTURBATIONS
+from SAMFineTuneLib.metrics.patient_statistics import estimate
+from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES
 
 _COLOURS = ("#1f6feb", "#cf222e", "#1a7f37", "#bf8700", "#8250df", "#57606a", "#0598bc", "#d4a72c")
 _UNIT = (0.0, 1.02)

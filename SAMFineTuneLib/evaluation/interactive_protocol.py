@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import Contestant
 from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
-from SAMFineTuneLib.evaluation.seeds import draws
 from SAMFineTuneLib.evaluation.single_prompt_protocol import judged, row_of
-from SAMFineTuneLib.inference.mask_shapes import interior_points, pieces
-from SAMFineTuneLib.prompts import PlanePrompts
+from SAMFineTuneLib.simulation.corrections import correction, with_click
 from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
 
 
@@ -55,7 +51,7 @@ def interactive(contestant: Contestant, subject: Subject, settings: Settings) ->
 def _sequence(
     contestant: Contestant, subject: Subject, thing: SliceObject, way: Way, settings: Settings
 ) -> Iterator[Row]:
-    rng = draws(settings.seed, subject.digest, thing.name, way.start, way.correction)
+    rng = subject.random(settings.seed, thing.name, way.start, way.correction)
     prompts = prompts_for(_FIRST[way.start], thing.mask, thing.ignored)
     answer = contestant.answer(thing.picture, prompts)
     row = judged(answer, thing, row_of(contestant, subject, thing, "interactive", str(way)), settings)
@@ -67,32 +63,3 @@ def _sequence(
             row = judged(answer, thing, row, settings)
         row = replace(row, step=step)  # nothing is wrong any more: nothing more is clicked
         yield row
-
-
-def correction(
-    answer: np.ndarray, reference: np.ndarray, how: str, rng: np.random.Generator
-) -> tuple[np.ndarray, bool] | None:
-    """The next click as x, y and whether it is inside; None where answer and reference agree."""
-    wrong = answer ^ reference
-    if not wrong.any():
-        return None
-    if how == "random":
-        rows, columns = np.nonzero(wrong)
-        chosen = int(rng.integers(len(rows)))
-        point = np.float32([columns[chosen], rows[chosen]])
-    else:  # missing and too much are pieces of their own, also where they touch
-        largest = max(
-            (piece for part in (reference & ~answer, answer & ~reference) for piece in pieces(part)[:1]),
-            key=np.count_nonzero,
-        )
-        point = interior_points(largest)[0]
-    return point, bool(reference[int(point[1]), int(point[0])])
-
-
-def with_click(prompts: PlanePrompts, point: np.ndarray, inside: bool) -> PlanePrompts:
-    """The prompts and one more point."""
-    return replace(
-        prompts,
-        points=np.concatenate([prompts.points, point[None]]),
-        labels=np.append(prompts.labels, int(inside)),
-    )

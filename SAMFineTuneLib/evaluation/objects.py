@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,6 +74,15 @@ class Subject:
     def seen_along(self) -> str:
         """The orientation that is meant."""
         return orientations(self.labelled, self.orientation)[0]
+
+    def random(self, seed: int, *purpose: str) -> np.random.Generator:
+        """Random numbers for one purpose, such as an object and a protocol.
+
+        They follow from seed, purpose and the digest of the case's voxels and labels alone: neither the order of the
+        work, nor the number of processes, nor a file's name changes them.
+        """
+        text = "|".join((str(seed), self.digest, *purpose))
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little"))
 
     def objects(self, slices: int) -> list[SliceObject]:
         """The objects on up to `slices` slices of each label, evenly spread over those that show it."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from SAMFineTuneLib.metrics.mask_metrics import Agreement
+from SAMFineTuneLib.metrics.patient_statistics import patient_means
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ _TEXT = ("contestant", "patient", "case", "label", "protocol", "variant", "objec
 def numbers_of(found: Agreement) -> dict[str, float | None]:
     """An agreement as columns of a row."""
     return {"dice": found.dice, "iou": found.iou, "hd95": found.hd95, "nsd": found.nsd}
+
+
+def by_patient(rows: Sequence[Row], values: str | Sequence[float | None]) -> dict[str, float]:
+    """One value for each patient, of a column or of one value for each row; rows without a value do not count."""
+    if isinstance(values, str):
+        values = [getattr(row, values) for row in rows]
+    return patient_means(((row.patient, row.case, row.label), value) for row, value in zip(rows, values, strict=True))
 
 
 def to_csv(rows: Iterable[Row]) -> str:

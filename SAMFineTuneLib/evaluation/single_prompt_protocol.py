@@ -9,10 +9,8 @@ from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import Contestant
 from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
-from SAMFineTuneLib.evaluation.seeds import draws
 from SAMFineTuneLib.metrics.mask_metrics import agreement, dice
-from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
-from SAMFineTuneLib.simulation.perturbed_prompts import PERTURBATIONS, perturbed
+from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, perturbed, prompts_for
 
 
 def strategy(name: str, contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
@@ -26,7 +24,7 @@ def perturbation(contestant: Contestant, subject: Subject, settings: Settings) -
     """Every object prompted by every prompt out of place. The prompts in place are those of `strategy`."""
     for thing in subject.objects(settings.slices):
         for how in PERTURBATIONS:
-            rng = draws(settings.seed, subject.digest, thing.name, str(how).replace(how.strategy, "", 1))
+            rng = subject.random(settings.seed, thing.name, str(how).replace(how.strategy, "", 1))
             prompts = perturbed(prompts_for(how.strategy, thing.mask, thing.ignored), how, thing.mask, rng)
             answer = contestant.answer(thing.picture, prompts)
             row = row_of(contestant, subject, thing, "perturbation", str(how))

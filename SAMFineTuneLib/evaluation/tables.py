@@ -8,19 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.evaluation import annotator, statistics
+from SAMFineTuneLib.evaluation import annotator
 from SAMFineTuneLib.evaluation.annotator import Seconds
 from SAMFineTuneLib.evaluation.interactive_protocol import HEADLINE, WAYS
-from SAMFineTuneLib.evaluation.result_rows import Row
-from SAMFineTuneLib.evaluation.statistics import Difference, Estimate, by_patient, difference, estimate
+from SAMFineTuneLib.evaluation.result_rows import Row, by_patient
 from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
-from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
-from SAMFineTuneLib.simulation.perturbed_prompts import PERTURBATIONS
+from SAMFineTuneLib.metrics.patient_statistics import (
+    Difference,
+    Estimate,
+    bootstrap_interval,
+    difference,
+    estimate,
+    holm,
+    partial_spearman,
+)
+from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES
 
 WANTED = (0.85, 0.9)
 """Dice that clicks are counted to."""
 BANDS = ((0, 5), (5, 10), (10, 20), (20, 40), (40, 80), (80, float("inf")))
 """Millimetres from the prompted slice."""
+_CORRELATION_RESAMPLES = 500  # each takes a least-squares fit
 _MEAN = (
     "Means over patients (objects within labels, labels within cases, cases within patients), in brackets the 95 % "
     "interval of a bootstrap over patients."
@@ -133,7 +141,7 @@ def paired_table(results: Results) -> Table:
                              by_patient(results.of(name, strategy), "dice"))  # fmt: skip
             if gap:
                 rows.append((name, strategy, gap, gap.p, gap.patients))
-    corrected = statistics.holm([row[3] for row in rows])
+    corrected = holm([row[3] for row in rows])
     return Table(
         "paired", f"Differences in Dice to {first}",
         "Positive: better. p of Wilcoxon's signed-rank test over patients, two-sided, and corrected for the number of "
@@ -298,15 +306,19 @@ def _correlations(found: Sequence[Row], facts: Sequence[Row]) -> Iterator[Cell]:
     groups: dict[str, list[int]] = {}
     for place, row in enumerate(found):
         groups.setdefault(row.patient, []).append(place)
+    places_of = [np.array(places) for _, places in sorted(groups.items())]
     for number in range(3):
         others = [number_ for number_ in range(3) if number_ != number]
 
         def partial(places: np.ndarray, number=number, others=others) -> float:
-            return statistics.partial_spearman(dice[places], columns[number][places], columns[others][:, places])
+            return partial_spearman(dice[places], columns[number][places], columns[others][:, places])
 
-        value = partial(np.arange(len(dice)))
+        def of_patients(drawn: np.ndarray, partial=partial) -> float:
+            return partial(np.concatenate([places_of[number] for number in drawn]))
+
+        value, patients = partial(np.arange(len(dice))), range(len(places_of))
         yield None if np.isnan(value) else Estimate(
-            value, *statistics.clustered_interval(groups, partial), len(groups)
+            value, *bootstrap_interval(patients, of_patients, _CORRELATION_RESAMPLES), len(patients)
         )
 
 

@@ -23,10 +23,10 @@ from SAMFineTuneLib.inference.mask_shapes import pieces
 from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, propagate
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.mask_metrics import agreement, dice
-from SAMFineTuneLib.prompts import PlanePrompts
-from SAMFineTuneLib.simulation.cosmos_prompts import negatives, positives, prompts_for
+from SAMFineTuneLib.simulation.cosmos_prompts import exact_prompts
 
-STARTS = ("box", "points")
+STARTS = {"box": (0, 0, True), "points": (1, 1, False)}
+"""Points inside, points outside, and whether there is a box, on the slice that is prompted first."""
 BY_SLICE = " by slice"
 """Ends the variant of rows that say how single slices fared after the first round."""
 
@@ -56,7 +56,8 @@ class _Try:
         found = np.zeros(picture.shape, bool)
         ignored = self.subject.slices[place].ignored
         for piece in _objects(self.reference[place]):
-            found |= self.contestant.answer(picture, _prompts(start, piece, ignored)).mask
+            prompts = exact_prompts(piece, *STARTS[start], ignored)
+            found |= self.contestant.answer(picture, prompts).mask
         if found.any():
             self.seeds[place] = found
 
@@ -158,10 +159,3 @@ def in_volume(masks: list[np.ndarray], subject: Subject) -> np.ndarray:
 
 def _objects(mask: np.ndarray) -> list[np.ndarray]:
     return [piece for piece in pieces(mask) if np.count_nonzero(piece) >= LEAST_PIXELS]
-
-
-def _prompts(start: str, piece: np.ndarray, ignored: np.ndarray) -> PlanePrompts:
-    if start == "box":
-        return prompts_for("S5", piece)
-    inside, outside = positives(piece, 1), negatives(piece, 1, ignored)
-    return PlanePrompts(np.concatenate([inside, outside]), np.array([1] * len(inside) + [0] * len(outside)))

@@ -1,14 +1,15 @@
 """How well a mask agrees with the reference: Dice, IoU, HD95 and NSD, in two or three dimensions, in millimetres.
 
-Surfaces are the centres of boundary pixels (voxels): those that share an edge (face) with the outside, the outside of
-the picture included. Distances between them are SciPy's exact Euclidean distance transform. HD95 is the larger of the
-two directed 95th percentiles, NSD the part of both surfaces within the tolerance of the other. Those are the
-conventions of MONAI and of Metrics Reloaded (Maier-Hein et al. 2024).
+Surfaces are the centres of boundary pixels (voxels): those that share an edge (face) with the outside, including the
+outside of the picture. SciPy's exact Euclidean distance transform gives the distances between them. HD95 is the larger
+of the two directed 95th percentiles, NSD the part of both surfaces within the tolerance of the other. MONAI and Metrics
+Reloaded (Maier-Hein et al. 2024) use the same conventions. MONAI itself would bring PyTorch into every evaluation, and
+the package surface-distance is no longer maintained, so these lines stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,32 +35,64 @@ def agreement(answer: np.ndarray, reference: np.ndarray, spacing: Sequence[float
     """
     if answer.shape != reference.shape:
         raise ValueError(f"The answer is {answer.shape}, the reference {reference.shape}.")
-    sizes = int(np.count_nonzero(answer)), int(np.count_nonzero(reference))
-    if not any(sizes):
+    overlap = Overlap.of(answer, reference)
+    if overlap.dice is None:
         return Agreement()
-    if not all(sizes):
+    if not overlap.answer or not overlap.reference:
         return Agreement(0.0, 0.0, None, 0.0)
-    both = int(np.count_nonzero(answer & reference))
     to_reference, to_answer = surface_distances(answer, reference, spacing)
     hd95 = max(float(np.percentile(distances, 95)) for distances in (to_reference, to_answer))
     near = sum(int(np.count_nonzero(one <= tolerance + _ROUNDING)) for one in (to_reference, to_answer))
-    nsd = near / (len(to_reference) + len(to_answer))
-    return Agreement(2 * both / sum(sizes), both / (sum(sizes) - both), hd95, nsd)
+    return Agreement(overlap.dice, overlap.iou, hd95, near / (len(to_reference) + len(to_answer)))
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Pixels of a structure in the answer, in the reference, and in both; overlaps of several slices can be added."""
+
+    answer: int = 0
+    reference: int = 0
+    both: int = 0
+
+    def __add__(self, other: Overlap) -> Overlap:
+        return Overlap(self.answer + other.answer, self.reference + other.reference, self.both + other.both)
+
+    @property
+    def dice(self) -> float | None:
+        """None when neither holds anything."""
+        total = self.answer + self.reference
+        return 2 * self.both / total if total else None
+
+    @property
+    def iou(self) -> float | None:
+        """None when neither holds anything."""
+        union = self.answer + self.reference - self.both
+        return self.both / union if union else None
+
+    @classmethod
+    def of(cls, answer: np.ndarray, reference: np.ndarray) -> Overlap:
+        """Count two bool arrays of one shape."""
+        return cls(*(int(np.count_nonzero(mask)) for mask in (answer, reference, answer & reference)))
 
 
 def dice(answer: np.ndarray, reference: np.ndarray) -> float | None:
     """Dice alone; None when both are empty."""
-    total = int(np.count_nonzero(answer)) + int(np.count_nonzero(reference))
-    return 2 * int(np.count_nonzero(answer & reference)) / total if total else None
+    return Overlap.of(answer, reference).dice
+
+
+def mean_dice(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are defined; None without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def surface_distances(
     first: np.ndarray, second: np.ndarray, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances (n,) in mm from each boundary pixel of one non-empty mask to the other's boundary, both ways."""
-    from scipy.ndimage import distance_transform_edt
+    from scipy.ndimage import distance_transform_edt, find_objects
 
-    around = _box_around(first | second)
+    (around,) = find_objects((first | second).astype(np.uint8))  # distances need nothing beyond
     edges = [boundary(mask[around]) for mask in (first, second)]
     fields = [distance_transform_edt(~edge, sampling=tuple(spacing)) for edge in edges]
     return fields[1][edges[0]], fields[0][edges[1]]
@@ -70,12 +103,3 @@ def boundary(mask: np.ndarray) -> np.ndarray:
     from scipy.ndimage import binary_erosion
 
     return mask & ~binary_erosion(mask)
-
-
-def _box_around(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest block that holds a non-empty mask; distances between surfaces in it need nothing beyond."""
-    block = []
-    for axis in range(mask.ndim):
-        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        block.append(slice(int(places[0]), int(places[-1]) + 1))
-    return tuple(block)

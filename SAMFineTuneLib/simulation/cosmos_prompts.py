@@ -1,10 +1,17 @@
-"""The prompts of COSMOS 1050K (arXiv 2304.14660), made from a reference mask. S1, everything, is in `automatic`.
+"""The prompts of COSMOS 1050K (arXiv 2304.14660), made from a reference mask: in their place, and out of it.
 
-They are deterministic. Positives: the centre of mass when it lies inside the mask, the others at a uniform stride over
-the flattened mask. Negatives: at a uniform stride over the doubled box without the mask. The box is tight.
+Prompts in their place are deterministic. Positives: the centre of mass when it lies inside the mask, the others at a
+uniform stride over the flattened mask. Negatives: at a uniform stride over the doubled box without the mask. The box is
+tight. S1 prompts everything and needs no mask (`evaluation.automatic_protocol`).
+
+COSMOS moves the centre point, or the box, by 0–10, 10–20 and 20–30 pixels. The same distance in pixels means nothing
+for a liver and exceeds a small vessel, so each prompt is also moved by per cent of the object's longer side, and boxes
+are also made too large or too small.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,23 +25,38 @@ STRATEGIES = {
     "S5": "tight box",
     "S6": "tight box and 1 point inside",
 }
-_POSITIVES = {"S2": 1, "S3": 5, "S4": 5, "S5": 0, "S6": 1}
-_NEGATIVES = {"S4": 5}
-_BOXED = ("S5", "S6")
+_COUNTS = {"S2": (1, 0, False), "S3": (5, 0, False), "S4": (5, 5, False), "S5": (0, 0, True), "S6": (1, 0, True)}
+MOVED = {"S2": "point", "S3": "point", "S4": "point", "S5": "box"}
+"""What is moved in each strategy; of several points the first positive one, the centre."""
+_BANDS = ((0, 10), (10, 20), (20, 30))
 
 
 def prompts_for(strategy: str, mask: np.ndarray, ignored: np.ndarray | None = None) -> PlanePrompts:
-    """The prompts of a strategy for a non-empty mask (rows, columns); none of them outside it where `ignored`."""
-    inside = positives(mask, _POSITIVES[strategy])
-    outside = negatives(mask, _NEGATIVES.get(strategy, 0), ignored)
+    """The prompts of a strategy (a key of STRATEGIES) for a non-empty mask; see `exact_prompts`."""
+    return exact_prompts(mask, *_COUNTS[strategy], ignored)
+
+
+def exact_prompts(
+    mask: np.ndarray, inside: int, outside: int, boxed: bool, ignored: np.ndarray | None = None
+) -> PlanePrompts:
+    """Points and a tight box for a non-empty mask.
+
+    Args:
+        mask: The object, bool (rows, columns).
+        inside: Points in the mask.
+        outside: Points around it.
+        boxed: Whether there is a box.
+        ignored: Where no point outside may lie, bool (rows, columns).
+    """
+    within, beyond = _positives(mask, inside), _negatives(mask, outside, ignored)
     return PlanePrompts(
-        np.concatenate([inside, outside]),
-        np.array([1] * len(inside) + [0] * len(outside), np.int64),
-        box=bounding_box(mask) if strategy in _BOXED else None,
+        np.concatenate([within, beyond]),
+        np.array([1] * len(within) + [0] * len(beyond), np.int64),
+        box=bounding_box(mask) if boxed else None,
     )
 
 
-def positives(mask: np.ndarray, count: int) -> np.ndarray:
+def _positives(mask: np.ndarray, count: int) -> np.ndarray:
     """Up to `count` points (n, 2) as x, y inside a mask; fewer where it has fewer pixels."""
     if count == 0:
         return np.zeros((0, 2), np.float32)
@@ -45,7 +67,7 @@ def positives(mask: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([first, others[~(others[:, None] == first[None]).all(axis=2).any(axis=1)]])
 
 
-def negatives(mask: np.ndarray, count: int, ignored: np.ndarray | None = None) -> np.ndarray:
+def _negatives(mask: np.ndarray, count: int, ignored: np.ndarray | None = None) -> np.ndarray:
     """Up to `count` points (n, 2) as x, y around a mask: in its box, doubled, without the mask itself and what is
     `ignored`."""
     x0, y0, x1, y1 = bounding_box(mask)
@@ -62,3 +84,63 @@ def _strided(mask: np.ndarray, count: int) -> np.ndarray:
     count = min(count, len(rows))
     places = np.floor((np.arange(count) + 0.5) * len(rows) / max(count, 1)).astype(int)
     return np.stack([columns[places], rows[places]], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """`what` happens to a strategy's prompt, by how much: `low` to `high` in `unit` ("px" or "%")."""
+
+    strategy: str
+    what: str
+    low: int
+    high: int
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.strategy} {self.what} {self.low}–{self.high} {self.unit}"
+
+    @classmethod
+    def parse(cls, text: str) -> Perturbation:
+        """From what `str` gives."""
+        strategy, *what, band, unit = text.split(" ")
+        low, high = band.split("–")
+        return cls(strategy, " ".join(what), int(low), int(high), unit)
+
+
+PERTURBATIONS = tuple(
+    Perturbation(strategy, f"{moved} {how}", low, high, unit)
+    for strategy, moved in MOVED.items()
+    for how in (("shift", "scale") if moved == "box" else ("shift",))
+    for unit in ("px", "%")
+    for low, high in _BANDS
+)
+
+
+def perturbed(
+    prompts: PlanePrompts, how: Perturbation, mask: np.ndarray, rng: np.random.Generator
+) -> PlanePrompts:
+    """The prompts of an object's mask, changed. What would leave the picture stays at its edge."""
+    amount, angle, sign = rng.uniform(how.low, how.high), rng.uniform(0, 2 * np.pi), rng.choice((-1, 1))
+    if how.unit == "%":
+        x0, y0, x1, y1 = bounding_box(mask)
+        amount *= (max(x1 - x0, y1 - y0) + 1) / 100
+    step = amount * np.array([np.cos(angle), np.sin(angle)])
+    last = np.array(mask.shape[::-1]) - 1
+    if how.what == "point shift":
+        points = prompts.points.copy()
+        points[0] = np.clip(points[0] + step, 0, last)
+        return replace(prompts, points=points)
+    corners = prompts.box.reshape(2, 2).astype(float)
+    if how.what == "box shift":
+        corners += step
+    else:  # all sides outwards, or all inwards but never past the middle
+        inwards = np.minimum(amount, (corners[1] - corners[0]) / 2 - 0.5) if sign < 0 else amount
+        corners += np.stack([-inwards, inwards]) * sign * np.ones((2, 2))
+    return replace(prompts, box=_in_picture(corners, last).ravel())
+
+
+def _in_picture(corners: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Corners (2, 2) clipped to the picture; a box keeps a width and a height of a pixel."""
+    clipped = np.clip(corners, 0, last)
+    low = np.minimum(clipped[0], last - 1)
+    return np.stack([low, np.maximum(clipped[1], low + 1)])

@@ -13,6 +13,9 @@ import numpy as np
 from scipy import ndimage
 
 from SAMFineTuneLib.inference.input_crop import bounding_box
+from SAMFineTuneLib.inference.mask_shapes import interior_points
+from SAMFineTuneLib.prompts import PlanePrompts
+from SAMFineTuneLib.simulation.cosmos_prompts import exact_prompts
 
 POINTS = 5
 """Most positive points that a session begins with, and the number of prompt tokens that every object has."""
@@ -32,6 +35,13 @@ class First:
     def box(self) -> np.ndarray | None:
         """x0, y0, x1, y1, when it is a box."""
         return self.coords[:2].reshape(4) if self.labels[0] == 2 else None
+
+
+def exact_prompt(mask: np.ndarray, by_box: bool) -> PlanePrompts:
+    """The tight box of a mask (rows, columns), or its most interior point: what held-out cases are tested with."""
+    if by_box:
+        return exact_prompts(mask, 0, 0, True)
+    return PlanePrompts(interior_points(mask), np.ones(1, np.int64))
 
 
 def first_prompt(rng: np.random.Generator, mask: np.ndarray, kind: str = "mixed") -> First:

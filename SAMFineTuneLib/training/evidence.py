@@ -1,15 +1,118 @@
-"""What a fine-tuning gained: Dice of held-out cases before and after, and what those figures refer to."""
+"""Evidence: how well a network answers held-out cases, before and after fine-tuning, and what those figures refer to.
+
+Dice is measured for one box, for one point, and without a prompt, on what a user would get: the predictor chooses the
+view and takes the candidate with the best predicted IoU. Every object (a connected piece of 20 pixels or more) gets one
+prompt; the answers for a structure are united on each slice. Dice counts all measured slices of a case together, in the
+slices' own pixels, foreground only. The automatic head is measured on every slice, also where nothing is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+import torch
+from torch import nn
+
+from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, objects_of
 from SAMFineTuneLib.cases.splits import Folds
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
+from SAMFineTuneLib.inference.predictor import Predictor
+from SAMFineTuneLib.metrics.mask_metrics import Overlap, mean_dice
+from SAMFineTuneLib.metrics.patient_statistics import Difference, Estimate, difference, estimate, patient_means
 from SAMFineTuneLib.models.adapters.adapter_card import Gain
-from SAMFineTuneLib.training.held_out import interval, mean_dice
+from SAMFineTuneLib.models.preprocess import prepare
+from SAMFineTuneLib.models.spec import ModelSpec
+from SAMFineTuneLib.simulation.first_prompts import exact_prompt
+
+WAYS = ("1 box", "1 point", "automatic")
+_MEMORY = 64 << 20
 
 Measured = Mapping[str, Mapping[str, Sequence[float | None]]]
 """By the digest of a case and the way of prompting: Dice of every label."""
+
+
+class NetworkEngine:
+    """An engine (see `inference.engine`) over a network in training; embeddings are those of its present weights."""
+
+    def __init__(self, network: nn.Module, spec: ModelSpec, device: torch.device) -> None:
+        self.spec, self.digest, self.device, self.notices = spec, "", str(device), []
+        self._network, self._device = network, device
+
+    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """See `inference.engine.Engine`."""
+        with torch.inference_mode():
+            embedding = self._network.encode(self._tensor(image))
+            return {name: value.float().cpu().numpy() for name, value in embedding.items()}
+
+    def decode(self, embedding: dict[str, np.ndarray], *prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `inference.engine.Engine`."""
+        with torch.inference_mode():
+            answer = self._network.decode(self._tensors(embedding), *(self._tensor(array) for array in prompts))
+            return tuple(value.float().cpu().numpy() for value in answer)
+
+    def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
+        """Class logits (1, C, L, L) of an automatic head."""
+        with torch.inference_mode():
+            return self._network.decode_classes(self._tensors(embedding)).float().cpu().numpy()
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(np.asarray(array, np.float32), device=self._device)
+
+    def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: self._tensor(array) for name, array in arrays.items()}
+
+
+def measure_case(
+    engine: NetworkEngine,
+    slices: Sequence[LabelledSlice],
+    classes: int,
+    ways: Iterable[str],
+    most: int = 1000,
+) -> dict[str, tuple[float | None, ...]]:
+    """Dice of a case for each way of prompting, one value a class (1 to `classes`), None where it has none.
+
+    `slices` are all of the case; prompts go on up to `most` that show something.
+    """
+    labelled = [one for one in slices if objects_of(one)]
+    found = {}
+    for way in ways:
+        sums = [Overlap()] * classes
+        shown = slices if way == "automatic" else evenly(labelled, most)
+        for one in shown:
+            for label, pair in enumerate(zip(*answer_slice(engine, one, way, classes), strict=True)):
+                sums[label] += Overlap.of(*pair)
+        # A class that the reference lacks is no evidence for prompts, which are made from the reference.
+        found[way] = tuple(one.dice if one.reference or way == "automatic" else None for one in sums)
+    return found
+
+
+def answer_slice(
+    engine: NetworkEngine, one: LabelledSlice, way: str, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (classes, rows, columns) that a way of prompting gives on a slice, and those that it was asked for.
+
+    A class that the slice does not show has an empty mask, unless the automatic head believes to see it. Pixels that
+    count for nothing are in no mask.
+    """
+    numbers = range(1, classes + 1)
+    if way == "automatic":
+        found = automatic_classes(engine, one.picture)
+        masks, reference = (np.stack(own) for own in ([found == n for n in numbers], [one.mask(n) for n in numbers]))
+        return masks & ~one.ignored, reference
+    predictor = Predictor(engine, EmbeddingCache(memory_bytes=_MEMORY))
+    masks, reference = np.zeros((2, classes, *one.classes.shape), bool)
+    for thing in objects_of(one):
+        reference[thing.label - 1] |= thing.mask
+        masks[thing.label - 1] |= predictor.predict(one.picture, exact_prompt(thing.mask, by_box=way == "1 box")).mask
+    return masks & ~one.ignored, reference
+
+
+def automatic_classes(engine: NetworkEngine, picture: np.ndarray) -> np.ndarray:
+    """Class of every pixel, uint8 [rows, columns], by the automatic head."""
+    image, place = prepare(picture, engine.spec)
+    logits = engine.decode_classes(engine.encode(image))[0]
+    return place.logits_to_picture(logits).argmax(0).astype(np.uint8)
 
 
 def evidence_of(folds: Folds) -> str:
@@ -48,25 +151,18 @@ def gains(
     found = []
     for way in ways if after else ():
         for label, numbers in labels:
-            values = {
-                stage: [_mean_of(case.get(way), numbers) for case in (measured.get(one, {}) for one in after)]
-                for stage, measured in (("before", before), ("after", after))
-            }
-            spans = {stage: _patient_interval(list(after), values[stage], patients) for stage in values}
-            found.append(Gain(way, tuple(after), tuple(values["before"]), tuple(values["after"]), label,
-                              spans["before"], spans["after"]))  # fmt: skip
+            dice = [
+                {case: mean_dice(values[number] for number in numbers) if (values := measured.get(case, {}).get(way))
+                 else None for case in after}
+                for measured in (before, after)
+            ]  # fmt: skip
+            by_patient = [patient_means(((patients[case], case), value) for case, value in one.items()) for one in dice]
+            found.append(Gain(
+                way, tuple(after), *(tuple(one.values()) for one in dice), label,
+                *(_span(estimate(one)) for one in by_patient), _span(difference(*by_patient)),
+            ))  # fmt: skip
     return tuple(found)
 
 
-def _mean_of(values: Sequence[float | None] | None, numbers: Sequence[int]) -> float | None:
-    return mean_dice(values[number] for number in numbers) if values else None
-
-
-def _patient_interval(
-    digests: Sequence[str], values: Sequence[float | None], patients: Mapping[str, str]
-) -> tuple[float, float] | None:
-    """Bootstrap interval over patients; cases of one patient count as their mean."""
-    by_patient: dict[str, list[float | None]] = {}
-    for digest, value in zip(digests, values, strict=True):
-        by_patient.setdefault(patients[digest], []).append(value)
-    return interval([mean_dice(own) for own in by_patient.values()])
+def _span(found: Estimate | Difference | None) -> tuple[float, float] | None:
+    return None if found is None or found.low is None else (found.low, found.high)

@@ -28,13 +28,21 @@ from SAMFineTuneLib.cases.splits import Fold
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, new_folder
 from SAMFineTuneLib.images import overlay_picture
+from SAMFineTuneLib.metrics.mask_metrics import mean_dice
 from SAMFineTuneLib.models.adapters.tuning import Card, Gain, attach, save_adapter
 from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.owner import owning
 from SAMFineTuneLib.training.clock import Clock
-from SAMFineTuneLib.training.evidence import advice, evidence_of, gains
-from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, answer_slice, mean_dice, measure_case
+from SAMFineTuneLib.training.evidence import (
+    WAYS,
+    NetworkEngine,
+    advice,
+    answer_slice,
+    evidence_of,
+    gains,
+    measure_case,
+)
 from SAMFineTuneLib.training.plan import (
     STATE,
     Plan,

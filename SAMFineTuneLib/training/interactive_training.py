@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from SAMFineTuneLib.models.spec import ModelSpec
+from SAMFineTuneLib.simulation.corrections import batch_corrections
 from SAMFineTuneLib.training.losses import round_loss
 
 
@@ -58,7 +59,7 @@ def session_loss(
             break
         before = masks.detach()[torch.arange(len(masks)), chosen]
         chances = objects.chances[:, number]
-        clicks, kinds = corrections(before, objects.targets, chances, spec.input_size, objects.counted)
+        clicks, kinds = batch_corrections(before, objects.targets, chances, spec.input_size, objects.counted)
         coords, labels = torch.cat([coords, clicks], 1), torch.cat([labels, kinds], 1)
         given = (chances[:, 6] < feedback).to(coords.dtype)
         logits = before[:, None] * given[:, None, None, None]
@@ -94,29 +95,3 @@ def best_candidate(predicted: Tensor, ambiguous: Tensor, ranks_all: bool) -> Ten
     if ranks_all:
         return predicted.argmax(1)
     return torch.where(ambiguous, predicted[:, 1:].argmax(1) + 1, 0)
-
-
-def corrections(
-    logits: Tensor, target: Tensor, chances: Tensor, input_size: int, counted: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """One click each where the answer (n, L, L) misses the target and where it spills over, where that is `counted`.
-
-    `chances` (n, 7) uniform. -> input pixels (n, 2, 2) as x, y and labels (n, 2): 1 and 0, -1 where nothing is wrong
-    in that way.
-    """
-    truth, answer = target > 0.5, logits > 0
-    if counted is not None:
-        answer = answer & (counted > 0.5)
-    side = target.shape[-1]
-    coords, labels = [], []
-    for kind, wrong, at in ((1.0, truth & ~answer, 0), (0.0, answer & ~truth, 3)):
-        flat = wrong.flatten(1)
-        count = flat.sum(1)
-        # The pixel of that rank among the wrong ones; without any, the first pixel, which then counts for nothing.
-        rank = (chances[:, at] * count).long().clamp(max=(side * side) - 1) + 1
-        index = (flat.cumsum(1) == rank[:, None]).to(torch.uint8).argmax(1)
-        cell = torch.stack([index % side, index // side], 1)
-        # Anywhere in the cell, in input pixels, whose centres are whole numbers.
-        coords.append((cell + chances[:, at + 1 : at + 3]) * (input_size / side) - 0.5)
-        labels.append(torch.where(count > 0, kind, -1.0))
-    return torch.stack(coords, 1), torch.stack(labels, 1).to(coords[0].dtype)

@@ -11,7 +11,7 @@ import torch
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
 from SAMFineTuneLib.models.adapters.tuning import attach
 from SAMFineTuneLib.models.load import load_network
-from SAMFineTuneLib.training.held_out import WAYS, NetworkEngine, measure_case
+from SAMFineTuneLib.training.evidence import WAYS, NetworkEngine, measure_case
 from SAMFineTuneLib.training.plan import Plan, looking
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.training_items import Items

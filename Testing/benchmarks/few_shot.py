@@ -23,10 +23,11 @@ from SAMFineTuneLib.cases.case_slices import evenly, slices_of, with_objects
 from SAMFineTuneLib.cases.cases import LabelChoice, find_cases, read_labelled, survey
 from SAMFineTuneLib.cases.splits import split
 from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.metrics.mask_metrics import Overlap, mean_dice
+from SAMFineTuneLib.metrics.patient_statistics import bootstrap_interval
 from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.training.fine_tuning import fine_tune
-from SAMFineTuneLib.training.held_out import Overlap, interval, mean_dice
 from SAMFineTuneLib.training.training_settings import PRESETS, Settings
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -129,8 +130,8 @@ def print_table(done: dict, arguments: argparse.Namespace) -> None:
 
 def with_span(values) -> str:
     """Mean and 95 % bootstrap interval."""
-    low, high = interval(list(values)) or (np.nan, np.nan)
-    return f"{np.mean(values):.3f} ({low:.3f} to {high:.3f})"
+    low, high = bootstrap_interval(list(values))
+    return f"{np.mean(values):.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

@@ -25,14 +25,11 @@ from SAMFineTuneLib.inference.input_crop import bounding_box
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, propagate
 from SAMFineTuneLib.inference.settings import MODES, PropagationSettings
+from SAMFineTuneLib.metrics.mask_metrics import dice
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts
 
 DISTANCES = ((0, 0), (1, 2), (3, 5), (6, 99))
-
-
-def dice(a, b) -> float:
-    return 2 * np.count_nonzero(a & b) / max(np.count_nonzero(a) + np.count_nonzero(b), 1)
 
 
 def read_settings(text: str) -> PropagationSettings:

@@ -130,7 +130,7 @@ def predictor_of(model: str) -> Predictor:
         return Predictor(open_engine(Store().get(model)))
     import torch
 
-    from SAMFineTuneLib.training.held_out import NetworkEngine
+    from SAMFineTuneLib.training.evidence import NetworkEngine
     from SAMFineTuneLib.training.synthetic_pretraining import load_run
 
     run = load_run(Path(model))

@@ -17,7 +17,7 @@ from SAMFineTuneLib.cases.case_slices import LabelledSlice, objects_of  # noqa: 
 from SAMFineTuneLib.cases.cases import IGNORED  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
-from SAMFineTuneLib.training import held_out  # noqa: E402
+from SAMFineTuneLib.training import evidence  # noqa: E402
 from SAMFineTuneLib.training.interactive_training import Objects, session_loss  # noqa: E402
 from SAMFineTuneLib.training.losses import class_loss, round_loss  # noqa: E402
 from SAMFineTuneLib.training.training_items import Items, class_shares  # noqa: E402
@@ -108,9 +108,9 @@ def test_items_say_what_does_not_count(prompts):
 def test_dice_of_a_case_leaves_out_what_was_not_decided(monkeypatch, way):
     one = undecided_slice()
     wider = one.classes > 0  # the disc and all that is undecided
-    monkeypatch.setattr(held_out, "automatic_classes", lambda engine, picture: wider.astype(np.uint8))
-    monkeypatch.setattr(held_out.Predictor, "predict", lambda *_: SimpleNamespace(mask=wider))
-    assert held_out.measure_case(SimpleNamespace(), [one], 1, (way,)) == {way: (1.0,)}
+    monkeypatch.setattr(evidence, "automatic_classes", lambda engine, picture: wider.astype(np.uint8))
+    monkeypatch.setattr(evidence.Predictor, "predict", lambda *_: SimpleNamespace(mask=wider))
+    assert evidence.measure_case(SimpleNamespace(), [one], 1, (way,)) == {way: (1.0,)}
 
 
 def test_overlapping_classes_are_objects_of_their_own():

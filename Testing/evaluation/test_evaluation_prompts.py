@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from SAMFineTuneLib.evaluation.interactive_protocol import correction
-from SAMFineTuneLib.evaluation.seeds import draws
-from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES, prompts_for
-from SAMFineTuneLib.simulation.perturbed_prompts import PERTURBATIONS, Perturbation, perturbed
+from SAMFineTuneLib.evaluation.objects import Subject
+from SAMFineTuneLib.simulation.corrections import correction
+from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES, Perturbation, perturbed, prompts_for
 
 
 def disc(shape=(60, 80), centre=(25, 30), radius=10):
@@ -77,11 +78,15 @@ def test_a_prompt_moves_by_as_much_as_it_says(how):
     assert Perturbation.parse(str(how)) == how
 
 
-def test_draws_depend_on_seed_and_purpose_alone():
-    first = draws(3, "case", "object", "way").random(4)
-    draws(3, "another").random(100)
-    assert (draws(3, "case", "object", "way").random(4) == first).all()
-    assert not any((draws(*other).random(4) == first).any() for other in ((4, "case", "object", "way"), (3, "case")))
+def test_draws_depend_on_seed_case_and_purpose_alone():
+    def draws(seed, digest, *purpose):
+        return Subject(SimpleNamespace(digest=digest)).random(seed, *purpose).random(4)
+
+    first = draws(3, "case", "object", "way")
+    draws(3, "another")
+    assert (draws(3, "case", "object", "way") == first).all()
+    for other in ((4, "case", "object", "way"), (3, "other", "object", "way"), (3, "case", "object")):
+        assert not (draws(*other) == first).any()
 
 
 def test_corrections_are_where_the_answer_is_wrong():

@@ -25,8 +25,7 @@ from SAMFineTuneLib.images import Volume
 from SAMFineTuneLib.inference.settings import EverythingSettings
 from SAMFineTuneLib.metrics.mask_metrics import dice
 from SAMFineTuneLib.prompts import PlanePrompts
-from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES, prompts_for
-from SAMFineTuneLib.simulation.perturbed_prompts import PERTURBATIONS
+from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES, prompts_for
 
 NAMES = ("tube", "ball", "second tube")
 

@@ -22,16 +22,18 @@ from tuning_runs import same, settings, trained, training  # noqa: E402
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, objects_of  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.inference.predictor import Predictor  # noqa: E402
+from SAMFineTuneLib.metrics.mask_metrics import Overlap  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.spec import ModelSpec  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
 from SAMFineTuneLib.simulation import first_prompts as prompting  # noqa: E402
+from SAMFineTuneLib.simulation.corrections import batch_corrections  # noqa: E402
 from SAMFineTuneLib.training import training_items as items_module  # noqa: E402
 from SAMFineTuneLib.training import training_loop as loop  # noqa: E402
 from SAMFineTuneLib.training.augmentation import augment  # noqa: E402
-from SAMFineTuneLib.training.held_out import NetworkEngine, Overlap, interval, measure_case  # noqa: E402
-from SAMFineTuneLib.training.interactive_training import corrections, decode_as_asked  # noqa: E402
+from SAMFineTuneLib.training.evidence import NetworkEngine, measure_case  # noqa: E402
+from SAMFineTuneLib.training.interactive_training import decode_as_asked  # noqa: E402
 from SAMFineTuneLib.training.losses import class_loss, round_loss  # noqa: E402
 from SAMFineTuneLib.training.process_group import Gang  # noqa: E402
 from SAMFineTuneLib.training.training_items import Items, class_shares  # noqa: E402
@@ -224,7 +226,7 @@ def test_clicks_correct_what_is_wrong():
     logits[2][target[2] > 0] = 4.0  # right
     for seed in range(10):
         chances = torch.rand(3, 7, generator=torch.Generator().manual_seed(seed))
-        coords, labels = corrections(logits, target, chances, 64)
+        coords, labels = batch_corrections(logits, target, chances, 64)
         assert labels.tolist() == [[-1, 0], [1, -1], [-1, -1]]
         cell = ((coords + 0.5) / 4).floor().long()
         x, y = cell[0, 1].tolist()
@@ -500,12 +502,6 @@ def test_a_structure_answers_only_for_the_slices_that_show_it(folder):
     alone = [measure_case(engine, [one], 2, ["1 box"])["1 box"] for one in (first, second)]
     assert measure_case(engine, [first, second], 2, ["1 box"])["1 box"] == (alone[0][0], alone[1][1])
     assert alone[0][1] is None and alone[1][0] is None
-
-
-def test_intervals_need_two_and_hold_the_mean():
-    assert interval([0.5]) is None and interval([None, 0.5]) is None
-    low, high = interval([0.5, 0.7, 0.9])
-    assert low < 0.7 < high
 
 
 def test_evenly_spread():

@@ -31,9 +31,11 @@ class Gain:
     interval_before: tuple[float, float] | None = None
     """95 % interval of the mean over cases."""
     interval_after: tuple[float, float] | None = None
+    interval_gain: tuple[float, float] | None = None
+    """95 % interval of the mean difference between after and before; None where there is no before."""
 
     def __post_init__(self) -> None:
-        for name in ("cases", "before", "after", "interval_before", "interval_after"):
+        for name in ("cases", "before", "after", "interval_before", "interval_after", "interval_gain"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
         if not len(self.cases) == len(self.before) == len(self.after):
