@@ -16,7 +16,7 @@ from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
 from SAMFineTuneLib.mrml.segment_export import is_empty
 from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
-from SAMFineTuneLib.mrml.segments.segment_writer import ClaimInfo, SegmentWriter
+from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter, WrittenMask
 from SAMFineTuneLib.session.events import Event, Failed, Notice, StateChanged
 
 _log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class Work:
         fresh, self._fresh = self._fresh, []
         if not fresh:
             return
-        claims, parts = self.writer.claims(), []
+        claims, parts = self.writer.masks(), []
         for segment_id in [segment_id for segment_id in fresh if self.table.has(segment_id)]:
             own = [claim for claim in claims if claim.segment_id == segment_id]
             got, wanted = sum(claim.voxels for claim in own), sum(claim.wanted for claim in own)
@@ -206,8 +206,8 @@ class Work:
                 "them."
             ))  # fmt: skip
 
-    def _shown(self) -> dict[tuple[str, str, int], ClaimInfo]:
-        return {(claim.segment_id, claim.plane_key, claim.since): claim for claim in self.writer.claims()}
+    def _shown(self) -> dict[tuple[str, str, int], WrittenMask]:
+        return {(claim.segment_id, claim.plane_key, claim.since): claim for claim in self.writer.masks()}
 
     def sweep(self) -> None:
         """Take back masks that the session does not have: their prompts went while the worker was away. Only when
@@ -226,7 +226,7 @@ class Work:
         """Put what is known into the scene."""
         self.keeper.outdated, self.masks.stored = False, True
         record = self.keeper.record
-        if record.document is None and not len(self.writer.claims()):
+        if record.document is None and not len(self.writer.masks()):
             return
         record.values = dict(self.table.values)
         record.claims = self.writer.to_dict()

@@ -144,4 +144,3 @@ def _layer(node, image, names: dict[int, str]) -> LabelLayer:
     affine[3] = (0, 0, 0, 1)
     array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
     return LabelLayer(array, affine, names)
-

@@ -76,7 +76,7 @@ class Stopwatch:
         self.around(client, "add_prompt", before=lambda: self.mark("noticed"))
         self.around(client._connection, "send", before=lambda: "noticed" in self.at and self.mark("sent"))
         self.around(client, "pump", after=self._heard)
-        self.around(session._writer, "show", after=self._wrote)
+        self.around(session._writer, "write", after=self._wrote)
         self.around(session, "pump", after=lambda *_: "wrote" in self.at and self.mark("shown"))
 
     def _heard(self, events, _) -> None:

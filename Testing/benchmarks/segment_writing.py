@@ -126,8 +126,8 @@ class Bench:
     def first_mask(self) -> list[float]:
         plane = self._planes("axial", 1)[0]
         mask = self._disc(plane)
-        times = timed([lambda: self.writer.show("first", plane, mask)])
-        self.writer.show("first", plane, None)
+        times = timed([lambda: self.writer.write("first", plane, mask)])
+        self.writer.write("first", plane, None)
         return times
 
     def ours(self, kind: str, repeats: int) -> list[float]:
@@ -135,15 +135,15 @@ class Bench:
         planes = self._planes(kind, repeats)
         masks = [self._disc(plane) for plane in planes]
         for plane, mask in zip(planes, masks, strict=True):
-            self.writer.show("first", plane, mask)
+            self.writer.write("first", plane, mask)
         moved = [np.roll(mask, 9, axis=1) for mask in masks]
         return timed(
-            [lambda p=plane, m=mask: self.writer.show("first", p, m) for plane, mask in zip(planes, moved, strict=True)]
+            [lambda p=p, m=m: self.writer.write("first", p, m) for p, m in zip(planes, moved, strict=True)]
         )
 
     def taken_back(self, repeats: int) -> list[float]:
         planes = self._planes("axial", repeats)
-        return timed([lambda p=plane: self.writer.show("first", p, None) for plane in planes])
+        return timed([lambda p=plane: self.writer.write("first", p, None) for plane in planes])
 
     def _modifier(self, index: int):
         plane = self._planes("axial", 1)[0]
@@ -188,8 +188,8 @@ class Bench:
         times = []
         for step in range(repeats):
             plane = self._planes("axial", repeats)[step]
-            self.writer.show("first", plane, self._disc(plane))
-            self.writer.show("first", plane, None)
+            self.writer.write("first", plane, self._disc(plane))
+            self.writer.write("first", plane, None)
             times += timed([self.writer.refresh_surface])
         return times
 

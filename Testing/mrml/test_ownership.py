@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SAMFineTuneLib.mrml.segments.ownership import Claim, Ledger, Membership, Runs, Shelf, merged, place
+from SAMFineTuneLib.mrml.segments.ownership import FormerOwners, Membership, Owner, Owners, Runs, merged, write_new
 
 SHAPE = (3, 4, 5)
 SIZE = 60
@@ -51,27 +51,27 @@ def test_damaged_runs_are_refused(text):
 
 
 class Voxels:
-    """Three segments as sets of voxels, and claims on them."""
+    """Three segments as sets of voxels, and owners on them."""
 
     def __init__(self, ground: dict[str, frozenset[int]]):
         self.now = {name: set(voxels) for name, voxels in ground.items()}
-        self.ledger = Ledger(SHAPE)
+        self.owners = Owners(SHAPE)
 
-    def put(self, place, claim: Claim | None, wanted=None) -> None:
-        """Put a claim in the place of another; it gets the `wanted` voxels when it is a new one."""
-        old = self.ledger.get(*place)
-        parts = [set(wanted or ())] + [set(one.voxels.voxels().tolist()) for one in (old, claim) if one is not None]
+    def put(self, place, owner: Owner | None, wanted=None) -> None:
+        """Put a owner in the place of another; it gets the `wanted` voxels when it is a new one."""
+        old = self.owners.get(*place)
+        parts = [set(wanted or ())] + [set(one.voxels.voxels().tolist()) for one in (old, owner) if one is not None]
         work = ascending(set().union(*parts))
         members = self._members(work)
-        lifted = self.ledger.lift(work, members)
-        self.ledger.lay_down(work, lifted, members, old, claim if wanted is None else None)
-        self.ledger.drop(*place)
-        if old is not None and old is not claim:
-            old.put_aside()
-        if claim is not None:
+        overlaps = self.owners.restore(work, members)
+        self.owners.write(work, overlaps, members, old, owner if wanted is None else None)
+        self.owners.drop(*place)
+        if old is not None and old is not owner:
+            old.release()
+        if owner is not None:
             if wanted is not None:
-                self._settle(claim, ascending(wanted), work, members)
-            self.ledger.add(claim)
+                self._settle(owner, ascending(wanted), work, members)
+            self.owners.add(owner)
         for name, lost, gained in members.changed():
             self.now[name] -= set(work[lost].tolist())
             self.now[name] |= set(work[gained].tolist())
@@ -81,23 +81,23 @@ class Voxels:
         for name in "ABC":
             self.now[name] -= set(stroke)
         self.now[brush] |= set(stroke)
-        self.ledger.notice(ascending(stroke), self._members(ascending(stroke)))
+        self.owners.notice(ascending(stroke), self._members(ascending(stroke)))
 
     def _members(self, work) -> Membership:
         return Membership("ABC", lambda name: np.array([v in self.now[name] for v in work], bool), len(work))
 
-    def new(self, place, way: str) -> Claim:
+    def new(self, place, way: str) -> Owner:
         takes_from, keeps_off = {"takes": (None, frozenset()), "beside": (frozenset(), frozenset()),
                                  "protects": (frozenset(), None)}[way]  # fmt: skip
-        return Claim(*place, takes_from, keeps_off, self.ledger.next_number())
+        return Owner(*place, takes_from, keeps_off, self.owners.next_number())
 
-    def _settle(self, claim, voxels, work, members) -> None:
+    def _settle(self, owner, voxels, work, members) -> None:
         at = np.searchsorted(work, voxels)
-        if claim.keeps_off is None:
-            others = np.any([members[name][at] for name in "ABC" if name != claim.segment], axis=0)
-            at = at[~others | members[claim.segment][at]]
-        takes = {name: members[name][at].copy() for name in "ABC" if claim.may_take_from(name)}
-        place(claim, work, at, np.zeros(len(at), bool), takes, members)
+        if owner.keeps_off is None:
+            others = np.any([members[name][at] for name in "ABC" if name != owner.segment], axis=0)
+            at = at[~others | members[owner.segment][at]]
+        takes = {name: members[name][at].copy() for name in "ABC" if owner.may_take_from(name)}
+        write_new(owner, work, at, np.zeros(len(at), bool), takes, members)
 
     def seen(self) -> dict[str, frozenset[int]]:
         return {name: frozenset(voxels) for name, voxels in self.now.items()}
@@ -110,9 +110,7 @@ ways = st.sampled_from(("takes", "beside", "protects"))
 @settings(max_examples=300)
 @given(
     grounds,
-    st.lists(
-        st.tuples(st.sampled_from("ABC"), st.integers(0, 2), st.one_of(st.none(), voxel_sets), ways), max_size=10
-    ),
+    st.lists(st.tuples(st.sampled_from("ABC"), st.integers(0, 2), st.one_of(st.none(), voxel_sets), ways), max_size=10),
     st.lists(st.tuples(st.integers(0, 10), st.integers(0, 999)), max_size=6),
 )
 def test_the_same_claims_on_the_same_ground_are_the_same_voxels(ground, steps, jumps):
@@ -120,24 +118,24 @@ def test_the_same_claims_on_the_same_ground_are_the_same_voxels(ground, steps, j
     voxels = Voxels(ground)
     moments = [({}, voxels.seen())]
     for segment, plane, wanted, way in steps:
-        where, claims = (segment, str(plane)), dict(moments[-1][0])
-        claim = None if wanted is None else voxels.new(where, way)
-        voxels.put(where, claim, wanted)
-        claims[where] = claim
+        where, owners = (segment, str(plane)), dict(moments[-1][0])
+        owner = None if wanted is None else voxels.new(where, way)
+        voxels.put(where, owner, wanted)
+        owners[where] = owner
         before, now = moments[-1][1], voxels.seen()
         changed = {name for name in "ABC" if before[name] != now[name]}
         assert changed <= {segment} or way == "takes" or moments[-1][0].get(where) is not None
         if changed - {segment}:
             replaced = moments[-1][0].get(where)
             assert way == "takes" or replaced.takes_from is None  # what it took is given back
-        moments.append((claims, now))
+        moments.append((owners, now))
     for index, seed in jumps:
-        claims, seen = moments[index % len(moments)]
-        places = sorted({*claims, *((claim.segment, claim.plane) for claim in voxels.ledger)})
+        owners, seen = moments[index % len(moments)]
+        places = sorted({*owners, *((owner.segment, owner.plane) for owner in voxels.owners)})
         for at in np.random.default_rng(seed).permutation(len(places)):
-            voxels.put(places[at], claims.get(places[at]))
+            voxels.put(places[at], owners.get(places[at]))
         assert voxels.seen() == seen
-    for where in sorted((claim.segment, claim.plane) for claim in voxels.ledger):
+    for where in sorted((owner.segment, owner.plane) for owner in voxels.owners):
         voxels.put(where, None)
     assert voxels.seen() == {name: frozenset(ground[name]) for name in "ABC"}
 
@@ -155,7 +153,7 @@ def test_the_same_claims_on_the_same_ground_are_the_same_voxels(ground, steps, j
     st.integers(0, 999),
 )  # fmt: skip
 def test_what_is_drawn_in_between_is_never_lost(ground, steps, seed):
-    """And then all claims are taken back in any order."""
+    """And then all owners are taken back in any order."""
     voxels = Voxels({name: frozenset() for name in ground})
     drawn: dict[int, str] = {}
     for segment, plane, wanted, way, brush, stroke in steps:
@@ -165,32 +163,32 @@ def test_what_is_drawn_in_between_is_never_lost(ground, steps, seed):
         voxels.draw(brush, fresh)
         drawn |= dict.fromkeys(fresh, brush)
         assert all(voxel in voxels.now[name] for voxel, name in drawn.items())
-    places = sorted((claim.segment, claim.plane) for claim in voxels.ledger)
+    places = sorted((owner.segment, owner.plane) for owner in voxels.owners)
     for at in np.random.default_rng(seed).permutation(len(places)):
         voxels.put(places[at], None)
         assert all(voxel in voxels.now[name] for voxel, name in drawn.items())
 
 
 def test_of_very_many_claims_put_aside_the_oldest_are_forgotten():
-    shelf = Shelf(most=3)
-    claims = [Claim("A", f"axial:{n}", since=1, voxels=Runs.of(np.array([2 * n]))) for n in range(5)]
-    for claim in claims:
-        shelf.put(claim)
+    shelf = FormerOwners(most=3)
+    owners = [Owner("A", f"axial:{n}", since=1, voxels=Runs.of(np.array([2 * n]))) for n in range(5)]
+    for owner in owners:
+        shelf.put(owner)
     found = [shelf.take("A", f"axial:{n}", 1) for n in range(5)]
-    assert found == [None, None, *claims[2:]]
+    assert found == [None, None, *owners[2:]]
     assert shelf.take("A", "axial:4", 1) is None  # it was taken
-    shelf.put(Claim("A", "axial:0"))  # without a moment it could not be asked for
+    shelf.put(Owner("A", "axial:0"))  # without a moment it could not be asked for
     assert shelf.take("A", "axial:0", 0) is None
 
 
 def test_claims_survive_being_stored():
-    claim = Claim("A", "axial:3", frozenset("BC"), None, 7, 12, "abc", 40, Runs.of(np.arange(5, 30)))
-    claim.held, claim.added = Runs.of(np.arange(5, 20)), Runs.of(np.arange(7, 9))
-    claim.took["B"] = claim.takes["B"] = Runs.of(np.array([11, 13]))
-    again = Claim.from_dict(claim.to_dict())
-    assert again.to_dict() == claim.to_dict() and again.takes_from == frozenset("BC") and again.keeps_off is None
+    owner = Owner("A", "axial:3", frozenset("BC"), None, 7, 12, "abc", 40, Runs.of(np.arange(5, 30)))
+    owner.held, owner.added = Runs.of(np.arange(5, 20)), Runs.of(np.arange(7, 9))
+    owner.took["B"] = owner.takes["B"] = Runs.of(np.array([11, 13]))
+    again = Owner.from_dict(owner.to_dict())
+    assert again.to_dict() == owner.to_dict() and again.takes_from == frozenset("BC") and again.keeps_off is None
     assert (again.number, again.since, again.digest, again.wanted) == (7, 12, "abc", 40)
-    assert Claim.from_dict(Claim("A", "x", None).to_dict()).takes_from is None
+    assert Owner.from_dict(Owner("A", "x", None).to_dict()).takes_from is None
 
 
 def test_claims_of_an_earlier_version_are_read():
@@ -199,10 +197,10 @@ def test_claims_of_an_earlier_version_are_read():
     none = Runs.of(np.empty(0, np.int64)).to_text()
     old = {"segment": "A", "plane": "axial:3", "takes_from": None, "voxels": voxels, "added": voxels,
            "took": {"B": took}, "weak": none}  # fmt: skip
-    claim = Claim.from_dict(old)
-    assert len(claim.held) == 4 and claim.takes["B"].voxels().tolist() == [6] and claim.since == 0
-    assert claim.keeps_off == frozenset()
-    assert Claim.from_dict(old | {"takes_from": [], "took": {}}).keeps_off is None
+    owner = Owner.from_dict(old)
+    assert len(owner.held) == 4 and owner.takes["B"].voxels().tolist() == [6] and owner.since == 0
+    assert owner.keeps_off == frozenset()
+    assert Owner.from_dict(old | {"takes_from": [], "took": {}}).keeps_off is None
 
 
 def test_importing_the_layer_loads_neither_slicer_nor_vtk(root):

@@ -285,15 +285,15 @@ def test_a_mask_that_the_scene_dropped_is_shown_all_the_same(host, made, red):
     host.session.place("negative", red, [ras(made[0], *tube(9))])
     host.settle()
     masks, dropped = host.session._work.masks, []
-    show = masks.writer.show
+    write = masks.writer.write
 
     def forgetful(*arguments):
         if dropped:
-            return show(*arguments)
+            return write(*arguments)
         dropped.append(arguments)
         return False
 
-    masks.writer.show = forgetful
+    masks.writer.write = forgetful
     host.session.undo()
     host.settle()
     assert dropped and np.array_equal(claimed_voxels(host.session, "first"), whole)

@@ -113,19 +113,19 @@ def lasting_scene():
 def test_a_mask_becomes_the_voxels_it_covers_and_none_takes_it_back(bench, orientation):
     plane = bench.plane(orientation)
     mask = random_mask(plane.shape, 1)
-    assert bench.writer.show("first", plane, mask)
+    assert bench.writer.write("first", plane, mask)
     assert np.array_equal(bench.voxels("first"), bench.covered(plane, mask))
     assert not bench.voxels("second").any()
-    assert not bench.writer.show("first", plane, mask)  # nothing new
-    assert bench.writer.show("first", plane, None)
-    assert not bench.voxels("first").any() and bench.writer.claims() == ()
-    assert not bench.writer.show("first", plane, None)
+    assert not bench.writer.write("first", plane, mask)  # nothing new
+    assert bench.writer.write("first", plane, None)
+    assert not bench.voxels("first").any() and bench.writer.masks() == ()
+    assert not bench.writer.write("first", plane, None)
 
 
 def test_an_oblique_mask_becomes_the_voxels_it_covers(bench):
     plane = oblique_plane(bench.volume, bench.volume.ijk_to_ras((5, 6, 3)), (1, 0.3, 0.2), (0.1, -1, 0.5))
     mask = random_mask(plane.shape, 1)
-    bench.writer.show("first", plane, mask)
+    bench.writer.write("first", plane, mask)
     assert bench.voxels("first").any()
     assert np.array_equal(bench.voxels("first"), bench.covered(plane, mask))
 
@@ -134,7 +134,7 @@ def test_the_voxel_of_a_point_belongs_to_its_mask(bench):
     plane = bench.plane("sagittal")
     mask = np.zeros(plane.shape, bool)
     mask[7, 5] = True  # one pixel that may hold no voxel's centre
-    bench.writer.show("first", plane, mask, points=[(5.2, 6.9)])
+    bench.writer.write("first", plane, mask, points=[(5.2, 6.9)])
     i, j, k = np.rint(bench.volume.ras_to_ijk(plane.pixel_to_ras((5.2, 6.9)))).astype(int)
     assert bench.voxels("first")[k, j, i]
 
@@ -142,22 +142,22 @@ def test_the_voxel_of_a_point_belongs_to_its_mask(bench):
 def test_a_new_mask_replaces_the_old_one(bench):
     plane = bench.plane()
     first, second = random_mask(plane.shape, 1), random_mask(plane.shape, 2)
-    bench.writer.show("first", plane, first)
-    bench.writer.show("first", plane, second)
+    bench.writer.write("first", plane, first)
+    bench.writer.write("first", plane, second)
     assert np.array_equal(bench.voxels("first"), bench.covered(plane, second))
-    assert len(bench.writer.claims()) == 1
+    assert len(bench.writer.masks()) == 1
 
 
 def test_what_the_user_drew_before_stays(bench):
     drawn = box((2, 5), (3, 9), (2, 8))
     bench.draw("first", drawn)
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     assert bench.voxels("first").sum() > drawn.sum()
     empty = np.zeros(plane.shape, bool)
-    bench.writer.show("first", plane, empty)
+    bench.writer.write("first", plane, empty)
     assert np.array_equal(bench.voxels("first"), drawn)
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, None)
     assert np.array_equal(bench.voxels("first"), drawn)
 
 
@@ -165,7 +165,7 @@ def test_neighbours_are_protected_without_an_editor_node(bench):
     drawn = box((2, 5), (3, 9), (2, 8))
     bench.draw("second", drawn)
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     assert np.array_equal(bench.voxels("second"), drawn)
     own = np.zeros(SHAPE, bool)
     own[3] = True
@@ -178,10 +178,10 @@ def test_crossing_masks_are_unions(bench):
     oblique = oblique_plane(bench.volume, bench.volume.ijk_to_ras((5, 6, 3)), (1, 0.3, 0.2), (0.1, -1, 0.5))
     masks = {plane.key: (plane, random_mask(plane.shape, 5)) for plane in (axial, sagittal, oblique)}
     for plane, mask in masks.values():
-        bench.writer.show("first", plane, mask)
+        bench.writer.write("first", plane, mask)
     for gone in list(masks):
         plane, _ = masks.pop(gone)
-        bench.writer.show("first", plane, None)
+        bench.writer.write("first", plane, None)
         union = np.zeros(SHAPE, bool)
         for plane, mask in masks.values():
             union |= bench.covered(plane, mask)
@@ -190,19 +190,19 @@ def test_crossing_masks_are_unions(bench):
 
 def test_a_segment_that_is_gone_is_a_sentence(bench):
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     bench.segmentation.RemoveSegment("first")
     with pytest.raises(UserError, match="no longer there"):
-        bench.writer.show("first", plane, np.ones(plane.shape, bool))
-    assert not bench.writer.show("first", plane, None)
-    assert bench.writer.claims() == ()
+        bench.writer.write("first", plane, np.ones(plane.shape, bool))
+    assert not bench.writer.write("first", plane, None)
+    assert bench.writer.masks() == ()
 
 
 def test_a_renamed_segment_is_the_same_segment(bench):
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     bench.segmentation.GetSegment("first").SetName("liver")
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, None)
     assert not bench.voxels("first").any()
 
 
@@ -212,36 +212,36 @@ def test_a_renamed_segment_is_the_same_segment(bench):
 def test_a_stroke_in_between_crops_the_labelmap_and_nothing_is_lost(bench):
     plane, other = bench.plane("axial", 3), bench.plane("axial", 5)
     mask = random_mask(plane.shape, 4)
-    bench.writer.show("first", plane, mask)
+    bench.writer.write("first", plane, mask)
     drawn = box((1, 2), (3, 5), (4, 6))
     bench.draw("second", drawn)
     image = bench.segmentation.GetSegment("first").GetRepresentation("Binary labelmap")
     assert image.GetDimensions()[2] == 3  # Slicer cropped it to slices 1 to 3
-    bench.writer.show("first", other, mask)
+    bench.writer.write("first", other, mask)
     both = bench.covered(plane, mask) | bench.covered(other, mask)
     assert np.array_equal(bench.voxels("first"), both)
     assert np.array_equal(bench.voxels("second"), drawn)
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, None)
     assert np.array_equal(bench.voxels("first"), bench.covered(other, mask))
 
 
 def test_what_the_user_erases_of_a_mask_stays_erased(bench):
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     bench.draw("first", box((3, 4), (0, 6), (0, 10)), remove=True)
-    bench.writer.show("second", bench.plane("sagittal"), None)
-    bench.writer.show("first", bench.plane("sagittal", 4), np.zeros(bench.plane("sagittal").shape, bool))
+    bench.writer.write("second", bench.plane("sagittal"), None)
+    bench.writer.write("first", bench.plane("sagittal", 4), np.zeros(bench.plane("sagittal").shape, bool))
     assert not bench.voxels("first")[3, :6].any() and bench.voxels("first")[3, 6:].all()
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, None)
     assert not bench.voxels("first").any()
 
 
 def test_what_the_user_paints_over_a_mask_stays_painted(bench):
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     drawn = box((2, 5), (0, 6), (0, 10))
     bench.draw("second", drawn)
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, None)
     assert np.array_equal(bench.voxels("second"), drawn) and not bench.voxels("first").any()
 
 
@@ -253,7 +253,7 @@ def test_a_transformed_volume_and_segmentation(slicer_scene):
     bench = Bench(slicer_scene, parent=slicer_scene.add_transform(matrix))
     plane = bench.plane("coronal")
     mask = random_mask(plane.shape, 3)
-    bench.writer.show("first", plane, mask)
+    bench.writer.write("first", plane, mask)
     assert np.array_equal(bench.voxels("first"), bench.covered(plane, mask))
 
 
@@ -268,7 +268,7 @@ def test_only_the_volume_is_transformed(slicer_scene):
     writer = SegmentWriter(node, slicer_volume, volume)
     plane = aligned_plane(volume, "axial", 3)
     mask = random_mask(plane.shape, 3)
-    writer.show("first", plane, mask)
+    writer.write("first", plane, mask)
     expected = np.zeros(SHAPE, bool)
     expected[tuple(covered_voxels(mask, plane, volume))] = True
     found = segment_voxels(node, "first", volume)
@@ -287,7 +287,7 @@ def test_a_segmentation_over_a_part_or_more_than_the_volume(slicer_scene, start,
     writer = SegmentWriter(node, bench.volume_node, volume)
     plane = bench.plane()
     mask = random_mask(plane.shape, 6)
-    writer.show("first", plane, mask)
+    writer.write("first", plane, mask)
     grid = volume_from_node(other)
     inside = np.zeros(SHAPE, bool)
     low = np.maximum(start, 0)
@@ -298,7 +298,7 @@ def test_a_segmentation_over_a_part_or_more_than_the_volume(slicer_scene, start,
     back = np.zeros(SHAPE, bool)
     back[k + start[2], j + start[1], i + start[0]] = True
     assert np.array_equal(back, bench.covered(plane, mask) & inside) and back.any()
-    writer.show("first", plane, None)
+    writer.write("first", plane, None)
     assert not segment_voxels(node, "first", grid).any()
 
 
@@ -312,7 +312,7 @@ def test_a_finer_segmentation_gets_whole_slices(slicer_scene):
     writer = SegmentWriter(node, bench.volume_node, bench.volume)
     plane = bench.plane("axial", 3)
     mask = random_mask(plane.shape, 6)
-    writer.show("first", plane, mask)
+    writer.write("first", plane, mask)
     found = segment_voxels(node, "first", volume_from_node(fine))
     assert np.array_equal(np.flatnonzero(found.any(axis=(1, 2))), np.arange(15, 20))
     for k in range(15, 20):
@@ -334,7 +334,7 @@ def test_segments_from_another_lattice_are_seen_and_protected(slicer_scene):
     bench.segmentation.AddSegment(segment, "foreign")
     before = segment_image(bench, "foreign")
     plane = bench.plane("axial", 3)
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     assert np.array_equal(segment_image(bench, "foreign"), before)
     taken = bench.voxels("first")
     assert taken[3].any() and not taken[3].all()
@@ -358,7 +358,7 @@ def test_a_segmentation_without_reference_geometry_gets_the_volumes(slicer_scene
     node = slicer_scene.add_segmentation(None, ("first",))
     writer = SegmentWriter(node, volume_node, volume)
     plane = aligned_plane(volume, "axial", 2)
-    writer.show("first", plane, np.ones(plane.shape, bool))
+    writer.write("first", plane, np.ones(plane.shape, bool))
     assert segment_voxels(node, "first", volume)[2].all()
 
 
@@ -395,13 +395,13 @@ def test_bending_transforms_are_refused(bench):
     bench.node.SetAndObserveTransformNodeID(transform.GetID())
     plane = bench.plane()
     with pytest.raises(UserError, match="non-linear"):
-        bench.writer.show("first", plane, np.ones(plane.shape, bool))
+        bench.writer.write("first", plane, np.ones(plane.shape, bool))
 
 
 def test_a_segment_without_a_labelmap_gets_one(bench):
     bench.segmentation.GetSegment("second").RemoveAllRepresentations()
     plane = bench.plane()
-    bench.writer.show("second", plane, np.ones(plane.shape, bool))
+    bench.writer.write("second", plane, np.ones(plane.shape, bool))
     assert bench.voxels("second")[3].all() and not bench.voxels("first").any()
 
 
@@ -411,23 +411,23 @@ def test_many_segments_need_wider_labels(slicer_scene):
     plane = bench.plane()
     half = np.zeros(plane.shape, bool)
     half[:, : plane.shape[1] // 2] = True
-    bench.writer.show("s0", plane, half)
-    bench.writer.show("s299", plane, ~half)
+    bench.writer.write("s0", plane, half)
+    bench.writer.write("s299", plane, ~half)
     assert bench.segmentation.GetSegment("s299").GetLabelValue() == 300
     assert bench.segmentation.GetNumberOfLayers() == 1
     assert np.array_equal(bench.voxels("s0") | bench.voxels("s299"), bench.covered(plane, half | ~half))
     assert not (bench.voxels("s0") & bench.voxels("s299")).any()
-    bench.writer.show("s299", plane, None)
+    bench.writer.write("s299", plane, None)
     assert not bench.voxels("s299").any() and bench.voxels("s0").any() and not bench.voxels("s44").any()
 
 
 def test_another_reference_geometry_ends_all_claims(bench):
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     other = bench.slicer_scene.add_volume(Volume(np.zeros((5, 5, 5), np.int16), np.diag([3, 3, 3, 1.0])))
     bench.node.SetReferenceImageGeometryParameterFromVolumeNode(other)
-    assert not bench.writer.show("first", plane, None)
-    assert bench.writer.claims() == () and bench.voxels("first")[3].all()
+    assert not bench.writer.write("first", plane, None)
+    assert bench.writer.masks() == () and bench.voxels("first")[3].all()
 
 
 # ---- the Segment Editor's masking and overwriting, against Slicer's own logic
@@ -491,7 +491,7 @@ def test_masking_and_overwriting_are_what_slicers_logic_does(
             editor.SetSourceVolumeIntensityMaskRange(*intensities)
         if bench is ours:
             bench.writer.editor_node = editor
-            bench.writer.show("first", plane, mask)
+            bench.writer.write("first", plane, mask)
         else:
             modifier = oriented_image_of(
                 bench.covered(plane, mask).astype(np.uint8), array_to_local(bench.node, bench.volume)
@@ -501,7 +501,7 @@ def test_masking_and_overwriting_are_what_slicers_logic_does(
     for segment in expected:
         assert np.array_equal(found[segment], expected[segment]), segment
     assert ours.segmentation.GetNumberOfLayers() <= theirs.segmentation.GetNumberOfLayers()
-    ours.writer.show("first", plane, None)
+    ours.writer.write("first", plane, None)
     assert same(ours.all(), before)
     lasting_scene.scene.Clear(True)
 
@@ -523,7 +523,7 @@ def test_an_intensity_range_of_a_source_volume_on_another_grid(slicer_scene):
         editor.SetSourceVolumeIntensityMaskRange(300, 420)
         if bench is ours:
             bench.writer.editor_node = editor
-            bench.writer.show("first", plane, mask)
+            bench.writer.write("first", plane, mask)
         else:
             modifier = oriented_image_of(bench.covered(plane, mask).astype(np.uint8), bench.volume.affine)
             logic.ModifySegmentByLabelmap(bench.node, "first", modifier, logic.ModificationModeAdd, True, False)
@@ -539,7 +539,7 @@ def test_protect_others_keeps_every_neighbour(slicer_scene):
     protect_others(editor)
     before = bench.all()
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     after = bench.all()
     assert after.pop("first").sum() > before.pop("first").sum() and same(after, before)
 
@@ -574,7 +574,7 @@ def test_protected_any_sequence_keeps_what_was_drawn_and_leaves_no_trace(lasting
     for segment, key, seed in sequence:
         plane = plane_of(bench, *key)
         mask = None if seed is None else random_mask(plane.shape, seed)
-        bench.writer.show(segment, plane, mask)
+        bench.writer.write(segment, plane, mask)
         shown[segment, plane.key] = (plane, mask)
         now = bench.all()
         for name, drawn in before.items():
@@ -587,8 +587,8 @@ def test_protected_any_sequence_keeps_what_was_drawn_and_leaves_no_trace(lasting
         grown = {name: now[name] & ~before[name] for name in now}
         assert all(not (one & other).any() for one, other in itertools.combinations(grown.values(), 2))
     for segment, key in shown:
-        bench.writer.show(segment, shown[segment, key][0], None)
-    assert same(bench.all(), before) and bench.writer.claims() == ()
+        bench.writer.write(segment, shown[segment, key][0], None)
+    assert same(bench.all(), before) and bench.writer.masks() == ()
     lasting_scene.scene.Clear(True)
 
 
@@ -612,15 +612,15 @@ def test_whatever_is_allowed_taking_all_back_leaves_no_trace(lasting_scene, chap
         editor.SetOverwriteMode(getattr(editor, overwrite))
         for segment, key, seed in sequence:
             plane = plane_of(bench, *key)
-            bench.writer.show(segment, plane, None if seed is None else random_mask(plane.shape, seed))
+            bench.writer.write(segment, plane, None if seed is None else random_mask(plane.shape, seed))
             shown[segment, plane.key] = plane
     for index in np.random.default_rng(order).permutation(len(shown)):
         segment, key = list(shown)[index]
-        bench.writer.show(segment, shown[segment, key], None)
+        bench.writer.write(segment, shown[segment, key], None)
     after = bench.all()
     for name in before:
         assert np.array_equal(after[name], before[name]), name
-    assert bench.writer.claims() == ()
+    assert bench.writer.masks() == ()
     lasting_scene.scene.Clear(True)
 
 
@@ -641,7 +641,7 @@ def test_masks_everywhere_with_overwriting_are_replayed_by_the_logic(lasting_sce
         done.add((segment, key))
         plane = plane_of(ours, *key)
         mask = random_mask(plane.shape, number)
-        ours.writer.show(segment, plane, mask)
+        ours.writer.write(segment, plane, mask)
         editor.SetSelectedSegmentID(segment)
         modifier = oriented_image_of(ours.covered(plane, mask).astype(np.uint8), theirs.volume.affine)
         logic.ModifySegmentByLabelmap(theirs.node, segment, modifier, logic.ModificationModeAdd, True, False)
@@ -680,7 +680,7 @@ class Steps:
         """Undo, or redo; masks come in any order."""
         self.at = min(max(self.at + steps, 0), len(self.history) - 1)
         shown, voxels = self.history[self.at]
-        there = {(claim.segment_id, claim.plane_key): claim.since for claim in self.bench.writer.claims()}
+        there = {(claim.segment_id, claim.plane_key): claim.since for claim in self.bench.writer.masks()}
         keys = {plane_of(self.bench, *key).key: key for key in KEYS}
         places = sorted({*shown, *((segment, keys[plane]) for segment, plane in there)})
         for index in self.random.permutation(len(places)):
@@ -718,11 +718,11 @@ class Steps:
     def _put(self, segment: str, key, wanted) -> None:
         plane = plane_of(self.bench, *key)
         if wanted is None:
-            self.bench.writer.show(segment, plane, None)
+            self.bench.writer.write(segment, plane, None)
         else:
             seed, moment = wanted
             mask = random_mask(plane.shape, seed)
-            self.bench.writer.show(segment, plane, mask, since=moment, digest=str(seed))
+            self.bench.writer.write(segment, plane, mask, since=moment, digest=str(seed))
 
 
 names_of_segments = st.sampled_from(("first", "second", "hidden", "apart"))
@@ -808,14 +808,14 @@ def test_five_touching_segments_are_cleared_and_come_back(slicer_scene):
 def test_a_stroke_over_a_mask_and_back_is_a_stroke(bench):
     """Noticed while it differs from the mask, it stays when the mask goes."""
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     stroke = box((3, 4), (0, 6), (0, 10))
     bench.draw("second", stroke)
     assert bench.writer.edits_to_notice
     bench.writer.notice_edits(lambda: False)
     assert not bench.writer.edits_to_notice
     bench.draw("first", stroke)
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, None)
     assert np.array_equal(bench.voxels("first"), stroke) and not bench.voxels("second").any()
 
 
@@ -827,12 +827,12 @@ def test_somebody_who_exchanges_the_labelmap_at_every_change_is_noticed(bench):
 
     tag = bench.segmentation.AddObserver(bench.segmentation.RepresentationModified, empty)
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     bench.segmentation.RemoveObserver(tag)
     (lost,) = bench.writer.verify(lambda: False)
     assert (lost.segment_id, lost.plane_key) == ("first", plane.key) and not bench.writer.to_verify
     bench.writer.forget("first", plane.key)
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     assert bench.voxels("first")[3].all() and not bench.writer.verify(lambda: False)
 
 
@@ -841,10 +841,10 @@ def test_what_is_shown_together_is_told_once(bench):
     bench.segmentation.AddObserver(bench.segmentation.SourceRepresentationModified, lambda *_: heard.append(1))
     with bench.writer.together():
         for index in range(4):
-            bench.writer.show("first", bench.plane("axial", index), np.ones(bench.plane().shape, bool))
+            bench.writer.write("first", bench.plane("axial", index), np.ones(bench.plane().shape, bool))
         assert not heard
     assert heard == [1] and bench.voxels("first")[:4].all()
-    bench.writer.show("first", bench.plane("axial", 5), np.ones(bench.plane().shape, bool))
+    bench.writer.write("first", bench.plane("axial", 5), np.ones(bench.plane().shape, bool))
     assert heard == [1, 1] and not bench.writer.edits_to_notice
 
 
@@ -854,15 +854,15 @@ def test_what_is_shown_together_is_told_once(bench):
 def test_claims_survive_json_and_a_new_writer(bench):
     before = bench.all()
     plane, other = bench.plane("axial"), bench.plane("sagittal")
-    bench.writer.show("first", plane, random_mask(plane.shape, 1))
-    bench.writer.show("second", other, random_mask(other.shape, 2))
+    bench.writer.write("first", plane, random_mask(plane.shape, 1))
+    bench.writer.write("second", other, random_mask(other.shape, 2))
     saved = json.loads(json.dumps(bench.writer.to_dict()))
-    claims = bench.writer.claims()
+    claims = bench.writer.masks()
     bench.writer.close()
     writer = SegmentWriter(bench.node, bench.volume_node, bench.volume)
-    assert writer.from_dict(saved) and writer.claims() == claims
-    writer.show("first", plane, None)
-    writer.show("second", other, None)
+    assert writer.from_dict(saved) and writer.masks() == claims
+    writer.write("first", plane, None)
+    writer.write("second", other, None)
     assert same(bench.all(), before)
 
 
@@ -879,25 +879,25 @@ def test_claims_survive_json_and_a_new_writer(bench):
 )
 def test_damaged_claims_are_left_alone(bench, damage):
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     saved = json.loads(json.dumps(bench.writer.to_dict()))
     damage(saved)
     writer = SegmentWriter(bench.node, bench.volume_node, bench.volume)
-    assert not writer.from_dict(saved) and writer.claims() == ()
+    assert not writer.from_dict(saved) and writer.masks() == ()
     assert bench.voxels("first")[3].all()
 
 
 def test_forgotten_masks_are_the_users(bench):
     plane, other = bench.plane("axial", 2), bench.plane("axial", 5)
     for each in (plane, other):
-        bench.writer.show("first", each, np.ones(each.shape, bool))
+        bench.writer.write("first", each, np.ones(each.shape, bool))
     bench.writer.forget("first", plane.key)
-    assert not bench.writer.show("first", plane, None)
-    bench.writer.show("first", other, None)
+    assert not bench.writer.write("first", plane, None)
+    bench.writer.write("first", other, None)
     assert bench.voxels("first")[2].all() and not bench.voxels("first")[5].any()
-    bench.writer.show("first", other, np.ones(other.shape, bool))
+    bench.writer.write("first", other, np.ones(other.shape, bool))
     bench.writer.forget("first")
-    assert bench.writer.claims() == ()
+    assert bench.writer.masks() == ()
 
 
 def test_closing_leaves_no_observer(bench):
@@ -930,12 +930,12 @@ def test_slicers_undo_takes_back_masks_and_keeps_strokes(bench):
     bench.draw("first", stroke)
     plane, other = bench.plane("axial", 3), bench.plane("axial", 4)
     for each in (plane, other):
-        bench.writer.show("first", each, np.ones(each.shape, bool))
+        bench.writer.write("first", each, np.ones(each.shape, bool))
     assert saves == [True]  # once, not at every mask
     second_stroke = box((6, 7), (3, 6), (2, 5))
     logic.SaveStateForUndo()
     bench.draw("first", second_stroke)
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, None)
     assert len(saves) == 2
 
     with_masks = stroke.copy()
@@ -946,11 +946,11 @@ def test_slicers_undo_takes_back_masks_and_keeps_strokes(bench):
     assert np.array_equal(bench.voxels("first"), with_masks)
     logic.Undo()
     assert np.array_equal(bench.voxels("first"), stroke)
-    bench.writer.show("first", other, np.ones(other.shape, bool))  # goes on from there
+    bench.writer.write("first", other, np.ones(other.shape, bool))  # goes on from there
     again = stroke.copy()
     again[4] = True
     assert np.array_equal(bench.voxels("first"), again)
-    bench.writer.show("first", other, None)
+    bench.writer.write("first", other, None)
     assert np.array_equal(bench.voxels("first"), stroke)
 
 
@@ -966,10 +966,10 @@ def test_without_a_change_no_undo_state_is_saved(bench):
     saves = []
     bench.writer.save_undo_state = lambda: saves.append(1)
     plane = bench.plane()
-    bench.writer.show("first", plane, np.zeros(plane.shape, bool))
+    bench.writer.write("first", plane, np.zeros(plane.shape, bool))
     assert saves == []
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, None)
     assert saves == [1]
 
 
@@ -998,7 +998,7 @@ def test_the_surface_is_rebuilt_when_asked_and_equals_a_new_one(bench, joint):
     assert not bench.writer.surface_stale
     for index in (5, 6):
         plane = bench.plane("axial", index)
-        bench.writer.show("first", plane, np.ones(plane.shape, bool))
+        bench.writer.write("first", plane, np.ones(plane.shape, bool))
     assert bench.writer.surface_stale
     assert np.array_equal(points_of(surface_of(bench, "first")), before)  # kept, not dropped, not rebuilt
     bench.writer.refresh_surface()
@@ -1015,17 +1015,17 @@ def test_the_surface_is_rebuilt_when_asked_and_equals_a_new_one(bench, joint):
 
 def test_an_emptied_segment_has_an_empty_surface(bench):
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     bench.node.CreateClosedSurfaceRepresentation()
     assert len(points_of(surface_of(bench, "first")))
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, None)
     bench.writer.refresh_surface()
     assert len(points_of(surface_of(bench, "first"))) == 0
 
 
 def test_without_a_surface_none_is_made(bench):
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     assert not bench.writer.surface_stale
     bench.writer.refresh_surface()
     assert not bench.segmentation.ContainsRepresentation("Closed surface")
@@ -1037,7 +1037,7 @@ def test_storage_and_status_know_of_the_change(bench):
     heard = []
     bench.node.AddObserver(bench.segmentation.RepresentationModified, lambda *_: heard.append(1))
     plane = bench.plane()
-    bench.writer.show("first", plane, np.ones(plane.shape, bool))
+    bench.writer.write("first", plane, np.ones(plane.shape, bool))
     assert heard
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     assert logic.GetSegmentStatus(bench.segmentation.GetSegment("first")) == logic.InProgress
@@ -1061,16 +1061,16 @@ def test_the_slice_view_is_redrawn_with_the_mask(slicer_scene, phantom, surface)
     asked = view.renders_asked_for
     mask = np.zeros(plane.shape, bool)
     mask[20:60, 20:60] = True
-    bench.writer.show("first", plane, mask)
+    bench.writer.write("first", plane, mask)
     assert view.renders_asked_for > asked
     after = view.pixels()
     x, y = view.xy_of(plane.pixel_to_ras((40, 40)))
     assert int(after[y, x, 0]) > int(before[y, x, 0]) + 30 and after[y, x, 1] < before[y, x, 1]
     outside = view.xy_of(plane.pixel_to_ras((70, 70)))
     assert np.array_equal(after[outside[1], outside[0]], before[outside[1], outside[0]])
-    bench.writer.show("first", plane, None)
+    bench.writer.write("first", plane, None)
     assert np.array_equal(view.pixels(), before)
-    bench.writer.show("first", plane, mask)  # into memory that is there already
+    bench.writer.write("first", plane, mask)  # into memory that is there already
     assert np.array_equal(view.pixels(), after)
 
 
@@ -1119,7 +1119,7 @@ def clicks_land_where_they_were_made(slicer_scene, volume_node) -> None:
         pixel = plane.ras_to_pixel(ras)
         rows, columns = np.indices(plane.shape)
         mask = np.hypot(columns - pixel[0], rows - pixel[1]) * plane.pixel_size < 12
-        writer.show("first", plane, mask, points=[pixel])
+        writer.write("first", plane, mask, points=[pixel])
         after = view.pixels().astype(int)
         i, j, k = np.floor(volume.ras_to_ijk(ras) + 0.5 + 1e-6).astype(int)
         assert segment_voxels(node, "first", volume)[k, j, i], showing
@@ -1129,7 +1129,7 @@ def clicks_land_where_they_were_made(slicer_scene, volume_node) -> None:
         distance = np.linalg.norm([ras_at(view.node, each) - ras for each in shown], axis=1)
         assert distance.max() < 12 + 2 * volume.spacing.max(), showing
         assert len(shown) * pixel_area(view) == pytest.approx(np.pi * 12**2, rel=0.25), showing
-        writer.show("first", plane, None)
+        writer.write("first", plane, None)
     assert len(seen) == 7
 
 
@@ -1166,8 +1166,8 @@ def test_claims_hold_after_the_segmentation_was_saved_and_read(slicer_scene, tmp
     bench.segmentation.RemoveSegment("apart")  # overlapping segments take a fourth dimension in the file
     before = bench.all()
     plane, other = bench.plane("axial"), bench.plane("sagittal")
-    bench.writer.show("first", plane, random_mask(plane.shape, 1))
-    bench.writer.show("second", other, random_mask(other.shape, 2))
+    bench.writer.write("first", plane, random_mask(plane.shape, 1))
+    bench.writer.write("second", other, random_mask(other.shape, 2))
     shown, claims = bench.all(), json.loads(json.dumps(bench.writer.to_dict()))
     storage = slicer_scene.add("vtkMRMLSegmentationStorageNode")
     storage.SetFileName(str(tmp_path / "saved.seg.nrrd"))
@@ -1178,7 +1178,7 @@ def test_claims_hold_after_the_segmentation_was_saved_and_read(slicer_scene, tmp
     assert same({name: segment_voxels(again, name, bench.volume) for name in shown}, shown)
     writer = SegmentWriter(again, bench.volume_node, bench.volume)
     assert writer.from_dict(claims)
-    for claim in writer.claims():
-        assert writer.take_back(claim.segment_id, claim.plane_key)
+    for claim in writer.masks():
+        assert writer.remove(claim.segment_id, claim.plane_key)
     assert same({name: segment_voxels(again, name, bench.volume) for name in before}, before)
-    assert not writer.take_back("first", plane.key)
+    assert not writer.remove("first", plane.key)

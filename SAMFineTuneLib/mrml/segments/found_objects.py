@@ -69,7 +69,7 @@ class FoundObjects:
         segmentation = self.node.GetSegmentation()
         if segmentation.GetSegment(segment_id) is None:
             segmentation.AddEmptySegment(segment_id, f"Object {number}", segment_color(number))
-        self._writer.show(segment_id, plane, mask)
+        self._writer.write(segment_id, plane, mask)
 
     def _make(self, volume_node):
         import slicer

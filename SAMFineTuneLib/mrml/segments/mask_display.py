@@ -63,17 +63,17 @@ class MaskDisplay:
         for place in [place for place in self._waiting if value in (None, place[0])]:
             del self._waiting[place]
         with self.writer.together():
-            for claim in self.writer.claims():
+            for claim in self.writer.masks():
                 if segment_id in (None, claim.segment_id):
-                    self.writer.take_back(claim.segment_id, claim.plane_key)
+                    self.writer.remove(claim.segment_id, claim.plane_key)
         self.stored = False
 
     def keep_only(self, places: Collection[tuple[str, str]]) -> None:
         """Take back masks that are not of these segment IDs and plane keys."""
         with self.writer.together():
-            for claim in self.writer.claims():
+            for claim in self.writer.masks():
                 if (claim.segment_id, claim.plane_key) not in places:
-                    self.writer.take_back(claim.segment_id, claim.plane_key)
+                    self.writer.remove(claim.segment_id, claim.plane_key)
                     self.stored = False
 
     def forget_gone(self, segment_ids: list[str]) -> None:
@@ -103,7 +103,7 @@ class MaskDisplay:
         if lost or self.writer.to_verify or not self._unchecked or late():
             return not lost
         self._unchecked = False
-        shown = {(claim.segment_id, claim.plane_key): (claim.since, claim.digest) for claim in self.writer.claims()}
+        shown = {(claim.segment_id, claim.plane_key): (claim.since, claim.digest) for claim in self.writer.masks()}
         for (value, key), mask in told.items():
             segment_id = self._table.id_of(value)
             if segment_id is None or not self._table.has(segment_id) or (value, key) in self._refused:
@@ -122,7 +122,7 @@ class MaskDisplay:
         self._refused.discard((event.segment, event.plane.key))
         self._unchecked = True
         try:
-            self.writer.show(segment_id, event.plane, event.mask, points, event.since, event.digest)
+            self.writer.write(segment_id, event.plane, event.mask, points, event.since, event.digest)
         except UserError as error:
             self._refused.add((event.segment, event.plane.key))
             self._tell(Failed(str(error)))

@@ -1,12 +1,12 @@
-"""Who put which voxels into which segment: what lets a mask be taken back without a trace.
+"""Which mask owns which voxels of which segment, so that a mask can be removed without a trace.
 
-A claim is one segment's mask on one plane. What it may have is settled once, when it is made: the voxels it gets,
-and which of them it takes from whom. Claims lie over what the segments held before, in the order in which they were
-made, and each remembers what it changed, so that the segments without it can be worked out at any time: lift off all
-claims down to the ground, and lay the others down again. Since neither what a claim may have nor its turn ever
-changes, the same claims on the same ground are the same voxels, in whatever order they were put there: a claim that
-is put back after an undo changes nobody else's. Knows no labelmap: membership is asked for and handed back as
-boolean arrays.
+An owner is one segment's mask on one plane. What it may have is decided once, when the mask is new: the voxels it
+gets, and which of them it takes from which segment. Owners lie over what the segments held before, in the order in
+which they were made, and each records what it changed. The segments without them can therefore be worked out at any
+time: `Owners.restore` takes all of them off, `Owners.write` puts others back. Neither what an owner may have nor its
+place in the order ever changes, so the same owners over the same ground are the same voxels, in whatever order they
+are written: a mask that comes back after an undo changes no other segment. This module knows no labelmap; membership
+is asked for and handed back as boolean arrays.
 
 Voxels are flat indices into one grid [k, j, i], ascending.
 """
@@ -113,27 +113,27 @@ _NONE = Runs.of(np.empty(0, np.int64))
 
 
 @dataclass(eq=False)
-class Claim:
-    """What one segment's mask on one plane covers."""
+class Owner:
+    """One segment's mask on one plane, and the voxels that it owns."""
 
     segment: str
     plane: str
     takes_from: frozenset[str] | None = frozenset()  # segments it may take voxels from; None is any
     keeps_off: frozenset[str] | None = frozenset()  # segments it may not lie over; None is any
-    number: int = 0  # its turn among the claims
+    number: int = 0  # its place in the order
     since: int = 0  # moment and digest of its mask
     digest: str = ""
     wanted: int = 0  # voxels that the mask covers, whoever has them
     voxels: Runs = _NONE  # all of them, whoever was there first
     takes: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels that it takes from it
     weak: Runs = _NONE  # those that masking forbids: covered only because the segment has them already
-    # What it does at this moment, where others are in the way or gone:
-    held: Runs = _NONE  # those of its voxels that it does cover
+    # What it does now, with the others that are written:
+    held: Runs = _NONE  # those of its voxels that it covers
     added: Runs = _NONE  # of these, those that the segment did not have before
-    took: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels it lost
+    took: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels that it lost
 
-    def put_aside(self) -> None:
-        """It does nothing any more, until it is laid down again."""
+    def release(self) -> None:
+        """Give up all voxels, until it is written again."""
         self.held = self.added = _NONE
         self.took = {}
 
@@ -141,31 +141,16 @@ class Claim:
         return segment != self.segment and (self.takes_from is None or segment in self.takes_from)
 
     def may_lie_over(self, segment: str) -> bool:
-        """Whether both may have a voxel. Where it could have taken a voxel it has none beside the other."""
+        """Whether both may have the same voxel; not where it may take voxels from the other."""
         kept_off = self.keeps_off is None or segment in self.keeps_off
         return segment == self.segment or not (kept_off or self.may_take_from(segment))
 
     def to_dict(self) -> dict:
-        return {
-            "segment": self.segment,
-            "plane": self.plane,
-            "takes_from": None if self.takes_from is None else sorted(self.takes_from),
-            "keeps_off": None if self.keeps_off is None else sorted(self.keeps_off),
-            "number": self.number,
-            "since": self.since,
-            "digest": self.digest,
-            "wanted": self.wanted,
-            "voxels": self.voxels.to_text(),
-            "takes": _to_texts(self.takes),
-            "weak": self.weak.to_text(),
-            "held": self.held.to_text(),
-            "added": self.added.to_text(),
-            "took": _to_texts(self.took),
-        }
+        return {name: _plain(value) for name, value in vars(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict) -> Claim:
-        """Raises ValueError, TypeError or KeyError on anything else than `to_dict` gives, now or formerly."""
+    def from_dict(cls, values: dict) -> Owner:
+        """Raises ValueError, TypeError or KeyError when `to_dict`, in this or an earlier version, did not make it."""
         takes_from = values["takes_from"]
         keeps_off = values.get("keeps_off", None if takes_from == [] else [])
         return cls(
@@ -186,8 +171,12 @@ class Claim:
         )
 
 
-def _to_texts(runs: dict[str, Runs]) -> dict[str, str]:
-    return {segment: own.to_text() for segment, own in runs.items()}
+def _plain(value):
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {segment: runs.to_text() for segment, runs in value.items()}
+    return value.to_text() if isinstance(value, Runs) else value
 
 
 def _from_texts(texts) -> dict[str, Runs]:
@@ -221,10 +210,10 @@ class Membership:
 
 
 @dataclass
-class _Touch:
-    """A claim on some of the voxels under work, in detail."""
+class _Overlap:
+    """An owner among some of the voxels under work."""
 
-    claim: Claim
+    owner: Owner
     at: np.ndarray  # positions among the voxels under work
     voxels: np.ndarray
     held: np.ndarray  # bool, as are the following
@@ -234,83 +223,87 @@ class _Touch:
     took: dict[str, np.ndarray]
 
 
-class Ledger:
-    """All claims on one segmentation, in their turn, in a grid of `shape` [k, j, i]."""
+class Owners:
+    """The owners of one segmentation, oldest first, in a grid of `shape` [k, j, i]."""
 
     def __init__(self, shape: tuple[int, int, int]):
         self.shape = shape
-        self._claims: dict[tuple[str, str], Claim] = {}
+        self._owners: dict[tuple[str, str], Owner] = {}
         self._last = 0
 
-    def __iter__(self) -> Iterator[Claim]:
-        return iter(self._claims.values())
+    def __iter__(self) -> Iterator[Owner]:
+        return iter(self._owners.values())
 
     def __len__(self) -> int:
-        return len(self._claims)
+        return len(self._owners)
 
-    def get(self, segment: str, plane: str) -> Claim | None:
-        return self._claims.get((segment, plane))
+    def get(self, segment: str, plane: str) -> Owner | None:
+        return self._owners.get((segment, plane))
 
     def next_number(self) -> int:
-        """The turn of a claim that is about to be made."""
+        """The place in the order of an owner that is about to be made."""
         self._last += 1
         return self._last
 
-    def add(self, claim: Claim) -> None:
-        """In its turn."""
-        self._claims.pop((claim.segment, claim.plane), None)
-        last = next(reversed(self._claims.values())).number if self._claims else 0
-        self._claims[claim.segment, claim.plane] = claim
-        self._last = max(self._last, claim.number)
-        if claim.number < last:
-            self._claims = dict(sorted(self._claims.items(), key=lambda item: item[1].number))
+    def add(self, owner: Owner) -> None:
+        """At its place in the order."""
+        self._owners.pop((owner.segment, owner.plane), None)
+        last = next(reversed(self._owners.values())).number if self._owners else 0
+        self._owners[owner.segment, owner.plane] = owner
+        self._last = max(self._last, owner.number)
+        if owner.number < last:
+            self._owners = dict(sorted(self._owners.items(), key=lambda item: item[1].number))
 
     def drop(self, segment: str, plane: str) -> None:
-        self._claims.pop((segment, plane), None)
+        self._owners.pop((segment, plane), None)
 
-    def notice(self, voxels: np.ndarray, members: Membership) -> list[_Touch]:
-        """The claims on ascending `voxels`. Voxels that were changed by somebody else since a claim put them there are
-        that somebody's from now on: no claim has them any longer."""
-        touches = self._touches(voxels)
-        foreign = _changed_by_others(touches, members, len(voxels))
-        return [_without(touch, foreign) for touch in touches] if foreign.any() else touches
+    def notice(self, voxels: np.ndarray, members: Membership) -> list[_Overlap]:
+        """The overlaps of ascending `voxels` with the owners. Voxels that somebody else has changed since an owner
+        wrote them are the user's from now on: no owner has them any longer."""
+        overlaps = self._overlaps(voxels)
+        foreign = _changed_by_others(overlaps, members, len(voxels))
+        return [_without(overlap, foreign) for overlap in overlaps] if foreign.any() else overlaps
 
     def is_changed(self, voxels: np.ndarray, members: Membership) -> bool:
-        """Whether any of ascending `voxels` is not in the segments in which the claims left it."""
-        return bool(_changed_by_others(self._touches(voxels), members, len(voxels)).any())
+        """Whether any of ascending `voxels` is no longer in the segments to which the owners wrote it."""
+        return bool(_changed_by_others(self._overlaps(voxels), members, len(voxels)).any())
 
-    def lift(self, voxels: np.ndarray, members: Membership) -> list[_Touch]:
-        """Take all claims off ascending `voxels`, after a look at what others changed there: `members` becomes what it
-        is without any."""
-        touches = self.notice(voxels, members)
-        for touch in reversed(touches):
-            members[touch.claim.segment][touch.at[touch.added]] = False
-            for segment, lost in touch.took.items():
-                members[segment][touch.at[lost]] = True
-        return touches
+    def restore(self, voxels: np.ndarray, members: Membership) -> list[_Overlap]:
+        """Make `members` of ascending `voxels` what it is without any owner, after `notice`; returns the overlaps."""
+        overlaps = self.notice(voxels, members)
+        for overlap in reversed(overlaps):
+            members[overlap.owner.segment][overlap.at[overlap.added]] = False
+            for segment, lost in overlap.took.items():
+                members[segment][overlap.at[lost]] = True
+        return overlaps
 
-    def lay_down(
-        self, voxels: np.ndarray, lifted: list[_Touch], members: Membership, without: Claim | None, also: Claim | None
+    def write(
+        self,
+        voxels: np.ndarray,
+        overlaps: list[_Overlap],
+        members: Membership,
+        without: Owner | None,
+        also: Owner | None,
     ) -> None:
-        """What was lifted off ascending `voxels`, apart from one claim, and another one that was put aside, each in
-        its turn, on what `members` holds now, which becomes what it is with them."""
-        touches = [touch for touch in lifted if touch.claim is not without]
+        """Write the owners of restored `overlaps` again, apart from one, and `also` another one that had released its
+        voxels, each at its place in the order, into what `members` of ascending `voxels` holds."""
+        overlaps = [overlap for overlap in overlaps if overlap.owner is not without]
         if also is not None:
-            touches = sorted([*touches, *self._touches(voxels, [also])], key=lambda touch: touch.claim.number)
-        for touch in touches:
-            _lay_down(touch, members)
+            overlaps = sorted([*overlaps, *self._overlaps(voxels, [also])], key=lambda overlap: overlap.owner.number)
+        for overlap in overlaps:
+            _write_one(overlap, members)
 
-    def _touches(self, voxels: np.ndarray, claims: Iterable[Claim] | None = None) -> list[_Touch]:
-        """The claims on any of the voxels. Most lie elsewhere: that must cost next to nothing."""
+    def _overlaps(self, voxels: np.ndarray, owners: Iterable[Owner] | None = None) -> list[_Overlap]:
+        """The owners of any of the voxels. Most lie elsewhere: they must cost next to nothing."""
         if not len(voxels):
             return []
         places = [axis.astype(np.int32) for axis in np.unravel_index(voxels, self.shape)]
         low, high = [int(axis.min()) for axis in places], [int(axis.max()) for axis in places]
-        touches = []
-        for claim in self if claims is None else claims:
-            if not len(claim.voxels):
+        overlaps = []
+        for owner in self if owners is None else owners:
+            if not len(owner.voxels):
                 continue
-            first, last = claim.voxels.bounds(self.shape)
+            first, last = owner.voxels.bounds(self.shape)
             if any(a > d or b < c for a, b, c, d in zip(first, last, low, high, strict=True)):
                 continue
             begin, end = np.searchsorted(places[0], (first[0], last[0] + 1))  # k ascends with the voxels
@@ -319,153 +312,161 @@ class Ledger:
                 if first[axis] > low[axis] or last[axis] < high[axis]:
                     there = places[axis][near]
                     near = near[(there >= first[axis]) & (there <= last[axis])]
-            touch = _touch(claim, voxels, near)
-            if touch is not None:
-                touches.append(touch)
-        return touches
+            overlap = _overlap(owner, voxels, near)
+            if overlap is not None:
+                overlaps.append(overlap)
+        return overlaps
 
 
-class Shelf:
-    """Claims put aside, by segment, plane and moment. Of very many, those that lie there longest are forgotten: a mask
-    that comes back later than that is a new one."""
+class FormerOwners:
+    """Owners of earlier moments, by segment, plane and moment, for undo and redo. When there are too many, the oldest
+    are forgotten: a mask that comes back after that is a new one."""
 
     def __init__(self, most: int = 1_000_000):
         """`most` is how many runs of voxels are kept: some 40 bytes each."""
         self._most = most
         self._count = 0
-        self._claims: dict[tuple[str, str, int], Claim] = {}
+        self._owners: dict[tuple[str, str, int], Owner] = {}
 
-    def take(self, segment: str, plane: str, since: int) -> Claim | None:
-        """The claim, which is not here any more; None without one."""
-        claim = self._claims.get((segment, plane, since))
+    def take(self, segment: str, plane: str, since: int) -> Owner | None:
+        """Remove and return an owner; None without one."""
+        owner = self._owners.get((segment, plane, since))
         self._drop((segment, plane, since))
-        return claim
+        return owner
 
-    def put(self, claim: Claim) -> None:
-        """A claim that has a moment; another of the same one is forgotten."""
-        claim.put_aside()
-        if not claim.since:
+    def put(self, owner: Owner) -> None:
+        """Keep an owner that has a moment, in place of another one of the same moment; it releases its voxels."""
+        owner.release()
+        if not owner.since:
             return
-        self._drop((claim.segment, claim.plane, claim.since))
-        self._claims[claim.segment, claim.plane, claim.since] = claim
-        self._count += claim.voxels.runs
+        self._drop((owner.segment, owner.plane, owner.since))
+        self._owners[owner.segment, owner.plane, owner.since] = owner
+        self._count += owner.voxels.runs
         while self._count > self._most:
-            self._drop(next(iter(self._claims)))
+            self._drop(next(iter(self._owners)))
 
     def forget(self, segment: str, plane: str | None = None) -> None:
-        """All of a segment, or of one of its planes."""
-        for key in [key for key in self._claims if key[0] == segment and plane in (None, key[1])]:
+        """Forget all owners of a segment, or of one of its planes."""
+        for key in [key for key in self._owners if key[0] == segment and plane in (None, key[1])]:
             self._drop(key)
 
     def _drop(self, key: tuple[str, str, int]) -> None:
-        claim = self._claims.pop(key, None)
-        if claim is not None:
-            self._count -= claim.voxels.runs
+        owner = self._owners.pop(key, None)
+        if owner is not None:
+            self._count -= owner.voxels.runs
 
 
-def place(
-    claim: Claim,
+def write_new(
+    owner: Owner,
     voxels: np.ndarray,
     at: np.ndarray,
     weak: np.ndarray,
     takes: dict[str, np.ndarray],
     members: Membership,
 ) -> None:
-    """Settle what a new claim has, and lay it over all others: `voxels[at]`, of which `weak` (bool, as `at`) are those
-    that masking forbids, and `takes` (bool, as `at`) those that it takes from each segment."""
-    claim.voxels = Runs.of(voxels[at])
-    claim.weak = Runs.of(voxels[at[weak]]) if weak.any() else _NONE
-    claim.takes = {segment: Runs.of(voxels[at[taken]]) for segment, taken in takes.items() if taken.any()}
+    """Decide what a new owner has, and write it over all others.
+
+    Args:
+        owner: the new owner.
+        voxels: the voxels under work, ascending.
+        at: positions in `voxels` of those that the owner gets.
+        weak: bool, as `at`: those that masking forbids and the segment has already.
+        takes: bool, as `at`, by segment: those that it takes from the segment.
+        members: the segments of `voxels`, changed in place.
+    """
+    owner.voxels = Runs.of(voxels[at])
+    owner.weak = Runs.of(voxels[at[weak]]) if weak.any() else _NONE
+    owner.takes = {segment: Runs.of(voxels[at[taken]]) for segment, taken in takes.items() if taken.any()}
     nothing = np.zeros(len(at), bool)
-    _lay_down(_Touch(claim, at, voxels[at], nothing, nothing, weak, takes, {}), members)
+    _write_one(_Overlap(owner, at, voxels[at], nothing, nothing, weak, takes, {}), members)
 
 
-def _touch(claim: Claim, voxels: np.ndarray, near: np.ndarray) -> _Touch | None:
-    """`near` are the positions of those voxels that may be the claim's."""
-    at = near[claim.voxels.find(voxels[near])[0]]
+def _overlap(owner: Owner, voxels: np.ndarray, near: np.ndarray) -> _Overlap | None:
+    """`near` are the positions of those voxels that may be the owner's."""
+    at = near[owner.voxels.find(voxels[near])[0]]
     if not len(at):
         return None
     own = voxels[at]
-    held = _has(claim.held, own, len(claim.voxels))
-    added = _has(claim.added, own, len(claim.voxels))
-    takes, took = ({segment: runs.has(own) for segment, runs in part.items()} for part in (claim.takes, claim.took))
-    return _Touch(claim, at, own, held, added, claim.weak.has(own), takes, took)
+    held = _has(owner.held, own, len(owner.voxels))
+    added = _has(owner.added, own, len(owner.voxels))
+    takes, took = ({segment: runs.has(own) for segment, runs in part.items()} for part in (owner.takes, owner.took))
+    return _Overlap(owner, at, own, held, added, owner.weak.has(own), takes, took)
 
 
 def _has(runs: Runs, voxels: np.ndarray, count: int) -> np.ndarray:
-    """`runs.has(voxels)`, where they may be all of a claim's."""
+    """`runs.has(voxels)`, quickly when `runs` are all `count` voxels of the owner."""
     return np.ones(len(voxels), bool) if len(runs) == count else runs.has(voxels)
 
 
-def _changed_by_others(touches: list[_Touch], members: Membership, count: int) -> np.ndarray:
-    """bool (N,): voxels that are not in the segments in which the claims left them."""
+def _changed_by_others(overlaps: list[_Overlap], members: Membership, count: int) -> np.ndarray:
+    """bool (N,): voxels that are no longer in the segments to which the owners wrote them."""
     foreign = np.zeros(count, bool)
     settled: dict[str, np.ndarray] = {}
 
     def expect(segment: str, at: np.ndarray, inside: bool) -> None:
         known = settled.setdefault(segment, np.zeros(count, bool))
         open_ones = at[~known[at]]
-        if segment in members.segments:  # the claims of a segment that is gone are kept to give back what it took
+        if segment in members.segments:  # owners of a removed segment stay, to give back what it took
             foreign[open_ones[members[segment][open_ones] != inside]] = True
         known[open_ones] = True
 
-    for touch in reversed(touches):
-        expect(touch.claim.segment, touch.at[touch.held], True)
-        for segment, lost in touch.took.items():
-            expect(segment, touch.at[lost], False)
+    for overlap in reversed(overlaps):
+        expect(overlap.owner.segment, overlap.at[overlap.held], True)
+        for segment, lost in overlap.took.items():
+            expect(segment, overlap.at[lost], False)
     return foreign
 
 
-def _without(touch: _Touch, gone: np.ndarray) -> _Touch:
-    """The touch, and its claim, without voxels that it holds and that are `gone` (bool over the voxels under work)."""
-    leaving = gone[touch.at] & touch.held
+def _without(overlap: _Overlap, gone: np.ndarray) -> _Overlap:
+    """The overlap, and its owner, without those held voxels that are `gone` (bool over the voxels under work)."""
+    leaving = gone[overlap.at] & overlap.held
     if not leaving.any():
-        return touch
-    claim, left = touch.claim, touch.voxels[leaving]
+        return overlap
+    owner, left = overlap.owner, overlap.voxels[leaving]
     for name in ("voxels", "held", "added", "weak"):
-        setattr(claim, name, _minus(getattr(claim, name), left))
+        setattr(owner, name, _minus(getattr(owner, name), left))
     for name in ("takes", "took"):
-        fewer = {segment: _minus(runs, left) for segment, runs in getattr(claim, name).items()}
-        setattr(claim, name, {segment: runs for segment, runs in fewer.items() if len(runs)})
+        fewer = {segment: _minus(runs, left) for segment, runs in getattr(owner, name).items()}
+        setattr(owner, name, {segment: runs for segment, runs in fewer.items() if len(runs)})
     keep = ~leaving
-    takes, took = ({segment: flags[keep] for segment, flags in part.items()} for part in (touch.takes, touch.took))
-    return _Touch(claim, touch.at[keep], touch.voxels[keep], touch.held[keep], touch.added[keep], touch.weak[keep],
-                  takes, took)  # fmt: skip
+    takes, took = ({segment: flags[keep] for segment, flags in part.items()} for part in (overlap.takes, overlap.took))
+    parts = (part[keep] for part in (overlap.at, overlap.voxels, overlap.held, overlap.added, overlap.weak))
+    return _Overlap(owner, *parts, takes, took)
 
 
-def _lay_down(touch: _Touch, members: Membership) -> None:
-    """On what `members` holds. A voxel that somebody has by now whom the claim may neither take it from nor lie over
-    is theirs: they drew it since."""
-    claim, at = touch.claim, touch.at
+def _write_one(overlap: _Overlap, members: Membership) -> None:
+    """Write an owner into what `members` holds. A voxel that another segment has by now, which the owner may neither
+    take from it nor share, stays the other's: the user has drawn it since."""
+    owner, at = overlap.owner, overlap.at
     held = np.zeros(len(at), bool)
-    if claim.segment in members.segments:  # else it is gone: nothing to lay down
-        own = members[claim.segment]
+    if owner.segment in members.segments:  # else it is gone: there is nothing to write
+        own = members[owner.segment]
         held[:] = True
         for segment in members.segments:
-            if not claim.may_lie_over(segment):
+            if not owner.may_lie_over(segment):
                 theirs = members[segment][at]
-                if segment in touch.takes:
-                    theirs &= ~touch.takes[segment]
+                if segment in overlap.takes:
+                    theirs &= ~overlap.takes[segment]
                 held &= ~theirs
         held |= own[at]
         added = held & ~own[at]
         own[at[held]] = True
     else:
         added = held
-    claim.held = _replaced(claim.held, touch.voxels, touch.held, held)
-    claim.added = _replaced(claim.added, touch.voxels, touch.added, added)
-    for segment in {*touch.takes, *touch.took}:
+    owner.held = _replaced(owner.held, overlap.voxels, overlap.held, held)
+    owner.added = _replaced(owner.added, overlap.voxels, overlap.added, added)
+    for segment in {*overlap.takes, *overlap.took}:
         none = np.zeros(len(at), bool)
         lost = none
-        if segment in touch.takes and segment in members.segments:
+        if segment in overlap.takes and segment in members.segments:
             other = members[segment]
-            lost = other[at] & touch.takes[segment] & held
+            lost = other[at] & overlap.takes[segment] & held
             other[at[lost]] = False
-        before = touch.took.get(segment, none)
+        before = overlap.took.get(segment, none)
         if lost.any() or before.any():
-            claim.took[segment] = _replaced(claim.took.get(segment, _NONE), touch.voxels, before, lost)
-            if not len(claim.took[segment]):
-                del claim.took[segment]
+            owner.took[segment] = _replaced(owner.took.get(segment, _NONE), overlap.voxels, before, lost)
+            if not len(owner.took[segment]):
+                del owner.took[segment]
 
 
 def merged(one: np.ndarray, other: np.ndarray) -> np.ndarray:

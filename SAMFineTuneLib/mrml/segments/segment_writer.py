@@ -1,8 +1,8 @@
-"""Masks into segments: at once, without touching a neighbour, and without a trace when they are taken back.
+"""Writes masks into segments at once, leaves other segments alone, and removes masks without a trace.
 
-Slicer's own ways of writing one slice rebuild the closed surface or copy the whole labelmap at every click. Here
-the few voxels concerned are set in the labelmap's memory, by the Segment Editor's own rules (`masking`), and the
-surface is marked as stale: `refresh_surface` rebuilds it when the user pauses.
+Slicer's own ways of writing one slice rebuild the closed surface or copy the whole labelmap at every click. Here only
+the voxels of the slice are set in the labelmap's memory, by the Segment Editor's own rules (`masking`), and the closed
+surface is marked as stale: `refresh_surface` makes it anew when the user pauses.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import SlicePlane, inside
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layers, require_editable
+from SAMFineTuneLib.mrml.segments.labelmaps import Grid, Layers, require_editable
 from SAMFineTuneLib.mrml.segments.masking import editing_rules, in_range, intensities_at
-from SAMFineTuneLib.mrml.segments.ownership import Claim, Ledger, Membership, Shelf, merged, place
-from SAMFineTuneLib.mrml.segments.surfaces import new_surfaces
+from SAMFineTuneLib.mrml.segments.ownership import FormerOwners, Membership, Owner, Owners, merged, write_new
+from SAMFineTuneLib.mrml.segments.surfaces import StaleSurfaces
 
 
-class ClaimInfo(NamedTuple):
-    """One mask that is shown: the voxels that it has, and those that it would cover if nobody else had any."""
+class WrittenMask(NamedTuple):
+    """A mask that is written: how many voxels it has, and how many it covers."""
 
     segment_id: str
     plane_key: str
@@ -35,12 +35,13 @@ class ClaimInfo(NamedTuple):
 
 
 class SegmentWriter:
-    """Shows masks in one segmentation node and takes them back.
+    """Writes masks into one segmentation node and removes them.
 
-    Each pair of a segment and a plane has a claim: what its mask added to the segment, and took from others
-    where the Segment Editor's settings allow that. Showing another mask there, or None, first gives all of it
-    back. What the user drew, before or since, is never part of a claim. A claim is put aside when another mask takes
-    its place, and put back when its own mask, by its moment, is shown again: then the voxels are what they were.
+    For each pair of a segment and a plane there is one mask, which owns what it added to the segment and what it took
+    from others where the Segment Editor's settings allow that (`ownership`). Writing another mask there, or None, first
+    gives all of it back. What the user drew, before or since, is never owned by a mask. An owner whose mask was
+    replaced is kept, and written again when its own mask comes back, which is known by its moment: then the voxels are
+    what they were.
     """
 
     def __init__(self, segmentation_node, volume_node, volume: Volume):
@@ -56,8 +57,8 @@ class SegmentWriter:
         `vtkSlicerSegmentEditorLogic.SaveStateForUndo`."""
         require_editable(segmentation_node)
         self._grid = Grid.of(segmentation_node, volume_node)
-        self._ledger = Ledger(self._grid.shape)
-        self._aside = Shelf()
+        self._owners = Owners(self._grid.shape)
+        self._former = FormerOwners()
         self._writing = False
         self._changed_by_others = True
         self._edited = False
@@ -65,12 +66,12 @@ class SegmentWriter:
         self._to_verify: dict[tuple[str, str], None] = {}
         self._batched = False
         self._unannounced: dict[str, None] = {}  # segments in the order in which they were changed
-        self._stale: set[str] = set()
+        self._surfaces = StaleSurfaces()
         self._observers = [segmentation_node.AddObserver(event, self._on_change) for event in _foreign_events()]
 
-    # ---- showing masks
+    # ---- writing masks
 
-    def show(
+    def write(
         self,
         segment_id: str,
         plane: SlicePlane,
@@ -79,47 +80,58 @@ class SegmentWriter:
         since: int = 0,
         digest: str = "",
     ) -> bool:
-        """Make `mask` (bool [rows, columns]) what the segment's claim on the plane shows; None takes it back.
+        """Make a mask what the segment has on a plane.
 
-        `points` (N, 2) are positive points, x and y in the plane's pixels, whose own voxels belong to the mask
-        where it is true. A mask that was shown before, by its moment `since` and its digest, gets what it had then;
-        without a moment it is always a new one. Returns whether any voxel changed. Raises UserError when the segment
-        is gone or the segmentation cannot be edited.
+        Args:
+            segment_id: the segment.
+            plane: the plane.
+            mask: bool [rows, columns] on the plane; None removes the mask that is there.
+            points: positive points, float (N, 2), x and y in the plane's pixels. Their own voxels belong to the mask
+                where it is true.
+            since: the mask's moment. A mask that was written before, by its moment and digest, gets the voxels that it
+                had then; without a moment it is always a new one.
+            digest: identifies the mask.
+
+        Returns:
+            Whether any voxel changed.
+
+        Raises:
+            UserError: the segment is gone, or the segmentation cannot be edited.
         """
         segmentation = self._segmentation()
         if mask is not None and segmentation.GetSegment(segment_id) is None:
             raise UserError("The segment of this mask is no longer there: add a segment and place the prompts again.")
         if mask is None:
-            return self.take_back(segment_id, plane.key)
+            return self.remove(segment_id, plane.key)
         grid = self._current_grid()
-        old = self._ledger.get(segment_id, plane.key)
-        again = self._shown_before(old, segment_id, plane.key, since, digest)
+        old = self._owners.get(segment_id, plane.key)
+        again = self._written_before(old, segment_id, plane.key, since, digest)
         if again is not None:
             voxels = again.voxels.voxels()
             return self._rearrange(voxels if old in (None, again) else merged(old.voxels.voxels(), voxels), old, again)
         new = np.sort(np.ravel_multi_index(tuple(self._covered(mask, plane, points)), grid.shape))
         voxels = new if old is None else merged(old.voxels.voxels(), new)
-        claim = Claim(segment_id, plane.key, number=self._ledger.next_number(), since=since, digest=digest)
-        return self._rearrange(voxels, old, claim, new)
+        owner = Owner(segment_id, plane.key, number=self._owners.next_number(), since=since, digest=digest)
+        return self._rearrange(voxels, old, owner, new)
 
-    def take_back(self, segment_id: str, plane_key: str) -> bool:
-        """As `show` with None, for who knows only the plane's key, as of `claims`."""
-        claim = self._ledger.get(segment_id, plane_key)
-        if claim is None:
+    def remove(self, segment_id: str, plane_key: str) -> bool:
+        """Remove the mask of a segment and a plane; returns whether any voxel changed."""
+        owner = self._owners.get(segment_id, plane_key)
+        if owner is None:
             return False
         self._current_grid()
-        if self._ledger.get(segment_id, plane_key) is not claim:
-            return False  # went with the grid it was made for
-        return self._rearrange(claim.voxels.voxels(), claim, None)
+        if self._owners.get(segment_id, plane_key) is not owner:
+            return False  # it belonged to another grid, which the user has replaced
+        return self._rearrange(owner.voxels.voxels(), owner, None)
 
-    def _shown_before(self, old: Claim | None, segment_id: str, key: str, since: int, digest: str) -> Claim | None:
+    def _written_before(self, old: Owner | None, segment_id: str, key: str, since: int, digest: str) -> Owner | None:
         if not since:
             return None
-        claim = old if old is not None and old.since == since else self._aside.take(segment_id, key, since)
-        return claim if claim is not None and claim.digest == digest else None
+        owner = old if old is not None and old.since == since else self._former.take(segment_id, key, since)
+        return owner if owner is not None and owner.digest == digest else None
 
     def _covered(self, mask: np.ndarray, plane: SlicePlane, points) -> np.ndarray:
-        """Grid voxels (3, N) as k, j, i. In a grid that reaches beyond the volume, none out there."""
+        """Grid voxels (3, N) as k, j, i, of those that lie in the volume."""
         grid = self._grid.volume(self._node)
         places = covered_voxels(mask, plane, grid, points)
         if grid.shape == self.volume.shape and np.allclose(grid.affine, self.volume.affine, atol=1e-4):
@@ -127,42 +139,43 @@ class SegmentWriter:
         return places[:, inside(self.volume, grid.ijk_to_ras(places[::-1].T))]
 
     def _rearrange(
-        self, voxels: np.ndarray, old: Claim | None, claim: Claim | None, new: np.ndarray | None = None
+        self, voxels: np.ndarray, old: Owner | None, owner: Owner | None, new: np.ndarray | None = None
     ) -> bool:
-        """Lift all claims off the voxels and put back all but `old`, and `claim`: in its turn when it had its voxels
-        before, over all others when it gets `new` ones now. Writes the difference; returns whether there was any."""
+        """Restore the voxels to what they are without masks, then write all owners again but `old`, and `owner`: at its
+        place in the order when it had its voxels before, over all others when it gets `new` ones now. Returns whether
+        any voxel changed."""
         work = _Work(Layers(self._segmentation(), self._grid), self._grid, voxels)
-        lifted = self._ledger.lift(voxels, work.members)
-        self._ledger.lay_down(voxels, lifted, work.members, old, claim if new is None else None)
+        overlaps = self._owners.restore(voxels, work.members)
+        self._owners.write(voxels, overlaps, work.members, old, owner if new is None else None)
         if old is not None:
-            self._ledger.drop(old.segment, old.plane)
-            if old is not claim:
-                self._aside.put(old)
-        if claim is not None:
-            self._to_verify[claim.segment, claim.plane] = None
+            self._owners.drop(old.segment, old.plane)
+            if old is not owner:
+                self._former.put(old)
+        if owner is not None:
+            self._to_verify[owner.segment, owner.plane] = None
             if new is not None:
-                self._settle(claim, new, work)
-            self._ledger.add(claim)
-            claim.to_dict()  # packs its voxels: a moment now rather than hundreds of them when they are stored
+                self._settle(owner, new, work)
+            self._owners.add(owner)
+            owner.to_dict()  # packs its voxels, so that storing hundreds of owners later takes no time
         return self._write(work)
 
-    def _settle(self, claim: Claim, voxels: np.ndarray, work: _Work) -> None:
-        """Give a new claim what the Segment Editor's settings let it have of the voxels."""
-        rules = editing_rules(claim.segment, self._node, self.editor_node)
+    def _settle(self, owner: Owner, voxels: np.ndarray, work: _Work) -> None:
+        """Give a new owner what the Segment Editor's settings let it have of the voxels."""
+        rules = editing_rules(owner.segment, self._node, self.editor_node)
         at = np.searchsorted(work.voxels, voxels)
         permitted = rules.permitted(work.members, len(work.voxels))[at]
         if rules.intensities is not None:
             permitted &= self._in_range(work.places[:, at], rules.intensities)
-        claim.wanted = len(at)
-        kept = permitted | work.members[claim.segment][at]
+        owner.wanted = len(at)
+        kept = permitted | work.members[owner.segment][at]
         at, weak = at[kept], ~permitted[kept]
-        claim.takes_from, claim.keeps_off = rules.takes_from, rules.keeps_off
+        owner.takes_from, owner.keeps_off = rules.takes_from, rules.keeps_off
         takes = {
             segment: work.members[segment][at] & ~weak
             for segment in work.members.segments
-            if claim.may_take_from(segment)
+            if owner.may_take_from(segment)
         }
-        place(claim, work.voxels, at, weak, takes, work.members)
+        write_new(owner, work.voxels, at, weak, takes, work.members)
 
     def _in_range(self, places: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
         source = self.editor_node.GetSourceVolumeNode() or self._volume_node
@@ -177,8 +190,7 @@ class SegmentWriter:
             self.save_undo_state()
         self._changed_by_others = False
         segmentation = self._segmentation()
-        self._writing = True
-        try:
+        with self._own_change():
             self._make_room(segmentation, work, changes)
             for segment, lost, _ in changes:
                 work.clear(segment, lost)
@@ -190,26 +202,30 @@ class SegmentWriter:
             self._unannounced.update(dict.fromkeys(changed))
             if not self._batched:
                 self._announce()
-        finally:
-            self._writing = False
         return True
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Tell whoever draws the segments once, at the end, of all that is shown in between."""
+        """Tell views and other modules once, at the end, of all masks that are written in between."""
         self._batched = True
         try:
             yield
         finally:
             self._batched = False
-            self._writing = True
-            try:
+            with self._own_change():
                 self._announce()
-            finally:
-                self._writing = False
+
+    @contextmanager
+    def _own_change(self) -> Iterator[None]:
+        """Changes to the segmentation that are not somebody else's."""
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
 
     def _make_room(self, segmentation, work: _Work, changes) -> None:
-        """Own labelmaps for segments that are about to overlap; memory where voxels are about to be set."""
+        """Give segments that are about to overlap a labelmap of their own, and labelmaps memory for new voxels."""
         for segment, _, gained in changes:
             others = [other for other in work.layers.together(segment) if other != segment]
             if any((work.members[other] & gained).any() for other in others):
@@ -222,17 +238,15 @@ class SegmentWriter:
                 layer.make_room(work.places[:, touched])
 
     def _announce(self) -> None:
-        """Tell views, storage, history and effects, but not the segmentation itself, which would drop surfaces."""
+        """Tell views, storage, history and effects of changed segments; `Modified()` would drop the closed surfaces."""
         import slicer
 
         segmentation = self._segmentation()
         segments = [segment for segment in self._unannounced if segmentation.GetSegment(segment) is not None]
         self._unannounced.clear()
-        has_surface = segmentation.ContainsRepresentation(SURFACE)
+        self._surfaces.add(segmentation, segments)
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         for segment_id in segments:
-            if has_surface:
-                self._stale.add(segment_id)
             segment = segmentation.GetSegment(segment_id)
             if logic.GetSegmentStatus(segment) == logic.NotStarted:
                 logic.SetSegmentStatus(segment, logic.InProgress)
@@ -240,11 +254,11 @@ class SegmentWriter:
             segmentation.InvokeEvent(segmentation.RepresentationModified, segment_id)
 
     def notice_edits(self, until: Callable[[], bool]) -> None:
-        """Look through the claims for voxels that somebody else has changed, which are theirs from now on, until told
-        to go on another time: even when they are changed to what the claims say, and unnoticeable, later."""
+        """Notice voxels that somebody else has changed, which are the user's from now on, until `until()`. Called
+        often, because a later change could undo such a change, and nobody could tell any more."""
         if self._edited:
             self._edited = False
-            self._to_look_at = [(claim.segment, claim.plane) for claim in self._ledger]
+            self._to_look_at = [(owner.segment, owner.plane) for owner in self._owners]
         if not self._to_look_at:
             return
         grid = self._current_grid()
@@ -252,7 +266,7 @@ class SegmentWriter:
         while self._to_look_at:
             work = self._work_on(self._to_look_at.pop(), layers, grid)
             if work is not None:
-                self._ledger.notice(work.voxels, work.members)
+                self._owners.notice(work.voxels, work.members)
             if until():
                 return
 
@@ -261,17 +275,17 @@ class SegmentWriter:
         """Whether there is anything left to look through."""
         return self._edited or bool(self._to_look_at)
 
-    def verify(self, until: Callable[[], bool]) -> list[ClaimInfo]:
-        """Look at what was shown since it was last looked at, until told to go on another time; returns what is not in
-        the segments although nobody said that they changed it: Slicer did not keep it. `notice_edits` comes first."""
+    def verify(self, until: Callable[[], bool]) -> list[WrittenMask]:
+        """Look at what was written since the last call, until `until()`; returns masks that are not in the segments
+        although nobody said that they changed them: Slicer did not keep them. `notice_edits` comes first."""
         lost = []
         grid = self._current_grid()
         layers = Layers(self._segmentation(), grid) if self._to_verify else None
         while self._to_verify:
             place = self._to_verify.popitem()[0]
             work = self._work_on(place, layers, grid)
-            if work is not None and self._ledger.is_changed(work.voxels, work.members):
-                lost.append(_info(self._ledger.get(*place)))
+            if work is not None and self._owners.is_changed(work.voxels, work.members):
+                lost.append(_info(self._owners.get(*place)))
             if until():
                 break
         return lost
@@ -282,71 +296,58 @@ class SegmentWriter:
         return bool(self._to_verify)
 
     def _work_on(self, place: tuple[str, str], layers: Layers, grid: Grid) -> _Work | None:
-        claim = self._ledger.get(*place)
-        return None if claim is None or not len(claim.voxels) else _Work(layers, grid, claim.voxels.voxels())
+        owner = self._owners.get(*place)
+        return None if owner is None or not len(owner.voxels) else _Work(layers, grid, owner.voxels.voxels())
 
     # ---- the closed surface
 
     @property
     def surface_stale(self) -> bool:
-        """Whether masks were shown since the closed surface was made."""
-        return bool(self._stale) and self._segmentation().ContainsRepresentation(SURFACE)
+        """Whether masks were written since the closed surface was made."""
+        return self._surfaces.any(self._segmentation())
 
     def refresh_surface(self) -> None:
-        """Make the closed surface of a changed segment anew: a second for a large one, so call it from a timer that
-        waits until the user pauses, until none is stale."""
-        segmentation = self._segmentation()
-        self._stale.intersection_update(segmentation.GetSegmentIDs())
-        stale = sorted(self._stale)[:1]
-        self._stale.difference_update(stale)
-        if not stale or not segmentation.ContainsRepresentation(SURFACE):
-            return
-        layers = Layers(segmentation, self._grid)
-        self._writing = True
-        try:
-            for segment_id, surface in new_surfaces(segmentation, layers, stale).items():
-                self._stale.discard(segment_id)
-                segmentation.GetSegment(segment_id).AddRepresentation(SURFACE, surface)
-                segmentation.InvokeEvent(segmentation.RepresentationModified, segment_id)
-        finally:
-            self._writing = False
+        """Make the closed surface of one changed segment anew. That takes up to a second, so call it from a timer while
+        the user pauses, until no surface is stale."""
+        with self._own_change():
+            self._surfaces.refresh_one(self._segmentation(), self._grid)
 
-    # ---- claims
+    # ---- what is written
 
-    def claims(self) -> tuple[ClaimInfo, ...]:
-        """What is shown, oldest first."""
-        return tuple(map(_info, self._ledger))
+    def masks(self) -> tuple[WrittenMask, ...]:
+        """All masks that are written, oldest first."""
+        return tuple(map(_info, self._owners))
 
     def forget(self, segment_id: str, plane_key: str | None = None) -> None:
-        """Leave the voxels of a segment's masks, or of one, as they are: from now on they are the user's own."""
-        for claim in [claim for claim in self._ledger if claim.segment == segment_id]:
-            if plane_key in (None, claim.plane):
-                self._ledger.drop(claim.segment, claim.plane)
-        self._aside.forget(segment_id, plane_key)
+        """Give the voxels of a segment's masks, or of its mask on one plane, to the user: they stay as they are."""
+        for owner in [owner for owner in self._owners if owner.segment == segment_id]:
+            if plane_key in (None, owner.plane):
+                self._owners.drop(owner.segment, owner.plane)
+        self._former.forget(segment_id, plane_key)
 
     def to_dict(self) -> dict:
-        """The claims as plain values for JSON, to be saved with the scene."""
-        return {"grid": self._grid.to_dict(), "claims": [claim.to_dict() for claim in self._ledger]}
+        """The owners as plain values for JSON, to be saved with the scene."""
+        return {"grid": self._grid.to_dict(), "claims": [owner.to_dict() for owner in self._owners]}
 
     def from_dict(self, values: dict) -> bool:
-        """Take over the claims of a saved scene; False, and none taken, when they are of another grid or damaged:
-        then what they showed is the user's own."""
+        """Take over the owners of a saved scene. False, and none is taken, when they are damaged or of another grid:
+        then the masks count as drawn by the user."""
         try:
             if not Grid.from_dict(values["grid"]).same_as(self._grid):
                 return False
-            ledger = Ledger(self._grid.shape)
+            owners = Owners(self._grid.shape)
             for entry in values["claims"]:
-                claim = Claim.from_dict(entry)
-                claim.number = claim.number or ledger.next_number()
-                if not len(claim.voxels) or claim.voxels.last() < np.prod(self._grid.shape):
-                    ledger.add(claim)  # also one that got nothing, or it would get something now
+                owner = Owner.from_dict(entry)
+                owner.number = owner.number or owners.next_number()
+                if not len(owner.voxels) or owner.voxels.last() < np.prod(self._grid.shape):
+                    owners.add(owner)  # also one that got nothing, or it would get something now
         except (KeyError, TypeError, ValueError):
             return False
-        self._ledger = ledger
+        self._owners = owners
         return True
 
     def close(self) -> None:
-        """Let go of the nodes; what is shown stays."""
+        """Stop observing the segmentation; what is written stays."""
         for observer in self._observers:
             self._node.RemoveObserver(observer)
         self._observers.clear()
@@ -357,13 +358,13 @@ class SegmentWriter:
         return self._node.GetSegmentation()
 
     def _current_grid(self) -> Grid:
-        """The grid at this moment. Claims of another, which the user has replaced, cannot be taken back."""
+        """The grid as it is now. Owners in another one, which the user has replaced, are given up."""
         require_editable(self._node)
         grid = Grid.of(self._node, self._volume_node)
         if not grid.same_as(self._grid):
             self._grid = grid
-            self._ledger = Ledger(grid.shape)
-            self._aside = Shelf()
+            self._owners = Owners(grid.shape)
+            self._former = FormerOwners()
         return self._grid
 
     def _on_change(self, *_) -> None:
@@ -371,8 +372,8 @@ class SegmentWriter:
             self._changed_by_others = self._edited = True
 
 
-def _info(claim: Claim) -> ClaimInfo:
-    return ClaimInfo(claim.segment, claim.plane, len(claim.held), claim.wanted, claim.since, claim.digest)
+def _info(owner: Owner) -> WrittenMask:
+    return WrittenMask(owner.segment, owner.plane, len(owner.held), owner.wanted, owner.since, owner.digest)
 
 
 class _Work:

@@ -6,14 +6,45 @@ segments fill is converted in a segmentation of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, Layer, Layers
+from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, Grid, Layer, Layers
 
 _JOINT = "Joint smoothing"
 
 
-def new_surfaces(segmentation, layers: Layers, segment_ids) -> dict:
+class StaleSurfaces:
+    """Segments whose closed surface is older than their voxels."""
+
+    def __init__(self):
+        self._segments: set[str] = set()
+
+    def add(self, segmentation, segment_ids: Iterable[str]) -> None:
+        """The voxels of these segments changed."""
+        if segmentation.ContainsRepresentation(SURFACE):
+            self._segments.update(segment_ids)
+
+    def any(self, segmentation) -> bool:
+        """Whether any surface has to be made anew."""
+        return bool(self._segments) and segmentation.ContainsRepresentation(SURFACE)
+
+    def refresh_one(self, segmentation, grid: Grid) -> None:
+        """Make the surface of one segment anew."""
+        self._segments.intersection_update(segmentation.GetSegmentIDs())
+        if not self._segments or not segmentation.ContainsRepresentation(SURFACE):
+            self._segments.clear()
+            return
+        first = min(self._segments)
+        self._segments.discard(first)
+        for segment_id, surface in _new_surfaces(segmentation, Layers(segmentation, grid), [first]).items():
+            self._segments.discard(segment_id)
+            segmentation.GetSegment(segment_id).AddRepresentation(SURFACE, surface)
+            segmentation.InvokeEvent(segmentation.RepresentationModified, segment_id)
+
+
+def _new_surfaces(segmentation, layers: Layers, segment_ids) -> dict:
     """{segment: vtkPolyData} of these segments; with joint smoothing also of those that share a labelmap with
     one, because their surfaces depend on each other."""
     import slicer
