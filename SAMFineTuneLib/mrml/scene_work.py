@@ -12,11 +12,11 @@ from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.prompts.making import planes_of
 from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes
 from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync
-from SAMFineTuneLib.mrml.record_keeper import RecordKeeper
 from SAMFineTuneLib.mrml.segment_export import is_empty
 from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter, WrittenMask
+from SAMFineTuneLib.mrml.storage import RecordKeeper
 from SAMFineTuneLib.session.events import Event, Failed, Notice, StateChanged
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ slicer = pytest.importorskip("slicer")
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
-from SAMFineTuneLib.mrml import record_keeper  # noqa: E402
+from SAMFineTuneLib.mrml import storage  # noqa: E402
 from SAMFineTuneLib.service.connection import Broken  # noqa: E402
 from SAMFineTuneLib.session.events import Failed, Finished  # noqa: E402
 
@@ -192,7 +192,7 @@ class User:
 def somebody(open_session, slicer_scene, made, monkeypatch):
     """Makes a `User`, who does not wait for the scene to be stored."""
     for name in ("_SNAPSHOT_DELAY", "_RECORD_DELAY"):
-        monkeypatch.setattr(record_keeper, name, 0.0)
+        monkeypatch.setattr(storage, name, 0.0)
 
     def make(seed: int, reliable: bool = True, overwrite: bool = False) -> User:
         from region_engine import WINDOW

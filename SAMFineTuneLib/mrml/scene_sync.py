@@ -1,0 +1,464 @@
+"""Brings the nodes of a scene, the session and the segments together, turn by turn of the host's timer.
+
+Markups nodes hold the prompts, a segmentation holds the masks. The user may change either with whatever Slicer has, so
+nothing here reacts to single edits: observers only note that something changed (`scene_watch`), and each turn compares.
+`prompt_sync` and `segment_table` bring nodes and session together, `mask_display` writes masks into segments, and
+`RecordKeeper` keeps the session's document in the scene. Nothing waits, and no thread is started.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml import storage
+from SAMFineTuneLib.mrml.observers import Observers
+from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes, View, segment_of
+from SAMFineTuneLib.mrml.prompts.placing import Placing, slice_node_under_cursor
+from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync
+from SAMFineTuneLib.mrml.prompts.prompt_watch import PromptWatch
+from SAMFineTuneLib.mrml.prompts.view_finder import ViewFinder
+from SAMFineTuneLib.mrml.scene_watch import SceneWatch
+from SAMFineTuneLib.mrml.scene_work import MOVED, Work
+from SAMFineTuneLib.mrml.segments.found_objects import FoundObjects
+from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
+from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
+from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
+from SAMFineTuneLib.mrml.volume_nodes import VolumeWatch, displayed_window, volume_from_node
+from SAMFineTuneLib.session.events import (
+    Answered,
+    Event,
+    Failed,
+    Finished,
+    MaskChanged,
+    Notice,
+    StateChanged,
+    StatusChanged,
+)
+
+_STOPPED = (
+    "The propagation was stopped, because another volume or segmentation was chosen: come back and propagate again."
+)
+_SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
+_SAME_WINDOW = 1e-3  # of the window's width
+
+
+class SceneSync:
+    """A volume node, a segmentation node, and the work on them; the ground of `SceneSession`, which adds what can be
+    asked for."""
+
+    def __init__(
+        self,
+        scene,
+        client,
+        log: logging.Logger | None = None,
+        active_slice_node: Callable[[], object | None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """
+        Args:
+            scene: the vtkMRMLScene.
+            client: a SessionClient with `segments_are_steps=False`.
+            log: where failures go.
+            active_slice_node: gives the slice node in which the user clicks; the default asks the crosshair.
+            clock: seconds, monotonic.
+        """
+        if client.segments_are_steps:
+            raise ValueError("the scene's segment table has an undo of its own: segments_are_steps must be False")
+        self.scene = scene
+        self.client = client
+        self.parameters = storage.ParameterNode(scene)
+        self.state: StateChanged | None = None
+        """What the session said last."""
+        self.volume_node = None
+        self.segmentation_node = None
+        self.volume: Volume | None = None
+        self.placing = Placing(scene)
+        self.found = FoundObjects(scene)
+        self.save_undo_state: Callable[[], object] | None = None
+        """Called before masks go into a segmentation that somebody else has changed, for Slicer's own undo."""
+        self._log = log or logging.getLogger(__name__)
+        self._clock = clock
+        self._observers = Observers(self._log)
+        self._views = ViewFinder(scene, active_slice_node or slice_node_under_cursor(scene))
+        self._volume_watch = VolumeWatch(self._observers, clock)
+        self._prompt_watch = PromptWatch(scene, self._observers, lambda ras: self._views.view_at(ras, self.volume))
+        self._closed = False
+        self._events: list[Event] = []
+        self._own_requests: set[int] = set()
+        self._work: Work | None = None
+        self._table: SegmentTable | None = None
+        self._current: str | None = None
+        self._editor_node = None
+        self._recognised: dict = {}
+        self._window: IntensityWindow | None = None
+        self._given_window: IntensityWindow | None = None
+        self._model: tuple[str, str, str] = ("", "", "auto")
+        self._next_state: StateChanged | None = None  # said, but not yet written into the nodes
+        self._awaits_state = False
+        self._look: tuple | None = None  # for which segment and views the prompts have their looks
+        self._place_again: str | None = None  # a kind
+        self._scene_watch = SceneWatch(scene, self._observers, self._prompt_watch, self)
+
+    # ---- coming and going
+
+    @property
+    def _nodes(self) -> PromptNodes | None:
+        return None if self._work is None else self._work.nodes
+
+    @property
+    def _writer(self) -> SegmentWriter | None:
+        return None if self._work is None else self._work.writer
+
+    def _set_volume(self, node, volume: Volume | None, tell: bool = True) -> None:
+        self._volume_watch.watch(node)
+        self.found.clear()
+        self.volume_node, self.volume = node, volume
+        self._recognised = {} if volume is None else storage.recognise(volume)
+        if node is None:
+            if tell and not self.scene.IsClosing() and not self.scene.IsImporting():
+                self.parameters.refer("volume", None)
+            return
+        self.parameters.refer("volume", node)
+
+    def _set_segmentation(self, node) -> None:
+        self._scene_watch.watch_segments(self.segmentation_node, node)
+        self.segmentation_node = node
+        self._table = None if node is None else SegmentTable(node)
+        self._current = None
+        if not self.scene.IsClosing():
+            self.parameters.refer("segmentation", node)
+
+    def _send_volume(self) -> None:
+        self._given_window = self._wanted_window()
+        self.client.set_volume(self.volume, self._given_window)
+
+    def _enter(self) -> None:
+        """Take up the work on volume and segmentation where the scene has it."""
+        if self.volume is None or self.segmentation_node is None:
+            return
+        record = storage.read_record(self.scene, self.volume_node, self.segmentation_node)
+        self._open(record, record.claims)
+        self._given_window = self._work.restore(record, self._recognised) or self._given_window
+        self._work.nodes.set_visible(True)
+
+    def _open(self, record: storage.Record, claims) -> None:
+        self._table = SegmentTable(self.segmentation_node, record.values, self.client.segment_values)
+        writer = SegmentWriter(self.segmentation_node, self.volume_node, self.volume)
+        writer.editor_node = self._editor_node
+        writer.save_undo_state = self._save_undo_state
+        if claims is not None and not writer.from_dict(claims):
+            self._tell(Notice(
+                "The segmentation has another grid than when its masks were stored: they now count as drawn by hand."
+            ))  # fmt: skip
+        nodes = PromptNodes(self.scene, self.volume_node, self.segmentation_node)
+        prompts = PromptSync(nodes, self._table, self.volume, self.client, self._view_at, self._tell, self._clock)
+        masks = MaskDisplay(writer, self._table, self._tell, self._clock)
+        keeper = storage.RecordKeeper(record, self.client, self._own_requests, self._clock)
+        self._work = Work(self.client, self._table, prompts, masks, keeper, self._tell)
+        self._prompt_watch.sync = prompts
+        self._changed()
+
+    def _leave(self, hide: bool = True) -> None:
+        """Store the work in the scene and put its prompts out of sight."""
+        self.placing.stop()
+        if self._work is not None and not self.scene.IsClosing():
+            if self._work.jobs:
+                self._tell(Notice(_STOPPED))
+            self.store()
+            if hide:
+                self._work.nodes.set_visible(False)
+            self._work.nodes.remove_empty()
+        self._drop()
+
+    def _forget_segments(self, table: SegmentTable | None, jobs: set[int]) -> None:
+        """The session works on these segments no longer."""
+        for job in jobs:
+            self.client.cancel(job, keep_results=False)
+        if table is not None:
+            for value in table.told_values():
+                self.client.remove_segment(value)
+
+    def _drop(self) -> None:
+        """End the work; what the scene has of it stays as it is."""
+        self.placing.stop()
+        if self._work is not None:
+            self._work.writer.close()
+        self._work = self._prompt_watch.sync = self.state = self._next_state = None
+        self._awaits_state = self._scene_watch.segments_changed = False
+        self._volume_watch.forget()
+
+    def _make_segmentation(self) -> None:
+        node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName("Segmentation"))
+        node.CreateDefaultDisplayNodes()
+        node.SetAndObserveTransformNodeID(self.volume_node.GetTransformNodeID())
+        node.SetReferenceImageGeometryParameterFromVolumeNode(self.volume_node)
+        self._set_segmentation(node)
+        self._enter()
+
+    def _ensure_segment(self) -> str:
+        """The current segment; segmentation and segment are made when there is none."""
+        self._require_volume()
+        if self.segmentation_node is None:
+            self._make_segmentation()
+        segment_id = self.current_segment_id
+        if segment_id is None:
+            segment_id = self.segmentation_node.GetSegmentation().AddEmptySegment("")
+            self._current = segment_id
+        return segment_id
+
+    def _require_volume(self) -> None:
+        if self.volume is None:
+            raise UserError("There is no volume; choose one first.")
+
+    # ---- a turn of the timer
+
+    def _move(self, end: float, hurry: bool = False) -> None:
+        def late() -> bool:
+            return self._clock() >= end
+
+        for event in self.client.pump(max(0.001, (end - self._clock()) * 0.6)):
+            self._hear(event)
+        if self._busy_elsewhere():
+            return
+        self._scene_watch.remove_orphans()
+        self._follow_changes()
+        if self._reconcile():  # on its way now, rather than at the host's next turn
+            for event in self.client.pump(0.001):
+                self._hear(event)
+        if self._next_state is not None and not (self._work is not None and self._work.prompts.held):
+            self._take(self._next_state, late)
+            if late():  # nodes have this round, masks the next ones
+                return
+        if self._work is not None:
+            self._show_prompts()
+            self._work.masks.show(end)
+            self._work.keeper.ask(self._settled, hurry)
+            if self._settled:
+                self._work.sweep()
+                self._work.check(end)
+            if self._work.unwritten and not len(self._work.masks) and self._work.keeper.rested:
+                self._write_record()
+        if self._work is None or not len(self._work.masks):
+            self.found.step(late)
+
+    def _show_prompts(self) -> None:
+        """Prompts of the chosen segment are larger than others, and have handles in the views they lie in."""
+        look = (self.current_segment_id, *self._views.directions())
+        if look != self._look and not self._work.prompts.held:
+            self._work.nodes.look(look[0], self._views.nodes(), self.volume)
+            self._look = look
+
+    def _busy_elsewhere(self) -> bool:
+        return self.scene.IsClosing() or self.scene.IsImporting() or self.scene.IsRestoring()
+
+    def _hear(self, event: Event) -> None:
+        work = self._work
+        if isinstance(event, (Answered, Failed)) and event.request in self._own_requests:
+            self._own_requests.discard(event.request)
+            if work is not None:
+                work.keeper.hear(event)
+            return
+        if isinstance(event, StateChanged):
+            self._next_state = event
+        elif isinstance(event, MaskChanged) and work is not None:
+            work.masks.take(event)
+            work.keeper.changed()
+        elif isinstance(event, StatusChanged) and event.status.state != "ready" and work is not None:
+            work.sweep_due = True
+        elif isinstance(event, (Finished, Failed)) and work is not None:
+            work.end_job(event.job)
+        self._tell(event)
+
+    def _reconcile(self) -> bool:
+        if self._work is None or self._busy_elsewhere():
+            return False
+        looked = self._work.prompts.dirty
+        told = self._work.prompts.reconcile()
+        if told:
+            self._changed()
+        if looked and self.placing.kind is None:
+            self._work.nodes.remove_empty()
+        return told
+
+    def _take(self, state: StateChanged, late: Callable[[], bool]) -> None:
+        """Write what the session says into segment table and nodes; what there is no time for, in the next round."""
+        self.state, self._awaits_state, self._look = state, False, None
+        if self._work is not None and not (self._work.take_new_segments(state, late) and self._work.take(state, late)):
+            return
+        self._next_state = None
+        if self._work is None:
+            return
+        if self.placing.kind is None:
+            self._work.nodes.remove_empty()
+
+    def _changed(self) -> None:
+        """Something was asked of the session; a state will come that knows of it, and older ones do not count."""
+        self._awaits_state, self._next_state, self._look = True, None, None
+        if self._work is not None:
+            self._work.keeper.changed()
+
+    @property
+    def _settled(self) -> bool:
+        heard = not self._awaits_state and self._next_state is None
+        return heard and self.state is not None and self.state.settled and self._reachable
+
+    @property
+    def _reachable(self) -> bool:
+        return self.client.status.state == "ready"
+
+    def store(self, patience: float = 0.0) -> None:
+        """Put the session into the scene, as is done when it is saved; waits `patience` seconds for the worker."""
+        if self._work is None:
+            return
+        self._reconcile()
+        end = self._clock() + patience
+        while self._work is not None and self._work.behind and self._reachable and self._clock() < end:
+            self._move(self._clock() + 0.02, hurry=True)
+        self._write_record()
+
+    def _write_record(self) -> None:
+        if self._work is not None:
+            self._work.write_record(*self._model[:2], self._recognised)
+
+    def _save_undo_state(self) -> None:
+        if self.save_undo_state is not None:
+            self.save_undo_state()
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+
+    # ---- what was changed elsewhere
+
+    def _follow_changes(self) -> None:
+        """What was changed in Slicer's other modules, once it has come to rest."""
+        if self._volume_watch.has_changed():
+            self._follow_volume()
+        if self._volume_watch.window_has_changed():
+            self._follow_window()
+        if self._scene_watch.segments_changed:
+            self._follow_table()
+        kind, self._place_again = self._place_again, None
+        if kind is not None and self.volume is not None and self.placing.kind is None:
+            self.start_placing(kind)
+        if self.placing.list_is_gone and self.volume is not None:
+            self.start_placing(self.placing.kind)
+        elif self.placing.ended_elsewhere:
+            self.stop_placing()
+        elif self.placing.clicks():
+            self._place_clicks()
+
+    def _follow_table(self) -> None:
+        """Segments that were removed, renamed or recoloured in Slicer's table."""
+        self._scene_watch.segments_changed, self._look = False, None
+        if self._work is None:
+            return
+        gone, changed = self._table.tell_changes(self.client)
+        self._work.masks.forget_gone(gone)
+        for segment_id in {*gone, *(segment_of(node) for node in self._work.nodes.nodes())}:
+            if self._table.has(segment_id):
+                self._work.nodes.name(segment_id)
+            else:
+                self._work.prompts.drop(segment_id)
+        if gone or changed:
+            self._changed()
+
+    def _follow_volume(self) -> None:
+        """Voxels or place of the volume are others than the session has: it begins anew with the prompts."""
+        if self.volume_node is None:
+            return
+        try:
+            volume = volume_from_node(self.volume_node)
+        except UserError as error:
+            node = self.volume_node
+            self._leave()
+            self._set_volume(None, None)
+            self._tell(Failed(f"{error} The volume “{node.GetName()}” was put aside."))
+            return
+        before, now = self._recognised, storage.recognise(volume)
+        if storage.same_voxels(before, now):
+            if storage.same_place(before, now):
+                return
+            self._tell(Notice(MOVED))
+        else:
+            self._tell(Notice("The volume's voxels have changed: masks are made anew from the prompts."))
+        self.volume, self._recognised = volume, now
+        self._send_volume()
+        if self._work is not None:
+            self._work.masks.take_back()
+            self._work.writer.close()
+            self._open(storage.Record(values=self._table.values), None)
+
+    def _follow_window(self) -> None:
+        window = self._wanted_window()
+        if self.volume is None or window is None or _same_window(window, self._given_window):
+            return
+        self._given_window = window
+        self.client.set_window(window)
+        self._changed()
+
+    def _wanted_window(self) -> IntensityWindow | None:
+        return self._window or displayed_window(self.volume_node)
+
+    def _place_clicks(self) -> None:
+        kind, clicks = self.placing.kind, self.placing.clicks()
+        self.placing.clear_clicks()
+        try:
+            self.place(kind, self._views.node_at(clicks[0]), clicks)
+        except UserError as error:
+            self._tell(Failed(str(error)))
+        self.start_placing(kind)  # into the list of the segment, if it was made just now
+
+    def _view_at(self, ras) -> View:
+        """For what was placed where nobody saw it: the view that shows it, or else any."""
+        view = self._views.view_at(ras, self.volume)
+        return "axial" if view is None else view
+
+    # ---- what happens in the scene and cannot wait: called by `scene_watch`
+
+    def input_removed(self, node) -> bool:
+        """The volume or segmentation that is worked on is about to be deleted, and the prompts between them with it."""
+        if node is self._editor_node:
+            self._editor_node = None
+            if self._work is not None:
+                self._work.writer.editor_node = None
+        if node is not self.volume_node and node is not self.segmentation_node:
+            return False
+        work, table, kind = self._work, self._table, self.placing.kind
+        jobs = set() if work is None else set(work.jobs)
+        prompts = work is not None and bool(work.prompts.given)
+        self._drop()
+        if node is self.volume_node:
+            what, jobs = "volume", jobs | self.client.jobs
+            self._set_volume(None, None, tell=False)
+        else:
+            what = "segmentation"
+            self._set_segmentation(None)
+        self._forget_segments(table, jobs)
+        if prompts or jobs:
+            stopped = ", and what was computed for it was stopped" if jobs else ""
+            self._tell(Notice(f"The {what} “{node.GetName()}” was deleted: its prompts went with it{stopped}."))
+        self._place_again = kind  # not now: the scene is about to remove a node
+        return True
+
+    def scene_saves(self) -> None:
+        """The scene is about to be saved."""
+        self.store(_SAVE_PATIENCE)
+
+    def scene_closes(self) -> None:
+        """The scene is about to be closed."""
+        self._place_again = None
+        self.found.clear()
+        self._drop()
+        self._set_volume(None, None, tell=False)
+        self._set_segmentation(None)
+        self._editor_node = None
+        self._window = None
+
+
+def _same_window(a: IntensityWindow, b: IntensityWindow | None) -> bool:
+    return b is not None and max(abs(a.low - b.low), abs(a.high - b.high)) <= _SAME_WINDOW * (a.high - a.low)

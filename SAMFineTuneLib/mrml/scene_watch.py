@@ -1,0 +1,85 @@
+"""What happens in the scene, noted for the next turn; only what cannot wait is passed on at once."""
+
+from __future__ import annotations
+
+from SAMFineTuneLib.mrml import storage
+from SAMFineTuneLib.mrml.observers import Observers
+from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes, companions_of, kind_of, orphans
+from SAMFineTuneLib.mrml.prompts.prompt_watch import PromptWatch
+
+
+class SceneWatch:
+    """Observes a scene, and the segments of one segmentation node."""
+
+    def __init__(self, scene, observers: Observers, prompts: PromptWatch, session):
+        """`session`, a SceneSession, is told at once of what cannot wait."""
+        import slicer
+
+        self.segments_changed = False
+        """Whether segments were added, removed, renamed, recoloured or sorted; whoever takes it up says so."""
+        self._scene, self._observers, self._prompts, self._session = scene, observers, prompts, session
+        self._orphans = False
+        self._companions: list = []  # display and storage nodes of prompts that somebody else removed
+        events = slicer.vtkMRMLScene
+        observers.add_with_node(scene, events.NodeAddedEvent, self._on_node_added)
+        observers.add_with_node(scene, events.NodeAboutToBeRemovedEvent, self._on_node_removed)
+        observers.add(scene, events.StartSaveEvent, lambda _: session.scene_saves())
+        observers.add(scene, events.StartCloseEvent, self._on_start_close)
+        observers.add(scene, events.EndCloseEvent, lambda _: prompts.watch_all())
+        observers.add(scene, events.EndImportEvent, self._on_end_import)
+        prompts.watch_all()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something happened that nobody has taken up yet."""
+        return self.segments_changed or self._orphans or bool(self._companions)
+
+    def watch_segments(self, before, node) -> None:
+        """Observe the segments of another segmentation node than before; None for none."""
+        import slicer
+
+        if before is not None:
+            self._observers.remove(before)
+        if node is not None:
+            for name in ("SegmentAdded", "SegmentRemoved", "SegmentModified", "SegmentsOrderModified"):
+                self._observers.add(node, getattr(slicer.vtkSegmentation, name), self._on_segments)
+
+    def remove_orphans(self) -> None:
+        """Remove prompts and records whose volume or segmentation is gone, and what showed prompts that are gone."""
+        companions, self._companions = self._companions, []
+        for node in companions:
+            if node.GetScene() is not None:
+                self._scene.RemoveNode(node)
+        if not (self._orphans or companions):
+            return
+        self._orphans = False
+        for node in orphans(self._scene):
+            PromptNodes(self._scene, None, None).remove_node(node)
+        for node in storage.orphans(self._scene):
+            self._scene.RemoveNode(node)
+
+    def _on_segments(self, _) -> None:
+        self.segments_changed = True
+
+    def _on_node_added(self, node) -> None:
+        if kind_of(node) is not None:
+            self._prompts.watch(node)
+            self._prompts.changed(node)
+
+    def _on_node_removed(self, node) -> None:
+        self._observers.remove(node)
+        if self._scene.IsClosing():
+            return
+        if kind_of(node) is not None:
+            self._companions += companions_of(node)
+            self._prompts.let_go(node)
+        elif self._session.input_removed(node) or node.IsA("vtkMRMLVolumeNode") or node.IsA("vtkMRMLSegmentationNode"):
+            self._orphans = True
+
+    def _on_start_close(self, _) -> None:
+        self._companions.clear()
+        self._session.scene_closes()
+
+    def _on_end_import(self, _) -> None:
+        self._prompts.watch_all()
+        self._session.scene_was_imported()
