@@ -78,10 +78,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="ID", help="as `samfinetune models list` prints it, or a model's folder (default: the "
         "adapter's base, else compact)"
-    )
+    ).completer = _model_ids
     parser.add_argument(
         "--adapter", metavar="NAME", help="as `samfinetune adapters list` prints it, or an adapter's folder"
-    )
+    ).completer = _adapter_names
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps, directml or coreml")
     parser.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor write embeddings on disk")
@@ -96,18 +96,23 @@ def find_adapter(args: argparse.Namespace) -> AdapterFolder | None:
 
 def open_predictor(args: argparse.Namespace, adapter: AdapterFolder | None = None) -> Predictor:
     """The model that was asked for, with its adapter, over the embedding cache."""
-    from SAMFineTuneLib.inference.embedding_cache import open_cache
-    from SAMFineTuneLib.inference.engine import open_engine
-    from SAMFineTuneLib.inference.predictor import Predictor
-    from SAMFineTuneLib.models.store import DEFAULT_MODEL, Store
+    from SAMFineTuneLib.inference.open_predictor import open_predictor as opened
 
     adapter = adapter or find_adapter(args)
-    store = Store()
-    if adapter is not None and args.model is None:
-        model = store.to_run(adapter)
-    else:
-        model = store.find(DEFAULT_MODEL if args.model is None else args.model)
-    engine = open_engine(model, args.device, args.precision, adapter=adapter)
-    for notice in engine.notices:
-        print(f"note: {notice}", file=sys.stderr)
-    return Predictor(engine, open_cache(disk=not args.no_cache))
+    return opened(
+        args.model, adapter, args.device, args.precision, disk_cache=not args.no_cache,
+        tell=lambda notice: print(f"note: {notice}", file=sys.stderr),
+    )  # fmt: skip
+
+
+def _model_ids(**_) -> list[str]:
+    """For the completion of --model in a shell."""
+    from SAMFineTuneLib.models.store import Store
+
+    return [model.spec.id for model in Store().list()]
+
+
+def _adapter_names(**_) -> list[str]:
+    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+
+    return [adapter.name for adapter in AdapterStore().list()]

@@ -8,16 +8,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SAMFineTuneLib.cli import outputs
+from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, new_folder, require_writable, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from SAMFineTuneLib.cli.batch import Outcome
     from SAMFineTuneLib.images import Volume
     from SAMFineTuneLib.prompts import PromptSet
+    from SAMFineTuneLib.segmenter import Segmenter
 
 _EPILOG = """examples:
   samfinetune demo
@@ -48,51 +48,54 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make, segment, measure."""
-    from SAMFineTuneLib.cli import batch
-
     if args.seed < 0:
         raise UserError("--seed must be 0 or more.")
     folder = Path(args.output).expanduser()
     earlier = _earlier_files(folder, args.overwrite)
     require_writable(folder)
     with new_folder(folder, earlier) as building:
-        outcome, truth = _demonstrate(building, args.seed)
+        segmenter, truth = _demonstrate(building, args.seed)
         _sign(building)
     print(f"\n{'Dice (1 is perfect)':<21}{'box slice':>10}{'whole body':>12}{'volume':>12}")
-    for info in outcome.session.segments:
-        found, known = outcome.labelmap == info.value, truth == info.value
-        k = outcome.prompted[info.value][0].index
-        print(f"{info.name:<21}{dice(found[k], known[k]):>10.2f}{dice(found, known):>12.2f}"
-              f"{batch.milliliters(outcome, info.value):>9.1f} mL")  # fmt: skip
+    planes, labelmap = dict(segmenter.prompted_planes), segmenter.labelmap
+    for row in segmenter.statistics():
+        found, known = labelmap == row.value, truth == row.value
+        k = planes[row.value].index
+        print(f"{row.segment:<21}{dice(found[k], known[k]):>10.2f}{dice(found, known):>12.2f}"
+              f"{row.milliliters:>9.1f} mL")  # fmt: skip
     print(f"\nThe label map is {folder / LABELS}, a picture of it {folder / PICTURE}.")
     print("The same by hand:")
     print(f"  samfinetune segment {folder / SERIES} -o organs.seg.nrrd --prompts {folder / PROMPTS} --propagate both")
     return 0
 
 
-def _demonstrate(folder: Path, seed: int) -> tuple[Outcome, np.ndarray]:
+def _demonstrate(folder: Path, seed: int) -> tuple[Segmenter, np.ndarray]:
     """Write everything into a folder; what was found, and the true labels [k, j, i]."""
-    from SAMFineTuneLib.cli import batch, describe
-    from SAMFineTuneLib.images import body_phantom, choose_window, read_volume, write_dicom_series, write_labelmap
-    from SAMFineTuneLib.inference.embedding_cache import open_cache
-    from SAMFineTuneLib.inference.engine import open_engine
-    from SAMFineTuneLib.inference.predictor import Predictor
-    from SAMFineTuneLib.models.store import Store
+    from SAMFineTuneLib.cli import describe
+    from SAMFineTuneLib.images import body_phantom, write_dicom_series
+    from SAMFineTuneLib.images.overlay import save_png, side_by_side
     from SAMFineTuneLib.prompts import write_prompts
+    from SAMFineTuneLib.segmenter import Segmenter
 
     phantom, truth, names = body_phantom(seed)
     files = write_dicom_series(phantom, folder / SERIES)
     print(f"A body with {len(names)} organs was written as {len(files)} DICOM files.\n")
-    volume = read_volume(folder / SERIES)
-    window = choose_window(volume)
-    prompts = _box_round_each(volume, truth, names)
+    segmenter = Segmenter(folder / SERIES, tell=console.note)
+    prompts = _box_round_each(segmenter.volume, truth, names)
     write_prompts(folder / PROMPTS, prompts)
-    predictor = Predictor(open_engine(Store().get()), open_cache())
-    describe.print_inputs(volume, window, predictor)
-    outcome = batch.answer(batch.place(volume, window, prompts, "both"), predictor, "both")
-    write_labelmap(folder / LABELS, outcome.labelmap, volume, outcome.session.segments)
-    batch.draw(outcome, folder / PICTURE, batch.busiest_plane(outcome))
-    return outcome, truth
+    segmenter.prompts(prompts)
+    describe.print_inputs(segmenter.volume, segmenter.session.window, segmenter.predictor)
+    planes = dict(segmenter.prompted_planes)
+    segmenter.propagate().save(folder / LABELS, overwrite=True)
+    labelmap = segmenter.labelmap
+    legend = {value: f"{name}, Dice {dice(labelmap == value, truth == value):.2f}" for value, name in names.items()}
+    by_slice = {plane.key: plane for plane in planes.values()}  # organs whose boxes lie on one slice share a picture
+    images = [
+        segmenter.slice_image(plane, {value: legend[value] for value in names if planes[value].key == key})
+        for key, plane in by_slice.items()
+    ]
+    save_png(folder / PICTURE, side_by_side(images))
+    return segmenter, truth
 
 
 def dice(found: np.ndarray, known: np.ndarray) -> float:

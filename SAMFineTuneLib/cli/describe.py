@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from SAMFineTuneLib.cli import console
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.images import IntensityWindow, Volume
@@ -23,12 +25,43 @@ def print_inputs(volume: Volume, window: IntensityWindow, predictor: Predictor, 
     print(f"            {grid(volume)}")
     print(f"            {orientation(volume)}")
     for warning in volume.warnings:
-        print(f"note        {warning}")
+        console.note(warning)
     print(f"window      {window}")
     spec = predictor.engine.spec
     print(f"model       {spec.id} ({spec.name}) on {predictor.engine.device}", flush=True)
     if adapter:
         print(f"adapter     {adapter}", flush=True)
+
+
+def facts(volume: Volume, window: IntensityWindow) -> dict[str, Any]:
+    """The same facts for a program: size and spacing along i, j, k, the voxel-to-RAS matrix in mm, grey values."""
+    source = volume.source
+    return {
+        "modality": volume.modality,
+        "description": source.description if source is not None else "",
+        "series": source.series_uid if source is not None else "",
+        "files": len(source.files) if source is not None else 0,
+        "size": list(reversed(volume.shape)),
+        "spacing_mm": [float(mm) for mm in volume.spacing],
+        "ijk_to_ras": volume.affine.tolist(),
+        "orientation": orientation(volume),
+        "type": str(volume.array.dtype),
+        "minimum": float(volume.array.min()),
+        "maximum": float(volume.array.max()),
+        "window": {"low": float(window.low), "high": float(window.high), "name": window.name},
+    }
+
+
+def inputs(volume: Volume, window: IntensityWindow, predictor: Predictor, adapter: str | None) -> dict[str, Any]:
+    """What `print_inputs` prints, for a program."""
+    known = facts(volume, window)
+    kept = ("modality", "size", "spacing_mm", "window")
+    return {
+        **{name: known[name] for name in kept},
+        "model": predictor.engine.spec.id,
+        "device": str(predictor.engine.device),
+        "adapter": adapter,
+    }
 
 
 def what(volume: Volume) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+
+from SAMFineTuneLib.cli import console
 
 _EPILOG = """examples:
   samfinetune info path/to/dicom                 a folder of DICOM files, in any order
   samfinetune info path/to/dicom --series 2      one of several series in it
   samfinetune info head.nii.gz --window minmax   what another grey-value window would be
+  samfinetune info path/to/dicom --json          the same for a program
 """
 
 
@@ -26,6 +30,7 @@ def add_parser(subparsers) -> None:
                         help="which series of a folder, or volume of one (echo, b-value, phase): its UID, or its "
                         "number in the list")  # fmt: skip
     parser.add_argument("--window", help="grey-value window, see `samfinetune segment --help`")
+    console.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
             for entry in series:
                 print(f"  {entry}")
             for note in notes:
-                print(f"note     {note}")
+                console.note(note, 9)
+            console.document(volume=args.volume, series=[asdict(entry) for entry in series])
             return 0
     volume = read_volume(args.volume, args.series)
     window = choose_window(volume, args.window)
@@ -61,5 +67,6 @@ def run(args: argparse.Namespace) -> int:
     for label, text in rows:
         print(f"{label:<9}{text}")
     for warning in volume.warnings:
-        print(f"note     {warning}")
+        console.note(warning, 9)
+    console.document(**describe.facts(volume, window))
     return 0

@@ -16,6 +16,7 @@ import os
 import sys
 
 from SAMFineTuneLib import __version__
+from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import Parser
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
@@ -32,6 +33,7 @@ _EPILOG = """examples:
   samfinetune models list                                  which models are here, and which could be
 
 Every sub-command has its own help: samfinetune segment --help
+The tab key completes commands, options and names after: eval "$(register-python-argcomplete samfinetune)"
 """
 
 
@@ -73,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    names = COMMANDS if not argv or argv[0] not in COMMANDS else (argv[0],)
+    completing = "_ARGCOMPLETE" in os.environ  # a shell asks what could come next
+    names = COMMANDS if completing or not argv or argv[0] not in COMMANDS else (argv[0],)
     parser = Parser(
         prog="samfinetune",
         description="Segment DICOM and NIfTI volumes from points and boxes with SAM and its variants.",
@@ -85,11 +88,20 @@ def _dispatch(argv: list[str]) -> int:
     modules = {name: importlib.import_module(f"SAMFineTuneLib.cli.{name}") for name in names}
     for module in modules.values():
         module.add_parser(subparsers)
+    console.add_options(parser)
+    if completing:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    if not argv:
+        parser.print_help()
+        return 0
     try:
         args = parser.parse_args(argv)
     except SystemExit as exit_:  # argparse has already printed its help or its complaint
         return int(exit_.code or 0)
-    return int(modules[args.command].run(args) or 0)
+    with console.opened(args):
+        return int(modules[args.command].run(args) or 0)
 
 
 def _say(sentence: str, code: int) -> int:

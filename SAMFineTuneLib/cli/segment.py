@@ -1,22 +1,24 @@
-"""`samfinetune segment`: prompts in, label map out; with `--auto`, see `automatic`."""
+"""`samfinetune segment`: prompts in, label maps out; with `--auto` without prompts."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SAMFineTuneLib.cli import arguments, outputs
+from SAMFineTuneLib.cli import arguments, console, outputs
+from SAMFineTuneLib.cli.segment_jobs import Segmented, SegmentJob, find_jobs, run_jobs, with_prompts
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.cli.batch import Outcome
     from SAMFineTuneLib.images import SlicePlane, Volume
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.prompts import PromptSet
+    from SAMFineTuneLib.segmenter import Segmenter
 
 _EPILOG = """examples:
   one box on an axial slice, its corners as Slicer shows them (right, anterior, superior in mm):
@@ -31,6 +33,8 @@ _EPILOG = """examples:
   the same with an adapter that `samfinetune train` made, and without any prompt, volume by volume:
     samfinetune segment head.nii.gz -o tumour.nii.gz --adapter tumour --point -12,3,40
     samfinetune segment path/to/volumes -o path/to/results --auto --adapter tumour
+  several volumes, each with the prompts in the file of its name, and a table of what was found:
+    samfinetune segment path/to/volumes -o path/to/results --prompts path/to/prompts --statistics results.csv
 
 OUT's ending chooses the format: .nii.gz, .nii, .nrrd, .mha label map; .seg.nrrd Slicer segmentation with names
 and colours; .dcm DICOM SEG. The scan itself is never changed, and a result that is there already only with --overwrite.
@@ -49,14 +53,15 @@ def add_parser(subparsers) -> None:
     )
     arguments.add_volume(parser)
     parser.add_argument("-o", "--output", metavar="OUT", required=True,
-                        help="label map to write, see below; with --auto also a folder")  # fmt: skip
+                        help="label map to write, see below; a folder for several volumes")  # fmt: skip
     prompts = parser.add_argument_group("prompts (each may be given several times)")
     prompts.add_argument("--point", metavar="R,A,S", action="append", default=[], help="a point inside the structure")
     prompts.add_argument("--negative-point", metavar="R,A,S", action="append", default=[], help="a point outside it")
     prompts.add_argument("--box", metavar="R,A,S,R,A,S", action="append", default=[],
                          help="opposite corners of a box: on one slice, or of a box over several slices")  # fmt: skip
     prompts.add_argument("--prompts", metavar="FILE", action="append", default=[],
-                         help="prompts file (.json) or Slicer markups (.mrk.json, .fcsv)")  # fmt: skip
+                         help="prompts file (.json) or Slicer markups (.mrk.json, .fcsv); for several volumes a folder "
+                         "of files, each named after its volume")  # fmt: skip
     prompts.add_argument("--label", metavar="NAME", help="name of the segment that typed prompts belong to")
     prompts.add_argument("--space", choices=("ras", "ijk"), default="ras",
                          help="typed coordinates are RAS in mm (default) or voxels i,j,k")  # fmt: skip
@@ -64,65 +69,158 @@ def add_parser(subparsers) -> None:
                          help="slices to segment on (default: what the prompts file says, else axial)")  # fmt: skip
     parser.add_argument("--propagate", choices=("none", "up", "down", "both", "fill"), default="none",
                         help="carry the masks on to other slices, or fill between prompted ones")  # fmt: skip
-    automatic = parser.add_argument_group("without prompts")
-    automatic.add_argument("--auto", action="store_true",
-                           help="find what the model or adapter was trained to find; VOLUME may be a folder of "
-                           "volumes, or of DICOM folders")  # fmt: skip
-    automatic.add_argument("--format", metavar="ENDING", default=".seg.nrrd",
-                           help="ending of files in a folder OUT (default: .seg.nrrd, which keeps names)")  # fmt: skip
-    automatic.add_argument("--skip-existing", action="store_true",
-                           help="leave out volumes whose result is there already")  # fmt: skip
+    parser.add_argument("--auto", action="store_true",
+                        help="without prompts: find what the model or adapter was trained to find")  # fmt: skip
+    several = parser.add_argument_group("several volumes (VOLUME is a folder of volumes, or of DICOM folders)")
+    several.add_argument("--format", metavar="ENDING", default=".seg.nrrd",
+                         help="ending of files in a folder OUT (default: .seg.nrrd, which keeps names)")  # fmt: skip
+    several.add_argument("--skip-existing", action="store_true",
+                         help="leave out volumes whose result is there already")  # fmt: skip
     parser.add_argument("--picture", metavar="FILE.png", help="also draw prompts and masks of one prompted slice")
+    parser.add_argument("--statistics", metavar="FILE.csv",
+                        help="also write volume, grey values and extent of every segment")  # fmt: skip
     outputs.add_overwrite(parser)
     arguments.add_model(parser)
+    console.add_json(parser)
+
+
+_PROMPTS = ("point", "negative_point", "box", "prompts", "label", "picture")  # senseless with --auto
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, answer, write, and say what was done."""
-    from SAMFineTuneLib.cli import batch, describe
-    from SAMFineTuneLib.images import check_output_path, choose_window, read_volume, write_labelmap
-    from SAMFineTuneLib.session.doubts import doubts_about_adapter
-
+    source, output = Path(args.volume).expanduser(), Path(args.output).expanduser()
+    if args.statistics and not args.statistics.lower().endswith(".csv"):
+        raise UserError(f"The table {args.statistics} must end in .csv.")
     if args.auto:
-        from SAMFineTuneLib.cli import automatic
-
-        return automatic.run(args)
+        given = [f"--{name.replace('_', '-')}" for name in _PROMPTS if getattr(args, name)]
+        if given or args.propagate != "none":
+            raise UserError(f"--auto needs no {given[0] if given else '--propagate'}; leave one of them out.")
+        return run_jobs(args, find_jobs(source, output, args.format), lambda: _automatically(args))
+    folders = [path for path in args.prompts if Path(path).expanduser().is_dir()]
+    if folders:
+        if len(args.prompts) > 1 or args.point or args.negative_point or args.box or args.picture:
+            raise UserError("A folder of --prompts is for several volumes: leave out other prompts and --picture.")
+        jobs = with_prompts(find_jobs(source, output, args.format), Path(folders[0]).expanduser())
+        return run_jobs(args, jobs, lambda: _from_prompts(args, arguments.open_predictor(args)))
     if args.skip_existing:
-        raise UserError("--skip-existing is for the volumes of --auto; leave it out.")
-    check_output_path(args.output)
-    targets = [Path(path).expanduser() for path in (args.output, args.picture) if path]
-    _require_not_read(targets, [Path(path).expanduser() for path in (args.volume, *args.prompts)])
+        raise UserError("--skip-existing is for several volumes, with --auto or a folder of --prompts; leave it out.")
+    job = SegmentJob(source, output, tuple(Path(path).expanduser() for path in args.prompts))
+    targets = [path for path in (output, Path(args.picture or "").expanduser()) if path.name]
+    _require_not_read(targets, (source, *job.prompts))
     outputs.require_new(targets, args)
-    volume = read_volume(args.volume, args.series)
-    _require_not_read(targets, volume.source.files if volume.source is not None else ())
-    _check_outputs(args, volume)
-    prompts = gather_prompts(args, volume)
-    window = choose_window(volume, args.window)
-    session = batch.place(volume, window, prompts, args.propagate)
+    return run_jobs(args, [job], lambda: _from_prompts(args, None))
+
+
+def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Callable[[SegmentJob], Segmented]:
+    """What segments a volume from prompts; without a predictor the model is opened once the prompts are known."""
+
+    def segment(job: SegmentJob) -> Segmented:
+        from SAMFineTuneLib.cli import describe
+        from SAMFineTuneLib.images import choose_window, read_volume, write_labelmap
+        from SAMFineTuneLib.images.overlay import save_png
+        from SAMFineTuneLib.segmenter import Segmenter
+
+        targets = [job.target, *([Path(args.picture).expanduser()] if args.picture else [])]
+        volume = read_volume(job.source, args.series)
+        _require_not_read(targets, volume.source.files if volume.source is not None else ())
+        _check_outputs(args, job.target, volume)
+        prompts = gather_prompts(args, volume, job.prompts)
+        told: list[str] = []
+        window = choose_window(volume, args.window)
+        segmenter = Segmenter(
+            volume, window=window, adapter=args.adapter, predictor=predictor, tell=told.append
+        ).prompts(prompts)
+        segmenter.check_prompts(args.propagate != "none")
+        opened = predictor or arguments.open_predictor(args)
+        segmenter.use(opened)
+        describe.print_inputs(volume, window, opened, args.adapter)
+        while told:
+            console.note(told.pop(0))
+        with _progress("prompts", least=3) as progress:
+            scores = segmenter.predict(progress).scores
+        prompted = {info.value: segmenter.session.planes(info.value) for info in segmenter.segments}
+        if args.propagate != "none":
+            for info in segmenter.segments:
+                if any(segmenter.session.mask(info.value, plane).any() for plane in prompted[info.value]):
+                    with _progress(info.name, least=3) as progress:
+                        segmenter.propagate(info.name, args.propagate, progress)
+        facts = _report(segmenter, prompted, scores, opened)
+        outputs.require_new(targets, args)  # somebody may have written there meanwhile
+        labelmap = segmenter.labelmap
+        for sentence in (*told, *write_labelmap(job.target, labelmap, volume, segmenter.segments)):
+            console.note(sentence)
+        print(f"written     {job.target}", flush=True)
+        if args.picture:
+            save_png(args.picture, segmenter.slice_image())
+            print(f"written     {args.picture}")
+        inputs = describe.inputs(volume, window, opened, args.adapter)
+        return Segmented({**inputs, "segments": facts}, segmenter.statistics())
+
+    return segment
+
+
+def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented]:
+    """What finds the classes of a model or adapter in a volume, without prompts."""
     adapter = arguments.find_adapter(args)
     predictor = arguments.open_predictor(args, adapter)
-    describe.print_inputs(volume, window, predictor, args.adapter)
-    for doubt in (*batch.doubts(session), *doubts_about_adapter(volume, adapter.card.recipe if adapter else {})):
-        print(f"note        {doubt}")
-    outcome = batch.answer(session, predictor, args.propagate)
-    report(outcome, predictor)
-    outputs.require_new(targets, args)  # somebody may have written there meanwhile
-    for note in write_labelmap(args.output, outcome.labelmap, volume, session.segments):
-        print(f"note        {note}")
-    print(f"written     {args.output}")
-    if args.picture:
-        batch.draw(outcome, args.picture, batch.busiest_plane(outcome))
-        print(f"written     {args.picture}")
-    return 0
+    recipe: Mapping[str, Any] = adapter.card.recipe if adapter else {}
+
+    def segment(job: SegmentJob) -> Segmented:
+        from SAMFineTuneLib.cli import describe
+        from SAMFineTuneLib.images import choose_window, read_volume, write_labelmap
+        from SAMFineTuneLib.inference.automatic_head import class_segments, segment_classes
+        from SAMFineTuneLib.metrics.segment_statistics import segment_statistics
+        from SAMFineTuneLib.service.learned import learned_orientation
+        from SAMFineTuneLib.session.doubts import doubts_about_adapter
+
+        volume = read_volume(job.source, args.series)
+        _check_outputs(args, job.target, volume)
+        window = choose_window(volume, args.window or recipe.get("window"))
+        describe.print_inputs(volume, window, predictor, args.adapter)
+        for doubt in doubts_about_adapter(volume, recipe):
+            console.note(doubt)
+        orientation = args.orientation or learned_orientation(volume, recipe)
+        with _progress(job.source.name) as progress:
+            labels = segment_classes(
+                predictor, volume, window, orientation, lambda now: progress(now.done, now.total)
+            )
+        segments = class_segments(predictor)
+        statistics = segment_statistics(volume, labels, segments)
+        for row in statistics:
+            size = f"{row.milliliters:.2f} mL" + ("" if row.voxels else ", nothing was found")
+            print(f"segment     {row.value} {row.segment}: {size}")
+        outputs.require_new([job.target], args)  # somebody may have written there meanwhile
+        for note in write_labelmap(job.target, labels, volume, segments):
+            console.note(note)
+        print(f"written     {job.target}", flush=True)
+        return Segmented(describe.inputs(volume, window, predictor, args.adapter), statistics)
+
+    return segment
 
 
-def gather_prompts(args: argparse.Namespace, volume: Volume) -> PromptSet:
-    """Typed prompts and prompt files as one set. UserError without any, or when a name is wanting."""
+@contextmanager
+def _progress(name: str, least: int = 0) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; the function it yields takes the number of slices that are done, and of all."""
+    with ExitStack() as stack:
+        bars: list[Any] = []
+
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(console.bar(total, least=least, desc=name, unit="slice")))
+            bars[0].total = total
+            bars[0].update(done - bars[0].n)
+
+        yield show
+
+
+def gather_prompts(args: argparse.Namespace, volume: Volume, paths: Iterable[Path]) -> PromptSet:
+    """Typed prompts and prompt files as one set. UserError without any, or when a name is missing."""
     from dataclasses import replace
 
     from SAMFineTuneLib.prompts import PromptSet, SegmentPrompts, merge_prompts, read_prompts
 
-    files = [read_prompts(path, volume) for path in args.prompts]
+    files = [read_prompts(path, volume) for path in paths]
     named = merge_prompts(files) if files else PromptSet(())
     typed = _typed_prompts(args, volume)
     names = [segment.name for segment in named.segments]
@@ -174,22 +272,29 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
     return numbers
 
 
-def report(outcome: Outcome, predictor: Predictor) -> None:
-    """Print what was found and how much had to be computed."""
-    from SAMFineTuneLib.cli import batch
+def _report(
+    segmenter: Segmenter, prompted: Mapping[int, list[SlicePlane]], scores: Mapping[int, float], predictor: Predictor
+) -> list[dict[str, Any]]:
+    """Print what was found and how much had to be computed; the same for --json."""
     from SAMFineTuneLib.session.doubts import doubt_about_answer
 
-    for info in outcome.session.segments:
-        planes, filled = outcome.prompted[info.value], outcome.filled[info.value]
-        print(f"segment     {info.name}: {batch.milliliters(outcome, info.value):.2f} mL on {_slices(filled)}, "
-              f"prompted on {_planes(planes)}, predicted IoU {outcome.scores[info.value]:.2f}")  # fmt: skip
+    facts = []
+    session = segmenter.session
+    for info, row in zip(segmenter.segments, segmenter.statistics(), strict=True):
+        planes = prompted[info.value]
+        filled = sum(bool(session.mask(info.value, plane).any()) for plane in session.planes(info.value))
+        score = scores[info.value]
+        print(f"segment     {info.name}: {row.milliliters:.2f} mL on {_slices(filled)}, "
+              f"prompted on {_planes(planes)}, predicted IoU {score:.2f}")  # fmt: skip
         if not filled:
-            print(f"note        nothing was found for {info.name}: check prompts and window, or add a point")
-        elif doubt := doubt_about_answer(info.name, outcome.scores[info.value]):
-            print(f"note        {doubt}")
+            console.note(f"nothing was found for {info.name}: check prompts and window, or add a point")
+        elif doubt := doubt_about_answer(info.name, score):
+            console.note(doubt)
+        facts.append({"slices": filled, "prompted_slices": len(planes), "predicted_iou": round(float(score), 4)})
     print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
     if predictor.cache.failure is not None:
-        print(f"note        embeddings are not kept for the next time: {predictor.cache.failure}")
+        console.note(f"embeddings are not kept for the next time: {predictor.cache.failure}")
+    return facts
 
 
 def _slices(count: int) -> str:
@@ -200,11 +305,11 @@ def _planes(planes: list[SlicePlane]) -> str:
     return str(planes[0]) if len(planes) == 1 else f"{len(planes)} {planes[0].orientation} slices"
 
 
-def _check_outputs(args: argparse.Namespace, volume: Volume) -> None:
+def _check_outputs(args: argparse.Namespace, target: Path, volume: Volume) -> None:
     """Find out before the long work what the formats ask for."""
     if args.picture and not args.picture.lower().endswith(".png"):
         raise UserError(f"The picture {args.picture} must end in .png.")
-    if args.output.lower().endswith(".dcm"):
+    if target.name.lower().endswith(".dcm"):
         from SAMFineTuneLib.images.dicom_seg import check_dicom_seg
 
         check_dicom_seg(volume)

@@ -24,17 +24,20 @@ from SAMFineTuneLib.images.slice_plane import (
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
 
 if TYPE_CHECKING:
+    from SAMFineTuneLib.images.any_image import as_volume
     from SAMFineTuneLib.images.labelmap_files import OUTPUT_ENDINGS, check_output_path, write_labelmap
-    from SAMFineTuneLib.images.overlay import overlay_picture
+    from SAMFineTuneLib.images.overlay import overlay_image, overlay_picture
     from SAMFineTuneLib.images.phantom import body_phantom, write_dicom_series
     from SAMFineTuneLib.images.read_dicom import list_series
     from SAMFineTuneLib.images.read_image import read_volume
 
 _LATE = {
     "OUTPUT_ENDINGS": "labelmap_files",
+    "as_volume": "any_image",
     "body_phantom": "phantom",
     "check_output_path": "labelmap_files",
     "list_series": "read_dicom",
+    "overlay_image": "overlay",
     "overlay_picture": "overlay",
     "read_volume": "read_image",
     "write_dicom_series": "phantom",
@@ -50,12 +53,14 @@ __all__ = [
     "Volume",
     "VolumeSource",
     "aligned_plane",
+    "as_volume",
     "body_phantom",
     "check_output_path",
     "choose_window",
     "extract",
     "list_series",
     "number_of_slices",
+    "overlay_image",
     "oblique_plane",
     "overlay_picture",
     "picture",

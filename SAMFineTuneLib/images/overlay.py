@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from SAMFineTuneLib.files import atomic_write
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Color = Sequence[float]
 
@@ -17,20 +21,26 @@ _FILL = 0.3  # opacity inside the outline
 _INSIDE, _OUTSIDE, _BOX = (40, 220, 60), (240, 50, 50), (255, 210, 40)
 
 
-def overlay_picture(
-    path: str | Path,
+def overlay_image(
     picture: np.ndarray,
     masks: Iterable[tuple[np.ndarray, Color]] = (),
     points: Iterable[tuple[float, float, bool]] = (),
     boxes: Iterable[Sequence[float]] = (),
-) -> None:
-    """Write a PNG (whatever the ending of `path`), whole or not at all.
+    legend: Iterable[tuple[str, Color]] = (),
+) -> Image:
+    """Draw masks and prompts over a slice.
 
-    `picture` uint8 [rows, columns]; `masks` are pairs of a bool array of that shape and a color (r, g, b)
-    from 0 to 1; `points` are (x, y, positive), green inside and red outside; `boxes` are (x0, y0, x1, y1);
-    both in pixels, centres at integers.
+    Args:
+        picture: uint8 [rows, columns].
+        masks: pairs of a bool array of that shape and a color (r, g, b) from 0 to 1.
+        points: (x, y, positive) in pixels, centres at integers; green inside and red outside.
+        boxes: (x0, y0, x1, y1) in pixels, centres at integers.
+        legend: lines of text under the slice, each with the color it explains.
+
+    Returns:
+        A Pillow image, enlarged by a whole factor when the slice is small.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     scale = max(1, math.ceil(_SMALLEST_SIDE / max(picture.shape)))
     rows, columns = (side * scale for side in picture.shape)
@@ -43,9 +53,12 @@ def overlay_picture(
         area = mask.astype(bool).repeat(scale, axis=0).repeat(scale, axis=1)
         canvas[area] = canvas[area] * (1 - _FILL) + paint * _FILL
         canvas[_outline(area, max(1, min(scale // 2, 3)))] = paint
-    image = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(image)
+    legend = list(legend)
     line = max(1, max(rows, columns) // 400)
+    step = 16 * line
+    image = Image.new("RGB", (columns, rows + (len(legend) * step + step // 2 if legend else 0)))
+    image.paste(Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8)))
+    draw = ImageDraw.Draw(image)
     for box in boxes:
         x0, y0, x1, y1 = (_enlarged(value, scale) for value in box)
         draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=_BOX, width=line)
@@ -53,8 +66,35 @@ def overlay_picture(
         x, y, radius = _enlarged(x, scale), _enlarged(y, scale), 3 * line
         around = (x - radius, y - radius, x + radius, y + radius)
         draw.ellipse(around, fill=_INSIDE if positive else _OUTSIDE, outline=(0, 0, 0), width=line)
+    for number, (text, color) in enumerate(legend):
+        top = rows + step // 4 + number * step
+        swatch = (step // 2, top + step // 5, step, top + step * 7 // 10)
+        draw.rectangle(swatch, fill=tuple(round(255 * part) for part in color))
+        draw.text((step * 3 // 2, top), text, fill=(255, 255, 255), font=ImageFont.load_default(step * 3 // 4))
+    return image
+
+
+def side_by_side(images: Sequence[Image]) -> Image:
+    """Several pictures in rows of at most three."""
+    from PIL import Image
+
+    across = min(3, len(images))
+    width, height = max(image.width for image in images), max(image.height for image in images)
+    sheet = Image.new("RGB", (across * width, math.ceil(len(images) / across) * height))
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % across * width, number // across * height))
+    return sheet
+
+
+def save_png(path: str | Path, image: Image) -> None:
+    """Write a Pillow image as PNG, whatever the ending of `path`, whole or not at all."""
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def overlay_picture(path: str | Path, picture: np.ndarray, *drawn: Iterable[Any], **options: Any) -> None:
+    """Write what `overlay_image` draws as PNG; the other arguments are its."""
+    save_png(path, overlay_image(picture, *drawn, **options))
 
 
 def _enlarged(value: float, scale: int) -> float:

@@ -86,15 +86,15 @@ def test_results_are_replaced_only_on_demand(segment, tmp_path):
 
 
 def test_a_file_that_appears_during_the_work_is_kept(segment, tmp_path, monkeypatch):
-    from SAMFineTuneLib.cli import batch
+    from SAMFineTuneLib.segmenter import Segmenter
 
-    target, answer = tmp_path / "a.nii.gz", batch.answer
+    target, predict = tmp_path / "a.nii.gz", Segmenter.predict
 
-    def answer_while_another_writes(*arguments):
+    def predict_while_another_writes(*arguments):
         target.write_bytes(b"by hand")
-        return answer(*arguments)
+        return predict(*arguments)
 
-    monkeypatch.setattr(batch, "answer", answer_while_another_writes)
+    monkeypatch.setattr(Segmenter, "predict", predict_while_another_writes)
     assert f"“{target}” exists already" in only_sentence(segment("-o", target))
     assert target.read_bytes() == b"by hand"
     assert segment("-o", target, "--overwrite").code == 0 and target.read_bytes() != b"by hand"

@@ -1,0 +1,105 @@
+"""What a command prints: lines for people, or with --json one document for programs; --quiet, --verbose, --log-file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from SAMFineTuneLib.errors import UserError
+
+_document: dict[str, Any] = {}  # of the command that runs
+_quiet = _json = False
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--quiet, --verbose and --log-file, to a command and to the actions it consists of."""
+    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in nested:
+        for child in action.choices.values():
+            add_options(child)
+    if nested or "--verbose" in parser._option_string_actions:  # `serve` logs in its own way
+        return
+    group = parser.add_argument_group("output")
+    group.add_argument("--quiet", "-q", action="store_true", help="print nothing but notes and errors, both on stderr")
+    group.add_argument("--verbose", "-v", action="store_true", help="also print what the library logs, on stderr")
+    group.add_argument("--log-file", metavar="FILE", help="append what the library logs to a file")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
+
+
+@contextlib.contextmanager
+def opened(args: argparse.Namespace) -> Iterator[None]:
+    """Print as the options ask while a command runs, and its document at the end; a command that raises has none."""
+    global _quiet, _json, _document
+    _quiet, _json, _document = getattr(args, "quiet", False), getattr(args, "json", False), {}
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_logging(getattr(args, "verbose", False), getattr(args, "log_file", None)))
+            if _quiet or _json:
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            yield
+        if _json:
+            print(json.dumps(_document, indent=2, ensure_ascii=False, allow_nan=False))
+    finally:
+        _quiet = _json = False
+
+
+def note(text: str, width: int = 12) -> None:
+    """Print what the user should read although nothing failed; with --json it is one of the document's `notes`."""
+    if _json:
+        _document.setdefault("notes", []).append(text)
+    elif _quiet:
+        print(f"note: {text}", file=sys.stderr)
+    else:
+        print(f"{'note':<{width}}{text}")
+
+
+def document(**values: Any) -> None:
+    """Add to what --json prints; paths become text."""
+    _document.update({name: str(value) if isinstance(value, Path) else value for name, value in values.items()})
+
+
+def bar(total: int | None = None, *, least: int = 0, **options: Any):
+    """A tqdm progress bar on stderr, where somebody watches a terminal and there are `least` steps to watch."""
+    from tqdm import tqdm
+
+    hidden = _quiet or not sys.stderr.isatty() or (total is not None and total < least)
+    return tqdm(total=total, disable=hidden, leave=False, **options)
+
+
+@contextlib.contextmanager
+def _logging(verbose: bool, path: str | None) -> Iterator[None]:
+    logger = logging.getLogger("SAMFineTuneLib")
+    handlers: list[logging.Handler] = []
+    if path:
+        try:
+            handlers.append(logging.FileHandler(os.path.expanduser(path), encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"The log file “{path}” cannot be written ({error.strerror}); choose another.") from error
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    if verbose:
+        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[-1].setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    before = logger.level
+    for handler in handlers:
+        logger.addHandler(handler)
+    if handlers:
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,188 @@
+"""Which volumes `samfinetune segment` reads, which file it writes for each, and one after the other doing so."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from SAMFineTuneLib.cli import console, outputs
+from SAMFineTuneLib.disk_errors import DiskError
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics
+
+_FIRST_CHANNEL = "_0000"  # nnU-Net's name for it
+_OTHERS = "choose another -o, add --skip-existing to leave it as it is and do the others"
+_PROMPT_ENDINGS = (".mrk.json", ".json", ".fcsv")
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """One volume to read, one label map to write, and the files with prompts for it."""
+
+    source: Path
+    target: Path
+    prompts: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What came of a job: facts for --json, and rows of --statistics."""
+
+    facts: dict[str, Any]
+    statistics: Sequence[SegmentStatistics]
+
+
+def run_jobs(
+    args: argparse.Namespace, found: Sequence[SegmentJob], begin: Callable[[], Callable[[SegmentJob], Segmented]]
+) -> int:
+    """Do one job after the other; one that fails does not stop the others, and makes the exit code 2.
+
+    `begin` is called when there is anything to do, and returns what does a job.
+    """
+    from SAMFineTuneLib.images import check_output_path
+    from SAMFineTuneLib.metrics.segment_statistics import write_statistics
+
+    if args.skip_existing and args.overwrite:
+        raise UserError("--skip-existing and --overwrite contradict each other; leave one of them out.")
+    for job in found:
+        check_output_path(job.target)
+    jobs = [job for job in found if not (args.skip_existing and os.path.lexists(job.target))]
+    several = len(found) > 1 or args.skip_existing
+    advice = _OTHERS if several else "choose another name"
+    statistics = [Path(args.statistics).expanduser()] if args.statistics else []
+    outputs.require_new([*(job.target for job in jobs), *statistics], args, advice)
+    rows, facts, failed, skipped = [], [], 0, len(found) - len(jobs)
+    segment = begin() if jobs else None
+    for job in jobs:
+        if args.skip_existing and os.path.lexists(job.target):  # by another run that works on the same folder
+            skipped += 1
+            continue
+        try:
+            outputs.require_new([job.target], args, advice)
+            done = segment(job)
+        except DiskError:  # the others would fail as well
+            raise
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            failed += 1
+            facts.append({"volume": str(job.source), "error": str(error)})
+            print(f"samfinetune: {job.source.name}: {error}", file=sys.stderr)
+            continue
+        rows += [(str(job.source), row) for row in done.statistics]
+        segments = [asdict(row) for row in done.statistics]
+        for entry, more in zip(segments, done.facts.pop("segments", []), strict=False):
+            entry.update(more)
+        facts.append({"volume": str(job.source), "output": str(job.target), **done.facts, "segments": segments})
+    if statistics and rows:
+        write_statistics(statistics[0], rows)
+        print(f"written     {statistics[0]}")
+    if skipped:
+        print(f"skipped     {'all ' if not jobs else ''}{volumes_of(skipped)}, whose results are there already")
+    if failed:
+        print(f"failed      {failed} of {len(jobs)} volumes")
+    if several:
+        console.document(volumes=facts, skipped=skipped, failed=failed)
+    else:
+        console.document(**facts[0])
+    return 2 if failed else 0
+
+
+def volumes_of(count: int) -> str:
+    """"1 volume", "2 volumes", …"""
+    return "1 volume" if count == 1 else f"{count} volumes"
+
+
+def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[SegmentJob]:
+    """Which volumes are read, and which label map is written for each.
+
+    A folder is a DICOM series when it holds files of no other kind; else its images, and its folders, are volumes. A
+    volume alone goes into the file `output`, unless that is a folder or ends like none.
+    """
+    from SAMFineTuneLib.images import OUTPUT_ENDINGS
+
+    volumes = _volumes(source)
+    if volumes == [source] and output.name.lower().endswith(OUTPUT_ENDINGS):
+        _protect(source, output)
+        return [SegmentJob(source, output)]
+    if output.name.lower().endswith(OUTPUT_ENDINGS) or output.is_file():
+        raise UserError(f"{source} holds {len(volumes)} volumes, so -o needs a folder, not the file {output}.")
+    if source.is_dir() and source.resolve() in (output.resolve(), *output.resolve().parents):
+        raise UserError(f"The folder {output} lies among what is read, which is never changed; choose another -o.")
+    jobs: dict[Path, Path] = {}
+    for volume in volumes:
+        target = output / f"{_name(volume)}{ending}"
+        if target in jobs:
+            raise UserError(f"{volume.name} and {jobs[target].name} would both become {target.name}; rename one.")
+        _protect(volume, target)
+        jobs[target] = volume
+    return [SegmentJob(volume, target) for target, volume in jobs.items()]
+
+
+def _volumes(source: Path) -> list[Path]:
+    from SAMFineTuneLib.images.read_image import ENDINGS
+
+    if not source.is_dir():
+        return [source]
+    visible = sorted(path for path in source.iterdir() if not path.name.startswith("."))
+    images = [path for path in visible if path.is_file() and path.name.lower().endswith(ENDINGS)]
+    folders = [path for path in visible if path.is_dir()]
+    loose = [path for path in visible if path.is_file() and path not in images]
+    if loose and not images and not folders:
+        return [source]
+    if not images and not folders:
+        raise UserError(f"The folder {source} is empty; give one with images, or with a folder for each DICOM series.")
+    first = [path for path in images if _stem(path).endswith(_FIRST_CHANNEL)]
+    if first and all(re.search(r"_\d{4}$", _stem(path)) for path in images):
+        images = first
+    return [*images, *folders]
+
+
+def _stem(path: Path) -> str:
+    from SAMFineTuneLib.images.read_image import ENDINGS
+
+    lower = path.name.lower()
+    endings = [ending for ending in (*ENDINGS, ".dcm") if lower.endswith(ending)] if not path.is_dir() else []
+    return path.name[: -len(max(endings, key=len))] if endings else path.name
+
+
+def _name(path: Path) -> str:
+    return _stem(path.resolve()).removesuffix(_FIRST_CHANNEL)
+
+
+def _protect(source: Path, target: Path) -> None:
+    """Refuse to write over, or among, what is read."""
+    inside = source.is_dir() and target.resolve().parent == source.resolve()
+    if inside or (target.exists() and source.is_file() and target.samefile(source)):
+        raise UserError(f"The file {target} lies among what is read, which is never changed; choose another -o.")
+
+
+def with_prompts(jobs: Sequence[SegmentJob], folder: Path) -> list[SegmentJob]:
+    """The jobs that have files with prompts in a folder: those named like the volume, or like it with more behind an
+    underscore (`case1.json`, `case1_negative.mrk.json`)."""
+    files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(_PROMPT_ENDINGS))
+    found: dict[str, list[Path]] = {_name(job.source): [] for job in jobs}
+    for file in files:
+        stem = re.sub(r"(?i)(\.mrk)?\.(json|fcsv)$", "", file.name)
+        fitting = [name for name in found if stem == name or stem.startswith(f"{name}_")]
+        if fitting:
+            found[max(fitting, key=len)].append(file)
+        else:
+            console.note(f"{file} is named after none of the volumes and is left out")
+    prompted = [replace(job, prompts=tuple(found[_name(job.source)])) for job in jobs if found[_name(job.source)]]
+    if not prompted:
+        raise UserError(
+            f"No file in {folder} is named after a volume: the prompts of {jobs[0].source.name} belong into "
+            f"{_name(jobs[0].source)}.json or {_name(jobs[0].source)}.mrk.json."
+        )
+    if len(prompted) < len(jobs):
+        console.note(f"{volumes_of(len(jobs) - len(prompted))} without prompts in {folder} are left out")
+    return prompted

@@ -1,0 +1,354 @@
+"""Segmenting a volume from Python: prompts in, masks out, on the session that the panel and the command line use."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import (
+    IntensityWindow,
+    SegmentInfo,
+    SlicePlane,
+    Volume,
+    aligned_plane,
+    as_volume,
+    choose_window,
+    overlay_image,
+    picture,
+    write_labelmap,
+)
+from SAMFineTuneLib.images.slice_extraction import extract_labels
+from SAMFineTuneLib.images.slice_plane import require_voxels
+from SAMFineTuneLib.inference.settings import PropagationSettings
+from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics, segment_statistics
+from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt, Prompt, PromptSet, prompt_planes, read_prompts
+from SAMFineTuneLib.session import events
+from SAMFineTuneLib.session.doubts import (
+    doubts_about_adapter,
+    doubts_about_placing,
+    doubts_about_points,
+    doubts_about_voxels,
+)
+from SAMFineTuneLib.session.session import Session
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+Position = Sequence[float]
+
+
+class Segmenter:
+    """One volume, its segments and their prompts.
+
+    Prompts are placed at once; the model is opened, and masks are made, when a result is asked for.
+
+    Args:
+        image: a path (DICOM folder or file, NIfTI, NRRD, MetaImage, PNG, JPEG), a SimpleITK or nibabel image, or a
+            NumPy array [k, j, i] with its `affine`.
+        affine: 4 × 4, voxel (i, j, k) to RAS in mm; for an array only.
+        series: which DICOM series of a folder, by UID or number.
+        window: grey values that become black and white: "auto", "ct-abdomen", "percentiles:1,99", …, or (low, high).
+        model: id or folder of a model; default: the adapter's base, else the bundled model.
+        adapter: name or folder of an adapter.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", …
+        predictor: an open model, instead of `model` and `device`.
+        tell: called with each sentence that the user should read; default: Python's warnings.
+
+    Raises:
+        UserError: for a file, window, model or adapter that cannot be used, in one sentence.
+    """
+
+    def __init__(
+        self,
+        image: Any,
+        *,
+        affine: np.ndarray | None = None,
+        series: str | None = None,
+        window: str | tuple[float, float] | IntensityWindow | None = None,
+        model: str | None = None,
+        adapter: str | None = None,
+        device: str = "auto",
+        predictor: Predictor | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self.volume: Volume = as_volume(image, affine, series)
+        if isinstance(window, tuple):
+            window = IntensityWindow(*window)
+        if not isinstance(window, IntensityWindow):
+            window = choose_window(self.volume, window)
+        self.session = Session(self.volume, None, window, immediate=False)
+        self._model, self._adapter, self._device, self._predictor = model, adapter, device, predictor
+        self._recipe: dict[str, Any] = {}
+        if adapter is not None:
+            from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+
+            self._recipe = AdapterStore().find(adapter).card.recipe
+        self._tell = tell or _warn
+        for sentence in (*doubts_about_voxels(self.volume), *doubts_about_adapter(self.volume, self._recipe)):
+            self._tell(sentence)
+
+    # ---- prompts
+
+    def point(
+        self, position: Position, label: str = "Segment 1", *, positive: bool = True, space: str = "ras",
+        orientation: str = "axial",
+    ) -> Segmenter:  # fmt: skip
+        """Place a point inside a structure, or outside it with `positive=False`.
+
+        Args:
+            position: (right, anterior, superior) in mm, or (i, j, k) in voxels with `space="ijk"`.
+            label: name of the segment; a new one is added.
+            orientation: slices to segment on: "axial", "coronal" or "sagittal".
+
+        Returns:
+            The segmenter, so that calls can be chained.
+        """
+        [position] = self._ras([position], space, "The point")
+        return self.prompt(PointPrompt(position, positive), label, orientation)
+
+    def box(
+        self, corner: Position, opposite: Position, label: str = "Segment 1", *, space: str = "ras",
+        orientation: str = "axial",
+    ) -> Segmenter:  # fmt: skip
+        """Place a box by two opposite corners: on one slice, or over several slices where they lie on different ones.
+
+        Args and result as `point`.
+        """
+        return self.prompt(BoxPrompt(*self._ras([corner, opposite], space, "The box")), label, orientation)
+
+    def prompt(self, prompt: Prompt, label: str = "Segment 1", view: str | SlicePlane = "axial") -> Segmenter:
+        """Place any prompt (see `SAMFineTuneLib.prompts`) on the slices of an orientation, or on an oblique plane."""
+        info = self._info(label) or self.session.add_segment(label)
+        number = self.session.add_prompt(info.value, prompt, view)
+        placed = next(one for one in self.session.prompts if one.id == number)
+        for sentence in doubts_about_placing(self.volume, placed):
+            self._tell(sentence)
+        return self
+
+    def prompts(self, prompts: PromptSet | str | Path) -> Segmenter:
+        """Place a whole set of prompts, or those of a file (.json, .mrk.json, .fcsv)."""
+        if not isinstance(prompts, PromptSet):
+            prompts = read_prompts(prompts, self.volume)
+        oblique = prompt_planes(self.volume, prompts)
+        for segment in prompts.segments:
+            if self._info(segment.name) is None:
+                self.session.add_segment(segment.name, segment.value, segment.color)
+            for prompt in segment.prompts:
+                self.prompt(prompt, segment.name, oblique[0] if oblique else prompts.orientation)
+        return self
+
+    def undo(self) -> Segmenter:
+        """Take back the last step: a prompt, a segment, a propagation."""
+        self.session.undo()
+        return self
+
+    def check_prompts(self, propagating: bool = False) -> None:
+        """Tell what is doubtful about positive points, such as one that lies in air or outside its box.
+
+        Raises:
+            UserError: where a segment has only negative points on a plane. `propagating` allows that, since a mask may
+                arrive there for them to correct.
+        """
+        names = {info.value: info.name for info in self.segments}
+        for (value, _), task in self.session.state.tasks.items() if not propagating else ():
+            if not any(part.says_where for part in task.prompts):
+                raise UserError(
+                    f"Segment {names[value]} has only negative points on {task.plane}: add a positive point or a box "
+                    "there."
+                )
+        for sentence in doubts_about_points(self.volume, self.session.window, self.session.state):
+            self._tell(sentence)
+
+    # ---- answers
+
+    @property
+    def predictor(self) -> Predictor:
+        """The open model with its adapter."""
+        if self._predictor is None:
+            from SAMFineTuneLib.inference.open_predictor import open_predictor
+
+            self._predictor = open_predictor(self._model, self._adapter, self._device, tell=self._tell)
+        return self._predictor
+
+    def use(self, predictor: Predictor) -> Segmenter:
+        """Answer with an open model."""
+        self._predictor = predictor
+        return self
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """The lowest predicted IoU of each label value's prompted planes."""
+        scores: dict[int, float] = {}
+        for value, plane in self.prompted_planes:
+            scores[value] = min(scores.get(value, 1.0), self._answering().score(value, plane))
+        return scores
+
+    def predict(self, progress: Callable[[int, int], None] | None = None) -> Segmenter:
+        """Make the masks of all prompts. `progress` is called with the number of slices that are done, and of all."""
+        places = self.prompted_planes
+        for done, (value, plane) in enumerate(places):
+            self._answering().score(value, plane)
+            if progress is not None:
+                progress(done + 1, len(places))
+        return self
+
+    def propagate(
+        self, label: str | None = None, direction: str = "both", progress: Callable[[int, int], None] | None = None
+    ) -> Segmenter:
+        """Carry a segment, or every one, from its prompted slices through the volume.
+
+        Args:
+            label: name of the segment; None for all.
+            direction: "both", "up", "down", or "fill" for the slices between prompted ones only.
+            progress: called with the number of slices that are done, and of all.
+
+        Raises:
+            UserError: where a segment has no mask to start from, or propagation fails.
+        """
+        session = self._answering()
+        for info in session.segments if label is None else [self._existing(label)]:
+            if label is None and not any(session.mask(info.value, plane).any() for plane in session.planes(info.value)):
+                continue
+            failures: list[str] = []
+
+            def listen(event: events.Event, name: str = info.name, failures: list[str] = failures) -> None:
+                if isinstance(event, events.Busy) and progress is not None:
+                    progress(event.done, event.total)
+                elif isinstance(event, events.Notice):
+                    self._tell(f"{name}: {event.text}")
+                elif isinstance(event, events.Failed):
+                    failures.append(event.text)
+
+            stop = session.listen(listen)
+            try:
+                session.finish(session.propagate(info.value, PropagationSettings(direction=direction)))
+            finally:
+                stop()
+            if failures:
+                raise UserError(failures[0])
+        return self
+
+    @property
+    def segments(self) -> tuple[SegmentInfo, ...]:
+        """Names, label values and colours; an earlier segment keeps its voxels."""
+        return self.session.segments
+
+    @property
+    def prompted_planes(self) -> list[tuple[int, SlicePlane]]:
+        """Label value and plane of every mask that follows from prompts."""
+        return [(place[0], task.plane) for place, task in self.session.state.tasks.items() if task.prompts]
+
+    @property
+    def labelmap(self) -> np.ndarray:
+        """All segments, uint8 or uint16 [k, j, i], 0 where there is none."""
+        return self._answering().labelmap()
+
+    def mask(self, label: str | None = None) -> np.ndarray:
+        """One segment, bool [k, j, i]; without a name the only one."""
+        if label is None and len(self.segments) != 1:
+            raise UserError(f"There are {len(self.segments)} segments; say which by its name.")
+        value = self.segments[0].value if label is None else self._existing(label).value
+        return self.labelmap == value
+
+    def statistics(self) -> list[SegmentStatistics]:
+        """Volume, grey values and extent of every segment."""
+        return segment_statistics(self.volume, self.labelmap, self.segments)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write all segments in the geometry of the volume; the ending chooses the format.
+
+        Args:
+            path: .nii.gz, .nii, .nrrd, .mha (label map), .seg.nrrd (Slicer segmentation) or .dcm (DICOM SEG).
+            overwrite: replace a file that is there.
+        """
+        path = Path(path).expanduser()
+        if path.exists() and not overwrite:
+            raise UserError(f"“{path}” exists already: choose another name, or pass overwrite=True.")
+        for note in write_labelmap(path, self.labelmap, self.volume, self.segments):
+            self._tell(note)
+        return path
+
+    # ---- pictures
+
+    def slice_image(self, plane: SlicePlane | int | None = None, legend: dict[int, str] | None = None) -> Any:
+        """A slice with masks, prompts and a legend.
+
+        Args:
+            plane: a plane or the index of an axial slice; None for the prompted plane with most of the segments.
+            legend: a text for each label value; None for the names of the segments on it.
+
+        Returns:
+            A Pillow image; notebooks show it.
+        """
+        if isinstance(plane, int):
+            plane = aligned_plane(self.volume, "axial", plane)
+        plane = plane or self.busiest_plane()
+        labels = extract_labels(self.labelmap, self.volume, plane) if self.segments else None
+        here = [task for (_, key), task in self.session.state.tasks.items() if key == plane.key]
+        given = [part for task in here for part in task.prompts]
+        names = {info.value: info.name for info in self.segments}
+        return overlay_image(
+            picture(self.volume, plane, self.session.window),
+            [(labels == info.value, info.color) for info in self.segments],
+            [(*point, bool(sign)) for part in given for point, sign in zip(part.points, part.labels, strict=True)],
+            [part.box for part in given if part.box is not None],
+            [(text, info.color) for info in self.segments for value, text in (legend or names).items()
+             if value == info.value and (labels == value).any()],
+        )  # fmt: skip
+
+    def busiest_plane(self) -> SlicePlane:
+        """Of the prompted planes the one on which the segments cover most; the middle slice without prompts."""
+        planes = {plane.key: plane for _, plane in self.prompted_planes}
+        if not planes:
+            return aligned_plane(self.volume, "axial", len(self.volume.array) // 2)
+        labelmap = self.labelmap
+        covered = {
+            key: np.count_nonzero(extract_labels(labelmap, self.volume, plane)) for key, plane in planes.items()
+        }
+        return planes[max(covered, key=covered.__getitem__)]
+
+    def _repr_png_(self) -> bytes:
+        return self.slice_image()._repr_png_()
+
+    def __repr__(self) -> str:
+        size = "×".join(str(n) for n in reversed(self.volume.shape))
+        spacing = "×".join(f"{mm:.3g}" for mm in self.volume.spacing)
+        names = ", ".join(info.name for info in self.segments) or "no segments yet"
+        return f"<Segmenter: {self.volume.modality or 'volume'} of {size} voxels, {spacing} mm; {names}>"
+
+    # ---- inside
+
+    def _answering(self) -> Session:
+        """The session, with its model; UserError where prompts only say what a structure is not."""
+        if self.session.predictor is None and self.session.state.tasks:
+            self.session.set_model(self.predictor, self._adapter or "", {})
+        return self.session
+
+    def _info(self, label: str) -> SegmentInfo | None:
+        return next((info for info in self.segments if info.name == label), None)
+
+    def _existing(self, label: str) -> SegmentInfo:
+        info = self._info(label)
+        if info is None:
+            names = ", ".join(one.name for one in self.segments) or "none yet"
+            raise UserError(f"There is no segment “{label}”; there are: {names}.")
+        return info
+
+    def _ras(self, positions: Sequence[Position], space: str, what: str) -> list[tuple[float, ...]]:
+        """Positions in RAS; those in voxels are checked in voxels, so that a complaint is in voxels too."""
+        if space not in ("ras", "ijk"):
+            raise UserError(f'A space is "ras" (mm) or "ijk" (voxels), not "{space}".')
+        if space == "ras":
+            return [tuple(position) for position in positions]
+        given = np.asarray(positions, dtype=np.float64)
+        require_voxels(self.volume, given, what)
+        return [tuple(position) for position in self.volume.ijk_to_ras(given).tolist()]
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
