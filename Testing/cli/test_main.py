@@ -64,7 +64,7 @@ def test_every_command_has_help_with_examples(name, capsys):
     assert f"usage: samfinetune {name}" in out and "example" in out and f"samfinetune {name}" in out.split("example")[1]
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["models"], ["models", "list", "--nonsense"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["models"], ["models", "list", "--nonsense"]])
 def test_wrong_arguments_end_with_2_and_usage(arguments, capsys):
     assert frame.main(arguments) == 2
     out, err = capsys.readouterr()
