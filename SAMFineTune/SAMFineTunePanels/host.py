@@ -12,11 +12,11 @@ from slicer.i18n import tr as _
 
 from .messages import Message
 
-WORKING = 15  # ms between two turns while something is going on
-RESTING = 100  # ms while nothing is and no tool is active
+SOON = 1  # ms until the turn after something happened
+WORKING = 15  # ms between two turns while something is outstanding
+RESTING = 100  # ms while nothing is
 AWAY = 400  # ms while the module is not shown
 BUDGET = 0.02  # s of a turn
-STAY_AWAKE = 1.0  # s after the last event
 END_WORKER_AFTER = 300.0  # s without the module being shown and without work; it starts again when needed
 
 
@@ -33,11 +33,9 @@ class Host:
         self._listeners = []
         self._answers = {}
         self._every_turn = []
-        self._awake_until = 0.0
         self._left_at = None
         self._pumping = False
         self.drawing = _never  # whether the user holds the mouse button, and nothing slow may begin
-        self.eager = False  # whether a click may come at any moment, which must not wait for the next slow turn
         self.client = None
         self.session = None
         self.jobs = {}  # number (None: in the background) -> the last Busy of what runs
@@ -55,6 +53,7 @@ class Host:
         if self.session is None:
             self.client = self._make_client()
             self.session = self._make_session(slicer.mrmlScene, self.client)
+            self.session.on_change = self.wake
             self.tell("SessionStarted", self.session)
         return self.session
 
@@ -107,9 +106,9 @@ class Host:
         self.wake()
 
     def wake(self):
-        """Turn quickly for a while: something was asked for."""
-        self._awake_until = time.monotonic() + STAY_AWAKE
-        self._pace()
+        """Take the next turn soon: something happened, or was asked for."""
+        if not self._pumping:
+            self._set_interval(SOON)
 
     def act(self, action, *arguments, **options):
         """Call the session; what it refuses becomes a message. Returns None then."""
@@ -174,10 +173,7 @@ class Host:
 
     def _turn(self):
         if self.session is not None:
-            events = self._pumped()
-            if events:
-                self._awake_until = time.monotonic() + STAY_AWAKE
-            for event in events:
+            for event in self._pumped():
                 self._take(event)
             if not self.jobs and not self.drawing() and self.session.refresh_due:
                 self._guarded(self.session.refresh_surface)
@@ -208,11 +204,13 @@ class Host:
             return []
 
     def _pace(self):
-        if self.eager or time.monotonic() < self._awake_until or self.working:
-            interval = WORKING
+        if self.working or (self.session is not None and self.session.outstanding):
+            self._set_interval(WORKING)
         else:
-            interval = RESTING if self._left_at is None else AWAY
-        if self.timer.interval != interval:
+            self._set_interval(RESTING if self._left_at is None else AWAY)
+
+    def _set_interval(self, interval):
+        if self.timer.interval != interval:  # setting it starts the timer anew
             self.timer.setInterval(interval)
 
     def _take(self, event):

@@ -134,7 +134,6 @@ class PromptsSection:
             button = getattr(self.ui, name)
             if button.checked != (kind == self.tool):
                 button.setChecked(kind == self.tool)
-        self.host.eager = self.tool is not None
         self._show_hint()
 
     def _show_hint(self):

@@ -1,4 +1,7 @@
-"""Observers that are all taken away again."""
+"""Observers that are all removed again.
+
+`slicer.util.VTKObservationMixin` neither removes the observers of one object nor keeps exceptions from VTK.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from collections.abc import Callable
 class Observers:
     """Adds observers to VTK objects and remembers them. A callback that raises is logged, not shown to VTK."""
 
-    def __init__(self, log: logging.Logger):
-        self._log = log
+    def __init__(self, log: logging.Logger, called: Callable[[], object] = lambda: None):
+        """`called` is called after every callback."""
+        self._log, self._called = log, called
         self._added: list[tuple[object, int]] = []
 
     def __len__(self) -> int:
@@ -43,7 +47,7 @@ class Observers:
         self._added.append((thing, thing.AddObserver(event, guarded)))
 
     def remove(self, thing=None) -> None:
-        """Take away those of a thing, or all."""
+        """Remove those of a thing, or all."""
         for other, tag in [pair for pair in self._added if thing is None or pair[0] is thing]:
             other.RemoveObserver(tag)
         self._added = [pair for pair in self._added if thing is not None and pair[0] is not thing]
@@ -54,5 +58,6 @@ class Observers:
                 function(*arguments)
             except Exception:
                 self._log.exception("An observer failed")
+            self._called()
 
         return guarded

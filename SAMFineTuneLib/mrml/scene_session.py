@@ -159,6 +159,8 @@ class SceneSession(SceneSync):
         for slice_node in self._views.nodes():
             settle_view(slice_node, self.volume)
         self.placing.start(kind, self._nodes, self.current_segment_id)
+        if self.placing.is_click_list(self.placing.node):
+            self._observers.add(self.placing.node, self.placing.node.PointPositionDefinedEvent, lambda _: None)
         self._look = None
 
     def stop_placing(self) -> None:
@@ -294,6 +296,14 @@ class SceneSession(SceneSync):
         if self._scene_watch.pending or self._volume_watch.pending:
             return False
         return self._work is None or (self._settled and self._work.at_rest)
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether something is on its way that every turn should look for. Otherwise a turn now and then is enough, and
+        one after each `on_change`."""
+        waiting = self._scene_watch.pending or self._next_state is not None or self.found.waiting
+        work = self._work is not None and self._work.outstanding
+        return bool(waiting or work or self.client.outstanding)
 
     @property
     def refresh_due(self) -> bool:

@@ -83,7 +83,9 @@ class SceneSync:
         """Called before masks go into a segmentation that somebody else has changed, for Slicer's own undo."""
         self._log = log or logging.getLogger(__name__)
         self._clock = clock
-        self._observers = Observers(self._log)
+        self.on_change: Callable[[], object] = lambda: None
+        """Called when something changed in the scene, for a host that does not turn quickly all the time."""
+        self._observers = Observers(self._log, lambda: self.on_change())
         self._views = ViewFinder(scene, active_slice_node or slice_node_under_cursor(scene))
         self._volume_watch = VolumeWatch(self._observers, clock)
         self._prompt_watch = PromptWatch(scene, self._observers, lambda ras: self._views.view_at(ras, self.volume))

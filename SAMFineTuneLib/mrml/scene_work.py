@@ -75,6 +75,11 @@ class Work:
         return not waiting and not self.masks.unchecked and self.keeper.current and not self.unwritten
 
     @property
+    def outstanding(self) -> bool:
+        """Whether nodes wait to be read, or masks to be written."""
+        return (self.prompts.dirty and not self.prompts.held) or bool(len(self.masks))
+
+    @property
     def behind(self) -> bool:
         """Whether there is anything that the stored document does not know of."""
         return bool(len(self.masks)) or not self.keeper.current

@@ -278,6 +278,14 @@ class SessionClient(Conversation):
         """The masks that were told, by segment and plane key; all that there are once the session has settled."""
         return self._told
 
+    @property
+    def outstanding(self) -> bool:
+        """Whether an answer is on its way, or something waits to be sent."""
+        if not self._wanted or self._state == "failed":
+            return False
+        asked = not self._settled or self._requests or self._opening or self._jobs
+        return bool(asked or self._uploads or self._inbox or not self._journal.all_heard)
+
     def tell_again(self) -> None:
         """Have every mask told once more, and those that are gone taken back."""
         self._asked_again += 1

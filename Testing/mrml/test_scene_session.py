@@ -14,7 +14,7 @@ vtk = pytest.importorskip("vtk")
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images.slice_extraction import extract_labels  # noqa: E402
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane  # noqa: E402
-from SAMFineTuneLib.mrml.prompts.markups_nodes import prompt_nodes  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes, prompt_nodes  # noqa: E402
 from SAMFineTuneLib.mrml.slice_views import view_kind  # noqa: E402
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes  # noqa: E402
 from SAMFineTuneLib.session.events import Failed, Finished, Notice, Objects  # noqa: E402
@@ -607,3 +607,23 @@ def test_embedding_jumping_and_surfaces(host, made, red, slicer_scene):
     host.until(lambda: host.session.refresh_due, 5)
     host.session.refresh_surface()
     assert not host.session.refresh_due
+
+
+def test_a_click_is_read_from_the_nodes_once(host, made, red, monkeypatch):
+    """What is written into the nodes in answer to it is not read again, and nothing is outstanding afterwards."""
+    reads, read = [], PromptNodes.read
+    monkeypatch.setattr(PromptNodes, "read", lambda *arguments: reads.append(1) or read(*arguments))
+    host.session.place("positive", red, [ras(made[0], *tube(9))])
+    host.settle()
+    reads.clear()
+    node = host.session._nodes.point_list("first", "positive")
+    changes = []
+    host.session.on_change = lambda: changes.append(1)
+    node.AddControlPointWorld(vtk.vtkVector3d(*ras(made[0], *tube(8))))
+    assert changes and host.session.outstanding
+    host.settle()
+    assert len(reads) == 1 and not host.session.outstanding
+    host.session.undo()
+    assert host.session.outstanding
+    host.settle()
+    assert len(reads) == 1 and not host.session.outstanding

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
@@ -91,6 +92,20 @@ class PromptSync:
         if not self.dirty or self.held:
             return False
         self.dirty = False
+        with self.own_writes():
+            return self._tell_differences()
+
+    @contextmanager
+    def own_writes(self) -> Iterator[None]:
+        """Changes to the nodes that say nothing new, so that nodes are read once for what the user does, not again for
+        what is written in answer to it."""
+        dirty = self.dirty
+        try:
+            yield
+        finally:
+            self.dirty = dirty
+
+    def _tell_differences(self) -> bool:
         known, told, added = set(self.given), False, []
         for marked in self.nodes.read(self.volume):
             if not self._table.has(marked.segment_id):
@@ -115,8 +130,9 @@ class PromptSync:
         """Give session and nodes a prompt; returns its number. Raises UserError."""
         self._check(segment_id, prompt, view)
         number = self._client.add_prompt(self._table.use(segment_id, self._client), prompt, view)
-        self.nodes.write(number, segment_id, prompt, view, self.volume)
-        self._remember(number, segment_id, prompt, view)
+        with self.own_writes():
+            self.nodes.write(number, segment_id, prompt, view, self.volume)
+            self._remember(number, segment_id, prompt, view)
         self._say_when_hidden(segment_id)
         return number
 
@@ -124,17 +140,19 @@ class PromptSync:
         """Take a prompt from session and nodes; False when it is not there."""
         if self.given.pop(number, None) is None:
             return False
-        self.nodes.remove(number)
+        with self.own_writes():
+            self.nodes.remove(number)
         self._client.delete_prompt(number)
         return True
 
     def drop(self, segment_id: str | None) -> None:
         """Prompts of a segment, or all, are gone in the session already: take them out of the nodes."""
-        for number in [n for n, given in self.given.items() if segment_id in (None, given.segment_id)]:
-            self.nodes.remove(number)
-            del self.given[number]
-        if segment_id is not None and not self._table.has(segment_id):
-            self.nodes.remove_segment(segment_id)
+        with self.own_writes():
+            for number in [n for n, given in self.given.items() if segment_id in (None, given.segment_id)]:
+                self.nodes.remove(number)
+                del self.given[number]
+            if segment_id is not None and not self._table.has(segment_id):
+                self.nodes.remove_segment(segment_id)
 
     def _add(self, marked: MarkedPrompt) -> list[tuple[int, MarkedPrompt]]:
         at = middle_of(marked.prompt)
@@ -204,13 +222,14 @@ class PromptSync:
     def take(self, prompts: Sequence[PromptInfo], late: Callable[[], bool] = lambda: False) -> bool:
         """Write what the session says into the nodes, until told to go on another time; whether that was all."""
         now = {info.number: info for info in prompts}
-        for number in [number for number in self.given if number not in now]:
-            self._lose(number)
-            if late():
-                return False
-        for number, info in now.items():
-            if self._take(number, info) and late():
-                return False
+        with self.own_writes():
+            for number in [number for number in self.given if number not in now]:
+                self._lose(number)
+                if late():
+                    return False
+            for number, info in now.items():
+                if self._take(number, info) and late():
+                    return False
         if self.nodes_count:
             self.nodes_count = False
             self.dirty = True
