@@ -1,32 +1,30 @@
-"""Automatic, with an adapter: the labels that it has learned become segments, without prompts."""
+"""Segments from an adapter that finds its labels by itself, without prompts."""
 
 from slicer.i18n import tr as _
 
-from .propagation_controls import shown_slice
-from .qt_helpers import Connections, chosen_in, quiet, set_visible
+from .qt_helpers import Connections, chosen_in, enable, fill_menu, quiet
+from .shown_views import shown_slice
 
 ON_SLICE = "slice"  # of the menu that everything mode has
 
 
-class LabelsBox:
+class AdapterLabels:
     """Adapters with an automatic head, and the job that asks one. `keep(job, numbers, names)` makes segments."""
 
     def __init__(self, host, ui, keep):
         self.host, self.ui = host, ui
         self._keep = keep
-        self._connections = Connections()
         self._adapters = []  # of the worker, those that find labels
         self._asked = False
         self._job = None
         self._wanted = None  # the row that the job asks
-        self._connections.add(ui.labelsButton, "clicked()", self.find)
-        self._connections.add(ui.automaticSection, "contentsCollapsed(bool)", lambda _: self.forget())
+        self._connections = Connections((ui.labelsButton, "clicked()", self.find))
         host.listen("Turn", self.refresh)
         host.listen("Objects", self._found)
         host.listen("Finished", self._finished)
-        host.listen("SessionEnded", lambda _: self.forget())
-        host.listen("TrainingDone", lambda _: self.forget())
-        set_visible(ui.labelsFrame, False)
+        for event in ("TabShown", "SessionEnded", "TrainingDone"):
+            host.listen(event, lambda _: self.forget())
+        ui.labelsFrame.setVisible(False)
 
     def close(self):
         self._connections.close()
@@ -37,13 +35,12 @@ class LabelsBox:
 
     def refresh(self):
         ready = getattr(self.host.status, "state", "") == "ready"
-        if ready and not self._asked and not self.ui.automaticSection.collapsed:
+        if ready and not self._asked and self.ui.findButton.visible:
             self._asked = True
             self.host.ask(self.host.client.adapters(), self._known)
         session = self.host.session
         usable = ready and session.volume_node is not None and bool(self._adapters) and not self._running
-        if self.ui.labelsButton.enabled != usable:
-            self.ui.labelsButton.setEnabled(usable)
+        enable((self.ui.labelsButton, usable))
 
     @property
     def _running(self):
@@ -52,10 +49,10 @@ class LabelsBox:
     def _known(self, rows):
         self._adapters = [row for row in rows if len(row.get("classes", ())) > 1]
         with quiet(self.ui.labelsSelector):
-            self.ui.labelsSelector.clear()
-            for row in self._adapters:
-                self.ui.labelsSelector.addItem(f"{row['id']}: {', '.join(row['classes'][1:])}")
-        set_visible(self.ui.labelsFrame, bool(self._adapters))
+            fill_menu(self.ui.labelsSelector, [
+                (row["id"], f"{row['id']}: {', '.join(row['classes'][1:])}") for row in self._adapters
+            ])  # fmt: skip
+        self.ui.labelsFrame.setVisible(bool(self._adapters))
 
     def find(self):
         """On the slice shown, or in the volume: as the selectors above say."""

@@ -1,13 +1,13 @@
-"""Automatic: find objects without prompts, then pick, name or drop them."""
+"""The Automatic tab: find objects without prompts, then pick, name or drop them."""
 
 import time
 
 import qt
 from slicer.i18n import tr as _
 
-from .adapter_labels import ON_SLICE, LabelsBox
-from .propagation_controls import shown_slice
-from .qt_helpers import Connections, chosen_in, fill_menu, fit_height, load_ui, quiet
+from .adapter_labels import ON_SLICE, AdapterLabels
+from .qt_helpers import Connections, TextTable, chosen_in, enable, fill_menu, load_ui, quiet, succeeded
+from .shown_views import shown_slice
 
 WHERE = ((ON_SLICE, _("On the slice shown")), ("volume", _("In the whole volume")))
 ORIENTATIONS = (("axial", _("Axial")), ("coronal", _("Coronal")), ("sagittal", _("Sagittal")))
@@ -19,35 +19,30 @@ _AT_ONCE = 0.012  # s of a turn
 _TOPIC = "objects"
 
 
-class AutomaticSection:
+class AutomaticTab:
     """What a job found is a list; what is checked in it becomes segments."""
 
     def __init__(self, host, resource_path):
         self.host = host
-        self.widget, self.ui = load_ui(resource_path, "Automatic")
-        self._connections = Connections()
+        self.widget, self.ui = load_ui(resource_path, "AutomaticTab")
         self._job = None
         self._found_none = False
         self._numbers = []  # of the objects in the list, by row
         self._drawn = []  # those that are seen in the views
-        self._items = []  # of the list, which some bindings drop when nobody holds them
         self._listing = None  # steps that fill the list, while there are any
         ui = self.ui
         fill_menu(ui.whereSelector, WHERE)
         fill_menu(ui.viewSelector, ORIENTATIONS)
         fill_menu(ui.detailSelector, POINTS_PER_SIDE, 24)
-        ui.objectsTable.verticalHeader().setDefaultSectionSize(22)
-        ui.objectsTable.setColumnWidth(0, 160)
-        fit_height(ui.objectsTable, 0, *_ROWS)
-        for sender, signal, handler in (
+        self._table = TextTable(ui.objectsTable, (0,), *_ROWS)
+        self._connections = Connections(
             (ui.findButton, "clicked()", self.find),
             (ui.keepButton, "clicked()", self.keep),
             (ui.dropButton, "clicked()", self.drop_selected),
             (ui.dropAllButton, "clicked()", self.drop_all),
             (ui.objectsTable, "itemSelectionChanged()", self._show_objects),
-        ):
-            self._connections.add(sender, signal, handler)
-        self.labels = LabelsBox(host, ui, self.keep_objects)
+        )
+        self.labels = AdapterLabels(host, ui, self.keep_objects)
         host.listen("Objects", self._found)
         host.listen("Finished", self._finished)
         host.listen("Turn", self.refresh)
@@ -63,15 +58,12 @@ class AutomaticSection:
         self._go_on_listing()
         session = self.host.session
         running = any(busy.what == "everything" for busy in self.host.jobs.values())
-        count = len(self._numbers)
-        for button, usable in (
+        enable(
             (self.ui.findButton, session is not None and session.volume_node is not None and not running),
-            (self.ui.keepButton, count > 0),
-            (self.ui.dropButton, bool(self._selected_rows())),
-            (self.ui.dropAllButton, count > 0),
-        ):
-            if button.enabled != usable:
-                button.setEnabled(usable)
+            (self.ui.keepButton, self._numbers),
+            (self.ui.dropButton, self._table.selected_rows),
+            (self.ui.dropAllButton, self._numbers),
+        )
 
     def find(self):
         session = self.host.session
@@ -105,22 +97,16 @@ class AutomaticSection:
 
     def _list(self, objects):
         """In steps of a line: many of them at once would stop the window."""
-        table = self.ui.objectsTable
         shown = objects[:_SHOWN]
-        self._numbers, self._items = [], []
-        with quiet(table):
-            table.setRowCount(0)
-        fit_height(table, len(shown), *_ROWS)
-        for row, info in enumerate(shown):
-            with quiet(table):
-                table.setRowCount(row + 1)
-                name = qt.QTableWidgetItem(_("Object {number}").format(number=info.number))
-                name.setIcon(_swatch(info.number))
-                name.setCheckState(qt.Qt.Unchecked)
-                items = [name, qt.QTableWidgetItem(_size(info)), qt.QTableWidgetItem(f"{info.score:.2f}")]
-                for column, item in enumerate(items):
-                    table.setItem(row, column, item)
-            self._items += items
+        self._numbers = []
+        self._table.fill(())
+        self._table.fit(len(shown))
+        for info in shown:
+            name = _("Object {number}").format(number=info.number)
+            items = self._table.add((name, _size(info), f"{info.score:.2f}"))
+            with quiet(self.ui.objectsTable):
+                items[0].setIcon(_swatch(info.number))
+                items[0].setCheckState(qt.Qt.Unchecked)
             self._numbers.append(info.number)
             yield
         self._show_objects()
@@ -137,10 +123,6 @@ class AutomaticSection:
 
     # ---- the list
 
-    def _selected_rows(self):
-        table = self.ui.objectsTable
-        return [row for row in range(len(self._numbers)) if table.item(row, 0).isSelected()]
-
     def _name(self, row):
         given = self.ui.objectsTable.item(row, 0).text().strip()
         return given or _("Object {number}").format(number=self._numbers[row])
@@ -149,7 +131,7 @@ class AutomaticSection:
         """What is checked becomes segments; what is selected does when nothing is checked."""
         table = self.ui.objectsTable
         rows = [row for row in range(len(self._numbers)) if table.item(row, 0).checkState() == qt.Qt.Checked]
-        rows = rows or self._selected_rows()
+        rows = rows or self._table.selected_rows
         if not rows:
             self.host.say(_("Check the objects to keep first."), _TOPIC)
             return
@@ -158,10 +140,10 @@ class AutomaticSection:
 
     def keep_objects(self, job, numbers, names):
         """Make what a job found segments of these names; whether that was not refused."""
-        return bool(self.host.act(_done, self.host.session.adopt, job, numbers, names))
+        return succeeded(self.host, self.host.session.adopt, job, numbers, names)
 
     def drop_selected(self):
-        self._drop(self._selected_rows())
+        self._drop(self._table.selected_rows)
 
     def drop_all(self):
         self._listing = None
@@ -178,7 +160,7 @@ class AutomaticSection:
 
     def _show_objects(self):
         """The selected objects in the views, all of them when none is selected."""
-        rows = self._selected_rows() or range(min(len(self._numbers), _DRAWN))
+        rows = self._table.selected_rows or range(min(len(self._numbers), _DRAWN))
         numbers = [self._numbers[row] for row in rows]
         if numbers == self._drawn:
             return
@@ -197,12 +179,6 @@ class AutomaticSection:
     def _wipe(self):
         if self.host.session is not None:
             self.host.session.show_found([])
-
-
-def _done(action, *arguments):
-    """Whether an action that returns nothing was not refused."""
-    action(*arguments)
-    return True
 
 
 def _size(info):

@@ -1,15 +1,17 @@
-"""Export: the segments as a label map in the scene or as a file beside the others of the study."""
+"""Export of the segments, as a label map of the scene or as a file beside the others of the study."""
 
 import os
 import sys
+import threading
+import time
 
 import ctk
+import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import packages, user_settings
-from .exporting import Exporting
-from .qt_helpers import Connections, chosen_in, confirmed, fill_menu, load_ui, set_visible
+from . import packages
+from .qt_helpers import Connections, chosen_in, confirmed, enable, fill_menu, load_ui, read_setting, write_setting
 
 ENDINGS = (
     ("", _("Label map in this scene")),
@@ -18,59 +20,74 @@ ENDINGS = (
     (".seg.nrrd", _("Slicer segmentation (.seg.nrrd)")),
     (".dcm", _("DICOM SEG (.dcm)")),
 )
+AT_ONCE = 0.015  # s of a turn
+YIELD = 0.008  # s of a turn in which the writing thread may run: threads starve while Slicer idles
 _TOPIC = "export"
 
 
-class ExportSection:
-    """Writes into a folder; a file that is there already is replaced only when the user says so."""
+class ExportDialog:
+    """Opened by the button beside the segments. A file that is there is replaced only when the user says so."""
 
-    def __init__(self, host, resource_path, ask_to_install):
+    def __init__(self, host, open_button, resource_path, ask_to_install):
         self.host = host
+        self._open_button = open_button
         self._ask_to_install = ask_to_install
-        self.widget, self.ui = load_ui(resource_path, "Export")
-        self._connections = Connections()
-        fill_menu(self.ui.formatSelector, ENDINGS)
-        self.ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
-        self.ui.folderEdit.currentPath = user_settings.read("ExportFolder", os.path.expanduser("~"))
         self.last = None  # what was written last: a path or a node
-        for sender, signal, handler in (
-            (self.ui.formatSelector, "currentIndexChanged(int)", self._format_chosen),
-            (self.ui.exportButton, "clicked()", self.export),
-        ):
-            self._connections.add(sender, signal, handler)
-        host.listen("Turn", self.refresh)
+        self.dialog = qt.QDialog(slicer.util.mainWindow())
+        self.dialog.setWindowTitle(_("Export segments"))
+        self.widget, self.ui = load_ui(resource_path, "ExportDialog")
+        column = qt.QVBoxLayout(self.dialog)
+        column.addWidget(self.widget)
+        ui = self.ui
+        fill_menu(ui.formatSelector, ENDINGS)
+        ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
+        ui.folderEdit.currentPath = read_setting("ExportFolder", os.path.expanduser("~"))
+        self._connections = Connections(
+            (open_button, "clicked()", self.open),
+            (ui.formatSelector, "currentIndexChanged(int)", self._format_chosen),
+            (ui.exportButton, "clicked()", self.export),
+            (ui.cancelButton, "clicked()", lambda: self.dialog.hide()),
+        )
+        host.listen("Turn", self._refresh)
+        host.listen("SessionEnded", lambda event: self.dialog.hide())
         self._format_chosen(0)
 
     def close(self):
         self._connections.close()
+        self.dialog.hide()
+        self.dialog.deleteLater()
 
-    def refresh(self):
+    def open(self):
+        self._say("")
+        self.dialog.open()
+
+    def _refresh(self):
         session = self.host.session
         usable = session is not None and session.segmentation_node is not None and self.host.task is None
-        if self.ui.exportButton.enabled != usable:
-            self.ui.exportButton.setEnabled(usable)
+        enable((self._open_button, usable), (self.ui.exportButton, usable))
 
     @property
     def ending(self):
         return chosen_in(self.ui.formatSelector)
 
     def _format_chosen(self, index):
-        set_visible(self.ui.folderEdit, bool(self.ending))
-        set_visible(self.ui.folderLabel, bool(self.ending))
+        enable((self.ui.folderEdit, self.ending))
 
     def export(self):
-        """What cannot be exported is said in the panel."""
+        """Export as chosen. The dialog stays open with a sentence about what is in the way."""
         session = self.host.session
-        if session is not None and session.segmentation_node is not None:
-            self.last = None
-            self._guarded(self._export, session)
-
-    def _guarded(self, action, *arguments):
-        """What it is refused for stays to be read until the next export."""
+        if session is None or session.segmentation_node is None:
+            return
+        self.last = None
+        self._say("")
         try:
-            action(*arguments)
+            self._export(session)
         except Exception as error:
-            self.host.refused(error, _("The export"), _TOPIC)
+            self._say(self.host.refused(error, _("The export"), _TOPIC))
+
+    def _say(self, sentence):
+        self.ui.problemLabel.text = sentence or ""
+        self.ui.problemLabel.setVisible(bool(sentence))
 
     def _export(self, session):
         from SAMFineTuneLib.mrml import segment_export as export
@@ -100,7 +117,8 @@ class ExportSection:
         self._run(text, steps, lambda notes: self._wrote(path, count, notes))
 
     def _run(self, text, steps, done):
-        self.host.run(Exporting(text, steps, done, lambda error: self.host.refused(error, text, _TOPIC)))
+        self.dialog.hide()
+        self.host.run(ExportTask(text, steps, done, lambda error: self.host.refused(error, text, _TOPIC)))
 
     def _made(self, node):
         self.last = node
@@ -109,7 +127,7 @@ class ExportSection:
     def _wrote(self, path, count, notes):
         self.last = path
         folder, file = os.path.split(path)
-        user_settings.write("ExportFolder", folder)
+        write_setting("ExportFolder", folder)
         wrote = _("Wrote {file} into {folder}; segments: {count}.").format(file=file, folder=folder, count=count)
         self.host.say(" ".join([wrote, *notes]), _TOPIC, folder)
 
@@ -134,11 +152,69 @@ class ExportSection:
         return os.path.join(folder, stem + self.ending)
 
 
+class ExportTask:
+    """A task for `Host.run`: reads nodes in steps on Slicer's own thread, and writes the file in a thread of its own.
+
+    `done(result)` gets the node, or what the function returned that wrote the file; `failed(error)` what they raised.
+    """
+
+    def __init__(self, text, steps, done, failed):
+        """Args: steps: yields how far it is, and returns a node, or a function that writes the file."""
+        self.text = text
+        self.fraction = 0.0
+        self._steps = steps
+        self._done = done
+        self._failed = failed
+        self._thread = None  # that writes
+        self._outcome = None  # of the thread: (result, None) or (None, error)
+
+    @property
+    def cancellable(self):
+        return self._thread is None
+
+    def step(self):
+        """Go on for a moment; returns whether there is more to do."""
+        if self._thread is not None:
+            time.sleep(YIELD)
+            return self._thread.is_alive() or self._end(*self._outcome)
+        end = time.monotonic() + AT_ONCE
+        try:
+            while time.monotonic() < end:
+                self.fraction = next(self._steps)
+        except StopIteration as last:
+            if not callable(last.value):
+                return self._end(last.value, None)
+            self.fraction = None
+            self._thread = threading.Thread(target=self._write, args=(last.value,), daemon=True)
+            self._thread.start()
+        except Exception as error:
+            return self._end(None, error)
+        return True
+
+    def close(self):
+        """What is being written is finished, the rest is dropped; tells nobody."""
+        self._steps.close()
+        if self._thread is not None:
+            self._thread.join(10.0)
+
+    def _write(self, write):
+        try:
+            self._outcome = write(), None
+        except Exception as error:
+            self._outcome = None, error
+
+    def _end(self, result, error):
+        if error is None:
+            self._done(result)
+        else:
+            self._failed(error)
+        return False
+
+
 def dicom_files(volume_node):
     """Files of the series a volume was loaded from, as Slicer's DICOM database knows them; empty without."""
     uids = (volume_node.GetAttribute("DICOM.instanceUIDs") or "").split()
     database = getattr(slicer, "dicomDatabase", None)
     if not uids or database is None:
         return ()
-    files = [database.fileForInstance(uid) for uid in uids]
-    return [path for path in files if path]
+    return [path for path in map(database.fileForInstance, uids) if path]

@@ -10,7 +10,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .messages import Message
+from .status_strip import Message
 
 SOON = 1  # ms until the turn after something happened
 WORKING = 15  # ms between two turns while something is outstanding
@@ -131,8 +131,10 @@ class Host:
             task.close()
 
     def refused(self, error, what, topic=""):
-        """Say what went wrong: a sentence is shown as it is, everything else is in the log, too."""
-        self.warn(self._reason(error, what), topic)
+        """Say what went wrong, and return it: a sentence is shown as it is, everything else is in the log, too."""
+        reason = self._reason(error, what)
+        self.warn(reason, topic)
+        return reason
 
     @staticmethod
     def _reason(error, what):

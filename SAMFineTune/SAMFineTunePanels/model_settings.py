@@ -1,11 +1,21 @@
-"""Model: which one answers, with which adapter and on what; adding and removing models; the cache of embeddings."""
+"""Settings of the model: which one answers, with which adapter and on what; models and prepared slices on the disk."""
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import user_settings
-from .qt_helpers import Connections, chosen_in, confirmed, fill_menu, load_ui, quiet, set_text
+from .qt_helpers import (
+    Connections,
+    chosen_in,
+    confirmed,
+    enable,
+    fill_menu,
+    quiet,
+    read_setting,
+    set_text,
+    write_setting,
+)
+from .shown_views import looked_at_slice_node
 
 DEVICES = (
     ("auto", _("Automatic")),
@@ -19,19 +29,15 @@ _ORDER = ("bundled", "installed", "download", "import")
 _WHERE = {"bundled": "", "installed": "", "download": _(" (download)"), "import": _(" (import its file)")}
 
 
-class ModelSection:
+class ModelSettings:
     """The list comes from the worker, so that a server offers its own models; bundled ones are first."""
 
-    def __init__(self, host, resource_path, install):
-        self.host = host
-        self._install = install
-        self.widget, self.ui = load_ui(resource_path, "Model")
-        self._connections = Connections()
+    def __init__(self, host, ui):
+        self.host, self.ui = host, ui
         self._rows = []
         self._adapters = [""]
         self._asked = False
-        ui = self.ui
-        for sender, signal, handler in (
+        self._connections = Connections(
             (ui.modelSelector, "activated(int)", self._model_chosen),
             (ui.adapterSelector, "activated(int)", self._adapter_chosen),
             (ui.deviceSelector, "activated(int)", self._device_chosen),
@@ -40,17 +46,16 @@ class ModelSection:
             (ui.removeButton, "clicked()", self.remove),
             (ui.embedButton, "clicked()", self.embed),
             (ui.clearCacheButton, "clicked()", self.clear_cache),
-            (ui.modelSection, "contentsCollapsed(bool)", self._unfolded),
-        ):
-            self._connections.add(sender, signal, handler)
+        )
         ui.modelSelector.addItem(_("Compact (bundled)"))
         ui.adapterSelector.addItem(NO_ADAPTER)
-        device = user_settings.read("Device", "auto")
+        device = read_setting("Device", "auto")
         fill_menu(ui.deviceSelector, DEVICES, device)
         host.listen("StatusChanged", self._status_changed)
         host.listen("Finished", self._finished)
-        host.listen("SessionStarted", self._session_started)
+        host.listen("SessionStarted", lambda _: self._reset())
         host.listen("SessionEnded", lambda _: self._reset())
+        host.listen("TabShown", lambda _: self._ask_again())
         host.listen("Turn", self.refresh)
 
     def close(self):
@@ -60,13 +65,6 @@ class ModelSection:
 
     def _reset(self):
         self._asked = False
-
-    def _session_started(self, session):
-        self._reset()
-
-    def _unfolded(self, collapsed):
-        if not collapsed:
-            self._ask_again()
 
     def _status_changed(self, event):
         if event.status.state == "ready" and not self._asked:
@@ -131,16 +129,14 @@ class ModelSection:
         where = row["where"] if row is not None else ""
         has_volume = self.host.session is not None and self.host.session.volume_node is not None
         embedding = any(busy.what == "embed" for busy in self.host.jobs.values())
-        for button, usable in (
+        enable(
             (self.ui.importButton, ready),
             (self.ui.downloadButton, ready and where == "download"),
             (self.ui.removeButton, ready and where == "installed"),
             (self.ui.embedButton, ready and has_volume and not embedding),
             (self.ui.clearCacheButton, ready),
-            (self.ui.modelSelector, bool(self._rows)),
-        ):
-            if button.enabled != usable:
-                button.setEnabled(usable)
+            (self.ui.modelSelector, self._rows),
+        )
 
     # ---- choosing
 
@@ -197,7 +193,7 @@ class ModelSection:
         self._ask_again()
 
     def _device_chosen(self, index):
-        user_settings.write("Device", self.device)
+        write_setting("Device", self.device)
         session = self.host.session
         if session is not None:
             self.host.act(session.set_model, self.model_id, adapter=self.adapter_id, device=self.device)
@@ -206,7 +202,7 @@ class ModelSection:
 
     def import_file(self):
         kinds = "Models (*.pth *.pt *.safetensors)"
-        window, folder = slicer.util.mainWindow(), user_settings.read("ImportFolder")
+        window, folder = slicer.util.mainWindow(), read_setting("ImportFolder")
         path = qt.QFileDialog.getOpenFileName(window, "Import a model", folder, kinds)
         path = path[0] if isinstance(path, (tuple, list)) else path  # differs between bindings
         if path:
@@ -215,7 +211,7 @@ class ModelSection:
     def import_path(self, path):
         import os
 
-        user_settings.write("ImportFolder", os.path.dirname(path))
+        write_setting("ImportFolder", os.path.dirname(path))
         request = self.host.act(self.host.client.import_model, path)
         if request is not None:
             self.host.say(_("Importing {file}.").format(file=os.path.basename(path)))
@@ -269,9 +265,7 @@ class ModelSection:
     # ---- embeddings
 
     def embed(self):
-        from .volume_controls import first_slice_node, view_under_mouse
-
-        node = view_under_mouse() or first_slice_node()
+        node = looked_at_slice_node()
         if self.host.session is not None and node is not None:
             self.host.act(self.host.session.embed_around, node)
 

@@ -1,4 +1,4 @@
-"""The whole panel: the sections in their order, and the life of what is behind them."""
+"""The whole panel: its tabs, and the life of what is behind them."""
 
 import time
 
@@ -8,100 +8,118 @@ import vtk
 from slicer.i18n import tr as _
 
 from . import packages, worker
-from .automatic_tab import AutomaticSection
-from .export_dialog import ExportSection
+from .automatic_tab import AutomaticTab
+from .contrast_controls import ContrastControls
+from .export_dialog import ExportDialog
 from .host import Host
-from .model_settings import ModelSection
-from .prompt_tools import PromptsSection
-from .propagation_controls import PropagateSection
-from .qt_helpers import Connections, NodeObservers, load_ui
-from .segment_list import SegmentsSection, save_undo_state
-from .server_settings import ServerSection
-from .status_strip import StatusSection
-from .train_tab import TrainSection
-from .volume_controls import InputSection
+from .model_settings import ModelSettings
+from .prompt_list import PromptList
+from .prompt_tools import PromptTools
+from .propagation_controls import PropagationControls
+from .qt_helpers import Connections, load_ui
+from .segment_list import SegmentList, save_undo_state
+from .server_settings import ServerSettings
+from .shown_views import shown_volume
+from .status_strip import StatusStrip
+from .train_tab import TrainTab
+from .volume_controls import VolumeControls
 
-_VOLUME = "vtkMRMLScalarVolumeNode"
+TABS = {"segment": _("Segment"), "automatic": _("Automatic"), "train": _("Train"), "settings": _("Settings")}
 OFFER_EVERY = 0.2  # s between two looks for a volume
+NARROWEST = 320  # pixels that the panel can be made small to
 
 
-class Panel:
+class Panel(slicer.util.VTKObservationMixin):
     """Made in the module's setup(), closed in its cleanup(). `enter` and `leave` may come in any order and number."""
 
     def __init__(self, layout, parent, resource_path):
+        super().__init__()
         self.shown = False
         self._loading = False
         self._offer_after = 0.0
         self.starter = None  # of the worker's process, None when it runs elsewhere
-        self._connections = Connections()
-        self._observers = NodeObservers()
-        self.host = Host(parent, self._make_client, self._make_session)
-        self.host.remote = False
-        self.status = StatusSection(self.host, resource_path, parent)
-        self.input = InputSection(self.host, resource_path)
-        self.segments = SegmentsSection(self.host, resource_path)
-        self.prompts = PromptsSection(self.host, resource_path)
-        self.propagate = PropagateSection(self.host, resource_path)
-        self.automatic = AutomaticSection(self.host, resource_path)
-        self.model = ModelSection(self.host, resource_path, self.status.install)
-        self.train = TrainSection(self.host, resource_path, self.status.install, self.model.use_adapter)
-        self.server = ServerSection(self.host, resource_path, self._server_changed, self._remove_packages)
-        self.export = ExportSection(self.host, resource_path, self.status.ask_to_install)
-        self.sections = (
-            self.status, self.input, self.prompts, self.segments, self.propagate, self.automatic, self.model,
-            self.train, self.server, self.export,
+        self.host = host = Host(parent, self._make_client, self._make_session)
+        host.remote = False
+        self.status = StatusStrip(host, resource_path, parent)
+        self.segment_tab, ui = load_ui(resource_path, "SegmentTab")
+        self.segment_tab.setMRMLScene(slicer.mrmlScene)
+        self.contrast = ContrastControls(host, ui)
+        self.input = VolumeControls(host, ui, self.contrast)
+        self.segments = SegmentList(host, ui)
+        self.prompt_list = PromptList(host, ui)
+        self.prompts = PromptTools(host, ui, resource_path, lambda action: getattr(self.prompt_list, action)())
+        self.propagate = PropagationControls(host, ui)
+        self.export = ExportDialog(host, ui.openExportButton, resource_path, self.status.ask_to_install)
+        self.automatic = AutomaticTab(host, resource_path)
+        settings_tab, ui = load_ui(resource_path, "SettingsTab")
+        self.model = ModelSettings(host, ui)
+        self.server = ServerSettings(host, ui, self._server_changed, self._remove_packages)
+        self.train = TrainTab(host, resource_path, self.status.install, self.model.use_adapter)
+        self._parts = (
+            self.status, self.contrast, self.input, self.segments, self.prompt_list, self.prompts, self.propagate,
+            self.export, self.automatic, self.train, self.model, self.server,
         )  # fmt: skip
-        self.widget, self.ui = load_ui(resource_path, "Panel")
-        self._lay_out(layout)
-        self.host.remote = self.server.remote
+        self.widget, self.tabs = qt.QWidget(), qt.QTabWidget()
+        self._lay_out(layout, (self.segment_tab, self.automatic.widget, self.train.widget, settings_tab))
+        self._connections = Connections((self.tabs, "currentChanged(int)", lambda index: host.tell("TabShown", index)))
+        host.remote = self.server.remote
         self.status.check_runtime()
-        self.host.listen("VolumeChosen", self._volume_chosen)
-        self.host.listen("Turn", self._offer)
-        self.host.listen("Dismiss", lambda event: self.status.dismiss_warnings())
-        self.host.listen("RuntimeInstalled", lambda event: self._server_changed())
-        self.host.listen("Installed", lambda event: self.server.show_packages())
+        host.listen("VolumeChosen", self._volume_chosen)
+        host.listen("Turn", self._offer)
+        host.listen("Dismiss", lambda event: self.status.dismiss_warnings())
+        host.listen("RuntimeInstalled", lambda event: self._server_changed())
+        host.listen("Installed", lambda event: self.server.show_packages())
         self._observe()
 
-    def _lay_out(self, layout):
-        """The strip of the status stays where it is; the sections scroll below it.
+    def _lay_out(self, layout, pages):
+        """The tabs scroll what does not fit; the strip below them is always seen.
 
         Slicer puts a module into a scroll area that fits it to the room there is, as long as the module can be made
-        that small. It can: what scrolls is inside. Slicer's own bar comes only when the window is hardly higher than
-        the strip.
+        that small, and makes its panel as wide as the module asks for. This one always asks for the same: the tabs
+        ignore how wide their contents would like to be.
         """
-        self.widget.layout().insertWidget(0, self.status.widget)
-        sections = self.ui.sections.layout()
-        for section in self.sections[1:]:
-            # As high as it should be, neither squeezed when there is little room nor spread when there is much.
-            section.widget.setSizePolicy(qt.QSizePolicy.Preferred, qt.QSizePolicy.Fixed)
-            sections.addWidget(section.widget)
-        sections.addStretch(1)
+        for title, page in zip(TABS.values(), pages, strict=True):
+            area = qt.QScrollArea()
+            area.setWidgetResizable(True)
+            area.setFrameShape(qt.QFrame.NoFrame)
+            area.setHorizontalScrollBarPolicy(qt.Qt.ScrollBarAlwaysOff)
+            area.setWidget(page)
+            self.tabs.addTab(area, title)
+        self.tabs.setDocumentMode(True)
+        self.tabs.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Expanding)
+        self.tabs.setMinimumSize(NARROWEST, 150)
+        column = qt.QVBoxLayout(self.widget)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(4)
+        column.addWidget(self.tabs)
+        column.addWidget(self.status.widget)
         layout.addWidget(self.widget)
-        # Whatever the sections say later, they are never cut, nor make the panel wider: nothing is said yet.
-        bar = self.widget.style().pixelMetric(qt.QStyle.PM_ScrollBarExtent)
-        self.ui.sectionsArea.setMinimumWidth(sections.minimumSize().width() + bar)
+
+    def open_tab(self, name):
+        """Bring a tab to the front: a key of `TABS`."""
+        self.tabs.setCurrentIndex(list(TABS).index(name))
 
     def _observe(self):
-        scene = slicer.mrmlScene
         for event, callback in (
             (slicer.vtkMRMLScene.StartCloseEvent, self._scene_starts_closing),
             (slicer.vtkMRMLScene.EndCloseEvent, self._scene_closed),
             (slicer.vtkMRMLScene.StartImportEvent, self._scene_starts_importing),
             (slicer.vtkMRMLScene.EndImportEvent, self._scene_imported),
+            (slicer.vtkMRMLScene.NodeAddedEvent, self._node_added),
         ):
-            self._observers.add(scene, event, callback)
-        self._observers.add(scene, slicer.vtkMRMLScene.NodeAddedEvent, _with_node(self._node_added))
+            self.addObserver(slicer.mrmlScene, event, callback)
         manager = slicer.app.layoutManager()
         if manager is not None:
-            self._connections.add(manager, "layoutChanged(int)", self._layout_changed)
+            self._connections.add(manager, "layoutChanged(int)", lambda layout: self.prompts.views_changed())
 
     def close(self):
         """No observer, connection, shortcut, timer or process is left."""
         self.leave()
-        self._observers.close()
+        self.removeObservers()
         self._connections.close()
-        for section in self.sections:
-            section.close()
+        for part in self._parts:
+            part.close()
+        self.segment_tab.setMRMLScene(None)  # no widget may observe the scene any longer than the panel lives
         self.host.close()
         self.widget.hide()
         self.widget.deleteLater()
@@ -206,8 +224,9 @@ class Panel:
         if self.shown:
             self._begin()
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)
     def _node_added(self, caller, event, node):
-        if node.IsA(_VOLUME):
+        if node.IsA("vtkMRMLScalarVolumeNode"):
             self.input.declined = False
 
     def _offer(self):
@@ -220,39 +239,3 @@ class Panel:
         node = shown_volume()
         if node is not None:
             self.input.choose_volume(node)
-
-    def _layout_changed(self, layout):
-        self.prompts.views_changed()
-
-
-def _with_node(callback):
-    """VTK hands the node over only to a function that says so."""
-
-    @vtk.calldata_type(vtk.VTK_OBJECT)
-    def called(caller, event, node):
-        callback(caller, event, node)
-
-    return called
-
-
-def shown_volume():
-    """The volume in the background of a slice view, else the only or first one there is; None without."""
-    scene = slicer.mrmlScene
-    for n in range(scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")):
-        volume_id = scene.GetNthNodeByClass(n, "vtkMRMLSliceCompositeNode").GetBackgroundVolumeID()
-        node = scene.GetNodeByID(volume_id) if volume_id else None
-        if _usable(node):
-            return node
-    count = scene.GetNumberOfNodesByClass(_VOLUME)
-    return next((node for node in (scene.GetNthNodeByClass(n, _VOLUME) for n in range(count)) if _usable(node)), None)
-
-
-def _usable(node):
-    from SAMFineTuneLib.errors import UserError
-    from SAMFineTuneLib.mrml.volume_nodes import require_volume
-
-    try:
-        require_volume(node)
-    except UserError:
-        return False
-    return not node.IsA("vtkMRMLLabelMapVolumeNode")

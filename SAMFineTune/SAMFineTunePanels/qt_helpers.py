@@ -1,19 +1,23 @@
-"""What every section needs of Qt."""
+"""What every part of the panel needs of Qt, and the user's own settings in Slicer."""
 
 import logging
 
 import qt
 import slicer
 
+_SETTINGS = "SAMFineTune/"
+
 
 class Connections:
-    """Signal connections, all undone by `close`."""
+    """Signal connections, (sender, signal, handler) each; `close` undoes all of them."""
 
-    def __init__(self):
+    def __init__(self, *connections):
         self._made = []
+        for connection in connections:
+            self.add(*connection)
 
     def add(self, sender, signal, handler):
-        """Connect, and say so in the log when there is no such signal: PythonQt only prints and goes on."""
+        """Connect, and log an error when there is no such signal: PythonQt only prints and goes on."""
         if sender.connect(signal, handler) is False:
             logging.error("SAMFineTune: %s has no signal %s", sender, signal)
             return
@@ -26,26 +30,6 @@ class Connections:
                 sender.disconnect(signal, handler)
             except (RuntimeError, ValueError, AttributeError):
                 pass  # the widget was deleted before
-
-
-class NodeObservers:
-    """Observations of VTK objects, all undone by `close`."""
-
-    def __init__(self):
-        self._made = []
-
-    def add(self, observed, event, callback, priority=0.0):
-        tag = observed.AddObserver(event, callback, priority)
-        self._made.append((observed, tag))
-        return tag
-
-    def close(self):
-        made, self._made = self._made, []
-        for observed, tag in made:
-            observed.RemoveObserver(tag)
-
-    def __len__(self):
-        return len(self._made)
 
 
 class quiet:
@@ -62,10 +46,63 @@ class quiet:
             widget.blockSignals(before)
 
 
+class TextTable:
+    """A QTableWidget of texts: as high as its rows within limits, every cell with its text as tooltip."""
+
+    def __init__(self, widget, stretched, least, most):
+        """Args: stretched: columns that share the width which the others do not need; least, most: rows shown."""
+        self.widget, self._limits = widget, (least, most)
+        self._items = {}  # by (row, column): some bindings drop items that nobody in Python holds
+        widget.verticalHeader().setDefaultSectionSize(_row_height(widget))
+        header = widget.horizontalHeader()
+        for column in range(widget.columnCount):
+            mode = qt.QHeaderView.Stretch if column in stretched else qt.QHeaderView.ResizeToContents
+            header.setSectionResizeMode(column, mode)
+        self.fit()
+
+    def fill(self, rows):
+        """Show these rows of texts instead of what is there, without telling anyone that items change."""
+        with quiet(self.widget):
+            self._items = {}
+            self.widget.setRowCount(len(rows))
+            for row, texts in enumerate(rows):
+                self._set(row, texts)
+        self.fit()
+
+    def add(self, texts):
+        """One more row; returns its items."""
+        with quiet(self.widget):
+            row = self.widget.rowCount
+            self.widget.setRowCount(row + 1)
+            return self._set(row, texts)
+
+    def fit(self, rows=None):
+        """Take the height of the rows there are, or of as many as are to come."""
+        fit_height(self.widget, self.widget.rowCount if rows is None else rows, *self._limits)
+
+    @property
+    def selected_rows(self):
+        return [row for row in range(self.widget.rowCount) if self.widget.item(row, 0).isSelected()]
+
+    def _set(self, row, texts):
+        items = [qt.QTableWidgetItem(text) for text in texts]
+        for column, item in enumerate(items):
+            item.setToolTip(item.text())
+            self.widget.setItem(row, column, item)
+            self._items[row, column] = item
+        return items
+
+
 def load_ui(resource_path, name):
     """(widget, its named children) of a file in Resources/UI."""
     widget = slicer.util.loadUI(resource_path("UI/" + name + ".ui"))
     return widget, slicer.util.childWidgetVariables(widget)
+
+
+def enable(*widgets):
+    """Enable or disable: (widget, whether it can be used) each."""
+    for widget, usable in widgets:
+        widget.setEnabled(bool(usable))
 
 
 def set_text(label, text):
@@ -74,12 +111,20 @@ def set_text(label, text):
         label.text = text
 
 
+def set_elided(label, text):
+    """Show a text in one line, whatever its length; all of it is the tooltip."""
+    set_text(label, label.fontMetrics().elidedText(text, qt.Qt.ElideRight, max(60, label.width)))
+    if label.toolTip != text:
+        label.toolTip = text
+
+
 def fill_menu(selector, entries, chosen=None):
     """Give a QComboBox its entries, (what it means, what is shown) each; the first is chosen unless told otherwise."""
     with quiet(selector):
         selector.clear()
-        for meaning, text in entries:
+        for row, (meaning, text) in enumerate(entries):
             selector.addItem(text, meaning)
+            selector.setItemData(row, text, qt.Qt.ToolTipRole)
     choose_in(selector, chosen)
 
 
@@ -93,20 +138,31 @@ def choose_in(selector, meaning):
     selector.setCurrentIndex(0 if meaning is None else max(0, selector.findData(meaning)))
 
 
-def set_visible(widget, visible):
-    """What the widget itself wants, whether or not its section is open. Qt does nothing when it wants that already."""
-    widget.setVisible(bool(visible))
-
-
-def fit_height(view, rows, least, most, row_height=22):
-    """As high as the rows of a table or list, but for its header, and within limits; more rows are scrolled to.
-
-    Not while the user takes rows away: the buttons below would move under the mouse.
-    """
-    heading = row_height + 2 if hasattr(view, "horizontalHeader") else 0
+def fit_height(view, rows, least, most):
+    """Make a table or list as high as its rows, within limits; more rows are scrolled to."""
+    inner = view
+    if not view.inherits("QAbstractItemView"):  # Slicer's own tables wrap one
+        inner = next((child for child in view.children() if child.inherits("QAbstractItemView")), view)
+    row_height, heading = _row_height(inner), 0
+    if inner.inherits("QTableView"):
+        row_height, heading = inner.verticalHeader().defaultSectionSize, row_height + 4
     height = heading + row_height * min(max(rows, least), most) + 4
     if view.minimumHeight != height or view.maximumHeight != height:
         view.setFixedHeight(height)
+
+
+def _row_height(view):
+    return max(22, view.fontMetrics().lineSpacing() + 6)
+
+
+def succeeded(host, action, *arguments):
+    """Have the host call an action that returns nothing; returns whether it was not refused."""
+
+    def act():
+        action(*arguments)
+        return True
+
+    return bool(host.act(act))
 
 
 def pixmap_of(pixels):
@@ -127,18 +183,36 @@ def pixmap_of(pixels):
 
 def confirmed(text, button_text):
     """Ask before something that costs; the answer to a question that cannot be shown is no."""
+    if slicer.app.testingEnabled():
+        logging.info("SAMFineTune, not asked in testing mode: %s", text)
+        return False
     box = qt.QMessageBox(slicer.util.mainWindow())
     box.setIcon(qt.QMessageBox.Question)
     box.setWindowTitle("SAMFineTune")
     box.setText(text)
     box.setStandardButtons(qt.QMessageBox.Ok | qt.QMessageBox.Cancel)
     box.setDefaultButton(qt.QMessageBox.Ok)
-    ok = box.button(qt.QMessageBox.Ok)
-    ok.setText(button_text)
-    if slicer.app.testingEnabled():
-        logging.info("SAMFineTune, not asked in testing mode: %s", text)
-        box.deleteLater()
-        return False
+    box.button(qt.QMessageBox.Ok).setText(button_text)
     answer = box.exec_() if hasattr(box, "exec_") else box.exec()
     box.deleteLater()
     return answer == qt.QMessageBox.Ok
+
+
+# ---- what belongs to the user rather than to the scene
+
+
+def read_setting(name, default=""):
+    return str(slicer.util.settingsValue(_SETTINGS + name, default))
+
+
+def read_flag(name):
+    return slicer.util.settingsValue(_SETTINGS + name, False, converter=slicer.util.toBool)
+
+
+def write_setting(name, value):
+    """Keep a value; None forgets it."""
+    settings = qt.QSettings()
+    if value is None:
+        settings.remove(_SETTINGS + name)
+    elif settings.value(_SETTINGS + name) != value:
+        settings.setValue(_SETTINGS + name, value)

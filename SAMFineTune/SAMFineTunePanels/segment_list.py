@@ -1,45 +1,43 @@
-"""Segments: Slicer's own table of them; prompts go to the selected one."""
+"""The list of segments, which is Slicer's own; prompts go to the selected one."""
 
 import slicer
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, choose_in, chosen_in, fill_menu, load_ui, quiet
+from .qt_helpers import Connections, choose_in, chosen_in, enable, fill_menu, fit_height, quiet
+from .volume_controls import prepare_segmentation
 
 OTHERS = (
     ("protected", _("Keep their voxels")),
     ("overwritten", _("May be overwritten")),
     ("editor", _("As in the Segment Editor")),
 )
+_ROWS = (3, 5)  # segments seen at once: at least, at most
 
 
-class SegmentsSection:
-    """The table follows the session and the session follows the table."""
+class SegmentList:
+    """The list follows the session and the session follows the list."""
 
-    def __init__(self, host, resource_path):
-        self.host = host
-        self.widget, self.ui = load_ui(resource_path, "Segments")
-        self.widget.setMRMLScene(slicer.mrmlScene)
-        self._connections = Connections()
+    def __init__(self, host, ui):
+        self.host, self.ui = host, ui
         self._node = None
-        self._agreed = None  # the segment that table and session had selected when last looked
-        ui = self.ui
+        self._agreed = None  # the segment that list and session had selected when last compared
         fill_menu(ui.othersSelector, OTHERS)
         ui.segmentsTable.setSelectionMode(1)  # QAbstractItemView.SingleSelection
-        for sender, signal, handler in (
+        self._count = 0  # segments that the list has its height of
+        fit_height(ui.segmentsTable, 0, *_ROWS)
+        self._connections = Connections(
             (ui.segmentsTable, "selectionChanged(QItemSelection,QItemSelection)", self._selected),
             (ui.addButton, "clicked()", self.add),
             (ui.removeButton, "clicked()", self.remove),
             (ui.othersSelector, "currentIndexChanged(int)", self._others_chosen),
             (ui.editorButton, "clicked()", self.open_editor),
-        ):
-            self._connections.add(sender, signal, handler)
+        )
         host.listen("Turn", self.refresh)
         host.listen("SessionStarted", self.show_session)
 
     def close(self):
         self._connections.close()
         self._show(None)
-        self.widget.setMRMLScene(None)
 
     def refresh(self):
         session = self.host.session
@@ -48,27 +46,28 @@ class SegmentsSection:
             return
         self._agree(session)
         there = self._node is not None
-        for button, usable in (
+        count = self._node.GetSegmentation().GetNumberOfSegments() if there else 0
+        if count != self._count:
+            self._count = count
+            fit_height(self.ui.segmentsTable, count, *_ROWS)
+        enable(
             (self.ui.addButton, session.volume_node is not None),
-            (self.ui.removeButton, there and bool(session.current_segment_id)),
+            (self.ui.removeButton, there and session.current_segment_id),
             (self.ui.show3DButton, there),
             (self.ui.editorButton, there),
-        ):
-            if button.enabled != usable:
-                button.setEnabled(usable)
+        )
 
     def _show(self, node):
-        if node is self._node:
-            return
-        self._node = node
-        self._agreed = None
-        with quiet(self.ui.segmentsTable):
-            self.ui.segmentsTable.setSegmentationNode(node)
-        self.ui.show3DButton.setSegmentationNode(node)
+        if node is not self._node:
+            self._node = node
+            self._agreed = None
+            with quiet(self.ui.segmentsTable):
+                self.ui.segmentsTable.setSegmentationNode(node)
+            self.ui.show3DButton.setSegmentationNode(node)
 
     def _agree(self, session):
-        """Whoever changed last is followed. Compared every turn: no version of Slicer can fail to tell. When both did,
-        the session is: the table chooses a neighbour by itself when a segment goes."""
+        """Follow whichever changed last, compared every turn: some versions of Slicer send no signal. When both
+        changed, follow the session: the list selects a neighbour by itself when a segment is removed."""
         selected = (list(self.ui.segmentsTable.selectedSegmentIDs()) or [None])[0]
         current = session.current_segment_id
         if selected is not None and selected != self._agreed and current == self._agreed:
@@ -86,19 +85,19 @@ class SegmentsSection:
             self._agree(self.host.session)
 
     def add(self):
-        """A new segment, selected; the segmentation is made with the first one."""
+        """Add a segment and select it; the first one comes with a segmentation."""
         session = self.host.start()
         if session.volume_node is None:
             self.host.warn(_("Choose a volume first."))
             return
         if session.segmentation_node is None:
-            self.host.act(session.set_segmentation_node, new_segmentation(session.volume_node))
+            self.host.act(session.set_segmentation_node, _new_segmentation(session.volume_node))
         if session.segmentation_node is not None:
             session.current_segment_id = session.segmentation_node.GetSegmentation().AddEmptySegment("")
         self.refresh()
 
     def remove(self):
-        """The selected segment, with its prompts, which the session takes with it."""
+        """Remove the selected segment; the session removes its prompts."""
         session = self.host.session
         if session is not None and session.current_segment_id:
             session.segmentation_node.GetSegmentation().RemoveSegment(session.current_segment_id)
@@ -113,7 +112,7 @@ class SegmentsSection:
             self._apply_others(session)
 
     def show_session(self, session):
-        """What the scene says was chosen."""
+        """Select what the scene says was chosen."""
         with quiet(self.ui.othersSelector):
             choose_in(self.ui.othersSelector, session.parameters.get("OtherSegments"))
         self._apply_others(session)
@@ -122,49 +121,47 @@ class SegmentsSection:
             session.current_segment_id = selected
 
     def _apply_others(self, session):
-        """Which segment editor node says where masks may go."""
-        choice = chosen_in(self.ui.othersSelector)
-        if choice == "protected":
-            session.editor_node = None
-        elif choice == "editor":
-            session.editor_node = editor_node("SegmentEditor")
-        else:
-            node = editor_node("SAMFineTune")
+        """Choose the segment editor node whose masking says where masks may go."""
+        choice, node = chosen_in(self.ui.othersSelector), None
+        if choice == "editor":
+            node = _editor_node("SegmentEditor")
+        elif choice == "overwritten":
+            node = _editor_node("SAMFineTune")
             node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments)
-            session.editor_node = node
+        session.editor_node = node
 
     def open_editor(self):
-        """Slicer's Segment Editor on the same segmentation and volume."""
+        """Open Slicer's Segment Editor on the same segmentation and volume."""
         session = self.host.session
         if session is None or session.segmentation_node is None:
             return
         segmentation, volume = session.segmentation_node, session.volume_node
         slicer.util.selectModule("SegmentEditor")
-        editor = getattr(getattr(slicer.modules, "SegmentEditorWidget", None), "editor", None)
+        editor = _segment_editor()
         if editor is not None:
             editor.setSegmentationNode(segmentation)
             editor.setSourceVolumeNode(volume)
 
 
 def save_undo_state(segmentation_node):
-    """A step for the Segment Editor's own Undo, when the editor is on this segmentation."""
-    editor = getattr(getattr(slicer.modules, "SegmentEditorWidget", None), "editor", None)
+    """Save a state for the Segment Editor's own Undo, when the editor is on this segmentation."""
+    editor = _segment_editor()
     if editor is not None and editor.segmentationNode() is segmentation_node:
         editor.saveStateForUndo()
 
 
-def new_segmentation(volume_node):
-    """An empty one in the geometry of a volume, moving with it."""
+def _segment_editor():
+    return getattr(getattr(slicer.modules, "SegmentEditorWidget", None), "editor", None)
+
+
+def _new_segmentation(volume_node):
     scene = slicer.mrmlScene
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName("Segmentation"))
-    node.CreateDefaultDisplayNodes()
-    # The transform first: the geometry that follows is relative to it.
-    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+    prepare_segmentation(node, volume_node)
     return node
 
 
-def editor_node(tag):
+def _editor_node(tag):
     """The vtkMRMLSegmentEditorNode of that singleton tag: Slicer's own module has "SegmentEditor"."""
     node = slicer.mrmlScene.GetSingletonNode(tag, "vtkMRMLSegmentEditorNode")
     if node is None:

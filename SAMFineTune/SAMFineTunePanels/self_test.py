@@ -259,11 +259,11 @@ class SelfTest:
         from SAMFineTuneLib.service.trainings import free_name
 
         train = self.panel.train
-        train.ui.trainSection.collapsed = False
+        self.panel.open_tab("train")
         self.passing(1.5)
         if not train.ui.packagesFrame.isHidden():
             self.say("Training is not tested: " + train.ui.packagesLabel.text)
-            train.ui.trainSection.collapsed = True
+            self.panel.open_tab("segment")
             return
         self.say("Two steps of training")
         self.panel.propagate.propagate()
@@ -286,6 +286,7 @@ class SelfTest:
         self.panel.model.use_adapter("compact", "")
         self.wait(self.settled, "masks without it")
         ui.deleteButton.click()
+        self.panel.open_tab("segment")
         AdapterStore().remove(name)
 
     def close_the_scene(self):
@@ -363,7 +364,7 @@ class SelfTest:
 
     def clear(self):
         self.panel.prompts.choose(None)
-        self.panel.prompts.clear_all()
+        self.panel.prompt_list.clear_all()
         self.wait(lambda: not self.voxels(every=True).any(), "nothing after clearing")
 
     def slice_node(self, name):

@@ -1,40 +1,36 @@
-"""Server: the worker on this computer, or one in the network."""
+"""Settings of the server: models run on this computer, or on one in the network."""
 
 import ctk
 from slicer.i18n import tr as _
 
-from . import packages, user_settings
-from .qt_helpers import Connections, confirmed, load_ui, set_text, set_visible
+from . import packages
+from .qt_helpers import Connections, confirmed, read_flag, read_setting, set_text, write_setting
 
 
-class ServerSection:
+class ServerSettings:
     """What is chosen here is used by `make_connection`; nothing is sent anywhere before the user presses Use."""
 
-    def __init__(self, host, resource_path, changed, remove_packages):
-        self.host = host
+    def __init__(self, host, ui, changed, remove_packages):
+        self.host, self.ui = host, ui
         self._changed = changed  # called when another server is to be used
         self._remove_packages = remove_packages
-        self.widget, self.ui = load_ui(resource_path, "Server")
-        self._connections = Connections()
         self._probe = None
-        ui = self.ui
-        ui.addressEdit.text = user_settings.read("ServerAddress")
-        ui.tokenEdit.text = user_settings.read("ServerToken")
+        ui.addressEdit.text = read_setting("ServerAddress")
+        ui.tokenEdit.text = read_setting("ServerToken")
         ui.keepTokenBox.checked = bool(ui.tokenEdit.text)
         ui.certificateEdit.filters = ctk.ctkPathLineEdit.Files
-        ui.certificateEdit.currentPath = user_settings.read("ServerCertificate")
-        remote = user_settings.read_flag("UseServer") and bool(ui.addressEdit.text)
+        ui.certificateEdit.currentPath = read_setting("ServerCertificate")
+        remote = read_flag("UseServer") and bool(ui.addressEdit.text)
         ui.remoteButton.checked = remote
         ui.localButton.checked = not remote
         self.used = self._entered() if remote else None  # (address, token, certificate) in use, None: this computer
-        for sender, signal, handler in (
+        self._connections = Connections(
             (ui.remoteButton, "toggled(bool)", self._show),
             (ui.testButton, "clicked()", self.test),
             (ui.applyButton, "clicked()", self.apply),
             (ui.keepTokenBox, "toggled(bool)", self._keep_token),
             (ui.removePackagesButton, "clicked()", self.remove_packages),
-        ):
-            self._connections.add(sender, signal, handler)
+        )
         host.listen("Turn", self._follow_test)
         self._show(remote)
         self.show_packages()
@@ -52,14 +48,14 @@ class ServerSection:
         return (ui.addressEdit.text.strip(), ui.tokenEdit.text.strip(), ui.certificateEdit.currentPath.strip())
 
     def _show(self, remote):
-        set_visible(self.ui.remoteRow, remote)
-        set_visible(self.ui.testButton, remote)
+        self.ui.remoteRow.setVisible(remote)
+        self.ui.testButton.setVisible(remote)
         set_text(self.ui.serverLabel, "")
 
     def _keep_token(self, keep):
         """Unticked, the token leaves the settings at once."""
         if not keep:
-            user_settings.forget("ServerToken")
+            write_setting("ServerToken", None)
 
     def apply(self):
         """Use what is entered from now on."""
@@ -74,15 +70,12 @@ class ServerSection:
             return
         self._end_test()
         self.used = self._entered() if remote else None
-        user_settings.write("UseServer", remote)
+        write_setting("UseServer", remote)
         if remote:
             address, token, certificate = self.used
-            user_settings.write("ServerAddress", address)
-            user_settings.write("ServerCertificate", certificate)
-            if self.ui.keepTokenBox.checked:
-                user_settings.write("ServerToken", token)
-            else:
-                user_settings.forget("ServerToken")
+            write_setting("ServerAddress", address)
+            write_setting("ServerCertificate", certificate)
+            write_setting("ServerToken", token if self.ui.keepTokenBox.checked else None)
         sent = _("Volumes are now sent to {address}.")
         set_text(self.ui.serverLabel, sent.format(address=self.used[0]) if remote else _("Used: this computer."))
         self._changed()
@@ -98,7 +91,7 @@ class ServerSection:
 
     def show_packages(self):
         """The offer to remove what was installed, where anything was."""
-        set_visible(self.ui.packagesRow, packages.anything_installed())
+        self.ui.packagesRow.setVisible(packages.anything_installed())
 
     def remove_packages(self):
         folder = packages.packages_folder()

@@ -1,7 +1,6 @@
-"""The strip at the top of the panel: what runs, how the worker is, messages, and the button that installs its runtime.
+"""The strip under the tabs: what runs, how the worker is, messages, and the button that installs its runtime.
 
-It has one height for ever and lies outside the scrolled sections, so that nothing below it moves under the mouse and
-progress is seen at whichever button it was started.
+It always has the same height and place, so that nothing moves under the mouse and progress is seen from every tab.
 """
 
 import html
@@ -14,8 +13,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import packages
-from .messages import Message
-from .qt_helpers import Connections, confirmed, load_ui, set_text, set_visible
+from .qt_helpers import Connections, confirmed, load_ui, set_elided
 
 MOST_MESSAGES = 3
 MESSAGE_LINES = 3  # that are seen; more can be scrolled to
@@ -25,13 +23,29 @@ _TO_COME = object()  # the prompts that a message is about, before they are know
 _MARGINS = 8  # pixels above and below a document
 
 
-class StatusSection:
+class Message:
+    """A sentence. `topic` names what it is about: a later one on the same topic replaces it."""
+
+    def __init__(self, text, warning, topic="", folder=""):
+        self.text, self.warning, self.topic, self.folder = text, warning, topic, folder
+        self.since = time.monotonic()
+        self.about = None  # the prompts it is about, when it is about prompts; it goes when they change
+
+    @property
+    def html(self):
+        text = html.escape(self.text)
+        if self.folder:
+            address = qt.QUrl.fromLocalFile(self.folder).toString()
+            text += ' <a href="{}">{}</a>'.format(html.escape(address), _("Open the folder"))
+        return text
+
+
+class StatusStrip:
     """Messages are sentences in the panel, never dialogs. A warning stays until it is dismissed or no longer holds."""
 
     def __init__(self, host, resource_path, parent):
         self.host = host
-        self.widget, self.ui = load_ui(resource_path, "Status")
-        self._connections = Connections()
+        self.widget, self.ui = load_ui(resource_path, "StatusStrip")
         self._messages = []
         self._standing = None  # what is said as long as it is so
         self._prompts = ()  # of the session, as last told
@@ -40,16 +54,15 @@ class StatusSection:
         self._install_fraction = None
         self._after_installation = None
         self._runtime_is_missing = False
-        for sender, signal, handler in (
+        self._connections = Connections(
             (self.ui.dismissButton, "clicked()", self.dismiss),
             (self.ui.cancelButton, "clicked()", self.cancel),
             (self.ui.installButton, "clicked()", self.install_runtime),
             (self.ui.retryButton, "clicked()", self.retry),
-            (self.ui.messageText, "anchorClicked(QUrl)", self._open),
-        ):
-            self._connections.add(sender, signal, handler)
-        host.listen("Warning", lambda message: self._add(message))
-        host.listen("Say", lambda message: self._add(message))
+            (self.ui.messageText, "anchorClicked(QUrl)", lambda address: qt.QDesktopServices.openUrl(address)),
+        )
+        host.listen("Warning", self._add)
+        host.listen("Say", self._add)
         host.listen("Refused", self._refused)
         host.listen("Notice", lambda event: self._told(event, False))
         host.listen("Failed", lambda event: self._told(event, True))
@@ -144,8 +157,8 @@ class StatusSection:
         lines = [message.html for message in reversed(self._messages)]
         if self._standing:
             lines.append(html.escape(self._standing))
-        set_visible(self.ui.dismissButton, bool(self._messages))
-        set_visible(self.ui.messageIcon, bool(lines))
+        self.ui.dismissButton.setVisible(bool(self._messages))
+        self.ui.messageIcon.setVisible(bool(lines))
         self.ui.messageText.setHtml("<br>".join(lines))
         warning = bool(self._standing) or any(message.warning for message in self._messages)
         self.ui.messageIcon.setPixmap(self._icon(warning))
@@ -157,9 +170,6 @@ class StatusSection:
             self._icons[warning] = style.standardIcon(kind).pixmap(20, 20)
         return self._icons[warning]
 
-    def _open(self, address):
-        qt.QDesktopServices.openUrl(address)
-
     # ---- what runs
 
     def refresh(self):
@@ -168,13 +178,13 @@ class StatusSection:
         text, fraction, cancellable = self._running()
         failed = getattr(self.host.status, "state", "") == "failed"
         self._show_standing(failed)
-        self._show_doing(text or self._status())
-        set_visible(self.ui.busyBar, bool(text))
+        set_elided(self.ui.statusLabel, text or self._status())
+        self.ui.busyBar.setVisible(bool(text))
         if text:
             self._show_fraction(fraction)
-        set_visible(self.ui.cancelButton, bool(text) and cancellable)
-        set_visible(self.ui.retryButton, failed and not text)
-        set_visible(self.ui.installButton, self._runtime_is_missing and not text)
+        self.ui.cancelButton.setVisible(bool(text) and cancellable)
+        self.ui.retryButton.setVisible(failed and not text)
+        self.ui.installButton.setVisible(self._runtime_is_missing and not text)
 
     def _show_standing(self, failed):
         standing = self.host.status.sentence if failed else None
@@ -187,13 +197,6 @@ class StatusSection:
         if standing != self._standing:
             self._standing = standing
             self._show_messages()
-
-    def _show_doing(self, text):
-        """In one line, whatever its length."""
-        label = self.ui.statusLabel
-        set_text(label, label.fontMetrics().elidedText(text, qt.Qt.ElideRight, max(60, label.width)))
-        if label.toolTip != text:
-            label.toolTip = text
 
     def retry(self):
         """The worker could not be reached or started; something may have changed."""

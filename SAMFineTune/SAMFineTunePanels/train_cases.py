@@ -1,4 +1,4 @@
-"""Train, from what: segmentations of the scene or a folder, and the labels in them that are learned."""
+"""What a training learns from: segmentations of the scene or a folder, and the labels in them that are learned."""
 
 import os
 import re
@@ -8,8 +8,18 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import user_settings
-from .qt_helpers import Connections, choose_in, chosen_in, fill_menu, fit_height, quiet, set_text, set_visible
+from .qt_helpers import (
+    Connections,
+    TextTable,
+    choose_in,
+    chosen_in,
+    fill_menu,
+    fit_height,
+    quiet,
+    read_setting,
+    set_text,
+    write_setting,
+)
 
 FROM_SCENE, FROM_FOLDER = "scene", "folder"
 SOURCES = ((FROM_SCENE, _("From this scene")), (FROM_FOLDER, _("From a folder or list")))
@@ -18,31 +28,26 @@ _CASES_SHOWN, _LABELS_SHOWN = (3, 8), (2, 6)  # rows: at least, at most
 _LEFT_OUT = "TrainLeftOut"  # role of segmentations that are not learned from
 
 
-class CasesBox:
+class TrainCases:
     """The list of cases and the list of labels."""
 
     def __init__(self, ui):
         self.ui = ui
-        self._connections = Connections()
         self._cases, self._seen = [], None  # of the scene, and what they looked like
         self._left_out = set()  # segmentations that are not ticked, by ID
         self._known = set()  # those that the user could tick
         self._unlearned = set()  # labels that are not ticked
         self._labels = []  # (what is shown, what the training is told)
-        self._items = []  # of the table, which some bindings drop when nobody holds them
         fill_menu(ui.sourceSelector, SOURCES)
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Files
-        ui.folderEdit.currentPath = user_settings.read("TrainFolder")
-        ui.casesTable.setColumnWidth(0, 240)
-        ui.casesTable.verticalHeader().setDefaultSectionSize(22)
-        for sender, signal, handler in (
+        ui.folderEdit.currentPath = read_setting("TrainFolder")
+        self._table = TextTable(ui.casesTable, (0, 1), *_CASES_SHOWN)
+        self._connections = Connections(
             (ui.sourceSelector, "currentIndexChanged(int)", self._source_chosen),
             (ui.folderEdit, "currentPathChanged(QString)", self._folder_chosen),
             (ui.casesTable, "itemChanged(QTableWidgetItem*)", self._case_ticked),
             (ui.labelsList, "itemChanged(QListWidgetItem*)", self._label_ticked),
-        ):
-            self._connections.add(sender, signal, handler)
-        fit_height(ui.casesTable, 0, *_CASES_SHOWN)
+        )
         fit_height(ui.labelsList, 0, *_LABELS_SHOWN)
         self._source_chosen(0)
 
@@ -127,7 +132,7 @@ class CasesBox:
 
     def scene_closes(self):
         self._cases, self._seen, self._left_out, self._known = [], None, set(), set()
-        self.ui.casesTable.setRowCount(0)
+        self._table.fill(())
         if self.from_scene:
             self._set_labels([])
 
@@ -150,14 +155,14 @@ class CasesBox:
     # ---- inside
 
     def _source_chosen(self, index):
-        set_visible(self.ui.casesTable, self.from_scene)
-        set_visible(self.ui.folderEdit, not self.from_scene)
+        self.ui.casesTable.setVisible(self.from_scene)
+        self.ui.folderEdit.setVisible(not self.from_scene)
         self._seen = None
         self._set_labels([])
         set_text(self.ui.checkLabel, "" if self.from_scene else _("Check cases lists the labels that there are."))
 
     def _folder_chosen(self, path):
-        user_settings.write("TrainFolder", path)
+        write_setting("TrainFolder", path)
         if not self.from_scene:
             self._set_labels([])
 
@@ -172,21 +177,12 @@ class CasesBox:
             self._known.add(node)
 
     def _fill(self):
-        table = self.ui.casesTable
-        with quiet(table):
-            table.setRowCount(len(self._cases))
-            self._items = []
+        self._table.fill([(case.title, case.problem or ", ".join(case.names)) for case in self._cases])
+        with quiet(self.ui.casesTable):
             for row, case in enumerate(self._cases):
-                title = qt.QTableWidgetItem(case.title)
                 if not case.problem:
                     out = case.segmentation_node.GetID() in self._left_out
-                    title.setCheckState(qt.Qt.Unchecked if out else qt.Qt.Checked)
-                names = qt.QTableWidgetItem(case.problem or ", ".join(case.names))
-                names.setToolTip(case.problem or ", ".join(case.names))
-                for column, item in enumerate((title, names)):
-                    table.setItem(row, column, item)
-                    self._items.append(item)
-        fit_height(table, len(self._cases), *_CASES_SHOWN)
+                    self.ui.casesTable.item(row, 0).setCheckState(qt.Qt.Unchecked if out else qt.Qt.Checked)
         if not self._cases:
             set_text(self.ui.checkLabel, NOTHING_THERE)
         elif self.ui.checkLabel.text == NOTHING_THERE:

@@ -1,58 +1,44 @@
-"""Train, afterwards: what the adapter gained, in figures and pictures."""
+"""What a training gained, in figures and pictures."""
 
 import os
 import re
 
 import qt
 
-from .qt_helpers import fit_height, quiet, set_text, set_visible
+from .qt_helpers import TextTable, fill_menu, quiet, set_text
 
 _PICTURE = re.compile(r"(case-\d+)-(.+)-(before|after)\.png")
 _WIDTH = 190  # pixels of a picture
 
 
-class Results:
+class TrainResults:
     """Fills the table and the pictures of a finished training."""
 
     def __init__(self, ui):
         self.ui = ui
-        self._items = []  # of the table, which some bindings drop when nobody holds them
         self._pictures = {}  # "case 1, 1 box" -> {"before": path, "after": path}
         self.report = None
-        ui.gainsTable.verticalHeader().setDefaultSectionSize(22)
-        for column, width in enumerate((66, 76, 140)):
-            ui.gainsTable.setColumnWidth(column, width)
-        set_visible(ui.resultsFrame, False)
+        self._table = TextTable(ui.gainsTable, (1,), 1, 8)
+        ui.resultsFrame.setVisible(False)
 
     def show(self, event, report):
         """`event` is the training's last word, `report` the path of its page."""
         self.report = report
         sentences = [event.get("evidence", ""), *event.get("notes", [])]
         set_text(self.ui.evidenceText, " ".join(sentence for sentence in sentences if sentence))
-        self._fill_table(event.get("gains", []))
+        gains = event.get("gains", [])
+        self._table.fill(
+            [(gain["prompt"], gain["label"], figure(gain, "before"), figure(gain, "after")) for gain in gains]
+        )
+        self.ui.gainsTable.setVisible(bool(gains))
         self._find_pictures(os.path.dirname(report))
-        set_visible(self.ui.resultsFrame, True)
+        self.ui.resultsFrame.setVisible(True)
 
     def hide(self):
-        set_visible(self.ui.resultsFrame, False)
+        self.ui.resultsFrame.setVisible(False)
 
     def open_report(self):
         qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(self.report))
-
-    def _fill_table(self, gains):
-        table = self.ui.gainsTable
-        table.setRowCount(len(gains))
-        self._items = []
-        for row, gain in enumerate(gains):
-            cells = (gain["prompt"], gain["label"], figure(gain, "before"), figure(gain, "after"))
-            for column, text in enumerate(cells):
-                item = qt.QTableWidgetItem(text)
-                item.setToolTip(text)
-                table.setItem(row, column, item)
-                self._items.append(item)
-        table.resizeColumnsToContents()
-        fit_height(table, len(gains), 1, 8)
-        set_visible(table, bool(gains))
 
     def _find_pictures(self, folder):
         self._pictures = {}
@@ -62,17 +48,15 @@ class Results:
                 title = f"{found[1].replace('-', ' ')}, {found[2].replace('-', ' ')}"
                 self._pictures.setdefault(title, {})[found[3]] = os.path.join(folder, name)
         with quiet(self.ui.pictureSelector):
-            self.ui.pictureSelector.clear()
-            for title in self._pictures:
-                self.ui.pictureSelector.addItem(title)
-        set_visible(self.ui.pictureSelector, bool(self._pictures))
+            fill_menu(self.ui.pictureSelector, [(title, title) for title in self._pictures])
+        self.ui.pictureSelector.setVisible(bool(self._pictures))
         self.show_picture(0)
 
     def show_picture(self, index):
         titles = list(self._pictures)
         shown = self._pictures[titles[index]] if 0 <= index < len(titles) else {}
         for stage, widget in (("before", self.ui.beforePicture), ("after", self.ui.afterPicture)):
-            set_visible(widget, stage in shown)
+            widget.setVisible(stage in shown)
             if stage in shown:
                 widget.setPixmap(qt.QPixmap(shown[stage]).scaledToWidth(_WIDTH))
 

@@ -1,15 +1,15 @@
-"""Train, meanwhile: the trainings on this computer, how far the chosen one is, stopping and resuming it."""
+"""The trainings on this computer: how far the chosen one is, stopping and resuming it."""
 
 import sys
 import time
 
 from slicer.i18n import tr as _
 
-from . import user_settings, worker
-from .qt_helpers import Connections, quiet, set_text, set_visible
+from . import worker
+from .qt_helpers import Connections, fill_menu, quiet, read_flag, set_text, succeeded
 from .status_strip import time_left
 from .train_curves import Curves
-from .train_results import Results
+from .train_results import TrainResults
 
 LOOK_EVERY = 0.25  # s between two looks at a training
 BUDGET = 0.01  # s to read of what it said
@@ -17,13 +17,12 @@ _STAGES = {"cases": _("Reading the cases"), "before": _("Testing the base model"
            "report": _("Writing the report"), "export": _("Making the adapter ready for use")}  # fmt: skip
 
 
-class RunBox:
+class TrainRuns:
     """Follows one training through its folder. `finished(event)` when one that was watched comes to its end."""
 
     def __init__(self, host, ui, finished):
         self.host, self.ui = host, ui
         self._finished = finished
-        self._connections = Connections()
         self._runs = []
         self._look_after = 0.0
         self._asked_to_stop = False
@@ -31,8 +30,8 @@ class RunBox:
         self._progress = {}
         self.run = None
         self.curves = Curves()
-        self.results = Results(ui)
-        for sender, signal, handler in (
+        self.results = TrainResults(ui)
+        self._connections = Connections(
             (ui.runSelector, "activated(int)", self._chosen),
             (ui.deleteButton, "clicked()", self.delete),
             (ui.stopButton, "clicked()", self.stop),
@@ -40,9 +39,8 @@ class RunBox:
             (ui.curvesButton, "toggled(bool)", self._show_curves),
             (ui.pictureSelector, "currentIndexChanged(int)", self.results.show_picture),
             (ui.reportButton, "clicked()", self.results.open_report),
-        ):
-            self._connections.add(sender, signal, handler)
-        set_visible(ui.runFrame, False)
+        )
+        ui.runFrame.setVisible(False)
 
     def close(self):
         """The training goes on or stops by itself: see `TrainingRun.start`."""
@@ -58,10 +56,8 @@ class RunBox:
         known = {run.folder: run for run in self._runs}
         self._runs = [known.get(run.folder, run) for run in find_runs()]
         with quiet(self.ui.runSelector):
-            self.ui.runSelector.clear()
-            for run in self._runs:
-                self.ui.runSelector.addItem(run.name)
-        set_visible(self.ui.runFrame, bool(self._runs))
+            fill_menu(self.ui.runSelector, [(run.name, run.name) for run in self._runs])
+        self.ui.runFrame.setVisible(bool(self._runs))
         if self.run not in self._runs:
             self.look_at(self._runs[0] if self._runs else None)
 
@@ -157,13 +153,13 @@ class RunBox:
         run, ui = self.run, self.ui
         running, resumable = run.state == "running", run.state != "running" and run.can_resume
         set_text(ui.runLabel, self._sentence())
-        set_visible(ui.runBar, running)
+        ui.runBar.setVisible(running)
         if running:
             ui.runBar.value = int(1000 * fraction_of(self._progress))
         set_text(ui.stopButton, _("Stop at once") if self._asked_to_stop else _("Stop"))
         for widget, visible in ((ui.stopButton, running), (ui.resumeButton, resumable), (ui.deleteButton, not running),
                                 (ui.curvesButton, self.curves.drawable)):  # fmt: skip
-            set_visible(widget, visible)
+            widget.setVisible(bool(visible))
 
     def _sentence(self):
         run = self.run
@@ -184,13 +180,13 @@ class RunBox:
     def start(self, outlives=False):
         """Start the chosen training, or go on with it."""
         self._watched, self._asked_to_stop = True, False
-        if self.host.act(_done, self.run.start, sys.executable, worker.environment(), outlives):
+        if succeeded(self.host, self.run.start, sys.executable, worker.environment(), outlives):
             self._look_after = 0.0
             self.refresh()
 
     def resume(self):
         if self.run is not None:
-            self.start(user_settings.read_flag("TrainOutlives"))
+            self.start(read_flag("TrainOutlives"))
 
     def stop(self):
         """At its next step; at once when pressed again."""
@@ -202,7 +198,7 @@ class RunBox:
 
     def delete(self):
         run = self.run
-        if run is not None and self.host.act(_done, run.discard):
+        if run is not None and succeeded(self.host, run.discard):
             self.run = None
             self._runs.remove(run)
             self.find()
@@ -243,8 +239,3 @@ def fraction_of(progress):
     own = progress["step"] / progress["steps"] if progress.get("steps") else float(progress.get("stage") == "testing")
     return min(1.0, (progress.get("part", 1) - 1 + own) / parts)
 
-
-def _done(action, *arguments):
-    """Whether an action that returns nothing was not refused."""
-    action(*arguments)
-    return True

@@ -1,59 +1,65 @@
-"""Train: an adapter from one's own annotated cases, in a process of its own."""
+"""The Train tab: an adapter from one's own annotated cases, in a process of its own."""
 
 import json
 import sys
 import time
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import packages, user_settings, worker
+from . import packages, worker
 from .model_settings import BUNDLED, install_torch, torch_is_there
-from .qt_helpers import Connections, choose_in, chosen_in, load_ui, set_text, set_visible
-from .train_cases import CasesBox
+from .qt_helpers import (
+    Connections,
+    choose_in,
+    chosen_in,
+    enable,
+    fill_menu,
+    load_ui,
+    read_flag,
+    read_setting,
+    set_text,
+    write_setting,
+)
+from .train_cases import TrainCases
 from .train_options import fill_menus, settings_of, show_values, values_of
-from .train_run import RunBox
+from .train_run import TrainRuns
 
 LOOK_EVERY = 1.0  # s between two looks at the scene's segmentations
 WRITE_FOR = 0.01  # s of a turn in which cases are written
 _PARAMETER = "Train"
 
 
-class TrainSection:
-    """Begins trainings: CasesBox says from what, the widgets say how, RunBox follows them."""
+class TrainTab:
+    """Begins trainings: TrainCases says from what, the widgets say how, TrainRuns follows them."""
 
     def __init__(self, host, resource_path, install, use_adapter):
         self.host = host
         self._install = install
         self._use_adapter = use_adapter
-        self.widget, self.ui = load_ui(resource_path, "Train")
-        self._connections = Connections()
+        self.widget, self.ui = load_ui(resource_path, "TrainTab")
         self._look_after = 0.0
         self._writing = None  # (the run, steps that write its cases, whether they are only to be checked)
         self._check = None  # the run that looks at cases
         self._looked = False  # whether trainings were looked for
         ui = self.ui
-        self.cases = CasesBox(ui)
-        self.runs = RunBox(host, ui, self._training_ended)
+        self.cases = TrainCases(ui)
+        self.runs = TrainRuns(host, ui, self._training_ended)
         fill_menus(ui)
-        choose_in(ui.deviceSelector, user_settings.read("TrainDevice"))
-        ui.outlivesBox.checked = user_settings.read_flag("TrainOutlives")
-        for sender, signal, handler in (
+        choose_in(ui.deviceSelector, read_setting("TrainDevice"))
+        ui.outlivesBox.checked = read_flag("TrainOutlives")
+        self._connections = Connections(
             (ui.checkButton, "clicked()", self.check),
             (ui.startButton, "clicked()", self.start),
             (ui.useButton, "clicked()", self.use),
             (ui.packagesButton, "clicked()", self.install),
-            (ui.advancedButton, "toggled(bool)", self._show_advanced),
             (ui.outlivesBox, "toggled(bool)", self._outlives_chosen),
             (ui.deviceSelector, "activated(int)", self._device_chosen),
-        ):
-            self._connections.add(sender, signal, handler)
+        )
         host.listen("Turn", self.refresh)
         host.listen("SessionStarted", lambda _: self.show_stored())
         self._fill_bases()
-        set_visible(ui.packagesFrame, False)
-        self._show_advanced(False)
+        ui.packagesFrame.setVisible(False)
 
     def close(self):
         self._connections.close()
@@ -63,21 +69,17 @@ class TrainSection:
         self.cases.close()
         self.runs.close()
 
-    @property
-    def unfolded(self):
-        return not self.ui.trainSection.collapsed
-
     def refresh(self):
-        """Looks at the scene only while the section is open, and at a training always."""
+        """Looks at the scene only while the tab is open, and at a training always."""
         now = time.monotonic()
-        if not self._looked and (self.unfolded or now > self._look_after > 0):
+        if not self._looked and (self.widget.visible or now > self._look_after > 0):
             self._looked = True
             self.runs.find()
         self._look_after = self._look_after or now + LOOK_EVERY  # not while Slicer opens the panel
         self.runs.refresh()
         self._write_some()
         self._follow_check()
-        if self.unfolded and now > self._look_after and not self.host.drawing():
+        if self.widget.visible and now > self._look_after and not self.host.drawing():
             self._look_after = now + LOOK_EVERY
             self.cases.look()
             self._show_packages()
@@ -92,12 +94,8 @@ class TrainSection:
 
     def _enable(self):
         busy = self._writing is not None or self._check is not None
-        for button, usable in (
-            (self.ui.checkButton, not busy),
-            (self.ui.startButton, not busy and not self.runs.is_running and self.ui.packagesFrame.isHidden()),
-        ):
-            if button.enabled != usable:
-                button.setEnabled(usable)
+        ready = not busy and not self.runs.is_running and self.ui.packagesFrame.isHidden()
+        enable((self.ui.checkButton, not busy), (self.ui.startButton, ready))
 
     def scene_closes(self):
         """What belongs to the scene goes with it; a training goes on."""
@@ -105,16 +103,12 @@ class TrainSection:
         self.cases.scene_closes()
         self.runs.scene_closes()
 
-    def _show_advanced(self, shown):
-        set_visible(self.ui.advancedBox, shown)
-        self.ui.advancedButton.setArrowType(qt.Qt.DownArrow if shown else qt.Qt.RightArrow)
-
     # ---- what it needs
 
     def _show_packages(self):
         there = torch_is_there()
         missing = not there or packages.TRAINING.missing()
-        set_visible(self.ui.packagesFrame, missing)
+        self.ui.packagesFrame.setVisible(missing)
         if missing:
             wanted = packages.TRAINING
             torch = "" if there else _("PyTorch (from Slicer's extension PyTorch, hundreds of megabytes) and ")
@@ -136,15 +130,13 @@ class TrainSection:
         """Models of this computer that have weights to learn from."""
         from SAMFineTuneLib.models.store import Store
 
-        self._bases = [model.spec for model in Store().list() if model.has("weights")]
-        self._bases.sort(key=lambda spec: spec.id != BUNDLED)
-        for spec in self._bases:
-            self.ui.baseSelector.addItem(spec.name)
+        bases = [model.spec for model in Store().list() if model.has("weights")]
+        bases.sort(key=lambda spec: spec.id != BUNDLED)
+        fill_menu(self.ui.baseSelector, [(spec.id, spec.name) for spec in bases])
 
     @property
     def _base(self):
-        index = self.ui.baseSelector.currentIndex
-        return self._bases[index].id if 0 <= index < len(self._bases) else BUNDLED
+        return chosen_in(self.ui.baseSelector) or BUNDLED
 
     # ---- kept in the scene, and for the user
 
@@ -166,16 +158,15 @@ class TrainSection:
             if values:
                 show_values(self.ui, values)
                 self.cases.show_stored(parameters, values)
-                ids = [spec.id for spec in self._bases]
-                self.ui.baseSelector.setCurrentIndex(ids.index(values["base"]) if values.get("base") in ids else 0)
+                choose_in(self.ui.baseSelector, values.get("base"))
         except (ValueError, TypeError, AttributeError):
             pass  # written by something else
 
     def _outlives_chosen(self, wanted):
-        user_settings.write("TrainOutlives", bool(wanted))
+        write_setting("TrainOutlives", bool(wanted))
 
     def _device_chosen(self, index):
-        user_settings.write("TrainDevice", chosen_in(self.ui.deviceSelector))
+        write_setting("TrainDevice", chosen_in(self.ui.deviceSelector))
 
     # ---- checking and starting
 

@@ -11,6 +11,7 @@ import pytest
 
 BUTTONS = {"QPushButton", "QToolButton", "QCheckBox", "QRadioButton", "qMRMLSegmentationShow3DButton"}
 LABELLED = BUTTONS | {"ctkCollapsibleButton"}
+TITLED = {"QGroupBox"}
 SELF_EXPLAINING = {"✕", "Here", "Axial", "Coronal", "Sagittal", "Axial slices", "Coronal slices", "Sagittal slices"}
 
 
@@ -25,6 +26,8 @@ def shown(file: Path):
     for widget in ElementTree.parse(file).iter("widget"):
         if widget.get("class") in LABELLED:
             yield from widget.findall("property[@name='text']/string")
+        elif widget.get("class") in TITLED:
+            yield from widget.findall("property[@name='title']/string")
         elif widget.get("class") == "QComboBox":
             yield from widget.findall("item/property[@name='text']/string")
 
@@ -40,13 +43,23 @@ def test_everything_in_the_panel_is_in_the_guide(root, guide):
     assert missing == set()
 
 
-def test_every_key_is_in_the_guide(root, guide):
-    module = ast.parse((root / "SAMFineTune/SAMFineTunePanels/shortcuts.py").read_text(encoding="utf-8"))
-    keys = next(ast.literal_eval(node.value) for node in module.body
-                if isinstance(node, ast.Assign) and node.targets[0].id == "KEYS")  # fmt: skip
-    assert keys
-    for key, _ in keys:
+def tools(root: Path) -> ast.Module:
+    return ast.parse((root / "SAMFineTune/SAMFineTunePanels/tools.py").read_text(encoding="utf-8"))
+
+
+def test_every_tool_and_every_key_is_in_the_guide(root, guide):
+    rows = [node.args for node in ast.walk(tools(root)) if isinstance(node, ast.Call) and _name(node) == "Tool"]
+    others = next(ast.literal_eval(node.value) for node in tools(root).body
+                  if isinstance(node, ast.Assign) and node.targets[0].id == "OTHER_KEYS")  # fmt: skip
+    assert rows and others
+    for label in (row[1].args[0].value for row in rows):
+        assert f"**{label}**" in guide, label
+    for key in (*(row[3].value for row in rows), *(key for key, _ in others)):
         assert f"**{key.replace('Escape', 'Esc')}**" in guide, key
+
+
+def _name(call: ast.Call) -> str:
+    return getattr(call.func, "id", "")
 
 
 def sentences(root: Path) -> list[str]:

@@ -1,11 +1,14 @@
-"""Draws the panel in the stand-in, for the guide: `python Testing/slicer_module/draw_panel.py docs/pictures/panel.png`,
-and with `--train` the section Train after a short training: `… draw_panel.py docs/pictures/train.png --train`.
+"""Draws the panel in the stand-in, for the guide: `python Testing/slicer_module/draw_panel.py docs/pictures`.
 
-Slicer's own widgets (selectors, segment table) look different there.
+It writes the four tabs as panel-segment.png, panel-automatic.png, panel-train.png and panel-settings.png, and the
+export dialog as panel-export.png; `--size 480x800` is the room that Slicer leaves the panel. Slicer's own widgets
+(selectors, segment table) look different there.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +21,7 @@ import standin  # noqa: E402
 standin.install()
 
 import numpy as np  # noqa: E402
+import slicer  # noqa: E402
 from desktop import Desktop  # noqa: E402
 from mrml.scenes import SlicerScene, oriented_image_of  # noqa: E402
 
@@ -26,13 +30,47 @@ from SAMFineTuneLib.images.phantom import body_phantom  # noqa: E402
 ORGANS = ((1, "liver"), (4, "left kidney"), (2, "spleen"))
 
 
-def draw(path: str, width: int = 460) -> None:
-    """Three organs prompted on the phantom, then a picture of the panel."""
+def draw(folder: Path, size: tuple[int, int], steps: int) -> None:
+    """Work in every tab, then a picture of each."""
     scene = SlicerScene()
     desktop = Desktop(scene)
+    panel = desktop.open()
+    window = desktop.widget.parent
+    window.resize(*size)
+
+    def save(name, widget=window):
+        desktop.pass_time(0.5)
+        widget.grab().save(str(folder / f"panel-{name}.png"))
+
+    segment_organs(desktop)
+    save("segment")
+    panel.export.ui.formatSelector.setCurrentIndex(1)
+    panel.export.ui.folderEdit.currentPath = "/data/study"
+    panel.export.open()
+    save("export", panel.export.dialog)
+    panel.export.dialog.hide()
+    panel.open_tab("automatic")
+    panel.automatic.ui.findButton.click()
+    desktop.wait(lambda: panel.automatic.ui.objectsTable.rowCount > 0 and not panel.host.jobs, 600)
+    save("automatic")
+    panel.open_tab("settings")
+    desktop.wait(lambda: panel.model.ui.modelSelector.count > 3)
+    save("settings")
+    if steps:
+        slicer.mrmlScene.Clear(False)
+        train(desktop, scene, steps)
+        window.resize(size[0], 1050)
+        save("train")
+    desktop.close()
+    scene.close()
+
+
+def segment_organs(desktop: Desktop) -> None:
+    """A click into each of three organs of the phantom."""
     node, volume, labels = desktop.load_phantom(shape=(40, 256, 256), spacing=(1.4, 1.4, 3.0), seed=0)
     node.SetName("BodyPhantom")
-    panel = desktop.open()
+    panel = desktop.panel
+    desktop.wait(lambda: panel.host.session is not None and panel.host.session.volume_node is node)
     panel.input.align_views()
     for value, name in ORGANS:
         if value != ORGANS[0][0]:
@@ -47,21 +85,10 @@ def draw(path: str, width: int = 460) -> None:
         segmentation = panel.host.session.segmentation_node.GetSegmentation()
         segmentation.GetSegment(panel.host.session.current_segment_id).SetName(name)
         desktop.pass_time(0.5)
-    desktop.pass_time(1.0)
-    window = desktop.widget.parent
-    window.resize(width, 200)
-    desktop.pass_time(0.2)
-    window.resize(width, panel.status.widget.height + panel.ui.sections.height + 40)  # nothing to scroll
-    desktop.pass_time(0.3)
-    window.grab().save(path)
-    desktop.close()
-    scene.close()
 
 
-def draw_train(path: str, width: int = 460, steps: int = 60, pictures: int = 2) -> None:
-    """Three annotated phantoms, a short training, then a picture of the section."""
-    scene = SlicerScene()
-    desktop = Desktop(scene)
+def train(desktop: Desktop, scene: SlicerScene, steps: int) -> None:
+    """A short training on three annotated phantoms, in the Train tab."""
     for number in range(1, 4):
         volume, labels, _ = body_phantom(seed=number, shape=(8, 96, 96), spacing=(3.6, 3.6, 14.0))
         node = scene.add_volume(volume, f"CT {number}")
@@ -69,31 +96,28 @@ def draw_train(path: str, width: int = 460, steps: int = 60, pictures: int = 2) 
         for value, name in ORGANS[:2]:
             image = oriented_image_of((labels == value).astype(np.uint8), volume.affine)
             segmentation.AddSegmentFromBinaryLabelmapRepresentation(image, name)
-    train = desktop.open().train
-    ui = train.ui
-    ui.trainSection.collapsed = False
+    panel = desktop.panel
+    panel.open_tab("train")
+    ui = panel.train.ui
     desktop.wait(lambda: ui.casesTable.rowCount == 3)
     ui.stepsSpinBox.setValue(steps)
-    ui.batchSpinBox.setValue(pictures)
+    ui.batchSpinBox.setValue(2)
     ui.startButton.click()
-    desktop.wait(lambda: train.runs.run is not None and train.runs.run.state == "done", 3600)
+    desktop.wait(lambda: panel.train.runs.run is not None and panel.train.runs.run.state == "done", 3600)
     desktop.pass_time(1.0)
-    window = train.widget
-    window.setParent(None)
-    window.resize(width, 200)
-    window.show()
-    desktop.pass_time(0.2)
-    window.resize(width, window.sizeHint().height())
-    desktop.pass_time(0.3)
-    window.grab().save(path)
-    window.setParent(desktop.widget.parent)
-    desktop.close()
-    scene.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", default="460x800", help="width x height of the panel")
+    parser.add_argument("--steps", type=int, default=60, help="of the training; 0 leaves the picture of it out")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["SAMFINETUNE_HOME"] = home
+        width, height = map(int, arguments.size.split("x"))
+        draw(arguments.folder, (width, height), arguments.steps)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as home:
-        import os
-
-        os.environ["SAMFINETUNE_HOME"] = home
-        (draw_train if "--train" in sys.argv else draw)(sys.argv[1])
+    main()

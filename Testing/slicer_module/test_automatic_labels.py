@@ -41,7 +41,7 @@ def test_an_adapters_labels_become_segments(adapter, desktop, tmp_path):
     work.panel.input.align_views()
     ui = work.panel.automatic.ui
     assert ui.labelsFrame.isHidden()
-    ui.automaticSection.collapsed = False
+    work.panel.open_tab("automatic")
     work.desktop.wait(lambda: not ui.labelsFrame.isHidden())
     assert ui.labelsSelector.itemText(0) == "finder: liver, duct"
     ui.whereSelector.setCurrentIndex(1)

@@ -27,6 +27,9 @@ class Work:
     def ui(self):
         return self.panel.prompts.ui
 
+    def button(self, tool):
+        return self.panel.prompts.buttons[tool]
+
     def voxels(self, segment_id=None):
         node = self.session.segmentation_node
         segment_id = segment_id or self.session.current_segment_id
@@ -86,7 +89,7 @@ def test_the_first_click_makes_the_mask(desktop):
     work.desktop, work.node, work.volume, work.labels, work.panel = desktop, node, volume, labels, panel
     desktop.wait(lambda: panel.prompts.tool == "positive", 5)
     assert panel.input.volume_node is node
-    assert panel.prompts.ui.positiveButton.checked
+    assert panel.prompts.buttons["positive"].checked
     ras = work.middle_of(LIVER)
     view = work.view("Red", ras)
     x, y = view.xy_of(ras)
@@ -123,9 +126,9 @@ def test_a_view_turned_by_20_degrees(work):
 
 def test_views_are_aligned_with_the_volume_on_request(work):
     ui = work.panel.input.ui
-    work.desktop.wait(lambda: not ui.alignRow.isHidden(), 5)
+    work.desktop.wait(lambda: ui.alignButton.enabled, 5)
     ui.alignButton.click()
-    work.desktop.wait(lambda: ui.alignRow.isHidden(), 5)
+    work.desktop.wait(lambda: not ui.alignButton.enabled, 5)
     work.click("Red", work.middle_of(KIDNEY))
     work.wait_for_voxels()
     assert len(np.flatnonzero(work.voxels().any(axis=(1, 2)))) == 1
@@ -134,8 +137,8 @@ def test_views_are_aligned_with_the_volume_on_request(work):
 
 def test_a_box_is_dragged(work):
     work.panel.segments.add()  # the views draw it from now on
-    work.ui.boxButton.click()
-    assert work.panel.prompts.tool == "box" and not work.ui.positiveButton.checked
+    work.button("box").click()
+    assert work.panel.prompts.tool == "box" and not work.button("positive").checked
     ras = work.middle_of(KIDNEY)
     view = work.view("Red", ras)
     x, y = view.xy_of(ras)
@@ -257,9 +260,9 @@ def test_clearing(work):
     work.click("Red", work.middle_of(KIDNEY))
     work.desktop.wait(lambda: len(work.session.prompts) == 2)
     work.wait_for_voxels()
-    work.panel.prompts.clear_segment()
+    work.panel.prompt_list.clear_segment()
     work.desktop.wait(lambda: not work.voxels().any() and len(work.session.prompts) == 1)
-    work.panel.prompts.clear_all()
+    work.panel.prompt_list.clear_all()
     work.desktop.wait(lambda: not work.voxels(first).any())
     assert work.session.prompts == ()
 
@@ -301,7 +304,7 @@ def test_a_right_click_puts_the_tool_away(work):
     view._event((150, 150), "RightButtonPressEvent")
     view._event((150, 150), "RightButtonReleaseEvent")
     work.desktop.wait(lambda: work.panel.prompts.tool is None, 5)
-    assert not work.ui.positiveButton.checked
+    assert not work.button("positive").checked
 
 
 def test_a_click_outside_the_volume_is_a_sentence(work):

@@ -135,7 +135,8 @@ def test_closing_the_scene_and_starting_anew(work):
     desktop.scene.Clear(False)
     desktop.pass_time(0.2)
     assert work.panel.prompts.tool is None
-    assert work.panel.input.ui.windowLabel.text == work.panel.input.ui.shortWindowLabel.text == ""
+    ui = work.panel.input.ui
+    assert ui.windowLabel.text == "" and ui.contrastSection.text == "Contrast"
     assert count(desktop)["view observers"] < before["view observers"]
     desktop.wait(lambda: not desktop.processes(), 10)
     node, volume, labels = desktop.load_phantom()
@@ -144,7 +145,7 @@ def test_closing_the_scene_and_starting_anew(work):
     work.panel.prompts.choose("positive")
     clicked(work)
     assert len(desktop.processes()) == 1
-    assert "240" in work.panel.input.ui.shortWindowLabel.text
+    assert "240" in ui.contrastSection.text
 
 
 @pytest.mark.parametrize("tool", ["negative", "box"])
@@ -152,7 +153,7 @@ def test_the_chosen_tool_stays_until_it_is_put_away(work, tool):
     """On another volume, in another segment, after leaving the module, in another scene."""
     desktop, prompts, scene = work.desktop, work.panel.prompts, work.desktop.scene
     prompts.choose(tool)
-    button = work.ui.negativeButton if tool == "negative" else work.ui.boxButton
+    button = work.button(tool)
     interaction = scene.GetFirstNodeByClass("vtkMRMLInteractionNode")
 
     def active():

@@ -10,25 +10,70 @@ ROOM = 800  # pixels that Slicer leaves a panel on a screen of 1600 × 1000
 WIDTH = 480
 
 
-def test_what_every_click_needs_is_seen_without_scrolling(desktop):
+def bottom_of(widget, parent):
+    return widget.mapTo(parent, widget.rect.bottomLeft()).y()
+
+
+@pytest.mark.parametrize("width", [350, WIDTH, 500])
+def test_all_of_the_segment_tab_is_seen_without_scrolling(desktop, width):
     work = Work(desktop)
+    parent = desktop.widget.parent
+    parent.resize(width, ROOM)
     work.click("Red", work.middle_of(LIVER))
     work.wait_for_voxels()
+    for _ in range(6):
+        work.panel.segments.add()
+    for column in range(7):
+        work.click("Red", work.middle_of(LIVER) + (4 * column, 0, 0))
+    desktop.wait(lambda: work.ui.promptsTable.rowCount == 8)
+    desktop.pass_time(0.2)
+    assert not work.panel.tabs.currentWidget().verticalScrollBar().isVisible()
+    strip = work.panel.status.widget
+    top = strip.mapTo(parent, qt.QPoint(0, 0)).y()
+    for widget in (work.ui.volumeSelector, work.ui.segmentsTable, work.ui.promptsTable, work.ui.rangeBox):
+        assert widget.isVisible() and bottom_of(widget, parent) < top
+    assert bottom_of(strip, parent) < ROOM
+
+
+def test_on_a_small_screen_the_tools_and_the_segments_are_seen_at_once(desktop):
+    """Slicer leaves a panel about this much of 1280 × 720."""
+    work = Work(desktop)
     parent = desktop.widget.parent
-    parent.resize(WIDTH, ROOM)
+    parent.resize(400, 520)
+    desktop.pass_time(0.2)
+    top = work.panel.status.widget.mapTo(parent, qt.QPoint(0, 0)).y()
+    for widget in (*work.panel.prompts.buttons.values(), work.ui.addButton, work.ui.segmentsTable):
+        assert bottom_of(widget, parent) < top
+    work.panel.tabs.currentWidget().ensureWidgetVisible(work.ui.propagateButton)
     desktop.pass_time(0.1)
-    for section, name in (
-        ("input", "volumeSelector"),
-        ("prompts", "positiveButton"),
-        ("prompts", "eraseScribbleButton"),
-        ("prompts", "undoButton"),
-        ("segments", "addButton"),
-        ("segments", "othersSelector"),
-    ):
-        widget = getattr(getattr(work.panel, section).ui, name)
-        bottom = widget.mapTo(parent, widget.rect.bottomLeft()).y()
-        assert bottom < ROOM, f"{name} ends {bottom} pixels below the top of the panel"
-        assert section != "prompts" or name == "undoButton" or bottom < ROOM / 2, f"{name} is not near the top"
+    assert bottom_of(work.ui.propagateButton, parent) < top
+
+
+def shown_in_full(button):
+    """Whether the text of a button has room in it."""
+    return button.width >= button.fontMetrics().horizontalAdvance(button.text) + 4
+
+
+@pytest.mark.parametrize("width", [350, WIDTH])
+def test_no_button_is_cut_and_nothing_is_wider_than_the_panel(desktop, width):
+    panel = desktop.open()
+    parent = desktop.widget.parent
+    parent.resize(width, 1600)
+    for tab in ("segment", "automatic", "train", "settings"):
+        panel.open_tab(tab)
+        page = panel.tabs.currentWidget().widget()
+        for widget in page.findChildren(qt.QWidget):  # whatever can appear
+            if widget.name and not widget.name.startswith("qt_"):
+                widget.setVisible(True)
+            if widget.inherits("ctkCollapsibleButton"):
+                widget.collapsed = False
+        desktop.pass_time(0.1)
+        assert page.width <= panel.tabs.width
+        assert page.layout().minimumSize().width() <= page.width, tab
+        for kind in (qt.QPushButton, qt.QToolButton, qt.QCheckBox):
+            for button in page.findChildren(kind):
+                if button.isVisible() and button.text:
+                    assert shown_in_full(button), f"{tab}: {button.text} has {button.width} pixels"
 
 
 @pytest.fixture
@@ -66,9 +111,9 @@ def module_panel(desktop):
 def places(panel):
     """Where everything is that can be seen: (x, y, width, height) in the panel by name."""
     found = {}
-    for section in panel.sections:
-        for name, widget in vars(section.ui).items():
-            if isinstance(widget, qt.QWidget) and widget.isVisible() and section is not panel.status:
+    for part in (panel.input, panel.automatic, panel.train, panel.model):
+        for name, widget in vars(part.ui).items():
+            if isinstance(widget, qt.QWidget) and widget.isVisible():
                 corner = widget.mapTo(panel.widget, qt.QPoint(0, 0))
                 found[name] = (corner.x(), corner.y(), widget.width, widget.height)
     return found
@@ -81,8 +126,8 @@ def test_the_strip_stays_and_nothing_moves_whatever_it_says(desktop, module_pane
     assert status.ui.dismissButton.isHidden() and status.ui.messageIcon.isHidden()
     assert status.ui.busyBar.isHidden() and status.ui.cancelButton.isHidden()
     assert not area.verticalScrollBar().isVisible()
-    panel.train.ui.trainSection.collapsed = False
-    panel.ui.sectionsArea.ensureWidgetVisible(panel.train.ui.startButton)
+    panel.open_tab("train")
+    panel.tabs.currentWidget().ensureWidgetVisible(panel.train.ui.startButton)
     desktop.pass_time(0.1)
     before, height = places(panel), status.widget.height
     assert "startButton" in before
@@ -107,27 +152,44 @@ class Working:
     what, text, fraction, seconds_left = "propagate", "Propagating: 3 of 160 slices", 0.02, 40.0
 
 
-def test_long_names_do_not_make_the_panel_wider(desktop, module_panel):
+def test_the_width_never_changes_by_itself(desktop, module_panel):
     module_panel(520, ROOM)
     node, _, _ = desktop.load_phantom()
-    panel = desktop.panel
-    for section in panel.sections[1:]:
-        for name, widget in vars(section.ui).items():
-            if name.endswith("Section"):
-                widget.collapsed = False
+    panel, parent = desktop.panel, desktop.widget.parent
     desktop.wait(lambda: panel.host.status is not None and panel.host.status.state == "ready")
     desktop.pass_time(0.3)
-    width, least = panel.ui.sections.width, panel.ui.sectionsArea.minimumWidth
-    wanted = desktop.widget.parent.sizeHint().width()
-    assert wanted < WIDTH, "Slicer makes its panel at least so wide"
+    wanted, least = parent.sizeHint().width(), parent.minimumSizeHint().width()
+    assert wanted <= 350, "Slicer makes its panel at least so wide"
     node.SetName("A name of a volume that is far longer than what any panel is wide " * 4)
-    panel.model.ui.adapterSelector.addItem("liver-and-both-kidneys-of-all-the-cases-of-last-year-" * 4)
-    panel.train.ui.runSelector.addItem("liver-and-both-kidneys-of-all-the-cases-of-last-year-" * 4)
+    long_name = "liver-and-both-kidneys-of-all-the-cases-of-last-year-" * 4
+    panel.model.ui.adapterSelector.addItem(long_name)
+    panel.train.ui.runSelector.addItem(long_name)
+    panel.segments.add()
+    segmentation = panel.host.session.segmentation_node.GetSegmentation()
+    segmentation.GetNthSegment(0).SetName(long_name)
     panel.status.warn("/a/path/without/any/place/to/break/it" * 10)
-    desktop.pass_time(0.3)
-    assert desktop.widget.parent.sizeHint().width() == wanted
-    assert panel.ui.sections.width == width and panel.ui.sectionsArea.minimumWidth == least
-    assert panel.ui.sections.layout().minimumSize().width() <= width
+    panel.input.ui.contrastSection.collapsed = False
+    panel.train.ui.advancedSection.collapsed = False
+    panel.server.ui.remoteButton.checked = True
+    for tab in ("automatic", "train", "settings", "segment"):
+        panel.open_tab(tab)
+        desktop.pass_time(0.2)
+        assert (parent.sizeHint().width(), parent.minimumSizeHint().width()) == (wanted, least), tab
+
+
+def test_lists_are_as_high_as_what_is_in_them(desktop):
+    work = Work(desktop)
+    table = work.ui.segmentsTable
+    empty = table.height
+    for _ in range(4):
+        work.panel.segments.add()
+    desktop.pass_time(0.1)
+    grown = table.height
+    assert grown > empty
+    for _ in range(20):
+        work.panel.segments.add()
+    desktop.pass_time(0.1)
+    assert grown <= table.height < 2 * grown, "what is more is scrolled to"
 
 
 def test_what_is_folded_away_has_its_height_after_a_reload(desktop, module_panel):
@@ -135,11 +197,11 @@ def test_what_is_folded_away_has_its_height_after_a_reload(desktop, module_panel
     heights = []
     for _ in range(2):
         ui = desktop.panel.train.ui
-        ui.trainSection.collapsed = False
-        ui.advancedButton.click()
+        desktop.panel.open_tab("train")
+        ui.advancedSection.collapsed = False
         desktop.pass_time(0.2)
-        heights.append(ui.advancedBox.height)
-        assert heights[-1] >= ui.advancedBox.layout().minimumSize().height()
+        heights.append(ui.advancedContents.height)
+        assert heights[-1] >= ui.advancedContents.layout().minimumSize().height()
         desktop.reload()
         desktop.pass_time(0.1)
     assert heights[0] == heights[1] > 200

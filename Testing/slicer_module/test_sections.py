@@ -348,14 +348,14 @@ def test_a_wrong_token_and_no_server_are_sentences(work, server):
 
 
 def test_work_goes_on_on_the_server_and_the_token_is_kept_only_when_asked(work, server):
-    from SAMFineTunePanels import user_settings
+    from SAMFineTunePanels.qt_helpers import read_setting
 
     boxed(work)
     kept = work.voxels()
     ui = enter(work, *server)
     ui.applyButton.click()
     assert work.panel.server.remote and work.panel.starter is None
-    assert user_settings.read("ServerToken") == "" and user_settings.read("ServerAddress") == server[0]
+    assert read_setting("ServerToken") == "" and read_setting("ServerAddress") == server[0]
     work.desktop.wait(lambda: work.session.prompts)
     work.rest()
     assert (work.voxels() == kept).all()
@@ -365,9 +365,9 @@ def test_work_goes_on_on_the_server_and_the_token_is_kept_only_when_asked(work, 
     work.rest()
     ui.keepTokenBox.checked = True
     ui.applyButton.click()
-    assert user_settings.read("ServerToken") == server[1]
+    assert read_setting("ServerToken") == server[1]
     ui.keepTokenBox.checked = False
-    assert user_settings.read("ServerToken") == ""
+    assert read_setting("ServerToken") == ""
 
 
 # ---- export and input
@@ -519,7 +519,7 @@ def test_the_contrast(work):
     ui.windowSelector.setCurrentIndex(ui.windowSelector.findData("ct-lung"))
     assert "-1350" in ui.windowLabel.text and work.session.window.high == 150
     ui.windowSelector.setCurrentIndex(ui.windowSelector.findData("custom"))
-    assert not ui.rangeRow.isHidden()
+    assert not ui.windowRangeRow.isHidden()
     ui.lowSpinBox.value, ui.highSpinBox.value = 0, 200
     assert (work.session.window.low, work.session.window.high) == (0, 200)
     ui.highSpinBox.value = -5
@@ -530,7 +530,7 @@ def test_the_contrast(work):
 
 def test_the_preview_is_what_the_model_sees(work):
     ui = work.panel.input.ui
-    ui.previewBox.collapsed = False
+    ui.contrastSection.collapsed = False
     work.desktop.wait(lambda: ui.previewLabel.pixmap is not None and not ui.previewLabel.pixmap.isNull(), 5)
     image = ui.previewLabel.pixmap.toImage()
     grey = [qt.QColor(image.pixel(image.width() // 2, y)).red() for y in range(image.height())]

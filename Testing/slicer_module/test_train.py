@@ -58,7 +58,7 @@ class TrainWork(Work):
         ui.batchSpinBox.setValue(1)
 
     def open(self):
-        self.train.ui.trainSection.collapsed = False
+        self.panel.open_tab("train")
         self.desktop.wait(lambda: self.train.ui.casesTable.rowCount == 2, 10)
 
     def begin(self, name, steps=2):
@@ -131,7 +131,7 @@ def test_killed_resumed_and_found_by_a_later_panel(work):
     work.panel = work.desktop.panel
     work.train = train = work.panel.train
     work.panel.enter()
-    train.ui.trainSection.collapsed = False
+    work.panel.open_tab("train")
     work.desktop.wait(lambda: train.runs.is_running and len(work.steps()) > 2, PATIENCE)
     assert train.runs.run.name == "long" and train.ui.resumeButton.isHidden()
     assert work.steps() == sorted(set(work.steps())), "the curve goes on where it was"
