@@ -117,7 +117,7 @@ class AutomaticTab:
     def _go_on_listing(self):
         end = time.monotonic() + _AT_ONCE
         while self._listing is not None and time.monotonic() < end:
-            self.host.wake()
+            self.host.go_on()
             if next(self._listing, self) is self:
                 self._listing = None
 

@@ -35,6 +35,7 @@ class Host:
         self._every_turn = []
         self._left_at = None
         self._pumping = False
+        self._unfinished = False
         self.drawing = _never  # whether the user holds the mouse button, and nothing slow may begin
         self.client = None
         self.session = None
@@ -110,6 +111,10 @@ class Host:
         if not self._pumping:
             self._set_interval(SOON)
 
+    def go_on(self):
+        """Called in a turn by what works in steps and has not finished: the next turn comes soon."""
+        self._unfinished = True
+
     def act(self, action, *arguments, **options):
         """Call the session; what it refuses becomes a message. Returns None then."""
         self.wake()
@@ -174,6 +179,7 @@ class Host:
             self._pumping = False
 
     def _turn(self):
+        self._unfinished = False
         if self.session is not None:
             for event in self._pumped():
                 self._take(event)
@@ -206,7 +212,7 @@ class Host:
             return []
 
     def _pace(self):
-        if self.working or (self.session is not None and self.session.outstanding):
+        if self.working or self._unfinished or (self.session is not None and self.session.outstanding):
             self._set_interval(WORKING)
         else:
             self._set_interval(RESTING if self._left_at is None else AWAY)

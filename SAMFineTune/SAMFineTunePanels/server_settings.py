@@ -121,7 +121,7 @@ class ServerSettings:
     def _follow_test(self):
         if self._probe is None:
             return
-        self.host.wake()
+        self.host.go_on()
         for event in self._probe.pump(0.01):
             kind = type(event).__name__
             if kind == "Answered":

@@ -209,7 +209,7 @@ class TrainTab:
         if self._writing is None:
             return
         run, steps, only_check = self._writing
-        self.host.wake()
+        self.host.go_on()
         end = time.monotonic() + WRITE_FOR
         try:
             for done in steps:
