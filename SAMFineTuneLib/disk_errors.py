@@ -36,7 +36,8 @@ _BY_WINERROR = {
     111: _LONG_NAME, 112: _FULL, 123: _BAD_NAME, 206: _LONG_NAME, 267: _FILE_IN_PATH, 1117: _BROKEN, 1295: _QUOTA,
     1392: _BROKEN,
 }  # fmt: skip
-_HIDDEN = re.compile(r"\.[0-9a-f]{12}\.partial(-)?")
+STAGED_NAME = re.compile(r"\.[0-9a-f]{12}\.partial(-)?")
+"""Begins the hidden names under which `files` writes what is not whole yet."""
 _NUMBER = re.compile(r"\[(Errno|WinError) (\d+)\]|\((os error) (\d+)\)")  # Python's text, and Rust's
 
 
@@ -86,10 +87,10 @@ def _sentence(error: BaseException) -> str | None:
 
 
 def _final(path: Path) -> Path:
-    """Where a file would have come to lie that was to be written into one of `files.new_folder`'s hidden places."""
+    """Where a file would have come to lie that was to be written into one of `files.staged_folder`'s hidden places."""
     parts = list(path.parts)
     for at in reversed(range(len(parts) - 1)):
-        if found := _HIDDEN.match(parts[at]):
+        if found := STAGED_NAME.match(parts[at]):
             del parts[at : at + (1 if found[1] else 2)]
     return Path(*parts)
 

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from SAMFineTuneLib.disk_errors import DiskError, disk_error
+from SAMFineTuneLib.disk_errors import STAGED_NAME, DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
 _PROBE = 1 << 20  # bytes that a disk which is not full takes
 _HELD = (5, 32, 33)  # Windows: somebody, perhaps a virus scanner for a moment, has the file open
 _PATIENCE = 1.5  # s
+_ABANDONED = 24 * 3600  # seconds without a change after which a killed process must have left it
 
 
 @contextmanager
@@ -54,23 +55,26 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[Path]:
+def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[Path]:
     """Yield an empty folder of the same name elsewhere on the disk; on success it becomes `path`, on any error it goes.
 
     A folder that is at `path` keeps what it holds, but for the files `replaced`, which go then, and those of names that
-    are new. DiskError as in `atomic_write`.
+    are new: these arrive in the order in which they were written. What killed processes left beside it a day ago or
+    earlier is removed. DiskError as in `atomic_write`.
     """
     path = Path(path)
     there = path.is_dir()  # it stays, and may be a disk of its own
     place = path / f".{uuid.uuid4().hex[:12]}.partial" if there else _beside(path)
     building = place / (path.resolve().name or "new")
     try:
+        _remove_abandoned(place.parent)
         building.mkdir(parents=True)
         yield building
         made = [file for file in building.rglob("*") if file.is_file()]
         for file in made:
             sync(file)
         if there:
+            made.sort(key=lambda file: file.stat().st_mtime_ns)
             targets = {path / file.relative_to(building): file for file in made}
             for target, file in targets.items():
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +92,22 @@ def new_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[Path
         raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder in one step: nobody sees half of it. OSError when it cannot be deleted."""
+    doomed = _beside(path)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for left in folder.iterdir() if folder.is_dir() else ():
+        if STAGED_NAME.match(left.name) and left.is_dir():
+            with suppress(OSError):  # another process has just finished with it
+                newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+                if time.time() - newest > _ABANDONED:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def require_writable(folder: str | Path) -> None:

@@ -14,7 +14,7 @@ from small_files import LIMIT, small_files_only
 from SAMFineTuneLib import files
 from SAMFineTuneLib.disk_errors import DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, new_folder, require_writable
+from SAMFineTuneLib.files import atomic_write, require_writable, staged_folder
 
 
 def noise():
@@ -83,12 +83,12 @@ def test_a_refused_folder_leaves_nothing(tmp_path, write, there):
         folder.mkdir()
     before = sorted(tmp_path.rglob("*"))
     with small_files_only(), pytest.raises(DiskError) as raised:
-        with new_folder(folder) as building:
+        with staged_folder(folder) as building:
             (building / "first").write_text("written")
             write(building / "second")
     assert str(folder) in str(raised.value) and "partial" not in str(raised.value)
     assert sorted(tmp_path.rglob("*")) == before
-    with new_folder(folder) as building:
+    with staged_folder(folder) as building:
         assert building.name == "model"
         write(building / "second")
     assert os.listdir(folder) == ["second"] and os.listdir(tmp_path) == ["model"]
@@ -99,7 +99,7 @@ def test_a_renewed_folder_keeps_what_is_not_replaced(tmp_path):
     (folder / "dicom").mkdir(parents=True)
     for name in ("notes.txt", "dicom/1", "dicom/2"):
         (folder / name).write_text("old")
-    with new_folder(folder, [folder / "dicom" / "1", folder / "dicom" / "2"]) as building:
+    with staged_folder(folder, [folder / "dicom" / "1", folder / "dicom" / "2"]) as building:
         (building / "dicom").mkdir()
         (building / "dicom" / "2").write_text("new")
     found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
@@ -110,7 +110,7 @@ def test_a_defect_stays_one(tmp_path):
     for kind in (KeyError, RuntimeError, TypeError):
         with pytest.raises(kind), atomic_write(tmp_path / "a"):
             raise kind("not the disk's fault")
-    with pytest.raises(UserError, match="^wrong$"), new_folder(tmp_path / "b"):
+    with pytest.raises(UserError, match="^wrong$"), staged_folder(tmp_path / "b"):
         raise UserError("wrong")
     assert os.listdir(tmp_path) == []
 

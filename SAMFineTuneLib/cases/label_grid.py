@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from SAMFineTuneLib.cases.label_map import LabelMap
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.sitk_images import to_sitk
-from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.images.volume import Volume, grid_distance
 
 MATCHES = ("", "index", "position")
 """How labels find their voxels: "index" voxel by voxel, whatever the files say about where they lie; "position" where
@@ -123,10 +123,10 @@ def _corners(shape: tuple[int, ...]) -> np.ndarray:
 
 def _apart(labels: LabelMap, volume: Volume) -> tuple[float, float]:
     """How far the corners of two grids of one shape are apart at most, in mm and in voxels of the volume."""
-    corners = _corners(volume.shape)
-    there = _ras(corners, labels.affine)
-    away = np.linalg.norm(there - _ras(corners, volume.affine), axis=1).max()
-    return float(away), float(np.abs(volume.ras_to_ijk(there) - corners).max())
+    in_voxels = np.linalg.inv(volume.affine) @ labels.affine
+    return (
+        grid_distance(labels.affine, volume.affine, volume.shape), grid_distance(in_voxels, np.eye(4), volume.shape)
+    )  # fmt: skip
 
 
 def _steps(labels: LabelMap, volume: Volume) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import new_folder
+from SAMFineTuneLib.files import staged_folder
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapters.adapter_card import Card
@@ -127,7 +127,7 @@ def _export(store: AdapterStore, args: argparse.Namespace) -> None:
         output = export_adapter(adapter, base).path
     else:
         output = outputs.require_new_folder(args.output)
-        with new_folder(output) as building:
+        with staged_folder(output) as building:
             model = export_merged(adapter, base, building, adapter.name, args.int8)
     sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(output.glob("*.onnx*"))]
     print(f"Wrote {', '.join(sizes)} to {output}.")

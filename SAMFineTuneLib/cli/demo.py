@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, new_folder, require_writable, sha256_of
+from SAMFineTuneLib.files import atomic_write, require_writable, sha256_of, staged_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output).expanduser()
     earlier = _earlier_files(folder, args.overwrite)
     require_writable(folder)
-    with new_folder(folder, earlier) as building:
+    with staged_folder(folder, earlier) as building:
         segmenter, truth = _demonstrate(building, args.seed)
         _sign(building)
     print(f"\n{'Dice (1 is perfect)':<21}{'box slice':>10}{'whole body':>12}{'volume':>12}")

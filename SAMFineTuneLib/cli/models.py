@@ -11,7 +11,7 @@ from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import new_folder
+from SAMFineTuneLib.files import staged_folder
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.download.manifest import Entry
@@ -238,7 +238,7 @@ def _export(store: Store, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.models.onnx_export import export_model
 
     output = outputs.require_new_folder(args.output)
-    with new_folder(output) as building:
+    with staged_folder(output) as building:
         model = export_model(store.get(args.id), building, int8=args.int8)
     sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(output.glob("*.onnx*"))]
     print(f"Wrote {', '.join(sizes)} to {output}.")

@@ -254,7 +254,7 @@ def _named(cases: Sequence[Case], most: int = 5) -> str:
 
 def _train(args: argparse.Namespace) -> int:
     _require_packages()
-    from SAMFineTuneLib.session.document import is_out_of_memory
+    from SAMFineTuneLib.errors import is_out_of_memory
     from SAMFineTuneLib.training.fine_tuning import Stopped, fine_tune, working_folder
 
     settings, store, cases, test = _asked(args)

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import SimpleITK as sitk
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet
-from SAMFineTuneLib.images.volume import Volume, VolumeSource
+from SAMFineTuneLib.images.volume import Volume, VolumeSource, grid_distance
 
 _FORMATS = {
     ".nii": "NIfTI",
@@ -160,10 +159,9 @@ def _check_nifti(
         )
     if not header.sform and not header.qform:
         notes.append(f"“{path.name}” does not say where it lies in the patient; its axes are taken as they come.")
-    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in shape[::-1]))])
 
     def off(matrix: np.ndarray) -> float:
-        return float(np.linalg.norm(corners @ (matrix - affine)[:3].T, axis=1).max())
+        return grid_distance(matrix, affine, shape)
 
     if not header.sform or off(header.srow) <= 0.5 * spacing.min():
         if header.qform and header.sform and (mm := off(header.quaternion)) > 0.5 * spacing.min():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,28 @@ def lps_from_affine(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     axes = _LPS_RAS @ affine[:3, :3]
     spacing = np.linalg.norm(axes, axis=0)
     return _LPS_RAS @ affine[:3, 3], axes / spacing, spacing
+
+
+def grid_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, int]) -> float:
+    """How far apart the same voxel of two grids is at most.
+
+    Args:
+        first, second: matrices (4, 4) that take (i, j, k, 1) to mm, or to whatever the distance is wanted in.
+        shape: slices, rows, columns of both grids.
+
+    Returns:
+        The largest distance, which is at a corner; infinite when a matrix is not (4, 4) or not finite.
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if first.shape != (4, 4) or second.shape != (4, 4) or not np.isfinite([first, second]).all():
+        return np.inf
+    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in shape[::-1]))])
+    return float(np.linalg.norm(corners @ (first - second)[:3].T, axis=1).max())
+
+
+def same_grid(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, int], tolerance: float) -> bool:
+    """Whether two grids of one `shape` have every voxel in the same place, up to `tolerance`: see `grid_distance`."""
+    return grid_distance(first, second, shape) <= tolerance
 
 
 def describe_place(position: np.ndarray, normal: np.ndarray) -> str:

@@ -11,10 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import os
 import shutil
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SAMFineTuneLib.files import sha256_of
+from SAMFineTuneLib.files import sha256_of, staged_folder
 from SAMFineTuneLib.models.formats.graph_weights import store_as_half, take_from
 from SAMFineTuneLib.models.needs import require
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, plain_id, write_spec
@@ -35,8 +32,6 @@ OPSET = 17
 PROMPTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
 OUTPUTS = ("low_res_masks", "iou_predictions")
 CLASSES = "class_logits"
-_BUILDING = ".exporting-"  # begins the name of a folder in which graphs are written
-_ABANDONED = 24 * 3600  # seconds after which such a folder belongs to no one
 _FREE = {"point_coords": {0: "prompts", 1: "points"}, "point_labels": {0: "prompts", 1: "points"}} | {
     name: {0: "prompts"} for name in ("mask_input", "has_mask_input", *OUTPUTS)
 }
@@ -92,13 +87,8 @@ def export_onnx(
 
     require_exporter()
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_BUILDING}*"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
     image = torch.linspace(-1, 1, spec.channels * spec.input_size**2).reshape(1, spec.channels, spec.input_size, -1)
-    with torch.no_grad(), tempfile.TemporaryDirectory(prefix=_BUILDING, dir=folder) as place:
-        building = Path(place)
+    with torch.no_grad(), staged_folder(folder) as building:
         embedding = network.encode(image)
         encoder, decoder, classes = _parts(network, list(embedding))
         if with_encoder:
@@ -114,13 +104,7 @@ def export_onnx(
         if getattr(network.mask_decoder, "class_head", None) is not None:
             _trace(classes, tuple(embedding.values()), building / "classes", list(embedding), [CLASSES])
             _verify(building / "classes", embedding, {CLASSES: classes(*embedding.values())})
-        parts = sorted(path for path in building.iterdir() if path.is_dir())
-        written = [path for part in parts for path in _move(part, folder)]
-    for graph in (path for path in written if path.suffix == ".onnx"):
-        if weights is not None:
-            take_from(weights, graph)
-        elif graph.with_name(f"{graph.name}.data") not in written:
-            store_as_half(graph)
+        written = [folder / path.name for part in sorted(building.iterdir()) for path in _finish(part, weights)]
     return written
 
 
@@ -241,12 +225,16 @@ def _mark(graph: Path, precision: str) -> None:
     graph.write_bytes(model.SerializeToString())
 
 
-def _move(source: Path, folder: Path) -> list[Path]:
-    """Move a graph's files into their folder, the weights before the graph that names them."""
-    files = sorted(source.iterdir(), key=lambda path: path.suffix == ".onnx")
-    for path in files:
-        os.replace(path, folder / path.name)
-    return [folder / path.name for path in files]
+def _finish(part: Path, weights: Path | None) -> list[Path]:
+    """Store a graph's weights where they belong, and move its files out of its folder."""
+    files = [Path(shutil.move(path, part.parent)) for path in part.iterdir()]
+    part.rmdir()
+    (graph,) = (path for path in files if path.suffix == ".onnx")
+    if weights is not None:
+        take_from(weights, graph)
+    elif len(files) == 1:
+        store_as_half(graph)
+    return files
 
 
 def require_exporter() -> None:

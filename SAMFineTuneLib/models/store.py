@@ -1,47 +1,46 @@
-"""The models on this computer: those that ship with the library, and those the user added.
-
-A model is a folder (see `spec`); its name is the model's id. Folders appear and vanish whole: a new one is built
-under a hidden name beside its place and renamed into it, so that a killed process leaves no half model.
-"""
+"""The models on this computer: those that ship with the library, and those the user added."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import data_folder, resources, sha256_of, sync
+from SAMFineTuneLib.files import data_folder, resources, sha256_of
 from SAMFineTuneLib.models.adapters.adapter_folder import CARD, AdapterFolder, is_base
 from SAMFineTuneLib.models.download.manifest import known_models
+from SAMFineTuneLib.models.folder_store import FolderStore
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
 
 DEFAULT_MODEL = "compact"
 
 Source = Path | Callable[[Path], object]  # a file to copy, or what writes (or moves) one to the path it is given
 
-_BUILDING = ".building-"  # begins the name of a folder that is not a model yet
-_ABANDONED = 24 * 3600  # seconds without a change after which such a folder belongs to no one
 
+class Store(FolderStore[ModelFolder]):
+    """Models in `folder`: given, or SAMFINETUNE_MODELS, or `models` in the user's data folder. See `spec` for what a
+    model's folder holds; its name is the model's id."""
 
-class Store:
-    """Models in `folder`: given, or SAMFINETUNE_MODELS, or `models` in the user's data folder.
+    kind, variable = "models", "SAMFINETUNE_MODELS"
 
-    Reading never creates the folder.
-    """
-
-    def __init__(self, folder: str | Path | None = None):
-        self.folder = Path(folder or os.environ.get("SAMFINETUNE_MODELS") or data_folder() / "models").expanduser()
+    def __init__(self, folder: str | Path | None = None) -> None:
+        super().__init__(Path(folder or os.environ.get(self.variable) or data_folder() / "models"))
         self.bundled_folder = resources() / "models"
+
+    def read(self, folder: Path) -> ModelFolder:
+        """The model in a folder of this store."""
+        return read_model_folder(folder)
+
+    def places(self) -> tuple[Path, ...]:
+        """The bundled models come first."""
+        return self.bundled_folder, self.folder
 
     def get(self, model_id: str = DEFAULT_MODEL) -> ModelFolder:
         """The model of that id; UserError that says how to get it when it is not here."""
-        for folder in (self.bundled_folder, self.folder):
+        for folder in self.places():
             if _is_plain(model_id) and (folder / model_id / SPEC_FILE).is_file():
                 return read_model_folder(folder / model_id)
         if model_id in known_models():
@@ -85,21 +84,13 @@ class Store:
             return brought
         return base if brought is None or is_base(adapter, base) else brought
 
-    def list(self) -> list[ModelFolder]:
-        """All models that can be read, the bundled ones first."""
-        return [item for item in self._scan() if isinstance(item, ModelFolder)]
-
-    def problems(self) -> list[str]:
-        """A sentence for each model folder that cannot be read."""
-        return [str(item) for item in self._scan() if isinstance(item, UserError)]
-
     def is_bundled(self, model: ModelFolder) -> bool:
         """Whether a model ships with the library, and so cannot be removed."""
         return model.path.parent == self.bundled_folder
 
     def check_new(self, model_id: str) -> None:
         """UserError when a model of that id is here already."""
-        for folder in (self.bundled_folder, self.folder):
+        for folder in self.places():
             if (folder / model_id).exists():
                 raise UserError(f"There is a model {model_id!r} already, in {folder}; choose another id with --id, or "
                                 f"remove that one first with `samfinetune models remove {model_id}`.")
@@ -110,13 +101,12 @@ class Store:
         Their SHA-256 goes into the model's description.
         """
         self.check_new(spec.id)
-        with self._building(spec.id) as building:
+        with self._adding(spec.id) as building:
             for name, source in sources.items():
                 if callable(source):
                     source(building / name)
                 else:
                     shutil.copyfile(source, building / name)
-                sync(building / name)
             write_spec(replace(spec, sha256={name: sha256_of(building / name) for name in sources}), building)
         return read_model_folder(self.folder / spec.id)
 
@@ -124,53 +114,9 @@ class Store:
         """Delete a model the user added, readable or not; UserError for bundled and unknown ones."""
         if (self.bundled_folder / model_id / SPEC_FILE).is_file():
             raise UserError(f"The model {model_id!r} ships with SAMFineTune and cannot be removed.")
-        folder = self.folder / model_id
-        if not _is_plain(model_id) or not (folder / SPEC_FILE).is_file():
+        if not _is_plain(model_id) or not (self.folder / model_id / SPEC_FILE).is_file():
             raise UserError(f"No model {model_id!r} is in {self.folder}; see `samfinetune models list`.")
-        with self._sentences():
-            doomed = self.folder / f"{_BUILDING}{uuid.uuid4().hex[:8]}-{model_id}"
-            os.rename(folder, doomed)  # gone in one step; what a kill leaves is swept later
-            shutil.rmtree(doomed)
-
-    def _scan(self) -> Iterator[ModelFolder | UserError]:
-        for place in (self.bundled_folder, self.folder):
-            folders = sorted(place.iterdir()) if place.is_dir() else []
-            for folder in folders:
-                if folder.is_dir() and not folder.name.startswith("."):
-                    try:
-                        yield read_model_folder(folder)
-                    except UserError as error:
-                        yield error
-
-    @contextmanager
-    def _building(self, model_id: str) -> Iterator[Path]:
-        """A hidden folder that becomes the model's when the block ends well, and vanishes when it does not."""
-        building = self.folder / f"{_BUILDING}{uuid.uuid4().hex[:8]}-{model_id}"
-        with self._sentences():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            building.mkdir()
-            try:
-                yield building
-                os.rename(building, self.folder / model_id)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """Delete what killed processes left long ago."""
-        for folder in self.folder.glob(f"{_BUILDING}*"):
-            with suppress(FileNotFoundError):  # another process has just finished with it
-                newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-                if time.time() - newest > _ABANDONED:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-    @contextmanager
-    def _sentences(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"The models folder {self.folder} cannot be changed ({error.strerror or error}): check its "
-                            "permissions and free space, or set SAMFINETUNE_MODELS to another folder.") from error
+        self._delete(model_id)
 
 
 def _is_plain(model_id: str) -> bool:

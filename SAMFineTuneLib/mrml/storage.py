@@ -18,7 +18,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.slice_plane import SlicePlane
-from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.prompts.markups_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, new_node
 from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict
 from SAMFineTuneLib.session.events import Answered, Event, Failed, PromptInfo
@@ -261,11 +261,7 @@ def same_voxels(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 def same_place(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether two volumes of the same size, as `recognise` has them, lie in the same place."""
-    affine = np.asarray(before.get("affine", np.nan), dtype=np.float64)
-    if affine.shape != (4, 4):
-        return False
-    far = np.array([*now["shape"][::-1], 1.0])
-    return bool((np.abs(affine - np.array(now["affine"])) @ far <= _SAME_AFFINE).all())
+    return same_grid(before.get("affine", np.nan), now["affine"], now["shape"], _SAME_AFFINE)
 
 
 def _prompt_info(entry: dict[str, Any]) -> PromptInfo:

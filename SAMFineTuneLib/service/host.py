@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib.disk_errors import disk_error
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
@@ -28,7 +28,7 @@ from SAMFineTuneLib.service.open_models import Engines
 from SAMFineTuneLib.service.protocol import Limits
 from SAMFineTuneLib.service.uploads import Upload
 from SAMFineTuneLib.session import events
-from SAMFineTuneLib.session.document import details_of, is_out_of_memory
+from SAMFineTuneLib.session.document import details_of
 from SAMFineTuneLib.session.jobs import EverythingJob, Job
 from SAMFineTuneLib.session.session import Session
 from SAMFineTuneLib.session.session_file import model_notice, read_document, session_to_dict

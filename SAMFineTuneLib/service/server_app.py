@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib import __version__
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.service import json_values as plain
 from SAMFineTuneLib.service.access_log import log_request, loggable_path
 from SAMFineTuneLib.service.codec import CodecError, decode, encode
@@ -34,7 +34,6 @@ from SAMFineTuneLib.service.models_api import Library
 from SAMFineTuneLib.service.open_models import Engines
 from SAMFineTuneLib.service.protocol import MARK, PART_BYTES, PROTOCOL, Limits, Request, Response
 from SAMFineTuneLib.service.uploads import FileUpload, Upload, VolumeUpload
-from SAMFineTuneLib.session.document import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
-    from SAMFineTuneLib.session.document import is_out_of_memory
+    from SAMFineTuneLib.errors import is_out_of_memory
 
     try:
         job = TrainingJob.read(folder)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume, choose_window
 from SAMFineTuneLib.images.packed_mask import PackedMask, digest_of_masks
 from SAMFineTuneLib.images.slice_extraction import write
@@ -482,13 +482,6 @@ def as_sentence(error: Exception, task: str) -> UserError:
             f"There is too little memory to {task}; close other programs, or choose a smaller model or another device."
         )
     return UserError(f"The model could not {task} ({error}); try again, or choose another model or device.")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, PyTorch or ONNX Runtime ran out of memory, in RAM or on the GPU."""
-    said = f"{type(error).__name__} {error}".lower()
-    signs = ("outofmemory", "out of memory", "failed to allocate", "bad_alloc", "not enough memory", "alloc_failed")
-    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
 
 
 def details_of(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images import IntensityWindow, Volume
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import SlicePlane
+from SAMFineTuneLib.images.volume import same_grid
 from SAMFineTuneLib.prompts import PlanePrompts, PromptSet, SegmentPrompts, prompts_from_dict, prompts_to_dict
 from SAMFineTuneLib.session import edits, events
 from SAMFineTuneLib.session.session import Session
@@ -148,11 +149,8 @@ def _is_volume(saved: dict[str, Any], volume: Volume) -> bool:
     """Whether it is the volume of the document; its place may have been rounded by a file in between."""
     if saved["digest"] == volume.digest:
         return True
-    affine = np.asarray(saved.get("affine", np.nan), dtype=np.float64)
-    if saved.get("voxels") != volume.voxels_digest or affine.shape != (4, 4):
-        return False
-    far = np.array([*volume.shape[::-1], 1.0])
-    return bool((np.abs(affine - volume.affine) @ far <= _SAME_PLACE).all())
+    same_voxels = saved.get("voxels") == volume.voxels_digest
+    return same_voxels and same_grid(saved.get("affine", np.nan), volume.affine, volume.shape, _SAME_PLACE)
 
 
 def model_notice(made_with: MadeWith | None, predictor: Predictor | None) -> str:

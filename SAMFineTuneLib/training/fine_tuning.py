@@ -26,7 +26,7 @@ from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
 from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.splits import Fold
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, new_folder
+from SAMFineTuneLib.files import atomic_write, staged_folder
 from SAMFineTuneLib.images import overlay_picture
 from SAMFineTuneLib.metrics.mask_metrics import mean_dice
 from SAMFineTuneLib.models.adapters.tuning import Card, Gain, attach, save_adapter
@@ -421,7 +421,7 @@ def _hardware(device: torch.device) -> str:
 
 def _write_adapter(run: _Run, network: nn.Module, card: Card) -> None:
     """Adapter and report, which appear together: a training that is stopped or killed meanwhile can be resumed."""
-    with new_folder(run.plan.output) as folder:
+    with staged_folder(run.plan.output) as folder:
         save_adapter(folder, network, run.base, run.settings.method, card)
         _write_report(run, folder, card)
 

@@ -179,9 +179,9 @@ def test_a_killed_add_leaves_no_model_and_its_remains_are_swept(store, weights, 
     assert [model.spec.id for model in store.list()] == ["compact", "first"] and store.problems() == []
 
     store.add(spec("second"), {"weights.pth": weights})
-    [remains] = store.folder.glob(".building-*")  # too young to be swept: it could be another process at work
+    [remains] = store.folder.glob(".*.partial-*")  # too young to be swept: it could be another process at work
     long_ago = time.time() - 7 * 24 * 3600
-    for path in (*remains.iterdir(), remains):
+    for path in (*remains.rglob("*"), remains):
         os.utime(path, (long_ago, long_ago))
     store.add(spec("mine"), {"weights.pth": weights})
     assert visible_and_hidden(store.folder) == ["first", "mine", "second"]

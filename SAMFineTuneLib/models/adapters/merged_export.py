@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
-import uuid
 from dataclasses import replace
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import sha256_of, sync
+from SAMFineTuneLib.files import sha256_of, staged_folder
 from SAMFineTuneLib.models.adapters.adapter_folder import (
     ONNX,
     AdapterFolder,
@@ -21,28 +18,17 @@ from SAMFineTuneLib.models.adapters.adapter_folder import (
 from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 from SAMFineTuneLib.models.formats.graph_weights import files_beside
 from SAMFineTuneLib.models.needs import require
-from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
+from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.models.store import Store
-
-_BUILDING = ".exporting-"
-_ABANDONED = 24 * 3600  # seconds after which what a killed process left belongs to no one
 
 
 def export_adapter(adapter: AdapterFolder, base: ModelFolder) -> ModelFolder:
     """Write ONNX graphs into the adapter's own folder, where engines find them; whole or not at all."""
-    for left in adapter.path.glob(f"{_BUILDING}*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
-    building = adapter.path / f"{_BUILDING}{uuid.uuid4().hex[:8]}"
-    try:
+    folder = adapter.path / ONNX
+    with staged_folder(folder, [file for file in folder.glob("*") if file.is_file()]) as building:
         _export(adapter, base, building, base.spec.id, int8=False)
-        for file in building.iterdir():
-            sync(file)
-        shutil.rmtree(adapter.path / ONNX, ignore_errors=True)
-        os.replace(building, adapter.path / ONNX)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return read_model_folder(adapter.path / ONNX)
+        (folder / SPEC_FILE).unlink(missing_ok=True)  # so that nobody takes old and new files for one export
+    return read_model_folder(folder)
 
 
 def make_ready(folder: str | Path, base: ModelFolder) -> str:

@@ -16,11 +16,13 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import SlicePlane, inside
-from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.segments.labelmaps import Grid, Layers, require_editable
 from SAMFineTuneLib.mrml.segments.masking import editing_rules, in_range, intensities_at
 from SAMFineTuneLib.mrml.segments.ownership import FormerOwners, Membership, Owner, Owners, merged, write_new
 from SAMFineTuneLib.mrml.segments.surfaces import StaleSurfaces
+
+_SAME_GRID = 1e-3  # mm
 
 
 class WrittenMask(NamedTuple):
@@ -134,7 +136,7 @@ class SegmentWriter:
         """Grid voxels (3, N) as k, j, i, of those that lie in the volume."""
         grid = self._grid.volume(self._node)
         places = covered_voxels(mask, plane, grid, points)
-        if grid.shape == self.volume.shape and np.allclose(grid.affine, self.volume.affine, atol=1e-4):
+        if grid.shape == self.volume.shape and same_grid(grid.affine, self.volume.affine, grid.shape, _SAME_GRID):
             return places
         return places[:, inside(self.volume, grid.ijk_to_ras(places[::-1].T))]
 

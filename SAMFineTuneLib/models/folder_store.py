@@ -1,0 +1,80 @@
+"""What the stores of models and of adapters share: named folders in one folder, which appear and vanish whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
+
+from SAMFineTuneLib.disk_errors import DiskError
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import remove_folder, staged_folder
+
+Item = TypeVar("Item")
+
+
+class FolderStore(Generic[Item]):
+    """Items of one kind, a folder each, whose name is the item's. Reading never creates the store's folder.
+
+    A subclass says what it holds (`kind`, in the plural), which environment variable sets its folder, and how an item
+    is read.
+    """
+
+    kind: ClassVar[str]
+    variable: ClassVar[str]
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser()
+
+    def read(self, folder: Path) -> Item:
+        """The item in a folder; UserError when it is not whole."""
+        raise NotImplementedError
+
+    def places(self) -> tuple[Path, ...]:
+        """Folders with items, in the order in which they are listed."""
+        return (self.folder,)
+
+    def list(self) -> list[Item]:
+        """All items that can be read."""
+        return [item for item in self._scan() if not isinstance(item, UserError)]
+
+    def problems(self) -> list[str]:
+        """A sentence for each folder that cannot be read."""
+        return [str(item) for item in self._scan() if isinstance(item, UserError)]
+
+    def folders(self) -> Iterator[Path]:
+        """The folder of each item, whether it can be read or not."""
+        for place in self.places():
+            for path in sorted(place.iterdir()) if place.is_dir() else ():
+                if path.is_dir() and not path.name.startswith("."):
+                    yield path
+
+    def _scan(self) -> Iterator[Item | UserError]:
+        for folder in self.folders():
+            try:
+                yield self.read(folder)
+            except UserError as error:
+                yield error
+
+    @contextmanager
+    def _adding(self, name: str) -> Iterator[Path]:
+        """A hidden folder that becomes the item's when the block ends well, and vanishes when it does not."""
+        with self._changing(), staged_folder(self.folder / name) as building:
+            yield building
+
+    def _delete(self, name: str) -> None:
+        with self._changing():
+            remove_folder(self.folder / name)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, DiskError) as error:
+            cause = error.__cause__ or error
+            reason = getattr(cause, "strerror", None) or cause
+            raise UserError(
+                f"The {self.kind} folder {self.folder} cannot be changed ({reason}): "
+                f"check its permissions and free space, or set {self.variable} to another folder."
+            ) from error
