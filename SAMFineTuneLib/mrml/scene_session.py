@@ -16,7 +16,7 @@ from SAMFineTuneLib.mrml.prompts.markups_nodes import View
 from SAMFineTuneLib.mrml.scene_sync import SceneSync
 from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view
 from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
-from SAMFineTuneLib.prompts.prompts import Prompt
+from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.session.events import Event, Failed
 
 

@@ -1,31 +1,30 @@
-"""Prompts in RAS: what they are, on which slice planes they lie, and the files that hold them."""
+"""Prompts in RAS: the kinds there are, the slice planes on which they lie, and the files that hold them."""
 
+# Importing a kind registers it. Their order here is that of the panel's tools.
+from SAMFineTuneLib.prompts.point_prompt import PointPrompt  # isort: skip
+from SAMFineTuneLib.prompts.box_prompts import Box3DPrompt, BoxPrompt  # isort: skip
+from SAMFineTuneLib.prompts.scribble_prompt import ScribblePrompt  # isort: skip
+from SAMFineTuneLib.prompts.lasso_prompt import LassoPrompt  # isort: skip
+from SAMFineTuneLib.prompts.mask_prompt import MaskPrompt  # isort: skip
 from SAMFineTuneLib.prompts.markups_file import read_markups, write_markups
-from SAMFineTuneLib.prompts.on_planes import box_remark, on_planes, prompt_planes
-from SAMFineTuneLib.prompts.prompts import (
-    Box3DPrompt,
-    BoxPrompt,
-    MaskPrompt,
+from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, on_planes
+from SAMFineTuneLib.prompts.prompt_kind import Prompt
+from SAMFineTuneLib.prompts.prompt_set import (
+    LARGEST_VALUE,
     ObliqueView,
-    PlanePrompts,
-    PointPrompt,
-    Prompt,
     PromptSet,
-    ScribblePrompt,
     SegmentPrompts,
+    merge_prompts,
+    prompt_planes,
     segment_color,
 )
-from SAMFineTuneLib.prompts.prompts_file import (
-    merge_prompts,
-    prompts_from_dict,
-    prompts_to_dict,
-    read_prompts,
-    write_prompts,
-)
+from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict, prompts_to_dict, read_prompts, write_prompts
 
 __all__ = [
+    "LARGEST_VALUE",
     "Box3DPrompt",
     "BoxPrompt",
+    "LassoPrompt",
     "MaskPrompt",
     "ObliqueView",
     "PlanePrompts",
@@ -34,7 +33,6 @@ __all__ = [
     "PromptSet",
     "ScribblePrompt",
     "SegmentPrompts",
-    "box_remark",
     "merge_prompts",
     "on_planes",
     "prompt_planes",

@@ -1,13 +1,18 @@
-"""Checked values out of JSON: every complaint names the key it is about."""
+"""Reads checked values and coordinates out of JSON. Every message names the key that it is about."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.slice_plane import require_voxels
+from SAMFineTuneLib.images.volume import Volume
 
 
 def load_json(path: Path) -> dict:
@@ -77,3 +82,49 @@ def text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where} must be a text in quotes.")
     return value
+
+
+class Coordinates:
+    """Turns the coordinates of a prompts file into RAS.
+
+    Args:
+        space: "ras", or "ijk" for voxel coordinates of `volume`.
+    """
+
+    def __init__(self, space: str, volume: Volume | None):
+        if space not in ("ras", "ijk"):
+            raise UserError(f'space must be "ras" or "ijk", not "{space}".')
+        if space == "ijk" and volume is None:
+            raise UserError('The prompts are in voxel coordinates (space "ijk"): give their volume too.')
+        self._volume = volume if space == "ijk" else None
+        self.axes = np.eye(3) if self._volume is None else self._volume.affine[:3, :3].T
+        """(3, 3): the file's axes in RAS mm, one row an axis."""
+
+    def point(self, value: Any, where: str) -> tuple:
+        """A point that may lie anywhere."""
+        point = numbers(value, where, 3)
+        return tuple(point if self._volume is None else map(float, self._volume.ijk_to_ras(point)))
+
+    def position(self, value: Any, where: str) -> tuple:
+        """A point that must lie in the volume, if the file is in voxels."""
+        point = self.point(value, where)
+        self.require_inside([value], where)
+        return point
+
+    def points(self, value: Any, where: str, count: int | None = None) -> tuple:
+        """Points, `count` of them, at least one of which must lie in the volume, if the file is in voxels."""
+        entries = sequence(value, where)
+        if count is not None and len(entries) != count:
+            raise UserError(f"{where} must be a list of {count} positions.")
+        if entries:
+            self.require_inside([numbers(entry, where, 3) for entry in entries], where)
+        return tuple(self.point(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
+
+    def direction(self, value: Any, where: str) -> tuple:
+        """A direction in RAS, with the length that it has in the file's axes."""
+        return tuple(map(float, np.array(numbers(value, where, 3)) @ self.axes))
+
+    def require_inside(self, positions: Sequence[Sequence[float]], where: str) -> None:
+        """Refuse, in a file in voxels, positions that lie outside the volume altogether."""
+        if self._volume is not None:
+            require_voxels(self._volume, positions, where)

@@ -26,20 +26,11 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
-from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
+from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts.checked_json import load_json, mapping, numbers, required, sequence, text
-from SAMFineTuneLib.prompts.prompts import (
-    Box3DPrompt,
-    BoxPrompt,
-    MaskPrompt,
-    ObliqueView,
-    PointPrompt,
-    Prompt,
-    PromptSet,
-    ScribblePrompt,
-    SegmentPrompts,
-)
+from SAMFineTuneLib.prompts.prompt_kind import Markup, Prompt, kind_of_markup, markers
+from SAMFineTuneLib.prompts.prompt_set import ObliqueView, PromptSet, SegmentPrompts, prompt_planes
 
 _SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
@@ -48,11 +39,7 @@ _SCHEMA = (
 _SLICER_PINK = [1.0, 0.5, 0.5]  # the color of every new markup: says nothing about the segment
 _NEGATIVE = re.compile(r"(?<![a-z])(negative|neg|background)(?![a-z])", re.IGNORECASE)
 _POSITIVE = re.compile(r"(?<![a-z])(positive|pos|foreground)(?![a-z])", re.IGNORECASE)
-_KIND_WORD = re.compile(
-    r"(^|[\s_.-]+)(positive|pos|negative|neg|foreground|background|points?|box|roi|scribble|curve|line)"
-    r"[\s_-]*\d*$",
-    re.IGNORECASE,
-)
+_OTHER_WORDS = ("pos", "neg", "foreground", "background", "point", "points", "roi", "curve", "line")
 _NAMELESS = "segment"
 
 
@@ -74,9 +61,10 @@ def read_markups(path: str | Path) -> PromptSet:
             if view is not None:
                 raise UserError(f"{path.name} holds two planes: keep the one that the prompts are meant on.")
             view = _read_plane(markup, where, to_ras)
-        elif kind in _READERS:
+        elif (read_as := kind_of_markup(kind)) is not None:
             segment = segment_name(name)
-            found.setdefault(segment, []).extend(_READERS[kind](markup, where, to_ras, name))
+            prompts = _read_prompts(read_as, markup, where, to_ras, name, is_positive(name))
+            found.setdefault(segment, []).extend(prompts)
             color = mapping(markup.get("display", {}), f"{where}.display").get("selectedColor")
             if color is not None and color != _SLICER_PINK:
                 colors.setdefault(segment, tuple(numbers(color, f"{where}.display.selectedColor", 3)))
@@ -103,11 +91,12 @@ def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> lis
     """
     folder = Path(folder)
     contents: dict[str, dict] = {}
+    plane = next(iter(prompt_planes(volume, prompts)), None) or aligned_plane(volume, prompts.orientation, 0)
     for segment in prompts.segments:
         stem = re.sub(r"[^\w .()-]", "_", segment.name).strip(" .") or _NAMELESS
         if any(name.startswith(f"{stem}_") for name in contents):
             stem = f"{stem} {segment.value}"
-        for name, markup in _segment_markups(segment, prompts, volume):
+        for name, markup in _segment_markups(segment, plane):
             color = list(segment.color)
             markup["display"] = {"visibility": True, "color": color, "selectedColor": color}
             contents[f"{stem}_{name}"] = markup
@@ -124,10 +113,22 @@ def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> lis
 
 def segment_name(list_name: str) -> str:
     """What a list's name says about the segment: "liver_negative" and "liver box 2" are both "liver"."""
-    name = list_name.strip()
-    while (shorter := _KIND_WORD.sub("", name)) != name:
+    words = {word for _, marker in markers().values() for word in marker.words.split()} | set(_OTHER_WORDS)
+    name, any_word = list_name.strip(), "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    while (shorter := re.sub(rf"(^|[\s_.-]+)({any_word})[\s_-]*\d*$", "", name, flags=re.IGNORECASE)) != name:
         name = shorter
     return name or _NAMELESS
+
+
+def is_positive(*texts: Any) -> bool:
+    """Whether a point is positive, by the first of its texts that says anything; without any it is."""
+    for said in texts:
+        said = said.strip() if isinstance(said, str) else ""
+        if said == "-" or _NEGATIVE.search(said):
+            return False
+        if said == "+" or _POSITIVE.search(said):
+            return True
+    return True
 
 
 # ---- reading
@@ -156,33 +157,28 @@ def _control_points(markup: dict, where: str, to_ras: np.ndarray) -> list[tuple[
     return points
 
 
-def _read_points(markup: dict, where: str, to_ras: np.ndarray, name: str) -> list[Prompt]:
-    return [
-        PointPrompt(ras, is_positive(point.get("description"), point.get("label"), name))
-        for point, ras in _control_points(markup, where, to_ras)
-    ]
-
-
-def is_positive(*texts: Any) -> bool:
-    """Whether a point is positive, by the first of its texts that says anything; without any it is."""
-    for said in texts:
-        said = said.strip() if isinstance(said, str) else ""
-        if said == "-" or _NEGATIVE.search(said):
-            return False
-        if said == "+" or _POSITIVE.search(said):
-            return True
-    return True
-
-
-def _read_roi(markup: dict, where: str, to_ras: np.ndarray, name: str) -> list[Prompt]:
-    if "controlPoints" in markup and not _control_points(markup, where, to_ras):
+def _read_prompts(
+    kind: type[Prompt], markup: dict, where: str, to_ras: np.ndarray, name: str, positive: bool
+) -> list[Prompt]:
+    """The prompts that a markup holds: of a point list, one for each of its points."""
+    markup_type, points = markup["type"], _control_points(markup, where, to_ras)
+    if not points and (markup_type != "ROI" or "controlPoints" in markup):
         return []  # made, but never placed
+    if any(marker.point_list for marker in kind.markers):
+        signs = (is_positive(point.get("description"), point.get("label"), name) for point, _ in points)
+        return [
+            kind.from_markup(Markup(markup_type, (ras,), sign), None)
+            for sign, (_, ras) in zip(signs, points, strict=True)
+        ]
+    if markup_type != "ROI":
+        return [kind.from_markup(Markup(markup_type, tuple(ras for _, ras in points), positive), None)]
     center = numbers(required(markup, "center", where), f"{where}.center", 3) * to_ras
     size = numbers(required(markup, "size", where), f"{where}.size", 3)
     axes = _orientation(markup, where, to_ras)
     if min(size) < 0 or sum(length > 0 for length in size) < 2:
         raise UserError(f"{where}.size is empty: draw the ROI again.")
-    return [Box3DPrompt(tuple(center), tuple(size), tuple(map(tuple, axes)))]
+    roi = Markup(markup_type, (tuple(center),), positive, tuple(size), tuple(map(tuple, axes)))
+    return [kind.from_markup(roi, None)]
 
 
 def _orientation(markup: dict, where: str, to_ras: np.ndarray) -> np.ndarray:
@@ -196,13 +192,6 @@ def _orientation(markup: dict, where: str, to_ras: np.ndarray) -> np.ndarray:
     return axes
 
 
-def _read_curve(markup: dict, where: str, to_ras: np.ndarray, name: str) -> list[Prompt]:
-    corners = [ras for _, ras in _control_points(markup, where, to_ras)]
-    if markup["type"] == "ClosedCurve":
-        corners += corners[:1]
-    return [ScribblePrompt(tuple(corners), is_positive(name))] if corners else []
-
-
 def _read_plane(markup: dict, where: str, to_ras: np.ndarray) -> ObliqueView:
     center = numbers(required(markup, "center", where), f"{where}.center", 3) * to_ras
     required(markup, "orientation", where)
@@ -210,54 +199,35 @@ def _read_plane(markup: dict, where: str, to_ras: np.ndarray) -> ObliqueView:
     return ObliqueView(tuple(center), tuple(across), tuple(-up))
 
 
-_READERS = {
-    "Fiducial": _read_points,
-    "ROI": _read_roi,
-    "Curve": _read_curve,
-    "ClosedCurve": _read_curve,
-    "Line": _read_curve,
-}
-
-
 # ---- writing
 
 
-def _segment_markups(
-    segment: SegmentPrompts, prompts: PromptSet, volume: Volume
-) -> Iterable[tuple[str, dict]]:
-    """(what it is, markup) for everything of a segment."""
-    for positive, name in ((True, "positive"), (False, "negative")):
-        points = [p.ras for p in segment.prompts if isinstance(p, PointPrompt) and p.positive == positive]
-        if points:
-            yield name, _points_markup("Fiducial", points, name)
-    boxes = strokes = 0
+def _segment_markups(segment: SegmentPrompts, plane: SlicePlane) -> Iterable[tuple[str, dict]]:
+    """(end of the file's name, markup) for everything of a segment, point lists first."""
+    point_lists: dict[str, list[Markup]] = {}
+    others: list[tuple[str, dict]] = []
+    counts: dict[str, int] = {}
     for prompt in segment.prompts:
-        if isinstance(prompt, (BoxPrompt, Box3DPrompt)):
-            boxes += 1
-            box = prompt if isinstance(prompt, Box3DPrompt) else _slice_box(prompt, prompts, volume)
-            yield f"box-{boxes}", _roi_markup(box, segment.name)
-        elif isinstance(prompt, ScribblePrompt):
-            strokes += 1
-            name = f"{'positive' if prompt.positive else 'negative'}_scribble-{strokes}"
-            yield name, _points_markup("Curve", prompt.ras, "scribble")
-        elif isinstance(prompt, MaskPrompt):
+        marker = prompt.marker
+        if marker is None:
             raise UserError(
-                f"Segment {segment.name} has a mask prompt, which Slicer's markups cannot hold: "
+                f"Segment {segment.name} has a {prompt.noun.lower()} prompt, which Slicer's markups cannot hold: "
                 "write a prompts file of our own (.json) instead."
             )
-
-
-def _slice_box(prompt: BoxPrompt, prompts: PromptSet, volume: Volume) -> Box3DPrompt:
-    """A box on a slice as a thin 3-D box, so thin that it reaches no other slice."""
-    if prompts.view is None:
-        plane = aligned_plane(volume, prompts.orientation, 0)
-    else:
-        plane = oblique_plane(volume, prompts.view.origin, prompts.view.right, prompts.view.down)
-    axes = np.stack([plane.right, plane.down, plane.normal])
-    corners = np.array([prompt.corner_a, prompt.corner_b])
-    size = np.abs(axes @ (corners[1] - corners[0]))
-    size[2] = max(size[2], plane.thickness / 2)
-    return Box3DPrompt(tuple(corners.mean(axis=0)), tuple(size), tuple(map(tuple, axes)))
+        markup = prompt.to_markup(plane)
+        if marker.point_list:
+            point_lists.setdefault(marker.words, []).append(markup)
+            continue
+        what = marker.words.split()[-1]
+        counts[what] = counts.get(what, 0) + 1
+        entry = _markup_entry(markup.type, markup.points, what)
+        if markup.size is not None:
+            entry |= _roi_entry(markup, segment.name)
+        others.append((f"{marker.words.replace(' ', '_')}-{counts[what]}", entry))
+    for words in sorted(point_lists, reverse=True):  # positive before negative
+        points = [markup.points[0] for markup in point_lists[words]]
+        yield words, _markup_entry(point_lists[words][0].type, points, words)
+    yield from others
 
 
 def _lps(vector: Iterable[float]) -> list[float]:
@@ -265,7 +235,7 @@ def _lps(vector: Iterable[float]) -> list[float]:
     return [-x + 0.0, -y + 0.0, float(z)]
 
 
-def _points_markup(kind: str, points: Iterable[tuple], label: str) -> dict:
+def _markup_entry(kind: str, points: Iterable[tuple], label: str) -> dict:
     return {
         "type": kind,
         "coordinateSystem": "LPS",
@@ -285,17 +255,15 @@ def _points_markup(kind: str, points: Iterable[tuple], label: str) -> dict:
     }
 
 
-def _roi_markup(box: Box3DPrompt, segment: str) -> dict:
-    axes = np.array(box.axes)
+def _roi_entry(roi: Markup, segment: str) -> dict:
+    axes = np.array(roi.axes)
     if np.abs(axes @ axes.T - np.eye(3)).max() > 1e-4:
         raise UserError(f"A 3-D box of segment {segment} has skewed axes, which Slicer's ROI cannot hold.")
-    if np.linalg.det(axes) < 0:
-        axes[2] = -axes[2]  # the same box, right-handed
-    return _points_markup("ROI", [box.center], "box") | {
+    return {
         "roiType": "Box",
-        "center": _lps(box.center),
+        "center": _lps(roi.points[0]),
         "orientation": _orientation_lps(axes),
-        "size": list(box.size),
+        "size": list(roi.size),
         "insideOut": False,
     }
 
@@ -312,7 +280,7 @@ def _plane_markup(view: ObliqueView) -> dict:
     normal = np.cross(right, up)
     base_to_node = np.eye(4)
     base_to_node[:3, :] = np.stack([_lps(v) for v in (right, up, normal, view.origin)], axis=1)
-    return _points_markup("Plane", [view.origin], "plane") | {
+    return _markup_entry("Plane", [view.origin], "plane") | {
         "planeType": "pointNormal",
         "sizeMode": "auto",
         "center": _lps(view.origin),

@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.packed_mask import digest_of_masks
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.prompts.prompts import LARGEST_VALUE, Prompt
+from SAMFineTuneLib.prompts import LARGEST_VALUE, Prompt
 from SAMFineTuneLib.service import decoding
 from SAMFineTuneLib.service import json_values as plain
 from SAMFineTuneLib.service.connection import Connection

@@ -9,7 +9,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, SlicePlane
-from SAMFineTuneLib.prompts.prompts import Prompt, PromptSet, SegmentPrompts
+from SAMFineTuneLib.prompts import Prompt, PromptSet, SegmentPrompts
 from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict, prompts_to_dict
 
 _LARGEST_SIDE = 16384  # pixels of a plane

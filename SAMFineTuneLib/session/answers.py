@@ -94,6 +94,8 @@ class Answers:
             if prediction is not None:
                 union |= prediction.mask
                 scores.append(prediction.score)
+        for part in prompts:
+            union = part.within_regions(union)
         return Answer(PackedMask.of(union), min(scores, default=0.0))
 
     def _predict(

@@ -10,7 +10,6 @@ import numpy as np
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
 from SAMFineTuneLib.images.intensity_window import modality_of
 from SAMFineTuneLib.images.slice_plane import format_ras
-from SAMFineTuneLib.prompts import BoxPrompt, box_remark
 from SAMFineTuneLib.session.answers import Answer
 from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
@@ -39,10 +38,8 @@ def doubts_about_adapter(volume: Volume, recipe: Mapping[str, Any]) -> list[str]
 
 def doubts_about_placing(volume: Volume, placed: PlacedPrompt) -> list[str]:
     """What to tell about where one prompt came to lie."""
-    if isinstance(placed.prompt, BoxPrompt) and isinstance(placed.view, str):
-        remark = box_remark(volume, placed.prompt, placed.view)
-        return [remark] if remark else []
-    return []
+    remark = placed.prompt.remark(volume, placed.view) if isinstance(placed.view, str) else None
+    return [remark] if remark else []
 
 
 def doubts_about_points(volume: Volume, window: IntensityWindow, state: State) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SegmentInfo, SlicePlane, Volume, aligned_plane
 from SAMFineTuneLib.inference.everything_mode import Object3D
-from SAMFineTuneLib.prompts import MaskPrompt, Prompt, SegmentPrompts, on_planes
+from SAMFineTuneLib.prompts import Prompt, SegmentPrompts, on_planes
 from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State
 
 Color = tuple[float, float, float]
@@ -60,8 +60,7 @@ def place_prompt(
 ) -> PlacedPrompt:
     """A prompt on the slices of an orientation, or on an oblique plane; a mask prompt lies on its own plane."""
     info = find_segment(state, segment)
-    if isinstance(prompt, MaskPrompt):
-        view = prompt.plane
+    view = prompt.own_plane or view
     if isinstance(view, SlicePlane) and view.index is not None:
         view = view.orientation
     on_plane = isinstance(view, SlicePlane)

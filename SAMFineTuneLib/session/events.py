@@ -16,7 +16,7 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.slice_plane import SlicePlane
-from SAMFineTuneLib.prompts.prompts import Prompt
+from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.session.intents import View
 
 

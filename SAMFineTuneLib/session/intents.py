@@ -14,7 +14,7 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
-from SAMFineTuneLib.prompts.prompts import Prompt
+from SAMFineTuneLib.prompts import Prompt
 
 Color = tuple[float, float, float]
 """Red, green, blue, each 0 to 1."""

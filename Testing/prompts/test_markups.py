@@ -13,6 +13,7 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts import (
     Box3DPrompt,
     BoxPrompt,
+    LassoPrompt,
     MaskPrompt,
     ObliqueView,
     PointPrompt,
@@ -132,10 +133,14 @@ def test_several_markups_in_a_file_are_one_segment_and_colors_are_kept(tmp_path)
     assert read_markups(saved(tmp_path, pink)).segments[0].color == SegmentPrompts("x").color
 
 
-def test_a_closed_curve_ends_where_it_began(tmp_path):
-    curve = point_list({}, {"position": [5, 2, 3]}, {"position": [5, 9, 3]}, type="ClosedCurve")
-    (stroke,) = read_markups(saved(tmp_path, curve, name="liver_negative.mrk.json")).segments[0].prompts
-    assert len(stroke.ras) == 4 and stroke.ras[0] == stroke.ras[-1] and not stroke.positive
+def test_a_closed_curve_is_a_lasso(tmp_path):
+    corners = [{"position": at} for at in ([5, 2, 3], [5, 9, 3], [9, 9, 3])]
+    curve = point_list(*corners, {"positionStatus": "preview"}, type="ClosedCurve")
+    (segment,) = read_markups(saved(tmp_path, curve, name="liver_lasso_negative-2.mrk.json")).segments
+    assert segment.name == "liver"
+    assert segment.prompts == (LassoPrompt(((-5, -2, 3), (-5, -9, 3), (-9, -9, 3)), False),)
+    with pytest.raises(UserError, match="three points"):
+        read_markups(saved(tmp_path, point_list(*corners[:2], type="ClosedCurve")))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from SAMFineTuneLib.prompts import (
     PromptSet,
     ScribblePrompt,
     SegmentPrompts,
-    box_remark,
     on_planes,
     prompt_planes,
 )
@@ -181,13 +180,13 @@ def test_a_box_flat_in_the_patients_axes_goes_to_the_slice_through_its_centre_of
     edges = np.sort(plane.ras_to_pixel([flat.corner_a, flat.corner_b]), axis=0).reshape(-1)
     edges = np.clip(edges, -0.5, [plane.shape[1] - 0.5, plane.shape[0] - 0.5] * 2)
     assert np.allclose(found[6].box, edges, atol=1e-4)  # the corners, along the normal onto the slice
-    said = box_remark(TILTED, flat, "axial")
+    said = flat.remark(TILTED, "axial")
     assert "axial slices 5 to 7" in said and "axial slice 6 (S" in said and "different S" in said
     over_several = BoxPrompt(tuple(centre + (5, 6, 4)), tuple(centre - (5, 6, 4)))
-    assert len(by_index(TILTED, over_several)) > 1 and box_remark(TILTED, over_several, "axial") is None
+    assert len(by_index(TILTED, over_several)) > 1 and over_several.remark(TILTED, "axial") is None
     on_slice = BoxPrompt(*map(tuple, TILTED.ijk_to_ras([(10, 8, 6), (18, 16, 6)])))
-    assert list(by_index(TILTED, on_slice)) == [6] and box_remark(TILTED, on_slice, "axial") is None
-    assert box_remark(STRAIGHT, BoxPrompt((2, 3, 4), (9, 8, 4)), "axial") is None
+    assert list(by_index(TILTED, on_slice)) == [6] and on_slice.remark(TILTED, "axial") is None
+    assert BoxPrompt((2, 3, 4), (9, 8, 4)).remark(STRAIGHT, "axial") is None
 
 
 def test_two_boxes_on_one_slice_are_refused_and_a_slice_box_goes_before_a_3d_box():

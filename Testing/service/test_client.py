@@ -14,7 +14,7 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.inference.settings import PropagationSettings
-from SAMFineTuneLib.prompts.prompts import BoxPrompt, MaskPrompt, PointPrompt
+from SAMFineTuneLib.prompts import BoxPrompt, MaskPrompt, PointPrompt
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import InProcess
 from SAMFineTuneLib.service.models_api import Cancelled, Library

@@ -16,7 +16,7 @@ import pytest
 from conftest import Host
 
 from SAMFineTuneLib.images import Volume, body_phantom
-from SAMFineTuneLib.prompts.prompts import PointPrompt
+from SAMFineTuneLib.prompts import PointPrompt
 from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service import worker as local_worker
 from SAMFineTuneLib.service.client import SessionClient

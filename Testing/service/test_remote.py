@@ -14,7 +14,7 @@ from servers import Line, answering, serving
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.prompts.prompts import PointPrompt
+from SAMFineTuneLib.prompts import PointPrompt
 from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service import server_app as app_module
 from SAMFineTuneLib.service.address import Address, parse_address

@@ -8,8 +8,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.prompts.markups_nodes import View, slice_box, volume_box
-from SAMFineTuneLib.prompts.on_planes import on_planes
-from SAMFineTuneLib.prompts.prompts import MaskPrompt, PointPrompt, Prompt, ScribblePrompt, SegmentPrompts
+from SAMFineTuneLib.prompts import MaskPrompt, PointPrompt, Prompt, ScribblePrompt, SegmentPrompts, on_planes
 
 _ON_SLICE = 0.1  # mm: how far a point may be off a view that shows it
 

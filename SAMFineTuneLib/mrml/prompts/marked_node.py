@@ -25,7 +25,7 @@ from SAMFineTuneLib.mrml.prompts.prompt_geometry import (
     slice_box,
 )
 from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix
-from SAMFineTuneLib.prompts.prompts import Box3DPrompt, BoxPrompt, PointPrompt, Prompt, ScribblePrompt
+from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, PointPrompt, Prompt, ScribblePrompt
 
 # kind -> (node class, what is added to the segment's name; prompts.markups reads these words)
 KINDS = {

@@ -41,7 +41,7 @@ from SAMFineTuneLib.mrml.prompts.prompt_geometry import (
     volume_box,
 )
 from SAMFineTuneLib.mrml.prompts.prompt_look import make_displays, show
-from SAMFineTuneLib.prompts.prompts import BoxPrompt, PointPrompt, Prompt
+from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt, Prompt
 
 __all__ = [
     "SEGMENTATION_ROLE",

@@ -7,7 +7,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, SlicePlane, aligned_plane, oblique_plane, plane_through
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.prompts.prompts import Box3DPrompt, BoxPrompt, PointPrompt, Prompt, ScribblePrompt
+from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, PointPrompt, Prompt, ScribblePrompt
 
 View = str | SlicePlane
 

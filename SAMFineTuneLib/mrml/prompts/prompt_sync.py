@@ -25,7 +25,7 @@ from SAMFineTuneLib.mrml.prompts.markups_nodes import (
     same_prompt,
 )
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
-from SAMFineTuneLib.prompts.prompts import Prompt
+from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.session.events import Event, Failed, Notice, PromptInfo
 
 _HELD_FOR = 3.0  # seconds without a change after which a node counts as let go

@@ -11,7 +11,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
-from SAMFineTuneLib.prompts.prompts import segment_color
+from SAMFineTuneLib.prompts import segment_color
 
 _OPACITY = 0.35
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.prompts.markups_file import is_positive, segment_name
-from SAMFineTuneLib.prompts.prompts import PointPrompt, PromptSet, SegmentPrompts
+from SAMFineTuneLib.prompts.point_prompt import PointPrompt
+from SAMFineTuneLib.prompts.prompt_set import PromptSet, SegmentPrompts
 
 ENDING = ".fcsv"
 _COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"

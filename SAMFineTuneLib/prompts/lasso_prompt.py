@@ -1,0 +1,146 @@
+"""Closed lines: what they enclose belongs to a structure, or does not.
+
+nnInteractive (Isensee et al. 2025) has the same interaction. Here the enclosed pixels are part of every answer, or left
+out of it, and points inside tell the model about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.slice_plane import SlicePlane
+from SAMFineTuneLib.prompts.checked_json import Coordinates, flag, mapping, required
+from SAMFineTuneLib.prompts.plane_prompts import PromptsByPlane
+from SAMFineTuneLib.prompts.prompt_kind import (
+    Marker,
+    Markup,
+    Prompt,
+    Ras,
+    Tool,
+    checked_ras,
+    prompt_kind,
+    simplified,
+)
+
+_POINTS = 5
+"""Points inside a lasso that are told to the model, at most."""
+
+
+@prompt_kind
+@dataclass(frozen=True)
+class LassoPrompt(Prompt):
+    """The corners of a closed line on one slice. All that it encloses belongs to the structure, or does not."""
+
+    ras: tuple[Ras, ...]
+    positive: bool = True
+
+    list_name = "lassos"
+    noun = "Lasso"
+    markers = (
+        Marker("lasso+", "ClosedCurve", "positive lasso", True, sizes=(1.6, 0.8)),
+        Marker("lasso-", "ClosedCurve", "negative lasso", False, sizes=(1.6, 0.8)),
+    )
+    markup_types = ("ClosedCurve",)
+    tools = (
+        Tool("lasso+", "Lasso", "LassoPositive", "L", "loop", "Draw a line round what belongs to the structure."),
+        Tool("lasso-", "Lasso −", "LassoNegative", "Shift+L", "loop",
+             "Draw a line round what does not belong to it.", False),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        points = tuple(checked_ras(point, "A lasso's point") for point in self.ras)
+        if len(points) > 1 and points[0] == points[-1]:
+            points = points[:-1]  # it is closed anyway
+        if len(set(points)) < 3:
+            raise UserError("A lasso needs at least three points: draw a line round an area.")
+        object.__setattr__(self, "ras", points)
+
+    @property
+    def anchor(self) -> Ras:
+        return tuple(map(float, np.mean(self.ras, axis=0)))
+
+    def project(self, planes: PromptsByPlane, what: str) -> None:
+        corners = np.array(self.ras)
+        plane = planes.plane_of(corners, what, "a point", "all of it")
+        if plane is None:
+            planes.through(self.anchor, f"The middle of {what}")  # refuses what lies outside the volume
+            raise UserError(
+                f"{what} runs through several {planes.orientation} slices: draw it on one slice, or choose the "
+                "orientation whose slice it lies on."
+            )
+        enclosed = enclosed_pixels(plane.ras_to_pixel(corners), plane.shape)
+        if not enclosed.any():
+            raise UserError(f"{what} encloses no pixel of {plane}: draw it larger, and inside the picture.")
+        one = planes.on(plane)
+        one.add_region(enclosed, self.positive)
+        one.add_points(spread_points(enclosed, _POINTS), self.positive)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"points": [list(point) for point in self.ras], "positive": self.positive}
+
+    @classmethod
+    def from_json(cls, values: Any, where: str, coordinates: Coordinates) -> LassoPrompt:
+        values = mapping(values, where, ("points", "positive"))
+        points = coordinates.points(required(values, "points", where), f"{where}.points")
+        return cls(points, flag(values.get("positive", True), f"{where}.positive"))
+
+    def to_markup(self, plane: SlicePlane) -> Markup:
+        return Markup("ClosedCurve", self.ras, self.positive)
+
+    @classmethod
+    def from_markup(cls, markup: Markup, plane: SlicePlane | None) -> LassoPrompt:
+        return cls(markup.points, markup.positive)
+
+    @classmethod
+    def drawn(cls, plane: SlicePlane, points: Sequence[Ras], positive: bool) -> LassoPrompt:
+        return cls(simplified(points, plane.pixel_size / 2), positive)
+
+
+def enclosed_pixels(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Pixels, bool (rows, columns), whose centres a closed line encloses.
+
+    Where the line crosses itself, everything that it runs round counts (nonzero winding number).
+
+    Args:
+        corners: (N, 2), x and y; they may lie outside the picture.
+        shape: rows and columns of the picture.
+    """
+    rows, columns = shape
+    turns = np.zeros((rows, columns + 1), np.int32)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        low, high = sorted((y0, y1))
+        row = np.arange(max(0, int(np.ceil(low))), min(rows, int(np.ceil(high))))
+        if len(row):
+            x = x0 + (row - y0) * (x1 - x0) / (y1 - y0)
+            turns[row, np.clip(np.ceil(x), 0, columns).astype(int)] += 1 if y1 > y0 else -1
+    return np.cumsum(turns, axis=1)[:, :columns] != 0
+
+
+def spread_points(pixels: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of the pixels (rows, columns), as x and y (n, 2), spread evenly: each next one is the farthest
+    from those before it and from the edge."""
+    edge_distance = _distance_to_edge(pixels)
+    at = np.argwhere(edge_distance >= edge_distance.max() / 2)
+    depth = edge_distance[tuple(at.T)]
+    chosen = [int(depth.argmax())]
+    away = np.linalg.norm(at - at[chosen[0]], axis=1)
+    while len(chosen) < count and away.max() >= edge_distance.max():
+        chosen.append(int(away.argmax()))
+        away = np.minimum(away, np.linalg.norm(at - at[chosen[-1]], axis=1))
+    return at[chosen][:, ::-1].astype(np.float32)
+
+
+def _distance_to_edge(pixels: np.ndarray) -> np.ndarray:
+    """Of each pixel, in steps to a neighbour, from the nearest one that is not among them."""
+    distance = np.zeros(pixels.shape, np.int32)
+    left = np.pad(pixels, 1)
+    while left.any():
+        distance += left[1:-1, 1:-1]
+        inner = left[1:-1, 1:-1]
+        left[1:-1, 1:-1] = inner & left[:-2, 1:-1] & left[2:, 1:-1] & left[1:-1, :-2] & left[1:-1, 2:]
+    return distance

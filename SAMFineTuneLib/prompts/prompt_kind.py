@@ -1,0 +1,258 @@
+"""What every kind of prompt declares, and the list of all kinds.
+
+A kind is a frozen dataclass that derives from `Prompt` and is registered with `@prompt_kind`. Projection onto slice
+planes, prompts files, markups files, Slicer's scene, the panel's tools and the wire between panel and worker all ask
+the kind; none of them tests which kind it is. To add one, write one file such as `lasso_prompt.py` and import it in
+`prompts/__init__.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.slice_plane import SlicePlane
+from SAMFineTuneLib.images.volume import Volume
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.prompts.checked_json import Coordinates
+    from SAMFineTuneLib.prompts.plane_prompts import PromptsByPlane
+
+Ras = tuple[float, float, float]
+"""Right, anterior, superior in mm."""
+
+
+@dataclass(frozen=True)
+class Markup:
+    """What one of Slicer's markups holds, in a file or in a scene, in RAS mm.
+
+    `type` is the markups type of Slicer's files: "Fiducial", "ROI", "Curve", "ClosedCurve", ... An ROI has its centre
+    as its only point, and its size in mm along three axes.
+    """
+
+    type: str
+    points: tuple[Ras, ...]
+    positive: bool = True
+    size: Ras | None = None
+    axes: tuple[Ras, Ras, Ras] | None = None
+
+
+@dataclass(frozen=True)
+class Marker:
+    """How prompts of one kind and sign stand in Slicer's scene and in markups files.
+
+    Args:
+        name: marks the node in saved scenes, so that it must never change.
+        type: as in `Markup`.
+        words: follow the segment's name in the names of nodes and files.
+        positive: the sign of the prompts.
+        point_list: every control point is a prompt; otherwise the whole markup is one.
+        sizes: of the light and the dark part of what is drawn, in percent of a fifth of the screen's diagonal; None
+            for boxes, which Slicer draws as outlines with handles.
+        diamond: points are drawn as diamonds instead of discs.
+    """
+
+    name: str
+    type: str
+    words: str
+    positive: bool = True
+    point_list: bool = False
+    sizes: tuple[float, float] | None = None
+    diamond: bool = False
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool of the panel that places prompts of one kind and sign in a slice view.
+
+    Args:
+        name: as `SceneSession.place` takes it.
+        label: on the button and in the list of prompts.
+        icon: file in the panel's Resources/Icons, without its ending.
+        key: the shortcut.
+        gesture: "click" (one point), "box" (two opposite corners), "stroke" (a line) or "loop" (a closed line).
+        hint: what the user should do.
+        positive: the sign of the prompts.
+    """
+
+    name: str
+    label: str
+    icon: str
+    key: str
+    gesture: str
+    hint: str
+    positive: bool = True
+
+
+class Prompt(ABC):
+    """Something that a user placed to say where a structure is, or is not. All coordinates are RAS in mm."""
+
+    list_name: ClassVar[str]
+    """Key of the list that holds prompts of this kind in prompts files."""
+    noun: ClassVar[str]
+    """What messages call it."""
+    markers: ClassVar[tuple[Marker, ...]] = ()
+    """None for a kind that Slicer's markups cannot hold."""
+    markup_types: ClassVar[tuple[str, ...]] = ()
+    """Types of markups that are read as this kind."""
+    tools: ClassVar[tuple[Tool, ...]] = ()
+    on_one_slice: ClassVar[bool] = True
+    """Whether a prompt of this kind is meant on a single slice."""
+
+    @property
+    @abstractmethod
+    def anchor(self) -> Ras:
+        """Where views go that show the prompt."""
+
+    @abstractmethod
+    def project(self, planes: PromptsByPlane, what: str) -> None:
+        """Add to each plane what of the prompt lies there; `what` names the prompt in messages of UserError."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, in RAS, that `from_json` reads."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, values: Any, where: str, coordinates: Coordinates) -> Prompt:
+        """Read an entry of a prompts file. `where` names it in messages; raises UserError for what is wrong."""
+
+    def to_markup(self, plane: SlicePlane) -> Markup:
+        """What a markup of the type of `marker` holds. `plane` is one of the slices that the prompt is meant on."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_markup(cls, markup: Markup, plane: SlicePlane | None) -> Prompt:
+        """Read a markup: of a point list, one of its points. `plane` is the slice that it was drawn on, if known."""
+        raise NotImplementedError
+
+    @classmethod
+    def drawn(cls, plane: SlicePlane, points: Sequence[Ras], positive: bool) -> Prompt:
+        """Make a prompt of what a tool drew on a plane. Raises UserError when that is too little."""
+        raise NotImplementedError
+
+    @property
+    def own_plane(self) -> SlicePlane | None:
+        """The plane that a prompt brings with it; None where the view decides in which it was placed."""
+        return None
+
+    def remark(self, volume: Volume, orientation: str) -> str | None:
+        """What the user should know about the slice on which the prompt came to lie; None in most cases."""
+        return None
+
+    @property
+    def geometry(self) -> np.ndarray:
+        """All numbers of the prompt, for comparing two of one kind."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "positive")
+        return np.concatenate([np.ravel(np.asarray(value, dtype=np.float64)) for value in values])
+
+    @property
+    def sign(self) -> bool:
+        """Whether the prompt says what belongs to the structure (True) or what does not."""
+        return getattr(self, "positive", True)
+
+    @property
+    def marker(self) -> Marker | None:
+        """What stands for the prompt in Slicer; None where nothing can."""
+        return next((marker for marker in self.markers if marker.positive == self.sign), None)
+
+    @property
+    def label(self) -> str:
+        """What the list of prompts calls it."""
+        return next((tool.label for tool in self.tools if tool.positive == self.sign), self.noun)
+
+
+KINDS: dict[str, type[Prompt]] = {}
+"""All kinds of prompts by their `list_name`."""
+
+
+def prompt_kind(cls: type[Prompt]) -> type[Prompt]:
+    """Class decorator that registers a kind of prompt."""
+    if cls.list_name in KINDS:
+        raise ValueError(f'There is a kind of prompt with the list name "{cls.list_name}" already.')
+    KINDS[cls.list_name] = cls
+    return cls
+
+
+def require_kind(prompt: object) -> None:
+    """Raise TypeError for anything that is not a prompt of a registered kind."""
+    if type(prompt) not in KINDS.values():
+        raise TypeError(f"{type(prompt).__name__} is not a registered kind of prompt.")
+
+
+def markers() -> Mapping[str, tuple[type[Prompt], Marker]]:
+    """Kind and marker of all markers by name."""
+    return {marker.name: (kind, marker) for kind in KINDS.values() for marker in kind.markers}
+
+
+def tools() -> Mapping[str, Tool]:
+    """All tools that place prompts, by name, in the order in which a panel shows them."""
+    return {tool.name: tool for kind in KINDS.values() for tool in kind.tools}
+
+
+def kind_of_markup(markup_type: str) -> type[Prompt] | None:
+    """The kind of prompt that markups of a type are read as."""
+    return next((kind for kind in KINDS.values() if markup_type in kind.markup_types), None)
+
+
+def drawn_prompt(tool_name: str, plane: SlicePlane, points: Sequence[Ras]) -> Prompt:
+    """The prompt that a tool makes of what the user drew.
+
+    Args:
+        tool_name: a key of `tools()`.
+        plane: the plane of the slice view.
+        points: (N, 3) on the plane.
+
+    Raises:
+        UserError: the points are too few.
+        ValueError: there is no such tool.
+    """
+    for kind in KINDS.values():
+        for tool in kind.tools:
+            if tool.name == tool_name:
+                return kind.drawn(plane, points, tool.positive)
+    raise ValueError(f'There is no tool "{tool_name}".')
+
+
+def checked_ras(values: Any, what: str) -> Ras:
+    """Three finite numbers as RAS. Raises UserError."""
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{what} needs three finite numbers: right, anterior, superior in mm.")
+    return numbers
+
+
+def simplified(points: Sequence[Ras], tolerance: float) -> tuple[Ras, ...]:
+    """A line without the points that it can do without, at `tolerance` mm (Douglas and Peucker 1973)."""
+    line = np.asarray(points, dtype=np.float64)
+    keep = np.zeros(len(line), bool)
+    keep[[0, -1]] = True
+    pieces = [(0, len(line) - 1)]
+    while pieces:
+        first, last = pieces.pop()
+        if last - first < 2:
+            continue
+        far = _distances(line[first + 1 : last], line[first], line[last])
+        worst = first + 1 + int(far.argmax())
+        if far.max() > tolerance:
+            keep[worst] = True
+            pieces += [(first, worst), (worst, last)]
+    return tuple(tuple(map(float, point)) for point in line[keep])
+
+
+def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Distances (N,) in mm of points (N, 3) from the line between two others."""
+    direction, offsets = end - start, points - start
+    length = direction @ direction
+    along = np.clip(offsets @ direction / length, 0, 1) if length > 0 else np.zeros(len(points))
+    return np.linalg.norm(offsets - along[:, None] * direction, axis=1)
