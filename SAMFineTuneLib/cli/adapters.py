@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from SAMFineTuneLib.cli import outputs
+from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.errors import UserError
@@ -38,7 +38,7 @@ def add_parser(subparsers) -> None:
     """Add `adapters` and its actions."""
     text = "list, compare, merge, export, import and remove adapters"
     action = add_command_with_actions(subparsers, "adapters", text, _EPILOG)
-    action("list", _list, "list the adapters on this computer")
+    console.add_json(action("list", _list, "list the adapters on this computer"))
     added = action("show", _show, "show an adapter's card")
     added.add_argument("name", metavar="NAME", help="as `samfinetune adapters list` prints it, or an adapter's folder")
     added = action("compare", _compare, "show several adapters side by side")
@@ -70,6 +70,17 @@ def run(args: argparse.Namespace) -> int:
 def _list(store: AdapterStore, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.models.download.download_file import readable_size
 
+    console.document(
+        folder=store.folder,
+        adapters=[
+            {"name": adapter.name, "base": adapter.card.base, "labels": list(adapter.card.labels),
+             "method": str(adapter.card.method), "bytes": adapter.bytes,
+             "gains": [{"prompt": gain.prompt, "label": gain.label, "cases": len(gain.cases),
+                        "dice_before": gain.means[0], "dice_after": gain.means[1]} for gain in adapter.card.gains]}
+            for adapter in store.list()
+        ],
+        problems=[str(problem) for problem in store.problems()],
+    )  # fmt: skip
     rows = [("NAME", "BASE", "LABELS", "METHOD", "SIZE", "PROMPT", "DICE BEFORE", "AFTER")]
     for adapter in store.list():
         card = adapter.card

@@ -67,7 +67,8 @@ def note(text: str, width: int = 12) -> None:
 
 def document(**values: Any) -> None:
     """Add to what --json prints; paths become text."""
-    _document.update({name: str(value) if isinstance(value, Path) else value for name, value in values.items()})
+    for name, value in values.items():
+        _document[name] = str(value) if isinstance(value, Path) else value
 
 
 def bar(total: int | None = None, *, least: int = 0, **options: Any):

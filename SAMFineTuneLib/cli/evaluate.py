@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SAMFineTuneLib.cli import outputs
+from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.errors import UserError
 
@@ -81,6 +82,7 @@ def add_parser(subparsers) -> None:
     add("--orientation", choices=("auto", "axial", "coronal", "sagittal"), default="auto",
         help="slices to ask about; auto (default): as they were acquired")  # fmt: skip
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
+    console.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     _require_packages()
     from SAMFineTuneLib.cases.cases import LabelChoice, find_cases
     from SAMFineTuneLib.evaluation.annotator import Seconds
-    from SAMFineTuneLib.evaluation.evaluation_run import PARTS, REPORT, evaluate
+    from SAMFineTuneLib.evaluation.evaluation_run import PARTS, REPORT, SUMMARY, evaluate
     from SAMFineTuneLib.evaluation.evaluation_settings import Settings, parse_protocols
     from SAMFineTuneLib.evaluation.methods import enter, enter_baselines
 
@@ -109,11 +111,12 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     print(f"cases       {found.cases}, of {found.patients} patients; labels {', '.join(found.labels)}")
     for note in found.notes:
-        print(f"note        {note}")
+        console.note(note)
     for table in found.tables[:1]:
         print(f"\n{table.title}\n{table.as_markdown()}")
     print(f"report      {found.folder / REPORT}")
     print(f"written     {found.folder}")
+    console.document(folder=found.folder, **json.loads((found.folder / SUMMARY).read_text(encoding="utf-8")))
     return 0
 
 

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SAMFineTuneLib.cli import outputs
+from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.errors import UserError
@@ -37,7 +37,7 @@ HTTPS_PROXY names, except to the hosts in NO_PROXY.
 def add_parser(subparsers) -> None:
     """Add `models` and its actions."""
     action = add_command_with_actions(subparsers, "models", "list, download, import, export and remove models", _EPILOG)
-    action("list", _list, "list the models on this computer and those that can be added")
+    console.add_json(action("list", _list, "list the models on this computer and those that can be added"))
     added = action("show", _show, "show everything known about a model")
     added.add_argument("id", metavar="ID", help="as `samfinetune models list` prints it")
     added = action("import", _import, "add a model from a checkpoint file, or from a folder that `export` wrote")
@@ -70,16 +70,22 @@ def _list(store: Store, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.models.download.download_file import readable_size
     from SAMFineTuneLib.models.download.manifest import known_models
 
+    models = [
+        {"id": model.spec.id, "name": model.spec.name, "bytes": _bytes(model),
+         "where": "bundled" if store.is_bundled(model) else "installed", "licence": model.spec.licence or ""}
+        for model in store.list()
+    ]  # fmt: skip
+    installed = {model["id"] for model in models}
+    models += [
+        {"id": entry.id, "name": entry.name, "bytes": entry.bytes or None,
+         "where": "download" if entry.downloadable else "import", "licence": entry.licence}
+        for entry in known_models().values() if entry.id not in installed
+    ]  # fmt: skip
+    console.document(folder=store.folder, models=models, problems=[str(problem) for problem in store.problems()])
     rows = [("ID", "MODEL", "SIZE", "WHERE", "LICENCE")]
-    here = store.list()
-    for model in here:
-        where = "bundled" if store.is_bundled(model) else "installed"
-        rows.append((model.spec.id, model.spec.name, readable_size(_bytes(model)), where, model.spec.licence or "-"))
-    installed = {model.spec.id for model in here}
-    for entry in known_models().values():
-        if entry.id not in installed:
-            size = readable_size(entry.bytes) if entry.bytes else "-"
-            rows.append((entry.id, entry.name, size, "download" if entry.downloadable else "import", entry.licence))
+    for model in models:
+        size = readable_size(model["bytes"]) if model["bytes"] else "-"
+        rows.append((model["id"], model["name"], size, model["where"], model["licence"] or "-"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
