@@ -13,7 +13,7 @@ class Observers:
     """Adds observers to VTK objects and remembers them. A callback that raises is logged, not shown to VTK."""
 
     def __init__(self, log: logging.Logger, called: Callable[[], object] = lambda: None):
-        """`called` is called after every callback."""
+        """`called` is called after every callback but those that return False: nothing changed."""
         self._log, self._called = log, called
         self._added: list[tuple[object, int]] = []
 
@@ -24,12 +24,12 @@ class Observers:
         """Call `callback(thing)` at an event."""
         self._added.append((thing, thing.AddObserver(event, self._guarded(lambda caller, _: callback(caller)))))
 
-    def add_with_index(self, thing, event, callback: Callable[[object, int | None], None]) -> None:
+    def add_with_index(self, thing, event, callback: Callable[[object, int | None], object]) -> None:
         """Call `callback(thing, index)`; some of the events carry no index."""
         import vtk
 
         def call(caller, _, index=None):
-            callback(caller, index)
+            return callback(caller, index)
 
         guarded = self._guarded(call)
         guarded.CallDataType = vtk.VTK_INT
@@ -54,10 +54,12 @@ class Observers:
 
     def _guarded(self, function):
         def guarded(*arguments):
+            changed = None
             try:
-                function(*arguments)
+                changed = function(*arguments)
             except Exception:
                 self._log.exception("An observer failed")
-            self._called()
+            if changed is not False:
+                self._called()
 
         return guarded

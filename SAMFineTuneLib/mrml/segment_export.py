@@ -20,7 +20,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, image_array
-from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix
+from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, own_affine
 
 _SAME_GRID = 1e-3  # voxels: what headers lose of a position, over the whole volume
 _SAME_VOXEL = 1e-2  # voxels that a labelmap's lattice may be off the grid's
@@ -153,18 +153,6 @@ def require_series(dicom_files: Sequence[str | Path]) -> None:
         )
 
 
-def own_affine(volume_node) -> np.ndarray:
-    """Array index (i, j, k, 1) → mm of the volume node itself, without the transforms it is under."""
-    import vtk
-
-    matrix = vtk.vtkMatrix4x4()
-    volume_node.GetIJKToRASMatrix(matrix)
-    affine = array_from_matrix(matrix)
-    start = np.array(volume_node.GetImageData().GetExtent()[::2], float)
-    affine[:3, 3] += affine[:3, :3] @ start  # indices begin at the extent's corner, arrays at 0
-    return affine
-
-
 def is_empty(segmentation_node, segment_id: str) -> bool:
     """Whether a segment holds no voxel."""
     segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
@@ -207,8 +195,7 @@ class _OnGrid:
             raise UserError("A segment was removed during the export; export again.")
         if image.IsEmpty():
             return None
-        affine = self._affine.copy()
-        affine[:3, 3] += slab.start * affine[:3, 2]
+        affine = from_array(self._affine, (0, 0, slab.start))
         offset = self._offset(image, affine)
         if offset is None:
             return self._resampled(affine, shape)
@@ -216,13 +203,9 @@ class _OnGrid:
 
     def _offset(self, image, affine: np.ndarray) -> np.ndarray | None:
         """Steps (i, j, k) from the image's indices to the grid's; None when it has other voxels."""
-        import vtk
-
         if self._node.GetParentTransformNode() is not self._volume_node.GetParentTransformNode():
             return None
-        matrix = vtk.vtkMatrix4x4()
-        image.GetImageToWorldMatrix(matrix)
-        steps = np.linalg.solve(affine, array_from_matrix(matrix))[:3]
+        steps = np.linalg.solve(affine, filled_matrix(image.GetImageToWorldMatrix))[:3]
         rounded = np.round(steps)
         far = np.append(np.abs(np.reshape(image.GetExtent(), (3, 2))).max(axis=1), 1)
         if (rounded[:, :3] != np.eye(3)).any() or (np.abs(steps - rounded) @ far).max() > _SAME_VOXEL:
@@ -264,9 +247,7 @@ def _reference_image(affine: np.ndarray, shape):
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(*map(int, shape[::-1]))
     image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
-    matrix = vtk.vtkMatrix4x4()
-    matrix.DeepCopy(np.asarray(affine, float).reshape(-1).tolist())
-    image.SetImageToWorldMatrix(matrix)
+    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(affine))
     return image
 
 
@@ -287,6 +268,7 @@ def _window_of(image, offset, shape, label: int | None = None) -> np.ndarray:
 
 
 def _labelmap_node(found: Labelmap, volume_node, name: str):
+    import slicer
     import vtk
     from vtk.util.numpy_support import numpy_to_vtk
 
@@ -296,9 +278,7 @@ def _labelmap_node(found: Labelmap, volume_node, name: str):
     image.SetDimensions(*found.labels.shape[::-1])
     image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(found.labels).reshape(-1), deep=True))
     node.SetAndObserveImageData(image)
-    matrix = vtk.vtkMatrix4x4()
-    matrix.DeepCopy(found.affine.reshape(-1).tolist())
-    node.SetIJKToRASMatrix(matrix)
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(found.affine))
     node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     node.CreateDefaultDisplayNodes()
     if node.GetDisplayNode() is not None:

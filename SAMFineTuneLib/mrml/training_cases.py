@@ -13,8 +13,8 @@ import numpy as np
 
 from SAMFineTuneLib.cases.exported_cases import ExportedCase, LabelLayer
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE
-from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix, require_linear, volume_from_node, world_matrix
+from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, image_array
+from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, require_linear, volume_from_node, world_matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,13 +134,6 @@ def _layers(node, names: Sequence[str] | None) -> list[LabelLayer]:
 
 
 def _layer(node, image, names: dict[int, str]) -> LabelLayer:
-    import vtk
-    from vtk.util.numpy_support import vtk_to_numpy
-
-    matrix = vtk.vtkMatrix4x4()
-    image.GetImageToWorldMatrix(matrix)
-    affine = world_matrix(node) @ array_from_matrix(matrix)
-    affine[:3, 3] += affine[:3, :3] @ np.array(image.GetExtent()[::2], float)
+    affine = from_array(world_matrix(node) @ filled_matrix(image.GetImageToWorldMatrix), image.GetExtent()[::2])
     affine[3] = (0, 0, 0, 1)
-    array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
-    return LabelLayer(array, affine, names)
+    return LabelLayer(image_array(image), affine, names)

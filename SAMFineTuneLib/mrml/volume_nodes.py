@@ -23,13 +23,9 @@ def volume_from_node(node) -> Volume:
     no voxels, several values a voxel, several frames, or a parent transform that bends.
     """
     require_volume(node)
-    image = node.GetImageData()
-    affine = array_from_matrix(_ijk_to_ras(node))
-    start = np.array(image.GetExtent()[::2], float)
-    affine = world_matrix(node) @ affine
-    affine[:3, 3] += affine[:3, :3] @ start  # indices begin at the extent's corner, arrays at 0
+    affine = world_matrix(node) @ own_affine(node)
     affine[3] = (0, 0, 0, 1)
-    return Volume(_voxels(node, image), affine, modality=_modality(node))
+    return Volume(_voxels(node, node.GetImageData()), affine, modality=_modality(node))
 
 
 def require_volume(node) -> None:
@@ -136,26 +132,37 @@ class VolumeWatch:
 
 def world_matrix(node) -> np.ndarray:
     """4×4 from the node's own coordinates to world RAS; its parent transforms must be linear."""
+    parent = node.GetParentTransformNode()
+    return np.eye(4) if parent is None else filled_matrix(parent.GetMatrixTransformToWorld)
+
+
+def own_affine(node) -> np.ndarray:
+    """4×4 from array indices (i, j, k, 1) of a volume node to the node's own coordinates in mm, without the transforms
+    that it is under."""
+    return from_array(filled_matrix(node.GetIJKToRASMatrix), node.GetImageData().GetExtent()[::2])
+
+
+def from_array(affine: np.ndarray, start) -> np.ndarray:
+    """A 4×4 from VTK's indices, which begin at `start` (i, j, k), made one from array indices, which begin at 0."""
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ np.asarray(start, float)
+    return moved
+
+
+def filled_matrix(fill: Callable) -> np.ndarray:
+    """float64 (4, 4) of the vtkMatrix4x4 that `fill(matrix)` fills."""
     import vtk
 
     matrix = vtk.vtkMatrix4x4()
-    parent = node.GetParentTransformNode()
-    if parent is not None:
-        parent.GetMatrixTransformToWorld(matrix)
+    fill(matrix)
     return array_from_matrix(matrix)
 
 
 def array_from_matrix(matrix) -> np.ndarray:
     """float64 (4, 4) of a vtkMatrix4x4."""
-    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+    import slicer
 
-
-def _ijk_to_ras(node):
-    import vtk
-
-    matrix = vtk.vtkMatrix4x4()
-    node.GetIJKToRASMatrix(matrix)
-    return matrix
+    return slicer.util.arrayFromVTKMatrix(matrix)
 
 
 def _voxels(node, image) -> np.ndarray:

@@ -623,6 +623,16 @@ def test_a_click_is_read_from_the_nodes_once(host, made, red, monkeypatch):
     assert changes and host.session.outstanding
     host.settle()
     assert len(reads) == 1 and not host.session.outstanding
+    hovering = node.AddControlPoint(vtk.vtkVector3d(0, 0, 0))
+    node.SetNthControlPointPosition(hovering, 1.0, 0.0, 0.0, node.PositionPreview)
+    host.settle()
+    reads.clear()
+    changes.clear()
+    node.SetNthControlPointPosition(hovering, 2.0, 0.0, 0.0, node.PositionPreview)
+    assert not changes and not host.session.outstanding
+    node.RemoveNthControlPoint(hovering)
+    host.settle()
+    assert len(reads) == 1
     host.session.undo()
     assert host.session.outstanding
     host.settle()

@@ -29,12 +29,12 @@ class PromptWatch:
         observers = self._observers
         observers.remove(node)
         observers.add_with_index(node, node.PointPositionDefinedEvent, self._defined)
+        observers.add_with_index(node, node.PointModifiedEvent, self._moved)
         observers.add(node, node.PointStartInteractionEvent, self._held)
         observers.add(node, node.PointEndInteractionEvent, self.let_go)
         for event in (
             node.PointPositionUndefinedEvent,
             node.PointRemovedEvent,
-            node.PointModifiedEvent,
             node.TransformModifiedEvent,
             "ModifiedEvent",
         ):
@@ -46,6 +46,14 @@ class PromptWatch:
             self.sync.dirty = True
             if node.GetID() in self.sync.held:
                 self._held(node)
+
+    def _moved(self, node, index: int | None) -> bool:
+        """A point was moved; False when it is the preview under the mouse, which is not placed yet."""
+        if index is not None and 0 <= index < node.GetNumberOfControlPoints():
+            if node.GetNthControlPointPositionStatus(index) == node.PositionPreview:
+                return False
+        self.changed(node)
+        return True
 
     def let_go(self, node) -> None:
         """Nobody drags at a node any more."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix, require_linear, world_matrix
+from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, require_linear, world_matrix
 
 BINARY, SURFACE = "Binary labelmap", "Closed surface"
 _SAME = 1e-3  # voxels that two grids may be apart and still be one
@@ -50,15 +50,14 @@ class Grid:
                 "or another segmentation."
             )
         shape = tuple(int(n) for n in (high - low + 1)[::-1])
-        return cls(_image_matrix(image), tuple(int(n) for n in low), shape)
+        return cls(filled_matrix(image.GetImageToWorldMatrix), tuple(int(n) for n in low), shape)
 
     def same_as(self, other: Grid) -> bool:
         return self.start == other.start and self.shape == other.shape and np.allclose(self.matrix, other.matrix)
 
     def volume(self, segmentation_node) -> Volume:
         """The grid in world RAS, as a volume without values."""
-        affine = world_matrix(segmentation_node) @ self.matrix
-        affine[:3, 3] += affine[:3, :3] @ np.array(self.start, float)
+        affine = from_array(world_matrix(segmentation_node) @ self.matrix, self.start)
         affine[3] = (0, 0, 0, 1)
         return Volume(np.broadcast_to(np.uint8(0), self.shape), affine)
 
@@ -136,7 +135,7 @@ class Layer:
         low, _ = _extent(self.image)
         if self._first is not None:
             return places + (self._first - low)[::-1, None]
-        between = np.linalg.inv(_image_matrix(self.image)) @ self.grid.matrix
+        between = np.linalg.inv(filled_matrix(self.image.GetImageToWorldMatrix)) @ self.grid.matrix
         ijk = places[::-1] + np.array(self.grid.start)[:, None]
         ijk = between[:3, :3] @ ijk + between[:3, 3:]
         return (np.floor(ijk + 0.5).astype(np.intp) - low[:, None])[::-1]
@@ -237,20 +236,10 @@ def _empty_labelmap(segment, grid: Grid):
     return image
 
 
-def _image_matrix(image) -> np.ndarray:
-    import vtk
-
-    matrix = vtk.vtkMatrix4x4()
-    image.GetImageToWorldMatrix(matrix)
-    return array_from_matrix(matrix)
-
-
 def _set_geometry(image, grid: Grid) -> None:
-    import vtk
+    import slicer
 
-    matrix = vtk.vtkMatrix4x4()
-    matrix.DeepCopy(grid.matrix.reshape(-1).tolist())
-    image.SetImageToWorldMatrix(matrix)
+    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(grid.matrix))
     high = np.array(grid.start) + np.array(grid.shape[::-1]) - 1
     image.SetExtent(*[int(edge) for ends in zip(grid.start, high, strict=True) for edge in ends])
 
@@ -263,7 +252,7 @@ def _extent(image) -> tuple[np.ndarray, np.ndarray]:
 
 def _first_voxel(image, grid: Grid) -> np.ndarray | None:
     """Index (i, j, k) of the grid's first voxel in the labelmap's counting; None when their lattices differ."""
-    between = np.linalg.inv(_image_matrix(image)) @ grid.matrix
+    between = np.linalg.inv(filled_matrix(image.GetImageToWorldMatrix)) @ grid.matrix
     offset = between[:3, 3] + between[:3, :3] @ np.array(grid.start)
     first = np.round(offset)
     drift = np.abs(between[:3, :3] - np.eye(3)) @ np.array(grid.shape[::-1])
