@@ -146,6 +146,17 @@ def number_of_slices(volume: Volume, orientation: str) -> int:
     return volume.shape[2 - view_axes(volume, orientation)[2]]
 
 
+def slice_range(volume: Volume, orientation: str, first: int | None = None, last: int | None = None) -> range:
+    """Indices of the aligned planes from `first` to `last`, by default all. UserError when there are no such ones."""
+    count = number_of_slices(volume, orientation)
+    first, last = 0 if first is None else first, count - 1 if last is None else last
+    if not 0 <= first <= last < count:
+        raise UserError(
+            f"The slice range {first} to {last} does not fit: there are {orientation} slices 0 to {count - 1}."
+        )
+    return range(first, last + 1)
+
+
 def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
     """The volume's own slice number `index` (from 0, along the volume's axis) of that orientation.
 

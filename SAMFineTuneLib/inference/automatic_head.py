@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_extraction import picture, write
-from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, number_of_slices
+from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, slice_range
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.prompts import SegmentPrompts
@@ -55,14 +54,9 @@ def class_slices(
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[SliceClasses]:
     """The classes of each slice from `first` to `last`, slice by slice."""
-    count = number_of_slices(volume, orientation)
-    first, last = 0 if first is None else first, count - 1 if last is None else last
-    if not 0 <= first <= last < count:
-        raise UserError(
-            f"The slice range {first} to {last} does not fit: there are {orientation} slices 0 to {count - 1}."
-        )
-    meter = Meter(last - first + 1, report)
-    for index in range(first, last + 1):
+    indices = slice_range(volume, orientation, first, last)
+    meter = Meter(len(indices), report)
+    for index in indices:
         if cancelled():
             return
         plane = aligned_plane(volume, orientation, index)

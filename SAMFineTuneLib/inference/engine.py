@@ -8,12 +8,14 @@ GPU is only within PyTorch's reach.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, is_out_of_memory
+from SAMFineTuneLib.inference.embedding_cache import Embedding
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
 from SAMFineTuneLib.models.needs import require
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
@@ -21,6 +23,7 @@ from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 DEVICES = ("auto", "cpu", "cuda", "mps", "directml", "coreml")
 PRECISIONS = ("auto", "fp32", "bf16")
 ENGINES = ("auto", "onnx", "torch")
+Result = TypeVar("Result")
 
 
 class Engine(Protocol):
@@ -34,13 +37,13 @@ class Engine(Protocol):
     notices: list[str]
     """Sentences for the user about what was decided on the way, such as a fallback to the CPU."""
 
-    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    def encode(self, image: np.ndarray) -> Embedding:
         """Embed one prepared image (1, C, S, S)."""
         ...
 
     def decode(
         self,
-        embedding: dict[str, np.ndarray],
+        embedding: Embedding,
         point_coords: np.ndarray,
         point_labels: np.ndarray,
         mask_input: np.ndarray,
@@ -54,10 +57,75 @@ class Engine(Protocol):
         """
         ...
 
-
-    def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
+    def decode_classes(self, embedding: Embedding) -> np.ndarray:
         """Logits (1, C, h, w) of the classes that a model finds without a prompt, background first."""
         ...
+
+
+class RuntimeEngine(ABC):
+    """What the engines share: they check that answers are numbers, and go on, with a notice, on the CPU when a GPU runs
+    out of memory. A subclass sets `spec` and `place`, the device it runs on."""
+
+    spec: ModelSpec
+    place: str
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    @abstractmethod
+    def run_encoder(self, image: np.ndarray) -> Embedding:
+        """`encode`, on the device alone."""
+
+    @abstractmethod
+    def run_decoder(self, embedding: Embedding, *prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`decode`, on the device alone; `prompts` in the order in which it has them."""
+
+    @abstractmethod
+    def run_classes(self, embedding: Embedding) -> np.ndarray:
+        """`decode_classes`, on the device alone."""
+
+    @abstractmethod
+    def move_to_cpu(self) -> None:
+        """Free the GPU, and be ready to run on the CPU."""
+
+    def encode(self, image: np.ndarray) -> Embedding:
+        """See `Engine`."""
+        embedding = self.on_cpu_when_out_of_memory(lambda: self.run_encoder(image))
+        require_numbers(embedding.values(), self.spec.id)
+        return embedding
+
+    def decode(
+        self,
+        embedding: Embedding,
+        point_coords: np.ndarray,
+        point_labels: np.ndarray,
+        mask_input: np.ndarray,
+        has_mask_input: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Engine`."""
+        prompts = (point_coords, point_labels, mask_input, has_mask_input)
+        answer = self.on_cpu_when_out_of_memory(lambda: self.run_decoder(embedding, *prompts))
+        require_numbers(answer, self.spec.id)
+        return answer
+
+    def decode_classes(self, embedding: Embedding) -> np.ndarray:
+        """See `Engine`."""
+        logits = self.on_cpu_when_out_of_memory(lambda: self.run_classes(embedding))
+        require_numbers([logits], self.spec.id)
+        return logits
+
+    def on_cpu_when_out_of_memory(self, run: Callable[[], Result]) -> Result:
+        """What `run` returns, if need be on the CPU."""
+        try:
+            return run()
+        except Exception as error:  # the runtimes raise classes of their own
+            if self.place == "cpu" or not is_out_of_memory(error):
+                raise
+        # Outside the handler, whose traceback would keep the GPU's tensors alive.
+        self.notices.append(f"The GPU ran out of memory; '{self.spec.id}' goes on, slower, on the CPU.")
+        self.place = "cpu"
+        self.move_to_cpu()
+        return run()
 
 
 def require_numbers(arrays: Iterable[np.ndarray], model_id: str) -> None:

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import (
     IntensityWindow,
     SlicePlane,
     Volume,
     aligned_plane,
-    number_of_slices,
     picture,
     write,
 )
 from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.images.slice_plane import slice_range
 from SAMFineTuneLib.inference.input_crop import View, bounding_box
 from SAMFineTuneLib.inference.mask_shapes import interpolate, overlap, pieces, stability_score
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
@@ -157,13 +156,8 @@ def everything(
 ) -> Iterator[SliceMasks]:
     """The masks of each slice from `first` to `last`, slice by slice; hand them to `link` for 3-D objects."""
     settings = settings or EverythingSettings()
-    count = number_of_slices(volume, orientation)
-    first, last = 0 if first is None else first, count - 1 if last is None else last
-    if not 0 <= first <= last < count:
-        raise UserError(
-            f"The slice range {first} to {last} does not fit: there are {orientation} slices 0 to {count - 1}."
-        )
-    return _slices(predictor, volume, window, orientation, settings, range(first, last + 1), progress, cancelled)
+    indices = slice_range(volume, orientation, first, last)
+    return _slices(predictor, volume, window, orientation, settings, indices, progress, cancelled)
 
 
 def _slices(predictor, volume, window, orientation, settings, indices, progress, cancelled) -> Iterator[SliceMasks]:

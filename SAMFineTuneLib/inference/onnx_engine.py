@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import sha256_of
-from SAMFineTuneLib.inference.engine import require_numbers
+from SAMFineTuneLib.inference.engine import Embedding, RuntimeEngine
 from SAMFineTuneLib.models.spec import ModelFolder
 
 _PROVIDERS = {  # in the order in which "auto" tries them; CoreML only when asked, for it rejects parts of SAM
@@ -29,8 +28,6 @@ _HOW_TO_GET = {
     "coreml": "it comes with onnxruntime on a Mac only",
     "mps": "on a Mac, choose the device coreml",
 }
-_OUT_OF_MEMORY = ("out of memory", "failed to allocate", "cudaerrormemoryallocation", "e_outofmemory")
-Result = TypeVar("Result")
 
 
 def available_devices() -> list[str]:
@@ -39,69 +36,47 @@ def available_devices() -> list[str]:
     return [device for device, provider in _PROVIDERS.items() if provider in providers]
 
 
-class OnnxEngine:
-    """See `engine.Engine`. Falls back to the CPU, with a notice, when a GPU is missing or out of memory."""
+class OnnxEngine(RuntimeEngine):
+    """See `engine.Engine`. Falls back to the CPU when no GPU can be used, unless one was asked for."""
 
     def __init__(self, model: ModelFolder, device: str = "auto", threads: int | None = None):
+        super().__init__()
         self.spec = model.spec
         self._model = model
         self._threads = threads
-        self.notices: list[str] = []
         parts = ("encoder", "decoder", *(("classes",) if model.has("classes") else ()))
         self._files = {part: model.file(part) for part in parts}
         digests = {part: self._digest_of(path) for part, path in self._files.items()}
         self.digest = hashlib.sha256(f"onnx|{'|'.join(digests.values())}".encode()).hexdigest()
         self.embedding_digest = hashlib.sha256(f"onnx|{digests['encoder']}".encode()).hexdigest()
         self._asked = device
-        self._place = self._choose(device, model.spec.id)
-        self._on_cpu_when_out_of_memory(self._open)
+        self.place = self._choose(device, model.spec.id)
+        self.on_cpu_when_out_of_memory(self._open)
 
     @property
     def decodes_at_once(self) -> bool:
         """One decoding does not keep the cores of a processor busy."""
-        return self._place == "cpu" and self._threads != 1
+        return self.place == "cpu" and self._threads != 1
 
-    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        def run() -> dict[str, np.ndarray]:
-            names = [output.name for output in self._encoder.get_outputs()]
-            return dict(zip(names, self._encoder.run(names, {"image": image}), strict=True))
+    def run_encoder(self, image: np.ndarray) -> Embedding:
+        names = [output.name for output in self._encoder.get_outputs()]
+        return dict(zip(names, self._encoder.run(names, {"image": image}), strict=True))
 
-        embedding = self._on_cpu_when_out_of_memory(run)
-        require_numbers(embedding.values(), self.spec.id)
-        return embedding
+    def run_decoder(self, embedding: Embedding, *prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inputs = embedding | dict(zip(_PROMPTS, prompts, strict=True))
+        logits, scores = self._decoder.run(["low_res_masks", "iou_predictions"], inputs)
+        return logits, scores
 
-    def decode(
-        self,
-        embedding: dict[str, np.ndarray],
-        point_coords: np.ndarray,
-        point_labels: np.ndarray,
-        mask_input: np.ndarray,
-        has_mask_input: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        inputs = {
-            **embedding,
-            "point_coords": point_coords,
-            "point_labels": point_labels,
-            "mask_input": mask_input,
-            "has_mask_input": has_mask_input,
-        }
+    def run_classes(self, embedding: Embedding) -> np.ndarray:
+        if self._classes is not None:
+            return self._classes.run(["class_logits"], dict(embedding))[0]
+        # finetune-SAM's: the mask tokens are the classes, after one that is never read.
+        size = self.spec.low_res_size
+        nothing = ((1, 0, 2), (1, 0), (1, 1, size, size), (1,))
+        return self.run_decoder(embedding, *(np.zeros(shape, np.float32) for shape in nothing))[0][:, 1:]
 
-        def run() -> tuple[np.ndarray, np.ndarray]:
-            logits, scores = self._decoder.run(["low_res_masks", "iou_predictions"], inputs)
-            return logits, scores
-
-        answer = self._on_cpu_when_out_of_memory(run)
-        require_numbers(answer, self.spec.id)
-        return answer
-
-    def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
-        if self._classes is None:  # finetune-SAM's: the mask tokens are the classes, after one that is never read
-            size = self.spec.low_res_size
-            nothing = ((1, 0, 2), (1, 0), (1, 1, size, size), (1,))
-            return self.decode(embedding, *(np.zeros(shape, np.float32) for shape in nothing))[0][:, 1:]
-        logits = self._on_cpu_when_out_of_memory(lambda: self._classes.run(["class_logits"], dict(embedding))[0])
-        require_numbers([logits], self.spec.id)
-        return logits
+    def move_to_cpu(self) -> None:
+        self._open()
 
     def _digest_of(self, path: Path) -> str:
         return self.spec.sha256.get(path.name) or sha256_of(path)
@@ -121,7 +96,7 @@ class OnnxEngine:
         return device
 
     def _open(self) -> None:
-        name, _, number = self._place.partition(":")
+        name, _, number = self.place.partition(":")
         provider = _PROVIDERS[name]
         chosen = [(provider, {"device_id": number} if number else {})]
         if name != "cpu":
@@ -136,7 +111,7 @@ class OnnxEngine:
                     f"ONNX Runtime found no GPU or no driver that it can use for '{self._asked}': install or update "
                     "the driver, give another number if there are several GPUs, or choose the device cpu."
                 )
-            self._place = name = "cpu"
+            self.place = name = "cpu"
         precision = self._encoder.get_modelmeta().custom_metadata_map.get("precision", "fp32")
         self.device = f"{name.upper()} (ONNX Runtime, {precision})"
 
@@ -150,7 +125,7 @@ class OnnxEngine:
         try:
             return runtime.InferenceSession(str(self._files[part]), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises classes of its own, some private
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             self._model.verify()  # says so, if a file is missing or damaged
             raise UserError(
@@ -182,21 +157,6 @@ class OnnxEngine:
                 f"encoder.onnx and decoder.onnx of model {spec.id!r} do not belong together: the decoder needs "
                 f"{', '.join(sorted(missing))}; export or import the model again."
             )
-
-    def _on_cpu_when_out_of_memory(self, run: Callable[[], Result]) -> Result:
-        try:
-            return run()
-        except Exception as error:
-            if self._place == "cpu" or not _is_out_of_memory(error):
-                raise
-        self.notices.append(f"The GPU ran out of memory; '{self.spec.id}' goes on, slower, on the CPU.")
-        self._place = "cpu"
-        self._open()
-        return run()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 
 def _runtime() -> Any:

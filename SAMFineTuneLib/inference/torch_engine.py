@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
-from SAMFineTuneLib.inference.engine import require_numbers
+from SAMFineTuneLib.inference.engine import Embedding, RuntimeEngine
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, tuned_spec
 from SAMFineTuneLib.models.needs import require
 from SAMFineTuneLib.models.spec import ModelFolder
 
-Result = TypeVar("Result")
 
-
-class TorchEngine:
+class TorchEngine(RuntimeEngine):
     """See `engine.Engine`. The decoder always runs in fp32; `precision` is that of the encoder.
 
     On `auto` the encoder runs in bf16 on a CUDA GPU that has it and in fp32 elsewhere: on a CPU bf16 is faster
-    for large models but changes masks slightly, so it waits to be asked for. Falls back to the CPU, with a
-    notice, when the GPU runs out of memory.
+    for large models but changes masks slightly, so it waits to be asked for.
     """
 
     def __init__(
@@ -34,18 +30,18 @@ class TorchEngine:
         adapter: AdapterFolder | None = None,
         threads: int | None = None,
     ):
+        super().__init__()
         weights = model.file("weights")
         self._torch = require(f"The model {model.spec.id!r}, of a checkpoint,", "torch")
         if threads is not None:
             self._torch.set_num_threads(threads)  # of the whole process: PyTorch has no other
         self.spec = tuned_spec(model.spec, adapter) if adapter is not None else model.spec
         self._adapter = adapter
-        self.notices: list[str] = []
         self._weights = self.spec.sha256.get(weights.name) or sha256_of(weights)
         self._model = model
-        self._place, self._precision = self._choose(device, precision)
+        self.place, self._precision = self._choose(device, precision)
         self._network = None
-        self._on_cpu_when_out_of_memory(self._load)
+        self.on_cpu_when_out_of_memory(self._load)
 
     @property
     def digest(self) -> str:
@@ -61,47 +57,26 @@ class TorchEngine:
 
     @property
     def device(self) -> str:
-        return f"{self._place.upper()} (PyTorch, {self._precision})"
+        return f"{self.place.upper()} (PyTorch, {self._precision})"
 
-    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        def run() -> dict[str, np.ndarray]:
-            embedding = self._network.encode(self._tensor(image))
-            return {name: tensor.cpu().numpy() for name, tensor in embedding.items()}
+    def run_encoder(self, image: np.ndarray) -> Embedding:
+        embedding = self._network.encode(self._tensor(image))
+        return {name: tensor.cpu().numpy() for name, tensor in embedding.items()}
 
-        embedding = self._on_cpu_when_out_of_memory(run)
-        require_numbers(embedding.values(), self.spec.id)
-        return embedding
+    def run_decoder(self, embedding: Embedding, *prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits, scores = self._network.decode(self._tensors(embedding), *map(self._tensor, prompts))
+        return logits.cpu().numpy(), scores.cpu().numpy()
 
-    def decode(
-        self,
-        embedding: dict[str, np.ndarray],
-        point_coords: np.ndarray,
-        point_labels: np.ndarray,
-        mask_input: np.ndarray,
-        has_mask_input: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        def run() -> tuple[np.ndarray, np.ndarray]:
-            logits, scores = self._network.decode(
-                {name: self._tensor(array) for name, array in embedding.items()},
-                self._tensor(point_coords),
-                self._tensor(point_labels),
-                self._tensor(mask_input),
-                self._tensor(has_mask_input),
-            )
-            return logits.cpu().numpy(), scores.cpu().numpy()
+    def run_classes(self, embedding: Embedding) -> np.ndarray:
+        return self._network.decode_classes(self._tensors(embedding)).cpu().numpy()
 
-        answer = self._on_cpu_when_out_of_memory(run)
-        require_numbers(answer, self.spec.id)
-        return answer
+    def move_to_cpu(self) -> None:
+        self._precision, self._network = "fp32", None
+        self._torch.cuda.empty_cache()
+        self._load()
 
-    def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
-        def run() -> np.ndarray:
-            tensors = {name: self._tensor(array) for name, array in embedding.items()}
-            return self._network.decode_classes(tensors).cpu().numpy()
-
-        logits = self._on_cpu_when_out_of_memory(run)
-        require_numbers([logits], self.spec.id)
-        return logits
+    def _tensors(self, embedding: Embedding) -> dict[str, Any]:
+        return {name: self._tensor(array) for name, array in embedding.items()}
 
     def _tensor(self, array: np.ndarray) -> Any:
         if not array.flags.writeable:  # cached embeddings are read-only, which torch warns about
@@ -112,7 +87,7 @@ class TorchEngine:
         from SAMFineTuneLib.models.load import load_torch_model
 
         dtype = self._torch.bfloat16 if self._precision == "bf16" else self._torch.float32
-        self._network = load_torch_model(self._model, self._place, dtype, self._adapter)
+        self._network = load_torch_model(self._model, self.place, dtype, self._adapter)
 
     def _choose(self, device: str, precision: str) -> tuple[str, str]:
         torch = self._torch
@@ -130,16 +105,3 @@ class TorchEngine:
         if precision == "auto":
             precision = "bf16" if name == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         return device, precision
-
-    def _on_cpu_when_out_of_memory(self, run: Callable[[], Result]) -> Result:
-        try:
-            return run()
-        except RuntimeError as error:  # what CUDA and MPS raise for it is one
-            if self._place == "cpu" or "out of memory" not in str(error).lower():
-                raise
-        # Outside the handler, whose traceback would keep the GPU's tensors alive.
-        self.notices.append(f"The GPU ran out of memory; '{self.spec.id}' goes on, slower, on the CPU.")
-        self._place, self._precision, self._network = "cpu", "fp32", None
-        self._torch.cuda.empty_cache()
-        self._load()
-        return run()
