@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,19 @@ from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.images.slice_plane import require_voxels
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics, segment_statistics
-from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt, Prompt, PromptSet, prompt_planes, read_prompts
+from SAMFineTuneLib.prompts import (
+    BoxPrompt,
+    PointPrompt,
+    Prompt,
+    PromptSet,
+    SegmentPrompts,
+    prompt_planes,
+    read_prompts,
+    segment_color,
+)
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.doubts import (
+    doubt_about_answer,
     doubts_about_adapter,
     doubts_about_placing,
     doubts_about_points,
@@ -38,6 +49,7 @@ from SAMFineTuneLib.session.session import Session
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.session.state import State
 
 Position = Sequence[float]
 
@@ -69,7 +81,7 @@ class Segmenter:
         *,
         affine: np.ndarray | None = None,
         series: str | None = None,
-        window: str | tuple[float, float] | IntensityWindow | None = None,
+        window: str | Sequence[float] | IntensityWindow | None = None,
         model: str | None = None,
         adapter: str | None = None,
         device: str = "auto",
@@ -77,10 +89,10 @@ class Segmenter:
         tell: Callable[[str], None] | None = None,
     ) -> None:
         self.volume: Volume = as_volume(image, affine, series)
-        if isinstance(window, tuple):
-            window = IntensityWindow(*window)
-        if not isinstance(window, IntensityWindow):
+        if window is None or isinstance(window, str):
             window = choose_window(self.volume, window)
+        elif not isinstance(window, IntensityWindow):
+            window = IntensityWindow(*window, "as given")
         self.session = Session(self.volume, None, window, immediate=False)
         self._model, self._adapter, self._device, self._predictor = model, adapter, device, predictor
         self._recipe: dict[str, Any] = {}
@@ -89,6 +101,8 @@ class Segmenter:
 
             self._recipe = AdapterStore().find(adapter).card.recipe
         self._tell = tell or _warn
+        self._judged: State | None = None
+        self._told: set[str] = set()
         for sentence in (*doubts_about_voxels(self.volume), *doubts_about_adapter(self.volume, self._recipe)):
             self._tell(sentence)
 
@@ -123,28 +137,50 @@ class Segmenter:
 
     def prompt(self, prompt: Prompt, label: str = "Segment 1", view: str | SlicePlane = "axial") -> Segmenter:
         """Place any prompt (see `SAMFineTuneLib.prompts`) on the slices of an orientation, or on an oblique plane."""
-        info = self._info(label) or self.session.add_segment(label)
-        number = self.session.add_prompt(info.value, prompt, view)
-        placed = next(one for one in self.session.prompts if one.id == number)
-        for sentence in doubts_about_placing(self.volume, placed):
-            self._tell(sentence)
-        return self
+        return self.prompts(PromptSet((SegmentPrompts(label, prompts=(prompt,)),)), view)
 
-    def prompts(self, prompts: PromptSet | str | Path) -> Segmenter:
-        """Place a whole set of prompts, or those of a file (.json, .mrk.json, .fcsv)."""
+    def prompts(self, prompts: PromptSet | str | Path, view: str | SlicePlane | None = None) -> Segmenter:
+        """Place a whole set of prompts, or those of a file (.json, .mrk.json, .fcsv): all of them, or none.
+
+        Args:
+            prompts: segments that have a name which is here already get more prompts.
+            view: an orientation, or an oblique plane, to place them on; default: what the set says.
+
+        Raises:
+            UserError: for a file that cannot be read, or a prompt that does not lie on the volume.
+        """
         if not isinstance(prompts, PromptSet):
             prompts = read_prompts(prompts, self.volume)
-        oblique = prompt_planes(self.volume, prompts)
-        for segment in prompts.segments:
-            if self._info(segment.name) is None:
-                self.session.add_segment(segment.name, segment.value, segment.color)
-            for prompt in segment.prompts:
-                self.prompt(prompt, segment.name, oblique[0] if oblique else prompts.orientation)
+        if view is None:
+            oblique = prompt_planes(self.volume, prompts)
+            view = oblique[0] if oblique else prompts.orientation
+        steps = 0
+        try:
+            for segment in prompts.segments:
+                info = self._info(segment.name)
+                if info is None:
+                    info = self._add_segment(segment)
+                    steps += 1
+                for prompt in segment.prompts:
+                    number = self.session.add_prompt(info.value, prompt, view)
+                    steps += 1
+                    placed = next(one for one in self.session.prompts if one.id == number)
+                    for sentence in doubts_about_placing(self.volume, placed):
+                        self._tell(sentence)
+        except UserError:
+            for _ in range(steps):
+                self.session.undo()
+            raise
         return self
 
     def undo(self) -> Segmenter:
         """Take back the last step: a prompt, a segment, a propagation."""
         self.session.undo()
+        return self
+
+    def redo(self) -> Segmenter:
+        """Do again what was undone last."""
+        self.session.redo()
         return self
 
     def check_prompts(self, propagating: bool = False) -> None:
@@ -161,8 +197,7 @@ class Segmenter:
                     f"Segment {names[value]} has only negative points on {task.plane}: add a positive point or a box "
                     "there."
                 )
-        for sentence in doubts_about_points(self.volume, self.session.window, self.session.state):
-            self._tell(sentence)
+        self._tell_once(doubts_about_points(self.volume, self.session.window, self.session.state))
 
     # ---- answers
 
@@ -176,8 +211,10 @@ class Segmenter:
         return self._predictor
 
     def use(self, predictor: Predictor) -> Segmenter:
-        """Answer with an open model."""
+        """Answer with another model, that is open already."""
         self._predictor = predictor
+        if self.session.predictor is not None:
+            self.session.set_model(predictor)
         return self
 
     @property
@@ -208,8 +245,10 @@ class Segmenter:
             progress: called with the number of slices that are done, and of all.
 
         Raises:
-            UserError: where a segment has no mask to start from, or propagation fails.
+            UserError: where there is nothing to start from, or propagation fails.
         """
+        if not self.segments:
+            raise UserError("There is nothing to propagate yet; place a point or a box first.")
         session = self._answering()
         for info in session.segments if label is None else [self._existing(label)]:
             if label is None and not any(session.mask(info.value, plane).any() for plane in session.planes(info.value)):
@@ -246,7 +285,9 @@ class Segmenter:
     @property
     def labelmap(self) -> np.ndarray:
         """All segments, uint8 or uint16 [k, j, i], 0 where there is none."""
-        return self._answering().labelmap()
+        labelmap = self._answering().labelmap()
+        self._judge()
+        return labelmap
 
     def mask(self, label: str | None = None) -> np.ndarray:
         """One segment, bool [k, j, i]; without a name the only one."""
@@ -267,6 +308,9 @@ class Segmenter:
             overwrite: replace a file that is there.
         """
         path = Path(path).expanduser()
+        if path.exists() and self.volume.source is not None:
+            if any(path.samefile(file) for file in self.volume.source.files if file.exists()):
+                raise UserError(f"“{path}” is a file that was read, and those are never overwritten; choose another.")
         if path.exists() and not overwrite:
             raise UserError(f"“{path}” exists already: choose another name, or pass overwrite=True.")
         for note in write_labelmap(path, self.labelmap, self.volume, self.segments):
@@ -316,12 +360,31 @@ class Segmenter:
         return self.slice_image()._repr_png_()
 
     def __repr__(self) -> str:
-        size = "×".join(str(n) for n in reversed(self.volume.shape))
-        spacing = "×".join(f"{mm:.3g}" for mm in self.volume.spacing)
         names = ", ".join(info.name for info in self.segments) or "no segments yet"
-        return f"<Segmenter: {self.volume.modality or 'volume'} of {size} voxels, {spacing} mm; {names}>"
+        return f"<Segmenter: {self.volume!s}; {names}>"
 
     # ---- inside
+
+    def _judge(self) -> None:
+        """Tell, once for every change, what may be wrong with prompts and answers."""
+        session, state = self.session, self.session.state
+        if state is self._judged:
+            return
+        self._judged = state
+        told = doubts_about_points(self.volume, session.window, state)
+        scores = self.scores
+        for info in session.segments:
+            if not any(session.mask(info.value, plane).any() for plane in session.planes(info.value)):
+                told.append(f"Nothing was found for {info.name}: check prompts and window, or add a point.")
+            elif info.value in scores and (doubt := doubt_about_answer(info.name, scores[info.value])):
+                told.append(doubt)
+        self._tell_once(told)
+
+    def _tell_once(self, sentences: Iterable[str]) -> None:
+        for sentence in sentences:
+            if sentence not in self._told:
+                self._told.add(sentence)
+                self._tell(sentence)
 
     def _answering(self) -> Session:
         """The session, with its model; UserError where prompts only say what a structure is not."""
@@ -330,7 +393,14 @@ class Segmenter:
         return self.session
 
     def _info(self, label: str) -> SegmentInfo | None:
-        return next((info for info in self.segments if info.name == label), None)
+        return next((info for info in self.segments if info.name == label.strip()), None)
+
+    def _add_segment(self, segment: SegmentPrompts) -> SegmentInfo:
+        """A new segment, with another value and colour where its own belong to a segment that is here."""
+        if segment.value not in {info.value for info in self.segments}:
+            return self.session.add_segment(segment.name, segment.value, segment.color)
+        own_color = segment.color if segment.color != segment_color(segment.value) else None
+        return self.session.add_segment(segment.name, color=own_color)
 
     def _existing(self, label: str) -> SegmentInfo:
         info = self._info(label)
@@ -343,12 +413,22 @@ class Segmenter:
         """Positions in RAS; those in voxels are checked in voxels, so that a complaint is in voxels too."""
         if space not in ("ras", "ijk"):
             raise UserError(f'A space is "ras" (mm) or "ijk" (voxels), not "{space}".')
-        if space == "ras":
-            return [tuple(position) for position in positions]
-        given = np.asarray(positions, dtype=np.float64)
-        require_voxels(self.volume, given, what)
-        return [tuple(position) for position in self.volume.ijk_to_ras(given).tolist()]
+        try:
+            given = np.array([[float(number) for number in position] for position in positions])
+        except (TypeError, ValueError):
+            given = np.full((1, 0), np.nan)
+        if given.shape != (len(positions), 3) or not np.isfinite(given).all():
+            names = "right, anterior, superior in mm" if space == "ras" else "i, j, k in voxels"
+            raise UserError(f"{what} needs three finite numbers a position: {names}.")
+        if space == "ijk":
+            require_voxels(self.volume, given, what)
+            given = self.volume.ijk_to_ras(given)
+        return [tuple(position) for position in given.tolist()]
 
 
 def _warn(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=4)
+    """Warn where the program calls this library, whatever called what inside."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("SAMFineTuneLib"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, stacklevel=level)

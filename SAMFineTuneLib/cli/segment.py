@@ -276,8 +276,6 @@ def _report(
     segmenter: Segmenter, prompted: Mapping[int, list[SlicePlane]], scores: Mapping[int, float], predictor: Predictor
 ) -> list[dict[str, Any]]:
     """Print what was found and how much had to be computed; the same for --json."""
-    from SAMFineTuneLib.session.doubts import doubt_about_answer
-
     facts = []
     session = segmenter.session
     for info, row in zip(segmenter.segments, segmenter.statistics(), strict=True):
@@ -286,10 +284,6 @@ def _report(
         score = scores[info.value]
         print(f"segment     {info.name}: {row.milliliters:.2f} mL on {_slices(filled)}, "
               f"prompted on {_planes(planes)}, predicted IoU {score:.2f}")  # fmt: skip
-        if not filled:
-            console.note(f"nothing was found for {info.name}: check prompts and window, or add a point")
-        elif doubt := doubt_about_answer(info.name, score):
-            console.note(doubt)
         facts.append({"slices": filled, "prompted_slices": len(planes), "predicted_iou": round(float(score), 4)})
     print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
     if predictor.cache.failure is not None:

@@ -15,7 +15,8 @@ def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None =
     """Read or wrap an image.
 
     Args:
-        image: a path, a SimpleITK image, a nibabel image, an array [k, j, i] with its `affine`, or a volume.
+        image: a path, a SimpleITK image, a nibabel image, an array [k, j, i] with its `affine`, or a volume. An array
+            or SimpleITK image of two dimensions is one slice.
         affine: 4 × 4, voxel (i, j, k) to RAS in mm; for an array, and only there.
         series: which DICOM series of a folder; for a path only.
 
@@ -23,17 +24,27 @@ def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None =
         The volume; arrays are not copied.
 
     Raises:
-        UserError: for what is none of these, an array without affine, more or fewer than three dimensions.
+        UserError: for what is none of these, an array without affine, colours, several volumes in one image, and axes
+            that are not perpendicular.
     """
-    is_array = isinstance(image, np.ndarray)
-    if is_array and affine is None:
-        raise UserError("An array needs affine=, the 4 × 4 matrix from voxels (i, j, k) to RAS in mm.")
-    if affine is not None and not is_array:
-        raise UserError("affine= belongs to an array; other images say themselves where they lie.")
     if series is not None and not isinstance(image, str | os.PathLike):
         raise UserError("series= chooses among the DICOM series of a folder; leave it out for other images.")
-    if is_array:
-        return Volume(image, affine)
+    own = _read(image, series)
+    if own is not None:
+        if affine is not None:
+            raise UserError("affine= belongs to an array; other images hold their own geometry.")
+        return own
+    if not hasattr(image, "__array__"):
+        kind = type(image).__name__
+        raise UserError(f"{kind} is not an image: give a path, a SimpleITK or nibabel image, or an array with affine=.")
+    if affine is None:
+        raise UserError("An array needs affine=, the 4 × 4 matrix from voxels (i, j, k) to RAS in mm.")
+    array = np.asarray(image)
+    return _volume(array[None] if array.ndim == 2 else array, affine)
+
+
+def _read(image: Any, series: str | None) -> Volume | None:
+    """The volume of an image that says itself where it lies; None for any other."""
     if isinstance(image, Volume):
         return image
     if isinstance(image, str | os.PathLike):
@@ -45,13 +56,21 @@ def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None =
 
         from SAMFineTuneLib.images.sitk_images import affine_of
 
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise UserError("The SimpleITK image must have three dimensions and one value a voxel; extract one volume.")
-        return Volume(sitk.GetArrayFromImage(image), affine_of(image))
+        if image.GetDimension() not in (2, 3) or image.GetNumberOfComponentsPerPixel() != 1:
+            raise UserError("The SimpleITK image must be one volume with one value a voxel; extract that first.")
+        image = sitk.JoinSeries(image) if image.GetDimension() == 2 else image
+        return _volume(sitk.GetArrayFromImage(image), affine_of(image))
     if hasattr(image, "dataobj") and hasattr(image, "affine"):  # nibabel
-        if len(image.shape) != 3:
-            raise UserError(f"The nibabel image has the shape {image.shape}; take one volume of it, with three axes.")
-        return Volume(np.asanyarray(image.dataobj).T, image.affine)
-    raise UserError(
-        f"{type(image).__name__} is not an image: give a path, a SimpleITK or nibabel image, or an array with affine=."
-    )
+        shape = tuple(image.shape)
+        if len(shape) < 3 or any(length > 1 for length in shape[3:]):
+            raise UserError(f"The nibabel image has the shape {shape}; take one volume of it, with three axes.")
+        return _volume(np.asanyarray(image.dataobj).reshape(shape[:3]).T, image.affine)
+    return None
+
+
+def _volume(array: np.ndarray, affine: np.ndarray) -> Volume:
+    volume = Volume(array, affine)
+    axes = volume.affine[:3, :3] / volume.spacing
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+        raise UserError("The image's axes are not perpendicular (it is sheared); resample it to a straight grid first.")
+    return volume

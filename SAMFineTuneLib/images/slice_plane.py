@@ -31,7 +31,7 @@ _SLACK = 0.01  # pixels that a grid may fall short: matrices stored in float32 a
 _LARGEST_PICTURE = 4096  # pixels: thick-sliced volumes are not blown up beyond it
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SlicePlane:
     """A grid of square pixels in RAS. Pixel (row 0, column 0) is centred on `origin`; units are mm.
 
@@ -83,6 +83,9 @@ class SlicePlane:
         corners = self.pixel_to_ras([(0, 0), (columns - 1, 0), (0, rows - 1), (columns - 1, rows - 1)])[:, axis]
         ends = dict.fromkeys(f"{end + 0.0:.1f}" for end in np.round([corners.min(), corners.max()], 1))
         return f"{self.orientation} slice {self.index} ({'RAS'[axis]} {' to '.join(ends)} mm)"
+
+    def __repr__(self) -> str:
+        return f"<SlicePlane: {self}>"
 
     def to_dict(self) -> dict:
         """Plain values for JSON; `from_dict` gives an identical plane."""

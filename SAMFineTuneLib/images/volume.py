@@ -59,7 +59,7 @@ class SeriesInfo:
         return f"{self.number}: {modality}, “{description}”, {size} voxels of {spacing} mm, {files}, {uid}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """Voxels `array` [k, j, i] (slice, row, column) and `affine` (4×4 float64): voxel (i, j, k, 1) → RAS mm.
 
@@ -92,6 +92,16 @@ class Volume:
         affine.flags.writeable = False
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "affine", affine)
+
+    def __str__(self) -> str:
+        """ "CT of 512 × 512 × 20 voxels, 0.977 × 0.977 × 2 mm"."""
+        size = " × ".join(str(n) for n in reversed(self.shape))
+        spacing = " × ".join(f"{mm:.3g}" for mm in self.spacing)
+        return f"{self.modality or 'volume'} of {size} voxels, {spacing} mm"
+
+    def __repr__(self) -> str:
+        """Short, and without the names of files."""
+        return f"<Volume: {self}>"
 
     @property
     def shape(self) -> tuple[int, int, int]:

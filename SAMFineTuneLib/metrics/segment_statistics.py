@@ -60,7 +60,7 @@ def segment_statistics(
             measured.append(SegmentStatistics(info.name, info.value, 0, 0.0))
             continue
         values = volume.array[where].astype(np.float64)
-        extent = [(np.ptp(where[2 - axis]) + 1) * float(volume.spacing[axis]) for axis in axes]
+        extent = [float(np.ptp(where[2 - axis]) + 1) * float(volume.spacing[axis]) for axis in axes]
         measured.append(
             SegmentStatistics(
                 info.name, info.value, count, count * milliliters,

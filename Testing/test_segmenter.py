@@ -1,0 +1,232 @@
+"""`Segmenter`: what a Python program gives it, what it gives back, and what it says."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from SAMFineTuneLib import Segmenter
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import Volume, body_phantom, read_volume
+from SAMFineTuneLib.images.sitk_images import to_sitk
+from SAMFineTuneLib.inference.open_predictor import open_predictor
+from SAMFineTuneLib.prompts import PointPrompt, PromptSet, ScribblePrompt, SegmentPrompts, write_prompts
+
+
+@pytest.fixture(scope="module")
+def body():
+    return body_phantom(shape=(12, 128, 128), spacing=(2.8, 2.8, 8.0))
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return open_predictor(device="cpu", disk_cache=False)
+
+
+@pytest.fixture(scope="module")
+def liver(body):
+    """The true mask, and two corners of a box round it on its largest slice, as (i, j, k)."""
+    _, labels, names = body
+    mask = labels == next(value for value, name in names.items() if name == "liver")
+    k = int(mask.sum(axis=(1, 2)).argmax())
+    rows, columns = mask[k].nonzero()
+    return mask, (columns.min(), rows.min(), k), (columns.max(), rows.max(), k)
+
+
+def dice(a, b):
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def test_a_box_becomes_a_mask_that_propagates_and_is_saved(body, predictor, liver, tmp_path):
+    volume, _, _ = body
+    truth, low, high = liver
+    scan = Segmenter(volume, predictor=predictor).box(low, high, "Liver", space="ijk")
+    one = scan.mask("Liver")
+    assert one.dtype == bool and one.shape == volume.shape and set(one.nonzero()[0]) == {low[2]}
+    assert dice(one[low[2]], truth[low[2]]) > 0.85
+    scan.propagate("Liver")
+    assert dice(scan.mask(), truth) > dice(one, truth)
+    path = scan.save(tmp_path / "liver.nii.gz")
+    written = nibabel.load(path)
+    assert np.allclose(written.affine, volume.affine, atol=1e-3)
+    assert np.array_equal(np.asarray(written.dataobj).T == 1, scan.mask())
+    with pytest.raises(UserError, match="overwrite=True"):
+        scan.save(path)
+    scan.undo()
+    assert np.array_equal(scan.mask(), one)
+    assert scan.redo().mask().sum() > one.sum()
+
+
+def images_of(volume: Volume, tmp_path) -> dict:
+    """The same voxels at the same place in every form that a program may have them."""
+    nifti = nibabel.Nifti1Image(volume.array.T, volume.affine)
+    path = tmp_path / "scan.nii.gz"
+    nibabel.save(nifti, path)
+    return {
+        "array": (volume.array, volume.affine),
+        "not contiguous": (np.asfortranarray(volume.array), volume.affine),
+        "SimpleITK": (to_sitk(volume.array, volume.affine), None),
+        "nibabel": (nifti, None),
+        "one time point": (nibabel.Nifti1Image(volume.array.T[..., None], volume.affine), None),
+        "nibabel file": (nibabel.load(path), None),
+        "path": (path, None),
+        "text": (str(path), None),
+    }
+
+
+def test_every_form_of_an_image_gives_the_same_volume(body, tmp_path):
+    volume, _, _ = body
+    for form, (image, affine) in images_of(volume, tmp_path).items():
+        scan = Segmenter(image, affine=affine)
+        assert np.array_equal(scan.volume.array, volume.array), form
+        assert np.allclose(scan.volume.affine, volume.affine, atol=1e-3), form
+
+
+def test_millimetres_and_voxels_of_a_tilted_flipped_volume_are_the_same_place(body, predictor, liver):
+    volume, _, _ = body
+    truth, low, high = liver
+    flipped = Volume(volume.array[::-1, :, ::-1], volume.affine @ np.array(
+        [[-1, 0, 0, volume.shape[2] - 1], [0, 1, 0, 0], [0, 0, -1, volume.shape[0] - 1], [0, 0, 0, 1.0]]
+    ))  # fmt: skip
+    corners = volume.ijk_to_ras([low, high])
+    first = Segmenter(volume, predictor=predictor).box(low, high, space="ijk").mask()
+    other = Segmenter(flipped, predictor=predictor).box(*corners).mask()
+    assert dice(first, other[::-1, :, ::-1]) > 0.98
+    assert dice(other[::-1, :, ::-1][low[2]], truth[low[2]]) > 0.85
+
+
+def sheared(volume):
+    affine = np.array(volume.affine)
+    affine[:3, 1] += 0.3 * affine[:3, 0]
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "words"),
+    [
+        (lambda v: v.array, {}, "affine="),
+        (lambda v: nibabel.Nifti1Image(v.array.T, v.affine), {"affine": np.eye(4)}, "affine="),
+        (lambda v: v, {"affine": np.eye(4)}, "affine="),
+        (lambda v: object(), {}, "not an image"),
+        (lambda v: None, {}, "not an image"),
+        (lambda v: v, {"series": "1"}, "series="),
+        (lambda v: "nowhere.nii", {}, "does not exist"),
+        (lambda v: v.array[0, 0], {"affine": np.eye(4)}, "three non-empty dimensions"),
+        (lambda v: v.array, {"affine": np.zeros((4, 4))}, "."),
+        (lambda v: v.array, {"affine": sheared}, "sheared"),
+        (lambda v: nibabel.Nifti1Image(np.zeros((4, 4, 4, 2)), np.eye(4)), {}, "one volume"),
+        (lambda v: sitk.Image([4, 4, 4], sitk.sitkVectorFloat32, 3), {}, "one value a voxel"),
+        (lambda v: v, {"window": "no-such"}, "window"),
+        (lambda v: v, {"window": (10, 10)}, "window"),
+    ],
+)
+def test_what_cannot_be_an_image_is_one_sentence(body, image, options, words):
+    options = {name: value(body[0]) if callable(value) else value for name, value in options.items()}
+    with pytest.raises(UserError, match=words) as told:
+        Segmenter(image(body[0]), **options)
+    assert "\n" not in str(told.value)
+
+
+def test_a_slice_alone_is_a_volume_of_one_slice(body, predictor, liver):
+    volume, _, _ = body
+    truth, low, high = liver
+    k = low[2]
+    scan = Segmenter(volume.array[k], affine=np.diag([-2.8, -2.8, 1, 1]), predictor=predictor)
+    scan.box((*low[:2], 0), (*high[:2], 0), space="ijk")
+    assert dice(scan.mask()[0], truth[k]) > 0.8
+
+
+def test_a_prompt_that_fails_leaves_nothing_behind(body, predictor, tmp_path):
+    scan = Segmenter(body[0], predictor=predictor).point((40, 60, 5), "Kept", space="ijk")
+    before = scan.session.state
+    wrong = [
+        lambda: scan.point((9999, 0, 0), "Lost"),
+        lambda: scan.point((0, 0, 99), "Lost", space="ijk"),
+        lambda: scan.point((1, 2), "Lost"),
+        lambda: scan.point((1, 2), "Lost", space="ijk"),
+        lambda: scan.box((1, 2, 3), (4, 5), "Lost", space="ijk"),
+        lambda: scan.point((1, 2, 3), "Lost", space="lps"),
+        lambda: scan.point((40, 60, 5), " ", space="ijk"),
+        lambda: scan.prompts(PromptSet((
+            SegmentPrompts("A", 7, prompts=(PointPrompt(tuple(body[0].ijk_to_ras((40, 60, 5)))),)),
+            SegmentPrompts("B", 8, prompts=(PointPrompt((9999, 0, 0)),)),
+        ))),
+    ]  # fmt: skip
+    for number, attempt in enumerate(wrong):
+        with pytest.raises(UserError):
+            attempt()
+        assert scan.session.state.same_as(before), number
+    empty = Segmenter(body[0])
+    for attempt in (lambda: scan.mask("Nobody"), empty.propagate, empty.mask):
+        with pytest.raises(UserError):
+            attempt()
+
+
+def test_several_segments_from_calls_and_a_file_keep_their_names(body, predictor, liver, tmp_path):
+    volume, _, _ = body
+    _, low, high = liver
+    write_prompts(tmp_path / "prompts.json", PromptSet((
+        SegmentPrompts("Spine", 1, prompts=(PointPrompt(tuple(volume.ijk_to_ras((64, 90, 6)))),)),
+    )))  # fmt: skip
+    scan = Segmenter(volume, predictor=predictor).box(low, high, "Liver", space="ijk")
+    scan.prompts(tmp_path / "prompts.json")
+    middle = tuple(volume.ijk_to_ras((np.array(low) + high) / 2))
+    scan.prompt(ScribblePrompt((middle, middle)), "Liver")
+    assert [info.name for info in scan.segments] == ["Liver", "Spine"]
+    assert len({info.value for info in scan.segments}) == len({info.color for info in scan.segments}) == 2
+    assert set(np.unique(scan.labelmap)) <= {0, 1, 2}
+    assert [row.segment for row in scan.statistics()] == ["Liver", "Spine"]
+    with pytest.raises(UserError, match="say which"):
+        scan.mask()
+
+
+def test_an_empty_answer_is_told_once(predictor):
+    air = Volume(np.zeros((3, 64, 64), np.float32) + np.arange(3)[:, None, None], np.eye(4))
+    told: list[str] = []
+    scan = Segmenter(air, predictor=predictor, tell=told.append)
+    scan.point((30, 30, 1), "Air", positive=False)
+    assert not scan.mask().any() and not scan.mask().any()
+    assert sum("Nothing was found for Air" in sentence for sentence in told) == 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert not Segmenter(air, predictor=predictor).point((30, 30, 1), positive=False).mask().any()
+    (said,) = [one for one in caught if "Nothing was found" in str(one.message)]
+    assert said.filename == __file__
+
+
+def test_another_model_answers_from_then_on(body, predictor, liver):
+    _, low, high = liver
+    scan = Segmenter(body[0], predictor=predictor).box(low, high, space="ijk")
+    scan.mask()
+    other = open_predictor(device="cpu", disk_cache=False)
+    assert scan.use(other).mask().any() and other.encoder_calls
+
+
+def test_notebooks_show_short_words_and_a_picture(body, predictor, liver):
+    _, low, high = liver
+    scan = Segmenter(body[0], predictor=predictor)
+    without = scan._repr_png_()
+    scan.box(low, high, "Liver", space="ijk")
+    for shown in (scan, scan.volume, scan.busiest_plane()):
+        assert len(repr(shown)) < 120 and "\n" not in repr(shown)
+    assert "Liver" in repr(scan)
+    with Image.open(io.BytesIO(scan._repr_png_())) as with_mask, Image.open(io.BytesIO(without)) as plain:
+        assert with_mask.format == "PNG" and np.ptp(np.asarray(with_mask).astype(int), axis=-1).max() > 50
+        assert np.ptp(np.asarray(plain).astype(int), axis=-1).max() == 0
+
+
+def test_the_file_that_was_read_is_never_overwritten(body, predictor, tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(body[0].array.T, body[0].affine), path)
+    before = path.read_bytes()
+    scan = Segmenter(path, predictor=predictor).point((64, 64, 6), space="ijk")
+    with pytest.raises(UserError, match="was read"):
+        scan.save(path, overwrite=True)
+    assert path.read_bytes() == before
+    assert read_volume(path).shape == body[0].shape
