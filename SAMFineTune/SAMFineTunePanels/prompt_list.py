@@ -122,19 +122,9 @@ class PromptList:
 
 def _row_of(info, session):
     """(number, what, segment's name, slice) of a prompt, for the list."""
-    prompt, view = info.prompt, info.view
-    kind = type(prompt).__name__
-    positive = getattr(prompt, "positive", True)
-    what = {  # as the tools are called
-        "PointPrompt": _("Include") if positive else _("Exclude"),
-        "BoxPrompt": _("Box"),
-        "Box3DPrompt": _("3-D box"),
-        "ScribblePrompt": _("Scribble") if positive else _("Scribble −"),
-        "MaskPrompt": _("Mask"),
-    }.get(kind, kind)
     segment = session.segmentation_node.GetSegmentation().GetSegment(info.segment_id)
     name = segment.GetName() if segment is not None else ""
-    return info.number, what, name, _where(prompt, view, session.volume)
+    return info.number, _(info.prompt.label), name, _where(info.prompt, info.view, session.volume)
 
 
 def _where(prompt, view, volume):
@@ -143,12 +133,9 @@ def _where(prompt, view, volume):
     if not isinstance(view, str):
         return _("oblique")
     name = {"axial": _("axial"), "coronal": _("coronal"), "sagittal": _("sagittal")}.get(view, view)
-    if view not in ORIENTATIONS or volume is None or type(prompt).__name__ == "Box3DPrompt":
+    if view not in ORIENTATIONS or volume is None or not prompt.on_one_slice:
         return name
-    ras = {"PointPrompt": "ras", "BoxPrompt": "corner_a", "ScribblePrompt": "ras"}[type(prompt).__name__]
-    at = getattr(prompt, ras)
-    at = at[0] if type(prompt).__name__ == "ScribblePrompt" else at
     try:
-        return f"{name} {plane_through(volume, view, at).index}"
+        return f"{name} {plane_through(volume, view, prompt.anchor).index}"
     except ValueError:
         return name

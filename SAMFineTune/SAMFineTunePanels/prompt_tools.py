@@ -6,37 +6,44 @@ from slicer.i18n import tr as _
 
 from .qt_helpers import Connections, set_elided
 from .rubber_band import RubberBand
+from .shortcuts import Shortcuts
 from .shown_views import drawing_views
-from .tools import FIRST_TOOL, TOOLS, Shortcuts
 
+FIRST_TOOL = "positive"  # chosen when Slicer starts, so that the first click gives a mask
 _NO_TOOL = _("Choose a tool to point at a structure.")
 _NO_VOLUME = _("Choose a volume first.")
 
 
 class PromptTools:
-    """One tool at a time. Points go through Slicer's own place mode; boxes and strokes are drawn (`rubber_band`)."""
+    """A button for each tool of each kind of prompt, in columns of two; one tool is active at a time.
+
+    Points go through Slicer's own place mode; everything else is drawn (`rubber_band`).
+    """
 
     def __init__(self, host, ui, resource_path, act):
         """Args: act: does what a key means that is not a tool's: `act("undo")`, `act("redo")`."""
+        from SAMFineTuneLib.prompts.prompt_kind import tools
+
         self.host, self.ui = host, ui
         self._act = act
+        self.tools = tools()
         self.chosen = FIRST_TOOL  # by the user: stays so until put away
         self.tool = None  # the active one: at rest without a volume, and while the module is not shown
         self.placed = 0  # by tools, since the panel was made
         self._band = None
         self._connections = Connections()
-        self.buttons = {tool.name: self._button(tool, resource_path) for tool in TOOLS.values()}
+        self.buttons = {tool.name: self._button(tool, resource_path) for tool in self.tools.values()}
         for number, button in enumerate(self.buttons.values()):
             ui.toolsPlace.layout().addWidget(button, number % 2, number // 2)
-        self.shortcuts = Shortcuts(self.act)
+        self.shortcuts = Shortcuts(self.tools.values(), self.act)
         host.drawing = lambda: self._band is not None and self._band.drawing
         host.listen("Turn", self._refresh)
         host.listen("SessionEnded", lambda event: self._forget())
 
     def _button(self, tool, resource_path):
         button = qt.QToolButton(self.ui.toolsPlace)
-        button.text = tool.label
-        button.toolTip = f"{tool.hint} ({tool.key})"
+        button.text = _(tool.label)
+        button.toolTip = f"{_(tool.hint)} ({tool.key})"
         button.setIcon(qt.QIcon(resource_path("Icons/" + tool.icon + ".svg")))
         button.iconSize = qt.QSize(22, 22)
         button.setToolButtonStyle(qt.Qt.ToolButtonTextUnderIcon)
@@ -88,7 +95,7 @@ class PromptTools:
     @property
     def _clicks(self):
         """Whether the active tool goes through Slicer's place mode."""
-        return self.tool is not None and TOOLS[self.tool].gesture == "click"
+        return self.tool is not None and self.tools[self.tool].gesture == "click"
 
     def _activate(self, name):
         session, clicked = self.host.session, self._clicks
@@ -108,7 +115,7 @@ class PromptTools:
     def _show_hint(self):
         session = self.host.session
         if self.tool is not None:
-            hint = TOOLS[self.tool].hint
+            hint = _(self.tools[self.tool].hint)
         else:
             hint = _NO_TOOL if session is not None and session.volume_node is not None else _NO_VOLUME
         set_elided(self.ui.hintLabel, hint)
@@ -136,7 +143,7 @@ class PromptTools:
 
     def _start_band(self):
         self._stop_band()
-        self._band = RubberBand(drawing_views(), TOOLS[self.tool].gesture, self._drawn, self._may_start)
+        self._band = RubberBand(drawing_views(), self.tools[self.tool].gesture, self._drawn, self._may_start)
 
     def _stop_band(self):
         band, self._band = self._band, None
@@ -162,7 +169,7 @@ class PromptTools:
 
     def act(self, action):
         """Do what a key means. A second press of a tool's key puts the tool away."""
-        if action in TOOLS:
+        if action in self.tools:
             self.choose(None if self.tool == action else action)
         elif action != "stop":
             self._act(action)

@@ -1,4 +1,4 @@
-"""Boxes and strokes drawn with the left button in slice views.
+"""Boxes, strokes and loops drawn with the left button in slice views.
 
 Slicer's own interaction keeps working: the events are taken from it only while something is being drawn.
 """
@@ -25,9 +25,9 @@ class DrawingView:
 
 
 class RubberBand:
-    """While it exists, a drag in one of the views draws. `shape` is "box" or "stroke".
+    """While it exists, a drag in one of the views draws. `shape` is "box", "stroke" or "loop".
 
-    `finished(slice_node, ras_points)` gets the two corners of a box, or the points of a stroke.
+    `finished(slice_node, ras_points)` gets the two corners of a box, or the points of a line.
     `may_start(view)` can leave a press to Slicer, for what lies under the mouse.
     """
 
@@ -120,6 +120,8 @@ class RubberBand:
         if self.shape == "box":
             (x0, y0), (x1, y1) = corners[0], corners[-1]
             corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
+        elif self.shape == "loop":
+            corners = [*corners, corners[0]]
         lines.InsertNextCell(len(corners))
         for x, y in corners:
             lines.InsertCellPoint(points.InsertNextPoint(x, y, 0.0))

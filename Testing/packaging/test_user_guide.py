@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from SAMFineTuneLib.prompts.prompt_kind import tools
+
 BUTTONS = {"QPushButton", "QToolButton", "QCheckBox", "QRadioButton", "qMRMLSegmentationShow3DButton"}
 LABELLED = BUTTONS | {"ctkCollapsibleButton"}
 TITLED = {"QGroupBox"}
@@ -43,23 +45,15 @@ def test_everything_in_the_panel_is_in_the_guide(root, guide):
     assert missing == set()
 
 
-def tools(root: Path) -> ast.Module:
-    return ast.parse((root / "SAMFineTune/SAMFineTunePanels/tools.py").read_text(encoding="utf-8"))
-
-
 def test_every_tool_and_every_key_is_in_the_guide(root, guide):
-    rows = [node.args for node in ast.walk(tools(root)) if isinstance(node, ast.Call) and _name(node) == "Tool"]
-    others = next(ast.literal_eval(node.value) for node in tools(root).body
-                  if isinstance(node, ast.Assign) and node.targets[0].id == "OTHER_KEYS")  # fmt: skip
-    assert rows and others
-    for label in (row[1].args[0].value for row in rows):
-        assert f"**{label}**" in guide, label
-    for key in (*(row[3].value for row in rows), *(key for key, _ in others)):
+    module = ast.parse((root / "SAMFineTune/SAMFineTunePanels/shortcuts.py").read_text(encoding="utf-8"))
+    keys = next(ast.literal_eval(node.value) for node in module.body
+                if isinstance(node, ast.Assign) and node.targets[0].id == "KEYS")  # fmt: skip
+    assert keys and tools()
+    for tool in tools().values():
+        assert f"**{tool.label}**" in guide
+    for key in (*(tool.key for tool in tools().values()), *(key for key, _ in keys)):
         assert f"**{key.replace('Escape', 'Esc')}**" in guide, key
-
-
-def _name(call: ast.Call) -> str:
-    return getattr(call.func, "id", "")
 
 
 def sentences(root: Path) -> list[str]:

@@ -1,0 +1,46 @@
+"""Keys that work while the module is shown: those of the tools that place prompts, and a few more.
+
+Slicer's slice views use B, F, G, R, T, V, M, the brackets, braces, arrows and Shift; the main window uses Ctrl with
+F, H, O, S, W, Q and digits; the Segment Editor (not embedded here, so never active at the same time) uses digits, Q,
+Space, Escape, Ctrl+Z and Ctrl+Y. A tool's key has to be free in all of them.
+"""
+
+import qt
+import slicer
+
+KEYS = (("Escape", "stop"), ("Ctrl+Z", "undo"), ("Ctrl+Y", "redo"), ("Ctrl+Shift+Z", "redo"))
+
+
+class Shortcuts:
+    """Keys of the main window between `install` and `remove`. They work over slice views and do not disturb typing."""
+
+    def __init__(self, tools, act):
+        """Args: tools: each with a key and a name; act: `act(name)` of a tool, or of what is in `KEYS`."""
+        self._keys = (*((tool.key, tool.name) for tool in tools), *KEYS)
+        self._act = act
+        self._shortcuts = []
+
+    def install(self):
+        window = slicer.util.mainWindow()
+        if self._shortcuts or window is None:
+            return
+        for key, action in self._keys:
+            shortcut = qt.QShortcut(window)
+            shortcut.setKey(qt.QKeySequence(key))
+            handler = self._handler(action)
+            shortcut.connect("activated()", handler)
+            # When another shortcut has the same key, Qt activates neither, and emits this signal of each in turn.
+            shortcut.connect("activatedAmbiguously()", handler)
+            self._shortcuts.append((shortcut, handler))
+
+    def _handler(self, action):
+        return lambda: self._act(action)
+
+    def remove(self):
+        shortcuts, self._shortcuts = self._shortcuts, []
+        for shortcut, handler in shortcuts:
+            shortcut.disconnect("activated()", handler)
+            shortcut.disconnect("activatedAmbiguously()", handler)
+            shortcut.setEnabled(False)
+            shortcut.setParent(None)
+            shortcut.deleteLater()
