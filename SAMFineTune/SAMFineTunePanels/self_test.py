@@ -310,14 +310,14 @@ class SelfTest:
     def voxels(self, segment_id=None, every=False):
         """bool [k, j, i] of a segment, the selected one by default, on the volume's grid."""
         from SAMFineTuneLib.errors import UserError
-        from SAMFineTuneLib.mrml.segment_export import labelmap_of
+        from SAMFineTuneLib.mrml.segment_export import finished, labelmap_steps
 
         session = self.session
         if session.segmentation_node is None:
             return np.zeros(self.volume.shape, bool)
         ids = None if every else [segment_id or session.current_segment_id]
         try:
-            return labelmap_of(session.segmentation_node, session.volume_node, ids).labels > 0
+            return finished(labelmap_steps(session.segmentation_node, session.volume_node, ids)).labels > 0
         except UserError:
             return np.zeros(self.volume.shape, bool)
 

@@ -12,7 +12,7 @@ from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.prompts.making import planes_of
 from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes
 from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync
-from SAMFineTuneLib.mrml.segment_export import is_empty
+from SAMFineTuneLib.mrml.segments.labelmaps import is_empty
 from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter, WrittenMask
@@ -145,7 +145,7 @@ class Work:
     def _unadopt(self, segment_id: str) -> None:
         """Adopting was undone: the segment goes, unless the user has drawn in it."""
         self.masks.take_back(segment_id)
-        if is_empty(self.nodes.segmentation_node, segment_id):
+        if is_empty(self.table.segmentation.GetSegment(segment_id)):
             self.table.forget(segment_id)
             self._adopted.discard(segment_id)
             self.table.segmentation.RemoveSegment(segment_id)

@@ -3,8 +3,8 @@
 Files are written by `images.write_labelmap`, so they are the same as the command line's. The grid is the volume's
 own, without the transforms it is under: the file lies on the volume's file, and on the DICOM series it came from.
 
-A large segmentation takes a second or more. Whoever must not wait that long takes the steps one by one: `..._steps` are
-generators that yield how far they are, a few milliseconds apart, and return what the plain function does.
+A large segmentation takes a second or more, and the window must not freeze that long: these functions are generators,
+which yield the fraction that is done, a few milliseconds apart. `finished` takes all their steps at once.
 """
 
 from __future__ import annotations
@@ -41,33 +41,6 @@ class Labelmap:
     notes: tuple[str, ...]  # sentences: what a label map cannot hold
 
 
-def labelmap_of(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None) -> Labelmap:
-    """The segments (all without `segment_ids`) as label values from 1, in their order.
-
-    Where segments overlap, the earlier one counts. Raises UserError when there is nothing to export.
-    """
-    return finished(labelmap_steps(segmentation_node, volume_node, segment_ids))
-
-
-def to_labelmap_node(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None, name: str = ""):
-    """A new labelmap node of the segments, under the volume's transform, with their names and colours."""
-    return finished(labelmap_node_steps(segmentation_node, volume_node, segment_ids, name))
-
-
-def export_file(
-    path: str | Path,
-    segmentation_node,
-    volume_node,
-    segment_ids: Sequence[str] | None = None,
-    dicom_files: Sequence[str | Path] = (),
-) -> tuple[str, ...]:
-    """Write segments; the ending chooses the format (see `images.write_labelmap`). Returns sentences to show.
-
-    A DICOM SEG (`.dcm`) needs the files of the series that the volume was loaded from. Raises UserError.
-    """
-    return finished(export_steps(path, segmentation_node, volume_node, segment_ids, dicom_files))()
-
-
 def finished(steps: Steps[Result]) -> Result:
     """What the steps return, all taken at once."""
     while True:
@@ -78,7 +51,11 @@ def finished(steps: Steps[Result]) -> Result:
 
 
 def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None) -> Steps[Labelmap]:
-    """`labelmap_of` in steps. What is edited meanwhile counts, or not yet."""
+    """The segments (all without `segment_ids`) as label values from 1, in their order.
+
+    Where segments overlap, the earlier one counts. What is edited meanwhile counts, or not yet. Raises UserError when
+    there is nothing to export.
+    """
     if volume_node is None or volume_node.GetImageData() is None:
         raise UserError("There is no volume to export onto; choose the one that was segmented.")
     if segmentation_node is None:
@@ -113,7 +90,7 @@ def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | 
 def labelmap_node_steps(
     segmentation_node, volume_node, segment_ids: Sequence[str] | None = None, name: str = ""
 ) -> Steps[object]:
-    """`to_labelmap_node` in steps."""
+    """A new labelmap node of the segments, under the volume's transform, with their names and colours."""
     found = yield from labelmap_steps(segmentation_node, volume_node, segment_ids)
     return _labelmap_node(found, volume_node, name or f"{segmentation_node.GetName()}-label")
 
@@ -125,8 +102,11 @@ def export_steps(
     segment_ids: Sequence[str] | None = None,
     dicom_files: Sequence[str | Path] = (),
 ) -> Steps[Callable[[], tuple[str, ...]]]:
-    """`export_file` in steps, up to the writing itself: that is what the returned function does. It knows no node any
-    more, so it may run in a thread beside the scene; it returns sentences to show, and raises UserError."""
+    """Prepare a file of the segments, whose ending chooses the format (see `images.labelmap_files.write_labelmap`).
+
+    Returns the function that writes it and returns sentences to show. It uses no node, so it may run in a thread beside
+    the scene. A DICOM SEG (`.dcm`) needs the files of the series that the volume was loaded from. Both raise UserError.
+    """
     is_dicom = str(path).lower().endswith(".dcm")
     if is_dicom:
         require_series(dicom_files)
@@ -151,15 +131,6 @@ def require_series(dicom_files: Sequence[str | Path]) -> None:
             f"{len(gone)} of the {len(dicom_files)} files of this volume's DICOM series are no longer where Slicer's "
             "DICOM database says; import the series again, or write .seg.nrrd."
         )
-
-
-def is_empty(segmentation_node, segment_id: str) -> bool:
-    """Whether a segment holds no voxel."""
-    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
-    image = segment.GetRepresentation(BINARY) if segment is not None else None
-    if image is None or image.IsEmpty():
-        return True
-    return not (image_array(image) == segment.GetLabelValue()).any()
 
 
 # ---- inside

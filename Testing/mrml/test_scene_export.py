@@ -13,7 +13,13 @@ slicer = pytest.importorskip("slicer")
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images import read_volume  # noqa: E402
 from SAMFineTuneLib.images.phantom import body_phantom, write_dicom_series  # noqa: E402
-from SAMFineTuneLib.mrml.segment_export import export_file, is_empty, labelmap_of, to_labelmap_node  # noqa: E402
+from SAMFineTuneLib.mrml.segment_export import (  # noqa: E402
+    export_steps,
+    finished,
+    labelmap_node_steps,
+    labelmap_steps,
+)
+from SAMFineTuneLib.mrml.segments.labelmaps import is_empty  # noqa: E402
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def wanted(masks):
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".seg.nrrd"])
 def test_files_lie_on_the_volumes_own_grid(scene_nodes, volume, masks, tmp_path, ending):
     path = tmp_path / f"labels{ending}"
-    assert export_file(path, *scene_nodes) == ()
+    assert finished(export_steps(path, *scene_nodes))() == ()
     if "nii" in ending:
         image = nibabel.load(path)
         array, affine = np.asarray(image.dataobj).T, image.affine
@@ -86,7 +92,7 @@ def test_files_lie_on_the_volumes_own_grid(scene_nodes, volume, masks, tmp_path,
 def test_a_seg_nrrd_says_names_and_colours(scene_nodes, tmp_path):
     scene_nodes[0].GetSegmentation().GetSegment("first").SetName("Leber")
     scene_nodes[0].GetSegmentation().GetSegment("first").SetColor(0.25, 0.5, 0.75)
-    export_file(tmp_path / "x.seg.nrrd", *scene_nodes)
+    finished(export_steps(tmp_path / "x.seg.nrrd", *scene_nodes))()
     image = sitk.ReadImage(str(tmp_path / "x.seg.nrrd"))
     assert image.GetMetaData("Segment0_Name") == "Leber"
     assert np.allclose(list(map(float, image.GetMetaData("Segment0_Color").split())), (0.25, 0.5, 0.75))
@@ -94,7 +100,7 @@ def test_a_seg_nrrd_says_names_and_colours(scene_nodes, tmp_path):
 
 def test_a_labelmap_node_lies_where_the_volume_is(scene_nodes, masks):
     segmentation_node, volume_node = scene_nodes
-    node = to_labelmap_node(segmentation_node, volume_node, ["second"], "out")
+    node = finished(labelmap_node_steps(segmentation_node, volume_node, ["second"], "out"))
     assert node.GetName() == "out" and node.GetParentTransformNode() is volume_node.GetParentTransformNode()
     assert [node.GetIJKToRASDirectionMatrix, node.GetOrigin()][1] == pytest.approx(volume_node.GetOrigin())
     from vtk.util.numpy_support import vtk_to_numpy
@@ -113,11 +119,12 @@ def test_what_overlaps_or_is_empty_is_said(slicer_scene, volume, masks):
     segmentation_node.GetSegmentation().SeparateSegmentLabelmap("second")
     image = oriented_image_of(masks["first"], volume.affine)
     slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(image, segmentation_node, "first")
-    found = labelmap_of(segmentation_node, volume_node)
+    found = finished(labelmap_steps(segmentation_node, volume_node))
     assert np.array_equal(found.labels, masks["first"])
     assert any(f"{masks['first'].sum()} voxels belong to several" in note for note in found.notes)
     assert any("“third” is empty" in note for note in found.notes)
-    assert is_empty(segmentation_node, "third") and not is_empty(segmentation_node, "first")
+    first, third = (segmentation_node.GetSegmentation().GetSegment(name) for name in ("first", "third"))
+    assert is_empty(third) and not is_empty(first)
 
 
 @pytest.mark.parametrize("slices", ["as the series", "from the other end"])
@@ -143,7 +150,7 @@ def test_dicom_seg_refers_to_the_series(slicer_scene, tmp_path, slices):
     image = oriented_image_of(shown, node_volume.affine)
     slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(image, segmentation_node, "first")
     files = sorted((tmp_path / "series").iterdir())
-    export_file(tmp_path / "out.dcm", segmentation_node, volume_node, dicom_files=files[::-1])
+    finished(export_steps(tmp_path / "out.dcm", segmentation_node, volume_node, dicom_files=files[::-1]))()
     seg = pydicom.dcmread(tmp_path / "out.dcm")
     positions = {}
     for frame, pixels in zip(seg.PerFrameFunctionalGroupsSequence, seg.pixel_array, strict=True):
@@ -179,4 +186,4 @@ def test_what_cannot_be_exported_is_said(slicer_scene, volume, tmp_path):
         ((tmp_path / "x.dcm", segmentation_node, volume_node, None, [tmp_path / "no.dcm"]), "no longer where"),
     ):
         with pytest.raises(UserError, match=match):
-            export_file(*arguments)
+            finished(export_steps(*arguments))()

@@ -271,6 +271,12 @@ def _is_empty(image) -> bool:
     return bool((low > high).any()) or image.GetPointData().GetScalars() is None
 
 
+def is_empty(segment) -> bool:
+    """Whether a segment's labelmap holds no voxel of it."""
+    image = segment.GetRepresentation(BINARY)
+    return image is None or _is_empty(image) or not (image_array(image) == segment.GetLabelValue()).any()
+
+
 def image_array(image) -> np.ndarray:
     """[k, j, i] view of a labelmap's memory."""
     from vtk.util.numpy_support import vtk_to_numpy
