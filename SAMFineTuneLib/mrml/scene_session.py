@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
-from SAMFineTuneLib.mrml.prompts.making import middle_of, prompt_of, view_of
-from SAMFineTuneLib.mrml.prompts.markups_nodes import View
+from SAMFineTuneLib.mrml.prompts.marked_node import view_of
 from SAMFineTuneLib.mrml.scene_sync import SceneSync
 from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view
 from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 from SAMFineTuneLib.prompts import Prompt
+from SAMFineTuneLib.prompts.prompt_kind import drawn_prompt
 from SAMFineTuneLib.session.events import Event, Failed
+from SAMFineTuneLib.session.intents import View
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class SceneSession(SceneSync):
             raise UserError("There is nothing to place; click into a slice view.")
         settle_view(slice_node, self.volume)
         plane = plane_of_view(slice_node, self.volume, points[0])
-        prompt = prompt_of(kind, plane, points)
+        prompt = drawn_prompt(kind, plane, points)
         self._reconcile()
         number = self._work.prompts.add(segment_id, prompt, view_of(plane))
         self._changed()
@@ -195,7 +196,7 @@ class SceneSession(SceneSync):
 
         given = None if self._work is None else self._work.prompts.given.get(number)
         if given is not None:
-            at = middle_of(given.prompt)
+            at = given.prompt.anchor
             slicer.vtkMRMLSliceNode.JumpAllSlices(self.scene, *at, slicer.vtkMRMLSliceNode.OffsetJumpSlice)
 
     @property

@@ -17,11 +17,10 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.observers import Observers
-from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes, View, segment_of
-from SAMFineTuneLib.mrml.prompts.placing import Placing, slice_node_under_cursor
-from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync
-from SAMFineTuneLib.mrml.prompts.prompt_watch import PromptWatch
-from SAMFineTuneLib.mrml.prompts.view_finder import ViewFinder
+from SAMFineTuneLib.mrml.prompts.marked_node import segment_of
+from SAMFineTuneLib.mrml.prompts.placing import Placing, ViewFinder, slice_node_under_cursor
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes
+from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync, PromptWatch
 from SAMFineTuneLib.mrml.scene_watch import SceneWatch
 from SAMFineTuneLib.mrml.scene_work import MOVED, Work
 from SAMFineTuneLib.mrml.segments.found_objects import FoundObjects
@@ -39,6 +38,7 @@ from SAMFineTuneLib.session.events import (
     StateChanged,
     StatusChanged,
 )
+from SAMFineTuneLib.session.intents import View
 
 _STOPPED = (
     "The propagation was stopped, because another volume or segmentation was chosen: come back and propagate again."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.observers import Observers
-from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes, companions_of, kind_of, orphans
-from SAMFineTuneLib.mrml.prompts.prompt_watch import PromptWatch
+from SAMFineTuneLib.mrml.prompts.marked_node import marker_of
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, companions_of, orphans
+from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptWatch
 
 
 class SceneWatch:
@@ -62,7 +63,7 @@ class SceneWatch:
         self.segments_changed = True
 
     def _on_node_added(self, node) -> None:
-        if kind_of(node) is not None:
+        if marker_of(node) is not None:
             self._prompts.watch(node)
             self._prompts.changed(node)
 
@@ -70,7 +71,7 @@ class SceneWatch:
         self._observers.remove(node)
         if self._scene.IsClosing():
             return
-        if kind_of(node) is not None:
+        if marker_of(node) is not None:
             self._companions += companions_of(node)
             self._prompts.let_go(node)
         elif self._session.input_removed(node) or node.IsA("vtkMRMLVolumeNode") or node.IsA("vtkMRMLSegmentationNode"):

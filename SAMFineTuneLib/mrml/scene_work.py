@@ -9,9 +9,8 @@ from typing import Any
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.mrml import storage
-from SAMFineTuneLib.mrml.prompts.making import planes_of
-from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes
-from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes
+from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync, planes_of
 from SAMFineTuneLib.mrml.segments.labelmaps import is_empty
 from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable

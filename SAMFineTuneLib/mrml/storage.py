@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume, same_grid
-from SAMFineTuneLib.mrml.prompts.markups_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, new_node
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, new_node
 from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict
 from SAMFineTuneLib.session.events import Answered, Event, Failed, PromptInfo
 

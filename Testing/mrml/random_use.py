@@ -36,7 +36,8 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, aligned_plane, number_of_slices, oblique_plane
 from SAMFineTuneLib.images.phantom import body_phantom
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
-from SAMFineTuneLib.mrml.prompts.markups_nodes import kind_of, prompt_nodes, world_points
+from SAMFineTuneLib.mrml.prompts.marked_node import is_roi, world_points
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import prompt_nodes
 from SAMFineTuneLib.mrml.scene_session import SceneSession
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes
 from SAMFineTuneLib.service.client import SessionClient
@@ -174,7 +175,7 @@ class RandomUse:
         if node is None:
             return
         node.InvokeEvent(node.PointStartInteractionEvent)
-        if kind_of(node) == "box":
+        if is_roi(node):
             size = np.array(node.GetSize()) * self.random.uniform(0.7, 1.4, 3)
             node.SetSize(*size)
         else:
@@ -199,7 +200,7 @@ class RandomUse:
         if node is None:
             return
         points = node.GetNumberOfControlPoints()
-        if kind_of(node) == "box" or points < 2 or self.random.random() < 0.2:
+        if is_roi(node) or points < 2 or self.random.random() < 0.2:
             self.scene.RemoveNode(node)
         else:
             node.RemoveNthControlPoint(int(self.random.integers(points)))

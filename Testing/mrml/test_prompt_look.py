@@ -9,9 +9,10 @@ pytest.importorskip("slicer")
 
 from SAMFineTuneLib.images.slice_plane import aligned_plane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes, slice_box, volume_box
 from SAMFineTuneLib.mrml.prompts.prompt_look import grabs, handles_of
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes
 from SAMFineTuneLib.prompts import PointPrompt, ScribblePrompt
+from SAMFineTuneLib.prompts.box_prompts import box_along_plane, box_on_slice
 
 GREYS = (-1000, -200, 0, 200, 1000)  # bands of the picture, from black to white
 COLOURS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.35, 1.0, 0.25), (0.75, 0.05, 0.05), (0.5, 0.68, 0.5), (0.5, 0.5, 0.5))
@@ -57,7 +58,7 @@ class Bench:
 
     def box(self, number, segment, low, high, deep=False):
         corners = [(*low, MIDDLE), (*high, MIDDLE)]
-        return self.write(number, segment, (volume_box if deep else slice_box)(self.plane, corners))
+        return self.write(number, segment, (box_along_plane if deep else box_on_slice)(self.plane, corners))
 
     def grey(self, ras, radius, view="Red"):
         """Brightness 0..1 of the pixels around a place, (2 radius + 1)² of them."""

@@ -12,7 +12,7 @@ from mrml.scenes import oriented_image_of
 slicer = pytest.importorskip("slicer")
 
 from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
-from SAMFineTuneLib.mrml.prompts.markups_nodes import prompt_nodes  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.session.events import Failed, Finished, Notice, Objects  # noqa: E402
 
 

@@ -14,7 +14,7 @@ vtk = pytest.importorskip("vtk")
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images.slice_extraction import extract_labels  # noqa: E402
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane  # noqa: E402
-from SAMFineTuneLib.mrml.prompts.markups_nodes import PromptNodes, prompt_nodes  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, prompt_nodes  # noqa: E402
 from SAMFineTuneLib.mrml.slice_views import view_kind  # noqa: E402
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes  # noqa: E402
 from SAMFineTuneLib.session.events import Failed, Finished, Notice, Objects  # noqa: E402

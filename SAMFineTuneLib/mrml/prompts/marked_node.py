@@ -12,34 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, SlicePlane
+from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, SlicePlane, aligned_plane, oblique_plane, plane_through
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.prompts.prompt_geometry import (
-    FLAT,
-    SAME,
-    View,
-    flat_box,
-    parallel_view,
-    plane_at,
-    same_prompt,
-    slice_box,
-)
 from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix
-from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, PointPrompt, Prompt, ScribblePrompt
+from SAMFineTuneLib.prompts import Prompt
+from SAMFineTuneLib.prompts.prompt_kind import Marker, Markup, markers
+from SAMFineTuneLib.session.intents import View
 
-# kind -> (node class, what is added to the segment's name; prompts.markups reads these words)
-KINDS = {
-    "positive": ("vtkMRMLMarkupsFiducialNode", "positive"),
-    "negative": ("vtkMRMLMarkupsFiducialNode", "negative"),
-    "box": ("vtkMRMLMarkupsROINode", "box"),
-    "scribble+": ("vtkMRMLMarkupsCurveNode", "positive scribble"),
-    "scribble-": ("vtkMRMLMarkupsCurveNode", "negative scribble"),
-}
 WHOLE_NODE = ""  # the key of a prompt that is a node rather than one of its points
 KIND = "SAMFineTune.kind"
 SEGMENT = "SAMFineTune.segment"
 _PROMPTS = "SAMFineTune.prompts"
 _DEFINED = 2  # vtkMRMLMarkupsNode.PositionDefined
+_SAME = 1e-4  # mm: what files and matrices lose
 
 
 @dataclass(frozen=True)
@@ -58,10 +43,10 @@ class MarkedPrompt:
         return self.segment_id == other.segment_id and same_prompt(self.prompt, self.view, other.prompt, other.view)
 
 
-def kind_of(node) -> str | None:
-    """What prompts a node holds ("positive", "box", ...); None when it is no node of ours."""
-    kind = node.GetAttribute(KIND) if node is not None and node.IsA("vtkMRMLMarkupsNode") else None
-    return kind if kind in KINDS else None
+def marker_of(node) -> Marker | None:
+    """What prompts a node holds; None when the node is not one of ours."""
+    name = node.GetAttribute(KIND) if node is not None and node.IsA("vtkMRMLMarkupsNode") else None
+    return markers()[name][1] if name in markers() else None
 
 
 def segment_of(node) -> str:
@@ -69,18 +54,9 @@ def segment_of(node) -> str:
     return node.GetAttribute(SEGMENT) or ""
 
 
-def kind_for(prompt: Prompt) -> str | None:
-    """The kind of node that can stand for a prompt; None for a mask."""
-    if isinstance(prompt, PointPrompt):
-        return "positive" if prompt.positive else "negative"
-    if isinstance(prompt, ScribblePrompt):
-        return "scribble+" if prompt.positive else "scribble-"
-    return "box" if isinstance(prompt, (BoxPrompt, Box3DPrompt)) else None
-
-
-def can_show(prompt: Prompt) -> bool:
-    """Whether a node can stand for a prompt."""
-    return kind_for(prompt) is not None
+def is_roi(node) -> bool:
+    """Whether a node is a box, which has a matrix and a size instead of control points."""
+    return node.IsA("vtkMRMLMarkupsROINode")
 
 
 def world_points(node) -> list[tuple[str, tuple[float, float, float]]]:
@@ -97,56 +73,83 @@ def index_of(node, point_id: str) -> int:
     return node.GetNthControlPointIndexByID(point_id) if point_id else -1
 
 
+# ---- views
+
+
+def view_of(plane: SlicePlane) -> View:
+    """How the session names a plane: the orientation of the volume's own slices, or the oblique plane."""
+    return plane.orientation if plane.index is not None else plane
+
+
+def parallel_view(view: View | None, ras, volume: Volume) -> View | None:
+    """The view for a prompt at `ras`: an oblique plane that does not run through it gives way to its parallel."""
+    if isinstance(view, SlicePlane) and not np.all(view.contains(ras)):
+        return oblique_plane(volume, ras, view.right, view.down)
+    return view
+
+
+def plane_at(view: View | None, ras, volume: Volume) -> SlicePlane:
+    """The plane of a view at `ras`; outside the volume, the view's first slice."""
+    if isinstance(view, SlicePlane):
+        return view
+    try:
+        return plane_through(volume, view or ORIENTATIONS[0], ras)
+    except UserError:
+        return aligned_plane(volume, view or ORIENTATIONS[0], 0)
+
+
+def same_prompt(a: Prompt, view_a: View | None, b: Prompt, view_b: View | None) -> bool:
+    """Whether two prompts are the same up to rounding."""
+    if type(a) is not type(b) or a.sign != b.sign or isinstance(view_a, str) != isinstance(view_b, str):
+        return False
+    if isinstance(view_a, SlicePlane) and isinstance(view_b, SlicePlane):
+        if view_a.key != view_b.key and not _same_plane(view_a, view_b):
+            return False
+    elif view_a != view_b:
+        return False
+    return a.geometry.shape == b.geometry.shape and np.allclose(a.geometry, b.geometry, rtol=0, atol=_SAME)
+
+
+def _same_plane(a: SlicePlane, b: SlicePlane) -> bool:
+    return a.shape == b.shape and all(
+        np.allclose(getattr(a, name), getattr(b, name), rtol=0, atol=_SAME) for name in ("origin", "right", "down")
+    )
+
+
 # ---- reading
 
 
 def read_node(node, volume: Volume) -> list[MarkedPrompt]:
     """What a node holds; points under the mouse that are not placed yet do not count."""
-    kind, entries = kind_of(node), _entries(node)
-    if kind in ("positive", "negative"):
-        return [
-            _marked(node, point_id, entries, PointPrompt(ras, kind == "positive"), ras, volume)
-            for point_id, ras in world_points(node)
-        ]
-    if kind == "box":
-        box = _roi_box(node)
-        entry = entries.get(WHOLE_NODE, {"number": None, "view": None})
-        return [] if box is None else [_marked_box(node, entry, box, volume)]
-    points = tuple(ras for _, ras in world_points(node))
-    if not points:
-        return []
-    prompt = ScribblePrompt(points, kind == "scribble+")
-    return [_marked(node, WHOLE_NODE, entries, prompt, np.mean(points, axis=0), volume)]
+    kind, marker = markers()[node.GetAttribute(KIND)]
+    entries = _entries(node)
+    if is_roi(node):
+        found = {WHOLE_NODE: _roi(node, marker)}
+    elif marker.point_list:
+        found = {key: Markup(marker.type, (ras,), marker.positive) for key, ras in world_points(node)}
+    else:
+        points = tuple(ras for _, ras in world_points(node))
+        found = {WHOLE_NODE: Markup(marker.type, points, marker.positive) if points else None}
+    return [
+        marked
+        for key, markup in found.items()
+        if markup is not None and (marked := _marked(node, key, entries, kind, markup, volume)) is not None
+    ]
 
 
-def _marked(node, point_id: str, entries: dict, prompt: Prompt, at, volume: Volume) -> MarkedPrompt:
-    entry = entries.get(point_id, {"number": None, "view": None})
-    view = _moved_view(entry["view"], at, volume)
-    return MarkedPrompt(entry["number"], segment_of(node), prompt, view, node.GetID(), point_id)
-
-
-def _marked_box(node, entry: dict, box: Box3DPrompt, volume: Volume) -> MarkedPrompt:
-    """A flat ROI is a box on the slice that its centre lies in."""
-    view = _moved_view(entry["view"], box.center, volume)
-    prompt: Prompt = box
-    plane = plane_at(view, box.center, volume)
-    if plane is not None:
-        sides = np.array(box.axes) * np.array(box.size)[:, None]  # (3, 3) mm, one row a side
-
-        def extent(direction):
-            return np.abs(sides @ direction).sum()
-
-        if extent(plane.normal) <= FLAT * plane.thickness:
-            half = (extent(plane.right) * plane.right + extent(plane.down) * plane.down) / 2
-            prompt = slice_box(plane, (np.array(box.center) - half, np.array(box.center) + half))
-    return MarkedPrompt(entry["number"], segment_of(node), prompt, view, node.GetID(), WHOLE_NODE)
-
-
-def _moved_view(view: View | None, at, volume: Volume) -> View | None:
+def _marked(node, key: str, entries: dict, kind: type[Prompt], markup: Markup, volume: Volume) -> MarkedPrompt | None:
+    """None while the markup is not complete, as a lasso of two points."""
+    entry = entries.get(key, {"number": None, "view": None})
+    at = np.mean(markup.points, axis=0)
     try:
-        return parallel_view(view, at, volume)
+        view = parallel_view(entry["view"], at, volume)
     except UserError:  # it was dragged out of the volume; whoever takes the prompt says so
-        return view
+        view = entry["view"]
+    try:
+        prompt = kind.from_markup(markup, plane_at(view, at, volume))
+    except UserError:
+        return None
+    return MarkedPrompt(entry["number"], segment_of(node), prompt, view, node.GetID(), key)
 
 
 def _is_placed(node) -> bool:
@@ -154,23 +157,20 @@ def _is_placed(node) -> bool:
     return not node.GetNumberOfControlPoints() or bool(world_points(node))
 
 
-def _roi_box(node) -> Box3DPrompt | None:
-    """None while it is being placed, or has no area."""
+def _roi(node, marker: Marker) -> Markup | None:
+    """None while it is being placed."""
     if not _is_placed(node):
         return None
     matrix = array_from_matrix(node.GetObjectToWorldMatrix())
-    sides = matrix[:3, :3] * np.array(node.GetSize())  # columns: the box's sides in mm
-    lengths = np.linalg.norm(sides, axis=0)
-    axes = matrix[:3, :3] / np.maximum(np.linalg.norm(matrix[:3, :3], axis=0), 1e-12)
-    try:
-        return Box3DPrompt(tuple(matrix[:3, 3]), tuple(lengths), tuple(map(tuple, axes.T)))
-    except UserError:
-        return None
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    axes = matrix[:3, :3] / np.maximum(lengths, 1e-12)
+    size = lengths * np.array(node.GetSize())
+    return Markup(marker.type, (tuple(matrix[:3, 3]),), marker.positive, tuple(size), tuple(map(tuple, axes.T)))
 
 
 def is_collapsed(node) -> bool:
     """Whether a box has been pulled to nothing in some direction, and so says no place any more."""
-    return kind_of(node) == "box" and min(node.GetSize()) <= 0 and _is_placed(node)
+    return is_roi(node) and min(node.GetSize()) <= 0 and _is_placed(node)
 
 
 # ---- writing
@@ -178,12 +178,13 @@ def is_collapsed(node) -> bool:
 
 def write_prompt(node, point_id: str, number: int, prompt: Prompt, view: View, volume: Volume) -> None:
     """Make or move what stands for a prompt in a node of its kind; without `point_id` a point is a new one."""
-    if isinstance(prompt, PointPrompt):
-        point_id = _write_point(node, point_id, prompt)
-    elif isinstance(prompt, ScribblePrompt):
-        _write_curve(node, prompt)
+    markup = prompt.to_markup(plane_at(view, prompt.anchor, volume))
+    if markup.size is not None:
+        _write_roi(node, markup)
+    elif prompt.marker.point_list:
+        point_id = _write_point(node, point_id, markup)
     else:
-        _write_roi(node, prompt, view, volume)
+        _write_points(node, markup)
     number_prompt(node, point_id, number, view)
 
 
@@ -207,44 +208,41 @@ def remove_point(node, point_id: str) -> None:
     _set_entries(node, {key: entry for key, entry in _entries(node).items() if key != point_id})
 
 
-def _write_point(node, point_id: str, prompt: PointPrompt) -> str:
+def _write_point(node, point_id: str, markup: Markup) -> str:
     """Returns the ID of the control point."""
     import vtk
 
     index = index_of(node, point_id) if point_id else -1
-    position = vtk.vtkVector3d(*prompt.ras)
+    position = vtk.vtkVector3d(*markup.points[0])
     if index < 0:
         index = node.AddControlPointWorld(position)
         point_id = node.GetNthControlPointID(index)
-        node.SetNthControlPointLabel(index, "+" if prompt.positive else "-")
-    elif not np.allclose(node.GetNthControlPointPositionWorld(index), prompt.ras, rtol=0, atol=SAME):
+        node.SetNthControlPointLabel(index, "+" if markup.positive else "-")
+    elif not np.allclose(node.GetNthControlPointPositionWorld(index), markup.points[0], rtol=0, atol=_SAME):
         node.SetNthControlPointPositionWorld(index, position)
     return point_id
 
 
-def _write_curve(node, prompt: ScribblePrompt) -> None:
+def _write_points(node, markup: Markup) -> None:
     import vtk
 
     now = [ras for _, ras in world_points(node)]
-    if np.shape(now) == np.shape(prompt.ras) and np.allclose(now, prompt.ras, rtol=0, atol=SAME):
+    if np.shape(now) == np.shape(markup.points) and np.allclose(now, markup.points, rtol=0, atol=_SAME):
         return
     points = vtk.vtkPoints()
     points.SetDataTypeToDouble()
-    for ras in prompt.ras:
+    for ras in markup.points:
         points.InsertNextPoint(ras)
     node.SetControlPointPositionsWorld(points)
 
 
-def _write_roi(node, prompt: BoxPrompt | Box3DPrompt, view: View, volume: Volume) -> None:
+def _write_roi(node, markup: Markup) -> None:
     """Its matrix and size directly: placed by clicks, an ROI is aligned with RAS, whatever the slice."""
     import vtk
 
-    box = prompt if isinstance(prompt, Box3DPrompt) else flat_box(prompt, view, volume)
     matrix = np.eye(4)
-    matrix[:3, :3] = np.array(box.axes).T
-    if np.linalg.det(matrix[:3, :3]) < 0:
-        matrix[:3, 2] *= -1  # the same box, right-handed
-    matrix[:3, 3] = box.center
+    matrix[:3, :3] = np.array(markup.axes).T
+    matrix[:3, 3] = markup.points[0]
     to_node = vtk.vtkMatrix4x4()
     transform = node.GetParentTransformNode()
     if transform is not None:
@@ -254,7 +252,7 @@ def _write_roi(node, prompt: BoxPrompt | Box3DPrompt, view: View, volume: Volume
     to_node.DeepCopy(matrix.reshape(-1).tolist())
     was_modifying = node.StartModify()
     node.SetAndObserveObjectToNodeMatrix(to_node)
-    node.SetSize(*box.size)
+    node.SetSize(*markup.size)
     node.EndModify(was_modifying)
 
 

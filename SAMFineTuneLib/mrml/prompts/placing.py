@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from SAMFineTuneLib.mrml.prompts.markups_nodes import (
-    PromptNodes,
-    companions_of,
-    new_node,
-    remove_those_left,
-    world_points,
-)
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.prompts.marked_node import view_of, world_points
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, companions_of, new_node, remove_those_left
+from SAMFineTuneLib.mrml.slice_views import plane_of_view
+from SAMFineTuneLib.prompts.prompt_kind import tools
+from SAMFineTuneLib.session.intents import View
 
 _CLICKS = "SAMFineTune.clicks"
 _PREVIEW = 1  # vtkMRMLMarkupsNode.PositionPreview
-_POINTS = ("positive", "negative")
-_BOXES = ("box", "box3d")
-KINDS = (*_POINTS, *_BOXES)
+_CLICKS_NEEDED = {"click": 1, "box": 2}  # by the gesture of a tool; other gestures are drawn
+_ON_SLICE = 0.1  # mm: how far a point may be off a view that shows it
 
 
 class Placing:
@@ -33,11 +34,11 @@ class Placing:
 
     def start(self, kind: str, nodes: PromptNodes | None, segment_id: str | None) -> None:
         """Enter Slicer's place mode for a kind; clicks go on until `stop`. Without a segment they are `clicks`."""
-        if kind not in KINDS:
-            raise ValueError(f'"{kind}" is not placed by clicks; choose one of {", ".join(KINDS)}.')
+        if kind not in tools() or tools()[kind].gesture not in _CLICKS_NEEDED:
+            raise ValueError(f'"{kind}" is not placed by clicks.')
         self._leave_list()
         self.kind = kind
-        at_once = kind in _POINTS and segment_id is not None
+        at_once = self._wanted == 1 and segment_id is not None
         self.node = nodes.point_list(segment_id, kind) if at_once else self._click_list(nodes, segment_id)
         selection, interaction = self._selection(), self._interaction()
         if selection is not None and interaction is not None:
@@ -83,8 +84,7 @@ class Placing:
         if self.kind is None or not self.is_click_list(self.node):
             return []
         clicked = [ras for _, ras in world_points(self.node)]
-        wanted = 1 if self.kind in _POINTS else 2
-        return clicked[:wanted] if len(clicked) >= wanted else []
+        return clicked[: self._wanted] if len(clicked) >= self._wanted else []
 
     def clear_clicks(self) -> None:
         """The prompt is made; the next clicks make another."""
@@ -95,6 +95,11 @@ class Placing:
         return node is not None and node.GetAttribute(_CLICKS) is not None
 
     # ---- inside
+
+    @property
+    def _wanted(self) -> int:
+        """How many clicks make a prompt."""
+        return _CLICKS_NEEDED[tools()[self.kind].gesture]
 
     def _leave_list(self) -> None:
         """A preview point under the mouse would stay in the list."""
@@ -115,7 +120,7 @@ class Placing:
     def _click_list(self, nodes: PromptNodes | None, segment_id: str | None):
         node = new_node(self._scene, "vtkMRMLMarkupsFiducialNode")
         node.SetAttribute(_CLICKS, "1")
-        node.SetName("box corner" if self.kind in _BOXES else self.kind)
+        node.SetName(self.kind if self._wanted == 1 else "box corner")
         node.SetHideFromEditors(True)
         node.SetSaveWithScene(False)
         node = self._scene.AddNode(node)
@@ -144,3 +149,43 @@ def slice_node_under_cursor(scene) -> Callable[[], object | None]:
         return None if crosshair is None else crosshair.GetCursorPositionXYZ([0.0, 0.0, 0.0])
 
     return find
+
+
+class ViewFinder:
+    """The slice views of a scene. `active` gives the slice node in which the user clicks, None when nobody knows."""
+
+    def __init__(self, scene, active: Callable[[], object | None]):
+        self._scene, self._active = scene, active
+
+    def nodes(self) -> list:
+        """All slice nodes."""
+        name = "vtkMRMLSliceNode"
+        return [self._scene.GetNthNodeByClass(n, name) for n in range(self._scene.GetNumberOfNodesByClass(name))]
+
+    def directions(self) -> list[tuple[str, tuple[float, ...]]]:
+        """(ID, direction across it) of all slice nodes: what turning a view changes, and moving it does not."""
+        across = (0.0, 0.0, 1.0, 0.0)
+        return [(node.GetID(), node.GetSliceToRAS().MultiplyPoint(across)) for node in self.nodes()]
+
+    def node_at(self, ras):
+        """The slice node in which a point was clicked: the one under the cursor, or else one that shows it."""
+        shown = [node for node in self.nodes() if shows(node, ras)]
+        active = self._active()
+        if active is not None and (active in shown or not shown):
+            return active
+        return shown[0] if shown else None
+
+    def view_at(self, ras, volume: Volume) -> View | None:
+        """The view in which a point was clicked; None when there is none, or it misses the volume."""
+        node = self.node_at(ras)
+        try:
+            return None if node is None else view_of(plane_of_view(node, volume, ras))
+        except UserError:
+            return None
+
+
+def shows(slice_node, ras) -> bool:
+    """Whether a point lies on the slice of a view."""
+    matrix = slice_node.GetSliceToRAS()
+    normal, origin = ([matrix.GetElement(row, column) for row in range(3)] for column in (2, 3))
+    return bool(abs(np.subtract(ras, origin) @ np.array(normal)) <= _ON_SLICE)

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix
+from SAMFineTuneLib.prompts.prompt_kind import Marker
+
 GRAB = 4.0  # pixels around a handle in which a press takes the handle
 _HANDLE_SCALE = 2.4  # of vtkMRMLMarkupsDisplayNode: 9 pixels across on a usual screen
 _HANDLE_RADIUS = 0.001  # of the screen's diagonal, for a handle of scale 1: Slicer's own figure
@@ -23,24 +26,20 @@ _PARALLEL = 0.999  # cosine
 _LIGHT, _DARK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 _GREEN, _RED = (0.35, 1.0, 0.25), (0.75, 0.05, 0.05)
 _HOVER = (1.0, 0.9, 0.2)
-# kind -> (size of rim and core in percent of a fifth of the screen's diagonal, colour of rim and core)
-_POINTS = {"positive": (3.6, 2.4, _DARK, _GREEN), "negative": (4.6, 3.0, _LIGHT, _RED)}
-_SCRIBBLES = {"scribble+": (1.6, 0.8, _DARK, _GREEN), "scribble-": (1.6, 0.8, _LIGHT, _RED)}
 
-
-def make_displays(node, kind: str) -> None:
+def make_displays(node, marker: Marker) -> None:
     """Give a new node of a kind, or one of an older scene, what shows it."""
     if node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
     rim = node.GetDisplayNode()
-    if rim is not None and kind != "box" and node.GetNumberOfDisplayNodes() == 1:
+    if rim is not None and marker.sizes is not None and node.GetNumberOfDisplayNodes() == 1:
         core = node.GetScene().AddNewNodeByClass(rim.GetClassName())
         node.AddAndObserveDisplayNodeID(core.GetID())  # later than the rim, and so drawn on it
-    if kind in _SCRIBBLES:
+    if node.IsA("vtkMRMLMarkupsCurveNode"):
         node.SetCurveTypeToLinear()
 
 
-def show(node, kind: str, color, chosen: bool, slice_nodes: Sequence, normal=None) -> None:
+def show(node, marker: Marker, color, chosen: bool, slice_nodes: Sequence, normal=None) -> None:
     """Make a node look as a prompt of a segment of that colour (r, g, b in 0..1), which is the chosen one or not.
 
     `normal` is the direction (3,) RAS across the slice of a box on a slice, None for other prompts.
@@ -52,18 +51,19 @@ def show(node, kind: str, color, chosen: bool, slice_nodes: Sequence, normal=Non
         _change(display, "Visibility3D", False)
         _change(display, "PropertiesLabelVisibility", False)
         _change(display, "PointLabelsVisibility", False)
-    if kind == "box":
+    if marker.sizes is None:
         _show_box(node, displays[0], color, chosen, slice_nodes, normal)
     else:
-        _show_pair(displays, kind, color, chosen)
+        _show_pair(displays, marker, color, chosen)
 
 
-def _show_pair(displays, kind, color, chosen) -> None:
-    rim_size, core_size, rim_color, core_color = (_POINTS | _SCRIBBLES)[kind]
+def _show_pair(displays, marker, color, chosen) -> None:
+    rim_size, core_size = marker.sizes
+    rim_color, core_color = (_DARK, _GREEN) if marker.positive else (_LIGHT, _RED)
     size = 1.0 if chosen else _SMALLER
     rim, core = displays[0], displays[-1]
     for display, scale in ((rim, rim_size), (core, core_size)):
-        _change(display, "GlyphType", display.Diamond2D if kind == "negative" else display.Sphere3D)
+        _change(display, "GlyphType", display.Diamond2D if marker.diamond else display.Sphere3D)
         _change(display, "GlyphScale", size * scale)
         _change(display, "LineThickness", 1.0)
     _color(rim, rim_color, rim_color)
@@ -103,7 +103,7 @@ def handles_of(node, slice_node) -> np.ndarray:
         return np.empty((0, 2))
     to_view = vtk.vtkMatrix4x4()
     vtk.vtkMatrix4x4.Invert(slice_node.GetXYToRAS(), to_view)
-    to_view = _array(to_view) @ _array(node.GetObjectToWorldMatrix())
+    to_view = array_from_matrix(to_view) @ array_from_matrix(node.GetObjectToWorldMatrix())
     return _cut(to_view, np.array(node.GetSize()) / 2)
 
 
@@ -139,12 +139,8 @@ def _cut(to_view, half) -> np.ndarray:
 
 
 def _normal(slice_node) -> np.ndarray:
-    matrix = _array(slice_node.GetSliceToRAS())[:3, 2]
+    matrix = array_from_matrix(slice_node.GetSliceToRAS())[:3, 2]
     return matrix / np.linalg.norm(matrix)
-
-
-def _array(matrix) -> np.ndarray:
-    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
 
 
 def _only_in(display, view_ids) -> None:

@@ -13,20 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.prompts.making import middle_of, planes_of
-from SAMFineTuneLib.mrml.prompts.markups_nodes import (
-    MarkedPrompt,
-    PromptNodes,
-    View,
-    can_show,
-    is_collapsed,
-    parallel_view,
-    same_prompt,
-)
+from SAMFineTuneLib.mrml.observers import Observers
+from SAMFineTuneLib.mrml.prompts.marked_node import MarkedPrompt, is_collapsed, parallel_view, same_prompt, view_of
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, prompt_nodes
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
-from SAMFineTuneLib.prompts import Prompt
+from SAMFineTuneLib.prompts import Prompt, SegmentPrompts, on_planes
 from SAMFineTuneLib.session.events import Event, Failed, Notice, PromptInfo
+from SAMFineTuneLib.session.intents import View
 
 _HELD_FOR = 3.0  # seconds without a change after which a node counts as let go
 
@@ -78,7 +73,8 @@ class PromptSync:
         for info in prompts:
             segment_id = self._table.id_of(info.segment)
             said = MarkedPrompt(info.number, segment_id, info.prompt, info.view, "", "")
-            self.given[info.number] = Given(segment_id, info.prompt, info.view, said if can_show(info.prompt) else None)
+            shown = said if info.prompt.marker is not None else None
+            self.given[info.number] = Given(segment_id, info.prompt, info.view, shown)
 
     def hold(self, node_id: str) -> None:
         """The user drags at a node."""
@@ -155,7 +151,7 @@ class PromptSync:
                 self.nodes.remove_segment(segment_id)
 
     def _add(self, marked: MarkedPrompt) -> list[tuple[int, MarkedPrompt]]:
-        at = middle_of(marked.prompt)
+        at = marked.prompt.anchor
         view = self.placed_on.get((marked.node_id, marked.point_id)) or marked.view or self._view_at(at)
         try:
             view = parallel_view(view, at, self.volume)
@@ -253,3 +249,77 @@ class PromptSync:
         self.nodes.write(number, segment_id, info.prompt, info.view, self.volume)
         self._remember(number, segment_id, info.prompt, info.view)
         return True
+
+
+class PromptWatch:
+    """Observes every node of a scene that holds prompts, of whatever volume; reacts to none by itself."""
+
+    def __init__(self, scene, observers: Observers, view_at: Callable[[Sequence[float]], View | None]):
+        """`view_at` gives the view in which a point was clicked just now, None when nobody knows."""
+        self.sync: PromptSync | None = None
+        """Who is told; None while nothing is worked on."""
+        self._scene, self._observers, self._view_at = scene, observers, view_at
+
+    def watch_all(self) -> None:
+        """Observe all nodes there are, as after loading a scene."""
+        for node in prompt_nodes(self._scene):
+            self.watch(node)
+
+    def watch(self, node) -> None:
+        """Observe a node; what is observed already is observed once."""
+        observers = self._observers
+        observers.remove(node)
+        observers.add_with_index(node, node.PointPositionDefinedEvent, self._defined)
+        observers.add_with_index(node, node.PointModifiedEvent, self._moved)
+        observers.add(node, node.PointStartInteractionEvent, self._held)
+        observers.add(node, node.PointEndInteractionEvent, self.let_go)
+        for event in (
+            node.PointPositionUndefinedEvent,
+            node.PointRemovedEvent,
+            node.TransformModifiedEvent,
+            "ModifiedEvent",
+        ):
+            observers.add(node, event, self.changed)
+
+    def changed(self, node) -> None:
+        """A node says something else now."""
+        if self.sync is not None:
+            self.sync.dirty = True
+            if node.GetID() in self.sync.held:
+                self._held(node)
+
+    def _moved(self, node, index: int | None) -> bool:
+        """A point was moved; False when it is the preview under the mouse, which is not placed yet."""
+        if index is not None and 0 <= index < node.GetNumberOfControlPoints():
+            if node.GetNthControlPointPositionStatus(index) == node.PositionPreview:
+                return False
+        self.changed(node)
+        return True
+
+    def let_go(self, node) -> None:
+        """Nobody drags at a node any more."""
+        if self.sync is not None:
+            self.sync.held.pop(node.GetID(), None)
+            self.sync.dirty = True
+
+    def _held(self, node) -> None:
+        if self.sync is not None:
+            self.sync.hold(node.GetID())
+
+    def _defined(self, node, index: int | None) -> None:
+        """Note in which view the user clicked: later the mouse is elsewhere."""
+        self.changed(node)
+        if self.sync is None or index is None or index >= node.GetNumberOfControlPoints():
+            return
+        view = self._view_at(node.GetNthControlPointPositionWorld(index))
+        if view is not None:
+            self.sync.placed_on[(node.GetID(), node.GetNthControlPointID(index))] = view
+
+
+def planes_of(volume: Volume, prompt: Prompt, view: View, name: str = "segment") -> list[str]:
+    """Keys of the planes that a prompt lies on. Raises UserError when it cannot be placed."""
+    alone = SegmentPrompts(name, 1, None, (prompt,))
+    if prompt.own_plane is not None:
+        view = view_of(prompt.own_plane)
+    orientation, planes = ("axial", (view,)) if isinstance(view, SlicePlane) else (view, ())
+    return [plane.key for plane in on_planes(volume, alone, orientation, planes, negative_only=True)]

@@ -8,16 +8,12 @@ from mrml.scenes import matrix_of, tilted_volume
 
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane, plane_through
 from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, PointPrompt, ScribblePrompt
+from SAMFineTuneLib.prompts.box_prompts import box_along_plane, box_on_slice
 
 slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
-from SAMFineTuneLib.mrml.prompts.markups_nodes import (  # noqa: E402
-    PromptNodes,
-    prompt_nodes,
-    same_prompt,
-    slice_box,
-    volume_box,
-)
+from SAMFineTuneLib.mrml.prompts.marked_node import same_prompt  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, prompt_nodes  # noqa: E402
 
 
 @pytest.fixture
@@ -50,9 +46,9 @@ def some_prompts(volume):
         (1, "first", PointPrompt(middle(volume)), "axial"),
         (2, "first", PointPrompt(middle(volume, (2, 1, 0)), False), "sagittal"),
         (3, "second", PointPrompt(tuple(corners[0])), oblique),
-        (4, "first", slice_box(coronal, coronal.pixel_to_ras([(5, 4), (15, 14)])), "coronal"),
-        (5, "second", slice_box(oblique, corners), oblique),
-        (6, "second", volume_box(coronal, coronal.pixel_to_ras([(5, 4), (15, 14)])), "coronal"),
+        (4, "first", box_on_slice(coronal, coronal.pixel_to_ras([(5, 4), (15, 14)])), "coronal"),
+        (5, "second", box_on_slice(oblique, corners), oblique),
+        (6, "second", box_along_plane(coronal, coronal.pixel_to_ras([(5, 4), (15, 14)])), "coronal"),
         (7, "first", ScribblePrompt(tuple(map(tuple, oblique.pixel_to_ras([(9, 9), (12, 14), (20, 15)])))), oblique),
         (8, "first", ScribblePrompt((middle(volume), middle(volume, (3, 3, 0))), False), "axial"),
     ]
@@ -102,7 +98,7 @@ def test_a_written_prompt_moves(nodes, volume):
 def test_an_roi_lies_on_its_slice(nodes, volume):
     """Oriented along the plane, thin, with the corners in the plane."""
     plane = an_oblique_plane(volume)
-    box = slice_box(plane, plane.pixel_to_ras([(12, 11), (22, 19)]))
+    box = box_on_slice(plane, plane.pixel_to_ras([(12, 11), (22, 19)]))
     nodes.write(1, "first", box, plane, volume)
     node, _ = nodes.find(1)
     matrix = np.array([[node.GetObjectToWorldMatrix().GetElement(r, c) for c in range(4)] for r in range(4)])
@@ -114,7 +110,7 @@ def test_an_roi_lies_on_its_slice(nodes, volume):
 
 def test_an_roi_pulled_deep_is_a_3d_box_and_back(nodes, volume):
     plane = aligned_plane(volume, "axial", 10)
-    box = slice_box(plane, plane.pixel_to_ras([(8, 8), (16, 14)]))
+    box = box_on_slice(plane, plane.pixel_to_ras([(8, 8), (16, 14)]))
     nodes.write(1, "first", box, "axial", volume)
     node, _ = nodes.find(1)
     node.SetSize(*node.GetSize()[:2], 4 * plane.thickness)
@@ -253,7 +249,7 @@ def test_a_damaged_attribute_is_a_prompt_without_a_number(nodes, volume):
 
 def test_an_unplaced_roi_is_nothing(slicer_scene, nodes, volume):
     plane = aligned_plane(volume, "axial", 10)
-    nodes.write(1, "first", slice_box(plane, plane.pixel_to_ras([(8, 8), (16, 14)])), "axial", volume)
+    nodes.write(1, "first", box_on_slice(plane, plane.pixel_to_ras([(8, 8), (16, 14)])), "axial", volume)
     node, _ = nodes.find(1)
     node.SetSize(0, 0, 0)
     node.SetAndObserveObjectToNodeMatrix(matrix_of(np.eye(4)))

@@ -15,59 +15,28 @@ from collections.abc import Iterator, Sequence
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.prompts.marked_node import (
     KIND,
-    KINDS,
     SEGMENT,
     WHOLE_NODE,
     MarkedPrompt,
-    can_show,
-    is_collapsed,
-    kind_for,
-    kind_of,
+    is_roi,
+    marker_of,
     number_prompt,
     numbers_of,
+    plane_at,
     read_node,
     remove_point,
     segment_of,
-    world_points,
     write_prompt,
 )
-from SAMFineTuneLib.mrml.prompts.prompt_folder import put_into_folder, remove_folder, remove_with_item
-from SAMFineTuneLib.mrml.prompts.prompt_geometry import (
-    View,
-    parallel_view,
-    plane_at,
-    same_prompt,
-    slice_box,
-    volume_box,
-)
 from SAMFineTuneLib.mrml.prompts.prompt_look import make_displays, show
-from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt, Prompt
-
-__all__ = [
-    "SEGMENTATION_ROLE",
-    "VOLUME_ROLE",
-    "MarkedPrompt",
-    "PromptNodes",
-    "View",
-    "can_show",
-    "companions_of",
-    "is_collapsed",
-    "kind_of",
-    "new_node",
-    "orphans",
-    "parallel_view",
-    "prompt_nodes",
-    "remove_those_left",
-    "same_prompt",
-    "segment_of",
-    "slice_box",
-    "volume_box",
-    "world_points",
-]
+from SAMFineTuneLib.prompts import Prompt
+from SAMFineTuneLib.prompts.prompt_kind import Marker, markers
+from SAMFineTuneLib.session.intents import View
 
 VOLUME_ROLE = "SAMFineTune.volume"
 SEGMENTATION_ROLE = "SAMFineTune.segmentation"
 _HIDDEN = "SAMFineTune.hidden"
+_FOLDER = "SAMFineTune.folder"
 
 
 class PromptNodes:
@@ -87,7 +56,7 @@ class PromptNodes:
     def owns(self, node) -> bool:
         """Whether a node holds prompts of this volume and segmentation."""
         return (
-            kind_of(node) is not None
+            marker_of(node) is not None
             and node.GetNodeReferenceID(VOLUME_ROLE) == self.volume_node.GetID()
             and node.GetNodeReferenceID(SEGMENTATION_ROLE) == self.segmentation_node.GetID()
         )
@@ -126,16 +95,16 @@ class PromptNodes:
 
     def write(self, number: int, segment_id: str, prompt: Prompt, view: View, volume: Volume) -> None:
         """Make or move what stands for a prompt. A mask prompt has nothing to show."""
-        kind = kind_for(prompt)
-        if kind is None:
+        marker = prompt.marker
+        if marker is None:
             return
         node, point_id = self.find(number)
-        if node is not None and (kind_of(node) != kind or segment_of(node) != segment_id):
+        if node is not None and (marker_of(node) != marker or segment_of(node) != segment_id):
             self.remove(number)
             node, point_id = None, ""
         if node is None:
-            shared = isinstance(prompt, PointPrompt)
-            node = self.point_list(segment_id, kind) if shared else self._make(segment_id, kind)
+            make = self.point_list if marker.point_list else self._make
+            node = make(segment_id, marker.name)
         write_prompt(node, point_id, number, prompt, view, volume)
 
     def number(self, marked: MarkedPrompt, number: int) -> None:
@@ -160,15 +129,15 @@ class PromptNodes:
     def remove_node(self, node) -> None:
         """Take away a node, what shows and stores it, and its place in the subject hierarchy."""
         companions = companions_of(node)
-        remove_with_item(self.scene, node)
+        _remove_with_item(self.scene, node)
         remove_those_left(self.scene, companions)
 
-    def point_list(self, segment_id: str, kind: str):
-        """The list of a segment's "positive" or "negative" points; made when there is none."""
+    def point_list(self, segment_id: str, name: str):
+        """The list of a segment's points with a marker of that name; made when there is none."""
         for node in self.nodes():
-            if kind_of(node) == kind and segment_of(node) == segment_id:
+            if node.GetAttribute(KIND) == name and segment_of(node) == segment_id:
                 return node
-        return self._make(segment_id, kind)
+        return self._make(segment_id, name)
 
     def remove_segment(self, segment_id: str) -> None:
         """Take away all nodes of a segment."""
@@ -179,10 +148,10 @@ class PromptNodes:
     def remove_empty(self, keep=()) -> None:
         """Take away point lists without points, and the folder when it is empty."""
         for node in self.nodes():
-            if node not in keep and kind_of(node) != "box" and node.GetNumberOfControlPoints() == 0:
+            if node not in keep and not is_roi(node) and node.GetNumberOfControlPoints() == 0:
                 self.remove_node(node)
         if not self.nodes():
-            remove_folder(self.scene, self.volume_node)
+            _remove_folder(self.scene, self.volume_node)
 
     def name(self, segment_id: str) -> None:
         """Give a segment's nodes its name."""
@@ -195,9 +164,10 @@ class PromptNodes:
         for node in self.nodes():
             segment = self.segmentation_node.GetSegmentation().GetSegment(segment_of(node))
             if segment is not None:
-                make_displays(node, kind_of(node))
+                marker = marker_of(node)
+                make_displays(node, marker)
                 chosen = segment_of(node) == chosen_id
-                show(node, kind_of(node), segment.GetColor(), chosen, slice_nodes, _across(node, volume))
+                show(node, marker, segment.GetColor(), chosen, slice_nodes, _across(node, volume))
 
     def set_visible(self, visible: bool) -> None:
         """Hide them all while another volume is worked on, and show again those that were hidden so."""
@@ -211,33 +181,33 @@ class PromptNodes:
 
     # ---- inside
 
-    def _make(self, segment_id: str, kind: str):
-        node = new_node(self.scene, KINDS[kind][0])
-        node.SetAttribute(KIND, kind)
+    def _make(self, segment_id: str, name: str):
+        marker: Marker = markers()[name][1]
+        node = new_node(self.scene, f"vtkMRMLMarkups{marker.type}Node")
+        node.SetAttribute(KIND, name)
         node.SetAttribute(SEGMENT, segment_id)
-        node.SetName(KINDS[kind][1])
+        node.SetName(marker.words)
         node = self.scene.AddNode(node)
         node.SetNodeReferenceID(VOLUME_ROLE, self.volume_node.GetID())
         node.SetNodeReferenceID(SEGMENTATION_ROLE, self.segmentation_node.GetID())
-        make_displays(node, kind)
+        make_displays(node, marker)
         self._name(node)
-        put_into_folder(node, self.volume_node)
+        _put_into_folder(node, self.volume_node)
         return node
 
     def _name(self, node) -> None:
         segment = self.segmentation_node.GetSegmentation().GetSegment(segment_of(node))
-        name = "" if segment is None else f"{segment.GetName()} {KINDS[kind_of(node)][1]}"
+        name = "" if segment is None else f"{segment.GetName()} {marker_of(node).words}"
         if name and node.GetName() != name:
             node.SetName(name)
 
 
 def _across(node, volume: Volume):
     """The direction (3,) across the slice of a node that is a box on a slice, None for others."""
-    marked = next(iter(read_node(node, volume)), None) if kind_of(node) == "box" else None
-    if marked is None or not isinstance(marked.prompt, BoxPrompt):
+    marked = next(iter(read_node(node, volume)), None) if is_roi(node) else None
+    if marked is None or not marked.prompt.on_one_slice:
         return None
-    plane = plane_at(marked.view, marked.prompt.corner_a, volume)
-    return None if plane is None else plane.normal
+    return plane_at(marked.view, marked.prompt.anchor, volume).normal
 
 
 def new_node(scene, class_name: str):
@@ -252,7 +222,7 @@ def prompt_nodes(scene) -> Iterator:
     """Every node of a scene that holds prompts, of whatever volume."""
     nodes = scene.GetNodes()
     every = [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
-    return (node for node in every if kind_of(node) is not None)
+    return (node for node in every if marker_of(node) is not None)
 
 
 def remove_those_left(scene, companions) -> None:
@@ -277,3 +247,62 @@ def orphans(scene) -> list:
         for node in prompt_nodes(scene)
         if node.GetNodeReference(VOLUME_ROLE) is None or node.GetNodeReference(SEGMENTATION_ROLE) is None
     ]
+
+
+# ---- the folder of the subject hierarchy that holds the prompts of a volume
+
+
+def _put_into_folder(node, volume_node) -> None:
+    """Show a node in the folder of a volume's prompts, which is made when there is none."""
+    hierarchy = node.GetScene().GetSubjectHierarchyNode()
+    if hierarchy is None:
+        return
+    folder = _folder(hierarchy, volume_node)
+    if not folder:
+        folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), f"Prompts on {volume_node.GetName()}")
+        hierarchy.SetItemAttribute(folder, _FOLDER, volume_node.GetID())
+        hierarchy.SetItemExpanded(folder, False)
+    item = hierarchy.GetItemByDataNode(node)
+    if item:
+        hierarchy.SetItemParent(item, folder)
+    else:
+        hierarchy.CreateItem(folder, node)
+
+
+def _remove_folder(scene, volume_node) -> None:
+    """Take away the folder, unless something is in it."""
+    hierarchy = scene.GetSubjectHierarchyNode()
+    folder = _folder(hierarchy, volume_node) if hierarchy is not None else 0
+    if not folder:
+        return
+    for item in _children(hierarchy, folder):
+        if hierarchy.GetItemDataNode(item) is None:  # its node was removed by somebody else
+            hierarchy.RemoveItem(item, False, False)
+    if not _children(hierarchy, folder):
+        hierarchy.RemoveItem(folder, False, False)
+
+
+def _remove_with_item(scene, node) -> None:
+    """Take a node out of the scene, and its place in the subject hierarchy."""
+    hierarchy = scene.GetSubjectHierarchyNode()
+    item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+    folder = hierarchy.GetItemParent(item) if item else 0
+    scene.RemoveNode(node)
+    if item and item in _children(hierarchy, folder):  # the application has removed it by now
+        hierarchy.RemoveItem(item, False, False)
+
+
+def _folder(hierarchy, volume_node) -> int:
+    """The item of the folder for this volume's prompts, 0 when there is none."""
+    for item in _children(hierarchy, hierarchy.GetSceneItemID()):
+        if hierarchy.GetItemAttribute(item, _FOLDER) == volume_node.GetID():
+            return item
+    return 0
+
+
+def _children(hierarchy, item: int) -> list[int]:
+    import vtk
+
+    children = vtk.vtkIdList()
+    hierarchy.GetItemChildren(item, children, False)
+    return [children.GetId(number) for number in range(children.GetNumberOfIds())]
