@@ -250,6 +250,9 @@ class Segmenter:
         if not self.segments:
             raise UserError("There is nothing to propagate yet; place a point or a box first.")
         session = self._answering()
+        self._judge()
+        while not session.settled:  # so that what is told below concerns the propagation alone
+            session.work(0.0)
         for info in session.segments if label is None else [self._existing(label)]:
             if label is None and not any(session.mask(info.value, plane).any() for plane in session.planes(info.value)):
                 continue
