@@ -154,7 +154,7 @@ def _check(args: argparse.Namespace) -> int:
         raise
     from SAMFineTuneLib.models.adapters.adapter_card import duration
     from SAMFineTuneLib.training.fine_tuning import make_plan
-    from SAMFineTuneLib.training.pace import measure_pace
+    from SAMFineTuneLib.training.training_time import measure_pace
 
     plan = make_plan(cases, args.output, open_base(args.model), settings, args.resume, test)
     _show_cases(args, cases, test, plan.found)

@@ -116,8 +116,8 @@ def _planned(
     """What the cases hold, and how much would be done for how long."""
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.fine_tuning import make_plan
-    from SAMFineTuneLib.training.pace import measure_pace
-    from SAMFineTuneLib.training.training_loop import Stopped, stopping
+    from SAMFineTuneLib.training.training_time import measure_pace
+    from SAMFineTuneLib.training.stopping import Stopped, stopping
 
     look = stopping(lambda: stop.asked)
     try:

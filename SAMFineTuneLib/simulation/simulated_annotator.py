@@ -29,6 +29,20 @@ class Prompts:
         return Prompts(self.coords[index], self.labels[index], self.logits[index], self.has_logits[index])
 
 
+def loose_boxes(rng: Random, masks: Tensor) -> Tensor:
+    """(n, 4) x0, y0, x1, y1 of masks (n, S, S), tight or each side moved by up to a tenth of the box."""
+    count, side = len(masks), masks.shape[-1]
+    line = torch.arange(side, device=masks.device)
+    ends = []
+    for there in (masks.any(1), masks.any(2)):  # columns, rows
+        ends.append((torch.where(there, line, side - 1).amin(1), torch.where(there, line, 0).amax(1)))
+    box = torch.stack([end[side] for side in (0, 1) for end in ends], 1).float()
+    sides = (box[:, 2:] - box[:, :2] + 1).repeat(1, 2)
+    moved = rng.uniform(-0.1, 0.1, count, 4) * sides
+    slack = torch.where(rng.chance(0.6, count, 1), moved, rng.uniform(-0.5, 0.5, count, 4))
+    return (box + slack).clamp(0, side - 1)
+
+
 def first_prompts(box: Tensor, point: Tensor, by_box: Tensor) -> Prompts:
     """Boxes (n, 4) where `by_box` (n,) says so, else points (n, 2) with one padding point."""
     corners = box.reshape(-1, 2, 2)

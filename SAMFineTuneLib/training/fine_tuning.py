@@ -33,7 +33,6 @@ from SAMFineTuneLib.models.adapters.tuning import Card, Gain, attach, save_adapt
 from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.owner import owning
-from SAMFineTuneLib.training.clock import Clock
 from SAMFineTuneLib.training.evidence import (
     WAYS,
     NetworkEngine,
@@ -43,26 +42,29 @@ from SAMFineTuneLib.training.evidence import (
     gains,
     measure_case,
 )
+from SAMFineTuneLib.training.memory import device_of
+from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
 from SAMFineTuneLib.training.plan import (
     STATE,
     Plan,
     check_folders,
-    device_of,
     is_running,
     looking,
     make_plan,
     working_folder,
 )  # fmt: skip
-from SAMFineTuneLib.training.process_group import Gang, join_gang
+from SAMFineTuneLib.training.process_group import ProcessGroup, join_process_group
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
+from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping
 from SAMFineTuneLib.training.training_items import Items
-from SAMFineTuneLib.training.training_loop import History, Stopped, Training, interruptible, stopping, train
+from SAMFineTuneLib.training.training_loop import History
 from SAMFineTuneLib.training.training_report import REPORT, write_report
 from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_time import Clock
 
 __all__ = ["Plan", "Progress", "Result", "Stopped", "fine_tune", "make_plan", "working_folder"]
 
-_FORMAT = 2
+_FORMAT = 3
 _PICTURES = 6  # held-out cases that the report shows
 _VALIDATION_SLICES = 4  # labelled slices of a validation case that are looked at
 _TIME = "seconds.json"  # in the working folder: how long the run has worked
@@ -116,19 +118,19 @@ def fine_tune(
     goes on. UserError for cases, settings or folders that cannot be, and while another process trains into `output`.
     """
     output = Path(output).expanduser()
-    gang, device = join_gang(device_of(settings.device))
-    gang.part_of(settings.batch)
+    group, device = join_process_group(device_of(settings.device))
+    group.part_of(settings.batch)
     report, look = progress or (lambda _: None), stopping(cancel or (lambda: False))
     work = working_folder(output)
-    if gang.first:
+    if group.first:
         report(Progress("cases", 1, 1))
-    plan = make_plan(cases, output, base, settings, resume, test, look, gang.first)
-    if planned and gang.first:
+    plan = make_plan(cases, output, base, settings, resume, test, look, group.first)
+    if planned and group.first:
         planned(plan)
-    with owning(work, lambda owner: is_running(output, owner)) if gang.first else nullcontext():
-        if gang.first:
+    with owning(work, lambda owner: is_running(output, owner)) if group.first else nullcontext():
+        if group.first:
             check_folders(output, resume)
-        run = _Run(plan, work, gang, torch.device(device), report, look)
+        run = _Run(plan, work, group, torch.device(device), report, look)
         run.begin(resume)
         try:
             for part in range(len(plan.folds.parts)):
@@ -137,12 +139,12 @@ def fine_tune(
         finally:
             run.note_time()
         card = _card(run, history)
-        if gang.first:
+        if group.first:
             run.tell("report")
             _write_adapter(run, network, card)
-    if gang.first:
+    if group.first:
         shutil.rmtree(work, ignore_errors=True)
-    gang.from_first(None)  # nobody reads the folder before it is there
+    group.from_first(None)  # nobody reads the folder before it is there
     return Result(output, output / REPORT, card, run.evidence, (*plan.found.notes, *advice(card.gains)))
 
 
@@ -155,7 +157,7 @@ class _Run:
 
     plan: Plan
     work: Path
-    gang: Gang
+    group: ProcessGroup
     device: torch.device
     report: Callable[[Progress], None]
     look: Callable[[], None]
@@ -191,21 +193,27 @@ class _Run:
             "base_sha256": dict(self.base.spec.sha256), "cases": sorted(self.found.digests.values()),
         }))  # fmt: skip
         path = self.work / STATE
-        if resume and self.gang.first and json.loads(path.read_text()) != here:
+        before = json.loads(path.read_text()) if resume and self.group.first else here
+        if before.get("format") != _FORMAT:
+            raise UserError(
+                "The interrupted training was begun by another version of SAMFineTune, and this one cannot go on with "
+                f"it; delete {self.work} to start anew."
+            )
+        if before != here:
             raise UserError(
                 "The interrupted training had other settings, another model or other cases; give the same again, or "
                 f"delete {self.work} to start anew."
             )
-        if self.gang.first:
+        if self.group.first:
             _write_json(path, here)
             self.clock.worked = _seconds(self.work / _TIME)
-        self.gang.from_first(None)
+        self.group.from_first(None)
         tests = sum(len(part.test) for part in self.folds.parts)
         self.clock.expect(sum(self.plan.steps), tests)
 
     def tell(self, stage: str, **values: Any) -> None:
         """Report progress; Stopped when the user wants no more."""
-        if self.gang.first:
+        if self.group.first:
             place = min(self.now + 1, self.parts), self.parts
             self.report(Progress(stage, *place, seconds_left=self.clock.left, **values))
             if self.clock.is_due(_NOTE_TIME):
@@ -213,7 +221,7 @@ class _Run:
 
     def note_time(self) -> None:
         """Keep how long the run has worked, for the one that goes on with it."""
-        if self.gang.first and (self.work / STATE).exists():
+        if self.group.first and (self.work / STATE).exists():
             with suppress(UserError):  # what went wrong before matters more
                 _write_json(self.work / _TIME, self.clock.worked)
 
@@ -221,15 +229,16 @@ class _Run:
         """Train and test the adapter of one fold, unless that was done."""
         self.now = number
         fold, folder = self.folds.parts[number], self.work / f"part-{number}"
-        done = self.gang.from_first((folder / "result.json").exists())
+        done = self.group.from_first((folder / "result.json").exists())
         if done and self.parts > len(self.folds.parts):
             self.clock.skip(self.plan.steps[number], len(fold.test))
             return
         self.before(fold, number)
         network, history = self.train(folder, number)
-        after = self.gang.from_first(self.test(network, fold, folder, "after") if self.gang.first else None)
-        if self.gang.first and not done:
-            _write_json(folder / "result.json", {"after": after, "history": vars(history)})
+        after = self.group.from_first(self.test(network, fold, folder, "after") if self.group.first else None)
+        if self.group.first and not done:
+            curves = {"loss": history.loss, "validated": history.validated, "dice": history.dice}
+            _write_json(folder / "result.json", {"after": after, "history": curves})
         self.delivered = network, history
 
     def final(self) -> tuple[nn.Module, History]:
@@ -247,27 +256,20 @@ class _Run:
         settings = self.settings.for_slices(len(shown))
         network = attach(load_network(self.base.file("weights"))[1], self.base.spec, settings.method, settings.seed)
         interruptible(network, self._look)
-        training = Training(
+        tuning = NetworkTuning(
             network, self.base.spec, settings, Items(shown, empty, self.base.spec, settings, number),
-            self.device, self.gang, rehearsal_of(self.base.spec, settings, number),
-            self._validator(network, fold.test), _Told(self, settings.steps), self._cancelled,
+            self.device, self.group, rehearsal_of(self.base.spec, settings, number),
+            self._validator(network, fold.test), _Told(self, settings.steps), self.look,
         )  # fmt: skip
-        history = train(training, folder / "checkpoint.pt", number)
+        history = tune(tuning, folder / "checkpoint.pt", number)
         if history.ended:
-            self.clock.skip(settings.steps - len(history.loss), 0)
+            self.clock.skip(settings.steps - history.step, 0)
         return network.eval(), history
 
     def _look(self) -> None:
         """Stopped in the midst of a computation; not where other processes would wait for this one's part of it."""
-        if self.gang.size == 1:
+        if self.group.size == 1:
             self.look()
-
-    def _cancelled(self) -> bool:
-        try:
-            self.look()
-        except Stopped:
-            return True
-        return False
 
     def _validator(self, network: nn.Module, cases: Sequence[Case]) -> Callable[[], float] | None:
         if not cases:
@@ -291,10 +293,10 @@ class _Run:
         """Answers of the base to a fold's test cases."""
         ways = tuple(way for way in self.ways if way != "automatic")
         path = self.work / f"before-{number}.json"
-        if ways and self.gang.first and not path.exists():
+        if ways and self.group.first and not path.exists():
             network = interruptible(load_network(self.base.file("weights"))[1], self._look).to(self.device)
             _write_json(path, self._measure(network, fold, "before", ways, number))
-        self.gang.from_first(None)
+        self.group.from_first(None)
 
     def test(self, network: nn.Module, fold: Fold, folder: Path, stage: str) -> dict[str, Any]:
         """Answers of a trained network to a fold's test cases."""
@@ -341,7 +343,7 @@ class _Told:
         self._run, self._steps, self._begun = run, steps, False
 
     def __call__(self, history: History) -> None:
-        run, step = self._run, len(history.loss)
+        run, step = self._run, history.step
         if not self._begun:  # what a checkpoint had done already, and reading cases, tell nothing about the pace
             run.clock.skip(step, 0)
             self._begun = True
@@ -387,7 +389,7 @@ def _gains(run: _Run) -> tuple[Gain, ...]:
 
 
 def _card(run: _Run, history: History) -> Card:
-    if not run.gang.first:
+    if not run.group.first:
         return Card()
     thin = max(1, len(history.loss) // 200)
     curves = {

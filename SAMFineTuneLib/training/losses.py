@@ -49,11 +49,15 @@ def mask_losses(
         counted = counted[:, None]
         entropy = (entropy * counted).sum((2, 3)) / counted.sum((2, 3)).clamp(min=1)
         answer, probability = answer & (counted > 0.5), probability * counted
-    with torch.no_grad():
-        truth = target > 0.5
-        union = (answer | truth).sum((2, 3)) + beyond[:, None]
-        iou = (answer & truth).sum((2, 3)) / union.clamp(min=1)
-    return dice_loss(probability, target) + entropy, iou
+    return dice_loss(probability, target) + entropy, real_iou(answer, target, beyond)
+
+
+@torch.no_grad()
+def real_iou(answer: Tensor, target: Tensor, beyond: Tensor) -> Tensor:
+    """IoU (n, T) of answers (n, T, L, L), bool, with the target (n, 1, L, L) and its `beyond` (n,) cells outside."""
+    truth = target > 0.5
+    union = (answer | truth).sum((2, 3)) + beyond[:, None]
+    return (answer & truth).sum((2, 3)) / union.clamp(min=1)
 
 
 def round_loss(

@@ -9,10 +9,9 @@ it, and the result is a model that answers at once. Everything random in step n 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +22,26 @@ from torch.nn import functional as F
 from SAMFineTuneLib.cases.case_slices import evenly, slices_of
 from SAMFineTuneLib.cases.cases import Case, Labelled
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, sha256_of
+from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.images.read_image import ENDINGS, read_volume
 from SAMFineTuneLib.inference.input_crop import View, square_view
-from SAMFineTuneLib.models.formats.checkpoint import load_own_checkpoint
 from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.augmentation import augment
-from SAMFineTuneLib.training.new_model import owning_model, require_new_model
-from SAMFineTuneLib.training.training_loop import Stopped, interruptible, stopping
+from SAMFineTuneLib.training.memory import compute_blocks_twice, device_of, pictures_at_once
+from SAMFineTuneLib.training.pretraining import (
+    Progress,
+    owning_model,
+    reporter,
+    require_new_model,
+    state_of,
+    write_weights,
+)
+from SAMFineTuneLib.training.stopping import interruptible, stopping
+from SAMFineTuneLib.training.training_loop import Schedule, Training, train
 
 CHECKPOINT_NAME = "masked-checkpoint.pt"
-CHECKPOINT_SECONDS = 60.0
 MASKED = 0.6
 """Part of the blocks that are blanked."""
 RATE = 2e-4
@@ -50,7 +56,7 @@ def find_volumes(folder: str | Path) -> list[Path]:
     """Image files in a folder and below it, and folders of other files (DICOM); UserError without any."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"“{folder}” is no folder; give one with volumes in it.")
+        raise UserError(f"“{folder}” is not a folder; give one with volumes in it.")
     found = []
     for place in sorted([folder, *(path for path in folder.rglob("*") if path.is_dir())]):
         files = [path for path in sorted(place.iterdir()) if path.is_file() and not path.name.startswith(".")]
@@ -77,19 +83,6 @@ def pictures_of(paths: list[Path]) -> list[np.ndarray]:
     return found
 
 
-@dataclass(frozen=True)
-class Course:
-    """How far a pre-training is."""
-
-    step: int
-    steps: int
-    loss: float
-    """Squared error of what was blanked, in standard deviations of its block."""
-    held: float
-    """How far embeddings have moved, relative to their spread."""
-    seconds: float
-
-
 class Reconstruction(nn.Module):
     """From the embedding to the pixels of each block: one linear map."""
 
@@ -113,51 +106,59 @@ def pretrain_masked(
     seed: int = 0,
     resume: bool = False,
     device: str = "auto",
-    progress: Callable[[Course], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
     cancel: Callable[[], bool] = lambda: False,
 ) -> ModelFolder:
-    """Train the base's image encoder on the volumes of a folder and write a complete model folder.
+    """Train a model's image encoder on unlabelled volumes and write a complete model folder.
 
-    When `cancel` says so, Stopped is raised, and `resume` goes on later. UserError while another process trains into
-    the folder.
+    Args:
+        volumes: Folder of the volumes, see `find_volumes`.
+        output: Folder of the new model.
+        base: The model whose encoder goes on learning.
+        steps: Optimiser steps.
+        batch_size: Pictures of a step.
+        seed: Start of all random numbers.
+        resume: Whether to go on from the folder's checkpoint.
+        device: A PyTorch device, or "auto".
+        progress: Told after every step; it measures `loss`, the squared error of what was blanked in standard
+            deviations of its block, and `moved`, how far embeddings have moved relative to their spread.
+        cancel: Asked many times a second whether to stop.
+
+    Raises:
+        Stopped: When `cancel` says so; `resume` goes on later.
+        UserError: For a folder that cannot be used, and while another process trains into it.
     """
     output = Path(output).expanduser()
-    require_new_model(output, output / CHECKPOINT_NAME, resume)
+    checkpoint = output / CHECKPOINT_NAME
+    require_new_model(output, checkpoint, resume)
     if steps < 1 or batch_size < 1:
         raise UserError("Pre-training needs one step and one picture a step, or more.")
-    name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
     pictures = pictures_of(find_volumes(volumes))
-    run = _Masked(base, torch.device(name), seed)
-    checkpoint = output / CHECKPOINT_NAME
+    masked = _Masked(base, torch.device(device_of(device)), seed, pictures, batch_size)
+    look = stopping(cancel)
+    interruptible(masked.network.image_encoder, look)
+    schedule = Schedule(RATE, _WARM_UP, steps)
     with owning_model(output, checkpoint, resume):
-        step = run.restore(checkpoint) if resume and checkpoint.exists() else 0
-        look = stopping(cancel)
-        interruptible(run.network.image_encoder, look)
-        started = saved = time.monotonic()
-        try:
-            while step < steps:
-                look()
-                loss, held = run.step(pictures, step, steps, batch_size)
-                step += 1
-                if progress:
-                    progress(Course(step, steps, loss, held, time.monotonic() - started))
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    run.save(checkpoint, step)
-                    saved = time.monotonic()
-        except Stopped:  # nothing of a step is kept before all of it is
-            run.save(checkpoint, step)
-            raise
-        run.save(checkpoint, step)  # what comes next may fail on a full disk
-        folder = _write_model(run.network, base, output, len(pictures), steps, batch_size)
+        train(
+            Training(
+                state=masked.state, optimiser=masked.optimiser, gradients=masked.gradients, schedule=schedule,
+                seed=(seed,), about={"seed": seed, "model": base.spec.id, "number of pictures a step": batch_size},
+                report=reporter(progress, schedule, batch_size), look=look,
+            ),
+            checkpoint,
+        )  # fmt: skip
+        folder = _write_model(masked.network, base, output, len(pictures), steps, batch_size)
         checkpoint.unlink(missing_ok=True)
         return folder
 
 
 class _Masked:
-    """Encoder, its state at the start, the map to pixels, and the optimiser."""
+    """Encoder, its weights at the start, and the map to pixels."""
 
-    def __init__(self, base: ModelFolder, device: torch.device, seed: int) -> None:
-        self.spec, self.device, self.seed = base.spec, device, seed
+    def __init__(
+        self, base: ModelFolder, device: torch.device, seed: int, pictures: list[np.ndarray], batch: int
+    ) -> None:
+        self.spec, self.device, self.seed, self.pictures, self.batch = base.spec, device, seed, pictures, batch
         self.network = load_network(base.file("weights"))[1].to(device).requires_grad_(False)
         self.start = deepcopy(self.network.image_encoder)
         self.network.image_encoder.requires_grad_(True)
@@ -167,62 +168,47 @@ class _Masked:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.pixels = Reconstruction(self.spec, channels).to(device)
+        self.state = state_of(encoder=self.network.image_encoder, pixels=self.pixels)
         trained = [*self.network.image_encoder.parameters(), *self.pixels.parameters()]
         self.optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.95))
+        # Every picture is encoded twice, blanked and whole.
+        at_once, twice = pictures_at_once(self.network, self.spec, device, 2 * batch)
+        self.at_once = max(1, at_once // 2)
+        if twice:
+            compute_blocks_twice(self.network)
 
-    def step(self, pictures: list[np.ndarray], step: int, steps: int, batch: int) -> tuple[float, float]:
-        """One optimiser step -> both losses."""
+    def gradients(self, step: int) -> dict[str, float]:
+        """Gradients of both losses of a step, computed for as many pictures at once as fit into memory."""
         rng = np.random.default_rng((self.seed, step))
-        images = np.stack([_shown(rng, pictures, self.spec) for _ in range(batch)])
+        images = np.stack([_shown(rng, self.pictures, self.spec) for _ in range(self.batch)])
         whole = torch.from_numpy(images).to(self.device)
         grid = self.spec.embedding_size
-        blank = torch.from_numpy(rng.random((batch, 1, grid, grid)) < MASKED).to(self.device)
-        over = blank.repeat_interleave(self.pixels.block, 2).repeat_interleave(self.pixels.block, 3)
-        for group in self.optimiser.param_groups:
-            group["lr"] = RATE * _share(step, steps)
-        guess = self.pixels(self.network.encode(whole.masked_fill(over, 0.0))["image_embeddings"])
-        loss = _blank_error(guess, whole, blank, self.pixels.block)
-        held = self._held(whole)
-        self.optimiser.zero_grad(set_to_none=True)
-        (loss + _HOLD * held).backward()
-        torch.nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], 1.0)
-        self.optimiser.step()
-        return float(loss.detach()), float(held.detach())
+        blank = torch.from_numpy(rng.random((self.batch, 1, grid, grid)) < MASKED).to(self.device)
+        blanked = int(blank.sum().clamp(min=1))
+        loss, moved = 0.0, 0.0
+        for part, gaps in zip(whole.split(self.at_once), blank.split(self.at_once), strict=True):
+            over = gaps.repeat_interleave(self.pixels.block, 2).repeat_interleave(self.pixels.block, 3)
+            guess = self.pixels(self.network.encode(part.masked_fill(over, 0.0))["image_embeddings"])
+            error = _blank_error(guess, part, gaps, self.pixels.block) / blanked
+            away = self._moved(part) / self.batch
+            (error + _HOLD * away).backward()
+            loss += float(error.detach())
+            moved += float(away.detach())
+        return {"loss": loss, "moved": moved}
 
-    def _held(self, whole: Tensor) -> Tensor:
-        """Mean over all outputs of the encoder: squared distance to the start's, over the start's variance."""
+    def _moved(self, whole: Tensor) -> Tensor:
+        """Sum over pictures, mean over the encoder's outputs: squared distance to the start's over its variance."""
         found = self.network.encode(whole)
         now = self.network.image_encoder
         with torch.no_grad():
             self.network.image_encoder = self.start
             wanted = self.network.encode(whole)
             self.network.image_encoder = now
-        parts = [F.mse_loss(found[name], wanted[name]) / wanted[name].var().clamp(min=1e-6) for name in wanted]
+        parts = []
+        for name, start in wanted.items():
+            distance = ((found[name] - start) ** 2).flatten(1).mean(1)
+            parts.append((distance / start.flatten(1).var(1).clamp(min=1e-6)).sum())
         return torch.stack(parts).mean()
-
-    def save(self, path: Path, step: int) -> None:
-        """Write a checkpoint, whole or not at all."""
-        state = {
-            "step": step, "seed": self.seed, "encoder": self.network.image_encoder.state_dict(),
-            "pixels": self.pixels.state_dict(), "optimiser": self.optimiser.state_dict(),
-        }  # fmt: skip
-        with atomic_write(path) as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, path: Path) -> int:
-        """Go on from a checkpoint -> its step."""
-        try:
-            state = load_own_checkpoint(path, self.device)
-            if state["seed"] != self.seed:
-                raise ValueError("another seed")
-            self.network.image_encoder.load_state_dict(state["encoder"])
-            self.pixels.load_state_dict(state["pixels"])
-            self.optimiser.load_state_dict(state["optimiser"])
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{path} is not a usable checkpoint of this pre-training; delete it.") from error
-        return state["step"]
 
 
 def _shown(rng: np.random.Generator, pictures: list[np.ndarray], spec: ModelSpec) -> np.ndarray:
@@ -237,33 +223,18 @@ def _shown(rng: np.random.Generator, pictures: list[np.ndarray], spec: ModelSpec
 
 
 def _blank_error(guess: Tensor, whole: Tensor, blank: Tensor, block: int) -> Tensor:
-    """Mean squared error over the blanked blocks, each block's pixels normalised (He et al., 2022)."""
+    """Squared error summed over the blanked blocks, each block's pixels normalised (He et al., 2022)."""
     patches = F.pixel_unshuffle(whole, block)
     mean, deviation = patches.mean(1, keepdim=True), patches.std(1, keepdim=True) + 0.1
     wanted = (patches - mean) / deviation
     error = ((F.pixel_unshuffle(guess, block) - wanted) ** 2).mean(1, keepdim=True)
-    return (error * blank).sum() / blank.sum().clamp(min=1)
-
-
-def _share(step: int, steps: int) -> float:
-    """Warm-up and cosine, as parts of the run."""
-    warm = max(1, round(_WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + float(np.cos(np.pi * (step - warm) / max(1, steps - warm))))
+    return (error * blank).sum()
 
 
 def _write_model(
     network: nn.Module, base: ModelFolder, folder: Path, pictures: int, steps: int, batch: int
 ) -> ModelFolder:
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "model.safetensors"
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    with atomic_write(weights) as temporary:
-        save_file(state, temporary)
-        temporary.chmod(0o644)  # safetensors makes files that only their owner may read
+    weights = write_weights(folder, network.state_dict())
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.resolve().name).lstrip(".") or "pretrained"
     spec = replace(
         base.spec,

@@ -1,4 +1,4 @@
-"""Fitting a training into memory: how many pictures at once, and encoder blocks that are computed twice."""
+"""The device of a training, and how a training fits into its memory."""
 
 from __future__ import annotations
 
@@ -8,24 +8,65 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.spec import ModelSpec
-from SAMFineTuneLib.training.training_settings import Settings
 
 _PATCH = 16
 _KEPT = 20  # tensors of a token's width that a transformer block keeps for its backward pass
 _PART = 0.6  # of the free memory that activations may take
 
 
-def plan(network: nn.Module, spec: ModelSpec, settings: Settings, device: torch.device) -> tuple[int, bool]:
-    """(pictures at once, whether encoder blocks are to be computed twice), from a rough estimate of what is kept."""
+def device_of(name: str) -> str:
+    """The PyTorch device to train on, by its name or "auto"; UserError when it is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    able = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = number == "" or (number.isdigit() and kind == "cuda" and int(number) < torch.cuda.device_count())
+    if not able.get(kind, False) or not there:
+        usable = ", ".join(one for one, there in able.items() if there)
+        raise UserError(f"PyTorch here cannot train on {name!r}; choose one of: auto, {usable}.")
+    return name
+
+
+def pictures_at_once(
+    network: nn.Module, spec: ModelSpec, device: torch.device, batch: int, micro_batch: int | None = None,
+    checkpointing: str = "auto", learns: bool = True,
+) -> tuple[int, bool]:  # fmt: skip
+    """How many pictures of a batch fit into memory, from a rough estimate of what the image encoder keeps.
+
+    Args:
+        network: The network that is trained.
+        spec: Its model.
+        device: Where it is trained.
+        batch: Pictures of a step.
+        micro_batch: Pictures at once, where the user says so.
+        checkpointing: "on" or "off" where the user says so, else "auto".
+        learns: Whether the image encoder is trained.
+
+    Returns:
+        Pictures at once, and whether encoder blocks are to be computed twice (see `compute_blocks_twice`).
+    """
     free = free_memory(device) * _PART
-    learns = settings.method.trains_encoder
     one = activation_bytes(network, spec) if learns else activation_bytes(network, spec) / 20
-    twice = settings.checkpointing == "on" or (settings.checkpointing == "auto" and learns and one > free)
+    twice = checkpointing == "on" or (checkpointing == "auto" and learns and one > free)
     if twice:
         one /= max(1, len(_blocks(network)))
-    at_once = settings.micro_batch or int(max(1, min(settings.batch, free // max(one, 1))))
-    return at_once, twice and learns
+    return micro_batch or int(max(1, min(batch, free // max(one, 1)))), twice and learns
+
+
+def mixed_precision(device: torch.device, wanted: str = "auto", on_processor: bool = False) -> torch.autocast:
+    """A context in which products are computed in bfloat16; weights and losses stay in 32 bits.
+
+    Args:
+        device: Where they are computed.
+        wanted: "bf16", "fp32", or "auto": where a graphics card has it.
+        on_processor: With "auto", also on a processor that has such instructions.
+    """
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if on_processor and device.type == "cpu":
+        able = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted == "bf16" or (wanted == "auto" and able))
 
 
 def activation_bytes(network: nn.Module, spec: ModelSpec) -> float:

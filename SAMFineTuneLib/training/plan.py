@@ -1,6 +1,6 @@
 """What a fine-tuning would do, settled before it begins: whatever can be refused is refused here, nothing is written.
 
-`samfinetune train --check` shows a plan; `run.fine_tune` makes the same one and carries it out.
+`samfinetune train --check` shows a plan; `fine_tuning.fine_tune` makes the same one and carries it out.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.models.download.download_file import readable_size
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock
+from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.training_settings import Settings
 
 STATE = "run.json"
@@ -178,21 +179,6 @@ def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterat
     for one in slices:
         look()
         yield one
-
-
-def device_of(name: str) -> str:
-    """The device that PyTorch trains on; UserError when it is not there."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    able = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    there = number == "" or (number.isdigit() and kind == "cuda" and int(number) < torch.cuda.device_count())
-    if not able.get(kind, False) or not there:
-        usable = ", ".join(one for one, there in able.items() if there)
-        raise UserError(f"PyTorch here cannot train on {name!r}; choose one of: auto, {usable}.")
-    return name
 
 
 def _folds(cases: Sequence[Case], test: Sequence[Case], settings: Settings) -> Folds:

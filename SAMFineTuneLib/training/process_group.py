@@ -1,7 +1,7 @@
-"""Several processes that train one adapter, as `torchrun` starts them; one process alone is a gang of one.
+"""Several processes that train one adapter, as `torchrun` starts them; one process alone is a group of one.
 
-Every process holds the same network, works on its part of each batch, and the gradients are summed: with n processes
-the result is that of one process with the same batch, up to rounding. Only the first writes and tests.
+Every process holds the same network and works on its part of each batch, and the gradients are summed: the result of n
+processes is that of one process with the same batch, up to rounding. Only the first process writes and tests.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _PATIENCE = timedelta(hours=12)  # while the first process tests, the others wai
 
 
 @dataclass(frozen=True)
-class Gang:
-    """`rank` of `size` processes."""
+class ProcessGroup:
+    """This process is number `rank` of `size`."""
 
     rank: int = 0
     size: int = 1
@@ -34,14 +34,14 @@ class Gang:
         return self.rank == 0
 
     def part_of(self, batch: int) -> range:
-        """Positions of this process's pictures in a batch."""
+        """Positions of this process's pictures in a batch; UserError when the batch cannot be divided evenly."""
         if batch % self.size:
             raise UserError(f"A batch of {batch} pictures cannot be shared by {self.size} processes; choose another.")
         share = batch // self.size
         return range(self.rank * share, (self.rank + 1) * share)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up what every process found."""
+        """Replace the gradients of each process by their sum over all processes."""
         if self.size == 1:
             return
         trained = list(parameters)
@@ -54,7 +54,7 @@ class Gang:
             parameter.grad.copy_(part.view_as(parameter))
 
     def sum(self, value: float) -> float:
-        """A number added up over the processes."""
+        """The sum of every process's number."""
         if self.size == 1:
             return value
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -63,7 +63,7 @@ class Gang:
         return float(total)
 
     def from_first(self, value: Any) -> Any:
-        """What the first process has."""
+        """The first process's value; the others wait for it."""
         if self.size == 1:
             return value
         box = [value]
@@ -71,22 +71,26 @@ class Gang:
         return box[0]
 
 
-def join_gang(device: str) -> tuple[Gang, str]:
-    """This process's place in what `torchrun` started, and the device it shall use; a gang of one without it."""
+def join_process_group(device: str) -> tuple[ProcessGroup, str]:
+    """Join the processes that `torchrun` started, if any.
+
+    Returns:
+        This process's place, and the device that it shall use.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return Gang(), device
+        return ProcessGroup(), device
     if device.startswith("cuda"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
         atexit.register(_leave)
-    return Gang(torch.distributed.get_rank(), size), device
+    return ProcessGroup(torch.distributed.get_rank(), size), device
 
 
 def _leave() -> None:
-    """Gloo's threads drop the last tensors after the answer is out and need the interpreter for it; one that comes when
-    the interpreter is gone aborts the process (torch 2.13). Sleeping lets them."""
+    """Gloo's threads release the last tensors after the answer is out and need the interpreter for it; a thread that
+    does so when the interpreter is gone aborts the process (torch 2.13). The pause lets them finish."""
     torch.distributed.destroy_process_group()
     time.sleep(0.2)

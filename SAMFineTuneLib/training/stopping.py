@@ -1,8 +1,9 @@
-"""Asking this process's training to stop, and seeing to it that it soon does.
+"""Stopping a training: Stopped ends it from wherever it is, and StopSigns ends its process where it does not notice.
 
-A training looks many times a second whether it shall stop. Where it cannot, inside a function of another library (a
-large file is read, PyTorch loaded, a model exported), nothing is at stake: what was learned lies in checkpoints by
-then. So there the process ends itself, a moment after it was asked. No PyTorch here.
+A training looks many times a second whether it shall stop. Inside a function of another library (while that reads a
+large file, loads PyTorch or exports a model) it cannot look. Nothing would be lost there, since everything that was
+learned lies in checkpoints by then; so the process ends itself a moment after it was asked. Importing this loads no
+PyTorch.
 """
 
 from __future__ import annotations
@@ -12,9 +13,44 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 GRACE = 1.0  # s in which the training may notice by itself
 _EVERY = 0.1  # s between two looks
+
+
+class Stopped(Exception):
+    """The training was asked to stop; its checkpoint is written."""
+
+
+def stopping(asked: Callable[[], bool]) -> Callable[[], None]:
+    """A function that raises Stopped when `asked` says so."""
+
+    def look() -> None:
+        if asked():
+            raise Stopped
+
+    return look
+
+
+def interruptible(network: nn.Module, look: Callable[[], None]) -> nn.Module:
+    """Call `look` between any two modules of a network, forward and backward: what it raises ends the computation.
+
+    A step of a large model takes half a minute on a processor, which is too long to wait for when someone stops it.
+    """
+    from torch import Tensor
+
+    def after(module: nn.Module, inputs: object, output: object) -> None:
+        look()
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(lambda gradient: look())
+
+    for module in network.modules():
+        module.register_forward_hook(after)
+    return network
 
 
 class StopSigns:

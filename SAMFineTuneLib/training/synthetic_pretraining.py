@@ -9,11 +9,8 @@ one.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,19 +18,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, sha256_of
+from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.inference.mask_candidates import JOINED
 from SAMFineTuneLib.models.architectures import compact
-from SAMFineTuneLib.models.formats.checkpoint import load_own_checkpoint
 from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.simulation.device_random import Random
 from SAMFineTuneLib.simulation.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
-from SAMFineTuneLib.training.new_model import owning_model
-from SAMFineTuneLib.training.synthetic_pictures import GENERATOR_VERSION, synthetic_pictures
+from SAMFineTuneLib.training.losses import real_iou
+from SAMFineTuneLib.training.memory import device_of, mixed_precision
+from SAMFineTuneLib.training.pretraining import Progress, owning_model, reporter, state_of, write_weights
+from SAMFineTuneLib.training.stopping import interruptible, stopping
+from SAMFineTuneLib.training.synthetic_batches import OBJECTS, batches
+from SAMFineTuneLib.training.synthetic_pictures import GENERATOR_VERSION
 from SAMFineTuneLib.training.synthetic_scanner import SIZE
-from SAMFineTuneLib.training.training_loop import Stopped, interruptible, stopping
+from SAMFineTuneLib.training.training_loop import Schedule, Training, load_training, train
 
-OBJECTS = 4
 ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
 """Answers of a session, one of these; most are short, because decoding costs more than encoding here."""
 SEVERAL = 0.3
@@ -43,81 +42,8 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 WARM_UP = 0.03
 EMA_DECAY = 0.999
-DRAWN_PER_GIB = 128
-"""Pictures that a graphics card draws in one go, for each GiB of its memory: about a sixth of it."""
-CHECKPOINT_SECONDS = 180
 CHECKPOINT_NAME = "checkpoint.pt"
-
-
-# ---------------------------------------------------------------- pictures and first prompts
-
-
-def _boxes(rng: Random, masks: Tensor) -> Tensor:
-    """(n, 4) x0, y0, x1, y1 of masks (n, 128, 128), tight or each side moved by up to a tenth of the box."""
-    line, count = torch.arange(SIZE, device=masks.device), len(masks)
-    ends = []
-    for there in (masks.any(1), masks.any(2)):  # columns, rows
-        ends.append((torch.where(there, line, SIZE - 1).amin(1), torch.where(there, line, 0).amax(1)))
-    box = torch.stack([end[side] for side in (0, 1) for end in ends], 1).float()
-    sides = (box[:, 2:] - box[:, :2] + 1).repeat(1, 2)
-    moved = rng.uniform(-0.1, 0.1, count, 4) * sides
-    slack = torch.where(rng.chance(0.6, count, 1), moved, rng.uniform(-0.5, 0.5, count, 4))
-    return (box + slack).clamp(0, SIZE - 1)
-
-
-def _stretched(image: Tensor, shape: Tensor) -> Tensor:
-    """`preprocess.stretched` of each picture (n, 128, 128), without the padding beyond its `shape` (n, 2)."""
-    # The padding is filled with the picture's own pixels, which leaves the percentiles about as they are.
-    rows, columns = (torch.arange(SIZE, device=image.device) % shape[:, axis, None] for axis in (0, 1))
-    filled = image.gather(1, rows[:, :, None].expand(-1, -1, SIZE)).gather(2, columns[:, None].expand(-1, SIZE, -1))
-    order = filled.flatten(1).sort(dim=1).values
-    low, high = (order[:, round(share * (order.shape[1] - 1)), None, None] for share in (0.005, 0.995))
-    return ((image - low) * (255 / (high - low).clamp(min=1))).clamp(0, 255)
-
-
-class SyntheticBatches(torch.utils.data.Dataset):
-    """Batch `n` of a run: a pure function of (seed, n) on one kind of device.
-
-    `together` batches are drawn at once: a graphics card needs thousands of pictures to be busy.
-    """
-
-    def __init__(self, seed: int, batch_size: int, device: torch.device | str = "cpu", together: int = 1) -> None:
-        self.seed, self.batch_size, self.device, self.together = seed, batch_size, device, together
-        self._block, self._drawn = -1, {}
-
-    def __len__(self) -> int:
-        return 1 << 30
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        """`image` (B, 1, 128, 128) normalised; of four objects each `target` (B, 4, 64, 64) 0..1, `box`, `point`, and
-        `beyond` (B, 4), the cells of it that lie outside the picture."""
-        block, number = divmod(step, self.together)
-        if block != self._block:
-            self._block, self._drawn = block, self._draw(block)
-        own = slice(number * self.batch_size, (number + 1) * self.batch_size)
-        return {name: value[own] for name, value in self._drawn.items()}
-
-    def _draw(self, block: int) -> dict[str, Tensor]:
-        pictures = synthetic_pictures((self.seed, block), self.together * self.batch_size, OBJECTS, self.device)
-        rng = Random((self.seed, block, 1), self.device)
-        line = torch.arange(SIZE, device=rng.device)
-        inside = (line[:, None] < pictures.shape[:, 0, None, None]) & (line < pictures.shape[:, 1, None, None])
-        image = (_stretched(pictures.image, pictures.shape) - compact.PIXEL_MEAN) / compact.PIXEL_STD
-        boxes = _boxes(rng, pictures.masks.flatten(0, 1))
-        return {
-            "image": (image * inside)[:, None],  # padding is 0 after normalisation
-            "target": F.avg_pool2d(pictures.masks.float(), 2),
-            "box": boxes.reshape(-1, OBJECTS, 4),
-            "point": pictures.points,
-            "beyond": pictures.beyond / 4,
-        }
-
-
-def _batches(dataset: SyntheticBatches, start: int, workers: int) -> Iterator[dict[str, Tensor]]:
-    """Batches from step `start` on, rendered ahead in `workers` other processes (0: in this one)."""
-    extra = {"multiprocessing_context": "spawn", "prefetch_factor": 6} if workers else {}
-    order = range(start, len(dataset))
-    return iter(torch.utils.data.DataLoader(dataset, None, sampler=order, num_workers=workers, **extra))
+_BATCH = "number of pictures a step"
 
 
 # ---------------------------------------------------------------- loss
@@ -136,11 +62,7 @@ def _candidate_losses(logits: Tensor, target: Tensor, beyond: Tensor) -> tuple[T
     dice = 1 - (2 * overlap + 1) / (probability.sum((2, 3)) + area + 1)
     # Divided by the object's size and not the picture's, or small objects would not count.
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none").sum((2, 3))
-    with torch.no_grad():
-        answer, truth = logits > 0, target > 0.5
-        union = (answer | truth).sum((2, 3)) + beyond[:, None]
-        iou = (answer & truth).sum((2, 3)) / union.clamp(min=1)
-    return dice + 0.5 * cross_entropy / (2 * area).clamp(min=256), iou
+    return dice + 0.5 * cross_entropy / (2 * area).clamp(min=256), real_iou(logits > 0, target, beyond)
 
 
 def _session_loss(
@@ -168,18 +90,9 @@ def _joined(logits: Tensor, predicted_iou: Tensor) -> Tensor:
     return inside.clamp(1e-6, 1 - 1e-6).logit() - threshold.logit()[:, None, None]
 
 
-def _mixed_precision(device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where the hardware has them: a third less time; weights and losses stay in 32 bits."""
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        fast = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
-
-
 def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], rng: Random) -> tuple[Tensor, Tensor]:
     """Play one batch: first prompts and a few corrections. -> mean loss, mean real IoU of the first answers."""
-    with _mixed_precision(batch["image"].device):
+    with mixed_precision(batch["image"].device, on_processor=True):
         encoded = model.encode(batch["image"])
     embedding = {name: value.repeat_interleave(OBJECTS, 0) for name, value in encoded.items()}
     target, box, point, beyond = (batch[name].flatten(0, 1) for name in ("target", "box", "point", "beyond"))
@@ -193,7 +106,7 @@ def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], rng: Random) 
         ambiguous = torch.zeros_like(ambiguous)
     total, first_iou = 0.0, None
     for number in range(rounds):
-        with _mixed_precision(target.device):
+        with mixed_precision(target.device, on_processor=True):
             answer = model.decode(embedding, prompts.coords, prompts.labels, prompts.logits, prompts.has_logits)
         logits, predicted = (values.float() for values in answer)
         loss, iou = _session_loss(logits, predicted, target, ambiguous, beyond)
@@ -219,35 +132,105 @@ def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], rng: Random) 
 # ---------------------------------------------------------------- the run
 
 
-@dataclass
-class Run:
-    """Everything a checkpoint holds."""
+def pretrain_synthetic(
+    output_folder: Path,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    resume: bool = False,
+    start: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    device: str = "auto",
+    workers: int = 1,
+    cancel: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Train the compact model and write a complete model folder.
 
-    model: compact.CompactModel
-    average: compact.CompactModel
-    optimizer: torch.optim.Optimizer
-    seed: int
-    batch_size: int
-    step: int = 0
-    elapsed: float = 0.0
-    origin: str = ""
-    """What the weights of step 0 were: empty when random, else the source of the model they were taken from."""
+    Args:
+        output_folder: Folder of the new model.
+        minutes: Wall-clock time after which the training ends; such a run is not repeatable to the bit.
+        steps: Steps after which it ends; with `minutes`, whichever comes first.
+        seed: Start of all random numbers.
+        batch_size: Pictures of a step; 8 on a processor and 256 on a graphics card, or as in the checkpoint.
+        resume: Whether to go on from the folder's checkpoint, if there is one.
+        start: Folder of a compact model whose weights are the first ones; random ones without.
+        progress: Told after every step; it measures `loss` and `iou`, that of the first answers.
+        device: A PyTorch device, or "auto".
+        workers: On a processor, processes that render pictures ahead. With any, the caller's script needs the usual
+            `if __name__ == "__main__"` guard.
+        cancel: Asked many times a second whether to stop.
 
-    def state(self) -> dict:
-        """Tensors and plain numbers only, so that it can be read with `weights_only=True`."""
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "origin": self.origin,
-        }
+    Returns:
+        The folder.
+
+    Raises:
+        Stopped: When `cancel` says so; `resume` goes on later.
+        UserError: For a folder that cannot be used, and while another process trains into it.
+    """
+    if not minutes and not steps:
+        raise UserError("Pre-training needs a number of minutes or of steps.")
+    place = torch.device(device_of(device))
+    output_folder = Path(output_folder).expanduser()
+    checkpoint = output_folder / CHECKPOINT_NAME
+    with owning_model(output_folder, checkpoint, resume):
+        about = load_training(checkpoint)["about"] if resume and checkpoint.exists() else {}
+        batch = batch_size or about.get(_BATCH) or (8 if place.type == "cpu" else 256)
+        model, origin = _new_model(seed, None if about else start)
+        origin = about.get("origin", origin)
+        model = model.to(place).train()
+        average = deepcopy(model).eval().requires_grad_(False)
+        look, schedule = stopping(cancel), Schedule(LEARNING_RATE, WARM_UP, steps, minutes)
+        interruptible(model, look)
+        shown: Iterator[dict[str, Tensor]] | None = None
+
+        def gradients(step: int) -> dict[str, float]:
+            nonlocal shown
+            shown = shown or batches(seed, batch, place, step, workers)
+            loss, iou = _rounds(model, next(shown), Random((seed, step, 2), place))
+            loss.backward()
+            return {"loss": float(loss.detach()), "iou": float(iou)}
+
+        def follow(steps: int) -> None:
+            """Move the average towards the model."""
+            decay = min(EMA_DECAY, steps / (steps + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+        history = train(
+            Training(
+                state=state_of(model=model, average=average), optimiser=_optimiser(model), gradients=gradients,
+                schedule=schedule, seed=(seed,),
+                about={"seed": seed, _BATCH: batch, "origin": origin}, after_step=follow,
+                report=reporter(progress, schedule, batch), look=look,
+            ),
+            checkpoint,
+        )  # fmt: skip
+        source = (
+            f"trained by samfinetune pretrain --synthetic: generator {GENERATOR_VERSION}, seed {seed}, "
+            f"{history.step * batch} pictures in {history.step} steps, {history.seconds / 60:.0f} minutes"
+        )
+        return write_model_folder(average, source + (f", after: {origin}" if origin else ""), output_folder)
 
 
-def _optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+def averaged_model(checkpoint: Path) -> compact.CompactModel:
+    """The averaged weights of an unfinished pre-training."""
+    state = load_training(checkpoint)["state"]
+    model = compact.build_compact()
+    model.load_state_dict({name[8:]: value for name, value in state.items() if name.startswith("average.")})
+    return model.eval()
+
+
+def _new_model(seed: int, start: Path | None = None) -> tuple[compact.CompactModel, str]:
+    """A model with random weights, or those of the folder `start`, and how those were made."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = compact.build_compact()
+    return model, _start_from(model, start) if start else ""
+
+
+def _optimiser(model: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW; no weight decay on biases, norms and embeddings."""
     decayed = {
         f"{name}.weight" for name, module in model.named_modules()
@@ -260,16 +243,6 @@ def _optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
         [{"params": groups[True], "weight_decay": WEIGHT_DECAY}, {"params": groups[False], "weight_decay": 0.0}],
         lr=LEARNING_RATE, betas=(0.9, 0.98), foreach=True,
     )  # fmt: skip
-
-
-def _new_run(seed: int, batch_size: int, device: torch.device, start: Path | None = None) -> Run:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = compact.build_compact()
-    origin = _start_from(model, start) if start else ""
-    model = model.to(device).train()
-    average = deepcopy(model).eval().requires_grad_(False)
-    return Run(model, average, _optimizer(model), seed, batch_size, origin=origin)
 
 
 def _start_from(model: compact.CompactModel, folder: Path) -> str:
@@ -299,161 +272,22 @@ def _start_from(model: compact.CompactModel, folder: Path) -> str:
     return spec.source
 
 
-def load_run(path: Path, device: torch.device | str = "cpu") -> Run:
-    """The run a checkpoint was written by; a damaged or foreign file is refused."""
-    try:
-        state = load_own_checkpoint(path, device)
-        run = _new_run(state["seed"], state["batch_size"], torch.device(device))
-        run.model.load_state_dict(state["model"])
-        run.average.load_state_dict(state["average"])
-        run.optimizer.load_state_dict(state["optimizer"])
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path.name} is not a usable pre-training checkpoint; delete it to start anew.") from error
-    run.step, run.elapsed, run.origin = state["step"], state["elapsed"], state.get("origin", "")
-    return run
-
-
-def _save_run(run: Run, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        torch.save(run.state(), temporary)
-
-
-def learning_rate(fraction: float) -> float:
-    """Linear warm-up over the first 3 % of the budget, then a cosine to zero; `fraction` of steps or of minutes."""
-    if fraction < WARM_UP:
-        return LEARNING_RATE * (fraction + 1e-3) / (WARM_UP + 1e-3)
-    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * min((fraction - WARM_UP) / (1 - WARM_UP), 1)))
-
-
-def _train_step(run: Run, batch: dict[str, Tensor], rate: float) -> tuple[float, float]:
-    """One optimiser step and one step of the moving average. -> loss, mean IoU of the first answers."""
-    rng = Random((run.seed, run.step, 2), batch["image"].device)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    loss, iou = _rounds(run.model, batch, rng)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    if torch.isfinite(norm):  # a picture that overflows bfloat16 must not end a long run
-        run.optimizer.step()
-    run.step += 1
-    decay = min(EMA_DECAY, run.step / (run.step + 10))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), 1 - decay)
-    return float(loss.detach()), float(iou)
-
-
-def _fraction(run: Run, minutes: float | None, steps: int | None) -> float:
-    """How much of the budget is used: the larger of time and steps."""
-    by_steps = run.step / steps if steps else 0.0
-    by_time = run.elapsed / (60 * minutes) if minutes else 0.0
-    return max(by_steps, by_time)
-
-
-def _train(
-    run: Run,
-    checkpoint: Path,
-    minutes: float | None,
-    steps: int | None,
-    progress: Callable[[dict], None] | None,
-    workers: int,
-    look: Callable[[], None],
-) -> None:
-    """Train until the budget is used; write the checkpoint every few minutes and at the end, also when stopped."""
-    device = next(run.model.parameters()).device
-    if device.type == "cpu":
-        batches = _batches(SyntheticBatches(run.seed, run.batch_size), run.step, workers)
-    else:
-        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
-        together = max(int(DRAWN_PER_GIB * memory) // run.batch_size, 1)
-        batches = _batches(SyntheticBatches(run.seed, run.batch_size, device, together), run.step, 0)
-    interruptible(run.model, look)
-    saved = time.monotonic()
-    try:
-        while (fraction := _fraction(run, minutes, steps)) < 1:
-            look()
-            started = time.monotonic()
-            rate = learning_rate(fraction)
-            loss, iou = _train_step(run, next(batches), rate)
-            run.elapsed += time.monotonic() - started
-            if progress:
-                progress({
-                    "step": run.step, "loss": loss, "iou": iou, "rate": rate, "fraction": fraction,
-                    "pictures": run.step * run.batch_size, "minutes": run.elapsed / 60,
-                })  # fmt: skip
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _save_run(run, checkpoint)
-                saved = time.monotonic()
-    except Stopped:  # nothing of a step is kept before all of it is
-        _save_run(run, checkpoint)
-        raise
-    _save_run(run, checkpoint)
-
-
-def pretrain_synthetic(
-    output_folder: Path,
-    *,
-    minutes: float | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    resume: bool = False,
-    start: Path | None = None,
-    progress: Callable[[dict], None] | None = None,
-    device: str = "auto",
-    workers: int = 1,
-    cancel: Callable[[], bool] = lambda: False,
-) -> Path:
-    """Train the compact model and write a complete model folder. -> the folder.
-
-    The budget is `minutes` of wall clock, or `steps`, or whichever ends first. Only a run bounded by `steps` alone is
-    reproducible bit by bit, since the learning rate follows the used part of the budget. `resume` goes on from the
-    checkpoint in the folder, if there is one; else the weights of the model folder `start` are the first, or random
-    ones. `progress` gets a dict after every step. A step has `batch_size` pictures, 8 on a processor and 256 on a
-    graphics card. On a processor, `workers` processes render pictures ahead; with any, the caller's script needs the
-    usual `if __name__ == "__main__"` guard. When `cancel` says so, Stopped is raised, and `resume` goes on later.
-    UserError while another process trains into the folder.
-    """
-    if not minutes and not steps:
-        raise UserError("Pre-training needs a number of minutes or of steps.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch_size = batch_size or (8 if torch.device(device).type == "cpu" else 256)
-    output_folder = Path(output_folder).expanduser()
-    checkpoint = output_folder / CHECKPOINT_NAME
-    with owning_model(output_folder, checkpoint, resume):
-        if resume and checkpoint.exists():
-            run = load_run(checkpoint, device)
-        else:
-            run = _new_run(seed, batch_size, torch.device(device), start)
-        _train(run, checkpoint, minutes, steps, progress, workers, stopping(cancel))
-        return write_model_folder(run, output_folder)
-
-
-
 # ---------------------------------------------------------------- the finished folder
 
 
-def write_model_folder(run: Run, folder: Path) -> Path:
+def write_model_folder(average: compact.CompactModel, source: str, folder: Path) -> Path:
     """Write `model.safetensors` (averaged weights, half precision), both ONNX graphs over it, and `model.json`."""
-    from safetensors.torch import save_file
-
     from SAMFineTuneLib.models.onnx_export import export_onnx
 
-    folder = Path(folder)
-    half = {name: value.detach().cpu().half().contiguous() for name, value in run.average.state_dict().items()}
-    with atomic_write(folder / "model.safetensors") as temporary:
-        save_file(half, temporary)
-        temporary.chmod(0o644)  # safetensors makes files that only their owner may read
+    half = {name: value.detach().cpu().half() for name, value in average.state_dict().items()}
+    weights = write_weights(folder, half)
     # The graphs are exported from the rounded weights, so that both engines give the same answer.
-    export_onnx(compact.build_compact(half), _spec(run), folder, weights=folder / "model.safetensors")
-    write_spec(_spec(run, folder), folder)
+    export_onnx(compact.build_compact(half), _spec(source), folder, weights=weights)
+    write_spec(_spec(source, folder), folder)
     return folder
 
 
-def _spec(run: Run, folder: Path | None = None) -> ModelSpec:
+def _spec(source: str, folder: Path | None = None) -> ModelSpec:
     """Description of the trained model, with the digests of its files when they lie in `folder`."""
     files = {"weights": "model.safetensors", "encoder": "encoder.onnx", "decoder": "decoder.onnx"}
     return ModelSpec(
@@ -472,11 +306,7 @@ def _spec(run: Run, folder: Path | None = None) -> ModelSpec:
         ranks_all=True,
         one_piece=True,
         licence="Apache-2.0",
-        source=(
-            f"trained by samfinetune pretrain --synthetic: generator {GENERATOR_VERSION}, seed {run.seed}, "
-            f"{run.step * run.batch_size} pictures in {run.step} steps, {run.elapsed / 60:.0f} minutes"
-            + (f", after: {run.origin}" if run.origin else "")
-        ),
+        source=source,
         files=files,
         sha256={name: sha256_of(folder / name) for name in files.values()} if folder else {},
     )

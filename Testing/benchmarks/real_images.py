@@ -131,12 +131,10 @@ def predictor_of(model: str) -> Predictor:
     import torch
 
     from SAMFineTuneLib.training.evidence import NetworkEngine
-    from SAMFineTuneLib.training.synthetic_pretraining import load_run
+    from SAMFineTuneLib.training.synthetic_pretraining import averaged_model
 
-    run = load_run(Path(model))
-    print(f"after {run.step * run.batch_size} pictures, {run.elapsed / 60:.0f} minutes")
-    engine = NetworkEngine(run.average, Store().get().spec, torch.device("cpu"))
-    engine.digest = f"{model} {run.step}"
+    engine = NetworkEngine(averaged_model(Path(model)), Store().get().spec, torch.device("cpu"))
+    engine.digest = model
     return Predictor(engine)
 
 

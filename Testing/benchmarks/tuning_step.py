@@ -59,8 +59,8 @@ def measure(architecture: str, kind: str, scope: str, steps: int, device: str) -
     from SAMFineTuneLib.models.adapters.tuning_method import Method
     from SAMFineTuneLib.models.formats.recognise import build_network
     from SAMFineTuneLib.models.spec import ModelSpec
+    from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
     from SAMFineTuneLib.training.training_items import Items
-    from SAMFineTuneLib.training.training_loop import Training, train
     from SAMFineTuneLib.training.training_settings import Settings
 
     torch.manual_seed(0)
@@ -75,9 +75,8 @@ def measure(architecture: str, kind: str, scope: str, steps: int, device: str) -
     network.load_state_dict(state, assign=True)
     network = attach(network, spec, settings.method, 0)
     ends = []
-    training = Training(network, spec, settings, Items(slices, [], spec, settings), torch.device(device),
-                        report=lambda history: ends.append(time.perf_counter()))  # fmt: skip
-    train(training)
+    tune(NetworkTuning(network, spec, settings, Items(slices, [], spec, settings), torch.device(device),
+                       report=lambda history: ends.append(time.perf_counter())))  # fmt: skip
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.startswith("cuda") else peak_mib() / 1024
     count = sum(tensor.numel() for tensor in trainable(network).values())
     return {"step_s": statistics.median(np.diff(ends)), "parameters": count, "peak_gib": peak}

@@ -7,7 +7,6 @@ to 128 pixels, augmented like ours; AdamW 1e-3 with our schedule; Dice and cross
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,8 +16,7 @@ from torch.nn import functional as F
 from SAMFineTuneLib.cases.case_slices import LabelledSlice
 from SAMFineTuneLib.training.augmentation import augment
 from SAMFineTuneLib.training.losses import class_loss
-from SAMFineTuneLib.training.training_loop import rate_at
-from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_loop import Schedule
 
 SIDE = 128
 _WIDTHS = (16, 32, 64, 128)
@@ -68,13 +66,13 @@ def train_unet(
     rng = np.random.default_rng((seed, 5))
     network = UNet(classes).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    pace = replace(Settings(), steps=steps, learning_rate=1e-3)
+    schedule = Schedule(1e-3, 0.05, steps, decay=lambda left: left**0.9)
     for step in range(steps):
         parts = [_sample(rng, empty if empty and rng.random() < _EMPTY else shown) for _ in range(batch)]
         pictures, labels = (torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True))
         shares = F.one_hot(labels.long(), classes).permute(0, 3, 1, 2).float()
         for group in optimiser.param_groups:
-            group["lr"] = rate_at(step, pace)
+            group["lr"] = schedule.rate_at(step)
         optimiser.zero_grad()
         class_loss(network(pictures[:, None]), shares).mean().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -20,8 +20,8 @@ from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.training import evidence  # noqa: E402
 from SAMFineTuneLib.training.interactive_training import Objects, session_loss  # noqa: E402
 from SAMFineTuneLib.training.losses import class_loss, round_loss  # noqa: E402
+from SAMFineTuneLib.training.network_tuning import _counted  # noqa: E402
 from SAMFineTuneLib.training.training_items import Items, class_shares  # noqa: E402
-from SAMFineTuneLib.training.training_loop import _counted  # noqa: E402
 from SAMFineTuneLib.training.training_settings import Settings  # noqa: E402
 
 

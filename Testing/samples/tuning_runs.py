@@ -10,10 +10,10 @@ from SAMFineTuneLib.models.adapters.tuning import attach, trainable
 from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.store import Store
-from SAMFineTuneLib.training.process_group import Gang
+from SAMFineTuneLib.training.network_tuning import NetworkTuning
+from SAMFineTuneLib.training.process_group import ProcessGroup
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.training_items import Items
-from SAMFineTuneLib.training.training_loop import Training
 from SAMFineTuneLib.training.training_settings import Settings
 
 
@@ -23,7 +23,7 @@ def settings(**changes) -> Settings:
     return Settings(**{**small, **changes})
 
 
-def training(folder, gang: Gang | None = None, part: int = 0, **changes) -> Training:
+def training(folder, group: ProcessGroup | None = None, part: int = 0, **changes) -> NetworkTuning:
     """A training of the bundled model on the cases of a folder."""
     cases = find_cases(folder)
     found = survey(cases, LabelChoice())
@@ -34,7 +34,7 @@ def training(folder, gang: Gang | None = None, part: int = 0, **changes) -> Trai
     empty = [one for one in slices if not one.labelled]
     items = Items(with_objects(slices, "all"), empty, base.spec, settled, part)
     rehearsal = rehearsal_of(base.spec, settled, part)
-    return Training(network, base.spec, settled, items, torch.device("cpu"), gang or Gang(), rehearsal)
+    return NetworkTuning(network, base.spec, settled, items, torch.device("cpu"), group or ProcessGroup(), rehearsal)
 
 
 def trained(network) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from SAMFineTuneLib.models.adapters.tuning import attach  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.architectures import tiny_vit  # noqa: E402
 from SAMFineTuneLib.training import memory  # noqa: E402
-from SAMFineTuneLib.training import training_loop as loop  # noqa: E402
+from SAMFineTuneLib.training import network_tuning as tuning  # noqa: E402
 from SAMFineTuneLib.training.training_items import Items  # noqa: E402
 
 METHODS = [(kind, scope) for kind in ("lora", "adapter", "vanilla") for scope in ("decoder", "encoder+decoder")]
@@ -44,7 +44,7 @@ def models(tmp_path_factory):
     return cache(lambda name: folder_of(NETWORKS[name](), tmp_path_factory.mktemp(name), name))
 
 
-def run_of(base, method: Method, **changes) -> loop.Training:
+def run_of(base, method: Method, **changes) -> tuning.NetworkTuning:
     shape = (3, 48, 48)
     slices = []
     for seed in range(2):
@@ -53,7 +53,7 @@ def run_of(base, method: Method, **changes) -> loop.Training:
     chosen = settings(method=method, batch=1, small_base=False, **changes)
     chosen = chosen.for_labels(("organ",), LabelChoice())
     network = attach(fresh(base), base.spec, chosen.method)
-    return loop.Training(network, base.spec, chosen, Items(slices, [], base.spec, chosen), torch.device("cpu"))
+    return tuning.NetworkTuning(network, base.spec, chosen, Items(slices, [], base.spec, chosen), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -62,7 +62,7 @@ def test_it_trains(models, name, kind, scope):
     run = run_of(models(name), Method(kind, scope), steps=1)
     before = trained(run.network)
     frozen = {key: value.clone() for key, value in run.network.named_parameters() if not value.requires_grad}
-    history = loop.train(run)
+    history = tuning.tune(run)
     after = trained(run.network)
     assert np.isfinite(history.loss).all()
     moved = {key for key in before if not torch.equal(before[key], after[key])}
@@ -74,7 +74,7 @@ def test_it_trains(models, name, kind, scope):
 def test_a_network_learns_one_picture(models):
     run = run_of(models("vit"), Method(), steps=25, prompts="boxes", augment=0.0, heads=("promptable",),
                  learning_rate=3e-3)  # fmt: skip
-    history = loop.train(run)
+    history = tuning.tune(run)
     assert np.mean(history.loss[-5:]) < 0.7 * np.mean(history.loss[:5])
 
 

@@ -29,14 +29,16 @@ from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
 from SAMFineTuneLib.simulation import first_prompts as prompting  # noqa: E402
 from SAMFineTuneLib.simulation.corrections import batch_corrections  # noqa: E402
+from SAMFineTuneLib.training import network_tuning as tuning  # noqa: E402
 from SAMFineTuneLib.training import training_items as items_module  # noqa: E402
-from SAMFineTuneLib.training import training_loop as loop  # noqa: E402
 from SAMFineTuneLib.training.augmentation import augment  # noqa: E402
 from SAMFineTuneLib.training.evidence import NetworkEngine, measure_case  # noqa: E402
 from SAMFineTuneLib.training.interactive_training import decode_as_asked  # noqa: E402
 from SAMFineTuneLib.training.losses import class_loss, round_loss  # noqa: E402
-from SAMFineTuneLib.training.process_group import Gang  # noqa: E402
+from SAMFineTuneLib.training.process_group import ProcessGroup  # noqa: E402
+from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping  # noqa: E402
 from SAMFineTuneLib.training.training_items import Items, class_shares  # noqa: E402
+from SAMFineTuneLib.training.training_loop import Schedule  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +279,8 @@ def test_the_class_loss_prefers_the_truth_to_background():
 
 @pytest.mark.parametrize("steps", [10, 100, 5000])
 def test_warm_up_and_decay_are_parts_of_the_run(steps):
-    chosen = settings(steps=steps, learning_rate=0.01)
-    rates = [loop.rate_at(step, chosen) for step in range(steps)]
+    schedule = Schedule(0.01, 0.05, steps)
+    rates = [schedule.rate_at(step) for step in range(steps)]
     assert max(rates) == pytest.approx(0.01) and rates.index(max(rates)) <= 0.06 * steps
     assert rates[-1] < 0.2 * max(rates) and rates[0] > 0
 
@@ -292,10 +294,10 @@ def test_a_training_learns(folder):
 
     def loss() -> float:
         with torch.no_grad():
-            return float(loop.batch_loss(run, loop.Embeddings(run, 4), [run.items(n) for n in range(4)])[0].mean())
+            return float(tuning.batch_loss(run, tuning.Embeddings(run, 4), [run.items(n) for n in range(4)])[0].mean())
 
     at_first = loss()
-    loop.train(run)
+    tuning.tune(run)
     assert loss() < 0.9 * at_first
     frozen = [name for name, value in run.network.named_parameters() if not value.requires_grad]
     assert frozen and not same(before, trained(run.network))
@@ -306,7 +308,7 @@ def test_saving_memory_changes_nothing(folder, changes):
     plain, sparing = training(folder, steps=2), training(folder, steps=2, **changes)
     before = trained(plain.network)
     for run in (plain, sparing):
-        loop.train(run)
+        tuning.tune(run)
     assert alike(trained(plain.network), trained(sparing.network), before)
 
 
@@ -322,7 +324,7 @@ def test_a_frozen_encoder_embeds_each_version_once(folder):
     calls = []
     encode = run.network.encode
     run.network.encode = lambda image: calls.append(len(image)) or encode(image)
-    loop.train(run)
+    tuning.tune(run)
     pictures = len(run.items.slices) + len(run.items.empty)
     assert 24 > pictures >= sum(calls), "24 items were shown"
 
@@ -336,7 +338,7 @@ def test_early_stopping_keeps_the_best(folder):
         return next(scores)
 
     run.validate = validate
-    history = loop.train(run)
+    history = tuning.tune(run)
     assert history.dice == [0.5, 0.8, 0.7, 0.6] and history.best == 2 and "step 2" in history.ended
     assert same(seen[1], trained(run.network)) and not same(seen[3], seen[1])
 
@@ -351,14 +353,14 @@ def test_two_processes_equal_one_with_the_doubled_batch(folder, root, tmp_path):
         "import sys, torch\n"
         f"sys.path[:0] = [{str(root / 'Testing' / 'samples')!r}]\n"
         "from tuning_runs import training, trained\n"
-        "from SAMFineTuneLib.training.process_group import join_gang\n"
-        "from SAMFineTuneLib.training.training_loop import train\n"
+        "from SAMFineTuneLib.training.network_tuning import tune\n"
+        "from SAMFineTuneLib.training.process_group import join_process_group\n"
         "torch.set_num_threads(1)\n"
-        "gang, _ = join_gang('cpu')\n"
-        "run = training(sys.argv[1], gang, steps=2, batch=4)\n"
-        "history = train(run)\n"
-        "if gang.first:\n"
-        "    torch.save({'trained': trained(run.network), 'loss': history.loss, 'size': gang.size}, sys.argv[2])\n"
+        "group, _ = join_process_group('cpu')\n"
+        "run = training(sys.argv[1], group, steps=2, batch=4)\n"
+        "history = tune(run)\n"
+        "if group.first:\n"
+        "    torch.save({'trained': trained(run.network), 'loss': history.loss, 'size': group.size}, sys.argv[2])\n"
     )
     results = {}
     for count in (1, 2):
@@ -374,13 +376,13 @@ def test_two_processes_equal_one_with_the_doubled_batch(folder, root, tmp_path):
     before = trained(training(folder).network)
     assert alike(results[1]["trained"], results[2]["trained"], before)
     other = training(folder, steps=2, batch=2)
-    loop.train(other)
+    tuning.tune(other)
     assert not alike(results[1]["trained"], trained(other.network), before), "half the batch is another result"
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(UserError, match="batch of 5 pictures cannot be shared by 2"):
-        Gang(0, 2).part_of(5)
+        ProcessGroup(0, 2).part_of(5)
 
 
 def test_a_killed_training_ends_as_an_uninterrupted_one(folder, root, tmp_path):
@@ -392,13 +394,13 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(folder, root, tmp_path):
         "from pathlib import Path\n"
         "from tuning_runs import training\n"
         "from SAMFineTuneLib.models.adapters.tuning_method import Method\n"
-        "from SAMFineTuneLib.training import training_loop as loop\n"
+        "from SAMFineTuneLib.training import network_tuning as tuning\n"
         "torch.set_num_threads(1)\n"
-        "loop.CHECKPOINT_SECONDS = 0.0\n"
+        "training_loop.CHECKPOINT_SECONDS = 0.0\n"
         "run = training(sys.argv[1], steps=5, validations=5, patience=9, method=Method(dropout=0.2))\n"
         "run.validate = lambda: -float(sum(v.abs().sum() for v in run.network.parameters() if v.requires_grad))\n"
         "run.report = lambda history: print(len(history.loss), flush=True)\n"
-        "history = loop.train(run, Path(sys.argv[2]))\n"
+        "history = network_tuning.tune(run, Path(sys.argv[2]))\n"
         "from tuning_runs import trained\n"
         "torch.save({'trained': trained(run.network), 'loss': history.loss, 'dice': history.dice}, sys.argv[3])\n"
     )
@@ -431,12 +433,12 @@ def test_cancelling_saves_and_resuming_goes_on(folder, tmp_path):
     run = training(folder, steps=4)
     seen = []
     run.report = seen.append
-    run.cancelled = lambda: len(seen) >= 2
-    with pytest.raises(loop.Stopped):
-        loop.train(run, tmp_path / "c.pt")
+    run.look = stopping(lambda: len(seen) >= 2)
+    with pytest.raises(Stopped):
+        tuning.tune(run, tmp_path / "c.pt")
     again, whole = training(folder, steps=4), training(folder, steps=4)
-    loop.train(again, tmp_path / "c.pt")
-    loop.train(whole)
+    tuning.tune(again, tmp_path / "c.pt")
+    tuning.tune(whole)
     assert same(trained(again.network), trained(whole.network)), time.monotonic() - started
 
 
@@ -447,28 +449,28 @@ def test_a_training_stops_in_the_midst_of_a_step_and_ends_the_same(folder, tmp_p
     def look() -> None:
         calls.append(1)
         if len(calls) in stops:
-            raise loop.Stopped
+            raise Stopped
 
     stops: set[int] = set()
-    loop.train(loop.interruptible(run.network, look) and run)
+    tuning.tune(interruptible(run.network, look) and run)
     whole, count = trained(run.network), len(calls)
     assert count > 100, "between any two modules"
     calls.clear()
     stops |= {count // 7, count // 2, count // 2 + count // 3}  # in forward and in backward passes
     for _ in stops:
         again = training(folder, steps=3, method=Method(scope=scope))
-        loop.interruptible(again.network, look)
-        with pytest.raises(loop.Stopped):
-            loop.train(again, tmp_path / "c.pt")
+        interruptible(again.network, look)
+        with pytest.raises(Stopped):
+            tuning.tune(again, tmp_path / "c.pt")
     again = training(folder, steps=3, method=Method(scope=scope))
-    loop.train(again, tmp_path / "c.pt")
+    tuning.tune(again, tmp_path / "c.pt")
     assert same(trained(again.network), whole)
 
 
 def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
     (tmp_path / "c.pt").write_bytes(b"half")
     with pytest.raises(UserError, match="not a usable checkpoint"):
-        loop.train(training(folder), tmp_path / "c.pt")
+        tuning.tune(training(folder), tmp_path / "c.pt")
 
 
 # ---- measuring

@@ -18,6 +18,7 @@ from SAMFineTuneLib.models.formats.checkpoint import read_checkpoint  # noqa: E4
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
 from SAMFineTuneLib.training import masked_autoencoding as masked  # noqa: E402
+from SAMFineTuneLib.training import training_loop  # noqa: E402
 
 
 @pytest.fixture
@@ -58,12 +59,13 @@ def test_the_result_is_a_model_that_answers(volumes, tmp_path):
 def test_it_learns_to_fill_in_what_was_blanked(volumes, tmp_path, monkeypatch):
     monkeypatch.setattr(masked, "RATE", 2e-3)
     _, history = pretrain(volumes, tmp_path / "ours", steps=30)
-    losses = [one.loss for one in history]
+    losses = [one.measured["loss"] for one in history]
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(volumes, tmp_path, monkeypatch):
-    monkeypatch.setattr(masked, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training_loop, "_SAVING", 1e9)
 
     class Stop(Exception):
         pass
@@ -104,6 +106,14 @@ def test_what_cannot_be_learned_from(tmp_path, options, match):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=match):
         pretrain(tmp_path / "empty", tmp_path / "out", **options)
+
+
+def test_fewer_pictures_at_once_change_nothing_but_rounding(volumes, tmp_path, monkeypatch):
+    whole, first = pretrain(volumes, tmp_path / "whole", steps=2)
+    monkeypatch.setattr(masked, "pictures_at_once", lambda *_: (2, True))
+    parts, second = pretrain(volumes, tmp_path / "parts", steps=2)
+    for name in ("loss", "moved"):
+        assert [one.measured[name] for one in first] == pytest.approx([one.measured[name] for one in second], rel=1e-3)
 
 
 def test_a_model_is_not_overwritten(volumes, tmp_path):

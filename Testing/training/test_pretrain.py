@@ -15,14 +15,15 @@ from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.owner import owning  # noqa: E402
 from SAMFineTuneLib.simulation import simulated_annotator  # noqa: E402
 from SAMFineTuneLib.simulation.device_random import Random  # noqa: E402
+from SAMFineTuneLib.training import synthetic_batches, training_loop  # noqa: E402
 from SAMFineTuneLib.training import synthetic_pretraining as pretrain  # noqa: E402
-from SAMFineTuneLib.training import training_loop as loop  # noqa: E402
+from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
 
 
 @pytest.fixture
 def without_export(monkeypatch):
     """The ONNX graphs take longer than the training here; one test makes them."""
-    monkeypatch.setattr(pretrain, "write_model_folder", lambda run, folder: folder)
+    monkeypatch.setattr(pretrain, "write_model_folder", lambda average, source, folder: folder)
 
 
 def train(folder, **options):
@@ -36,48 +37,50 @@ def checkpoint(folder):
     return torch.load(folder / pretrain.CHECKPOINT_NAME, weights_only=True)
 
 
+def steps_in(folder):
+    return len(checkpoint(folder)["history"]["measured"]["loss"])
+
+
 def test_a_short_run_lowers_the_loss(tmp_path, without_export):
     history = train(tmp_path, steps=24, batch_size=4)
-    losses = [entry["loss"] for entry in history]
+    losses = [entry.measured["loss"] for entry in history]
     assert np.mean(losses[-6:]) < 0.85 * np.mean(losses[:6])
-    assert history[-1]["step"] == 24 and history[-1]["pictures"] == 96
+    assert history[-1].step == 24 and history[-1].pictures == 96 and history[-1].used == 1
 
 
 def test_stopping_leaves_a_checkpoint_and_a_folder_in_use_is_left_alone(tmp_path, without_export):
     folder, asked = tmp_path / "model", []
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         train(folder, steps=3, progress=asked.append, cancel=lambda: len(asked) > 1)
-    assert [path.name for path in folder.iterdir()] == [pretrain.CHECKPOINT_NAME] and checkpoint(folder)["step"] == 2
+    assert [path.name for path in folder.iterdir()] == [pretrain.CHECKPOINT_NAME] and steps_in(folder) == 2
     with pytest.raises(UserError, match="go on with --resume"):
         train(folder, steps=3)
     with owning(folder, str), pytest.raises(UserError, match=rf"is running \(process {os.getpid()}, for 0 min\)"):
         train(folder, steps=3, resume=True)
-    assert [entry["step"] for entry in train(folder, steps=3, resume=True)] == [3]
+    assert [entry.step for entry in train(folder, steps=3, resume=True)] == [3]
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, without_export):
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, without_export, monkeypatch):
     class Killed(Exception):
         pass
 
     def kill(entry):
-        if entry["step"] == 4:
+        if entry.step == 4:
             raise Killed
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(whole, steps=6)
     # As after a power cut: the last checkpoint is older than the last step.
-    pretrain_seconds, pretrain.CHECKPOINT_SECONDS = pretrain.CHECKPOINT_SECONDS, -1
-    try:
-        with pytest.raises(Killed):
-            train(parts, steps=6, progress=kill)
-    finally:
-        pretrain.CHECKPOINT_SECONDS = pretrain_seconds
-    assert checkpoint(parts)["step"] == 3
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training_loop, "CHECKPOINT_SECONDS", -1)
+        patch.setattr(training_loop, "_SAVING", 1e9)
+        train(parts, steps=6, progress=kill)
+    assert steps_in(parts) == 3
     resumed = train(parts, steps=6, resume=True)
-    assert [entry["step"] for entry in resumed] == [4, 5, 6]
-    for kind in ("model", "average"):
-        expected, found = checkpoint(whole)[kind], checkpoint(parts)[kind]
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [entry.step for entry in resumed] == [4, 5, 6]
+    expected, found = checkpoint(whole)["state"], checkpoint(parts)["state"]
+    assert {name.split(".")[0] for name in expected} == {"model", "average"}
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_without_resume_nothing_is_overwritten(tmp_path, without_export):
@@ -93,13 +96,27 @@ def test_without_resume_nothing_is_overwritten(tmp_path, without_export):
 
 def test_minutes_bound_a_run(tmp_path, without_export):
     history = train(tmp_path, minutes=0.02)
-    assert history and history[-1]["minutes"] < 0.5
+    assert history and history[-1].seconds < 30
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path, without_export):
     (tmp_path / pretrain.CHECKPOINT_NAME).write_bytes(b"half a file")
-    with pytest.raises(UserError, match="not a usable pre-training checkpoint"):
+    with pytest.raises(UserError, match="not a usable checkpoint"):
         train(tmp_path, steps=1, resume=True)
+
+
+def test_another_versions_checkpoint_and_another_seed_are_refused_in_one_sentence(tmp_path, without_export):
+    train(tmp_path, steps=1)
+    with pytest.raises(UserError, match="has another seed; give the same again"):
+        train(tmp_path, steps=2, seed=6, resume=True)
+    torch.save({"model": {}, "step": 7}, tmp_path / pretrain.CHECKPOINT_NAME)
+    with pytest.raises(UserError, match="begun by another version of SAMFineTune"):
+        train(tmp_path, steps=2, resume=True)
+
+
+def test_a_resumed_run_keeps_the_size_of_its_steps(tmp_path, without_export):
+    train(tmp_path, steps=1)
+    assert [entry.pictures for entry in train(tmp_path, steps=2, batch_size=None, resume=True)] == [4]
 
 
 def test_a_run_without_budget_is_refused(tmp_path):
@@ -118,13 +135,14 @@ def test_the_finished_folder_is_a_complete_model(tmp_path):
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():
-    rates = [pretrain.learning_rate(fraction) for fraction in np.linspace(0, 1, 101)]
+    minutes = training_loop.Schedule(pretrain.LEARNING_RATE, pretrain.WARM_UP, minutes=60)
+    rates = [minutes.rate_at(0, seconds) for seconds in np.linspace(0, 3600, 101)]
     assert rates[0] < 0.05 * max(rates) and rates[-1] < 1e-3 * max(rates)
     assert max(rates) == pytest.approx(pretrain.LEARNING_RATE, rel=1e-3)
 
 
 def test_batches_depend_on_seed_and_number_only():
-    batches = pretrain.SyntheticBatches(3, 2)
+    batches = synthetic_batches.SyntheticBatches(3, 2)
     first, again, other = batches[7], batches[7], batches[8]
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["image"], other["image"])
@@ -132,14 +150,14 @@ def test_batches_depend_on_seed_and_number_only():
 
 
 def test_batches_drawn_together_are_cut_in_order():
-    together = pretrain.SyntheticBatches(3, 2, together=3)
-    whole = pretrain.SyntheticBatches(3, 6)[1]["image"]
+    together = synthetic_batches.SyntheticBatches(3, 2, together=3)
+    whole = synthetic_batches.SyntheticBatches(3, 6)[1]["image"]
     assert torch.equal(torch.cat([together[number]["image"] for number in (3, 4, 5)]), whole)
-    assert torch.equal(together[4]["image"], pretrain.SyntheticBatches(3, 2, together=3)[4]["image"])
+    assert torch.equal(together[4]["image"], synthetic_batches.SyntheticBatches(3, 2, together=3)[4]["image"])
 
 
 def test_first_prompts_touch_their_objects():
-    batch = pretrain.SyntheticBatches(3, 24)[0]
+    batch = synthetic_batches.SyntheticBatches(3, 24)[0]
     for target, box, point in zip(*(batch[name].flatten(0, 1) for name in ("target", "box", "point")), strict=True):
         column, row = (point / 2).floor().int().tolist()
         assert target[row, column] > 0
@@ -154,7 +172,7 @@ def test_pictures_are_stretched_as_the_predictor_stretches_them():
 
     image = torch.randint(40, 90, (2, 128, 128), generator=torch.Generator().manual_seed(0)).float()
     shape = torch.tensor([[128, 128], [128, 70]])
-    ours = pretrain._stretched(image, shape)
+    ours = synthetic_batches._stretched(image, shape)
     np.testing.assert_allclose(ours[0], stretched(image[0].numpy()), atol=6)
     np.testing.assert_allclose(ours[1, :, :70], stretched(image[1, :, :70].numpy()), atol=6)
 
@@ -241,11 +259,12 @@ def test_a_run_may_start_from_earlier_weights(tmp_path, without_export):
     bundled = Store().get().path
     history = train(tmp_path / "on", steps=2, start=bundled)
     fresh = train(tmp_path / "fresh", steps=2)
-    assert history[0]["loss"] < fresh[0]["loss"], "the first batch is the same, so the earlier weights show"
-    assert checkpoint(tmp_path / "on")["origin"].startswith("trained by samfinetune pretrain")
+    first, other = history[0].measured["loss"], fresh[0].measured["loss"]
+    assert first < other, "the first batch is the same, so the earlier weights show"
+    assert checkpoint(tmp_path / "on")["about"]["origin"].startswith("trained by samfinetune pretrain")
     resumed = train(tmp_path / "on", steps=3, resume=True)
-    assert [entry["step"] for entry in resumed] == [3]
-    assert checkpoint(tmp_path / "on")["origin"], "a resumed run still knows where it came from"
+    assert [entry.step for entry in resumed] == [3]
+    assert checkpoint(tmp_path / "on")["about"]["origin"], "a resumed run still knows where it came from"
 
 
 def test_a_run_may_start_from_a_shallower_model_and_answers_like_it(tmp_path, without_export):
@@ -261,12 +280,12 @@ def test_a_run_may_start_from_a_shallower_model_and_answers_like_it(tmp_path, wi
     shutil.copytree(bundled, shallow)
     save_file({name: value for name, value in weights.items() if not name.startswith(last)},
               shallow / "model.safetensors")  # fmt: skip
-    run = pretrain._new_run(5, 2, torch.device("cpu"), shallow)
+    model, _ = pretrain._new_model(5, shallow)
     cut = build_compact({name: value.float() for name, value in weights.items()})
     del cut.image_encoder.blocks[-1]
     image = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours, theirs = (model.encode(image)["image_embeddings"] for model in (run.average, cut))
+        ours, theirs = (model.encode(image)["image_embeddings"] for model in (model.eval(), cut))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     save_file({"other": torch.zeros(3)}, shallow / "model.safetensors")
     with pytest.raises(UserError, match="do not fit the compact model"):

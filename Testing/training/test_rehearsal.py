@@ -17,7 +17,7 @@ from tuning_runs import settings, training  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning import trainable  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
-from SAMFineTuneLib.training import training_loop as loop  # noqa: E402
+from SAMFineTuneLib.training import network_tuning as tuning  # noqa: E402
 from SAMFineTuneLib.training.rehearsal import Rehearsal, rehearsal_of  # noqa: E402
 
 
@@ -76,9 +76,9 @@ def test_rehearsing_remembers(folder):
         run = training(folder, steps=20, batch=2, learning_rate=1.6e-2)
         fresh = [run.rehearsal(10_000 + number) for number in range(12)]
         run.rehearsal = run.rehearsal if rehearsed else None
-        history = loop.train(run)
+        history = tuning.tune(run)
         with torch.no_grad():
-            loss = loop.batch_loss(run, loop.Embeddings(run, 4), fresh)[0].mean()
+            loss = tuning.batch_loss(run, tuning.Embeddings(run, 4), fresh)[0].mean()
         runs[rehearsed] = float(loss), history.loss[0]
     assert runs[True][0] < 0.9 * runs[False][0]
     assert runs[True][1] == pytest.approx(runs[False][1], rel=1e-4), "the curve is that of the cases alone"
@@ -89,7 +89,7 @@ def test_the_bases_own_modules_learn_at_the_rate_of_whole_weights(folder):
     for kind in ("lora", "adapter", "vanilla"):
         run = training(folder, method=Method(kind), learning_rate=None)
         names = {id(value): name for name, value in trainable(run.network).items()}
-        for group in loop.make_optimiser(run.network, run.settings).param_groups:
+        for group in tuning.make_optimiser(run.network, run.settings).param_groups:
             for tensor in group["params"]:
                 rates[kind, names[id(tensor)]] = run.settings.rate * group["share"]
     whole = {kind: rates[kind, "mask_decoder.output_upscaling.mix.weight"] for kind in ("lora", "adapter", "vanilla")}

@@ -1,4 +1,4 @@
-"""How long a planned fine-tuning will take on this computer, from a few steps and tests that are tried."""
+"""How long a fine-tuning takes: estimated before it begins from a few steps that are tried, and while it works."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
 from SAMFineTuneLib.models.adapters.tuning import attach
 from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.training.evidence import WAYS, NetworkEngine, measure_case
+from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
 from SAMFineTuneLib.training.plan import Plan, looking
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
+from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping
 from SAMFineTuneLib.training.training_items import Items
-from SAMFineTuneLib.training.training_loop import Stopped, Training, interruptible, train
 
 _STEPS = 5  # tried at most, and
 _SECONDS = 6.0  # about so long after the first
@@ -52,12 +53,12 @@ def measure_pace(plan: Plan, look: Callable[[], None] = lambda: None) -> Pace:
         return times[-1] - times[1] > _SECONDS
 
     rehearsal = rehearsal_of(plan.base.spec, settings)
-    training = Training(
+    tuning = NetworkTuning(
         network, plan.base.spec, replace(settings, steps=_STEPS, batch=batch), items, device,
-        rehearsal=rehearsal, report=lambda _: times.append(time.monotonic()), cancelled=enough,
+        rehearsal=rehearsal, report=lambda _: times.append(time.monotonic()), look=stopping(enough),
     )  # fmt: skip
     try:
-        train(training)
+        tune(tuning)
     except Stopped:
         look()  # somebody else may have stopped it
     step = first = times[1] - times[0]
@@ -87,3 +88,71 @@ def _testing(
     tests = [plan.counts[case.id] for part in plan.folds.parts for case in part.test]
     prompted = 2 * sum(min(plan.settings.test_slices, labelled) for labelled, _ in tests)
     return each.get("promptable", 0.0) * prompted + each.get("automatic", 0.0) * sum(total for _, total in tests)
+
+
+class Clock:
+    """Estimates the time left from the pace of steps and of tests so far."""
+
+    def __init__(self) -> None:
+        self._begun = self._noted = time.monotonic()
+        self._steps = self._tests = 0
+        self._spent = {"step": [0, 0.0], "test": [0, 0.0]}
+        self._last = time.monotonic()
+
+    @property
+    def worked(self) -> float:
+        """Seconds since the beginning, and in earlier sessions of the run."""
+        return time.monotonic() - self._begun
+
+    @worked.setter
+    def worked(self, before: float) -> None:
+        self._begun = time.monotonic() - before
+
+    def is_due(self, every: float) -> bool:
+        """Whether so many seconds have passed since it last was."""
+        if time.monotonic() - self._noted < every:
+            return False
+        self._noted = time.monotonic()
+        return True
+
+    def expect(self, steps: int, tests: int) -> None:
+        """So many steps and tested cases (each before and after) are to come."""
+        self._steps, self._tests, self._last = steps, 2 * tests, time.monotonic()
+
+    def skip(self, steps: int, tests: int) -> None:
+        """They need not be done."""
+        self._steps -= steps
+        self._tests -= 2 * tests
+        self._last = time.monotonic()
+
+    def stepped(self) -> None:
+        """One optimiser step was worked."""
+        now = time.monotonic()
+        self._count("step", now - self._last)
+        self._steps, self._last = self._steps - 1, now
+
+    def test(self) -> Clock:
+        """A context in which one case is tested."""
+        return self
+
+    def __enter__(self) -> None:
+        self._last = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        now = time.monotonic()
+        self._count("test", now - self._last)
+        self._tests, self._last = self._tests - 1, now
+
+    def _count(self, kind: str, seconds: float) -> None:
+        self._spent[kind][0] += 1
+        self._spent[kind][1] += seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds; None before the first step."""
+        steps, seconds = self._spent["step"]
+        if not steps:
+            return None
+        tests, spent = self._spent["test"]
+        each = spent / tests if tests else 0.0
+        return max(0, self._steps) * seconds / steps + max(0, self._tests) * each

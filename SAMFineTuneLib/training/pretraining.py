@@ -1,0 +1,91 @@
+"""What both pre-trainings share: the folder that receives the model, progress, and writing the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write, require_writable
+from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock, owning
+from SAMFineTuneLib.training.training_loop import History, Schedule
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a pre-training is."""
+
+    step: int
+    used: float
+    """Part of the training that is done, 0 to 1."""
+    pictures: int
+    """How many pictures were shown."""
+    seconds: float
+    measured: Mapping[str, float]
+    """What was measured in the last step, by name; `loss` among it."""
+
+
+def reporter(tell: Callable[[Progress], None] | None, schedule: Schedule, batch: int) -> Callable[[History], None]:
+    """Turn the history of a training with `batch` pictures a step into progress for `tell`."""
+
+    def report(history: History) -> None:
+        if tell:
+            measured = {name: values[-1] for name, values in history.measured.items()}
+            used = schedule.used(history.step, history.seconds)
+            tell(Progress(history.step, used, history.step * batch, history.seconds, measured))
+
+    return report
+
+
+def require_new_model(folder: Path, checkpoint: Path, resume: bool) -> None:
+    """Check that a pre-training may write into a folder.
+
+    Raises:
+        UserError: While another process trains into it, and where it holds a model, or the checkpoint of a run that
+            `resume` does not ask to go on with.
+        DiskError: Where nothing can be written.
+    """
+    if owner := ProcessLock(folder / LOCK).owner:
+        raise UserError(_is_running(folder, owner))
+    _require_contents(folder, checkpoint, resume)
+    require_writable(folder)
+
+
+def state_of(**modules: nn.Module) -> dict[str, Tensor]:
+    """All tensors of some modules, by the modules' names and their own."""
+    return {f"{name}.{key}": value for name, one in modules.items() for key, value in one.state_dict().items()}
+
+
+@contextmanager
+def owning_model(folder: Path, checkpoint: Path, resume: bool) -> Iterator[None]:
+    """Own the folder that a pre-training writes into; refused as by `require_new_model`."""
+    with owning(folder, lambda owner: _is_running(folder, owner)):
+        _require_contents(folder, checkpoint, resume)
+        yield
+
+
+def write_weights(folder: Path, state: Mapping[str, Tensor]) -> Path:
+    """Write the tensors of a model into a folder and return the file."""
+    from safetensors.torch import save_file
+
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, temporary)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner may read
+    return folder / WEIGHTS
+
+
+def _is_running(folder: Path, owner: Owner) -> str:
+    return f"A pre-training in {folder} is running ({owner}); wait until it is done, or {owner.how_to_stop}."
+
+
+def _require_contents(folder: Path, checkpoint: Path, resume: bool) -> None:
+    if (folder / "model.json").exists() and not (resume and checkpoint.exists()):
+        raise UserError(f"{folder} holds a model already; choose another folder.")
+    if not resume and checkpoint.exists():
+        raise UserError(f"An unfinished pre-training lies in {folder}; go on with --resume, or choose another folder.")
