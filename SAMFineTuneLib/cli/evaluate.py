@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_match_labels
+from SAMFineTuneLib.cli.long_work import ProgressLine
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ examples:
 
 Ctrl-C stops; --resume goes on. Needs: pip install "samfinetune[evaluation]"
 """
-_LINE_SECONDS = 10.0  # between lines of progress when nobody watches a terminal
 
 
 def add_parser(subparsers) -> None:
@@ -104,9 +102,13 @@ def run(args: argparse.Namespace) -> int:
     cases = find_cases(args.cases, match=args.match_labels)
     entries = [*enter(args.model, args.adapter, args.device), *enter_baselines(baselines)]
     parts = Path(args.output).expanduser() / PARTS
-    with _interruptible(), outputs.resumable(parts), _Line() as line:
+    with _interruptible(), outputs.resumable(parts), ProgressLine() as line:
+
+        def show(progress: Progress) -> None:
+            line(_words(progress), progress.done == progress.total)
+
         found = evaluate(
-            cases, args.output, entries, settings, LabelChoice.parse(args.label), engine, args.resume, line, seconds,
+            cases, args.output, entries, settings, LabelChoice.parse(args.label), engine, args.resume, show, seconds,
             args.device,
         )  # fmt: skip
     print(f"cases       {found.cases}, of {found.patients} patients; labels {', '.join(found.labels)}")
@@ -144,32 +146,8 @@ def _interruptible():
         raise KeyboardInterrupt("stopped; go on with the same command and --resume.") from None
 
 
-class _Line:
-    """Prints how far it is: in place on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._printed = 0.0
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._terminal and self._printed:
-            print(file=sys.stderr)
-
-    def __call__(self, progress: Progress) -> None:
-        due = time.monotonic() - self._printed > (0.5 if self._terminal else _LINE_SECONDS)
-        if due or progress.done == progress.total:
-            self._printed = time.monotonic()
-            start, close = ("\r", "\x1b[K") if self._terminal else ("", "\n")
-            print(f"{start}{_words(progress)}{close}", end="", file=sys.stderr, flush=True)
-
-
 def _words(progress: Progress) -> str:
-    text = f"{progress.done} of {progress.total} jobs"
-    if progress.seconds_left is None:
-        return text
-    minutes, seconds = divmod(round(progress.seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{text}, {f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'} left"
+    from SAMFineTuneLib.models.adapters.adapter_card import duration
+
+    left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+    return f"{progress.done} of {progress.total} jobs{left}"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import outputs
-from SAMFineTuneLib.cli.train import open_base, stop_signs
+from SAMFineTuneLib.cli.long_work import ProgressLine, stop_signs
+from SAMFineTuneLib.cli.train import open_base
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
+    from SAMFineTuneLib.training.pretraining import Progress
     from SAMFineTuneLib.training.stopping import StopSigns
 
 _EPILOG = """examples:
@@ -26,7 +28,7 @@ _EPILOG = """examples:
 The folder is a complete model for `samfinetune segment --model FOLDER`. Ctrl-C stops and writes a checkpoint, as
 happens every few minutes anyway; --resume goes on from the last. Needs PyTorch: pip install "samfinetune[training]"
 """
-_LINE_SECONDS = 10.0  # between lines of progress when nobody watches a terminal
+_MEASURED = {"loss": "loss", "iou": "IoU of the first answer", "moved": "embeddings moved by"}
 _STOPPED = "stopped; go on with the same command and --resume."
 
 
@@ -65,22 +67,32 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--minutes, --steps and --batch must be above zero.")
     if args.seed < 0:
         raise UserError("--seed must be a whole number from 0.")
-    try:
-        import scipy  # noqa: F401  volumes are augmented with it
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f'Pre-training needs {error.name}, which is not installed: pip install "samfinetune[training]".'
-        ) from error
-    from SAMFineTuneLib.training.plan import device_of
-    from SAMFineTuneLib.training.training_loop import Stopped
+    from SAMFineTuneLib.models.needs import require
+
+    require("Pre-training", "scipy", "torch", extra="training")
+    from SAMFineTuneLib.training.memory import device_of
+    from SAMFineTuneLib.training.stopping import Stopped
 
     device = device_of(args.device)
-    with stop_signs(_leave) as stop:
+    with stop_signs(_leave) as stop, ProgressLine() as line:
+
+        def show(progress: Progress) -> None:
+            stop.learning = True
+            line(_words(progress), progress.used >= 1)
+
         try:
-            return _masked(args, device, stop) if args.volumes else _synthetic(args, device, stop)
+            return (_masked if args.volumes else _synthetic)(args, device, stop, show)
         except Stopped:
             raise KeyboardInterrupt(_STOPPED) from None
+
+
+def _words(progress: Progress) -> str:
+    measured = ", ".join(f"{words} {progress.measured[name]:.3f}" for name, words in _MEASURED.items()
+                         if name in progress.measured)  # fmt: skip
+    return (
+        f"{100 * progress.used:.0f} %, step {progress.step}, {progress.pictures} pictures, "
+        f"{progress.seconds / 60:.1f} min, {measured}"
+    )
 
 
 def _leave() -> None:
@@ -89,15 +101,9 @@ def _leave() -> None:
     os._exit(130)
 
 
-def _synthetic(args: argparse.Namespace, device: str, stop: StopSigns) -> int:
+def _synthetic(args: argparse.Namespace, device: str, stop: StopSigns, show: Callable[[Progress], None]) -> int:
     """Pre-train the compact model on synthetic pictures."""
     from SAMFineTuneLib.training.synthetic_pretraining import CHECKPOINT_NAME, pretrain_synthetic
-
-    report = _Report()
-
-    def show(state: dict) -> None:
-        stop.learning = True
-        report(state)
 
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
         folder = pretrain_synthetic(
@@ -112,24 +118,13 @@ def _synthetic(args: argparse.Namespace, device: str, stop: StopSigns) -> int:
             progress=show,
             cancel=lambda: stop.asked,
         )
-    report.close()
     print(f"The model is in {folder}; use it with: samfinetune segment VOLUME -o OUT --model {folder}")
     return 0
 
 
-def _masked(args: argparse.Namespace, device: str, stop: StopSigns) -> int:
+def _masked(args: argparse.Namespace, device: str, stop: StopSigns, show: Callable[[Progress], None]) -> int:
     """Pre-train an encoder on unlabelled volumes."""
     from SAMFineTuneLib.training.masked_autoencoding import CHECKPOINT_NAME, pretrain_masked
-
-    printed = 0.0
-
-    def show(course) -> None:
-        nonlocal printed
-        stop.learning = True
-        if time.monotonic() - printed > _LINE_SECONDS or course.step == course.steps:
-            printed = time.monotonic()
-            print(f"step {course.step} of {course.steps}, {course.seconds / 60:.1f} min, error of what was blanked "
-                  f"{course.loss:.3f}, embeddings moved by {course.held:.3f}", file=sys.stderr, flush=True)  # fmt: skip
 
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
         model = pretrain_masked(
@@ -138,33 +133,3 @@ def _masked(args: argparse.Namespace, device: str, stop: StopSigns) -> int:
         )  # fmt: skip
     print(f"The model is in {model.path}; adapt it with: samfinetune train CASES -o ADAPTER --model {model.path}")
     return 0
-
-
-class _Report:
-    """Prints how far the training is: in place on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._printed = 0.0
-        self._state: dict | None = None
-
-    def __call__(self, state: dict) -> None:
-        self._state = state
-        if time.monotonic() - self._printed > (0.5 if self._terminal else _LINE_SECONDS):
-            self._printed = time.monotonic()
-            self._print("" if self._terminal else "\n")
-
-    def close(self) -> None:
-        """Print where it ended."""
-        if self._state is not None:
-            self._print("\n")
-
-    def _print(self, end: str) -> None:
-        state = self._state
-        line = (
-            f"step {state['step']}, {state['pictures']} pictures, {state['minutes']:.1f} min, "
-            f"loss {state['loss']:.3f}, IoU of the first answer {state['iou']:.2f}"
-        )
-        if self._terminal:
-            line = f"\r{100 * state['fraction']:.0f} %, {line}\x1b[K"
-        print(line, end=end, file=sys.stderr, flush=True)

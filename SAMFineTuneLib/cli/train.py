@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import add_match_labels
+from SAMFineTuneLib.cli.long_work import ProgressLine, stop_signs
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.fine_tuning import Plan, Progress, Result
-    from SAMFineTuneLib.training.stopping import StopSigns
     from SAMFineTuneLib.training.training_settings import Settings
 
 _EPILOG = """CASES is a folder with images/ and labels/ (or masks/), pairs of one name; nnU-Net's imagesTr/ and
@@ -41,7 +40,6 @@ examples:
 The adapter joins those of this computer under its folder's name, or under --name, ready to be used here and in Slicer.
 Ctrl-C stops; --resume goes on. Needs PyTorch: pip install "samfinetune[training]"
 """
-_LINE_SECONDS = 10.0  # between lines of progress when nobody watches a terminal
 _FIRST_STEPS = 5  # after which the time of the whole is told
 _STAGES = {"cases": "reading the cases", "before": "testing the base", "testing": "testing the adapter",
            "report": "writing the adapter and its report"}  # fmt: skip
@@ -186,14 +184,9 @@ def _name(args: argparse.Namespace) -> str:
 
 
 def _require_packages() -> None:
-    try:
-        import peft  # noqa: F401
-        import scipy  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f'Training needs {error.name}, which is not installed: pip install "samfinetune[training]".'
-        ) from error
+    from SAMFineTuneLib.models.needs import require
+
+    require("Training", "peft", "scipy", "torch", extra="training")
 
 
 def _show_cases(args: argparse.Namespace, cases: Sequence[Case], test: Sequence[Case], found: Survey) -> None:
@@ -273,7 +266,7 @@ def _train(args: argparse.Namespace) -> int:
         stop.learning = progress.stage == "training"
         show(progress)
 
-    with stop_signs(leave) as stop, outputs.resumable(working_folder(args.output) / "run.json"):
+    with stop_signs(leave) as stop, outputs.resumable(working_folder(args.output) / "run.json"), show:
         try:
             result = fine_tune(
                 cases, args.output, base, settings, tell, lambda: stop.asked, args.resume, test, show.plan
@@ -289,7 +282,6 @@ def _train(args: argparse.Namespace) -> int:
                     "--micro-batch 1 and --checkpointing on to need less."
                 ) from error
             raise
-    show.close()
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process tells
         return 0
     added, note = _add(store, "" if args.no_add else _name(args), result, base)
@@ -323,20 +315,11 @@ def open_base(name: str) -> ModelFolder:
     return Store().find(name)
 
 
-def stop_signs(leave: Callable[[], None]) -> StopSigns:
-    """Ctrl-C and a polite kill ask a training to stop; a second Ctrl-C ends it at once."""
-    from SAMFineTuneLib.training.stopping import StopSigns
-
-    return StopSigns([signal.SIGINT, signal.SIGTERM], leave)
-
-
 def _finish(result: Result, args: argparse.Namespace, added: str, note: str) -> None:
+    from SAMFineTuneLib.training.training_report import gain_in_words
+
     notes = [*result.notes, *([note] if note else [])]
-    gains = [
-        {"prompt": gain.prompt, "label": gain.label, "cases": len(gain.cases), "before": gain.means[0],
-         "after": gain.means[1], "interval_before": gain.interval_before, "interval_after": gain.interval_after}
-        for gain in result.card.gains
-    ]  # fmt: skip
+    gains = [gain.summary() for gain in result.card.gains]
     if args.json_progress:
         _emit({"event": "done", "adapter": str(result.adapter), "report": str(result.report / "index.html"),
                "added": added, "evidence": result.evidence, "gains": gains, "notes": notes})  # fmt: skip
@@ -344,20 +327,13 @@ def _finish(result: Result, args: argparse.Namespace, added: str, note: str) -> 
     for note in notes:
         print(f"note        {note}")
     print(f"evidence    {result.evidence}")
-    for gain in gains:
-        print(f"Dice        {gain['prompt']}, {gain['label']}: {_figure(gain, 'before')} before, "
-              f"{_figure(gain, 'after')} after, {gain['cases']} cases")  # fmt: skip
+    for gain in result.card.gains:
+        cases = f"{len(gain.cases)} case{'s' * (len(gain.cases) != 1)}"
+        print(f"Dice        {gain.prompt}, {gain.label}: {gain_in_words(gain)}, {cases}")
     print(f"report      {result.report / 'index.html'}")
     print(f"written     {result.adapter}")
     if added:
         print(f"added       use it with --adapter {added}, or choose it in Slicer")
-
-
-def _figure(gain: dict[str, Any], stage: str) -> str:
-    if gain[stage] is None:
-        return "no answer"
-    span = gain[f"interval_{stage}"]
-    return f"{gain[stage]:.3f}" + (f" ({span[0]:.3f} to {span[1]:.3f})" if span else "")
 
 
 def _emit(content: dict[str, Any]) -> None:
@@ -367,6 +343,12 @@ def _emit(content: dict[str, Any]) -> None:
 class _JsonLines:
     """A JSON object a report, on stdout."""
 
+    def __enter__(self) -> _JsonLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left open."""
+
     def plan(self, plan: Plan) -> None:
         """What will be done."""
         _emit({"event": "plan", **_outline(plan), "notes": list(plan.found.notes)})
@@ -374,46 +356,32 @@ class _JsonLines:
     def __call__(self, progress: Progress) -> None:
         _emit({"event": "progress", **vars(progress)})
 
-    def close(self) -> None:
-        """Nothing is left open."""
 
-
-class _Report:
-    """Prints how far the training is: in place on a terminal, a line now and then elsewhere."""
+class _Report(ProgressLine):
+    """Prints how far the training is."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._begun, self._printed = time.monotonic(), 0.0
+        super().__init__()
+        self._begun = time.monotonic()
         self._stage: tuple | None = None
         self._steps = 0
 
     def plan(self, plan: Plan) -> None:
         """What will be done."""
-        self._line(f"preset      {plan.settings.preset}: {_trainings_of(plan)}")
+        self.note(f"preset      {plan.settings.preset}: {_trainings_of(plan)}")
         for note in plan.found.notes:
-            self._line(f"note        {note}")
+            self.note(f"note        {note}")
 
     def __call__(self, progress: Progress) -> None:
         from SAMFineTuneLib.models.adapters.adapter_card import duration
 
-        stage = (progress.stage, progress.part)
-        self._steps += progress.stage == "training"
-        if self._steps == _FIRST_STEPS and progress.stage == "training" and progress.seconds_left is not None:
+        stage, training = (progress.stage, progress.part), progress.stage == "training"
+        self._steps += training
+        if training and self._steps == _FIRST_STEPS and progress.seconds_left is not None:
             whole = time.monotonic() - self._begun + progress.seconds_left
-            self._line(f"time        about {duration(whole)} in all on this computer, by its first steps")
-        due = time.monotonic() - self._printed > (0.5 if self._terminal else _LINE_SECONDS)
-        if due or stage != self._stage or progress.step == progress.steps > 0:
-            self._printed, self._stage = time.monotonic(), stage
-            self._line(describe(progress), end="" if self._terminal else "\n")
-
-    def close(self) -> None:
-        """End the line."""
-        if self._terminal:
-            print(file=sys.stderr)
-
-    def _line(self, text: str, end: str = "\n") -> None:
-        start, close = ("\r", "\x1b[K") if self._terminal else ("", "")
-        print(f"{start}{text}{close}", end=end, file=sys.stderr, flush=True)
+            self.note(f"time        about {duration(whole)} in all on this computer, by its first steps")
+        super().__call__(describe(progress), stage != self._stage or progress.step == progress.steps > 0)
+        self._stage = stage
 
 
 def describe(progress: Progress) -> str:

@@ -1,80 +1,103 @@
-"""`report.html`: one file that opens in any browser without a network; pictures lie in it."""
+"""`report.html`: one file that opens in any browser without a network; its pictures are embedded."""
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from SAMFineTuneLib import report_page
+from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.example_pictures import Overlay
-from SAMFineTuneLib.evaluation.tables import Table, text_of
+from SAMFineTuneLib.evaluation.figures import all_figures
+from SAMFineTuneLib.evaluation.methods import Entry
+from SAMFineTuneLib.evaluation.result_rows import by_patient
+from SAMFineTuneLib.evaluation.tables import Results, Table, counts_of, text_of
+from SAMFineTuneLib.metrics.patient_statistics import difference, estimate
 from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
 
-_STYLE = """
-body{font:15px/1.45 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#1f2328}
-h1{font-size:1.5em}h2{font-size:1.2em;margin-top:2em}
-p.note{color:#57606a;max-width:52em}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
-td,th{padding:.25em .7em;text-align:left;border-bottom:1px solid #d0d7de;vertical-align:top}
-.wide td{white-space:nowrap}
-img{max-width:100%}
-.overlays{display:flex;flex-wrap:wrap;gap:1em}
-.overlays figure{margin:0;width:19em}
-.overlays img{width:19em}
-figcaption{font-size:12px;color:#57606a}
-ul{padding-left:1.2em}
-"""
+_HEADLINES = ("S5", "S2")
+_IN_WORDS = {"S5": "a tight box", "S2": "one point"}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What an evaluation found and where it lies."""
+
+    folder: Path
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+    """Sentences worth reading; in the folder they call cases by their digests."""
+    cases: int
+    patients: int
+    labels: tuple[str, ...]
 
 
 def page(
-    title: str,
-    facts: Sequence[tuple[str, str]],
-    notes: Sequence[str],
-    tables: Iterable[Table],
-    figures: Mapping[str, bytes],
+    evaluation: Evaluation,
+    entries: Sequence[Entry],
+    settings: Settings,
+    results: Results,
     overlays: Sequence[Overlay],
 ) -> str:
     """The whole report as HTML."""
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1>",
-        "<table>" + "".join(f"<tr><th>{html.escape(a)}<td>{html.escape(b)}" for a, b in facts) + "</table>",
+    labels = ", ".join(evaluation.labels)
+    facts = [
+        ("cases", f"{evaluation.cases}, of {evaluation.patients} patients"),
+        ("labels", labels if len(labels) < 200 else f"{len(evaluation.labels)}"),
+        ("methods", ", ".join(f"{entry.name} ({entry.kind})" for entry in entries)),
+        ("protocols", ", ".join(settings.protocols)),
+        ("on", f"up to {settings.slices} slices of each label and case, whole volumes in 3-D and without prompts"),
+        ("seed", str(settings.seed)),
     ]
-    if notes:
-        parts.append("<ul>" + "".join(f"<li>{html.escape(note)}" for note in notes) + "</ul>")
-    for table in tables:
-        parts.append(_table(table))
-    for name, png in figures.items():
-        parts.append(f"<h2>{html.escape(name)}</h2><p>{_image(png, name)}</p>")
+    parts = [report_page.bullets(evaluation.notes)]
+    for table in evaluation.tables:
+        parts += [report_page.heading(table.title, table.note, table.name), _table(table)]
+    for name, png in all_figures(results).items():
+        parts += [report_page.heading(name), f"<p>{report_page.image(report_page.embedded(png), name)}</p>"]
     if overlays:
-        parts.append("<h2>Best, median and worst</h2><p class='note'>By Dice over all objects. Green: the reference. "
-                     "Red: the answer. Prompts as dots and yellow boxes.</p>")  # fmt: skip
-        for group in sorted({(one.contestant, one.strategy) for one in overlays}):
-            shown = [one for one in overlays if (one.contestant, one.strategy) == group]
-            shown.sort(key=lambda one: -one.row.dice)
-            parts.append(f"<h3>{html.escape(group[0])}, {group[1]}: {STRATEGIES[group[1]]}</h3><div class='overlays'>")
-            parts += [_figure(one) for one in shown]
-            parts.append("</div>")
-    return "\n".join([*parts, "</body></html>", ""])
+        parts += [report_page.heading("Best, median and worst", "By Dice over all objects."),
+                  report_page.key(evaluation.labels)]  # fmt: skip
+        parts += [report_page.pictures((report_page.embedded(one.file.read_bytes()), _caption(one)) for one in group)
+                  for group in _groups(overlays)]  # fmt: skip
+    title = f"Evaluation of {', '.join(entry.name for entry in entries if not entry.is_baseline)}"
+    return report_page.page(title, headline(results, entries), facts, parts)
+
+
+def headline(results: Results, entries: Sequence[Entry]) -> str:
+    """Dice of the first method with a box and with a point, and what the other models and adapters gain, in words."""
+    first, *others = [entry.name for entry in entries if not entry.is_baseline] or [entry.name for entry in entries]
+    sentences = []
+    for strategy in _HEADLINES:
+        own = by_patient(results.of(first, strategy), "dice")
+        if (mean := estimate(own)) is None:
+            continue
+        count = counts_of(results.of(first, strategy))
+        words = f"With {_IN_WORDS[strategy]}, {first} reaches a Dice of {text_of(mean)} on {count}"
+        for name in others:
+            if gap := difference(own, by_patient(results.of(name, strategy), "dice")):
+                change = "more" if gap.mean >= 0 else "less"
+                span = "" if gap.low is None else f" (difference {gap.low:+.3f} to {gap.high:+.3f})"
+                words += f"; {name} reaches {abs(gap.mean):.3f} {change}{span}"
+        sentences.append(f"{words}.")
+    return " ".join(sentences) or "No single prompts were asked; the tables below hold the results."
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(cell)}" for cell in table.header)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(text_of(cell))}" for cell in row) for row in table.rows)
-    return (
-        f"<h2 id='{table.name}'>{html.escape(table.title)}</h2><p class='note'>{html.escape(table.note)}</p>"
-        f"<div class='wide'><table><tr>{head}{rows}</table></div>"
-    )
+    rows = [[text if (text := text_of(cell)) != text_of(None) else None for cell in row] for row in table.rows]
+    return report_page.table(table.header, rows)
 
 
-def _figure(one: Overlay) -> str:
+def _groups(overlays: Sequence[Overlay]) -> list[list[Overlay]]:
+    """Pictures of one method and strategy together, the best first."""
+    names = sorted({(one.method, one.strategy) for one in overlays})
+    return [sorted((one for one in overlays if (one.method, one.strategy) == name), key=lambda one: -one.row.dice)
+            for name in names]  # fmt: skip
+
+
+def _caption(one: Overlay) -> str:
     row = one.row
-    words = f"{one.rank}: Dice {row.dice:.3f}; {row.label}, case {row.case}, {row.object.split('/')[0]}"
-    return f"<figure>{_image(one.file.read_bytes(), words)}<figcaption>{html.escape(words)}</figcaption></figure>"
-
-
-def _image(png: bytes, words: str) -> str:
-    return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return (
+        f"{one.method}, {one.strategy} ({STRATEGIES[one.strategy]}), {one.rank}: Dice {row.dice:.3f}; {row.label}, "
+        f"case {row.case}, {row.object.split('/')[0]}"
+    )

@@ -28,34 +28,21 @@ from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
 from SAMFineTuneLib.cases.cases import SHORT, Case, LabelChoice, survey
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation import evaluation_report as report
-from SAMFineTuneLib.evaluation import figures
 from SAMFineTuneLib.evaluation.annotator import Seconds
+from SAMFineTuneLib.evaluation.evaluation_report import Evaluation
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.evaluation_tasks import Job, list_jobs
-from SAMFineTuneLib.evaluation.example_pictures import Overlay, draw_overlays
+from SAMFineTuneLib.evaluation.example_pictures import draw_overlays
 from SAMFineTuneLib.evaluation.executors import Engine, local
 from SAMFineTuneLib.evaluation.methods import Entry
 from SAMFineTuneLib.evaluation.result_rows import Row, from_csv, to_csv
-from SAMFineTuneLib.evaluation.tables import Results, Table, all_tables
+from SAMFineTuneLib.evaluation.tables import Results, all_tables
 from SAMFineTuneLib.files import atomic_write, require_writable
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock, owning
 
 PARTS, PICTURES = "parts", "pictures"
 RESULTS, REPORT, SUMMARY, KEY = "results.csv", "report.html", "summary.json", "cases.csv"
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What an evaluation found and where it lies."""
-
-    folder: Path
-    tables: tuple[Table, ...]
-    notes: tuple[str, ...]
-    """Sentences worth reading; in the folder they call cases by their digests."""
-    cases: int
-    patients: int
-    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -120,7 +107,7 @@ def evaluate(
         evaluation = Evaluation(folder, tuple(tables), written, len(listed), patients, found.names)
         summary = json.dumps(_summary(evaluation, entries, settings), indent=1, ensure_ascii=False)
         _write(folder / SUMMARY, f"{summary}\n")
-        _write(folder / REPORT, _page(evaluation, entries, settings, results, overlays))
+        _write(folder / REPORT, report.page(evaluation, entries, settings, results, overlays))
         return replace(evaluation, notes=(*found.notes, *notes))
 
 
@@ -224,32 +211,11 @@ def _summary(evaluation: Evaluation, entries: Sequence[Entry], settings: Setting
         "patients": evaluation.patients,
         "labels": list(evaluation.labels),
         "contestants": [
-            {"name": entry.name, "kind": _kind(entry), "digest": entry.digest} for entry in entries
+            {"name": entry.name, "kind": entry.kind, "digest": entry.digest} for entry in entries
         ],
         "notes": list(evaluation.notes),
         "tables": [table.as_dict() for table in evaluation.tables],
     }  # fmt: skip
-
-
-def _kind(entry: Entry) -> str:
-    return "baseline" if entry.is_baseline else "adapter" if entry.adapter else "model"
-
-
-def _page(
-    evaluation: Evaluation, entries: Sequence[Entry], settings: Settings, results: Results, overlays: Sequence[Overlay]
-) -> str:
-    labels = ", ".join(evaluation.labels)
-    facts = [
-        ("cases", f"{evaluation.cases}, of {evaluation.patients} patients"),
-        ("labels", labels if len(labels) < 200 else f"{len(evaluation.labels)}"),
-        ("asked", ", ".join(f"{entry.name} ({_kind(entry)})" for entry in entries)),
-        ("protocols", ", ".join(settings.protocols)),
-        ("on", f"up to {settings.slices} slices of each label and case, whole volumes in 3-D and without prompts"),
-        ("seed", str(settings.seed)),
-        ("version", __version__),
-    ]
-    title = f"Evaluation of {', '.join(entry.name for entry in entries if not entry.is_baseline)}"
-    return report.page(title, facts, evaluation.notes, evaluation.tables, figures.all_figures(results), overlays)
 
 
 def _write(path: Path, text: str) -> None:

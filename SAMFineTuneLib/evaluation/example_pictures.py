@@ -18,10 +18,10 @@ from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.tables import Results
 from SAMFineTuneLib.images import overlay_picture
 from SAMFineTuneLib.inference.input_crop import bounding_box
+from SAMFineTuneLib.report_page import REFERENCE, paint
 from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
 
 SHOWN = ("S2", "S5")
-_REFERENCE, _ANSWER = (0.25, 0.85, 0.35), (0.95, 0.3, 0.2)
 _MARGIN = 0.75  # of the object's longer side around what is shown
 _SMALLEST = 48  # pixels that a picture shows at least
 
@@ -31,7 +31,7 @@ class Overlay:
     """A picture and what it shows."""
 
     file: Path
-    contestant: str
+    method: str
     strategy: str
     rank: str
     row: Row
@@ -89,10 +89,12 @@ def _draw(
     overlay_picture(
         file,
         thing.picture[part],
-        [(thing.mask[part], _REFERENCE), (answer[part], _ANSWER)],
+        [(answer[part], paint(thing.number - 1))],
         points=[(float(x) - left, float(y) - top, bool(label))
                 for (x, y), label in zip(prompts.points, prompts.labels, strict=True)],
         boxes=[] if prompts.box is None else [prompts.box - [left, top, left, top]],
+        outlines=[(thing.mask[part], REFERENCE)],
+        legend=[(f"{row.label}, {strategy}: Dice {row.dice:.3f}", paint(thing.number - 1)), ("reference", REFERENCE)],
     )  # fmt: skip
 
 

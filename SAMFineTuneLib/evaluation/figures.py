@@ -13,9 +13,9 @@ from SAMFineTuneLib.evaluation.result_rows import by_patient
 from SAMFineTuneLib.evaluation.tables import BANDS, Results
 from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
 from SAMFineTuneLib.metrics.patient_statistics import estimate
+from SAMFineTuneLib.report_page import colour
 from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES
 
-_COLOURS = ("#1f6feb", "#cf222e", "#1a7f37", "#bf8700", "#8250df", "#57606a", "#0598bc", "#d4a72c")
 _UNIT = (0.0, 1.02)
 
 
@@ -45,9 +45,9 @@ def _boxes(results: Results) -> bytes | None:
         drawn = axes.boxplot(dice, positions=places, widths=0.7 / count, patch_artist=True, manage_ticks=False,
                              medianprops={"color": "black"}, flierprops={"markersize": 3})  # fmt: skip
         for box in drawn["boxes"]:
-            box.set_facecolor(_colour(number))
+            box.set_facecolor(colour(number))
             box.set_alpha(0.6)
-        axes.plot([], [], color=_colour(number), linewidth=6, alpha=0.6, label=name)
+        axes.plot([], [], color=colour(number), linewidth=6, alpha=0.6, label=name)
     axes.set_xticks(range(len(shown)), [f"{way}\n{STRATEGIES[way]}" for way in shown], fontsize=8)
     return _finished(figure, [axes])
 
@@ -134,11 +134,11 @@ def _curve(
     points = [(place, estimate(by_patient(rows, "dice"))) for place, rows in zip(x, groups, strict=True) if rows]
     points = [(place, mean) for place, mean in points if mean is not None]
     where = [place for place, _ in points]
-    axes.plot(where, [mean.mean for _, mean in points], style, marker="o", markersize=3, color=_colour(number),
+    axes.plot(where, [mean.mean for _, mean in points], style, marker="o", markersize=3, color=colour(number),
               label=label)  # fmt: skip
     spans = [(place, mean.low, mean.high) for place, mean in points if mean.low is not None]
     if shaded and spans:
-        axes.fill_between(*zip(*spans, strict=True), color=_colour(number), alpha=0.1, linewidth=0)
+        axes.fill_between(*zip(*spans, strict=True), color=colour(number), alpha=0.1, linewidth=0)
 
 
 def _canvas(columns: int, width: float = 1.0, rows: int = 1) -> tuple[Any, list[Any]]:
@@ -160,7 +160,3 @@ def _finished(figure: Any, panels: Sequence[Any]) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
-
-
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]

@@ -49,6 +49,11 @@ class Entry:
     def is_baseline(self) -> bool:
         return self.model is None
 
+    @property
+    def kind(self) -> str:
+        """`baseline`, `adapter` or `model`."""
+        return "baseline" if self.is_baseline else "adapter" if self.adapter else "model"
+
 
 class Contestant:
     """An entry, opened."""

@@ -363,6 +363,14 @@ def _times(rows: Sequence[Row], times: Sequence[tuple[float, float]]) -> tuple[C
     return tuple(estimate(by_patient(rows, values)) for values in (used, by_hand, saved))
 
 
+def counts_of(rows: Sequence[Row]) -> str:
+    """Such as `12 objects of 4 cases and 3 patients`."""
+    numbers = (len(rows), len({row.case for row in rows}), len({row.patient for row in rows}))
+    words = zip(numbers, ("object", "case", "patient"), strict=True)
+    objects, cases, patients = (f"{number} {word}{'s' * (number != 1)}" for number, word in words)
+    return f"{objects} of {cases} and {patients}"
+
+
 def _counts(rows: Sequence[Row]) -> str:
     return f"{len(rows)}, {len({row.case for row in rows})}, {len({row.patient for row in rows})}"
 

@@ -27,6 +27,7 @@ def overlay_image(
     points: Iterable[tuple[float, float, bool]] = (),
     boxes: Iterable[Sequence[float]] = (),
     legend: Iterable[tuple[str, Color]] = (),
+    outlines: Iterable[tuple[np.ndarray, Color]] = (),
 ) -> Image:
     """Draw masks and prompts over a slice.
 
@@ -36,6 +37,7 @@ def overlay_image(
         points: (x, y, positive) in pixels, centres at integers; green inside and red outside.
         boxes: (x0, y0, x1, y1) in pixels, centres at integers.
         legend: lines of text under the slice, each with the color it explains.
+        outlines: like masks; only their outline is drawn.
 
     Returns:
         A Pillow image, enlarged by a whole factor when the slice is small.
@@ -46,13 +48,13 @@ def overlay_image(
     rows, columns = (side * scale for side in picture.shape)
     grey = Image.fromarray(np.ascontiguousarray(picture)).resize((columns, rows), Image.Resampling.BICUBIC)
     canvas = np.repeat(np.asarray(grey, dtype=np.float32)[..., None], 3, axis=2)
-    for mask, color in masks:
+    for mask, color, fill in ((*one, fill) for some, fill in ((masks, _FILL), (outlines, 0.0)) for one in some):
         if mask.shape != picture.shape:
             raise ValueError(f"The mask's shape {mask.shape} is not the picture's {picture.shape}.")
         paint = np.asarray(color, dtype=np.float32) * 255
         area = mask.astype(bool).repeat(scale, axis=0).repeat(scale, axis=1)
-        canvas[area] = canvas[area] * (1 - _FILL) + paint * _FILL
-        canvas[_outline(area, max(1, min(scale // 2, 3)))] = paint
+        canvas[area] = canvas[area] * (1 - fill) + paint * fill
+        canvas[_outline(area, max(1, min(scale // 2, 3 if fill else 1)))] = paint
     legend = list(legend)
     line = max(1, max(rows, columns) // 400)
     step = 16 * line

@@ -116,8 +116,8 @@ def _planned(
     """What the cases hold, and how much would be done for how long."""
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.fine_tuning import make_plan
-    from SAMFineTuneLib.training.training_time import measure_pace
     from SAMFineTuneLib.training.stopping import Stopped, stopping
+    from SAMFineTuneLib.training.training_time import measure_pace
 
     look = stopping(lambda: stop.asked)
     try:
@@ -193,9 +193,7 @@ def _deliver(result: Result, store, job: TrainingJob, base: ModelFolder, tell: _
     card = result.card
     tell("done", adapter=job.name, base=base.spec.id, labels=list(card.labels), heads=list(_heads(result)),
          evidence=result.evidence, notes=[*result.notes, *([note] if note else [])], seconds=card.seconds,
-         gains=[{"prompt": gain.prompt, "label": gain.label, "cases": len(gain.cases), "before": gain.means[0],
-                 "after": gain.means[1], "interval_before": gain.interval_before,
-                 "interval_after": gain.interval_after} for gain in card.gains])  # fmt: skip
+         gains=[gain.summary() for gain in card.gains])  # fmt: skip
 
 
 def _heads(result: Result) -> tuple[str, ...]:

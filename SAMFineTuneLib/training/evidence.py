@@ -8,7 +8,7 @@ slices' own pixels, foreground only. The automatic head is measured on every sli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from SAMFineTuneLib.metrics.patient_statistics import Difference, Estimate, diff
 from SAMFineTuneLib.models.adapters.adapter_card import Gain
 from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelSpec
+from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.simulation.first_prompts import exact_prompt
 
 WAYS = ("1 box", "1 point", "automatic")
@@ -88,12 +89,13 @@ def measure_case(
 
 
 def answer_slice(
-    engine: NetworkEngine, one: LabelledSlice, way: str, classes: int
-) -> tuple[np.ndarray, np.ndarray]:
+    engine: NetworkEngine, one: LabelledSlice, way: str, classes: int,
+    asked: Callable[[PlanePrompts], None] = lambda prompts: None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Masks (classes, rows, columns) that a way of prompting gives on a slice, and those that it was asked for.
 
     A class that the slice does not show has an empty mask, unless the automatic head believes to see it. Pixels that
-    count for nothing are in no mask.
+    count for nothing are in no mask. `asked` is told every prompt.
     """
     numbers = range(1, classes + 1)
     if way == "automatic":
@@ -104,7 +106,9 @@ def answer_slice(
     masks, reference = np.zeros((2, classes, *one.classes.shape), bool)
     for thing in objects_of(one):
         reference[thing.label - 1] |= thing.mask
-        masks[thing.label - 1] |= predictor.predict(one.picture, exact_prompt(thing.mask, by_box=way == "1 box")).mask
+        prompts = exact_prompt(thing.mask, by_box=way == "1 box")
+        asked(prompts)
+        masks[thing.label - 1] |= predictor.predict(one.picture, prompts).mask
     return masks & ~one.ignored, reference
 
 

@@ -28,11 +28,13 @@ from SAMFineTuneLib.cases.splits import Fold
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, staged_folder
 from SAMFineTuneLib.images import overlay_picture
-from SAMFineTuneLib.metrics.mask_metrics import mean_dice
+from SAMFineTuneLib.metrics.mask_metrics import dice, mean_dice
 from SAMFineTuneLib.models.adapters.tuning import Card, Gain, attach, save_adapter
 from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.owner import owning
+from SAMFineTuneLib.prompts import PlanePrompts
+from SAMFineTuneLib.report_page import REFERENCE, paint
 from SAMFineTuneLib.training.evidence import (
     WAYS,
     NetworkEngine,
@@ -69,7 +71,6 @@ _PICTURES = 6  # held-out cases that the report shows
 _VALIDATION_SLICES = 4  # labelled slices of a validation case that are looked at
 _TIME = "seconds.json"  # in the working folder: how long the run has worked
 _NOTE_TIME = 5.0  # s between two notes of that
-_COLOURS = ((0.2, 0.9, 0.2), (0.95, 0.35, 0.2))  # reference, answer
 
 
 @dataclass(frozen=True)
@@ -280,12 +281,12 @@ class _Run:
             empty = evenly([one for one in own if not one.labelled], _VALIDATION_SLICES)
             shown.append(evenly(with_objects(own, case.id), _VALIDATION_SLICES) + empty)
 
-        def dice() -> float:
+        def validate() -> float:
             engine = NetworkEngine(network, self.base.spec, self.device)
             found = [measure_case(engine, own, len(self.found.names), self.ways) for own in shown]
             return mean_dice(value for case in found for values in case.values() for value in values) or 0.0
 
-        return dice
+        return validate
 
     # ---- testing
 
@@ -319,8 +320,8 @@ class _Run:
             self.tell("before" if stage == "before" else "testing")
             with self.clock.test():
                 own = list(looking(self.plan.slices(case), self._look))
-                dice = measure_case(engine, own, len(self.found.names), ways, self.settings.test_slices)
-            found[self.found.digests[case.id]] = {way: list(values) for way, values in dice.items()}
+                measured = measure_case(engine, own, len(self.found.names), ways, self.settings.test_slices)
+            found[self.found.digests[case.id]] = {way: list(values) for way, values in measured.items()}
             if shown + place < _PICTURES:
                 self._draw(engine, own, ways, f"case-{shown + place + 1}", stage)
         return found
@@ -328,12 +329,25 @@ class _Run:
     def _draw(
         self, engine: NetworkEngine, slices: Sequence[LabelledSlice], ways: Sequence[str], name: str, stage: str
     ) -> None:
-        """Reference and answer on the slice that shows most."""
+        """Reference, prompts and answer on the slice that shows most, and a caption."""
         most = max(slices, key=lambda one: int(np.count_nonzero((one.classes > 0) & ~one.ignored)))
         for way in ways:
-            masks, reference = answer_slice(engine, most, way, len(self.found.names))
+            prompts: list[PlanePrompts] = []
+            masks, reference = answer_slice(engine, most, way, len(self.found.names), prompts.append)
+            pairs = zip(self.found.names, masks, reference, strict=True)
+            found = {label: value for label, *pair in pairs if (value := dice(*pair)) is not None}
+            legend = [(f"{label}, {way}, {stage}: Dice {value:.3f}", paint(self.found.names.index(label)))
+                      for label, value in found.items()]  # fmt: skip
             path = self.work / "pictures" / f"{name}-{way.replace(' ', '-')}-{stage}.png"
-            overlay_picture(path, most.picture, [(reference.any(0), _COLOURS[0]), (masks.any(0), _COLOURS[1])])
+            overlay_picture(
+                path, most.picture, [(mask, paint(number)) for number, mask in enumerate(masks)],
+                points=[(x, y, True) for one in prompts for x, y in one.points.tolist()],
+                boxes=[one.box for one in prompts if one.box is not None],
+                outlines=[(mask, REFERENCE) for mask in reference], legend=[*legend, ("reference", REFERENCE)],
+            )  # fmt: skip
+            figures = ", ".join(f"{label} {value:.3f}" for label, value in found.items()) or "not defined"
+            caption = f"{name.replace('-', ' ')}, {way}, {stage}: Dice on this slice {figures}"
+            _write_json(path.with_suffix(".json"), {"stage": stage, "caption": caption})
 
 
 class _Told:
@@ -437,8 +451,8 @@ def _write_report(run: _Run, output: Path, card: Card) -> None:
     folder = output / REPORT
     folder.mkdir(parents=True, exist_ok=True)
     pictures = run.work / "pictures"
-    for picture in sorted(pictures.glob("*.png")) if pictures.is_dir() else ():
-        shutil.copyfile(picture, folder / picture.name)
+    for file in sorted(pictures.iterdir()) if pictures.is_dir() else ():
+        shutil.copyfile(file, folder / file.name)
     evidence = " ".join([run.evidence, *advice(card.gains)])
     told = replace(card, method=run.settings.method, base=run.base.spec.id)
     write_report(folder, told, evidence, histories, run.found.nameless_notes)

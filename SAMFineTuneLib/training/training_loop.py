@@ -25,9 +25,10 @@ from SAMFineTuneLib.training.process_group import ProcessGroup
 from SAMFineTuneLib.training.stopping import Stopped
 
 CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SHARE = 0.05
+"""Largest part of the time that goes into writing checkpoints."""
 GRADIENT_NORM = 1.0
 _FORMAT = 3
-_SAVING = 0.05  # largest part of the time that goes into writing checkpoints
 
 
 def cosine(left: float) -> float:
@@ -163,7 +164,7 @@ def train(training: Training, checkpoint: Path | None = None) -> History:
                 _validate(training, history, best)
             history.seconds = before + time.monotonic() - started
             training.report(history)
-            if time.monotonic() - saved > max(CHECKPOINT_SECONDS, spent / _SAVING):
+            if time.monotonic() - saved > max(CHECKPOINT_SECONDS, spent / CHECKPOINT_SHARE):
                 save()
     except Stopped:  # a step changes nothing before all of it is computed
         save()

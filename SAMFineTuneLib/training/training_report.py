@@ -1,6 +1,7 @@
 """The report of a fine-tuning: `report/index.html` with curves, a table and pictures, `curves.csv`, `dice.csv`.
 
-Plain HTML and SVG, written here: it opens in any browser, offline, and needs no plotting library.
+The two curves are SVG written here rather than by matplotlib, because trainings also run inside Slicer, where a
+plotting library would have to be installed for them alone.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from SAMFineTuneLib import report_page
 from SAMFineTuneLib.files import atomic_write
-from SAMFineTuneLib.models.adapters.adapter_card import Card
+from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain, duration
 
 REPORT = "report"
 _WIDTH, _HEIGHT, _MARGIN = 640, 260, 46
-_COLOURS = ("#1f6feb", "#8b949e", "#bf8700", "#1a7f37", "#cf222e", "#8250df")
 
 Curve = Sequence[tuple[float, float]]
 
@@ -71,7 +73,7 @@ def draw_curves(curves: Mapping[str, Curve], title: str) -> str:
         parts.append(f'<text x="{_MARGIN - 6}" y="{y}" text-anchor="end">{top * share:.3g}</text>')
         parts.append(f'<text x="{x}" y="{_HEIGHT - _MARGIN + 18}" text-anchor="middle">{right * share:.0f}</text>')
     for number, (name, curve) in enumerate(curves.items()):
-        colour = _COLOURS[min(number, len(_COLOURS) - 1)]
+        colour = report_page.colour(number)
         line = " ".join(place(x, y) for x, y in curve)
         width = 1 if number else 2
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
@@ -107,48 +109,88 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
+def headline(gains: Sequence[Gain]) -> str:
+    """What the adapter reaches on held-out cases, and its gain, for all labels together, in words."""
+    sentences = []
+    for gain in {gain.prompt: gain for gain in gains}.values():  # of each way its last: all labels together
+        before, after = gain.means
+        if after is None:
+            continue
+        how = "Without a prompt" if gain.prompt == "automatic" else f"With {gain.prompt.replace('1 ', 'one ')}"
+        cases = f"{len(gain.cases)} held-out case{'s' * (len(gain.cases) != 1)}"
+        words = f"{how}, the adapter reaches a Dice of {_figure(after, gain.interval_after)} on {cases}"
+        if before is not None:
+            change = "more" if after >= before else "less"
+            words += f", {abs(after - before):.3f} {change} than the base{_span(gain.interval_gain, 'difference ')}"
+        sentences.append(f"{words}.")
+    return " ".join(sentences) or "No case was held out, so the gain of this adapter is not known."
+
+
+def gain_in_words(gain: Gain) -> str:
+    """Dice before and after, and the gain, each with its interval."""
+    before, after = gain.means
+    words = f"{_figure(before, gain.interval_before)} before, {_figure(after, gain.interval_after)} after"
+    if before is None or after is None:
+        return words
+    return f"{words}, gain {after - before:+.3f}{_span(gain.interval_gain)}"
+
+
 def _page(folder: Path, card: Card, evidence: str, dice: bool, notes: Sequence[str]) -> str:
     title = f"Adapter of {card.base} for {', '.join(card.labels)}"
-    parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        f"<title>{html.escape(title)}</title>",
-        "<style>body{font:15px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-        "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #d0d7de}img{max-width:100%}"
-        ".pictures img{width:19em;margin:.3em}</style>",
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{html.escape(str(card.method))}; {card.recipe['steps']} steps, preset {card.recipe['preset']}.</p>",
-        f"<h2>What it gained</h2><p>{html.escape(evidence)}</p>",
-    ]
+    facts = [("base", card.base), ("method", str(card.method)), ("preset", str(card.recipe["preset"])),
+             ("steps", str(card.recipe["steps"])), ("cases", str(len(card.cases)))]  # fmt: skip
+    if card.seconds is not None:
+        facts.append(("time", f"{duration(card.seconds)} on {card.hardware}"))
+    parts = [report_page.heading("What it gained", evidence)]
     if card.gains:
-        rows = "".join(
-            f"<tr><td>{html.escape(gain.prompt)}<td>{html.escape(gain.label)}<td>{len(gain.cases)}"
-            f"<td>{_figure(gain.means[0], gain.interval_before)}<td>{_figure(gain.means[1], gain.interval_after)}"
-            for gain in card.gains
-        )
-        parts.append(
-            "<table><tr><th>prompt<th>label<th>cases<th>Dice before<th>Dice after" + rows + "</table>"
-            "<p>Mean over cases with the 95 % bootstrap interval over patients; single cases are in dice.csv.</p>"
-        )
+        parts.append(report_page.table(
+            ("prompt", "label", "cases", "Dice before", "Dice after", "gain"), [_gain_cells(one) for one in card.gains]
+        ))  # fmt: skip
+        parts.append("<p class='note'>Means over cases; in brackets the 95 % bootstrap interval over patients. Single "
+                     "cases are in dice.csv.</p>")  # fmt: skip
     if notes:
-        parts.append("<h2>About the cases</h2><ul>" + "".join(f"<li>{html.escape(note)}" for note in notes) + "</ul>")
-    parts.append("<h2>Course</h2><p><img src='loss.svg' alt='loss by step'></p>")
+        parts += [report_page.heading("About the cases"), report_page.bullets(notes)]
+    if shown := _pictures(folder):
+        parts += [report_page.heading("Held-out cases", "The slice of each case that shows most."),
+                  report_page.key(card.labels)]  # fmt: skip
+        parts += [report_page.pictures(group) for group in shown]
+    parts += [report_page.heading("Course of the training"), f"<p>{report_page.image('loss.svg', 'loss by step')}</p>"]
     if dice:
-        parts.append("<p><img src='dice.svg' alt='validation Dice by step'></p>")
-    if pictures := sorted(path.name for path in folder.glob("case-*.png")):
-        parts.append("<h2>Held-out cases</h2><p>Green: the reference. Red: the answer.</p>")
-        for name in dict.fromkeys(picture.rpartition("-")[0] for picture in pictures):
-            shown = [f"{name}-{stage}.png" for stage in ("before", "after") if f"{name}-{stage}.png" in pictures]
-            images = "".join(f"<img src='{one}' alt='{one[:-4]}' title='{one[:-4]}'>" for one in shown)
-            words = name.replace("case-", "case ", 1).replace("-", " ")
-            after = ", ".join(one.removesuffix(".png").rpartition("-")[2] for one in shown)
-            parts.append(f"<h3>{words}: {after}</h3><p class='pictures'>{images}</p>")
-    return "\n".join([*parts, "</html>", ""])
+        parts.append(f"<p>{report_page.image('dice.svg', 'validation Dice by step')}</p>")
+    return report_page.page(title, headline(card.gains), facts, parts)
 
 
-def _figure(mean: float | None, span: tuple[float, float] | None) -> str:
-    if mean is None:
-        return "–"
-    return f"{mean:.3f}" + (f" ({span[0]:.3f}–{span[1]:.3f})" if span else "")
+def _gain_cells(gain: Gain) -> tuple[str | None, ...]:
+    before, after = gain.means
+    both = before is not None and after is not None
+    return (
+        gain.prompt, gain.label, str(len(gain.cases)),
+        None if before is None else _figure(before, gain.interval_before),
+        None if after is None else _figure(after, gain.interval_after),
+        f"{after - before:+.3f}{_span(gain.interval_gain)}" if both else None,
+    )  # fmt: skip
+
+
+def _pictures(folder: Path) -> list[list[tuple[str, str]]]:
+    """File and caption of each picture; those of one case and prompt, before and after, together."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for picture in sorted(folder.glob("case-*.png"), key=lambda path: (_case_of(path), path.name)):
+        about = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
+        group = groups.setdefault(picture.stem.rpartition("-")[0], [])
+        group.insert(0 if about["stage"] == "before" else len(group), (picture.name, about["caption"]))
+    return list(groups.values())
+
+
+def _case_of(picture: Path) -> int:
+    return int(picture.stem.split("-")[1])
+
+
+def _figure(mean: float | None, span: tuple[float, float] | None = None) -> str:
+    return "no answer" if mean is None else f"{mean:.3f}{_span(span)}"
+
+
+def _span(span: tuple[float, float] | None, what: str = "") -> str:
+    return f" ({what}{span[0]:.3f} to {span[1]:.3f})" if span else ""
 
 
 def _write(path: Path, text: str) -> None:

@@ -73,7 +73,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, without_export, mo
     # As after a power cut: the last checkpoint is older than the last step.
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(training_loop, "CHECKPOINT_SECONDS", -1)
-        patch.setattr(training_loop, "_SAVING", 1e9)
+        patch.setattr(training_loop, "CHECKPOINT_SHARE", 1e9)
         train(parts, steps=6, progress=kill)
     assert steps_in(parts) == 3
     resumed = train(parts, steps=6, resume=True)

@@ -86,6 +86,8 @@ def test_the_report_shows_curves_figures_and_pictures(done, cases):
     page = (folder / "index.html").read_text()
     for name in ("loss.svg", "case-1-1-box-before.png", "case-3-1-point-after.png", "case-1-automatic-after.png"):
         assert name in page and (folder / name).is_file()
+    assert "With one box, the adapter reaches a Dice of " in page and "than the base (difference " in page
+    assert "case 1, 1 box, before: Dice on this slice label 1 " in page and "with SAMFineTune" in page
     with open(folder / "dice.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9

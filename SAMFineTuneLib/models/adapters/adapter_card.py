@@ -46,6 +46,13 @@ class Gain:
         """Mean Dice before and after, over the cases that have one."""
         return _mean(self.before), _mean(self.after)
 
+    def summary(self) -> dict[str, Any]:
+        """The figures over all cases as plain values, for programs."""
+        before, after = self.means
+        return {"prompt": self.prompt, "label": self.label, "cases": len(self.cases), "before": before, "after": after,
+                "interval_before": self.interval_before, "interval_after": self.interval_after,
+                "interval_gain": self.interval_gain}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Card:

@@ -1,0 +1,56 @@
+"""What commands that work for hours share: a line of progress, and how Ctrl-C stops them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.training.stopping import StopSigns
+
+_IN_PLACE = 0.5  # s between updates on a terminal
+_LINES = 10.0  # s between lines of progress where nobody watches a terminal
+
+
+class ProgressLine:
+    """Progress on stderr: one line that is rewritten in place on a terminal, a new line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._printed = float("-inf")
+        self._last = ""
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Print the last progress if it was withheld, and end the line."""
+        if self._last:
+            self._print(self._last, "")
+        if self._terminal and self._printed > 0:
+            print(file=sys.stderr)
+
+    def __call__(self, text: str, due: bool = False) -> None:
+        """Show progress; withheld when the last was shown a moment ago, unless it is `due`."""
+        self._last = text
+        if due or time.monotonic() - self._printed > (_IN_PLACE if self._terminal else _LINES):
+            self._print(text, "")
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._print(text, "\n")
+
+    def _print(self, text: str, end: str) -> None:
+        self._printed, self._last = time.monotonic(), ""
+        start, close = ("\r", "\x1b[K" + end) if self._terminal else ("", "\n")
+        print(f"{start}{text}{close}", end="", file=sys.stderr, flush=True)
+
+
+def stop_signs(leave: Callable[[], None]) -> StopSigns:
+    """Ctrl-C and SIGTERM ask a training to stop; a second Ctrl-C ends it at once."""
+    from SAMFineTuneLib.training.stopping import StopSigns
+
+    return StopSigns([signal.SIGINT, signal.SIGTERM], leave)
