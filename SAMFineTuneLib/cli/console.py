@@ -55,6 +55,11 @@ def opened(args: argparse.Namespace) -> Iterator[None]:
         _quiet = _json = False
 
 
+def is_quiet() -> bool:
+    """Whether --quiet asks to print no progress."""
+    return _quiet
+
+
 def note(text: str, width: int = 12) -> None:
     """Print what the user should read although nothing failed; with --json it is one of the document's `notes`."""
     if _json:

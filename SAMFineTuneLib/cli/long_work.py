@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.cli import console
+
 if TYPE_CHECKING:
     from SAMFineTuneLib.training.stopping import StopSigns
 
@@ -19,7 +21,7 @@ class ProgressLine:
     """Progress on stderr: one line that is rewritten in place on a terminal, a new line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
+        self._silent, self._terminal = console.is_quiet(), sys.stderr.isatty()
         self._printed = float("-inf")
         self._last = ""
 
@@ -44,7 +46,10 @@ class ProgressLine:
         self._print(text, "\n")
 
     def _print(self, text: str, end: str) -> None:
-        self._printed, self._last = time.monotonic(), ""
+        self._last = ""
+        if self._silent:
+            return
+        self._printed = time.monotonic()
         start, close = ("\r", "\x1b[K" + end) if self._terminal else ("", "\n")
         print(f"{start}{text}{close}", end="", file=sys.stderr, flush=True)
 
