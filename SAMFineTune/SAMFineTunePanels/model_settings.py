@@ -6,11 +6,11 @@ from slicer.i18n import tr as _
 
 from .qt_helpers import (
     Connections,
+    choose_in,
     chosen_in,
     confirmed,
     enable,
     fill_menu,
-    quiet,
     read_setting,
     set_text,
     write_setting,
@@ -22,11 +22,11 @@ DEVICES = (
     ("cpu", _("Processor (CPU)")),
     ("cuda", _("Graphics card (CUDA)")),
 )
-NO_ADAPTER = "None"
+NO_ADAPTER = ("", _("None"))
 BUNDLED = "compact"
 _THIS_MODEL, _CHOOSE_AGAIN = _("This model"), _("choose the model again")
 _ORDER = ("bundled", "installed", "download", "import")
-_WHERE = {"bundled": "", "installed": "", "download": _(" (download)"), "import": _(" (import its file)")}
+_WHERE = {"bundled": _(" (bundled)"), "download": _(" (download)"), "import": _(" (import its file)")}
 
 
 class ModelSettings:
@@ -34,8 +34,7 @@ class ModelSettings:
 
     def __init__(self, host, ui):
         self.host, self.ui = host, ui
-        self._rows = []
-        self._adapters = [""]
+        self._rows = {}  # what the worker says of each model, by ID
         self._asked = False
         self._connections = Connections(
             (ui.modelSelector, "activated(int)", self._model_chosen),
@@ -47,10 +46,9 @@ class ModelSettings:
             (ui.embedButton, "clicked()", self.embed),
             (ui.clearCacheButton, "clicked()", self.clear_cache),
         )
-        ui.modelSelector.addItem(_("Compact (bundled)"))
-        ui.adapterSelector.addItem(NO_ADAPTER)
-        device = read_setting("Device", "auto")
-        fill_menu(ui.deviceSelector, DEVICES, device)
+        fill_menu(ui.modelSelector, ((BUNDLED, _("Compact (bundled)")),))
+        fill_menu(ui.adapterSelector, (NO_ADAPTER,))
+        fill_menu(ui.deviceSelector, DEVICES, read_setting("Device", "auto"))
         host.listen("StatusChanged", self._status_changed)
         host.listen("Finished", self._finished)
         host.listen("SessionStarted", lambda _: self._reset())
@@ -82,38 +80,24 @@ class ModelSettings:
 
     def _models_known(self, rows):
         rows = [row for row in rows if row.get("promptable", True)]
-        self._rows = sorted(rows, key=lambda row: _ORDER.index(row["where"]) if row["where"] in _ORDER else 9)
-        selector = self.ui.modelSelector
-        with quiet(selector):
-            selector.clear()
-            for row in self._rows:
-                text = row["name"] + (" (bundled)" if row["where"] == "bundled" else _WHERE.get(row["where"], ""))
-                selector.addItem(text)
+        rows.sort(key=lambda row: _ORDER.index(row["where"]) if row["where"] in _ORDER else 9)
+        self._rows = {row["id"]: row for row in rows}
+        entries = [(row["id"], row["name"] + _WHERE.get(row["where"], "")) for row in rows]
+        fill_menu(self.ui.modelSelector, entries)
         self._select(self.model_id)
 
     def _select(self, model_id):
-        for index, row in enumerate(self._rows):
-            if row["id"] == model_id:
-                with quiet(self.ui.modelSelector):
-                    self.ui.modelSelector.setCurrentIndex(index)
+        choose_in(self.ui.modelSelector, model_id)
         self._describe()
 
     def _adapters_known(self, rows):
-        self._adapters = [""] + [row["id"] for row in rows]
-        selector = self.ui.adapterSelector
-        with quiet(selector):
-            selector.clear()
-            selector.addItem(NO_ADAPTER)
-            for row in rows:
-                selector.addItem(row.get("label") or row["id"])
-            current = self.adapter_id
-            selector.setCurrentIndex(self._adapters.index(current) if current in self._adapters else 0)
+        entries = [NO_ADAPTER, *((row["id"], row.get("label") or row["id"]) for row in rows)]
+        fill_menu(self.ui.adapterSelector, entries, self.adapter_id)
 
     @property
     def row(self):
         """What is known of the selected model, None before the worker has told."""
-        index = self.ui.modelSelector.currentIndex
-        return self._rows[index] if 0 <= index < len(self._rows) else None
+        return self._rows.get(chosen_in(self.ui.modelSelector))
 
     def _describe(self):
         row = self.row
@@ -160,11 +144,9 @@ class ModelSettings:
             if not self.host.act(install_torch, self.host):
                 self._select(self.model_id)
                 return
-        session = self.host.start()
-        self.host.act(session.set_model, row["id"], adapter="", device=self.device)
+        self._answer_with(row["id"], "")
         self._select(row["id"])
-        with quiet(self.ui.adapterSelector):
-            self.ui.adapterSelector.setCurrentIndex(0)
+        choose_in(self.ui.adapterSelector, "")
 
     @property
     def model_id(self):
@@ -181,22 +163,21 @@ class ModelSettings:
         return chosen_in(self.ui.deviceSelector)
 
     def _adapter_chosen(self, index):
-        session = self.host.session
-        if session is not None:
-            self.host.act(session.set_model, self.model_id, adapter=self._adapters[index], device=self.device)
+        self._answer_with(self.model_id, chosen_in(self.ui.adapterSelector))
 
     def use_adapter(self, model_id, adapter_id):
         """Answer with an adapter that has just come to this computer."""
-        session = self.host.start()
-        self.host.act(session.set_model, model_id, adapter=adapter_id, device=self.device)
+        self._answer_with(model_id, adapter_id)
         self._asked = False
         self._ask_again()
 
     def _device_chosen(self, index):
         write_setting("Device", self.device)
-        session = self.host.session
-        if session is not None:
-            self.host.act(session.set_model, self.model_id, adapter=self.adapter_id, device=self.device)
+        if self.host.session is not None:
+            self._answer_with(self.model_id, self.adapter_id)
+
+    def _answer_with(self, model_id, adapter_id):
+        self.host.act(self.host.start().set_model, model_id, adapter=adapter_id, device=self.device)
 
     # ---- adding and removing
 
@@ -257,7 +238,7 @@ class ModelSettings:
                          "Delete"):
             return
         if self.host.session is not None and self.model_id == row["id"]:
-            self.host.act(self.host.session.set_model, BUNDLED, adapter="", device=self.device)
+            self._answer_with(BUNDLED, "")
         request = self.host.act(self.host.client.remove_model, row["id"])
         if request is not None:
             self.host.ask(request, lambda _: self._ask_again())

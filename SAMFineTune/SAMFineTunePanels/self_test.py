@@ -177,14 +177,9 @@ class SelfTest:
 
     def propagate_through_a_crash(self):
         self.say("Propagation; the worker is killed in between")
-        self.panel.propagate.propagate()
-        self.wait(lambda: self.panel.host.jobs, "propagation to begin")
-        kill_worker(self.panel)
-        self.wait(lambda: self.settled() and not self.panel.host.jobs, "propagation to end")
+        self.propagate(meanwhile=lambda: self.panel.starter.kill())  # as if it had run out of memory
         if len(self.slices_of(self.voxels())) < 4:  # it ended with the worker: the user presses again
-            self.panel.propagate.propagate()
-            self.wait(lambda: self.panel.host.jobs, "propagation to begin again")
-            self.wait(lambda: self.settled() and not self.panel.host.jobs, "propagation to end again")
+            self.propagate()
         dice = dice_of(self.voxels(), self.labels == KIDNEY)
         self.test.assertGreater(dice, 0.75, "Dice of the propagated kidney")
         self.propagated = self.voxels()
@@ -266,9 +261,7 @@ class SelfTest:
             self.panel.open_tab("segment")
             return
         self.say("Two steps of training")
-        self.panel.propagate.propagate()
-        self.wait(lambda: self.panel.host.jobs, "propagation to begin")
-        self.wait(lambda: self.settled() and not self.panel.host.jobs, "propagation to end")
+        self.propagate()
         name = free_name("self-test")
         ui = train.ui
         ui.nameEdit.setText(name)
@@ -367,6 +360,13 @@ class SelfTest:
         self.panel.prompt_list.clear_all()
         self.wait(lambda: not self.voxels(every=True).any(), "nothing after clearing")
 
+    def propagate(self, meanwhile=None):
+        self.panel.propagate.propagate()
+        self.wait(lambda: self.panel.host.jobs, "propagation to begin")
+        if meanwhile is not None:
+            meanwhile()
+        self.wait(lambda: self.settled() and not self.panel.host.jobs, "propagation to end")
+
     def slice_node(self, name):
         return slicer.app.layoutManager().sliceWidget(name).mrmlSliceNode()
 
@@ -432,11 +432,6 @@ class SelfTest:
             time.sleep(0.001)
             if time.monotonic() > end:
                 self.test.fail(f"Waited in vain for {what}; the panel says {self.panel.status.messages}")
-
-
-def kill_worker(panel):
-    """As if it had run out of memory."""
-    panel.starter.kill()
 
 
 def dice_of(a, b):

@@ -237,7 +237,7 @@ def test_a_download_is_asked_for_with_size_and_licence(work, monkeypatch):
     boxed(work)
     ui = work.panel.model.ui
     work.desktop.wait(lambda: ui.modelSelector.count > 3)
-    row = next(n for n, one in enumerate(work.panel.model._rows) if one["where"] == "download")
+    row = next(n for n, one in enumerate(work.panel.model._rows.values()) if one["where"] == "download")
     ui.modelSelector.setCurrentIndex(row)
     ui.modelSelector.activated.emit(row)
     asked = []

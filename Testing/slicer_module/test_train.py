@@ -104,7 +104,7 @@ def test_from_the_panel_to_an_adapter_that_answers(work):
     work.desktop.wait(lambda: "mine: " not in strip.toolTip, 5)
     assert train.runs.run.last["labels"] == ["liver"], "what is not ticked is not learned"
     assert work.panel.model.adapter_id == "mine", "selected at once"
-    work.desktop.wait(lambda: "mine" in work.panel.model._adapters)
+    work.desktop.wait(lambda: work.panel.model.ui.adapterSelector.findData("mine") > 0)
     assert work.panel.model.ui.adapterSelector.currentText == "mine"
     work.desktop.wait(lambda: (work.voxels() != before).any(), 30)
     assert "mine" in " ".join(work.desktop.messages())
