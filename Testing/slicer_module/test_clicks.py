@@ -212,6 +212,30 @@ def test_a_scribble_and_one_to_exclude(work):
     work.wait_for_list(0, "Scribble", "Scribble −")
 
 
+def test_a_lasso_and_one_to_exclude(work):
+    work.panel.input.align_views()
+    ras = work.middle_of(LIVER)
+    view = work.view("Red", ras)
+    x, y = view.xy_of(ras)
+    loop = [(x + 14 * np.cos(angle), y + 14 * np.sin(angle)) for angle in np.linspace(0, 2 * np.pi, 14)]
+    for tool, center in (("lasso+", (0, 0)), ("lasso-", (20, 0))):
+        work.button(tool).click()
+        assert work.panel.prompts.tool == tool
+        corners = [(int(a + center[0]), int(b + center[1])) for a, b in loop]
+        view.enter(corners[0])
+        view.press(corners[0])
+        for corner in corners[1:]:
+            view.move(corner)
+        view.release(corners[-1])
+        work.wait_for_voxels()
+        work.rest()
+    k, j, i = np.round(work.volume.ras_to_ijk(ras)).astype(int)[::-1]
+    assert work.voxels()[k, j - 1:j + 2, i - 2:i + 1].all(), "what the first one encloses"
+    excluded = np.round(work.volume.ras_to_ijk(view.ras_of((x + 24, y)))).astype(int)[::-1]
+    assert not work.voxels()[tuple(excluded)], "what the second one encloses"
+    work.wait_for_list(0, "Lasso", "Lasso −")
+
+
 def test_zoom_and_slice_changes_pass_while_a_box_is_the_tool(work):
     work.panel.prompts.choose("box")
     view = work.view("Red", work.middle_of(LIVER))
