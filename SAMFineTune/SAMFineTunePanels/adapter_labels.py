@@ -56,7 +56,7 @@ class AdapterLabels:
 
     def find(self):
         """On the slice shown, or in the volume: as the selectors above say."""
-        from SAMFineTuneLib.service.learned import learned_orientation
+        from SAMFineTuneLib.cases.case_slices import learned_orientation
 
         session, index = self.host.session, self.ui.labelsSelector.currentIndex
         if session is None or session.volume is None or not 0 <= index < len(self._adapters):

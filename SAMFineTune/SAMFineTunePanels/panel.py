@@ -164,12 +164,13 @@ class Panel(slicer.util.VTKObservationMixin):
     # ---- the worker
 
     def _make_client(self):
+        from SAMFineTuneLib.service.child_process import ChildProcess
         from SAMFineTuneLib.service.client import SessionClient
 
         self.starter = None
         if self.server.remote:
             return SessionClient(self.server.connection(self.server.used), segments_are_steps=False)
-        self.starter = worker.make_starter()
+        self.starter = ChildProcess()
         return SessionClient(worker.local_connection(self.starter), segments_are_steps=False)
 
     def _make_session(self, scene, client):

@@ -188,7 +188,7 @@ class TrainTab:
     def _begin(self, make_run, only_check):
         from SAMFineTuneLib.cases.exported_cases import write_cases
         from SAMFineTuneLib.mrml.training_cases import are_all_ct, export_of
-        from SAMFineTuneLib.service.training_job import CASES, TrainingJob
+        from SAMFineTuneLib.service.trainings import CASES, TrainingJob
 
         self.cases.require()
         chosen, wanted = self.cases.chosen, self.cases.wanted

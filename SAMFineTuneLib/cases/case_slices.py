@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from SAMFineTuneLib.cases.cases import IGNORED, Labelled, class_mask, numbers_in, slice_axis
 from SAMFineTuneLib.cases.label_map import Labels
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import SlicePlane, aligned_plane, choose_window, number_of_slices, picture
+from SAMFineTuneLib.images import SlicePlane, Volume, aligned_plane, choose_window, number_of_slices, picture
 from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, view_axes
 from SAMFineTuneLib.inference.mask_shapes import pieces
@@ -74,6 +75,18 @@ def orientations(labelled: Labelled, orientation: str) -> tuple[str, ...]:
         return found or ("axial",)
     if orientation != "auto":
         return (orientation,)
+    return _acquired(volume)
+
+
+def learned_orientation(volume: Volume, recipe: Mapping[str, Any]) -> str:
+    """The orientation of the slices that an adapter learned from, by its card's recipe; without one, that in which the
+    volume was acquired."""
+    if recipe.get("orientation") in ORIENTATIONS:
+        return recipe["orientation"]
+    return _acquired(volume)[0]
+
+
+def _acquired(volume: Volume) -> tuple[str, ...]:
     axis = slice_axis(volume)
     return tuple(name for name in ORIENTATIONS if 2 - view_axes(volume, name)[2] == axis)
 

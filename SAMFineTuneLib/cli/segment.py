@@ -167,11 +167,11 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
     recipe: Mapping[str, Any] = adapter.card.recipe if adapter else {}
 
     def segment(job: SegmentJob) -> Segmented:
+        from SAMFineTuneLib.cases.case_slices import learned_orientation
         from SAMFineTuneLib.cli import describe
         from SAMFineTuneLib.images import choose_window, read_volume, write_labelmap
         from SAMFineTuneLib.inference.automatic_head import class_segments, segment_classes
         from SAMFineTuneLib.metrics.segment_statistics import segment_statistics
-        from SAMFineTuneLib.service.learned import learned_orientation
         from SAMFineTuneLib.session.doubts import doubts_about_adapter
 
         volume = read_volume(job.source, args.series)

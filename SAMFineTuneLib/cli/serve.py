@@ -63,7 +63,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted, or until the client that started it is gone."""
-    from SAMFineTuneLib.service.access_log import keep_access_log
+    from SAMFineTuneLib.service.server import keep_access_log
 
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(asctime)s %(message)s")
     if args.access_log:
@@ -100,7 +100,7 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 def _token(args: argparse.Namespace) -> str:
-    from SAMFineTuneLib.service.address import Address
+    from SAMFineTuneLib.service.link import Address
     from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
     given = os.environ.pop(TOKEN_VARIABLE, "")  # gone, so that no process started from here sees it
@@ -141,7 +141,7 @@ def _server(args: argparse.Namespace, token: str, limits: Limits) -> WorkerServe
 
 
 def _print_welcome(args: argparse.Namespace, server: WorkerServer, token: str) -> None:
-    from SAMFineTuneLib.service.address import Address
+    from SAMFineTuneLib.service.link import Address
 
     address = Address(args.host, server.server_port, bool(args.tls_cert))
     scheme = "https" if args.tls_cert else "http"

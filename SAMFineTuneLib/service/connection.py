@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.service.address import Address, parse_address
-from SAMFineTuneLib.service.link import HttpLink
-from SAMFineTuneLib.service.protocol import Buffer, Request, Response
-
-if TYPE_CHECKING:
-    from SAMFineTuneLib.service.server_app import ServerApp
+from SAMFineTuneLib.service.link import Address, HttpLink, parse_address
+from SAMFineTuneLib.service.protocol import Buffer, Response
 
 
 class Broken(Exception):
@@ -57,37 +53,6 @@ class Connection(Protocol):
     def close(self) -> None:
         """End it; a server that belongs to this client ends too."""
         ...
-
-
-class InProcess:
-    """A server application in this process, asked with the same bytes: for tests and scripts."""
-
-    is_local = True
-    waiting = "The worker starts."
-
-    def __init__(self, app: ServerApp, token: str) -> None:
-        self._app, self._token = app, token
-        self._answer: Response | None = None
-
-    def ready(self) -> bool:
-        return True
-
-    def send(self, path: str, body: Sequence[Buffer]) -> None:
-        headers = {"authorization": f"Bearer {self._token}"}
-        self._answer = self._app.handle(Request("POST", path, headers, b"".join(body)))
-
-    def receive(self, wait: float) -> Response | None:
-        answer, self._answer = self._answer, None
-        return answer
-
-    def drop(self, unresponsive: bool = False) -> None:
-        self._answer = None
-
-    def retry(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._answer = None
 
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.3, 5.0

@@ -362,8 +362,8 @@ class HostedSession:
         self._keep_found(number, job)
 
     def _do_find_labels(self, intent, _) -> None:
+        from SAMFineTuneLib.cases.case_slices import learned_orientation
         from SAMFineTuneLib.images.intensity_window import choose_window
-        from SAMFineTuneLib.service.learned import learned_orientation
         from SAMFineTuneLib.session.doubts import doubts_about_adapter
 
         asked = [plain.text_from_json(intent[name]) for name in ("model", "adapter", "device")]

@@ -47,8 +47,6 @@ class Request:
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Buffer = b""
-    client: str = ""
-    """The number of the computer it came from, for the access log."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,8 @@ class Response:
     status: int
     body: Sequence[Buffer] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    idle: bool = False
+    """Whether nothing was asked and nothing told: clients look for news many times a second."""
 
     def read(self) -> Buffer:
         """The body in one piece."""

@@ -27,7 +27,6 @@ import numpy as np
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.service import json_values as plain
-from SAMFineTuneLib.service.access_log import log_request, loggable_path
 from SAMFineTuneLib.service.codec import CodecError, decode, encode
 from SAMFineTuneLib.service.host import INTENTS, HostedSession
 from SAMFineTuneLib.service.models_api import Library
@@ -38,6 +37,7 @@ from SAMFineTuneLib.service.uploads import FileUpload, Upload, VolumeUpload
 _log = logging.getLogger(__name__)
 
 _MOST_EVENTS = 64
+_SHOWN = 6  # characters of a session's key in logs: enough to tell sessions apart, too few to use one
 
 
 class Refused(Exception):
@@ -72,30 +72,18 @@ class ServerApp:
         try:
             self._check_head(request, length)
         except Refused as refused:
-            response = _refusal(refused)
-            log_request(request, length, response, 0.0)
-            return response
+            return _refusal(refused)
         return None
 
     def greet(self, request: Request) -> Response:
-        """Answer a GET, for which nobody needs a token: it tells that this is a SAMFineTune server, and no more."""
+        """Answer a GET, which needs no token: it tells that this is a SAMFineTune server, and no more."""
         text = _GREETINGS.get(request.path.split("?")[0])
-        status = 404 if text is None else 200
         body = (text or "There is nothing at this address.").encode() + b"\n"
-        response = Response(status, [body], {MARK: str(PROTOCOL), "Content-Type": "text/plain; charset=utf-8"})
-        log_request(request, 0, response, 0.0)
-        return response
+        headers = {MARK: str(PROTOCOL), "Content-Type": "text/plain; charset=utf-8"}
+        return Response(404 if text is None else 200, [body], headers)
 
     def handle(self, request: Request) -> Response:
         """Answer a request; never raises."""
-        begun = time.perf_counter()
-        response, idle = self._answer(request)
-        if not idle:  # clients ask many times a second whether there is anything new
-            log_request(request, len(request.body), response, time.perf_counter() - begun)
-        return response
-
-    def _answer(self, request: Request) -> tuple[Response, bool]:
-        """The answer, and whether nothing was asked and nothing told."""
         try:
             self._check_head(request, len(request.body))
             message, arrays = self._route(request)
@@ -104,23 +92,23 @@ class ServerApp:
                 body = encode(message, arrays)
             except ValueError:  # a model that answers with NaN must not end the conversation
                 body = encode(_finite(message), arrays)
-            return Response(200, body, {MARK: str(PROTOCOL)}), idle
+            return Response(200, body, {MARK: str(PROTOCOL)}, idle)
         except Refused as refused:
-            return _refusal(refused), False
+            return _refusal(refused)
         except CodecError as error:
-            return _refusal(Refused(400, "message", f"The server did not understand the request: {error}.")), False
+            return _refusal(Refused(400, "message", f"The server did not understand the request: {error}."))
         except UserError as error:
-            return _refusal(Refused(422, "user", str(error))), False
+            return _refusal(Refused(422, "user", str(error)))
         except plain.MISUNDERSTOOD:
             _log.info("A request to %s was not understood", loggable_path(request.path), exc_info=True)
             text = "The server did not understand the request; update it, or this program."
-            return _refusal(Refused(400, "message", text)), False
+            return _refusal(Refused(400, "message", text))
         except Exception as error:
             if is_out_of_memory(error):
                 text = "The server has too little free memory for that; crop the volume, or try again later."
-                return _refusal(Refused(507, "memory", text)), False
+                return _refusal(Refused(507, "memory", text))
             _log.exception("Failed at %s", loggable_path(request.path))
-            return _refusal(Refused(500, "defect", "The server failed; try again, and tell whoever runs it.")), False
+            return _refusal(Refused(500, "defect", "The server failed; try again, and tell whoever runs it."))
 
     def expire(self) -> None:
         """End sessions and uploads that were left alone; called now and then."""
@@ -296,3 +284,12 @@ def _finite(value: Any) -> Any:
 def _refusal(refused: Refused) -> Response:
     body = encode({"error": refused.sentence, "kind": refused.kind, "version": __version__, "protocol": PROTOCOL})
     return Response(refused.status, body, {MARK: str(PROTOCOL)})
+
+
+def loggable_path(path: str) -> str:
+    """The path without its query, and with only the beginning of a session's key."""
+    parts = path.split("?")[0].split("/")
+    if parts[1:3] == ["v1", "sessions"] and len(parts) > 3:
+        parts[3] = parts[3][:_SHOWN]
+    printable = "/".join(parts).encode("ascii", "replace").decode()
+    return "".join(c if c.isprintable() else "?" for c in printable)[:100]

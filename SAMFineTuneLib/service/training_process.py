@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.owner import ProcessLock
-from SAMFineTuneLib.service import training_job as files
-from SAMFineTuneLib.service.training_job import TrainingJob
+from SAMFineTuneLib.service import trainings as files
+from SAMFineTuneLib.service.trainings import OUTLIVES, TrainingJob
 from SAMFineTuneLib.training.stopping import StopSigns
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.fine_tuning import Plan, Progress, Result
 
-OUTLIVES = "SAMFINETUNE_TRAINING_OUTLIVES"
-"""Variable that lets a training go on when the program that started it has ended."""
 NEEDED = ("torch", "peft", "scipy", "safetensors")
 _NICE = 5  # so that the window, and the worker that answers clicks, come first
 

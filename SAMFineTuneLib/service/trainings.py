@@ -13,20 +13,55 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import data_folder
+from SAMFineTuneLib.files import atomic_write, data_folder
 from SAMFineTuneLib.owner import ProcessLock
-from SAMFineTuneLib.service import training_job as files
-from SAMFineTuneLib.service.training_job import TrainingJob
-from SAMFineTuneLib.service.training_process import OUTLIVES
-from SAMFineTuneLib.service.worker import ProcessStarter, SubprocessStarter
+from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
 
+JOB, EVENTS, LOG, LOCK, STOP, CASES, OUTPUT = (
+    "job.json", "events.jsonl", "log.txt", "lock", "stop", "cases", "adapter",
+)  # fmt: skip
+ENDS = ("done", "failed", "stopped", "checked")
+"""Events that are a training's last word."""
+_FORMAT = 1
+OUTLIVES = "SAMFINETUNE_TRAINING_OUTLIVES"
+"""Variable that lets a training go on when the program that started it has ended."""
 _AT_ONCE = 1 << 16  # bytes of events read at a time: a millisecond or two
 _CHECK = ".check"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """`name` is that of the adapter to be, `settings` those of `Settings.to_dict`."""
+
+    name: str
+    model: str = "compact"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    """A folder or list of cases; empty: cases that lie in the training's own folder."""
+    only_check: bool = False
+    """Look at the cases, and do no more."""
+
+    def write(self, folder: Path) -> None:
+        """Into a training's folder."""
+        with atomic_write(folder / JOB) as temporary:
+            temporary.write_text(json.dumps({"format": _FORMAT, **asdict(self)}), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainingJob:
+        """From a training's folder; UserError when it holds none."""
+        try:
+            values = json.loads((folder / JOB).read_text(encoding="utf-8"))
+            if values.pop("format", None) != _FORMAT:
+                raise UserError(f"The training in {folder} is of another version of SAMFineTune; delete that folder.")
+            return cls(**values)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"There is no usable training in {folder}; delete that folder.") from error
 
 
 def trainings_folder() -> Path:
@@ -38,8 +73,8 @@ def find_runs(folder: Path | None = None) -> list[TrainingRun]:
     """The trainings that are here, latest first."""
     folder = folder or trainings_folder()
     there = folder.iterdir() if folder.is_dir() else ()
-    found = [path for path in there if path.name != _CHECK and (path / files.JOB).is_file()]
-    return [TrainingRun(path) for path in sorted(found, key=lambda path: -(path / files.JOB).stat().st_mtime)]
+    found = [path for path in there if path.name != _CHECK and (path / JOB).is_file()]
+    return [TrainingRun(path) for path in sorted(found, key=lambda path: -(path / JOB).stat().st_mtime)]
 
 
 def new_run(name: str, folder: Path | None = None) -> TrainingRun:
@@ -89,10 +124,10 @@ def free_name(wished: str, folder: Path | None = None) -> str:
 
 
 # Their pipes tell trainings that this program lives. A panel that began one may go (reload) while the program goes on.
-_STARTED: dict[Path, ProcessStarter] = {}
+_STARTED: dict[Path, ChildProcess] = {}
 
 
-def started() -> list[ProcessStarter]:
+def started() -> list[ChildProcess]:
     """The trainings of this program that run. Who holds them, holds their pipes open; `close` ends those that were not
     told to outlive it, at their next step and with a checkpoint."""
     return [starter for starter in _STARTED.values() if starter.alive()]
@@ -102,13 +137,13 @@ class TrainingRun:
     """One training. `poll` moves it on; `state` is then "new", "running", "done", "failed", "stopped", "checked" or
     "interrupted" (it ended without a word)."""
 
-    def __init__(self, folder: Path, starter: ProcessStarter | None = None) -> None:
+    def __init__(self, folder: Path, starter: ChildProcess | None = None) -> None:
         self.folder = folder
         self.state = "new"
         self.last: dict[str, Any] = {}
         """The event that ended it, empty before."""
-        self._starter = starter or SubprocessStarter()
-        self._lock = ProcessLock(folder / files.LOCK)
+        self._starter = starter or ChildProcess()
+        self._lock = ProcessLock(folder / LOCK)
         self._pid: int | None = None
         self._position = 0
         self._rest = b""
@@ -121,7 +156,7 @@ class TrainingRun:
     @property
     def report(self) -> Path:
         """The report's page; there when it is done."""
-        return self.folder / files.OUTPUT / "report" / "index.html"
+        return self.folder / OUTPUT / "report" / "index.html"
 
     @property
     def job(self) -> TrainingJob:
@@ -135,10 +170,11 @@ class TrainingRun:
             raise UserError(f"The training {self.name} is running already{self.owner}.")
         command = [executable or sys.executable, "-m", "SAMFineTuneLib.service.training_process", str(self.folder)]
         try:
-            (self.folder / files.STOP).unlink(missing_ok=True)
-            with open(self.folder / files.EVENTS, "a", encoding="utf-8") as file:
+            (self.folder / STOP).unlink(missing_ok=True)
+            with open(self.folder / EVENTS, "a", encoding="utf-8") as file:
                 file.write('\n{"event": "start"}\n')  # a killed process may have left half a line
-            self._starter.start(command, _surroundings(environment, outlives), self.folder / files.LOG)
+            variables = {OUTLIVES: "1" if outlives else ""}
+            self._starter.start(command, child_environment(environment, variables), self.folder / LOG)
             for ended in [folder for folder, starter in _STARTED.items() if not starter.alive()]:
                 del _STARTED[ended]
             _STARTED[self.folder] = self._starter
@@ -162,7 +198,7 @@ class TrainingRun:
     @property
     def can_resume(self) -> bool:
         """Whether it left what it takes to go on."""
-        output = self.folder / files.OUTPUT
+        output = self.folder / OUTPUT
         begun = (output.parent / f".{output.name}.training" / "run.json").exists()
         return begun or ((output / "card.json").exists() and self.state not in ("done", "new"))
 
@@ -178,7 +214,7 @@ class TrainingRun:
             kind = event.get("event")
             if kind in ("start", "begin"):
                 self.state, self.last, self._pid = "running", {}, event.get("pid")
-            elif kind in files.ENDS:
+            elif kind in ENDS:
                 self.last = event
         if not events and self.state == "running" and not running:
             self.state = self.last.get("event", "interrupted")
@@ -186,7 +222,7 @@ class TrainingRun:
 
     def stop(self) -> None:
         """Ask it to stop at its next step; what it has learned stays."""
-        (self.folder / files.STOP).touch()
+        (self.folder / STOP).touch()
 
     def kill(self) -> None:
         """End it at once; it can be resumed from its last checkpoint."""
@@ -205,16 +241,11 @@ class TrainingRun:
 
     def last_words(self) -> str:
         """The last line that it printed."""
-        try:
-            lines = (self.folder / files.LOG).read_text(encoding="utf-8", errors="replace")[-4000:].split("\n")
-        except OSError:
-            return ""
-        said = [line.strip() for line in lines if line.strip()]
-        return said[-1][:200] if said else ""
+        return last_line(self.folder / LOG)
 
     def _read(self) -> list[dict[str, Any]]:
         try:
-            with open(self.folder / files.EVENTS, "rb") as file:
+            with open(self.folder / EVENTS, "rb") as file:
                 file.seek(self._position)
                 text = file.read(_AT_ONCE)
         except OSError:
@@ -231,14 +262,3 @@ def _event(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) else None
-
-
-def _surroundings(environment: Mapping[str, str] | None, outlives: bool) -> dict[str, str]:
-    """The environment, with the folder of this library first on the path of modules."""
-    given = dict(os.environ if environment is None else environment)
-    library = str(Path(__file__).resolve().parents[2])
-    before = given.get("PYTHONPATH")
-    given["PYTHONPATH"] = os.pathsep.join([library, before] if before else [library])
-    given["PYTHONUTF8"] = "1"
-    given[OUTLIVES] = "1" if outlives else ""
-    return given

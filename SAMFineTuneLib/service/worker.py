@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from SAMFineTuneLib.service.address import Address
+from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
 from SAMFineTuneLib.service.connection import Broken, Unusable
-from SAMFineTuneLib.service.link import HttpLink
+from SAMFineTuneLib.service.link import Address, HttpLink
 from SAMFineTuneLib.service.protocol import Buffer, Response
 
 TOKEN_VARIABLE = "SAMFINETUNE_TOKEN"
@@ -32,63 +29,6 @@ _START_SECONDS = 90.0  # a cold disk and a virus scanner
 _MOST_FAILURES = 4  # exchanges in a row with a worker that lives
 _UNLIMITED = ("--idle-minutes", "1000000", "--memory-gb", "1000", "--volume-gb", "1000")  # its one client is its owner
 _FAREWELL = 0.04  # seconds that `close` gives it
-
-
-class ProcessStarter(Protocol):
-    """Starts one process after another; a host may have its own. Nothing here may wait."""
-
-    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        """Start a process in the folder of `log`, with a pipe as its standard input; what it prints goes into `log`.
-
-        May raise OSError.
-        """
-        ...
-
-    def alive(self) -> bool:
-        """Whether it runs."""
-        ...
-
-    def close(self) -> None:
-        """Close its standard input: it ends by itself."""
-        ...
-
-    def kill(self) -> None:
-        """End it at once."""
-        ...
-
-
-class SubprocessStarter:
-    """Starts it with the standard library."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen | None = None
-
-    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        with open(log, "wb") as output:
-            self.process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=dict(environment),
-                cwd=log.parent,  # Python looks for modules in its working folder first
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
-
-    def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def close(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            try:
-                self.process.stdin.close()
-            except OSError:
-                pass
-
-    def kill(self) -> None:
-        if self.alive():
-            self.process.kill()
-        self.close()
 
 
 class LocalWorker:
@@ -104,14 +44,14 @@ class LocalWorker:
         self,
         executable: str | None = None,
         environment: Mapping[str, str] | None = None,
-        starter: ProcessStarter | None = None,
+        starter: ChildProcess | None = None,
         arguments: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.waiting = "The worker starts."
         self._executable = executable or sys.executable
         self._environment = environment
-        self._starter = starter or SubprocessStarter()
+        self._starter = starter or ChildProcess()
         self._arguments = tuple(arguments)
         self._clock = clock
         self._token = ""
@@ -198,22 +138,13 @@ class LocalWorker:
         serve = ("-m", "SAMFineTuneLib.cli", "serve", "--handshake", str(handshake))
         command = [self._executable, *serve, *_UNLIMITED, *self._arguments]
         try:
-            self._starter.start(command, self._surroundings(), self.log)
+            environment = child_environment(self._environment, {TOKEN_VARIABLE: self._token})
+            self._starter.start(command, environment, self.log)
         except OSError as error:
             raise Unusable(f"The worker cannot be started with {self._executable} ({error.strerror or error}); check "
                            "the installation.") from error  # fmt: skip
         self._running, self._failures = True, 0
         self.waiting = "The worker starts." if len(self._started) == 1 else "The worker is started again."
-
-    def _surroundings(self) -> dict[str, str]:
-        """The environment, with the token, and with the folder of this library first on the path of modules."""
-        environment = dict(os.environ if self._environment is None else self._environment)
-        library = str(Path(__file__).resolve().parents[2])
-        before = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join([library, before] if before else [library])
-        environment[TOKEN_VARIABLE] = self._token
-        environment["PYTHONUTF8"] = "1"
-        return environment
 
     def _look_for_port(self) -> None:
         try:
@@ -246,9 +177,5 @@ class LocalWorker:
 
     def _last_words(self) -> str:
         """The last line that the worker printed, in brackets."""
-        try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace")[-4000:].split("\n")
-        except (OSError, AttributeError):
-            return ""
-        said = [line.strip() for line in lines if line.strip()]
-        return f" ({said[-1][:200]})" if said else ""
+        said = last_line(self.log) if self.log is not None else ""
+        return f" ({said})" if said else ""

@@ -12,6 +12,7 @@ from region_engine import phantom
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+from in_process import InProcess
 from tuned_models import CLASSES, shake
 
 from SAMFineTuneLib.errors import UserError
@@ -26,7 +27,6 @@ from SAMFineTuneLib.models.load import load_network
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import BoxPrompt, PlanePrompts, PointPrompt
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.connection import InProcess
 from SAMFineTuneLib.service.open_models import Engines
 from SAMFineTuneLib.service.server_app import ServerApp
 from SAMFineTuneLib.session.events import Answered, Failed, MaskChanged

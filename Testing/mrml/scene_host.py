@@ -59,10 +59,10 @@ class SceneHost:
 
 def in_process_worker():
     """(server application, connection) with the region engine; close the application at the end."""
+    from in_process import InProcess
     from region_engine import RegionEngine
 
     from SAMFineTuneLib.errors import UserError
-    from SAMFineTuneLib.service.connection import InProcess
     from SAMFineTuneLib.service.open_models import Engines
     from SAMFineTuneLib.service.protocol import Limits
     from SAMFineTuneLib.service.server_app import ServerApp

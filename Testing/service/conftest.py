@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 
 import pytest
+from in_process import InProcess
 from region_engine import RegionEngine
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.connection import InProcess
 from SAMFineTuneLib.service.open_models import Engines
 from SAMFineTuneLib.service.server_app import ServerApp
 from SAMFineTuneLib.session.events import Event

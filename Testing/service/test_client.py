@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 from conftest import TOKEN, Host, RegionEngines
+from in_process import InProcess
 from region_engine import WINDOW, RegionEngine, phantom
 
 from SAMFineTuneLib.errors import UserError
@@ -16,7 +17,6 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import BoxPrompt, MaskPrompt, PointPrompt
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.connection import InProcess
 from SAMFineTuneLib.service.models_api import Cancelled, Library
 from SAMFineTuneLib.service.server_app import ServerApp
 from SAMFineTuneLib.session.events import (

@@ -19,9 +19,10 @@ from SAMFineTuneLib.images import Volume, body_phantom
 from SAMFineTuneLib.prompts import PointPrompt
 from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service import worker as local_worker
+from SAMFineTuneLib.service.child_process import ChildProcess
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import RemoteServer
-from SAMFineTuneLib.service.worker import LocalWorker, SubprocessStarter
+from SAMFineTuneLib.service.worker import LocalWorker
 from SAMFineTuneLib.session.events import Answered, Failed, Finished, MaskChanged, Notice, StateChanged
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
@@ -236,7 +237,7 @@ def test_a_worker_that_cannot_run_says_why(start, tmp_path):
 
 
 def test_the_environment_and_the_starter_are_the_hosts(start, case):
-    class Starter(SubprocessStarter):
+    class Starter(ChildProcess):
         def start(self, command, environment, log):
             self.command, self.environment = command, environment
             super().start(command, environment, log)

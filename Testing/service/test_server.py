@@ -15,9 +15,8 @@ from servers import serving
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.service.address import Address
 from SAMFineTuneLib.service.codec import decode, encode
-from SAMFineTuneLib.service.link import HttpLink, LinkError
+from SAMFineTuneLib.service.link import Address, HttpLink, LinkError
 from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Limits
 from SAMFineTuneLib.service.server import WorkerServer, tls_context
 from SAMFineTuneLib.service.server_app import ServerApp

@@ -23,8 +23,7 @@ from SAMFineTuneLib.cases.exported_cases import ExportedCase, LabelLayer, read_c
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.models.adapters.tuning_method import Method
-from SAMFineTuneLib.service.training_job import CASES, EVENTS, TrainingJob
-from SAMFineTuneLib.service.trainings import TrainingRun, find_runs, free_name, new_run
+from SAMFineTuneLib.service.trainings import CASES, EVENTS, TrainingJob, TrainingRun, find_runs, free_name, new_run
 from SAMFineTuneLib.training.training_settings import Settings
 
 PATIENCE = 300.0
