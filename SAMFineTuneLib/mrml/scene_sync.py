@@ -232,13 +232,14 @@ class SceneSync:
         if self._reconcile():  # on its way now, rather than at the host's next turn
             for event in self.client.pump(0.001):
                 self._hear(event)
+        if self._work is not None:  # first, because it is what the user waits for
+            self._work.masks.show(end, self._awaits_state or self._next_state is not None)
         if self._next_state is not None and not (self._work is not None and self._work.prompts.held):
             self._take(self._next_state, late)
-            if late():  # nodes have this round, masks the next ones
+            if late():
                 return
         if self._work is not None:
             self._show_prompts()
-            self._work.masks.show(end)
             self._work.keeper.ask(self._settled, hurry)
             if self._settled:
                 self._work.sweep()

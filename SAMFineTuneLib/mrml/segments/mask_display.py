@@ -42,15 +42,16 @@ class MaskDisplay:
         self._waiting.pop(place, None)
         self._waiting[place] = event
 
-    def show(self, end: float) -> None:
-        """Masks into segments, in the order in which they came, until the clock says `end`; at least one."""
+    def show(self, end: float, state_follows: bool = False) -> None:
+        """Write masks into segments, in the order in which they came, until the clock says `end`; at least one.
+        `state_follows` says that segments may come that are not in Slicer's table yet."""
         if not self._waiting:
             return
         with self.writer.together():
             for place, event in list(self._waiting.items()):
                 segment_id = self._table.id_of(event.segment)
-                if segment_id is None and self._table.awaits(event.segment):
-                    continue  # of a segment that is not in Slicer's table yet
+                if segment_id is None and (state_follows or self._table.awaits(event.segment)):
+                    continue
                 del self._waiting[place]
                 if segment_id is not None and self._table.has(segment_id):
                     self._show(segment_id, event)
