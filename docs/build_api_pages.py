@@ -1,6 +1,7 @@
-"""Render the API pages from the docstrings: `python docs/build_api_pages.py FOLDER`. Needs the extra `test`, no network.
+"""Render the API pages from the docstrings: `python docs/build_api_pages.py FOLDER`.
 
-The command line, the Slicer side and the worker's wire are described in `docs/` instead: nobody calls them from Python.
+Needs the extra `test`, and no network. Left out are the command line, the scene in Slicer and the service between them,
+which no Python program calls.
 """
 
 from __future__ import annotations
