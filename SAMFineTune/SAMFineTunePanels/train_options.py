@@ -51,7 +51,7 @@ def fill_menus(ui):
 
 def settings_of(ui, wanted, all_ct):
     """Settings.to_dict() of what the widgets say; `wanted` labels, none for every label. UserError."""
-    from SAMFineTuneLib.cases.cases import LabelChoice
+    from SAMFineTuneLib.cases.labelled_case import LabelChoice
     from SAMFineTuneLib.images.intensity_window import choose_window
     from SAMFineTuneLib.models.adapters.tuning_method import Method
     from SAMFineTuneLib.training.training_settings import Settings

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.cases.cases import IGNORED, Labelled, class_mask, numbers_in, slice_axis
 from SAMFineTuneLib.cases.label_map import Labels
+from SAMFineTuneLib.cases.labelled_case import IGNORED, Labelled, class_mask, numbers_in, slice_axis
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SlicePlane, Volume, aligned_plane, choose_window, number_of_slices, picture
 from SAMFineTuneLib.images.slice_extraction import extract_labels

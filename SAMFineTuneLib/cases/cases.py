@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +26,8 @@ import numpy as np
 from SAMFineTuneLib.cases.case_lists import read_list
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cases.label_grid import MATCHES, fit_labels
-from SAMFineTuneLib.cases.label_map import Labels, Meaning, count_values, voxels
-from SAMFineTuneLib.cases.nnunet import read_meaning
+from SAMFineTuneLib.cases.label_map import Meaning
+from SAMFineTuneLib.cases.nnunet_labels import read_meaning
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read_image import ENDINGS, read_volume
 from SAMFineTuneLib.images.read_picture import PICTURES
@@ -36,17 +36,8 @@ from SAMFineTuneLib.images.volume import Volume
 LABEL_FOLDERS = ("labels", "masks", "segmentations")
 _LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|masks|gt)$", re.IGNORECASE)
 _CHANNEL = re.compile(r"_(\d{4})$")
-_ANY = ("any", "foreground")
-IGNORED = 255
-"""The class of voxels that were left undecided: they count for nothing."""
-_MOST_CLASSES = 254
-_MANY_VALUES = 16  # of labels, of which an image should have more
-_SHADES = 250  # from which on all values of an 8-bit picture are white
-_MANY_SHADES = 32  # values of pictures from which on they are hardly labels
 SHORT = 12
 """Digits of a case's digest that stand for it in what is passed on."""
-_FILE = re.compile(r"“[^”]*\.(?:nii|gz|nrrd|nhdr|mha|mhd|png|jpe?g|dcm|ima|dicom|csv|tsv|txt)”", re.IGNORECASE)
-_LIKE_EACH_OTHER = 5  # notes that differ only in numbers, of which so many are shown
 
 
 class Annotated(NamedTuple):
@@ -79,7 +70,7 @@ class Case:
             volume, labels = read_volume(self.image), read_labels(self.label)
             fitted = fit_labels(labels, volume, self.match)
         except UserError as error:
-            raise UserError(f"Case {self.id}: {_within_sentence(str(error))}") from error
+            raise UserError(f"Case {self.id}: {within_sentence(str(error))}") from error
         notes = (*self.notes, *volume.warnings, *labels.notes, *fitted.notes)
         return Annotated(volume, fitted.array, labels.meaning.over(self.meaning), notes)
 
@@ -90,7 +81,7 @@ class Case:
         return digest_of(annotated.volume, annotated.labels)
 
 
-def _within_sentence(text: str) -> str:
+def within_sentence(text: str) -> str:
     """A sentence as it follows a colon."""
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
@@ -151,7 +142,8 @@ def _pairs(images: Path, labels: Path, meaning: Meaning = Meaning(), channels: b
     pictures, maps = _by_name(images, channels), _by_name(labels, label=True)
     if orphans := sorted(maps.keys() - pictures.keys()):
         raise UserError(
-            f"There are labels without an image of that name in {images}: {_some(orphans)}; give both the same name."
+            f"There are labels without an image of that name in {images}: {some_names(orphans)}; give both the same "
+            "name."
         )
     both = sorted(pictures.keys() & maps.keys())
     if not both:
@@ -224,7 +216,7 @@ def _told_apart(cases: list[Case]) -> list[Case]:
     names = [case.id for case in cases]
     doubled = {name for name in names if names.count(name) > 1}
     if len({(case.image.resolve(), case.label.resolve()) for case in cases}) < len(cases):
-        raise UserError(f"A case is listed twice: {_some(sorted(doubled))}; list each once.")
+        raise UserError(f"A case is listed twice: {some_names(sorted(doubled))}; list each once.")
     return [
         replace(case, id=f"{case.image.parent.name}/{case.id}") if case.id in doubled else case
         for case in cases
@@ -267,317 +259,5 @@ def _dicom_patient(image: Path) -> str:
     return ""
 
 
-def _some(names: Sequence[str], most: int = 4, joint: str = ", ") -> str:
+def some_names(names: Sequence[str], most: int = 4, joint: str = ", ") -> str:
     return joint.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-# ---------------------------------------------------------------- choosing labels
-
-
-@dataclass(frozen=True)
-class LabelChoice:
-    """What is to be learned: `wanted` values or names, each a class of its own; `merged`: whatever is labelled, as
-    one. Nothing wanted and not merged: every label there is."""
-
-    wanted: tuple[str, ...] = ()
-    merged: bool = False
-
-    @classmethod
-    def parse(cls, text: str | Iterable[str | int] | None) -> LabelChoice:
-        """From `1,2`, `liver,spleen`, `any` (all labels as one), a sequence of such, or None for every label."""
-        if text is None:
-            return cls()
-        parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
-        parts = [part.strip() for part in parts if part.strip()]
-        if not parts:
-            raise UserError("No label is named; give values or names with commas between them, or any.")
-        if len(parts) == 1 and parts[0].lower() in _ANY:
-            return cls(merged=True)
-        if len(set(parts)) < len(parts):
-            raise UserError(f"A label is named twice in {','.join(parts)}; name each once.")
-        return cls(tuple(parts))
-
-    def __str__(self) -> str:
-        return "any" if self.merged else ",".join(self.wanted) or "all labels"
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """A case that was read: the image, and `classes` [k, j, i] uint8: 0 for background, n for the n-th of the chosen
-    `names`, IGNORED for what was left undecided. Where chosen labels overlap, `overlaps` says which classes a value
-    stands for."""
-
-    case: Case
-    volume: Volume
-    classes: np.ndarray
-    names: tuple[str, ...]
-    digest: str
-    overlaps: Mapping[int, Labels] = field(default_factory=dict)
-
-    @property
-    def ignored(self) -> np.ndarray:
-        """Voxels [k, j, i] that count for nothing."""
-        return self.classes == IGNORED
-
-    def mask(self, number: int) -> np.ndarray:
-        """Voxels [k, j, i] of the n-th class."""
-        return class_mask(self.classes, self.overlaps, number)
-
-
-def class_mask(classes: np.ndarray, overlaps: Mapping[int, Labels], number: int) -> np.ndarray:
-    """Where an array of classes holds class `number`."""
-    shared = [value for value, numbers in overlaps.items() if number in numbers]
-    return np.isin(classes, [number, *shared]) if shared else classes == number
-
-
-def numbers_in(classes: np.ndarray, overlaps: Mapping[int, Labels]) -> list[int]:
-    """The classes that an array of classes holds, in order."""
-    values = np.unique(classes).tolist()
-    return sorted({n for value in values if value not in (0, IGNORED) for n in overlaps.get(value, (value,))})
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a look at all cases found: the `names` of the labels to learn, `choice` with every label settled,
-    sentences about all cases and `told` about one each, digests and numbers of labelled slices by case."""
-
-    names: tuple[str, ...]
-    choice: LabelChoice
-    about_all: tuple[str, ...]
-    told: tuple[tuple[str, str], ...]
-    digests: Mapping[str, str]
-    slices: Mapping[str, int]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """The sentences worth reading, for whoever has the cases."""
-        return (*self.about_all, *_joined_notes(self.told))
-
-    @property
-    def nameless_notes(self) -> tuple[str, ...]:
-        """The same for files that are passed on: cases are called by their digests, files not at all."""
-        told = [(self.digests[case][:SHORT], _FILE.sub("the file", note)) for case, note in self.told]
-        return (*self.about_all, *_joined_notes(told))
-
-
-def read_labelled(case: Case, choice: LabelChoice, names: Sequence[str]) -> Labelled:
-    """A case with the chosen labels numbered from 1, named as `names` (see `survey`)."""
-    volume, labels, meaning, _ = case.read()
-    classes, overlaps = _classes(labels, meaning, choice)
-    return Labelled(case, volume, classes, tuple(names), digest_of(volume, labels), overlaps)
-
-
-def _classes(labels: np.ndarray, meaning: Meaning, choice: LabelChoice) -> tuple[np.ndarray, dict[int, Labels]]:
-    """`classes` and `overlaps` of a `Labelled`."""
-    values = list(count_values(labels))
-    chosen = _labels_of_classes(choice, meaning.labels_in(values), meaning.names)
-    table = np.zeros(max(values) + 1, np.uint8)
-    shared: dict[Labels, int] = {}
-    for value in values:
-        own = meaning.labels_of(value)
-        numbers = tuple(number for number, wanted in enumerate(chosen, start=1) if wanted.intersection(own))
-        if value in meaning.ignored:
-            table[value] = IGNORED
-        elif len(numbers) > 1:
-            table[value] = shared.setdefault(numbers, len(chosen) + 1 + len(shared))
-        elif numbers:
-            table[value] = numbers[0]
-    return table[labels], {value: numbers for numbers, value in shared.items()}
-
-
-def survey(
-    cases: Sequence[Case],
-    choice: LabelChoice,
-    least: int = 3,
-    exclusive: bool = False,
-    look: Callable[[], None] = lambda: None,
-) -> Survey:
-    """Look at every case and check it; UserError for what cannot be learned from. `look` is called before each.
-
-    `least` labelled slices are needed altogether; with `exclusive` no voxel may be of two chosen labels. Checked:
-    labels that no case has, cases without any, labels that do not lie on their image, one image in two cases, too few
-    slices.
-    """
-    if not cases:
-        raise UserError("There are no cases to learn from.")
-    held, known, digests, same_voxels, counts = {}, {}, {}, {}, {}
-    told: list[tuple[str, str]] = []
-    for case in cases:
-        look()
-        volume, labels, meaning, notes = case.read()
-        counts[case.id] = count_values(labels)
-        _require_not_swapped(case, volume, len(counts[case.id]))
-        held[case.id] = meaning.labels_in(counts[case.id])
-        known[case.id] = meaning.names
-        digests[case.id] = digest_of(volume, labels)
-        same_voxels.setdefault(volume.voxels_digest, []).append(case.id)
-        told += [(case.id, note) for note in notes]
-        if undecided := sum(counts[case.id].get(value, 0) for value in meaning.ignored):
-            told.append((case.id, f"Counted for nothing, as “ignore”: {voxels(undecided)}."))
-    for same in same_voxels.values():
-        if len(same) > 1:
-            raise UserError(f"The cases {_some(same)} hold the same image; keep one of them.")
-    settled, about_all = _settle(choice, cases, held, known, counts)
-    names = _names(settled, known)
-    slices = {}
-    for case in cases:
-        look()
-        labelled = read_labelled(case, settled, names)
-        present = set(numbers_in(labelled.classes, labelled.overlaps))
-        if not present:
-            raise UserError(
-                f"Case {case.id} holds nothing of {_some(names, joint=' or ')}"
-                f"{'' if held[case.id] else ' and no label at all'}; label it, or leave the case out."
-            )
-        if missing := [name for number, name in enumerate(names, start=1) if number not in present]:
-            told.append((case.id, f"There is no {_some(missing, joint=' and no ')}."))
-        for value, numbers in labelled.overlaps.items():
-            told.append((case.id, _about_overlap(case, labelled, value, numbers, exclusive)))
-        slices[case.id] = _labelled_slices(labelled)
-    if sum(slices.values()) < least:
-        count = sum(slices.values())
-        raise UserError(
-            f"There {'is only 1 labelled slice' if count == 1 else f'are only {count} labelled slices'} in all; "
-            f"learning needs {least} or more, so label further slices or cases."
-        )
-    return Survey(names, settled, about_all, tuple(told), digests, slices)
-
-
-def _require_not_swapped(case: Case, volume: Volume, values: int) -> None:
-    """UserError when the labels hold more different values than the image."""
-    if values > _MANY_VALUES and (of_image := len(np.unique(volume.array))) < values:
-        raise UserError(
-            f"Case {case.id}: the image holds {of_image} different values, its labels {values}; check that image and "
-            "labels are not mixed up."
-        )
-
-
-def _about_overlap(case: Case, labelled: Labelled, value: int, numbers: Labels, exclusive: bool) -> str:
-    """A sentence about the voxels of several labels; UserError where they must be `exclusive`."""
-    both = " and ".join(f"“{labelled.names[number - 1]}”" for number in numbers)
-    count = voxels(int(np.count_nonzero(labelled.classes == value)))
-    if exclusive:
-        raise UserError(
-            f"Case {case.id}: {both} overlap in {count}, and what finds labels without a prompt gives each "
-            "voxel one label: choose labels that do not overlap, or let the adapter answer prompts only (--heads "
-            "promptable; in Slicer, Answers)."
-        )
-    return f"{both} overlap in {count}, counted for each."
-
-
-def _joined_notes(told: Sequence[tuple[str, str]]) -> list[str]:
-    """A line for each different note with the cases that it is about; of many that differ only in numbers and files,
-    the first ones."""
-    by_note: dict[str, list[str]] = {}
-    for case, note in told:
-        by_note.setdefault(note, []).append(case)
-    shown: dict[str, int] = {}
-    lines, left = [], {}
-    for note, cases in by_note.items():
-        kind = re.sub(r"“[^”]*”|[\d.,e+-]+", "", note)
-        shown[kind] = shown.get(kind, 0) + 1
-        if shown[kind] > _LIKE_EACH_OTHER:
-            left.setdefault(kind, []).extend(cases)
-            continue
-        many = len(cases) > 1
-        lines.append(f"Case{'s' if many else ''} {_some(cases)}: {_within_sentence(note)}")
-    return lines + [f"The same, with other figures, holds for cases {_some(cases)}." for cases in left.values()]
-
-
-def slice_axis(volume: Volume) -> int:
-    """Axis of the array (0 is k) across the slices that were acquired: the one of the widest spacing, k if equal."""
-    spacing = volume.spacing[::-1]  # along the array's axes
-    widest = int(np.argmax(spacing))
-    return widest if spacing[widest] > 1.2 * spacing[0] else 0
-
-
-def _labelled_slices(labelled: Labelled) -> int:
-    others = tuple(axis for axis in range(3) if axis != slice_axis(labelled.volume))
-    return int(((labelled.classes > 0) & ~labelled.ignored).any(axis=others).sum())
-
-
-def _settle(
-    choice: LabelChoice, cases: Sequence[Case], held: Mapping, known: Mapping, counts: Mapping
-) -> tuple[LabelChoice, tuple[str, ...]]:
-    """The choice with every label named, and sentences about it."""
-    everything = sorted({label for labels in held.values() for label in labels})
-    if not everything:
-        raise UserError("The labels of all cases are empty; label something first.")
-    if not choice.wanted and not choice.merged:
-        if all(case.label.suffix.lower() in PICTURES for case in cases):
-            return _settle_pictures(everything, counts)
-        choice = _all_labels(everything, known)
-    if len(choice.wanted) > _MOST_CLASSES:
-        raise UserError(
-            f"The cases hold {len(choice.wanted)} labels, and {_MOST_CLASSES} can be told apart: choose with --label."
-        )
-    for wanted in choice.wanted:
-        if not any(_label_of(wanted, held[case.id], known[case.id]) is not None for case in cases):
-            names = sorted({name for by_label in known.values() for name in by_label.values()})
-            there = _some(list(map(str, everything)), 40) + (f" ({_some(names, 40)})" if names else "")
-            raise UserError(f"No case has the label {wanted}; the cases hold {there}.")
-    return choice, ()
-
-
-def _all_labels(everything: Sequence[int], known: Mapping) -> LabelChoice:
-    named = _consistent_names(known)
-    return LabelChoice(tuple(named.get(label, str(label)) for label in everything))
-
-
-def _settle_pictures(everything: Sequence[int], counts: Mapping) -> tuple[LabelChoice, tuple[str, ...]]:
-    """What masks in pictures mean: one value is one label, whatever it is, and so are shades of white; else each value
-    is a label."""
-    if len(everything) == 1:
-        return LabelChoice(merged=True), ()
-    if _SHADES <= everything[0] and everything[-1] <= 255:
-        found = ", ".join(f"{value} in {sum(own.get(value, 0) for own in counts.values())}" for value in everything)
-        return LabelChoice(merged=True), (f"The masks are white in several shades ({found} pixels): one label.",)
-    if len(everything) > _MANY_SHADES:
-        raise UserError(
-            f"The masks hold {len(everything)} grey values from {everything[0]} to {everything[-1]}, as soft edges do: "
-            "choose the values that are labels with --label 1,2, or --label any if all of them are one."
-        )
-    return _all_labels(everything, {}), ()
-
-
-def _consistent_names(known: Mapping[str, Mapping[int, str]]) -> dict[int, str]:
-    """Names of labels, where all cases that name a number give it one name that no other number has."""
-    found: dict[int, set[str]] = {}
-    for by_label in known.values():
-        for label, name in by_label.items():
-            found.setdefault(label, set()).add(name)
-    single = {label: next(iter(names)) for label, names in found.items() if len(names) == 1}
-    names = list(single.values())
-    return {label: name for label, name in single.items() if names.count(name) == 1 and "," not in name}
-
-
-def _names(choice: LabelChoice, known: Mapping) -> tuple[str, ...]:
-    """What the classes are called: by the files where they agree, else `label 1`."""
-    if choice.merged:
-        named = {name for by_label in known.values() for name in by_label.values()}
-        return (next(iter(named)) if len(named) == 1 else "foreground",)
-    by_label = _consistent_names(known)
-    return tuple(by_label.get(int(one), f"label {one}") if one.isdigit() else one for one in choice.wanted)
-
-
-def _labels_of_classes(choice: LabelChoice, there: Sequence[int], names: Mapping[int, str]) -> list[set[int]]:
-    """For each class the labels that it takes in one case."""
-    if choice.merged:
-        return [set(there)]
-    found = [_label_of(wanted, there, names) for wanted in choice.wanted]
-    return [set() if label is None else {label} for label in found]
-
-
-def _label_of(wanted: str, there: Sequence[int], names: Mapping[int, str]) -> int | None:
-    """The label that a name or number means in one case; None when the case lacks it. UserError when it has two."""
-    named = [label for label, name in names.items() if name.casefold() == wanted.casefold() and label in there]
-    if len(named) > 1:
-        raise UserError(
-            f"In one case {len(named)} labels are named {wanted} ({_some(list(map(str, named)))}); rename one, or "
-            "choose by number."
-        )
-    if named:
-        return named[0]
-    if wanted.isdigit() and int(wanted) in there:
-        return int(wanted)
-    return None

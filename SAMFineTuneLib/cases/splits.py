@@ -10,7 +10,7 @@ import numpy as np
 from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.errors import UserError
 
-_LEAVE_ONE_OUT = 5  # up to so many patients, every one is held out once
+_MANY_PATIENTS = 10  # from so many on, a tenth is set aside for validation
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,21 @@ def split(
     folds: int | None = None,
     seed: int = 0,
     test: Sequence[Case] = (),
+    fold_limit: int = 5,
 ) -> Folds:
-    """Divide cases. `test` cases given: they test, the others teach. `shots` N: N cases, of N patients, teach, the
-    cases of all other patients test. Else cross-validation in `folds` parts (0: none): by default every patient is
-    held out once when there are up to five, else a fifth at a time.
+    """Divide cases by patient.
+
+    Args:
+        cases: Cases to learn from, and to test on unless `test` is given.
+        shots: So many cases, of as many patients, teach; the cases of all other patients test.
+        folds: Parts of a cross-validation, 0 for none; default: every patient is held out once, or a group of them
+            where there are more than `fold_limit` patients.
+        seed: Of all that is drawn.
+        test: Cases that test; all others teach.
+        fold_limit: Most folds by default.
+
+    Raises:
+        UserError: For numbers that cannot be, and when a patient is among the training and the test cases.
     """
     cases = tuple(cases)
     if shots is not None and folds:
@@ -58,7 +69,7 @@ def split(
     if folds == 0 or len(patients) < 2:
         return Folds("none", (), cases)
     if folds is None:
-        folds = len(patients) if len(patients) <= _LEAVE_ONE_OUT else _LEAVE_ONE_OUT
+        folds = min(len(patients), max(2, fold_limit))
     if not 2 <= folds <= len(patients):
         raise UserError(f"{folds} folds cannot be made of {len(patients)} patients; choose 2 to {len(patients)}, or 0.")
     parts = []
@@ -81,9 +92,16 @@ def require_separate(train: Sequence[Case], test: Sequence[Case]) -> None:
         )
 
 
-def set_aside(cases: Sequence[Case], count: int, seed: int) -> Fold:
-    """Cases of `count` patients for validation, the rest for training."""
+def set_aside(cases: Sequence[Case], count: int | None, seed: int) -> Fold:
+    """Cases of `count` patients for validation, the rest for training; None: a tenth of ten patients or more.
+
+    UserError when no patient would be left to learn from.
+    """
     patients = _shuffled(cases, seed)
+    if count is None:
+        count = len(patients) // 10 if len(patients) >= _MANY_PATIENTS else 0
+    if count and count >= len(patients):
+        raise UserError(f"{count} patients cannot be set aside for validation from {len(patients)}; choose fewer.")
     held = set(patients[:count])
     return Fold(
         tuple(case for case in cases if case.patient not in held), tuple(case for case in cases if case.patient in held)

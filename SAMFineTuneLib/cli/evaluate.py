@@ -86,7 +86,8 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, measure, report."""
     _require_packages()
-    from SAMFineTuneLib.cases.cases import LabelChoice, find_cases
+    from SAMFineTuneLib.cases.cases import find_cases
+    from SAMFineTuneLib.cases.labelled_case import LabelChoice
     from SAMFineTuneLib.evaluation.annotator import Seconds
     from SAMFineTuneLib.evaluation.evaluation_run import PARTS, REPORT, SUMMARY, evaluate
     from SAMFineTuneLib.evaluation.evaluation_settings import Settings, parse_protocols

@@ -17,7 +17,8 @@ from SAMFineTuneLib.cli.long_work import ProgressLine, stop_signs
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.cases.cases import Case, Survey
+    from SAMFineTuneLib.cases.case_survey import Survey
+    from SAMFineTuneLib.cases.cases import Case
     from SAMFineTuneLib.cases.splits import Fold
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from SAMFineTuneLib.cases.cases import LabelChoice
+    from SAMFineTuneLib.cases.labelled_case import LabelChoice
     from SAMFineTuneLib.models.adapters.tuning_method import Method
     from SAMFineTuneLib.training.training_settings import Settings
 
@@ -141,7 +142,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _check(args: argparse.Namespace) -> int:
     """Say what would be done; refuse what `_train` refuses."""
-    from SAMFineTuneLib.cases.cases import survey
+    from SAMFineTuneLib.cases.case_survey import survey
 
     settings, store, cases, test = _asked(args)
     try:

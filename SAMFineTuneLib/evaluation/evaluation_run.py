@@ -25,7 +25,9 @@ from typing import Any
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
-from SAMFineTuneLib.cases.cases import SHORT, Case, LabelChoice, survey
+from SAMFineTuneLib.cases.case_survey import survey
+from SAMFineTuneLib.cases.cases import SHORT, Case
+from SAMFineTuneLib.cases.labelled_case import LabelChoice
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation import evaluation_report as report
 from SAMFineTuneLib.evaluation.annotator import Seconds

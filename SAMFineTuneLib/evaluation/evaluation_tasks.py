@@ -8,7 +8,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from SAMFineTuneLib.cases.cases import SHORT, Case, LabelChoice, read_labelled
+from SAMFineTuneLib.cases.cases import SHORT, Case
+from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation.automatic_protocol import automatic, everything
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from SAMFineTuneLib.cases.cases import Case, LabelChoice, read_labelled
+from SAMFineTuneLib.cases.cases import Case
+from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import Contestant, Entry
 from SAMFineTuneLib.evaluation.objects import Subject

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, objects_of, orientations, slices_of
-from SAMFineTuneLib.cases.cases import Labelled
+from SAMFineTuneLib.cases.labelled_case import Labelled
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, choose_window
 
 

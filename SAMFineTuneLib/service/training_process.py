@@ -27,7 +27,8 @@ from SAMFineTuneLib.service.trainings import OUTLIVES, TrainingJob
 from SAMFineTuneLib.training.stopping import StopSigns
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.cases.cases import Case, Survey
+    from SAMFineTuneLib.cases.case_survey import Survey
+    from SAMFineTuneLib.cases.cases import Case
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.fine_tuning import Plan, Progress, Result
@@ -94,7 +95,7 @@ class _Stop(Exception):
 
 def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
     """What the cases hold, and what a training would do and take, as far as packages are there to find out."""
-    from SAMFineTuneLib.cases.cases import survey
+    from SAMFineTuneLib.cases.case_survey import survey
     from SAMFineTuneLib.training.training_settings import Settings
 
     cases, settings = _cases(folder, job), Settings.from_dict(job.settings)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from SAMFineTuneLib.cases.case_slices import evenly, slices_of
-from SAMFineTuneLib.cases.cases import Case, Labelled
+from SAMFineTuneLib.cases.cases import Case
+from SAMFineTuneLib.cases.labelled_case import Labelled
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.images.read_image import ENDINGS, read_volume

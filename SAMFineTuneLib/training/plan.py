@@ -21,7 +21,9 @@ from SAMFineTuneLib.cases.case_slices import (
     slices_of,
     with_objects,
 )  # fmt: skip
-from SAMFineTuneLib.cases.cases import Case, Labelled, Survey, read_labelled, survey
+from SAMFineTuneLib.cases.case_survey import Survey, survey
+from SAMFineTuneLib.cases.cases import Case
+from SAMFineTuneLib.cases.labelled_case import Labelled, read_labelled
 from SAMFineTuneLib.cases.splits import Fold, Folds, set_aside, split
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import require_writable
@@ -36,7 +38,6 @@ from SAMFineTuneLib.training.training_settings import Settings
 
 STATE = "run.json"
 """File in the working folder that says what a training is, from its beginning to its end."""
-_MANY_PATIENTS = 10  # from so many on, a tenth is set aside for validation
 _STATES = 4  # of what is trained, in a checkpoint: itself, two of the optimiser, the best so far
 _SPARE = 64 << 20  # bytes for curves, figures and pictures
 
@@ -111,11 +112,11 @@ def make_plan(
     base.file("weights")
     taken = {case.id for case in cases}
     test = [replace(case, id=f"test/{case.id}") if case.id in taken else case for case in test]
-    folds = _folds(cases, test, settings)
+    folds = split(cases, settings.shots, settings.folds, settings.seed, test, settings.fold_limit)
     trainings = [part.train for part in folds.parts]
     if folds.kind not in ("shots", "given"):
         trainings.append(folds.final)
-    trainings = tuple(_with_validation(learned, settings) for learned in trainings)
+    trainings = tuple(set_aside(learned, settings.validation, settings.seed) for learned in trainings)
     found = survey([*cases, *test], settings.labels, exclusive="automatic" in settings.heads, look=look)
     settings = settings.for_labels(found.names, found.choice)
     trained = _trained_bytes(base, settings)
@@ -179,24 +180,6 @@ def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterat
     for one in slices:
         look()
         yield one
-
-
-def _folds(cases: Sequence[Case], test: Sequence[Case], settings: Settings) -> Folds:
-    folds = settings.folds
-    patients = len({case.patient for case in cases})
-    if folds is None and settings.shots is None and not test and patients > 1:
-        folds = min(patients, max(2, settings.fold_limit))
-    return split(cases, settings.shots, folds, settings.seed, test)
-
-
-def _with_validation(cases: Sequence[Case], settings: Settings) -> Fold:
-    patients = len({case.patient for case in cases})
-    count = settings.validation
-    if count is None:
-        count = patients // 10 if patients >= _MANY_PATIENTS else 0
-    if count >= patients:
-        raise UserError(f"{count} patients cannot be set aside for validation from {patients}; choose fewer.")
-    return set_aside(cases, count, settings.seed) if count else Fold(tuple(cases), ())
 
 
 def _trained_bytes(base: ModelFolder, settings: Settings) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, Object, objects_of
-from SAMFineTuneLib.cases.cases import IGNORED
+from SAMFineTuneLib.cases.labelled_case import IGNORED
 from SAMFineTuneLib.inference.input_crop import View, bounding_box, view_of_box, views_around, views_of_point
 from SAMFineTuneLib.inference.predictor import _to_input
 from SAMFineTuneLib.models.preprocess import MASK_LOGIT, InputGeometry, geometry, prepare

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from SAMFineTuneLib.cases.cases import LabelChoice
+from SAMFineTuneLib.cases.labelled_case import LabelChoice
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.tuning_method import HEADS, Method
 

@@ -20,7 +20,9 @@ import numpy as np
 from unet import predict_classes, train_unet
 
 from SAMFineTuneLib.cases.case_slices import evenly, slices_of, with_objects
-from SAMFineTuneLib.cases.cases import LabelChoice, find_cases, read_labelled, survey
+from SAMFineTuneLib.cases.case_survey import survey
+from SAMFineTuneLib.cases.cases import find_cases
+from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.cases.splits import split
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.metrics.mask_metrics import Overlap, mean_dice

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from case_files import blob, case_folder, image_of, save
 
-from SAMFineTuneLib.cases.cases import LabelChoice, find_cases, survey
+from SAMFineTuneLib.cases.case_survey import survey
+from SAMFineTuneLib.cases.cases import find_cases
+from SAMFineTuneLib.cases.labelled_case import LabelChoice
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import (
     SegmentInfo,

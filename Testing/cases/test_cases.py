@@ -12,7 +12,9 @@ import pytest
 from case_files import AFFINE, blob, case_folder, image_of, save
 from PIL import Image
 
-from SAMFineTuneLib.cases.cases import LabelChoice, find_cases, read_labelled, survey
+from SAMFineTuneLib.cases.case_survey import survey
+from SAMFineTuneLib.cases.cases import find_cases
+from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.cases.splits import require_separate, set_aside, split
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SegmentInfo, body_phantom, read_volume, write_dicom_series, write_labelmap

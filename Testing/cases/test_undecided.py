@@ -14,7 +14,7 @@ from types import SimpleNamespace  # noqa: E402
 from case_files import blob, image_of  # noqa: E402
 
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, objects_of  # noqa: E402
-from SAMFineTuneLib.cases.cases import IGNORED  # noqa: E402
+from SAMFineTuneLib.cases.labelled_case import IGNORED  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.training import evidence  # noqa: E402

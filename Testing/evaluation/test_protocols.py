@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from region_engine import phantom, region_predictor
 from scipy import ndimage
 
-from SAMFineTuneLib.cases.cases import IGNORED, Case, Labelled
+from SAMFineTuneLib.cases.cases import Case
+from SAMFineTuneLib.cases.labelled_case import IGNORED, Labelled
 from SAMFineTuneLib.evaluation import automatic_protocol as automatic
 from SAMFineTuneLib.evaluation import baselines
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from SAMFineTuneLib.cases.case_slices import slices_of, with_objects
-from SAMFineTuneLib.cases.cases import LabelChoice, find_cases, read_labelled, survey
+from SAMFineTuneLib.cases.case_survey import survey
+from SAMFineTuneLib.cases.cases import find_cases
+from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.models.adapters.tuning import attach, trainable
 from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.models.load import load_network

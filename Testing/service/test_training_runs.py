@@ -18,8 +18,8 @@ pytest.importorskip("peft")
 
 from case_files import AFFINE, blob, case_folder, image_of
 
-from SAMFineTuneLib.cases.cases import LabelChoice
 from SAMFineTuneLib.cases.exported_cases import ExportedCase, LabelLayer, read_cases, write_cases
+from SAMFineTuneLib.cases.labelled_case import LabelChoice
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.models.adapters.tuning_method import Method

@@ -16,7 +16,7 @@ from tuned_models import NETWORKS, folder_of, fresh  # noqa: E402
 from tuning_runs import settings, trained  # noqa: E402
 
 from SAMFineTuneLib.cases.case_slices import LabelledSlice  # noqa: E402
-from SAMFineTuneLib.cases.cases import LabelChoice  # noqa: E402
+from SAMFineTuneLib.cases.labelled_case import LabelChoice  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning import attach  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.architectures import tiny_vit  # noqa: E402

@@ -1,0 +1,222 @@
+"""A look at all cases before anything is learned from them: which labels there are, and what is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.cases.cases import SHORT, Case, digest_of, some_names, within_sentence
+from SAMFineTuneLib.cases.label_map import Labels, count_values, voxels
+from SAMFineTuneLib.cases.labelled_case import (
+    LabelChoice,
+    Labelled,
+    label_of,
+    numbers_in,
+    read_labelled,
+    slice_axis,
+)
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.read_picture import PICTURES
+from SAMFineTuneLib.images.volume import Volume
+
+_MOST_CLASSES = 254
+_MANY_VALUES = 16  # of labels, of which an image should have more
+_SHADES = 250  # from which on all values of an 8-bit picture are white
+_MANY_SHADES = 32  # values of pictures from which on they are hardly labels
+_FILE = re.compile(r"“[^”]*\.(?:nii|gz|nrrd|nhdr|mha|mhd|png|jpe?g|dcm|ima|dicom|csv|tsv|txt)”", re.IGNORECASE)
+_LIKE_EACH_OTHER = 5  # notes that differ only in numbers, of which so many are shown
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a look at all cases found: the `names` of the labels to learn, `choice` with every label settled,
+    sentences about all cases and `told` about one each, digests and numbers of labelled slices by case."""
+
+    names: tuple[str, ...]
+    choice: LabelChoice
+    about_all: tuple[str, ...]
+    told: tuple[tuple[str, str], ...]
+    digests: Mapping[str, str]
+    slices: Mapping[str, int]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The sentences worth reading, for whoever has the cases."""
+        return (*self.about_all, *_joined_notes(self.told))
+
+    @property
+    def nameless_notes(self) -> tuple[str, ...]:
+        """The same for files that are passed on: cases are called by their digests, files not at all."""
+        told = [(self.digests[case][:SHORT], _FILE.sub("the file", note)) for case, note in self.told]
+        return (*self.about_all, *_joined_notes(told))
+
+
+def survey(
+    cases: Sequence[Case],
+    choice: LabelChoice,
+    least: int = 3,
+    exclusive: bool = False,
+    look: Callable[[], None] = lambda: None,
+) -> Survey:
+    """Look at every case and check it; UserError for what cannot be learned from. `look` is called before each.
+
+    `least` labelled slices are needed altogether; with `exclusive` no voxel may be of two chosen labels. Checked:
+    labels that no case has, cases without any, labels that do not lie on their image, one image in two cases, too few
+    slices.
+    """
+    if not cases:
+        raise UserError("There are no cases to learn from.")
+    held, known, digests, same_voxels, counts = {}, {}, {}, {}, {}
+    told: list[tuple[str, str]] = []
+    for case in cases:
+        look()
+        volume, labels, meaning, notes = case.read()
+        counts[case.id] = count_values(labels)
+        _require_not_swapped(case, volume, len(counts[case.id]))
+        held[case.id] = meaning.labels_in(counts[case.id])
+        known[case.id] = meaning.names
+        digests[case.id] = digest_of(volume, labels)
+        same_voxels.setdefault(volume.voxels_digest, []).append(case.id)
+        told += [(case.id, note) for note in notes]
+        if undecided := sum(counts[case.id].get(value, 0) for value in meaning.ignored):
+            told.append((case.id, f"Counted for nothing, as “ignore”: {voxels(undecided)}."))
+    for same in same_voxels.values():
+        if len(same) > 1:
+            raise UserError(f"The cases {some_names(same)} hold the same image; keep one of them.")
+    settled, about_all = _settle(choice, cases, held, known, counts)
+    names = _names(settled, known)
+    slices = {}
+    for case in cases:
+        look()
+        labelled = read_labelled(case, settled, names)
+        present = set(numbers_in(labelled.classes, labelled.overlaps))
+        if not present:
+            raise UserError(
+                f"Case {case.id} holds nothing of {some_names(names, joint=' or ')}"
+                f"{'' if held[case.id] else ' and no label at all'}; label it, or leave the case out."
+            )
+        if missing := [name for number, name in enumerate(names, start=1) if number not in present]:
+            told.append((case.id, f"There is no {some_names(missing, joint=' and no ')}."))
+        for value, numbers in labelled.overlaps.items():
+            told.append((case.id, _about_overlap(case, labelled, value, numbers, exclusive)))
+        slices[case.id] = _labelled_slices(labelled)
+    if sum(slices.values()) < least:
+        count = sum(slices.values())
+        raise UserError(
+            f"There {'is only 1 labelled slice' if count == 1 else f'are only {count} labelled slices'} in all; "
+            f"learning needs {least} or more, so label further slices or cases."
+        )
+    return Survey(names, settled, about_all, tuple(told), digests, slices)
+
+
+def _require_not_swapped(case: Case, volume: Volume, values: int) -> None:
+    """UserError when the labels hold more different values than the image."""
+    if values > _MANY_VALUES and (of_image := len(np.unique(volume.array))) < values:
+        raise UserError(
+            f"Case {case.id}: the image holds {of_image} different values, its labels {values}; check that image and "
+            "labels are not mixed up."
+        )
+
+
+def _about_overlap(case: Case, labelled: Labelled, value: int, numbers: Labels, exclusive: bool) -> str:
+    """A sentence about the voxels of several labels; UserError where they must be `exclusive`."""
+    both = " and ".join(f"“{labelled.names[number - 1]}”" for number in numbers)
+    count = voxels(int(np.count_nonzero(labelled.classes == value)))
+    if exclusive:
+        raise UserError(
+            f"Case {case.id}: {both} overlap in {count}, and what finds labels without a prompt gives each "
+            "voxel one label: choose labels that do not overlap, or let the adapter answer prompts only (--heads "
+            "promptable; in Slicer, Answers)."
+        )
+    return f"{both} overlap in {count}, counted for each."
+
+
+def _joined_notes(told: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each different note with the cases that it is about; of many that differ only in numbers and files,
+    the first ones."""
+    by_note: dict[str, list[str]] = {}
+    for case, note in told:
+        by_note.setdefault(note, []).append(case)
+    shown: dict[str, int] = {}
+    lines, left = [], {}
+    for note, cases in by_note.items():
+        kind = re.sub(r"“[^”]*”|[\d.,e+-]+", "", note)
+        shown[kind] = shown.get(kind, 0) + 1
+        if shown[kind] > _LIKE_EACH_OTHER:
+            left.setdefault(kind, []).extend(cases)
+            continue
+        many = len(cases) > 1
+        lines.append(f"Case{'s' if many else ''} {some_names(cases)}: {within_sentence(note)}")
+    return lines + [f"The same, with other figures, holds for cases {some_names(cases)}." for cases in left.values()]
+
+
+def _labelled_slices(labelled: Labelled) -> int:
+    others = tuple(axis for axis in range(3) if axis != slice_axis(labelled.volume))
+    return int(((labelled.classes > 0) & ~labelled.ignored).any(axis=others).sum())
+
+
+def _settle(
+    choice: LabelChoice, cases: Sequence[Case], held: Mapping, known: Mapping, counts: Mapping
+) -> tuple[LabelChoice, tuple[str, ...]]:
+    """The choice with every label named, and sentences about it."""
+    everything = sorted({label for labels in held.values() for label in labels})
+    if not everything:
+        raise UserError("The labels of all cases are empty; label something first.")
+    if not choice.wanted and not choice.merged:
+        if all(case.label.suffix.lower() in PICTURES for case in cases):
+            return _settle_pictures(everything, counts)
+        choice = _all_labels(everything, known)
+    if len(choice.wanted) > _MOST_CLASSES:
+        raise UserError(
+            f"The cases hold {len(choice.wanted)} labels, and {_MOST_CLASSES} can be told apart: choose with --label."
+        )
+    for wanted in choice.wanted:
+        if not any(label_of(wanted, held[case.id], known[case.id]) is not None for case in cases):
+            names = sorted({name for by_label in known.values() for name in by_label.values()})
+            there = some_names(list(map(str, everything)), 40) + (f" ({some_names(names, 40)})" if names else "")
+            raise UserError(f"No case has the label {wanted}; the cases hold {there}.")
+    return choice, ()
+
+
+def _all_labels(everything: Sequence[int], known: Mapping) -> LabelChoice:
+    named = _consistent_names(known)
+    return LabelChoice(tuple(named.get(label, str(label)) for label in everything))
+
+
+def _settle_pictures(everything: Sequence[int], counts: Mapping) -> tuple[LabelChoice, tuple[str, ...]]:
+    """What masks in pictures mean: one value is one label, whatever it is, and so are shades of white; else each value
+    is a label."""
+    if len(everything) == 1:
+        return LabelChoice(merged=True), ()
+    if _SHADES <= everything[0] and everything[-1] <= 255:
+        found = ", ".join(f"{value} in {sum(own.get(value, 0) for own in counts.values())}" for value in everything)
+        return LabelChoice(merged=True), (f"The masks are white in several shades ({found} pixels): one label.",)
+    if len(everything) > _MANY_SHADES:
+        raise UserError(
+            f"The masks hold {len(everything)} grey values from {everything[0]} to {everything[-1]}, as soft edges do: "
+            "choose the values that are labels with --label 1,2, or --label any if all of them are one."
+        )
+    return _all_labels(everything, {}), ()
+
+
+def _consistent_names(known: Mapping[str, Mapping[int, str]]) -> dict[int, str]:
+    """Names of labels, where all cases that name a number give it one name that no other number has."""
+    found: dict[int, set[str]] = {}
+    for by_label in known.values():
+        for label, name in by_label.items():
+            found.setdefault(label, set()).add(name)
+    single = {label: next(iter(names)) for label, names in found.items() if len(names) == 1}
+    names = list(single.values())
+    return {label: name for label, name in single.items() if names.count(name) == 1 and "," not in name}
+
+
+def _names(choice: LabelChoice, known: Mapping) -> tuple[str, ...]:
+    """What the classes are called: by the files where they agree, else `label 1`."""
+    if choice.merged:
+        named = {name for by_label in known.values() for name in by_label.values()}
+        return (next(iter(named)) if len(named) == 1 else "foreground",)
+    by_label = _consistent_names(known)
+    return tuple(by_label.get(int(one), f"label {one}") if one.isdigit() else one for one in choice.wanted)

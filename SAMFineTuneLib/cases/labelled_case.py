@@ -1,0 +1,134 @@
+"""A case as it is learned from and measured on: its image, and the chosen labels numbered from 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from SAMFineTuneLib.cases.cases import Case, digest_of, some_names
+from SAMFineTuneLib.cases.label_map import Labels, Meaning, count_values
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.volume import Volume
+
+IGNORED = 255
+"""The class of voxels that were left undecided: they count for nothing."""
+_ANY = ("any", "foreground")
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """What is to be learned: `wanted` values or names, each a class of its own; `merged`: whatever is labelled, as
+    one. Nothing wanted and not merged: every label there is."""
+
+    wanted: tuple[str, ...] = ()
+    merged: bool = False
+
+    @classmethod
+    def parse(cls, text: str | Iterable[str | int] | None) -> LabelChoice:
+        """From `1,2`, `liver,spleen`, `any` (all labels as one), a sequence of such, or None for every label."""
+        if text is None:
+            return cls()
+        parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
+        parts = [part.strip() for part in parts if part.strip()]
+        if not parts:
+            raise UserError("No label is named; give values or names with commas between them, or any.")
+        if len(parts) == 1 and parts[0].lower() in _ANY:
+            return cls(merged=True)
+        if len(set(parts)) < len(parts):
+            raise UserError(f"A label is named twice in {','.join(parts)}; name each once.")
+        return cls(tuple(parts))
+
+    def __str__(self) -> str:
+        return "any" if self.merged else ",".join(self.wanted) or "all labels"
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A case that was read: the image, and `classes` [k, j, i] uint8: 0 for background, n for the n-th of the chosen
+    `names`, IGNORED for what was left undecided. Where chosen labels overlap, `overlaps` says which classes a value
+    stands for."""
+
+    case: Case
+    volume: Volume
+    classes: np.ndarray
+    names: tuple[str, ...]
+    digest: str
+    overlaps: Mapping[int, Labels] = field(default_factory=dict)
+
+    @property
+    def ignored(self) -> np.ndarray:
+        """Voxels [k, j, i] that count for nothing."""
+        return self.classes == IGNORED
+
+    def mask(self, number: int) -> np.ndarray:
+        """Voxels [k, j, i] of the n-th class."""
+        return class_mask(self.classes, self.overlaps, number)
+
+
+def read_labelled(case: Case, choice: LabelChoice, names: Sequence[str]) -> Labelled:
+    """A case with the chosen labels numbered from 1, named as `names` (see `survey`)."""
+    volume, labels, meaning, _ = case.read()
+    classes, overlaps = _classes(labels, meaning, choice)
+    return Labelled(case, volume, classes, tuple(names), digest_of(volume, labels), overlaps)
+
+
+def slice_axis(volume: Volume) -> int:
+    """Axis of the array (0 is k) across the slices that were acquired: the one of the widest spacing, k if equal."""
+    spacing = volume.spacing[::-1]  # along the array's axes
+    widest = int(np.argmax(spacing))
+    return widest if spacing[widest] > 1.2 * spacing[0] else 0
+
+
+def class_mask(classes: np.ndarray, overlaps: Mapping[int, Labels], number: int) -> np.ndarray:
+    """Where an array of classes holds class `number`."""
+    shared = [value for value, numbers in overlaps.items() if number in numbers]
+    return np.isin(classes, [number, *shared]) if shared else classes == number
+
+
+def numbers_in(classes: np.ndarray, overlaps: Mapping[int, Labels]) -> list[int]:
+    """The classes that an array of classes holds, in order."""
+    values = np.unique(classes).tolist()
+    return sorted({n for value in values if value not in (0, IGNORED) for n in overlaps.get(value, (value,))})
+
+
+def _classes(labels: np.ndarray, meaning: Meaning, choice: LabelChoice) -> tuple[np.ndarray, dict[int, Labels]]:
+    """`classes` and `overlaps` of a `Labelled`."""
+    values = list(count_values(labels))
+    chosen = _labels_of_classes(choice, meaning.labels_in(values), meaning.names)
+    table = np.zeros(max(values) + 1, np.uint8)
+    shared: dict[Labels, int] = {}
+    for value in values:
+        own = meaning.labels_of(value)
+        numbers = tuple(number for number, wanted in enumerate(chosen, start=1) if wanted.intersection(own))
+        if value in meaning.ignored:
+            table[value] = IGNORED
+        elif len(numbers) > 1:
+            table[value] = shared.setdefault(numbers, len(chosen) + 1 + len(shared))
+        elif numbers:
+            table[value] = numbers[0]
+    return table[labels], {value: numbers for numbers, value in shared.items()}
+
+
+def _labels_of_classes(choice: LabelChoice, there: Sequence[int], names: Mapping[int, str]) -> list[set[int]]:
+    """For each class the labels that it takes in one case."""
+    if choice.merged:
+        return [set(there)]
+    found = [label_of(wanted, there, names) for wanted in choice.wanted]
+    return [set() if label is None else {label} for label in found]
+
+
+def label_of(wanted: str, there: Sequence[int], names: Mapping[int, str]) -> int | None:
+    """The label that a name or number means in one case; None when the case lacks it. UserError when it has two."""
+    named = [label for label, name in names.items() if name.casefold() == wanted.casefold() and label in there]
+    if len(named) > 1:
+        raise UserError(
+            f"In one case {len(named)} labels are named {wanted} ({some_names(list(map(str, named)))}); rename one, or "
+            "choose by number."
+        )
+    if named:
+        return named[0]
+    if wanted.isdigit() and int(wanted) in there:
+        return int(wanted)
+    return None
