@@ -12,13 +12,13 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, generate_uid
-from pydicom.valuerep import DA, TM, PersonName, format_number_as_ds
+from pydicom.valuerep import DA, TM, PersonName
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images import dicom_values
-from SAMFineTuneLib.images.dicom_values import first_item, read_value, uid, whole_number
+from SAMFineTuneLib.images.dicom_values import decimals, first_item, read_value, uid, whole_number
 from SAMFineTuneLib.images.segment_info import SegmentInfo, require_described
 from SAMFineTuneLib.images.volume import Volume, describe_place, lps_from_affine
 
@@ -223,11 +223,11 @@ def _geometry(volume: Volume, k: int, stored) -> tuple[Dataset, list[str], list[
     if position is None:
         position = origin + k * spacing[2] * directions[:, 2]
     measures = _with(
-        PixelSpacing=_decimals(spacing[1::-1]),
-        SliceThickness=_decimals(spacing[2:])[0],
-        SpacingBetweenSlices=_decimals(spacing[2:])[0],
+        PixelSpacing=decimals(spacing[1::-1]),
+        SliceThickness=decimals(spacing[2:])[0],
+        SpacingBetweenSlices=decimals(spacing[2:])[0],
     )
-    return measures, _decimals([*directions[:, 0], *directions[:, 1]]), _decimals(position)
+    return measures, decimals([*directions[:, 0], *directions[:, 1]]), decimals(position)
 
 
 def _place_name(volume: Volume, k: int) -> str:
@@ -240,10 +240,6 @@ def _with(**attributes) -> Dataset:
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
     return dataset
-
-
-def _decimals(values) -> list[str]:
-    return [format_number_as_ds(float(value)) for value in values]
 
 
 def _refer_to_source(seg: Dataset, sop_class: str, frames: list[int]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.valuerep import format_number_as_ds
 
 _LONGEST = 64  # characters of a text: DICOM's own limit for descriptions
 
@@ -70,3 +72,8 @@ def text(value: Any) -> str:
 def uid(value: Any) -> str:
     """A value as a UID; "" when it is none."""
     return text(value).strip("\0 ")
+
+
+def decimals(values: Iterable[float]) -> list[str]:
+    """Numbers as DICOM writes them: at most 16 characters each, as precise as those allow."""
+    return [format_number_as_ds(float(value)) for value in values]

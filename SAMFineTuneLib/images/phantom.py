@@ -13,6 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.images.dicom_values import decimals
 from SAMFineTuneLib.images.volume import Volume, affine_from_lps, lps_from_affine
 
 # value: (name, Hounsfield units, centre (x, y, z), radii (x, y, z)) in LPS mm from the middle of the body:
@@ -121,10 +122,10 @@ def write_dicom_series(volume: Volume, folder: str | Path) -> list[Path]:
         dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
         dataset.KVP, dataset.PositionReferenceIndicator = "120", ""
         dataset.PatientPosition, dataset.FrameOfReferenceUID = "HFS", frame_of_reference
-        dataset.ImagePositionPatient = _decimals(origin + k * spacing[2] * directions[:, 2])
-        dataset.ImageOrientationPatient = _decimals([*directions[:, 0], *directions[:, 1]])
-        dataset.PixelSpacing = _decimals([spacing[1], spacing[0]])
-        dataset.SliceThickness = _decimals(spacing[2:])[0]
+        dataset.ImagePositionPatient = decimals(origin + k * spacing[2] * directions[:, 2])
+        dataset.ImageOrientationPatient = decimals([*directions[:, 0], *directions[:, 1]])
+        dataset.PixelSpacing = decimals([spacing[1], spacing[0]])
+        dataset.SliceThickness = decimals(spacing[2:])[0]
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
         dataset.Rows, dataset.Columns = stored.shape
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
@@ -143,10 +144,3 @@ def write_dicom_series(volume: Volume, folder: str | Path) -> list[Path]:
             dataset.save_as(temporary, enforce_file_format=True)
         files.append(path)
     return files
-
-
-def _decimals(numbers) -> list[str]:
-    """DICOM decimal strings: at most 16 characters each, as precise as they allow."""
-    return [
-        next(text for digits in range(16, 0, -1) if len(text := f"{n:.{digits}g}") <= 16) for n in numbers
-    ]

@@ -196,14 +196,8 @@ class EmbeddingCache:
                 continue
 
 
-def open_cache(disk: bool = True, limit_bytes: int | None = None) -> EmbeddingCache:
+def open_cache(disk: bool = True) -> EmbeddingCache:
     """The user's cache: memory and `cache_folder()`; `SAMFINETUNE_CACHE_GB` sets the cap of the folder."""
-    if limit_bytes is None:
-        limit_bytes = _configured_limit()
-    return EmbeddingCache(cache_folder() if disk else None, disk_bytes=limit_bytes)
-
-
-def _configured_limit() -> int:
     text = os.environ.get("SAMFINETUNE_CACHE_GB", "8")
     try:
         gigabytes = float(text)
@@ -211,7 +205,7 @@ def _configured_limit() -> int:
         gigabytes = -1.0
     if not 0 <= gigabytes < 1e6:
         raise UserError(f"SAMFINETUNE_CACHE_GB is {text!r}; set it to the cache's size in gigabytes, such as 8.")
-    return int(gigabytes * (1 << 30))
+    return EmbeddingCache(cache_folder() if disk else None, disk_bytes=int(gigabytes * (1 << 30)))
 
 
 def _read_entry(path: Path, key: str) -> Embedding | None:

@@ -23,7 +23,6 @@ from SAMFineTuneLib.images import (
     Volume,
     aligned_plane,
     picture,
-    write,
 )
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import slice_range
@@ -233,16 +232,6 @@ class _Track:
     def _remember(self, index: int, mask: np.ndarray, found: AutomaticMask) -> None:
         self.scores.append(found.score)
         self.last_index, self.last_mask, self.last_box = index, mask, found.box
-
-
-def objects_labelmap(objects: Sequence[Object3D], volume: Volume) -> np.ndarray:
-    """Label map uint16 [k, j, i] of all objects; where they overlap, the smaller one shows."""
-    labelmap = np.zeros(volume.shape, dtype=np.uint16)
-    for item in sorted(objects, key=lambda item: -item.area):
-        for index, mask in item.masks.items():
-            plane = aligned_plane(volume, item.orientation, index)
-            write(mask.unpack(), plane, labelmap, volume, item.value, protect=False)
-    return labelmap
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,9 +125,9 @@ def test_automatic_on_a_folder_is_the_same_in_both_runtimes(samfinetune, here, v
 def test_automatic_labels_are_those_of_the_network(samfinetune, here, tmp_path):
     """An independent way: the merged network on the picture of a slice, its logits resized by torch."""
     import torch
+    from tuned_models import load_adapter
 
     from SAMFineTuneLib.images import aligned_plane, choose_window, picture, read_volume
-    from SAMFineTuneLib.models.adapters.tuning import load_adapter
     from SAMFineTuneLib.models.preprocess import prepare
     from SAMFineTuneLib.models.store import Store
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import aligned_plane, picture
+from SAMFineTuneLib.images import aligned_plane, picture, write
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.everything_mode import (
     AutomaticMask,
@@ -21,7 +21,6 @@ from SAMFineTuneLib.inference.everything_mode import (
     everything,
     grid_points,
     link,
-    objects_labelmap,
     tiles,
 )
 from SAMFineTuneLib.inference.input_crop import View
@@ -189,6 +188,16 @@ def test_it_can_be_cancelled_between_batches():
 
 
 # ---- through the slices
+
+
+def objects_labelmap(objects, volume):
+    """Label map uint16 [k, j, i] of all objects; where they overlap, the smaller one shows."""
+    labelmap = np.zeros(volume.shape, dtype=np.uint16)
+    for item in sorted(objects, key=lambda item: -item.area):
+        for index, mask in item.masks.items():
+            plane = aligned_plane(volume, item.orientation, index)
+            write(mask.unpack(), plane, labelmap, volume, item.value, protect=False)
+    return labelmap
 
 
 @pytest.mark.parametrize("orientation", ["axial", "coronal"])

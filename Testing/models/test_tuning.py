@@ -21,7 +21,7 @@ import pytest
 import small_models
 import torch
 from safetensors.torch import load_file
-from tuned_models import CLASSES, NETWORKS, answers, distance, folder_of, fresh, same, shake, trained
+from tuned_models import CLASSES, NETWORKS, answers, distance, folder_of, fresh, load_adapter, same, shake, trained
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
@@ -30,7 +30,6 @@ from SAMFineTuneLib.models.adapters.tuning import (
     Gain,
     Method,
     attach,
-    load_adapter,
     restore,
     save_adapter,
     trainable,

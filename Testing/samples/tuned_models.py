@@ -8,12 +8,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from SAMFineTuneLib.files import sha256_of
-from SAMFineTuneLib.models.adapters.tuning import Method, attach, trainable
+from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, trainable
 from SAMFineTuneLib.models.architectures import tiny_vit
 from SAMFineTuneLib.models.architectures.compact import build_compact
 from SAMFineTuneLib.models.architectures.tiny_vit import StageShape, TinyViT, TinyVitShape
 from SAMFineTuneLib.models.formats.recognise import recognise
-from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.load import load_network, load_torch_model
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, write_spec
 
 CLASSES = ("background", "liver", "spleen")
@@ -51,6 +52,12 @@ def folder_of(network: nn.Module, folder, name: str) -> ModelFolder:
 
 def fresh(base: ModelFolder) -> nn.Module:
     return load_network(base.file("weights"))[1]
+
+
+def load_adapter(folder, base: ModelFolder) -> tuple[nn.Module, Card]:
+    """The base with an adapter in it, float32 on the CPU, and its card."""
+    adapter = read_adapter_folder(folder)
+    return load_torch_model(base, adapter=adapter).network, adapter.card
 
 
 def shake(network: nn.Module, seed: int = 1, strength: float = 0.05) -> nn.Module:

@@ -14,10 +14,10 @@ pytest.importorskip("peft")
 pytest.importorskip("scipy")
 
 from case_files import case_folder  # noqa: E402
+from tuned_models import load_adapter  # noqa: E402
 
 from SAMFineTuneLib.cases.cases import find_cases  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.models.adapters.tuning import load_adapter  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.training.evidence import advice, gains  # noqa: E402
 from SAMFineTuneLib.training.fine_tuning import Progress, Stopped, fine_tune, make_plan, working_folder  # noqa: E402

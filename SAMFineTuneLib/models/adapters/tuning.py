@@ -1,6 +1,6 @@
 """Fine-tuning's methods: LoRA, Adapters or whole weights, in the mask decoder alone or in the image encoder too.
 
-`attach` prepares a network for training, `save_adapter` keeps what was trained, `load_adapter` puts it back. PyTorch
+`attach` prepares a network for training, `save_adapter` keeps what was trained, `apply_adapter` puts it back. PyTorch
 and PEFT are imported inside the functions; loading needs no PEFT.
 
 After Gu et al., "How to build the best medical image segmentation algorithm using foundation models" (2024), but
@@ -20,8 +20,6 @@ from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain
 from SAMFineTuneLib.models.adapters.adapter_folder import (
     AdapterFolder,
     digest_of_base,
-    read_adapter_folder,
-    require_base,
     write_adapter_folder,
 )
 from SAMFineTuneLib.models.adapters.apply_adapter import (
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "HEADS", "METHODS", "SCOPES", "Card", "Gain", "Method", "apply_adapter", "attach", "load_adapter", "restore",
+    "HEADS", "METHODS", "SCOPES", "Card", "Gain", "Method", "apply_adapter", "attach", "restore",
     "save_adapter", "trainable",
 ]  # fmt: skip
 
@@ -109,19 +107,6 @@ def save_adapter(folder: str | Path, network: nn.Module, base: ModelFolder, meth
         save({name: value.contiguous() for name, value in head.items()}) if head else None,
         card,
     )
-
-
-def load_adapter(folder: str | Path, base: ModelFolder) -> tuple[nn.Module, Card]:
-    """The base with an adapter in it, float32 on the CPU, and its card. LoRA is merged, so it costs nothing to run.
-
-    UserError when the base is another one, or the folder is not whole.
-    """
-    from SAMFineTuneLib.models.load import load_network
-
-    adapter = read_adapter_folder(folder)
-    require_base(adapter, base)
-    _, network = load_network(base.file("weights"))
-    return apply_adapter(network, adapter), adapter.card
 
 
 def restore(network: nn.Module, adapter: AdapterFolder) -> None:
