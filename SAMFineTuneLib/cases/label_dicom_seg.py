@@ -14,7 +14,7 @@ import numpy as np
 from SAMFineTuneLib.cases.label_map import LabelMap, Meaning, overlaid
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import affine_from_lps
-from SAMFineTuneLib.models.needs import require
+from SAMFineTuneLib.models.optional_packages import require
 
 SEGMENTATION, LABELMAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 _NO_LABELS = {

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _require_packages() -> None:
-    from SAMFineTuneLib.models.needs import require
+    from SAMFineTuneLib.models.optional_packages import require
 
     require("Evaluating", "scipy", "skimage", "matplotlib", extra="evaluation")
 

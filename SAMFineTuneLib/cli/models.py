@@ -168,7 +168,7 @@ def _input(spec: ModelSpec) -> str:
 
 
 def _import(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.formats.importing import examine
+    from SAMFineTuneLib.models.formats.import_model import examine
 
     proposal = examine(args.file, args.id, args.like, _base(store, args.base))
     store.check_new(proposal.spec.id)

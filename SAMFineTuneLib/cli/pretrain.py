@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--minutes, --steps and --batch must be above zero.")
     if args.seed < 0:
         raise UserError("--seed must be a whole number from 0.")
-    from SAMFineTuneLib.models.needs import require
+    from SAMFineTuneLib.models.optional_packages import require
 
     require("Pre-training", "scipy", "torch", extra="training")
     from SAMFineTuneLib.training.memory import device_of

@@ -185,7 +185,7 @@ def _name(args: argparse.Namespace) -> str:
 
 
 def _require_packages() -> None:
-    from SAMFineTuneLib.models.needs import require
+    from SAMFineTuneLib.models.optional_packages import require
 
     require("Training", "peft", "scipy", "torch", extra="training")
 

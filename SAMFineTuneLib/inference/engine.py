@@ -17,7 +17,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.inference.embedding_cache import Embedding
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
-from SAMFineTuneLib.models.needs import require
+from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "directml", "coreml")

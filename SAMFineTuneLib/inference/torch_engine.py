@@ -11,7 +11,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.inference.engine import Embedding, RuntimeEngine
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, tuned_spec
-from SAMFineTuneLib.models.needs import require
+from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import ModelFolder
 
 
@@ -84,7 +84,7 @@ class TorchEngine(RuntimeEngine):
         return self._torch.from_numpy(np.ascontiguousarray(array))
 
     def _load(self) -> None:
-        from SAMFineTuneLib.models.load import load_torch_model
+        from SAMFineTuneLib.models.load_model import load_torch_model
 
         dtype = self._torch.bfloat16 if self._precision == "bf16" else self._torch.float32
         self._network = load_torch_model(self._model, self.place, dtype, self._adapter)

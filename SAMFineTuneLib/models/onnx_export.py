@@ -22,7 +22,7 @@ import numpy as np
 
 from SAMFineTuneLib.files import sha256_of, staged_folder
 from SAMFineTuneLib.models.formats.graph_weights import store_as_half, take_from
-from SAMFineTuneLib.models.needs import require
+from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, plain_id, write_spec
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> 
     graphs take them from there. `UserError` when its weights do not fit.
     """
     require_exporter()
-    from SAMFineTuneLib.models.load import load_torch_model
+    from SAMFineTuneLib.models.load_model import load_torch_model
 
     folder, spec = Path(folder), model.spec
     kept = folder.resolve() == model.path.resolve()

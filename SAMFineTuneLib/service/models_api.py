@@ -139,7 +139,7 @@ class Library:
         import tempfile
         from pathlib import Path
 
-        from SAMFineTuneLib.models.formats.importing import examine
+        from SAMFineTuneLib.models.formats.import_model import examine
 
         self._require_change()
         ending = Path(name).suffix.lower()

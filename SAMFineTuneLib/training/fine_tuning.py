@@ -30,7 +30,7 @@ from SAMFineTuneLib.files import atomic_write, staged_folder
 from SAMFineTuneLib.images import overlay_picture
 from SAMFineTuneLib.metrics.mask_metrics import dice, mean_dice
 from SAMFineTuneLib.models.adapters.tuning import Card, Gain, attach, save_adapter
-from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.owner import owning
 from SAMFineTuneLib.prompts import PlanePrompts

@@ -26,7 +26,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.images.read_image import ENDINGS, read_volume
 from SAMFineTuneLib.inference.input_crop import View, square_view
-from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.augmentation import augment

@@ -185,7 +185,7 @@ def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterat
 def _trained_bytes(base: ModelFolder, settings: Settings) -> int:
     """Size of what is trained; UserError when the method does not suit the base."""
     from SAMFineTuneLib.models.adapters.tuning import attach, trainable
-    from SAMFineTuneLib.models.load import load_network
+    from SAMFineTuneLib.models.load_model import load_network
 
     network = attach(load_network(base.file("weights"))[1], base.spec, settings.method, settings.seed)
     return sum(value.numel() * value.element_size() for value in trainable(network).values())

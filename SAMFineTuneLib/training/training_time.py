@@ -10,7 +10,7 @@ import torch
 
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
 from SAMFineTuneLib.models.adapters.tuning import attach
-from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.training.evidence import WAYS, NetworkEngine, measure_case
 from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
 from SAMFineTuneLib.training.plan import Plan, looking

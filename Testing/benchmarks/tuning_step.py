@@ -57,7 +57,7 @@ def measure(architecture: str, kind: str, scope: str, steps: int, device: str) -
     from SAMFineTuneLib.cases.case_slices import LabelledSlice
     from SAMFineTuneLib.models.adapters.tuning import attach, trainable
     from SAMFineTuneLib.models.adapters.tuning_method import Method
-    from SAMFineTuneLib.models.formats.recognise import build_network
+    from SAMFineTuneLib.models.formats.recognise_checkpoint import build_network
     from SAMFineTuneLib.models.spec import ModelSpec
     from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
     from SAMFineTuneLib.training.training_items import Items

@@ -21,7 +21,7 @@ def adapter(tmp_path_factory) -> Path:
     from tuned_models import shake
 
     from SAMFineTuneLib.models.adapters.tuning import Card, Gain, Method, attach, save_adapter
-    from SAMFineTuneLib.models.load import load_network
+    from SAMFineTuneLib.models.load_model import load_network
     from SAMFineTuneLib.models.store import Store
 
     base = Store().get("compact")

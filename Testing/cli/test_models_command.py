@@ -232,7 +232,7 @@ def test_unstated_terms_are_asked_for(models, published, small_sam, store, monke
 
 
 def test_an_encoder_alone_needs_a_base_and_becomes_a_model_of_its_own(models, published, small_sam, store, tmp_path):
-    from SAMFineTuneLib.models.load import load_torch_model
+    from SAMFineTuneLib.models.load_model import load_torch_model
 
     state = torch.load(small_sam, weights_only=True)
     changed = {f"module.{name.removeprefix('image_encoder.')}": value + 1 for name, value in state.items()

@@ -16,7 +16,7 @@ def checkpoints(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("peft")
     from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, save_adapter
-    from SAMFineTuneLib.models.load import load_network
+    from SAMFineTuneLib.models.load_model import load_network
     from SAMFineTuneLib.models.store import Store
 
     base = Store().get("compact")

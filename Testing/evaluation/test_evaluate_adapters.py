@@ -16,7 +16,7 @@ from tuned_models import shake
 from SAMFineTuneLib.cases.cases import find_cases
 from SAMFineTuneLib.cli import main
 from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, save_adapter
-from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.store import Store
 
 

@@ -23,7 +23,7 @@ from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 from SAMFineTuneLib.models.adapters.merged_export import export_adapter
 from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, save_adapter
-from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import BoxPrompt, PlanePrompts, PointPrompt
 from SAMFineTuneLib.service.client import SessionClient

@@ -10,7 +10,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.models.formats.checkpoint import load_own_checkpoint, read_checkpoint  # noqa: E402
-from SAMFineTuneLib.models.load import load_network  # noqa: E402
+from SAMFineTuneLib.models.load_model import load_network  # noqa: E402
 
 
 @pytest.mark.parametrize("version", ["2.5.1+cpu", "2.2.0", "1.13.1", "2.5.0a0+git123"])

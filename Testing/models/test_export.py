@@ -19,8 +19,8 @@ import small_models  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.inference.engine import open_engine  # noqa: E402
 from SAMFineTuneLib.models import onnx_export as export  # noqa: E402
-from SAMFineTuneLib.models.formats.recognise import recognise  # noqa: E402
-from SAMFineTuneLib.models.load import load_torch_model  # noqa: E402
+from SAMFineTuneLib.models.formats.recognise_checkpoint import recognise  # noqa: E402
+from SAMFineTuneLib.models.load_model import load_torch_model  # noqa: E402
 from SAMFineTuneLib.models.onnx_export import OUTPUTS, PROMPTS, export_model, export_onnx  # noqa: E402
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder  # noqa: E402
 

@@ -14,8 +14,8 @@ if importlib.util.find_spec("segment_anything") is None:
 
 import small_models  # noqa: E402
 
-from SAMFineTuneLib.models.formats.recognise import recognise  # noqa: E402
-from SAMFineTuneLib.models.load import load_torch_model  # noqa: E402
+from SAMFineTuneLib.models.formats.recognise_checkpoint import recognise  # noqa: E402
+from SAMFineTuneLib.models.load_model import load_torch_model  # noqa: E402
 from SAMFineTuneLib.models.preprocess import prepare  # noqa: E402
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec  # noqa: E402
 
@@ -152,7 +152,7 @@ def test_loading_leaves_the_package_segment_anything_unimported(tmp_path):
 
     torch.save(small_models.sam().state_dict(), tmp_path / "w.pth")
     code = (
-        "import sys; from SAMFineTuneLib.models.load import load_network; load_network(sys.argv[1]); "
+        "import sys; from SAMFineTuneLib.models.load_model import load_network; load_network(sys.argv[1]); "
         "assert not any(n.split('.')[0] in ('segment_anything', 'torchvision') for n in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "w.pth")], check=True, timeout=120)

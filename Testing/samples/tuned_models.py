@@ -13,8 +13,8 @@ from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, trainabl
 from SAMFineTuneLib.models.architectures import tiny_vit
 from SAMFineTuneLib.models.architectures.compact import build_compact
 from SAMFineTuneLib.models.architectures.tiny_vit import StageShape, TinyViT, TinyVitShape
-from SAMFineTuneLib.models.formats.recognise import recognise
-from SAMFineTuneLib.models.load import load_network, load_torch_model
+from SAMFineTuneLib.models.formats.recognise_checkpoint import recognise
+from SAMFineTuneLib.models.load_model import load_network, load_torch_model
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, write_spec
 
 CLASSES = ("background", "liver", "spleen")

@@ -10,7 +10,7 @@ from SAMFineTuneLib.cases.cases import find_cases
 from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.models.adapters.tuning import attach, trainable
 from SAMFineTuneLib.models.adapters.tuning_method import Method
-from SAMFineTuneLib.models.load import load_network
+from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.training.network_tuning import NetworkTuning
 from SAMFineTuneLib.training.process_group import ProcessGroup

@@ -17,7 +17,7 @@ from SAMFineTuneLib.models.adapters.adapter_card import Card  # noqa: E402
 from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning import attach, save_adapter, trainable  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
-from SAMFineTuneLib.models.load import load_network  # noqa: E402
+from SAMFineTuneLib.models.load_model import load_network  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 
 

@@ -17,7 +17,7 @@ from SAMFineTuneLib.models.adapters.adapter_folder import (
 )
 from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 from SAMFineTuneLib.models.formats.graph_weights import files_beside
-from SAMFineTuneLib.models.needs import require
+from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.models.store import Store
 
@@ -97,7 +97,7 @@ def _export(adapter: AdapterFolder, base: ModelFolder, folder: Path, model_id: s
 
 
 def _merged(adapter: AdapterFolder, base: ModelFolder):
-    from SAMFineTuneLib.models.load import load_torch_model
+    from SAMFineTuneLib.models.load_model import load_torch_model
 
     return load_torch_model(base, adapter=adapter).network
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.download.download_file import Progress, discard_partial, download
 from SAMFineTuneLib.models.download.manifest import Entry
-from SAMFineTuneLib.models.formats.importing import examine
-from SAMFineTuneLib.models.needs import require
+from SAMFineTuneLib.models.formats.import_model import examine
+from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.models.store import Store
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.models.needs import require, require_safe_torch
+from SAMFineTuneLib.models.optional_packages import require, require_safe_torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from torch.nn import functional as F  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.models.architectures.segment_anything import image_encoder_module  # noqa: E402
 from SAMFineTuneLib.models.architectures.tiny_vit import Attention, TinyViTBlock  # noqa: E402
-from SAMFineTuneLib.models.formats.recognise import recognise  # noqa: E402
-from SAMFineTuneLib.models.load import load_network, load_torch_model  # noqa: E402
+from SAMFineTuneLib.models.formats.recognise_checkpoint import recognise  # noqa: E402
+from SAMFineTuneLib.models.load_model import load_network, load_torch_model  # noqa: E402
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec  # noqa: E402
 
 IMAGE = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(9))

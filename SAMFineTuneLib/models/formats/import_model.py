@@ -17,7 +17,7 @@ from SAMFineTuneLib.models.spec import SPEC_FILE, ModelSpec, plain_id, read_mode
 from SAMFineTuneLib.models.store import Source
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.models.formats.recognise import Recognition
+    from SAMFineTuneLib.models.formats.recognise_checkpoint import Recognition
 
 _SETTINGS = "args.json"  # finetune-SAM's, read from beside its checkpoint
 
@@ -51,7 +51,7 @@ def examine(
         if like or base:
             raise UserError(f"{path} is a folder, which says itself how it is used; --like and --base are for files.")
         return _examine_folder(path, model_id)
-    from SAMFineTuneLib.models.formats.recognise import recognise
+    from SAMFineTuneLib.models.formats.recognise_checkpoint import recognise
 
     recognition = recognise(path, base)
     recognition.require_fit()

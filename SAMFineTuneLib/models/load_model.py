@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
 from SAMFineTuneLib.models.adapters.apply_adapter import apply_adapter
-from SAMFineTuneLib.models.formats.recognise import Recognition, build_network, recognise
+from SAMFineTuneLib.models.formats.recognise_checkpoint import Recognition, build_network, recognise
 from SAMFineTuneLib.models.spec import ModelFolder
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 import small_models  # noqa: E402
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.models.formats.recognise import build_network, recognise  # noqa: E402
+from SAMFineTuneLib.models.formats.recognise_checkpoint import build_network, recognise  # noqa: E402
 
 
 @pytest.fixture(scope="module")
