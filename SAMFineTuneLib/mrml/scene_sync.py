@@ -1,8 +1,8 @@
-"""Brings the nodes of a scene, the session and the segments together, turn by turn of the host's timer.
+"""Keeps the nodes of a scene, the session and the segments the same, at every turn of the host's timer.
 
-Markups nodes hold the prompts, a segmentation holds the masks. The user may change either with whatever Slicer has, so
+Markups nodes hold the prompts, a segmentation holds the masks. The user may change either with any tool of Slicer, so
 nothing here reacts to single edits: observers only note that something changed (`scene_watch`), and each turn compares.
-`prompt_sync` and `segment_table` bring nodes and session together, `mask_display` writes masks into segments, and
+`prompt_sync` and `segment_table` compare nodes with the session, `mask_display` writes masks into segments, and
 `RecordKeeper` keeps the session's document in the scene. Nothing waits, and no thread is started.
 """
 
@@ -48,8 +48,7 @@ _SAME_WINDOW = 1e-3  # of the window's width
 
 
 class SceneSync:
-    """A volume node, a segmentation node, and the work on them; the ground of `SceneSession`, which adds what can be
-    asked for."""
+    """A volume node, a segmentation node, and the work on them. `SceneSession` adds what the panel can ask for."""
 
     def __init__(
         self,
@@ -73,18 +72,18 @@ class SceneSync:
         self.client = client
         self.parameters = storage.ParameterNode(scene)
         self.state: StateChanged | None = None
-        """What the session said last."""
+        """The newest state that the session told."""
         self.volume_node = None
         self.segmentation_node = None
         self.volume: Volume | None = None
         self.placing = Placing(scene)
         self.found = FoundObjects(scene)
         self.save_undo_state: Callable[[], object] | None = None
-        """Called before masks go into a segmentation that somebody else has changed, for Slicer's own undo."""
+        """Called before masks are written into a segmentation that somebody else has changed, for Slicer's own undo."""
         self._log = log or logging.getLogger(__name__)
         self._clock = clock
         self.on_change: Callable[[], object] = lambda: None
-        """Called when something changed in the scene, for a host that does not turn quickly all the time."""
+        """Called when something changed in the scene, so that the host takes the next turn soon."""
         self._observers = Observers(self._log, lambda: self.on_change())
         self._views = ViewFinder(scene, active_slice_node or slice_node_under_cursor(scene))
         self._volume_watch = VolumeWatch(self._observers, clock)
@@ -100,13 +99,13 @@ class SceneSync:
         self._window: IntensityWindow | None = None
         self._given_window: IntensityWindow | None = None
         self._model: tuple[str, str, str] = ("", "", "auto")
-        self._next_state: StateChanged | None = None  # said, but not yet written into the nodes
+        self._next_state: StateChanged | None = None  # told, but not yet written into the nodes
         self._awaits_state = False
-        self._look: tuple | None = None  # for which segment and views the prompts have their looks
-        self._place_again: str | None = None  # a kind
+        self._look: tuple | None = None  # the segment and the views for which the prompts are drawn
+        self._place_again: str | None = None  # the kind to go on placing at the next turn
         self._scene_watch = SceneWatch(scene, self._observers, self._prompt_watch, self)
 
-    # ---- coming and going
+    # ---- opening and leaving
 
     @property
     def _nodes(self) -> PromptNodes | None:
@@ -140,7 +139,7 @@ class SceneSync:
         self.client.set_volume(self.volume, self._given_window)
 
     def _enter(self) -> None:
-        """Take up the work on volume and segmentation where the scene has it."""
+        """Continue the work on volume and segmentation that is stored in the scene."""
         if self.volume is None or self.segmentation_node is None:
             return
         record = storage.read_record(self.scene, self.volume_node, self.segmentation_node)
@@ -166,7 +165,7 @@ class SceneSync:
         self._changed()
 
     def _leave(self, hide: bool = True) -> None:
-        """Store the work in the scene and put its prompts out of sight."""
+        """Store the work in the scene and hide its prompts."""
         self.placing.stop()
         if self._work is not None and not self.scene.IsClosing():
             if self._work.jobs:
@@ -178,7 +177,7 @@ class SceneSync:
         self._drop()
 
     def _forget_segments(self, table: SegmentTable | None, jobs: set[int]) -> None:
-        """The session works on these segments no longer."""
+        """Remove the segments of a table from the session, and cancel jobs."""
         for job in jobs:
             self.client.cancel(job, keep_results=False)
         if table is not None:
@@ -186,7 +185,7 @@ class SceneSync:
                 self.client.remove_segment(value)
 
     def _drop(self) -> None:
-        """End the work; what the scene has of it stays as it is."""
+        """End the work; the scene stays as it is."""
         self.placing.stop()
         if self._work is not None:
             self._work.writer.close()
@@ -203,7 +202,7 @@ class SceneSync:
         self._enter()
 
     def _ensure_segment(self) -> str:
-        """The current segment; segmentation and segment are made when there is none."""
+        """The current segment; makes segmentation and segment when there is none."""
         self._require_volume()
         if self.segmentation_node is None:
             self._make_segmentation()
@@ -229,7 +228,7 @@ class SceneSync:
             return
         self._scene_watch.remove_orphans()
         self._follow_changes()
-        if self._reconcile():  # on its way now, rather than at the host's next turn
+        if self._reconcile():  # sends it now rather than at the next turn
             for event in self.client.pump(0.001):
                 self._hear(event)
         if self._work is not None:  # first, because it is what the user waits for
@@ -250,7 +249,7 @@ class SceneSync:
             self.found.step(late)
 
     def _show_prompts(self) -> None:
-        """Prompts of the chosen segment are larger than others, and have handles in the views they lie in."""
+        """Draw prompts of the chosen segment larger than others, with handles in the views they lie in."""
         look = (self.current_segment_id, *self._views.directions())
         if look != self._look and not self._work.prompts.held:
             self._work.nodes.look(look[0], self._views.nodes(), self.volume)
@@ -289,7 +288,7 @@ class SceneSync:
         return told
 
     def _take(self, state: StateChanged, late: Callable[[], bool]) -> None:
-        """Write what the session says into segment table and nodes; what there is no time for, in the next round."""
+        """Write a state into segment table and nodes; what there is no time for follows at the next turn."""
         self.state, self._awaits_state, self._look = state, False, None
         if self._work is not None and not (self._work.take_new_segments(state, late) and self._work.take(state, late)):
             return
@@ -300,7 +299,7 @@ class SceneSync:
             self._work.nodes.remove_empty()
 
     def _changed(self) -> None:
-        """Something was asked of the session; a state will come that knows of it, and older ones do not count."""
+        """The session was asked for something: a state will come that includes it, and older states do not count."""
         self._awaits_state, self._next_state, self._look = True, None, None
         if self._work is not None:
             self._work.keeper.changed()
@@ -315,7 +314,7 @@ class SceneSync:
         return self.client.status.state == "ready"
 
     def store(self, patience: float = 0.0) -> None:
-        """Put the session into the scene, as is done when it is saved; waits `patience` seconds for the worker."""
+        """Store the session in the scene, as when the scene is saved; waits up to `patience` seconds for the worker."""
         if self._work is None:
             return
         self._reconcile()
@@ -338,7 +337,7 @@ class SceneSync:
     # ---- what was changed elsewhere
 
     def _follow_changes(self) -> None:
-        """What was changed in Slicer's other modules, once it has come to rest."""
+        """Follow what was changed in Slicer's other modules and has come to rest."""
         if self._volume_watch.has_changed():
             self._follow_volume()
         if self._volume_watch.window_has_changed():
@@ -356,7 +355,7 @@ class SceneSync:
             self._place_clicks()
 
     def _follow_table(self) -> None:
-        """Segments that were removed, renamed or recoloured in Slicer's table."""
+        """Follow segments that were removed, renamed or recoloured in Slicer's table."""
         self._scene_watch.segments_changed, self._look = False, None
         if self._work is None:
             return
@@ -371,7 +370,7 @@ class SceneSync:
             self._changed()
 
     def _follow_volume(self) -> None:
-        """Voxels or place of the volume are others than the session has: it begins anew with the prompts."""
+        """When the volume's voxels or place changed, begin a new session with the same prompts."""
         if self.volume_node is None:
             return
         try:
@@ -414,17 +413,17 @@ class SceneSync:
             self.place(kind, self._views.node_at(clicks[0]), clicks)
         except UserError as error:
             self._tell(Failed(str(error)))
-        self.start_placing(kind)  # into the list of the segment, if it was made just now
+        self.start_placing(kind)  # into the segment's list, if the segment is a new one
 
     def _view_at(self, ras) -> View:
-        """For what was placed where nobody saw it: the view that shows it, or else any."""
+        """The view in which a prompt was placed of which that is not known: one that shows it, else the axial one."""
         view = self._views.view_at(ras, self.volume)
         return "axial" if view is None else view
 
     # ---- what happens in the scene and cannot wait: called by `scene_watch`
 
     def input_removed(self, node) -> bool:
-        """The volume or segmentation that is worked on is about to be deleted, and the prompts between them with it."""
+        """A node is about to be removed. Returns whether it is the volume or segmentation, whose prompts go with it."""
         if node is self._editor_node:
             self._editor_node = None
             if self._work is not None:
@@ -445,7 +444,7 @@ class SceneSync:
         if prompts or jobs:
             stopped = ", and what was computed for it was stopped" if jobs else ""
             self._tell(Notice(f"The {what} “{node.GetName()}” was deleted: its prompts went with it{stopped}."))
-        self._place_again = kind  # not now: the scene is about to remove a node
+        self._place_again = kind  # not now, while the scene removes a node
         return True
 
     def scene_saves(self) -> None:

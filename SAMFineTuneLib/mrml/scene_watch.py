@@ -1,4 +1,4 @@
-"""What happens in the scene, noted for the next turn; only what cannot wait is passed on at once."""
+"""Observes a scene and notes what happens for the next turn; only what cannot wait is passed on at once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class SceneWatch:
     """Observes a scene, and the segments of one segmentation node."""
 
     def __init__(self, scene, observers: Observers, prompts: PromptWatch, session):
-        """`session`, a SceneSession, is told at once of what cannot wait."""
+        """`session` is the SceneSession that is told at once of what cannot wait."""
         import slicer
 
         self.segments_changed = False
-        """Whether segments were added, removed, renamed, recoloured or sorted; whoever takes it up says so."""
+        """Whether segments were added, removed, renamed, recoloured or sorted; reset by whoever has dealt with it."""
         self._scene, self._observers, self._prompts, self._session = scene, observers, prompts, session
         self._orphans = False
         self._companions: list = []  # display and storage nodes of prompts that somebody else removed
@@ -32,11 +32,11 @@ class SceneWatch:
 
     @property
     def pending(self) -> bool:
-        """Whether something happened that nobody has taken up yet."""
+        """Whether something happened that was not dealt with yet."""
         return self.segments_changed or self._orphans or bool(self._companions)
 
     def watch_segments(self, before, node) -> None:
-        """Observe the segments of another segmentation node than before; None for none."""
+        """Observe the segments of `node`, which may be None, instead of those of `before`."""
         import slicer
 
         if before is not None:
@@ -46,7 +46,7 @@ class SceneWatch:
                 self._observers.add(node, getattr(slicer.vtkSegmentation, name), self._on_segments)
 
     def remove_orphans(self) -> None:
-        """Remove prompts and records whose volume or segmentation is gone, and what showed prompts that are gone."""
+        """Remove prompts and records without volume or segmentation, and display nodes of prompts that are gone."""
         companions, self._companions = self._companions, []
         for node in companions:
             if node.GetScene() is not None:

@@ -1,4 +1,4 @@
-"""The work on one volume and one segmentation: its parts, and what has to happen between them."""
+"""The work on one volume and one segmentation: its prompts, masks and stored record."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OTHER_IMAGE = (
 
 
 class Work:
-    """Prompts, masks and record of one volume and segmentation, while they are worked on."""
+    """Prompts, masks and record of one volume and segmentation, while the user works on them."""
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class Work:
     ):
         self.table, self.prompts, self.masks, self.keeper = table, prompts, masks, keeper
         self.jobs: set[int] = set()
-        """Running propagations: their masks are in no document yet."""
+        """Running propagations, whose masks the document does not have yet."""
         self.sweep_due = True
         """Whether there may be masks in the segments that the session does not have."""
-        self._adopted: set[str] = set()  # segments that the session made itself
-        self._fresh: list[str] = []  # of these, those of which nobody was told yet how much they got
+        self._adopted: set[str] = set()  # segments that the session made from found objects
+        self._fresh: list[str] = []  # of these, those of which the user was not told yet how many voxels they got
         self._repairs = 0  # in a row
         self._client, self._tell = client, tell
-        self._looked_at = set(self._shown())  # masks, for whether anything is seen of them
+        self._looked_at = set(self._shown())  # masks that were checked for having got no voxels
 
     @property
     def nodes(self) -> PromptNodes:
@@ -68,8 +68,7 @@ class Work:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing waits to be told, shown, swept, checked or stored, apart from what the session is about to
-        say."""
+        """Whether nothing waits to be told, written, checked or stored, but for what the session is about to tell."""
         waiting = self.prompts.dirty or self.prompts.held or len(self.masks) or self.jobs or self.sweep_due
         return not waiting and not self.masks.unchecked and self.keeper.current and not self.unwritten
 
@@ -80,19 +79,19 @@ class Work:
 
     @property
     def behind(self) -> bool:
-        """Whether there is anything that the stored document does not know of."""
+        """Whether the stored document lacks anything."""
         return bool(len(self.masks)) or not self.keeper.current
 
     @property
     def unwritten(self) -> bool:
-        """Whether the scene has another record than the keeper."""
+        """Whether the record in the scene is older than the keeper's."""
         return self.keeper.outdated or not self.masks.stored
 
-    # ---- beginning
+    # ---- opening
 
     def restore(self, record: storage.Record, recognised: dict[str, Any]) -> IntensityWindow | None:
-        """Give the session the stored document and return its window; where it does not fit the volume, which is
-        `recognised`, the prompts in the nodes are given anew."""
+        """Give the session the stored document and return its window. Where it does not belong to the volume that is
+        `recognised`, returns None, and the session gets the prompts of the nodes instead."""
         document = record.document
         if document is None:
             return None
@@ -114,11 +113,10 @@ class Work:
         self.prompts.expect(prompts)
         return window
 
-    # ---- what the session says
+    # ---- states of the session
 
     def take_new_segments(self, state: StateChanged, late: Callable[[], bool]) -> bool:
-        """Segments that the session made itself into Slicer's table, until told to go on another time; whether that
-        was all."""
+        """Add segments that the session made to Slicer's table until `late()`; returns whether that was all."""
         for info in state.segments:
             if self.table.id_of(info.value) is None:
                 segment_id = self.table.adopt(info)
@@ -129,8 +127,8 @@ class Work:
         return True
 
     def take(self, state: StateChanged, late: Callable[[], bool]) -> bool:
-        """Write what the session says into segment table and nodes, until told to go on another time; whether that was
-        all. `take_new_segments` comes first."""
+        """Write a state into segment table and nodes until `late()`; returns whether that was all. Call
+        `take_new_segments` first."""
         self._take_segments(state)
         return self.prompts.take(state.prompts, late)
 
@@ -142,7 +140,7 @@ class Work:
         table.take_over(state.segments)
 
     def _unadopt(self, segment_id: str) -> None:
-        """Adopting was undone: the segment goes, unless the user has drawn in it."""
+        """Remove a segment whose making from a found object was undone, unless the user has drawn in it."""
         self.masks.take_back(segment_id)
         if is_empty(self.table.segmentation.GetSegment(segment_id)):
             self.table.forget(segment_id)
@@ -150,7 +148,7 @@ class Work:
             self.table.segmentation.RemoveSegment(segment_id)
 
     def end_job(self, number: int | None) -> None:
-        """A propagation has ended: the document has its masks from now on, which need not be told once more."""
+        """A propagation has ended, so the document has its masks from now on."""
         if number in self.jobs:
             self.jobs.remove(number)
             self.keeper.changed()
@@ -158,7 +156,7 @@ class Work:
     # ---- the document
 
     def check(self, end: float) -> None:
-        """Notice when the segments do not hold what the session says, and mend it. Only when it has settled."""
+        """Write the masks once more when the segments do not hold them. Call it when the session has settled."""
         if self.jobs or len(self.masks) or not self.masks.unchecked:
             return
         if self.masks.check(self._client.told, end):
@@ -176,7 +174,7 @@ class Work:
             self._tell(Failed(_NOT_KEPT))
 
     def _say_what_is_missing(self) -> None:
-        """Of found objects that became segments and did not get all their voxels."""
+        """Tell the user of found objects that became segments without all their voxels."""
         fresh, self._fresh = self._fresh, []
         if not fresh:
             return
@@ -194,14 +192,14 @@ class Work:
             ))  # fmt: skip
 
     def _say_what_got_nothing(self) -> None:
-        """Of masks that were found, and of which nothing is seen because their voxels are kept for others."""
+        """Tell the user of masks that got no voxel at all, because others keep them or masking excludes them."""
         shown = self._shown()
         new = [claim for place, claim in shown.items() if place not in self._looked_at]
         self._looked_at = set(shown)
         hidden = [claim.segment_id for claim in new if claim.wanted and not claim.voxels]
         for segment_id in dict.fromkeys(hidden):
             if segment_id in self._adopted or not self.table.has(segment_id):
-                continue  # of found objects it is said with numbers
+                continue  # `_say_what_is_missing` tells of them
             count = hidden.count(segment_id)
             slices = "one slice" if count == 1 else f"{count} slices"
             self._tell(Notice(
@@ -214,8 +212,8 @@ class Work:
         return {(claim.segment_id, claim.plane_key, claim.since): claim for claim in self.writer.masks()}
 
     def sweep(self) -> None:
-        """Take back masks that the session does not have: their prompts went while the worker was away. Only when
-        the session has settled."""
+        """Remove masks that the session does not have, because their prompts were deleted while the worker was away.
+        Call it when the session has settled."""
         if not self.sweep_due or self.jobs or len(self.masks) or not self.keeper.current:
             return
         self.sweep_due = False
@@ -227,7 +225,7 @@ class Work:
         self.masks.keep_only(places)
 
     def write_record(self, model: str, adapter: str, recognised: dict[str, Any]) -> None:
-        """Put what is known into the scene."""
+        """Store the record in the scene."""
         self.keeper.outdated, self.masks.stored = False, True
         record = self.keeper.record
         if record.document is None and not len(self.writer.masks()):

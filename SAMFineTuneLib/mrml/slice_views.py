@@ -1,7 +1,7 @@
 """Which plane of a volume a slice view shows.
 
-What counts is where the view lies (`SliceToRAS`), not the name of its orientation: "Axial" over a tilted scan
-cuts across its slices. How the view is zoomed, panned or rolled, a light box and a thick slab change no plane.
+That depends on where the view lies (`SliceToRAS`), not on the name of its orientation: "Axial" over a tilted scan cuts
+across its slices. It does not depend on zoom, pan, roll, light box or slab thickness.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from SAMFineTuneLib.images.slice_plane import (
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix
 
-# Slices by which a view may drift from one end of the volume to the other and still be one of its own slices, as
-# long as it stays in it: scanners store directions with few digits, and Slicer draws such views as if straight.
+# Slices by which a view may be inclined over the whole volume and still count as one of its slices, as long as it
+# stays in that slice: scanners store directions with few digits, and Slicer draws such views as if they were straight.
 _DRIFT = 0.1
-_CLEAR = 1e-3  # slices that a settled view keeps from the edge
+_CLEAR = 1e-3  # slices between a settled view and the edge of its slice
 
 
 def plane_of_view(slice_node, volume: Volume, ras=None) -> SlicePlane:
@@ -50,17 +50,18 @@ def view_kind(slice_node, volume: Volume) -> str:
 
 
 def settle_view(slice_node, volume: Volume) -> bool:
-    """Move a view that runs along the volume's slices, but crosses from one into the next, into the one that is
-    drawn: by less than a tenth of a slice, so that nothing on the screen changes, and clicks belong to what is
-    seen. Such views are common: Slicer centres views on volumes, and the middle of an even number of slices is
-    an edge. Returns whether it was moved.
+    """Move a view that runs along the volume's slices, but crosses from one into the next, into the one that is drawn.
+
+    It moves by less than a tenth of a slice, so that the picture does not change, and clicks belong to the slice that
+    the user sees. Such views are common: Slicer centres views on volumes, and the middle of an even number of slices is
+    the edge between two. Returns whether the view was moved.
     """
     view = array_from_matrix(slice_node.GetSliceToRAS())
     orientation, first, last = _slices(view, volume)
     if orientation is None or first == last:
         return False
     axis = view_axes(volume, orientation)[2]
-    drawn = _slice_at(volume.ras_to_ijk(ras_at(slice_node, (0, 0)))[axis])  # straight from the view's corner on
+    drawn = _slice_at(volume.ras_to_ijk(ras_at(slice_node, (0, 0)))[axis])  # drawn is the slice at the corner
     drawn = min(max(drawn, first), last)
     low, high = _range(view, volume, axis)
     shift = drawn + 0.5 - _CLEAR - high if drawn == first else drawn - 0.5 + _CLEAR - low
@@ -83,13 +84,13 @@ def _normal(view: np.ndarray) -> np.ndarray:
 
 
 def _gradient(view: np.ndarray, volume: Volume) -> np.ndarray:
-    """mm across the view for a step of one voxel along i, j, k."""
+    """Distance from the view in mm (3,) for a step of one voxel along i, j, k."""
     return _normal(view) @ volume.affine[:3, :3]
 
 
 def _slices(view: np.ndarray, volume: Volume) -> tuple[str | None, int, int]:
-    """The orientation whose slices the view runs along, None when it cuts across them; the first and last slice
-    that it touches within the volume."""
+    """The orientation whose slices the view runs along, None when it cuts across them, and the first and last slice
+    that it touches in the volume."""
     gradient = np.abs(_gradient(view, volume))
     lengths = np.array(volume.shape[::-1])
     for orientation in ORIENTATIONS:

@@ -1,7 +1,7 @@
-"""What belongs to the scene: the parameter node, and for every volume and segmentation the session's document.
+"""What is saved with a scene: the parameter node, and for every volume and segmentation the session's document.
 
-The document is kept in a text node that references both. It is saved with the scene, hidden from lists, and says
-nothing that the session file does not say either: no path, no patient.
+The document is kept in a text node that references both. It is hidden from lists and, like the session file, holds
+neither paths nor anything about the patient.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ _ROLES = {"volume": "Volume", "segmentation": "Segmentation", "editor": "Segment
 _SAMPLES = 1 << 16  # voxels by which a volume is recognised
 _SAME_AFFINE = 1e-3  # mm: what files lose of a volume's place
 _SNAPSHOT_DELAY = 0.15  # seconds without a change before the session is asked for its document
-_AFTER_FAILURE = 3.0  # seconds more, when it could not say
-_RECORD_DELAY = 0.3  # seconds without a change before what there is is put into the scene
+_AFTER_FAILURE = 3.0  # seconds more after a failure
+_RECORD_DELAY = 0.3  # seconds without a change before the record is stored in the scene
 
 
 class ParameterNode:
-    """Input, model and window of the module, in the one node Slicer's scripted modules keep such things in.
+    """Input, model and window of the module, in the node in which Slicer's scripted modules keep their parameters.
 
-    Values are texts; `window` is None where the displayed one is to be followed.
+    Values are texts; `window` is None while the displayed one is followed. Slicer's `parameterNodeWrapper` is not used,
+    because it exists in the application alone, and it would write values anew that scenes of earlier versions hold.
     """
 
     def __init__(self, scene):
@@ -46,7 +47,7 @@ class ParameterNode:
 
     @property
     def node(self):
-        """The vtkMRMLScriptedModuleNode, made when it is not there."""
+        """The vtkMRMLScriptedModuleNode, which is made when there is none."""
         return self.find() or self._make()
 
     def find(self):
@@ -62,12 +63,12 @@ class ParameterNode:
             self.node.SetParameter(name, value)
 
     def referenced(self, what: str):
-        """The "volume", "segmentation" or "editor" node, None without one."""
+        """The referenced "volume", "segmentation" or "editor" node, None without one."""
         node = self.find()
         return None if node is None else node.GetNodeReference(_ROLES[what])
 
     def refer(self, what: str, other) -> None:
-        """Reference a node, or none."""
+        """Reference a node, or none, as "volume", "segmentation" or "editor"."""
         if self.referenced(what) is not other:
             self.node.SetNodeReferenceID(_ROLES[what], None if other is None else other.GetID())
 
@@ -97,10 +98,11 @@ class ParameterNode:
 
 @dataclass
 class Record:
-    """What is kept of one volume and segmentation.
+    """What is stored of one volume and segmentation.
 
     `document` is the session as `session_to_dict` gives it, None before there was one. `values` has the label value
-    of every segment ID, `claims` what `SegmentWriter.to_dict` gives.
+    of every segment ID. `claims` says which mask owns which voxels, as `SegmentWriter.to_dict` gives it; scenes hold it
+    under that name.
     """
 
     document: dict[str, Any] | None = None
@@ -108,7 +110,7 @@ class Record:
     claims: Any = None
     model: str = ""
     adapter: str = ""
-    volume: dict[str, Any] = field(default_factory=dict)  # what it is recognised by
+    volume: dict[str, Any] = field(default_factory=dict)  # by which it is recognised
 
 
 def read_record(scene, volume_node, segmentation_node) -> Record:
@@ -128,7 +130,7 @@ def read_record(scene, volume_node, segmentation_node) -> Record:
 
 
 def write_record(scene, volume_node, segmentation_node, record: Record) -> None:
-    """Store a record; what is stored already is not touched, so that the scene does not count as changed."""
+    """Store a record. One that is stored already is not written again: the scene would count as changed."""
     text = json.dumps({"format": FORMAT, "version": VERSION} | vars(record), sort_keys=True, ensure_ascii=False)
     node = find_record(scene, volume_node, segmentation_node)
     if node is None:
@@ -145,20 +147,24 @@ def write_record(scene, volume_node, segmentation_node, record: Record) -> None:
 
 
 class RecordKeeper:
-    """Keeps the record of one volume and segmentation current."""
+    """Keeps the record of one volume and segmentation current.
+
+    Saving a scene cannot wait for the worker, and whoever saves it need not announce it. The keeper therefore asks for
+    the document whenever the session has come to rest, and has it stored in the scene at once.
+    """
 
     def __init__(self, record: Record, client, own_requests: set[int], clock: Callable[[], float]):
-        """`own_requests` collects the numbers of requests that nobody else should hear of."""
+        """`own_requests` collects the numbers of requests whose answers are for the keeper alone."""
         self.record = record
         self.outdated = False
-        """Whether the record has changed since it was put into the scene."""
+        """Whether the record has changed since it was stored in the scene."""
         self._client, self._own_requests, self._clock = client, own_requests, clock
         self._stale = False
         self._request: int | None = None
         self._last_change = clock()
 
     def changed(self) -> None:
-        """The session is, or will be, another one."""
+        """The session has changed, or will when it has heard what it was asked for."""
         self._stale = True
         self._last_change = self._clock()
 
@@ -169,11 +175,11 @@ class RecordKeeper:
 
     @property
     def rested(self) -> bool:
-        """Whether it is time to put into the scene what there is."""
+        """Whether it is time to store the record in the scene."""
         return self._clock() - self._last_change >= _RECORD_DELAY
 
     def ask(self, settled: bool, hurry: bool = False) -> None:
-        """Ask for the document, if it is time and the session has come to rest."""
+        """Ask for the document if the session has settled and some time has passed, which `hurry` skips."""
         due = hurry or self._clock() - self._last_change >= _SNAPSHOT_DELAY
         if self._stale and self._request is None and settled and due:
             self._stale = False
@@ -227,7 +233,7 @@ def prompts_of(document: dict[str, Any]) -> list[PromptInfo]:
 
 
 def places_of(document: dict[str, Any]) -> list[tuple[PromptInfo, list[str]]]:
-    """(prompt, the keys of the planes it was trimmed to, none when it lies wherever it reaches)."""
+    """Each prompt with the keys of the planes that it is restricted to; no key means all planes that it lies on."""
     return [(_prompt_info(entry), list(entry.get("planes") or ())) for entry in document["prompts"]]
 
 

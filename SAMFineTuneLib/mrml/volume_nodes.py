@@ -1,4 +1,4 @@
-"""Volume nodes as volumes: geometry in world RAS, voxels as a view of the node's own memory; and when they change."""
+"""Volume nodes as volumes: geometry in world RAS, and voxels as a view of the node's memory; and when they change."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.observers import Observers
 
 _HOUNSFIELD = ("hnsf'U", "[hnsf'U]")  # UCUM, as Slicer's DICOM reader stores it
-_GEOMETRY_DELAY = 0.3  # seconds that voxels and transform must rest
-_WINDOW_DELAY = 0.5  # seconds that the displayed window must rest
+_GEOMETRY_DELAY = 0.3  # seconds without another change of voxels or transform
+_WINDOW_DELAY = 0.5  # seconds without another change of the displayed window
 
 
 def volume_from_node(node) -> Volume:
     """The volume of a vtkMRMLScalarVolumeNode where the user sees it, below all its linear parent transforms.
 
-    The array is a view: when the node's voxels or transforms change, ask anew. Raises UserError when there are
-    no voxels, several values a voxel, several frames, or a parent transform that bends.
+    The array is a view: call again when the node's voxels or transforms change. Raises UserError when there are
+    no voxels, several values a voxel or several frames, or when a parent transform is not linear.
     """
     require_volume(node)
     affine = world_matrix(node) @ own_affine(node)
@@ -29,14 +29,14 @@ def volume_from_node(node) -> Volume:
 
 
 def require_volume(node) -> None:
-    """UserError unless `volume_from_node` can take the node; looks at no voxel."""
+    """Raise UserError unless the node has a volume for `volume_from_node`. Voxels are not read."""
     if node is None:
         raise UserError("No volume is selected: load one, or choose it in the Input section.")
     name = f"“{node.GetName()}”"
     if node.IsA("vtkMRMLSequenceNode") or node.IsA("vtkMRMLSequenceBrowserNode"):
         raise UserError(f"{name} is a sequence of images: choose one of its frames, which is a volume of its own.")
     if not node.IsA("vtkMRMLScalarVolumeNode"):
-        raise UserError(f"{name} is no scalar volume: choose an image with one value a voxel.")
+        raise UserError(f"{name} is not a scalar volume: choose an image with one value a voxel.")
     image = node.GetImageData()
     scalars = image.GetPointData().GetScalars() if image is not None else None
     if scalars is None or scalars.GetNumberOfTuples() == 0:
@@ -49,7 +49,7 @@ def require_volume(node) -> None:
 
 
 def require_linear(node) -> None:
-    """UserError when a parent transform of the node bends."""
+    """Raise UserError when a parent transform of the node is not linear."""
     parent = node.GetParentTransformNode()
     if parent is not None and not parent.IsTransformToWorldLinear():
         raise UserError(
@@ -59,7 +59,7 @@ def require_linear(node) -> None:
 
 
 def displayed_window(node) -> IntensityWindow | None:
-    """The window in which the node is shown in the slice views; None without one."""
+    """The window in which the slice views show the node; None without one."""
     display = node.GetDisplayNode() if node is not None else None
     if display is None or not hasattr(display, "GetWindowLevelMin"):
         return None
@@ -79,7 +79,7 @@ class VolumeWatch:
         self._window_changed: float | None = None
 
     def watch(self, node) -> None:
-        """Observe this node, and the one before no more; None for none."""
+        """Observe this node, which may be None, instead of the former one."""
         for seen in (self._node, self._display):
             if seen is not None:
                 self._observers.remove(seen)
@@ -91,23 +91,23 @@ class VolumeWatch:
             self._watch_display(node.GetDisplayNode())
 
     def forget(self) -> None:
-        """What has changed so far does not count."""
+        """Ignore what has changed so far."""
         self._changed = self._window_changed = None
 
     @property
     def pending(self) -> bool:
-        """Whether something has changed that nobody has taken up."""
+        """Whether something has changed that was not reported yet."""
         return self._changed is not None or self._window_changed is not None
 
     def has_changed(self) -> bool:
-        """Whether voxels or place have changed and come to rest; said once."""
+        """Whether voxels or place have changed and come to rest; True once for each change."""
         if self._changed is None or self._clock() - self._changed < _GEOMETRY_DELAY:
             return False
         self._changed = None
         return True
 
     def window_has_changed(self) -> bool:
-        """Whether the displayed window has changed and come to rest; said once."""
+        """Whether the displayed window has changed and come to rest; True once for each change."""
         if self._window_changed is None or self._clock() - self._window_changed < _WINDOW_DELAY:
             return False
         self._window_changed = None
@@ -137,13 +137,13 @@ def world_matrix(node) -> np.ndarray:
 
 
 def own_affine(node) -> np.ndarray:
-    """4×4 from array indices (i, j, k, 1) of a volume node to the node's own coordinates in mm, without the transforms
-    that it is under."""
+    """4×4 from array indices (i, j, k, 1) of a volume node to the node's own coordinates in mm, without its parent
+    transforms."""
     return from_array(filled_matrix(node.GetIJKToRASMatrix), node.GetImageData().GetExtent()[::2])
 
 
 def from_array(affine: np.ndarray, start) -> np.ndarray:
-    """A 4×4 from VTK's indices, which begin at `start` (i, j, k), made one from array indices, which begin at 0."""
+    """Turn a 4×4 from VTK's indices, which begin at `start` (i, j, k), into one from array indices from 0."""
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ np.asarray(start, float)
     return moved
@@ -166,7 +166,7 @@ def array_from_matrix(matrix) -> np.ndarray:
 
 
 def _voxels(node, image) -> np.ndarray:
-    """[k, j, i], no copy."""
+    """The voxels [k, j, i] without copying them."""
     from vtk.util.numpy_support import vtk_to_numpy
 
     try:
@@ -179,7 +179,7 @@ def _voxels(node, image) -> np.ndarray:
 
 
 def _modality(node) -> str:
-    """ "CT", "MR", …: what the DICOM reader noted, "" when nobody said."""
+    """The modality that the DICOM reader noted, such as "CT" or "MR"; "" when it is not known."""
     import slicer
 
     scene = node.GetScene()

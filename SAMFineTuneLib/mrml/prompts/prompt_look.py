@@ -27,6 +27,7 @@ _LIGHT, _DARK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 _GREEN, _RED = (0.35, 1.0, 0.25), (0.75, 0.05, 0.05)
 _HOVER = (1.0, 0.9, 0.2)
 
+
 def make_displays(node, marker: Marker) -> None:
     """Give a new node of a kind, or one of an older scene, what shows it."""
     if node.GetDisplayNode() is None:

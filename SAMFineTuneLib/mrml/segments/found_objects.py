@@ -1,4 +1,4 @@
-"""Found objects in the views before they are segments: a segmentation of their own, in no list and in no file."""
+"""Shows found objects in the views before they become segments, in a segmentation that is not listed and not saved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPACITY = 0.35
 
 
 class FoundObjects:
-    """Shows one set of objects at a time; `step` does it, a little at each call."""
+    """Shows one set of objects at a time, a little at each call of `step`."""
 
     def __init__(self, scene):
         self._scene = scene
@@ -27,7 +27,7 @@ class FoundObjects:
         self._waiting: deque[tuple[int, SlicePlane, np.ndarray]] = deque()
 
     def show(self, masks: Sequence[tuple[int, SlicePlane, np.ndarray]], volume_node, volume: Volume) -> None:
-        """Show these (object number, plane, mask bool [rows, columns]) in place of those before."""
+        """Show these (object number, plane, mask bool [rows, columns]) instead of the former ones."""
         self.clear()
         self._waiting.extend(masks)
         if masks:
@@ -40,7 +40,7 @@ class FoundObjects:
         return len(self._waiting)
 
     def step(self, late) -> None:
-        """Show some of what waits, at least one mask, until `late()`."""
+        """Show waiting masks until `late()`, at least one."""
         if not self._waiting:
             return
         if self.node.GetScene() is None:
@@ -52,7 +52,7 @@ class FoundObjects:
                     self._show(*self._waiting.popleft())
                     if late():
                         return
-        except UserError:  # the volume went under a transform that cannot be followed; nothing is lost
+        except UserError:  # a non-linear transform was put on the volume; this is only a preview
             self._waiting.clear()
 
     def clear(self) -> None:
@@ -84,12 +84,12 @@ class FoundObjects:
         node = self._scene.AddNode(node)
         hierarchy = self._scene.GetSubjectHierarchyNode()
         if hierarchy is not None and not hierarchy.GetItemByDataNode(node):
-            # A hidden node gets no item by itself, and the application would log an error for every segment.
+            # Slicer makes no item for a hidden node, and would then log an error for every segment.
             hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetSaveWithScene(False)
         node.GetDisplayNode().SetOpacity2DFill(_OPACITY)
-        # The transform first: the geometry that follows is relative to it.
+        # The transform comes first, because the geometry is relative to it.
         node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
         node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
         return node

@@ -1,8 +1,7 @@
 """A segmentation's binary labelmaps as arrays in one grid.
 
-Slicer keeps segments that do not overlap in one shared labelmap, a layer, each with a value of its own. After
-every edit it crops layers to what they hold, and exchanges their memory: arrays are fetched anew for each write
-and never kept.
+Slicer keeps segments that do not overlap in one shared labelmap, a layer, each with its own value. After every edit it
+crops layers to what they hold and replaces their memory. Arrays are therefore fetched for each write and never kept.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, require_linear, world_matrix
 
 BINARY, SURFACE = "Binary labelmap", "Closed surface"
-_SAME = 1e-3  # voxels that two grids may be apart and still be one
+_SAME = 1e-3  # voxels that two grids may be apart and still count as the same
 _SPARE_PART, _LEAST_SPARE = 8, 4  # labelmaps grow by an eighth of the grid, or by four voxels
 
 
@@ -71,7 +70,7 @@ class Grid:
 
 
 def require_editable(segmentation_node) -> None:
-    """UserError unless the segmentation is edited as binary labelmaps and stands in no bending transform."""
+    """Raise UserError unless the segmentation is edited as binary labelmaps and its transforms are linear."""
     if segmentation_node is None or segmentation_node.GetSegmentation() is None:
         raise UserError("No segmentation is selected: choose one, or add one in the Segments section.")
     segmentation = segmentation_node.GetSegmentation()
@@ -81,7 +80,7 @@ def require_editable(segmentation_node) -> None:
                 f"“{segmentation_node.GetName()}” stores its segments as {segmentation.GetSourceRepresentationName()}: "
                 "make Binary labelmap their source representation in the Segmentations module, or choose another one."
             )
-        segmentation.SetSourceRepresentationName(BINARY)  # nothing that could be lost
+        segmentation.SetSourceRepresentationName(BINARY)  # there is nothing to lose
     require_linear(segmentation_node)
 
 
@@ -109,11 +108,11 @@ class Layer:
         return self._first is not None
 
     def array(self) -> np.ndarray:
-        """[k, j, i] view of the labelmap as it is at this moment."""
+        """[k, j, i] view of the labelmap as it is now."""
         return image_array(self.image)
 
     def values(self, places: np.ndarray) -> np.ndarray:
-        """Labels (N,) at grid voxels (3, N) as k, j, i; 0 where the labelmap does not reach."""
+        """Labels (N,) at grid voxels (3, N), given as k, j, i; 0 outside the labelmap."""
         if self.empty:
             return np.zeros(places.shape[1], np.uint8)
         array = self.array()
@@ -127,11 +126,11 @@ class Layer:
         return values
 
     def put(self, places: np.ndarray, value: int) -> None:
-        """Set grid voxels (3, N); `make_room` comes first."""
+        """Set grid voxels (3, N) to a value; call `make_room` first."""
         self.array()[tuple(self._positions(places))] = value
 
     def _positions(self, places: np.ndarray) -> np.ndarray:
-        """Grid voxels (3, N) as k, j, i -> positions in the array, k, j, i."""
+        """Positions in the array (3, N) of grid voxels (3, N), both as k, j, i."""
         low, _ = _extent(self.image)
         if self._first is not None:
             return places + (self._first - low)[::-1, None]
@@ -141,11 +140,11 @@ class Layer:
         return (np.floor(ijk + 0.5).astype(np.intp) - low[:, None])[::-1]
 
     def make_room(self, places: np.ndarray) -> None:
-        """Give the labelmap memory for grid voxels (3, N), with some to spare, and for all its segments' values.
-        What it holds stays. Not the whole grid at once: views draw, Slicer's undo copies and files hold all of it.
+        """Make the labelmap large enough for grid voxels (3, N), with some to spare, and for its segments' values.
 
-        The segments get a new labelmap with the old content: changing the extent of the old one would tell the
-        segmentation that the shapes changed, and it would drop their surfaces.
+        It does not grow to the whole grid at once, because views draw all of it, and Slicer's undo and files copy all
+        of it. The segments get a new labelmap with the old content: if the old one got another extent, the
+        segmentation would drop the closed surfaces.
         """
         image = self._on_grids_lattice()
         first = _first_voxel(image, self.grid)
@@ -167,7 +166,7 @@ class Layer:
         self._exchange(image, low, high, image_array(image).dtype if held >= np.iinfo(dtype).max else dtype)
 
     def _exchange(self, old, low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> None:
-        """Make the segments' labelmap one of extent `low` to `high` (i, j, k) that holds what `old` does."""
+        """Replace the segments' labelmap by one of extent `low` to `high` (i, j, k) with the content of `old`."""
         import slicer
 
         image = slicer.vtkOrientedImageData()
@@ -184,7 +183,7 @@ class Layer:
         self.image, self._first = image, _first_voxel(image, self.grid)
 
     def _on_grids_lattice(self):
-        """The labelmap, resampled when it lies on another lattice, as Slicer does when it edits one."""
+        """The labelmap, resampled when its voxels are not the grid's, as Slicer does when it edits one."""
         import slicer
 
         if self._first is not None and not self.empty:
@@ -201,12 +200,12 @@ class Layer:
         return resampled
 
     def written(self) -> None:
-        """The voxels changed: views draw them at the next render. `image.Modified()` would drop the surfaces."""
+        """Have views draw the voxels at the next render. `image.Modified()` would drop the closed surfaces."""
         self.image.GetPointData().GetScalars().Modified()
 
 
 class Layers:
-    """All labelmaps of a segmentation, as they are at this moment."""
+    """All labelmaps of a segmentation, as they are now."""
 
     def __init__(self, segmentation, grid: Grid):
         self.layers: list[Layer] = []
@@ -224,7 +223,7 @@ class Layers:
             self.of[segment_id] = by_image[key]
 
     def together(self, segment_id: str) -> tuple[str, ...]:
-        """The segments in the same labelmap, itself among them."""
+        """The segments in the same labelmap, including this one."""
         return tuple(self.of[segment_id].labels) if segment_id in self.of else ()
 
 
@@ -251,7 +250,7 @@ def _extent(image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _first_voxel(image, grid: Grid) -> np.ndarray | None:
-    """Index (i, j, k) of the grid's first voxel in the labelmap's counting; None when their lattices differ."""
+    """Labelmap index (i, j, k) of the grid's first voxel; None when the voxels of the two do not coincide."""
     between = np.linalg.inv(filled_matrix(image.GetImageToWorldMatrix)) @ grid.matrix
     offset = between[:3, 3] + between[:3, :3] @ np.array(grid.start)
     first = np.round(offset)
@@ -262,7 +261,7 @@ def _first_voxel(image, grid: Grid) -> np.ndarray | None:
 
 
 def _smallest_type(largest: int) -> np.dtype:
-    """Slicer's labelmaps are unsigned bytes where they can be, and signed above."""
+    """The type that Slicer gives a labelmap with this largest value: unsigned bytes if possible, else signed."""
     return np.dtype(np.uint8 if largest <= 255 else np.int16 if largest <= 32767 else np.int32)
 
 
@@ -285,7 +284,7 @@ def image_array(image) -> np.ndarray:
 
 
 def _allocate(image, dtype: np.dtype) -> np.ndarray:
-    """Zeros [k, j, i] as the image's scalars."""
+    """Give the image scalars of 0 and return them as an array [k, j, i]."""
     from vtk.util.numpy_support import create_vtk_array, get_vtk_array_type
 
     scalars = create_vtk_array(get_vtk_array_type(dtype))

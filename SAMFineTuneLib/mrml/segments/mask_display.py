@@ -1,4 +1,4 @@
-"""The session's masks in the segments: queued as they come, shown while there is time."""
+"""Queues the session's masks as they come and writes them into the segments while there is time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is 
 
 
 class MaskDisplay:
-    """Masks on their way into the segments of one segmentation, and those that are there."""
+    """The masks of one segmentation: those that wait to be written, and those that are."""
 
     def __init__(
         self,
@@ -25,19 +25,19 @@ class MaskDisplay:
     ):
         self.writer = writer
         self.stored = True
-        """Whether what is shown was stored in the scene since it changed; whoever stores it says so."""
+        """Whether what is written is stored in the scene, too; set by whoever stores it."""
         self._table, self._tell, self._clock = table, tell, clock
         self._waiting: dict[tuple[int, str], MaskChanged] = {}
         self._last = clock()
-        self._refused: set[tuple[int, str]] = set()  # places of masks that could not be shown, which was said
+        self._refused: set[tuple[int, str]] = set()  # places whose mask could not be written, as the user was told
         self._unchecked = False
 
     def __len__(self) -> int:
-        """Masks that are not shown yet."""
+        """Masks that are not written yet."""
         return len(self._waiting)
 
     def take(self, event: MaskChanged) -> None:
-        """Queue a mask; an older one of the same place is not shown any more."""
+        """Queue a mask in place of an older one of the same segment and plane."""
         place = (event.segment, event.plane.key)
         self._waiting.pop(place, None)
         self._waiting[place] = event
@@ -59,7 +59,7 @@ class MaskDisplay:
                     return
 
     def take_back(self, segment_id: str | None = None) -> None:
-        """Take all masks back, or those of a segment, whose queued ones are dropped too."""
+        """Remove all masks, or those of a segment, including queued ones."""
         value = None if segment_id is None else self._table.values.get(segment_id)
         for place in [place for place in self._waiting if value in (None, place[0])]:
             del self._waiting[place]
@@ -70,7 +70,7 @@ class MaskDisplay:
         self.stored = False
 
     def keep_only(self, places: Collection[tuple[str, str]]) -> None:
-        """Take back masks that are not of these segment IDs and plane keys."""
+        """Remove masks that are not of these segment IDs and plane keys."""
         with self.writer.together():
             for claim in self.writer.masks():
                 if (claim.segment_id, claim.plane_key) not in places:
@@ -78,7 +78,7 @@ class MaskDisplay:
                     self.stored = False
 
     def forget_gone(self, segment_ids: list[str]) -> None:
-        """Segments were removed, and their voxels with them; the table does not know them any more."""
+        """Forget the masks of segments that were removed together with their voxels."""
         for segment_id in segment_ids:
             self.writer.forget(segment_id)
             self.stored = False
@@ -89,8 +89,9 @@ class MaskDisplay:
         return self._unchecked or self.writer.edits_to_notice or self.writer.to_verify
 
     def check(self, told: Mapping[tuple[int, str], Shown], end: float) -> bool:
-        """Whether the segments hold the masks that were told, as far as it was looked at before the clock says `end`.
-        To be called when nothing waits; what others have drawn over a mask since is theirs."""
+        """Whether the segments hold the masks `told` by the session, as far as there is time to look until `end`. Call
+        it when no mask waits. Voxels that the user has drawn over since do not count.
+        """
 
         def late() -> bool:
             return self._clock() >= end
@@ -99,7 +100,7 @@ class MaskDisplay:
         if self.writer.edits_to_notice:
             return True
         lost = self.writer.verify(late)
-        for claim in lost:  # what is there is nobody's: shown once more, the mask is a new one
+        for claim in lost:  # then the mask is written as a new one
             self.writer.forget(claim.segment_id, claim.plane_key)
         if lost or self.writer.to_verify or not self._unchecked or late():
             return not lost
@@ -115,7 +116,7 @@ class MaskDisplay:
 
     @property
     def surface_due(self) -> bool:
-        """Whether the closed surface is stale, and the masks have come to rest."""
+        """Whether the closed surface is stale, and no mask has come for a while."""
         return self.writer.surface_stale and not self._waiting and self._clock() - self._last >= _SURFACE_DELAY
 
     def _show(self, segment_id: str, event: MaskChanged) -> None:

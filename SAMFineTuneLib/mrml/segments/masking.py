@@ -1,8 +1,8 @@
 """Where the Segment Editor lets a segment be painted, and what it may paint over.
 
-The same rules as in vtkSlicerSegmentEditorLogic::ModifySegmentByLabelmap, worked out for a few voxels instead of
-whole labelmaps. One difference is meant: where visible segments may be overwritten, all of them are; Slicer 5.12
-leaves out those that share a labelmap with a hidden segment and with a visible one that was erased before them.
+These are the rules of vtkSlicerSegmentEditorLogic::ModifySegmentByLabelmap, for a few voxels instead of labelmaps. One
+difference is deliberate: where visible segments may be overwritten, all of them are. Slicer 5.12 leaves out those that
+share a labelmap with a hidden segment and with a visible one that was erased before them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class Rules:
     """What one segment may do."""
 
     segment: str
-    where: tuple[str, ...] | None = None  # segments that masking looks at; None is everywhere
-    inside: bool = False  # whether it allows what is in any of them, or what is in none
+    where: tuple[str, ...] | None = None  # segments that masking depends on; None allows everything
+    inside: bool = False  # whether it allows voxels in any of them, or voxels in none
     takes_from: frozenset[str] | None = frozenset()  # None is all
     intensities: tuple[float, float] | None = None
-    all_others: bool = False  # whether those that masking looks at are all others, whichever there are
+    all_others: bool = False  # whether masking depends on all others, also on later ones
 
     @property
     def keeps_off(self) -> frozenset[str] | None:
-        """Segments that it may not lie over; None is any."""
+        """Segments whose voxels it may not share; None is any."""
         if self.where is None or self.inside:
             return frozenset()
         return None if self.all_others else frozenset(self.where)
@@ -44,8 +44,8 @@ class Rules:
 
 
 def protect_others(editor_node) -> None:
-    """Set a segment editor node so that no segment is ever changed by painting another: what a new session
-    starts with. Slicer's own default erases what is painted over."""
+    """Set a segment editor node so that painting a segment changes no other, as a new session starts. Slicer's own
+    default erases what is painted over."""
     import slicer
 
     editor_node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments)
@@ -105,7 +105,7 @@ def _visible(segments, segmentation_node) -> tuple[str, ...]:
 
 
 def in_range(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Whether intensities lie in the editable range, limits included; for whole numbers they are cut to whole."""
+    """Whether intensities lie in the editable range, limits included. Limits are truncated for integer intensities."""
     low, high = limits
     if values.dtype.kind in "iu":
         kind = np.iinfo(values.dtype)
@@ -114,8 +114,8 @@ def in_range(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 
 
 def intensities_at(volume_node, ras: np.ndarray) -> np.ndarray:
-    """Values (N,) of a volume node at world RAS points (N, 3), linear between voxel centres, of the node's own
-    type; outside the volume its background value."""
+    """Values (N,) of a volume node at world RAS points (N, 3), interpolated linearly, in the node's own type; its
+    background value outside the volume."""
     volume = volume_from_node(volume_node)
     ijk = volume.ras_to_ijk(ras)
     last = np.array(volume.shape[::-1]) - 1

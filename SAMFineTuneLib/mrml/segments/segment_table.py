@@ -1,7 +1,7 @@
 """Slicer's table of segments and the session's: IDs and label values, names and colours.
 
-The segmentation node is right about which segments there are, how they are called and coloured; the session hears of
-a segment when it is first used. A session wants distinct names, Slicer does not: later ones are told with their value.
+The segmentation node decides which segments there are, and their names and colours; the session is told of a segment
+when it is first used. A session needs distinct names, Slicer does not: later segments of a name get their value added.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class SegmentTable:
     """Which segment has which label value in the session, and what the session was told of it."""
 
     def __init__(self, segmentation_node, values: dict[str, int] | None = None, used: Iterable[int] = ()):
-        """`used` are values that the session gave to segments of others."""
+        """`used` are values that the session has given to other segments."""
         self._node = segmentation_node
         self.values: dict[str, int] = dict(values or {})
-        """segment ID -> label value; a value stays with its segment for good."""
+        """Label value by segment ID; a segment never changes its value."""
         self._told: dict[int, tuple[str, tuple[float, ...]]] = {}
         self._used: set[int] = {*self.values.values(), *used}
         self._awaited: set[int] = set()
@@ -38,7 +38,7 @@ class SegmentTable:
         return self.segmentation.GetSegment(segment_id) is not None
 
     def id_of(self, value: int) -> str | None:
-        """The segment with a value, None when there is none (any more)."""
+        """The segment with a value, None when there is none."""
         return next((segment_id for segment_id, own in self.values.items() if own == value), None)
 
     def knows(self, value: int) -> bool:
@@ -46,11 +46,11 @@ class SegmentTable:
         return value in self._told
 
     def told_values(self) -> list[int]:
-        """Those that the session has, as far as is known."""
+        """The values of segments that the session has, as far as is known."""
         return list(self._told)
 
     def use(self, segment_id: str, client) -> int:
-        """The value of a segment; the session is told of it when it was not yet."""
+        """The value of a segment, of which the session is told if it was not yet."""
         value = self.values.get(segment_id)
         if value is None:
             value = self.values[segment_id] = self._free_value()
@@ -60,26 +60,26 @@ class SegmentTable:
         return value
 
     def reserve(self, values: Iterable[int]) -> None:
-        """The session has these for segments that it makes itself."""
+        """Reserve values for segments that the session makes itself."""
         for segment_id, value in list(self.values.items()):
             if value in values and value not in self._told:
-                del self.values[segment_id]  # the session had forgotten the segment, and gives its value away
+                del self.values[segment_id]  # the session has forgotten the segment and uses its value for another
         self._used.update(values)
         self._awaited.update(values)
 
     def awaits(self, value: int) -> bool:
-        """Whether the session makes a segment of this value itself and has not said yet what it is."""
+        """Whether the session makes a segment of this value itself and has not told its name yet."""
         return value in self._awaited
 
     def take_over(self, segments: Iterable[SegmentInfo]) -> None:
-        """What the session has: it forgets others, and those of the table that it has are known to it."""
+        """Take over which segments the session has."""
         self._told = {info.value: (info.name, tuple(info.color)) for info in segments}
         self._used.update(self._told)
         self._awaited.difference_update(self._told)
 
     def adopt(self, info: SegmentInfo) -> str:
-        """A new segment in Slicer's table for one that the session made; returns its ID, which is the one that it had
-        before when it comes back."""
+        """Add a segment to Slicer's table for one that the session made; returns its ID. A segment that comes back gets
+        its former ID."""
         before = self._former.get(info.value, "")
         segment_id = self.segmentation.AddEmptySegment(before, self._free_name(info.name), info.color)
         self.values[segment_id] = info.value
@@ -88,7 +88,7 @@ class SegmentTable:
         return segment_id
 
     def forget(self, segment_id: str) -> None:
-        """A segment that is gone; its value is not used again, unless it comes back."""
+        """Forget a removed segment; its value is only used again when it comes back."""
         value = self.values.pop(segment_id, None)
         self._told.pop(value, None)
         self._former[value] = segment_id

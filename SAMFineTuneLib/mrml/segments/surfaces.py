@@ -1,7 +1,7 @@
-"""Closed surfaces of single segments made anew, by Slicer's own conversion with the segmentation's settings.
+"""Makes closed surfaces of single segments anew, by Slicer's own conversion with the segmentation's settings.
 
-Converting within the segmentation would rebuild all segments, over the whole grid. Here a copy of what the
-segments fill is converted in a segmentation of its own.
+Converting within the segmentation would rebuild all segments over the whole grid. Here a copy of the part that the
+segments fill is converted in a temporary segmentation.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class StaleSurfaces:
 
 
 def _new_surfaces(segmentation, layers: Layers, segment_ids) -> dict:
-    """{segment: vtkPolyData} of these segments; with joint smoothing also of those that share a labelmap with
-    one, because their surfaces depend on each other."""
+    """vtkPolyData by segment ID of these segments. With joint smoothing also of those that share a labelmap with one,
+    because their surfaces depend on each other."""
     import slicer
     import vtk
 
