@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.methods import Contestant
+from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
 from SAMFineTuneLib.evaluation.single_prompt_protocol import row_of
@@ -17,43 +17,43 @@ from SAMFineTuneLib.inference.settings import EverythingSettings
 from SAMFineTuneLib.metrics.mask_metrics import Agreement, agreement, dice
 
 
-def everything(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+def everything(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
     """S1: of all masks of a slice the best one for each object (`oracle`), and the one with the best score.
 
     The second knows nothing of the object, as in the study: it says how far scores alone lead.
     """
-    if contestant.predictor is None or "promptable" not in contestant.entry.heads:
+    if method.predictor is None or "promptable" not in method.entry.heads:
         return
     seen: dict[str, list] = {}
     for thing in subject.objects(settings.slices):
         if thing.plane.key not in seen:
-            seen[thing.plane.key] = automatic_masks(contestant.predictor, thing.picture, EverythingSettings())
+            seen[thing.plane.key] = automatic_masks(method.predictor, thing.picture, EverythingSettings())
         masks = [thing.counted(one.mask.unpack()) for one in seen[thing.plane.key]]
         answer = masks[0] if masks else np.zeros(thing.mask.shape, bool)
         found = agreement(answer, thing.mask, thing.spacing, settings.tolerance or 2 * thing.spacing[0])
         oracle = max((dice(mask, thing.mask) for mask in masks), default=0.0)
         score = seen[thing.plane.key][0].score if masks else None
-        row = row_of(contestant, subject, thing, "S1")
+        row = row_of(method, subject, thing, "S1")
         yield Row(**{**vars(row), **numbers_of(found), "oracle": oracle, "score": score})
 
 
-def automatic(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+def automatic(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
     """Every slice of a case by the automatic head, against each label; nothing for who has no such head.
 
     Where a case lacks a label there is nothing to agree with: what was found there is told in millilitres.
     """
-    if "automatic" not in contestant.entry.heads:
+    if "automatic" not in method.entry.heads:
         return
     volume, counted = subject.labelled.volume, ~subject.labelled.ignored
-    classes = segment_classes(contestant.predictor, volume, subject.grey, subject.seen_along)
+    classes = segment_classes(method.predictor, volume, subject.grey, subject.seen_along)
     spacing = volume.spacing[::-1]
-    for number, own in matched(subject.labels, contestant.entry.classes):
+    for number, own in matched(subject.labels, method.entry.classes):
         answer, reference = (classes == own) & counted, subject.labelled.mask(number)
         flat = min(volume.shape) == 1
         tolerance = settings.tolerance or (2 * float(spacing[1:].max()) if flat else float(spacing.max()))
         lacking = not reference.any()
         found = Agreement() if lacking else agreement(answer, reference, spacing, tolerance)
-        yield Row(contestant.name, "", subject.digest, subject.labels[number - 1], "automatic", "", **numbers_of(found),
+        yield Row(method.name, "", subject.digest, subject.labels[number - 1], "automatic", "", **numbers_of(found),
                   false_ml=float(answer.sum() * spacing.prod() / 1000) if lacking else None)  # fmt: skip
 
 

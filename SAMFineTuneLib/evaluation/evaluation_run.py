@@ -72,7 +72,7 @@ def evaluate(
     seconds: Seconds | None = None,
     device: str = "auto",
 ) -> Evaluation:
-    """Evaluate contestants on cases and write everything into the folder `output`.
+    """Evaluate methods on cases and write everything into the folder `output`.
 
     UserError where the cases cannot be used, where the folder holds something else or another process works in it, and
     where no case is left that an adapter has not learned from. An interruption loses only the jobs that were under way.
@@ -86,7 +86,7 @@ def evaluate(
     work = [(one.case, one.digest, one.patient) for one in listed]
     jobs = list_jobs(work, found.choice, found.names, entries, settings, device)
     if not jobs:
-        raise UserError("There is nothing to do: no contestant can answer the chosen protocols; choose others.")
+        raise UserError("There is nothing to do: no method can answer the chosen protocols; choose others.")
     with owning(folder, lambda owner: _is_running(folder, owner)):
         _require_contents(folder, resume)
         (folder / PARTS).mkdir(parents=True, exist_ok=True)

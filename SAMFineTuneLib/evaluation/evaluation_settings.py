@@ -17,7 +17,7 @@ GROUPS = {"all": PROTOCOLS, "prompts": tuple(STRATEGIES)}
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers. Two evaluations with equal settings, cases and contestants give equal rows."""
+    """What decides the numbers. Two evaluations with equal settings, cases and methods give equal rows."""
 
     protocols: tuple[str, ...] = DEFAULT_PROTOCOLS
     slices: int = 3

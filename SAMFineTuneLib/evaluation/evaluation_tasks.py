@@ -1,4 +1,4 @@
-"""The list of work: one job is one protocol for one contestant on one case. Jobs know everything they need."""
+"""The list of work: one job is one protocol for one method on one case. Jobs know everything they need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from SAMFineTuneLib.evaluation.automatic_protocol import automatic, everything
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.factors import factor_rows
 from SAMFineTuneLib.evaluation.interactive_protocol import interactive
-from SAMFineTuneLib.evaluation.methods import Contestant, Entry
+from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, to_csv
 from SAMFineTuneLib.evaluation.single_prompt_protocol import perturbation, strategy
@@ -25,7 +25,7 @@ from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
 FORMAT = 2
 """Part of every job's key: raise it when a protocol or a metric changes its numbers."""
 
-Protocol = Callable[[Contestant, Subject, Settings], Iterator[Row]]
+Protocol = Callable[[OpenMethod, Subject, Settings], Iterator[Row]]
 _PROTOCOLS: dict[str, Protocol] = {
     "S1": everything,
     **{name: functools.partial(strategy, name) for name in STRATEGIES},
@@ -40,7 +40,7 @@ _WITHOUT_PROMPTS = ("automatic",)
 
 @dataclass(frozen=True)
 class Job:
-    """A protocol for a contestant on a case; without a contestant, the factors of the case's objects."""
+    """A protocol for a method on a case; without a method, the factors of the case's objects."""
 
     case: Case
     digest: str
@@ -89,7 +89,7 @@ def do(job: Job) -> str:
     if job.entry is None:
         rows = factor_rows(subject, job.settings)
     else:
-        rows = _PROTOCOLS[job.protocol](_contestant(job.entry, job.device), subject, job.settings)
+        rows = _PROTOCOLS[job.protocol](_opened(job.entry, job.device), subject, job.settings)
     return to_csv(replace(row, patient=job.patient, case=job.digest[:SHORT]) for row in rows)
 
 
@@ -108,5 +108,5 @@ def _subject(case: Case, choice: LabelChoice, names: tuple[str, ...], window: st
 
 
 @functools.lru_cache(maxsize=8)
-def _contestant(entry: Entry, device: str) -> Contestant:
-    return Contestant(entry, device)
+def _opened(entry: Entry, device: str) -> OpenMethod:
+    return OpenMethod(entry, device)

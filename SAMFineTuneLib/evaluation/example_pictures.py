@@ -1,4 +1,4 @@
-"""Pictures of answers: for a contestant and a strategy the best, the median and the worst object.
+"""Pictures of answers: for a method and a strategy the best, the median and the worst object.
 
 Masks are not kept during an evaluation. Prompts follow from the case alone, so that the few that are shown are simply
 asked for again.
@@ -13,7 +13,7 @@ from pathlib import Path
 from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.methods import Contestant, Entry
+from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.tables import Results
@@ -56,7 +56,7 @@ def draw_overlays(
         for strategy in SHOWN
         for rank, row in ranked(results.of(entry.name, strategy))
     ]
-    opened: dict[str, Contestant] = {}
+    opened: dict[str, OpenMethod] = {}
     subject, of = None, ""
     for row, entry, strategy, rank in sorted(wanted, key=lambda item: item[0].case):
         if of != row.case:
@@ -64,7 +64,7 @@ def draw_overlays(
             labelled = read_labelled(cases[of], choice, names)
             subject = Subject(labelled, settings.window, settings.orientation)
         if entry.name not in opened:
-            opened[entry.name] = Contestant(entry, device)
+            opened[entry.name] = OpenMethod(entry, device)
         number = [one.name for one in entries].index(entry.name) + 1
         file = folder / f"{number}-{strategy}-{rank}.png"
         _draw(file, subject, row, strategy, opened[entry.name], settings)
@@ -80,11 +80,11 @@ def ranked(rows: Sequence[Row]) -> list[tuple[str, Row]]:
 
 
 def _draw(
-    file: Path, subject: Subject, row: Row, strategy: str, contestant: Contestant, settings: Settings
+    file: Path, subject: Subject, row: Row, strategy: str, method: OpenMethod, settings: Settings
 ) -> None:
     thing = next(one for one in subject.objects(settings.slices) if one.name == row.object)
     prompts = prompts_for(strategy, thing.mask, thing.ignored)
-    answer = thing.counted(contestant.answer(thing.picture, prompts).mask)
+    answer = thing.counted(method.answer(thing.picture, prompts).mask)
     top, left, bottom, right = _around(thing.mask)
     part = slice(top, bottom), slice(left, right)
     overlay_picture(

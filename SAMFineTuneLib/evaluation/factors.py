@@ -13,7 +13,7 @@ from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.metrics.mask_metrics import dice
 
 REFERENCE = "reference"
-"""In place of a contestant in rows that are about objects alone."""
+"""In place of a method in rows that are about objects alone."""
 GOOD_ENOUGH = 0.97
 """Dice with the object at which a Fourier series is taken to describe its outline."""
 MOST_HARMONICS = 100

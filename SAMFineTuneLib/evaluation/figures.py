@@ -33,12 +33,12 @@ def all_figures(results: Results) -> dict[str, bytes]:
 
 def _boxes(results: Results) -> bytes | None:
     """All objects, not means: what to be ready for."""
-    shown = [way for way in STRATEGIES if any(results.of(name, way) for name in results.contestants)]
+    shown = [way for way in STRATEGIES if any(results.of(name, way) for name in results.methods)]
     if not shown:
         return None
     figure, (axes,) = _canvas(1, 1.4)
-    count = len(results.contestants)
-    for number, name in enumerate(results.contestants):
+    count = len(results.methods)
+    for number, name in enumerate(results.methods):
         ways = [way for way in shown if results.of(name, way)]
         places = [shown.index(way) + (number - (count - 1) / 2) * 0.8 / count for way in ways]
         dice = [[row.dice for row in results.of(name, way)] for way in ways]
@@ -65,7 +65,7 @@ def _interactive(results: Results) -> bytes | None:
             for name in results.asked("interactive", str(way)):
                 steps = results.steps(name, "interactive", str(way))
                 found = [results.of(name, "interactive", str(way), step) for step in steps]
-                number = results.contestants.index(name)
+                number = results.methods.index(name)
                 _curve(axes, steps, found, number, name if way.feedback else None, "-" if way.feedback else "--",
                        shaded=way.feedback)  # fmt: skip
         axes.set_title(f"from {start} (dashed: mask not fed back)", fontsize=9)
@@ -84,7 +84,7 @@ def _distance(results: Results) -> bytes | None:
             groups = [[row for row in found if row.distance == 0]]
             groups += [[row for row in found if row.distance and low <= abs(row.distance) < high]
                        for low, high in BANDS]  # fmt: skip
-            _curve(axes, range(len(groups)), groups, results.contestants.index(name), name)
+            _curve(axes, range(len(groups)), groups, results.methods.index(name), name)
         names = ["0", *(f"{low}–{high}" if np.isfinite(high) else f"{low}+" for low, high in BANDS)]
         axes.set_xticks(range(len(names)), names)
         axes.set_title(f"from {start}", fontsize=9)
@@ -103,7 +103,7 @@ def _perturbation(results: Results) -> bytes | None:
         bands = [how for how in PERTURBATIONS if (how.strategy, how.what, how.unit) == (strategy, *kind)]
         for name in names:
             found = [results.of(name, strategy), *(results.of(name, "perturbation", str(how)) for how in bands)]
-            _curve(axes, range(4), found, results.contestants.index(name), name)
+            _curve(axes, range(4), found, results.methods.index(name), name)
         axes.set_xticks(range(4), ["0", *(f"{how.low}–{how.high}" for how in bands)])
         axes.set_title(f"{strategy}, {kind[0]}", fontsize=9)
         axes.set_xlabel("pixels" if kind[1] == "px" else "% of the longer side")
@@ -119,7 +119,7 @@ def _rounds(results: Results) -> bytes | None:
         for name in results.asked("3d", start):
             steps = results.steps(name, "3d", start)
             found = [results.of(name, "3d", start, step) for step in steps]
-            _curve(axes, [step - 1 for step in steps], found, results.contestants.index(name), name)
+            _curve(axes, [step - 1 for step in steps], found, results.methods.index(name), name)
         axes.set_xticks([step - 1 for step in steps])
         axes.set_title(f"from {start}", fontsize=9)
         axes.set_xlabel("corrections")

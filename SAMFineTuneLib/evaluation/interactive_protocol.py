@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.methods import Contestant
+from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.single_prompt_protocol import judged, row_of
@@ -40,26 +40,26 @@ HEADLINE = tuple(Way(start, True, "centre") for start in ("point", "box"))
 _FIRST = {"point": "S2", "box": "S5"}
 
 
-def interactive(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+def interactive(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
     """Every object, by every way. Baselines take no mask, so that they go by half of the ways."""
     for thing in subject.objects(settings.slices):
         for way in WAYS:
-            if way.feedback or not contestant.entry.is_baseline:
-                yield from _sequence(contestant, subject, thing, way, settings)
+            if way.feedback or not method.entry.is_baseline:
+                yield from _sequence(method, subject, thing, way, settings)
 
 
 def _sequence(
-    contestant: Contestant, subject: Subject, thing: SliceObject, way: Way, settings: Settings
+    method: OpenMethod, subject: Subject, thing: SliceObject, way: Way, settings: Settings
 ) -> Iterator[Row]:
     rng = subject.random(settings.seed, thing.name, way.start, way.correction)
     prompts = prompts_for(_FIRST[way.start], thing.mask, thing.ignored)
-    answer = contestant.answer(thing.picture, prompts)
-    row = judged(answer, thing, row_of(contestant, subject, thing, "interactive", str(way)), settings)
+    answer = method.answer(thing.picture, prompts)
+    row = judged(answer, thing, row_of(method, subject, thing, "interactive", str(way)), settings)
     yield row
     for step in range(2, settings.steps + 1):
         if (click := correction(thing.counted(answer.mask), thing.mask, way.correction, rng)) is not None:
             prompts = with_click(prompts, *click)
-            answer = contestant.answer(thing.picture, prompts, answer if way.feedback else None)
+            answer = method.answer(thing.picture, prompts, answer if way.feedback else None)
             row = judged(answer, thing, row, settings)
         row = replace(row, step=step)  # nothing is wrong any more: nothing more is clicked
         yield row

@@ -30,7 +30,7 @@ _REVISION = 2  # of the baselines: raise it when one of them answers differently
 
 @dataclass(frozen=True)
 class Entry:
-    """A contestant as a process that knows nothing of this one needs it: names and folders."""
+    """A method as a process that knows nothing of this one needs it: names and folders."""
 
     name: str
     model: Path | None = None
@@ -55,7 +55,7 @@ class Entry:
         return "baseline" if self.is_baseline else "adapter" if self.adapter else "model"
 
 
-class Contestant:
+class OpenMethod:
     """An entry, opened."""
 
     def __init__(self, entry: Entry, device: str = "auto") -> None:
@@ -130,5 +130,5 @@ def _told_apart(entries: list[Entry]) -> list[Entry]:
             if one.digest == other.digest:
                 raise UserError(f"{one.name} is named twice; name each model and adapter once.")
             if one.name == other.name:
-                raise UserError(f"Two different contestants are called {one.name}; rename the folder of one.")
+                raise UserError(f"Two different methods are called {one.name}; rename the folder of one.")
     return entries

@@ -18,7 +18,7 @@ class Row:
     Cases and patients are known by digests: a results folder that is passed on names nobody.
     """
 
-    contestant: str
+    method: str
     patient: str
     case: str
     label: str
@@ -47,12 +47,10 @@ class Row:
     contrast: float | None = None
     complexity: float | None = None
 
-    @classmethod
-    def columns(cls) -> list[str]:
-        return [field.name for field in fields(cls)]
 
-
-_TEXT = ("contestant", "patient", "case", "label", "protocol", "variant", "object")
+_NAMES = [field.name for field in fields(Row)]
+_COLUMNS = ["contestant" if name == "method" else name for name in _NAMES]  # the file's name for it, from the beginning
+_TEXT = ("method", "patient", "case", "label", "protocol", "variant", "object")
 
 
 def numbers_of(found: Agreement) -> dict[str, float | None]:
@@ -71,18 +69,18 @@ def to_csv(rows: Iterable[Row]) -> str:
     """Rows as text with a header; six decimals, so that what is read back is what was written."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row.columns())
+    writer.writerow(_COLUMNS)
     for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in Row.columns()])
+        writer.writerow([_cell(getattr(row, name)) for name in _NAMES])
     return text.getvalue()
 
 
 def from_csv(text: str) -> list[Row]:
     """Rows of a text that `to_csv` wrote; ValueError for any other."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if reader.fieldnames != Row.columns():
-        raise ValueError("These are no rows of an evaluation.")
-    return [Row(**{name: _value(name, cell) for name, cell in line.items()}) for line in reader]
+    header, *lines = csv.reader(io.StringIO(text, newline="")) if text else ([],)
+    if header != _COLUMNS:
+        raise ValueError("These are not rows of an evaluation.")
+    return [Row(*(_value(name, cell) for name, cell in zip(_NAMES, line, strict=True))) for line in lines]
 
 
 def _cell(value: str | float | int | None) -> str:

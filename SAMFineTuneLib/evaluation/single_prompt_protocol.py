@@ -6,34 +6,34 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.methods import Contestant
+from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
 from SAMFineTuneLib.metrics.mask_metrics import agreement, dice
 from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, perturbed, prompts_for
 
 
-def strategy(name: str, contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+def strategy(name: str, method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
     """Every object prompted by one strategy."""
     for thing in subject.objects(settings.slices):
-        answer = contestant.answer(thing.picture, prompts_for(name, thing.mask, thing.ignored))
-        yield judged(answer, thing, row_of(contestant, subject, thing, name), settings)
+        answer = method.answer(thing.picture, prompts_for(name, thing.mask, thing.ignored))
+        yield judged(answer, thing, row_of(method, subject, thing, name), settings)
 
 
-def perturbation(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+def perturbation(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
     """Every object prompted by every prompt out of place. The prompts in place are those of `strategy`."""
     for thing in subject.objects(settings.slices):
         for how in PERTURBATIONS:
             rng = subject.random(settings.seed, thing.name, str(how).replace(how.strategy, "", 1))
             prompts = perturbed(prompts_for(how.strategy, thing.mask, thing.ignored), how, thing.mask, rng)
-            answer = contestant.answer(thing.picture, prompts)
-            row = row_of(contestant, subject, thing, "perturbation", str(how))
+            answer = method.answer(thing.picture, prompts)
+            row = row_of(method, subject, thing, "perturbation", str(how))
             yield judged(answer, thing, row, settings)
 
 
-def row_of(contestant: Contestant, subject: Subject, thing: SliceObject, protocol: str, variant: str = "") -> Row:
+def row_of(method: OpenMethod, subject: Subject, thing: SliceObject, protocol: str, variant: str = "") -> Row:
     """A row about an object, with nothing measured yet."""
-    return Row(contestant.name, "", subject.digest, thing.label, protocol, variant, thing.name)
+    return Row(method.name, "", subject.digest, thing.label, protocol, variant, thing.name)
 
 
 def judged(answer, thing: SliceObject, row: Row, settings: Settings) -> Row:

@@ -73,21 +73,21 @@ def text_of(cell: Cell) -> str:
 class Results:
     """The rows of an evaluation by who, what and how; order as given."""
 
-    def __init__(self, rows: Iterable[Row], contestants: Sequence[str]) -> None:
-        self.contestants = tuple(contestants)
+    def __init__(self, rows: Iterable[Row], methods: Sequence[str]) -> None:
+        self.methods = tuple(methods)
         self._by: dict[tuple, list[Row]] = {}
         for row in rows:
-            self._by.setdefault((row.contestant, row.protocol, row.variant, row.step), []).append(row)
+            self._by.setdefault((row.method, row.protocol, row.variant, row.step), []).append(row)
 
-    def of(self, contestant: str, protocol: str, variant: str = "", step: int = 1) -> list[Row]:
-        return self._by.get((contestant, protocol, variant, step), [])
+    def of(self, method: str, protocol: str, variant: str = "", step: int = 1) -> list[Row]:
+        return self._by.get((method, protocol, variant, step), [])
 
     def asked(self, protocol: str, variant: str = "") -> list[str]:
-        """Contestants with such rows."""
-        return [name for name in self.contestants if self.of(name, protocol, variant)]
+        """Methods with such rows."""
+        return [name for name in self.methods if self.of(name, protocol, variant)]
 
-    def steps(self, contestant: str, protocol: str, variant: str) -> list[int]:
-        return sorted(key[3] for key in self._by if key[:3] == (contestant, protocol, variant))
+    def steps(self, method: str, protocol: str, variant: str) -> list[int]:
+        return sorted(key[3] for key in self._by if key[:3] == (method, protocol, variant))
 
 
 def all_tables(results: Results, seconds: Seconds) -> list[Table]:
@@ -101,7 +101,7 @@ def all_tables(results: Results, seconds: Seconds) -> list[Table]:
 def prompt_table(results: Results) -> Table:
     """S2 to S6: the headline."""
     rows = []
-    for name in results.contestants:
+    for name in results.methods:
         for strategy, what in STRATEGIES.items():
             if found := results.of(name, strategy):
                 means = [estimate(by_patient(found, column)) for column in ("dice", "oracle", "iou", "hd95", "nsd")]
@@ -118,10 +118,10 @@ def prompt_table(results: Results) -> Table:
 def label_table(results: Results) -> Table:
     """The same by label, where there are several."""
     rows = []
-    labels = sorted({row.label for name in results.contestants for way in STRATEGIES for row in results.of(name, way)},
+    labels = sorted({row.label for name in results.methods for way in STRATEGIES for row in results.of(name, way)},
                     key=_naturally)  # fmt: skip
     for label in labels if len(labels) > 1 else ():
-        for name in results.contestants:
+        for name in results.methods:
             found = {way: [row for row in results.of(name, way) if row.label == label] for way in STRATEGIES}
             if any(found.values()):
                 counts = next(_counts(rows) for rows in found.values() if rows)
@@ -132,8 +132,8 @@ def label_table(results: Results) -> Table:
 
 
 def paired_table(results: Results) -> Table:
-    """Everybody against the first contestant, patient by patient."""
-    first, *others = results.contestants or ("",)
+    """Everybody against the first method, patient by patient."""
+    first, *others = results.methods or ("",)
     rows = []
     for name in others:
         for strategy in STRATEGIES:
@@ -154,7 +154,7 @@ def paired_table(results: Results) -> Table:
 def everything_table(results: Results) -> Table:
     rows = [
         (name, estimate(by_patient(found, "oracle")), estimate(by_patient(found, "dice")), _counts(found))
-        for name in results.contestants if (found := results.of(name, "S1"))
+        for name in results.methods if (found := results.of(name, "S1"))
     ]  # fmt: skip
     return Table(
         "everything", "S1: everything mode",
@@ -285,7 +285,7 @@ def factor_table(results: Results) -> Table:
 
     known = {(row.case, row.object): row for row in results.of(REFERENCE, "factors")}
     rows = []
-    for name in results.contestants if known else ():
+    for name in results.methods if known else ():
         for strategy in STRATEGIES:
             found = [row for row in results.of(name, strategy) if (row.case, row.object) in known]
             if len(found) >= 8:
@@ -348,11 +348,11 @@ def seconds_table(results: Results, seconds: Seconds) -> Table:
     )  # fmt: skip
 
 
-def sequences_of(results: Results, contestant: str, way: str) -> tuple[list[Row], list[list[float]]]:
+def sequences_of(results: Results, method: str, way: str) -> tuple[list[Row], list[list[float]]]:
     """The first rows of all objects, and for each its Dice by step."""
     steps = [
-        {(row.case, row.object): row for row in results.of(contestant, "interactive", way, step)}
-        for step in results.steps(contestant, "interactive", way)
+        {(row.case, row.object): row for row in results.of(method, "interactive", way, step)}
+        for step in results.steps(method, "interactive", way)
     ]
     return list(steps[0].values()), [[one[key].dice for one in steps] for key in steps[0]]
 

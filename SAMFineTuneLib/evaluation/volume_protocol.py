@@ -15,7 +15,7 @@ import numpy as np
 
 from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.methods import Contestant
+from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
 from SAMFineTuneLib.images import write
@@ -35,7 +35,7 @@ BY_SLICE = " by slice"
 class _Try:
     """A label of a case while it is being segmented; slices by their place in the stack."""
 
-    contestant: Contestant
+    method: OpenMethod
     subject: Subject
     reference: list[np.ndarray]
     """The label on each slice; what counts for nothing is not of it, nor of any mask."""
@@ -57,7 +57,7 @@ class _Try:
         ignored = self.subject.slices[place].ignored
         for piece in _objects(self.reference[place]):
             prompts = exact_prompts(piece, *STARTS[start], ignored)
-            found |= self.contestant.answer(picture, prompts).mask
+            found |= self.method.answer(picture, prompts).mask
         if found.any():
             self.seeds[place] = found
 
@@ -80,7 +80,7 @@ class _Try:
             seeds = [Seed(self.subject.slices[place].plane, mask) for place, mask in sorted(self.seeds.items())]
             settings = PropagationSettings(first=self.first, last=self.last)
             for item in propagate(
-                self.contestant.predictor, self.subject.labelled.volume, self.subject.grey, seeds, settings
+                self.method.predictor, self.subject.labelled.volume, self.subject.grey, seeds, settings
             ):
                 if isinstance(item, PropagatedSlice):
                     masks[places[item.plane.key]] = item.mask
@@ -89,16 +89,16 @@ class _Try:
         return [mask & ~one.ignored for mask, one in zip(masks, self.subject.slices, strict=True)]
 
 
-def volumes(contestant: Contestant, subject: Subject, settings: Settings) -> Iterator[Row]:
+def volumes(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
     """Every label of a case, started by a box and by points. Baselines cannot carry a mask and yield nothing."""
-    if contestant.predictor is None or len(subject.slices) < 2:
+    if method.predictor is None or len(subject.slices) < 2:
         return
     for number, label in enumerate(subject.labels, start=1):
         reference = [one.mask(number) for one in subject.slices]
         shown = [place for place, mask in enumerate(reference) if _objects(mask)]
         if shown:
             for start in STARTS:
-                trial = _Try(contestant, subject, reference)
+                trial = _Try(method, subject, reference)
                 yield from _rounds(trial, label, number, start, shown[len(shown) // 2], settings)
 
 
@@ -114,7 +114,7 @@ def _rounds(
     for step in range(1, settings.rounds + 2):
         masks = trial.carried()
         found = agreement(in_volume(masks, subject) & ~subject.labelled.ignored, truth, spacing, tolerance)
-        yield Row(trial.contestant.name, "", case, label, "3d", start, "", step, **numbers_of(found))
+        yield Row(trial.method.name, "", case, label, "3d", start, "", step, **numbers_of(found))
         if step == 1:
             yield from _by_slice(trial, masks, label, start, middle)
         wrong = [np.count_nonzero(mask ^ right) for mask, right in zip(masks, trial.reference, strict=True)]
@@ -142,7 +142,7 @@ def _by_slice(
         found = dice(masks[place], trial.reference[place])
         if found is not None:
             away = float((one.plane.origin - origin) @ normal)
-            yield Row(trial.contestant.name, "", trial.subject.digest, label, "3d", start + BY_SLICE,
+            yield Row(trial.method.name, "", trial.subject.digest, label, "3d", start + BY_SLICE,
                       one.plane.key, 1, distance=away, dice=found,
                       area=float(np.count_nonzero(trial.reference[place]) * one.plane.pixel_size**2))  # fmt: skip
 

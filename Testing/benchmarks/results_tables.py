@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def everybody(sets: dict) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Dice of every contestant, a column a strategy."""
+    """Dice of every method, a column a strategy."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for images, tables in sets.items():
         for who, prompt, dice, *_ in tables["prompts"]["rows"]:

@@ -18,7 +18,7 @@ from SAMFineTuneLib.evaluation import automatic_protocol as automatic
 from SAMFineTuneLib.evaluation import baselines
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.interactive_protocol import WAYS, interactive
-from SAMFineTuneLib.evaluation.methods import Contestant, Entry
+from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.single_prompt_protocol import perturbation, strategy
 from SAMFineTuneLib.evaluation.volume_protocol import in_volume, volumes
@@ -31,8 +31,8 @@ from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES, 
 NAMES = ("tube", "ball", "second tube")
 
 
-class Asked(Contestant):
-    """The region engine as a contestant."""
+class Asked(OpenMethod):
+    """The region engine as a method."""
 
     def __init__(self, **changes) -> None:
         self.entry = Entry("region", Path("nowhere"), **changes)
