@@ -151,7 +151,7 @@ def test_several_values_a_voxel_are_refused(slicer_scene, class_name):
 
 def test_sequences_and_other_nodes_are_refused(slicer_scene):
     assert "sequence" in refused(slicer_scene.add("vtkMRMLSequenceNode", "4D"))
-    assert "no scalar volume" in refused(slicer_scene.add("vtkMRMLModelNode", "bone"))
+    assert "not a scalar volume" in refused(slicer_scene.add("vtkMRMLModelNode", "bone"))
 
 
 def test_bits_are_numbers_too(slicer_scene):
