@@ -69,6 +69,7 @@ class Segmenter:
         adapter: name or folder of an adapter.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", …
         predictor: an open model, instead of `model` and `device`.
+        session: a session of `service.server_session`, whose masks a server makes with a model of its own.
         tell: called with each sentence that the user should read; default: Python's warnings.
 
     Raises:
@@ -86,6 +87,7 @@ class Segmenter:
         adapter: str | None = None,
         device: str = "auto",
         predictor: Predictor | None = None,
+        session: Session | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:
         self.volume: Volume = as_volume(image, affine, series)
@@ -93,7 +95,8 @@ class Segmenter:
             window = choose_window(self.volume, window)
         elif not isinstance(window, IntensityWindow):
             window = IntensityWindow(*window, "as given")
-        self.session = Session(self.volume, None, window, immediate=False)
+        self.session = session or Session(self.volume, None, window, immediate=False)
+        self._answered_elsewhere = session is not None
         self._model, self._adapter, self._device, self._predictor = model, adapter, device, predictor
         self._recipe: dict[str, Any] = {}
         if adapter is not None:
@@ -391,7 +394,7 @@ class Segmenter:
 
     def _answering(self) -> Session:
         """The session, with its model; UserError where prompts only say what a structure is not."""
-        if self.session.predictor is None and self.session.state.tasks:
+        if not self._answered_elsewhere and self.session.predictor is None and self.session.state.tasks:
             self.session.set_model(self.predictor, self._adapter or "", {})
         return self.session
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
+    from SAMFineTuneLib.service.connection import RemoteServer
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 
@@ -85,6 +90,42 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps, directml or coreml")
     parser.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor write embeddings on disk")
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """--server, --token-file and --tls-ca."""
+    group = parser.add_argument_group("another computer's model")
+    group.add_argument("--server", metavar="URL", help="let a server of `samfinetune serve` do the work, as in "
+                       "https://gpu.example.org:8577; --model and --adapter are then its own")  # fmt: skip
+    group.add_argument("--token-file", metavar="FILE", help="file with the server's token (default: the variable "
+                       "SAMFINETUNE_TOKEN)")  # fmt: skip
+    group.add_argument("--tls-ca", metavar="FILE", help="certificate (.pem) to trust, where this computer does not "
+                       "know the one that signed the server's")  # fmt: skip
+
+
+def connection(args: argparse.Namespace) -> RemoteServer:
+    """The way to the server of --server. UserError for an address, token or options that cannot be used."""
+    from SAMFineTuneLib.service.connection import RemoteServer
+    from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
+
+    if args.no_cache or args.precision != "auto":
+        raise UserError("The server decides about precision and cache: leave out --precision and --no-cache.")
+    if args.token_file:
+        path = Path(args.token_file).expanduser()
+        try:
+            token = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise UserError(f"The token file {path} cannot be read: {reason}.") from error
+    else:
+        token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if not token:
+        raise UserError(f"The server asks for its token: give --token-file FILE, or set {TOKEN_VARIABLE}.")
+    server = RemoteServer(args.server, token, args.tls_ca and str(Path(args.tls_ca).expanduser()))
+    if not server.encrypted:
+        print(f"note: images and the token travel to {server.address} without encryption; use https:// where the "
+              "server has a certificate", file=sys.stderr)  # fmt: skip
+    return server
 
 
 def find_adapter(args: argparse.Namespace) -> AdapterFolder | None:

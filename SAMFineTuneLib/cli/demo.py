@@ -84,7 +84,8 @@ def _demonstrate(folder: Path, seed: int) -> tuple[Segmenter, np.ndarray]:
     prompts = _box_round_each(segmenter.volume, truth, names)
     write_prompts(folder / PROMPTS, prompts)
     segmenter.prompts(prompts)
-    describe.print_inputs(segmenter.volume, segmenter.session.window, segmenter.predictor)
+    answering = describe.Answering.of(segmenter.predictor)
+    describe.print_inputs(segmenter.volume, segmenter.session.window, answering)
     planes = dict(segmenter.prompted_planes)
     segmenter.propagate().save(folder / LABELS, overwrite=True)
     labelmap = segmenter.labelmap

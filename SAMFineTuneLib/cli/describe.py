@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,20 @@ _ALONG = {"sagittal": 0, "coronal": 1, "axial": 2}  # orientation → the RAS ax
 _UPRIGHT = 0.1  # degrees; scanners round their direction cosines
 
 
-def print_inputs(volume: Volume, window: IntensityWindow, predictor: Predictor, adapter: str | None = None) -> None:
+class Answering(NamedTuple):
+    """The model that answers: its id, its name for people, and what it runs on."""
+
+    model: str
+    name: str
+    device: str
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> Answering:
+        """A model that is open in this process."""
+        return cls(predictor.engine.spec.id, predictor.engine.spec.name, str(predictor.engine.device))
+
+
+def print_inputs(volume: Volume, window: IntensityWindow, answering: Answering, adapter: str | None = None) -> None:
     """Print what a model is about to see."""
     print(f"volume      {what(volume)}")
     print(f"            {grid(volume)}")
@@ -27,8 +40,8 @@ def print_inputs(volume: Volume, window: IntensityWindow, predictor: Predictor, 
     for warning in volume.warnings:
         console.note(warning)
     print(f"window      {window}")
-    spec = predictor.engine.spec
-    print(f"model       {spec.id} ({spec.name}) on {predictor.engine.device}", flush=True)
+    named = f" ({answering.name})" if answering.name else ""
+    print(f"model       {answering.model}{named} on {answering.device}", flush=True)
     if adapter:
         print(f"adapter     {adapter}", flush=True)
 
@@ -52,14 +65,14 @@ def facts(volume: Volume, window: IntensityWindow) -> dict[str, Any]:
     }
 
 
-def inputs(volume: Volume, window: IntensityWindow, predictor: Predictor, adapter: str | None) -> dict[str, Any]:
+def inputs(volume: Volume, window: IntensityWindow, answering: Answering, adapter: str | None) -> dict[str, Any]:
     """What `print_inputs` prints, for a program."""
     known = facts(volume, window)
     kept = ("modality", "size", "spacing_mm", "window")
     return {
         **{name: known[name] for name in kept},
-        "model": predictor.engine.spec.id,
-        "device": str(predictor.engine.device),
+        "model": answering.model,
+        "device": answering.device,
         "adapter": adapter,
     }
 

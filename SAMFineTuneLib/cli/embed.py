@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     volume = read_volume(args.volume, args.series)
     window = choose_window(volume, args.window)
     predictor = arguments.open_predictor(args)
-    describe.print_inputs(volume, window, predictor)
+    describe.print_inputs(volume, window, describe.Answering.of(predictor))
     if predictor.engine.spec.zoom:
         print("note        this model looks at the surroundings of prompts; only whole slices can be embedded ahead")
     count, done = number_of_slices(volume, args.orientation), 0

@@ -15,10 +15,11 @@ from SAMFineTuneLib.cli.segment_jobs import Segmented, SegmentJob, find_jobs, ru
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.images import SlicePlane, Volume
+    from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.prompts import PromptSet
     from SAMFineTuneLib.segmenter import Segmenter
+    from SAMFineTuneLib.service.server_session import ServerSession
 
 _EPILOG = """examples:
   one box on an axial slice, its corners as Slicer shows them (right, anterior, superior in mm):
@@ -35,6 +36,8 @@ _EPILOG = """examples:
     samfinetune segment path/to/volumes -o path/to/results --auto --adapter tumour
   several volumes, each with the prompts in the file of its name, and a table of what was found:
     samfinetune segment path/to/volumes -o path/to/results --prompts path/to/prompts --statistics results.csv
+  the same on a server of the department, which has its own models and adapters:
+    samfinetune segment head.nii.gz -o tumour.nii.gz --point -12,3,40 --server https://gpu:8577 --token-file token.txt
 
 OUT's ending chooses the format: .nii.gz, .nii, .nrrd, .mha label map; .seg.nrrd Slicer segmentation with names
 and colours; .dcm DICOM SEG. The scan itself is never changed, and a result that is there already only with --overwrite.
@@ -81,6 +84,7 @@ def add_parser(subparsers) -> None:
                         help="also write volume, grey values and extent of every segment")  # fmt: skip
     outputs.add_overwrite(parser)
     arguments.add_model(parser)
+    arguments.add_server(parser)
     console.add_json(parser)
 
 
@@ -92,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     source, output = Path(args.volume).expanduser(), Path(args.output).expanduser()
     if args.statistics and not args.statistics.lower().endswith(".csv"):
         raise UserError(f"The table {args.statistics} must end in .csv.")
+    if args.server and args.auto:
+        raise UserError("A server answers prompts only: leave out --auto or --server.")
     if args.auto:
         given = [f"--{name.replace('_', '-')}" for name in _PROMPTS if getattr(args, name)]
         if given or args.propagate != "none":
@@ -102,7 +108,9 @@ def run(args: argparse.Namespace) -> int:
         if len(args.prompts) > 1 or args.point or args.negative_point or args.box or args.picture:
             raise UserError("A folder of --prompts is for several volumes: leave out other prompts and --picture.")
         jobs = with_prompts(find_jobs(source, output, args.format), Path(folders[0]).expanduser())
-        return run_jobs(args, jobs, lambda: _from_prompts(args, arguments.open_predictor(args)))
+        return run_jobs(
+            args, jobs, lambda: _from_prompts(args, None if args.server else arguments.open_predictor(args))
+        )
     if args.skip_existing:
         raise UserError("--skip-existing is for several volumes, with --auto or a folder of --prompts; leave it out.")
     job = SegmentJob(source, output, tuple(Path(path).expanduser() for path in args.prompts))
@@ -128,36 +136,65 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
         prompts = gather_prompts(args, volume, job.prompts)
         told: list[str] = []
         window = choose_window(volume, args.window)
-        segmenter = Segmenter(
-            volume, window=window, adapter=args.adapter, predictor=predictor, tell=told.append
-        ).prompts(prompts)
-        segmenter.check_prompts(args.propagate != "none")
-        opened = predictor or arguments.open_predictor(args)
-        segmenter.use(opened)
-        describe.print_inputs(volume, window, opened, args.adapter)
-        while told:
-            console.note(told.pop(0))
-        with _progress("prompts", least=3) as progress:
-            scores = segmenter.predict(progress).scores
-        prompted = {info.value: segmenter.session.planes(info.value) for info in segmenter.segments}
-        if args.propagate != "none":
-            for info in segmenter.segments:
-                if any(segmenter.session.mask(info.value, plane).any() for plane in prompted[info.value]):
-                    with _progress(info.name, least=3) as progress:
-                        segmenter.propagate(info.name, args.propagate, progress)
-        facts = _report(segmenter, prompted, scores, opened)
-        outputs.require_new(targets, args)  # somebody may have written there meanwhile
-        labelmap = segmenter.labelmap
-        for sentence in (*told, *write_labelmap(job.target, labelmap, volume, segmenter.segments)):
-            console.note(sentence)
-        print(f"written     {job.target}", flush=True)
-        if args.picture:
-            save_png(args.picture, segmenter.slice_image())
-            print(f"written     {args.picture}")
-        inputs = describe.inputs(volume, window, opened, args.adapter)
-        return Segmented({**inputs, "segments": facts}, segmenter.statistics())
+        with _answering_session(args, volume, window, told) as remote:
+            adapter = None if args.server else args.adapter  # a server has adapters of its own
+            segmenter = Segmenter(
+                volume, window=window, adapter=adapter, predictor=predictor, session=remote, tell=told.append
+            ).prompts(prompts)
+            segmenter.check_prompts(args.propagate != "none")
+            if remote is not None:
+                status = remote.connect()
+                answering = describe.Answering(status.model, "", f"{status.device} of {args.server}")
+            else:
+                segmenter.use(predictor or arguments.open_predictor(args))
+                answering = describe.Answering.of(segmenter.predictor)
+            describe.print_inputs(volume, window, answering, args.adapter)
+            while told:
+                console.note(told.pop(0))
+            with _progress("prompts", least=3) as progress:
+                scores = segmenter.predict(progress).scores
+            prompted = {info.value: segmenter.session.planes(info.value) for info in segmenter.segments}
+            if args.propagate != "none":
+                for info in segmenter.segments:
+                    if any(segmenter.session.mask(info.value, plane).any() for plane in prompted[info.value]):
+                        with _progress(info.name, least=3) as progress:
+                            segmenter.propagate(info.name, args.propagate, progress)
+            facts = _report(segmenter, prompted, scores)
+            if remote is None:
+                _report_embeddings(segmenter.predictor)
+            outputs.require_new(targets, args)  # somebody may have written there meanwhile
+            labelmap = segmenter.labelmap
+            for sentence in (*told, *write_labelmap(job.target, labelmap, volume, segmenter.segments)):
+                console.note(sentence)
+            print(f"written     {job.target}", flush=True)
+            if args.picture:
+                save_png(args.picture, segmenter.slice_image())
+                print(f"written     {args.picture}")
+            inputs = describe.inputs(volume, window, answering, args.adapter)
+            return Segmented({**inputs, "segments": facts}, segmenter.statistics())
 
     return segment
+
+
+@contextmanager
+def _answering_session(
+    args: argparse.Namespace, volume: Volume, window: IntensityWindow, told: list[str]
+) -> Iterator[ServerSession | None]:
+    """The session on the server of --server, closed at the end; None without that option."""
+    if not args.server:
+        yield None
+        return
+    from SAMFineTuneLib.service.server_session import ServerSession
+    from SAMFineTuneLib.session.doubts import doubts_about_voxels
+
+    known = doubts_about_voxels(volume)
+    session = ServerSession(
+        arguments.connection(args), volume, window, args.model, args.adapter or "", args.device, told.append, known
+    )
+    try:
+        yield session
+    finally:
+        session.close()
 
 
 def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented]:
@@ -177,7 +214,8 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
         volume = read_volume(job.source, args.series)
         _check_outputs(args, job.target, volume)
         window = choose_window(volume, args.window or recipe.get("window"))
-        describe.print_inputs(volume, window, predictor, args.adapter)
+        answering = describe.Answering.of(predictor)
+        describe.print_inputs(volume, window, answering, args.adapter)
         for doubt in doubts_about_adapter(volume, recipe):
             console.note(doubt)
         orientation = args.orientation or learned_orientation(volume, recipe)
@@ -194,7 +232,7 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
         for note in write_labelmap(job.target, labels, volume, segments):
             console.note(note)
         print(f"written     {job.target}", flush=True)
-        return Segmented(describe.inputs(volume, window, predictor, args.adapter), statistics)
+        return Segmented(describe.inputs(volume, window, answering, args.adapter), statistics)
 
     return segment
 
@@ -273,9 +311,9 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
 
 
 def _report(
-    segmenter: Segmenter, prompted: Mapping[int, list[SlicePlane]], scores: Mapping[int, float], predictor: Predictor
+    segmenter: Segmenter, prompted: Mapping[int, list[SlicePlane]], scores: Mapping[int, float]
 ) -> list[dict[str, Any]]:
-    """Print what was found and how much had to be computed; the same for --json."""
+    """Print what was found; the same for --json."""
     facts = []
     session = segmenter.session
     for info, row in zip(segmenter.segments, segmenter.statistics(), strict=True):
@@ -285,10 +323,14 @@ def _report(
         print(f"segment     {info.name}: {row.milliliters:.2f} mL on {_slices(filled)}, "
               f"prompted on {_planes(planes)}, predicted IoU {score:.2f}")  # fmt: skip
         facts.append({"slices": filled, "prompted_slices": len(planes), "predicted_iou": round(float(score), 4)})
+    return facts
+
+
+def _report_embeddings(predictor: Predictor) -> None:
+    """Print how much had to be computed."""
     print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
     if predictor.cache.failure is not None:
         console.note(f"embeddings are not kept for the next time: {predictor.cache.failure}")
-    return facts
 
 
 def _slices(count: int) -> str:

@@ -1,0 +1,153 @@
+"""A session whose masks a server makes, for programs that may wait for it: scripts and the command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import IntensityWindow, Volume
+from SAMFineTuneLib.inference.settings import PropagationSettings
+from SAMFineTuneLib.service.client import SessionClient
+from SAMFineTuneLib.service.connection import Connection
+from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
+from SAMFineTuneLib.session import events
+from SAMFineTuneLib.session.answers import Answer
+from SAMFineTuneLib.session.jobs import PropagationJob
+from SAMFineTuneLib.session.session import Session
+from SAMFineTuneLib.session.session_file import read_document, session_to_dict
+from SAMFineTuneLib.session.state import Place, State
+
+_PAUSE = 0.004  # seconds between two looks for news
+
+
+class ServerSession(Session):
+    """Segments, prompts and undo are kept here; the server gets them when a mask is asked for. Close it at the end.
+
+    Args:
+        connection: the way to the server.
+        volume, window: what is segmented.
+        model: id of a model of the server; None for the adapter's base, or else the bundled model.
+        adapter: name of an adapter of the server.
+        device: what the server computes on, "auto" for its own choice.
+        tell: called with each sentence that the server has for the user.
+        told: sentences that the user knows already.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        volume: Volume,
+        window: IntensityWindow,
+        model: str | None = None,
+        adapter: str = "",
+        device: str = "auto",
+        tell: Callable[[str], None] = lambda sentence: None,
+        told: Iterable[str] = (),
+    ) -> None:
+        super().__init__(volume, None, window, immediate=False)
+        self._client = SessionClient(connection)
+        self._asked_for = model, adapter, device
+        self._say, self._known = tell, set(told)
+        self._masks: dict[Place, events.MaskChanged] = {}
+        self._sent: State | None = None
+
+    def connect(self) -> events.Status:
+        """Send the volume and have the model opened; returns what the server is and computes with.
+
+        Raises:
+            UserError: when the server cannot be reached, or has no such model or adapter.
+        """
+        model, adapter, device = self._asked_for
+        if adapter:
+            model = self._base_of(adapter, model)
+        self._client.set_model(model or DEFAULT_MODEL, adapter, device)
+        self._client.set_volume(self.volume, self.window)
+        self._wait_until(lambda _: bool(self._client.status.device))
+        return self._client.status
+
+    def close(self) -> None:
+        """End the session on the server, which forgets the volume."""
+        self._client.close()
+
+    def propagate(
+        self,
+        segment: int,
+        settings: PropagationSettings | None = None,
+        orientation: str | None = None,
+        number: int | None = None,
+    ) -> PropagationJob:
+        """As `Session.propagate`, but the job is done when this returns."""
+        self._send_state()
+        job = self._client.propagate(segment, settings, orientation)
+        self._wait_until(lambda event: isinstance(event, events.Finished) and event.job == job, self._tell)
+        request = self._client.snapshot()
+        answered = self._wait_until(lambda event: isinstance(event, events.Answered) and event.request == request)
+        _, state, _ = read_document(answered.value, self._require_volume())
+        self.put("propagate", state)
+        self._sent = self.state
+        done = PropagationJob(segment, (), [], number)
+        done.done = True
+        return done
+
+    # ---- inside
+
+    def _answer(self, place: Place) -> Answer | None:
+        task = self.state.tasks.get(place)
+        if task is None or not task.prompts:
+            return super()._answer(place)
+        self._send_state()
+        told = self._masks.get(place)
+        if told is None:
+            raise UserError(f"The server sent no mask for {task.plane}; try again.")
+        return Answer(told.packed, told.score)
+
+    def _send_state(self) -> None:
+        """Bring the server to the state that is here, and have its masks."""
+        if self.state is not self._sent:
+            self._client.restore(session_to_dict(self))
+            self._wait_until(lambda event: isinstance(event, events.StateChanged) and event.settled)
+            self._sent = self.state
+
+    def _base_of(self, adapter: str, model: str | None) -> str | None:
+        request = self._client.adapters()
+        answered = self._wait_until(lambda event: isinstance(event, events.Answered) and event.request == request)
+        bases = {row["id"]: row["model"] for row in answered.value}
+        if adapter not in bases:
+            there = f"it has {', '.join(sorted(bases))}" if bases else "it has none"
+            raise UserError(f"The server has no adapter “{adapter}”: {there}.")
+        return model or bases[adapter]
+
+    def _wait_until(
+        self,
+        wanted: Callable[[events.Event | None], bool],
+        hear: Callable[[events.Event], None] | None = None,
+    ) -> events.Event | None:
+        """Keep the conversation going until an event is the wanted one, and return it.
+
+        Args:
+            wanted: called with each event, and with None when there was none.
+            hear: what is done with progress and notices; by default notices are told as sentences.
+
+        Raises:
+            UserError: when the server says that something failed, or cannot be reached.
+        """
+        while True:
+            heard = self._client.pump()
+            for event in heard:
+                if isinstance(event, events.MaskChanged):
+                    self._masks[event.segment, event.plane.key] = event
+                elif isinstance(event, events.Failed):
+                    raise UserError(event.text)
+                elif isinstance(event, (events.Busy, events.Notice)) and hear is not None:
+                    hear(event)
+                elif isinstance(event, events.Notice) and event.text not in self._known:
+                    self._known.add(event.text)
+                    self._say(event.text)
+            status = self._client.status
+            if status.state == "failed":
+                raise UserError(status.sentence)
+            for event in (*heard, None):
+                if wanted(event):
+                    return event
+            time.sleep(_PAUSE)
