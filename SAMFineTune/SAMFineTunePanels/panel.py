@@ -7,11 +7,10 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from . import packages, worker
+from . import packages, worker_python
 from .automatic_tab import AutomaticTab
 from .contrast_controls import ContrastControls
 from .export_dialog import ExportDialog
-from .host import Host
 from .model_settings import ModelSettings
 from .prompt_list import PromptList
 from .prompt_tools import PromptTools
@@ -19,6 +18,7 @@ from .propagation_controls import PropagationControls
 from .qt_helpers import Connections, load_ui
 from .segment_list import SegmentList, save_undo_state
 from .server_settings import ServerSettings
+from .session_host import Host
 from .shown_views import shown_volume
 from .status_strip import StatusStrip
 from .train_tab import TrainTab
@@ -171,7 +171,7 @@ class Panel(slicer.util.VTKObservationMixin):
         if self.server.remote:
             return SessionClient(self.server.connection(self.server.used), segments_are_steps=False)
         self.starter = ChildProcess()
-        return SessionClient(worker.local_connection(self.starter), segments_are_steps=False)
+        return SessionClient(worker_python.local_connection(self.starter), segments_are_steps=False)
 
     def _make_session(self, scene, client):
         from SAMFineTuneLib.mrml.scene_session import SceneSession

@@ -5,7 +5,7 @@ import time
 
 from slicer.i18n import tr as _
 
-from . import worker
+from . import worker_python
 from .qt_helpers import Connections, fill_menu, quiet, read_flag, set_text, succeeded
 from .status_strip import time_left
 from .train_curves import Curves
@@ -180,7 +180,7 @@ class TrainRuns:
     def start(self, outlives=False):
         """Start the chosen training, or go on with it."""
         self._watched, self._asked_to_stop = True, False
-        if succeeded(self.host, self.run.start, sys.executable, worker.environment(), outlives):
+        if succeeded(self.host, self.run.start, sys.executable, worker_python.environment(), outlives):
             self._look_after = 0.0
             self.refresh()
 

@@ -109,7 +109,7 @@ def test_a_prompt_that_is_deleted_elsewhere_takes_its_mask_along(work):
 
 
 def test_the_worker_rests_when_nobody_comes_back(work, monkeypatch):
-    from SAMFineTunePanels import host
+    from SAMFineTunePanels import session_host as host
 
     clicked(work)
     work.rest()

@@ -175,6 +175,6 @@ def test_what_was_installed_is_removed_on_demand(desktop, wheels, pins, monkeypa
 
 
 def panel_environment(packages):
-    from SAMFineTunePanels import worker
+    from SAMFineTunePanels import worker_python as worker
 
     return worker.environment()

@@ -274,7 +274,7 @@ def test_preparing_the_volume_and_clearing_the_cache(work):
 
 
 def test_a_worker_that_cannot_start_is_a_sentence_and_can_be_tried_again(desktop, monkeypatch):
-    from SAMFineTunePanels import worker
+    from SAMFineTunePanels import worker_python as worker
 
     executable = sys.executable
     monkeypatch.setattr(worker.sys, "executable", "/nowhere/python")
