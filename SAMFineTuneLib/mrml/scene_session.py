@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
 from SAMFineTuneLib.mrml.prompts.marked_node import view_of
 from SAMFineTuneLib.mrml.scene_sync import SceneSync
 from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view
@@ -234,22 +235,28 @@ class SceneSession(SceneSync):
         return None if self.state is None else self.state.redo_name
 
     def propagate(self, segment_id: str | None = None, settings=None, orientation: str | None = None) -> int:
-        """Carry a segment's prompted slices through the volume; returns the job's number."""
+        """Carry a segment's prompted slices through the volume; returns the job's number.
+
+        `settings` are fields of `PropagationSettings`. Raises UserError.
+        """
         self._require_volume()
         self._reconcile()
         segment_id = segment_id or self.current_segment_id
         value = self._table.values.get(segment_id) if self._table is not None else None
         if value is None or not any(prompt.segment_id == segment_id for prompt in self.prompts):
             raise UserError("The segment has no prompts yet; click into it on a slice first.")
-        job = self.client.propagate(value, settings, orientation)
+        job = self.client.propagate(value, PropagationSettings(**(settings or {})), orientation)
         self._work.jobs.add(job)
         self._changed()
         return job
 
     def everything(self, orientation: str, settings=None, first: int | None = None, last: int | None = None) -> int:
-        """Find all objects of a range of slices; returns the job's number."""
+        """Find all objects of a range of slices; returns the job's number.
+
+        `settings` are fields of `EverythingSettings`. Raises UserError.
+        """
         self._require_volume()
-        return self.client.everything(orientation, settings, first, last)
+        return self.client.everything(orientation, EverythingSettings(**(settings or {})), first, last)
 
     def adopt(self, job: int, objects: Sequence[int], names: Sequence[str] | None = None) -> None:
         """Make found objects segments, of these names or of names of their own."""

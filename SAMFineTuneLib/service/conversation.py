@@ -14,25 +14,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from SAMFineTuneLib import __version__
+from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.service import json_values as plain
-from SAMFineTuneLib.service.codec import CodecError, decode, encode
 from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
-from SAMFineTuneLib.service.journal import Entry, Journal
-from SAMFineTuneLib.service.protocol import PROTOCOL, Buffer, version_advice
-from SAMFineTuneLib.service.sending import Sending, SendingVolume
+from SAMFineTuneLib.service.journal import Journal
+from SAMFineTuneLib.service.protocol import (
+    PROTOCOL,
+    Close,
+    Hello,
+    Opened,
+    OpenSession,
+    Part,
+    Received,
+    Refusal,
+    Sent,
+    Sync,
+    Synced,
+    Told,
+    version_advice,
+)
+from SAMFineTuneLib.service.uploads import Sending, SendingVolume
+from SAMFineTuneLib.service.wire import Later, WireError, decode, encode
 from SAMFineTuneLib.session.events import Event, Failed, Notice, Status, StatusChanged
+from SAMFineTuneLib.session.intents import Install, Intent
 
 _log = logging.getLogger(__name__)
 
-_BATCH = 200  # intents in one request
 _MOST_DEFECTS = 3  # in a row
 _LOCAL_WAIT = 0.004  # a local worker answers within this; waiting saves a round of the host's timer
 
-Handler = Callable[[dict, dict], None]
-"""Takes the message and the arrays of an answer."""
+Handler = tuple[type, Callable[[Any], None]]
+"""The kind of message that an answer holds, and what takes it."""
 
 
 @dataclass
@@ -41,8 +57,8 @@ class Upload:
 
     number: int
     what: Sending
-    request: int | None = None
-    """The request that a model's file belongs to; None for the volume."""
+    install: Install | None = None
+    """What is asked for once a model's file is there; None for the volume."""
     announced: bool = False
     received: int = 0
 
@@ -66,7 +82,6 @@ class Conversation(ABC):
         self._uploads: list[Upload] = []
         self._upload_number = 0
         self._volume_number = 0  # of the upload of the volume that counts
-        self._installs: dict[int, dict[str, Any]] = {}
 
         self._greeted = False
         self._session: str | None = None
@@ -76,9 +91,8 @@ class Conversation(ABC):
         self._after = 0
         self._next_look = 0.0
         self._handler: Handler | None = None
-        self._batch = _BATCH
         self._defects = 0
-        self._inbox: deque[tuple[dict, dict[str, Any]]] = deque()
+        self._inbox: deque[Later[Told]] = deque()
         self._out: list[Event] = []
 
     # ---- what the host calls
@@ -130,7 +144,7 @@ class Conversation(ABC):
     # ---- what the client adds
 
     @abstractmethod
-    def _session_begins(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _session_begins(self) -> tuple[list[Intent], list[Intent]]:
         """Intents that a new session hears before and after the journal."""
 
     @abstractmethod
@@ -138,12 +152,8 @@ class Conversation(ABC):
         """Everything is told anew; what was told before may not come again."""
 
     @abstractmethod
-    def _take_event(self, values: dict[str, Any], arrays: dict[str, Any]) -> None:
+    def _take(self, told: Told) -> None:
         """An event in its turn."""
-
-    @abstractmethod
-    def _refused(self, values: dict[str, Any], sentence: str) -> None:
-        """An intent that the server does not understand was dropped."""
 
     @abstractmethod
     def _pause(self) -> float:
@@ -154,7 +164,7 @@ class Conversation(ABC):
     def _move(self) -> bool:
         """One small thing; returns whether there may be more to do at once."""
         if self._inbox:
-            self._take_event(*self._inbox.popleft())
+            self._take_next()
             return True
         if self._state == "failed" or not self._wanted:
             return False
@@ -174,9 +184,9 @@ class Conversation(ABC):
     def _send_next(self) -> bool:
         """Begin the most urgent request, if there is any."""
         if not self._greeted:
-            self._request("/v1/hello", self._hear_hello, {"protocol": PROTOCOL, "version": __version__})
+            self._request("/v1/hello", Hello(PROTOCOL, __version__), Hello, self._hear_hello)
         elif self._session is None:
-            self._request("/v1/sessions", self._hear_session, {"segments_are_steps": self.segments_are_steps})
+            self._request("/v1/sessions", OpenSession(self.segments_are_steps), Opened, self._hear_session)
         elif self._uploads:
             self._send_upload(self._uploads[0])
         elif not self._journal.all_heard or self._clock() >= self._next_look:
@@ -185,35 +195,41 @@ class Conversation(ABC):
             return False
         return True
 
-    def _request(self, path: str, handler: Handler, message: dict, arrays: dict[str, Buffer] | None = None) -> None:
-        self._handler = handler
-        self._connection.send(path, encode(message, arrays))
+    def _request(self, path: str, message: Any, answer: type, handler: Callable[[Any], None]) -> None:
+        self._handler = answer, handler
+        self._connection.send(path, encode(message))
 
-    def _in_session(self, what: str, handler: Handler, message: dict, arrays: dict[str, Buffer] | None = None) -> None:
-        self._request(f"/v1/sessions/{self._session}/{what}", handler, message, arrays)
+    def _in_session(self, what: str, message: Any, answer: type, handler: Callable[[Any], None]) -> None:
+        self._request(f"/v1/sessions/{self._session}/{what}", message, answer, handler)
 
     def _receive(self) -> bool:
         response = self._connection.receive(_LOCAL_WAIT if self._connection.is_local else 0.0)
         if response is None:
             return False
-        handler, self._handler = self._handler, None
+        (answer, handler), self._handler = self._handler, None
         try:
-            message, arrays = decode(response.read())
             if response.status == 200:
-                handler(message, arrays)
+                handler(decode(response.read(), answer))
             else:
-                self._hear_refusal(response.status, message)
-        except Unusable:
-            raise
-        except (CodecError, *plain.MISUNDERSTOOD) as error:
+                self._hear_refusal(decode(response.read(), Refusal))
+        except WireError as error:
             self._count_defect(f"The worker's answer is not what it should be ({error}); update it, or this program.")
         return True
 
+    def _take_next(self) -> None:
+        """One event; a newer server's, which is not known here, is left out: nothing waits for it."""
+        try:
+            told = self._inbox.popleft().read()
+        except (WireError, UserError) as error:
+            _log.warning("An event was not understood: %s", error)
+            return
+        self._take(told)
+
     # ---- inside: greeting
 
-    def _hear_hello(self, message: dict, _: dict) -> None:
-        theirs = str(message["version"])
-        if message["protocol"] != PROTOCOL:
+    def _hear_hello(self, hello: Hello) -> None:
+        theirs = hello.version
+        if hello.protocol != PROTOCOL:
             raise self._other_protocol(theirs)
         if theirs != __version__ and self._version != theirs:
             self._out.append(Notice(
@@ -232,8 +248,8 @@ class Conversation(ABC):
             f"other; {version_advice(__version__, theirs)}."
         )
 
-    def _hear_session(self, message: dict, _: dict) -> None:
-        self._session = str(message["session"])
+    def _hear_session(self, opened: Opened) -> None:
+        self._session = opened.session
         self._after = 0
         if self._lost is not None:
             self._out.append(Notice(self._lost))
@@ -248,37 +264,37 @@ class Conversation(ABC):
 
     def _send_volume(self) -> None:
         """The volume goes first, and anew; one that was on its way is forgotten."""
-        self._uploads = [one for one in self._uploads if one.request is not None]
+        self._uploads = [one for one in self._uploads if one.install is not None]
         if self._volume is not None:
             self._volume_number = self._new_upload()
             self._uploads.insert(0, Upload(self._volume_number, SendingVolume(self._volume)))
 
     def _send_upload(self, upload: Upload) -> None:
+        what, number = upload.what, upload.number
         if not upload.announced:
-            self._in_session("upload", functools.partial(self._hear_announced, upload),
-                             {"upload": upload.number, **upload.what.announcement()})  # fmt: skip
-        elif upload.received < upload.what.size:
-            message = {"upload": upload.number, "offset": upload.received}
-            part = upload.what.part(upload.received)
-            self._in_session("part", functools.partial(self._hear_part, upload, len(part)), message, {"part": part})
-        elif upload.request is None:
-            self._in_session("uploaded", functools.partial(self._hear_uploaded, upload),
-                             {"upload": upload.number, **upload.what.conclusion(self._window)})  # fmt: skip
+            self._in_session("upload", what.announcement(number), Received,
+                             functools.partial(self._hear_announced, upload))  # fmt: skip
+        elif upload.received < what.size:
+            part = np.frombuffer(what.part(upload.received), np.uint8)
+            self._in_session("part", Part(number, upload.received, part), Received,
+                             functools.partial(self._hear_part, upload, len(part)))  # fmt: skip
+        elif upload.install is None:
+            self._in_session("uploaded", what.conclusion(number, self._window), Received,
+                             functools.partial(self._hear_uploaded, upload))  # fmt: skip
         else:
             self._uploads.remove(upload)
-            upload.what.close()
-            self._journal.add({"do": "install", "request": upload.request, "upload": upload.number,
-                               **self._installs[upload.request]})  # fmt: skip
+            what.close()
+            self._journal.add(upload.install)
 
-    def _hear_announced(self, upload: Upload, message: dict, _: dict) -> None:
+    def _hear_announced(self, upload: Upload, _: Received) -> None:
         upload.announced = True
 
-    def _hear_part(self, upload: Upload, size: int, message: dict, _: dict) -> None:
+    def _hear_part(self, upload: Upload, size: int, answer: Received) -> None:
         upload.received += size
-        if message["received"] < upload.received:
-            raise ValueError("parts are missing")
+        if answer.received < upload.received:
+            raise WireError("parts are missing")
 
-    def _hear_uploaded(self, upload: Upload, message: dict, _: dict) -> None:
+    def _hear_uploaded(self, upload: Upload, _: Received) -> None:
         if upload in self._uploads:
             self._uploads.remove(upload)
             self._next_look = 0.0
@@ -286,52 +302,36 @@ class Conversation(ABC):
     # ---- inside: intents out, events in
 
     def _send_sync(self) -> None:
-        entries = self._journal.unheard(self._batch)
-        intents = [{"number": entry.number, **entry.values} for entry in entries]
-        arrays = {str(entry.number): entry.document for entry in entries if entry.document is not None}
-        message = {"intents": intents, "after": self._after}
-        self._in_session("sync", functools.partial(self._hear_sync, entries), message, arrays)
+        entries = self._journal.unheard()
+        sent = tuple(Sent(entry.number, entry.moment, entry.intent) for entry in entries)
+        self._in_session("sync", Sync(sent, self._after), Synced, functools.partial(self._hear_sync, sent))
 
-    def _hear_sync(self, entries: list[Entry], message: dict, arrays: dict) -> None:
-        self._journal.hear(min(plain.number_from_json(message["accepted"]), entries[-1].number if entries else 0))
-        self._batch = _BATCH
+    def _hear_sync(self, sent: tuple[Sent, ...], answer: Synced) -> None:
+        self._journal.hear(min(answer.accepted, sent[-1].number if sent else 0))
         self._defects = 0
-        for values in message["events"]:
-            number = plain.number_from_json(values["number"])
-            own = {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{number}/")}
-            self._inbox.append((values, own))
+        for later in answer.told:
+            number = later.plain.get("number") if isinstance(later.plain, dict) else None
+            if type(number) is not int:
+                raise WireError("an event has no number")
             self._after = max(self._after, number)
-        if not message["more"]:
+        self._inbox.extend(answer.told)
+        if not answer.more:
             self._next_look = self._clock() + self._pause()
 
     # ---- inside: what goes wrong
 
-    def _hear_refusal(self, status: int, message: dict) -> None:
-        kind, sentence = str(message.get("kind")), str(message.get("error"))
-        if kind == "session":
+    def _hear_refusal(self, refusal: Refusal) -> None:
+        if refusal.kind == "session":
             self._lose_session()
-        elif kind == "upload":
+        elif refusal.kind == "upload":
             for upload in self._uploads:
                 upload.announced, upload.received = False, 0
-        elif kind == "protocol":
-            raise self._other_protocol(str(message.get("version")))
-        elif kind == "message" and self._session is not None and not self._uploads and not self._journal.all_heard:
-            self._blame_intents(sentence)
-        elif kind in ("defect", "message"):
-            self._count_defect(sentence)
+        elif refusal.kind == "protocol":
+            raise self._other_protocol(refusal.version)
+        elif refusal.kind in ("defect", "message"):
+            self._count_defect(refusal.error)
         else:  # token, full, memory, size, ...: another try meets the same
-            raise Unusable(sentence)
-
-    def _blame_intents(self, sentence: str) -> None:
-        """Something among the intents is not understood: find out which by sending one at a time, and drop it."""
-        if self._batch > 1:
-            self._batch = 1
-            return
-        entry = self._journal.unheard(1)[0]
-        _log.warning("The worker refuses %s: %s", entry.values.get("do"), sentence)
-        self._journal.drop(entry.number)
-        self._journal.hear(entry.number)
-        self._refused(entry.values, sentence)
+            raise Unusable(refusal.error)
 
     def _count_defect(self, sentence: str) -> None:
         self._defects += 1
@@ -372,7 +372,7 @@ class Conversation(ABC):
         if self._session is None or self._handler is not None or self._connection.is_local:
             return
         try:
-            self._in_session("close", lambda message, arrays: None, {})
+            self._in_session("close", Close(), Received, lambda _: None)
             self._connection.receive(_LOCAL_WAIT)
         except (Broken, Unusable):
             pass
@@ -396,7 +396,7 @@ class Conversation(ABC):
         if not self._greeted or self._session is None:
             state = "starting" if self._connection.is_local else "connecting"
             return Status(state, self._connection.waiting, **about)
-        if self._uploads and self._uploads[0].request is None:
+        if self._uploads and self._uploads[0].install is None:
             upload = self._uploads[0]
             fraction = round(upload.received / upload.what.size, 2)
             return Status("uploading", "The volume is handed to the worker.", fraction, **about)

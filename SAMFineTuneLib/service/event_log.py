@@ -1,31 +1,33 @@
 """The events of one session until its client has fetched them, numbered from 1.
 
-A client that vanished must not make memory grow: an event under the key of an earlier one takes its place at the end,
-and of those without a key only the last ones are kept. Masks are references to what the session holds anyway.
+A client that vanished must not make memory grow: an event takes the place of an earlier one that it makes pointless,
+and of those that never become pointless only the last ones are kept. Masks are references to what the session holds
+anyway.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Hashable
 
-import numpy as np
-
-Arrays = Mapping[str, np.ndarray | bytes]
+from SAMFineTuneLib.service.protocol import Told
+from SAMFineTuneLib.session.events import (
+    Busy,
+    Event,
+    Finished,
+    MaskChanged,
+    ModelChanged,
+    ObjectMasks,
+    Objects,
+    Snapshot,
+    StateChanged,
+    Stored,
+)
 
 _MOST_LOOSE = 500
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """An event as JSON, and its arrays, which are made when it is fetched."""
-
-    values: dict[str, Any]
-    arrays: Callable[[], Arrays] | None = None
-    key: Hashable = None
+_MOST_EVENTS = 64  # in one answer
+_MOST_BYTES = 4 << 20
 
 
 class EventLog:
@@ -33,43 +35,65 @@ class EventLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._told: OrderedDict[int, Told] = OrderedDict()
         self._numbers: dict[Hashable, int] = {}
         self._last = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._told)
 
-    def add(self, values: dict[str, Any], arrays: Callable[[], Arrays] | None = None, key: Hashable = None) -> None:
-        """Append an event; an earlier one with this key that was not fetched yet is dropped."""
+    def add(self, event: Event, volume: int = 0, applied: int = 0) -> None:
+        """Append an event; see `Told`."""
+        key = _key(event)
         with self._lock:
             self._last += 1
             if key is not None:
-                self._entries.pop(self._numbers.get(key), None)
+                self._told.pop(self._numbers.get(key), None)
                 self._numbers[key] = self._last
-            self._entries[self._last] = Entry(values, arrays, key)
-            if key is None and len(self._entries) > _MOST_LOOSE:
-                loose = [number for number, entry in self._entries.items() if entry.key is None]
+            self._told[self._last] = Told(self._last, volume, applied, event)
+            if key is None and len(self._told) > _MOST_LOOSE:
+                loose = [number for number, told in self._told.items() if _key(told.event) is None]
                 for number in loose[: len(loose) - _MOST_LOOSE]:
-                    del self._entries[number]
+                    del self._told[number]
 
-    def fetch(self, after: int, most: int = 64, most_bytes: int = 4 << 20) -> tuple[list[dict], dict[str, Any], bool]:
-        """What came after number `after` (what came before is forgotten), its arrays, and whether there is more.
-
-        Each event says its number as "number"; its arrays are named "<number>/<name>".
-        """
+    def fetch(self, after: int, most_bytes: int = _MOST_BYTES) -> tuple[tuple[Told, ...], bool]:
+        """What came after number `after` (what came before is forgotten), and whether there is more."""
         with self._lock:
-            for number in [number for number in self._entries if number <= after]:
-                entry = self._entries.pop(number)
-                if self._numbers.get(entry.key) == number:
-                    del self._numbers[entry.key]
-            waiting = list(self._entries.items())
-        told, arrays, size = [], {}, 0
-        for number, entry in waiting[:most]:
-            if told and size >= most_bytes:
+            for number in [number for number in self._told if number <= after]:
+                key = _key(self._told.pop(number).event)
+                if self._numbers.get(key) == number:
+                    del self._numbers[key]
+            waiting = list(self._told.values())
+        fetched, size = [], 0
+        for told in waiting[:_MOST_EVENTS]:
+            if fetched and size >= most_bytes:
                 break
-            told.append({"number": number, **entry.values})
-            for name, array in (entry.arrays() if entry.arrays is not None else {}).items():
-                arrays[f"{number}/{name}"] = array
-                size += len(array) if isinstance(array, bytes) else array.nbytes
-        return told, arrays, len(told) < len(waiting)
+            fetched.append(told)
+            size += _bytes(told.event)
+        return tuple(fetched), len(fetched) < len(waiting)
+
+
+def _key(event: Event) -> Hashable:
+    """The same for two events of which only the later one counts; None for one that always counts."""
+    match event:
+        case MaskChanged():
+            return MaskChanged, event.segment, event.plane.key
+        case StateChanged() | ModelChanged():
+            return type(event)
+        case Busy():
+            return Busy, event.job, event.what
+        case Objects() | Finished():
+            return type(event), event.job
+    return None
+
+
+def _bytes(event: Event) -> int:
+    """About how much an event adds to an answer."""
+    match event:
+        case MaskChanged():
+            return len(event.packed.data) if event.packed is not None else 0
+        case ObjectMasks():
+            return sum(len(mask.data) for _, _, mask in event.masks)
+        case Stored() | Snapshot() | Finished():
+            return len(event.document or b"")
+    return 0

@@ -11,25 +11,46 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from SAMFineTuneLib.session.intents import (
+    Ask,
+    AskForMasks,
+    Checkpoint,
+    Download,
+    Everything,
+    FindLabels,
+    Install,
+    Intent,
+    Propagate,
+    Restore,
+    TakeSnapshot,
+)
+
 LONG = 600  # entries; the session's own history knows 200 steps
 _KEPT = 250
 _MOST_BYTES = 48 << 20  # of stored sessions
 _AT_ONCE = 16 << 20  # bytes of stored sessions in one request
-_LASTING = ("propagate", "everything", "download", "ask", "install", "object_masks", "snapshot")
+_LASTING = (Propagate, Everything, FindLabels, Download, Ask, Install, AskForMasks, TakeSnapshot)
 # Jobs and questions under way are not part of a stored session.
 
 
 @dataclass
 class Entry:
-    """An intent under its number. `document` is the stored session of a "restore" or a "checkpoint".
+    """An intent under its number and moment.
 
-    `kept` says whether a replay needs it; what concerns one moment, or stands elsewhere, does not.
+    `kept` says whether a replay needs it; what concerns one moment, or stands elsewhere, does not. `checkpoint` is the
+    session after a `Checkpoint`, which only the client knows.
     """
 
     number: int
-    values: dict[str, Any]
-    document: bytes | None = None
+    intent: Intent
+    moment: int | None = None
     kept: bool = True
+    checkpoint: bytes | None = None
+
+    @property
+    def document(self) -> bytes | None:
+        """The stored session of a `Restore` or a `Checkpoint`."""
+        return self.intent.document if isinstance(self.intent, Restore) else self.checkpoint
 
 
 class Journal:
@@ -53,11 +74,11 @@ class Journal:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, values: dict[str, Any], document: bytes | None = None, kept: bool = True) -> int:
-        """A new intent; returns its number."""
+    def add(self, intent: Intent, moment: int | None = None, kept: bool = True) -> Entry:
+        """A new intent."""
         self._last += 1
-        self._entries.append(Entry(self._last, values, document, kept))
-        return self._last
+        self._entries.append(Entry(self._last, intent, moment, kept))
+        return self._entries[-1]
 
     def unheard(self, most: int = 200) -> list[Entry]:
         """The oldest intents that the server has not confirmed, as many as go into one request."""
@@ -78,21 +99,21 @@ class Journal:
             self._heard = number
             self._entries = [entry for entry in self._entries if entry.kept or entry.number > number]
 
-    def start_over(self, first: list[dict[str, Any]], last: list[dict[str, Any]]) -> None:
+    def start_over(self, first: list[Intent], last: list[Intent]) -> None:
         """A new server session: it has heard nothing. `first` and `last` are told before and after the rest."""
         entries = [entry for entry in self._entries if entry.kept]
         self._entries = []
         self._heard = self._last
-        for values in first:
-            self.add(values, kept=False)
+        for intent in first:
+            self.add(intent, kept=False)
         for entry in entries:
-            self.add(entry.values, entry.document)
-        for values in last:
-            self.add(values, kept=False)
+            self.add(entry.intent, entry.moment).checkpoint = entry.checkpoint
+        for intent in last:
+            self.add(intent, kept=False)
 
-    def forget(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop entries by their values."""
-        self._entries = [entry for entry in self._entries if not unwanted(entry.values)]
+    def forget(self, unwanted: Callable[[Any], bool]) -> None:
+        """Drop intents."""
+        self._entries = [entry for entry in self._entries if not unwanted(entry.intent)]
         self._mend_end()
 
     def drop(self, number: int) -> None:
@@ -100,26 +121,26 @@ class Journal:
         self._entries = [entry for entry in self._entries if entry.number != number]
         self._mend_end()
 
-    def replace(self, number: int, values: dict[str, Any], document: bytes) -> None:
+    def replace(self, number: int, intent: Restore) -> None:
         """What intent `number` led to stands in its place, or where it would stand."""
         at = next((i for i, entry in enumerate(self._entries) if entry.number > number), len(self._entries))
         if at and self._entries[at - 1].number == number and self._entries[at - 1].document is None:
             at -= 1
             del self._entries[at]
-        self._entries.insert(at, Entry(number, values, document))
+        self._entries.insert(at, Entry(number, intent))
         self._limit_bytes()
 
-    def insert_after(self, number: int, values: dict[str, Any], document: bytes) -> None:
+    def insert_after(self, number: int, intent: Restore) -> None:
         """Something that happened on the server after it had heard intent `number` and before the next."""
         at = next((i for i, entry in enumerate(self._entries) if entry.number > number), len(self._entries))
-        self._entries.insert(at, Entry(number, values, document))
+        self._entries.insert(at, Entry(number, intent))
         self._limit_bytes()
 
     def keep_checkpoint(self, request: int, document: bytes) -> None:
         """The answer to a snapshot that was asked for only to be kept."""
         for entry in self._entries:
-            if entry.values.get("request") == request:
-                entry.values, entry.document = {"do": "checkpoint"}, document
+            if isinstance(entry.intent, TakeSnapshot) and entry.intent.request == request:
+                entry.intent, entry.checkpoint = Checkpoint(), document
         self._limit_bytes()
 
     def clear(self) -> None:
@@ -142,8 +163,8 @@ class Journal:
 
     def _begin_with(self, at: int) -> None:
         base = self._entries[at]
-        lasting = [entry for entry in self._entries[:at] if entry.values["do"] in _LASTING]
-        base = Entry(base.number, {"do": "restore", "step": None}, base.document)
+        lasting = [entry for entry in self._entries[:at] if isinstance(entry.intent, _LASTING)]
+        base = Entry(base.number, Restore(base.document))
         self._entries = [base, *lasting, *self._entries[at + 1 :]]
 
     def _limit_bytes(self) -> None:
@@ -154,4 +175,4 @@ class Journal:
     def _mend_end(self) -> None:
         """The newest number must reach the server even when its intent is gone: a state that has it is the newest."""
         if self._last > self._heard and (not self._entries or self._entries[-1].number != self._last):
-            self.add({"do": "checkpoint"}, kept=False)
+            self.add(Checkpoint(), kept=False)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.service.json_values import text_from_json
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.store import Store
@@ -32,13 +31,13 @@ class Library:
         self._may_change = may_change
         self._busy = threading.Lock()
 
-    def answer(self, question: str, values: dict[str, Any]) -> Any:
-        """The answer to one of QUESTIONS."""
-        return getattr(self, f"_{question}")(values)
+    def answer(self, question: str, model: str = "") -> Any:
+        """The answer to one of QUESTIONS, about a model where the question is about one."""
+        return getattr(self, f"_{question}")(model)
 
     QUESTIONS = ("models", "adapters", "cache_info", "clear_cache", "remove_model")
 
-    def _models(self, _: dict) -> list[dict]:
+    def _models(self, _: str) -> list[dict]:
         from SAMFineTuneLib.models.download.manifest import known_models
 
         store = self._store()
@@ -74,7 +73,7 @@ class Library:
                 })  # fmt: skip
         return rows
 
-    def _adapters(self, _: dict) -> list[dict]:
+    def _adapters(self, _: str) -> list[dict]:
         from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
         return [
@@ -91,21 +90,21 @@ class Library:
             for adapter in AdapterStore(models=self._store()).list()
         ]
 
-    def _cache_info(self, _: dict) -> dict:
+    def _cache_info(self, _: str) -> dict:
         from SAMFineTuneLib.inference.embedding_cache import open_cache
 
         info = open_cache().info()
         return {"entries": info.entries, "bytes": info.size, "limit": info.limit}
 
-    def _clear_cache(self, _: dict) -> dict:
+    def _clear_cache(self, _: str) -> dict:
         from SAMFineTuneLib.inference.embedding_cache import open_cache
 
         self._require_change()
         return {"freed": open_cache().clear()}
 
-    def _remove_model(self, values: dict) -> dict:
+    def _remove_model(self, model: str) -> dict:
         self._require_change()
-        self._store().remove(text_from_json(values["model"]))
+        self._store().remove(model)
         return {}
 
     def download(self, model: str, report: Report, cancelled: Callable[[], bool]) -> dict:

@@ -1,11 +1,22 @@
-"""What both ends must agree on: version, addresses, limits."""
+"""What both ends must agree on: version, limits, and the messages that requests and answers hold.
+
+A request goes to `/v1/hello`, `/v1/sessions`, or `/v1/sessions/ID/ACTION`; each takes one kind of message and answers
+with another one, or with a `Refusal`. `wire` makes bytes of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-PROTOCOL = 1
+import numpy as np
+
+from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.service.wire import Buffer, Later
+from SAMFineTuneLib.session.events import Event
+from SAMFineTuneLib.session.intents import Intent
+
+PROTOCOL = 2
 """Raised with every change that makes an older client or server fail."""
 
 MARK = "X-SAMFineTune-Protocol"
@@ -15,7 +26,126 @@ DEFAULT_MODEL = "compact"
 PART_BYTES = 2 << 20
 """Of a volume, sent in one request: small enough to be hashed and handed over between two frames of a window."""
 
-Buffer = bytes | bytearray | memoryview
+# ---- messages
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first message of both ends. Answer: the server's own."""
+
+    protocol: int
+    version: str
+
+
+@dataclass(frozen=True)
+class OpenSession:
+    """Begin a session; `segments_are_steps` as in `Session`. Answer: `Opened`."""
+
+    segments_are_steps: bool = True
+
+
+@dataclass(frozen=True)
+class Opened:
+    session: str
+
+
+@dataclass(frozen=True, eq=False)
+class AnnounceVolume:
+    """A volume will come in parts: little-endian voxels of NumPy's type `dtype` in C order. Answer: `Received`."""
+
+    upload: int
+    shape: tuple[int, int, int]
+    dtype: str
+    affine: np.ndarray
+    modality: str
+
+
+@dataclass(frozen=True)
+class AnnounceFile:
+    """A model's file of `size` bytes will come in parts. Answer: `Received`."""
+
+    upload: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The bytes of an upload from `offset` on, uint8 (N,). Answer: `Received`."""
+
+    upload: int
+    offset: int
+    data: np.ndarray
+
+
+@dataclass(frozen=True)
+class Received:
+    """Bytes of the upload that the server has."""
+
+    received: int
+
+
+@dataclass(frozen=True)
+class VolumeSent:
+    """All parts of a volume were sent; `digest` is `Volume.digest`. Answer: `Received`."""
+
+    upload: int
+    digest: str
+    window: IntensityWindow | None = None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """An intent under the client's count of what it sends, and of what it asks (see `Session.do`)."""
+
+    number: int
+    moment: int | None
+    intent: Intent
+
+
+@dataclass(frozen=True)
+class Told:
+    """An event under the server's count, about which upload of a volume it is, and after which `Sent`."""
+
+    number: int
+    volume: int
+    applied: int
+    event: Event
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Intents, and the number of the last event that the client has. Answer: `Synced`."""
+
+    intents: tuple[Later[Sent], ...] = ()
+    after: int = 0
+
+
+@dataclass(frozen=True)
+class Synced:
+    """The number of the last intent that the server has, and events after the client's last one."""
+
+    accepted: int
+    told: tuple[Later[Told], ...] = ()
+    more: bool = False
+    """Whether there are more events already."""
+
+
+@dataclass(frozen=True)
+class Close:
+    """End the session. Answer: `Received` of nothing."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer that is not 200: a sentence, and a word for the client's program."""
+
+    error: str
+    kind: str
+    version: str
+    protocol: int
+
+
+# ---- limits, requests and answers
 
 
 @dataclass(frozen=True)

@@ -9,34 +9,48 @@
     POST /v1/sessions/ID/sync         intents in, events out
     POST /v1/sessions/ID/close        end it
 
-Bodies are messages of `codec`. An answer that is not 200 holds {"error": a sentence, "kind": a word}.
+Bodies are messages of `protocol` as bytes (see `wire`). An answer that is not 200 holds a `Refusal`.
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
-import math
 import secrets
 import threading
 import time
 from typing import Any
 
-import numpy as np
-
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
-from SAMFineTuneLib.service import json_values as plain
-from SAMFineTuneLib.service.codec import CodecError, decode, encode
-from SAMFineTuneLib.service.host import INTENTS, HostedSession
+from SAMFineTuneLib.service.host import HostedSession
 from SAMFineTuneLib.service.models_api import Library
 from SAMFineTuneLib.service.open_models import Engines
-from SAMFineTuneLib.service.protocol import MARK, PART_BYTES, PROTOCOL, Limits, Request, Response
+from SAMFineTuneLib.service.protocol import (
+    MARK,
+    PROTOCOL,
+    AnnounceFile,
+    AnnounceVolume,
+    Close,
+    Hello,
+    Limits,
+    Opened,
+    OpenSession,
+    Part,
+    Received,
+    Refusal,
+    Request,
+    Response,
+    Sync,
+    Synced,
+    VolumeSent,
+)
 from SAMFineTuneLib.service.uploads import FileUpload, Upload, VolumeUpload
+from SAMFineTuneLib.service.wire import WireError, decode, encode
+from SAMFineTuneLib.session.intents import SetVolume
 
 _log = logging.getLogger(__name__)
 
-_MOST_EVENTS = 64
 _SHOWN = 6  # characters of a session's key in logs: enough to tell sessions apart, too few to use one
 
 
@@ -86,23 +100,14 @@ class ServerApp:
         """Answer a request; never raises."""
         try:
             self._check_head(request, len(request.body))
-            message, arrays = self._route(request)
-            idle = isinstance(message, dict) and message.pop("idle", False)
-            try:
-                body = encode(message, arrays)
-            except ValueError:  # a model that answers with NaN must not end the conversation
-                body = encode(_finite(message), arrays)
-            return Response(200, body, {MARK: str(PROTOCOL)}, idle)
+            answer, idle = self._route(request)
+            return Response(200, encode(answer), {MARK: str(PROTOCOL)}, idle)
         except Refused as refused:
             return _refusal(refused)
-        except CodecError as error:
+        except WireError as error:
             return _refusal(Refused(400, "message", f"The server did not understand the request: {error}."))
         except UserError as error:
             return _refusal(Refused(422, "user", str(error)))
-        except plain.MISUNDERSTOOD:
-            _log.info("A request to %s was not understood", loggable_path(request.path), exc_info=True)
-            text = "The server did not understand the request; update it, or this program."
-            return _refusal(Refused(400, "message", text))
         except Exception as error:
             if is_out_of_memory(error):
                 text = "The server has too little free memory for that; crop the volume, or try again later."
@@ -146,34 +151,29 @@ class ServerApp:
         if request.method != "POST":
             raise Refused(405, "method", "This server answers POST requests only.")
 
-    def _route(self, request: Request) -> tuple[Any, dict[str, Any]]:
+    def _route(self, request: Request) -> tuple[Any, bool]:
+        """The answer's message, and whether nothing was asked and nothing told."""
         parts = request.path.split("?")[0].strip("/").split("/")
         if parts[:1] != ["v1"]:
             raise Refused(404, "path", "There is nothing at this address; check the server's address.")
-        message, arrays = decode(request.body)
-        if not isinstance(message, dict):
-            raise CodecError("it is no object")
         if parts[1:] == ["hello"]:
-            return self._hello(message), {}
+            return self._hello(decode(request.body, Hello)), False
         if parts[1:] == ["sessions"]:
-            return self._create(bool(message.get("segments_are_steps", True))), {}
+            return self._create(decode(request.body, OpenSession).segments_are_steps), False
         if len(parts) == 4 and parts[1] == "sessions" and parts[3] in _ACTIONS:
-            return getattr(self, f"_{parts[3]}")(self._find(parts[2]), message, arrays)
+            kind, action = _ACTIONS[parts[3]]
+            message = decode(request.body, kind)
+            answer = action(self, self._find(parts[2]), message)
+            return answer, kind is Sync and not message.intents and not answer.told
         raise Refused(404, "path", "There is nothing at this address; update the server, or this program.")
 
-    def _hello(self, message: dict) -> dict:
-        if message.get("protocol") != PROTOCOL:
+    def _hello(self, hello: Hello) -> Hello:
+        if hello.protocol != PROTOCOL:
             raise Refused(409, "protocol", f"This server runs SAMFineTune {__version__}, which speaks another version "
                                            "of the protocol.")  # fmt: skip
-        return {
-            "protocol": PROTOCOL,
-            "version": __version__,
-            "part_bytes": PART_BYTES,
-            "idle_seconds": self.limits.idle_seconds,
-            "volume_bytes": self.limits.volume_bytes,
-        }
+        return Hello(PROTOCOL, __version__)
 
-    def _create(self, segments_are_steps: bool) -> dict:
+    def _create(self, segments_are_steps: bool) -> Opened:
         self.expire()
         if len(self._sessions) >= self.limits.sessions:
             self._end_idle()
@@ -183,7 +183,7 @@ class ServerApp:
                 raise Refused(503, "full", text)
             key = secrets.token_urlsafe(18)
             self._sessions[key] = HostedSession(self._engines, self._library, self.limits, segments_are_steps)
-        return {"session": key}
+        return Opened(key)
 
     def _end_idle(self) -> None:
         """End the session that was left alone longest, if it was for a while: somebody else needs its place."""
@@ -202,10 +202,9 @@ class ServerApp:
         session.touched = time.monotonic()
         return session
 
-    def _upload(self, session: HostedSession, message: dict, _) -> tuple[dict, dict]:
-        number = plain.number_from_json(message["upload"])
-        largest = self.limits.volume_bytes
-        upload = FileUpload(message["file"], largest) if "file" in message else VolumeUpload(message["volume"], largest)
+    def _upload(self, session: HostedSession, message: AnnounceVolume | AnnounceFile) -> Received:
+        kind = FileUpload if isinstance(message, AnnounceFile) else VolumeUpload
+        upload = kind(message, self.limits.volume_bytes)
         session.uploads.clear()
         if upload.size > self._free():
             self._end_idle()
@@ -214,75 +213,65 @@ class ServerApp:
                 raise Refused(507, "memory", "The server's memory is taken by other sessions; try again later, or "
                                              "crop the volume.")  # fmt: skip
             upload.reserve()
-            session.uploads[number] = upload
+            session.uploads[message.upload] = upload
         if isinstance(upload, VolumeUpload):
             session.end_jobs()
-        return {"received": 0}, {}
+        return Received(0)
 
     def _free(self) -> int:
         return self.limits.memory_bytes - sum(one.held_bytes for one in list(self._sessions.values()))
 
-    def _part(self, session: HostedSession, message: dict, arrays: dict) -> tuple[dict, dict]:
-        upload = self._find_upload(session, message)
-        part = arrays["part"]
-        if part.dtype != np.uint8 or part.ndim != 1:
-            raise CodecError("its part is not a row of bytes")
-        upload.add(plain.number_from_json(message["offset"]), part)
-        return {"received": upload.received}, {}
+    def _part(self, session: HostedSession, message: Part) -> Received:
+        upload = self._find_upload(session, message.upload)
+        if message.data.dtype != "u1" or message.data.ndim != 1:
+            raise WireError("its part is not a row of bytes")
+        upload.add(message.offset, message.data)
+        return Received(upload.received)
 
-    def _uploaded(self, session: HostedSession, message: dict, _) -> tuple[dict, dict]:
-        number = plain.number_from_json(message["upload"])
-        if session.finished_upload == number:  # the answer was lost
-            return {}, {}
-        upload = self._find_upload(session, message)
+    def _uploaded(self, session: HostedSession, message: VolumeSent) -> Received:
+        if session.finished_upload == message.upload:  # the answer was lost
+            return Received(0)
+        upload = self._find_upload(session, message.upload)
         if not isinstance(upload, VolumeUpload):
             raise UserError("This upload is not a volume.")
-        window = plain.window_from_json(message["window"])
-        session.put_volume(number, upload.finish(message["digest"]), window)
-        session.uploads.pop(number, None)
-        session.finished_upload = number
-        return {}, {}
+        session.put_volume(message.upload, SetVolume(upload.finish(message.digest), message.window))
+        session.uploads.pop(message.upload, None)
+        session.finished_upload = message.upload
+        return Received(upload.received)
 
-    def _find_upload(self, session: HostedSession, message: dict) -> Upload:
-        upload = session.uploads.get(plain.number_from_json(message["upload"]))
+    def _find_upload(self, session: HostedSession, number: int) -> Upload:
+        upload = session.uploads.get(number)
         if upload is None:
             raise Refused(404, "upload", "The server no longer has the begun upload; it took too long.")
         return upload
 
-    def _sync(self, session: HostedSession, message: dict, arrays: dict) -> tuple[dict, dict]:
-        intents = message["intents"]
-        if not all(intent["do"] in INTENTS for intent in intents):
-            raise CodecError("it asks for something unknown")
-        accepted = session.put(intents, arrays)
-        told, arrays, more = session.log.fetch(plain.number_from_json(message["after"]), _MOST_EVENTS)
-        return {"accepted": accepted, "events": told, "more": more, "idle": not intents and not told}, arrays
+    def _sync(self, session: HostedSession, message: Sync) -> Synced:
+        accepted = session.put(message.intents)
+        return Synced(accepted, *session.log.fetch(message.after))
 
-    def _close(self, session: HostedSession, message: dict, _) -> tuple[dict, dict]:
+    def _close(self, session: HostedSession, _: Close) -> Received:
         with self._lock:
             for key in [key for key, one in self._sessions.items() if one is session]:
                 del self._sessions[key]
         session.close()
-        return {}, {}
+        return Received(0)
 
 
 _GREETINGS = {
     "/": "A SAMFineTune server. Enter this address and its token in 3D Slicer: module SAMFineTune, section Server.",
     "/health": "ok",
 }
-_ACTIONS = ("upload", "part", "uploaded", "sync", "close")
-
-
-def _finite(value: Any) -> Any:
-    """A message with None for numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+_ACTIONS = {
+    "upload": (AnnounceVolume | AnnounceFile, ServerApp._upload),
+    "part": (Part, ServerApp._part),
+    "uploaded": (VolumeSent, ServerApp._uploaded),
+    "sync": (Sync, ServerApp._sync),
+    "close": (Close, ServerApp._close),
+}
 
 
 def _refusal(refused: Refused) -> Response:
-    body = encode({"error": refused.sentence, "kind": refused.kind, "version": __version__, "protocol": PROTOCOL})
+    body = encode(Refusal(refused.sentence, refused.kind, __version__, PROTOCOL))
     return Response(refused.status, body, {MARK: str(PROTOCOL)})
 
 

@@ -97,6 +97,8 @@ class Finished:
     job: int | None
     what: str
     cancelled: bool = False
+    document: bytes | None = field(default=None, repr=False)
+    """From a worker to its client: the session with the job's results, so that a replay need not run the job again."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ class Failed:
     """For the log: what the runtime said."""
     request: int | None = None
     """The request that it answers."""
+    intent: int | None = None
+    """From a worker to its client: the number of the intent that failed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,13 +168,13 @@ class ModelChanged:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The session after a step, so that a replay need not compute the step again."""
+    """The session after an intent, so that a replay need not compute the step again."""
 
     step: str
     document: bytes
     """JSON text of `session_file.session_to_dict`."""
-    intent: int | None = None
-    """Number of the intent whose place it takes in the client's journal; None where a job ended by itself."""
+    intent: int
+    """Number of the intent, whose place it takes in the client's journal."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,11 @@ class History(Generic[State]):
         """What `redo` would do again, None when nothing."""
         return self._future[-1][0] if self._future else None
 
+    def reset(self, state: State) -> None:
+        """Go on from a state; nothing can be undone or redone any more."""
+        self.state = state
+        self._past, self._future = [], []
+
     def push(self, name: str, state: State) -> None:
         """Make `state` the current one; what was undone cannot be redone any more."""
         self._past = [*self._past, (name, self.state)][-self._limit :]

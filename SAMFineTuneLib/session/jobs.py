@@ -6,31 +6,35 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SlicePlane
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.everything_mode import Object3D, SliceMasks, link
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.inference.propagation import PropagatedSlice, PropagationEnd
 from SAMFineTuneLib.inference.settings import EverythingSettings
+from SAMFineTuneLib.session.events import ObjectInfo, Objects
 from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.session.session import Session
 
+_MOST_FOUND = 2  # jobs whose objects are kept
+
 
 class Job:
     """A computation under way. `progress` is its last one, `done` is true when it will do nothing more.
 
-    `number` is its caller's name for it, and comes back in its events.
+    `number` comes back in its events.
     """
 
     what = "job"
 
-    def __init__(self, number: int | None = None) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
         self.progress: Progress | None = None
         self.done = False
@@ -52,7 +56,7 @@ class PropagationJob(Job):
     what = "propagate"
 
     def __init__(
-        self, segment: int, sources: Sources, covers: list[SlicePlane], number: int | None = None, moment: int = 0
+        self, number: int, segment: int, sources: Sources, covers: list[SlicePlane], moment: int = 0
     ) -> None:
         """`moment` is when it was asked for: its masks are what they are since then."""
         super().__init__(number)
@@ -96,7 +100,7 @@ class EverythingJob(Job):
 
     what = "everything"
 
-    def __init__(self, settings: EverythingSettings | None, number: int | None = None) -> None:
+    def __init__(self, number: int, settings: EverythingSettings | None = None) -> None:
         super().__init__(number)
         self.objects: list[Object3D] = []
         self.slices: list[SliceMasks] = []
@@ -111,9 +115,6 @@ class EverythingJob(Job):
 class LabelsJob(EverythingJob):
     """An automatic head's labels; one of `objects` is all that was found of a label, its value the class's number."""
 
-    def __init__(self, number: int | None = None) -> None:
-        super().__init__(None, number)
-
     def link(self) -> None:
         """Gather each label's slices."""
         found: dict[int, dict[int, PackedMask]] = {}
@@ -125,6 +126,45 @@ class LabelsJob(EverythingJob):
             Object3D(value, masks, 1.0, orientation, sum(int(mask.unpack().sum()) for mask in masks.values()))
             for value, masks in sorted(found.items())
         ]
+
+
+class FoundObjects:
+    """What the last jobs found, as long as it may be adopted."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[int, EverythingJob] = {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._jobs.clear()
+
+    def has(self, job: int) -> bool:
+        """Whether it is known what the job found."""
+        return job in self._jobs
+
+    def keep(self, job: EverythingJob) -> Objects:
+        """Join what a job has found in its slices, and forget the oldest; returns the event that tells it."""
+        job.link()
+        job.slices = []
+        self._jobs[job.number] = job
+        for number in list(self._jobs)[:-_MOST_FOUND]:
+            del self._jobs[number]
+        return Objects(
+            job.number,
+            tuple(
+                ObjectInfo(one.value, one.area, float(one.score), one.orientation, (min(one.masks), max(one.masks)))
+                for one in job.objects
+            ),
+        )
+
+    def of(self, job: int, objects: Iterable[int]) -> list[Object3D]:
+        """Objects of a job by their numbers; UserError when one is not there."""
+        if job not in self._jobs:
+            raise UserError("These objects are no longer there; find them again.")
+        by_number = {item.value: item for item in self._jobs[job].objects}
+        if not set(objects) <= set(by_number):
+            raise UserError("One of these objects is not there; find them again.")
+        return [by_number[number] for number in objects]
 
 
 class Embedding:

@@ -1,8 +1,9 @@
 """The interactive session: the one object that panels, servers and the command line talk to.
 
 It holds the volume, the window, the model, and a `State` of segments, prompts and propagated masks. Callers send
-intents (`add_prompt`, `undo`, `propagate`, ...) and draw what it says: events tell listeners what changed, `mask` and
-`labelmap` give the results.
+intents (`do`, or the methods named after them) and draw what it says: events tell listeners what changed, `mask` and
+`labelmap` give the results. Prompts are the truth and masks follow from them (see `answers`), so undo and redo only
+exchange states, and a new window or model makes the masks anew.
 
 Anything long is worked off by `work`, a step at a time: masks that must be made anew, then jobs, then embedding in
 the background. A host without threads calls it from a timer, one with threads uses `jobs.WorkThread`.
@@ -11,31 +12,66 @@ the background. A host without threads calls it from a timer, one with threads u
 from __future__ import annotations
 
 import functools
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
-from SAMFineTuneLib.images.slice_extraction import picture
+from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume, choose_window
+from SAMFineTuneLib.images.slice_extraction import picture, write
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, number_of_slices
 from SAMFineTuneLib.inference.automatic_head import class_slices
-from SAMFineTuneLib.inference.everything_mode import Object3D, everything
-from SAMFineTuneLib.inference.predictor import Predictor
+from SAMFineTuneLib.inference.everything_mode import everything
 from SAMFineTuneLib.inference.progress import Progress
 from SAMFineTuneLib.inference.propagation import PropagationEnd, Seed, planned_planes, propagate
-from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
-from SAMFineTuneLib.session import edits, events
-from SAMFineTuneLib.session.answers import Answer
-from SAMFineTuneLib.session.document import Document, as_sentence, details_of, locked
-from SAMFineTuneLib.session.jobs import Embedding, EverythingJob, Job, LabelsJob, PropagationJob
-from SAMFineTuneLib.session.state import Place, State
+from SAMFineTuneLib.session import edits, events, intents
+from SAMFineTuneLib.session.answers import Answer, Answers
+from SAMFineTuneLib.session.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels
+from SAMFineTuneLib.session.failures import as_sentence, details_of
+from SAMFineTuneLib.session.history import History
+from SAMFineTuneLib.session.jobs import Embedding, EverythingJob, FoundObjects, Job, LabelsJob, PropagationJob
+from SAMFineTuneLib.session.masks import Masks
+from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.inference.predictor import Predictor
 
 _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices"}
+_HANDLERS: dict[type, Callable[[Session, Any], Any]] = {}
 
 
-class Session(Document):
-    """A document with jobs: propagation, everything mode, embedding in the background."""
+def _handles(kind: type):
+    """The method that does what intents of this kind ask for."""
+
+    def register(method):
+        _HANDLERS[kind] = method
+        return method
+
+    return register
+
+
+def _locked(method):
+    """One intent or step at a time, whichever threads they come from."""
+
+    @functools.wraps(method)
+    def guarded(self, *args, **kwargs):
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return guarded
+
+
+class Session(intents.IntentMethods):
+    """Volume, window, model, and a history of states, from which masks follow.
+
+    A wrong intent raises UserError and changes nothing. With `immediate` an intent returns when the masks it
+    concerns are made; if the model then fails, the intent holds all the same and UserError says why there is no
+    mask. Otherwise masks are made when asked for, or by `work`.
+    """
 
     def __init__(
         self,
@@ -44,53 +80,295 @@ class Session(Document):
         window: IntensityWindow | None = None,
         immediate: bool = True,
     ) -> None:
+        self.immediate = immediate
+        self.work_arrived = threading.Event()
+        """Set when there is something for `work` to do."""
+        self.volume: Volume | None = None
+        self.window: IntensityWindow | None = None
+        self.predictor: Predictor | None = None
+        self.adapter = ""
+        """Name of the adapter that the model carries, empty without one."""
+        self.segments_are_steps = True
+        """Whether adding, changing and removing a segment can be undone. False for a host with a table of segments of
+        its own: they then hold for every state there is, and undo and redo step by prompt."""
+        self.state_due = False
+        """Whether listeners are told the state with the next intent or work, be it another one or not."""
+        self._lock = threading.RLock()
+        self._listeners = events.Listeners()
+        self._history = History(State())
+        self._masks = Masks(self._history, self._propagations, self._listeners.tell)
+        self._recipe: Mapping[str, Any] = {}
+        self._next_number = 1  # of a prompt
+        self._next_job = 1
+        self._moment = 0
+        self._settled = True  # as listeners know it
         self._jobs: list[PropagationJob | EverythingJob] = []
+        self._found = FoundObjects()
         self._embedding: Embedding | None = None
         self._focus: tuple[str, int] | None = None
-        super().__init__(volume, predictor, window, immediate)
+        self._prompt_infos: dict[PlacedPrompt, events.PromptInfo] = {}
+        if predictor is not None:
+            self.set_model(predictor)
+        if volume is not None:
+            self.set_volume(volume, window)
 
-    @locked
+    @_locked
+    def do(self, intent: Any, moment: int | None = None) -> Any:
+        """Do what an intent asks for; returns what its handler says: the segment, the number, the job.
+
+        `moment` is the caller's count of intents, which never goes back; without it the session counts. UserError
+        when it cannot be done.
+        """
+        handler = _HANDLERS[type(intent)]
+        if moment is not None:
+            self._moment = moment - 1
+        try:
+            return handler(self, intent)
+        finally:
+            if self.immediate:
+                self._tell_state()
+
+    # ---- what it works on
+
     def set_volume(self, volume: Volume, window: IntensityWindow | None = None) -> None:
         """Start over with another volume; without a window, with the default of its modality."""
-        self._stop_jobs()
-        self.stop_embedding()
-        super().set_volume(volume, window)
+        self.do(intents.SetVolume(volume, window))
 
-    @locked
-    def set_window(self, window: IntensityWindow) -> None:
-        """See the volume differently; jobs end, masks that come from prompts are made anew."""
-        self._stop_jobs()
-        super().set_window(window)
+    def set_window(self, window: IntensityWindow | None) -> None:
+        """See the volume differently; jobs end, and `work` makes masks anew that come from prompts."""
+        self.do(intents.SetWindow(window))
 
-    @locked
+    @_handles(intents.SetVolume)
+    def _set_volume(self, intent: intents.SetVolume) -> None:
+        volume = intent.volume
+        window = intent.window or choose_window(volume, None)
+        self._stop_jobs()
+        self._found.clear()
+        self._stop_embedding()
+        self.reset(State())
+        self._masks.finish()  # nothing but masks that are gone
+        self.volume, self.window = volume, window
+        self._notice(*doubts_about_voxels(volume), *doubts_about_adapter(volume, self._recipe))
+        self._restart_masks()
+
+    @_handles(intents.SetWindow)
+    def _set_window(self, intent: intents.SetWindow) -> None:
+        window = intent.window or choose_window(self.require_volume(), None)
+        if window != self.window:
+            self._stop_jobs()
+            self.window = window
+            self._restart_masks()
+
+    @_locked
     def set_model(self, predictor: Predictor, adapter: str = "", recipe: Mapping[str, Any] | None = None) -> None:
-        """Answer with another model; jobs end, masks that come from prompts are made anew. See `Document.set_model`."""
-        self._stop_jobs()
-        super().set_model(predictor, adapter, recipe)
+        """Answer with another model; jobs end, and `work` makes masks anew that come from prompts.
 
-    @locked
+        `recipe` is that of the adapter's card: what it says about the adapter and the volume is told.
+        """
+        self._stop_jobs()
+        self.predictor, self.adapter, self._recipe = predictor, adapter, recipe or {}
+        self._notice(*predictor.engine.notices)
+        if self.volume is not None:
+            self._notice(*doubts_about_adapter(self.volume, self._recipe))
+        self._restart_masks()
+
+    @_locked
+    def reset(self, state: State) -> None:
+        """Go on from a state, with nothing to undo."""
+        before = self.state
+        self._history.reset(state)
+        self._count_from(state)
+        self._masks.forget_doubts(self._moment)
+        self._announce(before)
+
+    @_locked
+    def put(self, name: str, state: State) -> None:
+        """Go on from a state, whose moments hold, by a step that can be undone."""
+        self._count_from(state)
+        self._go_on(name, state)
+
+    # ---- segments and prompts
+
+    @property
+    def state(self) -> State:
+        """All that can be undone; immutable."""
+        return self._history.state
+
+    @contextmanager
+    def unchanged(self) -> Iterator[State]:
+        """The state, while nobody else changes anything."""
+        with self._lock:
+            yield self.state
+
+    @property
+    def segments(self) -> tuple[SegmentInfo, ...]:
+        """In the order in which they are protected: an earlier one keeps its voxels."""
+        return self.state.segments
+
+    @property
+    def prompts(self) -> tuple[PlacedPrompt, ...]:
+        """All prompts in the order in which they came."""
+        return self.state.prompts
+
+    @_handles(intents.AddSegment)
+    def _add_segment(self, intent: intents.AddSegment) -> SegmentInfo:
+        info = edits.add_segment(self.state, intent.name, intent.value, intent.color).segments[-1]
+        self._edit_segments(
+            "add segment", info.value, False, lambda s: edits.add_segment(s, intent.name, info.value, intent.color)
+        )
+        return self.segments[-1]
+
+    @_handles(intents.ChangeSegment)
+    def _change_segment(self, intent: intents.ChangeSegment) -> None:
+        value = edits.find_segment(self.state, intent.value).value
+        self._edit_segments(
+            "change segment", value, True, lambda s: edits.change_segment(s, value, intent.name, intent.color)
+        )
+
+    @_handles(intents.RemoveSegment)
+    def _remove_segment(self, intent: intents.RemoveSegment) -> None:
+        value = edits.find_segment(self.state, intent.value).value
+        self._edit_segments("remove segment", value, True, lambda s: edits.remove_segment(s, value))
+
+    @_handles(intents.AddPrompt)
+    def _add_prompt(self, intent: intents.AddPrompt) -> int:
+        number = self._next_number if intent.number is None else intent.number
+        if number < self._next_number:
+            raise UserError(f"The number {number} belongs to another prompt; choose a higher one.")
+        volume = self.require_volume()
+        placed = edits.place_prompt(self.state, volume, number, intent.segment, intent.prompt, intent.view)
+        self._next_number = number + 1
+        self._apply("add prompt", edits.add_prompt(self.state, placed))
+        self._notice(*doubts_about_placing(volume, placed))
+        for plane, _ in placed.parts:
+            task = self.state.tasks[(placed.segment, plane.key)]
+            if task.base is None and not any(part.says_where for part in task.prompts):
+                self._notice(f"There are only negative points on {plane}; add a positive point or a box.")
+        return number
+
+    @_handles(intents.MovePrompt)
+    def _move_prompt(self, intent: intents.MovePrompt) -> None:
+        old = edits.find_prompt(self.state, intent.number)
+        view = old.view if intent.view is None else intent.view
+        placed = edits.place_prompt(self.state, self.require_volume(), old.id, old.segment, intent.prompt, view)
+        self._apply("move prompt", edits.move_prompt(self.state, placed))
+
+    @_handles(intents.DeletePrompt)
+    def _delete_prompt(self, intent: intents.DeletePrompt) -> None:
+        edits.find_prompt(self.state, intent.number)
+        self._apply("delete prompt", edits.delete_prompt(self.state, intent.number))
+
+    @_handles(intents.Clear)
+    def _clear(self, intent: intents.Clear) -> None:
+        if intent.segment is not None:
+            edits.find_segment(self.state, intent.segment)
+        key = None if intent.plane is None else intent.plane.key
+
+        def unwanted(place: Place) -> bool:
+            return intent.segment in (None, place[0]) and key in (None, place[1])
+
+        if any(unwanted(place) for place in self.state.tasks):
+            self._apply("clear", self.state.without(unwanted))
+
+    # ---- undo
+
+    @property
+    def undo_name(self) -> str | None:
+        """What undo takes back, None when there is nothing."""
+        return self._history.undo_name
+
+    @property
+    def redo_name(self) -> str | None:
+        """What redo does again, None when there is nothing."""
+        return self._history.redo_name
+
+    @_handles(intents.Undo)
+    def _undo(self, _: intents.Undo) -> str | None:
+        return self._travel(self._history.undo)
+
+    @_handles(intents.Redo)
+    def _redo(self, _: intents.Redo) -> str | None:
+        return self._travel(self._history.redo)
+
+    def _travel(self, step: Callable[[], str | None]) -> str | None:
+        before, name = self.state, step()
+        self._announce(before)
+        return name
+
+    # ---- results
+
+    @property
+    def settled(self) -> bool:
+        """Whether every mask is made that follows from the state, or there is no model to make it."""
+        return self._masks.settled
+
+    @_locked
+    def answer(self, segment: int, plane: SlicePlane | str) -> Answer | None:
+        """Packed mask and score of a segment on a plane or its key; None where it has none."""
+        return self._masks.answer((segment, plane if isinstance(plane, str) else plane.key))
+
+    def mask(self, segment: int, plane: SlicePlane | str) -> np.ndarray | None:
+        """Mask bool (rows, columns) of a segment on a plane or its key; None where it has none."""
+        answer = self.answer(segment, plane)
+        return None if answer is None else answer.mask.unpack()
+
+    def score(self, segment: int, plane: SlicePlane | str) -> float | None:
+        """The predicted IoU of that mask; None where there is none."""
+        answer = self.answer(segment, plane)
+        return None if answer is None else answer.score
+
+    @_locked
     def planes(self, segment: int) -> list[SlicePlane]:
         """The planes on which a segment has prompts or propagated masks."""
-        found = {plane.key: plane for plane in super().planes(segment)}
+        found = {key: task.plane for (owner, key), task in self.state.tasks.items() if owner == segment}
         for job in self._propagations():
             found |= {key: item.plane for (owner, key), item in job.masks.items() if owner == segment}
         return list(found.values())
 
-    @locked
-    def propagate(
-        self,
-        segment: int,
-        settings: PropagationSettings | None = None,
-        orientation: str | None = None,
-        number: int | None = None,
-    ) -> PropagationJob:
-        """Carry a segment's prompted slices through the volume; `work` does it, slice by slice.
+    def outdated(self, segment: int) -> list[SlicePlane]:
+        """Planes whose propagated mask comes from prompts that were changed since."""
+        return self.state.outdated(segment)
 
-        `orientation` says whose slices ("axial", ..., "oblique") when the segment is prompted in several. `number`
-        is what the caller calls the job.
+    @_locked
+    def labelmap(self, onto: np.ndarray | None = None, overwrite: bool = False) -> np.ndarray:
+        """All segments as a label map [k, j, i], uint8 or uint16; masks that are not made yet are made now.
+
+        Segments are written in their order and never into voxels that have another value, be it from an earlier
+        segment or from `onto` (an existing label map, which is copied), unless `overwrite`. Where planes of one
+        segment cross, the one prompted last counts.
         """
+        volume = self.require_volume()
+        kind = np.dtype(np.uint8 if max((info.value for info in self.segments), default=0) < 256 else np.uint16)
+        labelmap = np.zeros(volume.shape, kind) if onto is None else np.array(onto, np.promote_types(onto.dtype, kind))
+        for info in self.segments:
+            for place, task in self.state.tasks.items():
+                if place[0] == info.value:
+                    mask = self._masks.answer(place).mask.unpack()
+                    placed = [given.points[given.labels == 1] for given in task.prompts]
+                    points = np.concatenate(placed) if placed else None
+                    write(mask, task.plane, labelmap, volume, info.value, not overwrite, points)
+        return labelmap
+
+    def listen(self, listener: events.Listener) -> Callable[[], None]:
+        """Tell a listener every event from now on; returns the function that ends it."""
+        return self._listeners.add(listener)
+
+    @_handles(intents.TellAgain)
+    def _tell_again(self, _: intents.TellAgain) -> None:
+        self._masks.tell_again()
+
+    # ---- jobs
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs that run. `Job.cancel` may be called from any thread, also while a step is under way."""
+        return tuple(self._jobs)
+
+    @_handles(intents.Propagate)
+    def _propagate(self, intent: intents.Propagate) -> PropagationJob:
+        segment, settings, orientation = intent.segment, intent.settings, intent.orientation
         info = edits.find_segment(self.state, segment)
-        volume, predictor = self._require_volume(), self._require_predictor()
+        volume, predictor = self.require_volume(), self._require_predictor()
         if any(job.segment == segment for job in self._propagations()):
             raise UserError(f"Segment {info.name} is being propagated already; wait for it or cancel it.")
         prompted = [task for place, task in self.state.tasks.items() if place[0] == segment and task.prompts]
@@ -99,96 +377,92 @@ class Session(Document):
             raise UserError(f"Segment {info.name} has prompts on {' and '.join(orientations)} slices; choose which.")
         seeds, sources = [], []
         for task in prompted:
-            mask = self._answer((segment, task.plane.key)).mask.unpack()
+            mask = self._masks.answer((segment, task.plane.key)).mask.unpack()
             if orientation in (None, task.plane.orientation) and mask.any():
                 seeds.append(Seed(task.plane, mask))
                 sources.append((task.plane.key, task.prompts))
         covers = planned_planes(volume, seeds, settings)
-        job = PropagationJob(segment, tuple(sources), covers, number, self._next_moment())
-        job.steps = propagate(
-            predictor, volume, self.window, seeds, settings, functools.partial(self._report, job), job.is_cancelled
-        )
-        return self._start(job)
-
-    @locked
-    def everything(
-        self,
-        orientation: str = "axial",
-        settings: EverythingSettings | None = None,
-        first: int | None = None,
-        last: int | None = None,
-        number: int | None = None,
-    ) -> EverythingJob:
-        """Find all objects of a range of slices; the job's `objects` can be adopted as segments."""
-        volume, predictor = self._require_volume(), self._require_predictor()
-        job = EverythingJob(settings, number)
+        job = PropagationJob(self._job_number(intent.job), segment, tuple(sources), covers, self._next_moment())
         report = functools.partial(self._report, job)
-        job.steps = everything(
-            predictor, volume, self.window, orientation, settings, first, last, report, job.is_cancelled
-        )
+        job.steps = propagate(predictor, volume, self.window, seeds, settings, report, job.is_cancelled)
         return self._start(job)
 
-    @locked
-    def find_labels(
+    @_handles(intents.Everything)
+    def _everything(self, intent: intents.Everything) -> EverythingJob:
+        volume, predictor = self.require_volume(), self._require_predictor()
+        job = EverythingJob(self._job_number(intent.job), intent.settings)
+        job.steps = everything(
+            predictor, volume, self.window, intent.orientation, intent.settings, intent.first, intent.last,
+            functools.partial(self._report, job), job.is_cancelled,
+        )  # fmt: skip
+        return self._start(job)
+
+    @_locked
+    def start_labels(
         self,
         predictor: Predictor,
         window: IntensityWindow,
         orientation: str = "axial",
         first: int | None = None,
         last: int | None = None,
-        number: int | None = None,
+        job: int | None = None,
     ) -> LabelsJob:
-        """Find the labels of a model with an automatic head, which needs not be the one that answers prompts; the
-        job's `objects` can be adopted as segments."""
-        job = LabelsJob(number)
-        report = functools.partial(self._report, job)
-        job.steps = class_slices(
-            predictor, self._require_volume(), window, orientation, first, last, report, job.is_cancelled
+        """Find the labels of a model with an automatic head, which need not be the one that answers prompts; what the
+        job finds can be adopted as segments."""
+        labels = LabelsJob(self._job_number(job))
+        report = functools.partial(self._report, labels)
+        labels.steps = class_slices(
+            predictor, self.require_volume(), window, orientation, first, last, report, labels.is_cancelled
         )
-        return self._start(job)
+        return self._start(labels)
 
-    @locked
-    def adopt(
-        self,
-        objects: Iterable[Object3D],
-        values: Sequence[int] | None = None,
-        names: Sequence[str] | None = None,
-    ) -> tuple[SegmentInfo, ...]:
-        """Make found objects segments, in one step; returns them. Values and names are chosen when not given."""
+    @_locked
+    def found(self, job: int, objects: tuple[int, ...]) -> list:
+        """Objects, by number, of a job that is done; UserError when they are not there."""
+        return self._found.of(job, objects)
+
+    @_handles(intents.Adopt)
+    def _adopt(self, intent: intents.Adopt) -> tuple[SegmentInfo, ...]:
         known = len(self.segments)
-        state = edits.adopt_objects(self.state, self._require_volume(), objects, values, names)
+        objects = self.found(intent.job, intent.objects)
+        state = edits.adopt_objects(self.state, self.require_volume(), objects, intent.values, intent.names)
         if len(state.segments) > known:
             self._apply("add found objects", state)
         return self.segments[known:]
 
-    @locked
-    def embed(self, orientation: str, index: int) -> None:
-        """Embed slices in the background: this one, its neighbours outwards, the rest. Call again to move on."""
-        volume, _ = self._require_volume(), self._require_predictor()
-        aligned_plane(volume, orientation, index)
-        self._focus = (orientation, index)
+    @_handles(intents.Cancel)
+    def _cancel(self, intent: intents.Cancel) -> None:
+        for job in self._jobs:
+            if job.number == intent.job:
+                job.cancel(intent.keep_results)
+
+    @_handles(intents.Embed)
+    def _embed(self, intent: intents.Embed) -> None:
+        volume, _ = self.require_volume(), self._require_predictor()
+        aligned_plane(volume, intent.orientation, intent.index)
+        self._focus = (intent.orientation, intent.index)
         self._embedding = Embedding(
-            number_of_slices(volume, orientation),
-            index,
-            functools.partial(aligned_plane, volume, orientation),
+            number_of_slices(volume, intent.orientation),
+            intent.index,
+            functools.partial(aligned_plane, volume, intent.orientation),
             functools.partial(self._tell_busy, None, "embed"),
         )
         self.work_arrived.set()
 
-    @locked
-    def stop_embedding(self) -> None:
-        """Embed nothing more in the background."""
+    @_handles(intents.StopEmbedding)
+    def _stop_embedding(self, _: intents.StopEmbedding | None = None) -> None:
         if self._embedding is not None:
             self._tell(events.Finished(None, "embed", cancelled=True))
         self._embedding = self._focus = None
 
-    @locked
+    @_locked
     def work(self, budget_seconds: float = 0.05) -> bool:
         """Do at least one step, more until the budget is spent; returns whether anything is left to do."""
         end = time.monotonic() + budget_seconds
         while self._step() and time.monotonic() < end:
             pass
-        return bool((self._pending and self._answers) or self._jobs or self._embedding)
+        self._tell_state()
+        return bool(not self.settled or self._jobs or self._embedding)
 
     def finish(self, job: Job) -> None:
         """Work until a job is done, for hosts that have nothing else to do meanwhile."""
@@ -197,9 +471,34 @@ class Session(Document):
 
     # ---- inside
 
-    def _report(self, job: Job, progress: Progress) -> None:
-        job.progress = progress
-        self._tell_busy(job.number, job.what, progress)
+    def _tell(self, event: events.Event) -> None:
+        self._listeners.tell(event)
+
+    def _notice(self, *sentences: str) -> None:
+        for sentence in sentences:
+            self._tell(events.Notice(sentence))
+
+    def _tell_state(self) -> None:
+        """Tell the state, if it is due or what listeners know of it is no longer true."""
+        if not self.state_due and self.settled == self._settled:
+            return
+        self.state_due, self._settled = False, self.settled
+        state = self.state
+        known, self._prompt_infos = self._prompt_infos, {}
+        for one in state.prompts:  # the same object again spares listeners a comparison
+            self._prompt_infos[one] = known.get(one) or events.PromptInfo(one.id, one.segment, one.prompt, one.view)
+        self._tell(
+            events.StateChanged(
+                state.segments,
+                tuple(self._prompt_infos.values()),
+                self.undo_name,
+                self.redo_name,
+                self.window,
+                tuple((info.value, plane.key) for info in state.segments for plane in state.outdated(info.value)),
+                self._settled,
+                self._masks.digest if self._settled else None,
+            )
+        )
 
     def _tell_busy(self, job: int | None, what: str, progress: Progress) -> None:
         done, total = progress.done, progress.total
@@ -207,42 +506,98 @@ class Session(Document):
         fraction = done / total if total else 1.0
         self._tell(events.Busy(job, what, fraction, progress.seconds_left, text, done, total))
 
+    def _count_from(self, state: State) -> None:
+        self._next_number = max([self._next_number, *(placed.id + 1 for placed in state.prompts)])
+        self._moment = max([self._moment, *state.since.values()])
+
+    def _next_moment(self) -> int:
+        self._moment += 1
+        return self._moment
+
+    def require_volume(self) -> Volume:
+        """The volume; UserError without one."""
+        if self.volume is None:
+            raise UserError("There is no volume yet; open one first.")
+        return self.volume
+
+    def _require_predictor(self) -> Predictor:
+        if self.predictor is None:
+            raise UserError("There is no model yet; choose one first.")
+        return self.predictor
+
+    def _restart_masks(self) -> None:
+        """Volume, window or model are others: nothing that was answered holds any more."""
+        self.state_due = True
+        if self.volume is None or self.predictor is None:
+            return
+        self._masks.restart(Answers(self.predictor, self.volume, self.window))
+        if self._focus is not None:
+            self._embed(intents.Embed(*self._focus))
+        self.work_arrived.set()
+
+    def _edit_segments(self, name: str, value: int, there: bool, edit: Callable[[State], State]) -> None:
+        """A step, or an edit of all states in which the segment is there (or not)."""
+        if self.segments_are_steps:
+            self._apply(name, edit(self.state))
+            return
+
+        def where_it_fits(state: State) -> State:
+            return edit(state) if any(info.value == value for info in state.segments) == there else state
+
+        before = self.state
+        self._history.rewrite(where_it_fits, State.same_as)
+        self._announce(before)
+
+    def _apply(self, name: str, state: State, moment: int | None = None) -> None:
+        self._go_on(name, state.stamped(self.state, self._next_moment() if moment is None else moment))
+
+    def _go_on(self, name: str, state: State) -> None:
+        before = self.state
+        self._history.push(name, state)
+        self._announce(before)
+
+    def _announce(self, before: State) -> None:
+        """Tell what differs from an earlier state, and have the masks that follow from it made."""
+        after = self.state
+        for job in self._propagations():
+            if not job.cancelled and not after.agrees(job.segment, job.sources):
+                job.cancel(keep_results=False)
+                self._notice("The propagation was stopped because the prompts it started from changed.")
+        for info in after.segments:
+            if after.outdated(info.value) and not before.outdated(info.value):
+                self._notice(f"Slices of {info.name} were propagated from prompts that have changed since; "
+                             "propagate again.")  # fmt: skip
+        self.state_due = True
+        self._masks.state_changed(before)
+        self.work_arrived.set()
+        if self.immediate:
+            self._masks.finish()
+
     def _propagations(self) -> list[PropagationJob]:
         return [job for job in self._jobs if isinstance(job, PropagationJob)]
 
-    def _restart_answers(self) -> None:
-        super()._restart_answers()
-        if self._focus is not None:
-            self.embed(*self._focus)
+    def _job_number(self, number: int | None) -> int:
+        number = self._next_job if number is None else number
+        if any(job.number == number for job in self._jobs) or self._found.has(number):
+            raise UserError(f"Job {number} is there already.")
+        self._next_job = max(self._next_job, number + 1)
+        return number
 
-    def _answer(self, place: Place) -> Answer | None:
-        """What a running propagation has found counts already, where there are no prompts."""
-        if not self.state.prompts_at(place):
-            for job in self._propagations():
-                if place in job.masks:
-                    return Answer(job.masks[place].mask, job.masks[place].score)
-        return super()._answer(place)
+    def _report(self, job: Job, progress: Progress) -> None:
+        job.progress = progress
+        self._tell_busy(job.number, job.what, progress)
 
-    def _since(self, place: Place) -> int:
-        if not self.state.prompts_at(place):
-            for job in self._propagations():
-                if place in job.masks:
-                    return job.moment
-        return super()._since(place)
-
-    def _announce(self, before: State) -> None:
-        for job in self._propagations():
-            if not job.cancelled and not self.state.agrees(job.segment, job.sources):
-                job.cancel(keep_results=False)
-                self._tell(events.Notice("The propagation was stopped because the prompts it started from changed."))
-        super()._announce(before)
+    def _start(self, job):
+        self._jobs.append(job)
+        self.work_arrived.set()
+        return job
 
     def _step(self) -> bool:
         """One step of what is most urgent; False when there was nothing."""
         job = None
         try:
-            if self._pending and self._answers:
-                self._refresh()
+            if not self.settled:
+                self._masks.refresh()
             elif self._jobs:
                 job = self._jobs[0]
                 self._step_job(job)
@@ -255,16 +610,6 @@ class Session(Document):
             self._tell(events.Failed(str(error), number, details_of(error)))
         return True
 
-    def _start(self, job):
-        self._jobs.append(job)
-        self.work_arrived.set()
-        return job
-
-    def _stop_jobs(self) -> None:
-        for job in list(self._jobs):
-            job.cancel(keep_results=False)
-            self._end_job(job)
-
     def _step_job(self, job: PropagationJob | EverythingJob) -> None:
         try:
             item = None if job.cancelled and not job.keep_results else next(job.steps, None)
@@ -275,20 +620,26 @@ class Session(Document):
         if item is None:
             self._end_job(job)
         elif isinstance(item, PropagationEnd):
-            self._tell(events.Notice(item.reason))
+            self._notice(item.reason)
         elif isinstance(job, PropagationJob):
-            self._pending[job.take(item)] = item.plane
-            self._refresh()
+            place = job.take(item)
+            self._masks.expect([(place, item.plane)])
+            self._masks.refresh(place)
         else:
             job.slices.append(item)
+
+    def _stop_jobs(self) -> None:
+        for job in list(self._jobs):
+            job.cancel(keep_results=False)
+            self._end_job(job)
 
     def _end_job(self, job: PropagationJob | EverythingJob) -> None:
         self._jobs.remove(job)
         job.done = True
         if isinstance(job, EverythingJob):
-            job.link()
+            self._tell(self._found.keep(job))
         else:
-            self._pending |= {place: item.plane for place, item in job.masks.items()}
+            self._masks.expect((place, item.plane) for place, item in job.masks.items())
             if job.keep_results and (state := job.commit(self.state)) is not self.state:
                 self._apply("propagate", state, job.moment)
         self._tell(events.Finished(job.number, job.what, job.cancelled))

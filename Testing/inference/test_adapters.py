@@ -213,7 +213,7 @@ def test_through_the_worker_masks_are_the_same(store, scan, client, name):
     window = choose_window(volume, None)
     client.set_volume(volume, window)
     client.set_model("compact", name, "cpu")
-    client.add_segment(1, "ball")
+    client.add_segment("ball", 1)
     client.add_prompt(1, placed(volume)[1], "axial")
     told = heard(client, MaskChanged)
     assert isinstance(told, MaskChanged), told

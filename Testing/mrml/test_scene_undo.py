@@ -264,15 +264,15 @@ def test_a_mask_that_got_lost_on_its_way_is_asked_for_again(host, made, red):
     host.session.place("negative", red, [ras(made[0], *tube(9))])
     host.settle()
     assert not np.array_equal(claimed_voxels(host.session, "first"), whole)
-    take, lost = host.session.client._take_event, []
+    take, lost = host.session.client._take, []
 
-    def lossy(values, arrays):
-        if values["event"] == "mask" and not lost:
-            lost.append(values)
+    def lossy(told):
+        if type(told.event).__name__ == "MaskChanged" and not lost:
+            lost.append(told)
         else:
-            take(values, arrays)
+            take(told)
 
-    host.session.client._take_event = lossy
+    host.session.client._take = lossy
     host.session.undo()
     host.settle()
     assert lost and np.array_equal(claimed_voxels(host.session, "first"), whole)

@@ -47,8 +47,8 @@ def test_the_layers_hold(project):
         ("prompts/forbidden.py", "def late():\n    from SAMFineTuneLib import models", "images → prompts"),
         ("images/forbidden.py", "def late():\n    import torch", "no model runtime"),
         ("inference/forbidden.py", "import torchvision", "without torchvision"),
-        ("service/codec.py", "import torch", "the client needs NumPy alone"),
-        ("service/json_values.py", "from SAMFineTuneLib.session import session", "the client needs NumPy alone"),
+        ("service/wire.py", "import torch", "the client needs NumPy alone"),
+        ("service/wire.py", "from SAMFineTuneLib.session import session", "the client needs NumPy alone"),
         ("stray.py", "", "images → prompts"),
     ],
 )

@@ -1,57 +1,69 @@
 from __future__ import annotations
 
+import numpy as np
+
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.service.event_log import EventLog
+from SAMFineTuneLib.session.events import Busy, MaskChanged, Notice, StateChanged
 
 
-def texts(events) -> list[str]:
-    return [event["text"] for event in events]
+def texts(fetched) -> list[str]:
+    return [told.event.text for told in fetched[0]]
+
+
+def mask(index: int, side: int = 4) -> MaskChanged:
+    plane = SlicePlane((0, 0, index), (1, 0, 0), (0, 1, 0), 1.0, (side, side), "axial", index)
+    return MaskChanged(1, plane, PackedMask.of(np.ones((side, side))))
 
 
 def test_events_come_in_order_and_again_until_they_are_confirmed():
     log = EventLog()
     for text in "abc":
-        log.add({"text": text})
-    first, _, more = log.fetch(0)
-    assert texts(first) == ["a", "b", "c"] and [event["number"] for event in first] == [1, 2, 3] and not more
-    assert texts(log.fetch(0)[0]) == ["a", "b", "c"]  # the answer was lost
-    assert texts(log.fetch(2)[0]) == ["c"]
+        log.add(Notice(text), volume=7, applied=9)
+    told, more = log.fetch(0)
+    assert texts((told, more)) == ["a", "b", "c"] and [one.number for one in told] == [1, 2, 3] and not more
+    assert {(one.volume, one.applied) for one in told} == {(7, 9)}
+    assert texts(log.fetch(0)) == ["a", "b", "c"]  # the answer was lost
+    assert texts(log.fetch(2)) == ["c"]
     assert len(log) == 1
 
 
-def test_a_newer_event_of_the_same_key_takes_the_place_at_the_end():
+def test_a_newer_event_takes_the_place_of_one_that_it_makes_pointless():
     log = EventLog()
-    log.add({"text": "state 1"}, key="state")
-    log.add({"text": "mask"}, key=("mask", 1))
-    log.add({"text": "state 2"}, key="state")
-    assert texts(log.fetch(0)[0]) == ["mask", "state 2"]
-    log.fetch(3)
-    log.add({"text": "state 3"}, key="state")
-    assert texts(log.fetch(3)[0]) == ["state 3"]
-
-
-def test_arrays_are_made_when_they_are_fetched_and_carry_the_number():
-    log, made = EventLog(), []
-    log.add({"text": "old"}, lambda: made.append("old") or {"mask": b"1"}, key="mask")
-    log.add({"text": "new"}, lambda: made.append("new") or {"mask": b"22"}, key="mask")
-    events, arrays, _ = log.fetch(0)
-    assert texts(events) == ["new"] and arrays == {"2/mask": b"22"} and made == ["new"]
+    first, second, third = (StateChanged((), (), undo_name=str(number)) for number in range(3))
+    log.add(first)
+    log.add(mask(3))
+    log.add(mask(4))
+    log.add(second)
+    again = mask(3)
+    log.add(again)
+    told = log.fetch(0)[0]
+    assert [one.event for one in told][1:] == [second, again] and told[0].event.plane.index == 4
+    log.fetch(told[-1].number)
+    log.add(third)
+    assert [one.event for one in log.fetch(told[-1].number)[0]] == [third]
 
 
 def test_one_fetch_is_limited_in_number_and_bytes():
     log = EventLog()
-    for number in range(10):
-        log.add({"text": str(number)}, lambda: {"a": bytes(100)})
-    events, _, more = log.fetch(0, most=4)
-    assert texts(events) == ["0", "1", "2", "3"] and more
-    events, _, more = log.fetch(4, most_bytes=250)
-    assert texts(events) == ["4", "5", "6"] and more
-    assert texts(log.fetch(7)[0]) == ["7", "8", "9"]
+    for number in range(100):
+        log.add(Notice(str(number)))
+    told, more = log.fetch(0)
+    assert len(told) == 64 and more and len(log.fetch(64)[0]) == 36
+    log = EventLog()
+    for index in range(10):
+        log.add(mask(index, side=40))  # 200 bytes
+    told, more = log.fetch(0, most_bytes=500)
+    assert len(told) == 3 and more
+    assert len(log.fetch(3, most_bytes=1 << 20)[0]) == 7
 
 
 def test_a_client_that_vanished_does_not_make_it_grow():
     log = EventLog()
-    for number in range(5000):
-        log.add({"text": "busy"}, key=("busy", 1))
-        log.add({"text": "mask"}, key=("mask", 1, number % 20))
-        log.add({"text": "notice"})
+    masks = [mask(index) for index in range(20)]
+    for number in range(3000):
+        log.add(Busy(1, "propagate", 0.5, None, "busy"))
+        log.add(masks[number % 20])
+        log.add(Notice("notice"))
     assert len(log) <= 500 + 21

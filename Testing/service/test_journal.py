@@ -2,22 +2,28 @@ from __future__ import annotations
 
 from SAMFineTuneLib.service import journal as module
 from SAMFineTuneLib.service.journal import LONG, Journal
+from SAMFineTuneLib.session.intents import AddSegment, Checkpoint, Propagate, Restore, TakeSnapshot, Undo
 
 
 def told(journal: Journal) -> list[str]:
-    return [entry.values["do"] for entry in journal.unheard(10_000)]
+    return names(journal.unheard(10_000))
 
 
-def journal_of(*names: str) -> Journal:
+def names(entries) -> list[str]:
+    """Of segments that were added, and the kinds of all other intents."""
+    return [getattr(entry.intent, "name", type(entry.intent).__name__) for entry in entries]
+
+
+def journal_of(*intents) -> Journal:
     journal = Journal()
-    for name in names:
-        journal.add({"do": name})
+    for intent in intents:
+        journal.add(AddSegment(intent) if isinstance(intent, str) else intent)
     return journal
 
 
 def test_intents_are_told_until_they_are_confirmed():
     journal = journal_of("a", "b", "c")
-    assert told(journal) == ["a", "b", "c"] and [entry.values["do"] for entry in journal.unheard(2)] == ["a", "b"]
+    assert told(journal) == ["a", "b", "c"] and names(journal.unheard(2)) == ["a", "b"]
     journal.hear(2)
     assert told(journal) == ["c"] and not journal.all_heard
     journal.hear(3)
@@ -26,10 +32,10 @@ def test_intents_are_told_until_they_are_confirmed():
 
 def test_a_new_session_hears_everything_that_is_kept_under_new_numbers():
     journal = journal_of("a", "b")
-    journal.add({"do": "for the moment"}, kept=False)
+    journal.add(AddSegment("for the moment"), kept=False)
     journal.hear(3)
-    journal.add({"do": "c"})
-    journal.start_over([{"do": "first"}], [{"do": "last"}])
+    journal.add(AddSegment("c"))
+    journal.start_over([AddSegment("first")], [AddSegment("last")])
     assert told(journal) == ["first", "a", "b", "c", "last"]
     assert min(entry.number for entry in journal.unheard()) > 4
     journal.hear(journal.last)
@@ -38,41 +44,41 @@ def test_a_new_session_hears_everything_that_is_kept_under_new_numbers():
 
 
 def test_what_a_job_left_stands_where_it_happened():
-    journal = journal_of("prompt", "propagate", "undo")
+    journal = journal_of("prompt", Propagate(1), Undo())
     journal.hear(3)
-    journal.insert_after(2, {"do": "restore"}, b"document")
-    journal.forget(lambda values: values["do"] == "propagate")
+    journal.insert_after(2, Restore(b"document"))
+    journal.forget(lambda intent: isinstance(intent, Propagate))
     assert told(journal) == []  # the server knows it already
     journal.start_over([], [])
-    assert told(journal) == ["prompt", "restore", "undo"]
+    assert told(journal) == ["prompt", "Restore", "Undo"]
 
 
 def test_what_an_intent_led_to_replaces_it():
     journal = journal_of("a", "adopt", "b")
     journal.hear(3)
-    journal.replace(2, {"do": "restore"}, b"document")
+    journal.replace(2, Restore(b"document"))
     journal.start_over([], [])
-    assert told(journal) == ["a", "restore", "b"]
+    assert told(journal) == ["a", "Restore", "b"]
 
 
 def test_a_long_journal_begins_with_a_stored_session():
-    journal = journal_of(*("early" for _ in range(100)), "propagate")
-    journal.add({"do": "snapshot", "request": 7})
+    journal = journal_of(*("early" for _ in range(100)), Propagate(1))
+    journal.add(TakeSnapshot(7))
     journal.keep_checkpoint(7, b"document")
     for _ in range(LONG):
-        journal.add({"do": "late"})
+        journal.add(AddSegment("late"))
     journal.hear(journal.last)
     journal.shorten()
     journal.start_over([], [])
     entries = journal.unheard(10_000)
-    assert [entry.values["do"] for entry in entries[:3]] == ["restore", "propagate", "late"]
-    assert entries[0].values["step"] is None and entries[0].document == b"document"
+    assert names(entries[:3]) == ["Restore", "Propagate", "late"]
+    assert entries[0].intent.step is None and entries[0].document == b"document"
     assert len(entries) == LONG + 2
 
 
 def test_a_stored_session_too_near_the_end_is_no_beginning():
     journal = journal_of(*("early" for _ in range(LONG)))
-    journal.add({"do": "snapshot", "request": 7})
+    journal.add(TakeSnapshot(7))
     journal.keep_checkpoint(7, b"document")
     journal.hear(journal.last)
     journal.shorten()
@@ -83,31 +89,31 @@ def test_stored_sessions_are_limited_in_bytes_but_the_last_one_stays(monkeypatch
     monkeypatch.setattr(module, "_MOST_BYTES", 250)
     journal = journal_of("early")
     for turn in range(6):
-        journal.add({"do": f"prompt {turn}"})
+        journal.add(AddSegment(f"prompt {turn}"))
         journal.hear(journal.last)
-        journal.insert_after(journal.last, {"do": "restore", "step": "propagate"}, bytes(100))
+        journal.insert_after(journal.last, Restore(bytes(100), "propagate"))
     journal.start_over([], [])
     entries = journal.unheard()
-    assert [entry.values["do"] for entry in entries] == ["restore", "prompt 5", "restore"]
-    assert [entry.values["step"] for entry in entries if entry.document] == [None, "propagate"]
+    assert names(entries) == ["Restore", "prompt 5", "Restore"]
+    assert [entry.intent.step for entry in entries if entry.document] == [None, "propagate"]
 
 
 def test_large_documents_go_in_requests_of_their_own(monkeypatch):
     monkeypatch.setattr(module, "_AT_ONCE", 150)
     journal = Journal()
     for _ in range(3):
-        journal.add({"do": "restore"}, bytes(200))
-        journal.add({"do": "prompt"})
-    assert [entry.values["do"] for entry in journal.unheard()] == ["restore"]
+        journal.add(Restore(bytes(200)))
+        journal.add(AddSegment("prompt"))
+    assert names(journal.unheard()) == ["Restore"]
     journal.hear(1)
-    assert [entry.values["do"] for entry in journal.unheard()] == ["prompt"]
+    assert names(journal.unheard()) == ["prompt"]
 
 
 def test_the_newest_number_reaches_the_server_whatever_is_forgotten():
     journal = journal_of("a", "b")
     journal.hear(1)
-    journal.forget(lambda values: values["do"] == "b")
-    assert told(journal) == ["checkpoint"] and journal.unheard()[0].number == journal.last
+    journal.forget(lambda intent: intent.name == "b")
+    assert told(journal) == [Checkpoint.__name__] and journal.unheard()[0].number == journal.last
     journal.hear(journal.last)
     assert journal.all_heard and not told(journal)
     journal.drop(1)

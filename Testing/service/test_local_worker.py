@@ -16,6 +16,7 @@ import pytest
 from conftest import Host
 
 from SAMFineTuneLib.images import Volume, body_phantom
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import PointPrompt
 from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service import worker as local_worker
@@ -100,7 +101,7 @@ def test_from_nothing_to_a_mask(start, case):
     assert host.client.status.state == "stopped"
     assert host.client.pump() == [] and host.client._connection.log is None  # nothing runs before it is needed
     host.client.set_volume(volume)
-    host.client.add_segment(1, "organ")
+    host.client.add_segment("organ", 1)
     host.client.add_prompt(1, inside(k))
     host.until_told(StateChanged, 60, settled=True)
     (mask,) = [event for event in host.told if isinstance(event, MaskChanged)]
@@ -120,12 +121,12 @@ def test_a_worker_killed_in_mid_propagation_is_replaced_and_nothing_is_lost(star
     host = start()
     client = host.client
     client.set_volume(volume)
-    client.add_segment(1, "organ")
+    client.add_segment("organ", 1)
     client.add_prompt(1, inside(k))
-    job = client.propagate(1, {"direction": "both"})
+    job = client.propagate(1, PropagationSettings(direction="both"))
     host.until(lambda events: sum(isinstance(event, MaskChanged) for event in events) >= 3, 60)
     kill(host)
-    client.add_segment(2, "second")
+    client.add_segment("second", 2)
     waiting = client.add_prompt(2, inside(k - 1))
     host.longest = 0.0
     host.until_told(MaskChanged, 60, segment=2)
@@ -144,9 +145,9 @@ def test_results_survive_a_worker_that_dies_after_them(start, case):
     host = start()
     client = host.client
     client.set_volume(volume)
-    client.add_segment(1, "organ")
+    client.add_segment("organ", 1)
     client.add_prompt(1, inside(k))
-    job = client.propagate(1, {"direction": "up", "last": k + 4})
+    job = client.propagate(1, PropagationSettings(direction="up", last=k + 4))
     host.until_told(Finished, 60, job=job)
     before = host.until_told(Answered, request=client.snapshot()).value
     kill(host)
@@ -170,9 +171,9 @@ def test_a_carried_mask_is_corrected_alike_by_a_worker_that_came_after(start, ca
     host = start()
     client = host.client
     client.set_volume(volume)
-    client.add_segment(1, "organ")
+    client.add_segment("organ", 1)
     client.add_prompt(1, inside(k))
-    host.until_told(Finished, 60, job=client.propagate(1, {"direction": "up", "last": k + 2}))
+    host.until_told(Finished, 60, job=client.propagate(1, PropagationSettings(direction="up", last=k + 2)))
     edge = PointPrompt(tuple(np.add(inside(k + 1).ras, (0.0, 20.0, 0.0))), positive=False)
     client.add_prompt(1, edge)
     corrected = host.until_told(MaskChanged, 60).mask
@@ -191,7 +192,7 @@ def test_a_worker_that_hangs_is_replaced(start, case, monkeypatch):
     volume, inside, k = case
     host = start()
     host.client.set_volume(volume)
-    host.client.add_segment(1, "organ")
+    host.client.add_segment("organ", 1)
     host.client.add_prompt(1, inside(k))
     host.until_told(StateChanged, 60, settled=True)
     stopped = process_of(host)
@@ -210,12 +211,12 @@ def test_a_worker_that_keeps_dying_is_given_up_until_somebody_tries_again(start,
     for _ in range(2):
         host.until(lambda _: host.client.status.state == "ready", 60)
         kill(host)
-        host.client.add_segment(9, "any")
+        host.client.add_segment("any", 9)
         host.until(lambda _: host.client.status.state != "ready", 60)
     host.until(lambda _: host.client.status.state == "failed", 60)
     (failed,) = [event for event in host.told if isinstance(event, Failed)]
     assert "times within a minute" in failed.text and host.client.status.sentence == failed.text
-    host.client.add_segment(1, "organ")
+    host.client.add_segment("organ", 1)
     host.client.add_prompt(1, inside(k))
     host.client.retry()
     host.until_told(MaskChanged, 60)
@@ -299,9 +300,9 @@ def test_two_clients_of_one_server_with_different_volumes(root, case, tmp_path):
         hosts = [Host(SessionClient(RemoteServer(address, token.read_text().strip()))) for _ in range(2)]
         for host, one in zip(hosts, (volume, other), strict=True):
             host.client.set_volume(one)
-            host.client.add_segment(1, "organ")
+            host.client.add_segment("organ", 1)
             host.client.add_prompt(1, inside(k))
-            host.client.propagate(1, {"first": k - 2, "last": k + 2})
+            host.client.propagate(1, PropagationSettings(first=k - 2, last=k + 2))
         for host in hosts:
             host.until_told(Finished, 90, what="propagate")
         answers = [host.until_told(Answered, request=host.client.snapshot()).value for host in hosts]

@@ -32,10 +32,10 @@ class Both:
         self.client.set_volume(self.volume, WINDOW)
         self.numbers: list[int] = []
 
-    def both(self, name: str, *arguments, **own):
+    def both(self, name: str, *arguments):
         getattr(self.client, name)(*arguments)
         try:
-            getattr(self.session, name)(*(own.get("theirs") or arguments))
+            getattr(self.session, name)(*arguments)
         except ValueError:  # a sentence: the client is told it as an event
             pass
 
@@ -59,7 +59,7 @@ class Both:
         segments = [info.value for info in self.session.segments]
         if what == "segment" or not segments:
             value = max([0, *segments]) + 1 + self.random.randrange(2)
-            self.both("add_segment", value, f"segment {value}", theirs=(f"segment {value}", value))
+            self.both("add_segment", f"segment {value}", value)
         elif what == "add":
             prompt, view = self.prompt(), self.random.choice(["axial", "axial", "coronal", "sagittal"])
             if isinstance(prompt, BoxPrompt):

@@ -56,7 +56,7 @@ def tube(volume, k):
 def use(host: Host, volume, seconds: float = 20) -> StateChanged:
     """Volume, segment, a click; until its mask is there."""
     host.client.set_volume(volume, WINDOW)
-    host.client.add_segment(1, "tube")
+    host.client.add_segment("tube", 1)
     host.client.add_prompt(1, tube(volume, 9))
     return host.until_told(StateChanged, seconds, settled=True)
 
@@ -221,7 +221,7 @@ def test_a_volume_goes_over_a_slow_line_with_tls(app, remote, certificates):
         line = Line(server.server_port, rate=1e7)
         host = remote(f"https://localhost:{line.port}", ca_file=str(certificates / "ca.pem"))
         host.client.set_volume(noise_volume(6), WINDOW)
-        host.client.add_segment(1, "square")
+        host.client.add_segment("square", 1)
         host.client.add_prompt(1, PointPrompt((125.0, 125.0, 20.0)))
         host.until_told(MaskChanged, 30)
         assert host.longest < LONGEST_PUMP, host.longest
@@ -251,7 +251,7 @@ def test_a_slow_network_is_only_slow(app, remote):
         line = Line(server.server_port, delay=0.002, rate=4e6)
         host = remote(line.port)
         host.client.set_volume(volume, WINDOW)
-        host.client.add_segment(1, "square")
+        host.client.add_segment("square", 1)
         host.client.add_prompt(1, PointPrompt((125.0, 125.0, 20.0)))
         host.until_told(MaskChanged, 60)
         told = [event.status for event in host.told if isinstance(event, StatusChanged)]
@@ -283,7 +283,7 @@ def test_a_line_that_breaks_during_the_upload_goes_on(app, remote):
         host.client.set_volume(volume, WINDOW)
         host.until(lambda _: (host.client.status.progress or 0) > 0.3)
         line.cut()
-        host.client.add_segment(1, "square")
+        host.client.add_segment("square", 1)
         host.client.add_prompt(1, PointPrompt((125.0, 125.0, 20.0)))
         host.until_told(MaskChanged, 30)
         line.close()

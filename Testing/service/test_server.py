@@ -15,13 +15,27 @@ from servers import serving
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.service.codec import decode, encode
 from SAMFineTuneLib.service.link import Address, HttpLink, LinkError
-from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Limits
+from SAMFineTuneLib.service.protocol import (
+    MARK,
+    PROTOCOL,
+    Close,
+    Hello,
+    Limits,
+    Opened,
+    OpenSession,
+    Received,
+    Refusal,
+    Sent,
+    Sync,
+    Synced,
+)
 from SAMFineTuneLib.service.server import WorkerServer, tls_context
 from SAMFineTuneLib.service.server_app import ServerApp
+from SAMFineTuneLib.service.wire import decode, encode
+from SAMFineTuneLib.session.intents import AddSegment
 
-HELLO = b"".join(encode({"protocol": PROTOCOL, "version": __version__}))
+HELLO = b"".join(encode(Hello(PROTOCOL, __version__)))
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -65,14 +79,14 @@ def test_a_request_is_answered_and_the_line_kept(server):
         connection.request("POST", "/v1/hello", HELLO, HEADERS)
         answer = connection.getresponse()
         assert answer.status == 200 and answer.headers[MARK] == str(PROTOCOL)
-        assert decode(answer.read())[0]["version"] == __version__
+        assert decode(answer.read(), Hello).version == __version__
         assert connection.sock is not None
     connection.close()
 
 
 def test_a_wrong_token_gets_no_further_than_the_head(server):
     answer, content = ask(server, headers={"Authorization": "Bearer wrong"}, body=b"x" * 100_000)
-    assert answer.status == 401 and "token" in decode(content)[0]["error"]
+    assert answer.status == 401 and "token" in decode(content, Refusal).error
     assert answer.headers["Connection"] == "close"
 
 
@@ -118,7 +132,7 @@ def test_noise_on_the_line_harms_nobody(server, noise):
 def test_noise_as_a_body_gets_a_sentence(server, noise, path):
     answer, content = ask(server, path=f"/v1/{path}", body=noise)
     assert 400 <= answer.status < 500
-    assert decode(content)[0]["error"].endswith(".")
+    assert decode(content, Refusal).error.endswith(".")
 
 
 def test_other_methods_are_refused(server):
@@ -137,22 +151,22 @@ def test_a_browser_and_a_monitor_get_a_word_of_text_without_a_token(server):
 
 
 def test_each_request_has_a_line_that_tells_nothing_about_patients_and_idle_ones_have_none(server, caplog):
-    def post(path, message):
+    def post(path, message, kind):
         answer, content = ask(server, path=f"/v1/{path}", body=b"".join(encode(message)))
         assert answer.status == 200
-        return decode(content)[0]
+        return decode(content, kind)
 
     with caplog.at_level("INFO", "samfinetune.access"):
-        key = post("sessions", {})["session"]
-        add = {"do": "add_segment", "number": 1, "name": "Mustermann, Erika", "value": 1, "color": None}
-        post(f"sessions/{key}/sync", {"intents": [add], "after": 0})
-        while post(f"sessions/{key}/sync", {"intents": [], "after": 10**6})["events"]:
+        key = post("sessions", OpenSession(), Opened).session
+        add = Sent(1, None, AddSegment("Mustermann, Erika", 1))
+        post(f"sessions/{key}/sync", Sync((add,)), Synced)
+        while post(f"sessions/{key}/sync", Sync(after=10**6), Synced).told:
             pass
         before = len(caplog.messages)
-        post(f"sessions/{key}/sync", {"intents": [], "after": 10**6})
+        post(f"sessions/{key}/sync", Sync(after=10**6), Synced)
         assert len(caplog.messages) == before, "nothing was asked and nothing told"
         ask(server, headers={"Authorization": "Bearer wrong"})
-        post(f"sessions/{key}/close", {})
+        post(f"sessions/{key}/close", Close(), Received)
     text = "\n".join(caplog.messages)
     assert "127.0.0.1 POST /v1/sessions 200" in text and f"/v1/sessions/{key[:6]}/sync 200" in text
     assert "/v1/hello 401" in text

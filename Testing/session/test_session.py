@@ -360,7 +360,8 @@ def test_a_new_window_or_model_makes_masks_anew_in_the_background(scene):
     before = session.mask(1, plane)
     told.fetch()
     session.set_window(IntensityWindow(0, 2000))  # now everything is dark
-    assert told.fetch() == []
+    (state,) = told.fetch()
+    assert state.window == session.window and not state.settled
     while session.work():
         pass
     assert [event.plane.key for event in told.fetch() if isinstance(event, events.MaskChanged)] == [plane.key]
@@ -397,7 +398,8 @@ def test_a_propagation_arrives_slice_by_slice_and_is_one_step_of_undo(scene):
     assert len(first) == 1 and session.mask(1, first[0].plane).any() and not job.done
     session.finish(job)
     said = told.fetch()
-    assert job.done and isinstance(said[-1], events.Finished) and not said[-1].cancelled
+    assert job.done and said[-1].settled
+    assert [event.cancelled for event in said if isinstance(event, events.Finished)] == [False]
     progress = [event for event in said if isinstance(event, events.Busy)]
     assert progress[-1].done == progress[-1].total == 23 == job.progress.done
     assert dice(session.labelmap() == 1, labels == 1) > 0.95
@@ -523,7 +525,7 @@ def test_everything_finds_objects_that_can_be_adopted(scene):
     job = session.everything(first=8, last=12)
     session.finish(job)
     assert len(job.objects) >= 3
-    added = session.adopt(job.objects)
+    added = session.adopt(job.number, [item.value for item in job.objects])
     assert [info.name for info in added] == [f"Object {n}" for n in range(1, len(added) + 1)]
     labelmap = session.labelmap()
     for value in (1, 2, 3):
@@ -616,23 +618,23 @@ def test_a_caller_may_number_prompts_jobs_and_objects(scene):
     with pytest.raises(UserError):  # redo may bring it back
         session.add_prompt(1, point(session, *tube(11)), number=41)
     told.fetch()
-    session.finish(session.propagate(1, number=5))
+    session.finish(session.propagate(1, job=5))
     said = told.fetch()
     assert {event.job for event in said if isinstance(event, (events.Busy, events.Finished))} == {5}
-    job = session.everything("axial", first=8, last=12, number=6)
+    job = session.everything("axial", first=8, last=12, job=6)
     session.finish(job)
     with pytest.raises(UserError, match="as many label values"):
-        session.adopt(job.objects[:2], [3])
-    assert [info.value for info in session.adopt(job.objects[:1], [9])] == [9]
+        session.adopt(6, [1, 2], [3])
+    assert [info.value for info in session.adopt(6, [1], [9])] == [9]
     with pytest.raises(UserError, match="belongs to another segment"):
-        session.adopt(job.objects[1:2], [9])
-    assert [info.value for info in session.adopt(job.objects[1:2], [7])] == [7]
+        session.adopt(6, [2], [9])
+    assert [info.value for info in session.adopt(6, [2], [7])] == [7]
 
 
 def test_a_job_that_fails_says_which_and_why(scene):
     session, _, told = scene
     session.add_prompt(1, point(session, *tube(9)))
-    job = session.propagate(1, number=5)
+    job = session.propagate(1, job=5)
     session.predictor.engine.broken = True
     told.fetch()
     session.finish(job)

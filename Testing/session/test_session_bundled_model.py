@@ -138,7 +138,7 @@ def test_everything_mode_finds_the_large_organs(predictor, body):
     job = session.everything(settings=settings, first=7, last=8)
     session.finish(job)
     assert job.objects
-    session.adopt(job.objects)
+    session.adopt(job.number, [item.value for item in job.objects])
     planes = {index: aligned_plane(volume, "axial", index) for index in (7, 8)}
     truth = {index: extract_labels(labels, volume, plane) for index, plane in planes.items()}
 

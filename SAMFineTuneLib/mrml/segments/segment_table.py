@@ -56,7 +56,7 @@ class SegmentTable:
             value = self.values[segment_id] = self._free_value()
         if value not in self._told:
             self._told[value] = self._described(segment_id, value)
-            client.add_segment(value, *self._told[value])
+            client.add_segment(self._told[value][0], value, self._told[value][1])
         return value
 
     def reserve(self, values: Iterable[int]) -> None:

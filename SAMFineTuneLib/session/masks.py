@@ -1,0 +1,146 @@
+"""The masks of a session: which are to be made, how they are made, and which were told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import SlicePlane
+from SAMFineTuneLib.images.packed_mask import PackedMask, digest_of_masks
+from SAMFineTuneLib.session import events
+from SAMFineTuneLib.session.answers import Answer, Answers
+from SAMFineTuneLib.session.doubts import doubt_about_place
+from SAMFineTuneLib.session.failures import as_sentence
+from SAMFineTuneLib.session.history import History
+from SAMFineTuneLib.session.state import Place, State, changes
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.session.jobs import PropagationJob
+
+
+@dataclass(frozen=True)
+class Told:
+    """A mask as listeners know it, and the moment since when it is what it is."""
+
+    plane: SlicePlane = field(compare=False)
+    mask: PackedMask
+    since: int
+
+
+class Masks:
+    """Keeps the masks in step with the current state of a history.
+
+    `propagations` gives the running propagations, whose slices count where there are no prompts. Without `answers`
+    (no volume or no model) masks wait.
+    """
+
+    def __init__(
+        self,
+        history: History[State],
+        propagations: Callable[[], Iterable[PropagationJob]],
+        tell: Callable[[events.Event], None],
+    ) -> None:
+        self.answers: Answers | None = None
+        self._history, self._propagations, self._tell = history, propagations, tell
+        self._told: dict[Place, Told] = {}
+        self._pending: dict[Place, SlicePlane] = {}
+        self._quiet_until = 0  # doubts about masks of that moment and before were told, perhaps in another session
+
+    @property
+    def settled(self) -> bool:
+        """Whether every mask is made that follows from the state, or there is nothing to make it with."""
+        return not (self._pending and self.answers)
+
+    @property
+    def digest(self) -> str:
+        """Identifies all masks that were told, with their moments."""
+        return digest_of_masks((*place, told.since, told.mask.digest) for place, told in self._told.items())
+
+    def answer(self, place: Place) -> Answer | None:
+        """The mask of a place and its score, made now if need be; None where there is none. May raise UserError."""
+        state = self._history.state
+        if (carried := self._carried(place)) is not None:
+            item = carried.masks[place]
+            return Answer(item.mask, item.score)
+        task = state.tasks.get(place)
+        if task is None:
+            return None
+        if not task.prompts:
+            return Answer(task.base.mask, task.base.score)
+        if self.answers is None:
+            raise UserError("There is no model yet; choose one first.")
+        try:
+            return self.answers.answer(task)
+        except Exception as error:
+            raise as_sentence(error, f"segment {task.plane}") from error
+
+    def since(self, place: Place) -> int:
+        """The moment at which the mask of a place became what it is; 0 where there is none."""
+        carried = self._carried(place)
+        return self._history.state.since.get(place, 0) if carried is None else carried.moment
+
+    def restart(self, answers: Answers) -> None:
+        """Volume, window or model are others: make every mask anew that comes from prompts."""
+        self.answers = answers
+        self.expect((place, task.plane) for place, task in self._history.state.tasks.items() if task.prompts)
+
+    def expect(self, places: Iterable[tuple[Place, SlicePlane]]) -> None:
+        """The masks of these places may be others now."""
+        self._pending |= dict(places)
+
+    def state_changed(self, before: State) -> None:
+        """Follow from another state; masks that are gone are told at once."""
+        after = self._history.state
+        changed = {(value, plane.key): plane for value, plane in changes(before, after)}
+        self.expect(changed.items())
+        for place in changed:  # no mask that is made may find its room taken by one that is gone
+            if place not in after.tasks:
+                self.refresh(place)
+
+    def forget_doubts(self, moment: int) -> None:
+        """Masks of this moment and before are not news."""
+        self._quiet_until = moment
+
+    def refresh(self, place: Place | None = None) -> None:
+        """Make and tell the mask of a place, or of the one that changed last. May raise UserError."""
+        place = next(reversed(self._pending)) if place is None else place
+        plane = self._pending.pop(place)
+        answer = self.answer(place)
+        now = None if answer is None else Told(plane, answer.mask, self.since(place))
+        if now == self._told.get(place):
+            return
+        if now is None:
+            del self._told[place]
+        else:
+            self._told[place] = now
+        self._tell(self._event(place, plane, answer))
+        if now is not None and now.since > self._quiet_until:
+            if doubt := doubt_about_place(self._history.state, place, answer):
+                self._tell(events.Notice(doubt))
+
+    def finish(self) -> None:
+        """Make all masks now."""
+        while not self.settled:
+            self.refresh()
+
+    def tell_again(self) -> None:
+        """Tell every mask once more, to listeners that missed some."""
+        for place, told in list(self._told.items()):
+            self._tell(self._event(place, told.plane, self.answer(place)))
+
+    def _carried(self, place: Place) -> PropagationJob | None:
+        """The running propagation whose slice counts at a place."""
+        if self._history.state.prompts_at(place):
+            return None
+        return next((job for job in self._propagations() if place in job.masks), None)
+
+    def _event(self, place: Place, plane: SlicePlane, answer: Answer | None) -> events.MaskChanged:
+        if answer is None:
+            return events.MaskChanged(place[0], plane)
+        points = [part.points[part.labels == 1] for part in self._history.state.prompts_at(place)]
+        merged = np.concatenate(points) if points else np.zeros((0, 2), np.float32)
+        return events.MaskChanged(place[0], plane, answer.mask, answer.score, merged, self.since(place))
