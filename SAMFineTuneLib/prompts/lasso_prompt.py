@@ -1,7 +1,7 @@
 """Closed lines: what they enclose belongs to a structure, or does not.
 
-nnInteractive (Isensee et al. 2025) has the same interaction. Here the enclosed pixels are part of every answer, or left
-out of it, and points inside tell the model about them.
+nnInteractive (Isensee et al. 2025) has the same interaction. Here every answer holds the enclosed pixels, or leaves
+them out; `session.answers` says when the model is asked about them, too.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from SAMFineTuneLib.prompts.prompt_kind import (
     prompt_kind,
     simplified,
 )
-
-_POINTS = 5
-"""Points inside a lasso that are told to the model, at most."""
 
 
 @prompt_kind
@@ -76,9 +73,7 @@ class LassoPrompt(Prompt):
         enclosed = enclosed_pixels(plane.ras_to_pixel(corners), plane.shape)
         if not enclosed.any():
             raise UserError(f"{what} encloses no pixel of {plane}: draw it larger, and inside the picture.")
-        one = planes.on(plane)
-        one.add_region(enclosed, self.positive)
-        one.add_points(spread_points(enclosed, _POINTS), self.positive)
+        planes.on(plane).add_region(enclosed, self.positive)
 
     def to_json(self) -> dict[str, Any]:
         return {"points": [list(point) for point in self.ras], "positive": self.positive}
@@ -119,28 +114,3 @@ def enclosed_pixels(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
             x = x0 + (row - y0) * (x1 - x0) / (y1 - y0)
             turns[row, np.clip(np.ceil(x), 0, columns).astype(int)] += 1 if y1 > y0 else -1
     return np.cumsum(turns, axis=1)[:, :columns] != 0
-
-
-def spread_points(pixels: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` of the pixels (rows, columns), as x and y (n, 2), spread evenly: each next one is the farthest
-    from those before it and from the edge."""
-    edge_distance = _distance_to_edge(pixels)
-    at = np.argwhere(edge_distance >= edge_distance.max() / 2)
-    depth = edge_distance[tuple(at.T)]
-    chosen = [int(depth.argmax())]
-    away = np.linalg.norm(at - at[chosen[0]], axis=1)
-    while len(chosen) < count and away.max() >= edge_distance.max():
-        chosen.append(int(away.argmax()))
-        away = np.minimum(away, np.linalg.norm(at - at[chosen[-1]], axis=1))
-    return at[chosen][:, ::-1].astype(np.float32)
-
-
-def _distance_to_edge(pixels: np.ndarray) -> np.ndarray:
-    """Of each pixel, in steps to a neighbour, from the nearest one that is not among them."""
-    distance = np.zeros(pixels.shape, np.int32)
-    left = np.pad(pixels, 1)
-    while left.any():
-        distance += left[1:-1, 1:-1]
-        inner = left[1:-1, 1:-1]
-        left[1:-1, 1:-1] = inner & left[:-2, 1:-1] & left[2:, 1:-1] & left[1:-1, :-2] & left[1:-1, 2:]
-    return distance

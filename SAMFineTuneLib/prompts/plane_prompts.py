@@ -57,7 +57,8 @@ class PlanePrompts:
     @property
     def says_where(self) -> bool:
         """Whether anything points at the structure itself, rather than only at what is not part of it."""
-        return bool(self.labels.any()) or self.box is not None or self.mask is not None
+        said = bool(self.labels.any()) or self.box is not None or self.mask is not None
+        return said or (self.region is not None and bool((self.region > 0).any()))
 
     def within_regions(self, mask: np.ndarray) -> np.ndarray:
         """A mask, bool (rows, columns), made to agree with `region`."""

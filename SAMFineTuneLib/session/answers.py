@@ -7,8 +7,12 @@ answer is a function of the ordered prompts alone: replaying them, after undo or
 
 Several boxes on one plane are several objects. Each point then belongs to the nearest box, and the segment's mask
 is the union. On a plane that holds a propagated mask, points correct that mask, as if it had been the answer to points
-in its interior; a box or a mask replaces it. Without a box, a mask or a positive point there is nothing to segment,
-and the mask is empty.
+in its interior; a box or a mask replaces it. Without a box, a mask, a lasso or a positive point there is nothing to
+segment, and the mask is empty.
+
+A lasso that begins an answer is asked as a rough mask with points inside, which measured best among points, box, mask
+and their combinations. One that follows others changes the pixels that it encloses and nothing else: asking the model
+as well lowered Dice on all data. Whatever the model says, the last lasso around a pixel decides about it.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ _ANSWERS = 1024
 _PICTURES = 8
 _INTERIOR = 3
 """Points that stand for a mask that is corrected, at most."""
+_LASSO_POINTS = 5
+"""Points inside a lasso that the model is told, at most."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +91,20 @@ class Answers:
             return Answer(base, task.base.score)
         key = (task.plane.key, base, task.prompts)
         found = self._answers.get(key)
-        return found if found is not None else self._answers.put(key, self._compute(task.plane, base, task.prompts))
+        return found if found is not None else self._answers.put(key, self._compute(task))
 
-    def _compute(self, plane: SlicePlane, base: PackedMask | None, prompts: tuple[PlanePrompts, ...]) -> Answer:
-        union, scores = np.zeros(plane.shape, dtype=bool), []
-        for own in objects(prompts):
-            prediction = self._predict(plane, base, own)
+    def _compute(self, task: Task) -> Answer:
+        base = task.base.mask if task.base else None
+        asked = _asked_of_model(task.prompts, base)
+        union, scores = np.zeros(task.plane.shape, dtype=bool), []
+        if task.base and not asked:
+            union, scores = base.unpack(), [task.base.score]
+        for own in objects(asked) if asked else ():
+            prediction = self._predict(task.plane, base, own)
             if prediction is not None:
                 union |= prediction.mask
                 scores.append(prediction.score)
-        for part in prompts:
+        for part in task.prompts:
             union = part.within_regions(union)
         return Answer(PackedMask.of(union), min(scores, default=0.0))
 
@@ -138,13 +148,25 @@ class Answers:
         return replace(given, points=points, labels=labels, mask=mask), taken
 
 
+def _asked_of_model(prompts: tuple[PlanePrompts, ...], base: PackedMask | None) -> tuple[PlanePrompts, ...]:
+    """The prompts without lassos that follow others: those change what they enclose, which needs no model."""
+    asked, says_where = [], base is not None
+    for one in prompts:
+        if one.region is None or (one.says_where and not says_where):
+            asked.append(one)
+        says_where |= one.says_where
+    return tuple(asked)
+
+
 def combine(prompts: tuple[PlanePrompts, ...]) -> PlanePrompts:
-    """The prompts of one object as one; it has at most one box, and its masks are united."""
+    """The prompts of one object as one; it has at most one box, and its masks and lassos are united."""
     boxes = [one.box for one in prompts if one.box is not None]
-    masks = [one.mask for one in prompts if one.mask is not None]
+    lassos = [one.region > 0 for one in prompts if one.region is not None]
+    masks = [one.mask for one in prompts if one.mask is not None] + lassos
+    interiors = [interior_points(lasso, _LASSO_POINTS) for lasso in lassos]
     return PlanePrompts(
-        points=np.concatenate([one.points for one in prompts]),
-        labels=np.concatenate([one.labels for one in prompts]),
+        points=np.concatenate([one.points for one in prompts] + interiors),
+        labels=np.concatenate([one.labels for one in prompts] + [np.ones(len(one)) for one in interiors]),
         box=boxes[0] if boxes else None,
         mask=np.any(masks, axis=0) if masks else None,
     )
@@ -162,14 +184,15 @@ def objects(prompts: tuple[PlanePrompts, ...]) -> list[tuple[PlanePrompts, ...]]
         if number in boxes:
             owned[boxes.index(number)].append(one)
             continue
-        centre = np.argwhere(one.mask)[:, ::-1].mean(axis=0) if one.mask is not None else one.points.mean(axis=0)
+        shape = one.mask if one.region is None else one.region > 0
+        centre = one.points.mean(axis=0) if shape is None else np.argwhere(shape)[:, ::-1].mean(axis=0)
         outside = np.maximum(np.maximum(edges[:, :2] - centre, centre - edges[:, 2:]), 0).sum(axis=1)
         owned[int(np.lexsort((areas, outside))[0])].append(one)
     return [tuple(own) for own in owned]
 
 
 def _is_correction(one: PlanePrompts) -> bool:
-    return one.box is None and one.mask is None
+    return one.box is None and one.mask is None and one.region is None
 
 
 def _only_best(prediction: Prediction) -> Prediction:
