@@ -14,6 +14,7 @@ from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.answers import Answer
 from SAMFineTuneLib.session.jobs import PropagationJob
+from SAMFineTuneLib.session.masks import Masks
 from SAMFineTuneLib.session.session import Session
 from SAMFineTuneLib.session.session_file import read_document, session_to_dict
 from SAMFineTuneLib.session.state import Place, State
@@ -49,8 +50,9 @@ class ServerSession(Session):
         self._client = SessionClient(connection)
         self._asked_for = model, adapter, device
         self._say, self._known = tell, set(told)
-        self._masks: dict[Place, events.MaskChanged] = {}
+        self._received: dict[Place, events.MaskChanged] = {}
         self._sent: State | None = None
+        self._masks = _ServerMasks(self, self._history, self._propagations, self._tell)
 
     def connect(self) -> events.Status:
         """Send the volume and have the model opened; returns what the server is and computes with.
@@ -75,32 +77,26 @@ class ServerSession(Session):
         segment: int,
         settings: PropagationSettings | None = None,
         orientation: str | None = None,
-        number: int | None = None,
+        job: int | None = None,
     ) -> PropagationJob:
         """As `Session.propagate`, but the job is done when this returns."""
         self._send_state()
-        job = self._client.propagate(segment, settings, orientation)
-        self._wait_until(lambda event: isinstance(event, events.Finished) and event.job == job, self._tell)
+        number = self._client.propagate(segment, settings, orientation)
+        self._wait_until(lambda event: isinstance(event, events.Finished) and event.job == number, self._tell)
         request = self._client.snapshot()
         answered = self._wait_until(lambda event: isinstance(event, events.Answered) and event.request == request)
-        _, state, _ = read_document(answered.value, self._require_volume())
+        _, state, _ = read_document(answered.value, self.require_volume())
         self.put("propagate", state)
         self._sent = self.state
-        done = PropagationJob(segment, (), [], number)
+        done = PropagationJob(number if job is None else job, segment, (), [])
         done.done = True
         return done
 
     # ---- inside
 
-    def _answer(self, place: Place) -> Answer | None:
-        task = self.state.tasks.get(place)
-        if task is None or not task.prompts:
-            return super()._answer(place)
+    def _mask_of_server(self, place: Place) -> events.MaskChanged | None:
         self._send_state()
-        told = self._masks.get(place)
-        if told is None:
-            raise UserError(f"The server sent no mask for {task.plane}; try again.")
-        return Answer(told.packed, told.score)
+        return self._received.get(place)
 
     def _send_state(self) -> None:
         """Bring the server to the state that is here, and have its masks."""
@@ -136,7 +132,7 @@ class ServerSession(Session):
             heard = self._client.pump()
             for event in heard:
                 if isinstance(event, events.MaskChanged):
-                    self._masks[event.segment, event.plane.key] = event
+                    self._received[event.segment, event.plane.key] = event
                 elif isinstance(event, events.Failed):
                     raise UserError(event.text)
                 elif isinstance(event, (events.Busy, events.Notice)) and hear is not None:
@@ -151,3 +147,20 @@ class ServerSession(Session):
                 if wanted(event):
                     return event
             time.sleep(_PAUSE)
+
+
+class _ServerMasks(Masks):
+    """Masks that follow from prompts come from the server."""
+
+    def __init__(self, session: ServerSession, *arguments) -> None:
+        super().__init__(*arguments)
+        self._session = session
+
+    def answer(self, place: Place) -> Answer | None:
+        task = self._history.state.tasks.get(place)
+        if task is None or not task.prompts:
+            return super().answer(place)
+        told = self._session._mask_of_server(place)
+        if told is None or told.packed is None:
+            raise UserError(f"The server sent no mask for {task.plane}; try again.")
+        return Answer(told.packed, told.score)
