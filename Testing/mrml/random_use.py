@@ -150,11 +150,12 @@ class RandomUse:
 
     def place(self) -> None:
         plane = self._look()
-        kind = str(self.random.choice(("positive", "positive", "negative", "box", "box3d", "scribble+", "scribble-")))
+        kind = str(self.random.choice(("positive", "positive", "negative", "box", "box3d", "scribble+", "scribble-",
+                                       "lasso+", "lasso-")))  # fmt: skip
         points = [self._point(plane)]
         if kind.startswith("box"):
             points.append(self._point(plane))
-        elif kind.startswith("scribble"):
+        elif kind.startswith(("scribble", "lasso")):
             points += [np.array(points[0]) + self.random.normal(0, 4, 2) @ np.stack([plane.right, plane.down])
                        for _ in range(6)]  # fmt: skip
         self._choose_segment()

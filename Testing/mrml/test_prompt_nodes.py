@@ -7,7 +7,7 @@ import pytest
 from mrml.scenes import matrix_of, tilted_volume
 
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane, plane_through
-from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, PointPrompt, ScribblePrompt
+from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, LassoPrompt, PointPrompt, ScribblePrompt
 from SAMFineTuneLib.prompts.box_prompts import box_along_plane, box_on_slice
 
 slicer = pytest.importorskip("slicer")
@@ -51,6 +51,8 @@ def some_prompts(volume):
         (6, "second", box_along_plane(coronal, coronal.pixel_to_ras([(5, 4), (15, 14)])), "coronal"),
         (7, "first", ScribblePrompt(tuple(map(tuple, oblique.pixel_to_ras([(9, 9), (12, 14), (20, 15)])))), oblique),
         (8, "first", ScribblePrompt((middle(volume), middle(volume, (3, 3, 0))), False), "axial"),
+        (9, "second", LassoPrompt(tuple(map(tuple, oblique.pixel_to_ras([(9, 9), (12, 14), (20, 9)])))), oblique),
+        (10, "first", LassoPrompt(tuple(map(tuple, coronal.pixel_to_ras([(5, 4), (9, 4), (9, 9)]))), False), "coronal"),
     ]
 
 
@@ -70,14 +72,14 @@ def assert_holds(nodes, volume, wanted):
 def test_what_is_written_is_read(nodes, volume):
     fill(nodes, volume)
     assert_holds(nodes, volume, some_prompts(volume))
-    assert len(list(prompt_nodes(nodes.scene))) == 8  # three point lists and a node for each box and scribble
+    assert len(list(prompt_nodes(nodes.scene))) == 10  # three point lists, a node for each of the others
 
 
 def test_writing_again_changes_nothing(nodes, volume):
     fill(nodes, volume)
     times = {node.GetID(): node.GetMTime() for node in nodes.nodes()}
     for number, segment, prompt, view in some_prompts(volume):
-        if isinstance(prompt, (PointPrompt, ScribblePrompt)):
+        if isinstance(prompt, (LassoPrompt, PointPrompt, ScribblePrompt)):
             nodes.write(number, segment, prompt, view, volume)
     same = [node for node in nodes.nodes() if not node.IsA("vtkMRMLMarkupsROINode")]
     assert same and all(times[node.GetID()] == node.GetMTime() for node in same)
@@ -92,7 +94,7 @@ def test_a_written_prompt_moves(nodes, volume):
     assert np.allclose(node.GetNthControlPointPositionWorld(index), to)
     nodes.write(1, "first", PointPrompt(to, False), "axial", volume)  # to the other list
     assert nodes.find(1)[0].GetName() == "first negative"
-    assert len(nodes.read(volume)) == 8
+    assert len(nodes.read(volume)) == 10
 
 
 def test_an_roi_lies_on_its_slice(nodes, volume):
@@ -147,7 +149,7 @@ def test_copies_are_prompts_of_their_own(slicer_scene, nodes, volume):
     copy = slicer_scene.scene.CopyNode(source)
     copy.SetNodeReferenceID("SAMFineTune.volume", nodes.volume_node.GetID())
     found = nodes.read(volume)
-    assert len(found) == 9 and [marked.number for marked in found].count(4) == 1
+    assert len(found) == 11 and [marked.number for marked in found].count(4) == 1
     assert [marked.number for marked in found].count(None) == 1
     assert hierarchy.GetItemByDataNode(source)
 
@@ -223,12 +225,13 @@ def test_names_colours_and_the_folder(slicer_scene, nodes, volume):
     nodes.name("first")
     assert {node.GetName() for node in nodes.nodes()} == {
         "liver positive", "liver negative", "liver box", "liver positive scribble", "liver negative scribble",
+        "liver negative lasso", "second positive lasso",
         "second positive", "second box",
     }  # fmt: skip
     hierarchy = slicer_scene.scene.GetSubjectHierarchyNode()
     parents = {hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) for node in nodes.nodes()}
     assert len(parents) == 1 and hierarchy.GetItemName(parents.pop()) == "Prompts on volume"
-    for number in range(1, 9):
+    for number in range(1, 11):
         nodes.remove(number)
     nodes.remove_empty()
     assert not list(prompt_nodes(slicer_scene.scene))
