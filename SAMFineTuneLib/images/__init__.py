@@ -2,8 +2,8 @@
 
 NumPy arrays are [k, j, i] (slice, row, column); the world is RAS in millimetres.
 
-What reads and writes files is loaded when it is first asked for: geometry needs NumPy alone, so that a client of a
-remote server does.
+Functions that read and write files are imported when they are first used: the geometry, and so a client of a remote
+server, needs NumPy alone.
 """
 
 from __future__ import annotations

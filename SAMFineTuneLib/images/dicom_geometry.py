@@ -1,4 +1,7 @@
-"""From the frames of one series, in any order, to an ordered stack with one matrix."""
+"""Orders the frames of one series into a stack, and derives its matrix from voxels to RAS.
+
+Own code, because ITK's series reader assumes even distances: a missing slice would shift all that follow it.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from SAMFineTuneLib.images.dicom_headers import Frame
 from SAMFineTuneLib.images.volume import affine_from_lps, describe_place
 
 # A gap may differ from the usual one by this part before it is called uneven. Rounded positions of real
-# scanners stay below 1 %, a missing or inserted slice is at 50 % and more.
+# scanners stay below 1 %; a missing or inserted slice differs by 50 % or more.
 _EVEN = 0.05
 # Slices may be off an even grid by this part of a slice before they are interpolated onto one.
 _OFF = 0.1
-# Gaps are bridged up to the larger of a length in mm and a number of usual distances; beyond, too little is known.
+# Gaps are interpolated up to the larger of a length in mm and a number of usual distances; wider ones split the stack.
 _BRIDGED_MM = 30.0
 _BRIDGED_GAPS = 4.0
-_FINEST = 8.0  # times as many slices as there are images, at most, for uneven distances
+_FINEST = 8.0  # uneven series get at most this many times as many slices as they have images
 _SAME_HEIGHT = 1e-3  # mm
 
 
 @dataclass(frozen=True, eq=False)
 class Between:
-    """Where no image was taken: the two around it, and how far from the lower to the upper one, 0 to 1."""
+    """A slice of which no image was taken: the frames below and above it, and the way from one to the other, 0 to 1."""
 
     lower: Frame
     upper: Frame
@@ -34,7 +37,7 @@ class Between:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Frames by slice index k, None where there is none (see `between`); the RAS affine; what is odd, in sentences."""
+    """Frames by slice index k, None where there is none (see `between`); the RAS affine; warnings, as sentences."""
 
     frames: tuple[Frame | None, ...]
     affine: np.ndarray
@@ -43,12 +46,12 @@ class Stack:
 
     @property
     def resampled(self) -> bool:
-        """Whether there are frames that lie between slices rather than on one."""
+        """Whether some frames lie between slices, so that the slices around them are interpolated."""
         return len(self.sources) > sum(frame is not None for frame in self.frames)
 
     @property
     def sources(self) -> list[Frame]:
-        """All frames that slices are made of, each once."""
+        """All frames from which slices are made, each once."""
         found = {id(frame): frame for frame in self.frames if frame is not None}
         for place in self.between.values():
             found |= {id(place.lower): place.lower, id(place.upper): place.upper}
@@ -72,9 +75,12 @@ def _close(a: np.ndarray | None, b: np.ndarray | None, tolerance: float) -> bool
 
 
 def places_of(frames: Sequence[Frame]) -> np.ndarray:
-    """For each frame (n,) the number of its place, 0 for the lowest along the normal; equal where frames repeat one.
+    """Number the places of frames along their normal.
 
     Frames without a position are told apart by their instance numbers.
+
+    Returns:
+        For each frame (n,) the number of its place: 0 for the lowest, equal for frames at the same place.
     """
     if frames[0].position is None:
         order = [(frame.instance is None, frame.instance or n, frame.number) for n, frame in enumerate(frames)]
@@ -96,12 +102,12 @@ def normal_of(frame: Frame) -> np.ndarray:
 
 
 def place_name(frame: Frame) -> str:
-    """Where a frame lies, for the user: the coordinate that changes most from slice to slice, "S 27.5 mm"."""
+    """Where a frame lies, for messages: the coordinate that changes most from slice to slice, "S 27.5 mm"."""
     return describe_place(frame.position, normal_of(frame))
 
 
 def split_at_wide_gaps(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Pieces of a stack with single positions between which too much is missing to be bridged, lowest first."""
+    """Split frames with distinct positions where a gap is too wide to interpolate; the lowest part comes first."""
     if len(frames) < 2 or frames[0].position is None:
         return [list(frames)]
     heights = np.array([frame.position for frame in frames]) @ normal_of(frames[0])
@@ -119,18 +125,22 @@ def _repeat_below(gaps: np.ndarray) -> float:
 
 
 def _grid_step(gaps: np.ndarray) -> float:
-    """The usual distance of the more densely taken part: gaps are missing slices rather than rare extra ones."""
+    """The usual distance of slices: a low quantile, because slices are more often missing than inserted."""
     return float(np.quantile(gaps, 0.25, method="lower"))
 
 
 def stack_frames(frames: Sequence[Frame], step: float | None = None) -> Stack:
-    """Order frames that are all `same_stack` along their normal and derive the volume's geometry.
+    """Order frames along their normal and derive the volume's geometry.
 
-    `step` is the distance of slices in mm, where it is known from images that cannot be used.
+    Slices missing from an otherwise even stack, and slices of an even grid through an uneven one, are interpolated
+    `between` two frames, so that every image stays at its place in the patient.
 
-    Slices missing from an otherwise even stack, and those of an even grid through an uneven one, lie `between` two
-    frames, so that everything stays where it is in the patient. Raises UserError for repeated positions, tilted
-    gantries and useless orientations.
+    Args:
+        frames: frames that are `same_stack` with each other, in any order.
+        step: distance of slices in mm, where images that cannot be read tell it.
+
+    Raises:
+        UserError: for repeated positions, a tilted gantry, or directions that are not perpendicular.
     """
     first = frames[0]
     notes: list[str] = []
@@ -176,7 +186,7 @@ def _directions(orientation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nominal_gap(frame: Frame, notes: list[str]) -> float:
-    """Distance between slices where positions cannot tell it."""
+    """Distance between slices in mm when there are no positions to measure it."""
     for gap in (frame.slice_gap, frame.thickness):
         if gap is not None and abs(gap) > 0:
             return abs(gap)
@@ -201,7 +211,7 @@ def _in_stored_order(frames: Sequence[Frame], notes: list[str]) -> tuple[list[Fr
 def _along_normal(
     frames: Sequence[Frame], normal: np.ndarray, pixel: float, known: float | None, notes: list[str]
 ) -> tuple[list[Frame | None], float, dict[int, Between]]:
-    """(frames by k, the first of them at k = 0; gap in mm; what lies between) for two or more frames with positions."""
+    """(frames by slice index k, distance of slices in mm, interpolated slices) of two or more frames with positions."""
     heights = np.array([frame.position @ normal for frame in frames])
     order = np.argsort(heights, kind="stable")
     frames = [frames[n] for n in order]
@@ -242,9 +252,9 @@ def _along_normal(
 
 
 def _on_grid(frames: Sequence[Frame], places: np.ndarray) -> tuple[list[Frame | None], dict[int, Between]]:
-    """Frames by slice index where they lie on a slice, None and what lies around elsewhere.
+    """Assign frames to the slices of an even grid, and find the frames around the slices that get none.
 
-    `places` (n,) are the frames' own on the grid, in slices from the first one, ascending.
+    `places` (n,) are the frames' positions on the grid in slices from the first one, ascending.
     """
     slices: list[Frame | None] = [None] * (int(np.rint(places[-1])) + 1)
     for frame, place in zip(frames, places, strict=True):
@@ -273,7 +283,7 @@ def _missing(frames: Sequence[Frame], gaps: np.ndarray, steps: np.ndarray, usual
 
 
 def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
-    """Refuse several images at one position."""
+    """UserError when several images have one position."""
     repeated = np.flatnonzero(gaps <= _repeat_below(gaps))
     if len(repeated):
         first = frames[repeated[0]]
@@ -286,7 +296,7 @@ def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
 
 
 def _check_straight(frames: Sequence[Frame], normal: np.ndarray, heights: np.ndarray, pixel: float) -> None:
-    """Refuse slices that are shifted sideways against each other by more than half a pixel."""
+    """UserError when slices are shifted sideways by more than half a pixel."""
     positions = np.array([frame.position for frame in frames])
     sideways = positions - positions[0] - (heights - heights[0])[:, None] * normal
     shift = float(np.linalg.norm(sideways, axis=1).max())

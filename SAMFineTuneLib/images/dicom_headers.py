@@ -1,7 +1,7 @@
-"""What one DICOM file says about its frames; only the attributes named here are read, no patient's name.
+"""Reads the header of one DICOM file: geometry, rescaling, window and what tells its frames apart.
 
-Headers come from many writers, and any value may be wrong. What cannot be understood counts as not said: an image is
-refused for what it needs alone.
+It reads only the attributes named here, and no patient's name. Headers come from many writers, and any value may be
+wrong: a value that cannot be understood counts as missing, and an image is refused only when it lacks what it needs.
 """
 
 from __future__ import annotations
@@ -71,17 +71,17 @@ _NOT_TO_SEGMENT = {
     "1.2.840.10008.5.1.4.1.1.66.7": "segmentation",  # label map segmentation
     "1.2.840.10008.5.1.4.1.1.481.2": "radiotherapy dose",
 }
-_TIMES = (0x00181063, 0x00181065)  # FrameTime, FrameTimeVector: the frames of a file show one place, one after another
+_TIMES = (0x00181063, 0x00181065)  # FrameTime, FrameTimeVector: a file's frames show one place at several times
 _ENDINGS = (".dcm", ".dicom", ".ima")
-_AFTER_PLACE = 0x00200038  # the first tag behind what says where an image lies
-_SHORTEST = 132  # bytes of a DICOM file at least: what tells that it is one
+_AFTER_PLACE = 0x00200038  # the first tag after those with an image's position
+_SHORTEST = 132  # bytes: preamble and the letters DICM
 
 
 class UnreadableFile(Exception):
-    """A file that is, or may be, a DICOM image and cannot be used.
+    """A file that is, or may be, a DICOM image, but cannot be read.
 
     `problem` continues a sentence that begins with the file's name. `forbidden` is true when the user lacks the
-    permission. `series_uid`, `position` (3,) and `normal` (3,) in LPS mm are what could be read all the same.
+    permission. `series_uid`, `position` (3,) and `normal` (3,) in LPS mm are set as far as they could be read.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class Frame:
     intercept: float
     window: IntensityWindow | None
     instance: float | None
-    backwards: bool = False  # positions of the file's frames run against the normal
-    traits: Mapping[str, dicom_traits.Trait] = field(default_factory=dict)  # what tells volumes of a series apart
+    backwards: bool = False  # the positions of the file's frames decrease along the normal
+    traits: Mapping[str, dicom_traits.Trait] = field(default_factory=dict)  # tell the volumes of a series apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +131,18 @@ class Header:
     description: str
     modality: str
     frames: tuple[Frame, ...]
-    notes: tuple[str, ...] = ()  # sentences about what the file leaves open
+    notes: tuple[str, ...] = ()  # sentences about assumptions
 
 
 def read_header(path: Path) -> Header | str | None:
-    """Header of a DICOM image; None for any other file; a word for DICOM images that are not to be segmented.
+    """Read the header of a DICOM image.
 
-    Raises UnreadableFile for what cannot be read or is damaged, and for what is not a file: pipes, dangling links.
+    Returns:
+        The header; None for a file that is not a DICOM image; a word ("segmentation") for a DICOM object that is not
+        an image to segment.
+
+    Raises:
+        UnreadableFile: when the file is damaged or cannot be read, or is a pipe or a dangling link.
     """
     start = _beginning(path)
     marked = start[128:] == b"DICM"
@@ -151,7 +156,7 @@ def read_header(path: Path) -> Header | str | None:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's remarks on values that this reader does not use
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
-            # A file that is cut off within a value gives what is left of it, and no pixels follow.
+            # pydicom returns the part of a file that is cut off within a value; then no pixels follow.
             return _header(path, dataset, at_pixels=bool(file.read(1)))
     except MemoryError:
         raise
@@ -159,14 +164,14 @@ def read_header(path: Path) -> Header | str | None:
         if not marked:
             return None
         raise
-    except Exception as error:  # a scrambled file makes pydicom raise whatever it likes
+    except Exception as error:  # a damaged file makes pydicom raise errors of many kinds
         if not marked:
             return None
         raise _damaged(path) from error
 
 
 def may_be_cut_off(path: Path) -> bool:
-    """Whether a file is so short that nothing tells what it was, and holds nothing else than DICOM would."""
+    """Whether a file is too short to be recognised, but begins as a DICOM file does."""
     start = _beginning(path)
     as_begun = not start[:128].strip(b"\0") and b"DICM".startswith(start[128:])
     return len(start) < _SHORTEST and (as_begun or start[:2] in (b"\2\0", b"\x08\0"))
@@ -188,7 +193,7 @@ def _beginning(path: Path) -> bytes:
 
 
 def _damaged(path: Path) -> UnreadableFile:
-    """With what the header says before the damage, as far as it can be read."""
+    """The error for a damaged file, with what its header says before the damage."""
     found: tuple[str, np.ndarray | None, np.ndarray | None] = ("", None, None)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
@@ -200,7 +205,7 @@ def _damaged(path: Path) -> UnreadableFile:
             )
             series_uid, position, orientation = (read_value(dataset, keyword) for keyword in known)
             found = uid(series_uid), numbers(position, 3), numbers(orientation, 6)
-    except Exception:  # the damage lies before; nothing is known then
+    except Exception:  # the damage comes first, so nothing is known
         pass
     series_uid, position, orientation = found
     normal = None if orientation is None else np.cross(orientation[:3], orientation[3:])
@@ -216,7 +221,7 @@ def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | Non
     rows, columns = (whole_number(read_value(dataset, name)) for name in ("Rows", "Columns"))
     if not (rows and columns):
         series_uid = uid(read_value(dataset, "SeriesInstanceUID"))
-        kind = UID(sop_class).name  # the UID itself when DICOM knows none such: a private one, or one cut off
+        kind = UID(sop_class).name  # the UID itself when it is private or cut off
         if not sop_class or kind.endswith("Image Storage") or (kind == sop_class and not series_uid):
             raise _damaged(path)
         return None
@@ -236,7 +241,7 @@ def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | Non
 
 
 def _unclear_rescale(dataset: Dataset) -> list[str]:
-    """Values would be wrong without a word where a rescale is there and cannot be understood."""
+    """Sentences about a rescale that cannot be understood: grey values would be wrong without a warning."""
     unclear = [
         keyword
         for keyword in ("RescaleSlope", "RescaleIntercept")
@@ -246,7 +251,7 @@ def _unclear_rescale(dataset: Dataset) -> list[str]:
 
 
 def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[tuple[Frame, ...], list[str]]:
-    """A file's frames, and sentences about what it leaves open."""
+    """A file's frames, and sentences about assumptions."""
     shared = first_item(read_value(dataset, "SharedFunctionalGroupsSequence"))
     per_frame = read_value(dataset, "PerFrameFunctionalGroupsSequence")
     per_frame = per_frame if isinstance(per_frame, pydicom.Sequence) else []
@@ -300,7 +305,7 @@ def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[tupl
 
 
 def _one_behind_the_other(frames: tuple[Frame, ...], dataset: Dataset) -> tuple[tuple[Frame, ...], list[str]]:
-    """Frames of a file with one position, which is that of the first one (SPECT, cone-beam CT), in their places."""
+    """Place the frames of a file that gives only the first one's position, as SPECT and cone-beam CT do."""
     first = frames[0]
     in_time = read_value(dataset, "FrameIncrementPointer") in _TIMES
     if first.position is None or first.orientation is None or in_time:
@@ -321,7 +326,7 @@ def _one_behind_the_other(frames: tuple[Frame, ...], dataset: Dataset) -> tuple[
 
 
 def _orientation(value) -> np.ndarray | None:
-    """Row and column direction (6,); None when they span no plane (zeros, twice the same), which says nothing."""
+    """Row and column direction (6,); None when they do not span a plane, as zeros or twice the same vector."""
     found = numbers(value, 6)
     return None if found is None or np.allclose(np.cross(found[:3], found[3:]), 0, atol=1e-6) else found
 
@@ -337,5 +342,5 @@ def _window(center, width, function) -> IntensityWindow | None:
         return None
     try:
         return IntensityWindow.from_level(center, width, "DICOM", dicom=(text(function) or "LINEAR") == "LINEAR")
-    except UserError:  # a useless window is no reason to refuse the image
+    except UserError:  # an image with an unusable window can still be segmented
         return None

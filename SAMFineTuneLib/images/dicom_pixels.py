@@ -76,7 +76,7 @@ class Piece:
 
 
 def read_frames(frames: Sequence[Frame]) -> tuple[dict[int, Piece], dict[Path, UserError]]:
-    """Values of frames, by their `id`, and why those of a file cannot be had."""
+    """Values of frames by their `id`, and the error for each file whose pixels cannot be decoded."""
     by_file: dict[Path, list[Frame]] = {}
     for frame in frames:
         by_file.setdefault(frame.file, []).append(frame)
@@ -91,19 +91,26 @@ def read_frames(frames: Sequence[Frame]) -> tuple[dict[int, Piece], dict[Path, U
 
 
 def pixel_digest(frame: Frame) -> bytes:
-    """What a frame shows, the same for the same values however they are stored. UserError when it is damaged."""
+    """Digest of a frame's values, however they are stored. UserError when the frame is damaged."""
     (piece,) = _read_file(frame.file, [frame])
     return hashlib.sha256(np.ascontiguousarray(piece.values, np.float64).data).digest()
 
 
 def assemble(stack: Stack, pieces: Mapping[int, Piece]) -> tuple[np.ndarray, list[float | None]]:
-    """(array [k, j, i], mirror of each slice) of a stack whose frames' values are `pieces`, by the frames' `id`.
+    """Build the volume's array from the frames of a stack.
 
-    Rescale slope and intercept are each frame's own. MONOCHROME1 is inverted, so that large values are bright
-    as everywhere else; the mirror tells how a window must follow. Padding outside the range of the image's
-    real values is set to the lowest of them. Where no frame was taken, values are interpolated linearly between those
-    around. The array is the smallest of int16, uint16, int32 that holds all values (uint8 stays uint8), float32 when a
-    rescale is not whole-numbered.
+    Rescale slope and intercept are each frame's own. MONOCHROME1 is inverted, so that large values are bright. Padding
+    outside the range of the image's other values is set to the lowest of these. Slices without a frame are
+    interpolated linearly between the frames around them.
+
+    Args:
+        stack: which frame, or frames, each slice is made of.
+        pieces: values of the frames, by the frames' `id`.
+
+    Returns:
+        The array [k, j, i], of the smallest of int16, uint16 and int32 that holds all values (uint8 stays uint8), or
+        float32 when a rescale is not whole-numbered; and for each slice the mirror of an inverted image: a window of
+        the file must be mirrored in the same way.
     """
     real = [pieces[id(frame)] for frame in stack.sources]
     genuine = [piece.values if piece.padding is None else piece.values[~piece.padding] for piece in real]
@@ -157,7 +164,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
             return [_piece(dataset, values, frame) for values, frame in zip(stored, frames, strict=True)]
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # decoders raise whatever they like on damaged data
+    except Exception as error:  # decoders raise errors of many kinds on damaged data
         raise UserError(
             f"The pixels of “{path.name}” ({kind}) cannot be decoded: the file is damaged or cut off (copy "
             "it again), or of a kind that is not supported (export it uncompressed)."
@@ -165,7 +172,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
 
 
 def _complete(dataset: Dataset) -> None:
-    """Put what a file leaves out or garbles of its pixels' format, where the rest tells it."""
+    """Fill in attributes of the pixel format that are missing or garbled and follow from the others."""
     allocated = whole_number(read_value(dataset, "BitsAllocated"))
     stored = whole_number(read_value(dataset, "BitsStored")) or allocated
     samples = whole_number(read_value(dataset, "SamplesPerPixel")) or 1
@@ -202,7 +209,7 @@ def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
         if not getattr(dataset, "file_meta", None):
             dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = syntax
-        for table in _OFFSETS:  # of no meaning here
+        for table in _OFFSETS:  # they concern compressed pixels only
             dataset.pop(table, None)
         values = np.asarray(pixel_array(dataset))
         values = values if int(dataset.get("NumberOfFrames") or 1) > 1 else values[None]
@@ -268,14 +275,14 @@ def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> Piece:
             else (0, (1 << bits) - 1)
         )
         mirror = sum(ends) * slope + 2 * intercept
-        # float64 holds all 32-bit whole numbers; `_narrowed` brings them back to whole ones
+        # float64 holds all 32-bit whole numbers; `_narrowed` converts them back
         inverted = mirror - values.astype(np.float64)
         values = inverted.astype(np.float32) if values.dtype.kind == "f" else _narrowed(inverted)
     return Piece(values, padding if padding is not None and padding.any() else None, mirror)
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
-    """bool [row, column] of pixels that are not part of the image, None when the file names no such value."""
+    """Which pixels [row, column] are padding; None when the file names no padding value."""
     pad = number(read_value(dataset, "PixelPaddingValue"))
     if pad is None or stored.dtype.kind not in "iu":
         return None
@@ -285,16 +292,16 @@ def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
 
 
 def _as_stored(value: float, dtype: np.dtype) -> float:
-    """A value that is written as unsigned although the pixels are signed, or the other way round, as they mean it."""
+    """Correct a value that is written as unsigned although the pixels are signed, or the other way round."""
     info = np.iinfo(dtype)
     return value if info.min <= value <= info.max else (value - info.min) % (1 << info.bits) + info.min
 
 
 def _looked_up(stored: np.ndarray, dataset: Dataset) -> np.ndarray | None:
-    """Values through the file's table, None when that is of no use."""
+    """Values through the file's lookup table; None when the table cannot be used."""
     try:
         return np.asarray(apply_modality_lut(stored, dataset)).astype(np.int32)
-    except Exception:  # whatever a garbled table makes pydicom raise
+    except Exception:  # a garbled table makes pydicom raise errors of many kinds
         return None
 
 

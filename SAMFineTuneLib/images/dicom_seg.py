@@ -1,4 +1,4 @@
-"""DICOM SEG through highdicom, referencing the instances that the volume was read from."""
+"""Writes DICOM SEG with highdicom, referencing the instances that the volume was read from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from SAMFineTuneLib.images.segment_info import SegmentInfo, require_described
 from SAMFineTuneLib.images.volume import Volume, describe_place, lps_from_affine
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-# DICOM wants these in every file, if need be without a value; anonymisers remove them nevertheless.
+# DICOM requires these in every file, if only without a value; anonymisers remove them nevertheless.
 _MAY_BE_EMPTY = (
     "PatientID",
     "PatientName",
@@ -36,15 +36,16 @@ _MAY_BE_EMPTY = (
     "ReferringPhysicianName",
 )
 _GROUPS = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-# What Slicer, too, calls a segment of unknown kind: a free name allows no code that claims more.
+# Slicer's own code for a segment of unknown kind: a free name does not justify a more specific one.
 _TISSUE = Code("85756007", "SCT", "Tissue")
 
 
 def check_dicom_seg(volume: Volume) -> None:
-    """UserError when no DICOM SEG of this volume can be written, whatever is segmented: before long work, not after it.
+    """Check, before long work, that a DICOM SEG of this volume can be written: makes one of a single voxel in memory.
 
-    Highdicom is missing, the volume is not from DICOM or was resampled, or its files are gone or lack what a DICOM SEG
-    refers to. A DICOM SEG of one voxel is made, and not kept.
+    Raises:
+        UserError: when highdicom is missing, the volume is not from DICOM or was resampled, or its files are gone or
+            lack what a DICOM SEG refers to.
     """
     highdicom, present = _require(volume)
     labels = np.zeros((len(present), *volume.shape[1:]), np.uint8)
@@ -55,10 +56,19 @@ def check_dicom_seg(volume: Volume) -> None:
 def write_dicom_seg(
     path: Path, labels: np.ndarray, volume: Volume, segments: Sequence[SegmentInfo]
 ) -> tuple[str, ...]:
-    """Write `labels` [k, j, i] (unsigned) as a binary DICOM SEG; segment numbers count from 1 in value order.
+    """Write a binary DICOM SEG; its segment numbers count from 1 in the order of label values.
 
-    Returns a sentence for every segment left out because it is empty, and for voxels on slices that the
-    series lacks. UserError as of `check_dicom_seg`.
+    Args:
+        path: the file, which appears complete or not at all.
+        labels: label map [k, j, i], unsigned.
+        volume: the volume that was segmented, as read from DICOM.
+        segments: names and colours of the label values.
+
+    Returns:
+        A sentence for each segment left out because it is empty, and for voxels on slices that the series lacks.
+
+    Raises:
+        UserError: as of `check_dicom_seg`.
     """
     highdicom, present = _require(volume)
     require_described(labels, segments)
@@ -90,7 +100,7 @@ def write_dicom_seg(
 
 
 def _require(volume: Volume):
-    """(highdicom, indices k of the slices that images were taken of)."""
+    """(highdicom, indices k of the slices for which there are images)."""
     try:
         import highdicom
     except ImportError as error:
@@ -111,7 +121,7 @@ def _require(volume: Volume):
 def _segmentation(
     highdicom, volume: Volume, present: list[int], numbers: np.ndarray, segments: Sequence[SegmentInfo]
 ):
-    """The DICOM SEG of segment `numbers` (from 1) on the slices that are `present`."""
+    """The DICOM SEG of segment `numbers` (from 1) on the slices `present`."""
     datasets = _source_headers(volume)
     sop_class = datasets[0].SOPClassUID
     if len(datasets) == 1 and (whole_number(read_value(datasets[0], "NumberOfFrames")) or 1) > 1:
@@ -167,7 +177,7 @@ def _source_headers(volume: Volume) -> list[Dataset]:
 
 
 def _is_sound(keyword: str, value) -> bool:
-    """Whether a value can be copied as what its attribute is: a name, a date, a time, a word."""
+    """Whether a value is valid for its attribute: a name, a date, a time, a word."""
     if keyword == "PatientSex":
         return value in ("M", "F", "O")
     kind = {"DA": DA, "TM": TM, "PN": PersonName}.get(dictionary_VR(keyword), str)
@@ -178,10 +188,10 @@ def _is_sound(keyword: str, value) -> bool:
 
 
 def _as_single_frames(datasets: list[Dataset], volume: Volume, present: list[int]) -> list[Dataset]:
-    """The headers with the geometry that was understood of them, in the order of the slices.
+    """The headers in the order of the slices, with the geometry as this library understood it.
 
-    Highdicom reads geometry from its sources, where it may be garbled, lacking, or in groups that differ from file to
-    file. `_refer_to_source` puts the true class back.
+    highdicom reads the geometry from its sources, where it may be garbled, missing, or in groups that differ from file
+    to file. `_refer_to_source` restores the true class.
     """
     places = [volume.source.slices[k] for k in present]
     if any(frame != 1 for _, frame in places):
@@ -198,7 +208,7 @@ def _as_single_frames(datasets: list[Dataset], volume: Volume, present: list[int
 
 
 def _as_multi_frame(dataset: Dataset, volume: Volume, present: list[int]) -> Dataset:
-    """A header as of an enhanced file that holds the volume's frames alone, in the order of the slices."""
+    """The header of an enhanced file with only the volume's frames, in the order of the slices."""
     own = read_value(dataset, "PerFrameFunctionalGroupsSequence")
     frames = []
     for k in present:
@@ -216,8 +226,7 @@ def _as_multi_frame(dataset: Dataset, volume: Volume, present: list[int]) -> Dat
 
 
 def _geometry(volume: Volume, k: int, stored) -> tuple[Dataset, list[str], list[str]]:
-    """(pixel measures, orientation, position) of slice k as DICOM writes them; its `stored` position, where it has one,
-    as it is."""
+    """(pixel measures, orientation, position) of slice k as DICOM writes them; a `stored` position is kept."""
     origin, directions, spacing = lps_from_affine(volume.affine)
     position = dicom_values.numbers(stored, 3)
     if position is None:
@@ -243,7 +252,7 @@ def _with(**attributes) -> Dataset:
 
 
 def _refer_to_source(seg: Dataset, sop_class: str, frames: list[int]) -> None:
-    """Make references name the source's own class, and its frames by their own numbers."""
+    """Correct the references: the source's own class, and the frames' own numbers."""
     for element in {id(element): element for element in seg.iterall()}.values():  # segments of one frame share some
         if element.keyword == "ReferencedSOPClassUID":
             element.value = sop_class

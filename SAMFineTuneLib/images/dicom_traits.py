@@ -1,7 +1,7 @@
-"""What tells the volumes of one DICOM series apart: echoes, b-values, phases, time points, kinds of image.
+"""Reads what tells the volumes of one DICOM series apart: echoes, b-values, phases, time points, kinds of image.
 
-A series may hold several images at each position. Which attribute says why differs from scanner to scanner, so that
-all known ones are read, and those that explain the repeats are used (`dicom_volumes`).
+A series may hold several images at each position. Which attribute explains that differs from scanner to scanner: this
+module reads all known ones, and `dicom_volumes` uses those that explain the repeats.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ TAGS = [
 
 @dataclass(frozen=True)
 class Kind:
-    """How a trait is called. `label` may hold {n}, the number of the value in ascending order, and {value}."""
+    """How a trait is named: in `label`, {n} is the number of the value in ascending order, {value} the value."""
 
     label: str
-    ranked: bool = False  # differs from slice to slice as well: what counts is the order at each position
-    running: bool = False  # grows through a scan, so that volumes come one after another, or positions do
+    ranked: bool = False  # differs between slices, too: its order at each position counts
+    running: bool = False  # grows during the scan: volumes, or positions, follow each other
 
 
 KINDS: Mapping[str, Kind] = {
@@ -89,18 +89,18 @@ KINDS: Mapping[str, Kind] = {
     "trigger time": Kind("phase {n} (trigger time {value:g} ms)", ranked=True),
     "reference time": Kind("time point {n} (at {value:g} s)", ranked=True),
 }
-"""Traits with a meaning of their own, in the order in which they are tried."""
+"""Traits that say what a volume shows, in the order in which they are tried."""
 ORDERS: Mapping[str, Kind] = {
     "acquisition": Kind("acquisition {value:g}"),
     "acquisition time": Kind("repeat {n}", ranked=True, running=True),
     "content time": Kind("repeat {n}", ranked=True, running=True),
     "number": Kind("repeat {n}", ranked=True, running=True),
 }
-"""Traits that copies of an image may differ in as well."""
+"""Traits that only order images; copies of one image may differ in them, too."""
 
 
 def traits(value: Callable[[str], object], dataset: Dataset, own: Dataset | None, index: int) -> dict[str, Trait]:
-    """The traits of frame `index` (0-based) that are known; `value` reads an attribute for it, wherever it lies."""
+    """The known traits of frame `index` (0-based); `value` reads an attribute for it, wherever the file keeps it."""
     reference = number(value("FrameReferenceTime"))
     found: dict[str, Trait | None] = {
         "component": _component(value),
@@ -141,12 +141,12 @@ def _first(*candidates):
 
 
 def _rounded(found: float | None) -> float | None:
-    """To a thousandth: the same setting may be written with other last digits."""
+    """To a thousandth: writers differ in the last digits of the same setting."""
     return None if found is None else round(found, 3)
 
 
 def _of_vector(dataset: Dataset, keyword: str, index: int) -> float | None:
-    """Nuclear medicine says of all frames in one value what they are."""
+    """The entry for one frame of an attribute that lists all frames, as nuclear medicine has it."""
     found = numbers(read_value(dataset, keyword), index + 1)
     return None if found is None else float(found[index])
 
@@ -173,7 +173,7 @@ def _b_value(value, dataset: Dataset) -> float | None:
         if not text(read_value(dataset, creator)).upper().startswith(maker):
             continue
         stored = read_value(dataset, tag)
-        if isinstance(stored, bytes):  # a private attribute whose kind the file does not say
+        if isinstance(stored, bytes):  # a private attribute without a value representation
             stored = stored.decode("ascii", "ignore").strip("\0 ").split("\\")
         if (found := number(stored)) is not None:
             return found % 100_000  # General Electric adds flags in front

@@ -1,4 +1,4 @@
-"""Values of DICOM attributes as numbers and words; what cannot be understood is None, or empty, and never an error."""
+"""Converts values of DICOM attributes to numbers and text; a value that cannot be understood is None or empty."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LONGEST = 64  # characters of a text: DICOM's own limit for descriptions
 
 
 def read_value(dataset: Dataset, keyword: str | int) -> Any:
-    """An attribute's value; None when it is missing, empty or of a kind that its bytes do not fit."""
+    """An attribute's value; None when it is missing, empty or cannot be decoded."""
     try:
         value = dataset.get(keyword)
         value = value.value if isinstance(keyword, int) and value is not None else value
     except MemoryError:
         raise
-    except Exception:  # pydicom converts a value when it is first asked for, and raises whatever it likes
+    except Exception:  # pydicom converts values on first access, and raises errors of many kinds
         return None
     return None if value == "" else value
 
@@ -70,7 +70,7 @@ def text(value: Any) -> str:
 
 
 def uid(value: Any) -> str:
-    """A value as a UID; "" when it is none."""
+    """A value as a UID; "" when it is not one."""
     return text(value).strip("\0 ")
 
 

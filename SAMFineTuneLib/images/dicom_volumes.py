@@ -1,4 +1,4 @@
-"""From the images of one DICOM series to its volumes: echoes, b-values, phases, pieces; copies are left out."""
+"""Splits the images of one DICOM series into volumes (echoes, b-values, phases, parts) and leaves copies out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from SAMFineTuneLib.images.dicom_traits import KINDS, ORDERS, Kind, Trait
 
 @dataclass(frozen=True, eq=False)
 class SeriesVolume:
-    """Frames of a series that form one volume, in words what tells it from the series' others, and what was found."""
+    """Frames of a series that form one volume, the words that tell it from the others, and notes for the user."""
 
     frames: tuple[Frame, ...]
     label: str = ""
@@ -24,10 +24,10 @@ class SeriesVolume:
 
 
 def volumes_of(frames: Sequence[Frame]) -> list[SeriesVolume]:
-    """The volumes that frames which fit on top of each other are; one, as a rule.
+    """Split frames that fit on top of each other into volumes; as a rule they are one.
 
-    Several images at one position are split by what explains the repeats. Of those with the same pixels one is kept.
-    What repeats a position all the same stays together, and `stack_frames` refuses it.
+    Several images at one position are split by the traits that explain the repeats; of copies with the same pixels one
+    is kept. Images that no trait tells apart stay together, and `stack_frames` refuses them.
     """
     found = [SeriesVolume(tuple(frames))]
     if not _repeats(places_of(frames)):
@@ -45,7 +45,7 @@ def _repeats(places: np.ndarray) -> int:
 
 
 def _split(volume: SeriesVolume, name: str, kind: Kind) -> list[SeriesVolume]:
-    """The volume by one trait, when that leaves fewer repeated positions; else the volume alone."""
+    """Split a volume by one trait when that leaves fewer repeated positions; else return it unchanged."""
     places = places_of(volume.frames)
     if not _repeats(places):
         return [volume]
@@ -71,9 +71,9 @@ def _split(volume: SeriesVolume, name: str, kind: Kind) -> list[SeriesVolume]:
 
 
 def _ranks(places: np.ndarray, values: Sequence[Trait | None], running: bool) -> list[int] | None:
-    """1 for the lowest value at each place, 2 for the next…; None unless all places have the same number of them.
+    """Rank values at each place: 1 for the lowest, 2 for the next…; None unless all places have the same number.
 
-    Of `running` values also None unless they say that volumes were taken one after another, or places were.
+    For `running` values also None unless the volumes, or the places, follow each other without overlap.
     """
     counts = np.bincount(places)
     if counts.min() != counts.max() or any(isinstance(value, (str, tuple, type(None))) for value in values):
@@ -101,12 +101,12 @@ def _label(kind: Kind, n: int, value: Trait) -> str:
 
 
 def _order(value: Trait) -> tuple:
-    """Sorts numbers before words before directions, whatever a damaged header mixes."""
+    """Sort key: numbers before words before directions, as a damaged header may mix them."""
     return (0, value) if isinstance(value, (int, float)) else (1, value) if isinstance(value, str) else (2, value)
 
 
 def _without_copies(volume: SeriesVolume) -> SeriesVolume:
-    """The volume with one frame of those that show the same at the same position, and without damaged ones there."""
+    """Keep one of the frames with equal pixels at one position, and drop damaged ones that have a sound copy."""
     places = places_of(volume.frames)
     repeated = {int(place) for place in np.flatnonzero(np.bincount(places) > 1)}
     kept: list[Frame] = []
@@ -127,24 +127,24 @@ def _without_copies(volume: SeriesVolume) -> SeriesVolume:
         else:
             first[place, shown] = frame
             kept.append(frame)
-    notes = [_said(copies)] if copies else []
+    notes = [_copies_note(copies)] if copies else []
     sound = {place for place, _ in first}
     for frame, place, error in damaged:
         if place in sound:
             notes.append(left_out(frame, error))
-        else:  # reading will say so
+        else:  # reading it will raise the error
             sound.add(place)
             kept.append(frame)
     return replace(volume, frames=tuple(kept), notes=(*volume.notes, *notes))
 
 
 def left_out(frame: Frame, error: UserError) -> str:
-    """A sentence about a frame whose pixels cannot be had."""
+    """A sentence about a frame whose pixels cannot be decoded."""
     where = "" if frame.position is None else f" at {place_name(frame)}"
     return f"The slice of “{frame.file.name}”{where} was left out: {error}"
 
 
-def _said(copies: Sequence[tuple[Frame, Frame]]) -> str:
+def _copies_note(copies: Sequence[tuple[Frame, Frame]]) -> str:
     copy, original = copies[0]
     where = "" if copy.position is None else f" at {place_name(copy)}"
     names = f"“{copy.file.name}” shows the same slice{where} as “{original.file.name}”"
@@ -154,7 +154,7 @@ def _said(copies: Sequence[tuple[Frame, Frame]]) -> str:
 
 
 def _pieces(volume: SeriesVolume) -> list[SeriesVolume]:
-    """The volume, or its parts where gaps are too wide to be bridged."""
+    """The volume, split where a gap is too wide to interpolate."""
     pieces = split_at_wide_gaps(volume.frames)
     if len(pieces) == 1:
         return [volume]

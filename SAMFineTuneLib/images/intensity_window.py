@@ -1,7 +1,7 @@
 """Intensity windows: which voxel values become black and white in the 8-bit picture that a model sees.
 
-The window is an explicit value of its own: chosen once for a volume, never slice by slice, so that the same
-tissue has the same grey on every slice and a second run sees the same picture.
+A window is chosen once for a volume, never slice by slice, so that the same tissue has the same grey on every slice
+and in every run.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ CT_PRESETS = {  # name -> (level, width) in Hounsfield units, the values common 
     "subdural": (75.0, 215.0),
     "angio": (300.0, 600.0),
 }
-_PICTURE_MODALITIES = ("US", "XC", "ES", "GM", "OP")  # stored as they are meant to be seen
+_PICTURE_MODALITIES = ("US", "XC", "ES", "GM", "OP")  # their grey values are those to display
 DEFAULT_PERCENTILES = (0.5, 99.5)
-_SAMPLE = 500_000  # voxels; what larger volumes hold is judged by an even sample of about this size
+_SAMPLE = 500_000  # voxels; larger volumes are judged by an even sample of about this size
 
 
 @dataclass(frozen=True)
 class IntensityWindow:
-    """Values up to `low` are black, from `high` on white, linear between; `name` says where it comes from.
+    """Values up to `low` are black, from `high` on white, linear between; `name` says where the window comes from.
 
-    Raises UserError when a limit is not finite or `high` is not above `low`.
+    Raises:
+        UserError: when a limit is not finite or `high` is not above `low`.
     """
 
     low: float
@@ -89,25 +90,27 @@ class IntensityWindow:
 
 
 def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow:
-    """The window for `volume`; printing it (`str`) shows what was decided and why.
+    """Choose the window for a volume; `str` of the result says what was chosen and why.
 
-    `request` is None or "auto" for the default, "dicom" (the window stored in the file), a CT preset
-    ("ct-abdomen", "ct-lung", ... see CT_PRESETS), "percentiles", "percentiles:LOW,HIGH", "minmax" or
-    "LOW,HIGH".
+    The default is
 
-    The default:
-    * CT: the file's own window when it is made for soft tissue (level -50 to 150 HU, width at most 600 HU: so
-      a head CT keeps its brain window), otherwise the abdomen preset. A window for lung or bone follows the
-      reconstruction kernel, not the question, and hides every soft organ; "dicom" asks for it.
+    * CT: the file's own window when it is made for soft tissue (level -50 to 150 HU, width at most 600 HU: a head CT
+      keeps its brain window), otherwise the abdomen preset. Scanners store lung and bone windows with the
+      reconstruction kernel; such a window would hide every soft organ, so only "dicom" uses it.
     * pictures of 8 bits (PNG, ultrasound): 0 to 255, as they are.
-    * no modality (NIfTI, NRRD), lowest value a whole number of -900 or less: taken for a CT, and said so.
-    * MR and the rest: percentiles 0.5 and 99.5 of the volume. MR windows in files differ between slices.
+    * no modality (NIfTI, NRRD), lowest value a whole number of -900 or less: as a CT, and `name` says so.
+    * MR and all others: percentiles 0.5 and 99.5 of the volume, because windows in MR files differ between slices.
 
-    Of volumes of a million voxels or more, some 300 000 to 500 000 are looked at, always the same and evenly spread,
-    so that whoever waits for the window does not notice: percentiles are then off by about a hundredth of a percent
-    of the voxels. "minmax" looks at every voxel.
+    Percentiles of volumes of a million voxels or more come from an even sample of 300 000 to 500 000 voxels, always
+    the same ones, which makes them wrong by about a hundredth of a percent of the voxels. "minmax" reads every voxel.
 
-    Raises UserError for an unknown request, a preset on what is no CT, and a volume without finite voxels.
+    Args:
+        volume: the volume to show.
+        request: None or "auto" for the default, "dicom" (the window stored in the file), a CT preset ("ct-abdomen",
+            "ct-lung", … see CT_PRESETS), "percentiles", "percentiles:LOW,HIGH", "minmax" or "LOW,HIGH".
+
+    Raises:
+        UserError: for an unknown request, a CT preset for another modality, or a volume without finite voxels.
     """
     text = (request or "auto").strip().lower()
     if text == "auto":
@@ -129,8 +132,7 @@ def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow
 
 
 def modality_of(volume: Volume) -> str:
-    """The modality in the file; `CT` for a volume without one whose lowest value is a whole number of -900 or less;
-    "" when nothing is known."""
+    """The modality in the file; without one "CT" when the lowest value is a whole number of -900 or less, else ""."""
     if volume.modality:
         return volume.modality.upper()
     lowest, _ = _finite_range(_even_sample(volume.array))
@@ -177,8 +179,8 @@ def _percentile_limits(text: str) -> tuple[float, float]:
 
 
 def _percentiles(array: np.ndarray, lower: float, upper: float) -> IntensityWindow:
-    """`lower` over all voxels, `upper` over those that are not background (exactly 0, or the lowest value):
-    however much air surrounds the body, the same share of the body is white."""
+    """`lower` over all voxels, `upper` over those that are not background (exactly 0, or the lowest value), so that the
+    same share of the body is white however much air surrounds it."""
     name = f"percentiles {lower:g} and {upper:g} of the volume"
     sample = _even_sample(array)
     sample = sample[np.isfinite(sample)].astype(np.float64)
@@ -194,8 +196,8 @@ def _percentiles(array: np.ndarray, lower: float, upper: float) -> IntensityWind
 
 
 def _even_sample(array: np.ndarray) -> np.ndarray:
-    """_SAMPLE voxels or somewhat fewer, spread evenly, with a step that shares no factor with the rows and slices;
-    all voxels of a volume that is not twice as large, or whose sample holds no finite number."""
+    """About _SAMPLE voxels, evenly spread with a step that shares no factor with the lengths of the axes; all voxels
+    when the volume is not twice as large, or the sample holds no finite number."""
     step = max(1, array.size // _SAMPLE)
     while any(math.gcd(step, length) > 1 for length in array.shape):
         step += 1
@@ -218,7 +220,7 @@ def _finite_range(array: np.ndarray) -> tuple[float, float]:
 def _window_or_constant(low: float, high: float, name: str) -> IntensityWindow:
     if high > low:
         return IntensityWindow(low, high, name)
-    # One value everywhere: black, whatever the value. The step must be seen by floats of that size.
+    # One value everywhere is shown black. The width must not vanish in floating point numbers of that size.
     return IntensityWindow(low, low + max(1.0, abs(low) * 1e-3), f"{name} (constant volume)")
 
 
@@ -227,7 +229,7 @@ def _explicit(text: str) -> IntensityWindow:
     if numbers is None:
         presets = ", ".join(f"ct-{name}" for name in CT_PRESETS)
         raise UserError(
-            f'"{text}" is no intensity window: give two numbers as LOW,HIGH, or one of auto, dicom, minmax, '
+            f'"{text}" is not an intensity window: give two numbers as LOW,HIGH, or one of auto, dicom, minmax, '
             f"percentiles, percentiles:LOW,HIGH, {presets}."
         )
     return IntensityWindow(*numbers, "as given")

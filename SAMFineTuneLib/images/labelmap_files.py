@@ -1,4 +1,4 @@
-"""Label maps to files: NIfTI, NRRD, MetaImage, Slicer segmentations, DICOM SEG."""
+"""Writes label maps: NIfTI, NRRD, MetaImage, Slicer segmentations, DICOM SEG."""
 
 from __future__ import annotations
 
@@ -21,11 +21,21 @@ OUTPUT_ENDINGS = (*_PLAIN, ".seg.nrrd", ".dcm")
 def write_labelmap(
     path: str | Path, labelmap: np.ndarray, volume: Volume, segments: Sequence[SegmentInfo] = ()
 ) -> tuple[str, ...]:
-    """Write a label map [k, j, i] in its volume's geometry; the file's ending chooses the format.
+    """Write a label map in its volume's geometry, as uint8, or uint16 when a value needs it.
 
-    `.nii.gz`, `.nii`, `.nrrd`, `.mha`: plain label map. `.seg.nrrd`: Slicer segmentation with names and
-    colours. `.dcm`: DICOM SEG that references the source series. Values become uint8, or uint16 when one
-    needs it. The file appears whole or not at all. Returns sentences about what the format could not hold.
+    Args:
+        path: the file, which appears complete or not at all. Its ending chooses the format: `.nii.gz`, `.nii`, `.nrrd`
+            and `.mha` are plain label maps, `.seg.nrrd` a Slicer segmentation with names and colours, `.dcm` a DICOM
+            SEG that references the source series.
+        labelmap: whole numbers [k, j, i] of the volume's shape.
+        volume: the volume that was segmented.
+        segments: names and colours of the values; needed for `.seg.nrrd` and `.dcm`.
+
+    Returns:
+        Sentences about what the format could not hold.
+
+    Raises:
+        UserError: for an unknown ending, a value without a segment where one is needed, or a disk that refuses.
     """
     path = Path(path).expanduser()
     check_output_path(path)
@@ -46,12 +56,12 @@ def write_labelmap(
             sitk.WriteImage(image, str(temporary), useCompression=True)
             _verify(temporary, labels)
     except RuntimeError as error:
-        raise UserError(f"“{path}” cannot be written as it should be; choose another place or format.") from error
+        raise UserError(f"“{path}” could not be written completely; choose another place or format.") from error
     return ()
 
 
 def check_output_path(path: str | Path) -> None:
-    """UserError unless `path` has an ending for `write_labelmap`; lets a long job fail at its start."""
+    """UserError unless `path` has an ending that `write_labelmap` knows; call it before long work."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"“{path}” is a folder; give the name of a file in it.")
@@ -61,7 +71,8 @@ def check_output_path(path: str | Path) -> None:
 
 
 def _verify(path: Path, labels: np.ndarray) -> None:
-    """RuntimeError unless the file holds the labels: SimpleITK does not say when a disk took half of a NIfTI file."""
+    """RuntimeError unless the file holds the labels: SimpleITK does not notice a NIfTI file that a full disk cut
+    off."""
     written = sitk.ReadImage(str(path))
     if not np.array_equal(sitk.GetArrayViewFromImage(written), labels):
         raise RuntimeError("the label map that was written reads back differently")
@@ -91,7 +102,7 @@ def _slicer_segmentation(labels: np.ndarray, segments: Sequence[SegmentInfo]) ->
 
 
 def _extent(mask: np.ndarray) -> str:
-    """First and last voxel along i, j, k that a segment reaches; Slicer's way of saying none is "0 -1"."""
+    """First and last voxel of a segment along i, j, k; Slicer writes "0 -1" for an empty one."""
     if not mask.any():
         return "0 -1 0 -1 0 -1"
     ends = []

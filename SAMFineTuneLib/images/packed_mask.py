@@ -1,4 +1,4 @@
-"""2-D masks at one bit a pixel, and what they are recognised by. NumPy only."""
+"""2-D masks packed at one bit a pixel, and their digests. Needs NumPy alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PackedMask:
-    """A mask at one bit a pixel, immutable and comparable, so that history and saved files can share it."""
+    """A mask at one bit a pixel, immutable and comparable: the undo history and saved files share it."""
 
     data: bytes
     shape: tuple[int, int]
@@ -25,7 +25,7 @@ class PackedMask:
 
     @cached_property
     def digest(self) -> str:
-        """What the mask is recognised by, 16 characters."""
+        """BLAKE2b of the mask, 16 hexadecimal digits."""
         return hashlib.blake2b(self.data, digest_size=8).hexdigest()
 
     def unpack(self) -> np.ndarray:
@@ -36,7 +36,6 @@ class PackedMask:
 
 
 def digest_of_masks(masks: Iterable[tuple[int, str, int, str]]) -> str:
-    """What many masks are recognised by, in whatever order they come: each by its segment, plane key, moment and
-    own digest."""
+    """Digest of many masks, the same in any order; each is (segment, plane key, moment, its own digest)."""
     lines = sorted(f"{segment} {key} {since} {digest}" for segment, key, since, digest in masks)
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()

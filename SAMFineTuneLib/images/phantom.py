@@ -1,6 +1,6 @@
-"""A labelled, CT-like abdomen made from formulas, for demonstrations, tests and pre-training.
+"""Makes a labelled, CT-like abdomen from formulas, for demonstrations, tests and pre-training.
 
-Not anatomy: ellipsoids with wavy surfaces in Hounsfield units, tilted in the scanner like a real patient.
+It is not anatomy: ellipsoids with wavy surfaces in Hounsfield units, tilted in the scanner like a real patient.
 """
 
 from __future__ import annotations
@@ -37,10 +37,15 @@ def body_phantom(
     shape: tuple[int, int, int] = (40, 256, 256),
     spacing: tuple[float, float, float] = (1.4, 1.4, 3.0),
 ) -> tuple[Volume, np.ndarray, dict[int, str]]:
-    """(volume of int16 Hounsfield units, uint8 labels of the same shape [k, j, i], {value: name}).
+    """Make a phantom, tilted in the scanner by about 8°.
 
-    `shape` is (slices, rows, columns), `spacing` (i, j, k) in mm. The same seed gives the same phantom;
-    another seed gives other sizes, places, surfaces and noise. The volume is oblique (tilted by about 8°).
+    Args:
+        seed: decides sizes, places, surfaces and noise; the same seed gives the same phantom.
+        shape: slices, rows, columns.
+        spacing: mm along i, j, k.
+
+    Returns:
+        The volume in int16 Hounsfield units, its uint8 labels [k, j, i], and the names of the label values.
     """
     if len(shape) != 3 or min(shape) < 1 or len(spacing) != 3 or not min(spacing) > 0:
         raise UserError(
@@ -74,7 +79,7 @@ def body_phantom(
 
 
 def _wavy_ellipsoid(x, y, z, centre, radii, random: np.random.Generator) -> np.ndarray:
-    """Bool [k, j, i]: an ellipsoid whose surface goes in and out by up to a tenth of its radius."""
+    """An ellipsoid, bool [k, j, i], whose surface varies by up to a tenth of its radius."""
     u, v, w = (
         (axis - np.float32(c)) / np.float32(r) for axis, c, r in zip((x, y, z), centre, radii, strict=True)
     )
@@ -93,10 +98,17 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def write_dicom_series(volume: Volume, folder: str | Path) -> list[Path]:
-    """Write whole-numbered voxels (-1024 to 64511) as a CT series of a fictitious patient; returns its files.
+    """Write a volume as a CT series of a fictitious patient.
 
-    One file a slice, with names that say nothing about their order, as scanners and archives write them.
-    `read_volume(folder)` gives the same voxels and geometry back.
+    There is one file a slice, and as in archives its name does not tell its order. `read_volume(folder)` returns the
+    same voxels and geometry.
+
+    Args:
+        volume: whole numbers from -1024 to 64511, on a right-handed grid.
+        folder: where the files are written; it may exist.
+
+    Returns:
+        The files in the order of the slices.
     """
     array = volume.array
     if array.dtype.kind not in "iu" or array.min() < -1024 or array.max() > 64511:

@@ -1,4 +1,4 @@
-"""DICOM folders and files as volumes."""
+"""Reads DICOM folders and files as volumes."""
 
 from __future__ import annotations
 
@@ -40,30 +40,33 @@ class _Folder:
 
 
 def list_series(folder: str | Path) -> list[SeriesInfo]:
-    """The DICOM series below `folder`, in order of their series numbers, and the volumes of each: echoes, b-values,
-    phases. UserError when there is none."""
+    """List the DICOM series below `folder` by series number, and the volumes of each: echoes, b-values, phases.
+
+    Raises:
+        UserError: when there is none.
+    """
     return look_into(folder)[0]
 
 
 def look_into(folder: str | Path) -> tuple[list[SeriesInfo], list[str]]:
-    """`list_series`, and sentences about what was left out and what the files leave open."""
+    """`list_series`, and sentences about files left out and assumptions."""
     found = _scan(Path(folder))
     series = [_info(number, one) for number, one in enumerate(found.series, start=1)]
     return series, [*_left_out(found.unreadable), *dict.fromkeys(note for one in found.series for note in one.notes)]
 
 
 def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
-    """The one DICOM series below `folder`, or the `wanted` one of several.
+    """Read the one DICOM series below `folder`, or the `wanted` one of several.
 
-    `wanted` is a number of `list_series`, a UID, or a beginning or end of one that fits only one series.
+    `wanted` is a number of `list_series`, a UID, or the beginning or end of a UID that fits only one series.
     """
     found = _scan(folder)
     return _volume(_choose(found.series, wanted, folder), found.unreadable)
 
 
 def read_dicom_file(path: Path, wanted: str | None = None) -> Volume:
-    """One DICOM file: all frames of a multi-frame file, of several volumes the `wanted` one; else one slice (said in a
-    warning)."""
+    """Read one DICOM file: all frames of a multi-frame file (of several volumes the `wanted` one), else a single slice
+    with a warning."""
     try:
         header = read_header(path)
     except UnreadableFile as error:
@@ -84,9 +87,10 @@ def read_dicom_file(path: Path, wanted: str | None = None) -> Volume:
 
 
 def series_of_files(files: Sequence[Path]) -> Volume:
-    """Geometry and source of the series that some files are, without reading pixels: every voxel is 0.
+    """Geometry and source of the series that the given files form, without reading pixels: every voxel is 0.
 
-    Raises UserError when they are not the images of one volume.
+    Raises:
+        UserError: when they are not the images of one volume.
     """
     headers: list[Header] = []
     for path in files:
@@ -120,7 +124,7 @@ def _scan(folder: Path) -> _Folder:
     by_uid: dict[str, list[Header]] = {}
     unreadable: list[UnreadableFile] = []
     short: list[Path] = []
-    others: set[str] = set()  # kinds of DICOM that are not to be segmented
+    others: set[str] = set()  # kinds of DICOM objects that are not images to segment
     for path in _files_below(folder, unreadable):
         try:
             header = read_header(path)
@@ -150,7 +154,7 @@ def _scan(folder: Path) -> _Folder:
 
 
 def _files_below(folder: Path, unreadable: list[UnreadableFile]) -> list[Path]:
-    """All files; folders that may not be looked into are added to `unreadable`."""
+    """All files below a folder; folders that cannot be opened are added to `unreadable`."""
 
     def refused(error: OSError) -> None:
         problem = f"cannot be read ({error.strerror})"
@@ -167,7 +171,7 @@ def _files_below(folder: Path, unreadable: list[UnreadableFile]) -> list[Path]:
 
 
 def _kind_of_name(path: Path) -> tuple[Path, str]:
-    """Slices of a series lie in one folder and have one ending."""
+    """What the files of one series have in common: their folder and their ending."""
     return path.parent, path.suffix.lower()
 
 
@@ -214,7 +218,7 @@ def _where(error: UnreadableFile) -> str:
 
 
 def _groups(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Frames that fit on top of each other, the largest group first."""
+    """Group frames that fit on top of each other, the largest group first."""
     groups: list[list[Frame]] = []
     for frame in frames:
         fitting = next((group for group in groups if same_stack(group[0], frame)), None)
@@ -252,7 +256,7 @@ def _info(number: int, series: _Series) -> SeriesInfo:
     try:
         stack = stack_frames(series.frames)
         slices, spacing = len(stack.frames), np.linalg.norm(stack.affine[:3, :3], axis=0)
-    except UserError:  # reading it will say what is wrong; the list still shows it
+    except UserError:  # reading it will raise the error; the list shows it all the same
         slices, spacing = len(series.frames), np.zeros(3)
     return SeriesInfo(
         number=number,
@@ -266,7 +270,7 @@ def _info(number: int, series: _Series) -> SeriesInfo:
 
 
 def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volume:
-    """Pixels and geometry; files whose pixels are damaged are left out as those with damaged headers are."""
+    """Read pixels and geometry, without the files whose pixels are damaged."""
     stack = stack_frames(series.frames)
     pieces, failures = read_frames(stack.sources)
     notes = [*series.notes]
@@ -294,7 +298,7 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
 
 
 def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: Stack) -> None:
-    """Refuse a series of which a slice is, or may be, in a file that the user lacks the permission to read."""
+    """UserError when a slice of the series is, or may be, in a file that the user may not read."""
     images = {_kind_of_name(frame.file) for frame in stack.sources}
     for error in unreadable:
         if error.forbidden and (stack.between or _kind_of_name(error.path) in images):
@@ -312,7 +316,7 @@ def _source(stack: Stack, series: _Series) -> VolumeSource:
 
 
 def _window(frames: Sequence[Frame | None], mirrors: Sequence[float | None]) -> IntensityWindow | None:
-    """The window of the slice nearest to the middle that has one: end slices of MR often have odd ones."""
+    """The window of the slice nearest to the middle that has one: end slices of MR often have unusual ones."""
     middle = (len(frames) - 1) / 2
     having = [k for k, frame in enumerate(frames) if frame is not None and frame.window is not None]
     if not having:

@@ -1,4 +1,4 @@
-"""One function that reads whatever image a user has: DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG."""
+"""Reads an image of any format: DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ ENDINGS = (*VOLUME_FILES, *PICTURES)
 
 
 def read_volume(path: str | Path, series: str | None = None) -> Volume:
-    """Read a DICOM folder or file, `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, `.png` or `.jpg`.
+    """Read a volume.
 
-    `series` chooses among several DICOM series of a folder, or volumes of one series or file: its number in
-    `list_series`, its UID, or a beginning or end of the UID. Where there is no place for it, as in lists of cases, it
-    may follow after a #: `scans/case1#2`. Everything that cannot be read is a UserError of one sentence.
+    Args:
+        path: a DICOM folder or file, or a file ending in `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, `.png`,
+            `.jpg` or `.jpeg`. It may end with a # and a `series`, as lists of cases have it: `scans/case1#2`.
+        series: which of several DICOM series of a folder, or volumes of a series or file: its number in `list_series`,
+            its UID, or the beginning or end of the UID.
+
+    Raises:
+        UserError: one sentence about what cannot be read, and what to do.
     """
     path, chosen = split_choice(Path(path).expanduser())
     series = series or chosen
@@ -39,7 +44,7 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
 
 
 def split_choice(path: Path) -> tuple[Path, str | None]:
-    """A path, and the choice of a series that follows it after a #, if any does."""
+    """Split a path from the choice of a series that follows a #; None without one."""
     name, mark, chosen = path.name.partition("#")
     if mark and name and not path.exists() and path.with_name(name).exists():
         return path.with_name(name), chosen or None
@@ -66,7 +71,7 @@ def _listed() -> str:
 
 
 def _with_finite_voxels(volume: Volume) -> Volume:
-    """The same volume with NaN and infinite voxels set to its lowest real value, and a sentence about it."""
+    """Set NaN and infinite voxels to the lowest finite value, with a warning."""
     if volume.array.dtype.kind != "f":
         return volume
     finite = np.isfinite(volume.array)

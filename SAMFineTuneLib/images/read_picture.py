@@ -1,4 +1,4 @@
-"""PNG and JPEG pictures as volumes of one slice."""
+"""Reads PNG and JPEG pictures as volumes of one slice."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ _LOSSY_GREY = 2  # JPEG's channels of a grey picture may differ by rounding
 
 
 def read_picture(path: Path) -> Volume:
-    """A grey picture (8 or 16 bits, or colour whose channels are equal) as one axial slice of 1 mm pixels.
+    """Read a grey picture (8 or 16 bits, or colour with equal channels) as one axial slice of 1 mm pixels.
 
-    The first pixel lies at the origin; columns grow to the patient's left, rows to posterior (LPS's axes), so
-    that the picture looks in an axial view as it does on screen. Resolution written in the file (dpi) is that
-    of a printer or a scanner and is not used. Transparency is ignored.
+    The first pixel lies at the origin; columns grow to the patient's left, rows to posterior (LPS's axes), so that an
+    axial view shows the picture as a screen does. The file's resolution (dpi) concerns printers and is not used.
+    Transparency is ignored.
+
+    Raises:
+        UserError: when the file is damaged or the picture is in colour.
     """
     try:
         with Image.open(path) as picture:

@@ -1,4 +1,8 @@
-"""NIfTI, NRRD and MetaImage files, read by SimpleITK as Slicer reads them."""
+"""Reads NIfTI, NRRD and MetaImage files through SimpleITK, which places them as Slicer does.
+
+ITK says nothing about truncated NIfTI files, voxels that are not numbers and matrices that contradict each other; this
+module checks for them.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +37,18 @@ _READERS = {"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaIm
 VOLUME_FILES = tuple(_FORMATS)
 _UNITS = {1: (1000.0, "metres"), 3: (0.001, "micrometres")}  # of NIfTI's xyzt_units, in mm
 _PIECE = 1 << 22  # bytes, a whole number of voxels
-_SMALLEST = 0.01  # mm: voxels of scanners and microscopes' stacks alike are larger along one axis at least
+_SMALLEST = 0.01  # mm: voxels of scanners and of microscopes are larger along one axis at least
 _PERMISSIVE = "ITK_NIFTI_SFORM_PERMISSIVE"
 
 
 def read_volume_file(path: Path) -> Volume:
-    """Read one 3-D (or 2-D, as one slice) grey image. UserError for 4-D, colour, sheared or damaged ones."""
+    """Read a 3-D grey image, or a 2-D one as one slice.
+
+    Raises:
+        UserError: for a 4-D, coloured, sheared or damaged image.
+    """
     kind = _format(path)
-    start, no_numbers = _whole_nifti(path) if kind == "NIfTI" else (b"", np.empty(0, int))
+    start, no_numbers = _scan_nifti(path) if kind == "NIfTI" else (b"", np.empty(0, int))
     try:
         with quiet(), _permissive_nifti(), _plainly_named(path) as named:
             image = _read(named, path.name)
@@ -54,7 +62,7 @@ def read_volume_file(path: Path) -> Volume:
     if array.dtype.kind not in "iuf":
         raise UserError(f"“{path.name}” holds {array.dtype} numbers; only real numbers can be segmented.")
     if array.dtype.kind == "f":
-        array.reshape(-1)[no_numbers[no_numbers < array.size]] = np.nan  # ITK makes them 0: a value like others
+        array.reshape(-1)[no_numbers[no_numbers < array.size]] = np.nan  # ITK reads them as 0
     affine = affine_of(image)
     warnings = _check_geometry(path, affine, array.shape, start)
     return Volume(_compact(array), affine, source=VolumeSource((path,), kind), warnings=warnings)
@@ -66,7 +74,7 @@ def _format(path: Path) -> str:
 
 def _read(path: Path, name: str) -> sitk.Image:
     reader = sitk.ImageFileReader()
-    reader.SetImageIO(_READERS[_format(path)])  # by itself ITK knows some endings in lower case only
+    reader.SetImageIO(_READERS[_format(path)])  # ITK recognises some endings in lower case only
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     size = reader.GetSize()
@@ -84,7 +92,7 @@ def _read(path: Path, name: str) -> sitk.Image:
 
 @contextmanager
 def _plainly_named(path: Path) -> Iterator[Path]:
-    """The file under a name that ITK takes: of NIfTI it refuses endings in mixed case (`.Nii.gz`)."""
+    """The file under a name that ITK accepts: it refuses NIfTI endings in mixed case (`.Nii.gz`)."""
     ending = "".join(path.suffixes[-2:])
     if _format(path) != "NIfTI" or ending in (ending.lower(), ending.upper()):
         yield path
@@ -106,7 +114,7 @@ def _unreadable(path: Path) -> UserError:
 
 
 def _compact(array: np.ndarray) -> np.ndarray:
-    """64-bit numbers in half the memory: whole ones as int32 where they fit, all others as float32."""
+    """Halve the memory of 64-bit numbers: whole ones become int32 where they fit, all others float32."""
     if array.dtype.itemsize < 8:
         return array
     if array.dtype.kind in "iu" and array.min() >= -(2**31) and array.max() < 2**31:
@@ -116,7 +124,7 @@ def _compact(array: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _permissive_nifti() -> Iterator[None]:
-    """Let ITK read NIfTI files whose sform is not quite orthonormal; `_check_geometry` judges how far off."""
+    """Let ITK read NIfTI files whose sform is not quite orthonormal; `_check_geometry` limits how far."""
     before = os.environ.get(_PERMISSIVE)
     os.environ[_PERMISSIVE] = "1"
     try:
@@ -129,8 +137,9 @@ def _permissive_nifti() -> Iterator[None]:
 
 
 def _check_geometry(path: Path, affine: np.ndarray, shape: tuple[int, ...], start: bytes) -> tuple[str, ...]:
-    """Refuse axes that are not perpendicular, which no label map can hold; say what a NIfTI file, which begins with
-    `start`, leaves open."""
+    """UserError for axes that are not perpendicular, which no label map can hold; warnings about a NIfTI file's
+    geometry,
+    whose first bytes are `start`."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
         raise _sheared(path)
@@ -147,8 +156,8 @@ def _sheared(path: Path) -> UserError:
 def _check_nifti(
     path: Path, affine: np.ndarray, shape: tuple[int, ...], header: NiftiGeometry
 ) -> tuple[str, ...]:
-    """A NIfTI file may hold two matrices, pixel sizes beside them, and a unit. `affine` is what ITK, and so Slicer,
-    makes of them; say where the file contradicts it."""
+    """Warn where a NIfTI file contradicts `affine`, which ITK, and so Slicer, derives from it: the file may hold two
+    matrices, pixel sizes and a unit."""
     notes = []
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     said = " × ".join(f"{mm:.4g}" for mm in spacing)
@@ -192,7 +201,7 @@ def _two_positions(path: Path, used: str, other: str, mm: float, affine: np.ndar
 
 @dataclass(frozen=True, eq=False)
 class NiftiGeometry:
-    """What a NIfTI-1 header says about where voxels are; matrices (4×4) take (i, j, k) to RAS mm."""
+    """The geometry in a NIfTI-1 header; matrices (4×4) take (i, j, k) to RAS mm."""
 
     sform: bool
     qform: bool
@@ -225,15 +234,15 @@ class NiftiGeometry:
         return cls(sform, qform, srow, quaternion, unit, name)
 
 
-def _whole_nifti(path: Path) -> tuple[bytes, np.ndarray]:
-    """The first 348 bytes of a NIfTI file, and which of its voxels, in their order, hold NaN or an infinite number.
+def _scan_nifti(path: Path) -> tuple[bytes, np.ndarray]:
+    """The first 348 bytes of a NIfTI file, and the indices of its voxels, in their order, that are not finite.
 
-    ITK reads a file that was cut off as zeros, and such voxels too; compare its length with what the header promises.
+    ITK fills up a truncated file with zeros, so its length is compared with the one that the header states.
     """
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             start = file.read(348)
-            expected = _promised_bytes(start)
+            expected = _stated_bytes(start)
             length, kind, found = len(start), _float_type(start), []
             if kind is not None:
                 (offset,) = struct.unpack_from(_byte_order(start) + "f", start, 108)
@@ -251,7 +260,7 @@ def _whole_nifti(path: Path) -> tuple[bytes, np.ndarray]:
         raise _unreadable(path) from error
     if expected is None:
         raise UserError(
-            f"“{path.name}” is no NIfTI-1 file, and NIfTI-2 is not supported; save it as NIfTI-1."
+            f"“{path.name}” is not a NIfTI-1 file, and NIfTI-2 is not supported; save it as NIfTI-1."
         )
     if length < expected:
         raise UserError(f"“{path.name}” is cut off ({length} of {expected} bytes); copy or export it again.")
@@ -267,12 +276,12 @@ def _float_type(start: bytes) -> np.dtype | None:
 
 
 def _byte_order(start: bytes) -> str:
-    """As `struct` writes it; "" when the header is not NIfTI-1's."""
+    """"<" or ">" for `struct`; "" when the header is not NIfTI-1's."""
     return next((order for order in "<>" if struct.unpack_from(order + "i", start, 0) == (348,)), "")
 
 
-def _promised_bytes(start: bytes) -> int | None:
-    """Length of a whole, unpacked NIfTI-1 file by its header; None for other files."""
+def _stated_bytes(start: bytes) -> int | None:
+    """Length of a complete, unpacked NIfTI-1 file by its header; None for other files."""
     if not (order := _byte_order(start)):
         return None
     rank, *lengths = struct.unpack_from(order + "8h", start, 40)

@@ -1,4 +1,4 @@
-"""What a label map's values mean, and the checks that every way of writing one shares."""
+"""Names and colours of a label map's values, and the checks before it is written in any format."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_segments(segments: Sequence[SegmentInfo]) -> None:
 
 
 def compact_labels(labelmap: np.ndarray, volume: Volume) -> np.ndarray:
-    """The label map [k, j, i] as uint8, or uint16 when a value needs it. UserError when it does not fit."""
+    """The label map [k, j, i] as uint8, or uint16 when a value needs it. UserError when it does not fit the volume."""
     labels = np.asarray(labelmap)
     if labels.shape != volume.shape:
         raise UserError(f"The label map is {labels.shape} voxels, but its volume is {volume.shape}.")
@@ -54,7 +54,7 @@ def compact_labels(labelmap: np.ndarray, volume: Volume) -> np.ndarray:
 
 
 def require_described(labels: np.ndarray, segments: Sequence[SegmentInfo]) -> None:
-    """UserError when a value of the label map has no segment that names it."""
+    """UserError when a value of the label map has no segment."""
     nameless = sorted(
         {int(value) for value in np.unique(labels)} - {0} - {segment.value for segment in segments}
     )

@@ -1,4 +1,4 @@
-"""Between SimpleITK images (LPS) and this library's arrays and RAS matrices."""
+"""Converts between SimpleITK images (LPS) and this library's arrays and RAS matrices."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def affine_of(image: sitk.Image) -> np.ndarray:
 
 @contextmanager
 def quiet(native: bool = False) -> Iterator[None]:
-    """Keep ITK's own warnings off the terminal: what matters to the user is said in our sentences.
+    """Keep ITK's own warnings off the terminal: this library tells the user what matters.
 
-    With `native` also what its C libraries print themselves when a disk takes no more.
+    `native` also silences its C libraries, which print when a disk is full.
     """
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)

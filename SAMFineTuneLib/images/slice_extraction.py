@@ -1,4 +1,7 @@
-"""Pictures cut from a volume, and masks written back: the two directions between voxels and a slice plane."""
+"""Extracts slice planes from a volume, and writes masks of a plane back into its voxels.
+
+NumPy alone, because a client without SimpleITK imports this, and SimpleITK would need a copy of the volume.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from SAMFineTuneLib.images.slice_plane import SlicePlane
 if TYPE_CHECKING:
     from SAMFineTuneLib.images.volume import Volume
 
-_EXACT = 0.005  # voxels: positions that stay this close to voxel centres are those voxels
-_TIE = 1e-6  # voxels, pixels: what lies on an edge goes the same way whatever the floating point noise
+_EXACT = 0.005  # voxels: positions this close to voxel centres count as the centres
+_TIE = 1e-6  # voxels, pixels: floating point noise does not decide to which side of an edge a point belongs
 _BLOCK = 1 << 15  # pixels of an oblique plane that are interpolated at a time
 _minimum: WeakKeyDictionary[Volume, float] = WeakKeyDictionary()
 
@@ -23,11 +26,13 @@ Block = tuple[slice, slice, slice]
 
 
 def extract(volume: Volume, plane: SlicePlane) -> np.ndarray:
-    """float32 [rows, columns] of the volume on the plane.
+    """Resample the volume on a plane.
 
-    Linear interpolation between voxel centres; the outer half of a border voxel has that voxel's value,
-    what is outside the volume its lowest value. Where pixels coincide with voxels the values are the
-    voxels' own.
+    Linear interpolation between voxel centres; the outer half of a border voxel has that voxel's value. Where pixels
+    coincide with voxels, the values are the voxels' own.
+
+    Returns:
+        float32 [rows, columns]; pixels outside the volume have its lowest value.
     """
     aligned = _aligned(volume, plane)
     if aligned is None:
@@ -38,14 +43,15 @@ def extract(volume: Volume, plane: SlicePlane) -> np.ndarray:
 
 
 def extract_labels(labelmap: np.ndarray, volume: Volume, plane: SlicePlane) -> np.ndarray:
-    """The labelmap's [k, j, i] values on the plane: of the voxel that each pixel lies in, 0 outside."""
+    """Values of a label map [k, j, i] on a plane: each pixel gets that of the voxel it lies in, 0 outside the
+    volume."""
     _require_shape(labelmap, volume)
     voxels, within = _voxels_of_pixels(volume, plane)
     return np.where(within, labelmap[voxels], labelmap.dtype.type(0))
 
 
 def picture(volume: Volume, plane: SlicePlane, window: IntensityWindow) -> np.ndarray:
-    """uint8 [rows, columns]: the volume on the plane as a model sees it."""
+    """The volume on a plane as a model sees it, uint8 [rows, columns]."""
     return window.apply(extract(volume, plane))
 
 
@@ -58,16 +64,27 @@ def write(
     protect: bool = True,
     points: np.ndarray | None = None,
 ) -> Block | None:
-    """Make `mask` (bool [rows, columns]) the shape of label `value` on that plane of `labelmap` [k, j, i].
+    """Make a mask the shape of label `value` where its plane cuts a label map, which is changed in place.
 
-    The voxels concerned are those the plane cuts: for an aligned plane, its slice. A voxel gets `value`
-    when the mask is true where the plane passes closest (in voxels) to its centre, so that voxels thicker than
-    pixels make it neither larger nor smaller on average. Others of the cut that had `value` become 0. Of a
-    point the user placed, the voxel itself is what was meant: those of `points` (N, 2), x and y in pixels,
-    belong to the mask wherever it is true at the point. With `protect`, voxels of other labels stay as they
-    are. `labelmap` is changed in place.
+    A voxel that the plane cuts (for an aligned plane, a voxel of the slice) gets `value` when the mask is true where
+    the plane passes closest (in voxels) to its centre: then voxels thicker than pixels make the mask neither larger nor
+    smaller on average. Other voxels of the cut that had `value` become 0.
 
-    Returns the slices (k, j, i) of the smallest block around all changed voxels, None when none changed.
+    Args:
+        mask: bool [rows, columns] of the plane.
+        plane: the plane of the mask.
+        labelmap: [k, j, i] of the volume's shape.
+        volume: the volume whose grid the label map has.
+        value: the label, 1 or more.
+        protect: whether voxels of other labels stay as they are.
+        points: (N, 2) x and y in pixels of points that the user placed. The voxel in which a point lies belongs to the
+            mask when the mask is true at the point.
+
+    Returns:
+        The slices (k, j, i) of the smallest block around all changed voxels; None when none changed.
+
+    Raises:
+        UserError: when the label map has another shape, or its type cannot hold `value`.
     """
     mask = np.asarray(mask, dtype=bool)
     if mask.shape != plane.shape:
@@ -86,10 +103,13 @@ def write(
 def covered_voxels(
     mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None = None
 ) -> np.ndarray:
-    """Indices (3, N) as k, j, i of the voxels that `write` gives the label where nothing is protected.
+    """Find the voxels that `write` gives the label when nothing is protected.
 
-    Only the volume's grid counts, not its values. It need not be the grid that the plane was made for: of a
-    finer one all voxels are covered whose centres lie within half the plane's thickness. None occurs twice.
+    Only the volume's grid counts, not its values. It may differ from the grid for which the plane was made: of a finer
+    grid, all voxels are covered whose centres lie within half the plane's thickness.
+
+    Returns:
+        Indices (3, N) as k, j, i, each voxel once.
     """
     mask = np.asarray(mask, dtype=bool)
     if mask.shape != plane.shape:
@@ -113,7 +133,7 @@ def covered_voxels(
 def _require_shape(labelmap: np.ndarray, volume: Volume) -> None:
     if labelmap.shape != volume.shape:
         raise UserError(
-            f"The labelmap has {labelmap.shape} slices, rows and columns, but the volume has {volume.shape}: "
+            f"The label map has {labelmap.shape} slices, rows and columns, but the volume has {volume.shape}: "
             "resample it to the volume first."
         )
 
@@ -142,7 +162,7 @@ class _Aligned(NamedTuple):
         return array.transpose(2 - self.slices, 2 - self.down, 2 - self.across)[self.index]
 
     def to_voxels(self, mask: np.ndarray, volume: Volume) -> np.ndarray | None:
-        """The mask [down, across] at the voxels' centres; None when the picture leaves voxels out."""
+        """The mask [down, across] at the voxels' centres; None when the picture does not cover the slice."""
         rows, columns = (
             _pixel_of_each_voxel(positions, volume.shape[2 - axis])
             for positions, axis in ((self.rows, self.down), (self.columns, self.across))
@@ -151,9 +171,9 @@ class _Aligned(NamedTuple):
 
 
 def _pixel_of_each_voxel(positions: np.ndarray, length: int) -> np.ndarray | None:
-    """Index of the pixel that each of `length` voxel centres lies in; None when one lies in no pixel.
+    """Index of the pixel in which each of `length` voxel centres lies; None when one lies outside all pixels.
 
-    `positions` are those of the pixels, evenly spaced, in voxels.
+    `positions` are the pixels' own, evenly spaced, in voxels.
     """
     step = positions[1] - positions[0] if len(positions) > 1 else 1.0
     pixels = (np.arange(length) - positions[0]) / step
@@ -163,7 +183,7 @@ def _pixel_of_each_voxel(positions: np.ndarray, length: int) -> np.ndarray | Non
 
 
 def _aligned(volume: Volume, plane: SlicePlane) -> _Aligned | None:
-    """None when the plane is oblique, when the volume's axes are sheared, or when it leaves the volume."""
+    """The plane along voxel axes; None when it is oblique, leaves the volume, or the volume's axes are sheared."""
     corner, column, row = _pixel_steps(volume, plane)
     rows, columns = plane.shape
     across, down = int(np.abs(column).argmax()), int(np.abs(row).argmax())
@@ -195,7 +215,7 @@ def _on_voxels(positions: np.ndarray) -> bool:
 
 
 def _interpolate(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
-    """`values` at fractional `positions` along an axis, linear, constant beyond the outermost centres."""
+    """Interpolate `values` linearly at fractional `positions` along an axis; constant beyond the outermost centres."""
     last = values.shape[axis] - 1
     if _on_voxels(positions):
         return values.take(np.rint(positions).astype(int), axis)
@@ -247,7 +267,8 @@ def _fill_block(values: np.ndarray, first: int, voxels: np.ndarray, volume: Volu
     index = index.astype(np.intp)
 
     def between(offset: int, axis: int) -> np.ndarray:
-        """Values interpolated along the axes up to `axis`; -1 are the voxels' own, `offset` from the lowest ones."""
+        """Values interpolated along the axes up to `axis`; for -1 those of the voxels `offset` after the lowest
+        ones."""
         if axis < 0:
             return voxels[offset:].take(index, mode="clip").astype(np.float32)
         low, high = between(offset, axis - 1), between(offset + steps[axis], axis - 1)
@@ -267,7 +288,7 @@ def _pixel_coordinates(volume: Volume, plane: SlicePlane, rows: slice = slice(No
 
 
 def _voxels_of_pixels(volume: Volume, plane: SlicePlane) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Voxel indices (k, j, i) of every pixel's centre, and whether it lies in the volume at all."""
+    """Voxel indices (k, j, i) of every pixel's centre, and whether it lies in the volume."""
     voxels, within = [], np.ones(plane.shape, dtype=bool)
     for position, length in zip(_pixel_coordinates(volume, plane), volume.shape[::-1], strict=True):
         within &= (position >= -0.5 - _EXACT) & (position <= length - 0.5 + _EXACT)
@@ -276,12 +297,12 @@ def _voxels_of_pixels(volume: Volume, plane: SlicePlane) -> tuple[tuple[np.ndarr
 
 
 def _nearest(position: np.ndarray, length: int) -> np.ndarray:
-    """Index of the voxel, or pixel, that a position lies in."""
+    """Index of the voxel, or pixel, in which a position lies."""
     return np.clip(np.floor(position + 0.5 + _TIE).astype(np.intp), 0, length - 1)
 
 
 def _lowest(volume: Volume) -> float:
-    """The volume's lowest finite value, found once per volume."""
+    """The volume's lowest finite value, computed once per volume."""
     if volume not in _minimum:
         lowest = float(volume.array.min())
         if not np.isfinite(lowest):
@@ -297,8 +318,9 @@ def _lowest(volume: Volume) -> float:
 def _slice_mask(
     mask: np.ndarray, aligned: _Aligned, volume: Volume, pointed: np.ndarray
 ) -> np.ndarray | None:
-    """The mask [down, across] of the slice's voxels, with those `pointed` at (3, N) as i, j, k; None when the
-    picture leaves voxels out."""
+    """The mask [down, across] of the slice's voxels, with the `pointed` voxels (3, N), as i, j, k; None when the
+    picture
+    does not cover the slice."""
     voxel_mask = aligned.to_voxels(mask, volume)
     if voxel_mask is not None:
         voxel_mask[pointed[aligned.down], pointed[aligned.across]] = True
@@ -308,7 +330,7 @@ def _slice_mask(
 def _write_slice(
     mask: np.ndarray, aligned: _Aligned, labelmap: np.ndarray, value: int, protect: bool
 ) -> Block | None:
-    """The slice's voxels, `mask` [down, across] being theirs."""
+    """Write `mask` [down, across] into the voxels of a slice."""
     voxels = aligned.slice_of(labelmap)
     own = voxels == value
     cleared = own & ~mask
@@ -331,7 +353,7 @@ def _write_cut(
     protect: bool,
     pointed: np.ndarray,
 ) -> Block | None:
-    """Voxels that the plane cuts, wherever it runs; `pointed` (3, N) are set as i, j, k in any case."""
+    """Write into the voxels that an arbitrary plane cuts; the `pointed` voxels (3, N), as i, j, k, are always set."""
     voxels, nearest, on_picture = _cut_voxels(volume, plane)
     voxels, inside = voxels[:, on_picture], mask[nearest][on_picture]
     wanted = np.concatenate([voxels[:, inside], pointed[::-1]], axis=1)
@@ -342,7 +364,7 @@ def _write_cut(
     kept = wanted[:, before == value]
     cleared = others[:, labelmap[tuple(others)] == value]
     labelmap[tuple(cleared)] = 0
-    labelmap[tuple(kept)] = value  # a pointed voxel may be among the cleared
+    labelmap[tuple(kept)] = value  # a pointed voxel may have been cleared
     labelmap[tuple(added)] = value
     changed = np.concatenate([added, cleared[:, labelmap[tuple(cleared)] == 0]], axis=1)
     return _block(changed) if changed.size else None
@@ -363,7 +385,7 @@ def _pointed_voxels(
 
 
 def _surroundings(mask: np.ndarray, plane: SlicePlane, volume: Volume) -> np.ndarray:
-    """Lowest and highest i, j, k (2, 3) of voxels that the mask, which is not empty, may concern."""
+    """Lowest and highest i, j, k (2, 3) of the voxels that a mask, which is not empty, may cover."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     x, y = (columns[0] - 2, columns[-1] + 2), (rows[0] - 2, rows[-1] + 2)
     corners = volume.ras_to_ijk(plane.pixel_to_ras([(a, b) for a in x for b in y]))
@@ -375,18 +397,24 @@ def _surroundings(mask: np.ndarray, plane: SlicePlane, volume: Volume) -> np.nda
 
 
 def _reach(gradient: np.ndarray, plane: SlicePlane) -> float:
-    """mm along the normal from the plane to the centres of voxels that it passes through, or that its thickness
-    covers; on the volume the plane was made for, the former is never less."""
+    """Largest distance in mm, along the normal, of the centres of voxels that the plane cuts, or that its thickness
+    covers; on the volume for which the plane was made, the former is never less."""
     return max(np.abs(gradient).sum(), plane.thickness) / 2 * (1 - _TIE)
 
 
 def _cut_voxels(
     volume: Volume, plane: SlicePlane, limits: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Indices (3, N) as k, j, i of all voxels the plane passes through; for each the pixel (row, column) at
-    the point of the plane closest to its centre, in voxel steps; and whether that is on the picture.
+    """Find the voxels that a plane cuts.
 
-    `limits` are the lowest and highest i, j, k (2, 3) to look at.
+    Args:
+        volume: its grid counts, not its values.
+        plane: the plane.
+        limits: lowest and highest i, j, k (2, 3) to search; default: the whole volume.
+
+    Returns:
+        Indices (3, N) as k, j, i; for each voxel the pixel (row, column) at the point of the plane that is closest to
+        the voxel's centre, in voxel steps; and whether that pixel lies on the picture.
     """
     if limits is None:
         limits = np.array([[0, 0, 0], np.array(volume.shape[::-1]) - 1])
@@ -412,7 +440,7 @@ def _cut_voxels(
         found.append((voxels, distance[cut]))
     voxels = np.concatenate([part for part, _ in found], axis=1)
     distance = np.concatenate([part for _, part in found])
-    # Pixel coordinates are linear in i, j, k: of the voxels themselves, less that of the way to the plane.
+    # Pixel coordinates are linear in i, j, k: those of the voxels, less the share of their distance from the plane.
     aside = distance / (gradient @ gradient)
     start = plane.ras_to_pixel(volume.affine[:3, 3])
     per_voxel = plane.ras_to_pixel(plane.origin + volume.affine[:3, :3].T).T  # of x and y, along i, j, k

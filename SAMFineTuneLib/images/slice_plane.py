@@ -25,10 +25,10 @@ _VIEWS = {
     "sagittal": (0, (1, -1), (2, -1)),  # right is posterior, down is inferior
 }
 ORIENTATIONS = tuple(_VIEWS)
-_EDGE = 1e-4  # voxels, or pixels: differences below it are floating point noise
-EDGE_OF_SLICES = 2e-6  # voxels: so close to the edge of two slices is on it
-_SLACK = 0.01  # pixels that a grid may fall short: matrices stored in float32 add up to less over a slice
-_LARGEST_PICTURE = 4096  # pixels: thick-sliced volumes are not blown up beyond it
+_EDGE = 1e-4  # voxels, or pixels: smaller differences are floating point noise
+EDGE_OF_SLICES = 2e-6  # voxels: a point this close to the edge between two slices counts as on it
+_SLACK = 0.01  # pixels by which a grid may be too short: the errors of float32 matrices add up to less over a slice
+_LARGEST_PICTURE = 4096  # pixels: thick-sliced volumes are not enlarged beyond it
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,14 +68,14 @@ class SlicePlane:
         """The same text for the same plane of one volume, whatever the floating point noise."""
         if self.index is not None:
             return f"{self.orientation}:{self.index}"
-        # Cell edges at an odd offset: round figures never lie on one, so noise cannot tip them.
+        # The cells' edges have an odd offset: round numbers never lie on one, so noise cannot change their cell.
         numbers = np.concatenate([self.origin * 1e3, np.concatenate([self.right, self.down]) * 1e5])
         cells = np.floor(numbers + 0.3819660113).astype(int)
         return f"{self.orientation}:{','.join(map(str, cells))}:{self.shape[0]}x{self.shape[1]}"
 
     def __str__(self) -> str:
-        """ "axial slice 9 (S -40.0 mm)": its index from 0, and where it lies along the patient's axis; a tilted one
-        from one end to the other."""
+        """ "axial slice 9 (S -40.0 mm)": its index from 0, and its position along the patient's axis; of a tilted slice
+        the range of positions."""
         if self.index is None:
             return "the oblique plane"
         axis = _VIEWS[self.orientation][0]
@@ -102,7 +102,7 @@ class SlicePlane:
 
     @classmethod
     def from_dict(cls, values: dict) -> SlicePlane:
-        """Raises UserError when `values` is not what `to_dict` gives."""
+        """The plane of `to_dict`. UserError when `values` describe none."""
         try:
             plane = cls(**values)
             vectors = np.stack([plane.origin, plane.right, plane.down])
@@ -124,8 +124,8 @@ class SlicePlane:
         return plane
 
     def ras_to_pixel(self, points) -> np.ndarray:
-        """RAS mm (..., 3) → (..., 2) as (column, row), pixel centres at integers; what is off the plane is
-        projected along its normal."""
+        """RAS mm (..., 3) → (..., 2) as (column, row), pixel centres at integers; points off the plane are projected
+        along its normal."""
         return (np.asarray(points, dtype=np.float64) - self.origin) @ (
             np.stack([self.right, self.down], axis=1) / self.pixel_size
         )
@@ -145,7 +145,7 @@ class SlicePlane:
 
 
 def number_of_slices(volume: Volume, orientation: str) -> int:
-    """How many aligned planes of that orientation the volume has."""
+    """The number of aligned planes of that orientation."""
     return volume.shape[2 - view_axes(volume, orientation)[2]]
 
 
@@ -161,9 +161,12 @@ def slice_range(volume: Volume, orientation: str, first: int | None = None, last
 
 
 def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
-    """The volume's own slice number `index` (from 0, along the volume's axis) of that orientation.
+    """The plane of the volume's own slice `index` (from 0, along the volume's axis) of an orientation.
 
-    Square pixels as small as the smaller voxel side in the slice. Raises UserError beyond the volume.
+    Its square pixels are as small as the smaller voxel side in the slice.
+
+    Raises:
+        UserError: when the volume has no such slice.
     """
     across, down_axis, slices_axis = view_axes(volume, orientation)
     count = volume.shape[2 - slices_axis]
@@ -194,25 +197,33 @@ def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
 
 
 def plane_through(volume: Volume, orientation: str, ras_point) -> SlicePlane:
-    """The aligned plane nearest to a RAS point. Raises UserError when the point is outside the volume."""
+    """The aligned plane nearest to a RAS point. UserError when the point is outside the volume."""
     require_inside(volume, ras_point, "The point")
     axis = view_axes(volume, orientation)[2]
     return aligned_plane(volume, orientation, nearest_slice(volume, axis, volume.ras_to_ijk(ras_point)[axis]))
 
 
 def nearest_slice(volume: Volume, axis: int, coordinate: float) -> int:
-    """Slice index along a volume axis for a voxel coordinate; the outer half of a border voxel is its own.
+    """Slice index along a volume axis for a voxel coordinate; the outer half of a border voxel belongs to it.
 
-    On the edge of two slices, up to floating point noise, it is the upper one, which is also what Slicer draws.
+    On the edge between two slices, up to floating point noise, it is the upper one, which Slicer draws, too.
     """
     return int(np.clip(np.floor(coordinate + 0.5 + EDGE_OF_SLICES), 0, volume.shape[2 - axis] - 1))
 
 
 def oblique_plane(volume: Volume, origin, right, down) -> SlicePlane:
-    """The plane through a RAS point, spanned by `right` and `down`, covering the volume's cross-section.
+    """The plane through a RAS point that covers the volume's cross-section.
 
-    `down` is made perpendicular to `right`. Pixels are as small as the volume's smallest voxel side. Raises
-    UserError when the plane misses the volume or the vectors do not span a plane.
+    Its pixels are as small as the volume's smallest voxel side.
+
+    Args:
+        volume: the volume to cut.
+        origin: RAS (3,) in mm of any point of the plane.
+        right: RAS direction (3,) in which columns grow.
+        down: RAS direction (3,) in which rows grow; it is made perpendicular to `right`.
+
+    Raises:
+        UserError: when the plane misses the volume, or the directions do not span a plane.
     """
     origin, right, down = (np.asarray(vector, dtype=np.float64) for vector in (origin, right, down))
     lengths = [np.linalg.norm(right), np.linalg.norm(down)]
@@ -236,9 +247,10 @@ def oblique_plane(volume: Volume, origin, right, down) -> SlicePlane:
 
 
 def cross_section(corners: np.ndarray, origin, normal) -> np.ndarray:
-    """Corner points (N, 3) of the polygon in which a plane cuts a box; fewer than three when it does not.
+    """Corner points (N, 3), in any order, of the polygon in which a plane cuts a box; fewer than three when it does
+    not.
 
-    `corners` (8, 3) in binary order (…, last axis fastest), as from `box_corners`. Points are in no order.
+    `corners` (8, 3) are in binary order (last axis fastest), as from `box_corners`.
     """
     distances = (corners - np.asarray(origin)) @ np.asarray(normal)
     touching = np.abs(distances) <= 1e-9 * (1 + np.abs(corners).max())
@@ -260,14 +272,14 @@ def box_corners(low, high) -> np.ndarray:
 
 
 def inside(volume: Volume, ras_points) -> np.ndarray:
-    """Whether RAS points (..., 3) lie in the volume, up to the outer edge of its border voxels."""
+    """Whether RAS points (..., 3) lie in the volume, which ends at the outer edge of its border voxels."""
     ijk = volume.ras_to_ijk(ras_points)
     last = np.array(volume.shape[::-1]) - 0.5
     return ((ijk >= -0.5 - _EDGE) & (ijk <= last + _EDGE)).all(axis=-1)
 
 
 def require_inside(volume: Volume, ras_point, what: str) -> None:
-    """Raises UserError naming the point and the volume's bounds; `what` begins the sentence."""
+    """UserError when a RAS point is outside the volume; `what` begins its sentence."""
     point = np.asarray(ras_point, dtype=np.float64)
     if point.shape != (3,) or not np.isfinite(point).all():
         raise UserError(f"{what} needs three finite numbers: right, anterior, superior in mm.")
@@ -276,7 +288,7 @@ def require_inside(volume: Volume, ras_point, what: str) -> None:
 
 
 def how_outside(volume: Volume, ras_point) -> str:
-    """The end of a sentence about a RAS point outside the volume: where that is, and what else may be meant."""
+    """The end of a sentence about a RAS point outside the volume: where it lies, and what may be wrong."""
     point = np.asarray(ras_point, dtype=np.float64)
     low, high = _bounds(volume)
     if ((point >= low) & (point <= high)).all():
@@ -293,10 +305,8 @@ def how_outside(volume: Volume, ras_point) -> str:
 
 
 def require_voxels(volume: Volume, ijk, what: str) -> None:
-    """Raises UserError, in voxels, when no part of the box around voxel coordinates (N, 3) lies in the volume.
-
-    `what` begins the sentence.
-    """
+    """UserError when no part of the box around voxel coordinates (N, 3) lies in the volume; `what` begins its
+    sentence."""
     ijk = np.asarray(ijk, dtype=np.float64).reshape(-1, 3)
     last = np.array(volume.shape[::-1]) - 0.5
     if (ijk.max(axis=0) < -0.5 - _EDGE).any() or (ijk.min(axis=0) > last + _EDGE).any():
@@ -324,9 +334,9 @@ def _bounds(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
 def view_axes(volume: Volume, orientation: str) -> tuple[int, int, int]:
     """Volume axes (0 = i, 1 = j, 2 = k) of an orientation: along the columns, the rows and the slices."""
     if orientation not in _VIEWS:
-        raise UserError(f'"{orientation}" is no orientation: choose one of {", ".join(ORIENTATIONS)}.')
+        raise UserError(f'"{orientation}" is not an orientation: choose one of {", ".join(ORIENTATIONS)}.')
     closeness = np.abs(volume.affine[:3, :3] / volume.spacing)
-    # The assignment of volume axes to R, A, S that is best as a whole: no axis is taken twice near 45°.
+    # The best assignment of all three volume axes to R, A, S at once, so that none is used twice near 45°.
     axes = max(permutations(range(3)), key=lambda order: round(sum(closeness[range(3), order]), 9))
     slices, (right, _), (down, _) = _VIEWS[orientation]
     return axes[right], axes[down], axes[slices]

@@ -1,4 +1,4 @@
-"""A volume: voxels and the matrix that says where they are in the patient.
+"""A volume: voxels, and the matrix that places them in the patient.
 
 World is RAS in millimetres (x grows to the patient's right, y to anterior, z to superior) everywhere in the
 library. DICOM's and SimpleITK's LPS differs in the sign of x and y: the two functions at the end convert.
@@ -22,7 +22,7 @@ _LPS_RAS = np.diag([-1.0, -1.0, 1.0])
 
 @dataclass(frozen=True)
 class VolumeSource:
-    """Where a volume came from. Lives in memory only: nothing of it is ever written into caches or logs."""
+    """Where a volume came from. It stays in memory: nothing of it is written into caches or logs."""
 
     files: tuple[Path, ...]
     format: str  # "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG"
@@ -30,15 +30,15 @@ class VolumeSource:
     description: str = ""
     # DICOM only, one entry a slice k: (index into `files`, 1-based frame number), None for an interpolated slice.
     slices: tuple[tuple[int, int] | None, ...] = ()
-    resampled: bool = False  # DICOM only: images lie at uneven distances, so that some are not slices themselves
+    resampled: bool = False  # DICOM only: the images had uneven distances and were interpolated onto even ones
 
 
 @dataclass(frozen=True)
 class SeriesInfo:
-    """One line of a folder's list of DICOM series. Holds nothing that identifies a patient.
+    """One line of a folder's list of DICOM series. It holds nothing that identifies a patient.
 
-    `uid` is what `--series` takes: the SeriesInstanceUID, with `#2`, `#3`… appended where one series had to be split:
-    it holds several volumes (echoes, b-values, phases), which `description` tells apart, or slices of several
+    `--series` takes `uid`: the SeriesInstanceUID, with `#2`, `#3`… appended to the further volumes of one series. A
+    series has several when it holds echoes, b-values or phases, which `description` tells apart, or slices of several
     orientations or sizes (localizers).
     """
 
@@ -64,7 +64,9 @@ class Volume:
     """Voxels `array` [k, j, i] (slice, row, column) and `affine` (4×4 float64): voxel (i, j, k, 1) → RAS mm.
 
     The array is read-only. Note the order: the array is indexed [k, j, i], the affine takes (i, j, k).
-    Raises UserError when the array is not a non-empty 3-D grid of real numbers or the affine is not usable.
+
+    Raises:
+        UserError: when the array is not a non-empty 3-D grid of real numbers, or the affine is not usable.
     """
 
     array: np.ndarray
@@ -72,7 +74,7 @@ class Volume:
     modality: str = ""  # "CT", "MR", …; "" when unknown
     window: IntensityWindow | None = None  # the window stored in the file
     source: VolumeSource | None = None
-    warnings: tuple[str, ...] = ()  # sentences for the user: uneven slices, assumed spacing, …
+    warnings: tuple[str, ...] = ()  # sentences for the user, for example about uneven slices
 
     def __post_init__(self) -> None:
         array = np.asarray(self.array)
@@ -115,7 +117,7 @@ class Volume:
 
     @cached_property
     def interpolated(self) -> frozenset[int]:
-        """Slices k that are missing from an otherwise even series: they were interpolated from their neighbours."""
+        """Indices k of slices that an otherwise even series lacks, and that were interpolated from their neighbours."""
         slices = self.source.slices if self.source is not None and not self.source.resampled else ()
         return frozenset(k for k, place in enumerate(slices) if place is None)
 
@@ -130,7 +132,7 @@ class Volume:
 
     @cached_property
     def voxels_digest(self) -> str:
-        """Hex SHA-256 of the voxels alone, wherever they are."""
+        """Hex SHA-256 of the voxels alone, wherever they lie."""
         digest = hashlib.sha256(f"{self.array.dtype.str} {self.array.shape}".encode())
         for piece in self.array:
             digest.update(np.ascontiguousarray(piece).data)
@@ -165,14 +167,15 @@ def lps_from_affine(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def grid_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, int]) -> float:
-    """How far apart the same voxel of two grids is at most.
+    """Largest distance between the same voxel of two grids.
 
     Args:
-        first, second: matrices (4, 4) that take (i, j, k, 1) to mm, or to whatever the distance is wanted in.
+        first: matrix (4, 4) from (i, j, k, 1) to mm, or to another unit.
+        second: the other grid's.
         shape: slices, rows, columns of both grids.
 
     Returns:
-        The largest distance, which is at a corner; infinite when a matrix is not (4, 4) or not finite.
+        The distance in the matrices' unit; infinite when a matrix is not (4, 4) or not finite.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != (4, 4) or second.shape != (4, 4) or not np.isfinite([first, second]).all():
@@ -182,11 +185,11 @@ def grid_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, 
 
 
 def same_grid(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, int], tolerance: float) -> bool:
-    """Whether two grids of one `shape` have every voxel in the same place, up to `tolerance`: see `grid_distance`."""
+    """Whether two grids of one shape have every voxel in the same place, up to `tolerance`; see `grid_distance`."""
     return grid_distance(first, second, shape) <= tolerance
 
 
 def describe_place(position: np.ndarray, normal: np.ndarray) -> str:
-    """A position (3,) in LPS for the user, by the one RAS coordinate that runs along `normal` (3,): "S -12.5 mm"."""
+    """Describe a position (3,) in LPS by the RAS coordinate along `normal` (3,): "S -12.5 mm"."""
     axis = int(np.abs(normal).argmax())
     return f"{'RAS'[axis]} {(_LPS_RAS @ position)[axis] + 0.0:.1f} mm"

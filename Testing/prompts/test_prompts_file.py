@@ -154,7 +154,7 @@ P = {"position": [1, 2, 3]}
         ({"version": 1}, 'lacks its "segments"'),
         ({"version": 1, "segments": {}}, "segments must be a list"),
         ({"version": 1, "space": "lps", "segments": []}, 'space must be "ras" or "ijk", not "lps"'),
-        ({"version": 1, "orientation": "up", "segments": []}, '"up" is no orientation'),
+        ({"version": 1, "orientation": "up", "segments": []}, '"up" is not an orientation'),
         ({"version": 1, "segment": []}, 'unknown key "segment": allowed are version, space'),
         ({"version": 1, "segments": [{"points": []}]}, r'segments\[0\] lacks its "name"'),
         ({"version": 1, "segments": [{"name": 3}]}, r"segments\[0\].name must be a text"),
