@@ -143,16 +143,16 @@ class SceneSync:
         if self.volume is None or self.segmentation_node is None:
             return
         record = storage.read_record(self.scene, self.volume_node, self.segmentation_node)
-        self._open(record, record.claims)
+        self._open(record, record.owners)
         self._given_window = self._work.restore(record, self._recognised) or self._given_window
         self._work.nodes.set_visible(True)
 
-    def _open(self, record: storage.Record, claims) -> None:
+    def _open(self, record: storage.Record, owners) -> None:
         self._table = SegmentTable(self.segmentation_node, record.values, self.client.segment_values)
         writer = SegmentWriter(self.segmentation_node, self.volume_node, self.volume)
         writer.editor_node = self._editor_node
         writer.save_undo_state = self._save_undo_state
-        if claims is not None and not writer.from_dict(claims):
+        if owners is not None and not writer.from_dict(owners):
             self._tell(Notice(
                 "The segmentation has another grid than when its masks were stored: they now count as drawn by hand."
             ))  # fmt: skip

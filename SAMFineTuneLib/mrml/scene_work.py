@@ -178,10 +178,10 @@ class Work:
         fresh, self._fresh = self._fresh, []
         if not fresh:
             return
-        claims, parts = self.writer.masks(), []
+        masks, parts = self.writer.masks(), []
         for segment_id in [segment_id for segment_id in fresh if self.table.has(segment_id)]:
-            own = [claim for claim in claims if claim.segment_id == segment_id]
-            got, wanted = sum(claim.voxels for claim in own), sum(claim.wanted for claim in own)
+            own = [mask for mask in masks if mask.segment_id == segment_id]
+            got, wanted = sum(mask.voxels for mask in own), sum(mask.wanted for mask in own)
             if got < wanted:
                 parts.append(f"{self.table.segmentation.GetSegment(segment_id).GetName()} got {got} of {wanted} voxels")
         if parts:
@@ -194,9 +194,9 @@ class Work:
     def _say_what_got_nothing(self) -> None:
         """Tell the user of masks that got no voxel at all, because others keep them or masking excludes them."""
         shown = self._shown()
-        new = [claim for place, claim in shown.items() if place not in self._looked_at]
+        new = [mask for place, mask in shown.items() if place not in self._looked_at]
         self._looked_at = set(shown)
-        hidden = [claim.segment_id for claim in new if claim.wanted and not claim.voxels]
+        hidden = [mask.segment_id for mask in new if mask.wanted and not mask.voxels]
         for segment_id in dict.fromkeys(hidden):
             if segment_id in self._adopted or not self.table.has(segment_id):
                 continue  # `_say_what_is_missing` tells of them
@@ -209,7 +209,7 @@ class Work:
             ))  # fmt: skip
 
     def _shown(self) -> dict[tuple[str, str, int], WrittenMask]:
-        return {(claim.segment_id, claim.plane_key, claim.since): claim for claim in self.writer.masks()}
+        return {(mask.segment_id, mask.plane_key, mask.since): mask for mask in self.writer.masks()}
 
     def sweep(self) -> None:
         """Remove masks that the session does not have, because their prompts were deleted while the worker was away.
@@ -231,7 +231,7 @@ class Work:
         if record.document is None and not len(self.writer.masks()):
             return
         record.values = dict(self.table.values)
-        record.claims = self.writer.to_dict()
+        record.owners = self.writer.to_dict()
         record.model, record.adapter = model, adapter
         record.volume = recognised
         nodes = self.nodes

@@ -101,13 +101,12 @@ class Record:
     """What is stored of one volume and segmentation.
 
     `document` is the session as `session_to_dict` gives it, None before there was one. `values` has the label value
-    of every segment ID. `claims` says which mask owns which voxels, as `SegmentWriter.to_dict` gives it; scenes hold it
-    under that name.
+    of every segment ID. `owners` says which mask owns which voxels, as `SegmentWriter.to_dict` gives it.
     """
 
     document: dict[str, Any] | None = None
     values: dict[str, int] = field(default_factory=dict)
-    claims: Any = None
+    owners: Any = None
     model: str = ""
     adapter: str = ""
     volume: dict[str, Any] = field(default_factory=dict)  # by which it is recognised
@@ -120,7 +119,7 @@ def read_record(scene, volume_node, segmentation_node) -> Record:
         values = json.loads(node.GetText()) if node is not None else {}
         if values.pop("format", None) != FORMAT or values.pop("version", None) != VERSION:
             return Record()
-        record = Record(**values)
+        record = Record(owners=values.pop("claims", None), **values)
         record.values = {str(key): int(value) for key, value in record.values.items()}
         if not isinstance(record.document, (dict, type(None))) or not isinstance(record.volume, dict):
             return Record()
@@ -131,7 +130,9 @@ def read_record(scene, volume_node, segmentation_node) -> Record:
 
 def write_record(scene, volume_node, segmentation_node, record: Record) -> None:
     """Store a record. One that is stored already is not written again: the scene would count as changed."""
-    text = json.dumps({"format": FORMAT, "version": VERSION} | vars(record), sort_keys=True, ensure_ascii=False)
+    values = {"format": FORMAT, "version": VERSION} | vars(record)
+    values["claims"] = values.pop("owners")  # the name in scenes
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     node = find_record(scene, volume_node, segmentation_node)
     if node is None:
         node = new_node(scene, "vtkMRMLTextNode")

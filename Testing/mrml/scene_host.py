@@ -77,7 +77,7 @@ def in_process_worker():
     return app, InProcess(app, TOKEN)
 
 
-def claimed_voxels(session, segment_id: str) -> np.ndarray:
+def held_voxels(session, segment_id: str) -> np.ndarray:
     """bool [k, j, i] of what a segment holds, read from the node."""
     from mrml.scenes import segment_voxels
 

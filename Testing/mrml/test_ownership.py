@@ -113,7 +113,7 @@ ways = st.sampled_from(("takes", "beside", "protects"))
     st.lists(st.tuples(st.sampled_from("ABC"), st.integers(0, 2), st.one_of(st.none(), voxel_sets), ways), max_size=10),
     st.lists(st.tuples(st.integers(0, 10), st.integers(0, 999)), max_size=6),
 )
-def test_the_same_claims_on_the_same_ground_are_the_same_voxels(ground, steps, jumps):
+def test_the_same_owners_over_the_same_ground_have_the_same_voxels(ground, steps, jumps):
     """Whichever they replace, in whatever order they are put back, and whatever each may take from the others."""
     voxels = Voxels(ground)
     moments = [({}, voxels.seen())]
@@ -169,7 +169,7 @@ def test_what_is_drawn_in_between_is_never_lost(ground, steps, seed):
         assert all(voxel in voxels.now[name] for voxel, name in drawn.items())
 
 
-def test_of_very_many_claims_put_aside_the_oldest_are_forgotten():
+def test_the_oldest_of_very_many_former_owners_are_forgotten():
     shelf = FormerOwners(most=3)
     owners = [Owner("A", f"axial:{n}", since=1, voxels=Runs.of(np.array([2 * n]))) for n in range(5)]
     for owner in owners:
@@ -181,7 +181,7 @@ def test_of_very_many_claims_put_aside_the_oldest_are_forgotten():
     assert shelf.take("A", "axial:0", 0) is None
 
 
-def test_claims_survive_being_stored():
+def test_owners_survive_being_stored():
     owner = Owner("A", "axial:3", frozenset("BC"), None, 7, 12, "abc", 40, Runs.of(np.arange(5, 30)))
     owner.held, owner.added = Runs.of(np.arange(5, 20)), Runs.of(np.arange(7, 9))
     owner.took["B"] = owner.takes["B"] = Runs.of(np.array([11, 13]))
@@ -191,7 +191,7 @@ def test_claims_survive_being_stored():
     assert Owner.from_dict(Owner("A", "x", None).to_dict()).takes_from is None
 
 
-def test_claims_of_an_earlier_version_are_read():
+def test_owners_of_an_earlier_version_are_read():
     """They knew neither turns nor moments, and what they took was what they might take."""
     voxels, took = Runs.of(np.arange(5, 9)).to_text(), Runs.of(np.array([6])).to_text()
     none = Runs.of(np.empty(0, np.int64)).to_text()

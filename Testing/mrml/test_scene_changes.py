@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from mrml.scene_host import claimed_voxels, ras, tube, turn_to
+from mrml.scene_host import held_voxels, ras, tube, turn_to
 from mrml.scenes import oriented_image_of
 
 slicer = pytest.importorskip("slicer")
@@ -38,7 +38,7 @@ def propagating(host, made, red):
     host.session.place("positive", red, [ras(made[0], *tube(9))])
     host.settle()
     job = host.session.propagate("first", {"first": 5, "last": 13})
-    host.until(lambda: np.count_nonzero(claimed_voxels(host.session, "first").any(axis=(1, 2))) > 1)
+    host.until(lambda: np.count_nonzero(held_voxels(host.session, "first").any(axis=(1, 2))) > 1)
     return job
 
 
@@ -60,13 +60,13 @@ def test_a_segmentation_deleted_during_propagation(host, made, red, slow_propaga
     session.place("positive", red, [ras(made[0], 44, 36, 11)])
     host.settle()
     (segment,) = session.segmentation_node.GetSegmentation().GetSegmentIDs()
-    voxels = claimed_voxels(session, segment)
+    voxels = held_voxels(session, segment)
     assert voxels[11].any() and not np.delete(voxels, 11, axis=0).any()
     assert len(session.prompts) == 1 and len(list(prompt_nodes(scene))) == 1
     session.undo()
     session.undo()
     host.settle()
-    assert session.prompts == () and not claimed_voxels(session, segment).any()
+    assert session.prompts == () and not held_voxels(session, segment).any()
     assert not host.texts(Failed)
 
 
@@ -98,7 +98,7 @@ def test_a_segment_deleted_during_propagation(host, made, red, slow_propagation)
     slow_propagation.set()
     host.until(lambda: any(isinstance(one, Finished) and one.job == job for one in host.told[told:]))
     host.settle()
-    assert host.session.prompts == () and not claimed_voxels(host.session, "second").any()
+    assert host.session.prompts == () and not held_voxels(host.session, "second").any()
     assert not host.texts(Failed) and any("stopped" in text for text in host.texts(Notice))
 
 
@@ -110,7 +110,7 @@ def test_another_segmentation_chosen_during_propagation(host, made, red, slow_pr
     host.settle()
     assert host.session.prompts == () and not host.texts(Failed)
     assert any("propagation was stopped" in text for text in host.texts(Notice))
-    assert not claimed_voxels(host.session, "first").any() and not host.session.client.jobs
+    assert not held_voxels(host.session, "first").any() and not host.session.client.jobs
 
 
 def test_voxels_replaced_during_propagation(host, made, red, slow_propagation):
@@ -123,7 +123,7 @@ def test_voxels_replaced_during_propagation(host, made, red, slow_propagation):
     host.until(lambda: any(isinstance(one, Finished) and one.job == job for one in host.told[told:]))
     host.settle()
     assert len(host.session.prompts) == 1 and not host.texts(Failed)
-    assert np.flatnonzero(claimed_voxels(host.session, "first").any(axis=(1, 2))).tolist() == [9]
+    assert np.flatnonzero(held_voxels(host.session, "first").any(axis=(1, 2))).tolist() == [9]
 
 
 def test_placing_goes_on_after_the_segmentation_was_deleted(host, made, red):
@@ -199,14 +199,14 @@ def test_a_node_of_which_nobody_says_that_it_was_let_go(open_session, slicer_sce
 def test_a_box_pulled_to_nothing_is_put_back_and_that_is_said(host, made, red, size):
     node = a_box(host, made, red)
     (before,) = host.session.prompts
-    kept, old = claimed_voxels(host.session, "first"), node.GetSize()
+    kept, old = held_voxels(host.session, "first"), node.GetSize()
     assert kept.any()
     node.InvokeEvent(node.PointStartInteractionEvent)
     node.SetSize(*size)
     node.InvokeEvent(node.PointEndInteractionEvent)
     host.settle()
     assert host.session.prompts == (before,) and np.allclose(node.GetSize(), old)
-    assert np.array_equal(claimed_voxels(host.session, "first"), kept)
+    assert np.array_equal(held_voxels(host.session, "first"), kept)
     assert len(host.texts(Failed)) == 1
 
 
@@ -234,14 +234,14 @@ def test_a_mask_of_which_nothing_is_seen_is_said_once(host, made, red, slicer_sc
     def said():
         return [text for text in host.texts(Notice) if "got nothing" in text]
 
-    assert claimed_voxels(host.session, "first").any() and not claimed_voxels(host.session, "second").any()
+    assert held_voxels(host.session, "first").any() and not held_voxels(host.session, "second").any()
     assert len(said()) == 1 and said()[0].startswith("second got nothing of what was found on one slice")
     turn_to(red, aligned_plane(made[0], "axial", 11))
     host.session.place("positive", red, [ras(made[0], *tube(11))])
     host.settle()
-    assert claimed_voxels(host.session, "second").any() and len(said()) == 1
+    assert held_voxels(host.session, "second").any() and len(said()) == 1
     wipe(host, slicer_scene, "second")
-    assert not claimed_voxels(host.session, "second").any() and len(said()) == 1  # the user knows
+    assert not held_voxels(host.session, "second").any() and len(said()) == 1  # the user knows
 
 
 # ---- hidden segments
@@ -293,15 +293,15 @@ def test_names_travel_with_the_objects(host):
     segmentation = host.session.segmentation_node.GetSegmentation()
     ids = {segmentation.GetSegment(one).GetName(): one for one in segmentation.GetSegmentIDs()}
     for name, info in (("liver", objects[0]), ("first 2", objects[1])):
-        assert np.count_nonzero(claimed_voxels(host.session, ids[name])) == info.area
-    before = {name: claimed_voxels(host.session, one) for name, one in ids.items()}
+        assert np.count_nonzero(held_voxels(host.session, ids[name])) == info.area
+    before = {name: held_voxels(host.session, one) for name, one in ids.items()}
     host.session.undo()
     host.settle()
     assert names_of(host.session) == ["first", "second", "the user's own"]
     host.session.redo()
     host.settle()
     assert {name: segmentation.GetSegment(one).GetName() for name, one in ids.items()} == {name: name for name in ids}
-    assert all(np.array_equal(claimed_voxels(host.session, ids[name]), before[name]) for name in ids)
+    assert all(np.array_equal(held_voxels(host.session, ids[name]), before[name]) for name in ids)
 
 
 def test_a_refused_adoption_renames_nobody(host):
@@ -320,13 +320,13 @@ def test_what_an_object_lacks_is_said_with_numbers(host, made, red):
     host.session.current_segment_id = "second"
     host.session.place("positive", red, [ras(made[0], 44, 36, 10)])
     host.settle()
-    had = np.count_nonzero(claimed_voxels(host.session, "second"))
+    had = np.count_nonzero(held_voxels(host.session, "second"))
     host.session.adopt(job, [largest.number], ["ball"])
     host.settle()
     (segment,) = [one for one in host.session.segmentation_node.GetSegmentation().GetSegmentIDs()
                   if one not in ("first", "second")]  # fmt: skip
-    got = np.count_nonzero(claimed_voxels(host.session, segment))
-    assert got < largest.area and np.count_nonzero(claimed_voxels(host.session, "second")) == had
+    got = np.count_nonzero(held_voxels(host.session, segment))
+    assert got < largest.area and np.count_nonzero(held_voxels(host.session, "second")) == had
     assert any(f"ball got {got} of {largest.area} voxels" in text for text in host.texts(Notice))
 
 

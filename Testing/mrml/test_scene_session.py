@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from mrml.scene_host import claimed_voxels, dice, ras, slice_node, tube, turn_to
+from mrml.scene_host import dice, held_voxels, ras, slice_node, tube, turn_to
 
 slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
@@ -23,7 +23,7 @@ from SAMFineTuneLib.session.events import Failed, Finished, Notice, Objects  # n
 def is_right(host, made, segment, label, planes):
     """Whether a segment holds a label on the planes, and nothing else."""
     volume, labels = made
-    voxels = claimed_voxels(host.session, segment)
+    voxels = held_voxels(host.session, segment)
     wanted = np.zeros_like(voxels)
     for k in planes:
         wanted[k] = labels[k] == label
@@ -64,7 +64,7 @@ def test_a_view_on_the_edge_of_two_slices_is_settled_before_anything_is_placed(h
 def test_slicers_undo_gets_a_state_before_masks_follow_somebody_elses_stroke(host, made, red):
     volume, _ = made
     saved = []
-    host.session.save_undo_state = lambda: saved.append(claimed_voxels(host.session, "first").sum())
+    host.session.save_undo_state = lambda: saved.append(held_voxels(host.session, "first").sum())
     host.session.current_segment_id = "first"
     for k in (8, 9):
         turn_to(red, aligned_plane(volume, "axial", k))
@@ -139,18 +139,18 @@ def test_boxes_and_scribbles(host, made, slicer_scene):
     host.session.current_segment_id = "second"
     box = host.session.place("box", coronal, plane.pixel_to_ras([low, high]))
     host.settle()
-    assert dice(claimed_voxels(host.session, "second")[:, 36], labels[:, 36] == 2) > 0.9
+    assert dice(held_voxels(host.session, "second")[:, 36], labels[:, 36] == 2) > 0.9
     middle = plane.pixel_to_ras((np.array(low) + high) / 2)
     stroke = [middle, middle + 3 * plane.right, middle + 3 * plane.right + 2 * plane.down]
     scribble = host.session.place("scribble-", coronal, stroke)
     host.settle()
     kinds = sorted(node.GetClassName() for node in prompt_nodes(host.session.scene))
     assert kinds == ["vtkMRMLMarkupsCurveNode", "vtkMRMLMarkupsROINode"]
-    assert 0 < np.count_nonzero(claimed_voxels(host.session, "second")) < np.count_nonzero(labels[:, 36] == 2)
+    assert 0 < np.count_nonzero(held_voxels(host.session, "second")) < np.count_nonzero(labels[:, 36] == 2)
     host.session.delete(scribble)
     host.session.delete(box)
     host.settle()
-    assert not claimed_voxels(host.session, "second").any() and not list(prompt_nodes(host.session.scene))
+    assert not held_voxels(host.session, "second").any() and not list(prompt_nodes(host.session.scene))
 
 
 def test_a_3d_box_and_its_handles(host, made, red):
@@ -163,14 +163,14 @@ def test_a_3d_box_and_its_handles(host, made, red):
     corners[0] -= 2 * plane.thickness * plane.normal
     host.session.place("box3d", red, corners)
     host.settle()
-    reached = np.flatnonzero(claimed_voxels(host.session, "first").any(axis=(1, 2)))
+    reached = np.flatnonzero(held_voxels(host.session, "first").any(axis=(1, 2)))
     assert len(reached) == 5 and 11 in reached
     (node,) = prompt_nodes(host.session.scene)
     node.InvokeEvent(node.PointStartInteractionEvent)
     node.SetSize(*node.GetSize()[:2], 0.3 * plane.thickness)
     node.InvokeEvent(node.PointEndInteractionEvent)
     host.settle()
-    assert np.flatnonzero(claimed_voxels(host.session, "first").any(axis=(1, 2))).tolist() == [11]
+    assert np.flatnonzero(held_voxels(host.session, "first").any(axis=(1, 2))).tolist() == [11]
 
 
 def test_what_cannot_be_is_said_and_taken_back(host, made, red):
@@ -290,7 +290,7 @@ def test_the_stored_document_has_a_propagation_that_ended_without_another_mask(h
     host.until(lambda: reached.is_set() and keeper._request is not None, 20)
     gate.set()
     host.settle()
-    shown = np.flatnonzero(claimed_voxels(host.session, "first").any(axis=(1, 2)))
+    shown = np.flatnonzero(held_voxels(host.session, "first").any(axis=(1, 2)))
     assert len(shown) > 1
     record = read_record(host.session.scene, host.session.volume_node, host.session.segmentation_node)
     assert len(record.document["propagated"]) == len(shown) - 1
@@ -305,7 +305,7 @@ def test_found_objects_become_segments_and_go_again(host, made, red):
     segmentation = host.session.segmentation_node.GetSegmentation()
     assert segmentation.GetNumberOfSegments() == 4
     new = [segment_id for segment_id in segmentation.GetSegmentIDs() if segment_id not in ("first", "second")]
-    assert all(claimed_voxels(host.session, segment_id).any() for segment_id in new)
+    assert all(held_voxels(host.session, segment_id).any() for segment_id in new)
     host.session.undo()
     host.settle()
     assert list(segmentation.GetSegmentIDs()) == ["first", "second"]
@@ -416,7 +416,7 @@ def filled(host, made, red):
 
 def test_a_scene_is_saved_and_goes_on_in_a_fresh_one(host, made, red, slicer_scene, load_mrb, open_session, tmp_path):
     filled(host, made, red)
-    before = {name: claimed_voxels(host.session, name) for name in ("first", "second")}
+    before = {name: held_voxels(host.session, name) for name in ("first", "second")}
     host.session.set_model("region", "", "cpu")
     host.settle()
     path = str(tmp_path / "scene.mrb")
@@ -426,19 +426,19 @@ def test_a_scene_is_saved_and_goes_on_in_a_fresh_one(host, made, red, slicer_sce
     again.session.attach()
     assert len(again.session.prompts) == 3 and again.session.volume is not None  # at once, without a worker
     for name, voxels in before.items():
-        assert np.array_equal(claimed_voxels(again.session, name), voxels)
+        assert np.array_equal(held_voxels(again.session, name), voxels)
     again.settle()
     assert not again.texts(Failed) and not again.texts(Notice)
     assert again.session.client.status.model == "region" and again.session.window == host.session.window
     for name, voxels in before.items():
-        assert np.array_equal(claimed_voxels(again.session, name), voxels)
+        assert np.array_equal(held_voxels(again.session, name), voxels)
     assert [(p.number, p.segment_id, p.prompt, p.view) for p in again.session.prompts] == [
         (p.number, p.segment_id, p.prompt, p.view) for p in host.session.prompts
     ]
     again.session.clear("first")  # propagated slices go too: they were not drawn by hand
     again.settle()
-    assert not claimed_voxels(again.session, "first").any()
-    assert np.array_equal(claimed_voxels(again.session, "second"), before["second"])
+    assert not held_voxels(again.session, "first").any()
+    assert np.array_equal(held_voxels(again.session, "second"), before["second"])
 
 
 def test_prompts_edited_between_loading_and_going_on_count(
@@ -585,7 +585,7 @@ def test_a_refused_job_does_not_keep_the_scene_waiting(host, made, red):
     host.session.propagate("first")
     host.until_told(Failed)
     host.settle()
-    assert not claimed_voxels(host.session, "first").any()
+    assert not held_voxels(host.session, "first").any()
 
 
 def test_embedding_jumping_and_surfaces(host, made, red, slicer_scene):

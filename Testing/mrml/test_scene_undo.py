@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from mrml.scene_host import claimed_voxels, ras, slice_node, tube, turn_to
+from mrml.scene_host import held_voxels, ras, slice_node, tube, turn_to
 from mrml.scenes import oriented_image_of
 
 slicer = pytest.importorskip("slicer")
@@ -81,7 +81,7 @@ class User:
         self.brushed = {name: np.zeros(volume.shape, bool) for name in NAMES}
 
     def seen(self) -> dict[str, np.ndarray]:
-        return {name: claimed_voxels(self.session, name) for name in NAMES}
+        return {name: held_voxels(self.session, name) for name in NAMES}
 
     def step(self) -> None:
         """One that the session can take back."""
@@ -239,19 +239,19 @@ def test_a_loaded_scene_goes_on_with_the_same_voxels(somebody, slicer_scene, loa
     again.session.attach()
     again.settle()
     for name in NAMES:
-        assert np.array_equal(claimed_voxels(again.session, name), before[name]), name
+        assert np.array_equal(held_voxels(again.session, name), before[name]), name
     view = slice_node(slicer_scene, again.session.volume, "axial", 16, "later")
     again.session.current_segment_id = "fourth"
     again.session.place("positive", view, [ras(again.session.volume, *tube(16))])
     again.settle()
     again.session.clear()
     again.settle()
-    assert not any(claimed_voxels(again.session, name).any() for name in NAMES)
+    assert not any(held_voxels(again.session, name).any() for name in NAMES)
     for _ in range(2):
         again.session.undo()
     again.settle()
     for name in NAMES:
-        assert np.array_equal(claimed_voxels(again.session, name), before[name]), name
+        assert np.array_equal(held_voxels(again.session, name), before[name]), name
 
 
 # ---- what gets lost is noticed
@@ -260,10 +260,10 @@ def test_a_loaded_scene_goes_on_with_the_same_voxels(somebody, slicer_scene, loa
 def test_a_mask_that_got_lost_on_its_way_is_asked_for_again(host, made, red):
     host.session.place("positive", red, [ras(made[0], *tube(9))])
     host.settle()
-    whole = claimed_voxels(host.session, "first")
+    whole = held_voxels(host.session, "first")
     host.session.place("negative", red, [ras(made[0], *tube(9))])
     host.settle()
-    assert not np.array_equal(claimed_voxels(host.session, "first"), whole)
+    assert not np.array_equal(held_voxels(host.session, "first"), whole)
     take, lost = host.session.client._take, []
 
     def lossy(told):
@@ -275,13 +275,13 @@ def test_a_mask_that_got_lost_on_its_way_is_asked_for_again(host, made, red):
     host.session.client._take = lossy
     host.session.undo()
     host.settle()
-    assert lost and np.array_equal(claimed_voxels(host.session, "first"), whole)
+    assert lost and np.array_equal(held_voxels(host.session, "first"), whole)
 
 
 def test_a_mask_that_the_scene_dropped_is_shown_all_the_same(host, made, red):
     host.session.place("positive", red, [ras(made[0], *tube(9))])
     host.settle()
-    whole = claimed_voxels(host.session, "first")
+    whole = held_voxels(host.session, "first")
     host.session.place("negative", red, [ras(made[0], *tube(9))])
     host.settle()
     masks, dropped = host.session._work.masks, []
@@ -296,7 +296,7 @@ def test_a_mask_that_the_scene_dropped_is_shown_all_the_same(host, made, red):
     masks.writer.write = forgetful
     host.session.undo()
     host.settle()
-    assert dropped and np.array_equal(claimed_voxels(host.session, "first"), whole)
+    assert dropped and np.array_equal(held_voxels(host.session, "first"), whole)
 
 
 def test_voxels_that_slicer_did_not_keep_are_written_again(host, made, red):
@@ -304,7 +304,7 @@ def test_voxels_that_slicer_did_not_keep_are_written_again(host, made, red):
 
     host.session.place("positive", red, [ras(made[0], *tube(9))])
     host.settle()
-    whole = claimed_voxels(host.session, "first")
+    whole = held_voxels(host.session, "first")
     host.session.place("negative", red, [ras(made[0], *tube(9))])
     host.settle()
     segmentation, wiped = host.session.segmentation_node.GetSegmentation(), []
@@ -319,7 +319,7 @@ def test_voxels_that_slicer_did_not_keep_are_written_again(host, made, red):
     host.session.undo()
     host.settle()
     segmentation.RemoveObserver(tag)
-    assert wiped and np.array_equal(claimed_voxels(host.session, "first"), whole)
+    assert wiped and np.array_equal(held_voxels(host.session, "first"), whole)
 
 
 def test_voxels_that_are_never_kept_are_said(host, made, red):
@@ -359,7 +359,7 @@ def test_an_undo_whose_answer_was_lost_is_done_once(open_session, slicer_scene, 
         turn_to(red, aligned_plane(made[0], "axial", k))
         host.session.place("positive", red, [ras(made[0], *tube(k))])
         host.settle()
-        shown.append(claimed_voxels(host.session, host.session.current_segment_id))
+        shown.append(held_voxels(host.session, host.session.current_segment_id))
     receive, broken = links[0].receive, []
 
     def lose_one(wait):
@@ -373,18 +373,18 @@ def test_an_undo_whose_answer_was_lost_is_done_once(open_session, slicer_scene, 
     links[0].receive = lose_one
     host.settle()
     assert broken and len(host.session.prompts) == 2
-    assert np.array_equal(claimed_voxels(host.session, host.session.current_segment_id), shown[1])
+    assert np.array_equal(held_voxels(host.session, host.session.current_segment_id), shown[1])
 
 
 def test_undo_while_an_answer_is_outstanding(host, made, red, monkeypatch):
     """Several steps and as many undos before the worker has answered any of them."""
     host.session.place("positive", red, [ras(made[0], *tube(9))])
     host.settle()
-    before = claimed_voxels(host.session, "first")
+    before = held_voxels(host.session, "first")
     for _ in range(3):
         host.session.place("negative", red, [ras(made[0], *tube(9))])
         host.session.place("box", red, [ras(made[0], 10, 10, 9), ras(made[0], 30, 30, 9)])
         for _ in range(2):
             host.session.undo()
     host.settle()
-    assert np.array_equal(claimed_voxels(host.session, "first"), before) and len(host.session.prompts) == 1
+    assert np.array_equal(held_voxels(host.session, "first"), before) and len(host.session.prompts) == 1

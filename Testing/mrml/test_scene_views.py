@@ -102,9 +102,9 @@ def clicked_and_covered(host, slicer_scene, plane, name):
     for node in prompt_nodes(host.session.scene):
         node.SetDisplayVisibility(False)  # the mask, not the markup
     after = view.pixels()
-    claims = [tuple(claim) for claim in host.session._writer.masks()]
-    assert covers(host, "first", ras), f"not covered; {prompt}, {claims}, told {host.told[-6:]}"
-    assert coloured(before, after, xy), f"covered, but not seen; {claims}"
+    masks = [tuple(mask) for mask in host.session._writer.masks()]
+    assert covers(host, "first", ras), f"not covered; {prompt}, {masks}, told {host.told[-6:]}"
+    assert coloured(before, after, xy), f"covered, but not seen; {masks}"
     return prompt
 
 

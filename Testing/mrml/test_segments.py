@@ -421,7 +421,7 @@ def test_many_segments_need_wider_labels(slicer_scene):
     assert not bench.voxels("s299").any() and bench.voxels("s0").any() and not bench.voxels("s44").any()
 
 
-def test_another_reference_geometry_ends_all_claims(bench):
+def test_another_reference_geometry_ends_all_ownership(bench):
     plane = bench.plane()
     bench.writer.write("first", plane, np.ones(plane.shape, bool))
     other = bench.slicer_scene.add_volume(Volume(np.zeros((5, 5, 5), np.int16), np.diag([3, 3, 3, 1.0])))
@@ -680,7 +680,7 @@ class Steps:
         """Undo, or redo; masks come in any order."""
         self.at = min(max(self.at + steps, 0), len(self.history) - 1)
         shown, voxels = self.history[self.at]
-        there = {(claim.segment_id, claim.plane_key): claim.since for claim in self.bench.writer.masks()}
+        there = {(mask.segment_id, mask.plane_key): mask.since for mask in self.bench.writer.masks()}
         keys = {plane_of(self.bench, *key).key: key for key in KEYS}
         places = sorted({*shown, *((segment, keys[plane]) for segment, plane in there)})
         for index in self.random.permutation(len(places)):
@@ -707,12 +707,12 @@ class Steps:
 
     def store(self) -> None:
         """As when a scene is saved and loaded: what was undone is gone."""
-        claims = json.loads(json.dumps(self.bench.writer.to_dict()))
+        stored = json.loads(json.dumps(self.bench.writer.to_dict()))
         editor = self.bench.writer.editor_node
         self.bench.writer.close()
         self.bench.writer = SegmentWriter(self.bench.node, self.bench.volume_node, self.bench.volume)
         self.bench.writer.editor_node = editor
-        assert self.bench.writer.from_dict(claims)
+        assert self.bench.writer.from_dict(stored)
         self.history, self.at = [self.history[self.at]], 0
 
     def _put(self, segment: str, key, wanted) -> None:
@@ -851,16 +851,16 @@ def test_what_is_shown_together_is_told_once(bench):
 # ---- saving, forgetting, closing
 
 
-def test_claims_survive_json_and_a_new_writer(bench):
+def test_ownership_survives_json_and_a_new_writer(bench):
     before = bench.all()
     plane, other = bench.plane("axial"), bench.plane("sagittal")
     bench.writer.write("first", plane, random_mask(plane.shape, 1))
     bench.writer.write("second", other, random_mask(other.shape, 2))
     saved = json.loads(json.dumps(bench.writer.to_dict()))
-    claims = bench.writer.masks()
+    masks = bench.writer.masks()
     bench.writer.close()
     writer = SegmentWriter(bench.node, bench.volume_node, bench.volume)
-    assert writer.from_dict(saved) and writer.masks() == claims
+    assert writer.from_dict(saved) and writer.masks() == masks
     writer.write("first", plane, None)
     writer.write("second", other, None)
     assert same(bench.all(), before)
@@ -877,7 +877,7 @@ def test_claims_survive_json_and_a_new_writer(bench):
         lambda saved: saved.update(claims=None),
     ],
 )
-def test_damaged_claims_are_left_alone(bench, damage):
+def test_damaged_ownership_is_not_taken_over(bench, damage):
     plane = bench.plane()
     bench.writer.write("first", plane, np.ones(plane.shape, bool))
     saved = json.loads(json.dumps(bench.writer.to_dict()))
@@ -1160,7 +1160,7 @@ def test_a_mask_is_seen_where_the_view_was_clicked_on_a_real_oblique_series(slic
     clicks_land_where_they_were_made(slicer_scene, node)
 
 
-def test_claims_hold_after_the_segmentation_was_saved_and_read(slicer_scene, tmp_path):
+def test_ownership_holds_after_the_segmentation_was_saved_and_read(slicer_scene, tmp_path):
     """Through a file, as with the scene: labelmaps come back cropped and rearranged."""
     bench = drawn_bench(slicer_scene)
     bench.segmentation.RemoveSegment("apart")  # overlapping segments take a fourth dimension in the file
@@ -1168,7 +1168,7 @@ def test_claims_hold_after_the_segmentation_was_saved_and_read(slicer_scene, tmp
     plane, other = bench.plane("axial"), bench.plane("sagittal")
     bench.writer.write("first", plane, random_mask(plane.shape, 1))
     bench.writer.write("second", other, random_mask(other.shape, 2))
-    shown, claims = bench.all(), json.loads(json.dumps(bench.writer.to_dict()))
+    shown, stored = bench.all(), json.loads(json.dumps(bench.writer.to_dict()))
     storage = slicer_scene.add("vtkMRMLSegmentationStorageNode")
     storage.SetFileName(str(tmp_path / "saved.seg.nrrd"))
     assert storage.WriteData(bench.node)
@@ -1177,8 +1177,8 @@ def test_claims_hold_after_the_segmentation_was_saved_and_read(slicer_scene, tmp
     assert storage.ReadData(again)
     assert same({name: segment_voxels(again, name, bench.volume) for name in shown}, shown)
     writer = SegmentWriter(again, bench.volume_node, bench.volume)
-    assert writer.from_dict(claims)
-    for claim in writer.masks():
-        assert writer.remove(claim.segment_id, claim.plane_key)
+    assert writer.from_dict(stored)
+    for mask in writer.masks():
+        assert writer.remove(mask.segment_id, mask.plane_key)
     assert same({name: segment_voxels(again, name, bench.volume) for name in before}, before)
     assert not writer.remove("first", plane.key)

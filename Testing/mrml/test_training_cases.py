@@ -50,7 +50,7 @@ def test_voxels_and_labels_arrive_where_they_were(slicer_scene, tmp_path):
         assert np.allclose(found.affine, world @ volume.affine, atol=1e-4)
         for label, name in meaning.names.items():
             own = [value for value in np.unique(labels) if label in meaning.labels_of(value)]
-            assert (np.isin(labels, own) == masks[name]).all(), "what two segments claim belongs to both"
+            assert (np.isin(labels, own) == masks[name]).all(), "what two segments hold belongs to both"
         (only,) = written([case], tmp_path / f"{number} liver", ["liver"])
         assert (only.read()[1] > 0).sum() == masks["liver"].sum()
 

@@ -64,17 +64,17 @@ class MaskDisplay:
         for place in [place for place in self._waiting if value in (None, place[0])]:
             del self._waiting[place]
         with self.writer.together():
-            for claim in self.writer.masks():
-                if segment_id in (None, claim.segment_id):
-                    self.writer.remove(claim.segment_id, claim.plane_key)
+            for mask in self.writer.masks():
+                if segment_id in (None, mask.segment_id):
+                    self.writer.remove(mask.segment_id, mask.plane_key)
         self.stored = False
 
     def keep_only(self, places: Collection[tuple[str, str]]) -> None:
         """Remove masks that are not of these segment IDs and plane keys."""
         with self.writer.together():
-            for claim in self.writer.masks():
-                if (claim.segment_id, claim.plane_key) not in places:
-                    self.writer.remove(claim.segment_id, claim.plane_key)
+            for mask in self.writer.masks():
+                if (mask.segment_id, mask.plane_key) not in places:
+                    self.writer.remove(mask.segment_id, mask.plane_key)
                     self.stored = False
 
     def forget_gone(self, segment_ids: list[str]) -> None:
@@ -100,12 +100,12 @@ class MaskDisplay:
         if self.writer.edits_to_notice:
             return True
         lost = self.writer.verify(late)
-        for claim in lost:  # then the mask is written as a new one
-            self.writer.forget(claim.segment_id, claim.plane_key)
+        for mask in lost:  # then the mask is written as a new one
+            self.writer.forget(mask.segment_id, mask.plane_key)
         if lost or self.writer.to_verify or not self._unchecked or late():
             return not lost
         self._unchecked = False
-        shown = {(claim.segment_id, claim.plane_key): (claim.since, claim.digest) for claim in self.writer.masks()}
+        shown = {(mask.segment_id, mask.plane_key): (mask.since, mask.digest) for mask in self.writer.masks()}
         for (value, key), mask in told.items():
             segment_id = self._table.id_of(value)
             if segment_id is None or not self._table.has(segment_id) or (value, key) in self._refused:
