@@ -18,7 +18,9 @@ from SAMFineTuneLib.images import (
     Volume,
     aligned_plane,
     as_volume,
+    check_output_path,
     choose_window,
+    number_of_slices,
     overlay_image,
     picture,
     write_labelmap,
@@ -55,13 +57,13 @@ Position = Sequence[float]
 
 
 class Segmenter:
-    """One volume, its segments and their prompts.
+    """A volume, its segments and their prompts.
 
-    Prompts are placed at once; the model is opened, and masks are made, when a result is asked for.
+    Prompts are placed at once. The first result that is asked for opens the model and makes the masks.
 
     Args:
         image: a path (DICOM folder or file, NIfTI, NRRD, MetaImage, PNG, JPEG), a SimpleITK or nibabel image, or a
-            NumPy array [k, j, i] with its `affine`.
+            NumPy array [k, j, i] (slice, row, column) with its `affine`.
         affine: 4 × 4, voxel (i, j, k) to RAS in mm; for an array only.
         series: which DICOM series of a folder, by UID or number.
         window: grey values that become black and white: "auto", "ct-abdomen", "percentiles:1,99", …, or (low, high).
@@ -73,7 +75,7 @@ class Segmenter:
         tell: called with each sentence that the user should read; default: Python's warnings.
 
     Raises:
-        UserError: for a file, window, model or adapter that cannot be used, in one sentence.
+        UserError: for an image, window, model or adapter that cannot be used.
     """
 
     def __init__(
@@ -83,8 +85,8 @@ class Segmenter:
         affine: np.ndarray | None = None,
         series: str | None = None,
         window: str | Sequence[float] | IntensityWindow | None = None,
-        model: str | None = None,
-        adapter: str | None = None,
+        model: str | Path | None = None,
+        adapter: str | Path | None = None,
         device: str = "auto",
         predictor: Predictor | None = None,
         session: Session | None = None,
@@ -119,11 +121,16 @@ class Segmenter:
 
         Args:
             position: (right, anterior, superior) in mm, or (i, j, k) in voxels with `space="ijk"`.
-            label: name of the segment; a new one is added.
+            label: name of the segment; created when there is none of that name.
+            positive: whether the point belongs to the structure.
+            space: "ras" or "ijk".
             orientation: slices to segment on: "axial", "coronal" or "sagittal".
 
         Returns:
             The segmenter, so that calls can be chained.
+
+        Raises:
+            UserError: for a position outside the volume.
         """
         [position] = self._ras([position], space, "The point")
         return self.prompt(PointPrompt(position, positive), label, orientation)
@@ -132,25 +139,39 @@ class Segmenter:
         self, corner: Position, opposite: Position, label: str = "Segment 1", *, space: str = "ras",
         orientation: str = "axial",
     ) -> Segmenter:  # fmt: skip
-        """Place a box by two opposite corners: on one slice, or over several slices where they lie on different ones.
+        """Place a box by two opposite corners.
 
-        Args and result as `point`.
+        Args:
+            corner: a position, as for `point`.
+            opposite: the opposite one. On another slice it makes a box over all slices between.
+            label: name of the segment; created when there is none of that name.
+            space: "ras" or "ijk".
+            orientation: slices to segment on: "axial", "coronal" or "sagittal".
+
+        Returns:
+            The segmenter.
+
+        Raises:
+            UserError: for a box outside the volume or without area.
         """
         return self.prompt(BoxPrompt(*self._ras([corner, opposite], space, "The box")), label, orientation)
 
     def prompt(self, prompt: Prompt, label: str = "Segment 1", view: str | SlicePlane = "axial") -> Segmenter:
-        """Place any prompt (see `SAMFineTuneLib.prompts`) on the slices of an orientation, or on an oblique plane."""
+        """Place a prompt of any kind (see `SAMFineTuneLib.prompts`) on slices of an orientation or an oblique plane."""
         return self.prompts(PromptSet((SegmentPrompts(label, prompts=(prompt,)),)), view)
 
     def prompts(self, prompts: PromptSet | str | Path, view: str | SlicePlane | None = None) -> Segmenter:
-        """Place a whole set of prompts, or those of a file (.json, .mrk.json, .fcsv): all of them, or none.
+        """Place a set of prompts, or those of a file (.json, .mrk.json, .fcsv): all of them, or none.
 
         Args:
-            prompts: segments that have a name which is here already get more prompts.
-            view: an orientation, or an oblique plane, to place them on; default: what the set says.
+            prompts: a set, or the path of a file. A segment whose name exists gets more prompts.
+            view: the orientation, or oblique plane, to place them on; default: the one in the set.
+
+        Returns:
+            The segmenter.
 
         Raises:
-            UserError: for a file that cannot be read, or a prompt that does not lie on the volume.
+            UserError: for a file that cannot be read, or a prompt outside the volume.
         """
         if not isinstance(prompts, PromptSet):
             prompts = read_prompts(prompts, self.volume)
@@ -177,21 +198,23 @@ class Segmenter:
         return self
 
     def undo(self) -> Segmenter:
-        """Take back the last step: a prompt, a segment, a propagation."""
+        """Undo the last step: a prompt, a segment or a propagation."""
         self.session.undo()
         return self
 
     def redo(self) -> Segmenter:
-        """Do again what was undone last."""
+        """Redo the step that was undone last."""
         self.session.redo()
         return self
 
     def check_prompts(self, propagating: bool = False) -> None:
-        """Tell what is doubtful about positive points, such as one that lies in air or outside its box.
+        """Report doubtful positive points, such as one in air or outside its box.
+
+        Args:
+            propagating: whether propagation follows, which may bring a mask for lone negative points to correct.
 
         Raises:
-            UserError: where a segment has only negative points on a plane. `propagating` allows that, since a mask may
-                arrive there for them to correct.
+            UserError: where a segment has only negative points on a plane, unless `propagating`.
         """
         names = {info.value: info.name for info in self.segments}
         for (value, _), task in self.session.state.tasks.items() if not propagating else ():
@@ -214,7 +237,7 @@ class Segmenter:
         return self._predictor
 
     def use(self, predictor: Predictor) -> Segmenter:
-        """Answer with another model, that is open already."""
+        """Segment with another model, which is already open."""
         self._predictor = predictor
         if self.session.predictor is not None:
             self.session.set_model(predictor)
@@ -222,14 +245,14 @@ class Segmenter:
 
     @property
     def scores(self) -> dict[int, float]:
-        """The lowest predicted IoU of each label value's prompted planes."""
+        """Label value → the lowest predicted IoU among its prompted planes."""
         scores: dict[int, float] = {}
         for value, plane in self.prompted_planes:
             scores[value] = min(scores.get(value, 1.0), self._answering().score(value, plane))
         return scores
 
     def predict(self, progress: Callable[[int, int], None] | None = None) -> Segmenter:
-        """Make the masks of all prompts. `progress` is called with the number of slices that are done, and of all."""
+        """Make the masks of all prompts. `progress` is called with the number of finished slices and of all slices."""
         places = self.prompted_planes
         for done, (value, plane) in enumerate(places):
             self._answering().score(value, plane)
@@ -240,12 +263,16 @@ class Segmenter:
     def propagate(
         self, label: str | None = None, direction: str = "both", progress: Callable[[int, int], None] | None = None
     ) -> Segmenter:
-        """Carry a segment, or every one, from its prompted slices through the volume.
+        """Propagate a segment, or every segment, from its prompted slices through the volume.
 
         Args:
             label: name of the segment; None for all.
-            direction: "both", "up", "down", or "fill" for the slices between prompted ones only.
-            progress: called with the number of slices that are done, and of all.
+            direction: "both", "up" (towards superior, anterior or right), "down", or "fill" for only the slices between
+                prompted ones.
+            progress: called with the number of finished slices and of all slices.
+
+        Returns:
+            The segmenter.
 
         Raises:
             UserError: where there is nothing to start from, or propagation fails.
@@ -254,7 +281,7 @@ class Segmenter:
             raise UserError("There is nothing to propagate yet; place a point or a box first.")
         session = self._answering()
         self._judge()
-        while not session.settled:  # so that what is told below concerns the propagation alone
+        while not session.settled:  # so that the notices below are the propagation's
             session.work(0.0)
         for info in session.segments if label is None else [self._existing(label)]:
             if label is None and not any(session.mask(info.value, plane).any() for plane in session.planes(info.value)):
@@ -290,13 +317,20 @@ class Segmenter:
 
     @property
     def labelmap(self) -> np.ndarray:
-        """All segments, uint8 or uint16 [k, j, i], 0 where there is none."""
+        """All segments as label values, uint8 or uint16 [k, j, i]; 0 is background."""
         labelmap = self._answering().labelmap()
         self._judge()
         return labelmap
 
     def mask(self, label: str | None = None) -> np.ndarray:
-        """One segment, bool [k, j, i]; without a name the only one."""
+        """The mask of a segment, bool [k, j, i].
+
+        Args:
+            label: name of the segment; None where there is only one.
+
+        Raises:
+            UserError: where there is no such segment, or several and no name.
+        """
         if label is None and len(self.segments) != 1:
             raise UserError(f"There are {len(self.segments)} segments; say which by its name.")
         value = self.segments[0].value if label is None else self._existing(label).value
@@ -311,12 +345,19 @@ class Segmenter:
 
         Args:
             path: .nii.gz, .nii, .nrrd, .mha (label map), .seg.nrrd (Slicer segmentation) or .dcm (DICOM SEG).
-            overwrite: replace a file that is there.
+            overwrite: whether to replace an existing file.
+
+        Returns:
+            The path.
+
+        Raises:
+            UserError: for an unknown ending, an existing file without `overwrite`, or a file that was read.
         """
         path = Path(path).expanduser()
-        if path.exists() and self.volume.source is not None:
-            if any(path.samefile(file) for file in self.volume.source.files if file.exists()):
-                raise UserError(f"“{path}” is a file that was read, and those are never overwritten; choose another.")
+        check_output_path(path)
+        read = self.volume.source.files if self.volume.source is not None else ()
+        if path.exists() and any(file.exists() and path.samefile(file) for file in read):
+            raise UserError(f"“{path}” is a file that was read, and those are never overwritten; choose another name.")
         if path.exists() and not overwrite:
             raise UserError(f"“{path}” exists already: choose another name, or pass overwrite=True.")
         for note in write_labelmap(path, self.labelmap, self.volume, self.segments):
@@ -326,18 +367,22 @@ class Segmenter:
     # ---- pictures
 
     def slice_image(self, plane: SlicePlane | int | None = None, legend: dict[int, str] | None = None) -> Any:
-        """A slice with masks, prompts and a legend.
+        """Draw a slice with masks, prompts and a legend.
 
         Args:
-            plane: a plane or the index of an axial slice; None for the prompted plane with most of the segments.
-            legend: a text for each label value; None for the names of the segments on it.
+            plane: a plane, or the index of an axial slice; None for the prompted plane that the segments cover most.
+            legend: label value → text; None for the names of the segments on the slice.
 
         Returns:
-            A Pillow image; notebooks show it.
+            A Pillow image.
+
+        Raises:
+            UserError: for a slice that the volume does not have.
         """
-        if isinstance(plane, int):
-            plane = aligned_plane(self.volume, "axial", plane)
-        plane = plane or self.busiest_plane()
+        if plane is None:
+            plane = self.busiest_plane()
+        elif not isinstance(plane, SlicePlane):
+            plane = aligned_plane(self.volume, "axial", int(plane))
         labels = extract_labels(self.labelmap, self.volume, plane) if self.segments else None
         here = [task for (_, key), task in self.session.state.tasks.items() if key == plane.key]
         given = [part for task in here for part in task.prompts]
@@ -352,10 +397,10 @@ class Segmenter:
         )  # fmt: skip
 
     def busiest_plane(self) -> SlicePlane:
-        """Of the prompted planes the one on which the segments cover most; the middle slice without prompts."""
+        """The prompted plane that the segments cover most; without prompts the middle axial slice."""
         planes = {plane.key: plane for _, plane in self.prompted_planes}
         if not planes:
-            return aligned_plane(self.volume, "axial", len(self.volume.array) // 2)
+            return aligned_plane(self.volume, "axial", number_of_slices(self.volume, "axial") // 2)
         labelmap = self.labelmap
         covered = {
             key: np.count_nonzero(extract_labels(labelmap, self.volume, plane)) for key, plane in planes.items()
@@ -372,7 +417,7 @@ class Segmenter:
     # ---- inside
 
     def _judge(self) -> None:
-        """Tell, once for every change, what may be wrong with prompts and answers."""
+        """Report, once after every change, what may be wrong with prompts and masks."""
         session, state = self.session, self.session.state
         if state is self._judged:
             return
@@ -393,9 +438,9 @@ class Segmenter:
                 self._tell(sentence)
 
     def _answering(self) -> Session:
-        """The session, with its model; UserError where prompts only say what a structure is not."""
+        """The session, with the model opened as soon as there are prompts."""
         if not self._answered_elsewhere and self.session.predictor is None and self.session.state.tasks:
-            self.session.set_model(self.predictor, self._adapter or "", {})
+            self.session.set_model(self.predictor, str(self._adapter or ""), {})
         return self.session
 
     def _info(self, label: str) -> SegmentInfo | None:
@@ -416,7 +461,7 @@ class Segmenter:
         return info
 
     def _ras(self, positions: Sequence[Position], space: str, what: str) -> list[tuple[float, ...]]:
-        """Positions in RAS; those in voxels are checked in voxels, so that a complaint is in voxels too."""
+        """Positions in RAS. Voxels are checked as voxels, so that an error names them as the user does."""
         if space not in ("ras", "ijk"):
             raise UserError(f'A space is "ras" (mm) or "ijk" (voxels), not "{space}".')
         try:

@@ -216,6 +216,12 @@ def test_notebooks_show_short_words_and_a_picture(body, predictor, liver):
     for shown in (scan, scan.volume, scan.busiest_plane()):
         assert len(repr(shown)) < 120 and "\n" not in repr(shown)
     assert "Liver" in repr(scan)
+    assert scan.slice_image(np.int64(low[2])) == scan.slice_image()
+    with pytest.raises(UserError):
+        scan.slice_image(99)
+    affine = np.array([[-2.8, 0, 0, 0], [0, 0, 8, 0], [0, -2.8, 0, 0], [0, 0, 0, 1.0]])  # coronal slices
+    coronal = Segmenter(body[0].array, affine=affine, predictor=predictor)
+    assert coronal.busiest_plane().index == 64 and coronal._repr_png_()
     with Image.open(io.BytesIO(scan._repr_png_())) as with_mask, Image.open(io.BytesIO(without)) as plain:
         assert with_mask.format == "PNG" and np.ptp(np.asarray(with_mask).astype(int), axis=-1).max() > 50
         assert np.ptp(np.asarray(plain).astype(int), axis=-1).max() == 0

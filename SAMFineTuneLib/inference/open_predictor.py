@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.inference.embedding_cache import open_cache
@@ -16,8 +17,8 @@ _log = logging.getLogger(__name__)
 
 
 def open_predictor(
-    model: str | None = None,
-    adapter: str | AdapterFolder | None = None,
+    model: str | Path | None = None,
+    adapter: str | Path | AdapterFolder | None = None,
     device: str = "auto",
     precision: str = "auto",
     *,
@@ -42,7 +43,7 @@ def open_predictor(
     from SAMFineTuneLib.models.store import DEFAULT_MODEL, Store
 
     store = Store()
-    if isinstance(adapter, str):
+    if isinstance(adapter, str | Path):
         adapter = AdapterStore().find(adapter)
     if adapter is not None and model is None:
         folder = store.to_run(adapter)
