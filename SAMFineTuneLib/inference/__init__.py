@@ -1,1 +1,1 @@
-"""From a picture and prompts to masks: engines, embedding cache, predictor, propagation, everything mode, session."""
+"""Prediction: engines, embedding cache, predictor, propagation, everything mode, automatic head."""

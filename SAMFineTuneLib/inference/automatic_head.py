@@ -1,4 +1,4 @@
-"""A whole volume without a prompt: the automatic head's classes, slice by slice."""
+"""Segments a whole volume without prompts: the automatic head's classes, slice by slice."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def segment_classes(
     orientation: str = "axial",
     report: Callable[[Progress], None] | None = None,
 ) -> np.ndarray:
-    """Label map [k, j, i] uint8 of a volume: 0 background, then the classes of the model in their order.
+    """Label map of a volume, uint8 [k, j, i]: 0 is background, then the model's classes in their order.
 
-    Raises UserError for a model without an automatic head.
+    Raises:
+        UserError: for a model without an automatic head.
     """
     labels = np.zeros(volume.shape, np.uint8)
     for item in class_slices(predictor, volume, window, orientation, report=report):
@@ -36,7 +37,7 @@ def segment_classes(
 
 @dataclass(frozen=True, eq=False)
 class SliceClasses:
-    """What was found on one slice: a mask for each class that is there."""
+    """The classes of one slice: a mask for each class that occurs on it."""
 
     index: int
     plane: SlicePlane
@@ -53,7 +54,7 @@ def class_slices(
     report: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[SliceClasses]:
-    """The classes of each slice from `first` to `last`, slice by slice."""
+    """Yield the classes of each slice from `first` to `last`, by default all, until `cancelled` returns true."""
     indices = slice_range(volume, orientation, first, last)
     meter = Meter(len(indices), report)
     for index in indices:
@@ -67,6 +68,6 @@ def class_slices(
 
 
 def class_segments(predictor: Predictor) -> tuple[SegmentInfo, ...]:
-    """What the values of the label map mean."""
+    """Names and colours of the label map's values."""
     names = predictor.engine.spec.classes[1:]
     return tuple(SegmentInfo(name, value, SegmentPrompts(name, value).color) for value, name in enumerate(names, 1))

@@ -1,8 +1,7 @@
-"""What a click may change in an answer, and what it must.
+"""Limits what a corrective click changes in a mask, and makes the clicked place what the user said.
 
-Whoever corrects a mask means the surroundings of the click; a model that is asked anew may answer otherwise anywhere.
-So what lies far from a click changes only where the model is sure, and the clicked places themselves become what
-was said of them.
+A click corrects its surroundings, but the model's new answer may differ anywhere. So the mask far from a click changes
+only where the model is sure.
 """
 
 from __future__ import annotations
@@ -10,21 +9,28 @@ from __future__ import annotations
 import numpy as np
 
 _REACH = 3.0
-"""How far a click speaks for its surroundings, in units of its distance from the outline."""
+"""How far a click counts for its surroundings, in units of its distance from the outline."""
 _LOGITS_PER_REACH = 4.0
-"""How much surer the model must be, for each further reach away from the click, to change what was there."""
+"""Logits by which the model must be surer, for each further reach away from the click, to change the mask."""
 _MARGIN = 1.0
-"""Logits by which a clicked place is what was said of it, at least."""
+"""Logits of a clicked place, at least: positive inside, negative outside."""
 _NARROWEST = 0.4
-"""Cells: a narrower change would miss those around it."""
+"""Cells: a narrower change would miss its neighbours."""
 
 
 def changed_near(before: np.ndarray, after: np.ndarray, clicks: np.ndarray) -> np.ndarray:
-    """Logits (h, w) of an answer `after` new clicks (n, 2), x and y of its cells, on the answer `before` (h, w).
+    """Keep an earlier answer where a new one differs far from all clicks and without certainty.
 
-    Where the two disagree, far from all clicks and without certainty, it stays as it was. A click close to the outline
-    points at a small error and speaks for little, one far from it for much. An answer of which nothing or all is
-    inside has no outline, and may change anywhere.
+    A click close to the outline points at a small error and counts for few cells, one far from it for many. An answer
+    without an outline, with nothing or everything inside, may change anywhere.
+
+    Args:
+        before: logits (h, w) of the answer that the user corrects.
+        after: logits (h, w) of the answer to all clicks.
+        clicks: the new clicks (n, 2), x and y in cells of the logits.
+
+    Returns:
+        The logits (h, w) to show.
     """
     inside = before > 0
     if not len(clicks) or inside.all() or not inside.any():
@@ -35,11 +41,19 @@ def changed_near(before: np.ndarray, after: np.ndarray, clicks: np.ndarray) -> n
 
 
 def as_told(logits: np.ndarray, clicks: np.ndarray, shares: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Logits (h, w) such that clicks (n, 2), x and y of its cells, are inside where `positive` (n,) and else outside.
+    """Change logits so that positive clicks are inside the mask, and negative ones outside.
 
-    `shares` (n, h, w) say which logits make the clicked pixels' ones. A place that is not as told becomes so with its
-    surroundings, half as far as the outline and the next click that says otherwise are away. Of contrary clicks in one
-    place the last one counts.
+    A click that is on the wrong side takes its surroundings along, up to half the distance to the outline and to the
+    nearest contrary click. Of contrary clicks in one place the last one counts.
+
+    Args:
+        logits: (h, w).
+        clicks: (n, 2), x and y in cells of the logits.
+        shares: (n, h, w), the weights of the logits in the clicked pixels; see `InputGeometry.shares`.
+        positive: (n,), whether a click is positive.
+
+    Returns:
+        The changed logits (h, w).
     """
     rows, columns = np.indices(logits.shape)
     for click, share, wanted in zip(clicks, shares, positive, strict=True):
@@ -58,7 +72,7 @@ def as_told(logits: np.ndarray, clicks: np.ndarray, shares: np.ndarray, positive
 
 
 def _needed(inside: np.ndarray, click: np.ndarray) -> np.ndarray:
-    """How sure an answer must be in each cell (h, w) to overrule what was `inside`."""
+    """How large logits must be in each cell (h, w) to overrule the mask `inside`, for one click."""
     rows, columns = np.indices(inside.shape)
     away = np.hypot(columns - click[0], rows - click[1])
     here = inside[np.unravel_index(np.argmin(away), away.shape)]

@@ -1,10 +1,10 @@
-"""Embeddings in memory and on disk, addressed by what was embedded.
+"""Caches image embeddings in memory and on disk, addressed by their content.
 
-The key is a digest of the very pixels the encoder sees (so of voxels, plane and window together) and of the
-engine's weights, adapter and precision: a changed input is another key, and nothing in a key or an entry tells
-whose image it was. An entry is an `.npz` followed by a digest of it and its key; one that is damaged, renamed or cut
-short reads as missing and is computed again. Entries appear by rename, so processes may share one folder without
-locks and may be killed at any time.
+The key is a digest of the pixels that the encoder sees (so of voxels, plane and window together) and of the engine's
+weights, adapter and precision: a changed input has another key, and neither key nor entry identifies a patient. An
+entry is an `.npz` followed by a digest of it and its key; a damaged, renamed or truncated entry counts as missing and
+is computed again. Entries appear by rename, so processes can share a folder without locks and can be killed at any
+time. diskcache has neither: it pickles, does not verify what it reads, and keeps a database that processes lock.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from SAMFineTuneLib.files import atomic_write, data_folder
 
 Embedding = dict[str, np.ndarray]
 
-_FORMAT = "2"  # part of every key: raise it when the meaning of a stored embedding changes
+_FORMAT = "2"  # part of every key: raise it when the content of entries changes
 _DIGEST_BYTES = 32
-_STALE_PARTIAL_SECONDS = 3600  # a writer this old was killed
+_STALE_PARTIAL_SECONDS = 3600  # whoever began such a file was killed
 
 
 def cache_folder() -> Path:
@@ -55,9 +55,12 @@ class CacheInfo:
 
 
 class EmbeddingCache:
-    """Least-recently-used embeddings: a memory tier over an optional disk tier.
+    """The most recently used embeddings: a memory tier over an optional disk tier.
 
-    `folder=None` keeps everything in memory. `disk_bytes` caps the folder, whoever wrote the entries.
+    Args:
+        folder: the disk tier; None keeps everything in memory.
+        memory_bytes: limit of the memory tier.
+        disk_bytes: limit of the folder, whoever wrote its entries.
     """
 
     def __init__(self, folder: str | Path | None = None, memory_bytes: int = 512 << 20, disk_bytes: int = 8 << 30):
@@ -68,9 +71,9 @@ class EmbeddingCache:
         self.hits = 0
         self._memory: OrderedDict[str, Embedding] = OrderedDict()
         self._memory_size = 0
-        self._disk_size: int | None = None  # what this process believes; re-counted when the cap seems reached
+        self._disk_size: int | None = None  # an estimate; counted again when it reaches the limit
         self.failure: Exception | None = None
-        """Why the folder takes no more entries; what is computed is then kept in memory only."""
+        """Why the folder takes no more entries; new embeddings then stay in memory only."""
 
     def get_or_compute(self, key: str, compute: Callable[[], Embedding]) -> Embedding:
         """The embedding of `key`, from memory, disk, or `compute()`; the arrays are read-only."""
@@ -106,11 +109,11 @@ class EmbeddingCache:
         return CacheInfo(folder, len(entries), sum(size for _, size, _ in entries), self.disk_bytes)
 
     def verify(self) -> list[Path]:
-        """Entries on disk that do not read back whole; they are recomputed when asked for."""
+        """Damaged entries on disk; they are computed again when they are needed."""
         return [path for _, _, path in self._entries() if _read_entry(path, path.stem) is None]
 
     def clear(self) -> int:
-        """Remove all entries, on disk and in memory; returns the bytes freed on disk."""
+        """Remove all entries, on disk and in memory; return the bytes freed on disk."""
         self._memory.clear()
         self._memory_size = 0
         self._remove_partials(older_than=0)
@@ -148,7 +151,7 @@ class EmbeddingCache:
                 file.write(content)
                 file.write(_digest(key, content))
             written = len(content) + _DIGEST_BYTES
-        except (OSError, DiskError) as error:  # the cache is a convenience, the answer must still come
+        except (OSError, DiskError) as error:  # without the cache the answer only takes longer
             self.failure = error
             return
         if self._disk_size is None:
@@ -159,7 +162,7 @@ class EmbeddingCache:
             self._evict(keep=path)
 
     def _evict(self, keep: Path) -> None:
-        """Remove the least recently used entries until the folder is a tenth below its cap."""
+        """Remove the least recently used entries until the folder is a tenth below its limit."""
         self._remove_partials(_STALE_PARTIAL_SECONDS)
         entries = sorted(self._entries())
         size = sum(entry_size for _, entry_size, _ in entries)
@@ -171,7 +174,7 @@ class EmbeddingCache:
         self._disk_size = size
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, path) of each entry; one that vanishes meanwhile is left out."""
+        """(last use, bytes, path) of each entry, without those that another process has just removed."""
         if self.folder is None or not self.folder.is_dir():
             return []
         found = []
@@ -197,7 +200,7 @@ class EmbeddingCache:
 
 
 def open_cache(disk: bool = True) -> EmbeddingCache:
-    """The user's cache: memory and `cache_folder()`; `SAMFINETUNE_CACHE_GB` sets the cap of the folder."""
+    """The user's cache: memory and `cache_folder()`, whose limit is set by `SAMFINETUNE_CACHE_GB`."""
     text = os.environ.get("SAMFINETUNE_CACHE_GB", "8")
     try:
         gigabytes = float(text)
@@ -221,7 +224,7 @@ def _read_entry(path: Path, key: str) -> Embedding | None:
 
 
 def _digest(key: str, content: bytes | memoryview) -> bytes:
-    """BLAKE2b of an entry and its key: a zip's own checksums leave out names and sizes."""
+    """BLAKE2b of an entry and its key: a zip file's own checksums do not cover names and sizes."""
     digest = hashlib.blake2b(key.encode(), digest_size=_DIGEST_BYTES)
     digest.update(content)
     return digest.digest()
@@ -234,7 +237,7 @@ def _size(embedding: Embedding) -> int:
 def _touch(path: Path) -> None:
     try:
         os.utime(path)
-    except OSError:  # a read-only shared cache still serves
+    except OSError:  # a shared cache may be read-only
         pass
 
 
@@ -242,5 +245,5 @@ def _remove(path: Path) -> bool:
     try:
         path.unlink(missing_ok=True)
         return True
-    except OSError:  # open in another process on Windows: it goes at the next eviction
+    except OSError:  # open in another process on Windows; the next eviction removes it
         return False

@@ -1,8 +1,8 @@
-"""What runs a model: the protocol, and the choice of runtime, device and precision.
+"""What runs a model: the protocol of engines, their common part, and the choice of runtime, device and precision.
 
-Two engines give one answer. ONNX Runtime needs no torch and runs a model that has `encoder.onnx` and
-`decoder.onnx`; PyTorch runs any checkpoint. `open_engine` takes ONNX Runtime when the files are there, unless a
-GPU is only within PyTorch's reach.
+There are two engines, with the same answers. ONNX Runtime does not need PyTorch and runs a model that has
+`encoder.onnx` and `decoder.onnx`; PyTorch runs any checkpoint. `open_engine` takes ONNX Runtime when the files are
+there, unless only PyTorch can use the GPU that was asked for.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Engine(Protocol):
 
     spec: ModelSpec
     digest: str
-    """Identifies weights, adapter and precision: two engines with one digest give one answer."""
+    """Identifies weights, adapter and precision: engines with the same digest give the same answers."""
     device: str
-    """What it runs on, for the user: `CPU (ONNX Runtime, fp32)`."""
+    """What it runs on, for messages: `CPU (ONNX Runtime, fp32)`."""
     notices: list[str]
-    """Sentences for the user about what was decided on the way, such as a fallback to the CPU."""
+    """Sentences for the user, for example about a fallback to the CPU."""
 
     def encode(self, image: np.ndarray) -> Embedding:
         """Embed one prepared image (1, C, S, S)."""
@@ -129,7 +129,7 @@ class RuntimeEngine(ABC):
 
 
 def require_numbers(arrays: Iterable[np.ndarray], model_id: str) -> None:
-    """UserError when a model answers with NaN or infinite numbers, which would end as an empty mask."""
+    """UserError when an answer has NaN or infinite numbers, which would become an empty mask."""
     if not all(np.isfinite(array).all() for array in arrays):
         raise UserError(
             f"The model {model_id!r} answers with values that are not numbers, so there is no mask: its weights are "
@@ -138,7 +138,7 @@ def require_numbers(arrays: Iterable[np.ndarray], model_id: str) -> None:
 
 
 def try_once(engine: Engine) -> None:
-    """Ask an engine about a made-up picture; UserError when its answer is not what its model's description says."""
+    """Run an engine on an artificial picture. UserError when its answer does not fit its model's description."""
     try:
         _ask(engine)
     except UserError:
@@ -172,13 +172,12 @@ def _require_shape(logits: np.ndarray, expected: tuple[int, ...], spec: ModelSpe
 
 
 def embedding_digest(engine: Engine) -> str:
-    """Identifies what `encode` answers. Engines whose adapter leaves the image encoder as it is say so by themselves:
-    theirs is their base's."""
+    """Identifies the answers of `encode`: for an adapter that leaves the image encoder unchanged, those of its base."""
     return getattr(engine, "embedding_digest", engine.digest)
 
 
 def decodes_at_once(engine: Engine) -> bool:
-    """Whether several threads may call `decode` at the same time, and gain by it. Engines that know so say it."""
+    """Whether `decode` in several threads at the same time is allowed and faster."""
     return getattr(engine, "decodes_at_once", False)
 
 
@@ -190,12 +189,18 @@ def open_engine(
     adapter: AdapterFolder | None = None,
     threads: int | None = None,
 ) -> Engine:
-    """Load a model, with an adapter in it, on the best device there is, or on the one asked for.
+    """Load a model, with or without an adapter.
 
-    `device` is one of DEVICES, or `cuda:1`; `precision` one of PRECISIONS; `engine` one of ENGINES; `threads` how many
-    CPU cores one answer may keep busy, for those who ask in several processes at once.
-    Raises UserError when the combination cannot run here, saying what can. An adapter that was exported runs as an
-    ONNX model does, any other in PyTorch.
+    Args:
+        model: the model; for an adapter, its base.
+        device: one of DEVICES, or a GPU by number: `cuda:1`.
+        precision: one of PRECISIONS, for the image encoder.
+        engine: one of ENGINES.
+        adapter: runs in ONNX Runtime when it was exported, else in PyTorch.
+        threads: CPU cores that one answer may use; set it when several processes predict at once.
+
+    Raises:
+        UserError: when this combination cannot run here; the sentence says what can.
     """
     if not re.fullmatch(rf"({'|'.join(DEVICES)})|(cuda|directml):\d+", device):
         raise UserError(f"Unknown device '{device}'; choose one of {', '.join(DEVICES)}, or a GPU by number: cuda:1.")
@@ -246,7 +251,7 @@ def _check(what: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _torch_serves_better(device: str, precision: str) -> bool:
-    """Whether PyTorch reaches what ONNX Runtime cannot: bf16, MPS, or a CUDA GPU without onnxruntime-gpu."""
+    """Whether only PyTorch can do what was asked for: bf16, MPS, or a CUDA GPU without onnxruntime-gpu."""
     if precision == "bf16":
         return True
     kind = device.partition(":")[0]

@@ -1,12 +1,11 @@
-"""Everything mode: all objects of a slice without a prompt, and through the slices as 3-D objects.
+"""Everything mode: segments all objects of a slice without prompts, and joins them through the slices.
 
-A slice is prompted with a grid of single points (strategy S1 of the COSMOS study, arXiv 2304.14660), and what
-comes back is filtered as in Segment Anything (Kirillov et al. 2023, appendix B): by predicted IoU, by stability
-(how little a mask depends on the threshold), and by non-maximum suppression of its boxes. Models differ in how high
-they score and how steep their logits are, so both are measured against the model's own on that slice; stability is
-measured before masks are enlarged. Finer layers repeat this on overlapping tiles; a mask cut by a tile's edge is
-dropped, and of two equal masks the smaller tile's stays.
-`link` then joins masks of neighbouring slices that overlap enough.
+Each slice is prompted with a grid of single points (strategy S1 of the COSMOS study, arXiv 2304.14660). The masks are
+filtered as in Segment Anything (Kirillov et al. 2023, appendix B): by predicted IoU, by stability (how little a mask
+depends on the threshold), and by non-maximum suppression of their boxes. Models differ in the range of their scores
+and the steepness of their logits, so both are compared with the model's own on that slice; stability is measured before
+masks are enlarged. Finer layers repeat this on overlapping tiles: a mask cut by a tile's edge is dropped, and of two
+equal masks that of the smaller tile stays. `link` then joins masks of neighbouring slices that overlap enough.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 POINTS_PER_BATCH = 64
 SAME_BOX = 0.9
-"""Boxes in the model's small grid that overlap more (IoU) show the same object; only the best one is enlarged."""
+"""Boxes in the model's small grid whose IoU is higher show the same object; only the best one is enlarged."""
 TILE_OVERLAP = 512 / 1500
 """How far neighbouring tiles overlap, as a fraction of the picture's shorter side over the tiles per side."""
 
@@ -81,7 +80,7 @@ class Object3D:
 def automatic_masks(
     predictor: Predictor, shown: np.ndarray, settings: EverythingSettings, cancelled: Cancelled = lambda: False
 ) -> list[AutomaticMask]:
-    """All objects of a picture, uint8 (rows, columns), best score first; what was found so far when cancelled."""
+    """All objects of a picture, uint8 (rows, columns), best score first; when cancelled, those found so far."""
     layers = settings.layers
     if layers is None:
         layers = 1 if predictor.engine.spec.zoom else 0
@@ -97,7 +96,7 @@ def automatic_masks(
             masks = _enlarged(good, view, shown.shape, settings)
             found += masks
             sides += [view.rows * view.columns] * len(masks)
-    if layers:  # the same object seen in several tiles: the closest look counts
+    if layers:  # of one object seen in several tiles, the mask of the smallest tile counts
         found = [found[i] for i in box_nms(_edges(found), -np.array(sides, float), settings.max_box_overlap)]
     return sorted(found, key=lambda mask: -mask.score)
 
@@ -125,9 +124,15 @@ def grid_points(view: View, per_side: int) -> np.ndarray:
 
 
 def box_nms(boxes: np.ndarray, scores: np.ndarray, max_overlap: float) -> list[int]:
-    """Indices of the boxes that stay, best first: each drops the worse ones whose IoU with it is higher.
+    """Non-maximum suppression: each box, best first, removes worse boxes that overlap it.
 
-    `boxes` are edges (n, 4) x0, y0, x1, y1, so that a box of one pixel is 1 wide. Equal scores keep their order.
+    Args:
+        boxes: edges (n, 4) x0, y0, x1, y1; a box of one pixel is 1 wide.
+        scores: (n,); equal scores keep their order.
+        max_overlap: boxes with a higher IoU are removed.
+
+    Returns:
+        Indices of the boxes that stay, best first.
     """
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = np.argsort(-scores, kind="stable")
@@ -153,7 +158,11 @@ def everything(
     progress: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[SliceMasks]:
-    """The masks of each slice from `first` to `last`, slice by slice; hand them to `link` for 3-D objects."""
+    """Yield the masks of each slice from `first` to `last`, by default all; `link` joins them to 3-D objects.
+
+    Raises:
+        UserError: when the volume has no such slices.
+    """
     settings = settings or EverythingSettings()
     indices = slice_range(volume, orientation, first, last)
     return _slices(predictor, volume, window, orientation, settings, indices, progress, cancelled)
@@ -171,9 +180,9 @@ def _slices(predictor, volume, window, orientation, settings, indices, progress,
 
 
 def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = None) -> list[Object3D]:
-    """Join masks of neighbouring slices into objects, largest first, with label values 1, 2, ...
+    """Join masks of neighbouring slices to objects, largest first, with label values 1, 2, …
 
-    Within each slice the pairs of object and mask are taken in the order of their overlap, each mask once.
+    On each slice, pairs of an object and a mask are matched in the order of their overlap, each mask once.
     """
     settings = settings or EverythingSettings()
     tracks: list[_Track] = []
@@ -285,7 +294,7 @@ def _enlarged(
 
 
 def _candidates(decoded: Decoded, points: np.ndarray, settings: EverythingSettings) -> list[_Candidate]:
-    """What passes the filters that need no enlarging; most points find what another one finds, too."""
+    """The masks that pass the filters on the model's small grid: most points find an object that another finds, too."""
     place = decoded.geometry
     rows, columns = (-(-side * place.low_res_size // place.input_size) for side in place.content)
     low_res, scores = decoded.low_res[:, 1:4], decoded.scores[:, 1:4]
@@ -311,7 +320,7 @@ def _candidates(decoded: Decoded, points: np.ndarray, settings: EverythingSettin
 def _usable(
     mask: np.ndarray, view: View, shape: tuple[int, ...], settings: EverythingSettings
 ) -> np.ndarray | None:
-    """The view's mask in the whole picture without its specks; None when too small, too large or cut off."""
+    """The view's mask in the whole picture, without small pieces; None when it is too small, too large or cut off."""
     cut = (
         (view.top > 0 and mask[0].any())
         or (view.left > 0 and mask[:, 0].any())

@@ -1,8 +1,8 @@
-"""Which part of a picture the model looks at.
+"""Chooses the part of a picture that a model looks at: its view.
 
-A small model with a small input sees little of a small structure in a large slice, so models marked `zoom` look
-at a square around the prompts. Squares come from a fixed ladder of sides and a fixed grid of centres, so that
-prompts close to each other share one embedding.
+A model with a small input resolves few pixels of a small structure in a large slice, so models marked `zoom` look at a
+square around the prompts. The squares have fixed sides, each larger by the same factor, and centres on a fixed grid, so
+that prompts close to each other share one embedding.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 from SAMFineTuneLib.prompts import PlanePrompts
 
 SURROUNDINGS = 2.0
-"""Side of the square in units of the object's longer side, at least."""
+"""Smallest side of the square, in units of the object's longer side."""
 WIDE_SURROUNDINGS = 4.0
-"""And for small objects, as long as the model has pixels for it: a smaller square would show it no more of them."""
+"""The same for small objects, up to the model's own input size: a smaller square would not show more detail."""
 SMALLEST_SIDE = 24
-"""Pixels of the picture; below it the surroundings say too little."""
+"""Pixels of the picture; a smaller square shows too little of the surroundings."""
 _FURTHER_SCALES = (2**-0.5, 2**0.5)
-"""Sides of the further views of prompts that say what is meant, in sides of the first view."""
+"""Sides of the further views, in sides of the first, of prompts that define the object's size."""
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)
 """Sides of a lone point's views, in longer picture sides."""
-_NARROWER = 1.5  # how much narrower its last view is: enough for another step of the ladder
+_NARROWER = 1.5  # how much narrower its last view is: at least one step of sides
 _STEP = math.sqrt(2.0)
 _GRID = 8  # centres lie on multiples of side / 8
 _WHOLE_FROM = 0.8  # a square with this part of the picture's longer side or more is the whole picture
@@ -47,11 +47,11 @@ class View:
         return picture[self.top : self.top + self.rows, self.left : self.left + self.columns]
 
     def to_view(self, points: np.ndarray) -> np.ndarray:
-        """Picture x, y (..., 2) to x, y of the cropped picture."""
+        """Pixels x, y (..., 2) of the picture → pixels of the view."""
         return np.asarray(points, np.float32) - np.float32([self.left, self.top])
 
     def paste(self, cropped: np.ndarray, shape: tuple[int, int], fill: float | bool) -> np.ndarray:
-        """(..., rows, columns) of this view into (..., *shape), `fill` elsewhere."""
+        """Place values (..., rows, columns) of this view in the whole picture (..., *shape), with `fill` elsewhere."""
         if cropped.shape[-2:] == shape:
             return cropped
         full = np.full((*cropped.shape[:-2], *shape), fill, cropped.dtype)
@@ -59,7 +59,7 @@ class View:
         return full
 
     def shown_in(self, other: View, pixels: np.ndarray, unseen: np.ndarray | float) -> np.ndarray:
-        """What another view sees of this one's `pixels` (rows, columns), `unseen` where this one ends."""
+        """The pixels of another view, taken from `pixels` (rows, columns) of this one, and `unseen` beyond it."""
         shown = np.full((other.rows, other.columns), unseen, pixels.dtype)
         top, left = max(self.top, other.top), max(self.left, other.left)
         bottom = min(self.top + self.rows, other.top + other.rows)
@@ -81,7 +81,7 @@ class View:
 
 
 def square_view(shape: tuple[int, ...], center: tuple[float, float], side: float) -> View:
-    """The ladder's square nearest to `side` pixels around `center` (x, y), moved to lie within the picture."""
+    """The square whose side is nearest to `side` pixels, around `center` (x, y), shifted into the picture."""
     rows, columns = shape[:2]
     step = round(math.log(max(side, SMALLEST_SIDE) / SMALLEST_SIDE, _STEP))
     length = round(SMALLEST_SIDE * _STEP**step)
@@ -103,18 +103,17 @@ def view_of_box(shape: tuple[int, ...], box: np.ndarray, pixels: int) -> View:
 
 
 def views_around(shape: tuple[int, ...], view: View, points: np.ndarray) -> list[View]:
-    """A view, and narrower and wider ones with the same middle that hold all points x, y (N, 2)."""
+    """A view, and narrower and wider ones with the same centre that hold all points x, y (N, 2)."""
     middle = view.left + view.columns / 2, view.top + view.rows / 2
     around = [square_view(shape, middle, max(view.rows, view.columns) * scale) for scale in _FURTHER_SCALES]
     return list(dict.fromkeys([view, *(one for one in around if one.contains(points))]))
 
 
 def views_of_point(shape: tuple[int, ...], point: np.ndarray, pixels: int) -> list[View]:
-    """Where to look for the object under one point x, y, whose size is unknown, widest first, for a model with an input
-    of `pixels` a side.
+    """Views for one point x, y, whose object may have any size, widest first.
 
-    A view with fewer pixels than that shows the model no more, only less of the surroundings. One such belongs to them:
-    without it small objects find too few votes.
+    A view with fewer pixels than the model's input (`pixels` a side) does not show more detail, only less of the
+    surroundings. One such view is included, because small objects would otherwise get too few votes.
     """
     longer = max(shape[:2])
     sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= min(longer, pixels)]
@@ -131,7 +130,7 @@ def bounding_box(mask: np.ndarray) -> np.ndarray | None:
 
 
 def box_around_prompts(prompts: PlanePrompts) -> np.ndarray | None:
-    """The rectangle that box, mask and positive points span; None without any."""
+    """The rectangle x0, y0, x1, y1 around box, mask and positive points; None when there are none."""
     corners = [prompts.points[prompts.labels == 1].reshape(-1, 2)]
     if prompts.box is not None:
         corners.append(np.asarray(prompts.box, np.float32).reshape(2, 2))
@@ -144,11 +143,11 @@ def box_around_prompts(prompts: PlanePrompts) -> np.ndarray | None:
 
 
 def extent_of_points(points: np.ndarray, pixels: int) -> np.ndarray:
-    """A rectangle x0, y0, x1, y1 for the object that n > 1 points x, y (n, 2) lie in; never so small that its view
-    would have fewer than `pixels` a side, for points may lie close together anywhere.
+    """Estimate the extent x0, y0, x1, y1 of the object in which n > 1 points x, y (n, 2) lie.
 
-    n points anywhere in an interval span (n - 1) / (n + 1) of it on average. Half of that enlargement is made, in
-    proportions: points may lie at the object's ends as well, and a view has room around it.
+    n random points in an interval span (n - 1) / (n + 1) of it on average. The extent is enlarged by the square root of
+    the inverse: users also click at an object's ends, and a view has room around it. It is never so small that its view
+    would have fewer than `pixels` a side, because the points may lie close together by chance.
     """
     low, high, count = points.min(axis=0), points.max(axis=0), len(points)
     half = np.maximum((high - low) / 2 * np.sqrt((count + 1) / (count - 1)), pixels / WIDE_SURROUNDINGS / 2)

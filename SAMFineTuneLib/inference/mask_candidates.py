@@ -1,7 +1,7 @@
-"""Which of a decoder's candidates is the answer, for a model that ranks all of them.
+"""Makes one answer from a decoder's candidates, for a model whose predicted IoU ranks all of them.
 
-Prompts that say what is meant have one answer, in which the candidates are joined. One point alone does not: it may
-mean a part or the whole, and each candidate of each view is another reading; the answer joins those that are alike.
+Prompts that define the object have one answer: the mean of the most trusted candidates. A lone point is ambiguous, a
+part or the whole: each candidate of each view is a reading of it, and the answer averages the readings that agree.
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ from SAMFineTuneLib.inference.mask_shapes import stability_score
 
 JOINED = 3  # candidates that are joined, the most trusted ones
 _STABILITY_OFFSET = 1.0  # as in Segment Anything
-_CUT_PENALTY = 0.5  # how much of its weight a mask loses when all of its outline lies on the view's cut edges
-_LOWEST = 1e-6  # a probability above zero: logits stay finite, and a reading that nothing overlaps keeps its weight
+_CUT_PENALTY = 0.5  # share of its weight that a mask loses when its outline lies on edges that cut the picture
+_LOWEST = 1e-6  # a probability above zero: keeps logits finite, and a weight for a reading without any overlap
 
 
 def joined(low_res: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
-    """Candidates' logits (T, h, w) and predicted IoU (T,) -> logits (h, w) of one answer, positive inside, its score.
+    """Average the probabilities of the most trusted candidates.
 
-    Probabilities are averaged over the most trusted candidates. The mask of the largest expected IoU q holds what is
-    likelier than q / (1 + q) (for Dice: than half of it; Lipton et al., 2014), so that an answer in doubt is
-    no smaller than the object; logits are shifted by that much.
+    The mask of the largest expected IoU q holds the pixels with a probability above q / (1 + q) (for Dice: above half
+    of it; Lipton et al., 2014). The logits are shifted by that threshold, so that a doubtful answer is not too small.
+
+    Args:
+        low_res: logits (T, h, w) of the candidates.
+        scores: their predicted IoU (T,).
+
+    Returns:
+        Logits (h, w), positive inside, and their score.
     """
     trusted = np.argsort(-scores, kind="stable")[:JOINED]
     inside = (1 / (1 + np.exp(-low_res[trusted].clip(-30, 30)))).mean(axis=0).clip(_LOWEST, 1 - _LOWEST)
@@ -34,19 +40,37 @@ def joined(low_res: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
 def weights(
     low_res: np.ndarray, scores: np.ndarray, masks: np.ndarray, view: View, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """How good a reading of a point each of T candidates of one view is by itself (T,).
+    """Weigh the candidates of one view as readings of a lone point.
 
-    A good one is expected to be good (predicted IoU), has a definite outline (stability), and does not run into the
-    view's edges. `masks` (T, rows, columns) are in the view's pixels, `shape` is the picture's.
+    A good reading has a high predicted IoU, a definite outline (stability), and is not cut by the view's edges.
+
+    Args:
+        low_res: logits (T, h, w).
+        scores: predicted IoU (T,).
+        masks: the masks (T, rows, columns) in the view's pixels.
+        view: the view.
+        shape: rows and columns of the whole picture.
+
+    Returns:
+        Weights (T,).
     """
     whole = np.array([1.0 - _CUT_PENALTY * _cut_fraction(mask, view, shape) for mask in masks])
     return np.sqrt(scores.clip(0)) * stability_score(low_res, _STABILITY_OFFSET) * whole
 
 
 def most_agreed(masks: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
-    """The reading (n, H, W) that the others, each by its weight (n,), overlap most: of largest expected IoU, if each of
-    them is what is meant as often as its weight says (minimum Bayes risk), and of weight itself. Where none overlaps
-    another, the one of the largest weight. -> its number, and the IoU of each reading with it (n,)."""
+    """Choose the reading on which the others agree most.
+
+    It has the largest expected IoU, when each reading is meant with a probability in proportion to its weight (minimum
+    Bayes risk), times its own weight. When no reading overlaps another, it is the one of the largest weight.
+
+    Args:
+        masks: readings (n, H, W).
+        weights: (n,).
+
+    Returns:
+        The index of the reading, and the IoU (n,) of each reading with it.
+    """
     flat = masks.reshape(len(masks), -1).astype(np.float32)  # counts up to 16 million pixels are exact
     common = flat @ flat.T
     areas = np.diagonal(common)
@@ -59,7 +83,7 @@ def most_agreed(masks: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray
 
 
 def of_largest_expected_dice(inside: np.ndarray) -> np.ndarray:
-    """Probabilities (h, w), independent -> logits, positive where the mask of the largest expected Dice is."""
+    """Logits (h, w), positive in the mask of the largest expected Dice, of independent probabilities (h, w)."""
     falling = np.sort(inside, axis=None)[::-1].astype(np.float64)
     expected = 2 * falling.cumsum() / (np.arange(1, falling.size + 1) + falling.sum())
     last = int(np.argmax(expected))
@@ -69,7 +93,7 @@ def of_largest_expected_dice(inside: np.ndarray) -> np.ndarray:
 
 
 def _cut_fraction(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> float:
-    """Part of a mask's extent that runs into edges of the view which are not edges of the picture (0 to 1)."""
+    """Part of a mask's extent, 0 to 1, that touches edges of the view which are not edges of the picture."""
     edges = (
         (view.top > 0, mask[0]),
         (view.left > 0, mask[:, 0]),

@@ -1,4 +1,4 @@
-"""Small facts about 2-D masks: overlap, stability, connected pieces, the most interior points.
+"""Measures of 2-D masks: overlap, stability, connected pieces, interpolation, the most interior points.
 
 Masks are bool (rows, columns); points and boxes are (x, y) = (column, row) with pixel centres at integers.
 """
@@ -29,8 +29,8 @@ def pieces(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def pieces_asked_for(mask: np.ndarray, marked: np.ndarray, largest: bool) -> np.ndarray:
-    """The 8-connected pieces of a mask that `marked` (rows, columns) touches; with `largest`, or when it touches none,
-    the largest one too."""
+    """Keep the 8-connected pieces of a mask that `marked` (rows, columns) touches; with `largest`, or when it touches
+    none, also the largest piece."""
     labels, inside = _labelled(mask)
     sizes = np.bincount(labels.ravel())
     if len(sizes) <= 2:
@@ -47,7 +47,7 @@ def pieces_asked_for(mask: np.ndarray, marked: np.ndarray, largest: bool) -> np.
 
 
 def _labelled(mask: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """Numbers from 1 of the 8-connected pieces, 0 elsewhere, within the rectangle that holds them all."""
+    """Numbers of the 8-connected pieces from 1, 0 elsewhere, within the mask's bounding box; and that box."""
     box = bounding_box(mask)
     if box is None:
         return np.zeros((0, 0), np.int64), (slice(0, 0), slice(0, 0))
@@ -57,7 +57,7 @@ def _labelled(mask: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
     inside = slice(y0, y1 + 1), slice(x0, x1 + 1)
     label = sitk.ConnectedComponentImageFilter()
     label.FullyConnectedOn()
-    label.SetNumberOfThreads(1)  # a slice is too small for more, and they wait for the inference engine's own
+    label.SetNumberOfThreads(1)  # a slice is too small for more, and they would wait for the inference engine's threads
     picture = sitk.GetImageFromArray(np.ascontiguousarray(mask[inside], dtype=np.uint8))
     return sitk.GetArrayFromImage(label.Execute(picture)), inside
 
@@ -88,10 +88,10 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
 
 
 def interior_points(mask: np.ndarray, count: int = 1) -> np.ndarray:
-    """Up to `count` well separated most interior points (n, 2) as x, y, by the distance to the mask's edge.
+    """Up to `count` well separated points (n, 2), x and y, that lie deepest in a mask.
 
-    The first is the centre of the largest inscribed disc; each further one is the most interior point outside
-    the discs taken so far, as long as its own disc is at least half as wide as the first.
+    The first is the centre of the largest inscribed disc; each further one is the deepest point outside the discs so
+    far, as long as its own disc is at least half as wide as the first.
     """
     box = bounding_box(mask)
     if box is None:

@@ -1,4 +1,4 @@
-"""Models as ONNX graphs in ONNX Runtime: no torch, any provider the installed runtime offers."""
+"""Runs models as ONNX graphs in ONNX Runtime, without PyTorch, on any device that the installed runtime supports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.inference.engine import Embedding, RuntimeEngine
 from SAMFineTuneLib.models.spec import ModelFolder
 
-_PROVIDERS = {  # in the order in which "auto" tries them; CoreML only when asked, for it rejects parts of SAM
+_PROVIDERS = {  # in the order in which "auto" tries them; CoreML rejects parts of SAM, so "auto" does not
     "cuda": "CUDAExecutionProvider",
     "directml": "DmlExecutionProvider",
     "cpu": "CPUExecutionProvider",
@@ -31,7 +31,7 @@ _HOW_TO_GET = {
 
 
 def available_devices() -> list[str]:
-    """Devices the installed ONNX Runtime was built for (a driver may still be missing)."""
+    """Devices for which the installed ONNX Runtime was built; the driver may still be missing."""
     providers = _runtime().get_available_providers()
     return [device for device, provider in _PROVIDERS.items() if provider in providers]
 
@@ -55,7 +55,7 @@ class OnnxEngine(RuntimeEngine):
 
     @property
     def decodes_at_once(self) -> bool:
-        """One decoding does not keep the cores of a processor busy."""
+        """True on a CPU: one decoding does not keep all cores busy."""
         return self.place == "cpu" and self._threads != 1
 
     def run_encoder(self, image: np.ndarray) -> Embedding:
@@ -70,7 +70,7 @@ class OnnxEngine(RuntimeEngine):
     def run_classes(self, embedding: Embedding) -> np.ndarray:
         if self._classes is not None:
             return self._classes.run(["class_logits"], dict(embedding))[0]
-        # finetune-SAM's: the mask tokens are the classes, after one that is never read.
+        # In finetune-SAM's models the mask tokens are the classes, after one that is never read.
         size = self.spec.low_res_size
         nothing = ((1, 0, 2), (1, 0), (1, 1, size, size), (1,))
         return self.run_decoder(embedding, *(np.zeros(shape, np.float32) for shape in nothing))[0][:, 1:]
@@ -100,12 +100,12 @@ class OnnxEngine(RuntimeEngine):
         provider = _PROVIDERS[name]
         chosen = [(provider, {"device_id": number} if number else {})]
         if name != "cpu":
-            chosen.append((_PROVIDERS["cpu"], {}))  # for what a GPU provider does not implement
+            chosen.append((_PROVIDERS["cpu"], {}))  # for operators that the GPU provider lacks
         self._encoder = self._session("encoder", chosen)
         self._decoder = self._session("decoder", chosen)
         self._classes = self._session("classes", chosen) if "classes" in self._files else None
         self._require_fit()
-        if provider not in self._encoder.get_providers():  # built in, but no driver or no GPU
+        if provider not in self._encoder.get_providers():  # supported, but no driver or no GPU
             if self._asked != "auto":
                 raise UserError(
                     f"ONNX Runtime found no GPU or no driver that it can use for '{self._asked}': install or update "
@@ -118,23 +118,23 @@ class OnnxEngine(RuntimeEngine):
     def _session(self, part: str, providers: list[tuple[str, dict[str, str]]]) -> Any:
         runtime = _runtime()
         options = runtime.SessionOptions()
-        options.log_severity_level = 4  # its messages go to stderr; what matters is raised
+        options.log_severity_level = 4  # its messages would go to stderr; errors are raised all the same
         options.intra_op_num_threads = self._threads or 0  # 0 is as many as there are cores
-        # Threads that spin while they wait take the cores from Slicer's window, and from each other.
+        # Threads that spin while they wait would take the cores from Slicer's window, and from each other.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             return runtime.InferenceSession(str(self._files[part]), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises classes of its own, some private
             if is_out_of_memory(error):
                 raise
-            self._model.verify()  # says so, if a file is missing or damaged
+            self._model.verify()  # raises a sentence if a file is missing or damaged
             raise UserError(
                 f"{self._files[part].name} of model '{self.spec.id}' is not an ONNX graph that this ONNX Runtime "
                 f"({runtime.__version__}) can run; import or export the model again."
             ) from error
 
     def _require_fit(self) -> None:
-        """UserError when the graphs are another model's than the description's."""
+        """UserError when the graphs do not fit the model's description."""
         spec = self.spec
         image = {value.name: value.shape for value in self._encoder.get_inputs()}
         expected = [1, spec.channels, spec.input_size, spec.input_size]

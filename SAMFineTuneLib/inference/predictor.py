@@ -1,10 +1,10 @@
-"""Prompts on one picture to a mask, over cached embeddings.
+"""Predicts a mask from prompts on one picture, over cached embeddings.
 
-All prompts of a plane are answered together, as `segment_anything.SamPredictor` does; with a model marked `zoom`
-the predictor also decides where to look (see `view`). A box, a mask or several points say how large the object
-is: the answers of a fitting view, a narrower and a wider one are averaged. A single point does not: the model is asked
-at several scales, and the reading that is the most convincing among all of them, averaged with those like it, is the
-answer (see `candidates`). A click that corrects an answer changes it around the click (see `corrections`).
+All prompts of a plane are answered together, as `segment_anything.SamPredictor` does. With a model marked `zoom` the
+predictor also chooses the view (see `input_crop`). A box, a mask or several points tell how large the object is: the
+answers of a fitting view, a narrower and a wider one are averaged. A single point does not: the model looks at several
+scales, and the answer is the best reading among all of them, averaged with those that agree (see `mask_candidates`). A
+click that corrects an answer changes it around the click (see `click_corrections`).
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
 _BEYOND_BOX = 2.0
-"""Logits by which what a box leaves out must be more certain to belong to the object than what it holds."""
+"""Logits by which pixels outside a box must be surer to belong to the object than pixels inside."""
 _SURE = 8.0
-"""Logits are cut to it before they are averaged, so that no view overrules the others."""
+"""Logits are clipped to this before they are averaged, so that no view overrules the others."""
 _NEGLIGIBLE = 0.05
-"""Readings of a smaller share, in that of the chosen one, are left out of the mean."""
+"""Readings with a smaller share, relative to the chosen one's, are left out of the mean."""
 _SMALLEST_SHARE = 1e-6
-"""Of the chosen reading, also when nothing is trusted at all."""
+"""Share of the chosen reading, even when no reading has any weight."""
 _TOO_WIDE = 2.5
-"""Side of a view, in sides of the one that fits the answer, from which on the next look is through that one."""
+"""A view is given up when its side is this many times that of the view that fits the answer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """The answer for one set of prompts on a picture of H x W pixels.
 
-    `masks` (M, H, W) bool and `scores` (M,) predicted IoU are the candidates, M = 1, 3, 4 or 5; `mask` and `score` the
-    `chosen` one, else the one with the best predicted IoU. `low_res` (h, w) are its logits in the model's own small
-    grid, over `view`. The next prediction, whose `previous` this is, is given `fed_back` (h, w). Masks are computed
-    when asked for.
+    `masks` (M, H, W) bool and `scores` (M,) predicted IoU are the candidates, M = 1, 3, 4 or 5; `mask` and `score` are
+    those of the `chosen` one, or else of the one with the best predicted IoU. `low_res` (h, w) are its logits on the
+    model's small grid over `view`. A further prediction gets `fed_back` (h, w) as its mask prompt. Masks are computed
+    on first access.
     """
 
     scores: np.ndarray
@@ -63,9 +63,9 @@ class Prediction:
     """Low-resolution logits (M, h, w) to masks (M, H, W)."""
     chosen: int | None = None
     reading: np.ndarray | None = None
-    """The logits (h, w) of the reading of a lone point that `chosen` averages with others."""
+    """For a lone point: logits (h, w) of the best reading, before it was averaged with others."""
     points: int = 0
-    """How many points were asked, of those that a further prediction is given."""
+    """How many points this answer knows; further ones are new to the next prediction."""
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -115,7 +115,7 @@ class Predictor:
         self.encoder_calls = 0
 
     def embed(self, picture: np.ndarray, view: View | None = None) -> tuple[Embedding, InputGeometry]:
-        """Embedding of a picture or of a view of it, from the cache where it is there."""
+        """Embedding of a picture or of a view of it, from the cache if possible."""
         cropped = (view or View.whole(picture.shape)).crop(picture)
 
         def compute() -> Embedding:
@@ -133,13 +133,18 @@ class Predictor:
         previous: Prediction | None = None,
         view: View | None = None,
     ) -> Prediction:
-        """Masks for all prompts of one picture.
+        """Predict a mask from all prompts of one picture.
 
-        `multimask` gives three candidates; by default it does so for one positive point alone, which is
-        ambiguous. A model that ranks all its candidates gives one that joins them, or those that are alike, followed by
-        the four. `previous` feeds an earlier answer back as a mask prompt, and keeps its view while that fits. `view`
-        is then all that a zooming model looks at. Raises UserError without any prompt, and for a model whose head takes
-        none.
+        Args:
+            picture: uint8 (H, W) or (H, W, 3).
+            prompts: points, box and mask in its pixels.
+            multimask: whether to give three candidates; by default only for one positive point, which is ambiguous.
+                A model that ranks all its candidates ignores that by default: it gives their mean, then all four.
+            previous: an earlier answer, used as a mask prompt; its view is kept while it fits.
+            view: the only view a zooming model looks at; by default it chooses its views.
+
+        Raises:
+            UserError: without any prompt, or for a model that takes no prompts.
         """
         if "promptable" not in self.engine.spec.heads:
             raise UserError(
@@ -164,15 +169,16 @@ class Predictor:
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
 
     def taken(self, picture: np.ndarray, mask: np.ndarray, points: int) -> Prediction:
-        """A mask (H, W) that is not empty, as if it had been answered to so many points: a `previous` one."""
+        """A mask (H, W), not empty, in the form of an answer to so many points, for use as `previous`."""
         view = self._zoomed(picture, bounding_box(mask))
         low_res = geometry((view.rows, view.columns), self.engine.spec).mask_to_low_res(view.crop(mask))
         return Prediction(np.ones(1, np.float32), low_res, view, lambda _: mask[None], points=points)
 
     def predict_classes(self, picture: np.ndarray) -> np.ndarray:
-        """Class of every pixel, uint8 (H, W), by the automatic head: 0 is background. No prompt is needed.
+        """Class of every pixel by the automatic head, without prompts: uint8 (H, W), 0 is background.
 
-        Raises UserError for a model without such a head.
+        Raises:
+            UserError: for a model without such a head.
         """
         if "automatic" not in self.engine.spec.heads:
             raise UserError(
@@ -200,7 +206,7 @@ class Predictor:
     def _decoding(
         self, picture: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask_input: np.ndarray | None, view: View
     ) -> Callable[[], Decoded]:
-        """`decode`, embedded already and ready to run."""
+        """Embed now, and return what runs the decoder."""
         embedding, place = self.embed(picture, view)
         coords = _to_input(view.to_view(coords), labels, place)
         size = self.engine.spec.low_res_size
@@ -222,25 +228,27 @@ class Predictor:
     def _decode_views(
         self, picture: np.ndarray, prompts: PlanePrompts, views: list[View], previous: Prediction | None = None
     ) -> list[Decoded]:
-        """What each view says to the prompts; at the same time, where that takes less."""
-        ready = [self._decoding(picture, *self._told(picture, prompts, view, previous), view) for view in views]
+        """Decode the prompts in each view, in parallel where that is faster."""
+        ready = [
+            self._decoding(picture, *self._decoder_inputs(picture, prompts, view, previous), view) for view in views
+        ]
         if len(ready) == 1 or not decodes_at_once(self.engine):
             return [run() for run in ready]
         with ThreadPoolExecutor(len(ready)) as pool:
             return list(pool.map(lambda run: run(), ready))
 
-    def _told(
+    def _decoder_inputs(
         self, picture: np.ndarray, prompts: PlanePrompts, view: View, previous: Prediction | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Coordinates, labels and logits that stand for the prompts and the `previous` answer in a view."""
+        """Coordinates, labels and logits for the decoder, from the prompts and the `previous` answer in a view."""
         coords = np.asarray(prompts.points, np.float32).reshape(-1, 2)
-        # What a view does not show needs no point that excludes it, and places beyond the input are never practised.
-        told = view.shows(coords) | (prompts.labels == 1)
-        coords, labels = coords[told], np.asarray(prompts.labels, np.float32)[told]
+        # A view needs no negative points outside it, and training never has any outside the input.
+        used = view.shows(coords) | (prompts.labels == 1)
+        coords, labels = coords[used], np.asarray(prompts.labels, np.float32)[used]
         if prompts.box is not None:
             coords = np.concatenate([coords, np.asarray(prompts.box, np.float32).reshape(2, 2)])
             labels = np.concatenate([labels, np.float32([2, 3])])
-        else:  # segment-anything pads when there is no box; the decoder was trained that way
+        else:  # segment-anything adds a padding point when there is no box, and decoders are trained that way
             coords = np.concatenate([coords, np.zeros((1, 2), np.float32)])
             labels = np.concatenate([labels, np.float32([-1])])
         mask_input = None
@@ -260,7 +268,7 @@ class Predictor:
         return Prediction(decoded.scores[0, tokens], decoded.low_res[0, tokens], decoded.view, to_masks, chosen)
 
     def _joined(self, decoded: list[Decoded], shape: tuple[int, ...], prompts: PlanePrompts) -> Prediction:
-        """The candidates joined, averaged over the views, and after that each candidate of the first view."""
+        """The joined candidates, averaged over the views, followed by each candidate of the first view."""
         first, *others = decoded
         answers, scores = zip(*(joined(one.low_res[0], one.scores[0]) for one in decoded), strict=True)
         own = np.clip(answers[0], -_SURE, _SURE)
@@ -277,11 +285,11 @@ class Predictor:
         )
 
     def _corrected(self, answer: Prediction, prompts: PlanePrompts, previous: Prediction | None) -> Prediction:
-        """The answer, changed around new clicks only, and in the clicked places as they say."""
+        """The answer, changed around new clicks only, and right at the clicked places."""
         place = geometry((answer.view.rows, answer.view.columns), self.engine.spec)
         points, logits = answer.view.to_view(prompts.points), answer.low_res
         clicks = place.to_low_res(points)
-        # A lone point does not say what is meant: the next one may change everything.
+        # A lone point is ambiguous: the next one may change everything.
         if previous is not None and previous.reading is None:
             before = self._moved(previous.low_res, previous.view, answer.view, -_SURE)
             logits = changed_near(before, logits, clicks[previous.points :])
@@ -293,7 +301,7 @@ class Predictor:
         )
 
     def _moved(self, low_res: np.ndarray, view: View, other: View, unseen: np.ndarray | float) -> np.ndarray:
-        """Logits (h, w) over `view` to those over the `other` one, whose pixels are `unseen` where `view` ends."""
+        """Resample logits (h, w) over `view` to the `other` view, whose pixels beyond `view` are `unseen`."""
         if view == other:
             return low_res
         here, there = (geometry((one.rows, one.columns), self.engine.spec) for one in (view, other))
@@ -301,7 +309,7 @@ class Predictor:
         return there.picture_to_low_res(view.shown_in(other, pixels, unseen), -_SURE)
 
     def _choose_view(self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | None) -> View:
-        """Where to look. Prompts decide, in the order in which they came, so that a replay looks the same way."""
+        """Choose the view from the prompts, in the order in which they came, so that a replay has the same views."""
         if not self.engine.spec.zoom:
             return View.whole(picture.shape)
         asked = box_around_prompts(prompts)
@@ -319,8 +327,9 @@ class Predictor:
         return self._zoomed(picture, asked)
 
     def _kept_view(self, picture: np.ndarray, asked: np.ndarray | None, previous: Prediction) -> View:
-        """The view of the `previous` answer, unless it does not hold what is `asked` for (x0, y0, x1, y1), or turned
-        out to be much too wide for that and the answer."""
+        """The view of the `previous` answer, unless it does not hold the box `asked` (x0, y0, x1, y1) or is much too
+        wide
+        for that and the answer."""
         kept, answer = previous.view, bounding_box(previous.mask)
         filled = [box for box in (asked, answer) if box is not None]
         if not filled:
@@ -335,21 +344,21 @@ class Predictor:
         return view_of_box(picture.shape, box, spec.input_size) if spec.zoom else View.whole(picture.shape)
 
     def _views_around(self, shape: tuple[int, ...], view: View, prompts: PlanePrompts) -> list[View]:
-        """All that a zooming model looks at for prompts that say what is meant."""
+        """The views of a zooming model for prompts that define the object's size."""
         if not self.engine.spec.zoom:
             return [view]
         corners = [prompts.points.reshape(-1, 2), np.reshape([] if prompts.box is None else prompts.box, (-1, 2))]
         return views_around(shape, view, np.concatenate(corners))
 
     def _views_of_point(self, shape: tuple[int, ...], point: np.ndarray) -> list[View]:
-        """Where to look for the object under one point, whose size is unknown."""
+        """The views for one point, whose object may have any size."""
         if not self.engine.spec.zoom:
             return [View.whole(shape)]
         return views_of_point(shape, point, self.engine.spec.input_size)
 
     def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> Prediction:
-        """The most convincing reading of a lone point, good by itself and like what else is found, here and in other
-        views, averaged with those that are like it; after that the candidates of its view."""
+        """The best reading of a lone point: good by itself and in agreement with others, of all views, averaged with
+        those that agree; followed by the candidates of its view."""
         decoded = self._decode_views(picture, prompts, views)
         logits = [one.logits(0, slice(0, 4)) for one in decoded]
         trust = [
@@ -391,16 +400,16 @@ def _to_masks(
     masks = view.paste(place.logits_to_picture(low_res) > least, shape, False)
     if not one_piece:
         return masks
-    # What lies apart is another object of the same looks, unless the user points at it.
+    # Separate pieces are other objects that look alike, unless the user points at them.
     marked = _marked(prompts, shape)
     return np.stack([pieces_asked_for(mask, marked, largest=prompts.box is not None) for mask in masks])
 
 
 def _to_input(coords: np.ndarray, labels: np.ndarray, place: InputGeometry) -> np.ndarray:
-    """Prompts of a view, in its pixels, to the model's input.
+    """Convert prompts from a view's pixels to the model's input.
 
-    A box names its outermost pixels. Where the model counts pixel centres, an enlarged pixel is several input
-    pixels, and the box must name the outermost of those.
+    A box is given by its outermost pixels. For a model with pixel centres at integers, an enlarged pixel is several
+    input pixels, and the box must reach the outermost of those.
     """
     inputs = place.to_input(coords)
     if place.coordinates == "centred":
@@ -416,7 +425,7 @@ def _union(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _beyond_box(prompts: PlanePrompts, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels (rows, columns) outside the box, if there is one and no positive point outside says that it is not all."""
+    """Pixels (rows, columns) outside the box; none without a box, or when a positive point lies outside it."""
     beyond = np.zeros(shape, bool)
     if prompts.box is None:
         return beyond
@@ -432,7 +441,7 @@ def _beyond_box(prompts: PlanePrompts, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _marked(prompts: PlanePrompts, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels (rows, columns) that prompts name as the object's: positive points and the mask."""
+    """Pixels (rows, columns) of positive points and of the mask prompt."""
     marked = np.zeros(shape, bool) if prompts.mask is None else np.array(prompts.mask, bool)
     columns, rows = np.rint(prompts.points[prompts.labels == 1].reshape(-1, 2)).astype(int).T
     marked[rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1)] = True

@@ -1,4 +1,4 @@
-"""How far a long computation is, and whether it was asked to stop."""
+"""Progress of a long computation, and how it is asked to stop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Cancelled = Callable[[], bool]
-"""Asked before every slice; true ends the computation. `threading.Event().is_set` is one."""
+"""Called before every slice; true ends the computation. `threading.Event().is_set` is one."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Meter:
         self._start = clock()
 
     def step(self) -> None:
-        """One step was worked."""
+        """Count one step that was computed."""
         self._worked += 1
         self._advance(1)
 
     def skip(self, count: int) -> None:
-        """`count` steps turned out not to be needed; they tell nothing about the pace."""
+        """Count steps that were not needed; they do not enter the pace."""
         if count > 0:
             self._advance(count)
 

@@ -1,14 +1,14 @@
-"""A segment carried through the volume, slice by slice, from one or several slices that have a mask.
+"""Propagates a segment through the volume, slice by slice, from one or several slices that have a mask.
 
-The protocol is MedicoSAM's 3-D evaluation (Archit et al. 2025, arXiv 2501.11734): prompts for the next slice are
-derived from the mask of the previous one, and a direction ends when the new mask has too little in common with
-it. Beyond that, each connected piece of a mask is carried on its own, so that two kidneys in one segment are two
-boxes and not one around both. A piece also ends where its area collapses or explodes, where the model doubts the
-mask, and where the mask covers something that looks different from the prompted slice: a mask prompt keeps its
-shape alive long after the structure has ended, and neither IoU nor predicted IoU notices.
+The protocol is that of MedicoSAM's 3-D evaluation (Archit et al. 2025, arXiv 2501.11734): the mask of a slice gives the
+prompts of the next one, and a direction ends when the new mask overlaps the previous one too little. In addition, each
+connected piece of a mask is propagated on its own, so that two kidneys in one segment are two boxes rather than one
+around both. A piece also ends where its area changes too much, where the model's score is low, and where the mask
+covers grey values unlike those of the prompted slice: a mask prompt repeats its shape long after the structure has
+ended, which neither IoU nor predicted IoU reveals.
 
-Slices that were not taken but interpolated on reading (`Volume.interpolated`) never end anything: what the model does
-not find there gets the shape between the masks on either side, once the structure goes on behind.
+Slices that were interpolated when the volume was read (`Volume.interpolated`) never end a direction: where the model
+does not find the structure on them, they get the shape between the masks on either side.
 
 Between two prompted slices the masks grow from both ends towards the middle; the slice where they meet is prompted
 with the union of its two neighbours. Beyond the outermost prompted slices, `direction` decides.
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
 
 SMALLEST_PIECE = 0.1
-"""Pieces of a mask below this fraction of its largest piece are not carried on."""
+"""Pieces of a mask below this fraction of its largest piece are not propagated."""
 SMALLEST_SPREAD = 12.0
-"""Grey values (of 255) of a structure are taken to vary by this much at least: less is noise, or saturation."""
+"""Smallest standard deviation assumed for a structure's grey values (of 255): less is noise, or saturation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Seed:
 
 @dataclass(frozen=True, eq=False)
 class PropagatedSlice:
-    """A slice the mask was carried to."""
+    """A slice to which the mask was propagated."""
 
     plane: SlicePlane
     mask: np.ndarray
@@ -60,7 +60,7 @@ class PropagatedSlice:
     overlap: float
     """IoU with the mask it was derived from."""
     sources: tuple[str, ...]
-    """Keys of the prompted planes it comes from."""
+    """Keys of the prompted planes from which it comes."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,12 @@ class PropagationEnd:
 
 
 def derive_prompts(mask: np.ndarray, mode: str, box_margin: float) -> PlanePrompts:
-    """Prompts for the next slice from a connected, non-empty mask (rows, columns) of the previous one.
+    """Prompts for the next slice from the mask of the previous one.
 
-    `points` are up to three positives, the most interior ones.
+    Args:
+        mask: connected and not empty, bool (rows, columns).
+        mode: one of `settings.MODES`; points are up to three positive ones, the most interior.
+        box_margin: see `PropagationSettings`.
     """
     rows, columns = mask.shape
     x0, y0, x1, y1 = bounding_box(mask)
@@ -97,10 +100,23 @@ def propagate(
     progress: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[PropagatedSlice | PropagationEnd]:
-    """Carry the seeds' masks through the volume; slices arrive one by one, nearest to their seed first.
+    """Propagate masks through a volume, slice by slice.
 
-    Seeds lie on parallel slices. A prompted slice itself is never returned. Raises UserError when a seed's mask
-    is empty, when seeds do not belong to one stack of slices, or when `fill` has fewer than two of them.
+    Args:
+        predictor: the model that segments each slice.
+        volume: the volume.
+        window: how its grey values become pictures.
+        seeds: slices with a known mask; they are parallel.
+        settings: where to propagate, and when to stop.
+        progress: called after each slice.
+        cancelled: asked before each slice.
+
+    Yields:
+        The masks, those nearest to their seed first, without the seeds' own; and why a direction ended early.
+
+    Raises:
+        UserError: when a seed's mask is empty, the seeds do not belong to one stack of slices, or `fill` has fewer
+            than two.
     """
     settings = settings or PropagationSettings()
     plan = _make_plan(volume, seeds, settings)
@@ -110,14 +126,14 @@ def propagate(
 def planned_planes(
     volume: Volume, seeds: Sequence[Seed], settings: PropagationSettings | None = None
 ) -> list[SlicePlane]:
-    """The slices `propagate` may return, when nothing ends early; raises UserError as it does."""
+    """The slices that `propagate` returns when no direction ends early; raises UserError as it does."""
     plan = _make_plan(volume, seeds, settings or PropagationSettings())
     return [plan.stack.plane(index) for index in plan.indices]
 
 
 @dataclass(frozen=True, eq=False)
 class _Front:
-    """A mask that has been carried to slice `index`, what it looked like at first, the best score on its way."""
+    """A mask on slice `index`, the grey values where it started, and the best score on its way."""
 
     index: int
     mask: np.ndarray
@@ -132,7 +148,7 @@ class _Front:
 
 @dataclass(frozen=True, eq=False)
 class _Refused:
-    """On which slice a mask was not carried on, and why."""
+    """The slice to which a mask was not propagated, and why."""
 
     index: int
     reason: str
@@ -140,7 +156,7 @@ class _Refused:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Where the masks start, and which slices of the range are to be reached."""
+    """Where the masks start, and which slices they should reach."""
 
     stack: Stack
     starts: list[_Front]
@@ -149,7 +165,7 @@ class _Plan:
     first: int
     last: int
     interpolated: frozenset[int]
-    """Slices of the stack that were not taken."""
+    """Slices of the stack that were interpolated when the volume was read."""
 
     def where(self, index: int) -> str:
         return str(self.stack.plane(index))
@@ -193,13 +209,13 @@ def _make_plan(volume: Volume, seeds: Sequence[Seed], settings: PropagationSetti
 
 
 def _interpolated(volume: Volume, plane: SlicePlane) -> frozenset[int]:
-    """Indices of a plane's parallel slices that were not taken: none unless they are the volume's own slices."""
+    """Indices of a plane's parallel slices that were interpolated on reading: only the volume's own slices can be."""
     is_own = plane.index is not None and view_axes(volume, plane.orientation)[2] == 2
     return volume.interpolated if is_own else frozenset()
 
 
 class _Run:
-    """One propagation: what stays the same from slice to slice."""
+    """One propagation, with what does not change from slice to slice."""
 
     def __init__(self, predictor, volume, window, settings, plan, cancelled, meter) -> None:
         self.predictor, self.volume, self.window = predictor, volume, window
@@ -236,7 +252,7 @@ class _Run:
                     yield result
 
     def _between(self, lower: _Front, upper: _Front) -> Iterator[PropagatedSlice | PropagationEnd]:
-        """Close the gap between two known slices from both ends."""
+        """Fill the gap between two known slices from both ends."""
         ends = (lower.index, upper.index)
         wanted = self.plan.between(*ends)
         fronts = {1: lower, -1: upper}
@@ -250,7 +266,7 @@ class _Run:
             index = front.index + step
             carried = front
             if index + step == other.index and len(alive) == 2:
-                # The last slice of the gap hears both sides, unless they contradict each other.
+                # The last slice of the gap is prompted from both sides, unless they contradict each other.
                 if overlap(front.mask, other.mask) < self.settings.min_overlap:
                     both = " and ".join(map(self.plan.where, ends))
                     yield PropagationEnd(
@@ -283,8 +299,9 @@ class _Run:
     def _advance(
         self, front: _Front, step: int, last: int, beyond: _Front | None = None
     ) -> list[PropagatedSlice] | _Refused:
-        """The masks on the next slice; where it was not taken and shows nothing, also on those up to the next one that
-        does, `last` at most. `beyond` is what is known behind that one."""
+        """The mask on the next slice. Where that slice is interpolated and the structure not found, also the masks up
+        to
+        the next slice where it is, `last` at most; `beyond` is the known mask behind that."""
         skipped: list[int] = []
         for index in range(front.index + step, last + step, step):
             result = self._carry(front, index)
@@ -300,7 +317,7 @@ class _Run:
     def _bridge(
         self, front: _Front, skipped: list[int], end: int, mask: np.ndarray, score: float
     ) -> list[PropagatedSlice]:
-        """Shapes between a front's mask and the one on slice `end`, on the slices between."""
+        """Interpolate shapes between a front's mask and the one on slice `end`, for the slices between."""
         found = []
         for index in skipped:
             shape = interpolate(front.mask, mask, (index - front.index) / (end - front.index))
@@ -310,7 +327,7 @@ class _Run:
         return found
 
     def _carry(self, front: _Front, index: int) -> PropagatedSlice | _Refused:
-        """The mask on slice `index`, from a neighbouring slice's mask."""
+        """The mask on slice `index`, prompted by a neighbouring slice's mask."""
         plane = self.plan.stack.plane(index)
         shown = picture(self.volume, plane, self.window)
         carried = np.zeros(front.mask.shape, dtype=bool)
@@ -335,9 +352,9 @@ class _Run:
         spec = self.predictor.engine.spec
         mode = settings.mode or ("points+mask" if spec.zoom else "mask+box")
         prompts = derive_prompts(piece, mode, settings.box_margin)
-        # The previous mask says where to look, even where the prompts alone (points) would not.
+        # The previous mask defines the view; points alone would not.
         view = view_of_box(shown.shape, bounding_box(piece), spec.input_size) if spec.zoom else None
-        # Points alone are ambiguous; the previous mask tells which of the model's readings is meant.
+        # Points alone are ambiguous; the previous mask tells which of the model's candidates is meant.
         points_alone = mode == "points"
         prediction = self.predictor.predict(shown, prompts, multimask=True if points_alone else None, view=view)
         merits = np.array([overlap(candidate, piece) for candidate in prediction.masks])
@@ -348,8 +365,8 @@ class _Run:
     def _doubt(
         self, before: np.ndarray, after: np.ndarray, score: float, front: _Front, shown: np.ndarray | None
     ) -> str | None:
-        """Why `after`, which continues the piece `before`, should not be believed, or None; without the grey values
-        `shown` there, where they are interpolated, by its shape alone."""
+        """Why the mask `after`, which continues the piece `before`, is doubtful, or None. On an interpolated slice,
+        without grey values `shown`, only its shape counts."""
         old, new = np.count_nonzero(before), np.count_nonzero(after)
         if new == 0:
             return "the structure is not found there"

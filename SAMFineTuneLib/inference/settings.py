@@ -1,4 +1,4 @@
-"""What a caller may choose about propagation and everything mode. Needs no model, so that a client can fill it in."""
+"""Settings of propagation and everything mode. They need no model, so that a client can make them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ KEEP = ("largest", "touching", "all")
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """How a mask is carried on and when it ends."""
+    """How a mask is propagated, and where it ends."""
 
     mode: str | None = None
-    """What the next slice is prompted with: one of MODES; None is points+mask for a model that zooms, which the bundled
-    one was measured with, and mask+box for others."""
+    """How the next slice is prompted: one of MODES. None is points+mask for a model that zooms (the bundled model was
+    measured with it), and mask+box for others."""
     direction: str = "both"
-    """One of DIRECTIONS. Up is towards superior, anterior or the patient's right; fill only closes gaps."""
+    """One of DIRECTIONS. Up is towards superior, anterior or the patient's right; fill only closes gaps between
+    masks."""
     first: int | None = None
     """Lowest slice index that may be written; None is the volume's first."""
     last: int | None = None
@@ -67,7 +68,7 @@ class EverythingSettings:
     min_stability: float = 0.8
     """Smallest IoU of the masks at the thresholds + and - `stability_offset`."""
     stability_offset: float = 0.1
-    """In units of the median absolute logit, which makes it about Segment Anything's 1.0 for its own models."""
+    """In units of the median absolute logit; for Segment Anything's own models this is about its 1.0."""
     max_box_overlap: float = 0.7
     """Of two masks whose boxes overlap more (IoU), the one with the lower score is dropped."""
     min_area: int = 20
@@ -77,7 +78,7 @@ class EverythingSettings:
     min_link: float = 0.5
     """Smallest IoU of two masks of one object in neighbouring slices."""
     max_gap: int = 1
-    """So many slices may lack the object between two that show it; they are interpolated."""
+    """So many slices without the object are interpolated between two that show it."""
     min_slices: int = 2
     """An object in fewer slices is dropped."""
 

@@ -1,4 +1,4 @@
-"""Parallel slices through a volume that share one pixel grid, so that masks can be compared across them."""
+"""Parallel slices of a volume on one pixel grid, so that masks can be compared from slice to slice."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class Stack:
     count: int
     plane: Callable[[int], SlicePlane]
     place: Callable[[SlicePlane, np.ndarray], tuple[int, np.ndarray]]
-    """A plane with its mask -> its index and the mask on the stack's grid; UserError when it is no such slice."""
+    """A plane with its mask → its index and the mask on the stack's grid; UserError when it is not one of the
+    slices."""
 
     @property
     def up_is_increasing(self) -> bool:
-        """Whether the index grows towards superior, anterior or right, whichever the slices are stacked along."""
+        """Whether the index grows towards superior, anterior or right, whichever axis the slices follow."""
         if self.count < 2:
             return True
         towards = self.plane(1).origin - self.plane(0).origin
@@ -30,7 +31,7 @@ class Stack:
 
 
 def stack_through(volume: Volume, plane: SlicePlane) -> Stack:
-    """The stack a plane belongs to: the volume's own slices, or parallel oblique ones a slice thickness apart."""
+    """The stack of a plane: the volume's own slices, or parallel oblique ones that are a slice thickness apart."""
     return _aligned(volume, plane.orientation) if plane.index is not None else _oblique(volume, plane)
 
 
@@ -49,7 +50,8 @@ def _aligned(volume: Volume, orientation: str) -> Stack:
 
 
 def _oblique(volume: Volume, plane: SlicePlane) -> Stack:
-    """Other parallel slices cut the volume elsewhere, so the stack's grid is the seed's, extended to hold it all."""
+    """Parallel planes cut the volume in different places, so the stack's grid is `plane`'s, extended over the
+    volume."""
     last = np.array(volume.shape[::-1]) - 1
     corners = volume.ijk_to_ras(np.array(np.meshgrid(*([0, end] for end in last))).reshape(3, -1).T)
     steps = plane.distance(corners) / plane.thickness

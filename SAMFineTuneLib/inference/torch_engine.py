@@ -1,4 +1,4 @@
-"""Any checkpoint in PyTorch: CUDA (bf16 encoder), Apple's MPS, or the CPU."""
+"""Runs any checkpoint in PyTorch: on CUDA (encoder in bf16), Apple's MPS, or the CPU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from SAMFineTuneLib.models.spec import ModelFolder
 class TorchEngine(RuntimeEngine):
     """See `engine.Engine`. The decoder always runs in fp32; `precision` is that of the encoder.
 
-    On `auto` the encoder runs in bf16 on a CUDA GPU that has it and in fp32 elsewhere: on a CPU bf16 is faster
-    for large models but changes masks slightly, so it waits to be asked for.
+    With `auto` the encoder runs in bf16 on a CUDA GPU that supports it, and in fp32 elsewhere: on a CPU bf16 is faster
+    for large models but changes masks slightly, so it must be asked for.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class TorchEngine(RuntimeEngine):
         weights = model.file("weights")
         self._torch = require(f"The model {model.spec.id!r}, of a checkpoint,", "torch")
         if threads is not None:
-            self._torch.set_num_threads(threads)  # of the whole process: PyTorch has no other
+            self._torch.set_num_threads(threads)  # for the whole process: PyTorch has no finer setting
         self.spec = tuned_spec(model.spec, adapter) if adapter is not None else model.spec
         self._adapter = adapter
         self._weights = self.spec.sha256.get(weights.name) or sha256_of(weights)
@@ -79,7 +79,7 @@ class TorchEngine(RuntimeEngine):
         return {name: self._tensor(array) for name, array in embedding.items()}
 
     def _tensor(self, array: np.ndarray) -> Any:
-        if not array.flags.writeable:  # cached embeddings are read-only, which torch warns about
+        if not array.flags.writeable:  # cached embeddings are read-only, and PyTorch warns about that
             array = array.copy()
         return self._torch.from_numpy(np.ascontiguousarray(array))
 
