@@ -1,4 +1,4 @@
-"""Starting programs of this library as child processes: the worker of a panel, and trainings."""
+"""Programs of this library as child processes: a panel's worker, and trainings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ _DYING = 0.2  # seconds within which the system removes a process that was kille
 
 
 class ChildProcess:
-    """Starts one process after another with a pipe as its standard input. Nothing here waits for long."""
+    """A process with a pipe as its standard input, and after its end perhaps another one."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        """Start a process in the folder of `log`, into which it prints. Raises OSError."""
+        """Start a process.
+
+        Args:
+            command: program and arguments.
+            environment: all its environment variables.
+            log: file that it prints into, and in whose folder it works.
+
+        Raises:
+            OSError: when it cannot be started.
+        """
         with open(log, "wb") as output:
             self.process = subprocess.Popen(
                 list(command),
@@ -31,17 +40,17 @@ class ChildProcess:
             )
 
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
     def close(self) -> None:
-        """Close its standard input: it ends by itself."""
+        """Close the process's standard input, which tells it to end."""
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the process at once."""
         if self.alive():
             self.process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # leaves no zombie

@@ -1,6 +1,7 @@
-"""How a client reaches a server: a protocol, and the ways that need no process of their own.
+"""How a client reaches a server: what every connection offers, and the connection to a server on another computer.
 
-Nothing here waits: `ready` and `receive` look, do what can be done at once, and return.
+Nothing here waits: `ready` and `receive` do what can be done at once, and return. `worker` has the connection to a
+worker that the client itself starts.
 """
 
 from __future__ import annotations
@@ -15,43 +16,50 @@ from SAMFineTuneLib.service.protocol import Buffer, Response
 
 
 class Broken(Exception):
-    """The exchange under way came to nothing; another try may do better. The text is a sentence."""
+    """The request failed; another try may succeed. The text is a sentence."""
 
 
 class Unusable(UserError):
-    """Trying again is of no use until somebody changes something; a sentence says what."""
+    """The request failed, and trying again does not help until the user changes what the sentence says."""
 
 
 class Connection(Protocol):
-    """One way to one server."""
+    """A connection to one server."""
 
     is_local: bool
-    """Whether the server is this client's own, which may be restarted."""
+    """Whether the client started the server itself, and may restart it."""
     waiting: str
-    """What is waited for before `ready`, as a sentence."""
+    """What the client waits for until it is `ready`, as a sentence."""
 
     def ready(self) -> bool:
-        """Whether a request can be sent; does what leads there. Raises Unusable."""
+        """Whether a request can be sent; takes the next step towards that. Raises Unusable."""
         ...
 
     def send(self, path: str, body: Sequence[Buffer]) -> None:
-        """Begin a request; there is one at a time."""
+        """Begin a request. There is one at a time."""
         ...
 
     def receive(self, wait: float) -> Response | None:
-        """Go on with it, waiting for the network at most `wait` seconds. Raises Broken or Unusable."""
+        """Advance the request, waiting for the network at most `wait` seconds.
+
+        Returns:
+            The answer once it is complete, None before.
+
+        Raises:
+            Broken, Unusable: when the request failed.
+        """
         ...
 
     def drop(self, unresponsive: bool = False) -> None:
-        """Give up the request and the line it is on; `ready` finds a new one."""
+        """Drop the request and close the connection it uses; `ready` opens a new one."""
         ...
 
     def retry(self) -> None:
-        """Somebody changed something: be as willing as at first."""
+        """Forget earlier failures, because the user changed something."""
         ...
 
     def close(self) -> None:
-        """End it; a server that belongs to this client ends too."""
+        """Close the connection, and end a server that the client started."""
         ...
 
 
@@ -60,10 +68,18 @@ _PATIENCE = 120.0  # seconds for which a server that answered before is tried ag
 
 
 class RemoteServer:
-    """A server that somebody else runs, by its address (`https://gpu.hospital:8443`, `10.0.0.5:8443`) and token.
+    """The connection to a server that runs independently of this client.
 
-    `ca_file` is the certificate that vouches for it, where the computer's own list does not. Proxy variables of the
-    environment are not used: a server that holds patients' images is reached directly.
+    It does not use the proxy variables of the environment: images of patients go to the server directly.
+
+    Args:
+        address: such as `https://gpu.hospital:8443` or `10.0.0.5:8443`.
+        token: the server's token.
+        ca_file: certificate (PEM) to trust besides those that the computer knows.
+        clock: seconds, never going back.
+
+    Raises:
+        UserError: for an address that cannot be used.
     """
 
     is_local = False
@@ -84,7 +100,7 @@ class RemoteServer:
 
     @property
     def encrypted(self) -> bool:
-        """Whether nobody on the way can read along."""
+        """Whether nobody in the network can read what is sent."""
         return self.address.tls or self.address.is_loopback
 
     def retry(self) -> None:

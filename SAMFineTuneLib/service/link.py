@@ -1,7 +1,10 @@
-"""One keep-alive HTTP/1.1 connection that never blocks: one request at a time, moved on by `step`.
+"""Server addresses, and a keep-alive HTTP/1.1 connection that never blocks: one request at a time, advanced by `step`.
 
-Whatever goes wrong is a LinkError, an OSError whose text is a sentence. A host's name is looked up once, in a thread
-that ends with the answer: nothing else can be kept from waiting for it.
+Every failure is a LinkError, an OSError whose text is a sentence for the user. A host name is looked up once, in a
+thread of its own, because the system offers no lookup that does not block.
+
+Written on the standard library's sockets rather than on an HTTP library: Slicer's Python stays as it is installed, and
+its threads starve while Slicer idles, so that the panel's timer must advance a request in short steps.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from SAMFineTuneLib.service.protocol import MARK, Buffer, Response
 
 _CONNECT_SECONDS = 8.0
 _SILENCE_SECONDS = 30.0  # without a byte in either direction while a request is under way
-_LONGEST_STEP = 0.015  # seconds of sending and receiving without a look at the clock of the caller
+_LONGEST_STEP = 0.015  # seconds of sending and receiving in one call of `step`
 _PIECE = 256 << 10
 _LARGEST_HEAD = 64 << 10
 _LARGEST_BODY = 512 << 20
@@ -33,7 +36,7 @@ _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 @dataclass(frozen=True)
 class Address:
-    """Host (a name or a number), port, whether TLS is spoken, and a path before the server's own."""
+    """Host (a name or an IP address), port, whether the server uses TLS, and a path that precedes the server's own."""
 
     host: str
     port: int
@@ -45,12 +48,12 @@ class Address:
 
     @property
     def host_in_url(self) -> str:
-        """The host as it is written in addresses and in the Host header."""
+        """The host as URLs and the Host header write it: IPv6 addresses in brackets."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
     @property
     def is_number(self) -> bool:
-        """Whether the host needs not be looked up."""
+        """Whether the host is an IP address, which needs no lookup."""
         try:
             ipaddress.ip_address(self.host)
         except ValueError:
@@ -64,9 +67,10 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """An address as people write it; without http:// or https:// it is https, except on this computer.
+    """Parse an address as people write it; without http:// or https:// it means https, except on this computer.
 
-    UserError for what is none.
+    Raises:
+        UserError: for text that is not an address, or that contains a user name, password or query.
     """
     example = "give it as https://gpu.example.org:8443"
     text = text.strip()
@@ -74,18 +78,23 @@ def parse_address(text: str) -> Address:
         parts = urlsplit(text if "://" in text else f"//{text}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise UserError(f"“{text[:100]}” is no server address: {example}.") from None
+        raise UserError(f"“{text[:100]}” is not a server address: {example}.") from None
     if not host or parts.scheme not in ("", "http", "https") or any(c.isspace() for c in text):
-        raise UserError(f"“{text[:100]}” is no server address: {example}.")
+        raise UserError(f"“{text[:100]}” is not a server address: {example}.")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(f"A server address holds no name, password or question: {example}.")
+        raise UserError(f"A server address must not contain a user name, password or query: {example}.")
     tls = parts.scheme == "https" if parts.scheme else not Address(host, 0).is_loopback
     return Address(host, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
 
 class LinkError(OSError):
-    """Why an exchange failed, as a sentence. `permanent` when trying again is of no use, `silence` when the other end
-    has said nothing for too long."""
+    """Why a request failed, as a sentence.
+
+    Args:
+        sentence: what went wrong and what to do.
+        permanent: trying again does not help.
+        silence: the server has sent nothing for too long.
+    """
 
     def __init__(self, sentence: str, permanent: bool = False, silence: bool = False) -> None:
         super().__init__(sentence)
@@ -93,7 +102,14 @@ class LinkError(OSError):
 
 
 class HttpLink:
-    """A line to one address. `send`, then `step` until it returns the answer."""
+    """A connection to one address: `send` a request, then `step` until it returns the answer.
+
+    Args:
+        address: where the server is.
+        token: sent with every request.
+        ca_file: certificate (PEM) to trust besides those that the computer knows.
+        clock: seconds, never going back.
+    """
 
     def __init__(
         self,
@@ -117,16 +133,23 @@ class HttpLink:
         self._reader: _Reader | None = None
         self._moved = 0.0
 
-    # ---- for the owner
+    # ---- for the caller
 
     def send(self, path: str, body: Sequence[Buffer]) -> None:
-        """Begin a POST; nothing is sent before `step`."""
+        """Begin a POST of `body`, given in pieces. `step` sends it."""
         self._request = (path, body)
         self._moved = self._clock()
         self._prepare()
 
     def step(self, wait: float = 0.0) -> Response | None:
-        """Move the request on; returns the answer when it is whole. Waits at most `wait` seconds for the network."""
+        """Advance the request, waiting at most `wait` seconds for the network.
+
+        Returns:
+            The answer once it is complete, None before.
+
+        Raises:
+            LinkError: when the request failed.
+        """
         end = self._clock() + _LONGEST_STEP
         while self._clock() < end:
             if self._advance():
@@ -144,14 +167,14 @@ class HttpLink:
         return None
 
     def close(self) -> None:
-        """Forget the request and hang up."""
+        """Drop the request and close the connection."""
         if self._socket is not None:
             self._socket.close()
         self._socket, self._state, self._used = None, "closed", False
         self._request = self._reader = None
         self._outgoing = []
 
-    # ---- inside: each returns whether something moved
+    # ---- inside: each returns whether it made progress
 
     def _advance(self) -> bool:
         try:
@@ -167,7 +190,7 @@ class HttpLink:
             return False
 
     def _prepare(self) -> None:
-        """The request as bytes to be sent, from its beginning."""
+        """Turn the request into bytes, to be sent from the beginning."""
         path, body = self._request
         size = sum(len(memoryview(piece).cast("B")) for piece in body)
         head = (
@@ -182,7 +205,7 @@ class HttpLink:
         if not self._tries:
             self._lookup = self._lookup or _LookUp(self.address)
             if not self._lookup.done:
-                time.sleep(0.001)  # lets the thread run where Python has the processor only while a host calls it
+                time.sleep(0.001)  # lets the lookup's thread run: in Slicer, threads run only while Python is called
                 return False
             self._tries = list(self._lookup.places)
             if not self._tries:
@@ -223,7 +246,7 @@ class HttpLink:
         return True
 
     def _next_try(self, error: OSError) -> None:
-        """Another address of the same host, or the sentence about the last one."""
+        """Try the host's next IP address; raise LinkError when there is none left."""
         self._socket.close()
         self._state = "closed"
         self._moved = self._clock()
@@ -237,7 +260,7 @@ class HttpLink:
         if _is(error, "ECONNREFUSED"):
             return f"No server runs at {where}; start it there, or check the port."
         if _is(error, "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN"):
-            return f"There is no way to {where} from here; check the network or VPN."
+            return f"The network does not reach {where}; check the network or VPN."
         return f"{where} cannot be reached ({error.strerror or error}); check the address and the network."
 
     def _context(self) -> ssl.SSLContext:
@@ -245,7 +268,7 @@ class HttpLink:
             try:
                 self._tls = ssl.create_default_context(cafile=self._ca_file or None)
             except (OSError, ssl.SSLError) as error:
-                reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
+                reason = "it contains no certificate" if isinstance(error, ssl.SSLError) else error.strerror
                 raise LinkError(f"The certificate file {self._ca_file} cannot be used ({reason}); choose the "
                                 "certificate (.pem) of the server.", permanent=True) from error  # fmt: skip
         return self._tls
@@ -262,7 +285,7 @@ class HttpLink:
             raise LinkError(f"{self.address} does not speak TLS as it should ({error.reason or error}); check the "
                             "port, or begin the address with http://.", permanent=True) from error  # fmt: skip
         except OSError as error:
-            raise LinkError(f"{self.address} hung up; check the address and the port.") from error
+            raise LinkError(f"{self.address} closed the connection; check the address and the port.") from error
         self._state = "open"
         return True
 
@@ -281,7 +304,7 @@ class HttpLink:
         except _AGAIN:
             pass
         except OSError as error:
-            self._outgoing = []  # it may have answered before it hung up: a refusal
+            self._outgoing = []  # the server may have refused the request before it closed the connection
             if not _ready(self._socket, read=True):
                 return self._hung_up(error)
         return moved
@@ -300,12 +323,12 @@ class HttpLink:
         try:
             self._reader.feed(data)
         except ValueError as error:
-            raise LinkError(f"What answers at {self.address} is no SAMFineTune server ({error}); check the address "
+            raise LinkError(f"The program at {self.address} is not a SAMFineTune server ({error}); check the address "
                             "and port.", permanent=True) from error  # fmt: skip
         return True
 
     def _hung_up(self, error: OSError | None) -> bool:
-        """An idle line that the server has closed is no failure: the request goes over a new one."""
+        """Send the request again over a new connection where an idle one was closed; else raise LinkError."""
         again = self._used and not self._reader.began
         request = self._request
         self.close()
@@ -317,8 +340,8 @@ class HttpLink:
 
     @property
     def _or_tls(self) -> str:
-        """More advice, where the other end may have waited for TLS."""
-        return "" if self.address.tls else ", or begin the address with https:// if the server speaks TLS"
+        """More advice where the server may expect TLS, which this address does not use."""
+        return "" if self.address.tls else ", or begin the address with https:// if the server uses TLS"
 
     def _check_silence(self) -> None:
         if self._clock() - self._moved > _SILENCE_SECONDS:
@@ -340,14 +363,14 @@ class HttpLink:
             raise LinkError(f"Something else than SAMFineTune answers at {self.address} (status {reader.status}), "
                             f"perhaps a proxy or another program; check the address and the port{self._or_tls}.",
                             permanent=reader.status not in (502, 503, 504))  # fmt: skip
-        if reader.headers.get("content-type", "").startswith("text/plain"):  # refused before the application saw it
+        if reader.headers.get("content-type", "").startswith("text/plain"):  # refused by its HTTP layer
             said = bytes(reader.body).decode("utf-8", "replace").strip()
             raise LinkError(f"{self.address} says: {said}", permanent=reader.status < 500)
         return Response(reader.status, [reader.body], reader.headers)
 
 
 class _LookUp:
-    """What a host's name means: `places` as socket.getaddrinfo gives them, empty when nothing, once it is `done`."""
+    """Looks up a host name. Once it is `done`, `places` holds what socket.getaddrinfo found, perhaps nothing."""
 
     def __init__(self, address: Address) -> None:
         self.places: list[tuple] = []
@@ -368,7 +391,7 @@ class _LookUp:
 
 
 class _Reader:
-    """Takes an answer apart as it comes. ValueError for what is none."""
+    """Parses an HTTP answer as it arrives; ValueError for anything else."""
 
     def __init__(self) -> None:
         self.began = self.done = False
@@ -396,7 +419,7 @@ class _Reader:
                 return
             rest = self._head[end + 4 :]
             self._read_head(bytes(self._head[: end + 4]))
-            if self.status < 200:  # 100 Continue and its like: the answer follows
+            if self.status < 200:  # such as 100 Continue: the answer follows
                 self._head = bytearray()
                 if rest:
                     self.feed(bytes(rest))
@@ -409,7 +432,7 @@ class _Reader:
         self._look()
 
     def end(self) -> bool:
-        """The other end hung up; whether that ends the answer."""
+        """The server closed the connection; returns whether the answer is complete."""
         if self._head is None and not self.done and self._length is None and not self._chunked:
             self.done = self.closes = True
         return self.done
@@ -462,10 +485,10 @@ class _Reader:
 
 
 def _ready(place: socket.socket, read: bool = False, write: bool = False, seconds: float = 0.0) -> bool:
-    """Whether a socket can be read or written, after waiting for that at most `seconds`."""
+    """Whether a socket can be read or written, waiting at most `seconds` for that."""
     if read and isinstance(place, ssl.SSLSocket) and place.pending():
         return True
-    if hasattr(select, "poll"):  # select() knows no file numbers above 1023
+    if hasattr(select, "poll"):  # select() cannot take file numbers above 1023
         poll = select.poll()
         poll.register(place, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
         return bool(poll.poll(seconds * 1000))
@@ -474,6 +497,6 @@ def _ready(place: socket.socket, read: bool = False, write: bool = False, second
 
 
 def _is(error: OSError, *names: str) -> bool:
-    """Whether an error has one of these codes, as POSIX or Windows number them."""
+    """Whether an error has one of these codes of POSIX or Windows."""
     known = [getattr(errno, prefix + name, None) for name in names for prefix in ("", "WSA")]
     return error.errno is not None and error.errno in known

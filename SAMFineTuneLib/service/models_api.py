@@ -1,6 +1,7 @@
-"""What a client may ask of the worker beside its session: models, adapters, the cache of embeddings.
+"""What a client may ask of a worker apart from its session: about models, adapters and the cache of embeddings.
 
-Models and adapters are named by id and looked up in the worker's own store; no path of a client is ever opened.
+Clients name models and adapters by id, and the worker looks them up in its own store; it never opens a path that a
+client sends.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.models.store import Store
 
 Report = Callable[[float, float | None, str], None]
-"""Fraction done, seconds left, a text."""
+"""Fraction done (0 to 1), seconds left, and a text for a progress bar."""
 
 
 class Cancelled(Exception):
@@ -24,7 +25,12 @@ class Cancelled(Exception):
 
 
 class Library:
-    """Answers questions about a store. Every method returns plain JSON values or raises UserError."""
+    """Answers questions about a store in plain JSON values; UserError for what cannot be done.
+
+    Args:
+        store: returns the store of models.
+        may_change: whether clients may add and remove models and clear the cache.
+    """
 
     def __init__(self, store: Callable[[], Store], may_change: bool = True) -> None:
         self._store = store
@@ -108,7 +114,13 @@ class Library:
         return {}
 
     def download(self, model: str, report: Report, cancelled: Callable[[], bool]) -> dict:
-        """Fetch a published model; the user has agreed to its terms. Cancelled when told to stop."""
+        """Download and install a published model, whose terms the user has agreed to.
+
+        Args:
+            model: its id.
+            report: called with the progress.
+            cancelled: whether to stop, which raises Cancelled.
+        """
         from SAMFineTuneLib.models.download.manifest import find_entry
         from SAMFineTuneLib.models.download.published_models import check_possible, fetch
 
@@ -134,7 +146,14 @@ class Library:
         return {"model": folder.spec.id, "findings": list(findings)}
 
     def install(self, data, name: str, model: str | None, like: str | None) -> dict:
-        """Install a checkpoint from its bytes; `name` says no more than its ending."""
+        """Install a checkpoint from its bytes.
+
+        Args:
+            data: content of the file.
+            name: of the file; its ending says the format.
+            model: id to install it under; None for one that follows from the name.
+            like: id of the model whose architecture it has; None to recognise it.
+        """
         import tempfile
         from pathlib import Path
 
@@ -156,4 +175,4 @@ class Library:
 
     def _require_change(self) -> None:
         if not self._may_change:
-            raise UserError("This server's models and cache are managed by whoever runs it; ask them.")
+            raise UserError("Only its administrator may change this server's models and cache; ask for the change.")

@@ -27,15 +27,24 @@ from SAMFineTuneLib.service.server_app import ServerApp, loggable_path
 _log = logging.getLogger(__name__)
 _access = logging.getLogger("samfinetune.access")
 
-_IDLE_SECONDS = 75.0  # between two requests on one line
-_SLOWEST = 20_000  # bytes a second that a body must come with, beyond the limit for every request
-_TLS_HANDSHAKE = b"\x16"  # the first byte of what a client that speaks TLS says
+_IDLE_SECONDS = 75.0  # between two requests on one connection
+_SLOWEST = 20_000  # bytes a second: a longer body has more time, by this rate
+_TLS_HANDSHAKE = b"\x16"  # the first byte that a client sends when it uses TLS
 _LARGEST_LOG, _KEPT_LOGS = 10 << 20, 5  # bytes of an access log, and how many older ones are kept
-_LOOK_AROUND = 2.0  # seconds between two looks for what has taken too long
+_LOOK_AROUND = 2.0  # seconds between two searches for connections and sessions that have taken too long
 
 
 class WorkerServer(ThreadingHTTPServer):
-    """Serves an application until `shutdown`. UserError when the address or the certificate cannot be used."""
+    """Serves an application; `serve_forever` returns after `shutdown`.
+
+    Args:
+        app: what answers the requests.
+        host, port: where to listen; port 0 is any free one, which `server_port` then is.
+        tls: certificate and key, see `tls_context`; None for plain HTTP.
+
+    Raises:
+        UserError: when the address cannot be used.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -45,7 +54,7 @@ class WorkerServer(ThreadingHTTPServer):
     ) -> None:
         self.app = app
         self._tls = tls
-        self._lines: dict[socket.socket, float] = {}  # each with the time by which it must be done
+        self._lines: dict[socket.socket, float] = {}  # open connections, each with the time when it is closed
         self._lock = threading.Lock()
         self._looked = 0.0
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -57,14 +66,14 @@ class WorkerServer(ThreadingHTTPServer):
             raise UserError(text) from error
 
     def server_bind(self) -> None:
-        """Without looking up this computer's name, which may take seconds."""
-        if os.name == "posix":  # elsewhere it would let two programs share a port
+        """Bind without looking up this computer's name, which may take seconds."""
+        if os.name == "posix":  # on Windows it would let two programs share a port
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-    # ---- lines
+    # ---- connections
 
     def process_request(self, request: socket.socket, client_address) -> None:
         with self._lock:
@@ -99,13 +108,13 @@ class WorkerServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def must_end_in(self, request: socket.socket, seconds: float) -> None:
-        """Until then this line is left alone."""
+        """Leave this connection open for so long."""
         with self._lock:
             if request in self._lines:
                 self._lines[request] = time.monotonic() + seconds
 
     def service_actions(self) -> None:
-        """Called by `serve_forever` now and then: end what has taken too long."""
+        """End what has taken too long; `serve_forever` calls this now and then."""
         now = time.monotonic()
         if now - self._looked < _LOOK_AROUND:
             return
@@ -122,7 +131,7 @@ class WorkerServer(ThreadingHTTPServer):
         self.app.close()
 
     def _hang_up(self, now: float) -> None:
-        """End the lines that had time until `now`: their threads wake, and close them."""
+        """Shut down the connections that had time until `now`, which makes their threads end them."""
         with self._lock:
             late = [line for line, end in self._lines.items() if now > end]
         for line in late:
@@ -133,7 +142,7 @@ class WorkerServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One line: requests one after another."""
+    """One connection: requests one after another."""
 
     server: WorkerServer
     protocol_version = "HTTP/1.1"
@@ -216,10 +225,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.must_end_in(self.connection, _IDLE_SECONDS)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What is no proper HTTP gets a sentence too."""
+        """Answer what is not proper HTTP with a sentence."""
         text = (message or "The server did not understand the request.").encode("utf-8", "replace")[:500]
         self.close_connection = True
-        self.request_version = self.protocol_version  # a line without a version would get an answer without a head
+        self.request_version = self.protocol_version  # without a version the answer would have no head
         self.send_response_only(code)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(text)))
@@ -233,23 +242,31 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _PlainOnTls(_Handler):
-    """A line on which somebody speaks HTTP without TLS to a server that has it: told so, and ended."""
+    """A connection without TLS to a server that uses it: says so, and closes."""
 
     def do_POST(self) -> None:
-        self.send_error(400, "This server speaks TLS: begin its address with https://.")
+        self.send_error(400, "This server uses TLS: begin its address with https://.")
 
     do_GET = do_HEAD = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_POST
 
 
 def tls_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
-    """TLS with a certificate and its key, both PEM. UserError when they cannot be used."""
+    """Read a server's certificate.
+
+    Args:
+        certificate: certificate chain (PEM), the server's own certificate first.
+        key: its private key (PEM), without a password.
+
+    Raises:
+        UserError: when they cannot be used.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ssl.SSLError, ValueError) as error:
         raise UserError(
-            f"The certificate {certificate} and key {key} cannot be used (it says: "
+            f"The certificate {certificate} and key {key} cannot be used ("
             f"{getattr(error, 'strerror', None) or error}); give both as PEM files, the key without a password."
         ) from error
     return context

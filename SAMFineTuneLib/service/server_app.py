@@ -1,6 +1,6 @@
-"""The server's answers, whatever carries them: `ServerApp.handle(Request) -> Response`.
+"""What a server answers, apart from how requests arrive: `ServerApp.handle(Request) -> Response`.
 
-    GET  /, GET /health               a word of text, for people and for those who watch servers; needs no token
+    GET  /, GET /health               a line of text for browsers and monitoring; needs no token
     POST /v1/hello                    versions, limits
     POST /v1/sessions                 a new session
     POST /v1/sessions/ID/upload       announce a volume (or a model's file)
@@ -55,7 +55,7 @@ _SHOWN = 6  # characters of a session's key in logs: enough to tell sessions apa
 
 
 class Refused(Exception):
-    """A request that gets no 200: status, kind, sentence."""
+    """A request that is refused: HTTP status, kind and sentence of the answer."""
 
     def __init__(self, status: int, kind: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -63,7 +63,14 @@ class Refused(Exception):
 
 
 class ServerApp:
-    """All sessions of one server. `token` is what every request must carry."""
+    """All sessions of one server.
+
+    Args:
+        token: every request must carry it.
+        limits: memory, sessions, times.
+        engines: what opens models.
+        may_change: whether clients may add and remove models and clear the cache.
+    """
 
     def __init__(
         self,
@@ -116,7 +123,7 @@ class ServerApp:
             return _refusal(Refused(500, "defect", "The server failed; try again, and tell whoever runs it."))
 
     def expire(self) -> None:
-        """End sessions and uploads that were left alone; called now and then."""
+        """End sessions and uploads that nobody has used for too long; the server calls this now and then."""
         now = time.monotonic()
         with self._lock:
             idle = [key for key, one in self._sessions.items() if now - one.touched > self.limits.idle_seconds]
@@ -137,7 +144,7 @@ class ServerApp:
 
     @property
     def sessions(self) -> int:
-        """How many there are."""
+        """How many sessions there are."""
         return len(self._sessions)
 
     # ---- inside
@@ -169,7 +176,7 @@ class ServerApp:
 
     def _hello(self, hello: Hello) -> Hello:
         if hello.protocol != PROTOCOL:
-            raise Refused(409, "protocol", f"This server runs SAMFineTune {__version__}, which speaks another version "
+            raise Refused(409, "protocol", f"This server runs SAMFineTune {__version__}, which uses another version "
                                            "of the protocol.")  # fmt: skip
         return Hello(PROTOCOL, __version__)
 
@@ -186,7 +193,7 @@ class ServerApp:
         return Opened(key)
 
     def _end_idle(self) -> None:
-        """End the session that was left alone longest, if it was for a while: somebody else needs its place."""
+        """Make room: end the session that has been idle for longest, if nobody has used it for a while."""
         with self._lock:
             key, session = min(self._sessions.items(), key=lambda item: item[1].touched, default=(None, None))
             if session is None or time.monotonic() - session.touched < self.limits.spare_seconds:
@@ -242,7 +249,7 @@ class ServerApp:
     def _find_upload(self, session: HostedSession, number: int) -> Upload:
         upload = session.uploads.get(number)
         if upload is None:
-            raise Refused(404, "upload", "The server no longer has the begun upload; it took too long.")
+            raise Refused(404, "upload", "The server no longer has this upload; it took too long.")
         return upload
 
     def _sync(self, session: HostedSession, message: Sync) -> Synced:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, Volume
-from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import Connection
 from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
-from SAMFineTuneLib.session import events
+from SAMFineTuneLib.session import events, intents
 from SAMFineTuneLib.session.answers import Answer
 from SAMFineTuneLib.session.jobs import PropagationJob
 from SAMFineTuneLib.session.masks import Masks
@@ -46,13 +46,15 @@ class ServerSession(Session):
         tell: Callable[[str], None] = lambda sentence: None,
         told: Iterable[str] = (),
     ) -> None:
-        super().__init__(volume, None, window, immediate=False)
+        super().__init__(immediate=False)
         self._client = SessionClient(connection)
         self._asked_for = model, adapter, device
         self._say, self._known = tell, set(told)
         self._received: dict[Place, events.MaskChanged] = {}
         self._sent: State | None = None
-        self._masks = _ServerMasks(self, self._history, self._propagations, self._tell)
+        self._masks = _ServerMasks(self._history, self._propagations, self._tell)
+        self._masks.ask = self._ask
+        self.set_volume(volume, window)
 
     def connect(self) -> events.Status:
         """Send the volume and have the model opened; returns what the server is and computes with.
@@ -72,31 +74,33 @@ class ServerSession(Session):
         """End the session on the server, which forgets the volume."""
         self._client.close()
 
-    def propagate(
-        self,
-        segment: int,
-        settings: PropagationSettings | None = None,
-        orientation: str | None = None,
-        job: int | None = None,
-    ) -> PropagationJob:
-        """As `Session.propagate`, but the job is done when this returns."""
+    def do(self, intent: Any, moment: int | None = None) -> Any:
+        """As `Session.do`; a propagation is done when this returns."""
+        if isinstance(intent, intents.Propagate):
+            return self._propagate_there(intent)
+        return super().do(intent, moment)
+
+    # ---- inside
+
+    def _propagate_there(self, intent: intents.Propagate) -> PropagationJob:
         self._send_state()
-        number = self._client.propagate(segment, settings, orientation)
+        number = self._client.do(intent)
         self._wait_until(lambda event: isinstance(event, events.Finished) and event.job == number, self._tell)
         request = self._client.snapshot()
         answered = self._wait_until(lambda event: isinstance(event, events.Answered) and event.request == request)
         _, state, _ = read_document(answered.value, self.require_volume())
         self.put("propagate", state)
         self._sent = self.state
-        done = PropagationJob(number if job is None else job, segment, (), [])
-        done.done = True
-        return done
+        job = PropagationJob(self._job_number(intent.job), intent.segment, (), [])
+        job.done = True
+        return job
 
-    # ---- inside
-
-    def _mask_of_server(self, place: Place) -> events.MaskChanged | None:
+    def _ask(self, place: Place) -> Answer:
         self._send_state()
-        return self._received.get(place)
+        told = self._received.get(place)
+        if told is None or told.packed is None:
+            raise UserError(f"The server sent no mask for slice {place[1]}; try again.")
+        return Answer(told.packed, told.score)
 
     def _send_state(self) -> None:
         """Bring the server to the state that is here, and have its masks."""
@@ -150,17 +154,10 @@ class ServerSession(Session):
 
 
 class _ServerMasks(Masks):
-    """Masks that follow from prompts come from the server."""
+    """Masks that a server makes where there are prompts: `ask` gets them."""
 
-    def __init__(self, session: ServerSession, *arguments) -> None:
-        super().__init__(*arguments)
-        self._session = session
+    ask: Callable[[Place], Answer]
 
     def answer(self, place: Place) -> Answer | None:
         task = self._history.state.tasks.get(place)
-        if task is None or not task.prompts:
-            return super().answer(place)
-        told = self._session._mask_of_server(place)
-        if told is None or told.packed is None:
-            raise UserError(f"The server sent no mask for {task.plane}; try again.")
-        return Answer(told.packed, told.score)
+        return self.ask(place) if task is not None and task.prompts else super().answer(place)

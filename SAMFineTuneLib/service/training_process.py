@@ -1,8 +1,8 @@
 """The process in which a training runs: `python -m SAMFineTuneLib.service.training_process FOLDER`.
 
-It does what the folder's job says and writes down what happens. When it is asked to stop, or when whoever started it is
-gone, it stops within a second or two, whatever it is doing, and leaves a checkpoint; a crash or a kill leaves the last
-one, at most a minute old.
+It does what the folder's job says, and writes events about its progress (see `trainings`). When it is asked to stop, or
+when the program that started it has ended, it writes a checkpoint and ends within a second or two. After a crash or a
+kill, the last checkpoint is at most a minute old.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.training.fine_tuning import Plan, Progress, Result
 
 NEEDED = ("torch", "peft", "scipy", "safetensors")
-_NICE = 5  # so that the window, and the worker that answers clicks, come first
+_NICE = 5  # lower priority than Slicer and the worker that answers clicks
 
 
 def main(arguments: list[str]) -> int:
-    """Work off the job in a folder."""
+    """Do the job of the folder that is the only argument; returns the exit code."""
     folder = Path(arguments[0])
     lock = ProcessLock(folder / files.LOCK)
     if not lock.take():
@@ -90,11 +90,11 @@ def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
 
 
 class _Stop(Exception):
-    """The training was stopped, and can be resumed."""
+    """The training was stopped. It can be resumed."""
 
 
 def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
-    """What the cases hold, and what a training would do and take, as far as packages are there to find out."""
+    """Tell what the cases contain, and how long a training would take if the packages that it needs are installed."""
     from SAMFineTuneLib.cases.case_survey import survey
     from SAMFineTuneLib.training.training_settings import Settings
 
@@ -112,7 +112,7 @@ def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> No
 def _planned(
     cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings, stop: StopSigns
 ) -> tuple[Survey, dict[str, Any]]:
-    """What the cases hold, and how much would be done for how long."""
+    """What the cases contain, and the estimated effort of a training."""
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.fine_tuning import make_plan
     from SAMFineTuneLib.training.stopping import Stopped, stopping
@@ -147,7 +147,7 @@ def _train(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> No
 
 
 def _is_delivered(output: Path, store: AdapterStore, name: str) -> bool:
-    """Whether the store has this very adapter already, from a run that was ended before it could say so."""
+    """Whether the store has this adapter already, from a run that ended before it could say so."""
     from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
     try:
@@ -163,7 +163,7 @@ def _fine_tuned(
     from SAMFineTuneLib.training.fine_tuning import Result, Stopped, fine_tune, working_folder
 
     output = folder / files.OUTPUT
-    if (output / "card.json").is_file():  # it was trained, but not delivered
+    if (output / "card.json").is_file():  # trained, but not yet in the store
         card = read_adapter_folder(output).card
         return Result(output, output / "report", card, str(card.recipe.get("evidence", "")), ())
 
@@ -209,13 +209,13 @@ def _cases(folder: Path, job: TrainingJob) -> tuple[Case, ...]:
 
 
 def _forget_cases(folder: Path, job: TrainingJob) -> None:
-    """Images of patients lie about no longer than needed."""
+    """Delete the images of patients as soon as they are not needed any more."""
     if not job.source:
         shutil.rmtree(folder / files.CASES, ignore_errors=True)
 
 
 class _Events:
-    """Writes an object a line, at once; nothing after a last word, which one of several threads has."""
+    """Writes events, one JSON object per line; none after one of ENDS, which any thread may write."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0)
@@ -223,18 +223,18 @@ class _Events:
         self._ended = False
 
     def __call__(self, event: str, **values: Any) -> bool:
-        """Whether it was still to be said."""
+        """Write an event; returns False when the training has ended already."""
         with self._lock:
             if self._ended:
                 return False
             self._ended = event in files.ENDS
-            with suppress(OSError):  # a full disk must not keep a training from stopping
+            with suppress(OSError):  # a training must be able to stop on a full disk
                 self._file.write((json.dumps({"event": event, **values}) + "\n").encode())
             return True
 
 
 def _stay_behind(stop: StopSigns) -> None:
-    """Leave what concerns Slicer to Slicer, and notice when whoever started this is gone."""
+    """Ignore signals that are meant for Slicer, and notice when the program that started this one has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in Slicer's terminal is meant for Slicer
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -1,7 +1,8 @@
-"""Trainings on this computer as a window sees them: begun, followed, stopped, taken up again, also by a later window.
+"""Starts and follows training processes on this computer. A training may outlive the window that started it.
 
-A training is a process of its own that speaks through files, so neither the end of the worker nor that of the window
-takes its results away, and whoever looks into its folder sees how it stands. Nothing here waits.
+A training has a folder, through which it and the programs that watch it communicate: `job.json` says what to do,
+`events.jsonl` what has happened, `log.txt` what was printed. The process locks the file `lock` for as long as it lives,
+so that anyone can see whether it runs; a file `stop` asks it to stop. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -27,34 +28,37 @@ JOB, EVENTS, LOG, LOCK, STOP, CASES, OUTPUT = (
     "job.json", "events.jsonl", "log.txt", "lock", "stop", "cases", "adapter",
 )  # fmt: skip
 ENDS = ("done", "failed", "stopped", "checked")
-"""Events that are a training's last word."""
+"""Events with which a training ends."""
 _FORMAT = 1
 OUTLIVES = "SAMFINETUNE_TRAINING_OUTLIVES"
-"""Variable that lets a training go on when the program that started it has ended."""
-_AT_ONCE = 1 << 16  # bytes of events read at a time: a millisecond or two
+"""Environment variable: the training goes on when the program that started it has ended."""
+_AT_ONCE = 1 << 16  # bytes of events that one call of `poll` reads, which takes a millisecond or two
 _CHECK = ".check"
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """`name` is that of the adapter to be, `settings` those of `Settings.to_dict`."""
+    """What a training is asked to do."""
 
     name: str
+    """Of the adapter that it makes."""
     model: str = "compact"
+    """Id of the base model."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """As `Settings.to_dict` gives them."""
     source: str = ""
-    """A folder or list of cases; empty: cases that lie in the training's own folder."""
+    """A folder or list of cases; empty for cases in the training's own folder."""
     only_check: bool = False
-    """Look at the cases, and do no more."""
+    """Only examine the cases and estimate the effort."""
 
     def write(self, folder: Path) -> None:
-        """Into a training's folder."""
+        """Write the job into a training's folder."""
         with atomic_write(folder / JOB) as temporary:
             temporary.write_text(json.dumps({"format": _FORMAT, **asdict(self)}), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> TrainingJob:
-        """From a training's folder; UserError when it holds none."""
+        """Read the job from a training's folder; UserError when there is none."""
         try:
             values = json.loads((folder / JOB).read_text(encoding="utf-8"))
             if values.pop("format", None) != _FORMAT:
@@ -65,12 +69,12 @@ class TrainingJob:
 
 
 def trainings_folder() -> Path:
-    """Where trainings lie, a folder each."""
+    """The folder with a folder for each training."""
     return data_folder() / "trainings"
 
 
 def find_runs(folder: Path | None = None) -> list[TrainingRun]:
-    """The trainings that are here, latest first."""
+    """All trainings of this user, latest first."""
     folder = folder or trainings_folder()
     there = folder.iterdir() if folder.is_dir() else ()
     found = [path for path in there if path.name != _CHECK and (path / JOB).is_file()]
@@ -78,7 +82,15 @@ def find_runs(folder: Path | None = None) -> list[TrainingRun]:
 
 
 def new_run(name: str, folder: Path | None = None) -> TrainingRun:
-    """An empty folder for a training, which only this user can read; UserError when the name is taken."""
+    """Make an empty folder for a training, which only this user can read.
+
+    Args:
+        name: of the adapter that the training will make.
+        folder: where trainings lie; None for `trainings_folder`.
+
+    Raises:
+        UserError: when an adapter or an unfinished training has the name.
+    """
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     store = AdapterStore()
@@ -104,7 +116,7 @@ def new_run(name: str, folder: Path | None = None) -> TrainingRun:
 
 
 def check_run(folder: Path | None = None) -> TrainingRun:
-    """An empty folder for a look at cases; it is in no list. UserError while another look is taken."""
+    """Make an empty folder for examining cases, which `find_runs` leaves out; UserError while it is in use."""
     run = TrainingRun((folder or trainings_folder()) / _CHECK)
     if run.is_running:
         raise UserError("Cases are being checked already; wait for that.")
@@ -114,7 +126,7 @@ def check_run(folder: Path | None = None) -> TrainingRun:
 
 
 def free_name(wished: str, folder: Path | None = None) -> str:
-    """A name that an adapter can have, and that no adapter or training has: the wished one, perhaps with a number."""
+    """A valid name that no adapter or training has: the wished one, if need be changed and with a number."""
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", wished).strip("-.") or "adapter"
@@ -123,25 +135,32 @@ def free_name(wished: str, folder: Path | None = None) -> str:
     return next(name for name in names if not any((store / name).exists() for store in stores))
 
 
-# Their pipes tell trainings that this program lives. A panel that began one may go (reload) while the program goes on.
+# An open pipe tells a training that this program lives. It must stay open when the panel that started the training is
+# closed or reloaded, so the processes are held here.
 _STARTED: dict[Path, ChildProcess] = {}
 
 
 def started() -> list[ChildProcess]:
-    """The trainings of this program that run. Who holds them, holds their pipes open; `close` ends those that were not
-    told to outlive it, at their next step and with a checkpoint."""
+    """The running trainings that this program has started.
+
+    `close` tells one that the program ends: unless it was started with `outlives`, it writes a checkpoint and ends at
+    its next step.
+    """
     return [starter for starter in _STARTED.values() if starter.alive()]
 
 
 class TrainingRun:
-    """One training. `poll` moves it on; `state` is then "new", "running", "done", "failed", "stopped", "checked" or
-    "interrupted" (it ended without a word)."""
+    """One training, by its folder.
+
+    `poll` brings `state` up to date: "new", "running", "done", "failed", "stopped", "checked" or "interrupted" (it
+    ended without saying why).
+    """
 
     def __init__(self, folder: Path, starter: ChildProcess | None = None) -> None:
         self.folder = folder
         self.state = "new"
         self.last: dict[str, Any] = {}
-        """The event that ended it, empty before."""
+        """The event that ended the training; empty before."""
         self._starter = starter or ChildProcess()
         self._lock = ProcessLock(folder / LOCK)
         self._pid: int | None = None
@@ -150,22 +169,31 @@ class TrainingRun:
 
     @property
     def name(self) -> str:
-        """Of the adapter."""
+        """Name of the adapter that the training makes."""
         return self.folder.name
 
     @property
     def report(self) -> Path:
-        """The report's page; there when it is done."""
+        """The page of the report, which exists when the training is done."""
         return self.folder / OUTPUT / "report" / "index.html"
 
     @property
     def job(self) -> TrainingJob:
-        """What was asked."""
+        """What the training is asked to do."""
         return TrainingJob.read(self.folder)
 
     def start(self, executable: str | None = None, environment: Mapping[str, str] | None = None,
               outlives: bool = False) -> None:  # fmt: skip
-        """Start it, or go on with it. With `outlives` it goes on when this program has ended. UserError."""
+        """Start the training, or resume it.
+
+        Args:
+            executable: the Python that runs it; None is this one.
+            environment: its environment variables; None is this process's.
+            outlives: whether it goes on when this program has ended.
+
+        Raises:
+            UserError: when it runs already, or cannot be started.
+        """
         if self.is_running:
             raise UserError(f"The training {self.name} is running already{self.owner}.")
         command = [executable or sys.executable, "-m", "SAMFineTuneLib.service.training_process", str(self.folder)]
@@ -186,29 +214,29 @@ class TrainingRun:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process works on it, this program's or another's."""
+        """Whether a process works on it, started by this program or another one."""
         return self._starter.alive() or self._lock.is_held
 
     @property
     def owner(self) -> str:
-        """Which process works on it, in brackets; "" when none is known."""
+        """The process that works on it, in brackets; empty when none is known."""
         owner = self._lock.owner
         return f" ({owner})" if owner else ""
 
     @property
     def can_resume(self) -> bool:
-        """Whether it left what it takes to go on."""
+        """Whether it can go on where it ended."""
         output = self.folder / OUTPUT
         begun = (output.parent / f".{output.name}.training" / "run.json").exists()
         return begun or ((output / "card.json").exists() and self.state not in ("done", "new"))
 
     def rewind(self) -> None:
-        """Let `poll` begin at its first event again."""
+        """Let `poll` read all events from the first one again."""
         self.state, self.last, self._position, self._rest = "new", {}, 0, b""
 
     def poll(self) -> list[dict[str, Any]]:
-        """What happened since the last call, a few milliseconds' worth."""
-        running = self.is_running  # before the events are read: what is written later is news for the next call
+        """Read the events since the last call, at most as many as a few milliseconds allow."""
+        running = self.is_running  # asked before reading: the next call reads what is written meanwhile
         events = self._read()
         for event in events:
             kind = event.get("event")
@@ -221,11 +249,11 @@ class TrainingRun:
         return events
 
     def stop(self) -> None:
-        """Ask it to stop at its next step; what it has learned stays."""
+        """Ask the training to stop at its next step. It can be resumed from there."""
         (self.folder / STOP).touch()
 
     def kill(self) -> None:
-        """End it at once; it can be resumed from its last checkpoint."""
+        """End the training at once. It can be resumed from its last checkpoint."""
         if self._pid is not None and self._lock.is_held:
             try:
                 os.kill(self._pid, getattr(signal, "SIGKILL", signal.SIGTERM))
@@ -234,13 +262,13 @@ class TrainingRun:
         self._starter.kill()
 
     def discard(self) -> None:
-        """Delete all that is kept of it; the adapter, if it came to one, stays. UserError while it runs."""
+        """Delete the training's folder, but not the adapter that it made; UserError while it runs."""
         if self.is_running:
             raise UserError(f"The training {self.name} is running{self.owner}; stop it first.")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def last_words(self) -> str:
-        """The last line that it printed."""
+        """The last line that the training printed."""
         return last_line(self.folder / LOG)
 
     def _read(self) -> list[dict[str, Any]]:
@@ -256,7 +284,7 @@ class TrainingRun:
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
-    """None for a line that a killed process did not finish."""
+    """The event of a line; None for a line that a killed process did not finish."""
     try:
         event = json.loads(line)
     except ValueError:

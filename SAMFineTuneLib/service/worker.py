@@ -1,7 +1,8 @@
-"""The worker that a client starts beside itself: a child process on a random port of this computer.
+"""The worker that a client starts: `samfinetune serve` as a child process, on a random port of this computer.
 
-It says its port in a file of a folder that only this user can read, gets its token in its environment, and ends when
-its standard input does, that is with its parent, however that ends. Nothing here waits for it.
+The worker writes its port into a file in a folder that only this user can read, and reads its token from its
+environment. It ends when its standard input closes, and so together with the program that started it, even when that
+crashes. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -27,15 +28,20 @@ _MOST_STARTS = 4  # within _STARTS_WITHIN seconds: the first and three more
 _STARTS_WITHIN = 60.0
 _START_SECONDS = 90.0  # a cold disk and a virus scanner
 _MOST_FAILURES = 4  # exchanges in a row with a worker that lives
-_UNLIMITED = ("--idle-minutes", "1000000", "--memory-gb", "1000", "--volume-gb", "1000")  # its one client is its owner
-_FAREWELL = 0.04  # seconds that `close` gives it
+_UNLIMITED = ("--idle-minutes", "1000000", "--memory-gb", "1000", "--volume-gb", "1000")  # it has one client
+_FAREWELL = 0.04  # seconds that `close` waits for it to end by itself
 
 
 class LocalWorker:
-    """Starts `samfinetune serve`, watches it and starts it again: a Connection.
+    """A `Connection` to a worker that it starts, watches, and starts again after a crash.
 
-    `executable` is the Python that runs it, `environment` what it sees (Slicer: `slicer.util.startupEnvironment()`),
-    `arguments` are added to its command.
+    Args:
+        executable: the Python that runs the worker; None is this one.
+        environment: the worker's environment variables (in Slicer `slicer.util.startupEnvironment()`); None is this
+            process's.
+        starter: what holds the process.
+        arguments: more arguments of `samfinetune serve`.
+        clock: seconds, never going back.
     """
 
     is_local = True
@@ -59,16 +65,16 @@ class LocalWorker:
         self._handshake: Path | None = None
         self._link: HttpLink | None = None
         self._started: list[float] = []
-        self._running = False  # whether there is a process that was not given up
+        self._running = False  # whether there is a process, which may have ended unnoticed
         self._failures = 0
 
     @property
     def log(self) -> Path | None:
-        """What the worker printed; None before it was started."""
+        """The file into which the worker prints; None before its first start."""
         return None if self._folder is None else self._folder / "worker.log"
 
     def ready(self) -> bool:
-        """Start it, or look whether it has said its port yet. Unusable when it will not run."""
+        """Start the worker, or look whether it has written its port. Raises Unusable when it cannot run."""
         if self._running and not self._starter.alive():
             self._died()
         if not self._running:
@@ -103,7 +109,7 @@ class LocalWorker:
         self._started = []
 
     def close(self) -> None:
-        """End the worker; what it was doing is lost, what it has written is whole."""
+        """End the worker. It stops whatever it does; the files that it has written are complete."""
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -124,7 +130,7 @@ class LocalWorker:
         self._started = [moment for moment in self._started if now - moment < _STARTS_WITHIN]
         if len(self._started) >= _MOST_STARTS:
             raise Unusable(
-                f"The worker stopped {len(self._started)} times within a minute, perhaps for want of memory"
+                f"The worker stopped {len(self._started)} times within a minute, perhaps because it ran out of memory"
                 f"{self._last_words()}; close other programs or choose a smaller model, then try again."
             )
         self._started.append(now)
@@ -155,12 +161,12 @@ class LocalWorker:
                 raise Unusable(f"The worker did not start within {_START_SECONDS:.0f} seconds{self._last_words()}; try "
                                "again.") from None  # fmt: skip
             return
-        except (OSError, ValueError, KeyError, TypeError):  # Windows: not readable while it is renamed
+        except (OSError, ValueError, KeyError, TypeError):  # on Windows a file cannot be read while it is renamed
             return
         self._link = HttpLink(Address("127.0.0.1", port), self._token)
 
     def _died(self) -> None:
-        """It is gone; the next `ready` starts it again, unless it never came up."""
+        """The process has ended: the next `ready` starts it again. Raises Unusable when it never wrote its port."""
         came_up = self._link is not None
         self._forget()
         if not came_up:
