@@ -1,8 +1,8 @@
-"""The files that CMake packages: what its lists say, what the folders hold, and writing the one from the other.
+"""Writes the lists of files that CMake packages, from what the folders hold.
 
     python Testing/packaging/list_files.py     after adding, renaming or removing a file
 
-CMake could collect them itself, but then it would package whatever happens to lie in a working copy.
+CMake could collect the files itself, but would then package everything that lies in a working copy.
 """
 
 from __future__ import annotations

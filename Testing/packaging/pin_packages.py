@@ -1,11 +1,11 @@
-"""Writes the requirements of what the panel installs: every package in one version, with the hashes of its files.
+"""Writes the requirements that the panel installs: every package in one version, with the hashes of its files.
 
     python -m pip install uv
     python Testing/packaging/pin_packages.py
 
-Run it to raise a version below. It resolves with all dependencies, leaves out what is there already, writes what is
-left to `SAMFineTune/Resources/Packages`, and checks that every system and Python of Slicer has a wheel of each, and
-that they fit to the NumPy and pydicom of Slicer, which stay as they are.
+Run it to raise a version below. It resolves all dependencies, leaves out the packages that Slicer has, and writes the
+others to `SAMFineTune/Resources/Packages`. It checks that every system and Python of Slicer has a wheel of each, and that
+they work with Slicer's NumPy and pydicom, which stay unchanged.
 """
 
 from __future__ import annotations

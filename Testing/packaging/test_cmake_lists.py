@@ -1,4 +1,4 @@
-"""What CMake's lists name is what lies in the folders; what it installs is that, and it works."""
+"""CMake's lists name the files in the folders, CMake installs these files, and the installed extension works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links and pictures in README and docs lead somewhere."""
+"""Links and pictures in README and docs lead to files and headings that exist."""
 
 from __future__ import annotations
 

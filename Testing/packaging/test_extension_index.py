@@ -1,4 +1,4 @@
-"""What the Extensions Index checks before it lists an extension, as far as it can be checked without its server."""
+"""The checks of the Extensions Index before it lists an extension, as far as they work without its server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reviewers of the Extensions Index ask of the code: nothing runs, is installed or downloaded by importing it."""
+"""What reviewers of the Extensions Index check: importing the code runs, installs and downloads nothing."""
 
 from __future__ import annotations
 
