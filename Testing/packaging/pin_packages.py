@@ -4,8 +4,8 @@
     python Testing/packaging/pin_packages.py
 
 Run it to raise a version below. It resolves all dependencies, leaves out the packages that Slicer has, and writes the
-others to `SAMFineTune/Resources/Packages`. It checks that every system and Python of Slicer has a wheel of each, and that
-they work with Slicer's NumPy and pydicom, which stay unchanged.
+others to `SAMFineTune/Resources/Packages`. It checks that every system and Python of Slicer has a wheel of each, and
+that they work with Slicer's NumPy and pydicom, which stay unchanged.
 """
 
 from __future__ import annotations
