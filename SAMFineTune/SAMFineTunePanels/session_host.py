@@ -1,6 +1,7 @@
-"""What drives the session: a timer that lets it work for a moment, again and again, on Slicer's own thread.
+"""Drives the session by a timer, which lets it work for a moment at every turn on Slicer's own thread.
 
-No Python threads: they starve while Slicer idles. Everything slow happens in the worker process, or in steps (`run`).
+There are no Python threads, because they starve while Slicer idles. Everything slow happens in the worker process, or
+in steps (`run`). The timer turns quickly only while an answer is outstanding; what happens in the scene wakes it.
 """
 
 import logging
@@ -15,9 +16,9 @@ from .status_strip import Message
 SOON = 1  # ms until the turn after something happened
 WORKING = 15  # ms between two turns while something is outstanding
 RESTING = 100  # ms while nothing is
-AWAY = 400  # ms while the module is not shown
-BUDGET = 0.02  # s of a turn
-END_WORKER_AFTER = 300.0  # s without the module being shown and without work; it starts again when needed
+AWAY = 400  # ms while nothing is and the module is not shown
+BUDGET = 0.02  # s that the session may work in a turn
+END_WORKER_AFTER = 300.0  # s without work after the module was left; it starts again when needed
 
 
 def _never():
@@ -25,7 +26,7 @@ def _never():
 
 
 class Host:
-    """Client, session and timer. Sections `listen` to events and `ask` the worker questions."""
+    """Client, session and timer. The parts of the panel `listen` to events and `ask` the worker questions."""
 
     def __init__(self, parent, make_client, make_session):
         self._make_client = make_client
@@ -36,12 +37,12 @@ class Host:
         self._left_at = None
         self._pumping = False
         self._unfinished = False
-        self.drawing = _never  # whether the user holds the mouse button, and nothing slow may begin
+        self.drawing = _never  # whether the user draws with the mouse, so that nothing slow may begin
         self.client = None
         self.session = None
         self.jobs = {}  # number (None: in the background) -> the last Busy of what runs
-        self.task = None  # what the panel itself does in steps, one thing at a time
-        self.training = None  # (what a training does, how much of it is done or None) while it does
+        self.task = None  # what the panel does in steps (`run`)
+        self.training = None  # (what a training does, the fraction that is done or None) while one runs
         self.status = None
         self.timer = qt.QTimer(parent)
         self.timer.setInterval(RESTING)
@@ -50,11 +51,11 @@ class Host:
     # ---- life
 
     def start(self):
-        """The session, made when there is none. Starts no process before there is a volume to send."""
+        """The session, which is made when there is none. The worker starts when there is a volume to send."""
         if self.session is None:
             self.client = self._make_client()
             self.session = self._make_session(slicer.mrmlScene, self.client)
-            self.session.on_change = self.wake
+            self.session.on_change = self._scene_changed
             self.tell("SessionStarted", self.session)
         return self.session
 
@@ -67,7 +68,7 @@ class Host:
         self.status = None
         self.end_task()
         if session is not None:
-            for ending in (session.close, client.close):  # whatever fails, the worker ends
+            for ending in (session.close, client.close):  # the worker ends even if one fails
                 self._guarded(ending)
             self.tell("SessionEnded", None)
 
@@ -90,7 +91,7 @@ class Host:
     # ---- talking
 
     def listen(self, kind, handler):
-        """`handler(event)` for every event of that class name; "Turn" is every turn of the timer."""
+        """Have `handler(event)` called at every event of a class name; "Turn" is every turn of the timer."""
         if kind == "Turn":
             self._every_turn.append(handler)
         else:
@@ -102,21 +103,25 @@ class Host:
                 self._guarded(handler, event)
 
     def ask(self, request, answered):
-        """`answered(value)` when the answer to a request number comes."""
+        """Have `answered(value)` called when the answer to a request number comes."""
         self._answers[request] = answered
         self.wake()
 
     def wake(self):
-        """Take the next turn soon: something happened, or was asked for."""
+        """Take the next turn soon, because something happened or was asked for."""
         if not self._pumping:
             self._set_interval(SOON)
 
+    def _scene_changed(self):
+        if self._left_at is None:  # while the module is not shown, nobody waits for an answer
+            self.wake()
+
     def go_on(self):
-        """Called in a turn by what works in steps and has not finished: the next turn comes soon."""
+        """Have the next turn soon; called in a turn by what works in steps and has not finished."""
         self._unfinished = True
 
     def act(self, action, *arguments, **options):
-        """Call the session; what it refuses becomes a message. Returns None then."""
+        """Call the session. What it refuses becomes a message, and None is returned."""
         self.wake()
         try:
             return action(*arguments, **options)
@@ -125,7 +130,7 @@ class Host:
         return None
 
     def run(self, task):
-        """Take the steps of a task from turn to turn: `step()` says whether there are more, `close()` ends it."""
+        """Take a step of a task at every turn: `step()` says whether there are more, `close()` ends the task."""
         self.end_task()
         self.task = task
         self.wake()
@@ -136,7 +141,7 @@ class Host:
             task.close()
 
     def refused(self, error, what, topic=""):
-        """Say what went wrong, and return it: a sentence is shown as it is, everything else is in the log, too."""
+        """Show what went wrong, and return it. What is not a UserError is logged, too."""
         reason = self._reason(error, what)
         self.warn(reason, topic)
         return reason
@@ -154,11 +159,11 @@ class Host:
         return _("This did not work ({why}); more is in Slicer's log.").format(why=why)
 
     def warn(self, text, topic=""):
-        """A sentence that stays. A later one on the same topic takes its place."""
+        """Show a sentence that stays until a later one on the same topic replaces it."""
         self.tell("Warning", Message(text, True, topic))
 
     def say(self, text, topic="", folder=""):
-        """A sentence that goes by itself; with a link to a folder it stays."""
+        """Show a sentence that goes by itself; with a link to a folder it stays."""
         self.tell("Say", Message(text, False, topic, folder))
 
     # ---- the timer
@@ -170,7 +175,7 @@ class Host:
         return bool(self.jobs) or bool(self._answers) or self.task is not None or waiting
 
     def turn(self):
-        if self._pumping:  # a handler that opened a dialog let the timer in again
+        if self._pumping:  # a handler has opened a dialog, which runs the timer
             return
         self._pumping = True
         try:
@@ -218,7 +223,7 @@ class Host:
             self._set_interval(RESTING if self._left_at is None else AWAY)
 
     def _set_interval(self, interval):
-        if self.timer.interval != interval:  # setting it starts the timer anew
+        if self.timer.interval != interval:  # setting it restarts the timer
             self.timer.setInterval(interval)
 
     def _take(self, event):

@@ -127,6 +127,21 @@ def test_the_worker_rests_when_nobody_comes_back(work, monkeypatch):
     work.rest()
 
 
+def test_the_timer_rests_with_a_tool_in_hand_and_wakes_at_a_change(work):
+    clicked(work)
+    host = work.panel.host
+    work.panel.prompts.choose("positive")
+    work.desktop.wait(lambda: host.timer.interval == 100)
+    assert work.panel.prompts.tool is not None
+    work.session.segmentation_node.GetSegmentation().GetNthSegment(0).SetName("liver")
+    assert host.timer.interval == 1
+    work.desktop.wait(lambda: host.timer.interval == 100)
+    work.desktop.leave()
+    work.desktop.wait(lambda: host.timer.interval == 400)
+    work.session.segmentation_node.GetSegmentation().GetNthSegment(0).SetName("spleen")
+    assert host.timer.interval == 400
+
+
 def test_closing_the_scene_and_starting_anew(work):
     clicked(work)
     work.panel.prompts.choose("scribble+")
