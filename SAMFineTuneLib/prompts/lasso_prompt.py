@@ -6,35 +6,20 @@ them out; `session.answers` says when the model is asked about them, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.slice_plane import SlicePlane
-from SAMFineTuneLib.prompts.checked_json import Coordinates, flag, mapping, required
+from SAMFineTuneLib.prompts.drawn_line import DrawnLine
 from SAMFineTuneLib.prompts.plane_prompts import PromptsByPlane
-from SAMFineTuneLib.prompts.prompt_kind import (
-    Marker,
-    Markup,
-    Prompt,
-    Ras,
-    Tool,
-    checked_ras,
-    prompt_kind,
-    simplified,
-)
+from SAMFineTuneLib.prompts.prompt_kind import Marker, Tool, prompt_kind
 
 
 @prompt_kind
 @dataclass(frozen=True)
-class LassoPrompt(Prompt):
+class LassoPrompt(DrawnLine):
     """The corners of a closed line on one slice. All that it encloses belongs to the structure, or does not."""
-
-    ras: tuple[Ras, ...]
-    positive: bool = True
 
     list_name = "lassos"
     noun = "Lasso"
@@ -50,16 +35,11 @@ class LassoPrompt(Prompt):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        points = tuple(checked_ras(point, "A lasso's point") for point in self.ras)
-        if len(points) > 1 and points[0] == points[-1]:
-            points = points[:-1]  # it is closed anyway
+        super().__post_init__()
+        points = self.ras[:-1] if self.ras[0] == self.ras[-1] else self.ras  # it is closed anyway
         if len(set(points)) < 3:
             raise UserError("A lasso needs at least three points: draw a line round an area.")
         object.__setattr__(self, "ras", points)
-
-    @property
-    def anchor(self) -> Ras:
-        return tuple(map(float, np.mean(self.ras, axis=0)))
 
     def project(self, planes: PromptsByPlane, what: str) -> None:
         corners = np.array(self.ras)
@@ -74,26 +54,6 @@ class LassoPrompt(Prompt):
         if not enclosed.any():
             raise UserError(f"{what} encloses no pixel of {plane}: draw it larger, and inside the picture.")
         planes.on(plane).add_region(enclosed, self.positive)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"points": [list(point) for point in self.ras], "positive": self.positive}
-
-    @classmethod
-    def from_json(cls, values: Any, where: str, coordinates: Coordinates) -> LassoPrompt:
-        values = mapping(values, where, ("points", "positive"))
-        points = coordinates.points(required(values, "points", where), f"{where}.points")
-        return cls(points, flag(values.get("positive", True), f"{where}.positive"))
-
-    def to_markup(self, plane: SlicePlane) -> Markup:
-        return Markup("ClosedCurve", self.ras, self.positive)
-
-    @classmethod
-    def from_markup(cls, markup: Markup, plane: SlicePlane | None) -> LassoPrompt:
-        return cls(markup.points, markup.positive)
-
-    @classmethod
-    def drawn(cls, plane: SlicePlane, points: Sequence[Ras], positive: bool) -> LassoPrompt:
-        return cls(simplified(points, plane.pixel_size / 2), positive)
 
 
 def enclosed_pixels(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

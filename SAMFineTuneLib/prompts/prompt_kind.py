@@ -230,29 +230,3 @@ def checked_ras(values: Any, what: str) -> Ras:
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise UserError(f"{what} needs three finite numbers: right, anterior, superior in mm.")
     return numbers
-
-
-def simplified(points: Sequence[Ras], tolerance: float) -> tuple[Ras, ...]:
-    """A line without the points that it can do without, at `tolerance` mm (Douglas and Peucker 1973)."""
-    line = np.asarray(points, dtype=np.float64)
-    keep = np.zeros(len(line), bool)
-    keep[[0, -1]] = True
-    pieces = [(0, len(line) - 1)]
-    while pieces:
-        first, last = pieces.pop()
-        if last - first < 2:
-            continue
-        far = _distances(line[first + 1 : last], line[first], line[last])
-        worst = first + 1 + int(far.argmax())
-        if far.max() > tolerance:
-            keep[worst] = True
-            pieces += [(first, worst), (worst, last)]
-    return tuple(tuple(map(float, point)) for point in line[keep])
-
-
-def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Distances (N,) in mm of points (N, 3) from the line between two others."""
-    direction, offsets = end - start, points - start
-    length = direction @ direction
-    along = np.clip(offsets @ direction / length, 0, 1) if length > 0 else np.zeros(len(points))
-    return np.linalg.norm(offsets - along[:, None] * direction, axis=1)

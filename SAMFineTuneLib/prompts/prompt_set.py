@@ -68,7 +68,7 @@ class PromptSet:
         object.__setattr__(self, "segments", tuple(self.segments))
         if self.orientation not in ORIENTATIONS:
             choices = ", ".join(ORIENTATIONS)
-            raise UserError(f'"{self.orientation}" is no orientation: choose one of {choices}.')
+            raise UserError(f'"{self.orientation}" is not an orientation: choose one of {choices}.')
         for what in ("name", "value"):
             values = [getattr(segment, what) for segment in self.segments]
             for value in values:

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.slice_plane import SlicePlane
-from SAMFineTuneLib.prompts.checked_json import Coordinates, flag, mapping, required
+from SAMFineTuneLib.prompts.drawn_line import DrawnLine
 from SAMFineTuneLib.prompts.plane_prompts import OnPlane, PromptsByPlane
-from SAMFineTuneLib.prompts.prompt_kind import (
-    Marker,
-    Markup,
-    Prompt,
-    Ras,
-    Tool,
-    checked_ras,
-    prompt_kind,
-    simplified,
-)
+from SAMFineTuneLib.prompts.prompt_kind import Marker, Tool, prompt_kind
 
 POINTS_PER_STROKE = 8  # on one slice: more points slow SAM's decoder down and add nothing
 _STROKE_SPACING = 5.0  # pixels: closer points of a stroke add nothing
@@ -29,11 +16,8 @@ _STROKE_SPACING = 5.0  # pixels: closer points of a stroke add nothing
 
 @prompt_kind
 @dataclass(frozen=True)
-class ScribblePrompt(Prompt):
+class ScribblePrompt(DrawnLine):
     """A stroke: the corners of a line drawn through (positive) or beside (negative) the structure."""
-
-    ras: tuple[Ras, ...]
-    positive: bool = True
 
     list_name = "scribbles"
     noun = "Scribble"
@@ -48,15 +32,6 @@ class ScribblePrompt(Prompt):
              "Draw a line over what does not belong to it.", False),
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        if not len(self.ras):
-            raise UserError("A scribble needs at least one point.")
-        object.__setattr__(self, "ras", tuple(checked_ras(point, "A scribble's point") for point in self.ras))
-
-    @property
-    def anchor(self) -> Ras:
-        return tuple(map(float, np.mean(self.ras, axis=0)))
-
     def project(self, planes: PromptsByPlane, what: str) -> None:
         runs: list[tuple[OnPlane, list[np.ndarray]]] = []  # pieces of the stroke that stay on one plane
         for point in _along(np.array(self.ras), float(planes.volume.spacing.min()) / 2):
@@ -70,26 +45,6 @@ class ScribblePrompt(Prompt):
             count = int(np.clip(length // _STROKE_SPACING + 1, 1, POINTS_PER_STROKE))
             chosen = [len(line) // 2] if count == 1 else np.rint(np.linspace(0, len(line) - 1, count)).astype(int)
             one.add_points(line[chosen], self.positive)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"points": [list(point) for point in self.ras], "positive": self.positive}
-
-    @classmethod
-    def from_json(cls, values: Any, where: str, coordinates: Coordinates) -> ScribblePrompt:
-        values = mapping(values, where, ("points", "positive"))
-        points = coordinates.points(required(values, "points", where), f"{where}.points")
-        return cls(points, flag(values.get("positive", True), f"{where}.positive"))
-
-    def to_markup(self, plane: SlicePlane) -> Markup:
-        return Markup("Curve", self.ras, self.positive)
-
-    @classmethod
-    def from_markup(cls, markup: Markup, plane: SlicePlane | None) -> ScribblePrompt:
-        return cls(markup.points, markup.positive)
-
-    @classmethod
-    def drawn(cls, plane: SlicePlane, points: Sequence[Ras], positive: bool) -> ScribblePrompt:
-        return cls(simplified(points, plane.pixel_size / 2), positive)
 
 
 def _along(corners: np.ndarray, step: float) -> np.ndarray:
