@@ -1,4 +1,4 @@
-"""What the stores of models and of adapters share: named folders in one folder, which appear and vanish whole."""
+"""Common part of the stores of models and adapters: named folders in one folder, added and deleted in one step."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ Item = TypeVar("Item")
 
 
 class FolderStore(Generic[Item]):
-    """Items of one kind, a folder each, whose name is the item's. Reading never creates the store's folder.
+    """Items of one kind, each in a folder of its name. Reading never creates the store's folder.
 
-    A subclass says what it holds (`kind`, in the plural), which environment variable sets its folder, and how an item
-    is read.
+    A subclass sets what it holds (`kind`, in the plural) and the environment variable of its folder, and reads items.
     """
 
     kind: ClassVar[str]
@@ -28,7 +27,7 @@ class FolderStore(Generic[Item]):
         self.folder = folder.expanduser()
 
     def read(self, folder: Path) -> Item:
-        """The item in a folder; UserError when it is not whole."""
+        """The item in a folder. UserError when it is damaged or incomplete."""
         raise NotImplementedError
 
     def places(self) -> tuple[Path, ...]:
@@ -59,7 +58,7 @@ class FolderStore(Generic[Item]):
 
     @contextmanager
     def _adding(self, name: str) -> Iterator[Path]:
-        """A hidden folder that becomes the item's when the block ends well, and vanishes when it does not."""
+        """A hidden folder that becomes the item's when the block succeeds, and is removed when it fails."""
         with self._changing(), staged_folder(self.folder / name) as building:
             yield building
 

@@ -1,4 +1,4 @@
-"""Loading a model into PyTorch: one object with `encode` and `decode`, whatever the architecture."""
+"""Loads a model of any architecture into PyTorch, as one object with `encode` and `decode`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _ALIGNMENT = 64  # bytes
 
 @dataclass(frozen=True, eq=False)
 class TorchModel:
-    """A network on its device. The image encoder computes in `dtype`; prompts and masks, a few percent of the work,
-    always in float32, so that half precision costs no accuracy at the contours. Results are float32."""
+    """A network on its device. The image encoder computes in `dtype`, prompt encoder and mask decoder (a few percent of
+    the work) in float32, so that half precision does not change contours. Results are float32."""
 
     network: nn.Module
     device: torch.device
     dtype: torch.dtype
 
     def encode(self, image: Tensor) -> dict[str, Tensor]:
-        """(1, C, S, S), as `preprocess.prepare` makes it -> the embedding by name: `image_embeddings`, ..."""
+        """Image (1, C, S, S), as `preprocess.prepare` makes it → the embedding's tensors by name."""
         import torch
 
         with torch.inference_mode():
@@ -37,7 +37,7 @@ class TorchModel:
             return {name: value.float() for name, value in embedding.items()}
 
     def decode_classes(self, embedding: Mapping[str, Tensor]) -> Tensor:
-        """The automatic head's answer to an embedding: logits (1, C, L, L), background first."""
+        """An embedding → logits (1, C, L, L) of the automatic head's classes, background first."""
         import torch
 
         with torch.inference_mode():
@@ -53,11 +53,18 @@ class TorchModel:
         mask_input: Tensor,
         has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Prompts of B objects on one picture -> logits (B, T, L, L), predicted IoU (B, T), T mask tokens.
+        """Decode prompts of B objects on one picture.
 
-        `point_coords` (B, N, 2) as x, y in input pixels; `point_labels` (B, N): -1 padding, 0 negative, 1 positive,
-        2 and 3 a box's corners; `mask_input` (B, 1, L, L) logits; `has_mask_input` (B,) 0 or 1. Without a box, a
-        padding point belongs to the points (SAM's rule); heads with classes take no points at all (N = 0).
+        Args:
+            embedding: as `encode` returns it.
+            point_coords: (B, N, 2), x and y in input pixels. Without a box, a padding point belongs to them (SAM's
+                rule); heads with classes take no points (N = 0).
+            point_labels: (B, N), -1 padding, 0 negative, 1 positive, 2 and 3 a box's corners.
+            mask_input: logits (B, 1, L, L).
+            has_mask_input: (B,), 0 or 1.
+
+        Returns:
+            Logits (B, T, L, L) and predicted IoU (B, T) of T mask tokens.
         """
         import torch
 
@@ -70,9 +77,17 @@ class TorchModel:
 
 
 def load_network(path: str | Path, base: str | Path | None = None) -> tuple[Recognition, nn.Module]:
-    """What a checkpoint is, and its network in float32 on the CPU, ready for inference or training.
+    """Load a checkpoint of any known kind.
 
-    `UserError` names the tensors when the file does not fit. `base` completes an image encoder, see `recognise`.
+    Args:
+        path: the file.
+        base: a complete checkpoint for a file with an image encoder only; see `recognise`.
+
+    Returns:
+        What the checkpoint is, and its network in float32 on the CPU.
+
+    Raises:
+        UserError: naming the tensors, when the file does not fit.
     """
     recognition = recognise(path, base)
     recognition.require_fit()
@@ -86,9 +101,9 @@ def load_network(path: str | Path, base: str | Path | None = None) -> tuple[Reco
 
 
 def _aligned(value: Tensor) -> Tensor:
-    """The tensor in memory that begins as PyTorch's own does.
+    """The tensor in memory aligned as PyTorch's own.
 
-    A file's tensors lie anywhere in it, elsewhere at every reading, and the last bits of a product depend on that.
+    The tensors of a file have a different alignment at every reading, and the last bits of products depend on it.
     """
     return value.clone() if value.data_ptr() % _ALIGNMENT else value
 
@@ -96,10 +111,16 @@ def _aligned(value: Tensor) -> Tensor:
 def load_torch_model(
     model_folder: ModelFolder, device: Any = "cpu", dtype: Any = None, adapter: AdapterFolder | None = None
 ) -> TorchModel:
-    """The model in a folder, from its `weights` file, on a device; `dtype` of the image encoder, float32 if None.
+    """Load the model in a folder from its `weights` file.
 
-    `adapter` is put into it. `UserError` when the weights are not what `model.json` says, or the adapter's base is
-    another one.
+    Args:
+        model_folder: the model.
+        device: of PyTorch.
+        dtype: of the image encoder; float32 when None.
+        adapter: an adapter of this model, which is merged into it.
+
+    Raises:
+        UserError: when the weights do not fit `model.json`, or the adapter has another base.
     """
     import torch
 
@@ -108,7 +129,7 @@ def load_torch_model(
     found = (recognition.architecture, recognition.input_size, recognition.channels, recognition.low_res_size)
     if found != (spec.architecture, spec.input_size, spec.channels, spec.low_res_size):
         raise UserError(
-            f"The weights of {spec.id!r} are not what its model.json says: {recognition.architecture} at "
+            f"The weights of {spec.id!r} do not fit its model.json: they are {recognition.architecture} at "
             f"{recognition.input_size} pixels instead of {spec.architecture} at {spec.input_size}; import them again."
         )
     if adapter is not None:

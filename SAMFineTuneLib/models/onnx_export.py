@@ -1,4 +1,4 @@
-"""Exporting a model to ONNX: an encoder and a decoder graph that ONNX Runtime runs without PyTorch.
+"""Exports a model to ONNX: an encoder and a decoder graph that ONNX Runtime runs without PyTorch.
 
 `encoder.onnx`: `image` (1, C, S, S) -> the embedding's tensors by name. `decoder.onnx`: those, `point_coords`
 (B, N, 2), `point_labels` (B, N), `mask_input` (B, 1, L, L), `has_mask_input` (B,) -> `low_res_masks` (B, T, L, L),
@@ -38,10 +38,16 @@ _FREE = {"point_coords": {0: "prompts", 1: "points"}, "point_labels": {0: "promp
 
 
 def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> ModelFolder:
-    """Export a model that is on disk into `folder`, with its `model.json`: a model of its own, named after the folder.
+    """Export a model from disk, with its `model.json`.
 
-    Exporting into the model's own folder adds the graphs to it instead; where its weights are a safetensors file, the
-    graphs take them from there. `UserError` when its weights do not fit.
+    Args:
+        model: a model with weights.
+        folder: becomes a model of its own, named after the folder. The model's own folder gets the graphs in addition;
+            when its weights are a safetensors file, the graphs refer to it.
+        int8: quantise the encoder; see `export_onnx`.
+
+    Raises:
+        UserError: when the weights do not fit, or a package is missing.
     """
     require_exporter()
     from SAMFineTuneLib.models.load_model import load_torch_model
@@ -62,7 +68,7 @@ def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> 
 
 
 def _id_after(folder: Path, model_id: str) -> str:
-    """What to call the exported model: not as the one it was made of, which may be on the same computer."""
+    """The exported model's id: different from the original's, which may be on the same computer."""
     name = plain_id(folder.resolve().name)
     return name if name != model_id else f"{model_id}-onnx"
 
@@ -75,13 +81,19 @@ def export_onnx(
     with_encoder: bool = True,
     weights: Path | None = None,
 ) -> list[Path]:
-    """Write `encoder.onnx` and `decoder.onnx` of a float32 network on the CPU; the paths of all files written.
+    """Write `encoder.onnx` and `decoder.onnx`, and `classes.onnx` when the network has a class head.
 
-    `classes.onnx` comes with them when the network has a class head.
-    The graphs take what `weights`, a safetensors file in `folder`, holds from there, and hold the rest themselves;
-    where that is 2 GiB and more, it lies in `encoder.onnx.data`. With `int8` the encoder's linear layers are
-    quantised, each output channel by its own scale: about a quarter of the size, and faster on CPUs; the small decoder
-    stays exact. Files appear whole or not at all.
+    Args:
+        network: in float32, on the CPU.
+        spec: the model's description.
+        folder: gets the files, all or none. Tensors of 2 GiB and more go to `encoder.onnx.data`.
+        int8: quantise the encoder's linear layers, each output channel with its own scale: about a quarter of the
+            size, and faster on CPUs. The small decoder stays exact.
+        with_encoder: whether to write the encoder.
+        weights: a safetensors file in `folder`; the graphs refer to its tensors instead of holding copies.
+
+    Returns:
+        The paths of all files written.
     """
     import torch
 
@@ -98,7 +110,7 @@ def export_onnx(
                 _quantise(building / "encoder")
         prompts = _prompts(spec, objects=2, points=3)
         _trace(decoder, (*embedding.values(), *prompts), building / "decoder", [*embedding, *PROMPTS], list(OUTPUTS))
-        # In other numbers than those of the trace, which must not have become constants.
+        # With other numbers of prompts and points than in the trace, where they must not have become constants.
         values = embedding | dict(zip(PROMPTS, _prompts(spec, objects=3, points=1), strict=True))
         _verify(building / "decoder", values, dict(zip(OUTPUTS, decoder(*values.values()), strict=True)))
         if getattr(network.mask_decoder, "class_head", None) is not None:
@@ -109,7 +121,7 @@ def export_onnx(
 
 
 def _parts(network: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Encoder, decoder and class head as modules over plain tensors; `names` are those of the embedding's."""
+    """Encoder, decoder and class head as modules over plain tensors; `names` are the embedding's."""
     from torch import nn
 
     class Part(nn.Module):
@@ -135,16 +147,16 @@ def _parts(network: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module, 
 
 
 def _trace(part: nn.Module, values: tuple, folder: Path, inputs: list[str], outputs: list[str]) -> None:
-    """Write one graph into a new folder that is named after it."""
+    """Write one graph into a new folder of the same name."""
     import onnx
     import torch
 
     folder.mkdir()
     graph = folder / f"{folder.name}.onnx"
-    # The tracing exporter needs seconds where the newer one needs half a minute, and both give the same answers.
+    # The tracing exporter takes seconds, the newer one half a minute, and their graphs give the same answers.
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sizes become constants while tracing: here they are
+        warnings.simplefilter("ignore")  # about sizes that become constants, which these are
         torch.onnx.export(
             part,
             values,
@@ -175,11 +187,11 @@ def _prompts(spec: ModelSpec, objects: int, points: int) -> tuple[Tensor, ...]:
 
 
 def _verify(folder: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Run a graph in ONNX Runtime and compare its answer with PyTorch's: no wrong graph leaves this module."""
+    """RuntimeError unless a graph gives PyTorch's answer in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what matters is raised
+    options.log_severity_level = 4  # errors are raised all the same
     graph = folder / f"{folder.name}.onnx"
     try:
         session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -194,7 +206,7 @@ def _verify(folder: Path, values: Mapping[str, Tensor], expected: Mapping[str, T
 
 
 def _quantise(folder: Path) -> None:
-    """Replace a graph by one whose products with constant matrices run in 8 bits, scales computed per picture."""
+    """Replace a graph by one whose products with constant matrices run in 8 bits, with scales computed per picture."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = folder / f"{folder.name}.onnx"
@@ -217,7 +229,7 @@ def _quantise(folder: Path) -> None:
 
 
 def _mark(graph: Path, precision: str) -> None:
-    """Write the precision into the graph's metadata, where ONNX Runtime shows it to the engine."""
+    """Write the precision into the graph's metadata, where the engine reads it."""
     import onnx
 
     model = onnx.load(graph, load_external_data=False)
@@ -226,7 +238,7 @@ def _mark(graph: Path, precision: str) -> None:
 
 
 def _finish(part: Path, weights: Path | None) -> list[Path]:
-    """Store a graph's weights where they belong, and move its files out of its folder."""
+    """Move a graph's files out of their folder, and store its weights in `weights` or in 16 bits."""
     files = [Path(shutil.move(path, part.parent)) for path in part.iterdir()]
     part.rmdir()
     (graph,) = (path for path in files if path.suffix == ".onnx")
@@ -244,7 +256,7 @@ def require_exporter() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice out of the user's terminal."""
+    """Keep the quantiser's advice off the user's terminal."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Packages that only some actions need: PyTorch and what comes with it."""
+"""Imports packages that only some actions need (PyTorch and its helpers), or tells the user how to install them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from SAMFineTuneLib.errors import UserError
 
 _NAMES = {"torch": "PyTorch", "skimage": "scikit-image"}
 SAFE_TORCH = (2, 6)
-"""The first PyTorch whose `weights_only=True` never runs what a file holds (CVE-2025-32434)."""
+"""The first PyTorch whose `weights_only=True` never runs code in a file (CVE-2025-32434)."""
 
 
 def require(purpose: str, *packages: str, extra: str = "torch") -> ModuleType:
-    """Import packages, and return the first one.
+    """Import packages.
 
-    `purpose` begins the sentence of the `UserError` that names the first package that is not here, and `extra` is what
-    brings it: `pip install "samfinetune[extra]"`.
+    Args:
+        purpose: what needs them; begins the sentence of the error.
+        packages: module names.
+        extra: the extra that installs them: `pip install "samfinetune[extra]"`.
+
+    Returns:
+        The first package.
+
+    Raises:
+        UserError: naming the first package that is missing or cannot be loaded.
     """
     imported = []
     for package in packages:
@@ -27,7 +35,7 @@ def require(purpose: str, *packages: str, extra: str = "torch") -> ModuleType:
             raise UserError(
                 f'{purpose} needs {name}, which is not installed; install it with: pip install "samfinetune[{extra}]"'
             ) from None
-        except OSError as error:  # as of a library that Windows does not find
+        except OSError as error:  # for example a library that Windows does not find
             raise UserError(
                 f"{purpose} needs {name}, which is installed but cannot be loaded ({error}); install it again with: "
                 f'pip install --force-reinstall "samfinetune[{extra}]"'
@@ -36,7 +44,7 @@ def require(purpose: str, *packages: str, extra: str = "torch") -> ModuleType:
 
 
 def require_safe_torch(path: object) -> ModuleType:
-    """PyTorch, to read a file of its own format; `UserError` where that could run code that the file holds."""
+    """PyTorch, to read a file in its own format. UserError when this version could run code in the file."""
     torch = require("Reading a checkpoint", "torch")
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < SAFE_TORCH:

@@ -1,6 +1,7 @@
-"""From a picture to a model's input, and from its logits back to the picture. NumPy and Pillow only.
+"""Converts a picture to a model's input, and the model's logits back to the picture. Needs NumPy and Pillow only.
 
-Each model gets the pixels its authors gave it; `ModelSpec` says how:
+Each model gets the pixels that its authors trained it with, to the bit, as `ModelSpec` describes; no single library
+resizes in all four ways:
 
 | interpolation | definition | authors |
 |---|---|---|
@@ -9,7 +10,7 @@ Each model gets the pixels its authors gave it; `ModelSpec` says how:
 | `area` | OpenCV's `INTER_AREA`, rounded to bytes | LiteMedSAM |
 | `nearest` | OpenCV's `INTER_NEAREST` | SAM-Med2D |
 
-Then a stretch if asked, mean and standard deviation, and at last the zeros of the padding.
+After that come the stretch, if any, mean and standard deviation, and at last padding with zeros.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MASK_LOGIT = 10.0
 class InputGeometry:
     """Where a picture lies in a model's square input.
 
-    `original` and `content` are (rows, columns): the picture's, and its copy's at the input's top left.
+    `original` is the picture's (rows, columns), `content` that of its resized copy at the input's top left.
     """
 
     original: tuple[int, int]
@@ -40,7 +41,7 @@ class InputGeometry:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Input pixels a picture pixel, along x and y."""
+        """Input pixels per picture pixel, along x and y."""
         return self.content[1] / self.original[1], self.content[0] / self.original[0]
 
     def to_input(self, points: np.ndarray) -> np.ndarray:
@@ -59,16 +60,16 @@ class InputGeometry:
     def logits_to_picture(self, low_res: np.ndarray) -> np.ndarray:
         """Mask logits (..., h, w) of the square input -> (..., rows, columns) of the picture, float32.
 
-        Equals SAM's post-processing: bilinear to the input's size, padding cut off, bilinear to the picture.
+        Equals SAM's post-processing: bilinear to the input's size, crop of the padding, bilinear to the picture.
         """
         low_res = np.asarray(low_res, dtype=np.float32)
         rows, columns = (_to_picture(low_res.shape[axis - 2], self, axis) for axis in (0, 1))
         return rows @ low_res @ columns.T
 
     def shares(self, points: np.ndarray) -> np.ndarray:
-        """Which logits those of single pixels are made of: picture pixels (n, 2) as x, y -> (n, h, w).
+        """Weights of the low-resolution logits in single pixels: picture pixels (n, 2) as x, y -> (n, h, w).
 
-        Multiplied with logits and summed, the shares are what `logits_to_picture` has there; 0 outside the picture.
+        Multiplied with the logits and summed, they give what `logits_to_picture` has there; 0 outside the picture.
         """
         within = [np.zeros((len(points), self.low_res_size), np.float32) for _ in range(2)]
         for axis, places in enumerate(np.rint(points).astype(np.int64).reshape(-1, 2).T[::-1]):
@@ -79,13 +80,13 @@ class InputGeometry:
     def mask_to_low_res(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the picture (rows, columns) -> logits (1, h, w) for the mask prompt, float32.
 
-        Each low-resolution cell gets `MASK_LOGIT` times (2 p - 1), p the share of it that the mask covers:
-        +10 inside, -10 outside and in the padding, between them along the contour.
+        Each low-resolution cell gets `MASK_LOGIT` times (2 p - 1), where p is the share of the cell that the mask
+        covers: +10 inside, -10 outside and in the padding, in between along the contour.
         """
         return self.picture_to_low_res(MASK_LOGIT * (2.0 * np.asarray(mask, dtype=np.float64) - 1), -MASK_LOGIT)[None]
 
     def picture_to_low_res(self, values: np.ndarray, padding: float) -> np.ndarray:
-        """Values of the picture's pixels (rows, columns) -> means of low-resolution cells (h, w), float32."""
+        """Means of a picture's values (rows, columns) over low-resolution cells (h, w), float32; `padding` beyond."""
         if values.shape != self.original:
             raise ValueError(f"values of {values.shape} do not belong to a picture of {self.original}")
         cells = [side * self.low_res_size / self.input_size for side in self.content]
@@ -128,9 +129,9 @@ def prepare(picture: np.ndarray, spec: ModelSpec) -> tuple[np.ndarray, InputGeom
 
 
 def stretched(pixels: np.ndarray) -> np.ndarray:
-    """Grey values of any shape -> float32 0 to 255, such that one in two hundred is cut at either end.
+    """Stretch grey values of any shape to float32 0 to 255, clipping one in two hundred at either end.
 
-    What is dark or flat in the window of a whole slice, as beside an endorectal coil, is shown with all its contrast.
+    Dark or flat parts of a slice, for example far from an endorectal coil, get their full contrast.
     """
     low, high = np.percentile(pixels, (0.5, 99.5))
     return np.clip((pixels - np.float32(low)) * np.float32(255 / max(high - low, 1.0)), 0, 255, dtype=np.float32)
@@ -147,7 +148,7 @@ def _resize(plane: np.ndarray, size: tuple[int, int], interpolation: str) -> np.
     values = kind(rows, plane.shape[0]) @ plane.astype(np.float64) @ kind(columns, plane.shape[1]).T
     if interpolation == "area":
         return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    # The authors cut to whole numbers; the small addition keeps a constant picture what it was.
+    # The authors truncate to whole numbers; the small addition leaves a constant picture unchanged.
     return (np.clip(values, plane.min(), plane.max()) + 1e-6).astype(np.uint8)
 
 

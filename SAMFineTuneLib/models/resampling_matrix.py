@@ -1,8 +1,8 @@
-"""Resampling one axis as a matrix: `matrix(m, n) @ values` turns n samples into m.
+"""Resampling along one axis as a matrix: `matrix(m, n) @ values` turns n samples into m.
 
-All of them are linear, separable and small, so a two-axis resampling is `rows @ picture @ columns.T`. They
-follow the definitions of the libraries the models' authors used, named at each function. Cached, because a
-session resamples the same few sizes over and over; the arrays are read-only.
+A resampling of both axes is `rows @ picture @ columns.T`. The matrices follow the libraries that the models' authors
+used, named at each function. They are cached, because a session resamples the same few sizes over and over, and
+read-only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def cached(function):
-    """Cache by the sizes and lock the result against writing."""
+    """Cache a function of sizes, and make its result read-only."""
 
     @lru_cache(maxsize=64)
     def build(*sizes) -> np.ndarray:
@@ -45,9 +45,9 @@ def bilinear(target: int, source: int) -> np.ndarray:
 
 @cached
 def coverage(target: int, source: int, extent: float) -> np.ndarray:
-    """Mean over the part of the source each target cell covers, float64 (target, source).
+    """Mean over the part of the source that each target cell covers, float64 (target, source).
 
-    The source fills the first `extent` target cells; what a cell covers beyond it counts as zero.
+    The source fills the first `extent` target cells; beyond it, values count as zero.
     """
     edges = np.arange(source + 1) * (extent / source)
     cell = np.arange(target)[:, None]
@@ -57,10 +57,10 @@ def coverage(target: int, source: int, extent: float) -> np.ndarray:
 
 @cached
 def area(target: int, source: int) -> np.ndarray:
-    """OpenCV's `INTER_AREA`, float64 (target, source): means over cells when shrinking.
+    """OpenCV's `INTER_AREA`, float64 (target, source): means over cells when it shrinks.
 
-    When growing, OpenCV interpolates linearly between cell edges: each source cell keeps its own value up to
-    the last target cell that begins in it.
+    When it enlarges, OpenCV interpolates linearly between cell edges: each source cell keeps its value up to the last
+    target cell that begins in it.
     """
     if target <= source:
         return coverage(target, source, float(target)).copy()
@@ -109,7 +109,7 @@ def _gaussian(size: int, sigma: float) -> np.ndarray:
 
 
 def _mirror(index: np.ndarray, size: int) -> np.ndarray:
-    """Indices beyond the border come back, the border itself counted once."""
+    """Reflect indices beyond the border, which itself is not repeated."""
     if size == 1:
         return np.zeros_like(index)
     index = np.abs(index) % (2 * size - 2)

@@ -1,6 +1,6 @@
-"""What a model is: the content of its `model.json`, and the folder that holds it.
+"""The description of a model: the content of its `model.json`, and the folder with its files.
 
-The preprocessing, the engines and the store read only this; nothing here needs PyTorch.
+Preprocessing, engines and store use only this; nothing here needs PyTorch.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model as `model.json` describes it. Every instance is valid: a wrong value raises `UserError`.
+    """A model as `model.json` describes it. Every instance is valid: a wrong value raises `UserError`.
 
-    The defaults are Segment Anything's. `input_size` is the side of the square the network sees,
-    `embedding_size` that of its image embedding, `low_res_size` that of its mask logits.
+    The defaults are Segment Anything's. `input_size` is the side of the network's square input, `embedding_size` that
+    of its image embedding, `low_res_size` that of its mask logits.
     """
 
     id: str
@@ -60,34 +60,35 @@ class ModelSpec:
     interpolation: str = "bilinear"
     """How pixels are resampled, see `preprocess`: `bilinear` (antialiased), `cubic`, `area` or `nearest`."""
     pixel_range: str = "0-255"
-    """Before `pixel_mean` and `pixel_std`: `0-255` as they are, `minmax` each picture stretched to 0..1, `percentiles`
-    each picture stretched to 0..255, 0.5 % cut at either end."""
+    """What happens before `pixel_mean` and `pixel_std`: nothing (`0-255`), each picture is stretched to 0..1
+    (`minmax`),
+    or to 0..255 with 0.5 % clipped at either end (`percentiles`)."""
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
     channels: int = 3
     coordinates: str = "scaled"
-    """A prompt pixel x at scale s lies at `scaled` x * s (SAM's rule), `centred` (x + 0.5) * s - 0.5."""
+    """Where a prompt at pixel x lies in an input scaled by s: `scaled` x * s (SAM), `centred` (x + 0.5) * s - 0.5."""
     embedding_size: int = 64
     low_res_size: int = 256
     zoom: bool = False
     """Whether the predictor should crop to the prompt's surroundings, because the input is small."""
     ranks_all: bool = False
-    """Whether predicted IoU compares all four masks for any prompt; SAM's holds among 1-3 for a lone point only. The
-    answer then is joined from the best, or, to a lone point, the most convincing one of several views."""
+    """Whether predicted IoU ranks all four masks for any prompt; SAM's ranks masks 1 to 3 of a lone point only. The
+    answer is then the mean of the best masks, and for a lone point the best reading of several views."""
     one_piece: bool = False
-    """Whether the model learned that an object is one piece, and within its box, so that other pieces of a mask are
-    strays and what lies beyond the box is doubted."""
+    """Whether the model was trained on objects of one piece within their box, so that other pieces of a mask are
+    removed, and pixels outside the box must be surer."""
     licence: str = ""
     source: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
-    """File name of the `weights`, and of the ONNX `encoder`, `decoder` and automatic head (`classes`), as far as
-    they exist."""
+    """Names of the files that exist, by role: `weights`, and the ONNX `encoder`, `decoder` and automatic head
+    (`classes`)."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """Hex digest of a file by its name."""
+    """Hex digests by file name."""
     classes: tuple[str, ...] = ()
     """Names of the classes of an automatic (prompt-free) head, background first; else empty."""
     heads: tuple[str, ...] = ()
-    """`promptable`, `automatic` or both; when not given, the one that `classes` speaks for."""
+    """`promptable`, `automatic` or both; by default automatic with `classes`, else promptable."""
 
     def __post_init__(self) -> None:
         for name in ("pixel_mean", "pixel_std", "classes", "heads"):
@@ -99,7 +100,7 @@ class ModelSpec:
 
     @property
     def input_rule(self) -> str:
-        """How pictures become the network's input. With the encoder's weights it says what an embedding is."""
+        """Identifies how pictures become the network's input; with the encoder's weights, it identifies embeddings."""
         rule = (self.input_size, self.resize, self.interpolation, self.pixel_range, self.pixel_mean, self.pixel_std)
         return "|".join(map(str, (*rule, self.channels)))
 
@@ -156,11 +157,11 @@ class ModelFolder:
 
     @property
     def whole(self) -> bool:
-        """Whether every file is there that `model.json` names."""
+        """Whether all files that `model.json` names exist."""
         return all((self.path / name).is_file() for name in (*self.spec.files.values(), *self.spec.sha256))
 
     def verify(self) -> None:
-        """Raise `UserError` when a file is missing or is not the one `model.json` means. Reads it all."""
+        """UserError when a file is missing or has another digest than `model.json` states. Reads all files."""
         for role in self.spec.files:
             self.file(role)
         for name, expected in self.spec.sha256.items():
@@ -187,7 +188,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
 
 
 def write_spec(spec: ModelSpec, folder: str | Path) -> Path:
-    """Write `model.json` into a folder, all or nothing; its path."""
+    """Write `model.json` into a folder, completely or not at all; return its path."""
     file = Path(folder) / SPEC_FILE
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(spec.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -195,7 +196,7 @@ def write_spec(spec: ModelSpec, folder: str | Path) -> Path:
 
 
 def plain_id(text: str) -> str:
-    """An id for a model that a file or folder of that name holds."""
+    """A model id from the name of a file or folder."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"
 
 

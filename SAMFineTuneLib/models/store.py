@@ -21,8 +21,9 @@ Source = Path | Callable[[Path], object]  # a file to copy, or what writes (or m
 
 
 class Store(FolderStore[ModelFolder]):
-    """Models in `folder`: given, or SAMFINETUNE_MODELS, or `models` in the user's data folder. See `spec` for what a
-    model's folder holds; its name is the model's id."""
+    """Models in `folder`, by default that of SAMFINETUNE_MODELS, or `models` in the user's data folder. `spec`
+    describes
+    a model's folder, whose name is the model's id."""
 
     kind, variable = "models", "SAMFINETUNE_MODELS"
 
@@ -39,7 +40,7 @@ class Store(FolderStore[ModelFolder]):
         return self.bundled_folder, self.folder
 
     def get(self, model_id: str = DEFAULT_MODEL) -> ModelFolder:
-        """The model of that id; UserError that says how to get it when it is not here."""
+        """The model of that id. UserError that says how to get it when it is not on this computer."""
         for folder in self.places():
             if _is_plain(model_id) and (folder / model_id / SPEC_FILE).is_file():
                 return read_model_folder(folder / model_id)
@@ -52,7 +53,7 @@ class Store(FolderStore[ModelFolder]):
                         "and `samfinetune models list` shows what can be added.")
 
     def find(self, id_or_folder: str | Path) -> ModelFolder:
-        """A model by its id here, or by its folder anywhere."""
+        """A model by its id in this store, or by its folder anywhere."""
         path = Path(id_or_folder).expanduser()
         if (path / SPEC_FILE).is_file():
             return read_model_folder(path)
@@ -62,19 +63,19 @@ class Store(FolderStore[ModelFolder]):
             raise UserError(f"{id_or_folder} is a file, not a model: add it with `samfinetune models import "
                             f"{id_or_folder}` and use the id that this prints.")
         if path.is_dir() and not _is_plain(str(id_or_folder)):
-            return read_model_folder(path)  # raises: it lacks its model.json
+            return read_model_folder(path)  # raises the error about its missing model.json
         return self.get(str(id_or_folder))
 
     def trained_on(self, adapter: AdapterFolder) -> ModelFolder:
-        """The model that an adapter was trained on; UserError when it is not here."""
+        """The model on which an adapter was trained. UserError when it is not on this computer."""
         try:
             return self.get(adapter.card.base)
         except UserError as error:
             raise UserError(f"The adapter {adapter.name} needs the model it was trained on. {error}") from error
 
     def to_run(self, adapter: AdapterFolder) -> ModelFolder:
-        """The model to open with an adapter: the one it was trained on, or, where that is not here, what the adapter
-        brings with it."""
+        """The model to open with an adapter: its base, or, when that is not on this computer, the adapter's own
+        export."""
         brought = adapter.exported
         try:
             base = self.trained_on(adapter)
@@ -85,20 +86,25 @@ class Store(FolderStore[ModelFolder]):
         return base if brought is None or is_base(adapter, base) else brought
 
     def is_bundled(self, model: ModelFolder) -> bool:
-        """Whether a model ships with the library, and so cannot be removed."""
+        """Whether a model ships with the library; it cannot be removed then."""
         return model.path.parent == self.bundled_folder
 
     def check_new(self, model_id: str) -> None:
-        """UserError when a model of that id is here already."""
+        """UserError when there is a model of that id."""
         for folder in self.places():
             if (folder / model_id).exists():
                 raise UserError(f"There is a model {model_id!r} already, in {folder}; choose another id with --id, or "
                                 f"remove that one first with `samfinetune models remove {model_id}`.")
 
     def add(self, spec: ModelSpec, sources: Mapping[str, Source]) -> ModelFolder:
-        """Install a model whose files, by the names they get, are copied or written by what `sources` gives.
+        """Install a model, completely or not at all.
 
-        Their SHA-256 goes into the model's description.
+        Args:
+            spec: its description, to which the files' SHA-256 are added.
+            sources: for each file, by its name in the model's folder, the file to copy or a function that writes it.
+
+        Raises:
+            UserError: when there is a model of that id, or the folder cannot be changed.
         """
         self.check_new(spec.id)
         with self._adding(spec.id) as building:
@@ -111,7 +117,7 @@ class Store(FolderStore[ModelFolder]):
         return read_model_folder(self.folder / spec.id)
 
     def remove(self, model_id: str) -> None:
-        """Delete a model the user added, readable or not; UserError for bundled and unknown ones."""
+        """Delete a model that the user added, even a damaged one. UserError for bundled and unknown models."""
         if (self.bundled_folder / model_id / SPEC_FILE).is_file():
             raise UserError(f"The model {model_id!r} ships with SAMFineTune and cannot be removed.")
         if not _is_plain(model_id) or not (self.folder / model_id / SPEC_FILE).is_file():
@@ -120,5 +126,5 @@ class Store(FolderStore[ModelFolder]):
 
 
 def _is_plain(model_id: str) -> bool:
-    """Whether an id is a visible folder's name rather than a path."""
+    """Whether an id is the name of a visible folder rather than a path."""
     return bool(model_id) and Path(model_id).name == model_id and not model_id.startswith(".")
