@@ -1,1 +1,1 @@
-"""Adapters: how a model is tuned, the folder and the card of what was learned, merging and exporting."""
+"""Adapters: how a model is tuned, the folder and card of the result, merging and exporting."""

@@ -1,6 +1,6 @@
-"""An adapter's card: what it was made from, how, and what it gained. `card.json` for programs, `card.md` for people.
+"""An adapter's card: its base, its training and its gain, as `card.json` for programs and `card.md` for people.
 
-Cases are named by digests only; nothing in a card identifies a patient. Needs no PyTorch.
+A card names cases by digests only; nothing in it identifies a patient. Needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Gain:
-    """Dice of one way of prompting on the held-out cases, before and after. Values belong to `cases` one by one."""
+    """Dice of one kind of prompt on the held-out cases, before and after training, a value for each of `cases`."""
 
     prompt: str
-    """`1 box`, `1 point`, `automatic`, ..."""
+    """`1 box`, `1 point`, `automatic`, …"""
     cases: tuple[str, ...]
     """Digests of the held-out cases."""
     before: tuple[float | None, ...]
-    """Dice of each case with the base; None where it has no answer, as without a prompt."""
+    """Dice of each case with the base; None where the base has no answer, for example without prompts."""
     after: tuple[float | None, ...]
     label: str = ""
     interval_before: tuple[float, float] | None = None
@@ -43,7 +43,7 @@ class Gain:
 
     @property
     def means(self) -> tuple[float | None, float | None]:
-        """Mean Dice before and after, over the cases that have one."""
+        """Mean Dice before and after, over the cases that have a value."""
         return _mean(self.before), _mean(self.after)
 
     def summary(self) -> dict[str, Any]:
@@ -56,17 +56,17 @@ class Gain:
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of an adapter. `save_adapter` fills in base, method, date and version."""
+    """The facts about an adapter. `save_adapter` fills in base, method, date and version."""
 
     labels: tuple[str, ...] = ()
-    """Names of what it segments, without background."""
+    """Names of the structures it segments, without background."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the training, as plain values."""
     cases: tuple[str, ...] = ()
-    """Digests of the cases it was trained on."""
+    """Digests of its training cases."""
     gains: tuple[Gain, ...] = ()
     curves: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
-    """`steps`, `loss`, `dice`, ...: the course of the training."""
+    """`steps`, `loss`, `dice`, …: the course of the training."""
     seconds: float | None = None
     """How long the training took."""
     hardware: str = ""
@@ -88,7 +88,7 @@ class Card:
         object.__setattr__(self, "curves", {name: tuple(values) for name, values in self.curves.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object `from_dict` reads. Numbers that are none (NaN, infinite) become null."""
+        """The JSON object that `from_dict` reads. NaN and infinite numbers become null."""
         return {"format": FORMAT, **_plain(asdict(self))}
 
     @classmethod
@@ -141,7 +141,7 @@ def as_markdown(card: Card, name: str) -> str:
         ]
         lines += ["", "Mean over cases, with its 95 % interval."]
     else:
-        lines += ["No case was held out, so what it gained is not known."]
+        lines += ["No case was held out, so its gain is not known."]
     return "\n".join(lines) + "\n"
 
 
@@ -154,7 +154,7 @@ def duration(seconds: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of a value."""
+    """A value as JSON can hold it."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,14 +1,14 @@
-"""An adapter on disk: a folder in PEFT's format with a card. Reading needs no PyTorch.
+"""An adapter on disk: a folder in PEFT's format, with a card. Reading it needs no PyTorch.
 
 | file | content |
 |---|---|
-| `adapter_config.json` | for LoRA PEFT's own; else which method it is |
-| `adapter_model.safetensors` | what was trained; LoRA's matrices as PEFT names them |
-| `class_head.safetensors` | the automatic head, if there is one: the base has nothing that PEFT could put it on |
-| `card.json`, `card.md` | see `card` |
-| `onnx` | a model folder with the adapter merged into its base, once it was exported |
+| `adapter_config.json` | PEFT's own for LoRA; else the name of the method |
+| `adapter_model.safetensors` | the trained tensors; LoRA's matrices have PEFT's names |
+| `class_head.safetensors` | the automatic head, if any: the base has no layer to which PEFT could attach it |
+| `card.json`, `card.md` | see `adapter_card` |
+| `onnx` | a model folder with the adapter merged into its base, after an export |
 
-`card.json` has the digests of the others, and is written last and removed first: with it the folder is whole.
+`card.json` has the digests of the other files. It is written last and removed first, so a folder with it is complete.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_m
 CARD, CARD_TEXT = "card.json", "card.md"
 CONFIG, TENSORS, CLASS_HEAD = "adapter_config.json", "adapter_model.safetensors", "class_head.safetensors"
 ONNX = "onnx"
-"""Folder in the adapter's of what `tuned_export` writes."""
+"""Folder inside the adapter's, for the graphs that `merged_export` writes."""
 
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter that is whole: every file is the one its card means."""
+    """An adapter whose files all have the digests in its card."""
 
     path: Path
     card: Card
@@ -46,18 +46,18 @@ class AdapterFolder:
 
     @property
     def digest(self) -> str:
-        """Identifies what it does to its base: 64 hexadecimal digits."""
+        """Identifies the adapter's effect on its base: 64 hexadecimal digits."""
         files = "|".join(f"{name}:{self.card.files[name]}" for name in sorted(self.card.files))
         return hashlib.sha256(files.encode()).hexdigest()
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether its base's embeddings are not its own."""
+        """Whether it changes its base's embeddings."""
         return self.card.method.trains_encoder
 
     @property
     def exported(self) -> ModelFolder | None:
-        """The base with this adapter merged into it as ONNX graphs, if it was exported: see `tuned_export`."""
+        """The base with this adapter merged into it as ONNX graphs, if it was exported; see `merged_export`."""
         try:
             model = read_model_folder(self.path / ONNX)
         except UserError:
@@ -71,7 +71,7 @@ class AdapterFolder:
 
 
 def read_adapter_folder(path: str | Path) -> AdapterFolder:
-    """The adapter in a folder, checked; `UserError` says what is missing or damaged."""
+    """Read and check the adapter in a folder. UserError says what is missing or damaged."""
     path = Path(path).expanduser().resolve()
     if not (path / CARD).is_file():
         raise UserError(_no_adapter(path))
@@ -81,7 +81,7 @@ def read_adapter_folder(path: str | Path) -> AdapterFolder:
         raise UserError(f"{path / CARD} cannot be read ({error}): use another copy of the adapter.") from error
     card = Card.from_dict(content, str(path / CARD))
     if not {CONFIG, TENSORS} <= set(card.files):
-        raise UserError(f"{path / CARD} names no {TENSORS}: use another copy of the adapter.")
+        raise UserError(f"{path / CARD} does not name {TENSORS}: use another copy of the adapter.")
     for name, expected in card.files.items():
         if Path(name).name != name or not (path / name).is_file():
             raise UserError(f"The adapter {path} lacks its file {name}: copy the whole folder again.")
@@ -99,9 +99,12 @@ def read_adapter_folder(path: str | Path) -> AdapterFolder:
 def write_adapter_folder(
     folder: str | Path, config: Mapping[str, Any], tensors: bytes, class_head: bytes | None, card: Card
 ) -> Card:
-    """Write an adapter's files into a folder, new or not, in an order that never leaves a mixture; the card as written.
+    """Write an adapter's files into a folder, in an order that never leaves a mixture of old and new.
 
     Other files in the folder stay.
+
+    Returns:
+        The card with the files' digests.
     """
     folder = Path(folder)
     files = {CONFIG: _json(dict(sorted(config.items()))), TENSORS: tensors}
@@ -111,7 +114,7 @@ def write_adapter_folder(
     about = {CARD_TEXT: as_markdown(card, folder.resolve().name).encode(), CARD: _json(card.to_dict())}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
-    shutil.rmtree(folder / ONNX, ignore_errors=True)  # it belongs to the adapter before
+    shutil.rmtree(folder / ONNX, ignore_errors=True)  # an export of the previous adapter
     for name in {TENSORS, CLASS_HEAD} - set(files):
         (folder / name).unlink(missing_ok=True)
     for name, content in (files | about).items():
@@ -120,7 +123,7 @@ def write_adapter_folder(
 
 
 def _no_adapter(path: Path) -> str:
-    """What lies at a path that is not an adapter's folder, and what to do."""
+    """The sentence about a path that is not an adapter's folder: what it is, and what to do."""
     if not path.exists():
         return f"There is no adapter folder {path}."
     if path.is_file():
@@ -146,19 +149,19 @@ def _no_adapter(path: Path) -> str:
 
 
 def digest_of_base(base: ModelFolder) -> str:
-    """SHA-256 of a model's weights: what an adapter means by its base."""
+    """SHA-256 of a model's weights, by which adapters identify their base."""
     weights = base.file("weights")
     return base.spec.sha256.get(weights.name) or sha256_of(weights)
 
 
 def tuned_spec(base: ModelSpec, adapter: AdapterFolder) -> ModelSpec:
-    """The description of a base with an adapter in it: its id and pixels, the adapter's heads."""
+    """The description of a base with an adapter in it: the base's, with the adapter's heads."""
     method = adapter.card.method
     return replace(base, heads=method.heads, classes=method.classes)
 
 
 def is_base(adapter: AdapterFolder, model: ModelFolder) -> bool:
-    """Whether an adapter was trained on this very model, or brought it with it, merged."""
+    """Whether an adapter was trained on this model, or this model is its own export."""
     if model.path == adapter.path / ONNX:
         return True
     return "weights" in model.spec.files and digest_of_base(model) == adapter.card.base_digest

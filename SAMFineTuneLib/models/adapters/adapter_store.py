@@ -15,7 +15,7 @@ from SAMFineTuneLib.models.store import Store
 
 
 class AdapterStore(FolderStore[AdapterFolder]):
-    """Adapters in `folder`: given, or SAMFINETUNE_ADAPTERS, or `adapters` beside the folder of the models."""
+    """Adapters in `folder`, by default that of SAMFINETUNE_ADAPTERS, or `adapters` beside the folder of the models."""
 
     kind, variable = "adapters", "SAMFINETUNE_ADAPTERS"
 
@@ -28,21 +28,21 @@ class AdapterStore(FolderStore[AdapterFolder]):
         return read_adapter_folder(folder)
 
     def get(self, name: str) -> AdapterFolder:
-        """The adapter of that name; UserError when it is not here, or not whole."""
+        """The adapter of that name. UserError when there is none, or it is damaged."""
         if _is_name(name) and (self.folder / name).is_dir():
             return read_adapter_folder(self.folder / name)
         here = ", ".join(path.name for path in self.folders()) or "none"
         raise UserError(f"There is no adapter {name!r}; the adapters on this computer are: {here}.")
 
     def stamp(self, name: str) -> str:
-        """Changes when the adapter of that name does; empty when there is none."""
+        """A text that changes with the adapter of that name; empty when there is none."""
         try:
             return hashlib.sha256((self.folder / name / CARD).read_bytes()).hexdigest() if _is_name(name) else ""
         except OSError:
             return ""
 
     def find(self, name_or_folder: str | Path) -> AdapterFolder:
-        """An adapter by its name here, or by its folder anywhere. A name comes first: what is here may be exported."""
+        """An adapter by its name in this store, or by its folder anywhere. A name comes first."""
         name, path = str(name_or_folder), Path(name_or_folder).expanduser()
         if _is_name(name) and ((self.folder / name).is_dir() or not path.exists()):
             return self.get(name)
@@ -57,7 +57,11 @@ class AdapterStore(FolderStore[AdapterFolder]):
                             f"or remove that one first with `samfinetune adapters remove {name}`.")
 
     def add(self, folder: str | Path, name: str | None = None) -> AdapterFolder:
-        """Copy an adapter's folder into the store, under its own or another name."""
+        """Copy an adapter's folder into the store, under its own or another name.
+
+        Raises:
+            UserError: when it is damaged, there is an adapter of that name, or the folder cannot be changed.
+        """
         adapter = read_adapter_folder(folder)
         name = name or adapter.name
         self.check_new(name)
@@ -70,12 +74,12 @@ class AdapterStore(FolderStore[AdapterFolder]):
         return read_adapter_folder(self.folder / name)
 
     def remove(self, name: str) -> None:
-        """Delete an adapter, whole or damaged."""
+        """Delete an adapter, even a damaged one."""
         if not _is_name(name) or not (self.folder / name).is_dir():
-            self.get(name)  # raises, naming those that are here
+            self.get(name)  # raises the error that names the adapters in the store
         self._delete(name)
 
 
 def _is_name(name: str) -> bool:
-    """Whether it is a visible folder's name rather than a path."""
+    """Whether it is the name of a visible folder rather than a path."""
     return bool(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name))

@@ -1,4 +1,8 @@
-"""Putting an adapter into its base's network. PyTorch only: PEFT is needed to train, not to run."""
+"""Puts an adapter into its base's network.
+
+Own code rather than `peft.merge_and_unload`: running an adapter must not need PEFT, which comes with the extra
+`training` only, and PEFT knows neither our Adapters nor the class head. A test compares both merges.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,18 @@ LORA = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
 def apply_adapter(network: nn.Module, adapter: AdapterFolder) -> nn.Module:
-    """Put an adapter into its base's network, in place; LoRA is merged. UserError for tensors that do not fit."""
+    """Put an adapter into its base's network, in place; LoRA is merged into the weights.
+
+    Args:
+        network: the base, as `load_network` returns it.
+        adapter: an adapter of that base; see `adapter_folder.require_base`.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: when a tensor does not fit.
+    """
     from SAMFineTuneLib.models.architectures import tuning_layers
     from SAMFineTuneLib.models.architectures.class_head import add_class_head
 
@@ -54,14 +69,14 @@ def _lora_config(adapter: AdapterFolder) -> dict[str, Any]:
     try:
         config = json.loads((adapter.path / CONFIG).read_text(encoding="utf-8"))
         if config["peft_type"] != "LORA" or config.get("use_rslora") or config.get("use_dora"):
-            raise ValueError("it is no plain LoRA")
+            raise ValueError("it is not a plain LoRA")
         return config
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{adapter.path / CONFIG} is not the LoRA it should be ({error}): use another copy.") from error
 
 
 def _scale(config: Mapping[str, Any], layer: str) -> float:
-    """alpha / r of a layer, by the rules of PEFT's patterns."""
+    """alpha / r of a layer, by PEFT's rules for patterns."""
 
     def of(patterns: str, common: str) -> float:
         for pattern, value in (config.get(patterns) or {}).items():
@@ -75,7 +90,7 @@ def _scale(config: Mapping[str, Any], layer: str) -> float:
 def _merged(
     network: nn.Module, tensors: dict[str, Tensor], config: Mapping[str, Any], adapter: str
 ) -> dict[str, Tensor]:
-    """Takes the LoRA matrices out of `tensors`; the weights of their layers with scale * B A added."""
+    """Remove the LoRA matrices from `tensors`, and return their layers' weights with scale * B A added."""
     weights = {}
     for name in [name for name in tensors if name.endswith(".lora_A.weight")]:
         layer = name.removesuffix(".lora_A.weight")
@@ -91,7 +106,7 @@ def _merged(
 
 
 def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor], adapter: str) -> None:
-    """Copy tensors into those of a network that have their names."""
+    """Copy tensors into a network's tensors of the same names."""
     own = network.state_dict(keep_vars=True)
     for name, value in tensors.items():
         if name not in own:

@@ -1,7 +1,8 @@
-"""finetune-SAM's LoRA tensors, merged into the weights they adapt.
+"""Merges finetune-SAM's LoRA tensors into the weights they adapt.
 
 The authors add `linear_b(linear_a(x))` to the first and the last `width` outputs of `attn.qkv`, and `w_b(w_a(x))` to
-`q_proj` and `v_proj` of the mask decoder, with scale 1. Both are linear, so adding `B @ A` to the weight is the same.
+`q_proj` and `v_proj` of the mask decoder, with scale 1. Both are linear, so adding `B @ A` to the weight is
+equivalent.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ _DECODER = re.compile(r"(?P<layer>.+\.[qv]_proj)\.w_a\.weight")
 
 
 def merge_lora(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A state dict with plain names and merged weights, and the names of the layers that LoRA had adapted."""
+    """Merge a state dict.
+
+    Returns:
+        The state dict with plain names and merged weights, and the names of the layers with LoRA.
+
+    Raises:
+        UserError: when a LoRA tensor is missing or does not fit.
+    """
     merged = dict(state)
     layers: dict[str, None] = {}
     for name in state:
@@ -56,7 +64,7 @@ def _take(state: dict[str, Tensor], layer: str, kind: str) -> Tensor:
 
 
 def _plain(state: dict[str, Tensor], layer: str, inner: str) -> Tensor:
-    """The weight that LoRA adapts, under its plain name; a copy, so that the caller's tensors stay as they are."""
+    """A copy of the weight that LoRA adapts, under its plain name."""
     for kind in ("weight", "bias"):
         if f"{layer}.{inner}.{kind}" in state:
             state[f"{layer}.{kind}"] = state.pop(f"{layer}.{inner}.{kind}").float().clone()

@@ -1,4 +1,4 @@
-"""A base with an adapter merged into it, as files: ONNX graphs that run without PyTorch, or a model of its own."""
+"""Exports a base with an adapter merged into it: ONNX graphs that run without PyTorch, or a model of its own."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from SAMFineTuneLib.models.store import Store
 
 
 def export_adapter(adapter: AdapterFolder, base: ModelFolder) -> ModelFolder:
-    """Write ONNX graphs into the adapter's own folder, where engines find them; whole or not at all."""
+    """Write ONNX graphs into the adapter's own folder, where engines find them, completely or not at all."""
     folder = adapter.path / ONNX
     with staged_folder(folder, [file for file in folder.glob("*") if file.is_file()]) as building:
         _export(adapter, base, building, base.spec.id, int8=False)
-        (folder / SPEC_FILE).unlink(missing_ok=True)  # so that nobody takes old and new files for one export
+        (folder / SPEC_FILE).unlink(missing_ok=True)  # with it gone, nobody takes old and new files for one export
     return read_model_folder(folder)
 
 
 def make_ready(folder: str | Path, base: ModelFolder) -> str:
-    """Let an adapter's folder run as its base does, here and wherever it is copied: export it when the base has ONNX
-    graphs, unless it was exported before.
+    """Export an adapter, unless it was exported before, when its base has ONNX graphs, so that it runs without PyTorch.
 
-    A sentence when it could not be exported, else "".
+    Returns:
+        A sentence when the export failed, else "".
     """
     adapter = read_adapter_folder(folder)
     if adapter.exported is not None or not base.has("encoder"):
@@ -43,7 +43,7 @@ def make_ready(folder: str | Path, base: ModelFolder) -> str:
     try:
         export_adapter(adapter, base)
         return ""
-    except (UserError, OSError) as error:  # the adapter itself is whole
+    except (UserError, OSError) as error:  # the adapter itself is complete
         why = str(error)
     except Exception as error:  # of the exporter
         why = f"Its export failed ({type(error).__name__})."
@@ -51,9 +51,13 @@ def make_ready(folder: str | Path, base: ModelFolder) -> str:
 
 
 def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFolder) -> str:
-    """Let an adapter's folder run as its base does, and copy it to the adapters of this computer.
+    """`make_ready`, then copy the adapter into a store.
 
-    A sentence when it could not be exported, else "". UserError when it cannot be added.
+    Returns:
+        A sentence when the export failed, else "".
+
+    Raises:
+        UserError: when it cannot be added.
     """
     note = make_ready(folder, base)
     store.add(folder, name)
@@ -63,12 +67,12 @@ def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFol
 def export_merged(
     adapter: AdapterFolder, base: ModelFolder, folder: str | Path, model_id: str, int8: bool = False
 ) -> ModelFolder:
-    """Write ONNX graphs into a new folder: a model of that id, which any computer can import."""
+    """Write ONNX graphs into a new folder, as a model of that id that any computer can import."""
     return _export(adapter, base, Path(folder), model_id, int8)
 
 
 def add_merged(adapter: AdapterFolder, base: ModelFolder, store: Store, model_id: str) -> ModelFolder:
-    """Install the base with the adapter in it as a model of its own, to run, or to fine-tune further."""
+    """Install the base with the adapter in it as a model of its own, to run or to fine-tune further."""
     require("Merging an adapter", "torch", "safetensors")
     from safetensors.torch import save_file
 
@@ -85,7 +89,7 @@ def _export(adapter: AdapterFolder, base: ModelFolder, folder: Path, model_id: s
     require_exporter()
     network = _merged(adapter, base)
     spec = _spec(adapter, base, model_id)
-    # What the adapter leaves as it is stays the very same file, so that its embeddings stay valid too.
+    # An encoder that the adapter does not change is copied, so that cached embeddings stay valid.
     share = base.has("encoder") and not adapter.trains_encoder and not int8
     written = export_onnx(network, spec, folder, int8, with_encoder=not share)
     if share:
@@ -113,6 +117,6 @@ def _spec(adapter: AdapterFolder, base: ModelFolder, model_id: str) -> ModelSpec
 
 
 def _encoder_files(base: ModelFolder) -> list[Path]:
-    """The encoder's graph, and the files that it takes its weights from."""
+    """The encoder's graph, and the files that hold its weights."""
     graph = base.file("encoder")
     return [graph, *(graph.with_name(name) for name in files_beside(graph))]

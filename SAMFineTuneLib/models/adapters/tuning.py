@@ -1,10 +1,11 @@
-"""Fine-tuning's methods: LoRA, Adapters or whole weights, in the mask decoder alone or in the image encoder too.
+"""Attaches LoRA, Adapters or whole weights to a network for training, and saves the result.
 
-`attach` prepares a network for training, `save_adapter` keeps what was trained, `apply_adapter` puts it back. PyTorch
-and PEFT are imported inside the functions; loading needs no PEFT.
+The mask decoder alone is trained, or the image encoder too. `attach` prepares a network, `save_adapter` saves what was
+trained, `apply_adapter` puts it into a network. PyTorch and PEFT are imported inside the functions; only training LoRA
+needs PEFT.
 
 After Gu et al., "How to build the best medical image segmentation algorithm using foundation models" (2024), but
-freshly attached modules change nothing, and only what was trained is saved.
+freshly attached modules change nothing, and only trained tensors are saved.
 """
 
 from __future__ import annotations
@@ -44,11 +45,22 @@ __all__ = [
 
 
 def attach(network: nn.Module, spec: ModelSpec, method: Method, seed: int = 0) -> nn.Module:
-    """Prepare a network, as `load_network` gives it, for training: in place, and returned.
+    """Prepare a network for training, in place.
 
-    Only what is trained requires a gradient. Until the first step `encode` and `decode` answer bit by bit as before.
-    With an automatic head, `decode_classes(embedding)` gives logits (B, C, L, L). Batch norms keep their statistics
-    in training too. `seed` decides the beginning of everything random. UserError when the method does not suit.
+    Only trained tensors require a gradient. Until the first step, `encode` and `decode` give bit by bit the same
+    answers. Batch norms keep their statistics during training.
+
+    Args:
+        network: as `load_network` returns it.
+        spec: the model's description.
+        method: what is trained. With an automatic head, `decode_classes(embedding)` gives logits (B, C, L, L).
+        seed: of all random initial values.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: when the method does not suit the model.
     """
     import torch
 
@@ -75,15 +87,21 @@ def attach(network: nn.Module, spec: ModelSpec, method: Method, seed: int = 0) -
 
 
 def trainable(network: nn.Module) -> dict[str, Tensor]:
-    """What an attached network trains, by name: the parameters themselves."""
+    """The parameters that an attached network trains, by name."""
     return {name: value for name, value in network.named_parameters() if value.requires_grad}
 
 
 def save_adapter(folder: str | Path, network: nn.Module, base: ModelFolder, method: Method, card: Card) -> None:
-    """Write what was trained into a folder, whole or not at all; other files there stay.
+    """Write the trained tensors into a folder, completely or not at all; other files there stay.
 
-    Base, method, date and version of the card are filled in. A LoRA's folder is loaded by plain PEFT into the base,
-    where the layers are its own; see `tuning_layers.add_lora`.
+    Plain PEFT can load a LoRA's folder into the base; see `tuning_layers.add_lora`.
+
+    Args:
+        folder: the adapter's folder.
+        network: the attached network.
+        base: the model to which the method was attached.
+        method: as given to `attach`.
+        card: its base, method, date and version are filled in.
     """
     from safetensors.torch import save
 
@@ -110,7 +128,7 @@ def save_adapter(folder: str | Path, network: nn.Module, base: ModelFolder, meth
 
 
 def restore(network: nn.Module, adapter: AdapterFolder) -> None:
-    """Put an adapter's tensors into a network to which the same method was attached, to train it further."""
+    """Put an adapter's tensors into a network with the same method attached, to train it further."""
     from torch.nn.utils import parametrize
 
     tensors = read_tensors(adapter)
@@ -119,7 +137,7 @@ def restore(network: nn.Module, adapter: AdapterFolder) -> None:
         layer, kind = LORA.fullmatch(name).groups()
         holder = getattr(network.get_submodule(layer), f"lora_{kind}")["default"]
         if parametrize.is_parametrized(holder):
-            holder.weight = value  # keeps the slices that are trained
+            holder.weight = value  # the parametrization keeps the trained slices
         else:
             copy_tensor(holder.weight, value, name, adapter.name)
         del tensors[name]
@@ -130,7 +148,7 @@ def restore(network: nn.Module, adapter: AdapterFolder) -> None:
 
 
 def _trained_modules(network: nn.Module, method: Method) -> list[str]:
-    """Modules that are trained whole; LoRA's matrices are trained anyway."""
+    """Modules whose parameters are all trained, in addition to LoRA's matrices."""
     from SAMFineTuneLib.models.architectures import tuning_layers
 
     if method.method == "vanilla":
@@ -144,7 +162,7 @@ def _trained_modules(network: nn.Module, method: Method) -> list[str]:
 
 
 def _prompt_heads(network: nn.Module) -> list[str]:
-    """One by one, because PEFT takes no lists of modules."""
+    """One by one, because PEFT does not accept lists of modules."""
     count = len(network.mask_decoder.output_hypernetworks_mlps)
     return [
         "mask_decoder.mask_tokens",
@@ -154,19 +172,19 @@ def _prompt_heads(network: nn.Module) -> list[str]:
 
 
 def _unused_heads(method: Method) -> list[str]:
-    """Modules that no head of the method uses; so they are not trained either."""
+    """Modules that no head of the method uses, and that are not trained."""
     if "promptable" in method.heads:
         return []
     return ["mask_decoder.mask_tokens", "mask_decoder.iou_prediction_head", "mask_decoder.output_hypernetworks_mlps"]
 
 
 def _to_save(network: nn.Module, method: Method) -> dict[str, Tensor]:
-    """What was trained, under the names of the base's tensors; LoRA's matrices under their layer's."""
+    """The trained tensors under the names of the base's, LoRA's matrices under their layer's."""
     from SAMFineTuneLib.models.architectures import tuning_layers
 
     plain = {name: value for name, value in trainable(network).items() if ".lora_" not in name}
     if not plain:
-        raise UserError("The network has nothing that was trained: attach a method to it first.")
+        raise UserError("The network has no trained tensors: attach a method to it first.")
     return plain | (tuning_layers.lora_tensors(network) if method.method == "lora" else {})
 
 

@@ -1,4 +1,4 @@
-"""How a model is fine-tuned: which tensors are added or trained. Needs no PyTorch."""
+"""The method of a fine-tuning: which tensors are added or trained. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HEADS = ("promptable", "automatic")
 
 @dataclass(frozen=True)
 class Method:
-    """Every instance is valid: a wrong value raises `UserError`.
+    """A method of fine-tuning. Every instance is valid: a wrong value raises `UserError`.
 
-    `rank`, `alpha` and `dropout` are LoRA's, whose scale is alpha / rank; `blocks` are those of the image encoder
-    that LoRA and Adapters go into, counted from 0. `classes` are the automatic head's, background first.
+    `rank`, `alpha` and `dropout` are LoRA's, whose scale is alpha / rank; `blocks` are the image encoder's blocks,
+    counted from 0, that get LoRA or Adapters. `classes` are the automatic head's, background first.
     """
 
     method: str = "lora"
@@ -40,7 +40,7 @@ class Method:
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether the image encoder's embeddings change."""
+        """Whether the method changes the image encoder's embeddings."""
         return self.scope != "decoder" and (self.blocks is None or bool(self.blocks) or self.method == "vanilla")
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Method:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Method:
-        """The method of `to_dict`; UserError when it is none."""
+        """The method of `to_dict`. UserError when `values` do not describe one."""
         try:
             return cls(**values)
         except TypeError as error:

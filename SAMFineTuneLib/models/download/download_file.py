@@ -1,6 +1,7 @@
-"""Fetching one file over HTTP: resumed after a break, verified before it counts, one sentence when it fails.
+"""Downloads one file over HTTP: resumed after a break, verified before it appears, one sentence when it fails.
 
-Standard library only; `network` has the way out and the sentences.
+Own code on the standard library: pooch does not resume and loads requests, huggingface_hub knows its own site only, and
+neither explains proxies, certificates and full disks. `http` has the connection and the sentences about its failures.
 """
 
 from __future__ import annotations
@@ -43,12 +44,24 @@ def download(
     timeout: float = 30.0,
     pause: float = 1.0,
 ) -> str:
-    """Fetch `url` to `destination`, which appears only when it is whole and verified.
+    """Download a file, which appears only when it is complete and verified.
 
-    Until then the bytes are in `destination` + ".partial", which a later call with the same address goes on
-    with. `size` in bytes and `digests` ({"sha256": hex, ...}) are the published ones; `timeout` is in seconds
-    for each wait on the network, `pause` the seconds before the first retry (doubling). Returns a sentence
-    saying what was checked. UserError for everything that network, server, proxy, disk or file can do wrong.
+    Until then the bytes are in `destination` + ".partial"; a later call with the same address continues there.
+
+    Args:
+        url: an http or https address.
+        destination: the file to write.
+        size: the published size in bytes.
+        digests: published digests, `{"sha256": hex, …}`.
+        progress: called with the bytes so far and in all (None when unknown).
+        timeout: seconds for each wait on the network.
+        pause: seconds before the first retry; doubles with each further one.
+
+    Returns:
+        A sentence that says what was checked.
+
+    Raises:
+        UserError: for any failure of network, server, proxy, disk or file.
     """
     destination = Path(destination)
     partial = _partial(destination)
@@ -60,17 +73,17 @@ def download(
             try:
                 note = check_file(partial, f"The file from {host(url)}", size, transfer.digests)
             except UserError:
-                discard_partial(destination)  # resuming a wrong file could never end well
+                discard_partial(destination)  # a wrong file must not be continued
                 raise
             os.replace(partial, destination)
             _origin(partial).unlink(missing_ok=True)
-    except OSError as error:  # the network's are sentences by now
+    except OSError as error:  # errors of the network are UserErrors already
         raise UserError(f"{destination.parent} cannot be written to ({error.strerror or error}).") from error
     return note
 
 
 def discard_partial(destination: str | Path) -> bool:
-    """Delete what an unfinished download to `destination` left; True if there was something."""
+    """Delete the files of an unfinished download to `destination`; whether there were any."""
     partial = _partial(Path(destination))
     there = partial.exists()
     for path in (partial, _origin(partial)):
@@ -80,7 +93,7 @@ def discard_partial(destination: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class _Transfer:
-    """What one download is about."""
+    """The parameters of one download."""
 
     url: str
     partial: Path
@@ -91,7 +104,7 @@ class _Transfer:
 
 
 def _persist(transfer: _Transfer, pause: float) -> None:
-    """Bring the partial file to its full length, over as many connections as it takes."""
+    """Complete the partial file, over as many connections as that takes."""
     opener = open_safely()
     failures = 0
     while True:
@@ -109,11 +122,11 @@ def _persist(transfer: _Transfer, pause: float) -> None:
 
 
 def _connect(transfer: _Transfer, opener: urllib.request.OpenerDirector) -> None:
-    """Go on with the partial file over one connection; Broken if it is not whole at the end."""
+    """Continue the partial file over one connection; Broken if it is incomplete at the end."""
     url, partial = transfer.url, transfer.partial
     here, validator = _resumable(partial, url)
     if not (validator or transfer.digests):
-        here = 0  # nothing could tell whether the rest belongs to what is here
+        here = 0  # nothing could tell whether the rest belongs to the same version
     headers = {"User-Agent": f"samfinetune/{__version__}", "Accept-Encoding": "identity"}
     if here:
         headers |= {"Range": f"bytes={here}-"} | ({"If-Range": validator} if validator else {})
@@ -149,7 +162,7 @@ def _connect(transfer: _Transfer, opener: urllib.request.OpenerDirector) -> None
 
 
 def _pour(response, file: BinaryIO, received: int, total: int | None, progress: Progress) -> int:
-    """Copy the body to `file`; returns the length of the file. Network failures raise Broken, bytes kept."""
+    """Append the body to `file`, and return the file's length. A network failure raises Broken and keeps the bytes."""
     progress(received, total)
     while True:
         try:
@@ -171,7 +184,7 @@ def _partial(destination: Path) -> Path:
 
 
 def _origin(partial: Path) -> Path:
-    """Beside the partial file: which address and version of the file its bytes belong to."""
+    """The file beside the partial one with the address and version of its bytes."""
     return partial.with_name(partial.name + ".json")
 
 
@@ -183,7 +196,7 @@ def _remember(partial: Path, url: str, headers) -> None:
 
 
 def _resumable(partial: Path, url: str) -> tuple[int, str]:
-    """Length of the usable partial file and its validator; (0, "") when there is nothing to continue."""
+    """Length of the partial file and its validator; (0, "") when it cannot be continued."""
     try:
         origin = json.loads(_origin(partial).read_text(encoding="utf-8"))
         if origin["url"] == url:
@@ -203,7 +216,7 @@ def _range_start(headers) -> int | None:
 
 
 def _total_of(headers, received: int = 0) -> int | None:
-    """Length of the whole file as the answer tells it, `received` bytes of which are here already."""
+    """Length of the complete file according to the answer; `received` bytes of it are here already."""
     match = re.search(r"/(\d+)$", headers.get("Content-Range") or "")
     if match:
         return int(match[1])
@@ -234,7 +247,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def _only_one(partial: Path):
-    """Hold a lock for `partial` that ends with the process, so that two downloads never write one file."""
+    """Lock `partial` while this process lives, so that two downloads never write one file."""
     lock = ProcessLock(partial.with_name(partial.name + ".lock"))
     if not lock.take():
         raise UserError(f"Another process is downloading {partial.stem} already; let it finish first.")

@@ -1,4 +1,4 @@
-"""Checking a file against the size and digest its authors published."""
+"""Checks a file against the size and digests that its authors published."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STRONGEST_FIRST = ("sha256", "md5", "xxh128")
 def digest_of(path: str | Path, kind: str) -> str | None:
     """Hex digest of a file, or None when this Python cannot compute that kind.
 
-    "xxh128" needs the package xxhash, which is no dependency; a strict system may forbid "md5".
+    "xxh128" needs the package xxhash, which is not a dependency; a strict system may forbid "md5".
     """
     if kind == "sha256":
         return sha256_of(path)
@@ -29,10 +29,19 @@ def digest_of(path: str | Path, kind: str) -> str | None:
 
 
 def check_file(path: str | Path, what: str, size: int | None, digests: Mapping[str, str]) -> str:
-    """Compare a file with its published size and digests; returns a sentence saying what was checked.
+    """Compare a file with its published size and digests.
 
-    `what` names the file in sentences. UserError naming both values when one differs. A digest that cannot be
-    computed here is never passed over in silence: the sentence says so.
+    Args:
+        path: the file.
+        what: names the file in sentences.
+        size: bytes, or None when its authors publish none.
+        digests: hex digests by kind: "sha256", "md5" or "xxh128".
+
+    Returns:
+        A sentence that says what was checked, also when a digest cannot be computed here.
+
+    Raises:
+        UserError: naming both values when one differs.
     """
     path = Path(path)
     actual_size = path.stat().st_size

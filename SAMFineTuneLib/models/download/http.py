@@ -1,7 +1,7 @@
-"""The way out: http and https only, through the proxy that is set, and what its failures mean to a user.
+"""Connections over http and https only, through a proxy if one is set, and sentences about their failures.
 
-The proxy is what HTTP_PROXY, HTTPS_PROXY and NO_PROXY (or the system's settings) say; certificates are the
-system's, or those of SSL_CERT_FILE.
+The proxy comes from HTTP_PROXY, HTTPS_PROXY and NO_PROXY or the system's settings; certificates are the system's, or
+those of SSL_CERT_FILE.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 
 from SAMFineTuneLib.errors import UserError
 
-_PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers worth another attempt
+_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers worth another attempt
 
 
 class Broken(Exception):
-    """The connection failed in a way that another attempt may cure; the text says how."""
+    """The connection failed, and another attempt may succeed; the text says why."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """To https, or from http to http; nowhere else."""
+    """Follows redirects to https, and from http to http, only."""
 
     def redirect_request(self, request, file, code, message, headers, new_url):
         if urlsplit(new_url).scheme not in ("https", request.type):
@@ -33,7 +33,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def open_safely() -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS only: no file:, ftp: or data: addresses."""
+    """An opener for http and https only, without file:, ftp: or data: addresses."""
     opener = urllib.request.OpenerDirector()
     for handler in (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(),
                     urllib.request.HTTPSHandler(context=_tls()), urllib.request.HTTPDefaultErrorHandler(),
@@ -43,7 +43,7 @@ def open_safely() -> urllib.request.OpenerDirector:
 
 
 def _tls() -> ssl.SSLContext:
-    """The system's certificates; where Python knows none (macOS), certifi's if it is installed."""
+    """The system's certificates; when Python knows none (macOS), certifi's if it is installed."""
     context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
     if not (paths.cafile or paths.capath or context.get_ca_certs()):
@@ -59,7 +59,7 @@ def host(url: str) -> str:
 
 
 def _proxy_for(url: str) -> str:
-    """host:port of the proxy that `url` goes through, without credentials; "" for a direct connection."""
+    """host:port of the proxy for `url`, without credentials; "" for a direct connection."""
     parts = urlsplit(url)
     if urllib.request.proxy_bypass(parts.netloc):
         return ""
@@ -69,8 +69,8 @@ def _proxy_for(url: str) -> str:
 
 
 def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
-    """What an HTTP error means to a user; Broken when it may pass."""
-    if error.code in _PASSING:
+    """An HTTP error as a sentence; Broken when it may be temporary."""
+    if error.code in _TEMPORARY:
         return Broken(f"HTTP {error.code} {error.reason}")
     if error.code == 407:
         return _proxy_wants_password(url)
@@ -87,7 +87,7 @@ def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
 
 
 def unreachable(url: str, error: Exception) -> Exception:
-    """What a failed connection means to a user; Broken when it may pass."""
+    """A failed connection as a sentence; Broken when it may be temporary."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     proxy = _proxy_for(url)
     way = f" through the proxy {proxy}" if proxy else ""

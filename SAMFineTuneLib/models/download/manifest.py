@@ -1,7 +1,7 @@
-"""The published checkpoints this library knows: `Resources/models/manifest.json` as objects.
+"""The published checkpoints that this library knows, from `Resources/models/manifest.json`.
 
-The manifest says what a file cannot say of itself: its name, its terms, where it comes from, and how its
-authors prepared pixels (MedSAM's tensors have SAM's shapes, but not SAM's pixel values).
+The manifest holds what a file does not contain: its name, terms and source, and how its authors prepared pixels
+(MedSAM's tensors have SAM's shapes, but not SAM's pixel values).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class Entry:
     name: str
     architecture: str  # as in ModelSpec
     input_size: int  # pixels, side of the encoder's square input
-    preparation: Mapping[str, Any]  # the authors' way from picture to input: fields of ModelSpec
+    preparation: Mapping[str, Any]  # how the authors prepare a picture: fields of ModelSpec
     description: str
-    needs: str  # what computer it wants, a sentence
+    needs: str  # what computer it needs, a sentence
     licence: str
     licence_note: str
-    ask_terms: bool  # the weights' terms are not stated plainly: the user confirms them, even on import
+    ask_terms: bool  # the weights' terms are not stated clearly: the user confirms them, even on import
     source: str  # the authors' page
-    file: str  # the name under which the authors publish it; empty for a kind of file rather than one file
-    urls: tuple[str, ...] = ()  # empty: by file import only
+    file: str  # its published name; empty when the entry is a kind of file
+    urls: tuple[str, ...] = ()  # empty when it can only be imported
     bytes: int | None = None
     digests: Mapping[str, str] = field(default_factory=dict)  # "sha256", "md5" or "xxh128" -> hex
-    how_to_get: str = ""  # where there is no address: a sentence saying how to come by the file
+    how_to_get: str = ""  # without an address: a sentence on how to get the file
 
     @property
     def downloadable(self) -> bool:
@@ -57,7 +57,7 @@ def known_models() -> Mapping[str, Entry]:
 
 
 def find_entry(model_id: str) -> Entry:
-    """The manifest's entry of that id; UserError with the nearest ids when there is none."""
+    """The manifest's entry of that id. UserError with the nearest ids when there is none."""
     entries = known_models()
     if model_id not in entries:
         near = get_close_matches(model_id, entries, n=3)

@@ -1,4 +1,4 @@
-"""Getting a published model: downloaded, verified, recognised, installed."""
+"""Downloads, verifies, recognises and installs a published model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from SAMFineTuneLib.models.store import Store
 
 
 def check_possible(store: Store, entry: Entry) -> None:
-    """UserError when a download could not end in a usable model; costs nothing."""
+    """UserError when a download could not lead to a usable model; call it before downloading."""
     store.check_new(entry.id)
     if not entry.downloadable:
         raise UserError(f"{entry.name} cannot be downloaded by this program. {entry.how_to_get} "
@@ -25,10 +25,13 @@ def check_possible(store: Store, entry: Entry) -> None:
 
 
 def fetch(store: Store, entry: Entry, progress: Progress | None = None) -> tuple[ModelFolder, tuple[str, ...]]:
-    """Install a published model; returns it with what was checked and recognised, a line each.
+    """Download and install a published model. The caller has shown its licence.
 
-    A download that broke off is kept in the store's folder and continued by the next call; everything else that
-    goes wrong leaves nothing. The caller has shown the licence.
+    An interrupted download stays in the store's folder, and the next call continues it; any other failure leaves
+    nothing.
+
+    Returns:
+        The model, and what was checked and recognised, a line each.
     """
     check_possible(store, entry)
     file = _place(store, entry)
@@ -50,7 +53,7 @@ def fetch(store: Store, entry: Entry, progress: Progress | None = None) -> tuple
 
 
 def forget(store: Store, entry: Entry) -> bool:
-    """Delete what an unfinished download of a model left; True if there was something."""
+    """Delete the files of an unfinished download of a model; whether there were any."""
     file = _place(store, entry)
     there = discard_partial(file)
     _tidy(file)
