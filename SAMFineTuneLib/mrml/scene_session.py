@@ -1,7 +1,7 @@
 """The interactive session on a scene: what the panel asks for.
 
-`SceneSync` below it brings the nodes of the scene, the session and the segments together. The host calls `pump` from a
-timer; nothing here waits.
+`SceneSync`, its base, keeps the nodes of the scene, the session and the segments the same. The host calls `pump` from a
+timer, and nothing here waits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SceneSession(SceneSync):
     # ---- what it works on
 
     def set_volume_node(self, node) -> None:
-        """Work on a volume; its prompts are shown, those of the volume before are hidden. Raises UserError."""
+        """Work on a volume: shows its prompts and hides those of the former volume. Raises UserError."""
         if node is self.volume_node:
             return
         self._leave()
@@ -51,7 +51,7 @@ class SceneSession(SceneSync):
             self._enter()
 
     def set_segmentation_node(self, node) -> None:
-        """Work on a segmentation; the prompts of another one on the same volume are hidden."""
+        """Work on a segmentation: shows its prompts and hides those of the former one."""
         if node is self.segmentation_node:
             return
         kind = self.placing.kind
@@ -64,7 +64,7 @@ class SceneSession(SceneSync):
             self.start_placing(kind)
 
     def attach(self) -> None:
-        """Work on what the scene's parameter node says, as after loading a scene. Raises UserError."""
+        """Work on what the scene's parameter node names, as after loading a scene. Raises UserError."""
         model = self.parameters.get("Model")
         if model:
             self.set_model(model, self.parameters.get("Adapter"), self.parameters.get("Device", "auto"))
@@ -80,25 +80,25 @@ class SceneSession(SceneSync):
             self._enter()
 
     def scene_was_imported(self) -> None:
-        """A scene was loaded, perhaps with work in it."""
+        """Continue the work in a scene that was loaded."""
         try:
             self.attach()
         except UserError as error:
             self._tell(Failed(str(error)))
 
     def set_window(self, window: IntensityWindow | None) -> None:
-        """See the volume through a window; None follows the displayed one."""
+        """Show the model the volume in a window; None follows the displayed one."""
         self._window = window
         self.parameters.window = window
         self._follow_window()
 
     @property
     def window(self) -> IntensityWindow | None:
-        """The window that was set, None while the displayed one is followed."""
+        """The window that was set; None while the displayed one is followed."""
         return self._window
 
     def set_model(self, model_id: str, adapter: str = "", device: str = "auto") -> None:
-        """Answer with a model, an adapter on it, and a device."""
+        """Choose the model, an adapter on it, and the device."""
         for name, value in (("Model", model_id), ("Adapter", adapter), ("Device", device)):
             self.parameters.set(name, value)
         if (model_id, adapter, device) != self._model:
@@ -107,7 +107,7 @@ class SceneSession(SceneSync):
 
     @property
     def editor_node(self):
-        """The segment editor node whose masking and overwrite mode count; None protects all other segments."""
+        """The segment editor node whose masking and overwrite mode apply; None protects all other segments."""
         return self._editor_node
 
     @editor_node.setter
@@ -120,7 +120,7 @@ class SceneSession(SceneSync):
 
     @property
     def current_segment_id(self) -> str | None:
-        """The segment that prompts are placed for; the first when none was chosen."""
+        """The segment for which prompts are placed; the first one when none was chosen."""
         if self._table is None:
             return None
         if self._current is None or not self._table.has(self._current):
@@ -155,8 +155,8 @@ class SceneSession(SceneSync):
         return number
 
     def start_placing(self, kind: str) -> None:
-        """Enter Slicer's place mode: every click places a prompt of the current segment, until `stop_placing`. Where
-        there is no segment yet, the first click makes it."""
+        """Enter Slicer's place mode: every click places a prompt of the current segment, until `stop_placing`. When
+        there is no segment, the first click makes one."""
         self._require_volume()
         for slice_node in self._views.nodes():
             settle_view(slice_node, self.volume)
@@ -178,7 +178,7 @@ class SceneSession(SceneSync):
             self._changed()
 
     def clear(self, segment_id: str | None = None, slice_node=None) -> None:
-        """Delete prompts and propagated masks: of a segment, on what a view shows, both, or all."""
+        """Delete prompts and propagated masks: of a segment, on the slice of a view, both, or all."""
         if self._work is None:
             return
         self._reconcile()
@@ -186,7 +186,7 @@ class SceneSession(SceneSync):
         value = None if segment_id is None else self._table.values.get(segment_id)
         if segment_id is not None and not self._table.knows(value):
             return
-        if plane is None and self._work.prompts.nodes_count:  # or they would be given anew
+        if plane is None and self._work.prompts.nodes_count:  # else the session would get them anew
             self._work.prompts.drop(segment_id)
         self.client.clear(value, plane)
         self._changed()
@@ -213,25 +213,25 @@ class SceneSession(SceneSync):
     # ---- steps and jobs
 
     def undo(self) -> None:
-        """Take back the last step."""
+        """Undo the last step."""
         self._reconcile()
         self.client.undo()
         self._changed()
 
     def redo(self) -> None:
-        """Do again what was undone last."""
+        """Redo what was undone last."""
         self._reconcile()
         self.client.redo()
         self._changed()
 
     @property
     def undo_name(self) -> str | None:
-        """What `undo` takes back, None when there is nothing."""
+        """The step that `undo` would undo, None when there is none."""
         return None if self.state is None else self.state.undo_name
 
     @property
     def redo_name(self) -> str | None:
-        """What `redo` does again, None when there is nothing."""
+        """The step that `redo` would redo, None when there is none."""
         return None if self.state is None else self.state.redo_name
 
     def propagate(self, segment_id: str | None = None, settings=None, orientation: str | None = None) -> int:
@@ -259,7 +259,7 @@ class SceneSession(SceneSync):
         return self.client.everything(orientation, EverythingSettings(**(settings or {})), first, last)
 
     def adopt(self, job: int, objects: Sequence[int], names: Sequence[str] | None = None) -> None:
-        """Make found objects segments, of these names or of names of their own."""
+        """Make segments of found objects, with these names or default ones."""
         self._require_volume()
         if self._work is None:
             self._make_segmentation()
@@ -267,7 +267,7 @@ class SceneSession(SceneSync):
         self._changed()
 
     def show_found(self, masks: Sequence) -> None:
-        """Show found objects, as `object_masks` of the client answers them, in the views only; none to end that."""
+        """Show found objects, as the client's `object_masks` gives them, in the views only; no objects hide them."""
         if self.volume is None:
             self.found.clear()
         else:
@@ -278,7 +278,7 @@ class SceneSession(SceneSync):
         self.client.cancel(job, keep_results)
 
     def embed_around(self, slice_node) -> None:
-        """Prepare the slices around the one a view shows, in the background."""
+        """Embed the slices around the one that a view shows, in the background."""
         self._require_volume()
         plane = plane_of_view(slice_node, self.volume)
         if plane.index is not None:
@@ -287,7 +287,7 @@ class SceneSession(SceneSync):
     # ---- the host's timer
 
     def pump(self, budget: float = 0.03) -> list[Event]:
-        """Move everything on for about this long; returns what became true. Never raises."""
+        """Work for about `budget` seconds; returns the events since the last call. Never raises."""
         if self._closed:
             return []
         try:
@@ -300,15 +300,15 @@ class SceneSession(SceneSync):
 
     @property
     def at_rest(self) -> bool:
-        """Whether nodes, session, segments and the stored document say the same, as far as is known."""
+        """Whether nodes, session, segments and the stored document agree, as far as is known."""
         if self._scene_watch.pending or self._volume_watch.pending:
             return False
         return self._work is None or (self._settled and self._work.at_rest)
 
     @property
     def outstanding(self) -> bool:
-        """Whether something is on its way that every turn should look for. Otherwise a turn now and then is enough, and
-        one after each `on_change`."""
+        """Whether something is on its way that every turn should look for. Otherwise a turn now and then, and one after
+        each `on_change`, are enough."""
         waiting = self._scene_watch.pending or self._next_state is not None or self.found.waiting
         work = self._work is not None and self._work.outstanding
         return bool(waiting or work or self.client.outstanding)
@@ -319,12 +319,12 @@ class SceneSession(SceneSync):
         return self._work is not None and self._work.masks.surface_due
 
     def refresh_surface(self) -> None:
-        """Make the closed surface anew; takes about a second."""
+        """Make the closed surface of one segment anew, which takes up to a second."""
         if self._work is not None:
             self._work.writer.refresh_surface()
 
     def close(self) -> None:
-        """Leave the scene: what is in it stays, no observer does."""
+        """Leave the scene: its nodes stay, and observers are removed."""
         if self._closed:
             return
         self._leave(hide=False)

@@ -1,10 +1,10 @@
-"""Segments out of the scene: as a labelmap node, or as a file in the geometry of the volume they were drawn on.
+"""Exports segments as a labelmap node, or as a file in the geometry of the volume that they were drawn on.
 
-Files are written by `images.write_labelmap`, so they are the same as the command line's. The grid is the volume's
-own, without the transforms it is under: the file lies on the volume's file, and on the DICOM series it came from.
+`images.labelmap_files` writes the files, so they are the same as the command line's. The grid is the volume's own,
+without its parent transforms: the file fits the volume's file, and the DICOM series that it came from.
 
-A large segmentation takes a second or more, and the window must not freeze that long: these functions are generators,
-which yield the fraction that is done, a few milliseconds apart. `finished` takes all their steps at once.
+A large segmentation takes a second or more, and the window must not freeze that long. These functions are therefore
+generators, which yield the fraction that is done, a few milliseconds apart. `finished` runs one to its end.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, image_array
 from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, own_affine
 
-_SAME_GRID = 1e-3  # voxels: what headers lose of a position, over the whole volume
-_SAME_VOXEL = 1e-2  # voxels that a labelmap's lattice may be off the grid's
-_AT_ONCE = 1 << 21  # voxels in a step: some milliseconds
+_SAME_GRID = 1e-3  # voxels: rounding of positions in headers, over the whole volume
+_SAME_VOXEL = 1e-2  # voxels by which a labelmap may be shifted and still lie on the grid
+_AT_ONCE = 1 << 21  # voxels in a step, which takes some milliseconds
 
 Result = TypeVar("Result")
 Steps = Generator[float, None, Result]
@@ -42,7 +42,7 @@ class Labelmap:
 
 
 def finished(steps: Steps[Result]) -> Result:
-    """What the steps return, all taken at once."""
+    """Take all steps at once, and return their result."""
     while True:
         try:
             next(steps)
@@ -53,8 +53,8 @@ def finished(steps: Steps[Result]) -> Result:
 def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None) -> Steps[Labelmap]:
     """The segments (all without `segment_ids`) as label values from 1, in their order.
 
-    Where segments overlap, the earlier one counts. What is edited meanwhile counts, or not yet. Raises UserError when
-    there is nothing to export.
+    Where segments overlap, the earlier one counts. Edits in between may be included or not. Raises UserError when there
+    is nothing to export.
     """
     if volume_node is None or volume_node.GetImageData() is None:
         raise UserError("There is no volume to export onto; choose the one that was segmented.")
@@ -122,7 +122,7 @@ def export_steps(
 
 
 def require_series(dicom_files: Sequence[str | Path]) -> None:
-    """UserError when these are not the files of a series that a DICOM SEG could refer to. Reads none of them."""
+    """Raise UserError unless these are the files of a series to which a DICOM SEG can refer. Reads none of them."""
     if not dicom_files:
         raise UserError("DICOM SEG refers to a DICOM series, and this volume is not from one; write .seg.nrrd.")
     gone = [file for file in dicom_files if not Path(file).is_file()]
@@ -150,8 +150,8 @@ def _slabs(shape) -> list[slice]:
 
 
 class _OnGrid:
-    """One segment's voxels on the grid of a volume, slab by slab: as they are where they lie on the grid, else the
-    nearest."""
+    """One segment's voxels on the grid of a volume, slab by slab; resampled by the nearest voxel when they do not lie
+    on it."""
 
     def __init__(self, segmentation_node, segment_id: str, volume_node, affine: np.ndarray):
         self._node, self._segment_id, self._volume_node = segmentation_node, segment_id, volume_node
@@ -173,7 +173,7 @@ class _OnGrid:
         return _window_of(image, offset, shape, segment.GetLabelValue())
 
     def _offset(self, image, affine: np.ndarray) -> np.ndarray | None:
-        """Steps (i, j, k) from the image's indices to the grid's; None when it has other voxels."""
+        """Shift (i, j, k) from the image's indices to the grid's; None when their voxels do not coincide."""
         if self._node.GetParentTransformNode() is not self._volume_node.GetParentTransformNode():
             return None
         steps = np.linalg.solve(affine, filled_matrix(image.GetImageToWorldMatrix))[:3]
@@ -223,7 +223,7 @@ def _reference_image(affine: np.ndarray, shape):
 
 
 def _window_of(image, offset, shape, label: int | None = None) -> np.ndarray:
-    """bool [k, j, i] of a shape: where the image has a label (any without), its indices moved by `offset` (i, j, k)."""
+    """bool [k, j, i] of a shape: where the image has a label, or any, its indices shifted by `offset` (i, j, k)."""
     mask = np.zeros(shape, bool)
     if image.GetPointData().GetScalars() is None or image.IsEmpty():
         return mask
@@ -260,12 +260,12 @@ def _labelmap_node(found: Labelmap, volume_node, name: str):
 def _series_of(found: Labelmap, files) -> Volume:
     """Labels on the grid of the DICOM series, as a volume that carries its source.
 
-    Slicer may count slices from the other end than the series; voxels then lie on the same places all the same.
+    Slicer may count slices from the other end than the series; the voxels lie in the same places nevertheless.
     """
     from SAMFineTuneLib.images.read_dicom import series_of_files
 
     series = series_of_files([Path(file) for file in files])
-    steps = np.linalg.solve(series.affine, found.affine)  # own voxel -> voxel of the series
+    steps = np.linalg.solve(series.affine, found.affine)  # from voxels of the labels to voxels of the series
     shape = np.array(found.labels.shape[::-1])
     turned = np.round(steps[:3, :3])
     far = np.abs(steps - np.round(steps))[:3] @ np.append(shape, 1)
@@ -275,7 +275,7 @@ def _series_of(found: Labelmap, files) -> Volume:
         raise UserError(
             "The volume no longer lies on its DICOM series (it was resampled or cropped); write .seg.nrrd instead."
         )
-    from_axis = axes.argmax(axis=1)  # by the series' axes i, j, k: the own one
+    from_axis = axes.argmax(axis=1)  # the labels' axis for each axis i, j, k of the series
     labels = found.labels.transpose([2 - from_axis[axis] for axis in (2, 1, 0)])
     backwards = [axis for axis in range(3) if turned[2 - axis].sum() < 0]  # of the array
     return replace(series, array=np.ascontiguousarray(np.flip(labels, backwards)))

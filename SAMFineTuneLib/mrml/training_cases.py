@@ -1,7 +1,7 @@
-"""Cases for a training from the scene: volumes with the segmentations drawn on them.
+"""Takes cases for a training from the scene: volumes with the segmentations drawn on them.
 
-What leaves the scene has numbers instead of names. Arrays are views of the nodes' own memory, so nothing is copied or
-resampled here; the training's process does that.
+Exported cases have numbers instead of names. Arrays are views of the nodes' memory, so nothing is copied or resampled
+here; the training process does that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, require_
 
 @dataclass(frozen=True, eq=False)
 class SceneCase:
-    """A volume node and a segmentation node. `names` are those of its segments; `problem` says why it cannot be used,
-    "" when it can."""
+    """A volume node and a segmentation node, with the names of its segments. `problem` says why the case cannot be
+    used, and is empty when it can."""
 
     volume_node: object
     segmentation_node: object
@@ -29,12 +29,12 @@ class SceneCase:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The names of both nodes, for the panel."""
         return f"{self.volume_node.GetName()} – {self.segmentation_node.GetName()}"
 
 
 def scene_cases(scene) -> list[SceneCase]:
-    """Every segmentation that holds something, with the volume that it was drawn on; looks at no voxel."""
+    """All segmentations that are not empty, with the volumes that they were drawn on. Voxels are not read."""
     cases = []
     for index in range(scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")):
         node = scene.GetNthNodeByClass(index, "vtkMRMLSegmentationNode")
@@ -47,7 +47,7 @@ def scene_cases(scene) -> list[SceneCase]:
 
 
 def export_of(cases: Sequence[SceneCase], names: Sequence[str] | None = None) -> list[ExportedCase]:
-    """What a training needs of cases, with the segments of these names (all without); UserError when one is unfit."""
+    """Cases in the form a training needs, with segments of these names, or all. Raises UserError for an unfit case."""
     patients: dict[str, str] = {}
     exported = []
     for number, case in enumerate(cases, start=1):
@@ -62,12 +62,12 @@ def export_of(cases: Sequence[SceneCase], names: Sequence[str] | None = None) ->
 
 
 def are_all_ct(cases: Sequence[SceneCase]) -> bool:
-    """Whether every volume is a CT, which files for a training do not say."""
+    """Whether every volume is a CT, which the exported files do not say."""
     return bool(cases) and all(volume_from_node(case.volume_node).modality == "CT" for case in cases)
 
 
 def patient_of(volume_node) -> str:
-    """The patient's number, where the volume came from DICOM; "" where nobody knows. For comparing, never for files."""
+    """The patient's DICOM number, "" when it is not known. It serves comparisons and never enters files."""
     import slicer
 
     scene = volume_node.GetScene()
@@ -112,7 +112,7 @@ def _segments(node) -> list:
 
 
 def _is_empty(segment) -> bool:
-    """Whether nothing is drawn in it, as far as its extent says; surfaces count as drawn."""
+    """Whether a segment is empty, judged by its labelmap's extent; a segment with a closed surface is not."""
     image = segment.GetRepresentation(BINARY)
     if image is not None:
         return image.IsEmpty()
@@ -120,7 +120,7 @@ def _is_empty(segment) -> bool:
 
 
 def _layers(node, names: Sequence[str] | None) -> list[LabelLayer]:
-    """The labelmaps of a segmentation, each with the wanted names of its values."""
+    """The labelmaps of a segmentation, each with the names of its wanted values."""
     images: dict[str, object] = {}
     wanted: dict[str, dict[int, str]] = {}
     for segment in _segments(node):
