@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics, segment_statistics
 from SAMFineTuneLib.prompts import (
     BoxPrompt,
+    PlanePrompts,
     PointPrompt,
     Prompt,
     PromptSet,
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.session.state import State
 
 Position = Sequence[float]
+
+_INSIDE, _OUTSIDE, _ROUGH = (0.16, 0.86, 0.24), (0.94, 0.2, 0.2), (1.0, 0.82, 0.16)
+"""Colours of lassos, as of points, and of mask prompts, as of boxes."""
 
 
 class Segmenter:
@@ -360,6 +364,10 @@ class Segmenter:
             raise UserError(f"“{path}” is a file that was read, and those are never overwritten; choose another name.")
         if path.exists() and not overwrite:
             raise UserError(f"“{path}” exists already: choose another name, or pass overwrite=True.")
+        if path.name.lower().endswith(".dcm"):
+            from SAMFineTuneLib.images.dicom_seg import check_dicom_seg
+
+            check_dicom_seg(self.volume)  # before the masks are made
         for note in write_labelmap(path, self.labelmap, self.volume, self.segments):
             self._tell(note)
         return path
@@ -394,6 +402,7 @@ class Segmenter:
             [part.box for part in given if part.box is not None],
             [(text, info.color) for info in self.segments for value, text in (legend or names).items()
              if value == info.value and (labels == value).any()],
+            [(shape, color) for part in given for shape, color in _outlined(part) if shape.any()],
         )  # fmt: skip
 
     def busiest_plane(self) -> SlicePlane:
@@ -475,6 +484,15 @@ class Segmenter:
             require_voxels(self.volume, given, what)
             given = self.volume.ijk_to_ras(given)
         return [tuple(position) for position in given.tolist()]
+
+
+def _outlined(part: PlanePrompts) -> Iterator[tuple[np.ndarray, tuple[float, float, float]]]:
+    """Shapes among the prompts of a plane, bool (rows, columns), each with its colour."""
+    if part.mask is not None:
+        yield part.mask, _ROUGH
+    if part.region is not None:
+        yield part.region > 0, _INSIDE
+        yield part.region < 0, _OUTSIDE
 
 
 def _warn(sentence: str) -> None:

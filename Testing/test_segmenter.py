@@ -16,7 +16,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, body_phantom, read_volume
 from SAMFineTuneLib.images.sitk_images import to_sitk
 from SAMFineTuneLib.inference.open_predictor import open_predictor
-from SAMFineTuneLib.prompts import PointPrompt, PromptSet, ScribblePrompt, SegmentPrompts, write_prompts
+from SAMFineTuneLib.prompts import LassoPrompt, PointPrompt, PromptSet, ScribblePrompt, SegmentPrompts, write_prompts
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,12 @@ def test_notebooks_show_short_words_and_a_picture(body, predictor, liver):
     for shown in (scan, scan.volume, scan.busiest_plane()):
         assert len(repr(shown)) < 120 and "\n" not in repr(shown)
     assert "Liver" in repr(scan)
+    plain = np.asarray(scan.slice_image()).astype(int)
+    lasso = tuple(map(tuple, body[0].ijk_to_ras([(*low[:2], low[2]), (high[0], low[1], low[2]), high])))
+    lassoed = np.asarray(scan.prompt(LassoPrompt(lasso, False), "Liver").slice_image()).astype(int)
+    red = (lassoed[..., 0] == 240) & (lassoed[..., 1] == 51)
+    assert red.sum() > 100 and not ((plain[..., 0] == 240) & (plain[..., 1] == 51)).any()
+    scan.undo()
     assert scan.slice_image(np.int64(low[2])) == scan.slice_image()
     with pytest.raises(UserError):
         scan.slice_image(99)
