@@ -1,4 +1,4 @@
-"""Where things live on disk, and writing them so that neither a killed process nor a full disk leaves half a file."""
+"""Where files lie, and writing them so that neither a killed process nor a full disk leaves half a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from SAMFineTuneLib.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
 _PROBE = 1 << 20  # bytes that a disk which is not full takes
-_HELD = (5, 32, 33)  # Windows: somebody, perhaps a virus scanner for a moment, has the file open
+_HELD = (5, 32, 33)  # Windows: another program, perhaps a virus scanner for a moment, has the file open
 _PATIENCE = 1.5  # s
 _ABANDONED = 24 * 3600  # seconds without a change after which a killed process must have left it
 
@@ -190,7 +190,11 @@ def resources() -> Path:
 
 
 def data_folder() -> Path:
-    """Per-user folder for models and caches; `SAMFINETUNE_HOME` overrides it."""
+    """The user's folder for models, adapters, trainings and caches; `SAMFINETUNE_HOME` overrides it.
+
+    The same folders as platformdirs chooses. That package does not replace these lines because the panel needs the
+    folder in Slicer's Python, before anything is installed.
+    """
     if home := os.environ.get("SAMFINETUNE_HOME"):
         return Path(home).expanduser()
     if sys.platform == "win32":

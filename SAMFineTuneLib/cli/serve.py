@@ -1,4 +1,4 @@
-"""`samfinetune serve`: the worker, for the client that started it, or on a GPU machine for a department."""
+"""`samfinetune serve`: the server, as the worker of the client that starts it or for a whole department."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _EPILOG = """examples:
   samfinetune serve --host 0.0.0.0 --token-file token.txt --tls-cert server.pem --tls-key server.key
                                                                for the computers of a department
 
-The token file is made when it is not there. Give its content and the address to those who may use the server.
-docs/server.md tells what is stored, and what is limited.
+The command creates the token file when it does not exist. Give its content and the address to those who may use the
+server. docs/server.md says what is stored, and what is limited.
 """
 
 _PORT = 8577
@@ -40,29 +40,30 @@ def add_parser(subparsers) -> None:
     """Add `serve`."""
     parser = subparsers.add_parser(
         "serve",
-        help="answer prompts for Slicer, here or from another computer",
-        description="Answer prompts for Slicer, on this computer or for others.",
+        help="run a server that segments for other programs and computers",
+        description="Run a server that segments for Slicer and `samfinetune segment`, on this computer or on others.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     parser.add_argument("--port", type=int, help=f"port to listen on (default: {_PORT})")
-    parser.add_argument("--token-file", metavar="FILE", help="file with the token that clients must know")
+    parser.add_argument("--token-file", metavar="FILE", help="file with the token that clients must send")
     parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM)")
-    parser.add_argument("--tls-key", metavar="FILE", help="its key (PEM, without a password)")
+    parser.add_argument("--tls-key", metavar="FILE", help="private key of the certificate (PEM, without a password)")
     parser.add_argument("--sessions", type=int, default=8, help="most sessions at a time (default: 8)")
     parser.add_argument("--memory-gb", type=float, default=16, help="most memory for volumes (default: 16)")
     parser.add_argument("--volume-gb", type=float, default=4, help="largest volume (default: 4)")
-    parser.add_argument("--idle-minutes", type=float, default=30, help="end a session left alone so long (default: 30)")
+    parser.add_argument("--idle-minutes", type=float, default=30,
+                        help="end a session after so long without a request (default: 30)")  # fmt: skip
     parser.add_argument("--read-only", action="store_true", help="clients may not add or remove models or clear caches")
     parser.add_argument("--access-log", metavar="FILE",
                         help="append a line for each request, without anything about patients")  # fmt: skip
-    parser.add_argument("--handshake", metavar="FILE", help=argparse.SUPPRESS)  # by a client that starts its worker
-    parser.add_argument("--verbose", action="store_true", help="also print each request, and what is not understood")
+    parser.add_argument("--handshake", metavar="FILE", help=argparse.SUPPRESS)  # for a client that starts its worker
+    parser.add_argument("--verbose", action="store_true", help="also print each request, and what goes wrong with it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until interrupted, or until the client that started it is gone."""
+    """Serve until interrupted, or until the client that started the server has ended."""
     from SAMFineTuneLib.service.server import keep_access_log
 
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(asctime)s %(message)s")
@@ -90,7 +91,7 @@ def _limits(args: argparse.Namespace) -> Limits:
     from SAMFineTuneLib.service.protocol import Limits
 
     if min(args.sessions, args.memory_gb, args.volume_gb, args.idle_minutes) <= 0:
-        raise UserError("Numbers of sessions, gigabytes and minutes are above 0.")
+        raise UserError("The numbers of sessions, gigabytes and minutes must be above 0.")
     return Limits(
         sessions=args.sessions,
         memory_bytes=int(args.memory_gb * _GB),
@@ -103,16 +104,16 @@ def _token(args: argparse.Namespace) -> str:
     from SAMFineTuneLib.service.link import Address
     from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
-    given = os.environ.pop(TOKEN_VARIABLE, "")  # gone, so that no process started from here sees it
+    given = os.environ.pop(TOKEN_VARIABLE, "")  # removed, so that child processes do not see it
     if args.token_file:
         return _read_token(Path(args.token_file).expanduser())
     if not Address(args.host, 0).is_loopback:
-        raise UserError(f"To serve others at {args.host}, give --token-file FILE; it is made when it is not there.")
+        raise UserError(f"To serve others at {args.host}, give --token-file FILE; the command creates the file.")
     return given or secrets.token_urlsafe(32)
 
 
 def _read_token(path: Path) -> str:
-    """The token in a file; a file that is not there is made, for its owner to read."""
+    """The token in a file, which is created, readable for its owner alone, when it does not exist."""
     try:
         if not path.exists():
             with atomic_write(path) as temporary:
@@ -124,8 +125,8 @@ def _read_token(path: Path) -> str:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(f"The token file {path} cannot be used: {reason}.") from error
     if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
-        raise UserError(f"The token in {path} must have 16 letters and digits or more and no spaces; delete the file, "
-                        "and a good one is made.")  # fmt: skip
+        raise UserError(f"The token in {path} must have at least 16 letters and digits and no spaces; delete the file, "
+                        "and the command creates a good one.")  # fmt: skip
     return token
 
 
@@ -134,7 +135,7 @@ def _server(args: argparse.Namespace, token: str, limits: Limits) -> WorkerServe
     from SAMFineTuneLib.service.server_app import ServerApp
 
     if bool(args.tls_cert) != bool(args.tls_key):
-        raise UserError("TLS needs both, --tls-cert and --tls-key.")
+        raise UserError("TLS needs both --tls-cert and --tls-key.")
     tls = tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
     port = args.port if args.port is not None else (0 if args.handshake else _PORT)
     return WorkerServer(ServerApp(token, limits, may_change=not args.read_only), args.host, port, tls)
@@ -149,23 +150,23 @@ def _print_welcome(args: argparse.Namespace, server: WorkerServer, token: str) -
         print(f"{word:<8} {scheme}://{replace(address, host=host)}")
     print(f"token    {'in ' + args.token_file if args.token_file else token}")
     if not address.is_loopback and not args.tls_cert:
-        print("warning  without --tls-cert and --tls-key, whoever is on the network between can read images and token; "
-              "leave it so only behind a proxy that speaks TLS", file=sys.stderr)  # fmt: skip
+        print("warning  without --tls-cert and --tls-key, others in the network can read images and token; "
+              "serve like this only behind a proxy that uses TLS", file=sys.stderr)  # fmt: skip
     print("stop     with Ctrl+C", flush=True)
 
 
 def reachable_hosts(host: str) -> list[str]:
-    """Names and numbers under which others reach a server that listens at `host`.
+    """Names and IP addresses under which others reach a server that listens at `host`.
 
-    A server that listens on every network card (0.0.0.0, ::) is reached by this computer's name and its number in
-    the network; neither 0.0.0.0 nor :: is an address that can be entered.
+    0.0.0.0 and :: mean every network card, and cannot be entered as an address: others enter this computer's name or
+    its IP address.
     """
     if host not in ("", "0.0.0.0", "::"):
         return [host]
     found = [socket.gethostname()]
     family = socket.AF_INET6 if host == "::" else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        # Nothing is sent: this only asks which card would be used. The number is one that documents use as example.
+        # This sends nothing; it asks which network card the system would use for an address reserved for examples.
         probe.connect(("2001:db8::1" if host == "::" else "192.0.2.1", 9))
         found.append(probe.getsockname()[0])
     return [name for name in dict.fromkeys(found) if name and name not in ("0.0.0.0", "::")] or ["127.0.0.1"]
@@ -181,9 +182,9 @@ def _say_port(server: WorkerServer, handshake: Path) -> None:
 
 
 def _end_with_parent(handshake: Path) -> None:
-    """End when standard input does: the parent has closed it, or is gone, however it went.
+    """End when standard input closes, because the parent closed it or has ended.
 
-    Nothing needs to be put away: what is written to disk is written whole or not at all.
+    Nothing needs to be cleaned up first: files appear complete or not at all.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in the terminal is meant for the parent
 

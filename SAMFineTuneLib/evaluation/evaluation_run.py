@@ -41,7 +41,7 @@ from SAMFineTuneLib.evaluation.result_rows import Row, from_csv, to_csv
 from SAMFineTuneLib.evaluation.tables import Results, all_tables
 from SAMFineTuneLib.files import atomic_write, require_writable
 from SAMFineTuneLib.inference.progress import Meter, Progress
-from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock, owning
+from SAMFineTuneLib.process_lock import LOCK, Owner, ProcessLock, owning
 
 PARTS, PICTURES = "parts", "pictures"
 RESULTS, REPORT, SUMMARY, KEY = "results.csv", "report.html", "summary.json", "cases.csv"

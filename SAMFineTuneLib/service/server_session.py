@@ -20,6 +20,7 @@ from SAMFineTuneLib.session.session_file import read_document, session_to_dict
 from SAMFineTuneLib.session.state import Place, State
 
 _PAUSE = 0.004  # seconds between two looks for news
+_FAREWELL = 1.0  # seconds that `close` waits for answers
 
 
 class ServerSession(Session):
@@ -72,6 +73,10 @@ class ServerSession(Session):
 
     def close(self) -> None:
         """End the session on the server, which forgets the volume."""
+        end = time.monotonic() + _FAREWELL
+        while self._client.outstanding and time.monotonic() < end:  # one request at a time: end the one under way
+            self._client.pump()
+            time.sleep(_PAUSE)
         self._client.close()
 
     def do(self, intent: Any, moment: int | None = None) -> Any:

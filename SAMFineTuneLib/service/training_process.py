@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.owner import ProcessLock
+from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.service import trainings as files
 from SAMFineTuneLib.service.trainings import OUTLIVES, TrainingJob
 from SAMFineTuneLib.training.stopping import StopSigns

@@ -21,7 +21,7 @@ from typing import Any
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, data_folder
-from SAMFineTuneLib.owner import ProcessLock
+from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
 
 JOB, EVENTS, LOG, LOCK, STOP, CASES, OUTPUT = (

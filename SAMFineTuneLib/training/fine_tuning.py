@@ -32,7 +32,7 @@ from SAMFineTuneLib.metrics.mask_metrics import dice, mean_dice
 from SAMFineTuneLib.models.adapters.tuning import Card, Gain, attach, save_adapter
 from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
-from SAMFineTuneLib.owner import owning
+from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.report_page import REFERENCE, paint
 from SAMFineTuneLib.training.evidence import (

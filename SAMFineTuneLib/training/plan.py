@@ -32,7 +32,7 @@ from SAMFineTuneLib.images.intensity_window import modality_of
 from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.models.download.download_file import readable_size
 from SAMFineTuneLib.models.spec import ModelFolder
-from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock
+from SAMFineTuneLib.process_lock import LOCK, Owner, ProcessLock
 from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.training_settings import Settings
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, require_writable
-from SAMFineTuneLib.owner import LOCK, Owner, ProcessLock, owning
+from SAMFineTuneLib.process_lock import LOCK, Owner, ProcessLock, owning
 from SAMFineTuneLib.training.training_loop import History, Schedule
 
 WEIGHTS = "model.safetensors"

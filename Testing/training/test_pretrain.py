@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.owner import owning  # noqa: E402
+from SAMFineTuneLib.process_lock import owning  # noqa: E402
 from SAMFineTuneLib.simulation import simulated_annotator  # noqa: E402
 from SAMFineTuneLib.simulation.device_random import Random  # noqa: E402
 from SAMFineTuneLib.training import synthetic_batches, training_loop  # noqa: E402

@@ -25,7 +25,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.models.download.file_digests import check_file
 from SAMFineTuneLib.models.download.http import Broken, host, open_safely, refusal, unreachable
-from SAMFineTuneLib.owner import ProcessLock
+from SAMFineTuneLib.process_lock import ProcessLock
 
 Progress = Callable[[int, "int | None"], None]  # bytes here so far, bytes in all (None when not known)
 

@@ -13,12 +13,12 @@ from small_files import small_files_only
 
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.owner import LOCK, ProcessLock, owning
+from SAMFineTuneLib.process_lock import LOCK, ProcessLock, owning
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from SAMFineTuneLib.owner import owning
+from SAMFineTuneLib.process_lock import owning
 with owning(Path(sys.argv[1]), str):
     print("owned", flush=True)
     time.sleep(600)

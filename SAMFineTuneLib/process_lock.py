@@ -1,8 +1,11 @@
-"""One process owns what it writes: a file that the operating system keeps locked for as long as that process lives.
+"""One file lock for the whole library: only one process writes into a folder, and others can see which one it is.
 
-A kill or a crash frees the lock at once. What stands in the file only tells others who holds it: a process number, a
-time, and a digest that tells this computer from others, but no name. On file systems that cannot lock (some network and
-cluster file systems), what stands there decides.
+The operating system holds the lock for as long as the process lives, so that a kill or a crash releases it at once. The
+file contains a process number, a time, and a digest that tells this computer from others without naming it. They serve
+to say who holds the lock; on file systems that cannot lock (some network and cluster file systems) they decide.
+
+Why not the package filelock: it cannot look at a lock without taking it, nor say who holds it, and Slicer's Python, in
+which the panel follows trainings, does not have it.
 """
 
 from __future__ import annotations
@@ -22,18 +25,19 @@ from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 
 LOCK = ".lock"
-"""Name of the file that is locked in a folder that is owned."""
-_TRIES, _BETWEEN = 8, 0.04  # s: another process may be looking just now, which takes microseconds
+"""Name of the file that a process locks in the folder that it owns."""
+_TRIES, _BETWEEN = 8, 0.04  # times, seconds: looking at a lock holds it for microseconds
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK, errno.EWOULDBLOCK)
-_SYNCHRONIZE, _ACCESS_DENIED = 0x00100000, 5  # Windows: the right to wait for a process, and what it says without
-_LOCKED_BYTE = 1 << 30  # Windows keeps others from reading what is locked: a byte far behind the text
+_SYNCHRONIZE, _ACCESS_DENIED = 0x00100000, 5  # Windows: a right to ask for, and the error without it
+_LOCKED_BYTE = 1 << 30  # far behind the text, since Windows lets nobody read a locked byte
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that holds a lock; `pid` is 0 when it has not said who it is."""
+    """The process that holds a lock."""
 
     pid: int = 0
+    """0 when it is not known."""
     since: float = 0.0
     """Seconds since 1970."""
     is_here: bool = True
@@ -57,14 +61,14 @@ class Owner:
 
 
 class ProcessLock:
-    """A file that one process holds, for as long as it lives."""
+    """A file that one process at a time holds locked, for as long as it lives."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
 
     def take(self) -> bool:
-        """Hold it; False when another process does. OSError when the file cannot be written."""
+        """Take the lock; False when another process holds it. Raises OSError when the file cannot be written."""
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(_BETWEEN)
@@ -79,12 +83,12 @@ class ProcessLock:
         return False
 
     def release(self, remove: bool = False) -> None:
-        """Let go; `remove` deletes the file, too."""
+        """Release the lock, and with `remove` delete the file."""
         if self._file is None:
             return
         with suppress(OSError):
             os.ftruncate(self._file, 0)
-        if remove and os.name != "nt":  # before others can take it; Windows deletes nothing that is open
+        if remove and os.name != "nt":  # while it is locked; Windows cannot delete an open file
             self._path.unlink(missing_ok=True)
         os.close(self._file)
         self._file = None
@@ -94,12 +98,12 @@ class ProcessLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether some process holds it now; looking takes nothing from anyone."""
+        """Whether a process holds the lock now."""
         return self.owner is not None
 
     @property
     def owner(self) -> Owner | None:
-        """Who holds it now; None when nobody does."""
+        """The process that holds the lock now; None when none does."""
         if self._file is not None:
             return _described(self._path) or Owner(os.getpid(), time.time())
         try:
@@ -115,7 +119,7 @@ class ProcessLock:
     def _try(self, file: int) -> bool:
         if not _locked(file, self._path):
             return False
-        try:  # the one that was locked may have been deleted by its last owner meanwhile
+        try:  # its last owner may have deleted this file before it was locked
             there = os.stat(self._path)
         except OSError:
             return False
@@ -135,9 +139,15 @@ class ProcessLock:
 
 @contextmanager
 def owning(folder: Path, refusal: Callable[[Owner], str]) -> Iterator[None]:
-    """Own a folder, made when it is not there, and leave no trace of that: a folder that is empty afterwards goes.
+    """Own a folder while the block runs. A folder that did not exist is made, and removed if it is empty afterwards.
 
-    UserError with the sentence of `refusal` when another process owns it, DiskError where nothing can be written.
+    Args:
+        folder: what to own.
+        refusal: returns the sentence for the process that owns it already.
+
+    Raises:
+        UserError: with that sentence.
+        DiskError: when nothing can be written there.
     """
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
@@ -165,7 +175,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _locked(file: int, path: Path, shared: bool = False) -> bool:
-    """Lock an open file until it is closed; False when another process holds it."""
+    """Lock an open file until it is closed. Returns False when another process holds the lock."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -205,7 +215,7 @@ def _lives(pid: int) -> bool:
 
 
 def _lives_on_windows(pid: int) -> bool:
-    """`os.kill(pid, 0)` would press Ctrl-C there."""
+    """Look for a process without `os.kill(pid, 0)`, which would send it Ctrl-C."""
     import ctypes
 
     kernel = ctypes.WinDLL("kernel32", use_last_error=True)
@@ -220,5 +230,5 @@ def _lives_on_windows(pid: int) -> bool:
 
 
 def _computer() -> str:
-    """Tells computers apart without naming them."""
+    """A digest that tells computers apart without naming them."""
     return hashlib.sha256(f"SAMFineTune {platform.node()}".encode()).hexdigest()[:16]
