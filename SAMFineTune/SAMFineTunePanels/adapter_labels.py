@@ -2,10 +2,10 @@
 
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, chosen_in, enable, fill_menu, quiet
+from .qt_helpers import Connections, chosen_in, enable, fill_menu
 from .shown_views import shown_slice
 
-ON_SLICE = "slice"  # of the menu that everything mode has
+ON_SLICE = "slice"  # an entry of the menu of what to search
 
 
 class AdapterLabels:
@@ -14,10 +14,10 @@ class AdapterLabels:
     def __init__(self, host, ui, keep):
         self.host, self.ui = host, ui
         self._keep = keep
-        self._adapters = []  # of the worker, those that find labels
+        self._adapters = []  # those of the worker that find labels
         self._asked = False
         self._job = None
-        self._wanted = None  # the row that the job asks
+        self._wanted = None  # the adapter that the job asks
         self._connections = Connections((ui.labelsButton, "clicked()", self.find))
         host.listen("Turn", self.refresh)
         host.listen("Objects", self._found)
@@ -48,14 +48,12 @@ class AdapterLabels:
 
     def _known(self, rows):
         self._adapters = [row for row in rows if len(row.get("classes", ())) > 1]
-        with quiet(self.ui.labelsSelector):
-            fill_menu(self.ui.labelsSelector, [
-                (row["id"], f"{row['id']}: {', '.join(row['classes'][1:])}") for row in self._adapters
-            ])  # fmt: skip
+        entries = [(row["id"], f"{row['id']}: {', '.join(row['classes'][1:])}") for row in self._adapters]
+        fill_menu(self.ui.labelsSelector, entries)
         self.ui.labelsFrame.setVisible(bool(self._adapters))
 
     def find(self):
-        """On the slice shown, or in the volume: as the selectors above say."""
+        """Search the slice shown or the volume, as chosen above."""
         from SAMFineTuneLib.cases.case_slices import learned_orientation
 
         session, index = self.host.session, self.ui.labelsSelector.currentIndex
@@ -86,7 +84,7 @@ class AdapterLabels:
         self._keep(event.job, numbers, names)
 
     def _finished(self, event):
-        """Of a job that is still ours, nothing came."""
+        """Say that nothing was found, when the job ended without objects."""
         if event.job is None or event.job != self._job:
             return
         self._job = None
@@ -103,7 +101,7 @@ def _segment_names(session):
 
 
 def _free(name, taken):
-    """The name, with a number when another segment has it."""
+    """A name that no other segment has: with a number when it is taken."""
     number, free = 1, name
     while free in taken:
         number += 1

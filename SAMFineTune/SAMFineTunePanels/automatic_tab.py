@@ -14,13 +14,13 @@ ORIENTATIONS = (("axial", _("Axial")), ("coronal", _("Coronal")), ("sagittal", _
 POINTS_PER_SIDE = ((12, _("Quick")), (24, _("Normal")), (32, _("Thorough")))
 _SHOWN = 200  # objects in the list
 _DRAWN = 40  # objects at once in the views
-_ROWS = (3, 10)  # lines of the list: at least, at most
+_ROWS = (3, 10)  # rows shown: at least, at most
 _AT_ONCE = 0.012  # s of a turn
 _TOPIC = "objects"
 
 
 class AutomaticTab:
-    """What a job found is a list; what is checked in it becomes segments."""
+    """Lists the objects that a job found; those that the user ticks become segments."""
 
     def __init__(self, host, resource_path):
         self.host = host
@@ -28,7 +28,7 @@ class AutomaticTab:
         self._job = None
         self._found_none = False
         self._numbers = []  # of the objects in the list, by row
-        self._drawn = []  # those that are seen in the views
+        self._drawn = []  # those that the views show
         self._listing = None  # steps that fill the list, while there are any
         ui = self.ui
         fill_menu(ui.whereSelector, WHERE)
@@ -96,7 +96,7 @@ class AutomaticTab:
             self.host.say(_("No objects were found; try another contrast, or a more thorough search."), _TOPIC)
 
     def _list(self, objects):
-        """In steps of a line: many of them at once would stop the window."""
+        """Fill the list, a row in each step: many rows at once would stop the window."""
         shown = objects[:_SHOWN]
         self._numbers = []
         self._table.fill(())
@@ -128,7 +128,7 @@ class AutomaticTab:
         return given or _("Object {number}").format(number=self._numbers[row])
 
     def keep(self):
-        """What is checked becomes segments; what is selected does when nothing is checked."""
+        """Make segments of the ticked objects, or of the selected ones when none is ticked."""
         table = self.ui.objectsTable
         rows = [row for row in range(len(self._numbers)) if table.item(row, 0).checkState() == qt.Qt.Checked]
         rows = rows or self._table.selected_rows
@@ -139,7 +139,7 @@ class AutomaticTab:
             self._drop(rows)
 
     def keep_objects(self, job, numbers, names):
-        """Make what a job found segments of these names; whether that was not refused."""
+        """Make segments of objects that a job found; returns whether it was not refused."""
         return succeeded(self.host, self.host.session.adopt, job, numbers, names)
 
     def drop_selected(self):
@@ -159,7 +159,7 @@ class AutomaticTab:
     # ---- what the objects look like
 
     def _show_objects(self):
-        """The selected objects in the views, all of them when none is selected."""
+        """Show the selected objects in the views, or all of them when none is selected."""
         rows = self._table.selected_rows or range(min(len(self._numbers), _DRAWN))
         numbers = [self._numbers[row] for row in rows]
         if numbers == self._drawn:

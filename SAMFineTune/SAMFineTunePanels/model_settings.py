@@ -30,11 +30,11 @@ _WHERE = {"bundled": _(" (bundled)"), "download": _(" (download)"), "import": _(
 
 
 class ModelSettings:
-    """The list comes from the worker, so that a server offers its own models; bundled ones are first."""
+    """Lists the models of the worker, so that a server offers its own; bundled ones come first."""
 
     def __init__(self, host, ui):
         self.host, self.ui = host, ui
-        self._rows = {}  # what the worker says of each model, by ID
+        self._rows = {}  # by ID, as the worker lists them
         self._asked = False
         self._connections = Connections(
             (ui.modelSelector, "activated(int)", self._model_chosen),
@@ -104,7 +104,7 @@ class ModelSettings:
         if row is None:
             return
         parts = [row.get("description", ""), readable_size(row.get("bytes"))]
-        parts.append("licence: {}".format(row["licence"]) if row.get("licence") else "")
+        parts.append(_("licence: {licence}").format(licence=row["licence"]) if row.get("licence") else "")
         parts.append(_("needs PyTorch") if row.get("needs_torch") else "")
         set_text(self.ui.modelLabel, "; ".join(part.rstrip(".") for part in parts if part))
 
@@ -139,18 +139,18 @@ class ModelSettings:
             self.use(row)
 
     def use(self, row):
-        """Answer with this model, once what it needs is there."""
+        """Use this model, after PyTorch was installed when it needs that."""
         if row.get("needs_torch") and not self.host.remote and not torch_is_there():
             if not self.host.act(install_torch, self.host):
                 self._select(self.model_id)
                 return
-        self._answer_with(row["id"], "")
+        self._use(row["id"], "")
         self._select(row["id"])
         choose_in(self.ui.adapterSelector, "")
 
     @property
     def model_id(self):
-        """The one that answers."""
+        """ID of the model in use."""
         session = self.host.session
         return BUNDLED if session is None else session.parameters.get("Model", BUNDLED)
 
@@ -163,28 +163,28 @@ class ModelSettings:
         return chosen_in(self.ui.deviceSelector)
 
     def _adapter_chosen(self, index):
-        self._answer_with(self.model_id, chosen_in(self.ui.adapterSelector))
+        self._use(self.model_id, chosen_in(self.ui.adapterSelector))
 
     def use_adapter(self, model_id, adapter_id):
-        """Answer with an adapter that has just come to this computer."""
-        self._answer_with(model_id, adapter_id)
+        """Use an adapter that was just added to this computer."""
+        self._use(model_id, adapter_id)
         self._asked = False
         self._ask_again()
 
     def _device_chosen(self, index):
         write_setting("Device", self.device)
         if self.host.session is not None:
-            self._answer_with(self.model_id, self.adapter_id)
+            self._use(self.model_id, self.adapter_id)
 
-    def _answer_with(self, model_id, adapter_id):
+    def _use(self, model_id, adapter_id):
         self.host.act(self.host.start().set_model, model_id, adapter=adapter_id, device=self.device)
 
     # ---- adding and removing
 
     def import_file(self):
-        kinds = "Models (*.pth *.pt *.safetensors)"
+        kinds = _("Models (*.pth *.pt *.safetensors)")
         window, folder = slicer.util.mainWindow(), read_setting("ImportFolder")
-        path = qt.QFileDialog.getOpenFileName(window, "Import a model", folder, kinds)
+        path = qt.QFileDialog.getOpenFileName(window, _("Import a model"), folder, kinds)
         path = path[0] if isinstance(path, (tuple, list)) else path  # differs between bindings
         if path:
             self.import_path(path)
@@ -201,7 +201,7 @@ class ModelSettings:
     def _imported(self, value):
         if value is None:  # cancelled
             return
-        terms = (" Terms: " + value["terms"]) if value.get("terms") else ""
+        terms = _(" Terms: {terms}").format(terms=value["terms"]) if value.get("terms") else ""
         self.host.say(_("{model} was imported.{terms}").format(model=value["model"], terms=terms))
         self.host.ask(self.host.client.models(), lambda rows: self._added(rows, value["model"]))
 
@@ -212,15 +212,15 @@ class ModelSettings:
             self.use(self.row)
 
     def download(self):
-        """Only after size and licence were shown and agreed to."""
+        """Download the selected model, after the user has agreed to its size and licence."""
         row = self.row
         if row is None or row["where"] != "download":
             return
         text = "\n\n".join(part for part in (
             _("{model}: {size} to download, kept on this computer until you remove it.").format(
                 model=row["name"], size=readable_size(row.get("bytes")) or _("size not stated")),
-            "Licence: {}. {}".format(row["licence"], row.get("licence_note", "")),
-            "From {}".format(row["source"]) if row.get("source") else "",
+            _("Licence: {licence}. {note}").format(licence=row["licence"], note=row.get("licence_note", "")),
+            _("From {source}").format(source=row["source"]) if row.get("source") else "",
             row.get("needs", ""),
         ) if part)
         if not confirmed(text, _("Agree and download")):
@@ -235,10 +235,10 @@ class ModelSettings:
             return
         if not confirmed(_("{model} will be deleted from this computer ({size}).").format(
                              model=row["name"], size=readable_size(row["bytes"])),
-                         "Delete"):
+                         _("Delete")):
             return
         if self.host.session is not None and self.model_id == row["id"]:
-            self._answer_with(BUNDLED, "")
+            self._use(BUNDLED, "")
         request = self.host.act(self.host.client.remove_model, row["id"])
         if request is not None:
             self.host.ask(request, lambda _: self._ask_again())
@@ -255,7 +255,7 @@ class ModelSettings:
             self.host.ask(self.host.client.cache_info(), self._cache_known)
 
     def _cache_known(self, info):
-        size = readable_size(info.get("bytes", 0)) or _("no room")
+        size = readable_size(info.get("bytes", 0)) or _("no space")
         set_text(self.ui.cacheLabel, _("Prepared slices take {size}.").format(size=size))
 
     def clear_cache(self):
@@ -264,7 +264,7 @@ class ModelSettings:
             self.host.ask(request, self._cache_cleared)
 
     def _cache_cleared(self, value):
-        self.host.say("%s freed." % (readable_size(value.get("freed", 0)) or "Nothing"))
+        self.host.say(_("{size} freed.").format(size=readable_size(value.get("freed", 0)) or _("Nothing")))
         self.host.ask(self.host.client.cache_info(), self._cache_known)
 
 
@@ -275,7 +275,10 @@ def torch_is_there():
 
 
 def install_torch(host, what=_THIS_MODEL, then=_CHOOSE_AGAIN):
-    """Through the PyTorch extension, which knows the right build for this computer; asked by its own dialog."""
+    """Install PyTorch through Slicer's extension PyTorch, which knows the right build and asks by its own dialog.
+
+    Args: what: what needs PyTorch; then: what the user does after installing the extension.
+    """
     try:
         import PyTorchUtils
     except ImportError:

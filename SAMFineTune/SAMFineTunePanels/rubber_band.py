@@ -11,7 +11,7 @@ STROKE_STEP = 3  # pixels between the points of a stroke
 
 
 class DrawingView:
-    """What a slice view is made of, as far as drawing needs it."""
+    """The parts of a slice view that drawing needs."""
 
     def __init__(self, slice_widget):
         view = slice_widget.sliceView()
@@ -25,7 +25,7 @@ class DrawingView:
 
 
 class RubberBand:
-    """While it exists, a drag in one of the views draws. `shape` is "box", "stroke" or "loop".
+    """As long as it exists, a drag in one of the views draws. `shape` is "box", "stroke" or "loop".
 
     `finished(slice_node, ras_points)` gets the two corners of a box, or the points of a line.
     `may_start(view)` can leave a press to Slicer, for what lies under the mouse.

@@ -14,7 +14,7 @@ _SLICERS_OWN = (
 
 
 def register():
-    """Once the application has started up; without Sample Data there is nothing to do."""
+    """Register the entries, after Slicer has started; without the module Sample Data there is nothing to do."""
     try:
         from SampleData import SampleDataLogic
     except ImportError:

@@ -8,7 +8,7 @@ from .qt_helpers import Connections, confirmed, read_flag, read_setting, set_tex
 
 
 class ServerSettings:
-    """What is chosen here is used by `make_connection`; nothing is sent anywhere before the user presses Use."""
+    """Nothing is sent to a server before the user presses Use."""
 
     def __init__(self, host, ui, changed, remove_packages):
         self.host, self.ui = host, ui
@@ -53,7 +53,7 @@ class ServerSettings:
         set_text(self.ui.serverLabel, "")
 
     def _keep_token(self, keep):
-        """Unticked, the token leaves the settings at once."""
+        """Remove the token from the settings at once when the box is unticked."""
         if not keep:
             write_setting("ServerToken", None)
 
@@ -64,7 +64,7 @@ class ServerSettings:
         remote = self.ui.remoteButton.checked
         try:
             if remote:
-                self.connection(self._entered()).close()  # refuses a wrong address with a sentence
+                self.connection(self._entered()).close()  # raises UserError when the address is wrong
         except UserError as error:
             set_text(self.ui.serverLabel, str(error))
             return
@@ -90,7 +90,7 @@ class ServerSettings:
     # ---- what was installed
 
     def show_packages(self):
-        """The offer to remove what was installed, where anything was."""
+        """Offer to remove packages when any were installed."""
         self.ui.packagesRow.setVisible(packages.anything_installed())
 
     def remove_packages(self):
@@ -126,7 +126,7 @@ class ServerSettings:
             kind = type(event).__name__
             if kind == "Answered":
                 version = self._probe.status.version
-                known = f" (version {version})" if version else ""
+                known = _(" (version {version})").format(version=version) if version else ""
                 text = _("The server answers{known} and offers {count} models.").format(
                     known=known, count=len(event.value))
                 set_text(self.ui.serverLabel, text)

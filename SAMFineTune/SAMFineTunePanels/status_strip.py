@@ -41,14 +41,14 @@ class Message:
 
 
 class StatusStrip:
-    """Messages are sentences in the panel, never dialogs. A warning stays until it is dismissed or no longer holds."""
+    """Shows messages as sentences. A warning stays until the user dismisses it or it no longer holds."""
 
     def __init__(self, host, resource_path, parent):
         self.host = host
         self.widget, self.ui = load_ui(resource_path, "StatusStrip")
         self._messages = []
-        self._standing = None  # what is said as long as it is so
-        self._prompts = ()  # of the session, as last told
+        self._standing = None  # a message that stays as long as it is true
+        self._prompts = ()  # of the session, after its last event
         self.installer = packages.Installer(parent, self._installing, self._installed)
         self._install_text = None
         self._install_fraction = None
@@ -79,7 +79,7 @@ class StatusStrip:
         self.installer.close()
 
     def _fix_height(self):
-        """Whatever is shown: a line with a button, a bar, some lines of text."""
+        """Give every row the height it has with everything shown, so that nothing moves."""
         line = self.widget.fontMetrics().lineSpacing()
         for place, height in (
             (self.ui.doingRow, line + _ROOM),
@@ -113,13 +113,13 @@ class StatusStrip:
         self._show_messages()
 
     def _refused(self, text):
-        """What the user wanted did not happen: it is of no interest any more when the prompts are others."""
+        """Add a message about something refused; it goes when the prompts change."""
         message = Message(text, True)
         message.about = self._prompts
         self._add(message)
 
     def _told(self, event, warning):
-        """By the session, about the prompts as they are, or will be when it has come to rest."""
+        """Add a message of the session. It is about the prompts as they are when the session has come to rest."""
         message = Message(event.text, warning)
         session = self.host.session
         known = session is not None and session.state is not None and session.at_rest
@@ -148,12 +148,12 @@ class StatusStrip:
         self._keep([])
 
     def dismiss_warnings(self):
-        """Another volume is chosen: what was refused before is of no interest. Notices go by themselves: one may say
-        why there was no volume."""
+        """Remove warnings, because another volume was chosen. Notices go by themselves: one may say why there was no
+        volume."""
         self._keep([one for one in self._messages if not one.warning])
 
     def _show_messages(self):
-        """The latest is seen first."""
+        """Show the messages, the latest first."""
         lines = [message.html for message in reversed(self._messages)]
         if self._standing:
             lines.append(html.escape(self._standing))
@@ -199,7 +199,7 @@ class StatusStrip:
             self._show_messages()
 
     def retry(self):
-        """The worker could not be reached or started; something may have changed."""
+        """Try again to start or reach the worker."""
         if self.host.client is not None:
             self.dismiss()
             self.host.client.retry()
@@ -207,7 +207,7 @@ class StatusStrip:
 
     def _show_fraction(self, fraction):
         bar = self.ui.busyBar
-        maximum = 0 if fraction is None else 1000  # 0: it moves to and fro
+        maximum = 0 if fraction is None else 1000  # 0: the bar moves to and fro
         if bar.maximum != maximum:
             bar.maximum = maximum
         if fraction is not None:
@@ -226,7 +226,7 @@ class StatusStrip:
         status = self.host.status
         if status is not None and status.state in ("starting", "connecting", "uploading"):
             return status.sentence, status.progress, False
-        if self.host.training is not None:  # whose own Stop is a promise to go on later
+        if self.host.training is not None:  # the Train tab has a Stop of its own, which can be resumed
             return *self.host.training, False
         return "", None, False
 
@@ -261,7 +261,7 @@ class StatusStrip:
     # ---- the worker's runtime
 
     def check_runtime(self):
-        """Whether the local worker can run; asked again when the section of the server changes."""
+        """Check whether the worker on this computer can run."""
         self._runtime_is_missing = self.runtime_missing()
         self.refresh()
         return self._runtime_is_missing
@@ -278,14 +278,14 @@ class StatusStrip:
         self.host.tell("RuntimeInstalled", None)
 
     def ask_to_install(self, wanted, afterwards):
-        """For what needs a package in the midst of something else; `afterwards()` once it is there."""
+        """Ask the user to install packages that an action needs; then call `afterwards()`."""
         question = _("This needs {title}: {size}. It goes into a folder of SAMFineTune's own; Slicer's packages stay "
                      "as they are. Install it?").format(title=wanted.title, size=wanted.size)  # fmt: skip
         if confirmed(question, _("Install")):
             self.install(wanted, afterwards)
 
     def install(self, wanted, afterwards):
-        """Install packages, then call `afterwards()`. Only after the user has agreed."""
+        """Install packages that the user has agreed to, then call `afterwards()`."""
         if self.installer.running:
             self.warn(_("An installation is running; wait for it or cancel it."), "install")
             return

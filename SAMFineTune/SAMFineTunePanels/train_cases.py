@@ -29,7 +29,7 @@ _LEFT_OUT = "TrainLeftOut"  # role of segmentations that are not learned from
 
 
 class TrainCases:
-    """The list of cases and the list of labels."""
+    """The list of cases and the list of labels to learn."""
 
     def __init__(self, ui):
         self.ui = ui
@@ -37,7 +37,7 @@ class TrainCases:
         self._left_out = set()  # segmentations that are not ticked, by ID
         self._known = set()  # those that the user could tick
         self._unlearned = set()  # labels that are not ticked
-        self._labels = []  # (what is shown, what the training is told)
+        self._labels = []  # (as shown, as the training takes it)
         fill_menu(ui.sourceSelector, SOURCES)
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Files
         ui.folderEdit.currentPath = read_setting("TrainFolder")
@@ -73,17 +73,17 @@ class TrainCases:
 
     @property
     def titles(self):
-        """Of the labels that are ticked."""
+        """Labels that are ticked, as the list shows them."""
         return [title for title, _ in self._labels if title not in self._unlearned]
 
     @property
     def wanted(self):
-        """Labels to learn, as the training is told; none means all."""
+        """Labels to learn, as the training takes them; none means all."""
         told = [label for title, label in self._labels if title not in self._unlearned]
         return told if len(told) < len(self._labels) or self.from_scene else []
 
     def require(self):
-        """UserError when there is nothing to learn from."""
+        """Raise UserError when there is nothing to learn from."""
         from SAMFineTuneLib.errors import UserError
 
         if self.from_scene and not self.chosen:
@@ -94,12 +94,12 @@ class TrainCases:
             raise UserError(_("No label is ticked; tick those to learn."))
 
     def proposed_name(self):
-        """For an adapter: after its labels, else after the folder."""
+        """A name for the adapter, after its labels or else after the folder."""
         folder = os.path.basename(os.path.normpath(self.folder or "adapter"))
         return "-".join(self.titles[:2]) or folder.partition(".")[0]
 
     def with_titles(self, sentence):
-        """What leaves the scene has numbers; people know the volumes by their names."""
+        """Replace case numbers in a sentence by names of volumes: exported cases have numbers only."""
         if not self.from_scene:
             return sentence
         titles = {str(number): case.volume_node.GetName() for number, case in enumerate(self.chosen, start=1)}
@@ -110,14 +110,14 @@ class TrainCases:
         )
 
     def take_labels(self, names, wanted):
-        """Labels that were found in a folder."""
+        """Show the labels that were found in a folder."""
         if not self.from_scene:
             self._set_labels(list(zip(names, wanted or [], strict=False)))
 
     # ---- the scene
 
     def look(self):
-        """List what the scene has, when that has changed."""
+        """List the cases of the scene when they have changed."""
         from SAMFineTuneLib.mrml.training_cases import scene_cases
 
         if not self.from_scene or slicer.mrmlScene.IsBatchProcessing():
@@ -137,7 +137,7 @@ class TrainCases:
             self._set_labels([])
 
     def store(self, parameters):
-        """Which cases are left out goes with the scene; the rest is in what is returned."""
+        """Keep in the scene which cases are left out; returns everything else that is to be kept."""
         parameters.node.RemoveNodeReferenceIDs(_LEFT_OUT)
         for node_id in sorted(self._left_out):
             if slicer.mrmlScene.GetNodeByID(node_id) is not None:
@@ -167,7 +167,7 @@ class TrainCases:
             self._set_labels([])
 
     def _leave_out_second_ones(self, cases):
-        """Of several segmentations of a volume, the first one is learned from unless the user says otherwise."""
+        """Untick all but the first of several segmentations of a volume that the user has not seen yet."""
         volumes = set()
         for case in cases:
             volume, node = case.volume_node.GetID(), case.segmentation_node.GetID()

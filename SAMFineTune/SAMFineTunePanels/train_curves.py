@@ -1,4 +1,4 @@
-"""Train, live: loss and validation Dice as curves in a Slicer plot."""
+"""Loss and validation Dice of a training, as curves in a Slicer plot."""
 
 import slicer
 from slicer.i18n import tr as _
@@ -8,7 +8,7 @@ _TITLES = {"loss": _("Loss"), "dice": _("Validation Dice")}
 
 
 class Curves:
-    """Nodes are made when the curves are shown, kept out of lists and files, and removed when they are hidden."""
+    """Makes nodes while the curves are shown, and keeps them out of lists and files."""
 
     def __init__(self):
         self._points = {}  # (kind, training) -> [(step, value)]
@@ -19,13 +19,13 @@ class Curves:
         self.chart = None
 
     def clear(self):
-        """Another training; its curves are shown when they are asked for again."""
+        """Forget the training; the curves of the next one are shown when the user asks for them."""
         self._points, self._steps = {}, 0
         if self.chart is not None:
             self.hide()
 
     def take(self, event):
-        """Keep what a training said, and draw it when the curves are shown."""
+        """Keep an event of a training, and draw it when the curves are shown."""
         if event.get("event") == "start":  # resumed: steps since the last checkpoint come again
             return
         if event.get("stage") != "training":
@@ -42,7 +42,7 @@ class Curves:
 
     @property
     def drawable(self):
-        """Whether there is a line to draw: a view without one is black."""
+        """Whether there is a line to draw: a plot without one is black."""
         return any(len(points) > 1 for points in self._points.values())
 
     @property
@@ -50,14 +50,14 @@ class Curves:
         return self.chart is not None
 
     def show(self):
-        """In a plot view; Slicer chooses a layout that has one."""
+        """Show the curves; Slicer chooses a layout with a plot view."""
         layout = _layout_node()
         self._layout = layout.GetViewArrangement() if layout is not None else None
         self._make_chart()
         slicer.modules.plots.logic().ShowChartInLayout(self.chart)
 
     def hide(self):
-        """The layout that was there before comes back."""
+        """Remove the curves and bring back the layout from before."""
         self._remove_nodes()
         layout = _layout_node()
         if self._layout is not None and layout is not None:
@@ -102,7 +102,7 @@ class Curves:
         self._fit_axes()
 
     def _fit_axes(self):
-        """Slicer fits its axes to a series when that is added, and not to the rows that come later."""
+        """Set the ranges of the axes: Slicer fits them to a series when it is added, not to rows that come later."""
         if self.chart is None or not self.drawable:
             return
         highest = max(value for points in self._points.values() for _, value in points)

@@ -1,4 +1,4 @@
-"""Train, how: the preset, and what is under Advanced, as settings of a training."""
+"""Settings of a training: the preset, and what is under Advanced."""
 
 from slicer.i18n import tr as _
 
@@ -39,7 +39,7 @@ MENUS = {  # name of the selector -> its entries
         ("all", _("All three")),
     ),
 }
-_CT_WINDOW = "ct-abdomen"  # what the panel sees a CT in unless told otherwise
+_CT_WINDOW = "ct-abdomen"  # of CT, unless the user says otherwise
 
 
 def fill_menus(ui):
@@ -50,7 +50,18 @@ def fill_menus(ui):
 
 
 def settings_of(ui, wanted, all_ct):
-    """Settings.to_dict() of what the widgets say; `wanted` labels, none for every label. UserError."""
+    """Read the settings of a training from the widgets.
+
+    Args:
+        wanted: labels to learn; none means every label.
+        all_ct: whether all cases are CT.
+
+    Returns:
+        `Settings.to_dict()`.
+
+    Raises:
+        UserError: the contrast is not a window.
+    """
     from SAMFineTuneLib.cases.labelled_case import LabelChoice
     from SAMFineTuneLib.images.intensity_window import choose_window
     from SAMFineTuneLib.models.adapters.tuning_method import Method
@@ -78,13 +89,13 @@ def settings_of(ui, wanted, all_ct):
 
 
 def values_of(ui):
-    """What the widgets say, to be kept in the scene."""
+    """Read the values of the widgets, to be kept in the scene."""
     chosen = {name: chosen_in(getattr(ui, name)) for name in MENUS}
     return chosen | {name: getattr(ui, name).value for name in _NUMBERS} | {"windowEdit": ui.windowEdit.text}
 
 
 def show_values(ui, values):
-    """Put them back; what a newer version has added is left out."""
+    """Show values that the scene kept; unknown ones, from a newer version, are ignored."""
     for name in MENUS:
         choose_in(getattr(ui, name), values.get(name))
     for name in _NUMBERS:
@@ -97,7 +108,7 @@ _NUMBERS = ("rankSpinBox", "evidenceSpinBox", "stepsSpinBox", "batchSpinBox", "s
 
 
 def _any_volume():
-    """Something to try a window on."""
+    """A volume on which a window can be checked."""
     import numpy as np
 
     from SAMFineTuneLib.images.volume import Volume

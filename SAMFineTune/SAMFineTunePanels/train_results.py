@@ -22,7 +22,7 @@ class TrainResults:
         ui.resultsFrame.setVisible(False)
 
     def show(self, event, report):
-        """`event` is the training's last word, `report` the path of its page."""
+        """Show the last event of a training; `report` is the path of its page."""
         self.report = report
         sentences = [event.get("evidence", ""), *event.get("notes", [])]
         set_text(self.ui.evidenceText, " ".join(sentence for sentence in sentences if sentence))

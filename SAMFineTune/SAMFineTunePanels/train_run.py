@@ -6,19 +6,19 @@ import time
 from slicer.i18n import tr as _
 
 from . import worker_python
-from .qt_helpers import Connections, fill_menu, quiet, read_flag, set_text, succeeded
+from .qt_helpers import Connections, fill_menu, read_flag, set_text, succeeded
 from .status_strip import time_left
 from .train_curves import Curves
 from .train_results import TrainResults
 
 LOOK_EVERY = 0.25  # s between two looks at a training
-BUDGET = 0.01  # s to read of what it said
+BUDGET = 0.01  # s of a turn in which events are read
 _STAGES = {"cases": _("Reading the cases"), "before": _("Testing the base model"), "testing": _("Testing the adapter"),
            "report": _("Writing the report"), "export": _("Making the adapter ready for use")}  # fmt: skip
 
 
 class TrainRuns:
-    """Follows one training through its folder. `finished(event)` when one that was watched comes to its end."""
+    """Follows one training through its folder; calls `finished(run)` when one ends that ran while the panel looked."""
 
     def __init__(self, host, ui, finished):
         self.host, self.ui = host, ui
@@ -26,7 +26,7 @@ class TrainRuns:
         self._runs = []
         self._look_after = 0.0
         self._asked_to_stop = False
-        self._watched = False  # whether it ran while this panel was looking
+        self._watched = False  # whether it ran while this panel looked
         self._progress = {}
         self.run = None
         self.curves = Curves()
@@ -43,26 +43,25 @@ class TrainRuns:
         ui.runFrame.setVisible(False)
 
     def close(self):
-        """The training goes on or stops by itself: see `TrainingRun.start`."""
+        """Leave the training to itself: `TrainingRun.start` decides whether it goes on."""
         self._connections.close()
         self.curves.close()
 
     # ---- which one
 
     def find(self):
-        """The trainings that are here; the latest is looked at unless another one is."""
+        """List the trainings on this computer; show the latest unless one is shown already."""
         from SAMFineTuneLib.service.trainings import find_runs
 
         known = {run.folder: run for run in self._runs}
         self._runs = [known.get(run.folder, run) for run in find_runs()]
-        with quiet(self.ui.runSelector):
-            fill_menu(self.ui.runSelector, [(run.name, run.name) for run in self._runs])
+        fill_menu(self.ui.runSelector, [(run.name, run.name) for run in self._runs])
         self.ui.runFrame.setVisible(bool(self._runs))
         if self.run not in self._runs:
             self.look_at(self._runs[0] if self._runs else None)
 
     def add(self, run):
-        """A training that is about to begin."""
+        """Add a training that is about to begin, and show it."""
         self._runs = [run, *(other for other in self._runs if other.folder != run.folder)]
         self.run = None
         self.find()
@@ -83,8 +82,7 @@ class TrainRuns:
         self.results.hide()
         if run is not None:
             run.rewind()
-            with quiet(self.ui.runSelector):
-                self.ui.runSelector.setCurrentIndex(self._runs.index(run))
+            self.ui.runSelector.setCurrentIndex(self._runs.index(run))
 
     @property
     def is_running(self):
@@ -100,7 +98,7 @@ class TrainRuns:
     # ---- following
 
     def refresh(self):
-        """At every turn of the timer; looks now and then."""
+        """Look at the training now and then; called at every turn."""
         run = self.run
         if run is None or time.monotonic() < self._look_after:
             return
@@ -134,7 +132,7 @@ class TrainRuns:
         self._finished(run)
 
     def _failure(self):
-        """What went wrong, and whether something is left to go on from."""
+        """A sentence about what went wrong, and whether the training can be resumed."""
         text = self.run.last.get("text", "")
         return text + _(" Resume goes on from its last checkpoint.") if self.run.can_resume else text
 
@@ -142,7 +140,7 @@ class TrainRuns:
         run = self.run
         if run.can_resume:
             return _(
-                "The training {name} was ended from outside, or for want of memory; press Resume to go on from its "
+                "The training {name} was ended from outside, or ran out of memory; press Resume to go on from its "
                 "last checkpoint."
             ).format(name=run.name)
         said = run.last_words()
@@ -178,7 +176,7 @@ class TrainRuns:
     # ---- doing
 
     def start(self, outlives=False):
-        """Start the chosen training, or go on with it."""
+        """Start or resume the training that is shown."""
         self._watched, self._asked_to_stop = True, False
         if succeeded(self.host, self.run.start, sys.executable, worker_python.environment(), outlives):
             self._look_after = 0.0
@@ -189,7 +187,7 @@ class TrainRuns:
             self.start(read_flag("TrainOutlives"))
 
     def stop(self):
-        """At its next step; at once when pressed again."""
+        """Stop the training at its next step, or at once when pressed again."""
         if self.run is None:
             return
         self.run.kill() if self._asked_to_stop else self.run.stop()
@@ -209,12 +207,12 @@ class TrainRuns:
             self.host.act(self.curves.show if wanted else self.curves.hide)
 
     def scene_closes(self):
-        """The nodes of the curves go with the scene."""
+        """Hide the curves, whose nodes belong to the scene."""
         self.ui.curvesButton.setChecked(False)
 
 
 def describe(progress):
-    """One line for people."""
+    """One line about the progress of a training."""
     stage = progress.get("stage")
     if stage is None:
         return _("Starting.")
@@ -232,7 +230,7 @@ def describe(progress):
 
 
 def fraction_of(progress):
-    """How much of all trainings is done, by their steps."""
+    """Fraction of all trainings that is done, by steps."""
     if progress.get("stage") in ("report", "export"):
         return 1.0
     parts = max(1, progress.get("parts", 1))

@@ -31,7 +31,7 @@ _PARAMETER = "Train"
 
 
 class TrainTab:
-    """Begins trainings: TrainCases says from what, the widgets say how, TrainRuns follows them."""
+    """Starts trainings: `TrainCases` chooses the cases, `train_options` the settings, `TrainRuns` follows what runs."""
 
     def __init__(self, host, resource_path, install, use_adapter):
         self.host = host
@@ -41,7 +41,7 @@ class TrainTab:
         self._look_after = 0.0
         self._writing = None  # (the run, steps that write its cases, whether they are only to be checked)
         self._check = None  # the run that looks at cases
-        self._looked = False  # whether trainings were looked for
+        self._looked = False  # whether earlier trainings were looked for
         ui = self.ui
         self.cases = TrainCases(ui)
         self.runs = TrainRuns(host, ui, self._training_ended)
@@ -70,7 +70,7 @@ class TrainTab:
         self.runs.close()
 
     def refresh(self):
-        """Looks at the scene only while the tab is open, and at a training always."""
+        """Look at the scene while the tab is open, and at the training always."""
         now = time.monotonic()
         if not self._looked and (self.widget.visible or now > self._look_after > 0):
             self._looked = True
@@ -87,7 +87,7 @@ class TrainTab:
         self.host.training = self._going_on()
 
     def _going_on(self):
-        """For the strip, which is seen wherever the user has scrolled to."""
+        """(text, fraction or None) for the status strip, None when nothing runs."""
         if self._writing is not None or self._check is not None:
             return self.ui.checkLabel.text, None
         return self.runs.going_on
@@ -98,7 +98,7 @@ class TrainTab:
         enable((self.ui.checkButton, not busy), (self.ui.startButton, ready))
 
     def scene_closes(self):
-        """What belongs to the scene goes with it; a training goes on."""
+        """Forget what belongs to the scene; a training that runs is not stopped."""
         self._give_up_writing()
         self.cases.scene_closes()
         self.runs.scene_closes()
@@ -116,7 +116,7 @@ class TrainTab:
                 torch=torch, title=wanted.title, size=wanted.size))
 
     def install(self):
-        """What is missing: PyTorch through its extension, the rest into our own folder."""
+        """Install what is missing: PyTorch through its extension, the rest into the folder of SAMFineTune."""
         words = _("Training"), _("press Install again")
         if not torch_is_there() and not self.host.act(install_torch, self.host, *words):
             return
@@ -127,7 +127,7 @@ class TrainTab:
     # ---- the base model
 
     def _fill_bases(self):
-        """Models of this computer that have weights to learn from."""
+        """List the models of this computer whose weights can be trained."""
         from SAMFineTuneLib.models.store import Store
 
         bases = [model.spec for model in Store().list() if model.has("weights")]
@@ -141,7 +141,7 @@ class TrainTab:
     # ---- kept in the scene, and for the user
 
     def store(self):
-        """What was chosen goes with the scene."""
+        """Keep what was chosen in the scene."""
         from SAMFineTuneLib.mrml.storage import ParameterNode
 
         parameters = ParameterNode(slicer.mrmlScene)
@@ -149,7 +149,7 @@ class TrainTab:
         parameters.set(_PARAMETER, json.dumps(values))
 
     def show_stored(self):
-        """What the scene says, after it was loaded or a session began."""
+        """Show what the scene keeps, after it was loaded or a session began."""
         from SAMFineTuneLib.mrml.storage import ParameterNode
 
         parameters = ParameterNode(slicer.mrmlScene)
@@ -171,7 +171,7 @@ class TrainTab:
     # ---- checking and starting
 
     def check(self):
-        """Look at the cases, in a process of its own: reading them takes long."""
+        """Check the cases in a process of its own, because reading them takes long."""
         from SAMFineTuneLib.service.trainings import check_run
 
         self.host.act(self._begin, check_run, True)
@@ -203,7 +203,7 @@ class TrainTab:
         self.host.wake()
 
     def _write_some(self):
-        """Go on writing cases for a moment; then the process starts."""
+        """Write cases for a moment; when all are written, start the process."""
         from SAMFineTuneLib.errors import UserError
 
         if self._writing is None:
@@ -234,7 +234,7 @@ class TrainTab:
         if writing is not None:
             run, steps, _ = writing
             if hasattr(steps, "close"):
-                steps.close()  # lets go of the file, which some systems do not delete while it is open
+                steps.close()  # closes the file: Windows does not delete one that is open
             run.discard()
             set_text(self.ui.checkLabel, "")
 
@@ -271,7 +271,7 @@ class TrainTab:
 
     @staticmethod
     def _effort(trainings, steps, seconds):
-        """How much would be done, and for how long."""
+        """How many steps the training takes, and how long."""
         from SAMFineTuneLib.models.adapters.adapter_card import duration
 
         if trainings == 1:
@@ -290,7 +290,7 @@ class TrainTab:
             self.use()
 
     def use(self):
-        """Answer with the adapter of the training that is shown."""
+        """Use the adapter of the training that is shown."""
         run = self.runs.run
         if run is None or run.state != "done":
             return
