@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("slicer")
 
-from mrml.scene_host import claimed_voxels, ras, tube
+from mrml.scene_host import held_voxels, ras, tube
 from wedge_prompt import WedgePrompt, wedges  # noqa: F401
 
 from SAMFineTuneLib.images.slice_plane import aligned_plane
@@ -37,13 +37,13 @@ def test_lassos_in_a_scene(host, made, red, slicer_scene, load_mrb, open_session
     at = plane.ras_to_pixel(ras(volume, *tube(SLICE)))
     host.session.place("positive", red, [ras(volume, *tube(SLICE))])
     host.settle()
-    before = claimed_voxels(host.session, "first")
+    before = held_voxels(host.session, "first")
     far, near = loop(plane, 4, 4), loop(plane, at[0] + 1, at[1], 1.4)
     host.session.place("lasso+", red, far)
     host.session.place("lasso-", red, near)
     host.settle()
     expected = (before | voxels_of(volume, plane, far)) & ~voxels_of(volume, plane, near)
-    assert np.array_equal(claimed_voxels(host.session, "first"), expected) and not np.array_equal(expected, before)
+    assert np.array_equal(held_voxels(host.session, "first"), expected) and not np.array_equal(expected, before)
     lassos = [node for node in prompt_nodes(host.session.scene) if node.IsA("vtkMRMLMarkupsClosedCurveNode")]
     assert sorted(node.GetName() for node in lassos) == ["first negative lasso", "first positive lasso"]
 
@@ -54,12 +54,12 @@ def test_lassos_in_a_scene(host, made, red, slicer_scene, load_mrb, open_session
     again.settle()
     labels = [placed.prompt.label for placed in again.session.prompts]
     assert labels == ["Include", "Lasso", "Lasso −"] and not again.texts(Failed)
-    assert np.array_equal(claimed_voxels(again.session, "first"), expected)
+    assert np.array_equal(held_voxels(again.session, "first"), expected)
 
     for _ in range(2):
         host.session.undo()
     host.settle()
-    assert np.array_equal(claimed_voxels(host.session, "first"), before)
+    assert np.array_equal(held_voxels(host.session, "first"), before)
     assert len(list(prompt_nodes(red.GetScene()))) == 1
     host.session.redo()
     host.settle()
@@ -69,7 +69,7 @@ def test_lassos_in_a_scene(host, made, red, slicer_scene, load_mrb, open_session
         lasso.SetNthControlPointPositionWorld(index, *moved)
     host.settle()
     moved = [tuple(np.array(point) + 4 * plane.pixel_size * plane.right) for point in far]
-    assert np.array_equal(claimed_voxels(host.session, "first"), before | voxels_of(volume, plane, moved))
+    assert np.array_equal(held_voxels(host.session, "first"), before | voxels_of(volume, plane, moved))
 
 
 def test_a_kind_that_only_a_test_defines(
@@ -79,7 +79,7 @@ def test_a_kind_that_only_a_test_defines(
     middle = np.array(ras(volume, *tube(SLICE)))
     host.session.place("wedge", red, [middle - (1, 0, 0), middle + (0, 1, 0), middle + (1, -1, 0)])
     host.settle()
-    found = claimed_voxels(host.session, "first")
+    found = held_voxels(host.session, "first")
     (node,) = prompt_nodes(host.session.scene)
     assert found.any() and node.GetName() == "first wedge" and node.IsA("vtkMRMLMarkupsAngleNode")
     path = str(tmp_path / "scene.mrb")
@@ -89,7 +89,7 @@ def test_a_kind_that_only_a_test_defines(
     again.settle()
     (placed,) = again.session.prompts
     assert isinstance(placed.prompt, WedgePrompt) and not again.texts(Failed)
-    assert np.array_equal(claimed_voxels(again.session, "first"), found)
+    assert np.array_equal(held_voxels(again.session, "first"), found)
     host.session.undo()
     host.settle()
-    assert not claimed_voxels(host.session, "first").any() and not list(prompt_nodes(host.session.scene))
+    assert not held_voxels(host.session, "first").any() and not list(prompt_nodes(host.session.scene))
