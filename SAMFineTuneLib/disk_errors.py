@@ -1,4 +1,4 @@
-"""What a disk refuses, as one sentence, through whichever library the refusal arrives."""
+"""Errors of a disk as one sentence for the user, whichever library raises them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 
-_FULL = "The disk is full, so nothing can be written to {place}; free some room, or use another disk."
-_QUOTA = "Your share of the disk (quota) is used up: nothing can be written to {place}; free some room there."
+_FULL = "The disk is full, so nothing can be written to {place}; free some space, or use another disk."
+_QUOTA = "Your share of the disk (quota) is used up, so nothing can be written to {place}; free some space there."
 _TOO_LARGE = "{place} would be larger than a file may be on this disk or in this account; choose another place."
-_READ_ONLY = "The disk with {place} can only be read; choose another place."
-_FORBIDDEN = "There is no permission to use {place}; choose another place, or ask for permission."
+_READ_ONLY = "The disk with {place} is read-only; choose another place."
+_FORBIDDEN = "You are not permitted to use {place}; choose another place, or ask for permission."
 _LONG_NAME = "The name of {place} is too long for this disk; choose a shorter one."
-_BAD_NAME = "{place} is not a name that this disk can hold; choose another one."
+_BAD_NAME = "{place} is not a valid name on this disk; choose another one."
 _OPEN = "{place} is open in another program; close it there and try again."
 _FILE_IN_PATH = "{place} cannot be made, because a part of its path is a file; choose another place."
-_BROKEN = "The disk with {place} does not answer as it should ({reason}); check it and its connection."
-_NO_TEMPORARY = "No folder for temporary files can be written to; free some room on the system's disk."
+_BROKEN = "The disk with {place} does not work properly ({reason}); check it and its connection."
+_NO_TEMPORARY = "No folder for temporary files is writable; free some space on the system's disk."
 
 _SENTENCES = {
     "ENOSPC": _FULL, "EDQUOT": _QUOTA, "EFBIG": _TOO_LARGE, "EROFS": _READ_ONLY, "EACCES": _FORBIDDEN,
     "EPERM": _FORBIDDEN, "ENAMETOOLONG": _LONG_NAME, "EILSEQ": _BAD_NAME, "ENOTDIR": _FILE_IN_PATH,
-    "EEXIST": _FILE_IN_PATH, "EISDIR": "{place} is a folder, and a file was to be there; choose another name.",
+    "EEXIST": _FILE_IN_PATH, "EISDIR": "{place} is a folder, not a file; choose another name.",
     "EBUSY": _OPEN, "ETXTBSY": _OPEN, "EIO": _BROKEN, "ENXIO": _BROKEN, "ENODEV": _BROKEN, "ESTALE": _BROKEN,
     "ENOMEDIUM": _BROKEN, "EUCLEAN": _BROKEN,
 }  # fmt: skip
 _BY_ERRNO = {getattr(errno, name): text for name, text in _SENTENCES.items() if hasattr(errno, name)}
-# Windows's own numbers, of which Python makes an errno that says less.
+# Windows's own error numbers, which say more than the errno that Python derives from them.
 _BY_WINERROR = {
-    5: "There is no permission to use {place}, or another program has it open; close it, or choose another place.",
+    5: "You are not permitted to use {place}, or another program has it open; close it, or choose another place.",
     19: _READ_ONLY, 21: _BROKEN, 32: _OPEN, 33: _OPEN, 39: _FULL, 53: _BROKEN, 59: _BROKEN, 64: _BROKEN,
     111: _LONG_NAME, 112: _FULL, 123: _BAD_NAME, 206: _LONG_NAME, 267: _FILE_IN_PATH, 1117: _BROKEN, 1295: _QUOTA,
     1392: _BROKEN,
@@ -42,14 +42,20 @@ _NUMBER = re.compile(r"\[(Errno|WinError) (\d+)\]|\((os error) (\d+)\)")  # Pyth
 
 
 class DiskError(UserError):
-    """A disk refused something. What was to be replaced is still there."""
+    """A disk refused to write. A file that was to be replaced is still there."""
 
 
 def disk_error(error: BaseException, place: str | Path | None = None) -> DiskError | None:
-    """What `error` says about a disk, or None when it is about something else.
+    """Find an error of a disk in any exception.
 
-    Libraries raise errors of their own with the system's as their cause, or as a number in their text; both are found.
-    `place` is what was to be written, if the error does not know it better.
+    Libraries raise errors of their own with the system's error as the cause, or with its number in their text.
+
+    Args:
+        error: what was raised.
+        place: what was to be written; the sentence names it, or else the file that the error names.
+
+    Returns:
+        The sentence, or None when the error has nothing to do with a disk.
     """
     for found in _wrapped(error):
         if isinstance(found, UserError):  # a sentence already
@@ -64,8 +70,8 @@ def disk_error(error: BaseException, place: str | Path | None = None) -> DiskErr
 
 
 def _wrapped(error: BaseException | None):
-    """The error and those that it was raised from. What merely happened before counts only where a library cleans up
-    after a failed write, and fails again."""
+    """The error and those that caused it. An error that merely came before counts only where a library failed again
+    while it cleaned up after a failed write."""
     while error is not None:
         yield error
         error = error.__cause__ or (error.__context__ if isinstance(error, (OSError, RuntimeError)) else None)
@@ -87,7 +93,7 @@ def _sentence(error: BaseException) -> str | None:
 
 
 def _final(path: Path) -> Path:
-    """Where a file would have come to lie that was to be written into one of `files.staged_folder`'s hidden places."""
+    """The final path of a file that was to be written into one of `files.staged_folder`'s hidden places."""
     parts = list(path.parts)
     for at in reversed(range(len(parts) - 1)):
         if found := STAGED_NAME.match(parts[at]):

@@ -25,11 +25,18 @@ _ABANDONED = 24 * 3600  # seconds without a change after which a killed process 
 
 @contextmanager
 def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
+    """Write a file that appears complete or not at all.
 
-    The temporary name has the ending of `path` (`.seg.nrrd`, `.nii.gz`) in lower case, because writers choose the
-    format by it. `durable=False` skips waiting for the disk, for files that can be made again. DiskError when the disk
-    refuses, also where a library wraps that in an error of its own; what was at `path` then stays.
+    Args:
+        path: the file; one that is there stays until the new one is complete.
+        durable: wait until the disk has stored the file. Not needed for files that can be made again.
+
+    Yields:
+        A temporary path to write to. It has the ending of `path` (`.seg.nrrd`, `.nii.gz`) in lower case, because
+        writers choose the format by it.
+
+    Raises:
+        DiskError: when the disk refuses, also where a library wraps that in an error of its own.
     """
     path = Path(path)
     if os.path.islink(path):  # what it points to is replaced, not the link
@@ -56,14 +63,23 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[Path]:
-    """Yield an empty folder of the same name elsewhere on the disk; on success it becomes `path`, on any error it goes.
+    """Write a folder that appears complete or not at all.
 
-    A folder that is at `path` keeps what it holds, but for the files `replaced`, which go then, and those of names that
-    are new: these arrive in the order in which they were written. What killed processes left beside it a day ago or
-    earlier is removed. DiskError as in `atomic_write`.
+    A folder that exists at `path` keeps its other files, and gets the new ones in the order in which they were written.
+    What a killed process left beside it more than a day ago is deleted.
+
+    Args:
+        path: the folder.
+        replaced: files in an existing folder that are deleted once the new ones are there.
+
+    Yields:
+        An empty folder of the same name, elsewhere on the same disk, to write into.
+
+    Raises:
+        DiskError: as in `atomic_write`.
     """
     path = Path(path)
-    there = path.is_dir()  # it stays, and may be a disk of its own
+    there = path.is_dir()  # an existing folder stays, since it may be the mount point of a disk
     place = path / f".{uuid.uuid4().hex[:12]}.partial" if there else _beside(path)
     building = place / (path.resolve().name or "new")
     try:
@@ -95,7 +111,7 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder in one step: nobody sees half of it. OSError when it cannot be deleted."""
+    """Delete a folder in one step, so that no program sees half of it. Raises OSError when it cannot be deleted."""
     doomed = _beside(path)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
@@ -111,7 +127,14 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def require_writable(folder: str | Path) -> None:
-    """DiskError unless files can be made in a folder, which may have to be made first; for long work, before it."""
+    """Check before long work that its results can be written.
+
+    Args:
+        folder: where they go; it need not exist yet.
+
+    Raises:
+        DiskError: when files cannot be created there.
+    """
     folder = Path(folder)
     there = folder
     while not there.exists() and there != there.parent:
@@ -126,18 +149,18 @@ def require_writable(folder: str | Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A name that nobody else has, and that is not too long where the name of `path` just fits."""
+    """A unique hidden name beside `path`, short enough where the name of `path` just fits."""
     return path.with_name(f".{uuid.uuid4().hex[:12]}.partial-{path.name[-40:].lower()}")
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's content. OSError when it cannot take it."""
-    with open(path, "rb+" if os.name == "nt" else "rb") as file:  # a link to somebody else's file may only be read
+    """Wait until the disk has stored a file's content. Raises OSError when it cannot."""
+    with open(path, "rb+" if os.name == "nt" else "rb") as file:  # elsewhere reading is enough, and a linked file may be read-only
         os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let the disk know the new name; not every system can, and the file's content is safe already."""
+    """Wait until the disk has stored the folder's new entry, where the system can; the content is stored already."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -158,8 +181,8 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def _explained(error: Exception, path: Path, temporary: Path) -> DiskError | None:
-    """`error` as a DiskError where a disk is behind it. Libraries that do not say so leave a disk that takes no more:
-    it is tried before what they wrote is removed."""
+    """`error` as a DiskError where a disk caused it. For libraries that do not say so, this tries to write more before
+    what they wrote is removed."""
     if found := disk_error(error, path):
         return found
     if isinstance(error, (OSError, RuntimeError)):
@@ -175,7 +198,7 @@ def _explained(error: Exception, path: Path, temporary: Path) -> DiskError | Non
 
 
 def sha256_of(path: str | Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """SHA-256 of a file as hexadecimal text."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -184,7 +207,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def resources() -> Path:
-    """Folder of what ships with the package: inside it when installed, beside it in a checkout."""
+    """The folder with models and data that ship with the package: inside it when installed, beside it in a checkout."""
     installed = _PACKAGE / "Resources"
     return installed if installed.is_dir() else _PACKAGE.parent / "Resources"
 

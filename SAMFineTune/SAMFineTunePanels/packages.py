@@ -1,11 +1,11 @@
-"""Python packages that the worker needs and Slicer does not have, in a folder of their own.
+"""Installs the Python packages that the worker needs and Slicer lacks, into a folder of their own.
 
-Nothing is ever installed into Slicer's own Python: a package that other extensions rely on cannot be replaced by
-this one. pip runs in a process of its own, first downloading (what has arrived is kept, so that a second try goes on
-from there) and then unpacking into a folder that appears when it is complete.
+Nothing is ever installed into Slicer's own Python, where it could replace a package that other extensions rely on. pip
+runs in a process of its own. It first downloads, and keeps what has arrived, so that a second attempt continues there;
+then it unpacks into a folder that appears only when it is complete.
 
 Why QProcess: its output arrives as signals, while a thread that reads a pipe would starve whenever Slicer idles.
-Why it is ended by closing its input: Slicer's Python is a launcher, and killing that leaves the real one running.
+Why closing its input ends it: Slicer's Python is a launcher, and killing that leaves the real Python running.
 """
 
 import importlib.util
@@ -23,9 +23,15 @@ _PINNED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 class PackageSet:
-    """Packages that are installed together: those of the file `requirements`, each in one version and with hashes.
+    """Packages that are installed together.
 
-    `probe` is what can be imported once they are there; `needs` are (package of Slicer, least version).
+    Args:
+        name: of the folder that they are installed into.
+        title: what the user reads.
+        requirements: file that lists them, each with its version and hashes.
+        probe: module that can be imported once they are installed.
+        size: of download and folder, as a phrase.
+        needs: pairs of a package of Slicer and the oldest version that they work with.
     """
 
     def __init__(self, name, title, requirements, probe, size, needs=()):
@@ -33,7 +39,7 @@ class PackageSet:
         self.title = title
         self.requirements = requirements
         self.probe = probe
-        self.size = size  # a phrase
+        self.size = size
         self.needs = needs
 
     @property
@@ -41,13 +47,13 @@ class PackageSet:
         return os.path.join(packages_folder(), self.name)
 
     def missing(self):
-        """Whether neither Slicer's Python nor our folder has it. Looks, imports nothing."""
+        """Whether neither Slicer's Python nor the folder has them. Imports nothing."""
         if os.path.isdir(os.path.join(self.folder, self.probe)):
             return False
         return importlib.util.find_spec(self.probe) is None
 
     def require_slicers(self):
-        """UserError when a package of Slicer, which is never replaced, is too old for these."""
+        """UserError when a package of Slicer is too old for these; it is never replaced."""
         from importlib.metadata import PackageNotFoundError, version
 
         from SAMFineTuneLib.errors import UserError
@@ -63,7 +69,7 @@ class PackageSet:
                         title=self.title, package=package, least=least, there=there if there != "0" else _("none")))
 
 
-# Without NumPy, Pillow and pydicom, which Slicer has: second ones beside Slicer's own help nobody.
+# NumPy, Pillow and pydicom are not among them, since Slicer has them.
 ONNX_RUNTIME = PackageSet(
     "onnxruntime",
     _("ONNX Runtime, which runs the models"),
@@ -100,31 +106,31 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def packages_folder():
-    """Of this Python version: compiled packages fit one only."""
+    """The folder with all packages, for this Python version: compiled packages work in one version only."""
     from SAMFineTuneLib.files import data_folder
 
     return os.path.join(str(data_folder()), "packages", f"python{sys.version_info[0]}.{sys.version_info[1]}")
 
 
 def installed_folders():
-    """What the worker adds to its path."""
+    """The folders that the worker adds to its module path."""
     return [packages.folder for packages in (ONNX_RUNTIME, TRAINING) if os.path.isdir(packages.folder)]
 
 
 def anything_installed():
-    """Whether our folder holds more than what is on its way."""
+    """Whether any set of packages is installed completely."""
     return any(os.path.isdir(packages.folder) for packages in (ONNX_RUNTIME, DICOM_SEG, TRAINING))
 
 
 def remove_all():
-    """Delete all that was installed; the worker must have ended. Raises UserError when something still uses it."""
+    """Delete everything that was installed. The worker must have ended; UserError when a program still uses it."""
     from SAMFineTuneLib.errors import UserError
 
     folder = packages_folder()
     going = folder + ".removing"
     shutil.rmtree(going, ignore_errors=True)
     try:
-        os.replace(folder, going)  # all or nothing: half a package would be taken for a whole one
+        os.replace(folder, going)  # at once: half a package would look like a complete one
     except OSError as error:
         sentence = _("{folder} is in use ({why}); restart Slicer and remove it then.")
         raise UserError(sentence.format(folder=folder, why=error.strerror)) from error
@@ -132,7 +138,13 @@ def remove_all():
 
 
 class Installer:
-    """One installation at a time. `progress(text, fraction or None)`, `done(error sentence or "")`."""
+    """Installs one set of packages at a time.
+
+    Args:
+        parent: Qt object that owns the process.
+        progress: called with a text and a fraction from 0 to 1, or None where it is not known.
+        done: called at the end with a sentence about what failed, empty after success.
+    """
 
     def __init__(self, parent, progress, done):
         self._parent = parent
@@ -165,18 +177,18 @@ class Installer:
         unpack = ["install", "--no-index", "--find-links", downloads, "--target", self._building(), *common]
         download = ["download", "--find-links", downloads, "-d", downloads, *_raw_progress(), *common]
         self._steps = [download, unpack]
-        if any(name.endswith(".whl") for name in os.listdir(downloads)):  # perhaps all of them, put there by hand
+        if any(name.endswith(".whl") for name in os.listdir(downloads)):  # copied there by a user without a network?
             self._steps = [unpack, *self._steps]
         self._next()
 
     def cancel(self):
-        """What has been downloaded stays."""
+        """Stop the installation. What has been downloaded stays."""
         if self.running:
             self._cancelled = True
             self._process.closeWriteChannel()
 
     def close(self):
-        """End at once, telling nobody: the panel goes away."""
+        """End the installation without calling `done`, because the panel closes."""
         process, self._process = self._process, None
         if process is not None:
             for signal, handler in zip(_SIGNALS, self._handlers(), strict=True):
@@ -226,7 +238,7 @@ class Installer:
                 title=self._packages.title, received=received / 1e6, total=total / 1e6), received / total)
 
     def _failed(self, error):
-        if error == qt.QProcess.FailedToStart:  # then there is no finished()
+        if error == qt.QProcess.FailedToStart:  # Qt then never calls finished()
             self._end(_("Slicer's Python could not be started; install Slicer again."))
 
     def _finished(self, exit_code, exit_status):
@@ -239,7 +251,7 @@ class Installer:
             logging.log(logging.ERROR if left < 2 else logging.INFO, "SAMFineTune: pip failed\n%s", self._output)
         if failed and left < 2:
             self._end(self._reason())
-        elif failed or left == 1:  # not all was there: fetch it; or it has arrived: unpack it
+        elif failed or left == 1:  # files were missing: download; or they have arrived: unpack
             self._forget_process()
             self._next()
         else:
@@ -281,7 +293,7 @@ _SIGNALS = ("readyReadStandardOutput()", "finished(int,QProcess::ExitStatus)", "
 
 
 def _raw_progress():
-    """Numbers that can be parsed, where pip knows how to print them."""
+    """pip's option for progress as plain numbers, where this pip has it."""
     from importlib.metadata import version
 
     try:
