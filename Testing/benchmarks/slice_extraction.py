@@ -63,6 +63,7 @@ def resampled(image: sitk.Image, plane: SlicePlane) -> np.ndarray:
     grid.SetOutputDirection((lps @ np.stack([plane.right, plane.down, plane.normal], axis=1)).reshape(-1).tolist())
     grid.SetInterpolator(sitk.sitkLinear)
     grid.SetOutputPixelType(sitk.sitkFloat32)
+    grid.SetDefaultPixelValue(-1000)  # the lowest voxel
     return sitk.GetArrayFromImage(grid.Execute(image))[0]
 
 

@@ -1,7 +1,7 @@
-"""The automatic head: the mask decoder answers without a prompt, one output token a class, background first.
+"""The automatic head: the mask decoder segments without prompts, with one output token per class, background first.
 
-As finetune-SAM (Gu et al., 2024) does it with SAM's mask tokens, but beside them, so that one decoder keeps both
-heads. The classes share one hypernetwork: what tells them apart is their token.
+finetune-SAM (Gu et al., 2024) uses SAM's mask tokens for that; here the tokens are additional, so that one decoder has
+both heads. The classes share one hypernetwork and differ by their token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TOKENS = "mask_decoder.class_head.tokens.weight"
 
 
 class ClassHead(nn.Module):
-    """Tokens of C classes, and the network that makes a mask kernel of each."""
+    """Tokens of C classes, and the network that makes a mask kernel from each."""
 
     def __init__(self, classes: int, hypernetwork: nn.Module) -> None:
         super().__init__()
@@ -32,6 +32,6 @@ def add_class_head(network: nn.Module, classes: int) -> None:
     decoder = network.mask_decoder
     head = ClassHead(classes, copy.deepcopy(decoder.output_hypernetworks_mlps[0]))
     if not head.tokens.weight.is_meta:
-        with torch.no_grad():  # of the size of the tokens that the transformer knows, each in a direction of its own
+        with torch.no_grad():  # as large as the tokens that the transformer was trained with, in random directions
             head.tokens.weight.mul_(decoder.mask_tokens.weight.std())
     decoder.class_head = head.train(decoder.training)

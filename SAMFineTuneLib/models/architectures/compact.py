@@ -1,10 +1,10 @@
-"""The compact promptable model: Segment Anything's division of labour at 128 x 128 pixels and 4.1 M parameters.
+"""The compact promptable model: Segment Anything's structure at 128 x 128 pixels, with 4.1 M parameters.
 
 Image encoder, prompt encoder and mask decoder follow Kirillov et al., "Segment Anything" (2023); high-resolution
-features for the decoder follow Ravi et al., "SAM 2" (2024). Two things are added because the model is trained on
-thousands of pictures and not on millions: prompts are also drawn as pictures, and every position is compared with
-what the prompts mark as object and as background. The modules carry SAM's names (`image_encoder.blocks[i].attn.qkv`,
-`mask_decoder.transformer.layers[i].self_attn.q_proj`, ...), so that LoRA and adapters attach here as they do there.
+features for the decoder follow Ravi et al., "SAM 2" (2024). Two additions compensate for training on thousands of
+pictures rather than millions: prompts are also drawn as pictures, and every position is compared with the positions
+that the prompts mark as object and as background. The modules have SAM's names (`image_encoder.blocks[i].attn.qkv`,
+`mask_decoder.transformer.layers[i].self_attn.q_proj`, …), so that LoRA and Adapters attach as they do to SAM.
 
 Shapes: B prompts or pictures, N points, C channels, H x W grid. Coordinates are (x, y) pixel-index positions of the
 128 x 128 input picture, so that (0, 0) is the centre of the first pixel.
@@ -137,7 +137,7 @@ class ImageEncoder(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Top-down path of a feature pyramid (Lin 2017): what the grid knows, at the stem's resolutions."""
+    """Top-down path of a feature pyramid (Lin 2017): the grid's features at the stem's resolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class CompactModel(nn.Module):
         return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense, pictures)
 
     def decode_classes(self, embedding: dict[str, Tensor]) -> Tensor:
-        """Embedding of B pictures, no prompt -> logits (B, C, 64, 64) of the class head's classes."""
+        """Embedding of B pictures, without prompts -> logits (B, C, 64, 64) of the class head's classes."""
         image = embedding["image_embeddings"]
         batch = image.shape[0]
         masks = image.new_zeros(batch, 1, LOW_RES_SIZE, LOW_RES_SIZE)

@@ -1,4 +1,4 @@
-"""Prompt encoder and mask decoder of the compact model; what they are after is told in `compact.py`.
+"""Prompt encoder and mask decoder of the compact model; `compact` names the papers.
 
 Shapes: B sets of prompts, N points, C channels, H x W grid, T tokens.
 """
@@ -69,7 +69,7 @@ class PositionEmbeddingRandom(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Positions (..., 2) in 0..1 -> (..., 2 * features)."""
         placed, (x, y) = 2 * positions - 1, self.positional_encoding_gaussian_matrix
-        # Not a matrix product, which mixed precision would compute with coordinates of eight bits.
+        # Not a matrix product: mixed precision would round its coordinates to eight bits.
         phase = 2 * torch.pi * (placed[..., :1] * x + placed[..., 1:] * y)
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
@@ -111,7 +111,7 @@ class PromptEncoder(nn.Module):
     def draw(self, coords: Tensor, labels: Tensor) -> Tensor:
         """The same prompts as pictures (B, 6, 64, 64).
 
-        Positive clicks fine and wide, negative clicks, the box, its heart, a ring around it. SAM knows prompts as
+        Positive clicks narrow and wide, negative clicks, the box, its centre, a ring around it. SAM has prompts as
         tokens only; drawn prompts, as in RITM (Sofiiuk 2021), are learned in far fewer steps.
         """
         scale = INPUT_SIZE / LOW_RES_SIZE
@@ -150,7 +150,7 @@ class PromptEncoder(nn.Module):
         The seventh picture is the previous logits, zero where there are none.
         """
         given = has_mask_input.reshape(-1, 1, 1, 1)
-        # Logits of a confident model reach +-30; beyond 10 they say nothing more and only disturb the norm.
+        # Logits of a confident model reach +-30; beyond 10 they carry no information and only disturb the norm.
         logits = given * mask_input.clamp(-10.0, 10.0) / 5
         pictures = torch.cat([self.draw(point_coords, point_labels), logits], dim=1)
         dense = self.mask_downscaling(pictures) + (1 - given) * self.no_mask_embed.weight.reshape(1, -1, 1, 1)
@@ -208,7 +208,7 @@ class TwoWayAttentionBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Mask decoder body: `DECODER_DEPTH` two-way blocks and a last look of the tokens at the picture."""
+    """Body of the mask decoder: `DECODER_DEPTH` two-way blocks, and a final attention of the tokens to the picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ class TwoWayTransformer(nn.Module):
 
 
 class Upscaling(nn.Module):
-    """From the grid to the mask's resolution, looking again at the picture's features and the drawn prompts."""
+    """From the grid to the mask's resolution, with the picture's features and the drawn prompts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class Upscaling(nn.Module):
         self.smooth = nn.Conv2d(half, half, 3, padding=1)
 
     def compare(self, features: Tensor, pictures: Tensor) -> Tensor:
-        """Likeness (B, 16, 32, 32) of every position to what the prompts mark as object, and as background.
+        """Similarity (B, 16, 32, 32) of every position to those that the prompts mark as object, and as background.
 
         Features (B or 1, 32, 32, 32), prompts (B, 7, 32, 32). Eight groups of channels are compared separately.
         """
@@ -264,7 +264,7 @@ class Upscaling(nn.Module):
         small = F.avg_pool2d(pictures, 2)
         features = high_res_0.expand(grid.shape[0], -1, -1, -1)
         x = torch.cat([self.to_quarter(grid), features, small, self.compare(high_res_0, small)], dim=1)
-        # ReLU, not GELU: at these sizes the activation itself would be a tenth of the training time.
+        # ReLU, because GELU alone would take a tenth of the training time at these sizes.
         x = F.relu(self.mix(x))
         x = x + F.relu(self.near(x))
         x = self.norm(x + F.relu(self.far(x)))
@@ -275,7 +275,7 @@ class Upscaling(nn.Module):
 class MaskDecoder(nn.Module):
     """Tokens and picture -> four mask candidates and their predicted IoU.
 
-    Candidate 0 answers boxes and several prompts, 1..3 the readings of one ambiguous point.
+    Candidate 0 is for boxes and several prompts, 1 to 3 for the readings of one ambiguous point.
     """
 
     def __init__(self) -> None:

@@ -58,17 +58,17 @@ class SamModel(nn.Module):
         """Prompts of B objects on one picture (embedding batch 1) or one each (batch B).
 
         `point_coords` (B, N, 2) as x, y in input pixels; `point_labels` (B, N): -1 padding, 0 negative, 1 positive,
-        2 and 3 a box's corners; `mask_input` (B, 1, L, L) logits; `has_mask_input` (B,) 0 or 1. N may be 0: that is
-        how prompt-free heads are called. -> logits (B, T, L, L), predicted IoU (B, T).
+        2 and 3 a box's corners; `mask_input` (B, 1, L, L) logits; `has_mask_input` (B,) 0 or 1. N is 0 for heads
+        without prompts. -> logits (B, T, L, L), predicted IoU (B, T).
         """
         sparse = self.embed_points(point_coords, point_labels)
         dense = self.embed_mask(mask_input, has_mask_input)
         return self.decode_masks(embedding["image_embeddings"], sparse, dense)
 
     def decode_classes(self, embedding: Mapping[str, Tensor]) -> Tensor:
-        """Embedding of B pictures, no prompt -> logits (B, C, L, L) of the class head's classes.
+        """Embedding of B pictures, without prompts -> logits (B, C, L, L) of the class head's classes.
 
-        Without a class head the mask tokens are taken for finetune-SAM's classes, after one that is never read.
+        Without a class head the mask tokens are finetune-SAM's classes, after one that is never read.
         """
         image = embedding["image_embeddings"]
         sparse = image.new_zeros(image.shape[0], 0, image.shape[1])
@@ -137,7 +137,7 @@ class SamModel(nn.Module):
 
 @dataclass(frozen=True)
 class VitShape:
-    """What the shapes of a ViT encoder's tensors say about it. `global_blocks` attend to the whole grid."""
+    """Dimensions of a ViT encoder, read from its tensors' shapes. `global_blocks` attend to the whole grid."""
 
     channels: int
     patch_size: int
@@ -161,7 +161,7 @@ class VitShape:
 
 
 def vit_shape(state: State) -> VitShape:
-    """Read a ViT encoder's dimensions off its tensors; `UserError` names the first one that is missing.
+    """Read a ViT encoder's dimensions from its tensors. UserError names the first one that is missing.
 
     The number of heads follows from the width of the relative positions, a block's reach from their length.
     """
@@ -223,7 +223,7 @@ def build_sam(state: State, finetuned: bool = False) -> tuple[str, SamModel]:
     return name, model.eval()
 
 
-# Shapes of the published SAM, for an image encoder that comes without the rest: so its absence can be named.
+# Shapes of the published SAM, used for a file with an image encoder only, so that the missing tensors can be named.
 _STANDARD = {
     "prompt_encoder.mask_downscaling.3.weight": (16, 4, 2, 2),
     "mask_decoder.mask_tokens.weight": (4, 256),
@@ -258,7 +258,7 @@ def _mask_decoder(state: State) -> nn.Module:
 
 
 def _shape(state: State, name: str, dimensions: int) -> tuple[int, ...]:
-    """Shape of a tensor the architecture is read from."""
+    """Shape of a tensor that determines the architecture."""
     if name not in state and name in _STANDARD:
         return _STANDARD[name]
     if name not in state:

@@ -1,7 +1,7 @@
 """segment-anything's network modules, without its package.
 
 `import segment_anything` imports torchvision, which only its picture transforms need. Its sub-package `modeling` is
-self-contained, so it is loaded here under a private name; `segment_anything` itself stays untouched for others.
+self-contained, so it is loaded here under a private name, and `segment_anything` itself is not imported.
 """
 
 from __future__ import annotations

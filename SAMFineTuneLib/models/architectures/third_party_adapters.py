@@ -1,7 +1,7 @@
-"""Adapters that others trained into SAM: SAM-Med2D's (Cheng et al., 2023) and finetune-SAM's (Gu et al., 2024).
+"""Adapters in published SAM checkpoints: SAM-Med2D's (Cheng et al., 2023) and finetune-SAM's (Gu et al., 2024).
 
-A block that carries one is replaced by its adapted twin, which takes over the block's own layers; so names follow
-the published state dicts. LoRA needs no modules here: it is merged into the weights when a file is read.
+A block with an adapter is replaced by an adapted one that takes over its layers, so that names follow the published
+state dicts. LoRA needs no modules: it is merged into the weights when a file is read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Bottleneck(nn.Module):
 
 
 class ChannelSpatialAdapter(nn.Module):
-    """SAM-Med2D's adapter: channels weighed by their mean, a strided convolution and back, norm."""
+    """SAM-Med2D's adapter: channels weighted by their mean, a strided convolution and its transpose, norm."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ChannelSpatialAdapter(nn.Module):
 
 
 class _VitBlock(nn.Module):
-    """A ViT block's own layers, and something done to its grid window by window."""
+    """A ViT block's own layers, and a way to apply a function window by window."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class _VitBlock(nn.Module):
 
 
 class Med2DBlock(_VitBlock):
-    """SAM-Med2D: the adapter works beside the MLP."""
+    """SAM-Med2D's block: the adapter is parallel to the MLP."""
 
     def __init__(self, block: nn.Module, width: int, hidden: int) -> None:
         super().__init__(block)
@@ -85,10 +85,10 @@ class Med2DBlock(_VitBlock):
 
 
 class FinetuneVitBlock(_VitBlock):
-    """finetune-SAM's block, with or without an adapter after the attention and one beside the MLP at half weight.
+    """finetune-SAM's block, with or without an adapter after the attention and one parallel to the MLP at half weight.
 
-    It pads windows before the norm, SAM after it: there the padding is the norm's bias instead of zero, also in
-    blocks without adapters.
+    It pads windows before the norm, SAM after it: the padding then is the norm's bias instead of zero, also in blocks
+    without adapters.
     """
 
     def __init__(self, block: nn.Module, adapter: tuple[int, int] | None) -> None:
@@ -108,7 +108,7 @@ class FinetuneVitBlock(_VitBlock):
 
 
 class FinetuneTwoWayBlock(nn.Module):
-    """finetune-SAM's mask decoder layer: one adapter shared by tokens and picture, one beside the MLP."""
+    """finetune-SAM's mask decoder layer: an adapter shared by tokens and picture, and one parallel to the MLP."""
 
     def __init__(self, block: nn.Module, width: int, hidden: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class FinetuneTwoWayBlock(nn.Module):
 
 
 def attach(model: nn.Module, state: Mapping[str, Tensor], finetuned: bool) -> None:
-    """Give the blocks of a SAM the adapters its state dict has tensors for; `finetuned` by finetune-SAM."""
+    """Add the adapters for which a state dict has tensors; `finetuned` makes all blocks finetune-SAM's."""
     med2d = _adapted(state, r"image_encoder\.blocks\.(\d+)\.Adapter\.channel\.0\.weight")
     vit = _adapted(state, r"image_encoder\.blocks\.(\d+)\.Space_Adapter\.D_fc1\.weight")
     tiny = _adapted(state, r"image_encoder\.layers\.(\d+)\.blocks\.(\d+)\.Space_Adapter\.D_fc1\.weight")

@@ -37,7 +37,7 @@ class StageShape:
 
 @dataclass(frozen=True)
 class TinyVitShape:
-    """What the shapes of a TinyViT's tensors say about it."""
+    """Dimensions of a TinyViT, read from its tensors' shapes."""
 
     channels: int
     stem_stride: int
@@ -53,7 +53,7 @@ class TinyVitShape:
 
 
 def tiny_vit_shape(state: Mapping[str, Tensor]) -> TinyVitShape:
-    """Read a TinyViT's dimensions off its tensors; `UserError` when one is missing or the stem is another."""
+    """Read a TinyViT's dimensions from its tensors. UserError when one is missing or the stem is another."""
     try:
         stem = state["image_encoder.patch_embed.seq.0.c.weight"]
         kernel = stem.shape[-1]
@@ -124,7 +124,7 @@ class MBConv(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Between stages: another width, and half the grid at stride 2."""
+    """Between stages: changes the width, and halves the grid at stride 2."""
 
     def __init__(self, width: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
-        # On the CPU even while the network is laid out on the meta device: no checkpoint holds this table.
+        # On the CPU even when the network is built on the meta device: checkpoints do not hold this table.
         steps = torch.arange(window, device="cpu")
         rows, columns = (axis.flatten() for axis in torch.meshgrid(steps, steps, indexing="ij"))
         distance = (rows[:, None] - rows).abs() * window + (columns[:, None] - columns).abs()
@@ -212,7 +212,7 @@ class TinyViTBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one grid and the way to the next."""
+    """Blocks on one grid, and the transition to the next."""
 
     def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()

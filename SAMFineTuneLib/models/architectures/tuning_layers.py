@@ -1,7 +1,7 @@
-"""What fine-tuning adds to a network: LoRA through PEFT, and Adapters, for every architecture that is known.
+"""The layers that fine-tuning adds to a network: LoRA through PEFT, and Adapters, for every known architecture.
 
-Both leave the names of the network's own tensors as they are, except that PEFT calls an adapted layer's
-`NAME.base_layer`. Shapes: d width of a layer, r rank.
+The names of the network's own tensors do not change, except that PEFT renames an adapted layer to `NAME.base_layer`.
+Shapes: d width of a layer, r rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _ADAPTER_NAME = "default"  # PEFT's own
 _DECODER_BOTTLENECK = 64
 _ENCODER_REDUCTION = 4
-# How an Adapter's name in its host says what it does there.
+# Names of Adapters in their hosts, by what they do there.
 _AFTER, _BESIDE, _TOKENS = "adapter_after", "adapter_beside", "adapter_of_tokens"
 
 
@@ -38,7 +38,7 @@ def encoder_blocks(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def chosen_blocks(network: nn.Module, method: Method) -> dict[str, nn.Module]:
-    """Those that a method adapts; UserError when it asks for blocks that are not there."""
+    """The encoder blocks that a method adapts. UserError when there are no such blocks."""
     if method.scope == "decoder":
         return {}
     blocks = encoder_blocks(network)
@@ -57,9 +57,9 @@ def chosen_blocks(network: nn.Module, method: Method) -> dict[str, nn.Module]:
 def add_lora(network: nn.Module, method: Method) -> nn.Module:
     """Adapt q and v of the chosen encoder blocks, and `q_proj` and `v_proj` of all attention in the mask decoder.
 
-    q and v are two slices of one layer. Their two adaptations of rank r are one of rank 2 r whose B is zero where it
-    would mix them or touch k, so the layer is PEFT's own, and PEFT loads what is saved of it. While it is trained,
-    only the part of B that is not zero is a parameter.
+    q and v are two slices of one layer. Their two adaptations of rank r are written as one of rank 2 r, whose B is zero
+    where it would mix them or change k: so the layer is PEFT's own, and PEFT can load it. During training only the
+    part of B that is not zero is a parameter.
     """
     peft = _peft()
     blocks = chosen_blocks(network, method)
@@ -72,7 +72,7 @@ def add_lora(network: nn.Module, method: Method) -> nn.Module:
 
 
 def lora_config(network: nn.Module, method: Method, modules_to_save: list[str] | None = None) -> Any:
-    """PEFT's description of a method. Its scale alpha / r holds for both ranks."""
+    """PEFT's configuration of a method. Its scale alpha / r is the same for both ranks."""
     targets = [f"{name}.attn.qkv" for name in chosen_blocks(network, method)]
     return _peft().LoraConfig(
         r=method.rank,
@@ -86,7 +86,7 @@ def lora_config(network: nn.Module, method: Method, modules_to_save: list[str] |
 
 
 def lora_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The matrices A and B of every adapted layer, under the layer's own name and without structure: as PEFT saves."""
+    """The full matrices A and B of every adapted layer, under the layer's name, as PEFT saves them."""
     found = {}
     for name, layer in network.named_modules():
         if hasattr(layer, "lora_A") and _ADAPTER_NAME in layer.lora_A:
@@ -96,7 +96,7 @@ def lora_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def query_and_value_rows(attention: nn.Module) -> tuple[Tensor, Tensor]:
-    """Which rows of an attention's fused `qkv` make its queries, and which its values; (d,) each."""
+    """The rows of an attention's fused `qkv` that make its queries, and those that make its values; (d,) each."""
     rows = torch.arange(attention.qkv.out_features)
     if isinstance(attention, TinyAttention):  # head by head
         heads = rows.unflatten(0, (attention.num_heads, 3, -1))
@@ -106,7 +106,7 @@ def query_and_value_rows(attention: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class _Slices(nn.Module):
-    """B of q and B of v, one below the other (2 d, r), as the B of the fused layer (3 d, 2 r)."""
+    """Turns B of q above B of v (2 d, r) into the B of the fused layer (3 d, 2 r)."""
 
     def __init__(self, query: Tensor, value: Tensor, outputs: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _Slices(nn.Module):
 
 
 def _split(attention: nn.Module) -> None:
-    """Let the slices of B be the parameter."""
+    """Make the slices of B the parameter."""
     layer = attention.qkv
     up = layer.lora_B[_ADAPTER_NAME]
     slices = _Slices(*query_and_value_rows(attention), layer.out_features).to(up.weight.device)
@@ -162,11 +162,11 @@ def _peft() -> Any:
 
 
 def add_bottlenecks(network: nn.Module, method: Method) -> None:
-    """Adapters in the chosen encoder blocks and in the mask decoder's layers, which change nothing as they begin.
+    """Add Adapters to the chosen encoder blocks and to the mask decoder's layers; initially they change nothing.
 
-    Encoder (Gu et al., 2024): d, d/4, GELU, d; one with skip after the attention, one without, at half weight,
-    beside the MLP. Decoder: a bottleneck of 64, one for tokens and picture after they have looked at each other,
-    one at half weight beside the MLP.
+    Encoder (Gu et al., 2024): d, d/4, GELU, d; one with skip after the attention, one without, at half weight, parallel
+    to the MLP. Decoder: a bottleneck of 64; one for tokens and picture after cross-attention, one at half weight
+    parallel to the MLP.
     """
     for name, block in chosen_blocks(network, method).items():
         width = block.attn.qkv.in_features
@@ -179,7 +179,7 @@ def add_bottlenecks(network: nn.Module, method: Method) -> None:
 
 
 def add_bottlenecks_of(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """The Adapters that a state dict has tensors for; their values are not loaded."""
+    """Add the Adapters for which a state dict has tensors; their values are not loaded."""
     for name, tensor in state.items():
         if match := re.fullmatch(rf"(.+)\.({_AFTER}|{_BESIDE}|{_TOKENS})\.D_fc1\.weight", name):
             hidden, width = tensor.shape
@@ -197,7 +197,7 @@ def bottlenecks(network: nn.Module) -> Iterator[str]:
 
 
 def _host(network: nn.Module, name: str, kind: str, width: int, hidden: int) -> None:
-    """Give the module `name` an Adapter; hooks make it work, so that the module keeps its code and its names."""
+    """Add an Adapter to the module `name`; hooks run it, so that the module keeps its code and its names."""
     module = network.get_submodule(name)
     adapter = Bottleneck(width, hidden, skip=kind != _BESIDE)
     for value in (adapter.D_fc2.weight, adapter.D_fc2.bias):
@@ -219,7 +219,7 @@ def _beside(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
 
 
 class _Before:
-    """A hook that a copy of the network copies along."""
+    """A hook as an object, which `copy.deepcopy` copies with its network."""
 
     def __init__(self, adapter: nn.Module) -> None:
         self.adapter = adapter
@@ -232,18 +232,18 @@ class _Before:
 
 
 class SteadyBatchNorm2d(nn.BatchNorm2d):
-    """Uses and keeps the statistics it was loaded with, also while the network around it trains.
+    """Batch norm that uses and keeps its loaded statistics, also during training.
 
-    TinyViT's belong to millions of pictures; those of a few cases would spoil them, and are no part of an adapter.
+    TinyViT's statistics come from millions of pictures; a few cases would spoil them, and adapters do not store them.
     """
 
     def train(self, mode: bool = True) -> SteadyBatchNorm2d:
-        """Always as in evaluation."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
 
 def keep_statistics(network: nn.Module) -> None:
-    """Let all batch norms of a network keep their statistics."""
+    """Make all batch norms of a network keep their statistics."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SteadyBatchNorm2d

@@ -1,1 +1,1 @@
-"""Files that hold weights: recognising, reading and importing them."""
+"""Files with weights: recognising, reading and importing them."""

@@ -1,4 +1,4 @@
-"""Reading a checkpoint file without ever running code from it, and finding the state dict inside."""
+"""Reads a checkpoint file without running code from it, and finds the state dict inside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict")
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What a `.pth`, `.pt` or `.safetensors` file holds, on the CPU; one sentence for anything else."""
+    """Read a `.pth`, `.pt` or `.safetensors` file onto the CPU. UserError for anything else."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the checkpoint file in it.")
@@ -44,7 +44,7 @@ def read_checkpoint(path: str | Path) -> Any:
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path} is cut short ({size} bytes): download it again.")
     elif head[:1] != b"\x80":
-        raise UserError(f"{path} is no checkpoint: expected a PyTorch (.pth, .pt) or a safetensors file.")
+        raise UserError(f"{path} is not a checkpoint: expected a PyTorch (.pth, .pt) or a safetensors file.")
     return _read_torch(path)
 
 
@@ -53,7 +53,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        # From bytes, because tensors mapped from the file would keep it locked on Windows.
+        # From bytes: tensors mapped from the file would keep it locked on Windows.
         return load(path.read_bytes())
     except Exception as error:  # the package's own error class differs between versions
         raise UserError(f"{path} is a damaged safetensors file ({error}): download it again.") from error
@@ -63,11 +63,11 @@ def _read_torch(path: Path) -> Any:
     torch = require_safe_torch(path)
     try:
         with _harmless_globals(torch), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on old pickles; what cannot be read is raised
+            warnings.simplefilter("ignore")  # about old pickles; errors are raised all the same
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise UserError(f"{path} does not fit into this computer's memory.") from None
-    except Exception as error:  # torch raises many kinds for many kinds of damage
+    except Exception as error:  # PyTorch raises errors of many kinds on damaged files
         text = str(error)
         if found := re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|global) ([\w.]+)", text):
             raise UserError(
@@ -76,11 +76,11 @@ def _read_torch(path: Path) -> Any:
             ) from error
         if "TorchScript" in text:
             raise UserError(f"{path} is a TorchScript program: save the state dict of the model instead.") from error
-        raise UserError(f"{path} is damaged or is no PyTorch checkpoint: download it again.") from error
+        raise UserError(f"{path} is damaged or is not a PyTorch checkpoint: download it again.") from error
 
 
 def _harmless_globals(torch: Any) -> contextlib.AbstractContextManager:
-    """Numbers and settings that training scripts store beside the weights; they cannot run anything."""
+    """Allow numbers and settings that training scripts store beside the weights; they cannot run code."""
     if not hasattr(torch.serialization, "safe_globals"):
         return contextlib.nullcontext()
     core = getattr(np, "_core", None) or np.core
@@ -89,14 +89,25 @@ def _harmless_globals(torch: Any) -> contextlib.AbstractContextManager:
 
 
 def load_own_checkpoint(path: Path, device: Any = "cpu") -> Any:
-    """What a training of this program saved with `torch.save`. `UserError` where this PyTorch does not read it safely;
-    what PyTorch raises for a damaged file is the caller's to explain."""
+    """Read what a training of this program saved with `torch.save`.
+
+    Raises:
+        UserError: when this PyTorch could run code in the file. Its own errors about damaged files pass through.
+    """
     torch = require_safe_torch(path)
     return torch.load(path, map_location=device, weights_only=True)
 
 
 def unwrap(content: Any, path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    """The state dict in a checkpoint: the name of its wrapper ("" when plain), itself, what else the file holds."""
+    """Find the state dict in a checkpoint.
+
+    Returns:
+        The key under which the file keeps it ("" when the file is the state dict), the state dict, and the names of
+        the file's other entries.
+
+    Raises:
+        UserError: when there is none.
+    """
     import torch
 
     if isinstance(content, dict):

@@ -1,8 +1,8 @@
-"""The weights of ONNX graphs: stored in 16 bits where nothing is lost by it, and taken from the model's weights file.
+"""Stores the weights of ONNX graphs in 16 bits where that is exact, or refers to them in the model's weights file.
 
-ONNX lets a graph name a file beside it, an offset and a length instead of holding a tensor. A safetensors file is its
-tensors one after the other, so a graph can point into it, and a model's weights are stored once. ONNX Runtime reads,
-casts and transposes them when it opens the graph, so that this costs nothing later. Needs the package onnx.
+Instead of a tensor, an ONNX graph can hold a file name, an offset and a length. A safetensors file is a sequence of
+tensors, so a graph can point into it, and a model's weights are stored once. ONNX Runtime reads, casts and transposes
+them when it opens the graph; running it costs nothing more. Needs the package onnx.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TYPES = {"F16": np.float16, "F32": np.float32}
 
 
 def store_as_half(graph: Path) -> None:
-    """Store weights that are exact in 16 bits in 16 bits. The graph computes with them in 32 as before."""
+    """Store the weights that 16 bits hold exactly in 16 bits. The graph still computes in 32 bits."""
     from onnx import numpy_helper
 
     def halved(name: str, values: np.ndarray) -> tuple[TensorProto, list[NodeProto]] | None:
@@ -39,7 +39,8 @@ def store_as_half(graph: Path) -> None:
 
 
 def take_from(weights: Path, graph: Path) -> None:
-    """Let a graph take every weight that a safetensors file in its folder holds, in 16 or 32 bits, from there."""
+    """Replace the weights that a safetensors file in the graph's folder holds, in 16 or 32 bits, by references to
+    it."""
     from onnx import TensorProto
 
     places = {name: place for name, place in read_places(weights).items() if place.dtype in _TYPES}
@@ -72,7 +73,7 @@ def take_from(weights: Path, graph: Path) -> None:
 
 
 def files_beside(graph: Path) -> list[str]:
-    """Names of the files that a graph takes weights from."""
+    """Names of the files to which a graph refers for weights."""
     import onnx
 
     tensors = onnx.load(graph, load_external_data=False).graph.initializer
@@ -81,7 +82,7 @@ def files_beside(graph: Path) -> list[str]:
 
 
 def _back(stored: str, name: str, cast: bool, transposed: bool = False) -> list[NodeProto]:
-    """Nodes that make the tensor `name` of what is stored."""
+    """Nodes that compute the tensor `name` from the stored one."""
     from onnx import TensorProto, helper
 
     nodes = []
@@ -97,7 +98,7 @@ def _back(stored: str, name: str, cast: bool, transposed: bool = False) -> list[
 def _replace(
     graph: Path, replacement: Callable[[str, np.ndarray], tuple[TensorProto, list[NodeProto]] | None]
 ) -> None:
-    """Rewrite a graph with other tensors in the place of its large ones, and nodes that make those of them."""
+    """Replace a graph's large tensors by others, with nodes that compute the old from the new."""
     import onnx
     from onnx import numpy_helper
 

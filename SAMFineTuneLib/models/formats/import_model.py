@@ -1,6 +1,6 @@
-"""From a file on disk to what the store needs: what the file is, whose it is, and how its pictures are prepared.
+"""Examines a file to import: which model it is, its terms, and how its pictures are prepared.
 
-Nothing is changed here; `Store.add` does that with the proposal, once the user has seen it.
+Nothing is changed here: `Store.add` installs the proposal once the user has seen it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _SETTINGS = "args.json"  # finetune-SAM's, read from beside its checkpoint
 
 @dataclass(frozen=True)
 class Proposal:
-    """A model as it would be installed."""
+    """A model to install."""
 
     spec: ModelSpec
     sources: Mapping[str, Source]
-    """For each file of the model, by its name there."""
+    """Where each file of the model comes from, by its name in the model's folder."""
     findings: tuple[str, ...]
-    """What was recognised and assumed, a line each."""
+    """What was recognised and what is assumed, a line each."""
     terms: str
-    """Licence and what it asks, a sentence; empty when nothing is known of them."""
+    """The licence and its conditions, a sentence; empty when they are not known."""
     ask_terms: bool
     """Whether the user must confirm the terms before the model is installed."""
 
@@ -40,11 +40,16 @@ class Proposal:
 def examine(
     path: str | Path, model_id: str | None = None, like: str | None = None, base: str | Path | None = None
 ) -> Proposal:
-    """What a checkpoint file, or a model folder that `export` wrote, is, and how it would be installed.
+    """Examine a checkpoint file, or a model folder that `export` wrote.
 
-    `model_id` is the new model's id; a published model's id claims that the file is that model, and is refused
-    when its digest says otherwise. `like` names the published model whose pixel rule the file was trained with.
-    `base` is a complete checkpoint for a file that holds an image encoder only. UserError for what does not fit.
+    Args:
+        path: the file or folder.
+        model_id: the new model's id. A published model's id is refused for a file with another digest.
+        like: id of the published model whose pixel rule the file was trained with.
+        base: a complete checkpoint for a file that holds an image encoder only.
+
+    Raises:
+        UserError: when the file is not a known model, or does not fit.
     """
     path = Path(path)
     if path.is_dir():
@@ -66,7 +71,7 @@ def examine(
         **recognition.spec_fields() | _pixels(recognition, teacher),
     )
     sources: dict[str, Source] = {spec.files["weights"]: path}
-    if base:  # one complete file, so that the model does not depend on another's
+    if base:  # written as one complete file, so that the model does not depend on another
         sources = {spec.files["weights"]: lambda target: _save(recognition, target)}
         notes.append(f"completed by the prompt encoder and mask decoder of {base}")
     if recognition.settings is not None:
@@ -74,7 +79,7 @@ def examine(
     findings = (*recognition.summary().splitlines(), *notes, _preparation(recognition, teacher, like or entry))
     if entry:
         return Proposal(spec, sources, findings, f"{entry.licence}. {entry.licence_note}", entry.ask_terms)
-    # An encoder alone comes from someone's pre-training; a complete file that is not published is the user's own.
+    # Only of an encoder the terms are asked: it was pre-trained by others; an unpublished complete file is the user's.
     return Proposal(spec, sources, findings, "not known; ask whoever made the file." if base else "", bool(base))
 
 
@@ -93,9 +98,9 @@ def _examine_folder(path: Path, model_id: str | None) -> Proposal:
 
 
 def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tuple[Entry | None, list[str]]:
-    """The published model a file is, if any, and what was checked.
+    """The published model that a file is, if any, and what was checked.
 
-    A file is a published model's when its digest is; where none is published, when the user or its name says so.
+    The digest decides; when none is published, the id that the user gave, or the file's name.
     """
     if model_id in known_models():
         entry = known_models()[model_id]
@@ -130,9 +135,9 @@ def _family(thing: Entry | Recognition) -> str:
 
 
 def _teacher(recognition: Recognition, like: str | None, entry: Entry | None) -> Entry | None:
-    """The published model whose pixel rule a file has: as told, its own, or the usual one of its kind.
+    """The published model with a file's pixel rule: `like`, the model itself, or the usual one of its architecture.
 
-    finetune-SAM's outputs have their own rule, of which `args.json` tells the rest.
+    finetune-SAM's files have a rule of their own, which `args.json` completes.
     """
     if like:
         teacher = find_entry(like)
@@ -150,7 +155,7 @@ def _pixels(recognition: Recognition, teacher: Entry | None) -> dict[str, Any]:
     """Fields of ModelSpec that the published model `teacher` sets."""
     if teacher is None:
         return {}
-    if recognition.architecture == "finetune_sam":  # resizes by its own rule, whatever it was trained from
+    if recognition.architecture == "finetune_sam":  # resizes by its own rule, whatever its base
         return {name: teacher.preparation[name] for name in ("pixel_range", "pixel_mean", "pixel_std")}
     return dict(teacher.preparation)
 

@@ -1,7 +1,7 @@
-"""Recognising what a checkpoint file is: wrapper, prefix, architecture, sizes; and whether every tensor fits.
+"""Recognises a checkpoint file: wrapper, prefix, architecture and sizes, and whether every tensor fits.
 
-Nothing is loaded partly or silently. The architecture is inferred from names and shapes, the network is laid out
-without memory, and its tensors are compared with the file's one by one.
+The architecture follows from names and shapes. The network is built without memory (on PyTorch's meta device), and its
+tensors are compared with the file's one by one: a file that fits only in part is refused.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ TITLES = {
     "compact": "SAMFineTune's compact model",
 }
 _MASK_TOKENS = "mask_decoder.mask_tokens.weight"
-# Where an image encoder's first tensor is called so, the name before it is a prefix.
+# Names of an image encoder's first tensor; what precedes one of them in a file is a prefix.
 _MARKERS = ("patch_embed.proj.weight", "patch_embed.seq.0.c.weight", "patch_embed.stride2.0.weight")
-# Never used when a picture is segmented: a classification head, tables, finetune-SAM's branch for 3-D input.
+# Tensors that segmenting never uses: a classification head, tables, finetune-SAM's branch for 3-D input.
 _IDLE = re.compile(
     r"image_encoder\.(norm_head|head)\..+|.*\.attn\.(attention_bias_idxs|ab)|.*\.Depth_Adapter\..+|pixel_(mean|std)"
 )
@@ -51,29 +51,29 @@ _PIXELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Recognition:
-    """What a checkpoint file is. Tensor names are SAM's own, without the file's prefix."""
+    """A recognised checkpoint file. Tensor names are SAM's own, without the file's prefix."""
 
     path: Path
     architecture: str
     wrapper: str
-    """Name under which the file keeps its state dict; empty when the file is the state dict."""
+    """The key under which the file keeps its state dict; empty when the file is the state dict."""
     prefix: str
-    """What every tensor's name in the file begins with; empty for most."""
+    """The common beginning of the tensors' names in the file; mostly empty."""
     input_size: int
     embedding_size: int
     low_res_size: int
     channels: int
     mask_tokens: int
     state_dict: Mapping[str, Tensor]
-    """The tensors the network takes, complete only when `problems` is empty."""
+    """The tensors for the network, complete only when `problems` is empty."""
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    """Tensors that belong nowhere in the network."""
+    """Tensors that the network does not have."""
     misshapen: tuple[str, ...]
     """Tensors of another shape than the network's, as `name (shape) instead of (shape)`."""
     ignored: tuple[str, ...]
-    """Tensors and entries that are known and of no use here: classification heads, optimiser states."""
+    """Known tensors and entries that are not needed: classification heads, optimiser states."""
     lora: tuple[str, ...] = ()
     """Layers whose LoRA was merged into their weights."""
     settings: Mapping[str, Any] | None = None
@@ -81,7 +81,7 @@ class Recognition:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why the file cannot be loaded, in words; empty when every tensor fits."""
+        """Why the file cannot be loaded, as clauses; empty when every tensor fits."""
         kinds = (
             (self.missing, "it lacks {}"),
             (self.misshapen, "it has {} of another shape"),
@@ -91,11 +91,11 @@ class Recognition:
 
     @property
     def encoder_only(self) -> bool:
-        """Whether the file has an image encoder and nothing else of SAM."""
+        """Whether the file has an image encoder only."""
         return bool(self.matched) and all(name.startswith("image_encoder.") for name in self.matched)
 
     def require_fit(self) -> None:
-        """Raise `UserError` naming the tensors unless the file is complete and holds numbers only."""
+        """UserError naming the tensors unless the file is complete and all its values are finite."""
         if not self.problems:
             self._require_numbers()
             return
@@ -118,8 +118,9 @@ class Recognition:
             )
 
     def spec_fields(self) -> dict[str, Any]:
-        """What the file says for its `ModelSpec`. Its pixel rule is the usual one of its architecture: MedSAM, for
-        one, has SAM's tensors, but other pixels, which only its published name can tell."""
+        """Fields of a `ModelSpec` that follow from the file. The pixel rule is the usual one of the architecture; a
+        file
+        cannot tell another (MedSAM has SAM's tensors, but other pixels)."""
         fields = {
             "architecture": self.architecture,
             "input_size": self.input_size,
@@ -137,7 +138,7 @@ class Recognition:
         return fields
 
     def summary(self) -> str:
-        """A few lines for people: what the file is, what matched, what was left aside."""
+        """A few lines for users: what the file is, which tensors match, which are not used."""
         lines = [f"{TITLES[self.architecture]}, input {self.input_size} x {self.input_size} pixels"]
         if self.wrapper or self.prefix:
             lines.append(f"wrapped in {self.wrapper!r}, names begin with {self.prefix!r}")
@@ -150,10 +151,17 @@ class Recognition:
 
 
 def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
-    """What a checkpoint file is; `UserError` when it is none that is known.
+    """Recognise a checkpoint file.
 
-    `base` completes a file that holds only an image encoder with the prompt encoder and mask decoder of a complete
-    checkpoint. Whether everything fits is in `problems`; `require_fit` refuses what does not.
+    Args:
+        path: the file.
+        base: a complete checkpoint, whose prompt encoder and mask decoder complete a file with an image encoder only.
+
+    Returns:
+        What the file is. `problems` says what does not fit; `require_fit` raises it.
+
+    Raises:
+        UserError: when the file is not a known kind of checkpoint.
     """
     path = Path(path)
     wrapper, tensors, others = unwrap(read_checkpoint(path), path)
@@ -198,10 +206,14 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
 
 
 def build_network(state: Mapping[str, Tensor], finetuned: bool = False) -> tuple[str, nn.Module]:
-    """The architecture that tensors with SAM's names and these shapes belong to, laid out without memory.
+    """Build the network that fits tensors with SAM's names, without memory for its weights.
 
-    Give it the weights with `load_state_dict(state, assign=True)`. `finetuned` builds finetune-SAM's variant, whose
-    windows differ and whose tensors can look just like SAM's.
+    Args:
+        state: the tensors; load them with `load_state_dict(state, assign=True)`.
+        finetuned: build finetune-SAM's variant, whose windows differ and whose tensors may look just like SAM's.
+
+    Returns:
+        The architecture and the network.
     """
     import torch
 
@@ -219,7 +231,7 @@ def build_network(state: Mapping[str, Tensor], finetuned: bool = False) -> tuple
 
 
 def _add_merged(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """What fine-tuning here adds to a network and a merged checkpoint keeps: a class head, Adapters."""
+    """Add the class head and Adapters that a checkpoint merged by this library keeps."""
     from SAMFineTuneLib.models.architectures import tuning_layers
     from SAMFineTuneLib.models.architectures.class_head import TOKENS, add_class_head
 
@@ -244,14 +256,14 @@ def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[s
 
 
 def _unknown(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """The sentence for a state dict of no architecture that is known."""
+    """The sentence about a state dict of an unknown architecture."""
     if any(".trunk." in name for name in tensors):
         return f"{path} is a SAM 2 checkpoint, which this version cannot run yet."
-    return f"{path} is no SAM that is known: its tensors are {_some(tuple(tensors), '')}."
+    return f"{path} is not a known SAM: its tensors are {_some(tuple(tensors), '')}."
 
 
 def _rest_of(base: str | Path, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Prompt encoder and mask decoder of a complete checkpoint for an image encoder alone."""
+    """Prompt encoder and mask decoder of the checkpoint `base`, for an image encoder alone."""
     if any(name.startswith(("prompt_encoder.", "mask_decoder.")) for name in state):
         raise UserError(f"{path} is more than an image encoder, so it takes no base.")
     complete = recognise(base)
@@ -268,7 +280,7 @@ def _rest_of(base: str | Path, state: Mapping[str, Tensor], path: Path) -> dict[
 
 
 def _settings(path: Path, mask_tokens: int) -> dict[str, Any] | None:
-    """finetune-SAM's `args.json` beside the file, when it speaks of a network with this many mask tokens."""
+    """finetune-SAM's `args.json` beside the file, when it describes a network with this many mask tokens."""
     try:
         settings = json.loads((path.parent / "args.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

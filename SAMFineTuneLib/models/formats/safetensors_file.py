@@ -1,4 +1,5 @@
-"""Where the tensors of a safetensors file lie. NumPy alone: the package safetensors is no dependency of segmenting."""
+"""Finds the tensors in a safetensors file. Needs NumPy alone, because segmenting does not need the package
+safetensors."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 
-_FLOATS = {  # where all bits of the exponent are set, there is no number; NumPy has no bfloat16 to ask
+_FLOATS = {  # a value with all bits of the exponent set is not finite; NumPy has no bfloat16 to test it
     "F64": (np.uint64, np.uint64(0x7FF0000000000000)),
     "F32": (np.uint32, np.uint32(0x7F800000)),
     "F16": (np.uint16, np.uint16(0x7C00)),
@@ -20,7 +21,7 @@ _FLOATS = {  # where all bits of the exponent are set, there is no number; NumPy
 
 @dataclass(frozen=True)
 class Place:
-    """One tensor: its type as the format names it (`F16`, `F32`, ...), its shape, and its bytes in the file."""
+    """The place of one tensor: its type as the format names it (`F16`, `F32`, …), shape, offset and length in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -29,7 +30,7 @@ class Place:
 
 
 def first_not_finite(path: str | Path) -> str:
-    """Name of the first tensor that holds NaN or an infinite number, "" when all are numbers."""
+    """Name of the first tensor with NaN or an infinite number; "" when all are finite."""
     places = read_places(path)
     content = np.memmap(path, np.uint8, "r")
     for name, place in places.items():
@@ -42,7 +43,7 @@ def first_not_finite(path: str | Path) -> str:
 
 
 def read_places(path: str | Path) -> dict[str, Place]:
-    """Every tensor of a file by its name. `UserError` when the file is cut short or is not one."""
+    """The places of a file's tensors by name. UserError when it is truncated or not a safetensors file."""
     path = Path(path)
     size = path.stat().st_size
     try:
@@ -55,7 +56,7 @@ def read_places(path: str | Path) -> dict[str, Place]:
                 begin, end = entry["data_offsets"]
                 places[name] = Place(entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: get it again.") from error
+        raise UserError(f"{path} is not a complete safetensors file: get it again.") from error
     if any(place.offset + place.length > size for place in places.values()):
         raise UserError(f"{path} is cut short ({size} bytes): get it again.")
     return places
