@@ -242,3 +242,28 @@ def test_the_file_that_was_read_is_never_overwritten(body, predictor, tmp_path):
         scan.save(path, overwrite=True)
     assert path.read_bytes() == before
     assert read_volume(path).shape == body[0].shape
+
+
+def test_an_adapter_answers_by_name_and_by_folder(body, predictor, liver, tmp_path, monkeypatch):
+    from tuned_models import shake
+
+    from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, save_adapter
+    from SAMFineTuneLib.models.load_model import load_network
+    from SAMFineTuneLib.models.store import Store
+
+    monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path))
+    base = Store().get("compact")
+    method = Method(scope="decoder")
+    network = attach(load_network(base.file("weights"))[1], base.spec, method)
+    folder = tmp_path / "adapters" / "liver"
+    save_adapter(folder, shake(network, 1, 0.03), base, method, Card(labels=("liver",), recipe={"modality": "MR"}))
+    _, low, high = liver
+    plain = Segmenter(body[0], predictor=predictor).box(low, high, space="ijk").mask()
+    told: list[str] = []
+    masks = [
+        Segmenter(body[0], adapter=adapter, device="cpu", tell=told.append).box(low, high, space="ijk").mask()
+        for adapter in ("liver", folder, str(folder))
+    ]
+    assert np.array_equal(masks[0], masks[1]) and np.array_equal(masks[0], masks[2])
+    assert masks[0].any() and not np.array_equal(masks[0], plain)
+    assert sum("learned from MR" in sentence for sentence in told) == 3
