@@ -155,7 +155,7 @@ def _beside(path: Path) -> Path:
 
 def sync(path: Path) -> None:
     """Wait until the disk has stored a file's content. Raises OSError when it cannot."""
-    with open(path, "rb+" if os.name == "nt" else "rb") as file:  # elsewhere reading is enough, and a linked file may be read-only
+    with open(path, "rb+" if os.name == "nt" else "rb") as file:  # a linked file may be read-only
         os.fsync(file.fileno())
 
 

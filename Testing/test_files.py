@@ -209,7 +209,7 @@ def wrapped(outer, inner):
     [
         (OSError(errno.ENOSPC, "No space", "x"), "nothing can be written to “x”"),
         (OSError(errno.EROFS, "Read-only", "x"), "is read-only"),
-        (PermissionError(errno.EACCES, "Denied", "x"), "no permission to use “x”"),
+        (PermissionError(errno.EACCES, "Denied", "x"), "not permitted to use “x”"),
         (OSError(errno.ENAMETOOLONG, "Long", "x"), "too long"),
         (NotADirectoryError(errno.ENOTDIR, "Not a folder", "a/x"), "a part of its path is a file"),
         (OSError(errno.EIO, "Input/output error", "x"), "Input/output error"),
