@@ -1,7 +1,7 @@
-"""SAMFineTune: segmentation from points, boxes and scribbles with Segment Anything models.
+"""SAMFineTune: segmentation from points, boxes, scribbles and lassos with Segment Anything models.
 
-Slicer imports this file at its start. It loads nothing but Slicer's own; the panel and the library come with the
-first look at the module.
+Slicer imports this file when it starts. The file loads nothing but Slicer's own modules; the panel and the library are
+loaded when the module is opened.
 """
 
 import os
@@ -21,9 +21,9 @@ _DOCUMENTS = "https://github.com/SAMFineTune/SlicerSAMFineTune/blob/main/docs/"
 
 
 def _find_library():
-    """SAMFineTuneLib lies beside this file when it is installed, and one folder up in a copy of the repository.
+    """Put SAMFineTuneLib first on the path, because another version, installed with pip, does not fit this panel.
 
-    First on the path: another version of it, installed with pip, does not fit this panel.
+    It lies beside this file when it is installed, and one folder up in a copy of the repository.
     """
     library = next(
         (
@@ -42,7 +42,7 @@ _find_library()
 
 
 class SAMFineTune(ScriptedLoadableModule):
-    """What Slicer knows of the module before it is opened."""
+    """The entry of the module in Slicer's lists."""
 
     def __init__(self, parent):
         ScriptedLoadableModule.__init__(self, parent)
@@ -53,8 +53,8 @@ class SAMFineTune(ScriptedLoadableModule):
         ]  # fmt: skip
         parent.contributors = [_("The SAMFineTune contributors")]
         parent.helpText = _(
-            "Segments CT, MR and other volumes from points, boxes and scribbles, with Segment Anything (SAM) and its "
-            "medical variants. Choose a volume, choose Include, and click inside a structure in a slice view. "
+            "Segments CT, MR and other volumes from points, boxes, scribbles and lassos, with Segment Anything (SAM) and "
+            "its medical variants. Choose a volume, choose Include, and click inside a structure in a slice view. "
             "For research; not a medical device."
         ) + _('<p>More in the <a href="{guide}">user guide</a> and the <a href="{tutorial}">tutorial</a>.</p>').format(
             guide=_DOCUMENTS + "user-guide.md", tutorial=_DOCUMENTS + "tutorial.md"
@@ -72,14 +72,14 @@ def _register_sample_data():
 
 
 def _trainings():
-    """The processes of trainings that this Slicer has started, by this library or by one before a reload."""
+    """Trainings that this Slicer has started, also before a reload of the module."""
     library = sys.modules.get("SAMFineTuneLib.service.trainings")
     before = [one for one in getattr(slicer.modules, "SAMFineTuneTrainings", ()) if one.alive()]
     return [*before, *(library.started() if library is not None else ())]
 
 
 class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
-    """Life of the panel in Slicer."""
+    """Makes the panel, and tells it when it is shown, left and closed."""
 
     def __init__(self, parent=None):
         self.panel = None
@@ -110,13 +110,13 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
             panel.close()
 
     def _quit(self):
-        """Trainings that do not go on without Slicer are told at once, not when its last window is gone."""
+        """Stop trainings that must not outlive Slicer, at once and not when its last window is closed."""
         for training in _trainings():
             training.close()
         self.cleanup()
 
     def onReload(self):
-        """With the panel and the library, which Slicer would keep as they were; ended before, by their own code."""
+        """Reload the panel and the library, too, which Slicer would keep; their old code ends them first."""
         slicer.modules.SAMFineTuneTrainings = _trainings()  # they go on: nobody closes their pipes
         self.cleanup()
         for name in list(sys.modules):
@@ -128,7 +128,7 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
 class SAMFineTuneLogic(ScriptedLoadableModuleLogic):
     """For scripts: the session of the scene, which is what the panel shows.
 
-    Everything worth calling is in SAMFineTuneLib (`mrml.scene_session` in Slicer, `inference.session` elsewhere).
+    Everything worth calling is in SAMFineTuneLib (`mrml.scene_session` in Slicer, `session.session` elsewhere).
     """
 
     def session(self):

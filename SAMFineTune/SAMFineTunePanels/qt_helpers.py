@@ -140,9 +140,9 @@ def choose_in(selector, meaning):
 
 def fit_height(view, rows, least, most):
     """Make a table or list as high as its rows, within limits; more rows are scrolled to."""
-    inner = view
-    if not view.inherits("QAbstractItemView"):  # Slicer's own tables wrap one
-        inner = next((child for child in view.children() if child.inherits("QAbstractItemView")), view)
+    # Slicer's own tables wrap one of Qt's.
+    views = [child for child in (view, *slicer.util.findChildren(view)) if child.inherits("QAbstractItemView")]
+    inner = views[0] if views else view
     row_height, heading = _row_height(inner), 0
     if inner.inherits("QTableView"):
         row_height, heading = inner.verticalHeader().defaultSectionSize, row_height + 4

@@ -42,6 +42,13 @@ def draw(folder: Path, size: tuple[int, int], steps: int) -> None:
         desktop.pass_time(0.5)
         widget.grab().save(str(folder / f"panel-{name}.png"))
 
+    if steps:
+        train(desktop, scene, steps)
+        window.resize(size[0], 1050)
+        save("train")
+        window.resize(*size)
+        slicer.mrmlScene.Clear(False)
+        panel.open_tab("segment")
     segment_organs(desktop)
     save("segment")
     panel.export.ui.formatSelector.setCurrentIndex(1)
@@ -56,11 +63,6 @@ def draw(folder: Path, size: tuple[int, int], steps: int) -> None:
     panel.open_tab("settings")
     desktop.wait(lambda: panel.model.ui.modelSelector.count > 3)
     save("settings")
-    if steps:
-        slicer.mrmlScene.Clear(False)
-        train(desktop, scene, steps)
-        window.resize(size[0], 1050)
-        save("train")
     desktop.close()
     scene.close()
 
@@ -90,18 +92,23 @@ def segment_organs(desktop: Desktop) -> None:
 def train(desktop: Desktop, scene: SlicerScene, steps: int) -> None:
     """A short training on three annotated phantoms, in the Train tab."""
     for number in range(1, 4):
-        volume, labels, _ = body_phantom(seed=number, shape=(8, 96, 96), spacing=(3.6, 3.6, 14.0))
+        volume, labels, _ = body_phantom(seed=number, shape=(3, 64, 64), spacing=(5.4, 5.4, 40.0))
         node = scene.add_volume(volume, f"CT {number}")
         segmentation = scene.add_segmentation(node, (), "drawn by hand")
         for value, name in ORGANS[:2]:
             image = oriented_image_of((labels == value).astype(np.uint8), volume.affine)
             segmentation.AddSegmentFromBinaryLabelmapRepresentation(image, name)
+    from SAMFineTunePanels.qt_helpers import choose_in
+
     panel = desktop.panel
     panel.open_tab("train")
     ui = panel.train.ui
     desktop.wait(lambda: ui.casesTable.rowCount == 3)
     ui.stepsSpinBox.setValue(steps)
     ui.batchSpinBox.setValue(2)
+    choose_in(ui.headsSelector, "promptable")
+    choose_in(ui.evidenceSelector, "shots")
+    ui.evidenceSpinBox.setValue(2)
     ui.startButton.click()
     desktop.wait(lambda: panel.train.runs.run is not None and panel.train.runs.run.state == "done", 3600)
     desktop.pass_time(1.0)
@@ -111,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", default="460x800", help="width x height of the panel")
-    parser.add_argument("--steps", type=int, default=60, help="of the training; 0 leaves the picture of it out")
+    parser.add_argument("--steps", type=int, default=10, help="of the training; 0 leaves the picture of it out")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["SAMFINETUNE_HOME"] = home

@@ -411,9 +411,15 @@ def test_export(work, tmp_path):
     press_export(work.desktop)
     assert export.last.IsA("vtkMRMLLabelMapVolumeNode")
     export.ui.formatSelector.setCurrentIndex(1)
+    work.ui.openExportButton.click()
     export.ui.folderEdit.currentPath = str(tmp_path / "nowhere")
     press_export(work.desktop)
     assert any("not a folder" in text for text in work.desktop.messages())
+    assert export.dialog.isVisible() and "not a folder" in export.ui.problemLabel.text
+    export.ui.folderEdit.currentPath = str(tmp_path)
+    export.ui.formatSelector.setCurrentIndex(0)
+    press_export(work.desktop)
+    assert not export.dialog.isVisible() and export.last is not None
 
 
 def test_a_finished_export_says_what_and_where_with_a_link(work, tmp_path, monkeypatch):
