@@ -282,7 +282,7 @@ class HttpLink:
             raise LinkError(f"The certificate of {self.address} is not trusted ({error.verify_message}); choose its "
                             "certificate file, or check the address.", permanent=True) from error  # fmt: skip
         except ssl.SSLError as error:
-            raise LinkError(f"{self.address} does not speak TLS as it should ({error.reason or error}); check the "
+            raise LinkError(f"{self.address} does not speak TLS ({error.reason or error}); check the "
                             "port, or begin the address with http://.", permanent=True) from error  # fmt: skip
         except OSError as error:
             raise LinkError(f"{self.address} closed the connection; check the address and the port.") from error
@@ -415,7 +415,7 @@ class _Reader:
             end = self._head.find(b"\r\n\r\n")
             if end < 0:
                 if len(self._head) > _LARGEST_HEAD or not self._head.startswith(b"HTTP/"[: len(self._head)]):
-                    raise ValueError("it does not speak HTTP")
+                    raise ValueError("its answer is not HTTP")
                 return
             rest = self._head[end + 4 :]
             self._read_head(bytes(self._head[: end + 4]))
@@ -441,7 +441,7 @@ class _Reader:
         first, _, rest = head.partition(b"\r\n")
         words = first.split(None, 2)
         if len(words) < 2 or not words[0].startswith(b"HTTP/1") or not words[1].isdigit():
-            raise ValueError("it does not speak HTTP/1")
+            raise ValueError("its answer is not HTTP/1")
         self.status = int(words[1])
         try:
             fields = http.client.parse_headers(io.BytesIO(rest))

@@ -38,10 +38,8 @@ class Library:
         self._busy = threading.Lock()
 
     def answer(self, question: str, model: str = "") -> Any:
-        """The answer to one of QUESTIONS, about a model where the question is about one."""
-        return getattr(self, f"_{question}")(model)
-
-    QUESTIONS = ("models", "adapters", "cache_info", "clear_cache", "remove_model")
+        """Answer one of QUESTIONS; `model` is the id of the model that the question is about, if any."""
+        return QUESTIONS[question](self, model)
 
     def _models(self, _: str) -> list[dict]:
         from SAMFineTuneLib.models.download.manifest import known_models
@@ -176,3 +174,12 @@ class Library:
     def _require_change(self) -> None:
         if not self._may_change:
             raise UserError("Only its administrator may change this server's models and cache; ask for the change.")
+
+
+QUESTIONS: dict[str, Callable[[Library, str], Any]] = {
+    "models": Library._models,
+    "adapters": Library._adapters,
+    "cache_info": Library._cache_info,
+    "clear_cache": Library._clear_cache,
+    "remove_model": Library._remove_model,
+}

@@ -5,7 +5,7 @@
     POST /v1/sessions                 a new session
     POST /v1/sessions/ID/upload       announce a volume (or a model's file)
     POST /v1/sessions/ID/part         a part of it
-    POST /v1/sessions/ID/uploaded     it is whole
+    POST /v1/sessions/ID/uploaded     it is complete
     POST /v1/sessions/ID/sync         intents in, events out
     POST /v1/sessions/ID/close        end it
 
@@ -265,7 +265,7 @@ class ServerApp:
 
 
 _GREETINGS = {
-    "/": "A SAMFineTune server. Enter this address and its token in 3D Slicer: module SAMFineTune, section Server.",
+    "/": "A SAMFineTune server. Enter this address and its token in 3D Slicer: module SAMFineTune, tab Settings.",
     "/health": "ok",
 }
 _ACTIONS = {

@@ -246,7 +246,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Ask:
-    """Answer a question of `models_api.Library.QUESTIONS`."""
+    """Answer a question of `models_api.QUESTIONS`."""
 
     question: str
     model: str = ""
