@@ -1,7 +1,7 @@
 """Lists of cases as spreadsheets and people write them: any separator, encoding and order of columns.
 
-A line is `image,label` or `image,label,patient`; paths are relative to the list. A first line of column names may put
-the columns in another order, and further ones among them.
+A line is `image,label` or `image,label,patient`; paths are relative to the list. A first line of column names allows
+another order and further columns.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x
 
 
 class Entry(NamedTuple):
-    """A line of a list: files that exist, and the patient, "" where none is named."""
+    """A line of a list: two files that exist, and the patient, "" where the line names none."""
 
     image: Path
     label: Path
@@ -74,7 +74,7 @@ def _entry(
 
 
 def _file(cell: str, folder: Path) -> Path:
-    """A path as it stands in a list; Windows' separators are understood everywhere."""
+    """The path in a cell; Windows' separators are understood on every system."""
     for text in (cell, cell.replace("\\", "/")):
         file = folder / Path(text).expanduser()
         if _is_there(file):
@@ -83,12 +83,12 @@ def _file(cell: str, folder: Path) -> Path:
 
 
 def _is_there(file: Path) -> bool:
-    """Whether there is such a file or folder, after which a series may be chosen (`case1#2`)."""
+    """Whether the file or folder exists; the number of a series may follow its name (`case1#2`)."""
     return split_choice(file)[0].exists()
 
 
 def _text(path: Path) -> str:
-    """The file's text in whatever encoding spreadsheets use; UserError, saying what it is, when it is not text."""
+    """The file's text in any encoding that spreadsheets use; when it is not text, a UserError that says what it is."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -111,8 +111,7 @@ def _text(path: Path) -> str:
 
 
 def _unmarked(data: bytes) -> str:
-    """The encoding of text that does not begin with a mark: UTF-8, UTF-16 where every other byte is zero, else
-    Windows'."""
+    """The encoding of text without a byte order mark: UTF-8, UTF-16 where every other byte is zero, else Windows'."""
     start = data[:200]
     if start[1::2].count(0) > len(start) // 4:
         return "utf-16-le"
@@ -126,7 +125,7 @@ def _unmarked(data: bytes) -> str:
 
 
 def _rows(text: str, folder: Path) -> list[list[str]]:
-    """The cells of lines that hold something, by the separator that finds most images and labels."""
+    """The cells of non-empty lines, divided by the separator that finds most images and labels."""
     empty = " \"" + "".join(_SEPARATORS)
     lines = [line for line in text.splitlines() if line.strip(empty) and not line.lstrip().startswith("#")]
     separators = _SEPARATORS
@@ -136,7 +135,7 @@ def _rows(text: str, folder: Path) -> list[list[str]]:
 
 
 def _entries(rows: list[list[str]], folder: Path) -> tuple[int, int]:
-    """How many of the first rows name two files; without any, how many cells the first one has."""
+    """How many of the first rows name two files; where none does, how many cells the first row has."""
     found = sum(sum(_is_file(cell, folder) for cell in row[:8]) >= 2 for row in rows[:50])
     return found, len(rows[0]) if rows and not found else 0
 
@@ -154,7 +153,7 @@ def _split(lines: list[str], separator: str) -> list[list[str]]:
 
 
 def _means(word: str, name: str) -> bool:
-    """Whether a column is the patient's, whatever else its name says: `Patient ID (hospital)`."""
+    """Whether a column's name only begins with `patient`, as in `Patient ID (hospital)`."""
     return name == "patient" and word.startswith(name)
 
 
@@ -170,8 +169,8 @@ def _exists(cell: str, folder: Path) -> bool:
 
 
 def _columns(row: Sequence[str], path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Where the first line says that image, label and patient stand, and a sentence where that is a guess; nothing
-    where it is an entry already."""
+    """The columns by the names in the first line, and a sentence for the user where that is a guess; nothing where the
+    first line is already an entry."""
     words = [" ".join(cell.casefold().replace("_", " ").replace("-", " ").split()) for cell in row]
     found: dict[str, int] = {}
     for name, known in _COLUMNS.items():
@@ -186,7 +185,7 @@ def _columns(row: Sequence[str], path: Path) -> tuple[dict[str, int], tuple[str,
     if found:
         lacking = " or ".join(name for name in ("image", "label") if name not in found)
         raise UserError(
-            f"The first line of “{path.name}” ({', '.join(row)}) names no column {lacking}; call the columns image, "
+            f"The first line of “{path.name}” ({', '.join(row)}) has no column {lacking}; name the columns image, "
             "label and patient."
         )
     return _IN_ORDER, (

@@ -1,4 +1,4 @@
-"""The slices of a case as pictures with classes: what training and testing look at. No PyTorch here."""
+"""The slices of a case as pictures with classes, for training and testing. No PyTorch here."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, view_axes
 from SAMFineTuneLib.inference.mask_shapes import pieces
 
 LEAST_PIXELS = 20
-"""Smaller pieces of a structure on a slice are no objects (MedicoSAM's rule)."""
+"""Smaller pieces of a structure on a slice are not objects (MedicoSAM's rule)."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledSlice:
-    """`picture` uint8 [rows, columns] as the model's user sees it, `classes` and `overlaps` as in `Labelled`, the
-    former uint8 of the same shape."""
+    """`picture` uint8 [rows, columns] as users of the model see it, `classes` uint8 of the same shape and `overlaps` as
+    in `Labelled`."""
 
     picture: np.ndarray
     classes: np.ndarray
@@ -36,12 +36,12 @@ class LabelledSlice:
 
     @property
     def numbers(self) -> list[int]:
-        """The classes that it shows."""
+        """The classes on the slice."""
         return numbers_in(self.classes, self.overlaps)
 
     @property
     def ignored(self) -> np.ndarray:
-        """Pixels [rows, columns] that count for nothing."""
+        """Undecided pixels [rows, columns], which do not count."""
         return self.classes == IGNORED
 
     def mask(self, number: int) -> np.ndarray:
@@ -58,7 +58,7 @@ class Object:
 
 
 def slices_of(labelled: Labelled, window: str | None = None, orientation: str = "auto") -> Iterator[LabelledSlice]:
-    """All slices of a case in one orientation, or in three ("all"), in the window that inference would choose."""
+    """All slices of a case in one orientation, or in all three ("all"), in the window that inference would choose."""
     grey = choose_window(labelled.volume, window)
     for name in orientations(labelled, orientation):
         for index in range(number_of_slices(labelled.volume, name)):
@@ -68,7 +68,7 @@ def slices_of(labelled: Labelled, window: str | None = None, orientation: str = 
 
 
 def orientations(labelled: Labelled, orientation: str) -> tuple[str, ...]:
-    """The orientations that are meant: "auto" is the one in which the slices were acquired."""
+    """The orientations that a setting means; "auto" is the one in which the slices were acquired."""
     volume = labelled.volume
     if orientation == "all":
         found = tuple(name for name in ORIENTATIONS if min(_extent(volume.shape, view_axes(volume, name))) > 1)
@@ -97,7 +97,7 @@ def objects_of(one: LabelledSlice, least: int = LEAST_PIXELS) -> list[Object]:
 
 
 def with_objects(slices: list[LabelledSlice], name: str) -> list[LabelledSlice]:
-    """Those that show an object; UserError, naming the case, when none does."""
+    """The slices that show an object; UserError, naming the case, when none does."""
     kept = [one for one in slices if objects_of(one)]
     require_objects(len(kept), name)
     return kept

@@ -1,4 +1,4 @@
-"""A look at all cases before anything is learned from them: which labels there are, and what is wrong."""
+"""Check all cases before anything is learned from them: which labels there are, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _LIKE_EACH_OTHER = 5  # notes that differ only in numbers, of which so many are 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a look at all cases found: the `names` of the labels to learn, `choice` with every label settled,
-    sentences about all cases and `told` about one each, digests and numbers of labelled slices by case."""
+    """What was found in all cases: `names` of the labels to learn, `choice` with every label named, sentences about all
+    cases and `told` about single ones, digests and numbers of labelled slices by case."""
 
     names: tuple[str, ...]
     choice: LabelChoice
@@ -44,12 +44,12 @@ class Survey:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The sentences worth reading, for whoever has the cases."""
+        """Sentences for the user who has the cases."""
         return (*self.about_all, *_joined_notes(self.told))
 
     @property
     def nameless_notes(self) -> tuple[str, ...]:
-        """The same for files that are passed on: cases are called by their digests, files not at all."""
+        """The same sentences for files that are passed on, with digests instead of the names of cases and files."""
         told = [(self.digests[case][:SHORT], _FILE.sub("the file", note)) for case, note in self.told]
         return (*self.about_all, *_joined_notes(told))
 
@@ -61,11 +61,18 @@ def survey(
     exclusive: bool = False,
     look: Callable[[], None] = lambda: None,
 ) -> Survey:
-    """Look at every case and check it; UserError for what cannot be learned from. `look` is called before each.
+    """Check every case.
 
-    `least` labelled slices are needed altogether; with `exclusive` no voxel may be of two chosen labels. Checked:
-    labels that no case has, cases without any, labels that do not lie on their image, one image in two cases, too few
-    slices.
+    Args:
+        cases: All cases.
+        choice: The labels to learn or measure.
+        least: Labelled slices that are needed altogether.
+        exclusive: Whether a voxel may have one chosen label only.
+        look: Called before each case; may raise.
+
+    Raises:
+        UserError: For labels that no case has, cases without any, labels that do not lie on their image, one image in
+            two cases, and too few slices.
     """
     if not cases:
         raise UserError("There are no cases to learn from.")
@@ -82,7 +89,7 @@ def survey(
         same_voxels.setdefault(volume.voxels_digest, []).append(case.id)
         told += [(case.id, note) for note in notes]
         if undecided := sum(counts[case.id].get(value, 0) for value in meaning.ignored):
-            told.append((case.id, f"Counted for nothing, as “ignore”: {voxels(undecided)}."))
+            told.append((case.id, f"Not counted, as they are labelled “ignore”: {voxels(undecided)}."))
     for same in same_voxels.values():
         if len(same) > 1:
             raise UserError(f"The cases {some_names(same)} hold the same image; keep one of them.")
@@ -113,7 +120,7 @@ def survey(
 
 
 def _require_not_swapped(case: Case, volume: Volume, values: int) -> None:
-    """UserError when the labels hold more different values than the image."""
+    """UserError when the labels hold more different values than the image, as when the files are mixed up."""
     if values > _MANY_VALUES and (of_image := len(np.unique(volume.array))) < values:
         raise UserError(
             f"Case {case.id}: the image holds {of_image} different values, its labels {values}; check that image and "
@@ -135,8 +142,8 @@ def _about_overlap(case: Case, labelled: Labelled, value: int, numbers: Labels, 
 
 
 def _joined_notes(told: Sequence[tuple[str, str]]) -> list[str]:
-    """A line for each different note with the cases that it is about; of many that differ only in numbers and files,
-    the first ones."""
+    """A line for each note with the cases that it is about; of notes that differ only in numbers and files, the first
+    few."""
     by_note: dict[str, list[str]] = {}
     for case, note in told:
         by_note.setdefault(note, []).append(case)
@@ -161,7 +168,7 @@ def _labelled_slices(labelled: Labelled) -> int:
 def _settle(
     choice: LabelChoice, cases: Sequence[Case], held: Mapping, known: Mapping, counts: Mapping
 ) -> tuple[LabelChoice, tuple[str, ...]]:
-    """The choice with every label named, and sentences about it."""
+    """The choice with every label named, and sentences for the user about it."""
     everything = sorted({label for labels in held.values() for label in labels})
     if not everything:
         raise UserError("The labels of all cases are empty; label something first.")
@@ -187,8 +194,7 @@ def _all_labels(everything: Sequence[int], known: Mapping) -> LabelChoice:
 
 
 def _settle_pictures(everything: Sequence[int], counts: Mapping) -> tuple[LabelChoice, tuple[str, ...]]:
-    """What masks in pictures mean: one value is one label, whatever it is, and so are shades of white; else each value
-    is a label."""
+    """The labels of masks in pictures: one value, or shades of white, are one label; else each value is a label."""
     if len(everything) == 1:
         return LabelChoice(merged=True), ()
     if _SHADES <= everything[0] and everything[-1] <= 255:
@@ -203,7 +209,7 @@ def _settle_pictures(everything: Sequence[int], counts: Mapping) -> tuple[LabelC
 
 
 def _consistent_names(known: Mapping[str, Mapping[int, str]]) -> dict[int, str]:
-    """Names of labels, where all cases that name a number give it one name that no other number has."""
+    """Names of labels by number, where all cases agree on a name that no other number has."""
     found: dict[int, set[str]] = {}
     for by_label in known.values():
         for label, name in by_label.items():
@@ -214,7 +220,7 @@ def _consistent_names(known: Mapping[str, Mapping[int, str]]) -> dict[int, str]:
 
 
 def _names(choice: LabelChoice, known: Mapping) -> tuple[str, ...]:
-    """What the classes are called: by the files where they agree, else `label 1`."""
+    """Names of the classes: those in the files where they agree, else `label 1`."""
     if choice.merged:
         named = {name for by_label in known.values() for name in by_label.values()}
         return (next(iter(named)) if len(named) == 1 else "foreground",)

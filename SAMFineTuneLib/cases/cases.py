@@ -1,14 +1,12 @@
-"""Annotated cases: an image, its labels, and what is wrong with them, in a sentence. No PyTorch here.
-
-Where cases come from:
+"""Annotated cases: an image with its labels, and where such cases are found. No PyTorch here.
 
 | given | what it holds |
 |---|---|
 | a folder with `images/` and `labels/` or `masks/` | pairs of one name: NIfTI, NRRD, MetaImage, PNG, DICOM folders; labels also `.seg.nrrd`, DICOM SEG |
-| a folder with `imagesTr/` and `labelsTr/` | nnU-Net's layout; the first channel, `_0000`; names, regions and what is to be ignored from `dataset.json` |
+| a folder with `imagesTr/` and `labelsTr/` | nnU-Net's layout; the first channel, `_0000`; names, regions and ignored labels from `dataset.json` |
 | a `.csv` file | lines of `image,label` or `image,label,patient`, paths relative to the file; see `case_lists` |
 
-An image without labels is left out: it is not annotated yet. Labels without an image are an error.
+An image without labels is not annotated yet and is left out. Labels without an image are an error.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -37,11 +35,11 @@ LABEL_FOLDERS = ("labels", "masks", "segmentations")
 _LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|masks|gt)$", re.IGNORECASE)
 _CHANNEL = re.compile(r"_(\d{4})$")
 SHORT = 12
-"""Digits of a case's digest that stand for it in what is passed on."""
+"""Digits of a case's digest that identify it in files that are passed on."""
 
 
 class Annotated(NamedTuple):
-    """An image, its `labels` [k, j, i] uint16 in the image's grid, what they mean, and what was mended."""
+    """An image, its `labels` [k, j, i] uint16 in the image's grid, what they mean, and notes on what was corrected."""
 
     volume: Volume
     labels: np.ndarray
@@ -51,14 +49,14 @@ class Annotated(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """An annotated image. `patient` is equal for cases of one patient; neither it nor `id` is ever stored."""
+    """An annotated image. `patient` is equal for cases of one patient; neither `patient` nor `id` is ever stored."""
 
     id: str
     image: Path
     label: Path
     patient: str = ""
     meaning: Meaning = field(default_factory=Meaning, hash=False)
-    """What label values mean, as far as it is said beside the files (`dataset.json`)."""
+    """What label values mean, as far as a file beside them (`dataset.json`) tells."""
     match: str = ""
     """How labels find their voxels; one of `label_grid.MATCHES`."""
     notes: tuple[str, ...] = ()
@@ -82,7 +80,7 @@ class Case:
 
 
 def within_sentence(text: str) -> str:
-    """A sentence as it follows a colon."""
+    """A sentence as it reads after a colon."""
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
@@ -97,10 +95,18 @@ def digest_of(volume: Volume, labels: np.ndarray) -> str:
 
 
 def find_cases(path: str | Path, labels: str | Path | None = None, match: str = "") -> tuple[Case, ...]:
-    """The cases of a folder or of a CSV file, sorted by name; `labels` is a folder of labels that lies elsewhere,
-    `match` says how labels find their voxels (`label_grid.MATCHES`).
+    """Find annotated cases.
 
-    UserError when there are none, when a name occurs twice, and when labels have no image.
+    Args:
+        path: A folder, or a list such as a .csv file.
+        labels: Folder of the labels, where it lies elsewhere.
+        match: How labels find their voxels, one of `label_grid.MATCHES`.
+
+    Returns:
+        The cases, sorted by name.
+
+    Raises:
+        UserError: When there are none, when a name occurs twice, and when labels have no image.
     """
     path = Path(path).expanduser()
     if match not in MATCHES:
@@ -156,7 +162,7 @@ def _pairs(images: Path, labels: Path, meaning: Meaning = Meaning(), channels: b
 
 
 def _further_channels(folder: Path) -> dict[str, int]:
-    """How many channels beside the first each image has."""
+    """How many further channels each image has."""
     counts: dict[str, int] = {}
     for path in folder.iterdir():
         match = _CHANNEL.search(_bare_name(path) or "")
@@ -171,7 +177,7 @@ def _about_channels(further: int) -> tuple[str, ...]:
 
 
 def _by_name(folder: Path, channels: bool = False, label: bool = False) -> dict[str, Path]:
-    """Images, or labels, of a folder by the name that both share. Folders are DICOM series."""
+    """Images, or labels, of a folder by the name that both share. Folders count as DICOM series."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         name = _bare_name(path)
@@ -190,7 +196,7 @@ def _by_name(folder: Path, channels: bool = False, label: bool = False) -> dict[
 
 
 def _bare_name(path: Path) -> str | None:
-    """A file's name without its ending; None for what is not an image."""
+    """A file's name without its ending; None for files that are not images."""
     if path.name.startswith((".", "__MACOSX")):
         return None
     if path.is_dir():
@@ -212,7 +218,7 @@ def _from_list(path: Path) -> list[Case]:
 
 
 def _told_apart(cases: list[Case]) -> list[Case]:
-    """Cases of one file name in several folders get the folder's name before theirs."""
+    """Put the folder's name before the names of cases whose files in several folders have one name."""
     names = [case.id for case in cases]
     doubled = {name for name in names if names.count(name) > 1}
     if len({(case.image.resolve(), case.label.resolve()) for case in cases}) < len(cases):
@@ -224,7 +230,7 @@ def _told_apart(cases: list[Case]) -> list[Case]:
 
 
 def _with_patients(cases: Sequence[Case]) -> list[Case]:
-    """Every case with its patient: as listed, as DICOM says, or for pictures as their names say; else its own."""
+    """Every case with its patient: from the list, from DICOM, from the names of pictures, or else the case itself."""
     named = _patients_of_pictures([case for case in cases if not case.patient])
     told = []
     for case in cases:
@@ -234,9 +240,9 @@ def _with_patients(cases: Sequence[Case]) -> list[Case]:
 
 
 def _patients_of_pictures(cases: Sequence[Case]) -> dict[str, str]:
-    """Pictures are slices, and slices of one patient are numbered: `RUNMC03_12` and `RUNMC03_16`.
+    """Patients by the names of pictures: slices of one patient are numbered, as in `RUNMC03_12` and `RUNMC03_16`.
 
-    Nothing is concluded where all would be one patient, or where the beginning has no number of its own.
+    Nothing is concluded where all slices would be of one patient.
     """
     pictures = [case for case in cases if case.image.suffix.lower() in PICTURES]
     begins = {case.id: re.sub(r"[_-][a-z]*\d+$", "", case.id, flags=re.IGNORECASE) for case in pictures}
@@ -244,7 +250,7 @@ def _patients_of_pictures(cases: Sequence[Case]) -> dict[str, str]:
 
 
 def _dicom_patient(image: Path) -> str:
-    """A digest of the patient's number in the first file of a DICOM folder; "" when there is none."""
+    """A digest of the PatientID in the first file of a DICOM folder; "" when there is none."""
     if not image.is_dir():
         return ""
     import pydicom

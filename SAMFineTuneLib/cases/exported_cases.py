@@ -1,7 +1,7 @@
-"""Cases that a program wrote for a training: images and label maps without names, and a list of what they are.
+"""Cases that a program exports for a training: unnamed images and label maps, and a list of them.
 
-The writer works in pieces, so that a window stays alive meanwhile; the reader, in the training's process, joins the
-label maps of a case into one on its image's grid, and writes down beside it what its values mean.
+The writer works in pieces, so that the program's window stays responsive. The reader, in the training's process, joins
+the label maps of a case on its image's grid and writes down beside them what their values mean.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KINDS = {"i": "int", "u": "uint"}
 
 @dataclass(frozen=True, eq=False)
 class LabelLayer:
-    """Labels [k, j, i] with an affine of their own, and the names of their values."""
+    """Labels [k, j, i] with their own affine, and the names of their values."""
 
     array: np.ndarray
     affine: np.ndarray
@@ -36,7 +36,7 @@ class LabelLayer:
 
 @dataclass(frozen=True, eq=False)
 class ExportedCase:
-    """An image, its labels, and a number for its patient; nothing of this names anybody."""
+    """An image, its labels, and a number for its patient; nothing in it names anybody."""
 
     id: str
     patient: str
@@ -45,8 +45,8 @@ class ExportedCase:
 
 
 def write_cases(cases: Sequence[ExportedCase], folder: Path) -> Iterator[float]:
-    """Write cases into a folder, piece by piece: after each the part that is done, 0 to 1. UserError when the disk
-    takes no more."""
+    """Write cases into a folder piece by piece, and yield after each piece the part that is done, 0 to 1; UserError
+    when the disk is full."""
     total = sum(case.image.array.nbytes + sum(layer.array.nbytes for layer in case.layers) for case in cases) or 1
     written, listed = 0, []
     try:
@@ -67,13 +67,13 @@ def write_cases(cases: Sequence[ExportedCase], folder: Path) -> Iterator[float]:
         (folder / LIST).write_text(json.dumps(listed), encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"The cases cannot be written into {folder} ({error.strerror or error}): free some room on the disk."
+            f"The cases cannot be written into {folder} ({error.strerror or error}): free some space on the disk."
         ) from error
 
 
 def read_cases(folder: Path) -> tuple[Case, ...]:
-    """The cases in a folder, each with one label map; UserError when they are not whole."""
-    # These bring what reads files, which the window does without.
+    """The cases in a folder, each with one label map; UserError when they are incomplete."""
+    # These load file readers, which a window that exports does not need.
     from SAMFineTuneLib.cases.cases import Case
     from SAMFineTuneLib.cases.label_map import Meaning
 
@@ -97,7 +97,7 @@ def read_cases(folder: Path) -> tuple[Case, ...]:
 
 
 def _join(entry: dict, folder: Path, joined: Path, told: Path, values: Mapping[str, int]) -> None:
-    """One label map of all layers on the image's grid. A scene knows where everything lies: position counts."""
+    """Join all layers in one label map on the image's grid, by position, since a scene knows where everything lies."""
     from SAMFineTuneLib.cases.label_files import read_labels
     from SAMFineTuneLib.cases.label_grid import fit_labels
     from SAMFineTuneLib.cases.label_map import overlaid
@@ -123,7 +123,7 @@ def _join(entry: dict, folder: Path, joined: Path, told: Path, values: Mapping[s
 
 
 def _write_nrrd(path: Path, array: np.ndarray, affine: np.ndarray) -> Iterator[int]:
-    """An uncompressed NRRD file; yields the bytes of each piece."""
+    """Write an uncompressed NRRD file and yield the size of each piece."""
     array = np.ascontiguousarray(_plain(array))
     origin, directions, spacing = lps_from_affine(affine)
     axes = (directions * spacing).T
@@ -149,7 +149,7 @@ def _write_nrrd(path: Path, array: np.ndarray, affine: np.ndarray) -> Iterator[i
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """Little-endian, of a type that the format has."""
+    """The array, little-endian and of a type that NRRD has."""
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
     if array.dtype == np.float16:

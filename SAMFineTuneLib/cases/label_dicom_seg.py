@@ -1,6 +1,6 @@
-"""DICOM SEG as a label map, read by highdicom: binary, fractional and label map segmentations.
+"""Read DICOM SEG as a label map with highdicom: binary, fractional and label map segmentations.
 
-Frames may lack where a segment is empty, may lie in any order and orientation, and segments may overlap.
+Frames may be missing where a segment is empty, may have any order and orientation, and segments may overlap.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ _NO_LABELS = {
     "1.2.840.10008.5.1.4.1.1.66": "a Raw Data file",
 }
 _BACKGROUND = ("125040", "DCM")
-_UNEVEN = 0.02  # of a spacing, by which distances between slices may differ from its multiples
+_UNEVEN = 0.02  # of a spacing: how far distances between slices may differ from its multiples
 _THRESHOLD = 0.5  # of MaximumFractionalValue, from which on a voxel belongs to a segment
 
 
 def find_dicom_seg(path: Path) -> Path | None:
-    """The DICOM SEG that a file is, or that a folder holds; None where there is none. UserError for several, and for
-    DICOM files that hold outlines or surfaces."""
+    """The path itself or the file in a folder that is a DICOM SEG; None where there is none.
+
+    UserError for several, and for DICOM files that hold outlines or surfaces.
+    """
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if not file.name.startswith(".") and _is_seg(file)]
         if len(found) > 1:
@@ -48,7 +50,7 @@ def _is_seg(path: Path) -> bool:
             return False
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-    except Exception:  # damaged: whoever reads it says so
+    except Exception:  # a damaged file is reported when it is read
         return False
     kind = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
     if kind in _NO_LABELS:
@@ -59,14 +61,14 @@ def _is_seg(path: Path) -> bool:
 
 
 def read_dicom_seg(path: Path) -> LabelMap:
-    """A DICOM SEG on a grid of its own frames; its segments' numbers are the labels. UserError when it has no regular
-    grid, or highdicom is missing."""
+    """Read a DICOM SEG on the grid of its frames; its segments' numbers are the labels. UserError when the frames have
+    no regular grid, or highdicom is missing."""
     require("Reading a DICOM SEG", "highdicom", extra="dicom-seg")
     from highdicom.seg import Segmentation, SegmentationTypeValues
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on attributes that labels do without
+            warnings.simplefilter("ignore")  # on attributes that do not matter for labels
             seg = Segmentation.from_dataset(_dataset(path), copy=False)
             if seg.is_tiled:
                 raise UserError(
@@ -90,9 +92,9 @@ def read_dicom_seg(path: Path) -> LabelMap:
         raise
     except MemoryError:
         raise
-    except Exception as error:  # whatever a damaged header makes a reader raise
+    except Exception as error:  # a damaged header can make the reader raise anything
         raise UserError(f"“{path.name}” is a DICOM SEG that cannot be read; export it again.") from error
-    # highdicom's slices go against the normal of rows and columns; elsewhere they go along it.
+    # highdicom orders slices against the normal of rows and columns, this library along it.
     affine = geometry.affine.copy()
     affine[:3, 3] += affine[:3, 0] * (len(array) - 1)
     affine[:3, 0] *= -1
@@ -100,7 +102,7 @@ def read_dicom_seg(path: Path) -> LabelMap:
 
 
 def _dataset(path: Path):
-    """The file, with what can be left out of it and the reader wants: the number of frames, the spacing of slices."""
+    """The file, completed by what the reader needs and files may lack: number of frames and spacing of slices."""
     import pydicom
 
     dataset = pydicom.dcmread(path)
@@ -118,7 +120,7 @@ def _dataset(path: Path):
 
 
 def _spacing(groups: list, thickness: float) -> float:
-    """mm between slices whose frames may lack: the thickness, or the largest distance, of which all are multiples."""
+    """mm between slices, some of which may lack: the thickness, or the largest distance that divides all others."""
     axes = next((group.PlaneOrientationSequence[0].ImageOrientationPatient for group in groups
                  if "PlaneOrientationSequence" in group), None)  # fmt: skip
     places = [group.PlanePositionSequence[0].ImagePositionPatient for group in groups
@@ -136,7 +138,7 @@ def _spacing(groups: list, thickness: float) -> float:
 
 
 def _names(seg) -> dict[int, str]:
-    """Names of the segments by number, without the background that a label map segmentation may describe."""
+    """Names of the segments by number, without the background that a label map segmentation may name."""
     names = {}
     for item in seg.SegmentSequence:
         kind = (item.get("SegmentedPropertyTypeCodeSequence") or [None])[0]
@@ -148,7 +150,7 @@ def _names(seg) -> dict[int, str]:
 
 
 def _masks(seg, names: dict[int, str], notes: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """The segments one by one; what half of the largest fractional value did is noted."""
+    """The segments one by one; notes say how many voxels of a fractional segment reach half of the largest value."""
     fractional = str(seg.get("SegmentationType", "")).upper() == "FRACTIONAL"
     for number in names:
         voxels = seg.get_volume(segment_numbers=[number], rescale_fractional=fractional).array[..., 0]
@@ -164,7 +166,7 @@ def _masks(seg, names: dict[int, str], notes: list[str]) -> Iterator[tuple[int, 
 
 
 def _affine(affine: np.ndarray) -> np.ndarray:
-    """RAS affine for (i, j, k) of highdicom's, which is LPS for (slice, row, column)."""
+    """RAS affine of (i, j, k) from highdicom's, which is LPS for (slice, row, column)."""
     axes = affine[:3, [2, 1, 0]]
     spacing = np.linalg.norm(axes, axis=0)
     return affine_from_lps(affine[:3, 3], axes / spacing, spacing)

@@ -1,6 +1,6 @@
-"""Label maps from files: plain ones (NIfTI, NRRD, MetaImage), pictures, Slicer segmentations (`.seg.nrrd`), DICOM SEG.
+"""Read label maps: NIfTI, NRRD, MetaImage, pictures, Slicer segmentations (`.seg.nrrd`), DICOM SEG.
 
-What has to be mended in reading is said in the label map's notes, with numbers; what cannot mean labels is refused.
+Notes say what was corrected while reading, with numbers. Files that cannot hold labels are refused.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from SAMFineTuneLib.images.read_image import read_volume
 from SAMFineTuneLib.images.read_picture import PICTURES
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet
 
-_MOST_VALUES = 1024  # different ones in a file, above which it is an image rather than a label map
-_ROUNDING = 0.01  # from a whole number, which floating point and stored scales are off by
+_MOST_VALUES = 1024  # a file with more different values is an image rather than a label map
+_ROUNDING = 0.01  # how far floating point and stored scales may be from a whole number
 _BLACK, _WHITE = 32, 223  # JPEG's rounding leaves black and white within these
 _JPEG = PICTURES[1:]
 _SEGMENT_FIELD = re.compile(r"Segment(\d+)_(?:ID|Name|LabelValue|Layer)")
 
 
 def read_labels(path: Path) -> LabelMap:
-    """Read a label map; UserError when the file is none."""
+    """Read a label map from a file or a DICOM folder; UserError when it does not hold labels."""
     if (seg := find_dicom_seg(path)) is not None:
         return read_dicom_seg(seg)
     name = path.name.lower()
@@ -43,8 +43,8 @@ def read_labels(path: Path) -> LabelMap:
 
 
 def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as uint16, and a sentence when they had to be rounded; UserError when they are not whole numbers from 0
-    on, or too many for labels."""
+    """Labels as uint16, and a note when they had to be rounded; UserError when they are not whole numbers from 0 on, or
+    have too many different values."""
     notes = ()
     if array.dtype.kind == "f":
         rounded = np.rint(array)
@@ -80,7 +80,7 @@ def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _read_picture(path: Path) -> LabelMap:
-    """A mask as a picture: grey values, or the numbers of a palette's colours."""
+    """Read a mask in a picture: grey values, or the indices of a palette."""
     try:
         with Image.open(path) as picture:
             values, notes = _picture_values(picture, path)
@@ -115,8 +115,8 @@ def _grey_of_colours(picture: Image.Image, path: Path) -> np.ndarray:
     colours, alpha = channels[..., :3], channels[..., 3:]
     if (colours != colours[..., :1]).any():
         raise UserError(
-            f"“{path.name}” is a picture in colours, which say no label's number: save the labels as grey values, or "
-            "with a palette."
+            f"“{path.name}” is a picture in colours, which do not give labels a number: save the labels as grey "
+            "values, or with a palette."
         )
     if (colours == colours[0, 0]).all() and alpha.size and (alpha != alpha[0, 0]).any():
         raise UserError(f"“{path.name}” holds its mask as transparency: save it as grey values.")
@@ -127,7 +127,7 @@ def _grey_of_colours(picture: Image.Image, path: Path) -> np.ndarray:
 
 
 def _read_slicer_segmentation(path: Path) -> LabelMap | None:
-    """A `.seg.nrrd` as Slicer reads it; None for an NRRD file of one layer that describes no segment.
+    """Read a `.seg.nrrd` as Slicer does; None for an NRRD file of one layer that describes no segment.
 
     Slicer 5 writes layers, and for each segment its layer and its value there. Slicer up to 4.10 wrote a layer of
     zeros and ones for each segment, in order, and neither of the two. Labels are numbered by their values when there
@@ -171,7 +171,7 @@ def _segment(fields: Mapping[str, str], n: int, layers: int, path: Path) -> _Seg
     name = fields.get(f"Segment{n}_Name", "").strip() or fields.get(f"Segment{n}_ID", "").strip() or f"Segment {n + 1}"
     stored = fields.get(f"Segment{n}_LabelValue")
     try:
-        # A file of one layer need not say so where it says which value is whose.
+        # A file of one layer may leave the layer out where it gives the values.
         layer = int(fields.get(f"Segment{n}_Layer", 0 if layers == 1 and stored is not None else n))
         value = 1 if stored is None else int(stored)
     except ValueError as error:
@@ -188,14 +188,14 @@ def _segment(fields: Mapping[str, str], n: int, layers: int, path: Path) -> _Seg
 
 
 def _undescribed(layers: np.ndarray) -> list[_Segment]:
-    """The segments that Slicer makes of the values of layers about which nothing is said."""
+    """The segments that Slicer makes from the values of layers that the file does not describe."""
     values = ((layer, np.unique(layers[..., layer]).tolist()) for layer in range(layers.shape[-1]))
     found = [(layer, value) for layer, own in values for value in own if value]
     return [_Segment(f"Segment {n}", layer, value) for n, (layer, value) in enumerate(found or [(0, 1)], start=1)]
 
 
 def _require_distinct(segments: list[_Segment], path: Path) -> None:
-    """UserError when two segments are the same voxels, so that one of them has lost its own."""
+    """UserError when two segments have the same voxels, because one of them has lost its own."""
     seen: dict[tuple[int, int], str] = {}
     for name, layer, value in segments:
         if (layer, value) in seen:

@@ -1,5 +1,5 @@
-"""Labels onto the grid of their image: exactly where the two grids share their voxels, else by the nearest voxel, and
-not at all where it is not clear which of the two is meant."""
+"""Bring labels onto the grid of their image: exactly where both grids share their voxels, else by the nearest voxel.
+Where it is not clear how the two belong together, the labels are refused."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from SAMFineTuneLib.images.sitk_images import to_sitk
 from SAMFineTuneLib.images.volume import Volume, grid_distance
 
 MATCHES = ("", "index", "position")
-"""How labels find their voxels: "index" voxel by voxel, whatever the files say about where they lie; "position" where
-the files say; "" where both agree, else UserError."""
+"""How labels find their voxels: "index" voxel by voxel, whatever positions the files give; "position" at the files'
+positions; "" where both agree, else UserError."""
 _SAME_PLACE = 0.05  # voxels by which two grids may differ and still be one
-_NEAR = 1 - _SAME_PLACE  # voxels by which two grids of one size may differ without a doubt about which is meant
+_NEAR = 1 - _SAME_PLACE  # voxels by which two grids of one size may differ without doubt about what is meant
 _LEAST_INSIDE = 0.5  # part of the labelled voxels that must lie in the image
 _OPTIONS = (
     "add --match-labels index if they belong to the image voxel by voxel, --match-labels position if they lie where "
@@ -26,15 +26,23 @@ _OPTIONS = (
 
 
 class Fitted(NamedTuple):
-    """Labels [k, j, i] in an image's grid, and sentences about how they came there."""
+    """Labels [k, j, i] in an image's grid, and notes on how they were brought there."""
 
     array: np.ndarray
     notes: tuple[str, ...] = ()
 
 
 def fit_labels(labels: LabelMap, volume: Volume, match: str = "") -> Fitted:
-    """The label map in the volume's grid; `match` is one of MATCHES. UserError when the two do not belong together, or
-    when they have one size but lie apart and `match` does not say which counts."""
+    """The label map in the volume's grid.
+
+    Args:
+        labels: The label map.
+        volume: Its image.
+        match: One of MATCHES.
+
+    Raises:
+        UserError: When the two do not belong together, or have one size but lie apart and `match` does not decide.
+    """
     source = volume.source
     picture = source is not None and source.format in ("PNG", "JPEG")
     same_size = labels.array.shape == volume.shape
@@ -70,7 +78,7 @@ def fit_labels(labels: LabelMap, volume: Volume, match: str = "") -> Fitted:
 def _require_clear(
     labels: LabelMap, volume: Volume, steps: np.ndarray | None, apart: float, voxels: float
 ) -> None:
-    """UserError where files may have lost their geometry."""
+    """UserError where one of the files may have lost its geometry."""
     if steps is not None and _same_box(labels, volume):
         return  # the same voxels, stored along other axes
     if np.isfinite(apart) and voxels > _NEAR:
@@ -130,8 +138,8 @@ def _apart(labels: LabelMap, volume: Volume) -> tuple[float, float]:
 
 
 def _steps(labels: LabelMap, volume: Volume) -> np.ndarray | None:
-    """The volume's axes (columns, of -1, 0 and 1) for the labels' axes where both grids share their voxel centres; None
-    where they do not."""
+    """The volume's axes (columns of -1, 0 and 1) that correspond to the labels' axes where both grids share their voxel
+    centres; None where they do not."""
     corners = _corners(labels.array.shape)
     to_volume = np.linalg.inv(volume.affine) @ labels.affine
     steps = np.rint(to_volume[:3, :3])
@@ -152,7 +160,7 @@ def _same_box(labels: LabelMap, volume: Volume) -> bool:
 
 
 def _is_identity(affine: np.ndarray) -> bool:
-    """Whether it is what programs write that know of no geometry: 1 mm from 0, 0, 0, in RAS or LPS."""
+    """Whether this is the affine of programs without geometry: 1 mm voxels from 0, 0, 0 on, in RAS or LPS."""
     return any(np.allclose(affine, np.diag([*signs, 1, 1.0]), atol=1e-4) for signs in ((1, 1), (-1, -1)))
 
 

@@ -1,5 +1,4 @@
-"""What a label map holds: numbers in voxels, and what they mean. A voxel may belong to several labels, or count for
-nothing."""
+"""Label maps: the values of voxels and what they mean. A voxel may belong to several labels, or be ignored."""
 
 from __future__ import annotations
 
@@ -13,15 +12,15 @@ Labels = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Meaning:
-    """`names` of labels by their numbers, as far as known. A voxel of value v belongs to label v, unless `members`
-    says to which labels it belongs; the values in `ignored` were left undecided by whoever drew the labels."""
+    """`names` of labels by their numbers, as far as known. A voxel of value v belongs to label v, unless `members` maps
+    v to other labels; the annotator left voxels with the values in `ignored` undecided."""
 
     names: Mapping[int, str] = field(default_factory=dict)
     members: Mapping[int, Labels] = field(default_factory=dict)
     ignored: Labels = ()
 
     def labels_of(self, value: int) -> Labels:
-        """The labels that a voxel of a value belongs to; none for the background and for what is ignored."""
+        """The labels of a voxel with a value; none for the background and ignored values."""
         if value == 0 or value in self.ignored:
             return ()
         return self.members.get(value, (value,))
@@ -31,16 +30,16 @@ class Meaning:
         return sorted({label for value in values for label in self.labels_of(int(value))})
 
     def over(self, other: Meaning) -> Meaning:
-        """This meaning, and what it leaves open from another one."""
+        """This meaning, completed by another one."""
         return Meaning({**other.names, **self.names}, self.members or other.members, self.ignored or other.ignored)
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """`array` [k, j, i] uint16, 0 background, its RAS `affine`, what its values mean, and sentences about what was
-    mended in reading it.
+    """`array` [k, j, i] uint16 with 0 for background, its RAS `affine`, what its values mean, and notes on what was
+    corrected while reading.
 
-    `placed` is false for pictures, which say nothing about where they lie.
+    `placed` is false for pictures, which hold no position.
     """
 
     array: np.ndarray
@@ -66,9 +65,15 @@ def voxels(count: int) -> str:
 def overlaid(
     masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...], free: int
 ) -> tuple[np.ndarray, dict[int, Labels]]:
-    """Masks [k, j, i] of labels that may overlap as one array uint16, and the `members` of its values.
+    """Combine masks [k, j, i] of labels that may overlap in one array uint16.
 
-    Where labels overlap, a voxel has a value of its own, from `free` on, which no label has as its number.
+    Args:
+        masks: Pairs of a label's number and its mask.
+        shape: Of the array.
+        free: Where labels overlap, voxels get values from here on, which no label has as its number.
+
+    Returns:
+        The array, and the `members` of its values (see `Meaning`).
     """
     array, values = np.zeros(shape, np.uint16), {}
     members: dict[int, Labels] = {}

@@ -19,15 +19,15 @@ _ANY = ("any", "foreground")
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """What is to be learned: `wanted` values or names, each a class of its own; `merged`: whatever is labelled, as
-    one. Nothing wanted and not merged: every label there is."""
+    """The labels to learn or measure: `wanted` values or names, each as its own class, or `merged`: all labels as one
+    class. Neither: every label."""
 
     wanted: tuple[str, ...] = ()
     merged: bool = False
 
     @classmethod
     def parse(cls, text: str | Iterable[str | int] | None) -> LabelChoice:
-        """From `1,2`, `liver,spleen`, `any` (all labels as one), a sequence of such, or None for every label."""
+        """Read `1,2`, `liver,spleen`, `any` (all labels as one), a sequence of those, or None for every label."""
         if text is None:
             return cls()
         parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
@@ -46,9 +46,8 @@ class LabelChoice:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """A case that was read: the image, and `classes` [k, j, i] uint8: 0 for background, n for the n-th of the chosen
-    `names`, IGNORED for what was left undecided. Where chosen labels overlap, `overlaps` says which classes a value
-    stands for."""
+    """A case in memory: the image, and `classes` [k, j, i] uint8 with 0 for background, n for the n-th of the chosen
+    `names`, and IGNORED for undecided voxels. Where chosen labels overlap, `overlaps` maps a value to its classes."""
 
     case: Case
     volume: Volume
@@ -59,7 +58,7 @@ class Labelled:
 
     @property
     def ignored(self) -> np.ndarray:
-        """Voxels [k, j, i] that count for nothing."""
+        """Undecided voxels [k, j, i], which do not count."""
         return self.classes == IGNORED
 
     def mask(self, number: int) -> np.ndarray:
@@ -68,14 +67,14 @@ class Labelled:
 
 
 def read_labelled(case: Case, choice: LabelChoice, names: Sequence[str]) -> Labelled:
-    """A case with the chosen labels numbered from 1, named as `names` (see `survey`)."""
+    """Read a case with the chosen labels, numbered from 1 and named as `names` (see `case_survey.survey`)."""
     volume, labels, meaning, _ = case.read()
     classes, overlaps = _classes(labels, meaning, choice)
     return Labelled(case, volume, classes, tuple(names), digest_of(volume, labels), overlaps)
 
 
 def slice_axis(volume: Volume) -> int:
-    """Axis of the array (0 is k) across the slices that were acquired: the one of the widest spacing, k if equal."""
+    """Array axis (0 is k) across the acquired slices: the axis of the widest spacing, k if all are about equal."""
     spacing = volume.spacing[::-1]  # along the array's axes
     widest = int(np.argmax(spacing))
     return widest if spacing[widest] > 1.2 * spacing[0] else 0
@@ -112,7 +111,7 @@ def _classes(labels: np.ndarray, meaning: Meaning, choice: LabelChoice) -> tuple
 
 
 def _labels_of_classes(choice: LabelChoice, there: Sequence[int], names: Mapping[int, str]) -> list[set[int]]:
-    """For each class the labels that it takes in one case."""
+    """The labels of one case that belong to each class."""
     if choice.merged:
         return [set(there)]
     found = [label_of(wanted, there, names) for wanted in choice.wanted]
@@ -120,7 +119,7 @@ def _labels_of_classes(choice: LabelChoice, there: Sequence[int], names: Mapping
 
 
 def label_of(wanted: str, there: Sequence[int], names: Mapping[int, str]) -> int | None:
-    """The label that a name or number means in one case; None when the case lacks it. UserError when it has two."""
+    """The label that a name or number means in a case, None when the case lacks it; UserError when it has two."""
     named = [label for label, name in names.items() if name.casefold() == wanted.casefold() and label in there]
     if len(named) > 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What nnU-Net's `dataset.json` says about labels: names, regions, and the label to be ignored."""
+"""Labels in nnU-Net's `dataset.json`: names, regions, and the label to be ignored."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ IGNORE = "ignore"
 
 
 def read_meaning(path: Path) -> Meaning:
-    """The meaning of label values by a `dataset.json`, of version 1 (value: name) or 2 (name: value); without such a
-    file nothing is known. UserError when it cannot be understood.
+    """Read the meaning of label values from a `dataset.json` of version 1 (value: name) or 2 (name: value).
 
-    A name with several values is a region. Labels are then numbered as nnU-Net does in what it predicts, by
-    `regions_class_order`, and a voxel belongs to every region that has its value.
+    A name with several values is a region. Labels are then numbered as in nnU-Net's predictions, by
+    `regions_class_order`, and a voxel belongs to every region that has its value. Without the file nothing is known;
+    UserError when it cannot be understood.
     """
     if not path.is_file():
         return Meaning()
@@ -28,7 +28,7 @@ def read_meaning(path: Path) -> Meaning:
     except OSError as error:
         raise UserError(f"“{path}” cannot be read ({error.strerror}); check its permissions.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"“{path}” is not a usable dataset.json of nnU-Net; mend or remove it.") from error
+        raise UserError(f"“{path}” is not a usable dataset.json of nnU-Net; correct or remove it.") from error
     ignored = tuple(value for name, values in named.items() if name.casefold() == IGNORE for value in values)
     regions = {name: tuple(value for value in values if value) for name, values in named.items()
                if name.casefold() != IGNORE and any(values)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which cases teach and which test: by patient, never by slice. No PyTorch here."""
+"""Splits of cases for training, validation and testing: by patient, never by slice. No PyTorch here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MANY_PATIENTS = 10  # from so many on, a tenth is set aside for validation
 
 @dataclass(frozen=True)
 class Fold:
-    """Cases to train on and cases, of other patients, to test on."""
+    """Cases to train on, and cases of other patients to test on."""
 
     train: tuple[Case, ...]
     test: tuple[Case, ...]
@@ -25,8 +25,8 @@ class Fold:
 class Folds:
     """`parts` give the evidence; `final` are the cases that the delivered adapter learns from.
 
-    `kind` is "leave-one-out" or "k-fold" (the adapter learns from all cases, the evidence comes from adapters of
-    the same recipe that did not see the tested case), "shots" or "given" (the adapter itself was tested), "none".
+    `kind` is "leave-one-out" or "k-fold" (the adapter learns from all cases; the evidence comes from adapters of the
+    same recipe that did not see the tested case), "shots" or "given" (the adapter itself is tested), or "none".
     """
 
     kind: str
@@ -87,7 +87,7 @@ def require_separate(train: Sequence[Case], test: Sequence[Case]) -> None:
     if both or same:
         names = ", ".join((both or same)[:4])
         raise UserError(
-            f"A patient is among both the training and the test cases ({names}), which would make the test worthless; "
+            f"A patient is among both the training and the test cases ({names}), which makes the test worthless; "
             "drop those cases from one side."
         )
 
@@ -114,7 +114,7 @@ def _shuffled(cases: Sequence[Case], seed: int) -> list[str]:
 
 
 def _some_patients(cases: tuple[Case, ...], shots: int, seed: int) -> tuple[Case, ...]:
-    """One case each of `shots` patients, drawn by the seed."""
+    """One case of each of `shots` patients, drawn by the seed."""
     patients = _shuffled(cases, seed)
     if not 1 <= shots <= len(patients):
         raise UserError(f"{shots} shots cannot be drawn from {len(patients)} patients; choose 1 to {len(patients)}.")

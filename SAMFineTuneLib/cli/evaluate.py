@@ -1,4 +1,4 @@
-"""`samfinetune evaluate`: how models and adapters behave on annotated cases, with baselines and a report."""
+"""`samfinetune evaluate`: measure models and adapters on annotated cases, with baselines and a report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _EPILOG = """CASES is what `samfinetune train` takes: a folder with images/ and 
 nnU-Net's imagesTr/ and labelsTr/; or a .csv of image,label[,patient].
 
 protocols:
-  S1            everything on a slice (slow: asks a thousand times and more a slice)
+  S1            everything on a slice (slow: a thousand prompts and more for each slice)
   S2 … S6       one point; five points; five inside and five outside; a box; a box and a point
-  perturbation  points and boxes out of place
+  perturbation  misplaced points and boxes
   interactive   the first prompt and seven corrections, with and without the mask fed back
-  3d            the middle slice prompted, the mask carried through the volume, then corrections
+  3d            the middle slice prompted, the mask propagated through the volume, then corrections
   automatic     without prompts, for adapters that were trained for it
   factors       size, contrast and complexity of the objects, against Dice
   prompts       S2 to S6;  all: everything.  Default: everything but S1
@@ -33,10 +33,10 @@ protocols:
 examples:
   samfinetune evaluate cases -o results
   samfinetune evaluate cases -o results --model compact --adapter liver --label 1 --protocol S2,S5,3d
-  samfinetune evaluate cases -o results --resume               goes on where it was stopped
+  samfinetune evaluate cases -o results --resume               continue a stopped evaluation
   samfinetune evaluate cases -o results --engine dask --scheduler tcp://head-node:8786
 
-Ctrl-C stops; --resume goes on. Needs: pip install "samfinetune[evaluation]"
+Ctrl-C stops the evaluation; --resume continues it. Needs: pip install "samfinetune[evaluation]"
 """
 
 
@@ -59,26 +59,26 @@ def add_parser(subparsers) -> None:
         help="an adapter's name or its folder, on its own base; several times to compare")  # fmt: skip
     add("--baseline", metavar="NAMES", default="otsu,growing,walker,levelset",
         help="methods without learning to compare with (default: otsu,growing,walker,levelset), or none")  # fmt: skip
-    add("--label", metavar="1,2", help="labels to ask for, by value or segment name; any: whatever is labelled as one; "
-        "default: every label")  # fmt: skip
+    add("--label", metavar="1,2", help="labels to measure, by value or segment name; any: all labels as one; default: "
+        "every label")  # fmt: skip
     add_match_labels(parser)
-    add("--protocol", metavar="NAMES", help="protocols with commas between them, see below")
+    add("--protocol", metavar="NAMES", help="protocols, separated by commas, see below")
     add("--slices", type=int, default=3, metavar="N", help="slices of each label and case whose objects are prompted "
         "one by one (default 3, evenly spread)")  # fmt: skip
-    add("--seed", type=int, default=0, help="start of all random numbers (default 0)")
-    add("--resume", action="store_true", help="go on with what is in OUT: do only what is missing")
+    add("--seed", type=int, default=0, help="seed of all random numbers (default 0)")
+    add("--resume", action="store_true", help="continue the evaluation in OUT: do only what is missing")
     more = parser.add_argument_group("details")
     add = more.add_argument
-    add("--jobs", type=int, metavar="N", help="processes at once (default: one a core)")
+    add("--jobs", type=int, metavar="N", help="processes at once (default: one for each core)")
     add("--engine", choices=("local", "dask"), default="local", help="processes here (default), or a Dask cluster")
     add("--scheduler", metavar="ADDRESS", help="of the Dask cluster; without one a cluster is started here")
     add("--steps", type=int, default=8, help="answers of an interactive sequence (default 8)")
     add("--rounds", type=int, default=3, help="corrections of a volume (default 3)")
     add("--tolerance", type=float, metavar="MM", help="of the NSD (default: two pixels, or a voxel's largest side)")
     add("--seconds", metavar="WHAT=S,…", help="an annotator's times (default: box=7,point=3,look=2,outline=30)")
-    add("--window", help="grey values that become black and white, as in `samfinetune segment`")
+    add("--window", help="grey values shown as black and white, as in `samfinetune segment`")
     add("--orientation", choices=("auto", "axial", "coronal", "sagittal"), default="auto",
-        help="slices to ask about; auto (default): as they were acquired")  # fmt: skip
+        help="slices to prompt; auto (default): as they were acquired")  # fmt: skip
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     console.add_json(parser)
 

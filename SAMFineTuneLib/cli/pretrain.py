@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 _EPILOG = """examples:
   samfinetune pretrain --synthetic -o compact --minutes 60
-  samfinetune pretrain --synthetic -o compact --steps 20000 --seed 7     the same weights on every run
-  samfinetune pretrain --synthetic -o compact --minutes 60 --resume      goes on where it was stopped
-  samfinetune pretrain --synthetic -o better --minutes 60 --start compact   learns on from another run's weights
+  samfinetune pretrain --synthetic -o compact --steps 20000 --seed 7     the same weights in every run
+  samfinetune pretrain --synthetic -o compact --minutes 60 --resume      continue a stopped run
+  samfinetune pretrain --synthetic -o better --minutes 60 --start compact   begin with another run's weights
   samfinetune pretrain --volumes scans -o ours --steps 1000    the bundled model's encoder, on unlabelled volumes
 
-The folder is a complete model for `samfinetune segment --model FOLDER`. Ctrl-C stops and writes a checkpoint, as
-happens every few minutes anyway; --resume goes on from the last. Needs PyTorch: pip install "samfinetune[training]"
+The folder is a complete model for `samfinetune segment --model FOLDER`. Ctrl-C stops and writes a checkpoint, which
+is also written now and then; --resume continues from the last one. Needs PyTorch: pip install "samfinetune[training]"
 """
 _MEASURED = {"loss": "loss", "iou": "IoU of the first answer", "moved": "embeddings moved by"}
 _STOPPED = "stopped; go on with the same command and --resume."
@@ -37,8 +37,8 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "pretrain",
         help="train a model without annotations: on synthetic pictures or on unlabelled volumes",
-        description="Train the compact model on pictures made up on the way, without any data, or the image encoder of "
-        "a model on unlabelled volumes (masked auto-encoding).",
+        description="Train the compact model on synthetic pictures, without any data, or a model's image encoder on "
+        "unlabelled volumes (masked auto-encoding).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,21 +48,21 @@ def add_parser(subparsers) -> None:
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where the model is written")
     parser.add_argument("--minutes", type=float, help="stop after this time")
     parser.add_argument("--steps", type=int, help="stop after this many steps; repeatable to the last bit")
-    parser.add_argument("--batch", type=int, help="pictures a step of --synthetic (8, or 256 on a graphics card)")
-    parser.add_argument("--seed", type=int, default=0, help="start of all random numbers (default 0)")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, if there is one")
+    parser.add_argument("--batch", type=int, help="pictures in each step of --synthetic (8, or 256 on a graphics card)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default 0)")
+    parser.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint, if there is one")
     parser.add_argument("--start", metavar="FOLDER", help="begin with the weights of this compact model's folder")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, print progress, say where the model lies."""
+    """Train, print progress, and print where the model is."""
     if bool(args.synthetic) == bool(args.volumes):
-        raise UserError("Say what to learn from: --synthetic for made-up pictures, or --volumes FOLDER.")
+        raise UserError("Choose what to learn from: --synthetic for synthetic pictures, or --volumes FOLDER.")
     if args.volumes and (args.minutes or args.start or args.batch):
         raise UserError("With --volumes use --steps and --model, not --minutes, --start and --batch.")
     if args.minutes is None and args.steps is None:
-        raise UserError("Say how long to train: add --minutes 60, --steps 20000, or both.")
+        raise UserError("Choose how long to train: add --minutes 60, --steps 20000, or both.")
     if not all(value is None or value > 0 for value in (args.minutes, args.steps, args.batch)):
         raise UserError("--minutes, --steps and --batch must be above zero.")
     if args.seed < 0:
@@ -96,7 +96,7 @@ def _words(progress: Progress) -> str:
 
 
 def _leave() -> None:
-    """End before the first step, where nothing is learned yet."""
+    """End the process before the first step, when nothing was learned yet."""
     print(f"\nsamfinetune: {_STOPPED}", file=sys.stderr, flush=True)
     os._exit(130)
 

@@ -1,4 +1,4 @@
-"""`samfinetune train`: adapt a model to annotated cases, with evidence of what it gained."""
+"""`samfinetune train`: adapt a model to annotated cases, with evidence of what that gains."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ examples:
   samfinetune train cases -o liver-adapter --label 1 --check    what would be done, and how long it would take here
   samfinetune train cases -o liver-adapter --label 1
   samfinetune train cases -o organs --label liver,spleen --preset balanced
-  samfinetune train cases -o liver --shots 5                five cases teach, all others test
+  samfinetune train cases -o liver --shots 5                five cases for training, all others for testing
   samfinetune train train.csv --test val.csv -o prostate --label any
-  samfinetune train cases -o liver-adapter --label 1 --resume    goes on where it was stopped
-  samfinetune segment scan.nrrd -o liver.nrrd --adapter liver-adapter --point -62,18,-40      uses it
+  samfinetune train cases -o liver-adapter --label 1 --resume    continue a stopped training
+  samfinetune segment scan.nrrd -o liver.nrrd --adapter liver-adapter --point -62,18,-40      use it
   torchrun --nproc-per-node 4 -m SAMFineTuneLib.cli train cases -o liver --label 1
 
-The adapter joins those of this computer under its folder's name, or under --name, ready to be used here and in Slicer.
-Ctrl-C stops; --resume goes on. Needs PyTorch: pip install "samfinetune[training]"
+The adapter is added to those of this computer under its folder's name or --name, ready for use here and in Slicer.
+Ctrl-C stops the training; --resume continues it. Needs PyTorch: pip install "samfinetune[training]"
 """
-_FIRST_STEPS = 5  # after which the time of the whole is told
+_FIRST_STEPS = 5  # after which the total time is estimated
 _STAGES = {"cases": "reading the cases", "before": "testing the base", "testing": "testing the adapter",
            "report": "writing the adapter and its report"}  # fmt: skip
 
@@ -58,26 +58,26 @@ def add_parser(subparsers) -> None:
     add = parser.add_argument
     add("cases", metavar="CASES", help="folder or .csv of annotated cases")
     add("-o", "--output", metavar="ADAPTER", required=True, help="folder for the adapter; must not exist")
-    add("--label", metavar="1,2", help="labels to learn, by value or segment name; any: whatever is labelled as one; "
-        "default: every label")  # fmt: skip
+    add("--label", metavar="1,2", help="labels to learn, by value or segment name; any: all labels as one; default: "
+        "every label")  # fmt: skip
     add("--test", metavar="CASES", help="cases, of other patients, to test on")
     add_match_labels(parser)
     add("--model", metavar="ID", default="compact", help="the base: a model's id or its folder (default: compact)")
     add("--preset", choices=("quick", "balanced", "thorough"), default="quick",
-        help="250, 800 or 2000 steps of each training, of which there are several: --check says how many, and how long "
-        "they take here (default: quick)")  # fmt: skip
+        help="250, 800 or 2000 steps for each training; --check shows how many there are and how long they take here "
+        "(default: quick)")  # fmt: skip
     add("--method", choices=("lora", "adapter", "vanilla"), default="lora", help="default: lora")
     add("--scope", choices=("decoder", "encoder+decoder"), default="encoder+decoder", help="default: encoder+decoder")
     add("--heads", choices=("both", "promptable", "automatic"), default="both",
         help="whether it answers prompts, finds the labels by itself, or both (default)")  # fmt: skip
-    add("--shots", type=int, metavar="N", help="learn from N cases of as many patients; all other patients test")
-    add("--folds", type=int, metavar="K", help="folds of the cross-validation; 0: no evidence; default by preset")
-    add("--name", help="under which it joins the adapters of this computer (default: the name of its folder)")
-    add("--no-add", action="store_true", help="leave it in its folder only; `samfinetune adapters import` adds it")
-    add("--resume", action="store_true", help="go on with an interrupted training")
-    add("--check", action="store_true", help="only say what would be done, how long it would take here, and what would "
-        "be refused")  # fmt: skip
-    add("--json-progress", action="store_true", help="one JSON object a line on stdout instead of text")
+    add("--shots", type=int, metavar="N", help="learn from N cases of N patients, test on all other patients")
+    add("--folds", type=int, metavar="K", help="folds of the cross-validation; 0: no evidence (default: by preset)")
+    add("--name", help="name among the adapters of this computer (default: the name of its folder)")
+    add("--no-add", action="store_true", help="leave it in its folder; `samfinetune adapters import` adds it later")
+    add("--resume", action="store_true", help="continue an interrupted training")
+    add("--check", action="store_true",
+        help="only show what would be done or refused, and how long it would take here")  # fmt: skip
+    add("--json-progress", action="store_true", help="print progress as one JSON object on each line of stdout")
     more = parser.add_argument_group("details")
     add = more.add_argument
     add("--rank", type=int, default=4, help="of LoRA (default 4)")
@@ -85,17 +85,17 @@ def add_parser(subparsers) -> None:
     add("--dropout", type=float, default=0.0, help="of LoRA (default 0)")
     add("--blocks", metavar="8,9,10,11", help="encoder blocks to adapt, counted from 0 (default: all)")
     add("--steps", type=int, help="optimiser steps of each training")
-    add("--batch", type=int, help="pictures a step")
-    add("--rounds", type=int, help="prompting rounds on each object: the first prompt and corrections")
+    add("--batch", type=int, help="pictures in each step")
+    add("--rounds", type=int, help="rounds on each object: the first prompt and corrections")
     add("--learning-rate", type=float, help="default: what suits the method")
     add("--augment", type=float, help="strength of augmentations, 0 to 2; 1 is finetune-SAM's (default: 1 for few "
         "slices, less for more)")  # fmt: skip
     add("--validation", type=int, metavar="N", help="patients set aside from training for early stopping")
-    add("--window", help="grey values that become black and white, as in `samfinetune segment`")
+    add("--window", help="grey values shown as black and white, as in `samfinetune segment`")
     add("--orientation", choices=("auto", "all", "axial", "coronal", "sagittal"),
         help="slices to learn from; auto (default): as they were acquired")  # fmt: skip
-    add("--test-slices", type=int, help="labelled slices of each tested case that are prompted")
-    add("--seed", type=int, default=0, help="start of all random numbers (default 0)")
+    add("--test-slices", type=int, help="labelled slices that are prompted in each tested case")
+    add("--seed", type=int, default=0, help="seed of all random numbers (default 0)")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the image encoder")
     add("--checkpointing", choices=("auto", "on", "off"), default="auto", help="compute encoder blocks twice to save "
@@ -141,13 +141,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Say what would be done; refuse what `_train` refuses."""
+    """Show what would be done; refuse what `_train` would refuse."""
     from SAMFineTuneLib.cases.case_survey import survey
 
     settings, store, cases, test = _asked(args)
     try:
         _require_packages()
-    except UserError:  # what the cases hold can be said all the same
+    except UserError:  # the cases can be shown all the same
         exclusive = "automatic" in settings.heads
         _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
         raise
@@ -164,18 +164,18 @@ def _check(args: argparse.Namespace) -> int:
         _emit({"event": "plan", **_outline(plan), "seconds": pace.seconds})
     else:
         tried = "a step" if pace.steps == 1 else f"{pace.steps} steps"
-        print(f"time        about {duration(pace.seconds)} on {plan.device}, by {tried} and some answers tried now")
+        print(f"time        about {duration(pace.seconds)} on {plan.device}, estimated from {tried} and some answers")
     return 0
 
 
 def _asked(args: argparse.Namespace) -> tuple[Settings, AdapterStore, tuple[Case, ...], tuple[Case, ...]]:
-    """Settings, the adapters of this computer, cases, cases to test on; UserError for what can be seen at once."""
+    """Settings, adapters of this computer, cases and test cases; UserError for mistakes that can be seen at once."""
     from SAMFineTuneLib.cases.cases import find_cases
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     settings, store = _settings(args), AdapterStore()
     if not args.no_add:
-        _check_name(store, _name(args))  # now rather than when hours were spent
+        _check_name(store, _name(args))  # now rather than after hours of training
     cases = find_cases(args.cases, match=args.match_labels)
     return settings, store, cases, find_cases(args.test, match=args.match_labels) if args.test else ()
 
@@ -283,7 +283,7 @@ def _train(args: argparse.Namespace) -> int:
                     "--micro-batch 1 and --checkpointing on to need less."
                 ) from error
             raise
-    if int(os.environ.get("RANK", "0")):  # torchrun: the first process tells
+    if int(os.environ.get("RANK", "0")):  # under torchrun the first process reports
         return 0
     added, note = _add(store, "" if args.no_add else _name(args), result, base)
     _finish(result, args, added, note)
@@ -298,14 +298,14 @@ def _check_name(store: AdapterStore, name: str) -> None:
 
 
 def _add(store: AdapterStore, name: str, result: Result, base: ModelFolder) -> tuple[str, str]:
-    """The adapter's name on this computer, "" when it was not added, and a sentence worth saying or ""."""
+    """The adapter's name on this computer, "" when it was not added, and a note for the user or ""."""
     from SAMFineTuneLib.models.adapters.merged_export import add_ready, make_ready
 
     if not name:
         return "", make_ready(result.adapter, base)
     try:
         return name, add_ready(store, result.adapter, name, base)
-    except UserError as error:  # the training must not be in vain
+    except UserError as error:  # the trained adapter is kept in any case
         return "", str(error)
 
 
@@ -342,7 +342,7 @@ def _emit(content: dict[str, Any]) -> None:
 
 
 class _JsonLines:
-    """A JSON object a report, on stdout."""
+    """Prints progress as JSON objects on stdout."""
 
     def __enter__(self) -> _JsonLines:
         return self
@@ -359,7 +359,7 @@ class _JsonLines:
 
 
 class _Report(ProgressLine):
-    """Prints how far the training is."""
+    """Prints progress for people."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -380,13 +380,13 @@ class _Report(ProgressLine):
         self._steps += training
         if training and self._steps == _FIRST_STEPS and progress.seconds_left is not None:
             whole = time.monotonic() - self._begun + progress.seconds_left
-            self.note(f"time        about {duration(whole)} in all on this computer, by its first steps")
+            self.note(f"time        about {duration(whole)} in all on this computer, estimated from its first steps")
         super().__call__(describe(progress), stage != self._stage or progress.step == progress.steps > 0)
         self._stage = stage
 
 
 def describe(progress: Progress) -> str:
-    """One line for people."""
+    """Progress as one line for people."""
     from SAMFineTuneLib.models.adapters.adapter_card import duration
 
     if progress.stage != "training":

@@ -1,15 +1,15 @@
-"""An annotator's time: what prompts and corrections cost against drawing every outline by hand.
+"""An annotator's time: prompts and corrections compared with drawing every outline by hand.
 
-The seconds are assumptions, and are printed with every result:
+The seconds are assumptions, printed with every result:
 
 | what | seconds | why |
 |---|---|---|
-| a box | 7 | two corners; what Papadopoulos et al. (ICCV 2017) measured for their quickest way of boxing |
+| a box | 7 | two corners; Papadopoulos et al. (ICCV 2017) measured this for their quickest way of boxing |
 | a point | 3 | finding the place and clicking; Bearman et al. (ECCV 2016) measured 2.4 for the first click on an object |
 | a look | 2 | judging a mask on a slice |
 | an outline by hand | 30 | an assumption on the low side: COCO's outlines took 79 each (Lin et al. 2014) |
 
-What has not become good enough is drawn by hand after all, on top of the clicks that were spent on it.
+An object that does not become good enough is drawn by hand, in addition to the clicks spent on it.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation.result_rows import Row
 
 GOOD_ENOUGH = 0.85
-"""Dice from which a mask is taken as it is."""
+"""Dice from which a mask is accepted."""
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long an annotator takes for each."""
+    """Seconds that an annotator needs for each action."""
 
     box: float = 7.0
     point: float = 3.0
@@ -35,7 +35,7 @@ class Seconds:
 
     @classmethod
     def parse(cls, text: str | None) -> Seconds:
-        """From `outline=60,point=2`; the others stay as they are."""
+        """Read `outline=60,point=2`; times that are not given keep their defaults."""
         if not text:
             return cls()
         names = [field.name for field in fields(cls)]
@@ -48,22 +48,22 @@ class Seconds:
                 given[name] = -1.0
             if name not in names or not 0 <= given[name] < float("inf"):
                 raise UserError(
-                    f"{part.strip()!r} is no time; give seconds for {', '.join(names)}, as in outline=60,point=2."
+                    f"{part.strip()!r} is not a time; give seconds for {', '.join(names)}, as in outline=60,point=2."
                 )
         return replace(cls(), **given)
 
     def first(self, start: str) -> float:
-        """Of the prompt that a sequence starts with."""
+        """Seconds for the first prompt of a sequence."""
         return self.box if start == "box" else self.point
 
 
 def clicks_to(dice: Sequence[float | None], wanted: float) -> int | None:
-    """After how many prompts Dice (by step) is `wanted` for the first time; None when it never is."""
+    """Number of prompts after which Dice (by step) first reaches `wanted`; None when it never does."""
     return next((step for step, value in enumerate(dice, start=1) if value is not None and value >= wanted), None)
 
 
 def seconds_for_object(dice: Sequence[float | None], start: str, seconds: Seconds, wanted: float) -> float:
-    """Until an object on a slice is good enough, looking at every answer; drawn by hand if it never is."""
+    """Seconds until an object on a slice is good enough, with a look at every answer; else it is drawn by hand."""
     needed = clicks_to(dice, wanted)
     prompts = needed or len(dice)
     spent = seconds.first(start) + (prompts - 1) * seconds.point + prompts * seconds.look
@@ -71,10 +71,11 @@ def seconds_for_object(dice: Sequence[float | None], start: str, seconds: Second
 
 
 def seconds_for_volume(rows: Iterable[Row], start: str, seconds: Seconds, wanted: float) -> tuple[float, float]:
-    """Assisted, and by hand, for a label in a volume from its rows by slice.
+    """Seconds for a label in a volume with the model's help, and by hand, from its rows by slice.
 
-    Assisted: one prompted slice, a look at every slice that shows the label or got a mask, an outline for each that is
-    not good enough, a click to empty each that should be. By hand: an outline for each slice that shows the label.
+    With help: one prompted slice, a look at every slice that shows the label or got a mask, an outline for each that is
+    not good enough, and a click to empty each that should be empty. By hand: an outline for each slice that shows the
+    label.
     """
     rows = list(rows)
     shown = [row for row in rows if row.area]

@@ -1,4 +1,4 @@
-"""Without a prompt: everything on a slice (S1 of COSMOS), and the classes that an automatic head was taught."""
+"""Protocols without prompts: everything on a slice (S1 of COSMOS), and the classes of an automatic head."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from SAMFineTuneLib.metrics.mask_metrics import Agreement, agreement, dice
 
 
 def everything(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
-    """S1: of all masks of a slice the best one for each object (`oracle`), and the one with the best score.
+    """S1: the best of all masks of a slice for each object (`oracle`), and the mask with the best score.
 
-    The second knows nothing of the object, as in the study: it says how far scores alone lead.
+    The second mask does not depend on the object, as in the study: it shows how far scores alone lead.
     """
     if method.predictor is None or "promptable" not in method.entry.heads:
         return
@@ -38,9 +38,9 @@ def everything(method: OpenMethod, subject: Subject, settings: Settings) -> Iter
 
 
 def automatic(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
-    """Every slice of a case by the automatic head, against each label; nothing for who has no such head.
+    """Compare the automatic head's answer on every slice with each label; nothing for methods without such a head.
 
-    Where a case lacks a label there is nothing to agree with: what was found there is told in millilitres.
+    Where a case lacks a label, Dice is not defined; the row then holds the millilitres that were found.
     """
     if "automatic" not in method.entry.heads:
         return
@@ -58,9 +58,9 @@ def automatic(method: OpenMethod, subject: Subject, settings: Settings) -> Itera
 
 
 def matched(labels: Sequence[str], classes: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of the number of a label and the number of the class that means it, both from 1.
+    """Pairs of a label's number and its class's number, both from 1.
 
-    By name; where no name agrees but there are as many classes as labels, in their order.
+    Matched by name; by order where no name agrees but there are as many classes as labels.
     """
     by_name = {name.casefold(): number for number, name in enumerate(classes, start=1)}
     pairs = [(number, by_name[label.casefold()]) for number, label in enumerate(labels, start=1)

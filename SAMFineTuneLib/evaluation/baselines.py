@@ -1,14 +1,14 @@
-"""Methods without learning, asked with the very prompts that models are asked with. What a model must beat.
+"""Methods without learning that answer the same prompts as models: what a model must beat.
 
 | name | method |
 |---|---|
 | `otsu` | Otsu's threshold in the box (Otsu 1979); the side that the prompt is on |
 | `growing` | seeded region growing: regions from inside and outside grow until they meet, on the steepest edges (Adams and Bischof 1994; as a watershed on the gradient) |
 | `walker` | random walker (Grady 2006) |
-| `levelset` | a smooth front that grows over like grey values, from the box's middle or the points (SimpleITK's threshold level set) |
+| `levelset` | a smooth front that grows over similar grey values, from the box's middle or the points (SimpleITK's threshold level set) |
 
-All look at a window around the prompts; seeds are made of the prompts by one rule (`seeds`). Their parameters are those
-of the libraries, or were settled on an artificial picture; none was fitted to a case.
+All use a window around the prompts, and `seeds` makes their seeds from the prompts. Their parameters are the libraries'
+defaults or were chosen on an artificial picture; none was fitted to a case.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from SAMFineTuneLib.inference.propagation import SMALLEST_SPREAD
 from SAMFineTuneLib.prompts import PlanePrompts
 
 CORE = 0.3
-"""Part of a box's sides that an ellipse in its middle has, which is taken to be inside."""
+"""Size, in parts of a box's sides, of the ellipse in its middle that counts as inside."""
 DISC = 1.0
-"""Pixels around a point that are taken to be what the point says."""
+"""Pixels around a point that count as inside or outside with it."""
 _SPREADS, _START = 2.5, 3.0  # standard deviations, and pixels around the seeds, of the level set
-_LONGEST = 128  # pixels of the longer side at most; larger views are taken in steps
+_LONGEST = 128  # pixels of the longer side at most; larger views are subsampled
 _NOT_KNOWN, _INSIDE, _OUTSIDE = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One mask (rows, columns), in the form of a `Prediction`; the score says nothing."""
+    """One mask (rows, columns) in the form of a `Prediction`, without a score."""
 
     mask: np.ndarray
 
@@ -46,7 +46,7 @@ class Answer:
 
 
 def answer(name: str, picture: np.ndarray, prompts: PlanePrompts) -> Answer:
-    """What the baseline `name` says to prompts on a picture uint8 (rows, columns)."""
+    """Answer of the baseline `name` to prompts on a picture uint8 (rows, columns)."""
     view = _view(picture.shape, prompts)
     step = -(-max(view.rows, view.columns) // _LONGEST)
     cropped = view.crop(picture)[::step, ::step].astype(np.float32)
@@ -60,10 +60,10 @@ def answer(name: str, picture: np.ndarray, prompts: PlanePrompts) -> Answer:
 
 
 def seeds(view: View, step: int, shape: tuple[int, ...], prompts: PlanePrompts) -> np.ndarray:
-    """What is known before: uint8 (rows, columns) of the view's pixels, 1 inside, 2 outside, 0 not known.
+    """Seeds from prompts: uint8 (rows, columns) of the view's pixels, 1 inside, 2 outside, 0 not known.
 
-    Inside: the middle of the box, and around positive points. Outside: beyond the box, the view's own edge, and around
-    negative points. A point is believed before a box, a later one before an earlier one.
+    Inside: the middle of the box, and around positive points. Outside: beyond the box, the view's edge, and around
+    negative points. Points overrule the box, and later points overrule earlier ones.
     """
     rows, columns = (np.indices(shape) * step).astype(np.float32)
     rows, columns = rows + view.top, columns + view.left
@@ -105,13 +105,13 @@ def _walker(picture: np.ndarray, given: np.ndarray) -> np.ndarray:
 
     from skimage.segmentation import random_walker
 
-    with warnings.catch_warnings():  # it warns of seeds that are cut off, and of solvers that are not installed
+    with warnings.catch_warnings():  # about seeds that are cut off and solvers that are not installed
         warnings.simplefilter("ignore")
         return random_walker(picture / 255, given.astype(np.int32), beta=130, mode="cg_j") == _INSIDE
 
 
 def _levelset(picture: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Grey values between `_SPREADS` standard deviations to both sides of the mean of the start belong to it."""
+    """Grow over grey values within `_SPREADS` standard deviations of the mean at the start."""
     import SimpleITK as sitk
 
     start = _start_of_levelset(given)
@@ -131,7 +131,7 @@ def _levelset(picture: np.ndarray, given: np.ndarray) -> np.ndarray:
 
 
 def _start_of_levelset(given: np.ndarray) -> np.ndarray:
-    """The known inside, a little wider, and never nearer to the known outside than to the inside."""
+    """The known inside, widened a little, but never nearer to the known outside than to the inside."""
     from scipy.ndimage import distance_transform_edt
 
     to_inside, to_outside = (distance_transform_edt(given != side) for side in (_INSIDE, _OUTSIDE))
@@ -147,7 +147,7 @@ METHODS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _view(shape: tuple[int, ...], prompts: PlanePrompts) -> View:
-    """A box and a quarter of its longer side around it, corrections included; the whole picture without a box."""
+    """The box and corrections with a margin of a quarter of the longer side; the whole picture without a box."""
     if prompts.box is None:
         return View.whole(shape)
     x0, y0, x1, y1 = box_around_prompts(prompts)
@@ -158,7 +158,7 @@ def _view(shape: tuple[int, ...], prompts: PlanePrompts) -> View:
 
 
 def _connected(found: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The pieces that hold something known to be inside, their holes filled."""
+    """The pieces that contain pixels known to be inside, with their holes filled."""
     from scipy.ndimage import binary_fill_holes
 
     held = [piece for piece in pieces(found) if (piece & inside).any()]

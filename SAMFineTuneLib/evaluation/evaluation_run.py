@@ -1,14 +1,14 @@
-"""An evaluation from cases to report: what is there already is kept, what is missing is done, then all is told.
+"""An evaluation from cases to report: finished jobs are kept, missing ones are done, then everything is reported.
 
-The folder that it leaves:
+It leaves a folder with:
 
 | file | content |
 |---|---|
-| `results.csv` | every measurement, a row per case, object, protocol and step; equal for equal evaluations |
+| `results.csv` | every measurement, a row for each case, object, protocol and step; equal for equal evaluations |
 | `report.html` | tables, curves, box plots and pictures in one file |
-| `summary.json` | the tables as numbers, the settings, who was asked |
+| `summary.json` | the tables as numbers, the settings, the methods |
 | `pictures/` | best, median and worst answers |
-| `cases.csv` | which file stands behind which case and patient: the only place with names, not to be passed on |
+| `cases.csv` | which file is which case and patient: the only file with names, not to be passed on |
 | `parts/` | the rows of each job, which `--resume` need not do again |
 """
 
@@ -49,7 +49,7 @@ RESULTS, REPORT, SUMMARY, KEY = "results.csv", "report.html", "summary.json", "c
 
 @dataclass(frozen=True)
 class _Listed:
-    """A case with what stands for it and for its patient."""
+    """A case with its digest, and the digest that stands for its patient."""
 
     case: Case
     digest: str
@@ -86,7 +86,7 @@ def evaluate(
     work = [(one.case, one.digest, one.patient) for one in listed]
     jobs = list_jobs(work, found.choice, found.names, entries, settings, device)
     if not jobs:
-        raise UserError("There is nothing to do: no method can answer the chosen protocols; choose others.")
+        raise UserError("There is nothing to do: none of the methods can answer the chosen protocols; choose others.")
     with owning(folder, lambda owner: _is_running(folder, owner)):
         _require_contents(folder, resume)
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def evaluate(
         _do(jobs, folder / PARTS, engine, progress)
         rows = [row for job in jobs for row in _read_part(folder / PARTS, job) or ()]
         if not rows:
-            nothing = f"No label has a piece of {LEAST_PIXELS} pixels or more on any slice, so that nothing was asked."
+            nothing = f"No label has a piece of {LEAST_PIXELS} pixels or more on any slice, so nothing was measured."
             notes.append(nothing)
         _write(folder / RESULTS, to_csv(rows))
         results = Results(rows, [entry.name for entry in entries])
@@ -117,7 +117,7 @@ def evaluate(
 
 
 def _listed(cases: Sequence[Case], digests: dict[str, str]) -> list[_Listed]:
-    """In the order of digests, which renaming files does not change; a patient is called by its first case."""
+    """Cases in the order of digests, which renaming files does not change; a patient is named by the first case."""
     ordered = sorted(cases, key=lambda case: digests[case.id])
     first: dict[str, str] = {}
     for case in ordered:
@@ -126,17 +126,17 @@ def _listed(cases: Sequence[Case], digests: dict[str, str]) -> list[_Listed]:
 
 
 def _without_taught(listed: Sequence[_Listed], entries: Sequence[Entry]) -> tuple[list[_Listed], list[str]]:
-    """The cases of patients that no adapter learned from, and a sentence for each adapter that learned from others."""
+    """Cases of patients that no adapter learned from, and a sentence for each adapter that learned from the others."""
     notes, seen = [], set()
     for entry in entries:
         own = {one.patient for one in listed if one.digest in entry.taught}
         if own:
-            notes.append(f"{entry.name} learned from {len(own)} of the patients; their cases are left out for all.")
+            notes.append(f"{entry.name} learned from {len(own)} of the patients; no method is tested on their cases.")
             seen |= own
     rest = [one for one in listed if one.patient not in seen]
     if not rest:
         raise UserError(
-            "An adapter learned from every one of these patients, so that they say nothing about it; give others."
+            "An adapter learned from every one of these patients, so they cannot test it; give cases of other patients."
         )
     return rest, notes
 
@@ -146,8 +146,8 @@ def _notes_on(entries: Sequence[Entry], settings: Settings) -> list[str]:
     if "automatic" in settings.protocols:
         without = [entry.name for entry in entries if not entry.is_baseline and "automatic" not in entry.heads]
         if without:
-            notes.append(f"{', '.join(without)}: no automatic head, so that nothing is said about segmenting "
-                         "without prompts.")  # fmt: skip
+            notes.append(f"{', '.join(without)}: no automatic head, so segmenting without prompts was not "
+                         "measured.")  # fmt: skip
     return notes
 
 
@@ -185,7 +185,7 @@ def _require_contents(folder: Path, resume: bool) -> None:
 
 
 def _do(jobs: Sequence[Job], parts: Path, engine: Engine, progress: Callable[[Progress], None] | None) -> None:
-    """Do what is not there yet; each job's rows are on disk before it counts as done."""
+    """Do the missing jobs; a job's rows are on disk before it counts as done."""
     missing = [job for job in jobs if _read_part(parts, job) is None]
     meter = Meter(len(jobs), progress)
     meter.skip(len(jobs) - len(missing))
@@ -195,7 +195,7 @@ def _do(jobs: Sequence[Job], parts: Path, engine: Engine, progress: Callable[[Pr
 
 
 def _read_part(parts: Path, job: Job) -> list[Row] | None:
-    """The rows of a job that was done; None where they are not there, or not whole."""
+    """The rows of a finished job; None where they are missing or incomplete."""
     try:
         return from_csv((parts / f"{job.key}.csv").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""What an evaluation asks, of which objects, and how it begins its random numbers."""
+"""The settings of an evaluation: protocols, objects, seed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
 
 PROTOCOLS = ("S1", *STRATEGIES, "perturbation", "interactive", "3d", "automatic", "factors")
 DEFAULT_PROTOCOLS = (*STRATEGIES, "perturbation", "interactive", "3d", "automatic", "factors")
-"""All but S1, which takes longer than the rest together."""
+"""All but S1, which takes longer than all others together."""
 GROUPS = {"all": PROTOCOLS, "prompts": tuple(STRATEGIES)}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers. Two evaluations with equal settings, cases and methods give equal rows."""
+    """Everything that decides the results: equal settings, cases and methods give equal rows."""
 
     protocols: tuple[str, ...] = DEFAULT_PROTOCOLS
     slices: int = 3
@@ -28,7 +28,7 @@ class Settings:
     """Corrections of a volume."""
     seed: int = 0
     tolerance: float | None = None
-    """Of the NSD in mm; None is two pixels on slices, and the largest side of a voxel in volumes."""
+    """Tolerance of the NSD in mm; None: two pixels on slices, and the largest side of a voxel in volumes."""
     window: str | None = None
     orientation: str = "auto"
 
@@ -39,7 +39,7 @@ class Settings:
             raise UserError("The tolerance of the NSD is a number of millimetres, 0 or more.")
 
     def of(self, protocol: str) -> dict[str, Any]:
-        """What decides the numbers of one protocol, for telling whether work was done already."""
+        """The settings that decide the results of one protocol; they tell whether a job was done already."""
         everywhere = {"protocol": protocol, "tolerance": self.tolerance, "window": self.window,
                       "orientation": self.orientation}  # fmt: skip
         own = {"interactive": ("slices", "steps", "seed"), "perturbation": ("slices", "seed"), "3d": ("rounds",),
@@ -48,7 +48,7 @@ class Settings:
 
 
 def parse_protocols(text: str | Sequence[str] | None) -> tuple[str, ...]:
-    """From `S2,S5,interactive`; `prompts` is S2 to S6, `all` everything. In the order of PROTOCOLS."""
+    """Read `S2,S5,interactive`; `prompts` means S2 to S6, `all` everything. In the order of PROTOCOLS."""
     if text is None:
         return DEFAULT_PROTOCOLS
     named = [part.strip() for part in (text.split(",") if isinstance(text, str) else text) if part.strip()]
@@ -56,8 +56,8 @@ def parse_protocols(text: str | Sequence[str] | None) -> tuple[str, ...]:
     chosen = set()
     for name in named:
         if name.lower() not in by_lower:
-            raise UserError(f"There is no protocol {name!r}; choose of {', '.join((*PROTOCOLS, *GROUPS))}.")
+            raise UserError(f"There is no protocol {name!r}; choose from {', '.join((*PROTOCOLS, *GROUPS))}.")
         chosen.update(by_lower[name.lower()])
     if not chosen:
-        raise UserError(f"No protocol is named; choose of {', '.join((*PROTOCOLS, *GROUPS))}.")
+        raise UserError(f"No protocol is named; choose from {', '.join((*PROTOCOLS, *GROUPS))}.")
     return tuple(name for name in PROTOCOLS if name in chosen)

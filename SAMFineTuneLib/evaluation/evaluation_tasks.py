@@ -1,4 +1,4 @@
-"""The list of work: one job is one protocol for one method on one case. Jobs know everything they need."""
+"""The list of jobs: one protocol for one method on one case. A job holds everything that it needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from SAMFineTuneLib.evaluation.volume_protocol import volumes
 from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
 
 FORMAT = 2
-"""Part of every job's key: raise it when a protocol or a metric changes its numbers."""
+"""Part of every job's key: raise it when results of a protocol or a metric change."""
 
 Protocol = Callable[[OpenMethod, Subject, Settings], Iterator[Row]]
 _PROTOCOLS: dict[str, Protocol] = {
@@ -45,7 +45,7 @@ class Job:
     case: Case
     digest: str
     patient: str
-    """What stands for the patient in the rows."""
+    """What identifies the patient in the rows."""
     choice: LabelChoice
     names: tuple[str, ...]
     entry: Entry | None
@@ -55,7 +55,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Equal for jobs with equal rows: hex, of everything that decides them."""
+        """Hex digest of everything that decides the rows: equal for jobs with equal rows."""
         who = ("", "") if self.entry is None else (self.entry.name, self.entry.digest)
         parts = [FORMAT, self.digest, self.patient, str(self.choice), self.names, who, self.settings.of(self.protocol)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
@@ -69,7 +69,7 @@ def list_jobs(
     settings: Settings,
     device: str = "auto",
 ) -> list[Job]:
-    """Everything there is to do, case by case; `cases` are with their digests and what stands for the patient."""
+    """All jobs, case by case; `cases` come with their digests and what identifies the patient."""
     jobs = []
     for case, digest, patient in cases:
         for entry in (None, *entries):

@@ -1,7 +1,7 @@
-"""Pictures of answers: for a method and a strategy the best, the median and the worst object.
+"""Pictures of answers: the best, the median and the worst object for each method and strategy.
 
-Masks are not kept during an evaluation. Prompts follow from the case alone, so that the few that are shown are simply
-asked for again.
+An evaluation does not keep masks. Prompts follow from the case alone, so the few answers that are shown are computed
+again.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from SAMFineTuneLib.report_page import REFERENCE, paint
 from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
 
 SHOWN = ("S2", "S5")
-_MARGIN = 0.75  # of the object's longer side around what is shown
-_SMALLEST = 48  # pixels that a picture shows at least
+_MARGIN = 0.75  # around the object, in parts of its longer side
+_SMALLEST = 48  # pixels of a picture's side at least
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def draw_overlays(
     settings: Settings,
     device: str = "auto",
 ) -> Iterator[Overlay]:
-    """Draw into a folder; `cases` by what stands for them in rows. Baselines are not drawn."""
+    """Draw into a folder; `cases` by their short digests. Baselines are not drawn."""
     wanted = [
         (row, entry, strategy, rank)
         for entry in entries
@@ -72,7 +72,7 @@ def draw_overlays(
 
 
 def ranked(rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """The best, the median and the worst of rows by Dice; fewer of few."""
+    """The best, the median and the worst row by Dice; fewer where there are fewer rows."""
     order = sorted(rows, key=lambda row: (-row.dice, row.case, row.object))
     places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
     chosen = {place: rank for rank, place in reversed(places.items())} if order else {}
@@ -100,7 +100,7 @@ def _draw(
 
 
 def _around(mask) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of what is shown of a picture."""
+    """Top, left, bottom, right of the part of a picture that is shown."""
     x0, y0, x1, y1 = (int(edge) for edge in bounding_box(mask))
     side = max(_SMALLEST, (max(x1 - x0, y1 - y0) + 1) * (1 + 2 * _MARGIN))
     middles = (y0 + y1) / 2, (x0 + x1) / 2

@@ -1,7 +1,7 @@
-"""Who does the jobs: processes on this computer, or a Dask cluster. Answers come as they are ready.
+"""Executors of jobs: processes on this computer, or a Dask cluster. Results come as they are ready.
 
-Dask rather than Ray: both are kept well, but Dask is pure Python, so that it installs wherever this does, and a
-hospital's cluster (Slurm, Kubernetes, SSH) is reached through it without a line here.
+Dask rather than Ray: both are well maintained, but Dask is pure Python and installs wherever this library does, and it
+reaches a hospital's cluster (Slurm, Kubernetes, SSH) without further code here.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Engine = Callable[[Sequence[Job]], Iterator[tuple[Job, str]]]
 
 
 def local(processes: int | None = None) -> Engine:
-    """Processes on this computer, by default one a core."""
+    """Processes on this computer, by default one for each core."""
     count = processes if processes is not None else os.cpu_count() or 1
     if count < 1:
-        raise UserError("Work is spread over 1 process or more.")
+        raise UserError("Work is spread over 1 process or more; give --jobs 1 or more.")
 
     def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
         if min(count, len(jobs)) == 1:
@@ -38,7 +38,7 @@ def local(processes: int | None = None) -> Engine:
 
 
 def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
-    """The workers of a Dask cluster by its scheduler's address; without one, of a cluster on this computer.
+    """Workers of the Dask cluster at a scheduler's address; without an address, of a cluster on this computer.
 
     Every worker needs this library, and cases, models and adapters at the same paths.
     """
@@ -79,16 +79,16 @@ def _in_processes(jobs: Sequence[Job], count: int) -> Iterator[tuple[Job, str]]:
             yield waiting.pop(future), future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "A process ended unexpectedly, probably for want of memory; go on with --resume and fewer --jobs."
+            "A process ended unexpectedly, probably because it ran out of memory; go on with --resume and fewer --jobs."
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - others:
-            child.terminate()  # what it was doing is done again by --resume
+            child.terminate()  # --resume does its job again
 
 
 def _begin_process() -> None:
-    """Ctrl-C is for the parent to hear, and a process whose parent has died has nobody to work for."""
+    """Leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -1,4 +1,4 @@
-"""What makes an object hard: its size, its contrast, how intricate its outline is (COSMOS 1050K, arXiv 2304.14660)."""
+"""What makes an object hard: its size, its contrast, the complexity of its outline (COSMOS 1050K, arXiv 2304.14660)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.metrics.mask_metrics import dice
 
 REFERENCE = "reference"
-"""In place of a method in rows that are about objects alone."""
+"""Takes the place of a method in rows about objects alone."""
 GOOD_ENOUGH = 0.97
-"""Dice with the object at which a Fourier series is taken to describe its outline."""
+"""Dice with the object from which a Fourier series counts as a description of its outline."""
 MOST_HARMONICS = 100
-_RING = 0.2  # width of the surround in radii of the disc of the object's area
+_RING = 0.2  # width of the surroundings in radii of a disc of the object's area
 
 
 @dataclass(frozen=True)
 class Factors:
-    """`area` in mm²; `contrast` is the difference of mean grey values to the surround, from 0 to 1 of the window;
+    """`area` in mm²; `contrast` is the difference of mean grey values to the surroundings, 0 to 1 of the window;
     `complexity` the order of the elliptic Fourier series that describes the outline."""
 
     area: float
@@ -31,7 +31,7 @@ class Factors:
 
 
 def factor_rows(subject: Subject, settings: Settings) -> Iterator[Row]:
-    """The factors of every object; the same whoever is asked."""
+    """The factors of every object, which are the same for all methods."""
     for thing in subject.objects(settings.slices):
         found = factors_of(thing)
         yield Row(REFERENCE, "", subject.digest, thing.label, "factors", "", thing.name, area=found.area,
@@ -45,8 +45,8 @@ def factors_of(thing: SliceObject) -> Factors:
 
 
 def contrast(picture: np.ndarray, mask: np.ndarray, ignored: np.ndarray | None = None) -> float:
-    """Absolute difference of the mean grey value of an object and of the ring around it, as a part of 255; what is
-    `ignored` is not of the ring."""
+    """Absolute difference of the mean grey values of an object and of the ring around it without `ignored` pixels, in
+    parts of 255."""
     from scipy.ndimage import distance_transform_edt
 
     width = max(2.0, _RING * np.sqrt(np.count_nonzero(mask) / np.pi))
@@ -68,7 +68,7 @@ def complexity(mask: np.ndarray) -> int:
     filled = binary_fill_holes(mask)
     outline = _outline(filled)
     harmonics, centre = elliptic_fourier(outline, MOST_HARMONICS)
-    low, high = 1, MOST_HARMONICS  # more harmonics never describe the outline worse by much: halve the interval
+    low, high = 1, MOST_HARMONICS  # more harmonics hardly ever describe the outline worse, so halve the interval
     while low < high:
         middle = (low + high) // 2
         shape = _drawn(series(harmonics[:middle], centre, 2 * len(outline)), filled.shape)

@@ -1,4 +1,4 @@
-"""Curves and box plots of an evaluation, as PNG bytes. Needs matplotlib, which no window is asked of."""
+"""Curves and box plots of an evaluation, as PNG bytes. Needs matplotlib, but no window."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _UNIT = (0.0, 1.02)
 
 
 def all_figures(results: Results) -> dict[str, bytes]:
-    """PNG files by title, those that there are rows for."""
+    """PNG files by title, for the protocols that have rows."""
     drawn = {
         "Dice of objects by prompt": _boxes(results),
         "Dice by number of prompts": _interactive(results),
         "Dice by distance from the prompted slice": _distance(results),
-        "Dice by how far prompts are out of place": _perturbation(results),
+        "Dice with misplaced prompts": _perturbation(results),
         "Volumes by rounds of correction": _rounds(results),
     }
     return {title: png for title, png in drawn.items() if png is not None}
 
 
 def _boxes(results: Results) -> bytes | None:
-    """All objects, not means: what to be ready for."""
+    """Box plots of all objects rather than means, since they show what a user may meet."""
     shown = [way for way in STRATEGIES if any(results.of(name, way) for name in results.methods)]
     if not shown:
         return None
@@ -53,7 +53,7 @@ def _boxes(results: Results) -> bytes | None:
 
 
 def _interactive(results: Results) -> bytes | None:
-    """One panel a start; the clicks of a careful annotator, solid with the mask fed back and dashed without."""
+    """One panel for each first prompt: corrections in the middle of errors, dashed without the mask fed back."""
     starts = list(dict.fromkeys(way.start for way in WAYS))
     if not any(results.asked("interactive", str(way)) for way in WAYS):
         return None

@@ -1,7 +1,7 @@
 """A simulated annotator corrects an answer click by click (MedicoSAM, arXiv 2501.11734): first prompt, corrections.
 
 Each further step adds one point where the answer is wrong: in the middle of its largest wrong piece, as a careful
-annotator does, or anywhere in what is wrong. The answer before is fed back as a mask prompt, or not.
+annotator would, or anywhere in what is wrong; with or without the previous answer as a mask prompt.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FIRST = {"point": "S2", "box": "S5"}
 
 
 def interactive(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
-    """Every object, by every way. Baselines take no mask, so that they go by half of the ways."""
+    """Correct every object in every way; baselines, which take no mask prompt, in half of the ways."""
     for thing in subject.objects(settings.slices):
         for way in WAYS:
             if way.feedback or not method.entry.is_baseline:
@@ -61,5 +61,5 @@ def _sequence(
             prompts = with_click(prompts, *click)
             answer = method.answer(thing.picture, prompts, answer if way.feedback else None)
             row = judged(answer, thing, row, settings)
-        row = replace(row, step=step)  # nothing is wrong any more: nothing more is clicked
+        row = replace(row, step=step)  # where nothing is wrong any more, nothing is clicked
         yield row

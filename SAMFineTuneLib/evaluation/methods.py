@@ -1,4 +1,4 @@
-"""Who is asked: a model, a model with an adapter in it, or a baseline. All answer prompts on a picture alike."""
+"""The methods that an evaluation compares: models, models with an adapter, baselines; all answer prompts alike."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Prediction
 
 _MEMORY = 256 << 20
-_REVISION = 2  # of the baselines: raise it when one of them answers differently
+_REVISION = 2  # of the baselines: raise it when an answer of theirs changes
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method as a process that knows nothing of this one needs it: names and folders."""
+    """A method as another process needs it: names and folders."""
 
     name: str
     model: Path | None = None
     """Folder of the model; None for a baseline."""
     adapter: Path | None = None
     digest: str = ""
-    """Of what answers: weights, adapter, precision."""
+    """Digest of weights, adapter and precision."""
     heads: tuple[str, ...] = ("promptable",)
     classes: tuple[str, ...] = ()
-    """What it finds without a prompt."""
+    """Classes that it finds without a prompt."""
     taught: tuple[str, ...] = field(default=(), repr=False)
     """Digests of the cases that an adapter learned from."""
     notices: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Entry:
 
 
 class OpenMethod:
-    """An entry, opened."""
+    """A method that is ready to answer."""
 
     def __init__(self, entry: Entry, device: str = "auto") -> None:
         self.entry, self.name = entry, entry.name
@@ -67,7 +67,7 @@ class OpenMethod:
     def answer(
         self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | Answer | None = None
     ) -> Prediction | Answer:
-        """Masks for prompts on a picture. `previous` is fed back as a mask prompt by those who take one."""
+        """Answer prompts on a picture; `previous` is fed back as a mask prompt where the method takes one."""
         if self.predictor is None:
             return baselines.answer(self.name, picture, prompts)
         return self.predictor.predict(picture, prompts, previous=previous)
@@ -76,7 +76,7 @@ class OpenMethod:
 def enter(models: Sequence[str], adapters: Sequence[str], device: str = "auto") -> list[Entry]:
     """Entries of models and adapters by id, name or folder; the bundled model when neither is named.
 
-    Each is opened once, so that what cannot run is refused before the long work.
+    Each is opened once, so that a method that cannot run is refused before the long work.
     """
     folders = [find_model(name) for name in models or ([] if adapters else [DEFAULT_MODEL])]
     entries = [_enter(model, None, device) for model in folders]
@@ -91,7 +91,7 @@ def enter_baselines(names: Sequence[str]) -> list[Entry]:
     """Entries of baselines by name."""
     for name in names:
         if name not in baselines.METHODS:
-            raise UserError(f"There is no baseline {name!r}; choose of {', '.join(baselines.METHODS)}, or none.")
+            raise UserError(f"There is no baseline {name!r}; choose from {', '.join(baselines.METHODS)}, or none.")
     return [Entry(name, digest=f"baseline {name} {_REVISION}") for name in names]
 
 
@@ -115,7 +115,7 @@ def _enter(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> En
 
 
 def _open(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Predictor:
-    """With one thread: work is spread over cases, and sums that always run in one order always agree."""
+    """Open with one thread: jobs run in parallel, and the order of sums, so every bit of results, stays the same."""
     return Predictor(open_engine(model, device, adapter=adapter, threads=1), EmbeddingCache(memory_bytes=_MEMORY))
 
 
@@ -124,11 +124,11 @@ def _adapter(entry: Entry) -> AdapterFolder | None:
 
 
 def _told_apart(entries: list[Entry]) -> list[Entry]:
-    """UserError when two would be told apart by nothing, or answer to one name."""
+    """UserError when two entries are the same method, or have one name."""
     for position, one in enumerate(entries):
         for other in entries[:position]:
             if one.digest == other.digest:
                 raise UserError(f"{one.name} is named twice; name each model and adapter once.")
             if one.name == other.name:
-                raise UserError(f"Two different methods are called {one.name}; rename the folder of one.")
+                raise UserError(f"Two different methods have the name {one.name}; rename the folder of one.")
     return entries

@@ -1,4 +1,4 @@
-"""What is asked for: connected pieces of labels on slices of a case, as MedicoSAM's evaluation takes them."""
+"""The objects of an evaluation: connected pieces of labels on slices of a case (MedicoSAM)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from SAMFineTuneLib.images import IntensityWindow, SlicePlane, choose_window
 class SliceObject:
     """One piece of a label on a slice: `picture` uint8, `mask` and `ignored` bool (rows, columns), pixels of `plane`.
 
-    Where `ignored` is true, nobody said what there is: answers, and prompts outside the object, do not count there.
+    The annotator left `ignored` pixels undecided: neither answers nor prompts outside the object count there.
     """
 
     label: str
     number: int
-    """Of the label among the chosen ones, from 1."""
+    """Number of the label among the chosen ones, from 1."""
     piece: int
     picture: np.ndarray
     mask: np.ndarray
@@ -31,11 +31,11 @@ class SliceObject:
 
     @property
     def name(self) -> str:
-        """The same for the same object of one case at every reading."""
+        """Name of the object within its case, the same whenever the case is read."""
         return f"{self.plane.key}/{self.number}/{self.piece}"
 
     def counted(self, answer: np.ndarray) -> np.ndarray:
-        """The part of an answer (…, rows, columns) that counts."""
+        """The answer (…, rows, columns) without ignored pixels."""
         return answer & ~self.ignored
 
     @property
@@ -46,11 +46,11 @@ class SliceObject:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A case that was read, as the protocols see it: the slices of one orientation in one window."""
+    """A case as the protocols see it: the slices of one orientation in one window."""
 
     labelled: Labelled
     window: str | None = None
-    """How grey values are shown; None is what the modality asks for."""
+    """Grey-value window; None: what suits the modality."""
     orientation: str = "auto"
 
     @property
@@ -72,7 +72,7 @@ class Subject:
 
     @property
     def seen_along(self) -> str:
-        """The orientation that is meant."""
+        """Name of the orientation of the slices."""
         return orientations(self.labelled, self.orientation)[0]
 
     def random(self, seed: int, *purpose: str) -> np.random.Generator:

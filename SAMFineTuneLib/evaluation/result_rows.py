@@ -1,4 +1,4 @@
-"""The table that everything ends in: a row per case, object, protocol and step, as `results.csv` has it."""
+"""Results as a table: a row for each case, object, protocol and step, as in `results.csv`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from SAMFineTuneLib.metrics.patient_statistics import patient_means
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. Numbers that do not apply, or are not defined, are None and empty in the file.
+    """One measurement. Numbers that do not apply or are not defined are None, and empty in the file.
 
-    Cases and patients are known by digests: a results folder that is passed on names nobody.
+    Digests stand for cases and patients, so a results folder that is passed on names nobody.
     """
 
     method: str
@@ -24,37 +24,37 @@ class Row:
     label: str
     protocol: str
     variant: str
-    """What exactly was done within the protocol."""
+    """The variant of the protocol."""
     object: str = ""
     """A piece on a slice: plane, number of the label, number of the piece. Empty for whole volumes."""
     step: int = 1
-    """Which answer of a sequence, from 1; rounds in 3-D."""
+    """Number of the answer in a sequence, or of the round in 3-D, from 1."""
     distance: float | None = None
-    """Millimetres from the prompted slice, with a sign, in 3-D."""
+    """Signed distance in mm from the prompted slice, in 3-D."""
     dice: float | None = None
-    """Of the candidate with the best predicted IoU: what a user gets."""
+    """Dice of the candidate with the best predicted IoU, which is what a user gets."""
     oracle: float | None = None
-    """Dice of the best candidate, which only the reference can tell."""
+    """Dice of the candidate that agrees best with the reference."""
     iou: float | None = None
     hd95: float | None = None
     nsd: float | None = None
     score: float | None = None
-    """The IoU that the model predicted."""
+    """IoU that the model predicted."""
     false_ml: float | None = None
-    """Millilitres found where the reference has nothing at all."""
+    """Millilitres found in a case without the label."""
     area: float | None = None
-    """Of an object, in square millimetres."""
+    """Of the object, in mm²."""
     contrast: float | None = None
     complexity: float | None = None
 
 
 _NAMES = [field.name for field in fields(Row)]
-_COLUMNS = ["contestant" if name == "method" else name for name in _NAMES]  # the file's name for it, from the beginning
+_COLUMNS = ["contestant" if name == "method" else name for name in _NAMES]  # as in files of all versions
 _TEXT = ("method", "patient", "case", "label", "protocol", "variant", "object")
 
 
 def numbers_of(found: Agreement) -> dict[str, float | None]:
-    """An agreement as columns of a row."""
+    """The columns of a row from an agreement."""
     return {"dice": found.dice, "iou": found.iou, "hd95": found.hd95, "nsd": found.nsd}
 
 
@@ -66,7 +66,7 @@ def by_patient(rows: Sequence[Row], values: str | Sequence[float | None]) -> dic
 
 
 def to_csv(rows: Iterable[Row]) -> str:
-    """Rows as text with a header; six decimals, so that what is read back is what was written."""
+    """Rows as CSV with a header; six decimals, so that reading gives what was written."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -76,7 +76,7 @@ def to_csv(rows: Iterable[Row]) -> str:
 
 
 def from_csv(text: str) -> list[Row]:
-    """Rows of a text that `to_csv` wrote; ValueError for any other."""
+    """The rows that `to_csv` wrote; ValueError for any other text."""
     header, *lines = csv.reader(io.StringIO(text, newline="")) if text else ([],)
     if header != _COLUMNS:
         raise ValueError("These are not rows of an evaluation.")

@@ -1,4 +1,4 @@
-"""One prompt, one answer: strategies S2 to S6 as they are, and out of place."""
+"""One prompt, one answer: the strategies S2 to S6, and the same prompts misplaced."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, perturbed, p
 
 
 def strategy(name: str, method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
-    """Every object prompted by one strategy."""
+    """Prompt every object by one strategy."""
     for thing in subject.objects(settings.slices):
         answer = method.answer(thing.picture, prompts_for(name, thing.mask, thing.ignored))
         yield judged(answer, thing, row_of(method, subject, thing, name), settings)
 
 
 def perturbation(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
-    """Every object prompted by every prompt out of place. The prompts in place are those of `strategy`."""
+    """Prompt every object by every perturbation; `strategy` has the prompts in their place."""
     for thing in subject.objects(settings.slices):
         for how in PERTURBATIONS:
             rng = subject.random(settings.seed, thing.name, str(how).replace(how.strategy, "", 1))
@@ -32,12 +32,12 @@ def perturbation(method: OpenMethod, subject: Subject, settings: Settings) -> It
 
 
 def row_of(method: OpenMethod, subject: Subject, thing: SliceObject, protocol: str, variant: str = "") -> Row:
-    """A row about an object, with nothing measured yet."""
+    """A row about an object, without measurements."""
     return Row(method.name, "", subject.digest, thing.label, protocol, variant, thing.name)
 
 
 def judged(answer, thing: SliceObject, row: Row, settings: Settings) -> Row:
-    """The row with what an answer is worth: the candidate that a user gets, and the best there was."""
+    """The row with the measurements of an answer: of the candidate that a user gets, and of the best candidate."""
     mask = thing.counted(answer.mask)
     found = agreement(mask, thing.mask, thing.spacing, settings.tolerance or 2 * thing.spacing[0])
     oracle = max(dice(mask, thing.mask) for mask in thing.counted(answer.masks))

@@ -1,4 +1,4 @@
-"""What the rows say, as tables: numbers for `summary.json`, text for the report and for documents."""
+"""The tables of an evaluation: numbers for `summary.json`, text for the report and for documents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from SAMFineTuneLib.metrics.patient_statistics import (
 from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES
 
 WANTED = (0.85, 0.9)
-"""Dice that clicks are counted to."""
+"""Dice to reach when prompts are counted."""
 BANDS = ((0, 5), (5, 10), (10, 20), (20, 40), (40, 80), (80, float("inf")))
 """Millimetres from the prompted slice."""
 _CORRELATION_RESAMPLES = 500  # each takes a least-squares fit
@@ -39,7 +39,7 @@ Cell = str | int | float | Estimate | Difference | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title, a sentence or two on how to read it, and rows of cells under a header."""
+    """A table with a title, a note on how to read it, and rows of cells under a header."""
 
     name: str
     title: str
@@ -53,13 +53,13 @@ class Table:
         return {"name": self.name, "title": self.title, "note": self.note, "header": list(self.header), "rows": rows}
 
     def as_markdown(self) -> str:
-        """As a document has it."""
+        """The table in Markdown."""
         lines = [self.header, ["---"] * len(self.header), *([text_of(cell) for cell in row] for row in self.rows)]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def text_of(cell: Cell) -> str:
-    """A cell for people."""
+    """A cell as text; `–` where it has no value."""
     if cell is None:
         return "–"
     if isinstance(cell, float):
@@ -71,7 +71,7 @@ def text_of(cell: Cell) -> str:
 
 
 class Results:
-    """The rows of an evaluation by who, what and how; order as given."""
+    """The rows of an evaluation by method, protocol, variant and step, in their given order."""
 
     def __init__(self, rows: Iterable[Row], methods: Sequence[str]) -> None:
         self.methods = tuple(methods)
@@ -83,7 +83,7 @@ class Results:
         return self._by.get((method, protocol, variant, step), [])
 
     def asked(self, protocol: str, variant: str = "") -> list[str]:
-        """Methods with such rows."""
+        """Methods that have such rows."""
         return [name for name in self.methods if self.of(name, protocol, variant)]
 
     def steps(self, method: str, protocol: str, variant: str) -> list[int]:
@@ -91,7 +91,7 @@ class Results:
 
 
 def all_tables(results: Results, seconds: Seconds) -> list[Table]:
-    """Every table that there are rows for."""
+    """All tables that have rows."""
     made = [prompt_table(results), label_table(results), paired_table(results), everything_table(results),
             perturbation_table(results), interactive_table(results), clicks_table(results), volume_table(results),
             distance_table(results), automatic_table(results), factor_table(results), seconds_table(results, seconds)]
@@ -99,7 +99,7 @@ def all_tables(results: Results, seconds: Seconds) -> list[Table]:
 
 
 def prompt_table(results: Results) -> Table:
-    """S2 to S6: the headline."""
+    """S2 to S6, the main table."""
     rows = []
     for name in results.methods:
         for strategy, what in STRATEGIES.items():
@@ -109,14 +109,14 @@ def prompt_table(results: Results) -> Table:
     return Table(
         "prompts", "One prompt, one answer",
         "Dice is that of the candidate with the best predicted IoU, which is what a user gets; “best candidate” is "
-        "chosen with the reference's help and only says what the model had to offer. HD95 in mm, over the answers that "
-        "are not empty. " + _MEAN,
-        ("who", "prompt", "Dice", "best candidate", "IoU", "HD95", "NSD", "objects, cases, patients"), tuple(rows),
+        "chosen with the reference and only shows what the model could offer. HD95 in mm, over answers that are not "
+        "empty. " + _MEAN,
+        ("method", "prompt", "Dice", "best candidate", "IoU", "HD95", "NSD", "objects, cases, patients"), tuple(rows),
     )  # fmt: skip
 
 
 def label_table(results: Results) -> Table:
-    """The same by label, where there are several."""
+    """Dice by label, where there are several labels."""
     rows = []
     labels = sorted({row.label for name in results.methods for way in STRATEGIES for row in results.of(name, way)},
                     key=_naturally)  # fmt: skip
@@ -127,12 +127,12 @@ def label_table(results: Results) -> Table:
                 counts = next(_counts(rows) for rows in found.values() if rows)
                 means = (estimate(by_patient(rows, "dice")) for rows in found.values())
                 rows.append((label, name, *means, counts))
-    return Table("labels", "Dice by label", _MEAN, ("label", "who", *STRATEGIES, "objects, cases, patients"),
+    return Table("labels", "Dice by label", _MEAN, ("label", "method", *STRATEGIES, "objects, cases, patients"),
                  tuple(rows))  # fmt: skip
 
 
 def paired_table(results: Results) -> Table:
-    """Everybody against the first method, patient by patient."""
+    """All methods compared with the first one, patient by patient."""
     first, *others = results.methods or ("",)
     rows = []
     for name in others:
@@ -144,9 +144,9 @@ def paired_table(results: Results) -> Table:
     corrected = holm([row[3] for row in rows])
     return Table(
         "paired", f"Differences in Dice to {first}",
-        "Positive: better. p of Wilcoxon's signed-rank test over patients, two-sided, and corrected for the number of "
+        "Positive: better. p of Wilcoxon's two-sided signed-rank test over patients, and corrected for the number of "
         "comparisons in this table (Holm). With fewer than six patients no difference can reach 0.05.",
-        ("who", "prompt", "difference", "p", "p, corrected", "patients"),
+        ("method", "prompt", "difference", "p", "p, corrected", "patients"),
         tuple((*row[:4], p, row[4]) for row, p in zip(rows, corrected, strict=True)),
     )  # fmt: skip
 
@@ -158,14 +158,14 @@ def everything_table(results: Results) -> Table:
     ]  # fmt: skip
     return Table(
         "everything", "S1: everything mode",
-        "The best of all masks found on the slice for each object, and the mask with the best predicted IoU, which "
-        "knows nothing of the object. " + _MEAN,
-        ("who", "best of all masks", "best score", "objects, cases, patients"), tuple(rows),
+        "The best of all masks on the slice for each object, and the mask with the best predicted IoU, which does not "
+        "depend on the object. " + _MEAN,
+        ("method", "best of all masks", "best score", "objects, cases, patients"), tuple(rows),
     )  # fmt: skip
 
 
 def perturbation_table(results: Results) -> Table:
-    """Points of Dice lost to prompts out of place."""
+    """Dice lost when prompts are misplaced."""
     kinds = list(dict.fromkeys((how.strategy, how.what, how.unit) for how in PERTURBATIONS))
     rows = []
     for name in results.asked("perturbation", str(PERTURBATIONS[0])):
@@ -175,19 +175,19 @@ def perturbation_table(results: Results) -> Table:
             moved = [by_patient(results.of(name, "perturbation", str(how)), "dice") for how in bands]
             if right:
                 cells = [difference(right, one) for one in moved]
-            else:  # the prompts in place were not asked for: what is left instead of what is lost
+            else:  # without the strategy itself, Dice instead of the loss
                 cells = [estimate(one) for one in moved]
             rows.append((name, f"{kind[0]} {kind[1]}", kind[2], estimate(right), *cells))
     return Table(
-        "perturbation", "Prompts out of place",
-        "Dice with the prompt in its place, and the difference that moving it makes; per cent are of the object's "
-        "longer side. Boxes are shifted, or made larger or smaller on all sides. " + _MEAN,
-        ("who", "prompt", "unit", "in place", "0–10", "10–20", "20–30"), tuple(rows),
+        "perturbation", "Misplaced prompts",
+        "Dice with the prompt in its place, and the change when it is moved; per cent are of the object's longer side. "
+        "Boxes are shifted, or made larger or smaller on all sides. " + _MEAN,
+        ("method", "prompt", "unit", "in place", "0–10", "10–20", "20–30"), tuple(rows),
     )  # fmt: skip
 
 
 def interactive_table(results: Results) -> Table:
-    """Dice after each prompt: where a learned prior wins and where many clicks make it needless (COSMOS, finding 6)."""
+    """Dice after each prompt: it shows from how many clicks on a model is no longer ahead of baselines (COSMOS)."""
     rows = []
     longest = 0
     for way in WAYS:
@@ -198,16 +198,16 @@ def interactive_table(results: Results) -> Table:
             rows.append((str(way), name, *(mean.mean for mean in means)))
     return Table(
         "interactive", "Dice after 1, 2, 3, … prompts",
-        "The first prompt, then a click a step where the answer is wrong. COSMOS found Segment Anything ahead of other "
-        "interactive methods with few points and outpaced with many: compare the columns with the baselines'. Means "
+        "The first prompt, then one click in each step where the answer is wrong. COSMOS found Segment Anything ahead "
+        "of other interactive methods with few points and behind them with many: compare with the baselines. Means "
         "over patients.",
-        ("way", "who", *(str(step) for step in range(1, longest + 1))),
+        ("way", "method", *(str(step) for step in range(1, longest + 1))),
         tuple((*row, *[None] * (longest + 2 - len(row))) for row in rows),
     )  # fmt: skip
 
 
 def clicks_table(results: Results) -> Table:
-    """How many prompts until it is good enough."""
+    """Number of prompts until Dice is good enough."""
     rows = []
     for way in WAYS:
         for name in results.asked("interactive", str(way)):
@@ -221,9 +221,9 @@ def clicks_table(results: Results) -> Table:
     header = [f"{what} {wanted:.2f}" for wanted in WANTED for what in ("part that reaches", "prompts to")]
     return Table(
         "clicks", "Prompts until Dice is good",
-        "Objects that never get there within the steps count with all of the steps, so that means of prompts are lower "
-        "bounds where the part that reaches is below 1. " + _MEAN,
-        ("way", "who", *header), tuple(rows),
+        "Objects that do not reach it count with all steps, so means of prompts are lower bounds where the part that "
+        "reaches is below 1. " + _MEAN,
+        ("way", "method", *header), tuple(rows),
     )  # fmt: skip
 
 
@@ -239,9 +239,9 @@ def volume_table(results: Results) -> Table:
                 rows.append((name, start, what, *means, _counts(found)))
     return Table(
         "volumes", "Whole volumes from the middle slice",
-        "The middle slice is prompted and its mask carried through the volume; each correction is on the slice with "
-        "the most wrong pixels. HD95 in mm. " + _MEAN,
-        ("who", "start", "after", "Dice", "HD95", "NSD", "labels, cases, patients"), tuple(rows),
+        "The middle slice is prompted and its mask propagated through the volume; each correction is on the slice "
+        "with the most wrong pixels. HD95 in mm. " + _MEAN,
+        ("method", "start", "after", "Dice", "HD95", "NSD", "labels, cases, patients"), tuple(rows),
     )  # fmt: skip
 
 
@@ -257,9 +257,9 @@ def distance_table(results: Results) -> Table:
     ends = [f"{low}–{high} mm" if np.isfinite(high) else f"{low} mm and more" for low, high in BANDS]
     return Table(
         "distance", "Dice by distance from the prompted slice",
-        "Slices that show the label or got a mask, before any correction; a mask where nothing is has Dice 0, as has a "
-        "slice that was not reached. " + _MEAN,
-        ("who", "start", "prompted slice", *ends), tuple(rows),
+        "Slices that show the label or got a mask, before any correction; a mask without the label has Dice 0, and so "
+        "has a slice that was not reached. " + _MEAN,
+        ("method", "start", "prompted slice", *ends), tuple(rows),
     )  # fmt: skip
 
 
@@ -273,14 +273,15 @@ def automatic_table(results: Results) -> Table:
             rows.append((name, label, *means, _counts(own)))
     return Table(
         "automatic", "Without a prompt",
-        "By the automatic head, whole volumes. Cases that lack a label do not count in its Dice; what was found there "
-        "nevertheless is told apart, in mL. " + _MEAN,
-        ("who", "label", "Dice", "HD95", "NSD", "found where nothing is, mL", "labels, cases, patients"), tuple(rows),
+        "Whole volumes by the automatic head. Cases that lack a label do not count in its Dice; what was found there "
+        "is given separately, in mL. " + _MEAN,
+        ("method", "label", "Dice", "HD95", "NSD", "found in cases without it, mL", "labels, cases, patients"),
+        tuple(rows),
     )  # fmt: skip
 
 
 def factor_table(results: Results) -> Table:
-    """Which objects are hard: rank correlations of Dice with each factor, the other factors held."""
+    """What makes objects hard: rank correlations of Dice with each factor, the other factors held constant."""
     from SAMFineTuneLib.evaluation.factors import REFERENCE
 
     known = {(row.case, row.object): row for row in results.of(REFERENCE, "factors")}
@@ -293,10 +294,10 @@ def factor_table(results: Results) -> Table:
                 rows.append((name, strategy, *_correlations(found, facts), len(found)))
     return Table(
         "factors", "What makes objects hard",
-        "Spearman's rank correlation of Dice with each factor, with the other two taken away (partial), over objects; "
-        "intervals draw whole patients. Size is the area in mm², contrast the difference of mean grey values to the "
-        "surround, complexity the order of the elliptic Fourier series that reaches Dice 0.97 with the object.",
-        ("who", "prompt", "size", "contrast", "complexity", "objects"), tuple(rows),
+        "Partial rank correlation (Spearman) of Dice with each factor, without what the other two explain; bootstrap "
+        " intervals over patients. Size is the area in mm², contrast the difference of mean grey values to "
+        "the surroundings, complexity the order of the elliptic Fourier series that reaches Dice 0.97 with the object.",
+        ("method", "prompt", "size", "contrast", "complexity", "objects"), tuple(rows),
     )  # fmt: skip
 
 
@@ -323,7 +324,7 @@ def _correlations(found: Sequence[Row], facts: Sequence[Row]) -> Iterator[Cell]:
 
 
 def seconds_table(results: Results, seconds: Seconds) -> Table:
-    """What an annotator gains."""
+    """An annotator's time with and without the method."""
     rows, wanted = [], annotator.GOOD_ENOUGH
     for way in HEADLINE:
         for name in results.asked("interactive", str(way)):
@@ -341,10 +342,10 @@ def seconds_table(results: Results, seconds: Seconds) -> Table:
                          *_times([own[0] for own in by_volume.values()], times)))  # fmt: skip
     return Table(
         "seconds", "An annotator's time",
-        f"Seconds, from assumptions: {seconds.box:g} for a box, {seconds.point:g} for a point, {seconds.look:g} to "
-        f"look at a mask, {seconds.outline:g} for an outline by hand. A mask is taken from Dice {wanted:g}; what never "
-        "gets there is drawn by hand as well, so that saving can be negative. " + _MEAN,
-        ("who", "task", "with prompts", "by hand", "saved"), tuple(rows),
+        f"Seconds, by assumptions: {seconds.box:g} for a box, {seconds.point:g} for a point, {seconds.look:g} to look "
+        f"at a mask, {seconds.outline:g} for an outline by hand. A mask is accepted from Dice {wanted:g}; others are "
+        "drawn by hand as well, so the saving can be negative. " + _MEAN,
+        ("method", "task", "with prompts", "by hand", "saved"), tuple(rows),
     )  # fmt: skip
 
 
@@ -358,7 +359,7 @@ def sequences_of(results: Results, method: str, way: str) -> tuple[list[Row], li
 
 
 def _times(rows: Sequence[Row], times: Sequence[tuple[float, float]]) -> tuple[Cell, ...]:
-    """With prompts, by hand, saved; of pairs of seconds with prompts and by hand."""
+    """Means of seconds with prompts, by hand, and saved, from pairs of seconds with prompts and by hand."""
     used, by_hand, saved = ([one[0] for one in times], [one[1] for one in times], [one[1] - one[0] for one in times])
     return tuple(estimate(by_patient(rows, values)) for values in (used, by_hand, saved))
 

@@ -1,9 +1,9 @@
-"""A volume from one prompted slice (MedicoSAM, arXiv 2501.11734): prompted in the middle, carried, corrected.
+"""A volume from one prompted slice (MedicoSAM, arXiv 2501.11734): prompted in the middle, propagated, corrected.
 
 The middle one of the slices that show a label is prompted, piece by piece, with a box, or with a point inside and one
-outside. The mask is carried through the volume as users have it carried (`inference.propagate`). Then come rounds of
-correction, each on the slice with the most wrong pixels: where the reference shows the label, its box is drawn there
-and everything is carried anew; where it shows nothing, carrying on is stopped short of that slice.
+outside. The mask is propagated through the volume as for users (`inference.propagation`). Rounds of correction follow,
+each on the slice with the most wrong pixels: where the reference shows the label, its box is drawn there and the masks
+are propagated again; where it shows nothing, propagation ends before that slice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from SAMFineTuneLib.simulation.cosmos_prompts import exact_prompts
 STARTS = {"box": (0, 0, True), "points": (1, 1, False)}
 """Points inside, points outside, and whether there is a box, on the slice that is prompted first."""
 BY_SLICE = " by slice"
-"""Ends the variant of rows that say how single slices fared after the first round."""
+"""Ends the variant of rows about single slices after the first round."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Try:
     method: OpenMethod
     subject: Subject
     reference: list[np.ndarray]
-    """The label on each slice; what counts for nothing is not of it, nor of any mask."""
+    """The label on each slice; ignored pixels belong neither to it nor to any mask."""
     seeds: dict[int, np.ndarray] = field(default_factory=dict)
     first: int | None = None
     last: int | None = None
@@ -51,7 +51,7 @@ class _Try:
         return shown[0], shown[-1]
 
     def prompt(self, place: int, start: str) -> None:
-        """Ask about one slice; an answer without a pixel is no start for anything."""
+        """Prompt one slice; an empty answer is not propagated."""
         picture = self.subject.slices[place].picture
         found = np.zeros(picture.shape, bool)
         ignored = self.subject.slices[place].ignored
@@ -62,7 +62,7 @@ class _Try:
             self.seeds[place] = found
 
     def stop_before(self, place: int) -> None:
-        """Keep a slice on which nothing is free of the label, and those beyond it too."""
+        """End propagation before a slice without the label, which also empties the slices beyond it."""
         low, high = self.extent
         if place > high:
             self.last = place - 1
@@ -71,7 +71,7 @@ class _Try:
         self.emptied.add(place)
 
     def carried(self) -> list[np.ndarray]:
-        """Masks of all slices."""
+        """Masks of all slices after propagation."""
         masks = [np.zeros(mask.shape, bool) for mask in self.reference]
         for place, mask in self.seeds.items():
             masks[place] = mask
@@ -90,7 +90,7 @@ class _Try:
 
 
 def volumes(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
-    """Every label of a case, started by a box and by points. Baselines cannot carry a mask and yield nothing."""
+    """Segment every label of a case from a box and from points; baselines cannot propagate and yield nothing."""
     if method.predictor is None or len(subject.slices) < 2:
         return
     for number, label in enumerate(subject.labels, start=1):
@@ -122,12 +122,12 @@ def _rounds(
             wrong[place] = 0
         worst = int(np.argmax(wrong))
         if not wrong[worst]:
-            continue  # the rounds that are left change nothing
+            continue  # the remaining rounds change nothing
         if _objects(trial.reference[worst]):
             asked.add(worst)
             trial.prompt(worst, "box")
         elif trial.reference[worst].any():
-            asked.add(worst)  # a few pixels: not worth a prompt, nor a reason to stop
+            asked.add(worst)  # too few pixels for a prompt, but no reason to end propagation
         else:
             trial.stop_before(worst)
 
@@ -135,7 +135,7 @@ def _rounds(
 def _by_slice(
     trial: _Try, masks: list[np.ndarray], label: str, start: str, middle: int
 ) -> Iterator[Row]:
-    """How single slices fared, by their distance from the prompted one."""
+    """Dice of single slices by their distance from the prompted one."""
     slices = trial.subject.slices
     origin, normal = slices[middle].plane.origin, slices[middle].plane.normal
     for place, one in enumerate(slices):

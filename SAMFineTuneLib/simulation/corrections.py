@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 def correction(
     answer: np.ndarray, reference: np.ndarray, how: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, bool] | None:
-    """The next click as x, y and whether it is inside; None where answer and reference agree."""
+    """The next click of a simulated user.
+
+    Args:
+        answer: bool (rows, columns).
+        reference: bool (rows, columns).
+        how: "centre", in the middle of the largest wrong piece, or "random", anywhere in what is wrong.
+        rng: Draws random clicks.
+
+    Returns:
+        x, y and whether that place is inside; None where answer and reference agree.
+    """
     wrong = answer ^ reference
     if not wrong.any():
         return None
@@ -25,7 +35,7 @@ def correction(
         rows, columns = np.nonzero(wrong)
         chosen = int(rng.integers(len(rows)))
         point = np.float32([columns[chosen], rows[chosen]])
-    else:  # missing and too much are pieces of their own, also where they touch
+    else:  # what is missing and what is too much are separate pieces, also where they touch
         largest = max(
             (piece for part in (reference & ~answer, answer & ~reference) for piece in pieces(part)[:1]),
             key=np.count_nonzero,
@@ -46,10 +56,17 @@ def with_click(prompts: PlanePrompts, point: np.ndarray, inside: bool) -> PlaneP
 def batch_corrections(
     logits: Tensor, target: Tensor, chances: Tensor, input_size: int, counted: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One click each where the answer (n, L, L) misses the target and where it spills over, where that is `counted`.
+    """One click where each answer misses its target, and one where it spills over (MedicoSAM).
 
-    `chances` (n, 7) uniform. -> input pixels (n, 2, 2) as x, y and labels (n, 2): 1 and 0, -1 where nothing is wrong
-    in that way.
+    Args:
+        logits: Answers (n, L, L).
+        target: (n, L, L), 0 to 1.
+        chances: (n, 7), uniform random numbers.
+        input_size: Side of the model's input.
+        counted: (n, L, L), the part of each cell that counts; None: all of it.
+
+    Returns:
+        Input pixels (n, 2, 2), x and y, and labels (n, 2): 1 and 0, or -1 where nothing is wrong in that way.
     """
     import torch
 

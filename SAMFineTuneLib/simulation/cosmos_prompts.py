@@ -57,7 +57,7 @@ def exact_prompts(
 
 
 def _positives(mask: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` points (n, 2) as x, y inside a mask; fewer where it has fewer pixels."""
+    """Up to `count` points (n, 2), x and y, inside a mask; fewer where it has fewer pixels."""
     if count == 0:
         return np.zeros((0, 2), np.float32)
     rows, columns = np.nonzero(mask)
@@ -68,8 +68,7 @@ def _positives(mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def _negatives(mask: np.ndarray, count: int, ignored: np.ndarray | None = None) -> np.ndarray:
-    """Up to `count` points (n, 2) as x, y around a mask: in its box, doubled, without the mask itself and what is
-    `ignored`."""
+    """Up to `count` points (n, 2), x and y, in a mask's doubled box, outside the mask and outside `ignored`."""
     x0, y0, x1, y1 = bounding_box(mask)
     half_width, half_height = (x1 - x0 + 1) / 2, (y1 - y0 + 1) / 2
     rows, columns = np.indices(mask.shape)
@@ -79,7 +78,7 @@ def _negatives(mask: np.ndarray, count: int, ignored: np.ndarray | None = None) 
 
 
 def _strided(mask: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` pixels of a mask as x, y, evenly spread over it, row by row."""
+    """Up to `count` pixels of a mask, x and y, evenly spread over it row by row."""
     rows, columns = np.nonzero(mask)
     count = min(count, len(rows))
     places = np.floor((np.arange(count) + 0.5) * len(rows) / max(count, 1)).astype(int)
@@ -88,7 +87,7 @@ def _strided(mask: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """`what` happens to a strategy's prompt, by how much: `low` to `high` in `unit` ("px" or "%")."""
+    """A strategy's prompt is moved or scaled, see `what`, by `low` to `high` in `unit` ("px" or "%")."""
 
     strategy: str
     what: str
@@ -101,7 +100,7 @@ class Perturbation:
 
     @classmethod
     def parse(cls, text: str) -> Perturbation:
-        """From what `str` gives."""
+        """The perturbation that `str` describes."""
         strategy, *what, band, unit = text.split(" ")
         low, high = band.split("–")
         return cls(strategy, " ".join(what), int(low), int(high), unit)
@@ -119,7 +118,7 @@ PERTURBATIONS = tuple(
 def perturbed(
     prompts: PlanePrompts, how: Perturbation, mask: np.ndarray, rng: np.random.Generator
 ) -> PlanePrompts:
-    """The prompts of an object's mask, changed. What would leave the picture stays at its edge."""
+    """Perturb the prompts of an object's mask; what would leave the picture stays at its edge."""
     amount, angle, sign = rng.uniform(how.low, how.high), rng.uniform(0, 2 * np.pi), rng.choice((-1, 1))
     if how.unit == "%":
         x0, y0, x1, y1 = bounding_box(mask)

@@ -1,4 +1,4 @@
-"""Random numbers of synthetic pictures, made where the pictures are: on the processor or on the graphics card."""
+"""Random numbers drawn where synthetic pictures are: on the processor or on the graphics card."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class Random:
-    """All numbers follow from `seed`: the same ones each time on the same kind of device.
+    """All numbers follow from `seed`, equal each time on the same kind of device.
 
-    `shared` draws what all pictures of a batch have in common, such as how often a loop runs.
+    `shared` draws what all pictures of a batch have in common, such as the number of turns of a loop.
     """
 
     def __init__(self, seed: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -40,5 +40,5 @@ class Random:
         return torch.randint(low, high, shape, generator=self._generator, device=self.device)
 
     def gumbel(self, *shape: int) -> Tensor:
-        """Added to logarithms of weights, the largest sum is a draw by weight."""
+        """Gumbel noise: added to logarithms of weights, it makes the largest sum a draw by weight."""
         return -torch.empty(shape, device=self.device).exponential_(generator=self._generator).log()

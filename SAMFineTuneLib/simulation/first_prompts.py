@@ -1,8 +1,8 @@
-"""First prompts of training sessions: what annotators place, exact and sloppy. No PyTorch here.
+"""First prompts of training and testing, exact and inexact. No PyTorch here.
 
-Points are drawn as finetune-SAM draws them (Gu et al., 2024: among the most interior pixels), and now and then
-anywhere in the object; boxes are moved by a little as in MedicoSAM (Archit et al., 2025), enlarged as in finetune-SAM,
-and now and then moved by more, because real prompts are sloppy (Huang et al., 2024, found what 10 pixels cost).
+Points of trainings are drawn as in finetune-SAM (Gu et al., 2024), among the most interior pixels, and now and then
+anywhere in the object. Boxes are moved a little as in MedicoSAM (Archit et al., 2025), enlarged as in finetune-SAM, and
+now and then moved further, because real prompts are inexact (Huang et al., 2024, measured what 10 pixels cost).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.simulation.cosmos_prompts import exact_prompts
 
 POINTS = 5
-"""Most positive points that a session begins with, and the number of prompt tokens that every object has."""
+"""Positive points that a session begins with at most; every object has one prompt token more than that."""
 _INTERIOR = 0.1  # part of the pixels that counts as interior
 
 
 @dataclass(frozen=True, eq=False)
 class First:
-    """`coords` (POINTS + 1, 2) x, y in picture pixels, `labels` (POINTS + 1,) as the decoder takes them, -1 where
-    there is none. `ambiguous`: one lone point."""
+    """`coords` (POINTS + 1, 2) x, y in picture pixels, `labels` (POINTS + 1,) as the decoder takes them, -1 for
+    padding. `ambiguous`: whether it is a lone point."""
 
     coords: np.ndarray
     labels: np.ndarray
@@ -33,7 +33,7 @@ class First:
 
     @property
     def box(self) -> np.ndarray | None:
-        """x0, y0, x1, y1, when it is a box."""
+        """x0, y0, x1, y1 of a box, else None."""
         return self.coords[:2].reshape(4) if self.labels[0] == 2 else None
 
 
@@ -45,7 +45,13 @@ def exact_prompt(mask: np.ndarray, by_box: bool) -> PlanePrompts:
 
 
 def first_prompt(rng: np.random.Generator, mask: np.ndarray, kind: str = "mixed") -> First:
-    """A box (half of the time, when mixed), a point, or a few points for an object on a picture."""
+    """A box, a point, or a few points for an object.
+
+    Args:
+        rng: Draws the prompt.
+        mask: The object, bool (rows, columns).
+        kind: "boxes", "points", or "mixed": a box half of the time.
+    """
     by_box, several = rng.random() < 0.5, rng.random() < 0.2
     if kind == "boxes" or (kind == "mixed" and by_box):
         return _first(sloppy_box(rng, mask).reshape(2, 2), (2, 3))
@@ -60,7 +66,7 @@ def _first(coords: np.ndarray, labels) -> First:
 
 
 def sample_points(rng: np.random.Generator, mask: np.ndarray, count: int = 1) -> np.ndarray:
-    """`count` points (n, 2) as x, y in the mask: mostly among its most interior tenth, else anywhere in it."""
+    """`count` points (n, 2), x and y, in the mask: mostly in its most interior tenth, else anywhere in it."""
     x0, y0, x1, y1 = bounding_box(mask).astype(int)
     inside = np.pad(mask[y0 : y1 + 1, x0 : x1 + 1], 1)
     depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]

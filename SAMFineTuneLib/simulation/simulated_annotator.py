@@ -1,6 +1,6 @@
-"""A simulated annotator: first prompts, masks as propagation offers them, clicks where an answer is wrong.
+"""A simulated annotator of synthetic pictures: first prompts, masks as propagation offers them, and corrections.
 
-n objects at a time, on the mask decoder's 64 x 64 grid; coordinates are pixel positions of the 128 x 128 input.
+n objects at a time on the mask decoder's 64 x 64 grid; coordinates are pixel positions of the 128 x 128 input.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def first_prompts(box: Tensor, point: Tensor, by_box: Tensor) -> Prompts:
 
 
 def shift_masks(masks: Tensor, offset: Tensor) -> Tensor:
-    """Move each of (n, 64, 64) by its own whole (x, y) low-res pixels (n, 2); what enters is empty."""
+    """Move each mask of (n, 64, 64) by whole low-resolution pixels (n, 2), x and y; empty pixels come in."""
     side = masks.shape[-1]
     axis = torch.arange(side, device=masks.device)
     columns, rows = (axis - offset[:, i : i + 1] for i in (0, 1))
@@ -67,7 +67,7 @@ def shift_masks(masks: Tensor, offset: Tensor) -> Tensor:
 
 
 def offer_neighbour_masks(prompts: Prompts, target: Tensor, by_box: Tensor, rng: Random) -> Prompts:
-    """Give some objects a mask prompt as propagation does: the object as another slice might show it.
+    """Give some objects a mask prompt as propagation does, with the object as a neighbouring slice might show it.
 
     A quarter of the boxes get one beside the box; a twentieth of the objects get a mask and no other prompt.
     """
@@ -86,8 +86,8 @@ def offer_neighbour_masks(prompts: Prompts, target: Tensor, by_box: Tensor, rng:
 
 
 def more_points(prompts: Prompts, target: Tensor, count: int, rng: Random) -> Prompts:
-    """Add `count` points to each object: two thirds anywhere in it, the others outside, half of these close to it and
-    half anywhere in its doubled box: a point outside does not say that the object ends there."""
+    """Add `count` points to each object: two thirds anywhere in it, the others outside, half of them close to it and
+    half anywhere in its doubled box, since a point outside does not mean that the object ends there."""
     truth = target > 0.5
     close = (F.max_pool2d(truth.float()[:, None], 9, 1, 4)[:, 0] > 0) & ~truth
     around = (_doubled_box(truth) & ~truth) | close
@@ -114,11 +114,11 @@ def _doubled_box(truth: Tensor) -> Tensor:
 
 
 def correct(prompts: Prompts, logits: Tensor, target: Tensor, rng: Random) -> Prompts:
-    """Add one click where `logits` (n, 64, 64) are wrong, half of the time in the middle of a large error and else
-    anywhere in one, and offer them as mask prompt to some of the objects."""
+    """Add one click where `logits` (n, 64, 64) are wrong, half of the time in the middle of a large error, else
+    anywhere in one, and offer the logits as mask prompt to some of the objects."""
     truth, answer = target > 0.5, logits > 0
     wrong = truth != answer
-    # Nothing wrong: a click inside the object, as a user confirming it.
+    # Where nothing is wrong, a click inside the object, as from a user who confirms it.
     candidates = torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, truth)
     anywhere, middle = _click(candidates, rng), _click(candidates, rng, _interior(candidates))
     in_middle = rng.chance(0.5, len(target))
@@ -135,14 +135,14 @@ def correct(prompts: Prompts, logits: Tensor, target: Tensor, rng: Random) -> Pr
 
 
 def _interior(masks: Tensor) -> Tensor:
-    """How far inside large pieces of masks (n, 64, 64) each of their pixels lies; 0 outside."""
+    """How deep each pixel lies in large pieces of masks (n, 64, 64); 0 outside."""
     mass = masks.float()[:, None]
     return sum(F.avg_pool2d(mass, size, 1, size // 2)[:, 0] for size in (3, 7, 15, 31)) * masks
 
 
 def _click(candidates: Tensor, rng: Random, preferred: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    """Of each of (n, 64, 64) one pixel that is true, a `preferred` (n, 64, 64) one where there are some: its place
-    (n, 2) in the input, and its number (n,)."""
+    """Draw one true pixel of each mask (n, 64, 64), by `preferred` (n, 64, 64) where that is given: its place (n, 2) in
+    the input, and its index (n,)."""
     count, side = len(candidates), compact.LOW_RES_SIZE
     drawn = rng.uniform(0.01, 0.02, *candidates.shape) + preferred
     index = (drawn * candidates).flatten(1).argmax(1)

@@ -1,8 +1,8 @@
 """Augmentations of finetune-SAM (Gu et al., 2024): equalise, brightness and contrast, scale and crop, rotation.
-And what differs from scanner to scanner: bias field, blur, noise (as in SynthSeg, Billot et al., 2023).
+Also what differs between scanners: bias field, blur, noise (as in SynthSeg, Billot et al., 2023).
 
-A picture and its classes go through one transform; classes by the nearest pixel, so that none arises that does not
-exist. Left and right are never exchanged: in a patient they differ.
+A picture and its classes go through the same transform; classes by the nearest pixel, so that no class arises that is
+not there. Left and right are never exchanged, because they differ in a patient.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ _NOISE = 0.06  # deviation, in a picture of 0..1
 def augment(
     rng: np.random.Generator, picture: np.ndarray, classes: np.ndarray, strength: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A changed copy of a picture (uint8) and its classes, both [rows, columns]; `strength` 0 changes nothing."""
+    """Augment a picture and its classes.
+
+    Args:
+        rng: Draws the changes.
+        picture: uint8 [rows, columns].
+        classes: uint8 [rows, columns].
+        strength: 1 for the augmentations of finetune-SAM, 0 for none.
+
+    Returns:
+        Changed copies of both.
+    """
     if strength <= 0:
         return picture, classes
     moved, labels = _move(rng, picture, classes, strength)
@@ -34,7 +44,7 @@ def augment(
 def _move(
     rng: np.random.Generator, picture: np.ndarray, classes: np.ndarray, strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rotated, scaled and shifted; what comes from outside is the picture's edge, of no class."""
+    """Rotate, scale and shift; what comes from outside repeats the picture's edge and has no class."""
     angle = np.deg2rad(rng.uniform(-_DEGREES, _DEGREES) * strength)
     low, high = (1 + (scale - 1) * strength for scale in _SCALES)
     scale = np.exp(rng.uniform(np.log(max(low, 0.1)), np.log(high)))
@@ -58,7 +68,7 @@ def _shade(rng: np.random.Generator, picture: np.ndarray, strength: float) -> np
 
 
 def _scan(rng: np.random.Generator, grey: np.ndarray, strength: float) -> np.ndarray:
-    """The same as another scanner might show it; grey values of 0..1, about."""
+    """The picture as another scanner might show it; grey values of about 0 to 1."""
     biased, blurred, noisy = rng.random(3) < _SCANNER * min(strength, 1.0)
     bias, blur, noise = (most * strength * rng.random() for most in (_BIAS, _BLUR, _NOISE))
     if biased:
@@ -74,7 +84,7 @@ def _scan(rng: np.random.Generator, grey: np.ndarray, strength: float) -> np.nda
 
 
 def _equalise(picture: np.ndarray) -> np.ndarray:
-    """Grey values replaced by their share of darker pixels."""
+    """Replace grey values by their share of darker pixels."""
     counts = np.bincount(picture.ravel(), minlength=256)
     first = counts[np.flatnonzero(counts)[0]]
     below = np.cumsum(counts) - first

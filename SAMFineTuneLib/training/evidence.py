@@ -34,7 +34,7 @@ Measured = Mapping[str, Mapping[str, Sequence[float | None]]]
 
 
 class NetworkEngine:
-    """An engine (see `inference.engine`) over a network in training; embeddings are those of its present weights."""
+    """An engine (see `inference.engine`) over a network in training, with its present weights."""
 
     def __init__(self, network: nn.Module, spec: ModelSpec, device: torch.device) -> None:
         self.spec, self.digest, self.device, self.notices = spec, "", str(device), []
@@ -73,7 +73,7 @@ def measure_case(
 ) -> dict[str, tuple[float | None, ...]]:
     """Dice of a case for each way of prompting, one value a class (1 to `classes`), None where it has none.
 
-    `slices` are all of the case; prompts go on up to `most` that show something.
+    `slices` are all slices of the case; up to `most` that show something are prompted.
     """
     labelled = [one for one in slices if objects_of(one)]
     found = {}
@@ -83,7 +83,7 @@ def measure_case(
         for one in shown:
             for label, pair in enumerate(zip(*answer_slice(engine, one, way, classes), strict=True)):
                 sums[label] += Overlap.of(*pair)
-        # A class that the reference lacks is no evidence for prompts, which are made from the reference.
+        # Prompts are made from the reference, so a class that it lacks cannot be tested with them.
         found[way] = tuple(one.dice if one.reference or way == "automatic" else None for one in sums)
     return found
 
@@ -92,10 +92,10 @@ def answer_slice(
     engine: NetworkEngine, one: LabelledSlice, way: str, classes: int,
     asked: Callable[[PlanePrompts], None] = lambda prompts: None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Masks (classes, rows, columns) that a way of prompting gives on a slice, and those that it was asked for.
+    """Masks (classes, rows, columns) that a way of prompting gives on a slice, and the reference masks.
 
-    A class that the slice does not show has an empty mask, unless the automatic head believes to see it. Pixels that
-    count for nothing are in no mask. `asked` is told every prompt.
+    A class that the slice does not show has an empty mask, unless the automatic head finds it. Ignored pixels are in no
+    mask. `asked` is told every prompt.
     """
     numbers = range(1, classes + 1)
     if way == "automatic":
@@ -120,7 +120,7 @@ def automatic_classes(engine: NetworkEngine, picture: np.ndarray) -> np.ndarray:
 
 
 def evidence_of(folds: Folds) -> str:
-    """What the figures of such a run refer to, as a sentence or two."""
+    """What the figures of a run refer to, in a sentence or two."""
     held = sum(len(part.test) for part in folds.parts)
     if folds.kind == "none":
         return "No case was held out, so what the adapter gained is not known."
@@ -134,7 +134,7 @@ def evidence_of(folds: Folds) -> str:
 
 
 def advice(gains: Sequence[Gain]) -> tuple[str, ...]:
-    """What figures mean for the user, where they speak against the adapter; each label by itself is not looked at."""
+    """A sentence for the user where the base answered better than the adapter, over all labels together."""
     worse = []
     for gain in {gain.prompt: gain for gain in gains}.values():  # of each way its last: all labels together
         before, after = gain.means
@@ -142,7 +142,7 @@ def advice(gains: Sequence[Gain]) -> tuple[str, ...]:
             worse.append(f"{gain.prompt} (Dice {before:.3f}, with the adapter {after:.3f})")
     if not worse:
         return ()
-    return (f"The base answered the cases left out better with {' and '.join(worse)}; keep it for such prompts.",)
+    return (f"The base answered the held-out cases better with {' and '.join(worse)}; keep it for such prompts.",)
 
 
 def gains(

@@ -1,9 +1,8 @@
-"""A whole fine-tuning: cases in, an adapter with evidence out.
+"""A whole fine-tuning: from cases to an adapter with evidence of what it gained.
 
-Evidence first: adapters of the recipe are trained without the cases that test them (cross-validation), and answer
-those before and after. Then the adapter that is delivered learns from all cases. With `shots` or given test cases the
-tested adapter is the delivered one. Everything is kept in a hidden folder beside the output until it is finished, so
-that a run that was killed goes on where it was.
+First come the adapters for evidence: each is trained without the cases that test it (cross-validation). Then the
+adapter that is delivered learns from all cases. With `shots` or given test cases, the tested adapter is the delivered
+one. A hidden folder beside the output keeps all results until the end, so that a run that was killed can go on.
 """
 
 from __future__ import annotations
@@ -75,11 +74,11 @@ _NOTE_TIME = 5.0  # s between two notes of that
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a fine-tuning is. `stage` is "cases", "before", "training", "testing" or "report"."""
+    """Progress of a fine-tuning. `stage` is "cases", "before", "training", "testing" or "report"."""
 
     stage: str
     part: int
-    """The training that goes on, from 1; the last is that of the delivered adapter."""
+    """Number of the present training, from 1; the last one makes the delivered adapter."""
     parts: int
     step: int = 0
     steps: int = 0
@@ -91,7 +90,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it."""
+    """The finished adapter and its evidence."""
 
     adapter: Path
     report: Path
@@ -112,11 +111,22 @@ def fine_tune(
     test: Sequence[Case] = (),
     planned: Callable[[Plan], None] | None = None,
 ) -> Result:
-    """Train an adapter of `base` from cases and write it into the folder `output`, with card and report.
+    """Train an adapter from cases and write it into a folder, with its card and a report.
 
-    `test` are cases that the adapter is tested on; without, see `splits.split`. `planned` is told what will be done
-    before anything is. `cancel` is asked many times a second: then Stopped is raised, and a later call with `resume`
-    goes on. UserError for cases, settings or folders that cannot be, and while another process trains into `output`.
+    Args:
+        cases: Cases to learn from.
+        output: Folder of the adapter; must not exist.
+        base: The model to adapt.
+        settings: How it is trained.
+        progress: Told how far the training is.
+        cancel: Asked many times a second whether to stop.
+        resume: Whether to go on with an interrupted training of `output`.
+        test: Cases to test on; without any, `splits.split` decides.
+        planned: Told the plan before the work begins.
+
+    Raises:
+        Stopped: When `cancel` says so; a later call with `resume` goes on.
+        UserError: For cases, settings or folders that cannot be used, and while another process trains into `output`.
     """
     output = Path(output).expanduser()
     group, device = join_process_group(device_of(settings.device))
@@ -145,7 +155,7 @@ def fine_tune(
             _write_adapter(run, network, card)
     if group.first:
         shutil.rmtree(work, ignore_errors=True)
-    group.from_first(None)  # nobody reads the folder before it is there
+    group.from_first(None)  # no process reads the folder before it is there
     return Result(output, output / REPORT, card, run.evidence, (*plan.found.notes, *advice(card.gains)))
 
 
@@ -154,7 +164,7 @@ def fine_tune(
 
 @dataclass
 class _Run:
-    """What the parts of a run share. Results of finished parts lie in the working folder."""
+    """State that the parts of a run share. The working folder holds the results of finished parts."""
 
     plan: Plan
     work: Path
@@ -162,7 +172,7 @@ class _Run:
     device: torch.device
     report: Callable[[Progress], None]
     look: Callable[[], None]
-    """Raises Stopped when the user wants no more."""
+    """Raises Stopped when the user asked to stop."""
     clock: Clock = field(default_factory=Clock)
     now: int = 0
     delivered: tuple[nn.Module, History] | None = None
@@ -173,7 +183,7 @@ class _Run:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """Ways of prompting that the trained heads answer."""
+        """Ways of prompting that the trained heads can answer."""
         heads = self.settings.method.heads
         return tuple(way for way in WAYS if ("automatic" if way == "automatic" else "promptable") in heads)
 
@@ -184,11 +194,11 @@ class _Run:
 
     @property
     def parts(self) -> int:
-        """Trainings altogether."""
+        """Number of trainings."""
         return len(self.plan.trainings)
 
     def begin(self, resume: bool) -> None:
-        """Note what is done; on resuming, see that it is the same as in the interrupted run."""
+        """Write down what is trained; on resuming, check that it is the same as in the interrupted run."""
         here = json.loads(json.dumps({
             "format": _FORMAT, "settings": _comparable(self.settings), "base": self.base.spec.id,
             "base_sha256": dict(self.base.spec.sha256), "cases": sorted(self.found.digests.values()),
@@ -213,7 +223,7 @@ class _Run:
         self.clock.expect(sum(self.plan.steps), tests)
 
     def tell(self, stage: str, **values: Any) -> None:
-        """Report progress; Stopped when the user wants no more."""
+        """Report progress, and write down now and then how long the run has worked."""
         if self.group.first:
             place = min(self.now + 1, self.parts), self.parts
             self.report(Progress(stage, *place, seconds_left=self.clock.left, **values))
@@ -221,13 +231,13 @@ class _Run:
                 self.note_time()
 
     def note_time(self) -> None:
-        """Keep how long the run has worked, for the one that goes on with it."""
+        """Write down how long the run has worked, for a later session."""
         if self.group.first and (self.work / STATE).exists():
             with suppress(UserError):  # what went wrong before matters more
                 _write_json(self.work / _TIME, self.clock.worked)
 
     def part(self, number: int) -> None:
-        """Train and test the adapter of one fold, unless that was done."""
+        """Train and test the adapter of one fold, unless an earlier session did."""
         self.now = number
         fold, folder = self.folds.parts[number], self.work / f"part-{number}"
         done = self.group.from_first((folder / "result.json").exists())
@@ -250,7 +260,7 @@ class _Run:
         return self.train(self.work / "final", self.now)
 
     def train(self, folder: Path, number: int) -> tuple[nn.Module, History]:
-        """The network of training `number`, attached and trained."""
+        """Attach and train the network of training `number`."""
         folder.mkdir(parents=True, exist_ok=True)
         fold = self.plan.trainings[number]
         shown, empty = self.plan.training_slices(fold.train, self._look)
@@ -268,7 +278,7 @@ class _Run:
         return network.eval(), history
 
     def _look(self) -> None:
-        """Stopped in the midst of a computation; not where other processes would wait for this one's part of it."""
+        """Look within a computation; not where other processes would wait for this one's part of it."""
         if self.group.size == 1:
             self.look()
 
@@ -276,7 +286,7 @@ class _Run:
         if not cases:
             return None
         shown = []
-        for case in cases:  # only what is looked at is kept in memory
+        for case in cases:  # only the validated slices stay in memory
             own = list(looking(self.plan.slices(case), self._look))
             empty = evenly([one for one in own if not one.labelled], _VALIDATION_SLICES)
             shown.append(evenly(with_objects(own, case.id), _VALIDATION_SLICES) + empty)
@@ -311,7 +321,7 @@ class _Run:
     def _measure(
         self, network: nn.Module, fold: Fold, stage: str, ways: Sequence[str], number: int
     ) -> dict[str, dict[str, list[float | None]]]:
-        """Dice of every test case by its digest and the way of prompting; pictures of the first cases."""
+        """Dice of every test case by its digest and the way of prompting; draws pictures of the first cases."""
         engine = NetworkEngine(network, self.base.spec, self.device)
         shown = sum(len(part.test) for part in self.folds.parts[:number])
         found = {}
@@ -358,7 +368,7 @@ class _Told:
 
     def __call__(self, history: History) -> None:
         run, step = self._run, history.step
-        if not self._begun:  # what a checkpoint had done already, and reading cases, tell nothing about the pace
+        if not self._begun:  # neither a checkpoint's steps nor reading cases count for the pace
             run.clock.skip(step, 0)
             self._begun = True
         else:
@@ -371,7 +381,7 @@ class _Told:
 
 
 def _comparable(settings: Settings) -> dict[str, Any]:
-    """What must be equal for a resumed run to be the same run."""
+    """The settings that must be equal in a resumed run."""
     free = ("device", "precision", "micro_batch", "checkpointing")
     return {name: value for name, value in settings.to_dict().items() if name not in free}
 
@@ -436,7 +446,7 @@ def _hardware(device: torch.device) -> str:
 
 
 def _write_adapter(run: _Run, network: nn.Module, card: Card) -> None:
-    """Adapter and report, which appear together: a training that is stopped or killed meanwhile can be resumed."""
+    """Write adapter and report together, so that a training that is stopped or killed meanwhile can be resumed."""
     with staged_folder(run.plan.output) as folder:
         save_adapter(folder, network, run.base, run.settings.method, card)
         _write_report(run, folder, card)

@@ -1,7 +1,7 @@
-"""Interactive training (MedicoSAM, Archit et al., 2025): each object is prompted, then corrected where it is wrong.
+"""Interactive training (MedicoSAM, Archit et al., 2025): each object is prompted, then its answer is corrected.
 
-Each later round adds one positive click where the answer misses the object and one negative where it spills over, from
-the candidate of the best predicted IoU, and feeds its logits back half of the time.
+Each later round takes the candidate with the best predicted IoU, adds a positive click where it misses the object and a
+negative one where it spills over, and feeds its logits back half of the time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from SAMFineTuneLib.training.losses import round_loss
 
 @dataclass(frozen=True)
 class Objects:
-    """n objects of a batch; see `items.Item`. `owner` (n,) is the picture that each is on, `counted` (n, L, L) the part
-    of each cell that counts, None where everything does."""
+    """n objects of a batch, see `training_items.Item`. `owner` (n,) is the picture of each object, `counted` (n, L, L)
+    the part of each cell that counts; None: all of it."""
 
     owner: Tensor
     coords: Tensor
@@ -38,7 +38,18 @@ class Objects:
 def session_loss(
     network: nn.Module, spec: ModelSpec, embedding: Mapping[str, Tensor], objects: Objects, feedback: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss (n,) over the rounds, and the real IoU (n,) of the first answers; embedding of n pictures."""
+    """Prompt and correct n objects.
+
+    Args:
+        network: The network that learns.
+        spec: Its model.
+        embedding: That of all pictures of the batch.
+        objects: What is asked for.
+        feedback: Probability that a correction comes with the previous logits as mask prompt.
+
+    Returns:
+        Mean loss (n,) over the rounds, and the real IoU (n,) of the first answers.
+    """
     own = {name: value[objects.owner] for name, value in embedding.items()}
     coords, labels, ambiguous = objects.coords, objects.labels, objects.ambiguous
     side = spec.low_res_size
@@ -70,8 +81,8 @@ def session_loss(
 def decode_as_asked(
     network: nn.Module, embedding: Mapping[str, Tensor], coords: Tensor, labels: Tensor, logits: Tensor, given: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Answers to prompts as long as the predictor's: objects with equally many are decoded together, and nothing is
-    padded but for the one token that goes with points alone. A network that learns with more is worse without them.
+    """Decode prompts of the same length as the predictor's: objects with equally many points are decoded together, and
+    only the one token that goes with points alone is padding. A network that learns with more padding needs it later.
 
     `coords` (n, N, 2), `labels` (n, N) with -1 where there is no prompt, of which an object without a box has one or
     more; -> masks (n, T, L, L), predicted IoU (n, T).
@@ -91,7 +102,7 @@ def decode_as_asked(
 
 
 def best_candidate(predicted: Tensor, ambiguous: Tensor, ranks_all: bool) -> Tensor:
-    """Index (n,) of the candidate that a user would be shown, of predicted IoU (n, T)."""
+    """Index (n,) of the candidate that a user would see, from predicted IoU (n, T)."""
     if ranks_all:
         return predicted.argmax(1)
     return torch.where(ambiguous, predicted[:, 1:].argmax(1) + 1, 0)

@@ -1,4 +1,4 @@
-"""Losses of fine-tuning: Dice with cross-entropy, of objects and of classes, and the squared error of predicted IoU.
+"""Losses of fine-tuning: Dice and cross-entropy of objects and classes, and the squared error of predicted IoU.
 
 Shapes: n objects, T mask candidates, C classes, L low-resolution side.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Where all candidates are compared by predicted IoU, or one point means one label, the others must learn a little too.
+# All candidates must learn a little where predicted IoU compares them, or where one point means one label.
 _ALL_CANDIDATES = 0.3
 _SINGLE_OF_AMBIGUOUS = 0.3
 _BEST_OF_OTHERS = 0.2
@@ -36,9 +36,8 @@ def mask_losses(
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, T, L, L), target (n, L, L) in 0..1 -> Dice + cross-entropy (n, T), real IoU (n, T).
 
-    The `beyond` (n,) cells of the object that lie outside the picture count in the IoU, so that it is lower for a view
-    that cuts the object than for one that holds it. `counted` (n, L, L) is the part of each cell that counts; None:
-    everything does.
+    The `beyond` (n,) cells of the object outside the picture count in the IoU, so that it is lower for a view that cuts
+    the object than for one that holds it. `counted` (n, L, L) is the part of each cell that counts; None: all of it.
     """
     target = target[:, None]
     entropy = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
@@ -64,11 +63,19 @@ def round_loss(
     logits: Tensor, predicted_iou: Tensor, target: Tensor, ambiguous: Tensor, beyond: Tensor, ranks_all: bool,
     counted: Tensor | None = None,
 ) -> Round:
-    """Logits (n, T, L, L), predicted IoU (n, T), target (n, L, L), `ambiguous` (n,) bool: a lone point; `beyond` (n,)
-    and `counted` (n, L, L): see `mask_losses`.
+    """Loss of one round of prompting.
 
-    The candidates of an ambiguous prompt are 1..T-1, of any other candidate 0, and the best candidate learns; a model
-    that `ranks_all` compares all of them for any prompt.
+    The candidates of an ambiguous prompt are 1 to T - 1, that of any other prompt is 0, and the best candidate learns.
+    A model that `ranks_all` compares all candidates for any prompt.
+
+    Args:
+        logits: (n, T, L, L).
+        predicted_iou: (n, T).
+        target: (n, L, L), 0 to 1.
+        ambiguous: (n,) bool, whether the prompt is a lone point.
+        beyond: (n,), see `mask_losses`.
+        ranks_all: Whether the model compares all candidates.
+        counted: (n, L, L), see `mask_losses`.
     """
     losses, iou = mask_losses(logits, target, beyond, counted)
     single, others = losses[:, 0], losses[:, 1:]
@@ -85,11 +92,14 @@ def round_loss(
 
 
 def class_loss(logits: Tensor, shares: Tensor) -> Tensor:
-    """Logits and target shares (B, C, L, L), background first -> cross-entropy + mean Dice loss of the classes that
-    are not background and are there (B,). Cells count by the sum of their shares.
+    """Cross-entropy and mean Dice loss (B,) of the classes of whole slices.
 
-    Half of the cross-entropy counts every pixel alike, half every class: structures fill few pixels of a whole slice,
-    and a few steps would teach background alone. A class that is not there has no Dice.
+    Half of the cross-entropy weighs all pixels alike, half all classes: structures fill few pixels of a whole slice,
+    and a few steps would teach background alone. Background, and a class that is not there, have no Dice.
+
+    Args:
+        logits: (B, C, L, L), background first.
+        shares: (B, C, L, L), the part of each cell that each class covers; cells count by the sum of their shares.
     """
     entropy = -(shares * logits.log_softmax(1))
     sizes = shares.sum((2, 3))

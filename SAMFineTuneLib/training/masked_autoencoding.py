@@ -1,9 +1,9 @@
 """Self-supervised pre-training of an image encoder on unlabelled volumes, by masked auto-encoding.
 
-Blocks of a picture are blanked and the encoder learns to say what was there (He et al., 2022; blanked in the picture
-as in SimMIM, Xie et al., 2022, so that it works for every encoder here). A second loss holds the embedding of whole
-pictures to that of the encoder at the start: so prompt encoder and mask decoder, which do not learn, still understand
-it, and the result is a model that answers at once. Everything random in step n follows from (seed, n).
+Blocks of a picture are blanked and the encoder learns to reconstruct them (He et al., 2022; blanked in the picture as
+in SimMIM, Xie et al., 2022, so that it works for every encoder here). A second loss keeps the embedding of whole
+pictures close to that of the encoder at the start. Prompt encoder and mask decoder do not learn and still understand
+it, so the result is a model that answers prompts at once. Everything random in step n follows from (seed, n).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ RATE = 2e-4
 _WEIGHT_DECAY = 0.05
 _WARM_UP = 0.05
 _SLICES = 64  # of each volume, evenly spread
-_HOLD = 1.0  # weight of the loss that holds the embedding of whole pictures
-_LEAST_CONTRAST = 2.0  # grey levels of deviation, below which a block says nothing
+_HOLD = 1.0  # weight of the loss that keeps the embedding of whole pictures
+_LEAST_CONTRAST = 2.0  # grey levels of deviation; slices with less show nothing
 
 
 def find_volumes(folder: str | Path) -> list[Path]:
@@ -71,7 +71,7 @@ def find_volumes(folder: str | Path) -> list[Path]:
 
 
 def pictures_of(paths: list[Path]) -> list[np.ndarray]:
-    """Pictures uint8 of the volumes, up to a number a volume, in the windows that inference chooses."""
+    """Evenly spread slices of the volumes, uint8 [rows, columns], in the windows that inference chooses."""
     found = []
     for path in paths:
         volume = read_volume(path)
@@ -213,7 +213,7 @@ class _Masked:
 
 
 def _shown(rng: np.random.Generator, pictures: list[np.ndarray], spec: ModelSpec) -> np.ndarray:
-    """A model's input (C, S, S): a random picture, augmented; a random part of it for a model that zooms."""
+    """A model's input (C, S, S): a random picture, augmented; for a model that zooms, a random part of it."""
     picture = pictures[rng.integers(len(pictures))]
     picture, _ = augment(rng, picture, np.zeros_like(picture), 0.5)
     view = View.whole(picture.shape)

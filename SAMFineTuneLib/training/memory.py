@@ -12,7 +12,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.spec import ModelSpec
 
 _PATCH = 16
-_KEPT = 20  # tensors of a token's width that a transformer block keeps for its backward pass
+_KEPT = 20  # tensors of a token's width that a transformer block keeps for the backward pass
 _PART = 0.6  # of the free memory that activations may take
 
 
@@ -94,7 +94,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def compute_blocks_twice(network: nn.Module) -> None:
-    """Let encoder blocks forget their activations and compute them again in the backward pass."""
+    """Let encoder blocks drop their activations and compute them again in the backward pass: checkpointing."""
     for block in _blocks(network):
         if getattr(block, "_computed_twice", False):
             continue
@@ -112,6 +112,6 @@ def _twice(forward):
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The image encoder's transformer blocks: what has an attention with a fused `qkv`."""
+    """The image encoder's transformer blocks: modules whose attention has a fused `qkv`."""
     encoder = network.image_encoder
     return [module for module in encoder.modules() if hasattr(getattr(module, "attn", None), "qkv")]

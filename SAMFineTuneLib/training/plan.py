@@ -1,4 +1,4 @@
-"""What a fine-tuning would do, settled before it begins: whatever can be refused is refused here, nothing is written.
+"""The plan of a fine-tuning, made before it begins. Everything that can be refused is refused here; nothing is written.
 
 `samfinetune train --check` shows a plan; `fine_tuning.fine_tune` makes the same one and carries it out.
 """
@@ -37,14 +37,14 @@ from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.training_settings import Settings
 
 STATE = "run.json"
-"""File in the working folder that says what a training is, from its beginning to its end."""
-_STATES = 4  # of what is trained, in a checkpoint: itself, two of the optimiser, the best so far
+"""File in the working folder that describes an unfinished training."""
+_STATES = 4  # copies of the trained tensors in a checkpoint: themselves, two of the optimiser, the best so far
 _SPARE = 64 << 20  # bytes for curves, figures and pictures
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A fine-tuning that can begin. Nothing of it names a patient but the cases themselves."""
+    """A fine-tuning that can begin. Only the cases themselves name patients."""
 
     base: ModelFolder
     settings: Settings
@@ -53,13 +53,13 @@ class Plan:
     found: Survey
     folds: Folds
     trainings: tuple[Fold, ...]
-    """What each training learns from and is validated on; the last one's adapter is delivered."""
+    """Cases that each training learns from and is validated on; the last one makes the delivered adapter."""
     counts: dict[str, tuple[int, int]]
     """By case: slices that show something to learn, and all slices."""
     modality: str
-    """Of all cases, as in `CT`; "" when they differ or when it is not known."""
+    """Of all cases, such as `CT`; "" when they differ or it is not known."""
     bytes_needed: int
-    """Room on the disk that the training takes until it is done."""
+    """Disk space that the training needs until it is done."""
     bytes_free: int
 
     @property
@@ -78,7 +78,7 @@ class Plan:
     def training_slices(
         self, cases: Sequence[Case], look: Callable[[], None] = lambda: None
     ) -> tuple[list[LabelledSlice], list[LabelledSlice]]:
-        """Slices that show something to learn, and as many of each case that show nothing."""
+        """Slices that show something to learn, and up to as many of each case that show nothing."""
         shown, empty = [], []
         for case in cases:
             own = list(looking(self.slices(case), look))
@@ -98,10 +98,20 @@ def make_plan(
     look: Callable[[], None] = lambda: None,
     first: bool = True,
 ) -> Plan:
-    """Look at everything that a fine-tuning needs. UserError, in a sentence, for what it would be refused for.
+    """Check everything that a fine-tuning needs.
 
-    `look` is called again and again, and may raise. Not `first`: another process, with which this one trains, looks
-    after the folders.
+    Args:
+        cases: Cases to learn from.
+        output: Folder of the adapter.
+        base: The model to adapt.
+        settings: How it is trained.
+        resume: Whether an interrupted training goes on.
+        test: Cases to test on.
+        look: Called again and again; may raise Stopped.
+        first: False in further processes of one training, where the first one checks the folders.
+
+    Raises:
+        UserError: For everything that the training would be refused for.
     """
     output = Path(output).expanduser()
     device = device_of(settings.device)
@@ -134,15 +144,15 @@ def make_plan(
     free = shutil.disk_usage(next(one for one in output.resolve().parents if one.is_dir())).free
     if free < needed and not resume:
         raise UserError(
-            f"Only {readable_size(free)} are free where {output} is to be, and the training needs about "
-            f"{readable_size(needed)}; free some room, or choose another place."
+            f"Only {readable_size(free)} are free on the disk of {output}, and the training needs about "
+            f"{readable_size(needed)}; free some space, or choose another place."
         )
     return Plan(base, settings, output, device, found, folds, trainings, counts,
                 modalities.pop() if len(modalities) == 1 else "", needed, free)  # fmt: skip
 
 
 def working_folder(output: str | Path) -> Path:
-    """Where an unfinished training keeps its checkpoints."""
+    """The hidden folder in which an unfinished training keeps its checkpoints."""
     output = Path(output).expanduser().resolve()
     return output.parent / f".{output.name}.training"
 
@@ -154,7 +164,7 @@ def check_free(output: Path) -> None:
 
 
 def check_folders(output: Path, resume: bool) -> None:
-    """UserError where no training can begin, or go on, DiskError where nothing can be written."""
+    """UserError where a training cannot begin or go on, DiskError where nothing can be written."""
     work = working_folder(output)
     if (output / "card.json").exists():
         raise UserError(f"{output} holds an adapter already; choose another name, or remove that one first.")
@@ -170,12 +180,12 @@ def check_folders(output: Path, resume: bool) -> None:
 
 
 def is_running(output: Path, owner: Owner) -> str:
-    """The sentence for who would begin, or go on with, what is running."""
+    """The sentence that refuses a second process while a training is running."""
     return f"The training of {output} is running ({owner}); wait until it is done, or {owner.how_to_stop}."
 
 
 def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterator[LabelledSlice]:
-    """The same slices, with a look before each."""
+    """The same slices, with a call of `look` before each."""
     look()
     for one in slices:
         look()
@@ -192,7 +202,7 @@ def _trained_bytes(base: ModelFolder, settings: Settings) -> int:
 
 
 def _count(labelled: Labelled, settings: Settings, look: Callable[[], None]) -> tuple[int, int]:
-    """Slices of a case that show something to learn, and all."""
+    """How many slices of a case show something to learn, and how many there are."""
     shown = total = 0
     for name in orientations(labelled, settings.orientation):
         for index in range(number_of_slices(labelled.volume, name)):

@@ -1,9 +1,9 @@
-"""Rehearsal: pictures that the base learned from, beside the few that teach it something new.
+"""Rehearsal: pictures that the base learned from, shown beside the few that teach something new.
 
 A network that learns new cases forgets what it knew (Robins, "Catastrophic forgetting, rehearsal and
 pseudorehearsal", 1995): after 125 steps on five slices of CT organs it answered boxes on hippocampi with a Dice of 0.64
-instead of 0.83. The bundled model learned from synthetic pictures without end, so that here they can be shown again,
-with prompts as in fine-tuning; with them it was 0.80.
+instead of 0.83; with rehearsal it was 0.80. The bundled model learned from synthetic pictures, of which any number can
+be drawn again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from SAMFineTuneLib.training.synthetic_scanner import SIZE
 from SAMFineTuneLib.training.training_items import Item
 from SAMFineTuneLib.training.training_settings import Settings
 
-_TOGETHER = 16  # pictures are drawn so many at once: that takes a third of the time
+_TOGETHER = 16  # pictures that are drawn at once, which takes a third of the time
 
 
 def rehearsal_of(spec: ModelSpec, settings: Settings, part: int = 0) -> Rehearsal | None:
-    """What a base of this kind rehearses; None where its pictures are not ours, or where it learns no prompts."""
+    """What a base of this kind rehearses; None where its training pictures are not ours or no prompts are learned."""
     known = spec.architecture == "compact" and "promptable" in settings.method.heads
     return Rehearsal(spec, settings, part) if known else None
 
@@ -52,7 +52,7 @@ class Rehearsal:
             np.stack([first.labels for first in firsts]),
             np.array([first.ambiguous for first in firsts]),
             masks.reshape(-1, low, cell, low, cell).mean((2, 4), dtype=np.float32),
-            # A box is drawn in the view and asks for what is there.
+            # A box is drawn in the view and asks for what is visible.
             np.where(by_box, 0, pictures.beyond[place].numpy() / cell**2).astype(np.float32),
             rng.random((len(firsts), settings.rounds, 7), np.float32),
             None,

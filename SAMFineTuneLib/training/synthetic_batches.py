@@ -21,7 +21,7 @@ DRAWN_PER_GIB = 128
 
 def _stretched(image: Tensor, shape: Tensor) -> Tensor:
     """`preprocess.stretched` of each picture (n, 128, 128), without the padding beyond its `shape` (n, 2)."""
-    # The padding is filled with the picture's own pixels, which leaves the percentiles about as they are.
+    # The padding is filled with the picture's own pixels, which hardly changes the percentiles.
     rows, columns = (torch.arange(SIZE, device=image.device) % shape[:, axis, None] for axis in (0, 1))
     filled = image.gather(1, rows[:, :, None].expand(-1, -1, SIZE)).gather(2, columns[:, None].expand(-1, SIZE, -1))
     order = filled.flatten(1).sort(dim=1).values

@@ -1,10 +1,9 @@
 """Pre-train the compact model on synthetic pictures: interactive, resumable, bounded by minutes or by steps.
 
-Each step renders a batch of pictures, encodes each once, and plays a short annotation session on four of its
-objects: a box or one point, at times with several points more, then one to four corrections where the mask is wrong,
-with the previous logits fed back 60 % of the time (after MedicoSAM, Archit 2025). On a graphics card pictures are drawn
-there, too. Everything random in step `n` follows from (seed, n) alone, so that a resumed run repeats the uninterrupted
-one.
+Each step renders a batch of pictures, encodes each once, and plays a short annotation session on four objects of each:
+a box or one point, at times with several more points, then one to four corrections where the mask is wrong, with the
+previous logits fed back 60 % of the time (after MedicoSAM, Archit 2025). A graphics card also draws the pictures.
+Everything random in step n follows from (seed, n) alone, so that a resumed run repeats the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from SAMFineTuneLib.training.synthetic_scanner import SIZE
 from SAMFineTuneLib.training.training_loop import Schedule, Training, load_training, train
 
 ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
-"""Answers of a session, one of these; most are short, because decoding costs more than encoding here."""
+"""Answers of a session, drawn from these; most are short, because decoding costs more than encoding here."""
 SEVERAL = 0.3
-"""Part of the steps whose sessions begin with more points, up to MOST_POINTS, beside the box or the first point."""
+"""Part of the steps whose sessions begin with up to MOST_POINTS points beside the box or the first point."""
 MOST_POINTS = 10
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.02
@@ -91,7 +90,11 @@ def _joined(logits: Tensor, predicted_iou: Tensor) -> Tensor:
 
 
 def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], rng: Random) -> tuple[Tensor, Tensor]:
-    """Play one batch: first prompts and a few corrections. -> mean loss, mean real IoU of the first answers."""
+    """Play one batch: first prompts and a few corrections.
+
+    Returns:
+        The mean loss, and the mean real IoU of the first answers.
+    """
     with mixed_precision(batch["image"].device, on_processor=True):
         encoded = model.encode(batch["image"])
     embedding = {name: value.repeat_interleave(OBJECTS, 0) for name, value in encoded.items()}
@@ -246,7 +249,7 @@ def _optimiser(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def _start_from(model: compact.CompactModel, folder: Path) -> str:
-    """Give `model` the weights of an earlier compact model. -> how that one was made.
+    """Give `model` the weights of an earlier compact model and return how that one was made.
 
     Transformer blocks that the earlier one lacks begin as the identity.
     """

@@ -1,8 +1,8 @@
 """What one picture of a training step holds, as a pure function of (seed, part, number). No PyTorch here.
 
-Training sees what inference shows: the same windows, the same preprocessing, and for a model that zooms the same views
-around a prompt. Everything random about an item is drawn here, also what later corrections need, so that neither the
-division of a batch among processes nor a resumed run changes anything.
+Training shows what inference shows: the same windows, the same preprocessing, and for a model that zooms the same views
+around a prompt. Everything random about an item is drawn here, including what later corrections need, so the result
+depends neither on the number of processes nor on whether the run was resumed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _LEAST = 12  # pixels of an object after augmentation
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """Up to two pictures of one slice and what is asked about them: M objects, S input side, L low-resolution side.
+    """Up to two pictures of one slice with their prompts: M objects, S input side, L low-resolution side.
 
-    `images` are prepared inputs (C, S, S) under the keys of their `views`: equal keys, equal pictures, whichever item
-    they belong to. Objects are on the first; the automatic head looks at the last.
+    `images` are prepared inputs (C, S, S); equal `keys` mean equal pictures, in whichever item. Objects are on the
+    first picture; the automatic head sees the last one.
     """
 
     images: tuple[np.ndarray, ...]
@@ -46,14 +46,14 @@ class Item:
     targets: np.ndarray
     """(M, L, L): the part of each cell that the object covers."""
     beyond: np.ndarray
-    """(M,): the cells of it that lie outside the picture, where the view cuts it."""
+    """(M,): cells of the object outside the picture, where the view cuts it."""
     chances: np.ndarray
     """(M, rounds, 7) uniform: which wrong pixels are clicked, where in them, and whether logits are fed back."""
     classes: np.ndarray | None
-    """(classes, L, L): the parts of each cell that each class covers; for the automatic head. What counts for nothing
-    is of no class."""
+    """(classes, L, L): the part of each cell that each class covers, for the automatic head. Ignored pixels have no
+    class."""
     ignored: np.ndarray | None = None
-    """(L, L): the part of each cell of the objects' picture that counts for nothing; None where everything counts."""
+    """(L, L): the part of each cell of the objects' picture that is ignored; None where nothing is."""
 
 
 class Items:
@@ -74,14 +74,14 @@ class Items:
         self._strength = settings.strength(len(self.slices))
 
     def __call__(self, number: int) -> Item:
-        """Item `number`: slices come in a new order every time all have been shown."""
+        """Item `number`; slices come in a new order whenever all have been shown."""
         seed = (self._settings.seed, self._part)
         epoch, place = divmod(number, len(self.slices))
         index = int(np.random.default_rng((*seed, 0, epoch)).permutation(len(self.slices))[place])
         rng = np.random.default_rng((*seed, 1, number))
         heads = self._settings.method.heads
         promptable, automatic = (head in heads for head in ("promptable", "automatic"))
-        # An encoder that does not learn sees a few versions of every slice again and again: their embeddings are kept.
+        # An encoder that does not learn sees a few versions of every slice repeatedly, so their embeddings can be kept.
         version = int(rng.integers(self._settings.variants)) if self._fixed else number
         shown = self._augmented(index, version)
         found = objects_of(shown, _LEAST)
@@ -109,7 +109,7 @@ class Items:
         return Item(tuple(images), tuple(keys), *asked, classes, ignored)
 
     def _augmented(self, index: int, version: int) -> LabelledSlice:
-        """A version of a slice; negative numbers count the empty ones."""
+        """An augmented version of a slice; negative numbers count the empty slices."""
         one = self.slices[index] if index >= 0 else self.empty[-1 - index]
         seed = (self._settings.seed, self._part, 2, version + 1, index % (1 << 31))
         picture, classes = augment(np.random.default_rng(seed), one.picture, one.classes, self._strength)
@@ -118,7 +118,7 @@ class Items:
     def _session(
         self, rng: np.random.Generator, shape: tuple[int, int], found: list[Object]
     ) -> tuple[View, list[Object], list[First]]:
-        """Objects of one view with their first prompts; the view is the one that inference would choose for one."""
+        """Objects of one view with their first prompts; inference would choose that view for the first object."""
         kind = self._settings.prompts
         order = rng.permutation(len(found))[: max(self._settings.objects, 1) if not self._spec.zoom else None]
         if not self._spec.zoom:
@@ -132,14 +132,14 @@ class Items:
         return view, [anchor, *seen], [first, *(first_prompt(rng, one.mask, kind) for one in seen)]
 
     def _view(self, rng: np.random.Generator, shape: tuple[int, int], mask: np.ndarray, first: First) -> View:
-        """Where a zooming predictor looks: at a box's surroundings, through one of its views there; for points one of
-        the squares that it tries."""
+        """Where a zooming predictor looks: for a box one of its views around it, for points one of the squares that it
+        tries."""
         if first.box is not None:
             view = view_of_box(shape, first.box, self._spec.input_size)
             views = views_around(shape, view, first.box.reshape(2, 2))
             return views[rng.integers(len(views))]
         tight, views = bounding_box(mask), views_of_point(shape, first.coords[0], self._spec.input_size)
-        # Mostly one that holds the object; but the predictor also tries those that cut it, and must not trust them.
+        # Mostly one that holds the object; the predictor also tries views that cut it, which it must not trust.
         cutting = rng.random() < _CUTTING
         holding = [view for view in views if cutting or view.contains(tight.reshape(2, 2))]
         return holding[rng.integers(len(holding))] if holding else View.whole(shape)
@@ -164,8 +164,8 @@ class Items:
 
 
 def class_shares(classes: np.ndarray, count: int, spec: ModelSpec) -> np.ndarray:
-    """(count, L, L): of each low-resolution cell of the whole picture the parts that each class covers; padding is
-    background. What counts for nothing is of no class, so that the parts of its cells are less than one together."""
+    """(count, L, L): the part of each low-resolution cell of the whole picture that each class covers; padding is
+    background. Ignored pixels have no class, so the parts of their cells add up to less than one."""
     place = geometry(classes.shape, spec)
     shares = np.stack([_shares(classes == value, place) for value in range(1, count)])
     ignored = classes == IGNORED
@@ -180,7 +180,7 @@ def _shares(mask: np.ndarray, place: InputGeometry) -> np.ndarray:
 
 
 def _nothing(spec: ModelSpec, settings: Settings) -> tuple[np.ndarray, ...]:
-    """What is asked where no object is."""
+    """The prompts of an item without objects."""
     low = spec.low_res_size
     return (
         np.zeros((0, 6, 2), np.float32), np.zeros((0, 6), np.float32), np.zeros(0, bool),

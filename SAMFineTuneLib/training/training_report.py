@@ -27,8 +27,18 @@ Curve = Sequence[tuple[float, float]]
 def write_report(
     folder: Path, card: Card, evidence: str, folds: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()
 ) -> Path:
-    """Write the report of a card into a folder that holds its pictures; `folds` are histories by name, `notes` are
-    sentences about the cases that name nobody."""
+    """Write the report of an adapter.
+
+    Args:
+        folder: Folder of the report, which already holds its pictures.
+        card: The adapter's card.
+        evidence: What the figures refer to, as a sentence.
+        folds: Histories of the cross-validation's trainings, by name.
+        notes: Sentences about the cases that name nobody.
+
+    Returns:
+        The page.
+    """
     curves = {"this adapter": list(zip(card.curves.get("steps", ()), card.curves.get("loss", ()), strict=True))}
     for name, history in folds.items():
         curves.setdefault(name, smooth(history["loss"]))
@@ -45,14 +55,14 @@ def write_report(
 
 
 def smooth(values: Sequence[float], points: int = 100) -> list[tuple[int, float]]:
-    """Means of up to `points` pieces of a curve that begins at step 1, each at its last step."""
+    """Means of up to `points` parts of a curve that begins at step 1, each at its last step."""
     size = max(1, len(values) // points)
     ends = range(size, len(values) + 1, size)
     return [(end, sum(values[end - size : end]) / size) for end in ends]
 
 
 def draw_curves(curves: Mapping[str, Curve], title: str) -> str:
-    """An SVG with one line a curve, step on x, from zero to the largest value on y."""
+    """Draw curves as SVG: steps on x, values from zero to the largest on y."""
     points = [point for curve in curves.values() for point in curve]
     right = max((x for x, _ in points), default=1) or 1
     top = max((y for _, y in points), default=1.0) or 1.0

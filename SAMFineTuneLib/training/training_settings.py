@@ -1,4 +1,4 @@
-"""How a fine-tuning runs: every number of it, and the three presets. No PyTorch here."""
+"""The settings of a fine-tuning and its three presets. No PyTorch here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ORIENTATIONS = ("auto", "all", "axial", "coronal", "sagittal")
 CHECKPOINTING = ("auto", "on", "off")
 PRECISIONS = ("auto", "fp32", "bf16")
 
-# A preset is a number of steps and how much is asked of each picture; the rest is the same for all.
+# A preset sets the number of steps and how much each picture is used; everything else is the same for all.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"steps": 250, "batch": 4, "objects": 2, "rounds": 2, "test_slices": 8, "fold_limit": 3},
     "balanced": {"steps": 800, "batch": 6, "objects": 3, "rounds": 4, "test_slices": 16, "fold_limit": 5},
@@ -36,41 +36,41 @@ class Settings:
 
     preset: str = "quick"
     method: Method = field(default_factory=Method)
-    """What is trained; its heads and classes follow from `heads` and the labels, see `for_labels`."""
+    """What is trained; `for_labels` fills in its heads and classes."""
     heads: tuple[str, ...] = HEADS
     labels: LabelChoice = field(default_factory=LabelChoice)
     steps: int = PRESETS["quick"]["steps"]
     """Optimiser steps of each training; warm-up and decay are parts of it."""
     most_shown: int | None = 200
-    """Times that each labelled slice is shown at most: a training of a few slices is shorter. None: no limit."""
+    """How often each labelled slice is shown at most: a training of a few slices is shorter. None: no limit."""
     batch: int = PRESETS["quick"]["batch"]
     """Pictures a step, of all processes together."""
     objects: int = PRESETS["quick"]["objects"]
-    """Up to how many objects a picture."""
+    """Objects on a picture at most."""
     rounds: int = PRESETS["quick"]["rounds"]
     """Sub-iterations: the first prompt and rounds - 1 corrections (MedicoSAM: 8)."""
     prompts: str = "mixed"
-    """What a training session on an object begins with."""
+    """First prompts: one of PROMPTS."""
     feedback: float = 0.5
     """Probability that a correction comes with the previous logits as mask prompt."""
     learning_rate: float | None = None
-    """None: what suits the method and the base: the recipes' rates, for the bundled model larger ones."""
+    """None: what suits the method and the base, larger for the bundled model."""
     small_base: bool = True
-    """Whether the base is the bundled model's architecture, which takes larger steps; filled in by the run."""
+    """Whether the base has the bundled model's architecture, which takes larger steps; the plan fills this in."""
     weight_decay: float = 0.1
     warm_up: float = 0.05
-    """Part of the steps in which the learning rate rises."""
+    """Part of the steps during which the learning rate rises."""
     decay_power: float = 0.9
     augment: float | None = None
-    """Strength of the augmentations: 0 none, 1 those of finetune-SAM. None: 1 with a few labelled slices, less with
-    more, which a short training sees less often."""
+    """Strength of the augmentations: 0 none, 1 those of finetune-SAM. None: 1 for a few labelled slices, less for
+    more of them, which a short training sees less often."""
     window: str | None = None
     orientation: str = "auto"
-    """Slices to learn from: auto takes the acquired ones."""
+    """Slices to learn from; auto: as they were acquired."""
     shots: int | None = None
     folds: int | None = None
     fold_limit: int = PRESETS["quick"]["fold_limit"]
-    """Most folds that are made when `folds` does not say how many."""
+    """Folds at most when `folds` is None."""
     validation: int | None = None
     """Patients set aside from the training cases for early stopping; None: a tenth when there are ten or more."""
     validations: int = 8
@@ -78,14 +78,14 @@ class Settings:
     patience: int = 3
     """Validations without gain after which a training ends."""
     test_slices: int = PRESETS["quick"]["test_slices"]
-    """Labelled slices of a held-out case on which Dice is measured, evenly spread; prompts only, not automatic."""
+    """Labelled slices of a held-out case that are prompted, evenly spread; the automatic head sees all."""
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
     micro_batch: int | None = None
-    """Pictures in memory at once; None: what fits. The result does not depend on it but for rounding."""
+    """Pictures in memory at once; None: as many as fit. Only rounding depends on it."""
     checkpointing: str = "auto"
-    """Whether encoder blocks are computed twice to save memory."""
+    """Whether encoder blocks are computed twice to save memory: one of CHECKPOINTING."""
     variants: int = 4
     """Augmented versions of a slice whose embeddings are kept when the encoder does not learn."""
 
@@ -96,11 +96,11 @@ class Settings:
 
     @classmethod
     def of_preset(cls, preset: str, **changes: Any) -> Settings:
-        """The preset's settings, changed where `changes` says something (None: nothing)."""
+        """The preset's settings with `changes`; a change to None is left out."""
         if preset not in PRESETS:
             raise UserError(f"Unknown preset {preset!r}; choose one of {', '.join(PRESETS)}.")
         given = {name: value for name, value in changes.items() if value is not None}
-        limit = {"most_shown": None} if "steps" in given else {}  # who says how many steps means it
+        limit = {"most_shown": None} if "steps" in given else {}  # given steps are not shortened
         return cls(preset=preset, **{**PRESETS[preset], **limit, **given})
 
     @property
@@ -110,8 +110,8 @@ class Settings:
 
     @property
     def whole_share(self) -> float:
-        """Learning rate of the base's own modules that are trained whole beside LoRA or Adapters, in rates: what suits
-        whole weights, or they would be the first to forget."""
+        """Share of the rate for modules of the base that are trained whole beside LoRA or Adapters: it gives them the
+        rate that suits whole weights, or they would forget first."""
         return self._rates["vanilla"] / self._rates[self.method.method]
 
     @property
@@ -119,7 +119,7 @@ class Settings:
         return _SMALL_RATES if self.small_base else _RATES
 
     def for_slices(self, slices: int) -> Settings:
-        """With the steps that so many labelled slices allow."""
+        """With at most the steps that `most_shown` allows for so many labelled slices."""
         if self.most_shown is None:
             return self
         return replace(self, steps=min(self.steps, max(1, -(-self.most_shown * slices // self.batch))))
@@ -132,7 +132,7 @@ class Settings:
         return min(1.0, max(_LEAST_STRENGTH, shown / _FULL_STRENGTH))
 
     def for_labels(self, names: tuple[str, ...], choice: LabelChoice) -> Settings:
-        """With what a look at the cases settled: the labels, and the classes of an automatic head."""
+        """With the labels that the survey of the cases found, and the classes of an automatic head."""
         classes = ("background", *names) if "automatic" in self.heads else ()
         return replace(self, method=replace(self.method, heads=self.heads, classes=classes), labels=choice)
 
@@ -144,7 +144,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """The settings of `to_dict`; UserError when they are none."""
+        """The settings that `to_dict` wrote; UserError when they are damaged."""
         try:
             labels = LabelChoice(tuple(values["labels"]["wanted"]), bool(values["labels"]["merged"]))
             return cls(**{**values, "method": Method.from_dict(values["method"]), "labels": labels})
@@ -152,10 +152,16 @@ class Settings:
             raise UserError(f"The stored settings of the training are damaged ({error}); start it anew.") from error
 
     def recipe(self) -> dict[str, Any]:
-        """What the adapter's card tells of it: nothing about this computer."""
+        """The settings for the adapter's card, without those that concern this computer."""
         hidden = {"small_base", "method", "labels", "device", "micro_batch", "checkpointing", "fold_limit"}
         kept = {name: value for name, value in self.to_dict().items() if name not in hidden and value is not None}
         return {**kept, "learning_rate": self.rate}
+
+
+_COUNTS = ("steps", "batch", "objects", "rounds", "validations", "patience", "test_slices", "variants", "shots",
+           "micro_batch", "most_shown")  # fmt: skip
+_LEAST = {**dict.fromkeys(_COUNTS, 1), "seed": 0, "folds": 0, "validation": 0}
+_OPTIONAL = ("shots", "micro_batch", "most_shown", "folds", "validation")
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,18 +172,10 @@ def _problem(settings: Settings) -> str | None:
     """What is wrong, as a sentence."""
     if not settings.heads or not set(settings.heads) <= set(HEADS) or len(set(settings.heads)) < len(settings.heads):
         return f"The heads are {', '.join(settings.heads) or 'none'}; choose {', '.join(HEADS)}, or both."
-    for name in ("steps", "batch", "objects", "rounds", "validations", "patience", "test_slices", "variants"):
+    for name, least in _LEAST.items():
         value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            return f"The setting {name} is {value!r}; choose a whole number from 1."
-    for name in ("shots", "micro_batch", "most_shown"):
-        value = getattr(settings, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            return f"The setting {name} is {value!r}; choose a whole number from 1."
-    for name in ("seed", "folds", "validation"):
-        value = getattr(settings, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            return f"The setting {name} is {value!r}; choose a whole number from 0."
+        if (value is not None or name not in _OPTIONAL) and (type(value) is not int or value < least):
+            return f"The setting {name} is {value!r}; choose a whole number from {least}."
     for name in ("feedback", "warm_up"):
         if not 0 <= getattr(settings, name) <= 1:
             return f"The setting {name} is {getattr(settings, name)!r}; choose a number from 0 to 1."

@@ -1,4 +1,4 @@
-"""How long a fine-tuning takes: estimated before it begins from a few steps that are tried, and while it works."""
+"""How long a fine-tuning takes: estimated from a few trial steps before it begins, and from its pace while it runs."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping
 from SAMFineTuneLib.training.training_items import Items
 
-_STEPS = 5  # tried at most, and
-_SECONDS = 6.0  # about so long after the first
-_TOO_LONG = 60.0  # s of the first, after which that alone must do
+_STEPS = 5  # trial steps at most
+_SECONDS = 6.0  # s after the first step, when no more steps are tried
+_TOO_LONG = 60.0  # s; a first step that takes longer remains the only one
 _DRAWN = 1 / 32  # of the first step's surplus, for each picture of a step: synthetic pictures are drawn sixteen at once
-_SLICES = 3  # on which each way of prompting is tried
+_SLICES = 3  # slices on which each way of prompting is tried
 
 
 @dataclass(frozen=True)
 class Pace:
-    """`seconds` of the whole fine-tuning, testing and reading included, by so many `steps` that were tried."""
+    """Estimated `seconds` of the whole fine-tuning, with testing and reading, from `steps` trial steps."""
 
     seconds: float
     steps: int
 
 
 def measure_pace(plan: Plan, look: Callable[[], None] = lambda: None) -> Pace:
-    """Try a few steps and answers, on one case."""
+    """Try a few steps and answers on one case; `look` may raise Stopped."""
     case, settings = plan.trainings[0].train[0], plan.settings
     started = time.monotonic()
     own = list(looking(plan.slices(case), look))
@@ -43,7 +43,7 @@ def measure_pace(plan: Plan, look: Callable[[], None] = lambda: None) -> Pace:
     device = torch.device(plan.device)
     network = attach(load_network(plan.base.file("weights"))[1], plan.base.spec, settings.method, settings.seed)
     interruptible(network.to(device), look)
-    batch = settings.batch if settings.small_base else 1  # of a large base a batch may take minutes
+    batch = settings.batch if settings.small_base else 1  # a batch of a large base may take minutes
     items = Items(shown, [one for one in own if not one.labelled], plan.base.spec, settings)
     times = [time.monotonic()]
 
@@ -60,7 +60,7 @@ def measure_pace(plan: Plan, look: Callable[[], None] = lambda: None) -> Pace:
     try:
         tune(tuning)
     except Stopped:
-        look()  # somebody else may have stopped it
+        look()  # the user may have stopped it
     step = first = times[1] - times[0]
     if len(times) > 2:
         step = (times[-1] - times[1]) / (len(times) - 2)
@@ -74,7 +74,7 @@ def measure_pace(plan: Plan, look: Callable[[], None] = lambda: None) -> Pace:
 def _testing(
     plan: Plan, network: torch.nn.Module, device: torch.device, own: list[LabelledSlice], shown: list[LabelledSlice]
 ) -> float:
-    """Seconds of all tests: before and after with prompts, after without."""
+    """Seconds of all tests: with prompts before and after, without prompts after."""
     if not plan.folds.parts:
         return 0.0
     engine, each, heads = NetworkEngine(network, plan.base.spec, device), {}, plan.settings.method.heads
@@ -101,7 +101,7 @@ class Clock:
 
     @property
     def worked(self) -> float:
-        """Seconds since the beginning, and in earlier sessions of the run."""
+        """Seconds of this and of earlier sessions of the run."""
         return time.monotonic() - self._begun
 
     @worked.setter
@@ -109,30 +109,30 @@ class Clock:
         self._begun = time.monotonic() - before
 
     def is_due(self, every: float) -> bool:
-        """Whether so many seconds have passed since it last was."""
+        """Whether `every` seconds have passed since this was last true."""
         if time.monotonic() - self._noted < every:
             return False
         self._noted = time.monotonic()
         return True
 
     def expect(self, steps: int, tests: int) -> None:
-        """So many steps and tested cases (each before and after) are to come."""
+        """Set how many steps and tested cases (each before and after) are to come."""
         self._steps, self._tests, self._last = steps, 2 * tests, time.monotonic()
 
     def skip(self, steps: int, tests: int) -> None:
-        """They need not be done."""
+        """Take off steps and tested cases that need not be done."""
         self._steps -= steps
         self._tests -= 2 * tests
         self._last = time.monotonic()
 
     def stepped(self) -> None:
-        """One optimiser step was worked."""
+        """Count one optimiser step."""
         now = time.monotonic()
         self._count("step", now - self._last)
         self._steps, self._last = self._steps - 1, now
 
     def test(self) -> Clock:
-        """A context in which one case is tested."""
+        """A context that counts one tested case."""
         return self
 
     def __enter__(self) -> None:

@@ -20,17 +20,17 @@ COARSE = ("HD95", "with prompts", "by hand", "saved", "prompts to 0.85", "prompt
 WITHOUT_INTERVALS = ("perturbation", "distance", "prompts, everybody")
 # Name of the report's table, columns shown (none: all), and values that a row must have in a column.
 SHOWN = (
-    ("prompts", ("prompt", "Dice", "best candidate", "HD95", "NSD"), {"who": [MODEL]}),
-    ("labels", ("label", "S2", "S3", "S4", "S5", "S6"), {"who": [MODEL]}),
-    ("everything", ("best of all masks", "best score", "objects, cases, patients"), {"who": [MODEL]}),
-    ("perturbation", ("prompt", "unit", "in place", "0–10", "10–20", "20–30"), {"who": [MODEL]}),
-    ("interactive", (), {"way": HEADLINES, "who": [MODEL, "growing", "walker", "levelset"]}),
-    ("clicks", (), {"way": HEADLINES, "who": [MODEL]}),
-    ("ways", ("way", "1", "3", "8"), {"way": [str(way) for way in WAYS], "who": [MODEL]}),
-    ("volumes", ("start", "after", "Dice", "HD95", "NSD"), {"who": [MODEL]}),
-    ("distance", ("start", "prompted slice", "0–5 mm", "5–10 mm", "10–20 mm", "20–40 mm"), {"who": [MODEL]}),
-    ("seconds", ("task", "with prompts", "by hand", "saved"), {"who": [MODEL]}),
-    ("factors", ("prompt", "size", "contrast", "complexity", "objects"), {"who": [MODEL], "prompt": ["S2", "S5"]}),
+    ("prompts", ("prompt", "Dice", "best candidate", "HD95", "NSD"), {"method": [MODEL]}),
+    ("labels", ("label", "S2", "S3", "S4", "S5", "S6"), {"method": [MODEL]}),
+    ("everything", ("best of all masks", "best score", "objects, cases, patients"), {"method": [MODEL]}),
+    ("perturbation", ("prompt", "unit", "in place", "0–10", "10–20", "20–30"), {"method": [MODEL]}),
+    ("interactive", (), {"way": HEADLINES, "method": [MODEL, "growing", "walker", "levelset"]}),
+    ("clicks", (), {"way": HEADLINES, "method": [MODEL]}),
+    ("ways", ("way", "1", "3", "8"), {"way": [str(way) for way in WAYS], "method": [MODEL]}),
+    ("volumes", ("start", "after", "Dice", "HD95", "NSD"), {"method": [MODEL]}),
+    ("distance", ("start", "prompted slice", "0–5 mm", "5–10 mm", "10–20 mm", "20–40 mm"), {"method": [MODEL]}),
+    ("seconds", ("task", "with prompts", "by hand", "saved"), {"method": [MODEL]}),
+    ("factors", ("prompt", "size", "contrast", "complexity", "objects"), {"method": [MODEL], "prompt": ["S2", "S5"]}),
 )
 
 
@@ -61,7 +61,7 @@ def everybody(sets: dict) -> tuple[tuple[str, ...], list[list[str]]]:
         for who, prompt, dice, *_ in tables["prompts"]["rows"]:
             found.setdefault((images, who), {})[prompt.partition(":")[0]] = text(dice, "Dice", "prompts, everybody")
     strategies = tuple(dict.fromkeys(strategy for row in found.values() for strategy in row))
-    return ("who", *strategies), [[*key, *(row.get(one, "–") for one in strategies)] for key, row in found.items()]
+    return ("method", *strategies), [[*key, *(row.get(one, "–") for one in strategies)] for key, row in found.items()]
 
 
 def show(name: str, header: tuple[str, ...], rows: list[list[str]]) -> None:

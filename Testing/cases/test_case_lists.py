@@ -104,7 +104,7 @@ def workbook(folder):
         (lambda folder: (folder / "list.csv").write_bytes(b"%PDF-1.4"), "PDF"),
         (lambda folder: (folder / "list.csv").write_bytes(bytes(range(256)) * 4), "not a text file"),
         (lambda folder: (folder / "list.csv").write_text("image;label\n"), "lists no cases"),
-        (lambda folder: (folder / "list.csv").write_text("image,age\nimages/a.nii.gz,3\n"), "names no column label"),
+        (lambda folder: (folder / "list.csv").write_text("image,age\nimages/a.nii.gz,3\n"), "has no column label"),
         (lambda folder: (folder / "list.csv").write_text("image,label\nimages/a.nii.gz\n"), "Entry 1 .* is not image"),
         (lambda folder: (folder / "list.csv").write_text("images/a.nii.gz,labels/a.nii.gz,p,3\n"), "Entry 1"),
         (lambda folder: (folder / "list.csv").write_text("images/a.nii.gz;labels/z.nii.gz\n"), "z.nii.gz, which does"),

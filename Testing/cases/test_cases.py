@@ -94,7 +94,7 @@ def test_what_nnunet_ignores_is_no_label(tmp_path, ignore):
     masks, ignored = classes_by_name(case)
     assert list(masks) == ["liver", "tumour"] and np.array_equal(ignored, labels == 3)
     assert np.array_equal(masks["tumour"], labels == 2)
-    assert "Case c_001: counted for nothing, as “ignore”: 36 voxels." in survey([case], LabelChoice()).notes
+    assert "Case c_001: not counted, as they are labelled “ignore”: 36 voxels." in survey([case], LabelChoice()).notes
     merged, ignored = classes_by_name(case, "any")
     assert np.array_equal(merged["foreground"], (labels == 1) | (labels == 2)) and ignored.sum() == 36
 

@@ -73,7 +73,7 @@ def test_the_report_opens_offline(whole):
     text, pictures = re.subn(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:", (whole / "report.html").read_text())
     assert pictures == 5 + 4  # of two objects there is no median
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", text) and "http" not in text and "<script" not in text
-    for title in ("One prompt, one answer", "Prompts out of place", "Whole volumes from the middle slice",
+    for title in ("One prompt, one answer", "Misplaced prompts", "Whole volumes from the middle slice",
                   "An annotator&#x27;s time", "Best, median and worst"):  # fmt: skip
         assert title in text
     drawn = {file.name for file in (whole / "pictures").iterdir()}
@@ -146,14 +146,14 @@ def test_resuming_with_more_to_ask_does_only_that(cases, tmp_path, capsys):
     ("options", "sentence"),
     [
         (("--protocol", "S9"), "There is no protocol 'S9'"),
-        (("--baseline", "snake"), "There is no baseline 'snake'; choose of otsu"),
+        (("--baseline", "snake"), "There is no baseline 'snake'; choose from otsu"),
         (("--label", "9"), "No case has the label 9"),
         (("--model", "none"), "There is no model 'none'"),
         (("--adapter", "none"), "There is no adapter 'none'"),
         (("--model", "compact", "--model", "compact"), "compact is named twice"),
         (("--slices", "0"), "Slices and steps are 1 or more"),
         (("--jobs", "0"), "1 process or more"),
-        (("--seconds", "box=x"), "'box=x' is no time"),
+        (("--seconds", "box=x"), "'box=x' is not a time"),
         (("--scheduler", "tcp://nowhere:1"), "add --engine dask"),
         (("--engine", "dask", "--scheduler", "nowhere"), "No Dask scheduler answers at nowhere"),
         (("--protocol", "automatic", "--baseline", "none"), "There is nothing to do"),

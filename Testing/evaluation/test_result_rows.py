@@ -43,5 +43,5 @@ def test_seconds_of_an_annotator():
 def test_times_are_read_and_refused():
     assert Seconds.parse("outline=60, point=2") == Seconds(point=2, outline=60) and Seconds.parse(None) == Seconds()
     for wrong in ("outline", "lines=3", "box=-1", "box=x", "box=inf"):
-        with pytest.raises(UserError, match="is no time; give seconds for box, point, look, outline"):
+        with pytest.raises(UserError, match="is not a time; give seconds for box, point, look, outline"):
             Seconds.parse(wrong)
