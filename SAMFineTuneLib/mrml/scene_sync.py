@@ -24,6 +24,7 @@ from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync, PromptWatch
 from SAMFineTuneLib.mrml.scene_watch import SceneWatch
 from SAMFineTuneLib.mrml.scene_work import MOVED, Work
 from SAMFineTuneLib.mrml.segments.found_objects import FoundObjects
+from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
 from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
@@ -195,9 +196,7 @@ class SceneSync:
 
     def _make_segmentation(self) -> None:
         node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName("Segmentation"))
-        node.CreateDefaultDisplayNodes()
-        node.SetAndObserveTransformNodeID(self.volume_node.GetTransformNodeID())
-        node.SetReferenceImageGeometryParameterFromVolumeNode(self.volume_node)
+        set_up_on(node, self.volume_node)
         self._set_segmentation(node)
         self._enter()
 

@@ -103,8 +103,7 @@ class Work:
             self.masks.take_back()
             return None
         try:
-            prompts = storage.prompts_of(document)
-            segments, window = storage.segments_of(document), storage.window_of(document)
+            segments, prompts, window = storage.contents_of(document)
         except UserError as error:
             self._tell(Notice(str(error)))
             return None

@@ -240,15 +240,10 @@ def _window_of(image, offset, shape, label: int | None = None) -> np.ndarray:
 
 def _labelmap_node(found: Labelmap, volume_node, name: str):
     import slicer
-    import vtk
-    from vtk.util.numpy_support import numpy_to_vtk
 
     scene = volume_node.GetScene()
     node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", scene.GenerateUniqueName(name))
-    image = vtk.vtkImageData()
-    image.SetDimensions(*found.labels.shape[::-1])
-    image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(found.labels).reshape(-1), deep=True))
-    node.SetAndObserveImageData(image)
+    slicer.util.updateVolumeFromArray(node, found.labels)
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(found.affine))
     node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     node.CreateDefaultDisplayNodes()

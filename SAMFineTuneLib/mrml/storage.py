@@ -82,7 +82,7 @@ class ParameterNode:
 
     @window.setter
     def window(self, window: IntensityWindow | None) -> None:
-        self.set("Window", json.dumps(None if window is None else _window_values(window)))
+        self.set("Window", json.dumps(None if window is None else vars(window)))
 
     def _make(self):
         import slicer
@@ -225,10 +225,13 @@ def orphans(scene) -> list:
     ]
 
 
-def prompts_of(document: dict[str, Any]) -> list[PromptInfo]:
-    """The prompts of a stored session. Raises UserError when it is damaged."""
+def contents_of(document: dict[str, Any]) -> tuple[list[SegmentInfo], list[PromptInfo], IntensityWindow | None]:
+    """Segments, prompts and window of a stored session. Raises UserError when it is damaged."""
     try:
-        return [_prompt_info(entry) for entry in document["prompts"]]
+        segments = [SegmentInfo(one["name"], int(one["value"]), tuple(one["color"])) for one in document["segments"]]
+        window = document.get("window")
+        prompts = [_prompt_info(entry) for entry in document["prompts"]]
+        return segments, prompts, IntensityWindow(**window) if window else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError("The session stored in the scene is damaged: masks are made anew from the prompts.") from error
 
@@ -241,16 +244,6 @@ def places_of(document: dict[str, Any]) -> list[tuple[PromptInfo, list[str]]]:
 def propagated_of(document: dict[str, Any]) -> list[tuple[int, str]]:
     """(label value, plane key) of the propagated masks of a stored session."""
     return [(int(one["segment"]), SlicePlane.from_dict(one["plane"]).key) for one in document["propagated"]]
-
-
-def segments_of(document: dict[str, Any]) -> list[SegmentInfo]:
-    """The segments of a stored session."""
-    return [SegmentInfo(one["name"], int(one["value"]), tuple(one["color"])) for one in document["segments"]]
-
-
-def window_of(document: dict[str, Any]) -> IntensityWindow | None:
-    """The window of a stored session."""
-    return IntensityWindow(**document["window"]) if document.get("window") else None
 
 
 def recognise(volume: Volume) -> dict[str, Any]:
@@ -276,7 +269,3 @@ def _prompt_info(entry: dict[str, Any]) -> PromptInfo:
     (prompt,) = segment.prompts
     view = entry["view"] if isinstance(entry["view"], str) else SlicePlane.from_dict(entry["view"])
     return PromptInfo(int(entry["number"]), segment.value, prompt, view)
-
-
-def _window_values(window: IntensityWindow) -> dict[str, Any]:
-    return {"low": window.low, "high": window.high, "name": window.name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import numpy as np
@@ -637,3 +638,28 @@ def test_a_click_is_read_from_the_nodes_once(host, made, red, monkeypatch):
     assert host.session.outstanding
     host.settle()
     assert len(reads) == 1 and not host.session.outstanding
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda stored: stored.pop("segments"),
+        lambda stored: stored["segments"][0].pop("name"),
+        lambda stored: stored["prompts"][0].pop("view"),
+        lambda stored: stored.update(window={"low": 1.0}),
+        lambda stored: stored.update(window="wide"),
+    ],
+)
+def test_of_a_damaged_session_in_the_scene_the_prompts_remain(host, made, red, damage):
+    session, volume_node = host.session, host.session.volume_node
+    session.place("positive", red, [ras(made[0], *tube(9))])
+    host.settle()
+    session.set_volume_node(None)
+    (node,) = record_nodes(session.scene)
+    values = json.loads(node.GetText())
+    damage(values["document"])
+    node.SetText(json.dumps(values))
+    session.set_volume_node(volume_node)
+    host.settle()
+    assert any("is damaged" in text for text in host.texts(Notice)) and not host.texts(Failed)
+    assert len(session.prompts) == 1 and is_right(host, made, "first", 1, [9])

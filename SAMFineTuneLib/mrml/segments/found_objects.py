@@ -10,6 +10,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.prompts import segment_color
 
@@ -81,15 +82,12 @@ class FoundObjects:
         node.SetAttribute(constants.GetSubjectHierarchyExcludeFromTreeAttributeName(), "1")
         node.SetHideFromEditors(True)
         node.SetSaveWithScene(False)
-        node = self._scene.AddNode(node)
+        self._scene.AddNode(node)
         hierarchy = self._scene.GetSubjectHierarchyNode()
         if hierarchy is not None and not hierarchy.GetItemByDataNode(node):
             # Slicer makes no item for a hidden node, and would then log an error for every segment.
             hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
-        node.CreateDefaultDisplayNodes()
+        set_up_on(node, volume_node)
         node.GetDisplayNode().SetSaveWithScene(False)
         node.GetDisplayNode().SetOpacity2DFill(_OPACITY)
-        # The transform comes first, because the geometry is relative to it.
-        node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-        node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
         return node

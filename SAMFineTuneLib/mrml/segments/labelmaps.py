@@ -69,6 +69,14 @@ class Grid:
         return cls(matrix, tuple(map(int, values["start"])), tuple(map(int, values["shape"])))
 
 
+def set_up_on(segmentation_node, volume_node) -> None:
+    """Give a new segmentation node the geometry and transform of a volume, and a display."""
+    segmentation_node.CreateDefaultDisplayNodes()
+    # The transform comes first, because the geometry is relative to it.
+    segmentation_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    segmentation_node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+
+
 def require_editable(segmentation_node) -> None:
     """Raise UserError unless the segmentation is edited as binary labelmaps and its transforms are linear."""
     if segmentation_node is None or segmentation_node.GetSegmentation() is None:
@@ -167,17 +175,10 @@ class Layer:
 
     def _exchange(self, old, low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> None:
         """Replace the segments' labelmap by one of extent `low` to `high` (i, j, k) with the content of `old`."""
-        import slicer
-
-        image = slicer.vtkOrientedImageData()
-        image.CopyDirections(old)
-        image.SetSpacing(old.GetSpacing())
-        image.SetOrigin(old.GetOrigin())
-        image.SetExtent(*[int(edge) for ends in zip(low, high, strict=True) for edge in ends])
-        array = _allocate(image, dtype)
+        image = new_labelmap(old, low, high, dtype)
         if not _is_empty(old):
             ends = zip(*((edge - low)[::-1] for edge in _extent(old)), strict=True)
-            array[tuple(slice(a, b + 1) for a, b in ends)] = image_array(old)
+            image_array(image)[tuple(slice(a, b + 1) for a, b in ends)] = image_array(old)
         for segment in self._segments:
             segment.AddRepresentation(BINARY, image)
         self.image, self._first = image, _first_voxel(image, self.grid)
@@ -240,7 +241,7 @@ def _set_geometry(image, grid: Grid) -> None:
 
     image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(grid.matrix))
     high = np.array(grid.start) + np.array(grid.shape[::-1]) - 1
-    image.SetExtent(*[int(edge) for ends in zip(grid.start, high, strict=True) for edge in ends])
+    _set_extent(image, grid.start, high)
 
 
 def _extent(image) -> tuple[np.ndarray, np.ndarray]:
@@ -283,14 +284,20 @@ def image_array(image) -> np.ndarray:
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
 
 
-def _allocate(image, dtype: np.dtype) -> np.ndarray:
-    """Give the image scalars of 0 and return them as an array [k, j, i]."""
-    from vtk.util.numpy_support import create_vtk_array, get_vtk_array_type
+def new_labelmap(like, low, high, dtype: np.dtype):
+    """A labelmap of 0 with the voxels of another one and an extent from `low` to `high` (i, j, k)."""
+    import slicer
+    from vtk.util.numpy_support import get_vtk_array_type
 
-    scalars = create_vtk_array(get_vtk_array_type(dtype))
-    scalars.SetName("ImageScalars")
-    scalars.SetNumberOfTuples(int(np.prod(image.GetDimensions(), dtype=np.int64)))
-    image.GetPointData().SetScalars(scalars)
-    array = image_array(image)
-    array[...] = 0
-    return array
+    image = slicer.vtkOrientedImageData()
+    image.CopyDirections(like)
+    image.SetSpacing(like.GetSpacing())
+    image.SetOrigin(like.GetOrigin())
+    _set_extent(image, low, high)
+    image.AllocateScalars(get_vtk_array_type(dtype), 1)
+    image_array(image)[...] = 0
+    return image
+
+
+def _set_extent(image, low, high) -> None:
+    image.SetExtent(*[int(edge) for ends in zip(low, high, strict=True) for edge in ends])

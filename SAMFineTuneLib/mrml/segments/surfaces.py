@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, Grid, Layer, Layers
+from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, Grid, Layer, Layers, image_array, new_labelmap
 
 _JOINT = "Joint smoothing"
 
@@ -73,9 +73,6 @@ def _new_surfaces(segmentation, layers: Layers, segment_ids) -> dict:
 
 def _filled_part(layer: Layer):
     """A copy of the labelmap around its non-zero voxels; None when it has none."""
-    import slicer
-    from vtk.util.numpy_support import numpy_to_vtk
-
     if layer.empty:
         return None
     array = layer.array()
@@ -86,17 +83,10 @@ def _filled_part(layer: Layer):
     ranges = [_range(by_slice)]
     filled = filled[ranges[0]]
     ranges += [_range(filled.any(axis=(0, 2))), _range(filled.any(axis=(0, 1)))]
-    part = np.ascontiguousarray(array[tuple(ranges)])
-    image = slicer.vtkOrientedImageData()
-    image.CopyDirections(layer.image)
-    image.SetSpacing(layer.image.GetSpacing())
-    image.SetOrigin(layer.image.GetOrigin())
-    low = layer.image.GetExtent()[::2]
-    edges = [(first + part.start, first + part.stop - 1) for first, part in zip(low, ranges[::-1], strict=True)]
-    image.SetExtent(*[edge for ends in edges for edge in ends])
-    scalars = numpy_to_vtk(part.reshape(-1), deep=True)
-    scalars.SetName("ImageScalars")
-    image.GetPointData().SetScalars(scalars)
+    first = np.array(layer.image.GetExtent()[::2])
+    low, end = np.array([(part.start, part.stop) for part in ranges[::-1]]).T
+    image = new_labelmap(layer.image, first + low, first + end - 1, array.dtype)
+    image_array(image)[...] = array[tuple(ranges)]
     return image
 
 
