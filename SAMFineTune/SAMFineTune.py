@@ -53,8 +53,8 @@ class SAMFineTune(ScriptedLoadableModule):
         ]  # fmt: skip
         parent.contributors = [_("The SAMFineTune contributors")]
         parent.helpText = _(
-            "Segments CT, MR and other volumes from points, boxes, scribbles and lassos, with Segment Anything (SAM) and "
-            "its medical variants. Choose a volume, choose Include, and click inside a structure in a slice view. "
+            "Segments CT, MR and other volumes from points, boxes, scribbles and lassos, with Segment Anything (SAM) "
+            "and its medical variants. Choose a volume, choose Include, and click inside a structure in a slice view. "
             "For research; not a medical device."
         ) + _('<p>More in the <a href="{guide}">user guide</a> and the <a href="{tutorial}">tutorial</a>.</p>').format(
             guide=_DOCUMENTS + "user-guide.md", tutorial=_DOCUMENTS + "tutorial.md"

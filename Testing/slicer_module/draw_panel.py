@@ -1,7 +1,8 @@
 """Draws the panel in the stand-in, for the guide: `python Testing/slicer_module/draw_panel.py docs/pictures`.
 
-It writes the four tabs as panel-segment.png, panel-automatic.png, panel-train.png and panel-settings.png, and the
-export dialog as panel-export.png; `--size 480x800` is the room that Slicer leaves the panel. Slicer's own widgets
+It writes the four tabs as panel-segment.png, panel-automatic.png, panel-train.png and panel-settings.png, the export
+dialog as panel-export.png, and the first tab on a small screen as panel-small.png. `--size` is the room that Slicer
+leaves the panel on a screen of 1600 × 1000. Slicer's own widgets
 (selectors, segment table) look different there.
 """
 
@@ -27,6 +28,7 @@ from mrml.scenes import SlicerScene, oriented_image_of  # noqa: E402
 
 from SAMFineTuneLib.images.phantom import body_phantom  # noqa: E402
 
+SMALL = (400, 520)  # width and height that Slicer leaves the panel on a screen of 1280 × 720
 ORGANS = ((1, "liver"), (4, "left kidney"), (2, "spleen"))
 
 
@@ -51,6 +53,9 @@ def draw(folder: Path, size: tuple[int, int], steps: int) -> None:
         panel.open_tab("segment")
     segment_organs(desktop)
     save("segment")
+    window.resize(*SMALL)
+    save("small")
+    window.resize(*size)
     panel.export.ui.formatSelector.setCurrentIndex(1)
     panel.export.ui.folderEdit.currentPath = "/data/study"
     panel.export.open()
