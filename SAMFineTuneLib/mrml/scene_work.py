@@ -10,12 +10,13 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes
-from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync, planes_of
+from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync
 from SAMFineTuneLib.mrml.segments.labelmaps import is_empty
 from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter, WrittenMask
 from SAMFineTuneLib.mrml.storage import RecordKeeper
+from SAMFineTuneLib.prompts.plane_prompts import planes_of
 from SAMFineTuneLib.session.events import Event, Failed, Notice, StateChanged
 
 _log = logging.getLogger(__name__)
@@ -219,7 +220,8 @@ class Work:
         document = self.keeper.record.document
         places = {(self.table.id_of(value), key) for value, key in storage.propagated_of(document)}
         for info, keys in storage.places_of(document):
-            keys = keys or planes_of(self.prompts.volume, info.prompt, info.view)
+            if not keys:
+                keys = [plane.key for plane in planes_of(self.prompts.volume, info.prompt, info.view, "segment")]
             places.update((self.table.id_of(info.segment), key) for key in keys)
         self.masks.keep_only(places)
 

@@ -20,6 +20,7 @@ from SAMFineTuneLib.images.slice_plane import (
 from SAMFineTuneLib.images.volume import Volume
 
 if TYPE_CHECKING:
+    from SAMFineTuneLib.prompts.prompt_kind import Prompt
     from SAMFineTuneLib.prompts.prompt_set import SegmentPrompts
 
 
@@ -208,3 +209,18 @@ def on_planes(
                 f"Segment {segment.name} has only negative points on {plane}: add a positive point or a box."
             )
     return placed
+
+
+def placed_view(prompt: Prompt, view: str | SlicePlane) -> str | SlicePlane:
+    """The orientation, or else the oblique plane, on which a prompt lies that was placed in a view."""
+    view = prompt.own_plane or view
+    return view.orientation if isinstance(view, SlicePlane) and view.index is not None else view
+
+
+def planes_of(volume: Volume, prompt: Prompt, view: str | SlicePlane, segment: str) -> dict[SlicePlane, PlanePrompts]:
+    """One prompt by slice plane. `segment` is the name of its segment. Raises UserError when it cannot be placed."""
+    view = placed_view(prompt, view)
+    orientation, planes = ("axial", (view,)) if isinstance(view, SlicePlane) else (view, ())
+    found = PromptsByPlane(volume, segment, orientation, planes)
+    prompt.project(found, f"{prompt.noun} 1 of segment {segment}")
+    return found.result()

@@ -11,7 +11,8 @@ from dataclasses import replace
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SegmentInfo, SlicePlane, Volume, aligned_plane
 from SAMFineTuneLib.inference.everything_mode import Object3D
-from SAMFineTuneLib.prompts import Prompt, SegmentPrompts, on_planes
+from SAMFineTuneLib.prompts import Prompt, SegmentPrompts
+from SAMFineTuneLib.prompts.plane_prompts import placed_view, planes_of
 from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State
 
 Color = tuple[float, float, float]
@@ -59,18 +60,8 @@ def place_prompt(
     state: State, volume: Volume, number: int, segment: int, prompt: Prompt, view: str | SlicePlane
 ) -> PlacedPrompt:
     """A prompt on the slices of an orientation, or on an oblique plane; a mask prompt lies on its own plane."""
-    info = find_segment(state, segment)
-    view = prompt.own_plane or view
-    if isinstance(view, SlicePlane) and view.index is not None:
-        view = view.orientation
-    on_plane = isinstance(view, SlicePlane)
-    parts = on_planes(
-        volume,
-        SegmentPrompts(info.name, info.value, info.color, (prompt,)),
-        orientation="axial" if on_plane else view,
-        planes=(view,) if on_plane else (),
-        negative_only=True,
-    )
+    view = placed_view(prompt, view)
+    parts = planes_of(volume, prompt, view, find_segment(state, segment).name)
     return PlacedPrompt(number, segment, prompt, view, tuple(parts.items()))
 
 

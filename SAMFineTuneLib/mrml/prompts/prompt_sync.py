@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.observers import Observers
-from SAMFineTuneLib.mrml.prompts.marked_node import MarkedPrompt, is_collapsed, parallel_view, same_prompt, view_of
+from SAMFineTuneLib.mrml.prompts.marked_node import MarkedPrompt, is_collapsed, parallel_view, same_prompt
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, prompt_nodes
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
-from SAMFineTuneLib.prompts import Prompt, SegmentPrompts, on_planes
+from SAMFineTuneLib.prompts import Prompt
+from SAMFineTuneLib.prompts.plane_prompts import planes_of
 from SAMFineTuneLib.session.events import Event, Failed, Notice, PromptInfo
 from SAMFineTuneLib.session.intents import View
 
@@ -314,12 +314,3 @@ class PromptWatch:
         view = self._view_at(node.GetNthControlPointPositionWorld(index))
         if view is not None:
             self.sync.placed_on[(node.GetID(), node.GetNthControlPointID(index))] = view
-
-
-def planes_of(volume: Volume, prompt: Prompt, view: View, name: str = "segment") -> list[str]:
-    """Keys of the planes that a prompt lies on. Raises UserError when it cannot be placed."""
-    alone = SegmentPrompts(name, 1, None, (prompt,))
-    if prompt.own_plane is not None:
-        view = view_of(prompt.own_plane)
-    orientation, planes = ("axial", (view,)) if isinstance(view, SlicePlane) else (view, ())
-    return [plane.key for plane in on_planes(volume, alone, orientation, planes, negative_only=True)]
