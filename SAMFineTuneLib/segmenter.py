@@ -26,7 +26,6 @@ from SAMFineTuneLib.images import (
     write_labelmap,
 )
 from SAMFineTuneLib.images.slice_extraction import extract_labels
-from SAMFineTuneLib.images.slice_plane import require_voxels
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics, segment_statistics
 from SAMFineTuneLib.prompts import (
@@ -40,6 +39,7 @@ from SAMFineTuneLib.prompts import (
     read_prompts,
     segment_color,
 )
+from SAMFineTuneLib.prompts.checked_json import Coordinates
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.doubts import (
     doubt_about_answer,
@@ -470,20 +470,11 @@ class Segmenter:
         return info
 
     def _ras(self, positions: Sequence[Position], space: str, what: str) -> list[tuple[float, ...]]:
-        """Positions in RAS. Voxels are checked as voxels, so that an error names them as the user does."""
-        if space not in ("ras", "ijk"):
-            raise UserError(f'A space is "ras" (mm) or "ijk" (voxels), not "{space}".')
-        try:
-            given = np.array([[float(number) for number in position] for position in positions])
-        except (TypeError, ValueError):
-            given = np.full((1, 0), np.nan)
-        if given.shape != (len(positions), 3) or not np.isfinite(given).all():
-            names = "right, anterior, superior in mm" if space == "ras" else "i, j, k in voxels"
-            raise UserError(f"{what} needs three finite numbers a position: {names}.")
-        if space == "ijk":
-            require_voxels(self.volume, given, what)
-            given = self.volume.ijk_to_ras(given)
-        return [tuple(position) for position in given.tolist()]
+        coordinates = Coordinates(space, self.volume)
+        given = [np.asarray(position).tolist() for position in positions]
+        points = [coordinates.point(position, what) for position in given]
+        coordinates.require_inside(given, what)
+        return points
 
 
 def _outlined(part: PlanePrompts) -> Iterator[tuple[np.ndarray, tuple[float, float, float]]]:

@@ -281,16 +281,16 @@ def gather_prompts(args: argparse.Namespace, volume: Volume, paths: Iterable[Pat
 
 def _typed_prompts(args: argparse.Namespace, volume: Volume) -> tuple:
     """Boxes first: points that follow a box correct its answer."""
-    from SAMFineTuneLib.images.slice_plane import require_voxels
     from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
+    from SAMFineTuneLib.prompts.checked_json import Coordinates
+
+    coordinates = Coordinates(args.space, volume)
 
     def positions(option: str, text: str, count: int) -> list[tuple[float, ...]]:
-        """`count` positions in RAS; those given in voxels are checked in voxels, so that a complaint is in them too."""
-        given = np.reshape(_numbers(option, text, 3 * count), (count, 3))
-        if args.space == "ijk":
-            require_voxels(volume, given, f"{option} {text}")
-            given = volume.ijk_to_ras(given)
-        return [tuple(position) for position in given.tolist()]
+        given = np.reshape(_numbers(option, text, 3 * count), (count, 3)).tolist()
+        points = [coordinates.point(position, f"{option} {text}") for position in given]
+        coordinates.require_inside(given, f"{option} {text}")
+        return points
 
     return (
         *(BoxPrompt(*positions("--box", text, 2)) for text in args.box),
