@@ -1,4 +1,4 @@
-"""`samfinetune adapters`: which adapters are here, what they gained, merging, exporting, adding and removing them."""
+"""`samfinetune adapters`: lists, compares, merges, exports, imports and removes adapters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
-from SAMFineTuneLib.cli.describe import print_facts
+from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import staged_folder
 
@@ -29,8 +29,8 @@ _EPILOG = """examples:
   samfinetune adapters merge liver-adapter --id my-liver
   samfinetune adapters remove liver-adapter
 
-An adapter is used with `samfinetune segment --adapter NAME`. Where a name is asked for, the folder of an adapter
-does as well (./NAME where both are there). Adapters are kept in one folder, set by the variable SAMFINETUNE_ADAPTERS.
+Use an adapter with `samfinetune segment --adapter NAME`. Instead of a name you can give an adapter's folder (./NAME
+when there are both). Adapters are kept in one folder, set by the variable SAMFINETUNE_ADAPTERS.
 """
 
 
@@ -87,7 +87,7 @@ def _list(store: AdapterStore, args: argparse.Namespace) -> None:
         rows.append((adapter.name, card.base, ", ".join(card.labels) or "-", str(card.method),
                      readable_size(adapter.bytes), *_gain(card)))  # fmt: skip
     if len(rows) > 1:
-        _print_table(rows)
+        print_table(rows)
     else:
         print("There are no adapters yet; `samfinetune train` makes one.")
     print(f"\nAdapters are in {store.folder}; `samfinetune adapters show NAME` tells more.")
@@ -103,7 +103,7 @@ def _compare(store: AdapterStore, args: argparse.Namespace) -> None:
     columns = [dict(_facts(store.find(name))) for name in args.names]
     labels = dict.fromkeys(label for column in columns for label in column)
     hidden = ("folder", "base SHA-256", "files")
-    _print_table([(label, *(column.get(label, "-") for column in columns)) for label in labels if label not in hidden])
+    print_table([(label, *(column.get(label, "-") for column in columns)) for label in labels if label not in hidden])
 
 
 def _import(store: AdapterStore, args: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def _base(adapter: AdapterFolder) -> ModelFolder:
 
 
 def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
-    """What a card says, a line each; a gain's label is its way of prompting."""
+    """The facts of a card, a line each; a gain's label is its kind of prompt."""
     from SAMFineTuneLib.models.adapters.adapter_card import duration
     from SAMFineTuneLib.models.download.download_file import readable_size
 
@@ -183,7 +183,7 @@ def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
         ("labels", ", ".join(card.labels) or "not named"),
         ("method", str(method)),
         ("answers", "points and boxes" if "promptable" in method.heads else "no prompts"),
-        ("finds itself", ", ".join(method.classes[1:]) or "nothing"),
+        ("automatic", ", ".join(method.classes[1:]) or "nothing"),
         ("runs with", "ONNX Runtime, which is installed with SAMFineTune" if adapter.exported else "PyTorch"),
         ("size", readable_size(adapter.bytes)),
         ("cases", str(len(card.cases))),
@@ -200,9 +200,9 @@ def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
 
 
 def _gain(card: Card) -> tuple[str, str, str]:
-    """A way of prompting and the mean Dice over all labels before and after, as far as cases were held out: of the
-    first way that the base answers as well."""
-    overall = {gain.prompt: gain for gain in card.gains}.values()  # of each way its last: all labels together
+    """A kind of prompt, and the mean Dice over all labels before and after: of the first kind that the base answers,
+    too."""
+    overall = {gain.prompt: gain for gain in card.gains}.values()  # the last of each kind: all labels together
     for gain in sorted(overall, key=lambda gain: None in gain.means):
         return gain.prompt, _dice(gain.means[0], None), _dice(gain.means[1], None)
     return "-", "-", "-"
@@ -216,9 +216,3 @@ def _dice(mean: float | None, interval: tuple[float, float] | None) -> str:
 
 def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

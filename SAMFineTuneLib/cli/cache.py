@@ -1,4 +1,4 @@
-"""`samfinetune cache`: what the disk cache of image embeddings holds, and emptying it."""
+"""`samfinetune cache`: shows and clears the disk cache of image embeddings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import argparse
 from SAMFineTuneLib.errors import UserError
 
 _EPILOG = """examples:
-  samfinetune cache info           where the embeddings lie, how many and how large
+  samfinetune cache info           where the embeddings are, how many and how large
   samfinetune cache clear          remove them, after asking
   samfinetune cache clear --yes    remove them without asking, for scripts
 
-An embedding is computed again when it is needed again: clearing loses time, never results. The folder is set
-by the variable SAMFINETUNE_CACHE, its largest size in gigabytes by SAMFINETUNE_CACHE_GB (8 unless set).
+Embeddings are computed again when they are needed: clearing costs time, never results. The variable
+SAMFINETUNE_CACHE sets the folder, SAMFINETUNE_CACHE_GB its largest size in gigabytes (default: 8).
 """
 
 

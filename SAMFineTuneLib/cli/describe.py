@@ -112,6 +112,13 @@ def orientation(volume: Volume) -> str:
     return f"{across[2]} slices, {', '.join(arrows)}, {upright}"
 
 
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows in columns as wide as their cells; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Labels and texts in two columns, wrapped."""
     width = max((len(label) for label, _ in facts), default=0) + 2

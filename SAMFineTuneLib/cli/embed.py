@@ -1,4 +1,4 @@
-"""`samfinetune embed`: compute the embeddings of all slices ahead of time."""
+"""`samfinetune embed`: computes the embeddings of all slices in advance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EPILOG = """examples:
   samfinetune embed path/to/dicom --model sam-vit-b                        all axial slices
   samfinetune embed head.nii.gz --model sam-vit-b --orientation sagittal
 
-Ctrl-C stops; the same command goes on where it was. `samfinetune segment` with the same series, window and model
+Ctrl-C stops; the same command continues. `samfinetune segment` with the same series, window and model
 then answers without computing embeddings. See also: samfinetune cache info
 """
 
@@ -21,8 +21,8 @@ def add_parser(subparsers) -> None:
     """Add `embed`."""
     parser = subparsers.add_parser(
         "embed",
-        help="compute the embeddings of all slices ahead of time",
-        description="Compute the embeddings of all slices ahead of time, so that prompts are answered at once.",
+        help="compute the embeddings of all slices in advance",
+        description="Compute the embeddings of all slices in advance, so that prompts are answered quickly.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices, picture, read_volume
 
     if args.no_cache:
-        raise UserError("Embedding ahead without the cache on disk leaves nothing; leave out --no-cache.")
+        raise UserError("Without the cache on disk, embeddings would be lost at the end; leave out --no-cache.")
     volume = read_volume(args.volume, args.series)
     window = choose_window(volume, args.window)
     predictor = arguments.open_predictor(args)
     describe.print_inputs(volume, window, describe.Answering.of(predictor))
     if predictor.engine.spec.zoom:
-        print("note        this model looks at the surroundings of prompts; only whole slices can be embedded ahead")
+        print("note        this model crops around prompts; only whole slices can be embedded in advance")
     count, done = number_of_slices(volume, args.orientation), 0
     try:
         for done in tqdm(range(count), unit="slice", disable=not sys.stderr.isatty()):
@@ -53,6 +53,6 @@ def run(args: argparse.Namespace) -> int:
             if predictor.cache.failure is not None:
                 raise predictor.cache.failure
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped after {done} of {count} slices; the same command goes on there.") from None
+        raise KeyboardInterrupt(f"stopped after {done} of {count} slices; the same command continues there.") from None
     print(f"embeddings  {predictor.encoder_calls} computed, {count - predictor.encoder_calls} were there already")
     return 0

@@ -1,4 +1,4 @@
-"""`samfinetune info`: what was understood of a volume, before anything is done with it."""
+"""`samfinetune info`: prints series, geometry and grey values of a volume."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def add_parser(subparsers) -> None:
     """Add `info`."""
     parser = subparsers.add_parser(
         "info",
-        help="print what was understood of a volume",
-        description="Print what was understood of a volume: series, geometry, grey values and their window.",
+        help="print series, geometry and grey values of a volume",
+        description="Print how a volume was understood: series, geometry, grey values and their window.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

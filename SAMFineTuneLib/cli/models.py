@@ -1,4 +1,4 @@
-"""`samfinetune models`: which models are here, adding, removing and exporting them."""
+"""`samfinetune models`: lists, shows, adds, exports and removes models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
-from SAMFineTuneLib.cli.describe import print_facts
+from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import staged_folder
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """examples:
   samfinetune models list
-  samfinetune models show medsam                                   terms, size, what computer it wants
+  samfinetune models show medsam                                   terms, size, what computer it needs
   samfinetune models download sam-vit-b                            shows the licence and asks
   samfinetune models import sam_vit_b_01ec64.pth                   a file you have already; no network
   samfinetune models import best.pth --id my-liver --like medsam   weights of your own, trained on MedSAM's pixels
@@ -43,14 +43,14 @@ def add_parser(subparsers) -> None:
     added = action("import", _import, "add a model from a checkpoint file, or from a folder that `export` wrote")
     added.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors; it is copied and stays where it is")
     added.add_argument("--id", help="what to call it (default: after the file, or the published model that it is)")
-    added.add_argument("--like", metavar="ID", help="published model whose picture preparation it was trained with")
-    added.add_argument("--base", metavar="FILE", help="complete checkpoint, for a file that is an image encoder only "
+    added.add_argument("--like", metavar="ID", help="published model on whose picture preparation it was trained")
+    added.add_argument("--base", metavar="FILE", help="complete checkpoint, for a file with an image encoder only "
                                                       "(a file, or the id of a model that is here)")
     added.add_argument("--yes", action="store_true", help="agree to the terms without being asked")
     added = action("download", _download, "download a published model, after showing its licence")
     added.add_argument("id", metavar="ID", help="as `samfinetune models list` prints it")
     added.add_argument("--yes", action="store_true", help="agree to the licence without being asked, for scripts")
-    added = action("remove", _remove, "remove a model that was added, or what a broken download of it left")
+    added = action("remove", _remove, "remove a model that was added, or the files of an interrupted download")
     added.add_argument("id", metavar="ID")
     added = action("export", _export, "write a model as ONNX files, which run without PyTorch, into a folder")
     added.add_argument("id", metavar="ID")
@@ -86,9 +86,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
     for model in models:
         size = readable_size(model["bytes"]) if model["bytes"] else "-"
         rows.append((model["id"], model["name"], size, model["where"], model["licence"] or "-"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
     print(f"\nInstalled models are in {store.folder}; `samfinetune models show ID` tells more.")
     for problem in store.problems():
         print(f"Not usable: {problem}")
@@ -124,7 +122,7 @@ def _facts_here(store: Store, model: ModelFolder) -> list[tuple[str, str]]:
     facts += [("runs with", needs), ("architecture", spec.architecture), ("input", _input(spec))]
     if spec.classes:
         alone = "" if "promptable" in spec.heads else "; it takes no prompts"
-        facts.append(("finds itself", ", ".join(spec.classes[1:]) + alone))
+        facts.append(("automatic", ", ".join(spec.classes[1:]) + alone))
     return facts + [("licence", spec.licence or "not stated"), ("source", spec.source or "not stated")]
 
 
@@ -184,7 +182,7 @@ def _import(store: Store, args: argparse.Namespace) -> None:
 
 
 def _require_running(folder: Path) -> None:
-    """UserError when the ONNX files in a folder do not run, or do not answer as they should."""
+    """UserError when the ONNX files in a folder do not run, or their answers do not fit the description."""
     from SAMFineTuneLib.inference.engine import open_engine, try_once
     from SAMFineTuneLib.models.spec import read_model_folder
 
@@ -194,7 +192,7 @@ def _require_running(folder: Path) -> None:
 
 
 def _base(store: Store, base: str | None) -> Path | None:
-    """The file that --base means: a file, or the weights of a model that is here."""
+    """The file that --base names: a file, or the weights of a model on this computer."""
     if base is None or Path(base).exists():
         return base and Path(base)
     try:
@@ -253,7 +251,7 @@ def _export(store: Store, args: argparse.Namespace) -> None:
 
 
 class _Bar:
-    """A progress bar on stderr, made when the first bytes arrive; tqdm estimates the time."""
+    """A progress bar on stderr, which appears with the first bytes; tqdm estimates the time."""
 
     def __init__(self, name: str):
         self._name = name

@@ -313,7 +313,7 @@ def test_export_to_a_folder_and_merge_make_models(samfinetune, here, volumes, tm
         assert result.code == 0 and runtime in result.out, result.err
         assert (sitk.GetArrayFromImage(sitk.ReadImage(f"{name}.nii.gz")) != expected).mean() < 1e-3
     shown = samfinetune("models", "show", "organs-model").out
-    assert "finds itself  liver, spleen" in shown
+    assert "automatic     liver, spleen" in shown
     assert samfinetune("adapters", "export", here, "-o", "onnx-model").code == 2  # exists
     assert samfinetune("adapters", "merge", here, "--id", "organs-model").code == 2
 

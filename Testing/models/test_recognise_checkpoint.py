@@ -222,7 +222,7 @@ def cut_safetensors(path):
         (lambda path: torch.save(torch.nn.Linear(2, 2), path), r"program code \(torch\.nn\.modules\.linear\.Linear\)"),
         (lambda path: torch.save([torch.zeros(2)], path), "holds a list"),
         (lambda path: torch.save({"epoch": 3}, path), r"holds no state dict.*epoch"),
-        (lambda path: torch.save({"fc.weight": torch.zeros(2)}, path), r"no SAM that is known.*fc\.weight"),
+        (lambda path: torch.save({"fc.weight": torch.zeros(2)}, path), r"not a known SAM.*fc\.weight"),
         (lambda path: torch.save({"image_encoder.trunk.patch_embed.proj.bias": torch.zeros(2)}, path), "SAM 2"),
         (
             lambda path: torch.save({"image_encoder.patch_embed.proj.weight": torch.zeros(8, 3, 16, 16)}, path),
