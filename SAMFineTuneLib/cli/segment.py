@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from SAMFineTuneLib.cli.segment_jobs import Segmented, SegmentJob, find_jobs, ru
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume
+    from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, SlicePlane, Volume
     from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics
     from SAMFineTuneLib.prompts import PromptSet
     from SAMFineTuneLib.segmenter import Segmenter
     from SAMFineTuneLib.service.server_session import ServerSession
@@ -96,13 +97,12 @@ def run(args: argparse.Namespace) -> int:
     source, output = Path(args.volume).expanduser(), Path(args.output).expanduser()
     if args.statistics and not args.statistics.lower().endswith(".csv"):
         raise UserError(f"The table {args.statistics} must end in .csv.")
-    if args.server and args.auto:
-        raise UserError("A server answers prompts only: leave out --auto or --server.")
     if args.auto:
         given = [f"--{name.replace('_', '-')}" for name in _PROMPTS if getattr(args, name)]
         if given or args.propagate != "none":
             raise UserError(f"--auto needs no {given[0] if given else '--propagate'}; leave one of them out.")
-        return run_jobs(args, find_jobs(source, output, args.format), lambda: _automatically(args))
+        automatically = _automatically_on_server if args.server else _automatically
+        return run_jobs(args, find_jobs(source, output, args.format), lambda: automatically(args))
     folders = [path for path in args.prompts if Path(path).expanduser().is_dir()]
     if folders:
         if len(args.prompts) > 1 or args.point or args.negative_point or args.box or args.picture:
@@ -206,9 +206,8 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
     def segment(job: SegmentJob) -> Segmented:
         from SAMFineTuneLib.cases.case_slices import learned_orientation
         from SAMFineTuneLib.cli import describe
-        from SAMFineTuneLib.images import choose_window, read_volume, write_labelmap
+        from SAMFineTuneLib.images import choose_window, read_volume
         from SAMFineTuneLib.inference.automatic_head import class_segments, segment_classes
-        from SAMFineTuneLib.metrics.segment_statistics import segment_statistics
         from SAMFineTuneLib.session.doubts import doubts_about_adapter
 
         volume = read_volume(job.source, args.series)
@@ -223,18 +222,55 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
             labels = segment_classes(
                 predictor, volume, window, orientation, lambda now: progress(now.done, now.total)
             )
-        segments = class_segments(predictor)
-        statistics = segment_statistics(volume, labels, segments)
-        for row in statistics:
-            size = f"{row.milliliters:.2f} mL" + ("" if row.voxels else ", nothing was found")
-            print(f"segment     {row.value} {row.segment}: {size}")
-        outputs.require_new([job.target], args)  # somebody may have written there meanwhile
-        for note in write_labelmap(job.target, labels, volume, segments):
-            console.note(note)
-        print(f"written     {job.target}", flush=True)
+        statistics = _write_labels(args, job, volume, labels, class_segments(predictor))
         return Segmented(describe.inputs(volume, window, answering, args.adapter), statistics)
 
     return segment
+
+
+def _automatically_on_server(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented]:
+    """The same with an adapter of the server."""
+    if not args.adapter or args.window:
+        raise UserError("With --server, --auto needs --adapter, and takes the window from it: leave out --window.")
+
+    def segment(job: SegmentJob) -> Segmented:
+        from SAMFineTuneLib.cli import describe
+        from SAMFineTuneLib.images import choose_window, read_volume
+
+        volume = read_volume(job.source, args.series)
+        _check_outputs(args, job.target, volume)
+        told: list[str] = []
+        with _answering_session(args, volume, choose_window(volume, None), told) as remote:
+            window = choose_window(volume, remote.adapter_facts().get("window"))
+            status = remote.connect()
+            answering = describe.Answering(status.model, "", f"{status.device} of {args.server}")
+            describe.print_inputs(volume, window, answering, args.adapter)
+            with _progress(job.source.name) as progress:
+                labels, segments = remote.segment_labels(args.orientation or "", progress)
+        for sentence in told:
+            console.note(sentence)
+        statistics = _write_labels(args, job, volume, labels, segments)
+        return Segmented(describe.inputs(volume, window, answering, args.adapter), statistics)
+
+    return segment
+
+
+def _write_labels(
+    args: argparse.Namespace, job: SegmentJob, volume: Volume, labels: np.ndarray, segments: Sequence[SegmentInfo]
+) -> list[SegmentStatistics]:
+    """Write a label map, and say what is in it."""
+    from SAMFineTuneLib.images import write_labelmap
+    from SAMFineTuneLib.metrics.segment_statistics import segment_statistics
+
+    statistics = segment_statistics(volume, labels, segments)
+    for row in statistics:
+        size = f"{row.milliliters:.2f} mL" + ("" if row.voxels else ", nothing was found")
+        print(f"segment     {row.value} {row.segment}: {size}")
+    outputs.require_new([job.target], args)  # somebody may have written there meanwhile
+    for note in write_labelmap(job.target, labels, volume, segments):
+        console.note(note)
+    print(f"written     {job.target}", flush=True)
+    return statistics
 
 
 @contextmanager

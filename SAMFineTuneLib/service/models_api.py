@@ -87,6 +87,7 @@ class Library:
                 "labels": list(adapter.card.labels),
                 "classes": list(adapter.card.method.classes),
                 "orientation": adapter.card.recipe.get("orientation"),
+                "window": adapter.card.recipe.get("window"),
                 "bytes": adapter.bytes,
                 "promptable": "promptable" in adapter.card.method.heads,
                 "needs_torch": adapter.exported is None,

@@ -6,8 +6,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import IntensityWindow, Volume
+from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
+from SAMFineTuneLib.images.slice_extraction import write
+from SAMFineTuneLib.prompts.prompt_set import segment_color
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.connection import Connection
 from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
@@ -49,7 +53,8 @@ class ServerSession(Session):
     ) -> None:
         super().__init__(immediate=False)
         self._client = SessionClient(connection)
-        self._asked_for = model, adapter, device
+        self._wished, self.adapter, self._device = model, adapter, device
+        self._facts: dict[str, Any] | None = None
         self._say, self._known = tell, set(told)
         self._received: dict[Place, events.MaskChanged] = {}
         self._sent: State | None = None
@@ -63,10 +68,7 @@ class ServerSession(Session):
         Raises:
             UserError: when the server cannot be reached, or has no such model or adapter.
         """
-        model, adapter, device = self._asked_for
-        if adapter:
-            model = self._base_of(adapter, model)
-        self._client.set_model(model or DEFAULT_MODEL, adapter, device)
+        self._client.set_model(*self._model())
         self._client.set_volume(self.volume, self.window)
         self._wait_until(lambda _: bool(self._client.status.device))
         return self._client.status
@@ -85,15 +87,64 @@ class ServerSession(Session):
             return self._propagate_there(intent)
         return super().do(intent, moment)
 
+    def adapter_facts(self) -> dict[str, Any]:
+        """What the server says about the adapter, as `SessionClient.adapters`; UserError when it has none."""
+        if self._facts is None:
+            rows = {row["id"]: row for row in self._answer_to(self._client.adapters())}
+            if self.adapter not in rows:
+                there = f"it has {', '.join(sorted(rows))}" if rows else "it has none"
+                raise UserError(f"The server has no adapter “{self.adapter}”: {there}.")
+            self._facts = rows[self.adapter]
+        return self._facts
+
+    def segment_labels(
+        self, orientation: str = "", progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> tuple[np.ndarray, tuple[SegmentInfo, ...]]:
+        """Find the adapter's labels without prompts.
+
+        Args:
+            orientation: of the slices; empty for that which the adapter learned from.
+            progress: called with the number of slices that are done, and of all.
+
+        Returns:
+            A label map, uint8 [k, j, i], and what its values mean.
+        """
+        job = self._client.find_labels(*self._model(), orientation)
+
+        def hear(event: events.Event) -> None:
+            if isinstance(event, events.Busy) and event.total:
+                progress(event.done, event.total)
+            elif isinstance(event, events.Notice):
+                self._tell_once(event.text)
+
+        found = self._wait_until(lambda event: isinstance(event, events.Objects) and event.job == job, hear)
+        labels = np.zeros(self.volume.shape, np.uint8)
+        masks = self._answer_to(self._client.object_masks(job, [one.number for one in found.objects]))
+        for value, plane, mask in masks:
+            write(mask, plane, labels, self.volume, value, protect=False)
+        names = self.adapter_facts()["classes"][1:]  # the first one is the background
+        return labels, tuple(SegmentInfo(name, value, segment_color(value)) for value, name in enumerate(names, 1))
+
     # ---- inside
+
+    def _model(self) -> tuple[str, str, str]:
+        """Id of the model, name of the adapter, device."""
+        model = self._wished or (self.adapter_facts()["model"] if self.adapter else DEFAULT_MODEL)
+        return model, self.adapter, self._device
+
+    def _answer_to(self, request: int) -> Any:
+        return self._wait_until(lambda event: isinstance(event, events.Answered) and event.request == request).value
+
+    def _tell_once(self, sentence: str) -> None:
+        if sentence not in self._known:
+            self._known.add(sentence)
+            self._say(sentence)
 
     def _propagate_there(self, intent: intents.Propagate) -> PropagationJob:
         self._send_state()
         number = self._client.do(intent)
         self._wait_until(lambda event: isinstance(event, events.Finished) and event.job == number, self._tell)
-        request = self._client.snapshot()
-        answered = self._wait_until(lambda event: isinstance(event, events.Answered) and event.request == request)
-        _, state, _ = read_document(answered.value, self.require_volume())
+        _, state, _ = read_document(self._answer_to(self._client.snapshot()), self.require_volume())
         self.put("propagate", state)
         self._sent = self.state
         job = PropagationJob(self._job_number(intent.job), intent.segment, (), [])
@@ -113,15 +164,6 @@ class ServerSession(Session):
             self._client.restore(session_to_dict(self))
             self._wait_until(lambda event: isinstance(event, events.StateChanged) and event.settled)
             self._sent = self.state
-
-    def _base_of(self, adapter: str, model: str | None) -> str | None:
-        request = self._client.adapters()
-        answered = self._wait_until(lambda event: isinstance(event, events.Answered) and event.request == request)
-        bases = {row["id"]: row["model"] for row in answered.value}
-        if adapter not in bases:
-            there = f"it has {', '.join(sorted(bases))}" if bases else "it has none"
-            raise UserError(f"The server has no adapter “{adapter}”: {there}.")
-        return model or bases[adapter]
 
     def _wait_until(
         self,
@@ -146,9 +188,8 @@ class ServerSession(Session):
                     raise UserError(event.text)
                 elif isinstance(event, (events.Busy, events.Notice)) and hear is not None:
                     hear(event)
-                elif isinstance(event, events.Notice) and event.text not in self._known:
-                    self._known.add(event.text)
-                    self._say(event.text)
+                elif isinstance(event, events.Notice):
+                    self._tell_once(event.text)
             status = self._client.status
             if status.state == "failed":
                 raise UserError(status.sentence)

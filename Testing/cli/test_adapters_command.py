@@ -341,3 +341,28 @@ def test_finetune_sam_class_models_segment_by_themselves(samfinetune, volumes, t
     assert result.code == 0, result.err
     image = sitk.ReadImage("o.seg.nrrd")
     assert [image.GetMetaData(f"Segment{i}_Name") for i in (0, 1)] == ["class 1", "class 2"]
+
+
+def test_a_server_finds_the_labels_of_its_adapters(samfinetune, here, volumes, tmp_path, monkeypatch):
+    """The server has the adapter, in the same folders of data as the command beside it."""
+    import threading
+
+    from SAMFineTuneLib.service.server import WorkerServer
+    from SAMFineTuneLib.service.server_app import ServerApp
+
+    samfinetune("adapters", "import", here)
+    monkeypatch.setenv("SAMFINETUNE_TOKEN", "a token for tests")
+    server = WorkerServer(ServerApp("a token for tests"))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    command = ("segment", volumes / "one", "--auto", "--adapter", "organs", "-o")
+    local = samfinetune(*command, "local.nrrd")
+    remote = samfinetune(*command, "remote.nrrd", "--server", f"http://127.0.0.1:{server.server_port}")
+    assert (local.code, remote.code) == (0, 0), remote.err
+    labels, others = (sitk.GetArrayFromImage(sitk.ReadImage(f"{name}.nrrd")) for name in ("local", "remote"))
+    assert labels.any() and (labels == others).all()
+    found = [[line for line in said.splitlines() if line.startswith("segment ")] for said in (local.out, remote.out)]
+    assert found[0] == found[1] and len(found[0]) == 2
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -77,7 +77,7 @@ def test_several_segments_of_a_prompts_file_and_json(samfinetune, phantom, optio
         (["--no-cache"], "leave out --precision and --no-cache"),
         (["--token-file", "none.txt"], "token file none.txt cannot be read"),
         (["--server", "https://u:p@gpu"], "server address"),
-        (["--auto"], "prompts only"),
+        (["--auto"], "--auto needs --adapter"),
     ],
 )
 def test_what_the_server_cannot_do_is_a_sentence_and_nothing_is_written(
