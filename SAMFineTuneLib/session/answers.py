@@ -10,9 +10,10 @@ is the union. On a plane that holds a propagated mask, points correct that mask,
 in its interior; a box or a mask replaces it. Without a box, a mask, a lasso or a positive point there is nothing to
 segment, and the mask is empty.
 
-A lasso that begins an answer is asked as a rough mask with points inside, which measured best among points, box, mask
-and their combinations. One that follows others changes the pixels that it encloses and nothing else: asking the model
-as well lowered Dice on all data. Whatever the model says, the last lasso around a pixel decides about it.
+A lasso that begins an answer is asked as a rough mask with points spread over it: of points, box and mask, alone and
+together, that had the best Dice (docs/development-log.md). One that follows others changes the pixels that it encloses
+and nothing else, because asking the model as well lowered Dice on all data. Whatever the model says, the last lasso
+around a pixel decides about it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _ANSWERS = 1024
 _PICTURES = 8
 _INTERIOR = 3
 """Points that stand for a mask that is corrected, at most."""
-_LASSO_POINTS = 5
+_LASSO_POINTS = 8
 """Points inside a lasso that the model is told, at most."""
 
 
@@ -163,13 +164,20 @@ def combine(prompts: tuple[PlanePrompts, ...]) -> PlanePrompts:
     boxes = [one.box for one in prompts if one.box is not None]
     lassos = [one.region > 0 for one in prompts if one.region is not None]
     masks = [one.mask for one in prompts if one.mask is not None] + lassos
-    interiors = [interior_points(lasso, _LASSO_POINTS) for lasso in lassos]
+    spread = [_spread_points(lasso, _LASSO_POINTS) for lasso in lassos]
     return PlanePrompts(
-        points=np.concatenate([one.points for one in prompts] + interiors),
-        labels=np.concatenate([one.labels for one in prompts] + [np.ones(len(one)) for one in interiors]),
+        points=np.concatenate([one.points for one in prompts] + spread),
+        labels=np.concatenate([one.labels for one in prompts] + [np.ones(len(one)) for one in spread]),
         box=boxes[0] if boxes else None,
         mask=np.any(masks, axis=0) if masks else None,
     )
+
+
+def _spread_points(pixels: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of the pixels, bool (rows, columns), as x and y (n, 2): evenly by row, anywhere in their row."""
+    places = np.argwhere(pixels)[:, ::-1]
+    chosen = np.linspace(0, len(places) - 1, count + 2).astype(int)[1:-1]
+    return places[np.unique(chosen)].astype(np.float32)
 
 
 def objects(prompts: tuple[PlanePrompts, ...]) -> list[tuple[PlanePrompts, ...]]:
