@@ -16,7 +16,7 @@ from SAMFineTuneLib.images.volume import Volume
 
 
 def load_json(path: Path) -> dict:
-    """The object in a JSON file. Raises UserError when it cannot be read, or is no JSON object."""
+    """The object in a JSON file. Raises UserError when it cannot be read, or does not hold a JSON object."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -188,7 +188,7 @@ def _orientation(markup: dict, where: str, to_ras: np.ndarray) -> np.ndarray:
     axes = (to_ras[:, None] * matrix).T
     lengths = np.linalg.norm(axes, axis=1)
     if lengths.min() < 1e-6 or abs(np.linalg.det(axes / lengths[:, None])) < 1e-3:
-        raise UserError(f"{where}.orientation is no matrix of three directions.")
+        raise UserError(f"{where}.orientation is not a matrix of three directions.")
     return axes
 
 

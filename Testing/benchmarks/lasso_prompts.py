@@ -2,8 +2,8 @@
 
     python Testing/benchmarks/lasso_prompts.py [--only ct]
 
-Lassos are drawn by the reference: its inner half, its left half, nearly all of it (90 % of its pixels), and loosely round
-it. Corrections follow a click in the middle: the largest missing or wrong piece is enclosed.
+Lassos are drawn by the reference: its inner half, its left half, nearly all of it (90 % of its pixels), and loosely
+round it. Corrections follow a click in the middle: the largest missing or wrong piece is enclosed.
 """
 
 from __future__ import annotations

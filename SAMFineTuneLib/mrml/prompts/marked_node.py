@@ -1,7 +1,7 @@
-"""One markups node and the prompts it holds: read from it and written into it.
+"""Reads prompts from one markups node and writes them into it.
 
-Attributes say what a node holds: its kind, its segment, and for every control point the prompt's number and view. They
-survive saving with the scene. Nothing is remembered here and nothing observed.
+Attributes of the node say what it holds: the marker, the segment, and for every control point the prompt's number and
+view. Scene files keep them. The functions here hold no state and observe nothing.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _SAME = 1e-4  # mm: what files and matrices lose
 
 @dataclass(frozen=True)
 class MarkedPrompt:
-    """A prompt as the nodes say it. `number` is None for what a user placed and nobody numbered yet."""
+    """A prompt as read from a node. `number` is None for one that a user has just placed."""
 
     number: int | None
     segment_id: str
     prompt: Prompt
     view: View | None
     node_id: str
-    point_id: str  # of the control point, empty when the prompt is the whole node
+    point_id: str  # of the control point; empty when the whole node is one prompt
 
     def same_as(self, other: MarkedPrompt) -> bool:
-        """Whether both mean the same place, up to what saving loses."""
+        """Whether both are the same prompt, up to rounding in files."""
         return self.segment_id == other.segment_id and same_prompt(self.prompt, self.view, other.prompt, other.view)
 
 
 def marker_of(node) -> Marker | None:
-    """What prompts a node holds; None when the node is not one of ours."""
+    """The marker that says what prompts a node holds; None when it holds none."""
     name = node.GetAttribute(KIND) if node is not None and node.IsA("vtkMRMLMarkupsNode") else None
     return markers()[name][1] if name in markers() else None
 
@@ -69,7 +69,7 @@ def world_points(node) -> list[tuple[str, tuple[float, float, float]]]:
 
 
 def index_of(node, point_id: str) -> int:
-    """Of a control point, -1 when it is not there."""
+    """The index of a control point; -1 when the node does not have it."""
     return node.GetNthControlPointIndexByID(point_id) if point_id else -1
 
 
@@ -82,7 +82,7 @@ def view_of(plane: SlicePlane) -> View:
 
 
 def parallel_view(view: View | None, ras, volume: Volume) -> View | None:
-    """The view for a prompt at `ras`: an oblique plane that does not run through it gives way to its parallel."""
+    """The view of a prompt at `ras`: the view itself, or the parallel oblique plane that runs through `ras`."""
     if isinstance(view, SlicePlane) and not np.all(view.contains(ras)):
         return oblique_plane(volume, ras, view.right, view.down)
     return view
@@ -120,7 +120,7 @@ def _same_plane(a: SlicePlane, b: SlicePlane) -> bool:
 
 
 def read_node(node, volume: Volume) -> list[MarkedPrompt]:
-    """What a node holds; points under the mouse that are not placed yet do not count."""
+    """The prompts of a node. Points that follow the mouse and are not placed yet do not count."""
     kind, marker = markers()[node.GetAttribute(KIND)]
     entries = _entries(node)
     if is_roi(node):
@@ -143,7 +143,7 @@ def _marked(node, key: str, entries: dict, kind: type[Prompt], markup: Markup, v
     at = np.mean(markup.points, axis=0)
     try:
         view = parallel_view(entry["view"], at, volume)
-    except UserError:  # it was dragged out of the volume; whoever takes the prompt says so
+    except UserError:  # it was dragged out of the volume, which `PromptSync` reports
         view = entry["view"]
     try:
         prompt = kind.from_markup(markup, plane_at(view, at, volume))
@@ -153,7 +153,7 @@ def _marked(node, key: str, entries: dict, kind: type[Prompt], markup: Markup, v
 
 
 def _is_placed(node) -> bool:
-    """Whether nobody is about to place a box with clicks; one that was written has no control point."""
+    """Whether a box is complete. One that the user is placing has control points without positions."""
     return not node.GetNumberOfControlPoints() or bool(world_points(node))
 
 
@@ -169,7 +169,7 @@ def _roi(node, marker: Marker) -> Markup | None:
 
 
 def is_collapsed(node) -> bool:
-    """Whether a box has been pulled to nothing in some direction, and so says no place any more."""
+    """Whether the user has pulled a box until it has no extent in some direction."""
     return is_roi(node) and min(node.GetSize()) <= 0 and _is_placed(node)
 
 
@@ -177,7 +177,7 @@ def is_collapsed(node) -> bool:
 
 
 def write_prompt(node, point_id: str, number: int, prompt: Prompt, view: View, volume: Volume) -> None:
-    """Make or move what stands for a prompt in a node of its kind; without `point_id` a point is a new one."""
+    """Write a prompt into a node with its marker; without `point_id`, a point becomes a new control point."""
     markup = prompt.to_markup(plane_at(view, prompt.anchor, volume))
     if markup.size is not None:
         _write_roi(node, markup)
@@ -189,7 +189,7 @@ def write_prompt(node, point_id: str, number: int, prompt: Prompt, view: View, v
 
 
 def number_prompt(node, point_id: str, number: int, view: View | None) -> None:
-    """Note which prompt a node, or its control point, is, and on which view."""
+    """Store in the node which prompt it, or one of its control points, is, and in which view it was placed."""
     _set_entries(node, _entries(node) | {point_id: _entry(number, view)})
 
 
@@ -201,7 +201,7 @@ def numbers_of(node) -> dict[int, str]:
 
 
 def remove_point(node, point_id: str) -> None:
-    """Take away a control point and what is noted of it."""
+    """Remove a control point and its attributes."""
     index = index_of(node, point_id)
     if index >= 0:
         node.RemoveNthControlPoint(index)
@@ -237,7 +237,7 @@ def _write_points(node, markup: Markup) -> None:
 
 
 def _write_roi(node, markup: Markup) -> None:
-    """Its matrix and size directly: placed by clicks, an ROI is aligned with RAS, whatever the slice."""
+    """Set matrix and size directly, because ROIs that are placed by clicks are always aligned with RAS."""
     import vtk
 
     matrix = np.eye(4)
@@ -264,7 +264,7 @@ def _entry(number: int | None, view: View | None) -> dict:
 
 
 def _entries(node) -> dict[str, dict]:
-    """control point ID -> {"number", "view"}; what is damaged is as if it were not there."""
+    """control point ID -> {"number", "view"}; damaged attributes count as missing."""
     try:
         values = json.loads(node.GetAttribute(_PROMPTS) or "{}")
         return {str(key): _entry(int(one["number"]), _view_from(one["view"])) for key, one in values.items()}

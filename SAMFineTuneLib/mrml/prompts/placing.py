@@ -25,7 +25,7 @@ _ON_SLICE = 0.1  # mm: how far a point may be off a view that shows it
 
 
 class Placing:
-    """Which kind is being placed, if any, and the list that clicks go into."""
+    """The tool with which the user is placing prompts, if any, and the point list that receives the clicks."""
 
     def __init__(self, scene):
         self._scene = scene
@@ -33,7 +33,7 @@ class Placing:
         self.node = None
 
     def start(self, kind: str, nodes: PromptNodes | None, segment_id: str | None) -> None:
-        """Enter Slicer's place mode for a kind; clicks go on until `stop`. Without a segment they are `clicks`."""
+        """Enter Slicer's place mode for a tool, until `stop`. Without a segment, `clicks` returns what was clicked."""
         if kind not in tools() or tools()[kind].gesture not in _CLICKS_NEEDED:
             raise ValueError(f'"{kind}" is not placed by clicks.')
         self._leave_list()
@@ -48,7 +48,7 @@ class Placing:
             interaction.SetCurrentInteractionMode(interaction.Place)
 
     def stop(self) -> None:
-        """Back to Slicer's ordinary mouse mode, if it is still ours to leave."""
+        """Return to Slicer's ordinary mouse mode, unless something else has started a place mode meanwhile."""
         if self.kind is None:
             return
         selection, interaction = self._selection(), self._interaction()
@@ -62,7 +62,7 @@ class Placing:
 
     @property
     def list_is_gone(self) -> bool:
-        """Whether somebody has deleted the list that clicks go into, as with its segment: `start` makes another."""
+        """Whether the list that receives the clicks was deleted, as with its segment; `start` makes another."""
         return self.kind is not None and (self.node is None or self.node.GetScene() is None)
 
     @property
@@ -79,15 +79,14 @@ class Placing:
         )
 
     def clicks(self) -> list[tuple[float, float, float]]:
-        """Where a prompt was clicked, as soon as all its points are: then somebody has to make it, and call
-        `clear_clicks`."""
+        """The clicked points of a prompt, once all are there. The caller makes the prompt and calls `clear_clicks`."""
         if self.kind is None or not self.is_click_list(self.node):
             return []
         clicked = [ras for _, ras in world_points(self.node)]
         return clicked[: self._wanted] if len(clicked) >= self._wanted else []
 
     def clear_clicks(self) -> None:
-        """The prompt is made; the next clicks make another."""
+        """Forget the clicks, so that the next ones make another prompt."""
         for point_id, _ in world_points(self.node):
             self.node.RemoveNthControlPoint(self.node.GetNthControlPointIndexByID(point_id))
 
@@ -102,7 +101,7 @@ class Placing:
         return _CLICKS_NEEDED[tools()[self.kind].gesture]
 
     def _leave_list(self) -> None:
-        """A preview point under the mouse would stay in the list."""
+        """Remove the preview point under the mouse, which would stay in the list."""
         node, self.node = self.node, None
         if node is None or node.GetScene() is None:
             return
@@ -110,7 +109,7 @@ class Placing:
         while index >= 0:
             if node.GetNthControlPointPositionStatus(index) == _PREVIEW:
                 node.RemoveNthControlPoint(index)
-            # Whoever hears of one that is removed may remove others.
+            # Observers of a removal may remove further points.
             index = min(index, node.GetNumberOfControlPoints()) - 1
         if self.is_click_list(node):
             companions = companions_of(node)
@@ -142,7 +141,7 @@ class Placing:
 
 
 def slice_node_under_cursor(scene) -> Callable[[], object | None]:
-    """A function that gives the slice node that the mouse is over, None elsewhere."""
+    """A function that returns the slice node under the mouse, or None."""
 
     def find():
         crosshair = scene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
@@ -152,7 +151,7 @@ def slice_node_under_cursor(scene) -> Callable[[], object | None]:
 
 
 class ViewFinder:
-    """The slice views of a scene. `active` gives the slice node in which the user clicks, None when nobody knows."""
+    """The slice views of a scene. `active` returns the slice node under the mouse, or None."""
 
     def __init__(self, scene, active: Callable[[], object | None]):
         self._scene, self._active = scene, active
@@ -176,7 +175,7 @@ class ViewFinder:
         return shown[0] if shown else None
 
     def view_at(self, ras, volume: Volume) -> View | None:
-        """The view in which a point was clicked; None when there is none, or it misses the volume."""
+        """The view in which a point was clicked; None when no view shows it or the view misses the volume."""
         node = self.node_at(ras)
         try:
             return None if node is None else view_of(plane_of_view(node, volume, ras))

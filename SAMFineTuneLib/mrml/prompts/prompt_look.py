@@ -1,12 +1,12 @@
 """How prompts look in the slice views.
 
-Points and scribbles are drawn twice, a rim and on it a core, one of them light and the other dark, so that they are
-seen on any picture and any segment. What includes is round and light in a dark rim, what excludes is a diamond and
-dark in a light rim: told apart by shape and by brightness, not by colour alone. The prompts of the chosen segment are
-larger and green or red; those of other segments have their segment's colour.
+Points and lines are drawn twice, a rim and on it a core, one of them light and the other dark, so that they are visible
+on any picture and any segment. Positive prompts are light with a dark rim, and points are discs; negative ones are dark
+with a light rim, and points are diamonds. So they differ in shape and brightness, not in colour alone. Prompts of the
+selected segment are larger and green or red; those of other segments have their segment's colour.
 
-Only boxes of the chosen segment have handles, and only where they are drawn into: a box on a slice in the views that
-run along that slice. Nothing is shown in 3-D views, where prompts only hide the segments.
+Only boxes of the selected segment have handles, and a box on a slice has them only in views along that slice. 3-D views
+show no prompts, because those would hide the segments.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ _HOVER = (1.0, 0.9, 0.2)
 
 
 def make_displays(node, marker: Marker) -> None:
-    """Give a new node of a kind, or one of an older scene, what shows it."""
+    """Give a new node, or one of an older scene, its display nodes."""
     if node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
     rim = node.GetDisplayNode()
     if rim is not None and marker.sizes is not None and node.GetNumberOfDisplayNodes() == 1:
         core = node.GetScene().AddNewNodeByClass(rim.GetClassName())
-        node.AddAndObserveDisplayNodeID(core.GetID())  # later than the rim, and so drawn on it
+        node.AddAndObserveDisplayNodeID(core.GetID())  # added after the rim, so that Slicer draws it on the rim
     if node.IsA("vtkMRMLMarkupsCurveNode"):
         node.SetCurveTypeToLinear()
 
 
 def show(node, marker: Marker, color, chosen: bool, slice_nodes: Sequence, normal=None) -> None:
-    """Make a node look as a prompt of a segment of that colour (r, g, b in 0..1), which is the chosen one or not.
+    """Set how a prompt of a segment is drawn.
 
-    `normal` is the direction (3,) RAS across the slice of a box on a slice, None for other prompts.
+    Args:
+        color: of the segment, (r, g, b) from 0 to 1.
+        chosen: whether the segment is the selected one.
+        normal: for a box on a slice, the direction (3,) in RAS across that slice; None for other prompts.
     """
     displays = [node.GetNthDisplayNode(number) for number in range(node.GetNumberOfDisplayNodes())]
     if None in displays or not displays:

@@ -1,10 +1,8 @@
 """Prompts as markups nodes, both ways.
 
-A segment has a point list each for its positive and its negative points, an ROI for every box and a curve for every
-scribble. What a node holds is written on it (`marked_node`); references say which volume and which segmentation it
-belongs to. All of it survives saving with the scene.
-
-Nothing is remembered here and nothing observed: `PromptNodes.read` says what the nodes hold now, whoever changed them.
+A segment has one point list for its positive and one for its negative points; every other prompt has a node of its own.
+Attributes say what a node holds (`marked_node`), and references say to which volume and segmentation it belongs. Scene
+files keep both. `PromptNodes` holds no state and observes nothing: `read` returns what the nodes hold now.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ class PromptNodes:
     # ---- reading
 
     def nodes(self) -> list:
-        """All of them, in the scene's order."""
+        """All nodes, in the scene's order."""
         return [node for node in prompt_nodes(self.scene) if self.owns(node)]
 
     def owns(self, node) -> bool:
@@ -62,10 +60,10 @@ class PromptNodes:
         )
 
     def read(self, volume: Volume) -> list[MarkedPrompt]:
-        """What the nodes hold; points under the mouse that are not placed yet do not count.
+        """All prompts. Points that follow the mouse and are not placed yet do not count.
 
-        A number that occurs twice (a node was copied) counts the first time. A prompt that left its oblique plane
-        is on the parallel one through its place now.
+        When a number occurs twice, because a node was copied, only the first prompt keeps it. A prompt that left its
+        oblique plane is now on the parallel plane through it.
         """
         found, taken = [], set()
         for node in self.nodes():
@@ -78,13 +76,13 @@ class PromptNodes:
         return found
 
     def read_one(self, number: int, volume: Volume) -> MarkedPrompt | None:
-        """What the nodes hold of one prompt, None when nothing shows it."""
+        """One prompt; None when no node holds it."""
         node, point_id = self.find(number)
         found = read_node(node, volume) if node is not None else []
         return next((marked for marked in found if marked.point_id == point_id), None)
 
     def find(self, number: int):
-        """(node, control point ID) of a prompt, (None, "") when it is not there."""
+        """(node, control point ID) of a prompt; (None, "") when no node holds it."""
         for node in self.nodes():
             point_id = numbers_of(node).get(number)
             if point_id is not None:
@@ -94,7 +92,7 @@ class PromptNodes:
     # ---- writing
 
     def write(self, number: int, segment_id: str, prompt: Prompt, view: View, volume: Volume) -> None:
-        """Make or move what stands for a prompt. A mask prompt has nothing to show."""
+        """Add a prompt to the scene, or move it there. Prompts without a marker, such as masks, are not shown."""
         marker = prompt.marker
         if marker is None:
             return
@@ -108,45 +106,45 @@ class PromptNodes:
         write_prompt(node, point_id, number, prompt, view, volume)
 
     def number(self, marked: MarkedPrompt, number: int) -> None:
-        """Tell the node which prompt it, or its control point, is, and on which view."""
+        """Store a prompt's number and view in its node."""
         node = self.scene.GetNodeByID(marked.node_id)
         if node is not None:
             number_prompt(node, marked.point_id, number, marked.view)
 
     def remove(self, number: int) -> None:
-        """Take away what stands for a prompt; a point list stays, empty, while it is placed into."""
+        """Remove a prompt. A point list stays when it becomes empty, because the user may be placing points into it."""
         node, point_id = self.find(number)
         if node is not None:
             self.remove_marked(node, point_id)
 
     def remove_marked(self, node, point_id: str) -> None:
-        """Take away a node, or one of its control points."""
+        """Remove a node, or one of its control points."""
         if point_id == WHOLE_NODE:
             self.remove_node(node)
         else:
             remove_point(node, point_id)
 
     def remove_node(self, node) -> None:
-        """Take away a node, what shows and stores it, and its place in the subject hierarchy."""
+        """Remove a node with its display and storage nodes and its item in the subject hierarchy."""
         companions = companions_of(node)
         _remove_with_item(self.scene, node)
         remove_those_left(self.scene, companions)
 
     def point_list(self, segment_id: str, name: str):
-        """The list of a segment's points with a marker of that name; made when there is none."""
+        """The point list of a segment with the marker of that name, which is made if needed."""
         for node in self.nodes():
             if node.GetAttribute(KIND) == name and segment_of(node) == segment_id:
                 return node
         return self._make(segment_id, name)
 
     def remove_segment(self, segment_id: str) -> None:
-        """Take away all nodes of a segment."""
+        """Remove all nodes of a segment."""
         for node in self.nodes():
             if segment_of(node) == segment_id:
                 self.remove_node(node)
 
     def remove_empty(self, keep=()) -> None:
-        """Take away point lists without points, and the folder when it is empty."""
+        """Remove point lists without points, and the folder when it is empty."""
         for node in self.nodes():
             if node not in keep and not is_roi(node) and node.GetNumberOfControlPoints() == 0:
                 self.remove_node(node)
@@ -154,13 +152,13 @@ class PromptNodes:
             _remove_folder(self.scene, self.volume_node)
 
     def name(self, segment_id: str) -> None:
-        """Give a segment's nodes its name."""
+        """Rename a segment's nodes after it."""
         for node in self.nodes():
             if segment_of(node) == segment_id:
                 self._name(node)
 
     def look(self, chosen_id: str | None, slice_nodes: Sequence, volume: Volume) -> None:
-        """Make all nodes look as they should in these views while a segment is the chosen one."""
+        """Set how all nodes are drawn in these views while `chosen_id` is the selected segment."""
         for node in self.nodes():
             segment = self.segmentation_node.GetSegmentation().GetSegment(segment_of(node))
             if segment is not None:
@@ -170,7 +168,7 @@ class PromptNodes:
                 show(node, marker, segment.GetColor(), chosen, slice_nodes, _across(node, volume))
 
     def set_visible(self, visible: bool) -> None:
-        """Hide them all while another volume is worked on, and show again those that were hidden so."""
+        """Hide all nodes while another volume is segmented, or show again those that were hidden that way."""
         for node in self.nodes():
             if not visible and node.GetDisplayVisibility():
                 node.SetAttribute(_HIDDEN, "1")
@@ -211,7 +209,7 @@ def _across(node, volume: Volume):
 
 
 def new_node(scene, class_name: str):
-    """A node that is not in the scene yet, so that it can be described before anybody hears of it."""
+    """A node that is not in the scene yet, so that its attributes are complete when observers hear of it."""
     node = scene.CreateNodeByClass(class_name)
     if node.GetReferenceCount() > 1:
         node.UnRegister(None)
@@ -219,15 +217,14 @@ def new_node(scene, class_name: str):
 
 
 def prompt_nodes(scene) -> Iterator:
-    """Every node of a scene that holds prompts, of whatever volume."""
+    """Every node of a scene that holds prompts, of any volume."""
     nodes = scene.GetNodes()
     every = [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
     return (node for node in every if marker_of(node) is not None)
 
 
 def remove_those_left(scene, companions) -> None:
-    """Take out display and storage nodes of a node that is gone: the application removes them with it, a bare scene
-    does not."""
+    """Remove display and storage nodes of a removed node. Slicer removes them itself; a scene without it does not."""
     for companion in companions:
         if companion.GetScene() is not None and scene.IsNodePresent(companion):
             scene.RemoveNode(companion)
@@ -253,7 +250,7 @@ def orphans(scene) -> list:
 
 
 def _put_into_folder(node, volume_node) -> None:
-    """Show a node in the folder of a volume's prompts, which is made when there is none."""
+    """Show a node in the folder of a volume's prompts, which is made if needed."""
     hierarchy = node.GetScene().GetSubjectHierarchyNode()
     if hierarchy is None:
         return
@@ -270,20 +267,20 @@ def _put_into_folder(node, volume_node) -> None:
 
 
 def _remove_folder(scene, volume_node) -> None:
-    """Take away the folder, unless something is in it."""
+    """Remove the folder if it is empty."""
     hierarchy = scene.GetSubjectHierarchyNode()
     folder = _folder(hierarchy, volume_node) if hierarchy is not None else 0
     if not folder:
         return
     for item in _children(hierarchy, folder):
-        if hierarchy.GetItemDataNode(item) is None:  # its node was removed by somebody else
+        if hierarchy.GetItemDataNode(item) is None:  # its node is gone
             hierarchy.RemoveItem(item, False, False)
     if not _children(hierarchy, folder):
         hierarchy.RemoveItem(folder, False, False)
 
 
 def _remove_with_item(scene, node) -> None:
-    """Take a node out of the scene, and its place in the subject hierarchy."""
+    """Remove a node from the scene, and its item from the subject hierarchy."""
     hierarchy = scene.GetSubjectHierarchyNode()
     item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
     folder = hierarchy.GetItemParent(item) if item else 0

@@ -1,7 +1,8 @@
-"""What the markups nodes say and what the session knows, brought together both ways.
+"""Keeps the prompts in markups nodes and those in the session the same.
 
-Neither side says what it did. Each side's present is compared with the last common one: what differs in the nodes is
-told to the session, what differs in the session is written into the nodes.
+Users may change nodes with anything that Slicer has, so no single event is trusted. Both sides are compared with the
+prompts that they last had in common: `PromptSync` sends to the session what differs in the nodes, and writes into the
+nodes what differs in the session.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ _HELD_FOR = 3.0  # seconds without a change after which a node counts as let go
 
 @dataclass
 class Given:
-    """A prompt as the session has it, or will when it has heard everything, and as the nodes said it then."""
+    """A prompt as the session has it, or will have it when it has received everything, and as it was in the nodes."""
 
     segment_id: str
     prompt: Prompt
     view: View
-    said: MarkedPrompt | None  # None: there is nothing to show, as of a mask prompt
+    said: MarkedPrompt | None  # None for prompts that are not shown, such as masks
 
 
 class PromptSync:
-    """The prompts of one volume and segmentation."""
+    """Synchronizes the prompts of one volume and segmentation."""
 
     def __init__(
         self,
@@ -49,27 +50,27 @@ class PromptSync:
         tell: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`view_at` gives the view in which somebody may have placed a prompt, by where it is."""
+        """`view_at` returns the view in which a prompt at a place in RAS was probably placed."""
         self.nodes = nodes
         self.given: dict[int, Given] = {}
         """By number."""
         self.dirty = True
-        """Whether the nodes may say something new."""
+        """Whether nodes may have changed since they were last read."""
         self.held: dict[str, float] = {}
-        """IDs of the nodes that the user is dragging at, and when they last changed: they count once they are let go.
-        Slicer does not always tell that: nodes that lie still are let go of, or nothing would ever count again."""
+        """IDs of nodes that the user is dragging, and when they last changed. They are read when the user lets go, or,
+        since Slicer does not always report that, when they have not changed for `_HELD_FOR`."""
         self.placed_on: dict[tuple[str, str], View] = {}
         """Node and control point ID of what was just placed -> the view in which it was."""
         self.nodes_count = True
-        """Whether the nodes outweigh the session's next word, as when it has just begun anew."""
-        self._unseen: set[str] = set()  # hidden segments of which that was said
+        """Whether the nodes prevail over the session's next state, because the session has just started."""
+        self._unseen: set[str] = set()  # hidden segments that the user was told about
         self._table, self.volume, self._client = table, volume, client
         self._view_at, self._tell, self._clock = view_at, tell, clock
 
     # ---- nodes to session
 
     def expect(self, prompts: Sequence[PromptInfo]) -> None:
-        """The session begins with these; what the nodes say otherwise will be told to it."""
+        """Take these as what the session starts with; `reconcile` sends to it what differs in the nodes."""
         for info in prompts:
             segment_id = self._table.id_of(info.segment)
             said = MarkedPrompt(info.number, segment_id, info.prompt, info.view, "", "")
@@ -77,11 +78,11 @@ class PromptSync:
             self.given[info.number] = Given(segment_id, info.prompt, info.view, shown)
 
     def hold(self, node_id: str) -> None:
-        """The user drags at a node."""
+        """Note that the user is dragging a node."""
         self.held[node_id] = self._clock()
 
     def reconcile(self) -> bool:
-        """Tell the session what the nodes hold; returns whether there was anything to tell."""
+        """Send changes of the nodes to the session; returns whether there were any."""
         if self.held:
             still = self._clock() - _HELD_FOR
             self.held = {node_id: changed for node_id, changed in self.held.items() if changed > still}
@@ -123,7 +124,7 @@ class PromptSync:
         return bool(told or added)
 
     def add(self, segment_id: str, prompt: Prompt, view: View) -> int:
-        """Give session and nodes a prompt; returns its number. Raises UserError."""
+        """Add a prompt to session and nodes; returns its number. Raises UserError when it cannot be placed."""
         self._check(segment_id, prompt, view)
         number = self._client.add_prompt(self._table.use(segment_id, self._client), prompt, view)
         with self.own_writes():
@@ -133,7 +134,7 @@ class PromptSync:
         return number
 
     def delete(self, number: int) -> bool:
-        """Take a prompt from session and nodes; False when it is not there."""
+        """Delete a prompt from session and nodes; False when there is no such prompt."""
         if self.given.pop(number, None) is None:
             return False
         with self.own_writes():
@@ -142,7 +143,7 @@ class PromptSync:
         return True
 
     def drop(self, segment_id: str | None) -> None:
-        """Prompts of a segment, or all, are gone in the session already: take them out of the nodes."""
+        """Remove from the nodes the prompts of a segment, or all, which the session has deleted already."""
         with self.own_writes():
             for number in [n for n, given in self.given.items() if segment_id in (None, given.segment_id)]:
                 self.nodes.remove(number)
@@ -182,7 +183,7 @@ class PromptSync:
         return True
 
     def _put_back(self, number: int) -> bool:
-        """A box that was pulled to nothing is not deleted by that; whether it was one."""
+        """Restore a box that the user has collapsed, which does not delete it. Returns whether it was such a box."""
         given, node = self.given[number], self.nodes.find(number)[0]
         if node is None or not is_collapsed(node):
             return False
@@ -191,7 +192,7 @@ class PromptSync:
         return True
 
     def _say_when_hidden(self, segment_id: str) -> None:
-        """A prompt of a segment that nobody sees: say so, once as long as it is hidden."""
+        """Tell the user, once, that a segment that gets a prompt is hidden."""
         display = self.nodes.segmentation_node.GetDisplayNode()
         if display is None or (display.GetVisibility() and display.GetSegmentVisibility(segment_id)):
             self._unseen.discard(segment_id)
@@ -201,7 +202,7 @@ class PromptSync:
             self._tell(Notice(f"The segment “{name}” is hidden and changes unseen: open its eye among the segments."))
 
     def _check(self, segment_id: str, prompt: Prompt, view: View) -> None:
-        """UserError when the session could not take the prompt; the worker would say the same, later."""
+        """Raise UserError for a prompt that the session would refuse, sooner than the worker could report it."""
         segment = self._table.segmentation.GetSegment(segment_id)
         planes_of(self.volume, prompt, view, (segment.GetName() or "").strip() or segment_id)
 
@@ -216,7 +217,8 @@ class PromptSync:
     # ---- session to nodes
 
     def take(self, prompts: Sequence[PromptInfo], late: Callable[[], bool] = lambda: False) -> bool:
-        """Write what the session says into the nodes, until told to go on another time; whether that was all."""
+        """Write the session's prompts into the nodes, until `late` says to continue in the next turn. Returns whether
+        everything is written."""
         now = {info.number: info for info in prompts}
         with self.own_writes():
             for number in [number for number in self.given if number not in now]:
@@ -232,13 +234,13 @@ class PromptSync:
         return True
 
     def _lose(self, number: int) -> None:
-        """The session has a prompt no more. Right after its beginning, it never had it: then it is given anew."""
+        """Remove a prompt that the session no longer has, unless the session has just started and still has to get it."""
         given = self.given.pop(number)
         if not self.nodes_count and given.said is not None:
             self.nodes.remove(number)
 
     def _take(self, number: int, info: PromptInfo) -> bool:
-        """Whether there was anything to do."""
+        """Write a prompt of the session into the nodes; returns whether it differed."""
         given = self.given.get(number)
         segment_id = self._table.id_of(info.segment)
         if segment_id is None or (given is None and self.nodes_count):
@@ -252,21 +254,21 @@ class PromptSync:
 
 
 class PromptWatch:
-    """Observes every node of a scene that holds prompts, of whatever volume; reacts to none by itself."""
+    """Observes every node of a scene that holds prompts, of any volume, and marks `sync` as dirty."""
 
     def __init__(self, scene, observers: Observers, view_at: Callable[[Sequence[float]], View | None]):
-        """`view_at` gives the view in which a point was clicked just now, None when nobody knows."""
+        """`view_at` returns the view in which a point was just clicked, or None."""
         self.sync: PromptSync | None = None
-        """Who is told; None while nothing is worked on."""
+        """What is notified; None while no volume is segmented."""
         self._scene, self._observers, self._view_at = scene, observers, view_at
 
     def watch_all(self) -> None:
-        """Observe all nodes there are, as after loading a scene."""
+        """Observe all nodes, for example after loading a scene."""
         for node in prompt_nodes(self._scene):
             self.watch(node)
 
     def watch(self, node) -> None:
-        """Observe a node; what is observed already is observed once."""
+        """Observe a node, once."""
         observers = self._observers
         observers.remove(node)
         observers.add_with_index(node, node.PointPositionDefinedEvent, self._defined)
@@ -282,7 +284,7 @@ class PromptWatch:
             observers.add(node, event, self.changed)
 
     def changed(self, node) -> None:
-        """A node says something else now."""
+        """Note that a node has changed."""
         if self.sync is not None:
             self.sync.dirty = True
             if node.GetID() in self.sync.held:
@@ -297,7 +299,7 @@ class PromptWatch:
         return True
 
     def let_go(self, node) -> None:
-        """Nobody drags at a node any more."""
+        """Note that the user has let go of a node."""
         if self.sync is not None:
             self.sync.held.pop(node.GetID(), None)
             self.sync.dirty = True
@@ -307,7 +309,7 @@ class PromptWatch:
             self.sync.hold(node.GetID())
 
     def _defined(self, node, index: int | None) -> None:
-        """Note in which view the user clicked: later the mouse is elsewhere."""
+        """Note in which view the user clicked, before the mouse moves on."""
         self.changed(node)
         if self.sync is None or index is None or index >= node.GetNumberOfControlPoints():
             return
