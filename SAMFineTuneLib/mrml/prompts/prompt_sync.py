@@ -234,7 +234,7 @@ class PromptSync:
         return True
 
     def _lose(self, number: int) -> None:
-        """Remove a prompt that the session no longer has, unless the session has just started and still has to get it."""
+        """Remove a prompt that the session no longer has; one that a new session still has to get stays."""
         given = self.given.pop(number)
         if not self.nodes_count and given.said is not None:
             self.nodes.remove(number)
