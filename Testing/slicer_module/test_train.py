@@ -173,7 +173,7 @@ def test_cases_are_checked_with_sentences(work, tmp_path):
     assert train.ui.labelsList.item(0).text() == "label 1" and train.cases.wanted == []
     train.ui.windowEdit.setText("nonsense")
     train.ui.startButton.click()
-    assert "no intensity window" in work.desktop.messages()[-1]
+    assert "not an intensity window" in work.desktop.messages()[-1]
     assert not (Path(os.environ["SAMFINETUNE_HOME"]) / "trainings" / "label-1-quick").exists()
 
 
