@@ -112,10 +112,6 @@ class SceneSync:
     def _nodes(self) -> PromptNodes | None:
         return None if self._work is None else self._work.nodes
 
-    @property
-    def _writer(self) -> SegmentWriter | None:
-        return None if self._work is None else self._work.writer
-
     def _set_volume(self, node, volume: Volume | None, tell: bool = True) -> None:
         self._volume_watch.watch(node)
         self.found.clear()

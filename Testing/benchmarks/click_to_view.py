@@ -76,7 +76,7 @@ class Stopwatch:
         self.around(client, "add_prompt", before=lambda: self.mark("noticed"))
         self.around(client._connection, "send", before=lambda: "noticed" in self.at and self.mark("sent"))
         self.around(client, "pump", after=self._heard)
-        self.around(session._writer, "write", after=self._wrote)
+        self.around(session._work.writer, "write", after=self._wrote)
         self.around(session, "pump", after=lambda *_: "wrote" in self.at and self.mark("shown"))
 
     def _heard(self, events, _) -> None:
@@ -152,7 +152,7 @@ class Clicker:
         self.view.release(xy)
         placed = time.perf_counter()
         if not self._followed:  # the first click, which is not counted, makes what there is to follow
-            self.desktop.wait(lambda: self.panel.host.session._writer is not None)
+            self.desktop.wait(lambda: self.panel.host.session._work is not None)
             self.desktop.pass_time(1.0)
             watch.follow(self.panel.host.session)
             self._followed = True

@@ -102,7 +102,7 @@ def clicked_and_covered(host, slicer_scene, plane, name):
     for node in prompt_nodes(host.session.scene):
         node.SetDisplayVisibility(False)  # the mask, not the markup
     after = view.pixels()
-    masks = [tuple(mask) for mask in host.session._writer.masks()]
+    masks = [tuple(mask) for mask in host.session._work.writer.masks()]
     assert covers(host, "first", ras), f"not covered; {prompt}, {masks}, told {host.told[-6:]}"
     assert coloured(before, after, xy), f"covered, but not seen; {masks}"
     return prompt
@@ -182,4 +182,4 @@ def test_a_killed_worker_is_restarted_and_answers_the_click(open_on, slicer_scen
     click(host, view, middle + (20, 10))
     (prompt,) = host.session.prompts
     assert covers(host, "first", prompt.prompt.ras)
-    assert len(host.session._writer.masks()) == 1
+    assert len(host.session._work.writer.masks()) == 1
