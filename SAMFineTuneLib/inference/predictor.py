@@ -44,6 +44,9 @@ _SMALLEST_SHARE = 1e-6
 """Share of the chosen reading, even when no reading has any weight."""
 _TOO_WIDE = 2.5
 """A view is given up when its side is this many times that of the view that fits the answer."""
+_MANY_VIEWS = 4
+_LARGE = 0.25
+"""Longer side of an answer, in sides of the widest view that was looked at, from which on it is large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +160,7 @@ class Predictor:
         lone_point = lone_point and prompts.mask is None and previous is None
         ranked = multimask is None and self.engine.spec.ranks_all
         if ranked and lone_point:
-            views = self._views_of_point(picture.shape, prompts.points[0]) if view is None else [view]
-            return self._read_point(picture, prompts, views)
+            return self._read_point(picture, prompts, [view]) if view else self._search_point(picture, prompts)
         first = view or self._choose_view(picture, prompts, previous)
         if ranked:
             views = [view] if view else self._views_around(picture.shape, first, prompts)
@@ -320,9 +322,7 @@ class Predictor:
         if prompts.box is None and prompts.mask is None:
             inside = prompts.points[prompts.labels == 1]
             if len(inside) == 1:
-                lone = PlanePrompts(inside, np.ones(1, np.int64))
-                views = self._views_of_point(picture.shape, inside[0])
-                return views[0] if len(views) == 1 else self._read_point(picture, lone, views).view
+                return self._search_point(picture, PlanePrompts(inside, np.ones(1, np.int64))).view
             asked = extent_of_points(inside, self.engine.spec.input_size)
         return self._zoomed(picture, asked)
 
@@ -355,6 +355,19 @@ class Predictor:
         if not self.engine.spec.zoom:
             return [View.whole(shape)]
         return views_of_point(shape, point, self.engine.spec.input_size)
+
+    def _search_point(self, picture: np.ndarray, prompts: PlanePrompts) -> Prediction:
+        """The reading of a lone point from few views, since each costs an encoding: every other one of many, and where
+        the answer is large, the two that show it best."""
+        views = self._views_of_point(picture.shape, prompts.points[0])
+        if len(views) < _MANY_VIEWS:
+            return self._read_point(picture, prompts, views)
+        first = (len(views) - 1) % 2
+        answer = self._read_point(picture, prompts, views[first::2])
+        box = bounding_box(answer.mask)
+        if box is not None and (box[2:] - box[:2] + 1).max() <= _LARGE * views[first].rows:
+            return answer
+        return self._read_point(picture, prompts, views[first : first + 2])
 
     def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> Prediction:
         """The best reading of a lone point: good by itself and in agreement with others, of all views, averaged with

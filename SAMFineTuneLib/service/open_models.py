@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from SAMFineTuneLib.inference.engine import decodes_at_once
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.engine import Engine
@@ -19,7 +22,10 @@ _MEMORY = 256 << 20  # bytes of embeddings that a session keeps in memory; the r
 
 
 class SharedEngine:
-    """An engine that several sessions may call; one call at a time, so that memory does not depend on their number."""
+    """An engine that several sessions may call; one call at a time, so that memory does not depend on their number.
+
+    Decoding takes little memory, so an engine that gains by it decodes for several at once.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -34,7 +40,7 @@ class SharedEngine:
             return self._engine.encode(image)
 
     def decode(self, *inputs) -> tuple[np.ndarray, np.ndarray]:
-        with self._lock:
+        with nullcontext() if decodes_at_once(self._engine) else self._lock:
             return self._engine.decode(*inputs)
 
     def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
