@@ -56,7 +56,7 @@ def write_labelmap(
             sitk.WriteImage(image, str(temporary), useCompression=True)
             _verify(temporary, labels)
     except RuntimeError as error:
-        raise UserError(f"“{path}” could not be written completely; choose another place or format.") from error
+        raise UserError(f"“{path}” cannot be written completely; choose another place or format.") from error
     return ()
 
 

@@ -341,7 +341,7 @@ def test_empty_missing_and_wrong_files_are_refused(tmp_path, ending):
 
 def test_gzip_that_is_no_nifti_is_refused(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"hello" * 300))
-    refused(tmp_path / "a.nii.gz", "no NIfTI-1")
+    refused(tmp_path / "a.nii.gz", "not a NIfTI-1")
 
 
 def test_a_header_without_its_data_file_is_refused(tmp_path):
