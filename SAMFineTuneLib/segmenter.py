@@ -218,13 +218,13 @@ class Segmenter:
             propagating: whether propagation follows, which may bring a mask for lone negative points to correct.
 
         Raises:
-            UserError: where a segment has only negative points on a plane, unless `propagating`.
+            UserError: where a segment has only negative prompts on a plane, unless `propagating`.
         """
         names = {info.value: info.name for info in self.segments}
         for (value, _), task in self.session.state.tasks.items() if not propagating else ():
             if not any(part.says_where for part in task.prompts):
                 raise UserError(
-                    f"Segment {names[value]} has only negative points on {task.plane}: add a positive point or a box "
+                    f"Segment {names[value]} has only negative prompts on {task.plane}: add a positive point or a box "
                     "there."
                 )
         self._tell_once(doubts_about_points(self.volume, self.session.window, self.session.state))

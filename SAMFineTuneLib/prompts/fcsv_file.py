@@ -1,7 +1,7 @@
-"""Point lists of older Slicers (`.fcsv`), which also the first ones before "Markups" wrote, as prompts.
+"""Reads point lists of older versions of Slicer (`.fcsv`), also of those before the Markups module, as prompts.
 
-Segment and sign come from the file's name, descriptions and labels as in `markups`. Points that were never placed, or
-are only a preview, are left out.
+File name, descriptions and labels give segment and sign, as in `markups_file`. Points that were never placed, or only
+follow the mouse, do not count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DEFINED = "2"  # position status, in a column after the named ones in newer fil
 
 
 def read_fcsv(path: str | Path) -> PromptSet:
-    """All placed points of a file. Raises UserError naming the line that is wrong, or when nothing is placed."""
+    """Read all placed points of a file. Raises UserError that names the wrong line, or when no point is placed."""
     path = Path(path)
     lines = _lines(path)
     settings = dict(re.findall(r"^#\s*(\w+)\s*=\s*(.*?)\s*$", "\n".join(lines), re.MULTILINE))
@@ -61,7 +61,7 @@ def _lines(path: Path) -> list[str]:
 def _rows(
     lines: list[str], columns: list[str], signs: tuple[int, int], path: Path
 ) -> Iterator[tuple[dict[str, str], tuple[float, float, float]]]:
-    """Each placed point: its fields by column, and its RAS position."""
+    """Yield the fields by column and the RAS position of each placed point."""
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue

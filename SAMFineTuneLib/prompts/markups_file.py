@@ -1,17 +1,17 @@
-"""Slicer's markups files (`.mrk.json`): point lists, ROIs, curves and planes as prompts, in and out.
+"""Reads and writes Slicer's markups files (`.mrk.json`): point lists, ROIs, curves and planes as prompts.
 
 What a markup means:
 
-* Its segment is the list's name, which is the file's name. Words at its end that only say what it is are
-  left out (positive, pos, negative, neg, foreground, background, points, box, roi, scribble, curve, line,
-  also with a number): "liver_negative.mrk.json" and "liver_box-1.mrk.json" both belong to "liver".
-* A point is negative when its description, or else its label, or else the list's name holds one of the words
-  negative, neg, background, or is just "-"; the words positive, pos, foreground, or "+" make it positive.
-* An ROI is a 3-D box along its own axes; a thin one is a box on the slice of its centre.
-* Curves and lines are scribbles, straight from control point to control point.
-* A plane is the oblique plane that all prompts are meant on.
+* The segment has the markup's name, which is the file's name unless the file says otherwise. Words at its end that only
+  describe the markup do not count (positive, negative, points, box, lasso and the like, also with a number):
+  "liver_negative.mrk.json" and "liver_box-1.mrk.json" both belong to "liver".
+* A point is negative when its description, or else its label, or else the markup's name contains negative, neg or
+  background, or is just "-"; positive, pos, foreground or "+" make it positive. Other prompts go by the name.
+* `Prompt.markup_types` of each kind says which types of markups are read as it. Curves count straight from control
+  point to control point.
+* A plane is the oblique plane on which all prompts are placed.
 
-Only points whose position is defined count: not those skipped, nor the preview under the mouse.
+Only points whose position is defined count, not those that were skipped or follow the mouse.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
     "markups-schema-v1.0.3.json#"
 )
-_SLICER_PINK = [1.0, 0.5, 0.5]  # the color of every new markup: says nothing about the segment
+_SLICER_PINK = [1.0, 0.5, 0.5]  # the colour of every new markup, which is not the segment's
 _NEGATIVE = re.compile(r"(?<![a-z])(negative|neg|background)(?![a-z])", re.IGNORECASE)
 _POSITIVE = re.compile(r"(?<![a-z])(positive|pos|foreground)(?![a-z])", re.IGNORECASE)
 _OTHER_WORDS = ("pos", "neg", "foreground", "background", "point", "points", "roi", "curve", "line")
@@ -44,7 +44,7 @@ _NAMELESS = "segment"
 
 
 def read_markups(path: str | Path) -> PromptSet:
-    """All markups of one file. Raises UserError naming the key that is wrong, or when nothing is placed."""
+    """Read all markups of one file. Raises UserError that names the wrong key, or when no point is placed."""
     path = Path(path)
     values = load_json(path)
     list_name = re.sub(r"(\.mrk)?\.json$", "", path.name, flags=re.IGNORECASE)
@@ -84,8 +84,8 @@ def read_markups(path: str | Path) -> PromptSet:
 
 
 def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> list[Path]:
-    """Write prompts as markups that Slicer opens, one file for each list, ROI, curve and plane; each whole
-    or not at all. Returns the files. `volume` gives boxes on slices their directions and thickness.
+    """Write prompts as markups that Slicer opens, one file for each list, ROI, curve and plane. Each file appears
+    complete or not at all. Returns the files. `volume` gives boxes on slices their directions and thickness.
 
     Raises UserError for what markups cannot hold: masks, and 3-D boxes with skewed axes.
     """
@@ -112,7 +112,7 @@ def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> lis
 
 
 def segment_name(list_name: str) -> str:
-    """What a list's name says about the segment: "liver_negative" and "liver box 2" are both "liver"."""
+    """The segment that a markup's name names: "liver_negative" and "liver box 2" are both "liver"."""
     words = {word for _, marker in markers().values() for word in marker.words.split()} | set(_OTHER_WORDS)
     name, any_word = list_name.strip(), "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
     while (shorter := re.sub(rf"(^|[\s_.-]+)({any_word})[\s_-]*\d*$", "", name, flags=re.IGNORECASE)) != name:
@@ -121,7 +121,7 @@ def segment_name(list_name: str) -> str:
 
 
 def is_positive(*texts: Any) -> bool:
-    """Whether a point is positive, by the first of its texts that says anything; without any it is."""
+    """Whether a prompt is positive, by the first text that says so or denies it; True when none does."""
     for said in texts:
         said = said.strip() if isinstance(said, str) else ""
         if said == "-" or _NEGATIVE.search(said):

@@ -1,4 +1,4 @@
-"""From prompts in RAS to prompts in the pixels of slice planes."""
+"""Projects prompts in RAS onto slice planes, where models take them in pixels."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PlanePrompts:
 
     @property
     def says_where(self) -> bool:
-        """Whether anything points at the structure itself, rather than only at what is not part of it."""
+        """Whether any prompt is positive: without one, there is nothing to segment."""
         said = bool(self.labels.any()) or self.box is not None or self.mask is not None
         return said or (self.region is not None and bool((self.region > 0).any()))
 
@@ -84,7 +84,7 @@ class OnPlane:
         self.labels.extend([int(positive)] * len(pixels))
 
     def add_region(self, pixels: np.ndarray, positive: bool) -> None:
-        """Say of pixels, bool (rows, columns), that they belong to the structure, or do not. The last word counts."""
+        """Declare pixels, bool (rows, columns), part of the structure or not. The last one counts."""
         if self.region is None:
             self.region = np.zeros(self.plane.shape, np.int8)
         self.region[pixels] = 1 if positive else -1
@@ -185,13 +185,13 @@ def on_planes(
 ) -> dict[SlicePlane, PlanePrompts]:
     """The segment's prompts by slice plane, planes in order, one entry for each plane that has any.
 
-    They go to the volume's own slices of `orientation`, or, when (oblique) `planes` are given, to these
-    alone. A point goes to the slice it lies in. A box whose corners lie in one slice, half a slice apart at
-    most, belongs to the slice through its middle, and so does a box that is flat in the patient's axes on a
-    tilted volume (`BoxPrompt.remark` says so); any other is a 3-D box along the volume's axes, from the slice of the
-    one corner to that of the other. A 3-D box gives every slice it reaches the bounding
-    rectangle of what the slice cuts from it; where a slice has a box of its own, that one counts. Boxes are
-    clipped to the picture. A stroke becomes up to `scribble_prompt.POINTS_PER_STROKE` points a slice.
+    Prompts go to the volume's own slices of `orientation`, or, when (oblique) `planes` are given, to these alone. A
+    point goes to the slice it lies in, a lasso to the slice it was drawn on. A box whose corners lie in one slice,
+    at most half a slice apart, belongs to the slice through its middle, and so does a box that is flat in the
+    patient's axes on a tilted volume (`BoxPrompt.remark` says so); any other is a 3-D box along the volume's axes,
+    from the slice of the one corner to that of the other. A 3-D box gives every slice it reaches the bounding
+    rectangle of what the slice cuts from it; where a slice has a box of its own, that one counts. Boxes are clipped
+    to the picture. A scribble becomes up to `scribble_prompt.POINTS_PER_STROKE` points on each slice.
 
     Raises:
         UserError: names segment and prompt: outside the volume, not on the given planes, no area, two boxes or masks
@@ -206,7 +206,7 @@ def on_planes(
     for plane, prompts in placed.items():
         if not prompts.says_where and not negative_only:
             raise UserError(
-                f"Segment {segment.name} has only negative points on {plane}: add a positive point or a box."
+                f"Segment {segment.name} has only negative prompts on {plane}: add a positive point or a box."
             )
     return placed
 

@@ -1,4 +1,4 @@
-"""Prompts grouped by segment, and the planes that they are meant on."""
+"""Prompts grouped by segment, and the planes on which they are placed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SegmentPrompts:
 
 @dataclass(frozen=True)
 class ObliqueView:
-    """A plane by a point and two directions in RAS, before it is known which volume it cuts."""
+    """An oblique plane by a point and two directions in RAS, not yet bound to a volume."""
 
     origin: Ras
     right: Ras
@@ -58,7 +58,7 @@ class ObliqueView:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of one job by segment, and the planes they are meant on: `view`, or else `orientation`."""
+    """Prompts by segment, and the planes on which they are placed: `view`, or else the slices of `orientation`."""
 
     segments: tuple[SegmentPrompts, ...]
     orientation: str = "axial"
@@ -77,13 +77,13 @@ class PromptSet:
 
 
 def prompt_planes(volume: Volume, prompts: PromptSet) -> tuple[SlicePlane, ...]:
-    """The planes a prompt set is bound to: its oblique view, or none when it uses the volume's own slices."""
+    """The oblique plane of a prompt set, or none when it uses the volume's own slices."""
     view = prompts.view
     return () if view is None else (oblique_plane(volume, view.origin, view.right, view.down),)
 
 
 def merge_prompts(sets: Sequence[PromptSet]) -> PromptSet:
-    """Several files as one: segments of the same name become one, label values that clash are renumbered.
+    """Merge several files. Segments of the same name become one; label values that clash are renumbered.
 
     The first file's orientation counts, and the first oblique plane.
     """

@@ -1,4 +1,4 @@
-"""Our own prompts file: JSON with every kind of prompt, by segment. `Prompt.to_json` says what an entry holds.
+"""Reads and writes our own prompts file: JSON with every kind of prompt, by segment.
 
     {
       "version": 1,
@@ -39,9 +39,9 @@ VERSION = 1
 
 
 def read_prompts(path: str | Path, volume: Volume | None = None) -> PromptSet:
-    """A prompts file, ours or Slicer's markups (`.mrk.json`, `.fcsv`; see markups_file.py for what their names mean).
+    """Read a prompts file, ours or Slicer's markups (`.mrk.json`, `.fcsv`; `markups_file` says what names mean).
 
-    `volume` is needed for voxel coordinates ("space": "ijk"). Raises UserError naming the key that is wrong.
+    `volume` is needed for voxel coordinates ("space": "ijk"). Raises UserError that names the wrong key.
     """
     path = Path(path)
     if path.name.lower().endswith(FCSV_ENDING):
@@ -51,7 +51,7 @@ def read_prompts(path: str | Path, volume: Volume | None = None) -> PromptSet:
 
 
 def write_prompts(path: str | Path, prompts: PromptSet) -> None:
-    """Write our prompts file, whole or not at all; `read_prompts` gives the same prompts back."""
+    """Write our prompts file, which appears complete or not at all; `read_prompts` returns the same prompts."""
     content = json.dumps(prompts_to_dict(prompts), indent=1, allow_nan=False, ensure_ascii=False)
     with atomic_write(path) as temporary:
         temporary.write_text(content + "\n", encoding="utf-8")

@@ -243,7 +243,7 @@ class Session(intents.IntentMethods):
         for plane, _ in placed.parts:
             task = self.state.tasks[(placed.segment, plane.key)]
             if task.base is None and not any(part.says_where for part in task.prompts):
-                self._notice(f"There are only negative points on {plane}; add a positive point or a box.")
+                self._notice(f"There are only negative prompts on {plane}; add a positive point or a box.")
         return number
 
     @_handles(intents.MovePrompt)

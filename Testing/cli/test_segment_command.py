@@ -187,7 +187,7 @@ WRONG = {
     "no prompts": ((), "--point"),
     "not numbers": (("--point", "1,2"), "3 numbers"),
     "outside": (("--point", "0,0,5000"), "outside the volume"),
-    "only negative": (("--negative-point", "0,0,0"), "only negative points"),
+    "only negative": (("--negative-point", "0,0,0"), "only negative prompts"),
     "empty box": (("--box", "0,0,0,0,0,0"), "no area"),
     "two formats": (("--point", "0,0,0", "-o", "mask.txt"), ".seg.nrrd"),
     "a folder": (("--point", "0,0,0", "-o", "."), "folder"),

@@ -104,7 +104,7 @@ def test_points_outside_are_refused_by_name():
 
 def test_a_slice_with_only_negative_points_is_refused_unless_that_is_meant():
     prompts = PointPrompt((3, 4, 7)), PointPrompt((3, 4, 2), positive=False)
-    with pytest.raises(UserError, match="liver has only negative points on axial slice 2"):
+    with pytest.raises(UserError, match="liver has only negative prompts on axial slice 2"):
         by_index(STRAIGHT, *prompts)
     found = by_index(STRAIGHT, *prompts, negative_only=True)
     assert found[7].says_where and not found[2].says_where
