@@ -1,8 +1,7 @@
 """The events of one session until its client has fetched them, numbered from 1.
 
-A client that vanished must not make memory grow: an event takes the place of an earlier one that it makes pointless,
-and of those that never become pointless only the last ones are kept. Masks are references to what the session holds
-anyway.
+Memory must not grow when a client has vanished: a newer event replaces an earlier one about the same thing, and of
+events that are never replaced, such as notices, only the last ones are kept. Masks are not copied.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One client's session on the server: its intents in order, worked off by one thread, and what it has to tell.
+"""One client's session on the server: one thread carries out its intents in order and collects its events.
 
-Requests never wait for the model: they put intents into a queue and take events out of a log.
+Requests never wait for the model: they put intents into a queue and take events from a log.
 """
 
 from __future__ import annotations

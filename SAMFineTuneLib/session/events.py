@@ -22,7 +22,7 @@ from SAMFineTuneLib.session.intents import View
 
 @dataclass(frozen=True, eq=False)
 class MaskChanged:
-    """The mask of a segment on a plane is another one, or gone."""
+    """The mask of a segment on a plane has changed, or is gone."""
 
     segment: int
     plane: SlicePlane
@@ -219,7 +219,7 @@ class Status:
 
 @dataclass(frozen=True)
 class StatusChanged:
-    """The worker's status is another one than before."""
+    """The worker's status has changed."""
 
     status: Status
 

@@ -1,4 +1,4 @@
-"""The masks of a session: which are to be made, how they are made, and which were told."""
+"""Keeps the masks of a session up to date, and remembers which ones listeners know."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Told:
-    """A mask as listeners know it, and the moment since when it is what it is."""
+    """A mask as listeners know it, and the moment at which it became what it is."""
 
     plane: SlicePlane = field(compare=False)
     mask: PackedMask
@@ -84,16 +84,16 @@ class Masks:
         return self._history.state.since.get(place, 0) if carried is None else carried.moment
 
     def restart(self, answers: Answers) -> None:
-        """Volume, window or model are others: make every mask anew that comes from prompts."""
+        """The volume, window or model has changed: make every mask again that comes from prompts."""
         self.answers = answers
         self.expect((place, task.plane) for place, task in self._history.state.tasks.items() if task.prompts)
 
     def expect(self, places: Iterable[tuple[Place, SlicePlane]]) -> None:
-        """The masks of these places may be others now."""
+        """The masks of these places may have changed."""
         self._pending |= dict(places)
 
     def state_changed(self, before: State) -> None:
-        """Follow from another state; masks that are gone are told at once."""
+        """The state has changed: queue the masks that may differ, and tell at once which ones are gone."""
         after = self._history.state
         changed = {(value, plane.key): plane for value, plane in changes(before, after)}
         self.expect(changed.items())
@@ -102,7 +102,7 @@ class Masks:
                 self.refresh(place)
 
     def forget_doubts(self, moment: int) -> None:
-        """Masks of this moment and before are not news."""
+        """Raise no doubts about masks of this moment and before."""
         self._quiet_until = moment
 
     def refresh(self, place: Place | None = None) -> None:

@@ -40,6 +40,7 @@ from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
 
+_VERBS = {"propagate": "propagate the segment", "everything": "find objects"}
 _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices"}
 _HANDLERS: dict[type, Callable[[Session, Any], Any]] = {}
 
@@ -479,7 +480,7 @@ class Session(intents.IntentMethods):
             self._tell(events.Notice(sentence))
 
     def _tell_state(self) -> None:
-        """Tell the state, if it is due or what listeners know of it is no longer true."""
+        """Tell the state if it has changed, or if a caller has asked for it."""
         if not self.state_due and self.settled == self._settled:
             return
         self.state_due, self._settled = False, self.settled
@@ -526,7 +527,7 @@ class Session(intents.IntentMethods):
         return self.predictor
 
     def _restart_masks(self) -> None:
-        """Volume, window or model are others: nothing that was answered holds any more."""
+        """The volume, window or model has changed: forget all answers and make the masks again."""
         self.state_due = True
         if self.volume is None or self.predictor is None:
             return
@@ -557,7 +558,7 @@ class Session(intents.IntentMethods):
         self._announce(before)
 
     def _announce(self, before: State) -> None:
-        """Tell what differs from an earlier state, and have the masks that follow from it made."""
+        """Tell what differs from an earlier state, and queue the masks that follow from the new one."""
         after = self.state
         for job in self._propagations():
             if not job.cancelled and not after.agrees(job.segment, job.sources):
@@ -593,7 +594,7 @@ class Session(intents.IntentMethods):
         return job
 
     def _step(self) -> bool:
-        """One step of what is most urgent; False when there was nothing."""
+        """Do the most urgent step; False when there was nothing to do."""
         job = None
         try:
             if not self.settled:
@@ -616,7 +617,7 @@ class Session(intents.IntentMethods):
         except Exception as error:
             job.cancel()
             self._end_job(job)
-            raise as_sentence(error, f"finish to {job.what}") from error
+            raise as_sentence(error, _VERBS[job.what]) from error
         if item is None:
             self._end_job(job)
         elif isinstance(item, PropagationEnd):
