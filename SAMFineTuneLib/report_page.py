@@ -11,7 +11,7 @@ import html
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
 REFERENCE = (1.0, 1.0, 1.0)
 """Colour of the reference's outline in pictures."""
 _ON_PICTURES = 7  # colours that are seen on grey values

@@ -116,6 +116,12 @@ def test_shots_test_the_adapter_itself_and_a_cancelled_run_goes_on(cases, tmp_pa
     with pytest.raises(UserError, match="had other settings"):
         fine_tune(cases, tmp_path / "a", Store().get(), other, resume=True)
     told.clear()
+    state = working_folder(tmp_path / "a") / "run.json"
+    written = state.read_text()
+    state.write_text(json.dumps({**json.loads(written), "format": 2}))
+    with pytest.raises(UserError, match="begun by another version of SAMFineTune"):
+        fine_tune(cases, tmp_path / "a", Store().get(), settings, resume=True)
+    state.write_text(written)
     worked = working_folder(tmp_path / "a") / "seconds.json"
     worked.write_text(str(float(worked.read_text()) + 5000))
     resumed = fine_tune(cases, tmp_path / "a", Store().get(), settings, told.append, resume=True)
