@@ -54,29 +54,31 @@ def interruptible(network: nn.Module, look: Callable[[], None]) -> nn.Module:
 
 
 class StopSigns:
-    """What asks the training of this process to stop: signals, and whatever `look` sees. A context.
+    """A context that notices when the training of this process shall stop.
 
-    `leave` ends the process; it is called from a thread of its own, where the training does not notice. A second
-    Ctrl-C raises KeyboardInterrupt.
+    Args:
+        signals: Signals that ask it to stop; a second Ctrl-C raises KeyboardInterrupt.
+        leave: Ends the process; called from a thread where the training does not notice in time.
+        look: Asked many times a second whether to stop.
     """
 
     def __init__(
         self, signals: Sequence[int], leave: Callable[[], None], look: Callable[[], bool] = lambda: False
     ) -> None:
         self.learning = False
-        """Whether something was learned that lies in no checkpoint: then the training itself must stop."""
+        """Whether something was learned that no checkpoint holds; then the training itself must stop."""
         self._signals, self._leave, self._look = signals, leave, look
         self._asked, self._over = threading.Event(), threading.Event()
         self._heard = 0
         self._handlers: dict[int, object] = {}
 
     def ask(self) -> None:
-        """Ask it to stop."""
+        """Ask the training to stop."""
         self._asked.set()
 
     @property
     def asked(self) -> bool:
-        """Whether it shall stop."""
+        """Whether the training shall stop."""
         return self._asked.is_set()
 
     def __enter__(self) -> StopSigns:
@@ -86,7 +88,7 @@ class StopSigns:
         try:
             for number in self._signals:
                 self._handlers[number] = signal.signal(number, self._handle)
-            # Python's handlers wait until the main thread leaves what it is in; this tells a thread at once.
+            # Python's handlers wait for the main thread to return from other libraries; this tells a thread at once.
             self._wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         except ValueError:  # not in the main thread, where there are no signals to catch
             pass

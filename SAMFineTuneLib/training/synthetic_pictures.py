@@ -1,4 +1,4 @@
-"""Endless labelled pictures that look like medical slices without being any, on the processor or the graphics card.
+"""Labelled synthetic pictures that resemble medical slices, drawn on the processor or the graphics card.
 
 In the spirit of SynthSeg and SynthMorph (Billot 2023, Hoffmann 2022): random shapes (`synthetic_shapes`), random scenes
 and contrasts (`synthetic_scenes`), random views and scanners (`synthetic_scanner`). Everything follows from one seed.
@@ -46,7 +46,14 @@ class Pictures:
 def synthetic_pictures(
     seed: Sequence[int], count: int, objects: int, device: torch.device | str = "cpu"
 ) -> Pictures:
-    """`count` pictures with `objects` objects each; where a picture has fewer, some are there twice."""
+    """Draw pictures with objects.
+
+    Args:
+        seed: Everything follows from it.
+        count: Number of pictures.
+        objects: Objects on each picture; where a picture has fewer, some occur twice.
+        device: Where the pictures are drawn.
+    """
     rng = Random(seed, device)
     tissue, made_of, registered, image = _scenes(rng, count)
     start, side = _views(rng, tissue, made_of, registered)
@@ -92,7 +99,7 @@ def _areas(tissue: Tensor, made_of: Tensor, where: Tensor | None = None) -> Tens
 
 
 def _draw(rng: Random, areas: Tensor, allowed: Tensor, number: int) -> Tensor:
-    """Of each picture `number` of the `allowed` objects (n, k), large ones likelier; where there are fewer, again."""
+    """Draw `number` of the `allowed` objects (n, k) of each picture, rather large ones; some twice if there are few."""
     rank = torch.where(allowed, 0.5 * (areas + 1).log() + rng.gumbel(*areas.shape), float("-inf"))
     order = rank.topk(number, dim=1).indices
     there = allowed.sum(1, keepdim=True).clamp(min=1)

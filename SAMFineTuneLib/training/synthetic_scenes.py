@@ -45,7 +45,7 @@ class Canvas:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for another organ with its parts."""
+        """Whether the canvas has no room for another organ with its parts."""
         return self.used > MOST_TISSUES - 6
 
     def tone(self, near: Tensor | None = None) -> Tensor:
