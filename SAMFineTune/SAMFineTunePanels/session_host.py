@@ -14,7 +14,8 @@ from slicer.i18n import tr as _
 from .status_strip import Message
 
 SOON = 1  # ms until the turn after something happened
-WORKING = 15  # ms between two turns while something is outstanding
+ANSWERING = 5  # ms between two turns while an answer is outstanding, which the user waits for
+WORKING = 15  # ms between two turns while a job runs
 RESTING = 100  # ms while nothing is
 AWAY = 400  # ms while nothing is and the module is not shown
 BUDGET = 0.02  # s that the session may work in a turn
@@ -217,8 +218,9 @@ class Host:
             return []
 
     def _pace(self):
-        if self.working or self._unfinished or (self.session is not None and self.session.outstanding):
-            self._set_interval(WORKING)
+        outstanding = self.session is not None and self.session.outstanding
+        if self.working or self._unfinished or outstanding:
+            self._set_interval(ANSWERING if outstanding and not self.working else WORKING)
         else:
             self._set_interval(RESTING if self._left_at is None else AWAY)
 

@@ -168,6 +168,9 @@ def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
     Raises:
         UserError: when the volume has no such slice.
     """
+    known = volume.geometry_cache.get((orientation, index))
+    if known is not None:
+        return known
     across, down_axis, slices_axis = view_axes(volume, orientation)
     count = volume.shape[2 - slices_axis]
     if not 0 <= index < count:
@@ -184,7 +187,7 @@ def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
     down /= np.linalg.norm(down)
     corners = _corners(volume)
     corners[:, slices_axis] = index
-    return _covering_plane(
+    plane = volume.geometry_cache[(orientation, index)] = _covering_plane(
         volume,
         volume.ijk_to_ras(corners),
         right,
@@ -194,6 +197,7 @@ def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
         index=int(index),
         thickness=abs(volume.affine[:3, slices_axis] @ np.cross(right, down)),
     )
+    return plane
 
 
 def plane_through(volume: Volume, orientation: str, ras_point) -> SlicePlane:
@@ -335,9 +339,12 @@ def view_axes(volume: Volume, orientation: str) -> tuple[int, int, int]:
     """Volume axes (0 = i, 1 = j, 2 = k) of an orientation: along the columns, the rows and the slices."""
     if orientation not in _VIEWS:
         raise UserError(f'"{orientation}" is not an orientation: choose one of {", ".join(ORIENTATIONS)}.')
-    closeness = np.abs(volume.affine[:3, :3] / volume.spacing)
-    # The best assignment of all three volume axes to R, A, S at once, so that none is used twice near 45°.
-    axes = max(permutations(range(3)), key=lambda order: round(sum(closeness[range(3), order]), 9))
+    axes = volume.geometry_cache.get("axes")
+    if axes is None:
+        closeness = np.abs(volume.affine[:3, :3] / volume.spacing)
+        # The best assignment of all three volume axes to R, A, S at once, so that none is used twice near 45°.
+        axes = max(permutations(range(3)), key=lambda order: round(sum(closeness[range(3), order]), 9))
+        volume.geometry_cache["axes"] = axes
     slices, (right, _), (down, _) = _VIEWS[orientation]
     return axes[right], axes[down], axes[slices]
 

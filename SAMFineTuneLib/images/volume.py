@@ -139,6 +139,11 @@ class Volume:
         return digest.hexdigest()
 
     @cached_property
+    def geometry_cache(self) -> dict:
+        """Where `slice_plane` keeps what it computed of this volume's geometry, since every click asks for it again."""
+        return {}
+
+    @cached_property
     def _inverse(self) -> np.ndarray:
         return np.linalg.inv(self.affine)
 

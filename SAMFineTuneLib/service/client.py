@@ -30,7 +30,7 @@ from SAMFineTuneLib.session import events, intents
 _log = logging.getLogger(__name__)
 
 _IDLE_PAUSE = 0.4  # seconds between two looks for news when nothing is expected
-_BUSY_PAUSE = 0.008
+_BUSY_PAUSE = 0.004
 _JOB_PAUSE = 0.05
 _CHECKPOINT = 300  # intents after which the session is stored, so that the journal can be shortened
 _MOST_ASKED_AGAIN = 3  # in a row
