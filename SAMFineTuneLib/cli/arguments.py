@@ -96,7 +96,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """--server, --token-file and --tls-ca."""
     group = parser.add_argument_group("another computer's model")
     group.add_argument("--server", metavar="URL", help="let a server of `samfinetune serve` do the work, as in "
-                       "https://gpu.example.org:8577; --model and --adapter are then its own")  # fmt: skip
+                       "https://gpu.hospital:8577; --model and --adapter are then its own")  # fmt: skip
     group.add_argument("--token-file", metavar="FILE", help="file with the server's token (default: the variable "
                        "SAMFINETUNE_TOKEN)")  # fmt: skip
     group.add_argument("--tls-ca", metavar="FILE", help="certificate (.pem) to trust, where this computer does not "

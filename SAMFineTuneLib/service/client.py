@@ -284,7 +284,7 @@ class SessionClient(Conversation, intents.IntentMethods):
         return tuple(value for value, _ in zip(free, range(count), strict=False))
 
     def _end_jobs(self) -> None:
-        """The session they belonged to is no more."""
+        """The session they belonged to has ended."""
         for number, what in list(self._jobs.items()):
             if what != "download":
                 del self._jobs[number]

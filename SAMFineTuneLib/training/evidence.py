@@ -125,7 +125,8 @@ def evidence_of(folds: Folds) -> str:
     if folds.kind == "none":
         return "No case was held out, so what the adapter gained is not known."
     if folds.kind in ("shots", "given"):
-        return f"This adapter answered {held} cases of patients that it did not learn from."
+        whose = "1 case of a patient" if held == 1 else f"{held} cases of patients"
+        return f"This adapter answered {whose} that it did not learn from."
     way = "each patient once" if folds.kind == "leave-one-out" else f"{len(folds.parts)} groups of patients in turn"
     return (
         f"Cross-validation: {len(folds.parts)} adapters of this recipe were trained leaving out {way}, and answered "

@@ -83,6 +83,6 @@ def test_encoder_blocks_are_computed_twice_only_when_memory_is_short(models, mon
     need = memory.activation_bytes(run.network, run.spec)
     for free, expected in ((1e12, (1, False)), (need, (1, True))):
         monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
-        assert memory.plan(run.network, run.spec, run.settings, run.device) == expected
+        assert memory.pictures_at_once(run.network, run.spec, run.device, run.settings.batch, 1) == expected
     frozen = run_of(models("vit"), Method(scope="decoder"))
-    assert memory.plan(frozen.network, frozen.spec, frozen.settings, frozen.device)[1] is False
+    assert memory.pictures_at_once(frozen.network, frozen.spec, frozen.device, 1, learns=False)[1] is False
