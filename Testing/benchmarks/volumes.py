@@ -1,0 +1,261 @@
+"""How well a few boxes give an object in three dimensions: 3-D Dice, and how far past its ends it is carried.
+
+    python Testing/benchmarks/volumes.py -o figures.json
+    python Testing/benchmarks/volumes.py --sets ct --boxes 1 --most 5 --model FOLDER
+
+The slices of a structure that show 20 pixels or more are its own. It gets a tight box on the middle one, on the
+outermost ones and the middle, or on those and the quarters; `Segmenter.propagate` carries one box in both directions
+and fills between several. "contour" is the morphological interpolation of Slicer's *Fill between slices*, which starts
+from the model's answers to the same boxes; "every" has a box on each slice. `over` is how many slices beyond an
+end of the structure got a mask, `short` how many at that end got none, both as means over the two ends.
+
+Sets are `ct` and `hippocampus` of `shared/data`, or any folder or list of cases that `samfinetune evaluate` takes.
+With `-o` the figures of each structure are kept in a JSON file, and the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from contour_interpolation import fill_between
+
+from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS, learned_orientation
+from SAMFineTuneLib.cases.case_survey import survey
+from SAMFineTuneLib.cases.cases import Case, find_cases
+from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.images import Volume
+from SAMFineTuneLib.images.slice_plane import view_axes
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
+from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.mask_shapes import pieces
+from SAMFineTuneLib.inference.predictor import Predictor
+from SAMFineTuneLib.inference.progress import Meter, Progress
+from SAMFineTuneLib.metrics.mask_metrics import dice
+from SAMFineTuneLib.metrics.patient_statistics import bootstrap_interval
+from SAMFineTuneLib.models.store import Store
+from SAMFineTuneLib.segmenter import Segmenter
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+LEAST_SLICES = 5
+"""Structures on fewer slices are left out: five boxes would be every slice."""
+MOST = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A labelled structure: `mask` bool [k, j, i] on the grid of `volume`."""
+
+    group: str
+    name: str
+    volume: Volume
+    mask: np.ndarray
+
+    @property
+    def orientation(self) -> str:
+        """Slices are prompted as they were acquired."""
+        return learned_orientation(self.volume, {})
+
+    @property
+    def axis(self) -> int:
+        """The array's axis across these slices."""
+        return 2 - view_axes(self.volume, self.orientation)[2]
+
+    @property
+    def own_slices(self) -> np.ndarray:
+        """Indices of the slices that show enough of it for a box."""
+        return np.flatnonzero(pixels_on_slices(self.mask, self.axis) >= LEAST_PIXELS)
+
+    def boxes_on(self, index: int) -> Iterator[tuple[list[float], list[float]]]:
+        """Two corners (i, j, k) of the tight box round each large enough piece on one of its slices."""
+        on_slice = pieces(np.moveaxis(self.mask, self.axis, 0)[index])
+        large = [piece for piece in on_slice if np.count_nonzero(piece) >= LEAST_PIXELS]
+        for piece in large or on_slice[:1]:
+            places = np.argwhere(piece).astype(float)
+            low, high = places.min(axis=0), places.max(axis=0)
+            thin = 0.5 * (low == high)  # a box as thin as a pixel would have no area
+            yield tuple(np.insert(end, self.axis, index)[::-1].tolist() for end in (low - thin, high + thin))
+
+
+def pixels_on_slices(mask: np.ndarray, axis: int) -> np.ndarray:
+    return np.count_nonzero(np.moveaxis(mask, axis, 0), axis=(1, 2))
+
+
+def ct_structures() -> Iterator[Structure]:
+    folder = DATA / "ct-abdomen-dicom"
+    yield from structures_of("ct", [Case("abdomen", folder / "series", folder / "segmentation.nii.gz")], LabelChoice())
+
+
+def hippocampi() -> Iterator[Structure]:
+    """Anterior and posterior part as one structure."""
+    yield from structures_of("hippocampus", find_cases(DATA / "hippocampus-mri"), LabelChoice(merged=True))
+
+
+def structures_of(group: str, cases: Sequence[Case], choice: LabelChoice) -> Iterator[Structure]:
+    """Structures on enough slices of annotated cases, case by case."""
+    found = survey(cases, choice, least=1)
+    for case in cases:
+        labelled = read_labelled(case, found.choice, found.names)
+        for number, label in enumerate(found.names, start=1):
+            name = f"{case.id}, {label}"
+            one = Structure(group, name, labelled.volume, labelled.mask(number) & ~labelled.ignored)
+            if len(one.own_slices) >= LEAST_SLICES:
+                yield one
+
+
+SETS = {"ct": ct_structures, "hippocampus": hippocampi}
+
+
+def structures(name: str, most: int | None) -> list[Structure]:
+    """The first structures of a set by its name, or of a folder or list of cases."""
+    if name in SETS:
+        if not DATA.is_dir():
+            raise UserError(f"The set {name} is not on this computer: there is no folder {DATA}.")
+        found = list(SETS[name]())
+    else:
+        found = list(structures_of(name, find_cases(name), LabelChoice()))
+    return found[:most]
+
+
+def places_of(own: np.ndarray, boxes: int) -> list[int]:
+    """The slices that get a box: the middle one; or the outermost ones and others evenly between."""
+    if boxes == 1:
+        return [int(own[len(own) // 2])]
+    return sorted({int(own[round(place)]) for place in np.linspace(0, len(own) - 1, boxes)})
+
+
+def segment(predictor: Predictor, one: Structure, places: Sequence[int], carry: str | None) -> np.ndarray:
+    """The mask [k, j, i] from boxes on slices, carried in a direction of `Segmenter.propagate` or not at all."""
+    segmenter = Segmenter(one.volume, predictor=predictor, tell=lambda _: None)
+    for index in places:
+        for corners in one.boxes_on(index):
+            segmenter.box(*corners, space="ijk", orientation=one.orientation)
+    if carry is not None and segmenter.mask().any():
+        segmenter.propagate(direction=carry)
+    return segmenter.mask()
+
+
+def measure(predictor: Predictor, one: Structure, counts: Sequence[int]) -> dict:
+    """The figures of a structure."""
+    own = one.own_slices
+    every = segment(predictor, one, own.tolist(), None)
+    figures = {"slices": len(own), "every": dice(every, one.mask), "boxes": {}, "contour": {}}
+    for count in counts:
+        places = places_of(own, count)
+        start = time.perf_counter()
+        mask = segment(predictor, one, places, "both" if count == 1 else "fill")
+        seconds = time.perf_counter() - start
+        figures["boxes"][str(count)] = {"dice": dice(mask, one.mask), **ends(mask, one), "seconds": round(seconds, 3)}
+        if count > 1:
+            boxed = np.zeros_like(np.moveaxis(every, one.axis, 0))
+            boxed[places] = np.moveaxis(every, one.axis, 0)[places]
+            filled = np.moveaxis(fill_between(boxed), 0, one.axis)
+            figures["contour"][str(count)] = {"dice": dice(filled, one.mask)}
+    return figures
+
+
+def ends(mask: np.ndarray, one: Structure) -> dict[str, list[int]]:
+    """At the lower and the upper end: masks on how many slices without the structure, none on how many with it."""
+    got, true = (np.flatnonzero(pixels_on_slices(which, one.axis)) for which in (mask, one.mask))
+    if not len(got):
+        return {"over": [0, 0], "short": [len(true), len(true)]}
+    gaps = int(true[0] - got[0]), int(got[-1] - true[-1])
+    return {"over": [max(gap, 0) for gap in gaps], "short": [max(-gap, 0) for gap in gaps]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--sets", default="ct,hippocampus", help="names, folders or lists, with commas between (default: all names)")
+    add("--boxes", default="1,3,5", help="how many slices get a box (default 1,3,5)")
+    add("--most", type=int, default=MOST, metavar="N", help=f"structures of each set (default {MOST})")
+    add("--all", action="store_const", const=None, dest="most", help="all structures of each set")
+    add("--model", default="compact", help="a model's id or folder (default: the bundled one)")
+    add("--threads", type=int, metavar="N", help="processor cores that an answer may use (default: all)")
+    add("-o", "--output", type=Path, help="JSON file for the figures; what it holds is not measured again")
+    args = parser.parse_args()
+    try:
+        counts = [int(count) for count in args.boxes.split(",")]
+        chosen = [one for name in args.sets.split(",") for one in structures(name, args.most)]
+        engine = open_engine(Store().find(args.model), threads=args.threads)
+        figures = started(args.output, engine.digest)
+    except (UserError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    run(Predictor(engine, EmbeddingCache()), chosen, counts, figures, args.output)
+    print(table(figures, chosen, counts))
+    return 0
+
+
+def started(output: Path | None, model: str) -> dict:
+    """The figures in the file; UserError where they are another model's."""
+    if output is None or not output.exists():
+        return {"model": model, "structures": {}}
+    figures = json.loads(output.read_text(encoding="utf-8"))
+    if figures["model"] != model:
+        raise UserError(f"{output} holds the figures of another model; give another file.")
+    return figures
+
+
+def run(predictor: Predictor, chosen: Sequence[Structure], counts: Sequence[int], figures: dict, output) -> None:
+    """Measure what is missing; every structure's figures are on disk before the next one begins."""
+    known = figures["structures"]
+    meter = Meter(len(chosen), said)
+    for one in chosen:
+        key = f"{one.group}: {one.name}"
+        missing = [count for count in counts if str(count) not in known.get(key, {}).get("boxes", {})]
+        if not missing:
+            meter.skip(1)
+            continue
+        found = measure(predictor, one, missing)
+        for kind in ("boxes", "contour"):
+            found[kind] = known.get(key, {}).get(kind, {}) | found[kind]
+        known[key] = found
+        if output is not None:
+            with atomic_write(output) as temporary:
+                temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        scores = "  ".join(f"{count}: {found['boxes'][str(count)]['dice']:.3f}" for count in counts)
+        print(f"{key:44.44} {found['slices']:3} slices  {scores}  every: {found['every']:.3f}", file=sys.stderr)
+        meter.step()
+
+
+def said(progress: Progress) -> None:
+    left = "" if progress.seconds_left is None else f", {progress.seconds_left / 60:.0f} min left"
+    print(f"{progress.done} of {progress.total} structures{left}", file=sys.stderr, flush=True)
+
+
+def table(figures: dict, chosen: Sequence[Structure], counts: Sequence[int]) -> str:
+    """A row a set, as Markdown: mean 3-D Dice with its bootstrap interval over structures."""
+    header = ["set", "structures", "slices"]
+    for count in counts:
+        header.append(f"{count} box, carried" if count == 1 else f"{count} boxes, filled")
+        header += ["over", "short"] if count == 1 else ["contour"]
+    lines = [[*header, "every slice boxed"], ["---"] * (len(header) + 1)]
+    for group in dict.fromkeys(one.group for one in chosen):
+        own = [figures["structures"][f"{one.group}: {one.name}"] for one in chosen if one.group == group]
+        cells = [group, str(len(own)), f"{np.mean([one['slices'] for one in own]):.0f}"]
+        for count in map(str, counts):
+            cells.append(with_span([one["boxes"][count]["dice"] for one in own]))
+            if count == "1":
+                cells += [f"{np.mean([one['boxes'][count][what] for one in own]):.1f}" for what in ("over", "short")]
+            else:
+                cells.append(with_span([one["contour"][count]["dice"] for one in own]))
+        lines.append([*cells, with_span([one["every"] for one in own])])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def with_span(values: Sequence[float]) -> str:
+    low, high = bootstrap_interval(values)
+    return f"{np.mean(values):.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
