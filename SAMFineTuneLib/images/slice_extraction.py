@@ -13,13 +13,13 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.slice_plane import SlicePlane
+from SAMFineTuneLib.images.trilinear import fill_plane
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.images.volume import Volume
 
 _EXACT = 0.005  # voxels: positions this close to voxel centres count as the centres
 _TIE = 1e-6  # voxels, pixels: floating point noise does not decide to which side of an edge a point belongs
-_BLOCK = 1 << 15  # pixels of an oblique plane that are interpolated at a time
 _minimum: WeakKeyDictionary[Volume, float] = WeakKeyDictionary()
 
 Block = tuple[slice, slice, slice]
@@ -36,7 +36,10 @@ def extract(volume: Volume, plane: SlicePlane) -> np.ndarray:
     """
     aligned = _aligned(volume, plane)
     if aligned is None:
-        return _trilinear(volume, plane)
+        values = np.full(plane.shape, _lowest(volume), np.float32)
+        corner, column, row = _pixel_steps(volume, plane)
+        fill_plane(values, volume.array, corner + np.arange(plane.shape[0])[:, None] * row, column)
+        return values
     values = aligned.slice_of(volume.array)
     values = _interpolate(_interpolate(values, aligned.rows, 0), aligned.columns, 1)
     return np.ascontiguousarray(values, dtype=np.float32)
@@ -230,60 +233,10 @@ def _interpolate(values: np.ndarray, positions: np.ndarray, axis: int) -> np.nda
     return above
 
 
-def _trilinear(volume: Volume, plane: SlicePlane) -> np.ndarray:
-    """float32 [rows, columns], computed in blocks of rows that stay in the processor's cache."""
-    values = np.full(plane.shape, _lowest(volume), np.float32)
-    voxels = volume.array.reshape(-1)
-    rows = max(1, _BLOCK // plane.shape[1])
-    for first in range(0, plane.shape[0], rows):
-        _fill_block(values[first : first + rows], first, voxels, volume, plane)
-    return values
-
-
-def _fill_block(values: np.ndarray, first: int, voxels: np.ndarray, volume: Volume, plane: SlicePlane) -> None:
-    """Interpolate the pixels of `values` [rows, columns] that lie in the volume; the plane's row `first` is its first.
-
-    The eight voxels around a pixel are found in the flat `voxels` by the lowest one's index and fixed steps from there.
-    """
-    positions = _pixel_coordinates(volume, plane, slice(first, first + len(values)))
-    within = np.ones(values.shape, dtype=bool)
-    for position, length in zip(positions, volume.shape[::-1], strict=True):
-        within &= (position >= -0.5 - _TIE) & (position <= length - 0.5 + _TIE)
-    columns = np.flatnonzero(within.any(axis=0))
-    if not columns.size:
-        return
-    columns = slice(columns[0], columns[-1] + 1)
-    index = np.zeros((len(values), columns.stop - columns.start))  # float64 holds whole numbers up to 2**53
-    shares, steps, stride = [], [], 1
-    for position, length in zip(positions, volume.shape[::-1], strict=True):
-        share = np.clip(position[:, columns], 0, length - 1)
-        low = np.minimum(np.floor(share), max(length - 2, 0))
-        share -= low
-        shares.append(share.astype(np.float32))
-        low *= stride
-        index += low
-        steps.append(stride if length > 1 else 0)
-        stride *= length
-    index = index.astype(np.intp)
-
-    def between(offset: int, axis: int) -> np.ndarray:
-        """Values interpolated along the axes up to `axis`; for -1 those of the voxels `offset` after the lowest
-        ones."""
-        if axis < 0:
-            return voxels[offset:].take(index, mode="clip").astype(np.float32)
-        low, high = between(offset, axis - 1), between(offset + steps[axis], axis - 1)
-        high -= low
-        high *= shares[axis]
-        high += low
-        return high
-
-    np.copyto(values[:, columns], between(0, 2), where=within[:, columns])
-
-
-def _pixel_coordinates(volume: Volume, plane: SlicePlane, rows: slice = slice(None)) -> list[np.ndarray]:
-    """[i, j, k] positions in voxels of the plane's pixels, or of some of its rows, each float64 [rows, columns]."""
+def _pixel_coordinates(volume: Volume, plane: SlicePlane) -> list[np.ndarray]:
+    """[i, j, k] positions in voxels of the plane's pixels, each float64 [rows, columns]."""
     corner, column, row = _pixel_steps(volume, plane)
-    rows, columns = np.arange(plane.shape[0])[rows, None], np.arange(plane.shape[1])
+    rows, columns = np.arange(plane.shape[0])[:, None], np.arange(plane.shape[1])
     return [corner[axis] + row[axis] * rows + column[axis] * columns for axis in range(3)]
 
 
