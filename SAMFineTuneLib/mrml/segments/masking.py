@@ -60,41 +60,21 @@ def editing_rules(segment: str, segmentation_node, editor_node) -> Rules:
     others = tuple(other for other in segments if other != segment)
     if editor_node is None:
         return Rules(segment, others, all_others=True)
-    where, inside = _mask(segments, others, segmentation_node, editor_node)
-    intensities = None
-    if editor_node.GetSourceVolumeIntensityMask():
-        intensities = tuple(map(float, editor_node.GetSourceVolumeIntensityMaskRange()))
-    takes_from = _overwritten(others, segmentation_node, editor_node)
-    all_others = editor_node.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments
-    return Rules(segment, where, inside, takes_from, intensities, all_others)
-
-
-def _mask(segments, others, segmentation_node, editor_node) -> tuple[tuple[str, ...] | None, bool]:
-    import slicer
-
-    modes = slicer.vtkMRMLSegmentationNode
-    mode = editor_node.GetMaskMode()
-    if mode == modes.EditAllowedInsideAllSegments:
-        return segments, True
-    if mode == modes.EditAllowedInsideVisibleSegments:
-        return _visible(segments, segmentation_node), True
-    if mode == modes.EditAllowedOutsideAllSegments:
-        return others, False
-    if mode == modes.EditAllowedOutsideVisibleSegments:
-        return _visible(others, segmentation_node), False
-    if mode == modes.EditAllowedInsideSingleSegment:
-        chosen = editor_node.GetMaskSegmentID()
-        return ((chosen,) if chosen in segments else ()), True
-    return None, False
-
-
-def _overwritten(others, segmentation_node, editor_node) -> frozenset[str] | None:
-    mode = editor_node.GetOverwriteMode()
-    if mode == editor_node.OverwriteNone:
-        return frozenset()
-    if mode == editor_node.OverwriteVisibleSegments:
-        return frozenset(_visible(others, segmentation_node))
-    return None
+    modes, mode = slicer.vtkMRMLSegmentationNode, editor_node.GetMaskMode()
+    chosen = tuple(other for other in segments if other == editor_node.GetMaskSegmentID())
+    where, inside = {
+        modes.EditAllowedInsideAllSegments: (segments, True),
+        modes.EditAllowedInsideVisibleSegments: (_visible(segments, segmentation_node), True),
+        modes.EditAllowedOutsideAllSegments: (others, False),
+        modes.EditAllowedOutsideVisibleSegments: (_visible(others, segmentation_node), False),
+        modes.EditAllowedInsideSingleSegment: (chosen, True),
+    }.get(mode, (None, False))
+    takes_from = {
+        editor_node.OverwriteNone: frozenset(),
+        editor_node.OverwriteVisibleSegments: frozenset(_visible(others, segmentation_node)),
+    }.get(editor_node.GetOverwriteMode())
+    limits = editor_node.GetSourceVolumeIntensityMaskRange() if editor_node.GetSourceVolumeIntensityMask() else None
+    return Rules(segment, where, inside, takes_from, limits, mode == modes.EditAllowedOutsideAllSegments)
 
 
 def _visible(segments, segmentation_node) -> tuple[str, ...]:
@@ -116,28 +96,17 @@ def in_range(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 def intensities_at(volume_node, ras: np.ndarray) -> np.ndarray:
     """Values (N,) of a volume node at world RAS points (N, 3), interpolated linearly, in the node's own type; its
     background value outside the volume."""
+    from scipy.ndimage import map_coordinates
+
     volume = volume_from_node(volume_node)
     ijk = volume.ras_to_ijk(ras)
+    nearest = np.rint(ijk)
+    ijk = np.where(np.abs(ijk - nearest) < 1e-3, nearest, ijk)  # the volume's own voxels
     last = np.array(volume.shape[::-1]) - 1
     inside = ((ijk >= -0.5 - 1e-6) & (ijk <= last + 0.5 + 1e-6)).all(axis=1)
-    nearest = np.rint(ijk)
     values = np.full(len(ijk), volume_node.GetImageBackgroundScalarComponentAsDouble(0))
-    if np.abs(ijk - nearest)[inside].max(initial=0) < 1e-3:  # the volume's own voxels
-        i, j, k = nearest[inside].astype(np.intp).T
-        values[inside] = volume.array[k, j, i]
-    else:
-        values[inside] = _between_centres(volume.array, np.clip(ijk[inside], 0, last))
+    places = np.clip(ijk[inside], 0, last).T[::-1]
+    values[inside] = map_coordinates(volume.array, places, np.float64, order=1, mode="nearest")
     if volume.array.dtype.kind in "iu":
         values = np.rint(values)
     return values.astype(volume.array.dtype)
-
-
-def _between_centres(array: np.ndarray, ijk: np.ndarray) -> np.ndarray:
-    low = np.floor(ijk).astype(np.intp)
-    share = ijk - low
-    total = np.zeros(len(ijk))
-    for corner in np.ndindex(2, 2, 2):
-        at = np.minimum(low + corner, np.array(array.shape[::-1]) - 1)
-        weight = np.where(corner, share, 1 - share).prod(axis=1)
-        total += weight * array[at[:, 2], at[:, 1], at[:, 0]]
-    return total

@@ -17,6 +17,7 @@ import base64
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,14 +25,13 @@ import numpy as np
 class Runs:
     """Ascending voxel indices as runs of neighbours, as small as the outline of what they fill."""
 
-    __slots__ = ("_before", "_bounds", "_ends", "_starts", "_text")
+    __slots__ = ("_before", "_bounds", "_ends", "_starts")
 
     def __init__(self, starts: np.ndarray, lengths: np.ndarray):
         self._starts = starts
         self._ends = starts + lengths
         self._before = np.concatenate([[0], np.cumsum(lengths)])  # voxels before each run
         self._bounds: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-        self._text: str | None = None
 
     @classmethod
     def of(cls, voxels: np.ndarray) -> Runs:
@@ -43,11 +43,6 @@ class Runs:
 
     def __len__(self) -> int:
         return int(self._before[-1])
-
-    @property
-    def runs(self) -> int:
-        """How many runs they are."""
-        return len(self._starts)
 
     def last(self) -> int:
         """The highest index; not to be asked of none."""
@@ -80,21 +75,10 @@ class Runs:
         run = run[inside]
         return inside + low, self._before[run] + voxels[low:high][inside] - self._starts[run]
 
-    def has(self, voxels: np.ndarray) -> np.ndarray:
-        """bool (N,): which of ascending `voxels` are among these."""
-        if not len(self):
-            return np.zeros(len(voxels), bool)
-        found = np.zeros(len(voxels), bool)
-        found[self.find(voxels)[0]] = True
-        return found
-
     def to_text(self) -> str:
-        if self._text is not None:  # stored again and again, and never changed
-            return self._text
         # Steps from run to run repeat themselves: they pack far better than the starts.
         pairs = np.stack([np.diff(self._starts, prepend=0), np.diff(self._before)]).astype("<i8")
-        self._text = base64.b64encode(zlib.compress(pairs.tobytes())).decode("ascii")
-        return self._text
+        return base64.b64encode(zlib.compress(pairs.tobytes())).decode("ascii")
 
     @classmethod
     def from_text(cls, text: str) -> Runs:
@@ -114,7 +98,7 @@ _NONE = Runs.of(np.empty(0, np.int64))
 
 @dataclass(eq=False)
 class Owner:
-    """One segment's mask on one plane, and the voxels that it owns."""
+    """One segment's mask on one plane, and the voxels that it owns. Flags are bool (N,), one for each of its voxels."""
 
     segment: str
     plane: str
@@ -125,17 +109,17 @@ class Owner:
     digest: str = ""
     wanted: int = 0  # voxels that the mask covers, whoever has them
     voxels: Runs = _NONE  # all of them, whoever was there first
-    takes: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels that it takes from it
-    weak: Runs = _NONE  # those that masking forbids: covered only because the segment has them already
-    # What it does now, with the others that are written:
-    held: Runs = _NONE  # those of its voxels that it covers
-    added: Runs = _NONE  # of these, those that the segment did not have before
-    took: dict[str, Runs] = field(default_factory=dict)  # segment -> voxels that it lost
+    takes: dict[str, np.ndarray] = field(default_factory=dict)  # segment -> flags of those that it takes from it
+
+    def __post_init__(self) -> None:
+        self.release()
 
     def release(self) -> None:
         """Give up all voxels, until it is written again."""
-        self.held = self.added = _NONE
-        self.took = {}
+        self.held = np.zeros(len(self.voxels), bool)  # flags of those that it covers now, with the others written
+        self.added = self.held.copy()  # of these, flags of those that the segment did not have before
+        self.took = {segment: self.held.copy() for segment in self.takes}  # flags of those that the segment lost
+        self._stored: dict | None = None
 
     def may_take_from(self, segment: str) -> bool:
         return segment != self.segment and (self.takes_from is None or segment in self.takes_from)
@@ -145,15 +129,48 @@ class Owner:
         kept_off = self.keeps_off is None or segment in self.keeps_off
         return segment == self.segment or not (kept_off or self.may_take_from(segment))
 
+    def set(self, flags: np.ndarray, at: np.ndarray, now: np.ndarray) -> None:
+        """Change some of its flags."""
+        if (flags[at] != now).any():
+            flags[at] = now
+            self._stored = None
+
+    def lose(self, at: np.ndarray) -> None:
+        """Give up voxels at these positions for ever."""
+        self.voxels = Runs.of(np.delete(self.voxels.voxels(), at))
+        self.held, self.added = np.delete(self.held, at), np.delete(self.added, at)
+        self.takes = {segment: np.delete(flags, at) for segment, flags in self.takes.items()}
+        self.took = {segment: np.delete(flags, at) for segment, flags in self.took.items()}
+        self._stored = None
+
     def to_dict(self) -> dict:
-        return {name: _plain(value) for name, value in vars(self).items()}
+        """Plain values for JSON. They are kept until something changes, since all owners are stored again and again."""
+        if self._stored is None:
+            names = ("segment", "plane", "number", "since", "digest", "wanted")
+            self._stored = {name: getattr(self, name) for name in names} | {
+                "takes_from": None if self.takes_from is None else sorted(self.takes_from),
+                "keeps_off": None if self.keeps_off is None else sorted(self.keeps_off),
+                "voxels": self.voxels.to_text(),
+                "takes": self._texts(self.takes),
+                "held": self._text(self.held),
+                "added": self._text(self.added),
+                "took": self._texts(self.took),
+                "weak": _NONE.to_text(),  # earlier versions need it
+            }
+        return self._stored
 
     @classmethod
     def from_dict(cls, values: dict) -> Owner:
         """Raises ValueError, TypeError or KeyError when `to_dict`, in this or an earlier version, did not make it."""
         takes_from = values["takes_from"]
         keeps_off = values.get("keeps_off", None if takes_from == [] else [])
-        return cls(
+        voxels = Runs.from_text(values["voxels"])
+        every = voxels.voxels()
+
+        def flags(text: str) -> np.ndarray:
+            return np.isin(every, Runs.from_text(text).voxels(), assume_unique=True)
+
+        owner = cls(
             str(values["segment"]),
             str(values["plane"]),
             None if takes_from is None else frozenset(map(str, takes_from)),
@@ -162,25 +179,18 @@ class Owner:
             int(values.get("since", 0)),
             str(values.get("digest", "")),
             int(values.get("wanted", 0)),
-            Runs.from_text(values["voxels"]),
-            _from_texts(values.get("takes", values["took"])),
-            Runs.from_text(values["weak"]),
-            Runs.from_text(values.get("held", values["voxels"])),
-            Runs.from_text(values["added"]),
-            _from_texts(values["took"]),
+            voxels,
+            {str(segment): flags(text) for segment, text in dict(values.get("takes", values["took"])).items()},
         )
+        owner.held, owner.added = flags(values.get("held", values["voxels"])), flags(values["added"])
+        owner.took |= {str(segment): flags(text) for segment, text in dict(values["took"]).items()}
+        return owner
 
+    def _text(self, flags: np.ndarray) -> str:
+        return self.voxels.to_text() if flags.all() else Runs.of(self.voxels.voxels()[flags]).to_text()
 
-def _plain(value):
-    if isinstance(value, frozenset):
-        return sorted(value)
-    if isinstance(value, dict):
-        return {segment: runs.to_text() for segment, runs in value.items()}
-    return value.to_text() if isinstance(value, Runs) else value
-
-
-def _from_texts(texts) -> dict[str, Runs]:
-    return {str(segment): Runs.from_text(text) for segment, text in dict(texts).items()}
+    def _texts(self, parts: dict[str, np.ndarray]) -> dict[str, str]:
+        return {segment: self._text(flags) for segment, flags in parts.items() if flags.any()}
 
 
 class Membership:
@@ -209,33 +219,31 @@ class Membership:
                 yield segment, before & ~now, now & ~before
 
 
-@dataclass
-class _Overlap:
+class _Overlap(NamedTuple):
     """An owner among some of the voxels under work."""
 
     owner: Owner
-    at: np.ndarray  # positions among the voxels under work
-    voxels: np.ndarray
-    held: np.ndarray  # bool, as are the following
-    added: np.ndarray
-    weak: np.ndarray
-    takes: dict[str, np.ndarray]
-    took: dict[str, np.ndarray]
+    at: np.ndarray  # positions of the common voxels among the voxels under work
+    own: np.ndarray  # positions of the same voxels among the owner's
 
 
 class Owners:
-    """The owners of one segmentation, oldest first, in a grid of `shape` [k, j, i]."""
+    """The owners of one segmentation, oldest first, in a grid of `shape` [k, j, i].
 
-    def __init__(self, shape: tuple[int, int, int]):
+    Owners that were replaced are kept, for undo and redo. When there are too many of them, the oldest are forgotten: a
+    mask that comes back after that is a new one.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], most: int = 30_000_000):
+        """`most` is how many voxels of replaced owners are kept, some three bytes each."""
         self.shape = shape
         self._owners: dict[tuple[str, str], Owner] = {}
         self._last = 0
+        self._former: dict[tuple[str, str, int], Owner] = {}
+        self._most, self._former_count = most, 0
 
     def __iter__(self) -> Iterator[Owner]:
         return iter(self._owners.values())
-
-    def __len__(self) -> int:
-        return len(self._owners)
 
     def get(self, segment: str, plane: str) -> Owner | None:
         return self._owners.get((segment, plane))
@@ -254,8 +262,29 @@ class Owners:
         if owner.number < last:
             self._owners = dict(sorted(self._owners.items(), key=lambda item: item[1].number))
 
-    def drop(self, segment: str, plane: str) -> None:
-        self._owners.pop((segment, plane), None)
+    def put_aside(self, owner: Owner) -> None:
+        """Remove an owner, which releases its voxels. One that has a moment is kept."""
+        self._owners.pop((owner.segment, owner.plane), None)
+        owner.release()
+        if owner.since:
+            self.take_former(owner.segment, owner.plane, owner.since)
+            self._former[owner.segment, owner.plane, owner.since] = owner
+            self._former_count += len(owner.voxels)
+            while self._former_count > self._most:
+                self.take_former(*next(iter(self._former)))
+
+    def take_former(self, segment: str, plane: str, since: int) -> Owner | None:
+        """Return a replaced owner of a moment, which is no longer kept; None without one."""
+        owner = self._former.pop((segment, plane, since), None)
+        self._former_count -= 0 if owner is None else len(owner.voxels)
+        return owner
+
+    def forget(self, segment: str, plane: str | None = None) -> None:
+        """Forget all owners of a segment, or of one of its planes, also replaced ones."""
+        for key in [key for key in self._owners if key[0] == segment and plane in (None, key[1])]:
+            del self._owners[key]
+        for key in [key for key in self._former if key[0] == segment and plane in (None, key[1])]:
+            self.take_former(*key)
 
     def notice(self, voxels: np.ndarray, members: Membership) -> list[_Overlap]:
         """The overlaps of ascending `voxels` with the owners. Voxels that somebody else has changed since an owner
@@ -271,10 +300,10 @@ class Owners:
     def restore(self, voxels: np.ndarray, members: Membership) -> list[_Overlap]:
         """Make `members` of ascending `voxels` what it is without any owner, after `notice`; returns the overlaps."""
         overlaps = self.notice(voxels, members)
-        for overlap in reversed(overlaps):
-            members[overlap.owner.segment][overlap.at[overlap.added]] = False
-            for segment, lost in overlap.took.items():
-                members[segment][overlap.at[lost]] = True
+        for owner, at, own in reversed(overlaps):
+            members[owner.segment][at[owner.added[own]]] = False
+            for segment, lost in owner.took.items():
+                members[segment][at[lost[own]]] = True
         return overlaps
 
     def write(
@@ -312,57 +341,14 @@ class Owners:
                 if first[axis] > low[axis] or last[axis] < high[axis]:
                     there = places[axis][near]
                     near = near[(there >= first[axis]) & (there <= last[axis])]
-            overlap = _overlap(owner, voxels, near)
-            if overlap is not None:
-                overlaps.append(overlap)
+            at, own = owner.voxels.find(voxels[near])
+            if len(at):
+                overlaps.append(_Overlap(owner, near[at], own))
         return overlaps
 
 
-class FormerOwners:
-    """Owners of earlier moments, by segment, plane and moment, for undo and redo. When there are too many, the oldest
-    are forgotten: a mask that comes back after that is a new one."""
-
-    def __init__(self, most: int = 1_000_000):
-        """`most` is how many runs of voxels are kept: some 40 bytes each."""
-        self._most = most
-        self._count = 0
-        self._owners: dict[tuple[str, str, int], Owner] = {}
-
-    def take(self, segment: str, plane: str, since: int) -> Owner | None:
-        """Remove and return an owner; None without one."""
-        owner = self._owners.get((segment, plane, since))
-        self._drop((segment, plane, since))
-        return owner
-
-    def put(self, owner: Owner) -> None:
-        """Keep an owner that has a moment, in place of another one of the same moment; it releases its voxels."""
-        owner.release()
-        if not owner.since:
-            return
-        self._drop((owner.segment, owner.plane, owner.since))
-        self._owners[owner.segment, owner.plane, owner.since] = owner
-        self._count += owner.voxels.runs
-        while self._count > self._most:
-            self._drop(next(iter(self._owners)))
-
-    def forget(self, segment: str, plane: str | None = None) -> None:
-        """Forget all owners of a segment, or of one of its planes."""
-        for key in [key for key in self._owners if key[0] == segment and plane in (None, key[1])]:
-            self._drop(key)
-
-    def _drop(self, key: tuple[str, str, int]) -> None:
-        owner = self._owners.pop(key, None)
-        if owner is not None:
-            self._count -= owner.voxels.runs
-
-
 def write_new(
-    owner: Owner,
-    voxels: np.ndarray,
-    at: np.ndarray,
-    weak: np.ndarray,
-    takes: dict[str, np.ndarray],
-    members: Membership,
+    owner: Owner, voxels: np.ndarray, at: np.ndarray, takes: dict[str, np.ndarray], members: Membership
 ) -> None:
     """Decide what a new owner has, and write it over all others.
 
@@ -370,32 +356,13 @@ def write_new(
         owner: the new owner.
         voxels: the voxels under work, ascending.
         at: positions in `voxels` of those that the owner gets.
-        weak: bool, as `at`: those that masking forbids and the segment has already.
         takes: bool, as `at`, by segment: those that it takes from the segment.
         members: the segments of `voxels`, changed in place.
     """
     owner.voxels = Runs.of(voxels[at])
-    owner.weak = Runs.of(voxels[at[weak]]) if weak.any() else _NONE
-    owner.takes = {segment: Runs.of(voxels[at[taken]]) for segment, taken in takes.items() if taken.any()}
-    nothing = np.zeros(len(at), bool)
-    _write_one(_Overlap(owner, at, voxels[at], nothing, nothing, weak, takes, {}), members)
-
-
-def _overlap(owner: Owner, voxels: np.ndarray, near: np.ndarray) -> _Overlap | None:
-    """`near` are the positions of those voxels that may be the owner's."""
-    at = near[owner.voxels.find(voxels[near])[0]]
-    if not len(at):
-        return None
-    own = voxels[at]
-    held = _has(owner.held, own, len(owner.voxels))
-    added = _has(owner.added, own, len(owner.voxels))
-    takes, took = ({segment: runs.has(own) for segment, runs in part.items()} for part in (owner.takes, owner.took))
-    return _Overlap(owner, at, own, held, added, owner.weak.has(own), takes, took)
-
-
-def _has(runs: Runs, voxels: np.ndarray, count: int) -> np.ndarray:
-    """`runs.has(voxels)`, quickly when `runs` are all `count` voxels of the owner."""
-    return np.ones(len(voxels), bool) if len(runs) == count else runs.has(voxels)
+    owner.takes = {segment: taken for segment, taken in takes.items() if taken.any()}
+    owner.release()
+    _write_one(_Overlap(owner, at, np.arange(len(at))), members)
 
 
 def _changed_by_others(overlaps: list[_Overlap], members: Membership, count: int) -> np.ndarray:
@@ -410,63 +377,49 @@ def _changed_by_others(overlaps: list[_Overlap], members: Membership, count: int
             foreign[open_ones[members[segment][open_ones] != inside]] = True
         known[open_ones] = True
 
-    for overlap in reversed(overlaps):
-        expect(overlap.owner.segment, overlap.at[overlap.held], True)
-        for segment, lost in overlap.took.items():
-            expect(segment, overlap.at[lost], False)
+    for owner, at, own in reversed(overlaps):
+        expect(owner.segment, at[owner.held[own]], True)
+        for segment, lost in owner.took.items():
+            expect(segment, at[lost[own]], False)
     return foreign
 
 
 def _without(overlap: _Overlap, gone: np.ndarray) -> _Overlap:
     """The overlap, and its owner, without those held voxels that are `gone` (bool over the voxels under work)."""
-    leaving = gone[overlap.at] & overlap.held
+    owner, at, own = overlap
+    leaving = gone[at] & owner.held[own]
     if not leaving.any():
         return overlap
-    owner, left = overlap.owner, overlap.voxels[leaving]
-    for name in ("voxels", "held", "added", "weak"):
-        setattr(owner, name, _minus(getattr(owner, name), left))
-    for name in ("takes", "took"):
-        fewer = {segment: _minus(runs, left) for segment, runs in getattr(owner, name).items()}
-        setattr(owner, name, {segment: runs for segment, runs in fewer.items() if len(runs)})
-    keep = ~leaving
-    takes, took = ({segment: flags[keep] for segment, flags in part.items()} for part in (overlap.takes, overlap.took))
-    parts = (part[keep] for part in (overlap.at, overlap.voxels, overlap.held, overlap.added, overlap.weak))
-    return _Overlap(owner, *parts, takes, took)
+    lost, kept = own[leaving], own[~leaving]
+    owner.lose(lost)
+    return _Overlap(owner, at[~leaving], kept - np.searchsorted(lost, kept))
 
 
 def _write_one(overlap: _Overlap, members: Membership) -> None:
     """Write an owner into what `members` holds. A voxel that another segment has by now, which the owner may neither
     take from it nor share, stays the other's: the user has drawn it since."""
-    owner, at = overlap.owner, overlap.at
-    held = np.zeros(len(at), bool)
+    owner, at, own = overlap
+    held = added = np.zeros(len(at), bool)
     if owner.segment in members.segments:  # else it is gone: there is nothing to write
-        own = members[owner.segment]
-        held[:] = True
+        inside = members[owner.segment][at]
+        held = np.ones(len(at), bool)
         for segment in members.segments:
             if not owner.may_lie_over(segment):
                 theirs = members[segment][at]
-                if segment in overlap.takes:
-                    theirs &= ~overlap.takes[segment]
+                if segment in owner.takes:
+                    theirs &= ~owner.takes[segment][own]
                 held &= ~theirs
-        held |= own[at]
-        added = held & ~own[at]
-        own[at[held]] = True
-    else:
-        added = held
-    owner.held = _replaced(owner.held, overlap.voxels, overlap.held, held)
-    owner.added = _replaced(owner.added, overlap.voxels, overlap.added, added)
-    for segment in {*overlap.takes, *overlap.took}:
-        none = np.zeros(len(at), bool)
-        lost = none
-        if segment in overlap.takes and segment in members.segments:
-            other = members[segment]
-            lost = other[at] & overlap.takes[segment] & held
-            other[at[lost]] = False
-        before = overlap.took.get(segment, none)
-        if lost.any() or before.any():
-            owner.took[segment] = _replaced(owner.took.get(segment, _NONE), overlap.voxels, before, lost)
-            if not len(owner.took[segment]):
-                del owner.took[segment]
+        held |= inside
+        added = held & ~inside
+        members[owner.segment][at[held]] = True
+    owner.set(owner.held, own, held)
+    owner.set(owner.added, own, added)
+    for segment, takes in owner.takes.items():
+        lost = np.zeros(len(at), bool)
+        if segment in members.segments:
+            lost = members[segment][at] & takes[own] & held
+            members[segment][at[lost]] = False
+        owner.set(owner.took[segment], own, lost)
 
 
 def merged(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -474,17 +427,3 @@ def merged(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     both = np.concatenate([one, other])
     both.sort(kind="stable")
     return both[np.concatenate([[True], both[1:] != both[:-1]])] if len(both) else both
-
-
-def _minus(runs: Runs, voxels: np.ndarray) -> Runs:
-    gone = runs.find(voxels)[1]
-    return Runs.of(np.delete(runs.voxels(), gone)) if len(gone) else runs
-
-
-def _replaced(runs: Runs, voxels: np.ndarray, before: np.ndarray, now: np.ndarray) -> Runs:
-    """`runs` with what it says of `voxels` changed from `before` to `now` (bool)."""
-    if np.array_equal(before, now):
-        return runs
-    kept = _minus(runs, voxels[before & ~now])
-    gained = voxels[now & ~before]
-    return Runs.of(merged(kept.voxels(), gained)) if len(gained) else kept

@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.slice_plane import SlicePlane, inside
 from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.segments.labelmaps import Grid, Layers, require_editable
 from SAMFineTuneLib.mrml.segments.masking import editing_rules, in_range, intensities_at
-from SAMFineTuneLib.mrml.segments.ownership import FormerOwners, Membership, Owner, Owners, merged, write_new
+from SAMFineTuneLib.mrml.segments.ownership import Membership, Owner, Owners, merged, write_new
 from SAMFineTuneLib.mrml.segments.surfaces import StaleSurfaces
 
 _SAME_GRID = 1e-3  # mm
@@ -60,16 +60,19 @@ class SegmentWriter:
         require_editable(segmentation_node)
         self._grid = Grid.of(segmentation_node, volume_node)
         self._owners = Owners(self._grid.shape)
-        self._former = FormerOwners()
         self._writing = False
         self._changed_by_others = True
         self._edited = False
-        self._to_look_at: list[tuple[str, str]] = []
+        self._to_look_at: dict[tuple[str, str], None] = {}
         self._to_verify: dict[tuple[str, str], None] = {}
         self._batched = False
         self._unannounced: dict[str, None] = {}  # segments in the order in which they were changed
         self._surfaces = StaleSurfaces()
-        self._observers = [segmentation_node.AddObserver(event, self._on_change) for event in _foreign_events()]
+        events = segmentation_node.GetSegmentation()
+        self._observers = [
+            segmentation_node.AddObserver(event, self._on_change)
+            for event in (events.SourceRepresentationModified, events.SegmentAdded, events.SegmentRemoved)
+        ]
 
     # ---- writing masks
 
@@ -107,13 +110,15 @@ class SegmentWriter:
             return self.remove(segment_id, plane.key)
         grid = self._current_grid()
         old = self._owners.get(segment_id, plane.key)
-        again = self._written_before(old, segment_id, plane.key, since, digest)
-        if again is not None:
-            voxels = again.voxels.voxels()
-            return self._rearrange(voxels if old in (None, again) else merged(old.voxels.voxels(), voxels), old, again)
-        new = np.sort(np.ravel_multi_index(tuple(self._covered(mask, plane, points)), grid.shape))
-        voxels = new if old is None else merged(old.voxels.voxels(), new)
-        owner = Owner(segment_id, plane.key, number=self._owners.next_number(), since=since, digest=digest)
+        same = old is not None and old.since == since
+        owner = old if same else self._owners.take_former(segment_id, plane.key, since)
+        if since and owner is not None and owner.digest == digest:
+            voxels, new = owner.voxels.voxels(), None
+        else:
+            voxels = new = np.sort(np.ravel_multi_index(tuple(self._covered(mask, plane, points)), grid.shape))
+            owner = Owner(segment_id, plane.key, number=self._owners.next_number(), since=since, digest=digest)
+        if old not in (None, owner):
+            voxels = merged(old.voxels.voxels(), voxels)
         return self._rearrange(voxels, old, owner, new)
 
     def remove(self, segment_id: str, plane_key: str) -> bool:
@@ -125,12 +130,6 @@ class SegmentWriter:
         if self._owners.get(segment_id, plane_key) is not owner:
             return False  # it belonged to another grid, which the user has replaced
         return self._rearrange(owner.voxels.voxels(), owner, None)
-
-    def _written_before(self, old: Owner | None, segment_id: str, key: str, since: int, digest: str) -> Owner | None:
-        if not since:
-            return None
-        owner = old if old is not None and old.since == since else self._former.take(segment_id, key, since)
-        return owner if owner is not None and owner.digest == digest else None
 
     def _covered(self, mask: np.ndarray, plane: SlicePlane, points) -> np.ndarray:
         """Grid voxels (3, N) as k, j, i, of those that lie in the volume."""
@@ -149,10 +148,8 @@ class SegmentWriter:
         work = _Work(Layers(self._segmentation(), self._grid), self._grid, voxels)
         overlaps = self._owners.restore(voxels, work.members)
         self._owners.write(voxels, overlaps, work.members, old, owner if new is None else None)
-        if old is not None:
-            self._owners.drop(old.segment, old.plane)
-            if old is not owner:
-                self._former.put(old)
+        if old is not None and old is not owner:
+            self._owners.put_aside(old)
         if owner is not None:
             self._to_verify[owner.segment, owner.plane] = None
             if new is not None:
@@ -170,14 +167,14 @@ class SegmentWriter:
             permitted &= self._in_range(work.places[:, at], rules.intensities)
         owner.wanted = len(at)
         kept = permitted | work.members[owner.segment][at]
-        at, weak = at[kept], ~permitted[kept]
+        at, permitted = at[kept], permitted[kept]
         owner.takes_from, owner.keeps_off = rules.takes_from, rules.keeps_off
         takes = {
-            segment: work.members[segment][at] & ~weak
+            segment: work.members[segment][at] & permitted
             for segment in work.members.segments
             if owner.may_take_from(segment)
         }
-        write_new(owner, work.voxels, at, weak, takes, work.members)
+        write_new(owner, work.voxels, at, takes, work.members)
 
     def _in_range(self, places: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
         source = self.editor_node.GetSourceVolumeNode() or self._volume_node
@@ -195,13 +192,12 @@ class SegmentWriter:
         with self._own_change():
             self._make_room(segmentation, work, changes)
             for segment, lost, _ in changes:
-                work.clear(segment, lost)
+                work.layers.of[segment].put(work.places[:, lost], 0)
             for segment, _, gained in changes:
-                work.set(segment, gained)
-            changed = [segment for segment, _, _ in changes]
-            for layer in {id(layer): layer for layer in (work.layers.of[segment] for segment in changed)}.values():
+                layer = work.layers.of[segment]
+                layer.put(work.places[:, gained], layer.labels[segment])
                 layer.written()
-            self._unannounced.update(dict.fromkeys(changed))
+                self._unannounced[segment] = None
             if not self._batched:
                 self._announce()
         return True
@@ -260,17 +256,9 @@ class SegmentWriter:
         often, because a later change could undo such a change, and nobody could tell any more."""
         if self._edited:
             self._edited = False
-            self._to_look_at = [(owner.segment, owner.plane) for owner in self._owners]
-        if not self._to_look_at:
-            return
-        grid = self._current_grid()
-        layers = Layers(self._segmentation(), grid)
-        while self._to_look_at:
-            work = self._work_on(self._to_look_at.pop(), layers, grid)
-            if work is not None:
-                self._owners.notice(work.voxels, work.members)
-            if until():
-                return
+            self._to_look_at = {(owner.segment, owner.plane): None for owner in self._owners}
+        for _, work in self._work_on(self._to_look_at, until):
+            self._owners.notice(work.voxels, work.members)
 
     @property
     def edits_to_notice(self) -> bool:
@@ -280,26 +268,28 @@ class SegmentWriter:
     def verify(self, until: Callable[[], bool]) -> list[WrittenMask]:
         """Look at what was written since the last call, until `until()`; returns masks that are not in the segments
         although nobody said that they changed them: Slicer did not keep them. `notice_edits` comes first."""
-        lost = []
-        grid = self._current_grid()
-        layers = Layers(self._segmentation(), grid) if self._to_verify else None
-        while self._to_verify:
-            place = self._to_verify.popitem()[0]
-            work = self._work_on(place, layers, grid)
-            if work is not None and self._owners.is_changed(work.voxels, work.members):
-                lost.append(_info(self._owners.get(*place)))
-            if until():
-                break
-        return lost
+        looked_at = self._work_on(self._to_verify, until)
+        return [_info(owner) for owner, work in looked_at if self._owners.is_changed(work.voxels, work.members)]
 
     @property
     def to_verify(self) -> bool:
         """Whether there is anything left to look at."""
         return bool(self._to_verify)
 
-    def _work_on(self, place: tuple[str, str], layers: Layers, grid: Grid) -> _Work | None:
-        owner = self._owners.get(*place)
-        return None if owner is None or not len(owner.voxels) else _Work(layers, grid, owner.voxels.voxels())
+    def _work_on(
+        self, places: dict[tuple[str, str], None], until: Callable[[], bool]
+    ) -> Iterator[tuple[Owner, _Work]]:
+        """The owners of places, and their voxels. Each is removed from `places`, until `until()`."""
+        if not places:
+            return
+        grid = self._current_grid()
+        layers = Layers(self._segmentation(), grid)
+        while places:
+            owner = self._owners.get(*places.popitem()[0])
+            if owner is not None and len(owner.voxels):
+                yield owner, _Work(layers, grid, owner.voxels.voxels())
+            if until():
+                return
 
     # ---- the closed surface
 
@@ -322,10 +312,7 @@ class SegmentWriter:
 
     def forget(self, segment_id: str, plane_key: str | None = None) -> None:
         """Give the voxels of a segment's masks, or of its mask on one plane, to the user: they stay as they are."""
-        for owner in [owner for owner in self._owners if owner.segment == segment_id]:
-            if plane_key in (None, owner.plane):
-                self._owners.drop(owner.segment, owner.plane)
-        self._former.forget(segment_id, plane_key)
+        self._owners.forget(segment_id, plane_key)
 
     def to_dict(self) -> dict:
         """The owners as plain values for JSON, to be saved with the scene."""
@@ -366,7 +353,6 @@ class SegmentWriter:
         if not grid.same_as(self._grid):
             self._grid = grid
             self._owners = Owners(grid.shape)
-            self._former = FormerOwners()
         return self._grid
 
     def _on_change(self, *_) -> None:
@@ -375,7 +361,7 @@ class SegmentWriter:
 
 
 def _info(owner: Owner) -> WrittenMask:
-    return WrittenMask(owner.segment, owner.plane, len(owner.held), owner.wanted, owner.since, owner.digest)
+    return WrittenMask(owner.segment, owner.plane, int(owner.held.sum()), owner.wanted, owner.since, owner.digest)
 
 
 class _Work:
@@ -393,19 +379,3 @@ class _Work:
         if id(layer) not in self._values:
             self._values[id(layer)] = layer.values(self.places)
         return self._values[id(layer)] == layer.labels[segment]
-
-    def clear(self, segment: str, lost: np.ndarray) -> None:
-        if lost.any():
-            self.layers.of[segment].put(self.places[:, lost], 0)
-
-    def set(self, segment: str, gained: np.ndarray) -> None:
-        if gained.any():
-            layer = self.layers.of[segment]
-            layer.put(self.places[:, gained], layer.labels[segment])
-
-
-def _foreign_events() -> tuple[int, ...]:
-    import slicer
-
-    segmentation = slicer.vtkSegmentation
-    return segmentation.SourceRepresentationModified, segmentation.SegmentAdded, segmentation.SegmentRemoved

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
-from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, Grid, Layer, Layers, image_array, new_labelmap
+from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, Grid, Layers, has_no_voxels
 
 _JOINT = "Joint smoothing"
 
@@ -57,13 +55,13 @@ def _new_surfaces(segmentation, layers: Layers, segment_ids) -> dict:
     if float(segmentation.GetConversionParameter(_JOINT) or 0) > 0:
         wanted = {other for segment in wanted for other in layers.together(segment)}
     surfaces = {segment: vtk.vtkPolyData() for segment in wanted}
-    for layer in layers.layers:
-        members = [segment for segment in layer.labels if segment in wanted]
-        image = _filled_part(layer) if members else None
-        for segment_id in members if image is not None else ():
+    parts = {layer: _filled_part(layer.image) for layer in {layers.of[segment] for segment in wanted}}
+    for segment_id in wanted:
+        layer = layers.of[segment_id]
+        if parts[layer] is not None:
             segment = slicer.vtkSegment()
             segment.SetLabelValue(layer.labels[segment_id])
-            segment.AddRepresentation(BINARY, image)
+            segment.AddRepresentation(BINARY, parts[layer])
             workshop.AddSegment(segment, segment_id)
     if workshop.GetNumberOfSegments() and workshop.CreateRepresentation(SURFACE):
         for segment_id in workshop.GetSegmentIDs():
@@ -71,25 +69,14 @@ def _new_surfaces(segmentation, layers: Layers, segment_ids) -> dict:
     return surfaces
 
 
-def _filled_part(layer: Layer):
-    """A copy of the labelmap around its non-zero voxels; None when it has none."""
-    if layer.empty:
-        return None
-    array = layer.array()
-    filled = array != 0
-    by_slice = filled.any(axis=(1, 2))
-    if not by_slice.any():
-        return None
-    ranges = [_range(by_slice)]
-    filled = filled[ranges[0]]
-    ranges += [_range(filled.any(axis=(0, 2))), _range(filled.any(axis=(0, 1)))]
-    first = np.array(layer.image.GetExtent()[::2])
-    low, end = np.array([(part.start, part.stop) for part in ranges[::-1]]).T
-    image = new_labelmap(layer.image, first + low, first + end - 1, array.dtype)
-    image_array(image)[...] = array[tuple(ranges)]
-    return image
+def _filled_part(image):
+    """A copy of a labelmap around its non-zero voxels; None when it has none."""
+    import slicer
 
-
-def _range(flags: np.ndarray) -> slice:
-    found = np.flatnonzero(flags)
-    return slice(int(found[0]), int(found[-1]) + 1)
+    extent = [0] * 6
+    resample = slicer.vtkOrientedImageDataResample
+    if has_no_voxels(image) or not resample.CalculateEffectiveExtent(image, extent):
+        return None
+    part = slicer.vtkOrientedImageData()
+    resample.CopyImage(image, part, extent)
+    return part
