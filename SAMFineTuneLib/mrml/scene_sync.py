@@ -333,9 +333,9 @@ class SceneSync:
 
     def _follow_changes(self) -> None:
         """Follow what was changed in Slicer's other modules and has come to rest."""
-        if self._volume_watch.has_changed():
+        if self._volume_watch.has_changed("volume"):
             self._follow_volume()
-        if self._volume_watch.window_has_changed():
+        if self._volume_watch.has_changed("window"):
             self._follow_window()
         if self._scene_watch.segments_changed:
             self._follow_table()

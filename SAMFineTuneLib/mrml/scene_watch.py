@@ -22,8 +22,8 @@ class SceneWatch:
         self._orphans = False
         self._companions: list = []  # display and storage nodes of prompts that somebody else removed
         events = slicer.vtkMRMLScene
-        observers.add_with_node(scene, events.NodeAddedEvent, self._on_node_added)
-        observers.add_with_node(scene, events.NodeAboutToBeRemovedEvent, self._on_node_removed)
+        observers.add(scene, events.NodeAddedEvent, self._on_node_added, "VTK_OBJECT")
+        observers.add(scene, events.NodeAboutToBeRemovedEvent, self._on_node_removed, "VTK_OBJECT")
         observers.add(scene, events.StartSaveEvent, lambda _: session.scene_saves())
         observers.add(scene, events.StartCloseEvent, self._on_start_close)
         observers.add(scene, events.EndCloseEvent, lambda _: prompts.watch_all())
@@ -62,12 +62,12 @@ class SceneWatch:
     def _on_segments(self, _) -> None:
         self.segments_changed = True
 
-    def _on_node_added(self, node) -> None:
+    def _on_node_added(self, _, node) -> None:
         if marker_of(node) is not None:
             self._prompts.watch(node)
             self._prompts.changed(node)
 
-    def _on_node_removed(self, node) -> None:
+    def _on_node_removed(self, _, node) -> None:
         self._observers.remove(node)
         if self._scene.IsClosing():
             return

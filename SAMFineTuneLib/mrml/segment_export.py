@@ -19,8 +19,8 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, image_array
-from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, own_affine
+from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, first_voxel, geometry, image_array
+from SAMFineTuneLib.mrml.volume_nodes import from_array, own_affine
 
 _SAME_GRID = 1e-3  # voxels: rounding of positions in headers, over the whole volume
 _SAME_VOXEL = 1e-2  # voxels by which a labelmap may be shifted and still lie on the grid
@@ -66,17 +66,17 @@ def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | 
         raise UserError("There is no segment to export; add one first.")
     if not segmentation.CreateRepresentation(BINARY):
         raise UserError("The segmentation cannot be made a label map; show it as a binary labelmap first.")
-    affine, shape = own_affine(volume_node), _shape_of(volume_node)
+    affine, shape = own_affine(volume_node), volume_node.GetImageData().GetDimensions()[::-1]
     labels = np.zeros(shape, np.uint8 if len(ids) < 256 else np.uint16)
     segments = [_described(segmentation, segment_id, value) for value, segment_id in enumerate(ids, start=1)]
-    sources = [_OnGrid(segmentation_node, segment_id, volume_node, affine) for segment_id in ids]
     filled, lost = [False] * len(ids), 0
     slabs = _slabs(shape)
     for done, slab in enumerate(slabs):
         there = labels[slab]
-        for number, source in enumerate(sources):
+        slab_affine = from_array(affine, (0, 0, slab.start))
+        for number, segment_id in enumerate(ids):
             yield (done + number / len(ids)) / len(slabs)
-            mask = source.slab(slab, there.shape)
+            mask = _mask_on(slab_affine, there.shape, volume_node, segmentation_node, segment_id)
             if mask is not None and mask.any():
                 filled[number] = True
                 lost += int(np.count_nonzero(there[mask]))
@@ -149,93 +149,33 @@ def _slabs(shape) -> list[slice]:
     return [slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step)]
 
 
-class _OnGrid:
-    """One segment's voxels on the grid of a volume, slab by slab; resampled by the nearest voxel when they do not lie
-    on it."""
-
-    def __init__(self, segmentation_node, segment_id: str, volume_node, affine: np.ndarray):
-        self._node, self._segment_id, self._volume_node = segmentation_node, segment_id, volume_node
-        self._affine = affine
-        self._own_image = None  # of the segment alone, for resampling
-
-    def slab(self, slab: slice, shape) -> np.ndarray | None:
-        """bool [k, j, i] of these slices, which have this shape; None when the segment is empty."""
-        segment = self._node.GetSegmentation().GetSegment(self._segment_id)
-        image = segment.GetRepresentation(BINARY) if segment is not None else None
-        if image is None:
-            raise UserError("A segment was removed during the export; export again.")
-        if image.IsEmpty():
-            return None
-        affine = from_array(self._affine, (0, 0, slab.start))
-        offset = self._offset(image, affine)
-        if offset is None:
-            return self._resampled(affine, shape)
-        return _window_of(image, offset, shape, segment.GetLabelValue())
-
-    def _offset(self, image, affine: np.ndarray) -> np.ndarray | None:
-        """Shift (i, j, k) from the image's indices to the grid's; None when their voxels do not coincide."""
-        if self._node.GetParentTransformNode() is not self._volume_node.GetParentTransformNode():
-            return None
-        steps = np.linalg.solve(affine, filled_matrix(image.GetImageToWorldMatrix))[:3]
-        rounded = np.round(steps)
-        far = np.append(np.abs(np.reshape(image.GetExtent(), (3, 2))).max(axis=1), 1)
-        if (rounded[:, :3] != np.eye(3)).any() or (np.abs(steps - rounded) @ far).max() > _SAME_VOXEL:
-            return None
-        return rounded[:, 3].astype(int)
-
-    def _resampled(self, affine: np.ndarray, shape) -> np.ndarray:
-        import slicer
-
-        if self._own_image is None:
-            self._own_image = slicer.vtkOrientedImageData()
-            self._node.GetBinaryLabelmapRepresentation(self._segment_id, self._own_image)
-        image = slicer.vtkOrientedImageData()
-        between = _transform_between(self._node, self._volume_node)
-        if not slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
-            self._own_image, _reference_image(affine, shape), image, False, False, between
-        ):
-            raise UserError("The segments could not be brought onto the volume's grid; check their transforms.")
-        return _window_of(image, np.zeros(3, int), shape)
-
-
-def _transform_between(segmentation_node, volume_node):
-    """vtkGeneralTransform from the segmentation's coordinates to the volume's, None when they are the same."""
-    import vtk
-    from slicer import vtkMRMLTransformNode
-
-    source, target = segmentation_node.GetParentTransformNode(), volume_node.GetParentTransformNode()
-    if source is target:
-        return None
-    transform = vtk.vtkGeneralTransform()
-    vtkMRMLTransformNode.GetTransformBetweenNodes(source, target, transform)
-    return transform
-
-
-def _reference_image(affine: np.ndarray, shape):
+def _mask_on(affine: np.ndarray, shape, volume_node, segmentation_node, segment_id: str) -> np.ndarray | None:
+    """bool [k, j, i] of a segment on a grid in the volume node's own coordinates, resampled by the nearest voxel when
+    its voxels are not the grid's; None when the segment is empty."""
     import slicer
     import vtk
 
-    image = slicer.vtkOrientedImageData()
-    image.SetDimensions(*map(int, shape[::-1]))
-    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
-    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(affine))
-    return image
-
-
-def _window_of(image, offset, shape, label: int | None = None) -> np.ndarray:
-    """bool [k, j, i] of a shape: where the image has a label, or any, its indices shifted by `offset` (i, j, k)."""
-    mask = np.zeros(shape, bool)
-    if image.GetPointData().GetScalars() is None or image.IsEmpty():
-        return mask
-    low, high = np.reshape(image.GetExtent(), (3, 2)).T + offset
-    first, last = np.maximum(low, 0), np.minimum(high, np.array(shape[::-1]) - 1)
-    if (last < first).any():
-        return mask
-    there = tuple(slice(a, b + 1) for a, b in zip(first[::-1], last[::-1], strict=True))
-    own = tuple(slice(a, b + 1) for a, b in zip((first - low)[::-1], (last - low)[::-1], strict=True))
-    part = image_array(image)[own]
-    mask[there] = part > 0 if label is None else part == label
-    return mask
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    image = segment.GetRepresentation(BINARY) if segment is not None else None
+    if image is None:
+        raise UserError("A segment was removed during the export; export again.")
+    if image.IsEmpty():
+        return None
+    source, target = segmentation_node.GetParentTransformNode(), volume_node.GetParentTransformNode()
+    first = first_voxel(image, affine, shape, _SAME_VOXEL) if source is target else None
+    part = slicer.vtkOrientedImageData()
+    resample = slicer.vtkOrientedImageDataResample
+    if first is not None:
+        low = first + image.GetExtent()[::2]
+        resample.CopyImage(image, part, np.stack([low, low + shape[::-1] - 1], axis=1).reshape(-1).tolist())
+    else:
+        between = vtk.vtkGeneralTransform()
+        slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(source, target, between)
+        if not resample.ResampleOrientedImageToReferenceOrientedImage(
+            image, geometry(affine, shape), part, False, False, between
+        ):
+            raise UserError("The segments could not be brought onto the volume's grid; check their transforms.")
+    return image_array(part) == segment.GetLabelValue()
 
 
 def _labelmap_node(found: Labelmap, volume_node, name: str):
@@ -288,7 +228,3 @@ def _color_table(scene, name: str, segments: Sequence[SegmentInfo]):
     for segment in segments:
         node.SetColor(segment.value, segment.name, *segment.color, 1.0)
     return scene.AddNode(node)
-
-
-def _shape_of(volume_node) -> tuple[int, int, int]:
-    return tuple(volume_node.GetImageData().GetDimensions())[::-1]

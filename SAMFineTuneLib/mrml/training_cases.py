@@ -13,8 +13,8 @@ import numpy as np
 
 from SAMFineTuneLib.cases.exported_cases import ExportedCase, LabelLayer
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, image_array
-from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, require_linear, volume_from_node, world_matrix
+from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, image_affine, image_array
+from SAMFineTuneLib.mrml.volume_nodes import require_linear, volume_from_node, world_matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,19 +121,14 @@ def _is_empty(segment) -> bool:
 
 def _layers(node, names: Sequence[str] | None) -> list[LabelLayer]:
     """The labelmaps of a segmentation, each with the names of its wanted values."""
-    images: dict[str, object] = {}
-    wanted: dict[str, dict[int, str]] = {}
+    wanted: dict[object, dict[int, str]] = {}
     for segment in _segments(node):
         image = segment.GetRepresentation(BINARY)
-        if image is None or image.IsEmpty() or (names is not None and segment.GetName() not in names):
-            continue
-        key = image.GetAddressAsString("")
-        images[key] = image
-        wanted.setdefault(key, {})[segment.GetLabelValue()] = segment.GetName()
-    return [_layer(node, images[key], wanted[key]) for key in images]
-
-
-def _layer(node, image, names: dict[int, str]) -> LabelLayer:
-    affine = from_array(world_matrix(node) @ filled_matrix(image.GetImageToWorldMatrix), image.GetExtent()[::2])
-    affine[3] = (0, 0, 0, 1)
-    return LabelLayer(image_array(image), affine, names)
+        if image is not None and not image.IsEmpty() and (names is None or segment.GetName() in names):
+            wanted.setdefault(image, {})[segment.GetLabelValue()] = segment.GetName()
+    layers = []
+    for image, values in wanted.items():
+        affine = world_matrix(node) @ image_affine(image)
+        affine[3] = (0, 0, 0, 1)
+        layers.append(LabelLayer(image_array(image), affine, values))
+    return layers

@@ -12,8 +12,7 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.observers import Observers
 
 _HOUNSFIELD = ("hnsf'U", "[hnsf'U]")  # UCUM, as Slicer's DICOM reader stores it
-_GEOMETRY_DELAY = 0.3  # seconds without another change of voxels or transform
-_WINDOW_DELAY = 0.5  # seconds without another change of the displayed window
+_RESTED = {"volume": 0.3, "window": 0.5}  # seconds without another change
 
 
 def volume_from_node(node) -> Volume:
@@ -70,50 +69,41 @@ def displayed_window(node) -> IntensityWindow | None:
 
 
 class VolumeWatch:
-    """Observes one volume node and its display node."""
+    """Observes one volume node, its "volume" (voxels and place), and the "window" of its display node."""
 
     def __init__(self, observers: Observers, clock: Callable[[], float]):
         self._observers, self._clock = observers, clock
         self._node = self._display = None
-        self._changed: float | None = None
-        self._window_changed: float | None = None
+        self._changes: dict[str, float] = {}  # what changed, and when last
 
     def watch(self, node) -> None:
         """Observe this node, which may be None, instead of the former one."""
-        for seen in (self._node, self._display):
-            if seen is not None:
-                self._observers.remove(seen)
+        if self._node is not None:
+            self._observers.remove(self._node)
         self._node = node
-        self._display = None
         if node is not None:
             for event in (node.TransformModifiedEvent, node.ImageDataModifiedEvent, "ModifiedEvent"):
                 self._observers.add(node, event, self._on_change)
-            self._watch_display(node.GetDisplayNode())
+        self._watch_display()
 
     def forget(self) -> None:
         """Ignore what has changed so far."""
-        self._changed = self._window_changed = None
+        self._changes.clear()
 
     @property
     def pending(self) -> bool:
         """Whether something has changed that was not reported yet."""
-        return self._changed is not None or self._window_changed is not None
+        return bool(self._changes)
 
-    def has_changed(self) -> bool:
-        """Whether voxels or place have changed and come to rest; True once for each change."""
-        if self._changed is None or self._clock() - self._changed < _GEOMETRY_DELAY:
-            return False
-        self._changed = None
-        return True
+    def has_changed(self, what: str) -> bool:
+        """Whether "volume" or "window" has changed and come to rest; True once for each change."""
+        rested = what in self._changes and self._clock() - self._changes[what] >= _RESTED[what]
+        if rested:
+            del self._changes[what]
+        return rested
 
-    def window_has_changed(self) -> bool:
-        """Whether the displayed window has changed and come to rest; True once for each change."""
-        if self._window_changed is None or self._clock() - self._window_changed < _WINDOW_DELAY:
-            return False
-        self._window_changed = None
-        return True
-
-    def _watch_display(self, display) -> None:
+    def _watch_display(self) -> None:
+        display = None if self._node is None else self._node.GetDisplayNode()
         if display is self._display:
             return
         if self._display is not None:
@@ -122,12 +112,12 @@ class VolumeWatch:
         if display is not None:
             self._observers.add(display, "ModifiedEvent", self._on_display)
 
-    def _on_change(self, node) -> None:
-        self._changed = self._clock()
-        self._watch_display(node.GetDisplayNode())
+    def _on_change(self, _) -> None:
+        self._changes["volume"] = self._clock()
+        self._watch_display()
 
     def _on_display(self, _) -> None:
-        self._window_changed = self._clock()
+        self._changes["window"] = self._clock()
 
 
 def world_matrix(node) -> np.ndarray:

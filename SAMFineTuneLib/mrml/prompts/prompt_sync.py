@@ -271,8 +271,8 @@ class PromptWatch:
         """Observe a node, once."""
         observers = self._observers
         observers.remove(node)
-        observers.add_with_index(node, node.PointPositionDefinedEvent, self._defined)
-        observers.add_with_index(node, node.PointModifiedEvent, self._moved)
+        observers.add(node, node.PointPositionDefinedEvent, self._defined, "VTK_INT")
+        observers.add(node, node.PointModifiedEvent, self._moved, "VTK_INT")
         observers.add(node, node.PointStartInteractionEvent, self._held)
         observers.add(node, node.PointEndInteractionEvent, self.let_go)
         for event in (

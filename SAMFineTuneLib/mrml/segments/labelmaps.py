@@ -168,14 +168,11 @@ class Layer:
         """The labelmap, resampled when its voxels are not the grid's, as Slicer does when it edits one."""
         import slicer
 
-        empty = has_no_voxels(self.image)
-        if not empty and self.on_lattice:
+        if has_no_voxels(self.image):
+            return geometry(self.grid.affine, (0, 0, 0))
+        if self.on_lattice:
             return self.image
-        reference = slicer.vtkOrientedImageData()
-        reference.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(self.grid.affine))
-        if empty:
-            return reference
-        reference.SetDimensions(*self.grid.shape[::-1])
+        reference = geometry(self.grid.affine, self.grid.shape)
         resampled = slicer.vtkOrientedImageData()
         slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
             self.image, reference, resampled, False, True
@@ -244,6 +241,16 @@ def image_array(image) -> np.ndarray:
     from vtk.util.numpy_support import vtk_to_numpy
 
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+
+
+def geometry(affine: np.ndarray, shape: tuple[int, int, int]):
+    """A labelmap without memory: where the voxels of a grid of `shape` (k, j, i) lie."""
+    import slicer
+
+    image = slicer.vtkOrientedImageData()
+    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(affine))
+    image.SetDimensions(*shape[::-1])
+    return image
 
 
 def new_labelmap(like, extent: np.ndarray, dtype: np.dtype):
