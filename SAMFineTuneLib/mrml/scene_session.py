@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
-from SAMFineTuneLib.mrml.prompts.marked_node import view_of
 from SAMFineTuneLib.mrml.scene_sync import SceneSync
-from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view
+from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view, view_of
 from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.prompts.prompt_kind import drawn_prompt

@@ -17,9 +17,8 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.observers import Observers
-from SAMFineTuneLib.mrml.prompts.marked_node import segment_of
-from SAMFineTuneLib.mrml.prompts.placing import Placing, ViewFinder, slice_node_under_cursor
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes
+from SAMFineTuneLib.mrml.prompts.placing import Placing
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, segment_of
 from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync, PromptWatch
 from SAMFineTuneLib.mrml.scene_watch import SceneWatch
 from SAMFineTuneLib.mrml.scene_work import MOVED, Work
@@ -28,6 +27,7 @@ from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
 from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
+from SAMFineTuneLib.mrml.slice_views import ViewFinder, slice_node_under_cursor
 from SAMFineTuneLib.mrml.volume_nodes import VolumeWatch, displayed_window, volume_from_node
 from SAMFineTuneLib.session.events import (
     Answered,

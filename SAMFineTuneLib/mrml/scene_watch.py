@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.observers import Observers
-from SAMFineTuneLib.mrml.prompts.marked_node import marker_of
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, companions_of, orphans
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, companions_of, marker_of, orphans
 from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptWatch
 
 

@@ -6,6 +6,8 @@ across its slices. It does not depend on zoom, pan, roll, light box or slab thic
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
@@ -16,15 +18,18 @@ from SAMFineTuneLib.images.slice_plane import (
     aligned_plane,
     number_of_slices,
     oblique_plane,
+    plane_through,
     view_axes,
 )
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.volume_nodes import array_from_matrix
+from SAMFineTuneLib.session.intents import View
 
 # Slices by which a view may be inclined over the whole volume and still count as one of its slices, as long as it
 # stays in that slice: scanners store directions with few digits, and Slicer draws such views as if they were straight.
 _DRIFT = 0.1
 _CLEAR = 1e-3  # slices between a settled view and the edge of its slice
+_ON_SLICE = 0.1  # mm: how far a point may be off a view that shows it
 
 
 def plane_of_view(slice_node, volume: Volume, ras=None) -> SlicePlane:
@@ -115,3 +120,89 @@ def _range(view: np.ndarray, volume: Volume, axis: int) -> tuple[float, float]:
 
 def _slice_at(coordinate: float) -> int:
     return int(np.floor(coordinate + 0.5 + EDGE_OF_SLICES))
+
+
+# ---- views of prompts
+
+
+def view_of(plane: SlicePlane) -> View:
+    """How the session names a plane: the orientation of the volume's own slices, or the oblique plane."""
+    return plane.orientation if plane.index is not None else plane
+
+
+def parallel_view(view: View | None, ras, volume: Volume) -> View | None:
+    """The view of a prompt at `ras`: the view itself, or the parallel oblique plane that runs through `ras`."""
+    if isinstance(view, SlicePlane) and not np.all(view.contains(ras)):
+        return oblique_plane(volume, ras, view.right, view.down)
+    return view
+
+
+def plane_at(view: View | None, ras, volume: Volume) -> SlicePlane:
+    """The plane of a view at `ras`; outside the volume, the view's first slice."""
+    if isinstance(view, SlicePlane):
+        return view
+    try:
+        return plane_through(volume, view or ORIENTATIONS[0], ras)
+    except UserError:
+        return aligned_plane(volume, view or ORIENTATIONS[0], 0)
+
+
+def same_view(a: View | None, b: View | None, tolerance: float) -> bool:
+    """Whether two views are the same, oblique ones up to a distance in mm."""
+    if not (isinstance(a, SlicePlane) and isinstance(b, SlicePlane)):
+        return a == b
+    vectors = [(plane.origin, plane.right, plane.down) for plane in (a, b)]
+    return a.key == b.key or (a.shape == b.shape and np.allclose(*vectors, rtol=0, atol=tolerance))
+
+
+# ---- all views of a scene
+
+
+def slice_node_under_cursor(scene) -> Callable[[], object | None]:
+    """A function that returns the slice node under the mouse, or None."""
+
+    def find():
+        crosshair = scene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
+        return None if crosshair is None else crosshair.GetCursorPositionXYZ([0.0, 0.0, 0.0])
+
+    return find
+
+
+class ViewFinder:
+    """The slice views of a scene. `active` returns the slice node under the mouse, or None."""
+
+    def __init__(self, scene, active: Callable[[], object | None]):
+        self._scene, self._active = scene, active
+
+    def nodes(self) -> list:
+        """All slice nodes."""
+        name = "vtkMRMLSliceNode"
+        return [self._scene.GetNthNodeByClass(n, name) for n in range(self._scene.GetNumberOfNodesByClass(name))]
+
+    def directions(self) -> list[tuple[str, tuple[float, ...]]]:
+        """(ID, direction across it) of all slice nodes: what turning a view changes, and moving it does not."""
+        across = (0.0, 0.0, 1.0, 0.0)
+        return [(node.GetID(), node.GetSliceToRAS().MultiplyPoint(across)) for node in self.nodes()]
+
+    def node_at(self, ras):
+        """The slice node in which a point was clicked: the one under the cursor, or else one that shows it."""
+        shown = [node for node in self.nodes() if shows(node, ras)]
+        active = self._active()
+        if active is not None and (active in shown or not shown):
+            return active
+        return shown[0] if shown else None
+
+    def view_at(self, ras, volume: Volume) -> View | None:
+        """The view in which a point was clicked; None when no view shows it or the view misses the volume."""
+        node = self.node_at(ras)
+        try:
+            return None if node is None else view_of(plane_of_view(node, volume, ras))
+        except UserError:
+            return None
+
+
+def shows(slice_node, ras) -> bool:
+    """Whether a point lies on the slice of a view."""
+    matrix = slice_node.GetSliceToRAS()
+    normal, origin = ([matrix.GetElement(row, column) for row in range(3)] for column in (2, 3))
+    return bool(abs(np.subtract(ras, origin) @ np.array(normal)) <= _ON_SLICE)

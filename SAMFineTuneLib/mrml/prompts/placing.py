@@ -6,22 +6,18 @@ clicks go into a list that is not saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-
-from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.prompts.marked_node import view_of, world_points
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, companions_of, new_node, remove_those_left
-from SAMFineTuneLib.mrml.slice_views import plane_of_view
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
+    PromptNodes,
+    companions_of,
+    new_node,
+    remove_those_left,
+    world_points,
+)
 from SAMFineTuneLib.prompts.prompt_kind import tools
-from SAMFineTuneLib.session.intents import View
 
 _CLICKS = "SAMFineTune.clicks"
 _PREVIEW = 1  # vtkMRMLMarkupsNode.PositionPreview
 _CLICKS_NEEDED = {"click": 1, "box": 2}  # by the gesture of a tool; other gestures are drawn
-_ON_SLICE = 0.1  # mm: how far a point may be off a view that shows it
 
 
 class Placing:
@@ -138,53 +134,3 @@ class Placing:
 
     def _interaction(self):
         return self._scene.GetSingletonNode("Singleton", "vtkMRMLInteractionNode")
-
-
-def slice_node_under_cursor(scene) -> Callable[[], object | None]:
-    """A function that returns the slice node under the mouse, or None."""
-
-    def find():
-        crosshair = scene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
-        return None if crosshair is None else crosshair.GetCursorPositionXYZ([0.0, 0.0, 0.0])
-
-    return find
-
-
-class ViewFinder:
-    """The slice views of a scene. `active` returns the slice node under the mouse, or None."""
-
-    def __init__(self, scene, active: Callable[[], object | None]):
-        self._scene, self._active = scene, active
-
-    def nodes(self) -> list:
-        """All slice nodes."""
-        name = "vtkMRMLSliceNode"
-        return [self._scene.GetNthNodeByClass(n, name) for n in range(self._scene.GetNumberOfNodesByClass(name))]
-
-    def directions(self) -> list[tuple[str, tuple[float, ...]]]:
-        """(ID, direction across it) of all slice nodes: what turning a view changes, and moving it does not."""
-        across = (0.0, 0.0, 1.0, 0.0)
-        return [(node.GetID(), node.GetSliceToRAS().MultiplyPoint(across)) for node in self.nodes()]
-
-    def node_at(self, ras):
-        """The slice node in which a point was clicked: the one under the cursor, or else one that shows it."""
-        shown = [node for node in self.nodes() if shows(node, ras)]
-        active = self._active()
-        if active is not None and (active in shown or not shown):
-            return active
-        return shown[0] if shown else None
-
-    def view_at(self, ras, volume: Volume) -> View | None:
-        """The view in which a point was clicked; None when no view shows it or the view misses the volume."""
-        node = self.node_at(ras)
-        try:
-            return None if node is None else view_of(plane_of_view(node, volume, ras))
-        except UserError:
-            return None
-
-
-def shows(slice_node, ras) -> bool:
-    """Whether a point lies on the slice of a view."""
-    matrix = slice_node.GetSliceToRAS()
-    normal, origin = ([matrix.GetElement(row, column) for row in range(3)] for column in (2, 3))
-    return bool(abs(np.subtract(ras, origin) @ np.array(normal)) <= _ON_SLICE)

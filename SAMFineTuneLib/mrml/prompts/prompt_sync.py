@@ -16,9 +16,15 @@ from dataclasses import dataclass
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.observers import Observers
-from SAMFineTuneLib.mrml.prompts.marked_node import MarkedPrompt, is_collapsed, parallel_view, same_prompt
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, prompt_nodes
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
+    MarkedPrompt,
+    PromptNodes,
+    is_collapsed,
+    prompt_nodes,
+    same_prompt,
+)
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
+from SAMFineTuneLib.mrml.slice_views import parallel_view
 from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.prompts.plane_prompts import planes_of
 from SAMFineTuneLib.session.events import Event, Failed, Notice, PromptInfo
