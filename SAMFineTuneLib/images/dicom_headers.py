@@ -1,7 +1,7 @@
 """Reads the header of one DICOM file: geometry, rescaling, window and what tells its frames apart.
 
-It reads only the attributes named here, and no patient's name. Headers come from many writers, and any value may be
-wrong: a value that cannot be understood counts as missing, and an image is refused only when it lacks what it needs.
+It keeps nothing that names a patient. Headers come from many writers, and any value may be wrong: a value that cannot
+be understood counts as missing, and an image is refused only when it lacks what it needs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import stat
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,13 +18,14 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
-from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import dicom_traits
+from SAMFineTuneLib.images.dicom_traits import Trait, traits
 from SAMFineTuneLib.images.dicom_values import (
+    Attributes,
     first_item,
+    in_groups,
     number,
     numbers,
     read_value,
@@ -33,39 +35,6 @@ from SAMFineTuneLib.images.dicom_values import (
 )
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 
-# Where an enhanced multi-frame file keeps an attribute (DICOM PS3.3 C.7.6.16, functional group macros).
-_MACROS = {
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-    "SliceThickness": "PixelMeasuresSequence",
-    "SpacingBetweenSlices": "PixelMeasuresSequence",
-    "RescaleSlope": "PixelValueTransformationSequence",
-    "RescaleIntercept": "PixelValueTransformationSequence",
-    "WindowCenter": "FrameVOILUTSequence",
-    "WindowWidth": "FrameVOILUTSequence",
-    "VOILUTFunction": "FrameVOILUTSequence",
-    **dicom_traits.MACROS,
-}
-TAGS = [
-    *_MACROS,
-    *dicom_traits.TAGS,
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SeriesDescription",
-    "Modality",
-    "InstanceNumber",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "ImagerPixelSpacing",
-    "DetectorInformationSequence",
-    "SliceVector",
-    "FrameIncrementPointer",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
 _NOT_TO_SEGMENT = {
     "1.2.840.10008.5.1.4.1.1.66.4": "segmentation",
     "1.2.840.10008.5.1.4.1.1.66.7": "segmentation",  # label map segmentation
@@ -77,6 +46,7 @@ _AFTER_PLACE = 0x00200038  # the first tag after those with an image's position
 _SHORTEST = 132  # bytes: preamble and the letters DICM
 
 
+@dataclass(eq=False)
 class UnreadableFile(Exception):
     """A file that is, or may be, a DICOM image, but cannot be read.
 
@@ -84,20 +54,15 @@ class UnreadableFile(Exception):
     permission. `series_uid`, `position` (3,) and `normal` (3,) in LPS mm are set as far as they could be read.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        problem: str,
-        *,
-        forbidden: bool = False,
-        series_uid: str = "",
-        position: np.ndarray | None = None,
-        normal: np.ndarray | None = None,
-    ) -> None:
-        super().__init__(f"“{path.name}” {problem}")
-        self.path, self.problem, self.forbidden = path, problem, forbidden
-        self.series_uid, self.position = series_uid, position
-        self.normal = np.array([0.0, 0.0, 1.0]) if normal is None else normal
+    path: Path
+    problem: str
+    forbidden: bool = False
+    series_uid: str = ""
+    position: np.ndarray | None = None
+    normal: np.ndarray = field(default_factory=lambda: np.array([0.0, 0.0, 1.0]))
+
+    def __str__(self) -> str:
+        return f"“{self.path.name}” {self.problem}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +83,7 @@ class Frame:
     window: IntensityWindow | None
     instance: float | None
     backwards: bool = False  # the positions of the file's frames decrease along the normal
-    traits: Mapping[str, dicom_traits.Trait] = field(default_factory=dict)  # tell the volumes of a series apart
+    traits: Mapping[str, Trait] = field(default_factory=dict)  # tell the volumes of a series apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,19 +120,15 @@ def read_header(path: Path) -> Header | str | None:
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's remarks on values that this reader does not use
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
             # pydicom returns the part of a file that is cut off within a value; then no pixels follow.
             return _header(path, dataset, at_pixels=bool(file.read(1)))
     except MemoryError:
         raise
-    except UnreadableFile:
-        if not marked:
-            return None
-        raise
     except Exception as error:  # a damaged file makes pydicom raise errors of many kinds
         if not marked:
             return None
-        raise _damaged(path) from error
+        raise error if isinstance(error, UnreadableFile) else _damaged(path) from error
 
 
 def may_be_cut_off(path: Path) -> bool:
@@ -194,22 +155,16 @@ def _beginning(path: Path) -> bytes:
 
 def _damaged(path: Path) -> UnreadableFile:
     """The error for a damaged file, with what its header says before the damage."""
-    found: tuple[str, np.ndarray | None, np.ndarray | None] = ("", None, None)
-    try:
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            known = ("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient")
-            start = io.BytesIO(file.read(1 << 20))
-            dataset = read_partial(
-                start, lambda tag, _vr, _length: tag >= _AFTER_PLACE, force=True, specific_tags=[*map(Tag, known)]
-            )
-            series_uid, position, orientation = (read_value(dataset, keyword) for keyword in known)
-            found = uid(series_uid), numbers(position, 3), numbers(orientation, 6)
-    except Exception:  # the damage comes first, so nothing is known
-        pass
-    series_uid, position, orientation = found
-    normal = None if orientation is None else np.cross(orientation[:3], orientation[3:])
-    return UnreadableFile(path, "is damaged or cut off", series_uid=series_uid, position=position, normal=normal)
+    error = UnreadableFile(path, "is damaged or cut off")
+    with suppress(Exception), open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = io.BytesIO(file.read(1 << 20))
+        dataset = read_partial(start, lambda tag, _vr, _length: tag >= _AFTER_PLACE, force=True)
+        error.series_uid = uid(read_value(dataset, "SeriesInstanceUID"))
+        error.position = numbers(read_value(dataset, "ImagePositionPatient"), 3)
+        if (orientation := numbers(read_value(dataset, "ImageOrientationPatient"), 6)) is not None:
+            error.normal = np.cross(orientation[:3], orientation[3:])
+    return error
 
 
 def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | None:
@@ -258,50 +213,35 @@ def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[tupl
     count = whole_number(read_value(dataset, "NumberOfFrames")) or len(per_frame) or 1
     if (per_frame and len(per_frame) != count) or count > path.stat().st_size:
         raise _damaged(path)
-    detector = first_item(read_value(dataset, "DetectorInformationSequence"))
-    in_groups = any("PlanePositionSequence" in groups for groups in (shared, *per_frame) if groups is not None)
+    placed = any("PlanePositionSequence" in groups for groups in (shared, *per_frame) if groups is not None)
+    if placed:
+        dataset.pop("ImagePositionPatient", None)
+    # Nuclear medicine keeps positions in the detector's information.
+    common = in_groups(shared), dataset, first_item(read_value(dataset, "DetectorInformationSequence")) or Dataset()
+    frames = tuple(
+        _frame(path, rows, columns, Attributes((in_groups(own), *common), index, own is not None))
+        for index, own in enumerate(per_frame or [None] * count)
+    )
+    return (frames, []) if count == 1 or placed else _one_behind_the_other(frames, dataset)
 
-    def value(keyword: str, own: Dataset | None):
-        for groups in (own, shared):
-            if groups is None or keyword not in _MACROS:
-                continue
-            macro = first_item(read_value(groups, _MACROS[keyword]))
-            if macro is not None and (found := read_value(macro, keyword)) is not None:
-                return found
-        if keyword == "ImagePositionPatient" and in_groups:
-            return None
-        found = read_value(dataset, keyword)
-        if found is None and detector is not None:  # nuclear medicine keeps it there
-            found = read_value(detector, keyword)
-        return found
 
-    def frame(index: int) -> Frame:
-        own = per_frame[index] if per_frame else None
-        slope, intercept = number(value("RescaleSlope", own)), number(value("RescaleIntercept", own))
-        return Frame(
-            file=path,
-            number=index + 1,
-            rows=rows,
-            columns=columns,
-            position=numbers(value("ImagePositionPatient", own), 3),
-            orientation=_orientation(value("ImageOrientationPatient", own)),
-            pixel_spacing=_positive(
-                numbers(value("PixelSpacing", own), 2),
-                numbers(read_value(dataset, "ImagerPixelSpacing"), 2),
-            ),
-            thickness=number(value("SliceThickness", own)),
-            slice_gap=number(value("SpacingBetweenSlices", own)),
-            slope=slope or 1.0,
-            intercept=intercept or 0.0,
-            window=_window(
-                value("WindowCenter", own), value("WindowWidth", own), value("VOILUTFunction", own)
-            ),
-            instance=number(read_value(dataset, "InstanceNumber")),
-            traits=dicom_traits.traits(lambda keyword: value(keyword, own), dataset, own, index),
-        )
-
-    frames = tuple(frame(index) for index in range(count))
-    return (frames, []) if count == 1 or in_groups else _one_behind_the_other(frames, dataset)
+def _frame(path: Path, rows: int, columns: int, found: Attributes) -> Frame:
+    return Frame(
+        file=path,
+        number=found.index + 1,
+        rows=rows,
+        columns=columns,
+        position=numbers(found["ImagePositionPatient"], 3),
+        orientation=_orientation(found["ImageOrientationPatient"]),
+        pixel_spacing=_positive(numbers(found["PixelSpacing"], 2), numbers(found["ImagerPixelSpacing"], 2)),
+        thickness=number(found["SliceThickness"]),
+        slice_gap=number(found["SpacingBetweenSlices"]),
+        slope=number(found["RescaleSlope"]) or 1.0,
+        intercept=number(found["RescaleIntercept"]) or 0.0,
+        window=_window(found["WindowCenter"], found["WindowWidth"], found["VOILUTFunction"]),
+        instance=number(found["InstanceNumber"]),
+        traits=traits(found),
+    )
 
 
 def _one_behind_the_other(frames: tuple[Frame, ...], dataset: Dataset) -> tuple[tuple[Frame, ...], list[str]]:

@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, pixel_array
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
+    UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -36,12 +36,6 @@ from SAMFineTuneLib.images.dicom_headers import Frame
 from SAMFineTuneLib.images.dicom_values import number, read_value, text, whole_number
 from SAMFineTuneLib.images.sitk_images import quiet
 
-_NATIVE = (
-    ImplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    DeflatedExplicitVRLittleEndian,
-)
 _FORMAT = [
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -54,15 +48,6 @@ _FORMAT = [
     "PixelRepresentation",
 ]
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
-TAGS = [
-    *_FORMAT,
-    *_OFFSETS,
-    "NumberOfFrames",
-    "PixelData",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "ModalityLUTSequence",
-]
 _LOSSY_GREY = 2  # grey pictures stored in colour differ by this much between channels after lossy compression
 
 
@@ -155,7 +140,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path, force=True, specific_tags=TAGS)
+            dataset = pydicom.dcmread(path, force=True)
             if "PixelData" not in dataset:
                 raise UserError(f"“{path.name}” holds no pixels: it is cut off or no image; copy it again.")
             kind = text(_syntax(dataset).name)
@@ -192,7 +177,7 @@ def _complete(dataset: Dataset) -> None:
         dataset.PhotometricInterpretation = "MONOCHROME2" if samples == 1 else "RGB"
 
 
-def _syntax(dataset: Dataset) -> pydicom.uid.UID:
+def _syntax(dataset: Dataset) -> UID:
     known = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     if known:
         return known
@@ -205,7 +190,7 @@ def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
     photometric = text(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         raise UserError("This DICOM image is in colour (a palette); only grey images can be segmented.")
-    if (syntax := _syntax(dataset)) in _NATIVE:
+    if not (syntax := _syntax(dataset)).is_encapsulated:
         if not getattr(dataset, "file_meta", None):
             dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = syntax
@@ -223,7 +208,7 @@ def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
     return values[..., 1]
 
 
-def _decode_with_gdcm(dataset: Dataset, syntax: pydicom.uid.UID, frames: Sequence[int]) -> np.ndarray:
+def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> np.ndarray:
     count = int(dataset.get("NumberOfFrames") or 1)
     tables = [table for name in _OFFSETS if isinstance(table := read_value(dataset, name), bytes)]
     encoded = list(
@@ -236,11 +221,8 @@ def _decode_with_gdcm(dataset: Dataset, syntax: pydicom.uid.UID, frames: Sequenc
     plain = Dataset()
     plain.file_meta = FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = syntax
-    kind = (
-        SecondaryCaptureImageStorage
-        if len(frames) == 1
-        else MultiFrameGrayscaleWordSecondaryCaptureImageStorage
-    )
+    single = len(frames) == 1
+    kind = SecondaryCaptureImageStorage if single else MultiFrameGrayscaleWordSecondaryCaptureImageStorage
     plain.file_meta.MediaStorageSOPClassUID = plain.SOPClassUID = kind
     plain.file_meta.MediaStorageSOPInstanceUID = plain.SOPInstanceUID = generate_uid()
     for keyword in _FORMAT:
@@ -260,25 +242,17 @@ def _decode_with_gdcm(dataset: Dataset, syntax: pydicom.uid.UID, frames: Sequenc
 
 def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> Piece:
     padding = _padding(dataset, stored)
-    values, slope, intercept = None, 1.0, 0.0
-    if "ModalityLUTSequence" in dataset:
-        values = _looked_up(stored, dataset)
+    slope, intercept, mirror = 1.0, 0.0, None
+    values = _looked_up(stored, dataset) if "ModalityLUTSequence" in dataset else None
     if values is None:
-        slope, intercept = frame.slope, frame.intercept
-        values = _rescaled(stored, slope, intercept)
-    mirror = None
+        values, slope, intercept = stored, frame.slope, frame.intercept
     if dataset.PhotometricInterpretation == "MONOCHROME1":
-        bits = int(dataset.BitsStored)
-        ends = (
-            (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
-            if dataset.PixelRepresentation
-            else (0, (1 << bits) - 1)
-        )
-        mirror = sum(ends) * slope + 2 * intercept
-        # float64 holds all 32-bit whole numbers; `_narrowed` converts them back
-        inverted = mirror - values.astype(np.float64)
-        values = inverted.astype(np.float32) if values.dtype.kind == "f" else _narrowed(inverted)
-    return Piece(values, padding if padding is not None and padding.any() else None, mirror)
+        both_ends = -1 if dataset.PixelRepresentation else (1 << int(dataset.BitsStored)) - 1
+        mirror = both_ends * slope + 2 * intercept
+        slope, intercept = -slope, mirror - intercept
+    if padding is not None and not padding.any():
+        padding = None
+    return Piece(_rescaled(values, slope, intercept), padding, mirror)
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
@@ -306,16 +280,12 @@ def _looked_up(stored: np.ndarray, dataset: Dataset) -> np.ndarray | None:
 
 
 def _rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """A new array of `stored · slope + intercept`; whole numbers stay whole."""
+    """A new array of `stored · slope + intercept`: whole numbers stay whole as int16 or int32, all others are
+    float32."""
     if slope == 1 and intercept == 0 and stored.dtype in (np.uint8, np.int16):
         return stored.copy()
-    values = stored.astype(np.float64) * slope + intercept
-    return _narrowed(values) if slope.is_integer() and intercept.is_integer() else values.astype(np.float32)
-
-
-def _narrowed(values: np.ndarray) -> np.ndarray:
-    """Whole numbers as int16 or int32, as float32 beyond."""
-    for dtype in (np.int16, np.int32):
+    values = stored.astype(np.float64) * slope + intercept  # float64 holds all 32-bit whole numbers
+    for dtype in (np.int16, np.int32) if slope.is_integer() and intercept.is_integer() else ():
         if np.iinfo(dtype).min <= values.min() and values.max() <= np.iinfo(dtype).max:
             return values.astype(dtype)
     return values.astype(np.float32)

@@ -1,8 +1,9 @@
-"""Converts values of DICOM attributes to numbers and text; a value that cannot be understood is None or empty."""
+"""Reads DICOM attributes as numbers and text; a value that cannot be understood is None or empty."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,25 @@ def read_value(dataset: Dataset, keyword: str | int) -> Any:
     except Exception:  # pydicom converts values on first access, and raises errors of many kinds
         return None
     return None if value == "" else value
+
+
+@dataclass(frozen=True, eq=False)
+class Attributes:
+    """The attributes of frame `index` (0-based) of a file, each from the first of several datasets that has it."""
+
+    datasets: tuple[Dataset, ...]
+    index: int
+    in_groups: bool  # whether the file describes each of its frames
+
+    def __getitem__(self, keyword: str | int) -> Any:
+        found = (read_value(dataset, keyword) for dataset in self.datasets)
+        return next((value for value in found if value is not None), None)
+
+
+def in_groups(groups: Dataset | None) -> Dataset:
+    """The attributes in an enhanced file's functional groups (DICOM PS3.3 C.7.6.16), whichever group they are in."""
+    items = (first_item(read_value(groups, tag)) for tag in (groups or {}).keys())
+    return Dataset({tag: element for item in items if item is not None for tag, element in item.items()})
 
 
 def numbers(value: Any, count: int) -> np.ndarray | None:

@@ -14,16 +14,23 @@ from pydicom.tag import Tag
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import list_series, read_volume
-from SAMFineTuneLib.images.dicom_headers import TAGS as HEADER_TAGS
-from SAMFineTuneLib.images.dicom_pixels import TAGS as PIXEL_TAGS
 
-# What an image cannot be understood without, or what says which of several it is.
-NEEDED = {"SOPClassUID", "Rows", "Columns", "NumberOfFrames", "PixelData", "BitsAllocated", "BitsStored", "HighBit",
-          "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation", "SeriesInstanceUID",
-          "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing",
-          "PerFrameFunctionalGroupsSequence"}  # fmt: skip
 VALUES_TOO = {"RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence"}
-READ = [tag for tag in dict.fromkeys([*HEADER_TAGS, *PIXEL_TAGS]) if tag not in NEEDED]
+# What is read, without what an image cannot be understood without, or what says which of several it is.
+READ = [
+    "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth",
+    "VOILUTFunction", "EffectiveEchoTime", "DiffusionBValue", "DiffusionGradientDirectionSequence", "FlipAngle",
+    "InversionTimes", "ComplexImageComponent", "FrameType", "ConvolutionKernel", "KVP",
+    "NominalPercentageOfCardiacPhase", "NominalCardiacTriggerDelayTime", "NominalPercentageOfRespiratoryPhase",
+    "TemporalPositionIndex", "FrameAcquisitionNumber", "FrameReferenceDateTime", "FrameAcquisitionDateTime", "StackID",
+    "ImageType", "EchoTime", "EchoNumbers", "InversionTime", "DiffusionGradientOrientation",
+    "TemporalPositionIdentifier", "TriggerTime", "FrameReferenceTime", "AcquisitionNumber", "AcquisitionDate",
+    "AcquisitionTime", "ContentTime", "EnergyWindowVector", "DetectorVector", "TimeSlotVector", 0x0019100C, 0x00431039,
+    0x20011003, 0x00190010, 0x00430010, 0x20010010, "SeriesNumber", "SeriesDescription", "Modality", "InstanceNumber",
+    "DetectorInformationSequence", "SliceVector", "FrameIncrementPointer", "SharedFunctionalGroupsSequence",
+    "PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "ModalityLUTSequence",
+]  # fmt: skip
 UNREAD = ["SpecificCharacterSet", "RescaleType", "PatientName", "StudyDate", "AcquisitionMatrix", 0x00291010]
 GARBAGE = st.one_of(
     st.tuples(st.just("UN"), st.binary(max_size=40)),
