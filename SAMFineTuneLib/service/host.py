@@ -30,7 +30,7 @@ from SAMFineTuneLib.session.doubts import doubts_about_adapter
 from SAMFineTuneLib.session.failures import details_of
 from SAMFineTuneLib.session.jobs import PropagationJob
 from SAMFineTuneLib.session.session import Session
-from SAMFineTuneLib.session.session_file import model_notice, read_document, session_to_dict
+from SAMFineTuneLib.session.session_file import restore, session_to_dict
 
 _log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class HostedSession:
         window = choose_window(volume, recipe.get("window"))
         for sentence in doubts_about_adapter(volume, recipe):
             self._hear(events.Notice(sentence))
-        self._session.start_labels(predictor, window, orientation, intent.first, intent.last, intent.job)
+        self._session.find_labels_with(predictor, window, orientation, intent)
 
     def _adopt(self, number: int, intent: intents.Adopt) -> None:
         if any(job.number == intent.job for job in self._session.jobs):  # a replay runs the job again
@@ -265,14 +265,7 @@ class HostedSession:
             document = json.loads(intent.document)
         except (ValueError, RecursionError) as error:
             raise UserError("The stored session is damaged; use another copy of it.") from error
-        session = self._session
-        _, state, made_with = read_document(document, session.require_volume())
-        if intent.step is not None:
-            session.put(intent.step, state)
-            return
-        session.reset(state)
-        if notice := model_notice(made_with, session.predictor):
-            self._hear(events.Notice(notice))
+        restore(self._session, document, intent.step)
 
     def _replay(self, _: int, intent: intents.Replay) -> None:
         self._restoring = intent.begins  # what the user was told once is not told again

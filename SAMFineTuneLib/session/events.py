@@ -4,7 +4,6 @@ wire to a client and its host. NumPy only."""
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -249,20 +248,3 @@ class Listeners:
                 listener(event)
             except Exception:
                 logging.getLogger(__name__).exception("A listener failed on %s", type(event).__name__)
-
-
-class EventQueue:
-    """A listener that keeps events until they are fetched, for hosts that poll."""
-
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque()
-
-    def __call__(self, event: Event) -> None:
-        self._events.append(event)
-
-    def fetch(self) -> list[Event]:
-        """All events since the last call."""
-        events = []
-        while self._events:
-            events.append(self._events.popleft())
-        return events

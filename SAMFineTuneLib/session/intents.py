@@ -6,9 +6,9 @@ Numbers of prompts, jobs and requests are the caller's to choose; where they are
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.slice_plane import SlicePlane
@@ -283,85 +283,49 @@ LibraryIntent = (Ask, Download, Install)
 """What needs no session."""
 
 
+P = ParamSpec("P")
+
+
+def asks(kind: Callable[P, Any]) -> Callable[Concatenate[IntentMethods, P], Any]:
+    """A method that takes the fields of an intent and does it."""
+
+    def method(self: IntentMethods, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return self.do(kind(*args, **kwargs))
+
+    method.__doc__ = kind.__doc__
+    return method
+
+
 class IntentMethods(ABC):
     """Intents as methods, the same for a session in this process and for a client of one elsewhere.
 
-    What they return is what `do` returns for the intent.
+    Each takes the fields of its intent, and returns what `do` returns for it.
     """
 
     @abstractmethod
     def do(self, intent: Any) -> Any:
         """Do what an intent asks for."""
 
-    def add_segment(self, name: str, value: int | None = None, color: Sequence[float] | None = None) -> Any:
-        return self.do(AddSegment(name, value, None if color is None else tuple(color)))
-
-    def change_segment(self, value: int, name: str | None = None, color: Sequence[float] | None = None) -> Any:
-        return self.do(ChangeSegment(value, name, None if color is None else tuple(color)))
-
-    def remove_segment(self, value: int) -> Any:
-        return self.do(RemoveSegment(value))
-
-    def add_prompt(self, segment: int, prompt: Prompt, view: View = "axial", number: int | None = None) -> int:
-        """Returns the prompt's number."""
-        return self.do(AddPrompt(segment, prompt, view, number))
-
-    def move_prompt(self, number: int, prompt: Prompt, view: View | None = None) -> Any:
-        return self.do(MovePrompt(number, prompt, view))
-
-    def delete_prompt(self, number: int) -> Any:
-        return self.do(DeletePrompt(number))
-
-    def clear(self, segment: int | None = None, plane: SlicePlane | None = None) -> Any:
-        return self.do(Clear(segment, plane))
-
-    def undo(self) -> Any:
-        return self.do(Undo())
-
-    def redo(self) -> Any:
-        return self.do(Redo())
-
-    def propagate(
-        self,
-        segment: int,
-        settings: PropagationSettings | None = None,
-        orientation: str | None = None,
-        job: int | None = None,
-    ) -> Any:
-        return self.do(Propagate(segment, settings, orientation, job))
-
-    def everything(
-        self,
-        orientation: str = "axial",
-        settings: EverythingSettings | None = None,
-        first: int | None = None,
-        last: int | None = None,
-        job: int | None = None,
-    ) -> Any:
-        return self.do(Everything(orientation, settings, first, last, job))
-
-    def find_labels(
-        self,
-        model: str,
-        adapter: str,
-        device: str = "auto",
-        orientation: str = "",
-        first: int | None = None,
-        last: int | None = None,
-    ) -> Any:
-        return self.do(FindLabels(model, adapter, device, orientation, first, last))
+    set_volume = asks(SetVolume)
+    set_window = asks(SetWindow)
+    add_segment = asks(AddSegment)
+    change_segment = asks(ChangeSegment)
+    remove_segment = asks(RemoveSegment)
+    add_prompt = asks(AddPrompt)
+    move_prompt = asks(MovePrompt)
+    delete_prompt = asks(DeletePrompt)
+    clear = asks(Clear)
+    undo = asks(Undo)
+    redo = asks(Redo)
+    propagate = asks(Propagate)
+    everything = asks(Everything)
+    find_labels = asks(FindLabels)
+    cancel = asks(Cancel)
+    embed = asks(Embed)
+    stop_embedding = asks(StopEmbedding)
 
     def adopt(
         self, job: int, objects: Sequence[int], values: Sequence[int] | None = None, names: Sequence[str] | None = None
     ) -> Any:
         values, names = (None if given is None else tuple(given) for given in (values, names))
         return self.do(Adopt(job, tuple(objects), values, names))
-
-    def cancel(self, job: int, keep_results: bool = True) -> Any:
-        return self.do(Cancel(job, keep_results))
-
-    def embed(self, orientation: str, index: int) -> Any:
-        return self.do(Embed(orientation, index))
-
-    def stop_embedding(self) -> Any:
-        return self.do(StopEmbedding())

@@ -1,27 +1,20 @@
-"""Long computations of a session, worked off step by step: a host without threads calls `Session.work` from a timer,
-a host with threads lets `WorkThread` call it.
-"""
+"""Long computations of a session, which `Session.work` does step by step."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SlicePlane
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.everything_mode import Object3D, SliceMasks, link
-from SAMFineTuneLib.inference.progress import Meter, Progress
-from SAMFineTuneLib.inference.propagation import PropagatedSlice, PropagationEnd
+from SAMFineTuneLib.inference.progress import Progress
+from SAMFineTuneLib.inference.propagation import PropagatedSlice
 from SAMFineTuneLib.inference.settings import EverythingSettings
 from SAMFineTuneLib.session.events import ObjectInfo, Objects
 from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State
-
-if TYPE_CHECKING:
-    from SAMFineTuneLib.session.session import Session
 
 _MOST_FOUND = 2  # jobs whose objects are kept
 
@@ -40,6 +33,7 @@ class Job:
         self.done = False
         self.cancelled = False
         self.keep_results = True
+        self.steps: Iterator[Any] = iter(())
 
     def cancel(self, keep_results: bool = True) -> None:
         """Stop before the next slice; what was found so far stays (and can be undone) unless told otherwise."""
@@ -65,7 +59,6 @@ class PropagationJob(Job):
         self.sources = sources
         self.covers = frozenset(plane.key for plane in covers)
         self.masks: dict[Place, PropagatedMask] = {}
-        self.steps: Iterator[PropagatedSlice | PropagationEnd] = iter(())
 
     def take(self, item: PropagatedSlice) -> Place:
         """Keep a slice."""
@@ -104,7 +97,6 @@ class EverythingJob(Job):
         super().__init__(number)
         self.objects: list[Object3D] = []
         self.slices: list[SliceMasks] = []
-        self.steps: Iterator[SliceMasks] = iter(())
         self._settings = settings
 
     def link(self) -> None:
@@ -165,54 +157,3 @@ class FoundObjects:
         if not set(objects) <= set(by_number):
             raise UserError("One of these objects is not there; find them again.")
         return [by_number[number] for number in objects]
-
-
-class Embedding:
-    """Slices waiting to be embedded in the background: the focus, its neighbours outwards, the rest."""
-
-    def __init__(
-        self, count: int, focus: int, plane: Callable[[int], SlicePlane], report: Callable[[Progress], None]
-    ) -> None:
-        self._order = sorted(range(count), key=lambda index: (abs(index - focus), index))
-        self._plane = plane
-        self._meter = Meter(count, report)
-
-    def next(self) -> SlicePlane | None:
-        """The most urgent plane, None when all are done."""
-        return self._plane(self._order[0]) if self._order else None
-
-    def advance(self) -> None:
-        """That plane is embedded."""
-        del self._order[0]
-        self._meter.step()
-
-
-class WorkThread:
-    """Works off a session in a thread until `close`. Intents may be sent from any thread meanwhile."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="samfinetune-work", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop after the current step and wait for it."""
-        self._closed.set()
-        self._session.work_arrived.set()
-        self._thread.join()
-
-    def __enter__(self) -> WorkThread:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _run(self) -> None:
-        arrived = self._session.work_arrived
-        while not self._closed.is_set():
-            arrived.clear()
-            while not self._closed.is_set() and self._session.work(0.0):
-                time.sleep(0.001)  # lets an intent that waits for the session's lock in between two steps
-            if not self._closed.is_set():
-                arrived.wait()

@@ -1,12 +1,12 @@
 """The interactive session: the one object that panels, servers and the command line talk to.
 
 It holds the volume, the window, the model, and a `State` of segments, prompts and propagated masks. Callers send
-intents (`do`, or the methods named after them) and draw what it says: events tell listeners what changed, `mask` and
-`labelmap` give the results. Prompts are the truth and masks follow from them (see `answers`), so undo and redo only
-exchange states, and a new window or model makes the masks anew.
+intents (`do`, or the methods named after them) and draw what it tells: events say what changed, `mask` and `labelmap`
+give the results. Masks follow from prompts (see `answers`), so undo and redo only exchange states, and a new window or
+model makes the masks anew.
 
-Anything long is worked off by `work`, a step at a time: masks that must be made anew, then jobs, then embedding in
-the background. A host without threads calls it from a timer, one with threads uses `jobs.WorkThread`.
+`work` does anything long, a step at a time: masks that must be made anew, then jobs, then embedding in the background.
+A session belongs to the thread that calls it; other threads may only set `work_arrived` and cancel jobs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,14 +25,14 @@ from SAMFineTuneLib.images.slice_extraction import picture, write
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, number_of_slices
 from SAMFineTuneLib.inference.automatic_head import class_slices
 from SAMFineTuneLib.inference.everything_mode import everything
-from SAMFineTuneLib.inference.progress import Progress
+from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.inference.propagation import PropagationEnd, Seed, planned_planes, propagate
 from SAMFineTuneLib.session import edits, events, intents
 from SAMFineTuneLib.session.answers import Answer, Answers
 from SAMFineTuneLib.session.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels
 from SAMFineTuneLib.session.failures import as_sentence, details_of
 from SAMFineTuneLib.session.history import History
-from SAMFineTuneLib.session.jobs import Embedding, EverythingJob, FoundObjects, Job, LabelsJob, PropagationJob
+from SAMFineTuneLib.session.jobs import EverythingJob, FoundObjects, Job, LabelsJob, PropagationJob
 from SAMFineTuneLib.session.masks import Masks
 from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
@@ -42,28 +41,6 @@ if TYPE_CHECKING:
 
 _VERBS = {"propagate": "propagate the segment", "everything": "find objects"}
 _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices"}
-_HANDLERS: dict[type, Callable[[Session, Any], Any]] = {}
-
-
-def _handles(kind: type):
-    """The method that does what intents of this kind ask for."""
-
-    def register(method):
-        _HANDLERS[kind] = method
-        return method
-
-    return register
-
-
-def _locked(method):
-    """One intent or step at a time, whichever threads they come from."""
-
-    @functools.wraps(method)
-    def guarded(self, *args, **kwargs):
-        with self._lock:
-            return method(self, *args, **kwargs)
-
-    return guarded
 
 
 class Session(intents.IntentMethods):
@@ -94,18 +71,18 @@ class Session(intents.IntentMethods):
         its own: they then hold for every state there is, and undo and redo step by prompt."""
         self.state_due = False
         """Whether listeners are told the state with the next intent or work, be it another one or not."""
-        self._lock = threading.RLock()
         self._listeners = events.Listeners()
+        self._tell = self._listeners.tell
         self._history = History(State())
-        self._masks = Masks(self._history, self._propagations, self._listeners.tell)
+        self._masks = Masks(self._history, self._propagations, self._tell)
         self._recipe: Mapping[str, Any] = {}
         self._next_number = 1  # of a prompt
         self._next_job = 1
         self._moment = 0
         self._settled = True  # as listeners know it
-        self._jobs: list[PropagationJob | EverythingJob] = []
+        self._jobs: list[Job] = []
         self._found = FoundObjects()
-        self._embedding: Embedding | None = None
+        self._embedding: Iterator[SlicePlane] | None = None
         self._focus: tuple[str, int] | None = None
         self._prompt_infos: dict[PlacedPrompt, events.PromptInfo] = {}
         if predictor is not None:
@@ -113,46 +90,40 @@ class Session(intents.IntentMethods):
         if volume is not None:
             self.set_volume(volume, window)
 
-    @_locked
     def do(self, intent: Any, moment: int | None = None) -> Any:
         """Do what an intent asks for; returns what its handler says: the segment, the number, the job.
 
         `moment` is the caller's count of intents, which never goes back; without it the session counts. UserError
         when it cannot be done.
         """
-        handler = _HANDLERS[type(intent)]
         if moment is not None:
             self._moment = moment - 1
         try:
-            return handler(self, intent)
+            return self._handle(intent)
         finally:
             if self.immediate:
                 self._tell_state()
 
+    @functools.singledispatchmethod
+    def _handle(self, intent: Any) -> Any:
+        raise TypeError(f"A session cannot do {type(intent).__name__}.")
+
     # ---- what it works on
 
-    def set_volume(self, volume: Volume, window: IntensityWindow | None = None) -> None:
-        """Start over with another volume; without a window, with the default of its modality."""
-        self.do(intents.SetVolume(volume, window))
-
-    def set_window(self, window: IntensityWindow | None) -> None:
-        """See the volume differently; jobs end, and `work` makes masks anew that come from prompts."""
-        self.do(intents.SetWindow(window))
-
-    @_handles(intents.SetVolume)
+    @_handle.register
     def _set_volume(self, intent: intents.SetVolume) -> None:
         volume = intent.volume
         window = intent.window or choose_window(volume, None)
         self._stop_jobs()
         self._found.clear()
-        self._stop_embedding()
+        self._stop_embedding(intents.StopEmbedding())
         self.reset(State())
         self._masks.finish()  # nothing but masks that are gone
         self.volume, self.window = volume, window
-        self._notice(*doubts_about_voxels(volume), *doubts_about_adapter(volume, self._recipe))
+        self.notice(*doubts_about_voxels(volume), *doubts_about_adapter(volume, self._recipe))
         self._restart_masks()
 
-    @_handles(intents.SetWindow)
+    @_handle.register
     def _set_window(self, intent: intents.SetWindow) -> None:
         window = intent.window or choose_window(self.require_volume(), None)
         if window != self.window:
@@ -160,7 +131,6 @@ class Session(intents.IntentMethods):
             self.window = window
             self._restart_masks()
 
-    @_locked
     def set_model(self, predictor: Predictor, adapter: str = "", recipe: Mapping[str, Any] | None = None) -> None:
         """Answer with another model; jobs end, and `work` makes masks anew that come from prompts.
 
@@ -168,12 +138,11 @@ class Session(intents.IntentMethods):
         """
         self._stop_jobs()
         self.predictor, self.adapter, self._recipe = predictor, adapter, recipe or {}
-        self._notice(*predictor.engine.notices)
+        self.notice(*predictor.engine.notices)
         if self.volume is not None:
-            self._notice(*doubts_about_adapter(self.volume, self._recipe))
+            self.notice(*doubts_about_adapter(self.volume, self._recipe))
         self._restart_masks()
 
-    @_locked
     def reset(self, state: State) -> None:
         """Go on from a state, with nothing to undo."""
         before = self.state
@@ -182,7 +151,6 @@ class Session(intents.IntentMethods):
         self._masks.forget_doubts(self._moment)
         self._announce(before)
 
-    @_locked
     def put(self, name: str, state: State) -> None:
         """Go on from a state, whose moments hold, by a step that can be undone."""
         self._count_from(state)
@@ -195,12 +163,6 @@ class Session(intents.IntentMethods):
         """All that can be undone; immutable."""
         return self._history.state
 
-    @contextmanager
-    def unchanged(self) -> Iterator[State]:
-        """The state, while nobody else changes anything."""
-        with self._lock:
-            yield self.state
-
     @property
     def segments(self) -> tuple[SegmentInfo, ...]:
         """In the order in which they are protected: an earlier one keeps its voxels."""
@@ -211,7 +173,7 @@ class Session(intents.IntentMethods):
         """All prompts in the order in which they came."""
         return self.state.prompts
 
-    @_handles(intents.AddSegment)
+    @_handle.register
     def _add_segment(self, intent: intents.AddSegment) -> SegmentInfo:
         info = edits.add_segment(self.state, intent.name, intent.value, intent.color).segments[-1]
         self._edit_segments(
@@ -219,19 +181,19 @@ class Session(intents.IntentMethods):
         )
         return self.segments[-1]
 
-    @_handles(intents.ChangeSegment)
+    @_handle.register
     def _change_segment(self, intent: intents.ChangeSegment) -> None:
         value = edits.find_segment(self.state, intent.value).value
         self._edit_segments(
             "change segment", value, True, lambda s: edits.change_segment(s, value, intent.name, intent.color)
         )
 
-    @_handles(intents.RemoveSegment)
+    @_handle.register
     def _remove_segment(self, intent: intents.RemoveSegment) -> None:
         value = edits.find_segment(self.state, intent.value).value
         self._edit_segments("remove segment", value, True, lambda s: edits.remove_segment(s, value))
 
-    @_handles(intents.AddPrompt)
+    @_handle.register
     def _add_prompt(self, intent: intents.AddPrompt) -> int:
         number = self._next_number if intent.number is None else intent.number
         if number < self._next_number:
@@ -240,26 +202,26 @@ class Session(intents.IntentMethods):
         placed = edits.place_prompt(self.state, volume, number, intent.segment, intent.prompt, intent.view)
         self._next_number = number + 1
         self._apply("add prompt", edits.add_prompt(self.state, placed))
-        self._notice(*doubts_about_placing(volume, placed))
+        self.notice(*doubts_about_placing(volume, placed))
         for plane, _ in placed.parts:
             task = self.state.tasks[(placed.segment, plane.key)]
             if task.base is None and not any(part.says_where for part in task.prompts):
-                self._notice(f"There are only negative prompts on {plane}; add a positive point or a box.")
+                self.notice(f"There are only negative prompts on {plane}; add a positive point or a box.")
         return number
 
-    @_handles(intents.MovePrompt)
+    @_handle.register
     def _move_prompt(self, intent: intents.MovePrompt) -> None:
         old = edits.find_prompt(self.state, intent.number)
         view = old.view if intent.view is None else intent.view
         placed = edits.place_prompt(self.state, self.require_volume(), old.id, old.segment, intent.prompt, view)
         self._apply("move prompt", edits.move_prompt(self.state, placed))
 
-    @_handles(intents.DeletePrompt)
+    @_handle.register
     def _delete_prompt(self, intent: intents.DeletePrompt) -> None:
         edits.find_prompt(self.state, intent.number)
         self._apply("delete prompt", edits.delete_prompt(self.state, intent.number))
 
-    @_handles(intents.Clear)
+    @_handle.register
     def _clear(self, intent: intents.Clear) -> None:
         if intent.segment is not None:
             edits.find_segment(self.state, intent.segment)
@@ -283,11 +245,11 @@ class Session(intents.IntentMethods):
         """What redo does again, None when there is nothing."""
         return self._history.redo_name
 
-    @_handles(intents.Undo)
+    @_handle.register
     def _undo(self, _: intents.Undo) -> str | None:
         return self._travel(self._history.undo)
 
-    @_handles(intents.Redo)
+    @_handle.register
     def _redo(self, _: intents.Redo) -> str | None:
         return self._travel(self._history.redo)
 
@@ -303,7 +265,6 @@ class Session(intents.IntentMethods):
         """Whether every mask is made that follows from the state, or there is no model to make it."""
         return self._masks.settled
 
-    @_locked
     def answer(self, segment: int, plane: SlicePlane | str) -> Answer | None:
         """Packed mask and score of a segment on a plane or its key; None where it has none."""
         return self._masks.answer((segment, plane if isinstance(plane, str) else plane.key))
@@ -318,7 +279,6 @@ class Session(intents.IntentMethods):
         answer = self.answer(segment, plane)
         return None if answer is None else answer.score
 
-    @_locked
     def planes(self, segment: int) -> list[SlicePlane]:
         """The planes on which a segment has prompts or propagated masks."""
         found = {key: task.plane for (owner, key), task in self.state.tasks.items() if owner == segment}
@@ -330,31 +290,34 @@ class Session(intents.IntentMethods):
         """Planes whose propagated mask comes from prompts that were changed since."""
         return self.state.outdated(segment)
 
-    @_locked
-    def labelmap(self, onto: np.ndarray | None = None, overwrite: bool = False) -> np.ndarray:
+    def labelmap(self) -> np.ndarray:
         """All segments as a label map [k, j, i], uint8 or uint16; masks that are not made yet are made now.
 
-        Segments are written in their order and never into voxels that have another value, be it from an earlier
-        segment or from `onto` (an existing label map, which is copied), unless `overwrite`. Where planes of one
-        segment cross, the one prompted last counts.
+        Segments are written in their order, and an earlier one keeps its voxels. Where planes of one segment cross,
+        the one prompted last counts.
         """
         volume = self.require_volume()
-        kind = np.dtype(np.uint8 if max((info.value for info in self.segments), default=0) < 256 else np.uint16)
-        labelmap = np.zeros(volume.shape, kind) if onto is None else np.array(onto, np.promote_types(onto.dtype, kind))
+        kind = np.min_scalar_type(max((info.value for info in self.segments), default=0))
+        labelmap = np.zeros(volume.shape, kind)
         for info in self.segments:
             for place, task in self.state.tasks.items():
                 if place[0] == info.value:
                     mask = self._masks.answer(place).mask.unpack()
                     placed = [given.points[given.labels == 1] for given in task.prompts]
                     points = np.concatenate(placed) if placed else None
-                    write(mask, task.plane, labelmap, volume, info.value, not overwrite, points)
+                    write(mask, task.plane, labelmap, volume, info.value, True, points)
         return labelmap
 
     def listen(self, listener: events.Listener) -> Callable[[], None]:
         """Tell a listener every event from now on; returns the function that ends it."""
         return self._listeners.add(listener)
 
-    @_handles(intents.TellAgain)
+    def notice(self, *sentences: str) -> None:
+        """Tell listeners sentences that the user should read."""
+        for sentence in sentences:
+            self._tell(events.Notice(sentence))
+
+    @_handle.register
     def _tell_again(self, _: intents.TellAgain) -> None:
         self._masks.tell_again()
 
@@ -365,7 +328,7 @@ class Session(intents.IntentMethods):
         """The jobs that run. `Job.cancel` may be called from any thread, also while a step is under way."""
         return tuple(self._jobs)
 
-    @_handles(intents.Propagate)
+    @_handle.register
     def _propagate(self, intent: intents.Propagate) -> PropagationJob:
         segment, settings, orientation = intent.segment, intent.settings, intent.orientation
         info = edits.find_segment(self.state, segment)
@@ -384,45 +347,28 @@ class Session(intents.IntentMethods):
                 sources.append((task.plane.key, task.prompts))
         covers = planned_planes(volume, seeds, settings)
         job = PropagationJob(self._job_number(intent.job), segment, tuple(sources), covers, self._next_moment())
-        report = functools.partial(self._report, job)
-        job.steps = propagate(predictor, volume, self.window, seeds, settings, report, job.is_cancelled)
-        return self._start(job)
+        return self._start(job, propagate, predictor, volume, self.window, seeds, settings)
 
-    @_handles(intents.Everything)
+    @_handle.register
     def _everything(self, intent: intents.Everything) -> EverythingJob:
         volume, predictor = self.require_volume(), self._require_predictor()
+        asked = intent.orientation, intent.settings, intent.first, intent.last
         job = EverythingJob(self._job_number(intent.job), intent.settings)
-        job.steps = everything(
-            predictor, volume, self.window, intent.orientation, intent.settings, intent.first, intent.last,
-            functools.partial(self._report, job), job.is_cancelled,
-        )  # fmt: skip
-        return self._start(job)
+        return self._start(job, everything, predictor, volume, self.window, *asked)
 
-    @_locked
-    def start_labels(
-        self,
-        predictor: Predictor,
-        window: IntensityWindow,
-        orientation: str = "axial",
-        first: int | None = None,
-        last: int | None = None,
-        job: int | None = None,
+    def find_labels_with(
+        self, predictor: Predictor, window: IntensityWindow, orientation: str, intent: intents.FindLabels
     ) -> LabelsJob:
         """Find the labels of a model with an automatic head, which need not be the one that answers prompts; what the
         job finds can be adopted as segments."""
-        labels = LabelsJob(self._job_number(job))
-        report = functools.partial(self._report, labels)
-        labels.steps = class_slices(
-            predictor, self.require_volume(), window, orientation, first, last, report, labels.is_cancelled
-        )
-        return self._start(labels)
+        job, volume = LabelsJob(self._job_number(intent.job)), self.require_volume()
+        return self._start(job, class_slices, predictor, volume, window, orientation, intent.first, intent.last)
 
-    @_locked
     def found(self, job: int, objects: tuple[int, ...]) -> list:
         """Objects, by number, of a job that is done; UserError when they are not there."""
         return self._found.of(job, objects)
 
-    @_handles(intents.Adopt)
+    @_handle.register
     def _adopt(self, intent: intents.Adopt) -> tuple[SegmentInfo, ...]:
         known = len(self.segments)
         objects = self.found(intent.job, intent.objects)
@@ -431,32 +377,26 @@ class Session(intents.IntentMethods):
             self._apply("add found objects", state)
         return self.segments[known:]
 
-    @_handles(intents.Cancel)
+    @_handle.register
     def _cancel(self, intent: intents.Cancel) -> None:
         for job in self._jobs:
             if job.number == intent.job:
                 job.cancel(intent.keep_results)
 
-    @_handles(intents.Embed)
+    @_handle.register
     def _embed(self, intent: intents.Embed) -> None:
         volume, _ = self.require_volume(), self._require_predictor()
         aligned_plane(volume, intent.orientation, intent.index)
         self._focus = (intent.orientation, intent.index)
-        self._embedding = Embedding(
-            number_of_slices(volume, intent.orientation),
-            intent.index,
-            functools.partial(aligned_plane, volume, intent.orientation),
-            functools.partial(self._tell_busy, None, "embed"),
-        )
+        self._embedding = self._embed_slices(intent.orientation, intent.index)
         self.work_arrived.set()
 
-    @_handles(intents.StopEmbedding)
-    def _stop_embedding(self, _: intents.StopEmbedding | None = None) -> None:
+    @_handle.register
+    def _stop_embedding(self, _: intents.StopEmbedding) -> None:
         if self._embedding is not None:
             self._tell(events.Finished(None, "embed", cancelled=True))
         self._embedding = self._focus = None
 
-    @_locked
     def work(self, budget_seconds: float = 0.05) -> bool:
         """Do at least one step, more until the budget is spent; returns whether anything is left to do."""
         end = time.monotonic() + budget_seconds
@@ -471,13 +411,6 @@ class Session(intents.IntentMethods):
             self.work(0.0)
 
     # ---- inside
-
-    def _tell(self, event: events.Event) -> None:
-        self._listeners.tell(event)
-
-    def _notice(self, *sentences: str) -> None:
-        for sentence in sentences:
-            self._tell(events.Notice(sentence))
 
     def _tell_state(self) -> None:
         """Tell the state if it has changed, or if a caller has asked for it."""
@@ -563,10 +496,10 @@ class Session(intents.IntentMethods):
         for job in self._propagations():
             if not job.cancelled and not after.agrees(job.segment, job.sources):
                 job.cancel(keep_results=False)
-                self._notice("The propagation was stopped because the prompts it started from changed.")
+                self.notice("The propagation was stopped because the prompts it started from changed.")
         for info in after.segments:
             if after.outdated(info.value) and not before.outdated(info.value):
-                self._notice(f"Slices of {info.name} were propagated from prompts that have changed since; "
+                self.notice(f"Slices of {info.name} were propagated from prompts that have changed since; "
                              "propagate again.")  # fmt: skip
         self.state_due = True
         self._masks.state_changed(before)
@@ -588,7 +521,9 @@ class Session(intents.IntentMethods):
         job.progress = progress
         self._tell_busy(job.number, job.what, progress)
 
-    def _start(self, job):
+    def _start(self, job: Job, begin: Callable[..., Iterator], *inputs: Any) -> Any:
+        """Begin a job, whose steps `begin` makes of these inputs."""
+        job.steps = begin(*inputs, functools.partial(self._report, job), job.is_cancelled)
         self._jobs.append(job)
         self.work_arrived.set()
         return job
@@ -602,16 +537,17 @@ class Session(intents.IntentMethods):
             elif self._jobs:
                 job = self._jobs[0]
                 self._step_job(job)
-            elif self._embedding is not None:
-                self._step_embedding(self._embedding)
-            else:
+            elif self._embedding is None:
                 return False
+            elif next(self._embedding, None) is None:
+                self._embedding = None
+                self._tell(events.Finished(None, "embed"))
         except UserError as error:
             number = job.number if job is not None else None
             self._tell(events.Failed(str(error), number, details_of(error)))
         return True
 
-    def _step_job(self, job: PropagationJob | EverythingJob) -> None:
+    def _step_job(self, job: Job) -> None:
         try:
             item = None if job.cancelled and not job.keep_results else next(job.steps, None)
         except Exception as error:
@@ -621,7 +557,7 @@ class Session(intents.IntentMethods):
         if item is None:
             self._end_job(job)
         elif isinstance(item, PropagationEnd):
-            self._notice(item.reason)
+            self.notice(item.reason)
         elif isinstance(job, PropagationJob):
             place = job.take(item)
             self._masks.expect([(place, item.plane)])
@@ -634,7 +570,7 @@ class Session(intents.IntentMethods):
             job.cancel(keep_results=False)
             self._end_job(job)
 
-    def _end_job(self, job: PropagationJob | EverythingJob) -> None:
+    def _end_job(self, job: Job) -> None:
         self._jobs.remove(job)
         job.done = True
         if isinstance(job, EverythingJob):
@@ -645,15 +581,16 @@ class Session(intents.IntentMethods):
                 self._apply("propagate", state, job.moment)
         self._tell(events.Finished(job.number, job.what, job.cancelled))
 
-    def _step_embedding(self, embedding: Embedding) -> None:
-        plane = embedding.next()
-        if plane is None:
-            self._embedding = None
-            self._tell(events.Finished(None, "embed"))
-            return
-        try:
-            self.predictor.embed(picture(self.volume, plane, self.window))
-        except Exception as error:
-            self._embedding = self._focus = None
-            raise as_sentence(error, f"embed {plane}") from error
-        embedding.advance()
+    def _embed_slices(self, orientation: str, focus: int) -> Iterator[SlicePlane]:
+        """Embed the slices of an orientation, one a step: `focus`, then its neighbours outwards."""
+        count = number_of_slices(self.volume, orientation)
+        meter = Meter(count, functools.partial(self._tell_busy, None, "embed"))
+        for index in sorted(range(count), key=lambda index: (abs(index - focus), index)):
+            plane = aligned_plane(self.volume, orientation, index)
+            try:
+                self.predictor.embed(picture(self.volume, plane, self.window))
+            except Exception as error:
+                self._embedding = self._focus = None
+                raise as_sentence(error, f"embed {plane}") from error
+            meter.step()
+            yield plane

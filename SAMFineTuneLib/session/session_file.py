@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images import IntensityWindow, Volume
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import same_grid
 from SAMFineTuneLib.prompts import PlanePrompts, PromptSet, SegmentPrompts, prompts_from_dict, prompts_to_dict
-from SAMFineTuneLib.session import edits, events
-from SAMFineTuneLib.session.session import Session
+from SAMFineTuneLib.session import edits
 from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.session.session import Session
 
 FORMAT = "samfinetune-session"
 VERSION = 1
@@ -38,91 +35,54 @@ MadeWith = tuple[str, str, str]
 """Id, digest and adapter of the model that made the masks."""
 
 
-def save_session(session: Session, path: str | Path) -> None:
-    """Write a session, whole or not at all; DiskError when it cannot be."""
-    text = json.dumps(session_to_dict(session), indent=1, allow_nan=False, ensure_ascii=False)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def restore_session(
-    path: str | Path,
-    volume: Volume,
-    predictor: Predictor | None = None,
-    adapter: str = "",
-    listener: events.Listener | None = None,
-) -> Session:
-    """Read a session for the volume it belongs to; see `session_from_dict`."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"The session {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a session file; choose one that was saved as such.") from error
-    return session_from_dict(values, volume, predictor, adapter, listener)
-
-
 def session_to_dict(session: Session) -> dict[str, Any]:
     """Plain values for JSON; raises UserError without a volume."""
     if session.volume is None:
         raise UserError("There is nothing to save yet; open a volume first.")
-    with session.unchanged() as state:
-        window, predictor = session.window, session.predictor
-        model = None
-        if predictor is not None:
-            spec = predictor.engine.spec
-            model = {"id": spec.id, "digest": predictor.engine.digest, "adapter": session.adapter}
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "volume": {
-                "digest": session.volume.digest,
-                "shape": list(session.volume.shape),
-                "voxels": session.volume.voxels_digest,
-                "affine": session.volume.affine.tolist(),
-            },
-            "window": {"low": window.low, "high": window.high, "name": window.name},
-            "model": model,
-            "segments": [{"name": s.name, "value": s.value, "color": list(s.color)} for s in state.segments],
-            "prompts": [_prompt_to_dict(state, placed) for placed in state.prompts],
-            "propagated": [
-                _propagated_to_dict(state, segment, item) for (segment, _), item in state.propagated.items()
-            ],
-            "since": [[*place, state.since[place]] for place in state.tasks if state.since.get(place)],
-        }
+    state, window, model = session.state, session.window, None
+    if session.predictor is not None:
+        engine = session.predictor.engine
+        model = {"id": engine.spec.id, "digest": engine.digest, "adapter": session.adapter}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "volume": {
+            "digest": session.volume.digest,
+            "shape": list(session.volume.shape),
+            "voxels": session.volume.voxels_digest,
+            "affine": session.volume.affine.tolist(),
+        },
+        "window": {"low": window.low, "high": window.high, "name": window.name},
+        "model": model,
+        "segments": [{"name": s.name, "value": s.value, "color": list(s.color)} for s in state.segments],
+        "prompts": [_prompt_to_dict(state, placed) for placed in state.prompts],
+        "propagated": [_propagated_to_dict(state, segment, item) for (segment, _), item in state.propagated.items()],
+        "since": [[*place, state.since[place]] for place in state.tasks if state.since.get(place)],
+    }
 
 
-def session_from_dict(
-    values: Any,
-    volume: Volume,
-    predictor: Predictor | None = None,
-    adapter: str = "",
-    listener: events.Listener | None = None,
-) -> Session:
-    """The session of `session_to_dict`; masks are made when asked for, or by `work`.
+def restore(session: Session, values: Any, step: str | None = None) -> None:
+    """Go on from the document of `session_to_dict`, in the session's window.
 
-    `listener` also hears, as a Notice, when the model is another one than the masks were made with. Raises
-    UserError when the volume is another one, or the values are damaged.
+    It is a step of the name `step`, which can be undone, or without a name a new beginning: then the user is told when
+    another model made the masks.
+
+    Raises:
+        UserError: when the document belongs to another volume or is damaged.
     """
-    window, state, made_with = read_document(values, volume)
-    session = Session(immediate=False)
-    if listener is not None:
-        session.listen(listener)
-    if predictor is not None:
-        session.set_model(predictor, adapter)
-    session.set_volume(volume, window)
+    _, state, made_with = read_document(values, session.require_volume())
+    if step is not None:
+        session.put(step, state)
+        return
     session.reset(state)
-    session.immediate = True
-    notice = model_notice(made_with, predictor)
-    if notice and listener is not None:
-        listener(events.Notice(notice))
-    return session
+    if notice := _model_notice(made_with, session.predictor):
+        session.notice(notice)
 
 
 def read_document(values: Any, volume: Volume) -> tuple[IntensityWindow, State, MadeWith | None]:
     """Window, state and model of `session_to_dict`; UserError when the volume is another one or it is damaged."""
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise UserError("This is not a session file; choose one that was saved as such.")
+        raise UserError("This is not a stored session; use another copy of it.")
     if values.get("version") != VERSION:
         raise UserError(
             f"The session has version {values.get('version')}, but this program reads version {VERSION}: update it."
@@ -142,7 +102,7 @@ def read_document(values: Any, volume: Volume) -> tuple[IntensityWindow, State, 
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"The session file is damaged ({type(error).__name__}); use another copy of it.") from error
+        raise UserError(f"The stored session is damaged ({type(error).__name__}); use another copy of it.") from error
 
 
 def _is_volume(saved: dict[str, Any], volume: Volume) -> bool:
@@ -153,7 +113,7 @@ def _is_volume(saved: dict[str, Any], volume: Volume) -> bool:
     return same_voxels and same_grid(saved.get("affine", np.nan), volume.affine, volume.shape, _SAME_PLACE)
 
 
-def model_notice(made_with: MadeWith | None, predictor: Predictor | None) -> str:
+def _model_notice(made_with: MadeWith | None, predictor: Predictor | None) -> str:
     """A sentence when a session goes on with another model than it was made with; empty when not."""
     if predictor is None or made_with is None or made_with[1] == predictor.engine.digest:
         return ""

@@ -468,11 +468,11 @@ _ACTIONS = {
 
 def replay(document: dict, volume: Volume):
     """A session of its own, in this process, from the stored prompts."""
-    from SAMFineTuneLib.session.session_file import session_from_dict
+    from stored_sessions import restored
 
     document = json.loads(json.dumps(document))
     document["volume"] = {"digest": volume.digest, "shape": list(volume.shape)}
-    return session_from_dict(document, volume, bundled_predictor())
+    return restored(document, volume, bundled_predictor())
 
 
 def bundled_predictor():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from region_engine import WINDOW, phantom, region_predictor
+from stored_sessions import restored
 from wedge_prompt import WedgePrompt, wedges  # noqa: F401
 
 from SAMFineTuneLib.images.slice_plane import aligned_plane
@@ -23,7 +24,7 @@ from SAMFineTuneLib.prompts.prompt_kind import KINDS, drawn_prompt, markers, pro
 from SAMFineTuneLib.service import wire
 from SAMFineTuneLib.session.intents import AddPrompt
 from SAMFineTuneLib.session.session import Session
-from SAMFineTuneLib.session.session_file import session_from_dict, session_to_dict
+from SAMFineTuneLib.session.session_file import session_to_dict
 
 CORNERS = ((1.0, 2.0, 3.0), (4.0, 5.0, 3.0), (7.0, 2.5, 3.0))
 
@@ -50,7 +51,7 @@ def test_a_session_answers_a_new_kind(wedges):  # noqa: F811
     session.add_prompt(1, drawn_prompt("wedge", plane, corners))
     found = session.mask(1, plane)
     assert found.any()
-    again = session_from_dict(session_to_dict(session), volume, session.predictor)
+    again = restored(session_to_dict(session), volume, session.predictor)
     assert np.array_equal(again.mask(1, plane), found)
     session.undo()
     assert session.mask(1, plane) is None

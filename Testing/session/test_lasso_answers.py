@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 from region_engine import WINDOW, phantom, region_predictor
+from stored_sessions import restored
 
 from SAMFineTuneLib.images import aligned_plane, oblique_plane
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import BoxPrompt, LassoPrompt, PointPrompt
 from SAMFineTuneLib.session.session import Session
-from SAMFineTuneLib.session.session_file import session_from_dict, session_to_dict
+from SAMFineTuneLib.session.session_file import session_to_dict
 
 SLICE = 9
 
@@ -102,7 +103,7 @@ def test_a_saved_session_keeps_lassos_and_masks(session):
     session.add_prompt(1, lasso(plane, square(55.2, 25.1, 2.4)))
     session.add_prompt(1, lasso(plane, square(*at, 1.2), positive=False))
     values = json.loads(json.dumps(session_to_dict(session)))
-    again = session_from_dict(values, session.volume, session.predictor)
+    again = restored(values, session.volume, session.predictor)
     assert np.array_equal(again.mask(1, plane), session.mask(1, plane))
 
 

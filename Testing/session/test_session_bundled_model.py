@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from stored_sessions import restored
 
 from SAMFineTuneLib.images import aligned_plane, body_phantom
 from SAMFineTuneLib.images.slice_extraction import extract_labels
@@ -15,7 +16,7 @@ from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSet
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
 from SAMFineTuneLib.session.session import Session
-from SAMFineTuneLib.session.session_file import session_from_dict, session_to_dict
+from SAMFineTuneLib.session.session_file import session_to_dict
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_a_correction_helps_and_survives_saving(predictor, body):
     after = session.mask(1, plane)
     assert predictor.encoder_calls == calls  # the same view of an embedded slice
     assert dice(after, reference) > dice(before, reference) - 0.01
-    again = session_from_dict(session_to_dict(session), volume, predictor)
+    again = restored(session_to_dict(session), volume, predictor)
     assert np.array_equal(again.mask(1, plane), after)
 
 

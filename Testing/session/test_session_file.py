@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from region_engine import WINDOW, phantom, region_predictor
+from stored_sessions import restored
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, aligned_plane, oblique_plane
@@ -13,7 +14,7 @@ from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, MaskPrompt, PointPrompt, ScribblePrompt
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.session import Session
-from SAMFineTuneLib.session.session_file import restore_session, save_session, session_from_dict, session_to_dict
+from SAMFineTuneLib.session.session_file import session_to_dict
 
 
 @pytest.fixture
@@ -58,18 +59,19 @@ def same(a, b):
     assert np.array_equal(a.labelmap(), b.labelmap())
 
 
-def test_a_session_comes_back_as_it_was(session, tmp_path):
-    save_session(session, tmp_path / "work.json")
-    again = restore_session(tmp_path / "work.json", session.volume, region_predictor())
+def document(session):
+    """What a scene stores of a session, through JSON."""
+    return json.loads(json.dumps(session_to_dict(session), allow_nan=False))
+
+
+def test_a_session_comes_back_as_it_was(session):
+    again = restored(document(session), session.volume, region_predictor())
     same(session, again)
-    save_session(again, tmp_path / "again.json")
-    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "work.json").read_bytes()
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["again.json", "work.json"]
+    assert document(again) == document(session)
 
 
-def test_it_goes_on_where_it_was(session, tmp_path):
-    save_session(session, tmp_path / "work.json")
-    again = restore_session(tmp_path / "work.json", session.volume, region_predictor())
+def test_it_goes_on_where_it_was(session):
+    again = restored(document(session), session.volume, region_predictor())
     assert again.undo_name is None
     number = again.add_prompt(1, PointPrompt(tuple(session.volume.ijk_to_ras((12, 44, 9)))))
     assert number > max(placed.id for placed in session.prompts)
@@ -80,7 +82,7 @@ def test_it_goes_on_where_it_was(session, tmp_path):
 def test_outdated_masks_stay_outdated(session):
     session.delete_prompt(session.prompts[1].id)
     assert session.outdated(1)
-    again = session_from_dict(json.loads(json.dumps(session_to_dict(session))), session.volume, region_predictor())
+    again = restored(document(session), session.volume, region_predictor())
     same(session, again)
 
 
@@ -97,25 +99,23 @@ def test_nothing_in_it_says_whose_volume_it_is(tmp_path):
     assert not any(word in text for word in ("DOE", "Doe", "1.2.3.99", str(tmp_path), "dcm"))
 
 
-def test_another_volume_is_refused(session, tmp_path):
-    save_session(session, tmp_path / "work.json")
+def test_another_volume_is_refused(session):
     other, _ = phantom(flip=True)
     with pytest.raises(UserError, match="belongs to another volume .*24 × 56 × 64"):
-        restore_session(tmp_path / "work.json", other, region_predictor())
+        restored(document(session), other, region_predictor())
 
 
-def test_another_model_is_said(session, tmp_path):
-    save_session(session, tmp_path / "work.json")
+def test_another_model_is_said(session):
     told = []
-    restore_session(tmp_path / "work.json", session.volume, region_predictor(digest="newer"), listener=told.append)
+    restored(document(session), session.volume, region_predictor(digest="newer"), listener=told.append)
     assert any("masks may differ" in event.text for event in told if isinstance(event, events.Notice))
     told.clear()
-    restore_session(tmp_path / "work.json", session.volume, region_predictor(), listener=told.append)
+    restored(document(session), session.volume, region_predictor(), listener=told.append)
     assert not any(isinstance(event, events.Notice) for event in told)
 
 
 def test_without_a_model_prompts_are_kept(session):
-    again = session_from_dict(session_to_dict(session), session.volume)
+    again = restored(document(session), session.volume)
     assert len(again.prompts) == len(session.prompts)
     again.set_model(region_predictor())
     same(session, again)
@@ -126,22 +126,16 @@ def test_there_must_be_a_volume_to_save():
         session_to_dict(Session())
 
 
-def test_files_that_are_no_sessions_are_refused(session, tmp_path):
-    path = tmp_path / "work.json"
-    with pytest.raises(UserError, match="cannot be read"):
-        restore_session(path, session.volume)
-    for text in ("", "{", "[]", "{}", '{"format": "other"}', "\udcff".encode("utf-8", "surrogateescape")):
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        with pytest.raises(UserError):
-            restore_session(path, session.volume)
-    with pytest.raises(UserError, match="a part of its path is a file"):
-        save_session(session, tmp_path / "work.json" / "below.json")
+def test_documents_that_are_not_sessions_are_refused(session):
+    for values in (None, [], {}, {"format": "other"}):
+        with pytest.raises(UserError, match="not a stored session"):
+            restored(values, session.volume)
 
 
 def test_damage_anywhere_is_one_sentence(session):
     whole = json.dumps(session_to_dict(session))
     with pytest.raises(UserError, match="version"):
-        session_from_dict(json.loads(whole) | {"version": 99}, session.volume)
+        restored(json.loads(whole) | {"version": 99}, session.volume)
 
     def damaged(values):
         """The same values, each time with one of them lost or replaced."""
@@ -161,7 +155,7 @@ def test_damage_anywhere_is_one_sentence(session):
     refused = 0
     for key in damaged(values):
         try:
-            session_from_dict(values, session.volume)
+            restored(values, session.volume)
         except UserError as error:
             refused += 1
             assert str(error).endswith("."), key
@@ -171,17 +165,17 @@ def test_damage_anywhere_is_one_sentence(session):
 
 def test_a_place_rounded_by_a_file_is_the_same_volume(session):
     """Scenes keep geometry as text; another place, or other voxels, is another volume."""
-    values = json.loads(json.dumps(session_to_dict(session)))
+    values = document(session)
     volume = session.volume
     nudge = np.zeros((4, 4))
     nudge[:3] = 1e-7
-    same(session_from_dict(values, Volume(volume.array, volume.affine + nudge), region_predictor()), session)
+    same(restored(values, Volume(volume.array, volume.affine + nudge), region_predictor()), session)
     nudge[0, 3] = 0.5
     changed = volume.array.copy()
     changed[0, 0, 0] += 1
     for other in (Volume(volume.array, volume.affine + nudge), Volume(changed, volume.affine)):
         with pytest.raises(UserError, match="another volume"):
-            session_from_dict(values, other)
+            restored(values, other)
     del values["volume"]["voxels"]
     with pytest.raises(UserError, match="another volume"):
-        session_from_dict(values, Volume(volume.array, volume.affine + 1e-9 * np.eye(4, k=1)))
+        restored(values, Volume(volume.array, volume.affine + 1e-9 * np.eye(4, k=1)))
