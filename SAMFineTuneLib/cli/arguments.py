@@ -21,27 +21,21 @@ ORIENTATIONS = ("axial", "coronal", "sagittal")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser, and the class of all its sub-commands' parsers, that takes `--window -160,240` as `--window=-160,240`.
+    """A parser, and the class of all its sub-commands' parsers, that prints epilogs as they are written.
 
-    argparse takes a word that begins with a dash for an option unless this pattern calls it a number, and its own
-    pattern (before Python 3.14) knows single numbers only.
+    It takes `--window -160,240` as `--window=-160,240`: argparse takes a word that begins with a dash for an option
+    unless this pattern calls it a number, and its own pattern (before Python 3.14) knows single numbers only.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs):
+        super().__init__(*args, formatter_class=formatter_class, **kwargs)
         self._negative_number_matcher = re.compile(r"^-\.?\d")
 
 
 def add_command_with_actions(subparsers, name: str, text: str, epilog: str) -> Callable:
     """Add a command that consists of actions, such as `models list`; returns what adds an action's parser, called
     with the action's name, the function that does it, and what it does."""
-    parser = subparsers.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
@@ -111,12 +105,7 @@ def connection(args: argparse.Namespace) -> RemoteServer:
     if args.no_cache or args.precision != "auto":
         raise UserError("The server decides about precision and cache: leave out --precision and --no-cache.")
     if args.token_file:
-        path = Path(args.token_file).expanduser()
-        try:
-            token = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise UserError(f"The token file {path} cannot be read: {reason}.") from error
+        token = read_token(Path(args.token_file).expanduser())
     else:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not token:
@@ -126,6 +115,15 @@ def connection(args: argparse.Namespace) -> RemoteServer:
         print(f"note: images and the token travel to {server.address} without encryption; use https:// where the "
               "server has a certificate", file=sys.stderr)  # fmt: skip
     return server
+
+
+def read_token(path: Path) -> str:
+    """The token in a file; UserError when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UserError(f"The token file {path} cannot be read: {reason}.") from error
 
 
 def find_adapter(args: argparse.Namespace) -> AdapterFolder | None:

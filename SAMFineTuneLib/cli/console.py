@@ -15,6 +15,7 @@ from typing import Any
 
 from SAMFineTuneLib.errors import UserError
 
+_MOMENT = 0.5  # s
 _document: dict[str, Any] = {}  # of the command that runs
 _quiet = _json = False
 
@@ -76,12 +77,11 @@ def document(**values: Any) -> None:
         _document[name] = str(value) if isinstance(value, Path) else value
 
 
-def bar(total: int | None = None, *, least: int = 0, **options: Any):
-    """A tqdm progress bar on stderr, where somebody watches a terminal and there are `least` steps to watch."""
+def bar(**options: Any):
+    """A tqdm progress bar on stderr, where somebody watches a terminal, for what takes longer than a moment."""
     from tqdm import tqdm
 
-    hidden = _quiet or not sys.stderr.isatty() or (total is not None and total < least)
-    return tqdm(total=total, disable=hidden, leave=False, **options)
+    return tqdm(disable=_quiet or not sys.stderr.isatty(), leave=False, delay=_MOMENT, **options)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,6 @@ def add_parser(subparsers) -> None:
         description="Make an artificial body with known organs, write it as a DICOM series, read it back, draw one "
         "box round each organ on one slice, let the bundled model do the rest, and measure how well it did.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-o", "--output", metavar="FOLDER", default="demo", help="where to put it (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="another number makes another body (default: 0)")
@@ -48,6 +47,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make, segment, measure."""
+    from SAMFineTuneLib.metrics.mask_metrics import dice
+
     if args.seed < 0:
         raise UserError("--seed must be 0 or more.")
     folder = Path(args.output).expanduser()
@@ -74,6 +75,7 @@ def _demonstrate(folder: Path, seed: int) -> tuple[Segmenter, np.ndarray]:
     from SAMFineTuneLib.cli import describe
     from SAMFineTuneLib.images import body_phantom, write_dicom_series
     from SAMFineTuneLib.images.overlay import save_png, side_by_side
+    from SAMFineTuneLib.metrics.mask_metrics import dice
     from SAMFineTuneLib.prompts import write_prompts
     from SAMFineTuneLib.segmenter import Segmenter
 
@@ -84,8 +86,7 @@ def _demonstrate(folder: Path, seed: int) -> tuple[Segmenter, np.ndarray]:
     prompts = _box_round_each(segmenter.volume, truth, names)
     write_prompts(folder / PROMPTS, prompts)
     segmenter.prompts(prompts)
-    answering = describe.Answering.of(segmenter.predictor)
-    describe.print_inputs(segmenter.volume, segmenter.session.window, answering)
+    describe.print_inputs(segmenter.volume, segmenter.session.window, describe.Answering.of(segmenter.predictor))
     planes = dict(segmenter.prompted_planes)
     segmenter.propagate().save(folder / LABELS, overwrite=True)
     labelmap = segmenter.labelmap
@@ -97,11 +98,6 @@ def _demonstrate(folder: Path, seed: int) -> tuple[Segmenter, np.ndarray]:
     ]
     save_png(folder / PICTURE, side_by_side(images))
     return segmenter, truth
-
-
-def dice(found: np.ndarray, known: np.ndarray) -> float:
-    """Overlap of two masks: twice their common voxels over the sum of both."""
-    return 2 * int((found & known).sum()) / max(1, int(found.sum()) + int(known.sum()))
 
 
 def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:

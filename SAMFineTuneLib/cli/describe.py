@@ -32,8 +32,10 @@ class Answering(NamedTuple):
         return cls(predictor.engine.spec.id, predictor.engine.spec.name, str(predictor.engine.device))
 
 
-def print_inputs(volume: Volume, window: IntensityWindow, answering: Answering, adapter: str | None = None) -> None:
-    """Print what a model is about to see."""
+def print_inputs(
+    volume: Volume, window: IntensityWindow, answering: Answering, adapter: str | None = None
+) -> dict[str, Any]:
+    """Print what a model is about to see; the same for a program."""
     print(f"volume      {what(volume)}")
     print(f"            {grid(volume)}")
     print(f"            {orientation(volume)}")
@@ -44,10 +46,14 @@ def print_inputs(volume: Volume, window: IntensityWindow, answering: Answering, 
     print(f"model       {answering.model}{named} on {answering.device}", flush=True)
     if adapter:
         print(f"adapter     {adapter}", flush=True)
+    known = facts(volume, window)
+    inputs = {name: known[name] for name in ("modality", "size", "spacing_mm", "window")}
+    return {**inputs, "model": answering.model, "device": answering.device, "adapter": adapter}
 
 
 def facts(volume: Volume, window: IntensityWindow) -> dict[str, Any]:
-    """The same facts for a program: size and spacing along i, j, k, the voxel-to-RAS matrix in mm, grey values."""
+    """What is known of a volume, for a program: size and spacing along i, j, k, the voxel-to-RAS matrix in mm, values.
+    """
     source = volume.source
     return {
         "modality": volume.modality,
@@ -62,18 +68,6 @@ def facts(volume: Volume, window: IntensityWindow) -> dict[str, Any]:
         "minimum": float(volume.array.min()),
         "maximum": float(volume.array.max()),
         "window": {"low": float(window.low), "high": float(window.high), "name": window.name},
-    }
-
-
-def inputs(volume: Volume, window: IntensityWindow, answering: Answering, adapter: str | None) -> dict[str, Any]:
-    """What `print_inputs` prints, for a program."""
-    known = facts(volume, window)
-    kept = ("modality", "size", "spacing_mm", "window")
-    return {
-        **{name: known[name] for name in kept},
-        "model": answering.model,
-        "device": answering.device,
-        "adapter": adapter,
     }
 
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from SAMFineTuneLib.cli import console
+from SAMFineTuneLib.cli import arguments, console
 
 _EPILOG = """examples:
   samfinetune info path/to/dicom                 a folder of DICOM files, in any order
@@ -23,13 +23,8 @@ def add_parser(subparsers) -> None:
         help="print series, geometry and grey values of a volume",
         description="Print how a volume was understood: series, geometry, grey values and their window.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("volume", metavar="VOLUME", help="DICOM folder or file, NIfTI, NRRD, MetaImage, PNG, JPEG")
-    parser.add_argument("--series", metavar="UID",
-                        help="which series of a folder, or volume of one (echo, b-value, phase): its UID, or its "
-                        "number in the list")  # fmt: skip
-    parser.add_argument("--window", help="grey-value window, see `samfinetune segment --help`")
+    arguments.add_volume(parser)
     console.add_json(parser)
 
 

@@ -10,7 +10,6 @@ interrupted, 141 the reader of the output went away; anything else is a defect.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -51,27 +50,30 @@ def main(argv: list[str] | None = None) -> int:
         code = _dispatch(argv)
         sys.stdout.flush()
         return code
-    except UserError as error:
-        return _say(f"samfinetune: {error}", 2)
-    except KeyboardInterrupt as error:
-        return _say(f"samfinetune: {str(error) or 'interrupted; nothing half-written was left behind.'}", 130)
-    except MemoryError:
-        return _say("samfinetune: this computer has too little free memory for that; close other programs, or take a "
-                    "smaller model or volume.", 2)
     except BrokenPipeError:
         _discard_stdout()
         return 141
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", _OWN):
-            raise
-        return _say(f"samfinetune: The package “{package}”, which this needs, is not installed: install SAMFineTune "
-                    "again, with pip, in the same Python.", 2)
+    except KeyboardInterrupt as error:
+        return _say(str(error) or "interrupted; nothing half-written was left behind.", 130)
     except Exception as error:
-        sentence = disk_error(error)
-        if sentence is None:
+        sentence = _sentence(error)
+        if not sentence:
             raise
-        return _say(f"samfinetune: {sentence}", 2)
+        return _say(sentence, 2)
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong; empty for a defect."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return ("this computer has too little free memory for that; close other programs, or take a smaller model or "
+                "volume.")  # fmt: skip
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in ("", _OWN):
+        return (f"The package “{package}”, which this needs, is not installed: install SAMFineTune again, with pip, in "
+                "the same Python.")  # fmt: skip
+    return str(disk_error(error) or "")
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -81,7 +83,6 @@ def _dispatch(argv: list[str]) -> int:
         prog="samfinetune",
         description="Segment DICOM and NIfTI volumes from points and boxes with SAM and its variants.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"samfinetune {__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
@@ -105,13 +106,13 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _say(sentence: str, code: int) -> int:
-    """Print `sentence` to stderr, on one line, and hand back `code`."""
+    """Print a sentence to stderr, on one line, and hand back `code`."""
     try:
         sys.stdout.flush()
     except OSError:
         _discard_stdout()
     try:
-        print(" ".join(sentence.splitlines()), file=sys.stderr)
+        print("samfinetune:", " ".join(sentence.splitlines()), file=sys.stderr)
     except BrokenPipeError:
         pass
     return code

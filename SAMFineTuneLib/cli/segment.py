@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,8 @@ from SAMFineTuneLib.cli.segment_jobs import Segmented, SegmentJob, find_jobs, ru
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, SlicePlane, Volume
+    from SAMFineTuneLib.images import IntensityWindow, Volume
     from SAMFineTuneLib.inference.predictor import Predictor
-    from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics
     from SAMFineTuneLib.prompts import PromptSet
     from SAMFineTuneLib.segmenter import Segmenter
     from SAMFineTuneLib.service.server_session import ServerSession
@@ -53,7 +52,6 @@ def add_parser(subparsers) -> None:
         description="Segment a volume from points and boxes, or with --auto without any, and write a label map that "
         "lies exactly on it.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_volume(parser)
     parser.add_argument("-o", "--output", metavar="OUT", required=True,
@@ -95,14 +93,14 @@ _PROMPTS = ("point", "negative_point", "box", "prompts", "label", "picture")  # 
 def run(args: argparse.Namespace) -> int:
     """Read, answer, write, and say what was done."""
     source, output = Path(args.volume).expanduser(), Path(args.output).expanduser()
-    if args.statistics and not args.statistics.lower().endswith(".csv"):
-        raise UserError(f"The table {args.statistics} must end in .csv.")
+    for path, ending, what in ((args.statistics, ".csv", "table"), (args.picture, ".png", "picture")):
+        if path and not path.lower().endswith(ending):
+            raise UserError(f"The {what} {path} must end in {ending}.")
     if args.auto:
         given = [f"--{name.replace('_', '-')}" for name in _PROMPTS if getattr(args, name)]
         if given or args.propagate != "none":
             raise UserError(f"--auto needs no {given[0] if given else '--propagate'}; leave one of them out.")
-        automatically = _automatically_on_server if args.server else _automatically
-        return run_jobs(args, find_jobs(source, output, args.format), lambda: automatically(args))
+        return run_jobs(args, find_jobs(source, output, args.format), lambda: _automatically(args))
     folders = [path for path in args.prompts if Path(path).expanduser().is_dir()]
     if folders:
         if len(args.prompts) > 1 or args.point or args.negative_point or args.box or args.picture:
@@ -114,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     if args.skip_existing:
         raise UserError("--skip-existing is for several volumes, with --auto or a folder of --prompts; leave it out.")
     job = SegmentJob(source, output, tuple(Path(path).expanduser() for path in args.prompts))
-    targets = [path for path in (output, Path(args.picture or "").expanduser()) if path.name]
+    targets = _targets(args, job)
     _require_not_read(targets, (source, *job.prompts))
     outputs.require_new(targets, args)
     return run_jobs(args, [job], lambda: _from_prompts(args, None))
@@ -124,63 +122,112 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
     """What segments a volume from prompts; without a predictor the model is opened once the prompts are known."""
 
     def segment(job: SegmentJob) -> Segmented:
-        from SAMFineTuneLib.cli import describe
-        from SAMFineTuneLib.images import choose_window, read_volume, write_labelmap
+        from SAMFineTuneLib.images import choose_window
         from SAMFineTuneLib.images.overlay import save_png
         from SAMFineTuneLib.segmenter import Segmenter
 
-        targets = [job.target, *([Path(args.picture).expanduser()] if args.picture else [])]
-        volume = read_volume(job.source, args.series)
+        targets, volume = _targets(args, job), _read(args, job)
         _require_not_read(targets, volume.source.files if volume.source is not None else ())
-        _check_outputs(args, job.target, volume)
         prompts = gather_prompts(args, volume, job.prompts)
         told: list[str] = []
         window = choose_window(volume, args.window)
-        with _answering_session(args, volume, window, told) as remote:
-            adapter = None if args.server else args.adapter  # a server has adapters of its own
-            segmenter = Segmenter(
-                volume, window=window, adapter=adapter, predictor=predictor, session=remote, tell=told.append
-            ).prompts(prompts)
-            segmenter.check_prompts(args.propagate != "none")
-            if remote is not None:
-                status = remote.connect()
-                answering = describe.Answering(status.model, "", f"{status.device} of {args.server}")
-            else:
-                segmenter.use(predictor or arguments.open_predictor(args))
-                answering = describe.Answering.of(segmenter.predictor)
-            describe.print_inputs(volume, window, answering, args.adapter)
+        with _server_session(args, volume, window, told) as remote:
+            adapter = None if remote else args.adapter  # a server has adapters of its own
+            segmenter = Segmenter(volume, window=window, adapter=adapter, session=remote, tell=told.append)
+            segmenter.prompts(prompts).check_prompts(args.propagate != "none")
+            model = None if remote else predictor or arguments.open_predictor(args)
+            if model:
+                segmenter.use(model)
+            inputs = _print_inputs(args, volume, window, remote, model)
             while told:
                 console.note(told.pop(0))
-            with _progress("prompts", least=3) as progress:
+            with _progress("prompts") as progress:
                 scores = segmenter.predict(progress).scores
-            prompted = {info.value: segmenter.session.planes(info.value) for info in segmenter.segments}
-            if args.propagate != "none":
-                for info in segmenter.segments:
-                    if any(segmenter.session.mask(info.value, plane).any() for plane in prompted[info.value]):
-                        with _progress(info.name, least=3) as progress:
-                            segmenter.propagate(info.name, args.propagate, progress)
-            facts = _report(segmenter, prompted, scores)
-            if remote is None:
-                _report_embeddings(segmenter.predictor)
+            session = segmenter.session
+            for info in segmenter.segments if args.propagate != "none" else ():
+                if any(session.mask(info.value, plane).any() for plane in session.planes(info.value)):
+                    with _progress(info.name) as progress:
+                        segmenter.propagate(info.name, args.propagate, progress)
+            details = _report(segmenter, scores)
+            if model:
+                _report_embeddings(model)
             outputs.require_new(targets, args)  # somebody may have written there meanwhile
-            labelmap = segmenter.labelmap
-            for sentence in (*told, *write_labelmap(job.target, labelmap, volume, segmenter.segments)):
+            segmenter.save(job.target, overwrite=True)
+            for sentence in told:
                 console.note(sentence)
             print(f"written     {job.target}", flush=True)
             if args.picture:
                 save_png(args.picture, segmenter.slice_image())
                 print(f"written     {args.picture}")
-            inputs = describe.inputs(volume, window, answering, args.adapter)
-            return Segmented({**inputs, "segments": facts}, segmenter.statistics())
+            return Segmented(inputs, segmenter.statistics(), details)
 
     return segment
 
 
+def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented]:
+    """What finds the classes of a model or adapter in a volume, without prompts."""
+    if args.server and (not args.adapter or args.window):
+        raise UserError("With --server, --auto needs --adapter, and takes the window from it: leave out --window.")
+    adapter = None if args.server else arguments.find_adapter(args)
+    predictor = None if args.server else arguments.open_predictor(args, adapter)
+
+    def segment(job: SegmentJob) -> Segmented:
+        from SAMFineTuneLib.cases.case_slices import learned_orientation
+        from SAMFineTuneLib.images import choose_window, write_labelmap
+        from SAMFineTuneLib.inference.automatic_head import class_segments, segment_classes
+        from SAMFineTuneLib.metrics.segment_statistics import segment_statistics
+        from SAMFineTuneLib.session.doubts import doubts_about_adapter
+
+        volume, told = _read(args, job), []
+        session = _server_session(args, volume, choose_window(volume, None), told)
+        with session as remote, _progress(job.source.name) as progress:
+            recipe = remote.adapter_facts() if remote else adapter.card.recipe if adapter else {}
+            window = choose_window(volume, args.window or recipe.get("window"))
+            inputs = _print_inputs(args, volume, window, remote, predictor)
+            for doubt in doubts_about_adapter(volume, recipe):
+                console.note(doubt)
+            if remote:
+                labels, segments = remote.segment_labels(args.orientation or "", progress)
+            else:
+                segments = class_segments(predictor)
+                orientation = args.orientation or learned_orientation(volume, recipe)
+                labels = segment_classes(
+                    predictor, volume, window, orientation, lambda now: progress(now.done, now.total)
+                )
+        statistics = segment_statistics(volume, labels, segments)
+        for row in statistics:
+            size = f"{row.milliliters:.2f} mL" + ("" if row.voxels else ", nothing was found")
+            print(f"segment     {row.value} {row.segment}: {size}")
+        outputs.require_new([job.target], args)  # somebody may have written there meanwhile
+        for sentence in (*told, *write_labelmap(job.target, labels, volume, segments)):
+            console.note(sentence)
+        print(f"written     {job.target}", flush=True)
+        return Segmented(inputs, statistics)
+
+    return segment
+
+
+def _targets(args: argparse.Namespace, job: SegmentJob) -> list[Path]:
+    """The label map and the picture that a job writes."""
+    return [job.target, *([Path(args.picture).expanduser()] if args.picture else [])]
+
+
+def _read(args: argparse.Namespace, job: SegmentJob) -> Volume:
+    """The volume of a job; UserError when its label map cannot have the format that was asked for."""
+    from SAMFineTuneLib.images import read_volume
+    from SAMFineTuneLib.images.dicom_seg import check_dicom_seg
+
+    volume = read_volume(job.source, args.series)
+    if job.target.name.lower().endswith(".dcm"):
+        check_dicom_seg(volume)
+    return volume
+
+
 @contextmanager
-def _answering_session(
+def _server_session(
     args: argparse.Namespace, volume: Volume, window: IntensityWindow, told: list[str]
 ) -> Iterator[ServerSession | None]:
-    """The session on the server of --server, closed at the end; None without that option."""
+    """A session on the server of --server, closed at the end; None without that option."""
     if not args.server:
         yield None
         return
@@ -188,102 +235,37 @@ def _answering_session(
     from SAMFineTuneLib.session.doubts import doubts_about_voxels
 
     known = doubts_about_voxels(volume)
-    session = ServerSession(
+    with closing(ServerSession(
         arguments.connection(args), volume, window, args.model, args.adapter or "", args.device, told.append, known
-    )
-    try:
+    )) as session:  # fmt: skip
         yield session
-    finally:
-        session.close()
 
 
-def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented]:
-    """What finds the classes of a model or adapter in a volume, without prompts."""
-    adapter = arguments.find_adapter(args)
-    predictor = arguments.open_predictor(args, adapter)
-    recipe: Mapping[str, Any] = adapter.card.recipe if adapter else {}
+def _print_inputs(
+    args: argparse.Namespace,
+    volume: Volume,
+    window: IntensityWindow,
+    remote: ServerSession | None,
+    predictor: Predictor | None,
+) -> dict[str, Any]:
+    """Print what the model is about to see, on the server or here; the same for --json."""
+    from SAMFineTuneLib.cli import describe
 
-    def segment(job: SegmentJob) -> Segmented:
-        from SAMFineTuneLib.cases.case_slices import learned_orientation
-        from SAMFineTuneLib.cli import describe
-        from SAMFineTuneLib.images import choose_window, read_volume
-        from SAMFineTuneLib.inference.automatic_head import class_segments, segment_classes
-        from SAMFineTuneLib.session.doubts import doubts_about_adapter
-
-        volume = read_volume(job.source, args.series)
-        _check_outputs(args, job.target, volume)
-        window = choose_window(volume, args.window or recipe.get("window"))
-        answering = describe.Answering.of(predictor)
-        describe.print_inputs(volume, window, answering, args.adapter)
-        for doubt in doubts_about_adapter(volume, recipe):
-            console.note(doubt)
-        orientation = args.orientation or learned_orientation(volume, recipe)
-        with _progress(job.source.name) as progress:
-            labels = segment_classes(
-                predictor, volume, window, orientation, lambda now: progress(now.done, now.total)
-            )
-        statistics = _write_labels(args, job, volume, labels, class_segments(predictor))
-        return Segmented(describe.inputs(volume, window, answering, args.adapter), statistics)
-
-    return segment
-
-
-def _automatically_on_server(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented]:
-    """The same with an adapter of the server."""
-    if not args.adapter or args.window:
-        raise UserError("With --server, --auto needs --adapter, and takes the window from it: leave out --window.")
-
-    def segment(job: SegmentJob) -> Segmented:
-        from SAMFineTuneLib.cli import describe
-        from SAMFineTuneLib.images import choose_window, read_volume
-
-        volume = read_volume(job.source, args.series)
-        _check_outputs(args, job.target, volume)
-        told: list[str] = []
-        with _answering_session(args, volume, choose_window(volume, None), told) as remote:
-            window = choose_window(volume, remote.adapter_facts().get("window"))
-            status = remote.connect()
-            answering = describe.Answering(status.model, "", f"{status.device} of {args.server}")
-            describe.print_inputs(volume, window, answering, args.adapter)
-            with _progress(job.source.name) as progress:
-                labels, segments = remote.segment_labels(args.orientation or "", progress)
-        for sentence in told:
-            console.note(sentence)
-        statistics = _write_labels(args, job, volume, labels, segments)
-        return Segmented(describe.inputs(volume, window, answering, args.adapter), statistics)
-
-    return segment
-
-
-def _write_labels(
-    args: argparse.Namespace, job: SegmentJob, volume: Volume, labels: np.ndarray, segments: Sequence[SegmentInfo]
-) -> list[SegmentStatistics]:
-    """Write a label map, and say what is in it."""
-    from SAMFineTuneLib.images import write_labelmap
-    from SAMFineTuneLib.metrics.segment_statistics import segment_statistics
-
-    statistics = segment_statistics(volume, labels, segments)
-    for row in statistics:
-        size = f"{row.milliliters:.2f} mL" + ("" if row.voxels else ", nothing was found")
-        print(f"segment     {row.value} {row.segment}: {size}")
-    outputs.require_new([job.target], args)  # somebody may have written there meanwhile
-    for note in write_labelmap(job.target, labels, volume, segments):
-        console.note(note)
-    print(f"written     {job.target}", flush=True)
-    return statistics
+    answering = describe.Answering.of(predictor) if predictor else None
+    if remote:
+        status = remote.connect()
+        answering = describe.Answering(status.model, "", f"{status.device} of {args.server}")
+    return describe.print_inputs(volume, window, answering, args.adapter)
 
 
 @contextmanager
-def _progress(name: str, least: int = 0) -> Iterator[Callable[[int, int], None]]:
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr; the function it yields takes the number of slices that are done, and of all."""
-    with ExitStack() as stack:
-        bars: list[Any] = []
+    with console.bar(desc=name, unit="slice") as bar:
 
         def show(done: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(console.bar(total, least=least, desc=name, unit="slice")))
-            bars[0].total = total
-            bars[0].update(done - bars[0].n)
+            bar.total = total
+            bar.update(done - bar.n)
 
         yield show
 
@@ -346,20 +328,18 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
     return numbers
 
 
-def _report(
-    segmenter: Segmenter, prompted: Mapping[int, list[SlicePlane]], scores: Mapping[int, float]
-) -> list[dict[str, Any]]:
+def _report(segmenter: Segmenter, scores: Mapping[int, float]) -> list[dict[str, Any]]:
     """Print what was found; the same for --json."""
-    facts = []
-    session = segmenter.session
+    details, session = [], segmenter.session
     for info, row in zip(segmenter.segments, segmenter.statistics(), strict=True):
-        planes = prompted[info.value]
+        prompted = [plane for value, plane in segmenter.prompted_planes if value == info.value]
+        where = str(prompted[0]) if len(prompted) == 1 else f"{len(prompted)} {prompted[0].orientation} slices"
         filled = sum(bool(session.mask(info.value, plane).any()) for plane in session.planes(info.value))
-        score = scores[info.value]
-        print(f"segment     {info.name}: {row.milliliters:.2f} mL on {_slices(filled)}, "
-              f"prompted on {_planes(planes)}, predicted IoU {score:.2f}")  # fmt: skip
-        facts.append({"slices": filled, "prompted_slices": len(planes), "predicted_iou": round(float(score), 4)})
-    return facts
+        slices, score = "1 slice" if filled == 1 else f"{filled} slices", scores[info.value]
+        print(f"segment     {info.name}: {row.milliliters:.2f} mL on {slices}, "
+              f"prompted on {where}, predicted IoU {score:.2f}")  # fmt: skip
+        details.append({"slices": filled, "prompted_slices": len(prompted), "predicted_iou": round(float(score), 4)})
+    return details
 
 
 def _report_embeddings(predictor: Predictor) -> None:
@@ -367,24 +347,6 @@ def _report_embeddings(predictor: Predictor) -> None:
     print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
     if predictor.cache.failure is not None:
         console.note(f"embeddings are not kept for the next time: {predictor.cache.failure}")
-
-
-def _slices(count: int) -> str:
-    return "1 slice" if count == 1 else f"{count} slices"
-
-
-def _planes(planes: list[SlicePlane]) -> str:
-    return str(planes[0]) if len(planes) == 1 else f"{len(planes)} {planes[0].orientation} slices"
-
-
-def _check_outputs(args: argparse.Namespace, target: Path, volume: Volume) -> None:
-    """Find out before the long work what the formats ask for."""
-    if args.picture and not args.picture.lower().endswith(".png"):
-        raise UserError(f"The picture {args.picture} must end in .png.")
-    if target.name.lower().endswith(".dcm"):
-        from SAMFineTuneLib.images.dicom_seg import check_dicom_seg
-
-        check_dicom_seg(volume)
 
 
 def _require_not_read(targets: Iterable[Path], inputs: Iterable[Path]) -> None:

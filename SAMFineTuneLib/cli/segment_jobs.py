@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,11 @@ class SegmentJob:
 
 @dataclass(frozen=True)
 class Segmented:
-    """What came of a job: facts for --json, and rows of --statistics."""
+    """What came of a job: what the model saw, rows of --statistics, and more about each of them for --json."""
 
-    facts: dict[str, Any]
+    inputs: dict[str, Any]
     statistics: Sequence[SegmentStatistics]
+    details: Sequence[dict[str, Any]] = ()
 
 
 def run_jobs(
@@ -78,10 +80,9 @@ def run_jobs(
             print(f"samfinetune: {job.source.name}: {error}", file=sys.stderr)
             continue
         rows += [(str(job.source), row) for row in done.statistics]
-        segments = [asdict(row) for row in done.statistics]
-        for entry, more in zip(segments, done.facts.pop("segments", []), strict=False):
-            entry.update(more)
-        facts.append({"volume": str(job.source), "output": str(job.target), **done.facts, "segments": segments})
+        rows_with_details = zip_longest(done.statistics, done.details, fillvalue={})
+        segments = [{**asdict(row), **more} for row, more in rows_with_details]
+        facts.append({"volume": str(job.source), "output": str(job.target), **done.inputs, "segments": segments})
     if statistics and rows:
         write_statistics(statistics[0], rows)
         print(f"written     {statistics[0]}")

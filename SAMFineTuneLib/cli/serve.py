@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.cli.arguments import read_token
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 
@@ -43,7 +44,6 @@ def add_parser(subparsers) -> None:
         help="run a server that segments for other programs and computers",
         description="Run a server that segments for Slicer and `samfinetune segment`, on this computer or on others.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     parser.add_argument("--port", type=int, help=f"port to listen on (default: {_PORT})")
@@ -106,24 +106,20 @@ def _token(args: argparse.Namespace) -> str:
 
     given = os.environ.pop(TOKEN_VARIABLE, "")  # removed, so that child processes do not see it
     if args.token_file:
-        return _read_token(Path(args.token_file).expanduser())
+        return _own_token(Path(args.token_file).expanduser())
     if not Address(args.host, 0).is_loopback:
         raise UserError(f"To serve others at {args.host}, give --token-file FILE; the command creates the file.")
     return given or secrets.token_urlsafe(32)
 
 
-def _read_token(path: Path) -> str:
+def _own_token(path: Path) -> str:
     """The token in a file, which is created, readable for its owner alone, when it does not exist."""
-    try:
-        if not path.exists():
-            with atomic_write(path) as temporary:
-                file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(file, "w", encoding="ascii") as made:
-                    made.write(secrets.token_urlsafe(32) + "\n")
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"The token file {path} cannot be used: {reason}.") from error
+    if not path.exists():
+        with atomic_write(path) as temporary:
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(file, "w", encoding="ascii") as made:
+                made.write(secrets.token_urlsafe(32) + "\n")
+    token = read_token(path)
     if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
         raise UserError(f"The token in {path} must have at least 16 letters and digits and no spaces; delete the file, "
                         "and the command creates a good one.")  # fmt: skip

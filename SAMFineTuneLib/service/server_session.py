@@ -147,7 +147,7 @@ class ServerSession(Session):
         _, state, _ = read_document(self._answer_to(self._client.snapshot()), self.require_volume())
         self.put("propagate", state)
         self._sent = self.state
-        job = PropagationJob(self._job_number(intent.job), intent.segment, (), [])
+        job = PropagationJob(self._job_number(intent.job), intent.segment)
         job.done = True
         return job
 

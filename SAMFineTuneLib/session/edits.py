@@ -5,7 +5,8 @@ Wrong input raises UserError.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 from SAMFineTuneLib.errors import UserError
@@ -34,7 +35,7 @@ def find_prompt(state: State, number: int) -> PlacedPrompt:
     raise UserError("This prompt is no longer there; it was deleted or its addition undone.")
 
 
-def add_segment(state: State, name: str, value: int | None = None, color: Color | None = None) -> State:
+def add_segment(state: State, value: int | None, name: str, color: Color | None = None) -> State:
     """With a new last segment; the lowest free value and a colour of its own when not given."""
     return replace(state, segments=(*state.segments, _checked_segment(state.segments, name, value, color)))
 
@@ -83,24 +84,24 @@ def delete_prompt(state: State, number: int) -> State:
 def adopt_objects(
     state: State,
     volume: Volume,
-    objects: Iterable[Object3D],
+    objects: Sequence[Object3D],
     values: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
 ) -> State:
-    """With a new segment for each object that was found without prompts; `values` are their label values, `names`
-    what they are called, with a number where another segment has the name."""
-    segments, propagated = state.segments, dict(state.propagated)
-    objects = tuple(objects)
+    """With a new segment for each object that was found without prompts.
+
+    `values` are their label values. `names` are what they are called, with a number where another segment has the
+    name; without a name it is "Object" and a number.
+    """
     _refuse_kept(state, volume, objects)
-    wanted = [None] * len(objects) if values is None else list(values)
-    if len(wanted) != len(objects):
-        raise UserError(f"{len(objects)} objects need as many label values, not {len(wanted)}.")
-    names = [""] * len(objects) if names is None else list(names)
-    if len(names) != len(objects):
-        raise UserError(f"{len(objects)} objects need as many names, not {len(names)}.")
-    for item, value, name in zip(objects, wanted, names, strict=True):
-        free = _free_name(segments, name) if name.strip() else _free_object_name(segments, item.value)
-        info = _checked_segment(segments, free, value, None)
+    values = [None] * len(objects) if values is None else values
+    names = [""] * len(objects) if names is None else names
+    for given, what in ((values, "label values"), (names, "names")):
+        if len(given) != len(objects):
+            raise UserError(f"{len(objects)} objects need as many {what}, not {len(given)}.")
+    segments, propagated = state.segments, dict(state.propagated)
+    for item, value, name in zip(objects, values, names, strict=True):
+        info = _checked_segment(segments, _free_name(segments, name.strip(), item.value), value, None)
         segments = (*segments, info)
         for index, mask in item.masks.items():
             plane = aligned_plane(volume, item.orientation, index)
@@ -108,16 +109,15 @@ def adopt_objects(
     return replace(state, segments=segments, propagated=propagated)
 
 
-def _refuse_kept(state: State, volume: Volume, objects: tuple[Object3D, ...]) -> None:
+def _refuse_kept(state: State, volume: Volume, objects: Sequence[Object3D]) -> None:
     """UserError when one of the objects is a segment already."""
     kept = []
     for item in objects:
         masks = {aligned_plane(volume, item.orientation, index).key: mask for index, mask in item.masks.items()}
         for info in state.segments:
             own = [state.propagated.get((info.value, key)) for key in masks]
-            if masks and all(one is not None for one in own):
-                if all(one.mask == mask for one, mask in zip(own, masks.values(), strict=True)):
-                    kept.append(info.name)
+            if masks and all(one and one.mask == mask for one, mask in zip(own, masks.values(), strict=True)):
+                kept.append(info.name)
     if kept:
         are = "is a segment already" if len(kept) == 1 else "are segments already"
         raise UserError(f"What was found {are}: {', '.join(kept[:5])}; choose other objects to keep.")
@@ -138,15 +138,10 @@ def _checked_segment(
     return SegmentInfo(name, value, checked.color)
 
 
-def _free_name(segments: tuple[SegmentInfo, ...], name: str) -> str:
-    taken, free, number = {info.name for info in segments}, name.strip(), 2
-    while free in taken:
-        free, number = f"{name.strip()} {number}", number + 1
-    return free
-
-
-def _free_object_name(segments: tuple[SegmentInfo, ...], number: int) -> str:
+def _free_name(segments: tuple[SegmentInfo, ...], name: str, number: int) -> str:
+    """A name that no segment has: this one, if need be with a number; without one "Object" and a number."""
     taken = {info.name for info in segments}
-    while f"Object {number}" in taken:
-        number += 1
-    return f"Object {number}"
+    if name and name not in taken:
+        return name
+    numbers = itertools.count(2 if name else number)
+    return next(free for count in numbers if (free := f"{name or 'Object'} {count}") not in taken)

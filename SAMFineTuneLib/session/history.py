@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.session.state import State
 
-State = TypeVar("State")
 
-
-class History(Generic[State]):
+class History:
     """The current state and the ones before and after it; each step carries the name of what was done."""
 
     def __init__(self, state: State, limit: int = 200) -> None:
@@ -48,23 +46,23 @@ class History(Generic[State]):
         """Forward again; returns the name of what was done, None when nothing was undone."""
         return self._travel(self._future, self._past)
 
-    def rewrite(self, edit: Callable[[State], State], same: Callable[[State, State], bool]) -> None:
+    def rewrite(self, edit: Callable[[State], State]) -> None:
         """Edit every state there is, so that undo and redo do not take the edit back.
 
         Steps that then change nothing are gone; so is what lies beyond a state that cannot be edited so.
         """
         self.state = edit(self.state)
-        self._past = self._edited(self._past, edit, same)
-        self._future = self._edited(self._future, edit, same)
+        self._past = self._edited(self._past, edit)
+        self._future = self._edited(self._future, edit)
 
-    def _edited(self, steps: list[tuple[str, State]], edit, same) -> list[tuple[str, State]]:
+    def _edited(self, steps: list[tuple[str, State]], edit: Callable[[State], State]) -> list[tuple[str, State]]:
         kept, nearer = [], self.state
         for name, state in reversed(steps):
             try:
                 state = edit(state)
             except UserError:
                 break
-            if not same(state, nearer):
+            if not state.same_as(nearer):
                 kept.append((name, state))
                 nearer = state
         return kept[::-1]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import SlicePlane
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.everything_mode import Object3D, SliceMasks, link
-from SAMFineTuneLib.inference.progress import Progress
 from SAMFineTuneLib.inference.propagation import PropagatedSlice
 from SAMFineTuneLib.inference.settings import EverythingSettings
 from SAMFineTuneLib.session.events import ObjectInfo, Objects
@@ -19,21 +17,18 @@ from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State
 _MOST_FOUND = 2  # jobs whose objects are kept
 
 
+@dataclass(eq=False)
 class Job:
-    """A computation under way. `progress` is its last one, `done` is true when it will do nothing more.
+    """A computation under way."""
 
-    `number` comes back in its events.
-    """
-
-    what = "job"
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.progress: Progress | None = None
-        self.done = False
-        self.cancelled = False
-        self.keep_results = True
-        self.steps: Iterator[Any] = iter(())
+    what: ClassVar[str]
+    number: int
+    """Comes back in its events."""
+    steps: Iterator[Any] = field(default=iter(()), init=False)
+    done: bool = field(default=False, init=False)
+    """Whether it will do nothing more."""
+    cancelled: bool = field(default=False, init=False)
+    keep_results: bool = field(default=True, init=False)
 
     def cancel(self, keep_results: bool = True) -> None:
         """Stop before the next slice; what was found so far stays (and can be undone) unless told otherwise."""
@@ -44,21 +39,19 @@ class Job:
         return self.cancelled
 
 
+@dataclass(eq=False)
 class PropagationJob(Job):
-    """A propagation. `masks` are its results so far; a session's state gets them when it ends."""
+    """A propagation."""
 
     what = "propagate"
-
-    def __init__(
-        self, number: int, segment: int, sources: Sources, covers: list[SlicePlane], moment: int = 0
-    ) -> None:
-        """`moment` is when it was asked for: its masks are what they are since then."""
-        super().__init__(number)
-        self.segment = segment
-        self.moment = moment
-        self.sources = sources
-        self.covers = frozenset(plane.key for plane in covers)
-        self.masks: dict[Place, PropagatedMask] = {}
+    segment: int
+    sources: Sources = ()
+    covers: frozenset[str] = frozenset()
+    """Keys of the planes that it may reach."""
+    moment: int = 0
+    """When it was asked for: its masks are what they are since then."""
+    masks: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
+    """Its results so far; the session's state gets them when it ends."""
 
     def take(self, item: PropagatedSlice) -> Place:
         """Keep a slice."""
@@ -88,20 +81,18 @@ class PropagationJob(Job):
         return replace(state, propagated=kept | found)
 
 
+@dataclass(eq=False)
 class EverythingJob(Job):
     """Everything mode; `objects` are there when it is done."""
 
     what = "everything"
-
-    def __init__(self, number: int, settings: EverythingSettings | None = None) -> None:
-        super().__init__(number)
-        self.objects: list[Object3D] = []
-        self.slices: list[SliceMasks] = []
-        self._settings = settings
+    settings: EverythingSettings | None = None
+    objects: list[Object3D] = field(default_factory=list, init=False)
+    slices: list[SliceMasks] = field(default_factory=list, init=False)
 
     def link(self) -> None:
         """Join what was found in the slices."""
-        self.objects = link(self.slices, self._settings)
+        self.objects = link(self.slices, self.settings)
 
 
 class LabelsJob(EverythingJob):
@@ -120,27 +111,16 @@ class LabelsJob(EverythingJob):
         ]
 
 
-class FoundObjects:
-    """What the last jobs found, as long as it may be adopted."""
-
-    def __init__(self) -> None:
-        self._jobs: dict[int, EverythingJob] = {}
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._jobs.clear()
-
-    def has(self, job: int) -> bool:
-        """Whether it is known what the job found."""
-        return job in self._jobs
+class FoundObjects(dict[int, EverythingJob]):
+    """The last jobs by number, whose objects may be adopted."""
 
     def keep(self, job: EverythingJob) -> Objects:
         """Join what a job has found in its slices, and forget the oldest; returns the event that tells it."""
         job.link()
         job.slices = []
-        self._jobs[job.number] = job
-        for number in list(self._jobs)[:-_MOST_FOUND]:
-            del self._jobs[number]
+        self[job.number] = job
+        for number in list(self)[:-_MOST_FOUND]:
+            del self[number]
         return Objects(
             job.number,
             tuple(
@@ -151,9 +131,9 @@ class FoundObjects:
 
     def of(self, job: int, objects: Iterable[int]) -> list[Object3D]:
         """Objects of a job by their numbers; UserError when one is not there."""
-        if job not in self._jobs:
+        if job not in self:
             raise UserError("These objects are no longer there; find them again.")
-        by_number = {item.value: item for item in self._jobs[job].objects}
+        by_number = {item.value: item for item in self[job].objects}
         if not set(objects) <= set(by_number):
             raise UserError("One of these objects is not there; find them again.")
         return [by_number[number] for number in objects]

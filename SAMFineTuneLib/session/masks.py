@@ -40,7 +40,7 @@ class Masks:
 
     def __init__(
         self,
-        history: History[State],
+        history: History,
         propagations: Callable[[], Iterable[PropagationJob]],
         tell: Callable[[events.Event], None],
     ) -> None:

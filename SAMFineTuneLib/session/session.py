@@ -145,16 +145,14 @@ class Session(intents.IntentMethods):
 
     def reset(self, state: State) -> None:
         """Go on from a state, with nothing to undo."""
-        before = self.state
-        self._history.reset(state)
         self._count_from(state)
         self._masks.forget_doubts(self._moment)
-        self._announce(before)
+        self._travel(self._history.reset, state)
 
     def put(self, name: str, state: State) -> None:
         """Go on from a state, whose moments hold, by a step that can be undone."""
         self._count_from(state)
-        self._go_on(name, state)
+        self._travel(self._history.push, name, state)
 
     # ---- segments and prompts
 
@@ -175,23 +173,19 @@ class Session(intents.IntentMethods):
 
     @_handle.register
     def _add_segment(self, intent: intents.AddSegment) -> SegmentInfo:
-        info = edits.add_segment(self.state, intent.name, intent.value, intent.color).segments[-1]
-        self._edit_segments(
-            "add segment", info.value, False, lambda s: edits.add_segment(s, intent.name, info.value, intent.color)
-        )
+        value = edits.add_segment(self.state, intent.value, intent.name, intent.color).segments[-1].value
+        self._edit_segments("add segment", edits.add_segment, value, intent.name, intent.color)
         return self.segments[-1]
 
     @_handle.register
     def _change_segment(self, intent: intents.ChangeSegment) -> None:
-        value = edits.find_segment(self.state, intent.value).value
-        self._edit_segments(
-            "change segment", value, True, lambda s: edits.change_segment(s, value, intent.name, intent.color)
-        )
+        edits.find_segment(self.state, intent.value)
+        self._edit_segments("change segment", edits.change_segment, intent.value, intent.name, intent.color)
 
     @_handle.register
     def _remove_segment(self, intent: intents.RemoveSegment) -> None:
-        value = edits.find_segment(self.state, intent.value).value
-        self._edit_segments("remove segment", value, True, lambda s: edits.remove_segment(s, value))
+        edits.find_segment(self.state, intent.value)
+        self._edit_segments("remove segment", edits.remove_segment, intent.value)
 
     @_handle.register
     def _add_prompt(self, intent: intents.AddPrompt) -> int:
@@ -253,11 +247,6 @@ class Session(intents.IntentMethods):
     def _redo(self, _: intents.Redo) -> str | None:
         return self._travel(self._history.redo)
 
-    def _travel(self, step: Callable[[], str | None]) -> str | None:
-        before, name = self.state, step()
-        self._announce(before)
-        return name
-
     # ---- results
 
     @property
@@ -285,10 +274,6 @@ class Session(intents.IntentMethods):
         for job in self._propagations():
             found |= {key: item.plane for (owner, key), item in job.masks.items() if owner == segment}
         return list(found.values())
-
-    def outdated(self, segment: int) -> list[SlicePlane]:
-        """Planes whose propagated mask comes from prompts that were changed since."""
-        return self.state.outdated(segment)
 
     def labelmap(self) -> np.ndarray:
         """All segments as a label map [k, j, i], uint8 or uint16; masks that are not made yet are made now.
@@ -345,7 +330,7 @@ class Session(intents.IntentMethods):
             if orientation in (None, task.plane.orientation) and mask.any():
                 seeds.append(Seed(task.plane, mask))
                 sources.append((task.plane.key, task.prompts))
-        covers = planned_planes(volume, seeds, settings)
+        covers = frozenset(plane.key for plane in planned_planes(volume, seeds, settings))
         job = PropagationJob(self._job_number(intent.job), segment, tuple(sources), covers, self._next_moment())
         return self._start(job, propagate, predictor, volume, self.window, seeds, settings)
 
@@ -469,29 +454,25 @@ class Session(intents.IntentMethods):
             self._embed(intents.Embed(*self._focus))
         self.work_arrived.set()
 
-    def _edit_segments(self, name: str, value: int, there: bool, edit: Callable[[State], State]) -> None:
-        """A step, or an edit of all states in which the segment is there (or not)."""
+    def _edit_segments(self, name: str, edit: Callable[..., State], value: int, *fields: Any) -> None:
+        """A step, or an edit of all states in which the segment is there (or not there, to be added)."""
         if self.segments_are_steps:
-            self._apply(name, edit(self.state))
+            self._apply(name, edit(self.state, value, *fields))
             return
 
         def where_it_fits(state: State) -> State:
-            return edit(state) if any(info.value == value for info in state.segments) == there else state
+            there = any(info.value == value for info in state.segments)
+            return state if there == (edit is edits.add_segment) else edit(state, value, *fields)
 
-        before = self.state
-        self._history.rewrite(where_it_fits, State.same_as)
-        self._announce(before)
+        self._travel(self._history.rewrite, where_it_fits)
 
     def _apply(self, name: str, state: State, moment: int | None = None) -> None:
-        self._go_on(name, state.stamped(self.state, self._next_moment() if moment is None else moment))
+        stamped = state.stamped(self.state, self._next_moment() if moment is None else moment)
+        self._travel(self._history.push, name, stamped)
 
-    def _go_on(self, name: str, state: State) -> None:
-        before = self.state
-        self._history.push(name, state)
-        self._announce(before)
-
-    def _announce(self, before: State) -> None:
-        """Tell what differs from an earlier state, and queue the masks that follow from the new one."""
+    def _travel(self, change: Callable[..., str | None], *inputs: Any) -> str | None:
+        """Change the history, tell what differs then, and queue the masks that follow from the new state."""
+        before, name = self.state, change(*inputs)
         after = self.state
         for job in self._propagations():
             if not job.cancelled and not after.agrees(job.segment, job.sources):
@@ -506,24 +487,21 @@ class Session(intents.IntentMethods):
         self.work_arrived.set()
         if self.immediate:
             self._masks.finish()
+        return name
 
     def _propagations(self) -> list[PropagationJob]:
         return [job for job in self._jobs if isinstance(job, PropagationJob)]
 
     def _job_number(self, number: int | None) -> int:
         number = self._next_job if number is None else number
-        if any(job.number == number for job in self._jobs) or self._found.has(number):
+        if any(job.number == number for job in self._jobs) or number in self._found:
             raise UserError(f"Job {number} is there already.")
         self._next_job = max(self._next_job, number + 1)
         return number
 
-    def _report(self, job: Job, progress: Progress) -> None:
-        job.progress = progress
-        self._tell_busy(job.number, job.what, progress)
-
     def _start(self, job: Job, begin: Callable[..., Iterator], *inputs: Any) -> Any:
         """Begin a job, whose steps `begin` makes of these inputs."""
-        job.steps = begin(*inputs, functools.partial(self._report, job), job.is_cancelled)
+        job.steps = begin(*inputs, functools.partial(self._tell_busy, job.number, job.what), job.is_cancelled)
         self._jobs.append(job)
         self.work_arrived.set()
         return job

@@ -146,7 +146,7 @@ def _propagated_to_dict(state: State, segment: int, item: PropagatedMask) -> dic
 def _state_from_dict(values: dict[str, Any], volume: Volume) -> State:
     state = State()
     for entry in values["segments"]:
-        state = edits.add_segment(state, entry["name"], entry["value"], tuple(entry["color"]))
+        state = edits.add_segment(state, entry["value"], entry["name"], tuple(entry["color"]))
     for entry in values["prompts"]:
         (segment,) = prompts_from_dict({"version": 1, "segments": [entry["segment"]]}).segments
         (prompt,) = segment.prompts

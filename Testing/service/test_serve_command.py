@@ -60,7 +60,7 @@ def test_for_others_it_makes_a_token_file_and_warns_without_tls(serve, tmp_path)
         (["--tls-cert", "cert.pem"], "needs both"),
         (["--tls-cert", "cert.pem", "--tls-key", "key.pem"], "PEM files"),
         (["--sessions", "0"], "above 0"),
-        (["--token-file", "/"], "cannot be used"),
+        (["--token-file", "/"], "cannot be read"),
         (["--port", "99999999"], "another host or port"),
         (["--host", "no-such-host.invalid", "--token-file", "token.txt"], "another host or port"),
     ],

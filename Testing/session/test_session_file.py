@@ -55,7 +55,7 @@ def same(a, b):
         for key in planes:
             assert np.array_equal(a.mask(info.value, key), b.mask(info.value, key)), key
             assert a.score(info.value, key) == b.score(info.value, key)
-        assert {x.key for x in a.outdated(info.value)} == {x.key for x in b.outdated(info.value)}
+        assert {x.key for x in a.state.outdated(info.value)} == {x.key for x in b.state.outdated(info.value)}
     assert np.array_equal(a.labelmap(), b.labelmap())
 
 
@@ -81,7 +81,7 @@ def test_it_goes_on_where_it_was(session):
 
 def test_outdated_masks_stay_outdated(session):
     session.delete_prompt(session.prompts[1].id)
-    assert session.outdated(1)
+    assert session.state.outdated(1)
     again = restored(document(session), session.volume, region_predictor())
     same(session, again)
 
