@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,16 +104,15 @@ class Segmenter:
         self.session = session or Session(self.volume, None, window, immediate=False)
         self._answered_elsewhere = session is not None
         self._model, self._adapter, self._device, self._predictor = model, adapter, device, predictor
-        self._recipe: dict[str, Any] = {}
+        recipe: Mapping[str, Any] = {}
         if adapter is not None:
             from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
-            self._recipe = AdapterStore().find(adapter).card.recipe
+            recipe = AdapterStore().find(adapter).card.recipe
         self._tell = tell or _warn
         self._judged: State | None = None
         self._told: set[str] = set()
-        for sentence in (*doubts_about_voxels(self.volume), *doubts_about_adapter(self.volume, self._recipe)):
-            self._tell(sentence)
+        self._tell_once([*doubts_about_voxels(self.volume), *doubts_about_adapter(self.volume, recipe)])
 
     # ---- prompts
 
@@ -190,11 +189,9 @@ class Segmenter:
                     info = self._add_segment(segment)
                     steps += 1
                 for prompt in segment.prompts:
-                    number = self.session.add_prompt(info.value, prompt, view)
+                    self.session.add_prompt(info.value, prompt, view)
                     steps += 1
-                    placed = next(one for one in self.session.prompts if one.id == number)
-                    for sentence in doubts_about_placing(self.volume, placed):
-                        self._tell(sentence)
+                    self._tell_once(doubts_about_placing(self.volume, self.session.prompts[-1]))
         except UserError:
             for _ in range(steps):
                 self.session.undo()
@@ -288,7 +285,7 @@ class Segmenter:
         while not session.settled:  # so that the notices below are the propagation's
             session.work(0.0)
         for info in session.segments if label is None else [self._existing(label)]:
-            if label is None and not any(session.mask(info.value, plane).any() for plane in session.planes(info.value)):
+            if label is None and not self.filled_planes(info.value):
                 continue
             failures: list[str] = []
 
@@ -318,6 +315,10 @@ class Segmenter:
     def prompted_planes(self) -> list[tuple[int, SlicePlane]]:
         """Label value and plane of every mask that follows from prompts."""
         return [(place[0], task.plane) for place, task in self.session.state.tasks.items() if task.prompts]
+
+    def filled_planes(self, value: int) -> list[SlicePlane]:
+        """The planes on which the segment of a label value has a mask that is not empty."""
+        return [plane for plane in self.session.planes(value) if self._answering().mask(value, plane).any()]
 
     @property
     def labelmap(self) -> np.ndarray:
@@ -434,7 +435,7 @@ class Segmenter:
         told = doubts_about_points(self.volume, session.window, state)
         scores = self.scores
         for info in session.segments:
-            if not any(session.mask(info.value, plane).any() for plane in session.planes(info.value)):
+            if not self.filled_planes(info.value):
                 told.append(f"Nothing was found for {info.name}: check prompts and window, or add a point.")
             elif info.value in scores and (doubt := doubt_about_answer(info.name, scores[info.value])):
                 told.append(doubt)

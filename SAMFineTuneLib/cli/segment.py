@@ -143,9 +143,8 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
                 console.note(told.pop(0))
             with _progress("prompts") as progress:
                 scores = segmenter.predict(progress).scores
-            session = segmenter.session
             for info in segmenter.segments if args.propagate != "none" else ():
-                if any(session.mask(info.value, plane).any() for plane in session.planes(info.value)):
+                if segmenter.filled_planes(info.value):
                     with _progress(info.name) as progress:
                         segmenter.propagate(info.name, args.propagate, progress)
             details = _report(segmenter, scores)
@@ -330,11 +329,11 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
 
 def _report(segmenter: Segmenter, scores: Mapping[int, float]) -> list[dict[str, Any]]:
     """Print what was found; the same for --json."""
-    details, session = [], segmenter.session
+    details = []
     for info, row in zip(segmenter.segments, segmenter.statistics(), strict=True):
         prompted = [plane for value, plane in segmenter.prompted_planes if value == info.value]
         where = str(prompted[0]) if len(prompted) == 1 else f"{len(prompted)} {prompted[0].orientation} slices"
-        filled = sum(bool(session.mask(info.value, plane).any()) for plane in session.planes(info.value))
+        filled = len(segmenter.filled_planes(info.value))
         slices, score = "1 slice" if filled == 1 else f"{filled} slices", scores[info.value]
         print(f"segment     {info.name}: {row.milliliters:.2f} mL on {slices}, "
               f"prompted on {where}, predicted IoU {score:.2f}")  # fmt: skip

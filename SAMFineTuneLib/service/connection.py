@@ -50,7 +50,7 @@ class Connection(Protocol):
         """
         ...
 
-    def drop(self, unresponsive: bool = False) -> None:
+    def drop(self) -> None:
         """Drop the request and close the connection it uses; `ready` opens a new one."""
         ...
 
@@ -125,7 +125,7 @@ class RemoteServer:
             self.retry()
         return answer
 
-    def drop(self, unresponsive: bool = False) -> None:
+    def drop(self) -> None:
         self._link.close()
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ from SAMFineTuneLib.service.protocol import (
     Told,
     version_advice,
 )
-from SAMFineTuneLib.service.uploads import Sending, SendingVolume
+from SAMFineTuneLib.service.uploads import SendingFile, SendingVolume
 from SAMFineTuneLib.service.wire import Later, WireError, decode, encode
 from SAMFineTuneLib.session.events import Event, Failed, Notice, Status, StatusChanged
 from SAMFineTuneLib.session.intents import Install, Intent
@@ -56,7 +56,7 @@ class Upload:
     """Something on its way to the server, and how far it is: announced, all parts there."""
 
     number: int
-    what: Sending
+    what: SendingVolume | SendingFile
     install: Install | None = None
     """What is asked for once a model's file is there; None for the volume."""
     announced: bool = False

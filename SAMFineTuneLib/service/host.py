@@ -20,7 +20,7 @@ from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.images.intensity_window import choose_window
 from SAMFineTuneLib.images.slice_plane import aligned_plane
 from SAMFineTuneLib.service.event_log import EventLog
-from SAMFineTuneLib.service.models_api import QUESTIONS, Cancelled, Library
+from SAMFineTuneLib.service.models_api import Cancelled, Library
 from SAMFineTuneLib.service.open_models import Engines
 from SAMFineTuneLib.service.protocol import Limits, Sent
 from SAMFineTuneLib.service.uploads import Upload
@@ -273,8 +273,6 @@ class HostedSession:
     # ---- questions to the library, which may take long: each in a thread of its own
 
     def _ask(self, number: int, intent: intents.Ask) -> None:
-        if intent.question not in QUESTIONS:
-            raise UserError("The server does not know this question; update it.")
         self._beside(number, intent, lambda: self._library.answer(intent.question, intent.model))
 
     def _download(self, number: int, intent: intents.Download) -> None:

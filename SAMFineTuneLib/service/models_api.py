@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.inference.embedding_cache import open_cache
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.store import Store
@@ -38,14 +39,28 @@ class Library:
         self._busy = threading.Lock()
 
     def answer(self, question: str, model: str = "") -> Any:
-        """Answer one of QUESTIONS; `model` is the id of the model that the question is about, if any."""
-        return QUESTIONS[question](self, model)
+        """Answer a question; `model` is the id of the model that it is about, if any."""
+        match question:
+            case "models":
+                return self._models()
+            case "adapters":
+                return self._adapters()
+            case "cache_info":
+                info = open_cache().info()
+                return {"entries": info.entries, "bytes": info.size, "limit": info.limit}
+            case "clear_cache":
+                self._require_change()
+                return {"freed": open_cache().clear()}
+            case "remove_model":
+                self._require_change()
+                self._store().remove(model)
+                return {}
+        raise UserError("The server does not know this question; update it.")
 
-    def _models(self, _: str) -> list[dict]:
+    def _models(self) -> list[dict]:
         from SAMFineTuneLib.models.download.manifest import known_models
 
         store = self._store()
-        here = store.list()
         rows = [
             {
                 "id": model.spec.id,
@@ -56,28 +71,18 @@ class Library:
                 "needs_torch": not model.has("encoder"),
                 "promptable": "promptable" in model.spec.heads,
             }
-            for model in here
+            for model in store.list()
         ]
-        present = {model.spec.id for model in here}
+        present = {row["id"] for row in rows}
+        told = ("id", "name", "bytes", "licence", "licence_note", "source", "description", "needs", "how_to_get")
         for entry in known_models().values():
             if entry.id not in present:
-                rows.append({
-                    "id": entry.id,
-                    "name": entry.name,
-                    "bytes": entry.bytes,
-                    "licence": entry.licence,
-                    "where": "download" if entry.downloadable else "import",
-                    "needs_torch": True,
-                    "promptable": True,
-                    "licence_note": entry.licence_note,
-                    "source": entry.source,
-                    "description": entry.description,
-                    "needs": entry.needs,
-                    "how_to_get": entry.how_to_get,
-                })  # fmt: skip
+                where = "download" if entry.downloadable else "import"
+                facts = {name: getattr(entry, name) for name in told}
+                rows.append({**facts, "where": where, "needs_torch": True, "promptable": True})
         return rows
 
-    def _adapters(self, _: str) -> list[dict]:
+    def _adapters(self) -> list[dict]:
         from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
         return [
@@ -94,23 +99,6 @@ class Library:
             }
             for adapter in AdapterStore(models=self._store()).list()
         ]
-
-    def _cache_info(self, _: str) -> dict:
-        from SAMFineTuneLib.inference.embedding_cache import open_cache
-
-        info = open_cache().info()
-        return {"entries": info.entries, "bytes": info.size, "limit": info.limit}
-
-    def _clear_cache(self, _: str) -> dict:
-        from SAMFineTuneLib.inference.embedding_cache import open_cache
-
-        self._require_change()
-        return {"freed": open_cache().clear()}
-
-    def _remove_model(self, model: str) -> dict:
-        self._require_change()
-        self._store().remove(model)
-        return {}
 
     def download(self, model: str, report: Report, cancelled: Callable[[], bool]) -> dict:
         """Download and install a published model, whose terms the user has agreed to.
@@ -175,12 +163,3 @@ class Library:
     def _require_change(self) -> None:
         if not self._may_change:
             raise UserError("Only its administrator may change this server's models and cache; ask for the change.")
-
-
-QUESTIONS: dict[str, Callable[[Library, str], Any]] = {
-    "models": Library._models,
-    "adapters": Library._adapters,
-    "cache_info": Library._cache_info,
-    "clear_cache": Library._clear_cache,
-    "remove_model": Library._remove_model,
-}

@@ -45,7 +45,7 @@ from SAMFineTuneLib.service.protocol import (
     Synced,
     VolumeSent,
 )
-from SAMFineTuneLib.service.uploads import FileUpload, Upload, VolumeUpload
+from SAMFineTuneLib.service.uploads import Upload, VolumeUpload
 from SAMFineTuneLib.service.wire import WireError, decode, encode
 from SAMFineTuneLib.session.intents import SetVolume
 
@@ -210,7 +210,7 @@ class ServerApp:
         return session
 
     def _upload(self, session: HostedSession, message: AnnounceVolume | AnnounceFile) -> Received:
-        kind = FileUpload if isinstance(message, AnnounceFile) else VolumeUpload
+        kind = Upload if isinstance(message, AnnounceFile) else VolumeUpload
         upload = kind(message, self.limits.volume_bytes)
         session.uploads.clear()
         if upload.size > self._free():

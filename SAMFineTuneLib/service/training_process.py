@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,14 +25,14 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.service import trainings as files
 from SAMFineTuneLib.service.trainings import OUTLIVES, TrainingJob
-from SAMFineTuneLib.training.stopping import StopSigns
+from SAMFineTuneLib.training.stopping import Stopped, StopSigns, stopping
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cases.case_survey import Survey
     from SAMFineTuneLib.cases.cases import Case
-    from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
-    from SAMFineTuneLib.training.fine_tuning import Plan, Progress, Result
+    from SAMFineTuneLib.training.fine_tuning import Plan, Progress
+    from SAMFineTuneLib.training.training_settings import Settings
 
 NEEDED = ("torch", "peft", "scipy", "safetensors")
 _NICE = 5  # lower priority than Slicer and the worker that answers clicks
@@ -69,7 +70,7 @@ def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
         return 0
     except UserError as error:
         sentence = str(error)
-    except _Stop:
+    except Stopped:
         tell("stopped")
         return 0
     except Exception as error:
@@ -89,10 +90,6 @@ def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
     return 1
 
 
-class _Stop(Exception):
-    """The training was stopped. It can be resumed."""
-
-
 def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
     """Tell what the cases contain, and how long a training would take if the packages that it needs are installed."""
     from SAMFineTuneLib.cases.case_survey import survey
@@ -110,20 +107,16 @@ def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> No
 
 
 def _planned(
-    cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings, stop: StopSigns
+    cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings: Settings, stop: StopSigns
 ) -> tuple[Survey, dict[str, Any]]:
     """What the cases contain, and the estimated effort of a training."""
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.fine_tuning import make_plan
-    from SAMFineTuneLib.training.stopping import Stopped, stopping
     from SAMFineTuneLib.training.training_time import measure_pace
 
     look = stopping(lambda: stop.asked)
-    try:
-        plan = make_plan(cases, folder / files.OUTPUT, Store().get(job.model), settings, look=look)
-        return plan.found, {**_outline(plan), "seconds": measure_pace(plan, look).seconds}
-    except Stopped:
-        raise _Stop from None
+    plan = make_plan(cases, folder / files.OUTPUT, Store().get(job.model), settings, look=look)
+    return plan.found, {**_outline(plan), "seconds": measure_pace(plan, look).seconds}
 
 
 def _outline(plan: Plan) -> dict[str, Any]:
@@ -131,41 +124,43 @@ def _outline(plan: Plan) -> dict[str, Any]:
 
 
 def _train(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
+    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+    from SAMFineTuneLib.models.adapters.merged_export import add_ready, make_ready
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.training_settings import Settings
 
     store, base, settings = AdapterStore(), Store().get(job.model), Settings.from_dict(job.settings)
-    if not _is_delivered(folder / files.OUTPUT, store, job.name):
+    output = folder / files.OUTPUT
+
+    def is_delivered() -> bool:
+        """Whether the store has this adapter already, from a run that ended before it could say so."""
+        try:
+            return store.get(job.name).digest == read_adapter_folder(output).digest
+        except UserError:
+            return False
+
+    if not is_delivered():
         store.check_new(job.name)
-    tell("progress", stage="cases", part=1, parts=1, step=0, steps=0, loss=None, dice=None, seconds_left=None)
+    unknown = {"part": 1, "parts": 1, "step": 0, "steps": 0, "loss": None, "dice": None, "seconds_left": None}
+    tell("progress", stage="cases", **unknown)
     cases = _cases(folder, job)
-    result = _fine_tuned(cases, folder, base, settings, tell, stop)
-    tell("progress", stage="export", part=1, parts=1, step=0, steps=0, loss=None, dice=None, seconds_left=None)
-    _deliver(result, store, job, base, tell)
+    trained = (output / "card.json").is_file()  # by a run that ended before the adapter was in the store
+    notes = [] if trained else _fine_tune(cases, output, base, settings, tell, stop)
+    tell("progress", stage="export", **unknown)
+    note = make_ready(store.get(job.name).path, base) if is_delivered() else add_ready(store, output, job.name, base)
+    card = read_adapter_folder(output).card
+    tell("done", adapter=job.name, base=base.spec.id, labels=list(card.labels), heads=list(card.method.heads),
+         evidence=str(card.recipe.get("evidence", "")), notes=[*notes, *([note] if note else [])], seconds=card.seconds,
+         gains=[gain.summary() for gain in card.gains])  # fmt: skip
     _forget_cases(folder, job)
 
 
-def _is_delivered(output: Path, store: AdapterStore, name: str) -> bool:
-    """Whether the store has this adapter already, from a run that ended before it could say so."""
-    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
-
-    try:
-        return store.get(name).digest == read_adapter_folder(output).digest
-    except UserError:
-        return False
-
-
-def _fine_tuned(
-    cases: tuple[Case, ...], folder: Path, base: ModelFolder, settings, tell: _Events, stop: StopSigns
-) -> Result:
-    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
-    from SAMFineTuneLib.training.fine_tuning import Result, Stopped, fine_tune, working_folder
-
-    output = folder / files.OUTPUT
-    if (output / "card.json").is_file():  # trained, but not yet in the store
-        card = read_adapter_folder(output).card
-        return Result(output, output / "report", card, str(card.recipe.get("evidence", "")), ())
+def _fine_tune(
+    cases: tuple[Case, ...], output: Path, base: ModelFolder, settings: Settings, tell: _Events, stop: StopSigns
+) -> Sequence[str]:
+    """Train the adapter, or go on with it; returns notes for the user."""
+    from SAMFineTuneLib.training.fine_tuning import fine_tune, working_folder
 
     def show(progress: Progress) -> None:
         stop.learning = progress.stage == "training"
@@ -176,29 +171,7 @@ def _fine_tuned(
         print(*plan.found.nameless_notes, sep="\n", flush=True)  # into the log
 
     resume = (working_folder(output) / "run.json").exists()
-    try:
-        return fine_tune(cases, output, base, settings, show, lambda: stop.asked, resume, planned=planned)
-    except Stopped:
-        raise _Stop from None
-
-
-def _deliver(result: Result, store, job: TrainingJob, base: ModelFolder, tell: _Events) -> None:
-    from SAMFineTuneLib.models.adapters.merged_export import add_ready, make_ready
-
-    if _is_delivered(result.adapter, store, job.name):
-        note = make_ready(store.get(job.name).path, base)
-    else:
-        note = add_ready(store, result.adapter, job.name, base)
-    card = result.card
-    tell("done", adapter=job.name, base=base.spec.id, labels=list(card.labels), heads=list(_heads(result)),
-         evidence=result.evidence, notes=[*result.notes, *([note] if note else [])], seconds=card.seconds,
-         gains=[gain.summary() for gain in card.gains])  # fmt: skip
-
-
-def _heads(result: Result) -> tuple[str, ...]:
-    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
-
-    return read_adapter_folder(result.adapter).card.method.heads
+    return fine_tune(cases, output, base, settings, show, lambda: stop.asked, resume, planned=planned).notes
 
 
 def _cases(folder: Path, job: TrainingJob) -> tuple[Case, ...]:

@@ -7,6 +7,7 @@ so that anyone can see whether it runs; a file `stop` asks it to stop. Nothing h
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,20 +75,17 @@ def trainings_folder() -> Path:
     return data_folder() / "trainings"
 
 
-def find_runs(folder: Path | None = None) -> list[TrainingRun]:
+def find_runs() -> list[TrainingRun]:
     """All trainings of this user, latest first."""
-    folder = folder or trainings_folder()
-    there = folder.iterdir() if folder.is_dir() else ()
-    found = [path for path in there if path.name != _CHECK and (path / JOB).is_file()]
-    return [TrainingRun(path) for path in sorted(found, key=lambda path: -(path / JOB).stat().st_mtime)]
+    found = [job for job in trainings_folder().glob(f"*/{JOB}") if job.parent.name != _CHECK]
+    return [TrainingRun(job.parent) for job in sorted(found, key=lambda job: -job.stat().st_mtime)]
 
 
-def new_run(name: str, folder: Path | None = None) -> TrainingRun:
+def new_run(name: str) -> TrainingRun:
     """Make an empty folder for a training, which only this user can read.
 
     Args:
         name: of the adapter that the training will make.
-        folder: where trainings lie; None for `trainings_folder`.
 
     Raises:
         UserError: when an adapter or an unfinished training has the name.
@@ -97,7 +96,7 @@ def new_run(name: str, folder: Path | None = None) -> TrainingRun:
     if name and (store.folder / name).exists():
         raise UserError(f"There is an adapter {name} already; choose another name.")
     store.check_new(name)
-    path = (folder or trainings_folder()) / name
+    path = trainings_folder() / name
     run = TrainingRun(path)
     if run.is_running:
         raise UserError(f"The training {name} is running{run.owner}; wait until it is done, or stop it.")
@@ -115,9 +114,9 @@ def new_run(name: str, folder: Path | None = None) -> TrainingRun:
     return run
 
 
-def check_run(folder: Path | None = None) -> TrainingRun:
+def check_run() -> TrainingRun:
     """Make an empty folder for examining cases, which `find_runs` leaves out; UserError while it is in use."""
-    run = TrainingRun((folder or trainings_folder()) / _CHECK)
+    run = TrainingRun(trainings_folder() / _CHECK)
     if run.is_running:
         raise UserError("Cases are being checked already; wait for that.")
     shutil.rmtree(run.folder, ignore_errors=True)
@@ -125,13 +124,13 @@ def check_run(folder: Path | None = None) -> TrainingRun:
     return run
 
 
-def free_name(wished: str, folder: Path | None = None) -> str:
+def free_name(wished: str) -> str:
     """A valid name that no adapter or training has: the wished one, if need be changed and with a number."""
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", wished).strip("-.") or "adapter"
-    stores = (AdapterStore().folder, folder or trainings_folder())
-    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 10000))
+    stores = (AdapterStore().folder, trainings_folder())
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(name for name in names if not any((store / name).exists() for store in stores))
 
 
@@ -156,12 +155,12 @@ class TrainingRun:
     ended without saying why).
     """
 
-    def __init__(self, folder: Path, starter: ChildProcess | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.state = "new"
         self.last: dict[str, Any] = {}
         """The event that ended the training; empty before."""
-        self._starter = starter or ChildProcess()
+        self._starter = ChildProcess()
         self._lock = ProcessLock(folder / LOCK)
         self._pid: int | None = None
         self._position = 0
@@ -255,10 +254,8 @@ class TrainingRun:
     def kill(self) -> None:
         """End the training at once. It can be resumed from its last checkpoint."""
         if self._pid is not None and self._lock.is_held:
-            try:
+            with suppress(OSError):
                 os.kill(self._pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-            except OSError:
-                pass
         self._starter.kill()
 
     def discard(self) -> None:
@@ -280,13 +277,8 @@ class TrainingRun:
             return []
         self._position += len(text)
         *lines, self._rest = (self._rest + text).split(b"\n")
-        return [event for event in map(_event, lines) if event is not None]
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    """The event of a line; None for a line that a killed process did not finish."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None
+        events = []
+        for line in lines:
+            with suppress(ValueError):  # a killed process did not finish its line
+                events.append(json.loads(line))
+        return [event for event in events if isinstance(event, dict)]

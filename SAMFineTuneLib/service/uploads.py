@@ -7,7 +7,6 @@ import hashlib
 import math
 import time
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -19,24 +18,6 @@ from SAMFineTuneLib.service.wire import Buffer
 
 _KINDS = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 _LONGEST_MODALITY = 1000
-
-
-class Sending(Protocol):
-    """Something that is sent in parts."""
-
-    size: int
-
-    def announcement(self, upload: int) -> AnnounceVolume | AnnounceFile:
-        """What the server is told before."""
-        ...
-
-    def part(self, offset: int) -> Buffer:
-        """The bytes from `offset` on, asked for in turn; the last ones perhaps several times."""
-        ...
-
-    def close(self) -> None:
-        """Nothing more is asked of it."""
-        ...
 
 
 class SendingVolume:
@@ -56,11 +37,13 @@ class SendingVolume:
         self.size = self._slice_bytes * volume.shape[0]
 
     def announcement(self, upload: int) -> AnnounceVolume:
+        """What the server is told before."""
         volume = self._volume
         self._digest, self._hashed = _begin_digest(self._kind, volume.shape, volume.affine), 0
         return AnnounceVolume(upload, volume.shape, self._kind.str, volume.affine, volume.modality)
 
     def part(self, offset: int) -> Buffer:
+        """The bytes from `offset` on, asked for in turn; the last ones perhaps several times."""
         if self._flat is not None:
             part = self._flat[offset : offset + PART_BYTES]
         else:
@@ -75,7 +58,7 @@ class SendingVolume:
         return VolumeSent(upload, self._digest.hexdigest(), window)
 
     def close(self) -> None:
-        pass
+        """Nothing more is asked of it."""
 
     def _from_slice(self, offset: int) -> memoryview:
         number, start = divmod(offset, self._slice_bytes)
@@ -86,7 +69,7 @@ class SendingVolume:
 
 
 class SendingFile:
-    """A file of this computer. UserError when it cannot be read."""
+    """A file of this computer, sent like a volume. UserError when it cannot be read."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).expanduser()
@@ -115,10 +98,12 @@ class SendingFile:
 
 
 class Upload:
-    """Parts of `size` bytes in order, as the server collects them."""
+    """A model's file, of which the server collects the parts in order."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, announced: AnnounceFile, largest: int) -> None:
+        if not 0 < announced.size <= largest:
+            raise UserError(f"A file of {announced.size:,} bytes is too large for this server; copy it there yourself.")
+        self.size = announced.size
         self.received = 0
         self.data = np.empty(0, np.uint8)
         self.touched = time.monotonic()
@@ -144,15 +129,6 @@ class Upload:
             raise UserError(f"Only {self.received:,} of {self.size:,} bytes have arrived; send the volume again.")
 
 
-class FileUpload(Upload):
-    """A model's file."""
-
-    def __init__(self, announced: AnnounceFile, largest: int) -> None:
-        if not 0 < announced.size <= largest:
-            raise UserError(f"A file of {announced.size:,} bytes is too large for this server; copy it there yourself.")
-        super().__init__(announced.size)
-
-
 class VolumeUpload(Upload):
     """The voxels of a volume; its digest is ready when they are all there."""
 
@@ -174,7 +150,7 @@ class VolumeUpload(Upload):
         if len(self.modality) > _LONGEST_MODALITY:
             raise UserError(f"A modality is a text of at most {_LONGEST_MODALITY} characters; choose a shorter one.")
         self._digest = _begin_digest(self.kind, self.shape, self.affine)
-        super().__init__(size)
+        super().__init__(AnnounceFile(announced.upload, size), largest)
 
     def add(self, offset: int, part: np.ndarray) -> None:
         before = self.received

@@ -7,14 +7,13 @@ crashes. Nothing here waits.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
@@ -40,8 +39,6 @@ class LocalWorker:
         environment: the worker's environment variables (in Slicer `slicer.util.startupEnvironment()`); None is this
             process's.
         starter: what holds the process.
-        arguments: more arguments of `samfinetune serve`.
-        clock: seconds, never going back.
     """
 
     is_local = True
@@ -51,18 +48,13 @@ class LocalWorker:
         executable: str | None = None,
         environment: Mapping[str, str] | None = None,
         starter: ChildProcess | None = None,
-        arguments: Sequence[str] = (),
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.waiting = "The worker starts."
         self._executable = executable or sys.executable
         self._environment = environment
         self._starter = starter or ChildProcess()
-        self._arguments = tuple(arguments)
-        self._clock = clock
         self._token = ""
         self._folder: Path | None = None
-        self._handshake: Path | None = None
         self._link: HttpLink | None = None
         self._started: list[float] = []
         self._running = False  # whether there is a process, which may have ended unnoticed
@@ -99,26 +91,21 @@ class LocalWorker:
             self._failures = 0
         return answer
 
-    def drop(self, unresponsive: bool = False) -> None:
+    def drop(self) -> None:
         if self._link is not None:
             self._link.close()
-        if unresponsive:
-            self._give_up_process()
 
     def retry(self) -> None:
         self._started = []
 
     def close(self) -> None:
         """End the worker. It stops whatever it does; the files that it has written are complete."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
         if self._running:
             self._starter.close()
             end = time.monotonic() + _FAREWELL
             while self._starter.alive() and time.monotonic() < end:
                 time.sleep(0.002)
-            self._give_up_process()
+        self._give_up_process()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -126,7 +113,7 @@ class LocalWorker:
     # ---- inside
 
     def _start(self) -> None:
-        now = self._clock()
+        now = time.monotonic()
         self._started = [moment for moment in self._started if now - moment < _STARTS_WITHIN]
         if len(self._started) >= _MOST_STARTS:
             raise Unusable(
@@ -136,16 +123,12 @@ class LocalWorker:
         self._started.append(now)
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="samfinetune-worker-"))
-        if self._handshake is not None:
-            with contextlib.suppress(OSError):
-                self._handshake.unlink(missing_ok=True)
-        self._handshake = handshake = self._folder / f"{secrets.token_hex(4)}.json"
+        self._handshake = self._folder / f"{secrets.token_hex(4)}.json"
         self._token = secrets.token_urlsafe(32)
-        serve = ("-m", "SAMFineTuneLib.cli", "serve", "--handshake", str(handshake))
-        command = [self._executable, *serve, *_UNLIMITED, *self._arguments]
+        serve = ("-m", "SAMFineTuneLib.cli", "serve", "--handshake", str(self._handshake), *_UNLIMITED)
         try:
             environment = child_environment(self._environment, {TOKEN_VARIABLE: self._token})
-            self._starter.start(command, environment, self.log)
+            self._starter.start([self._executable, *serve], environment, self.log)
         except OSError as error:
             raise Unusable(f"The worker cannot be started with {self._executable} ({error.strerror or error}); check "
                            "the installation.") from error  # fmt: skip
@@ -155,13 +138,11 @@ class LocalWorker:
     def _look_for_port(self) -> None:
         try:
             port = int(json.loads(self._handshake.read_text(encoding="utf-8"))["port"])
-        except FileNotFoundError:
-            if self._clock() - self._started[-1] > _START_SECONDS:
+        except (OSError, ValueError, KeyError, TypeError):  # on Windows a file cannot be read while it is renamed
+            if time.monotonic() - self._started[-1] > _START_SECONDS:
                 self._give_up_process()
                 raise Unusable(f"The worker did not start within {_START_SECONDS:.0f} seconds{self._last_words()}; try "
                                "again.") from None  # fmt: skip
-            return
-        except (OSError, ValueError, KeyError, TypeError):  # on Windows a file cannot be read while it is renamed
             return
         self._link = HttpLink(Address("127.0.0.1", port), self._token)
 
@@ -177,8 +158,7 @@ class LocalWorker:
         self._forget()
 
     def _forget(self) -> None:
-        if self._link is not None:
-            self._link.close()
+        self.drop()
         self._link, self._running = None, False
 
     def _last_words(self) -> str:

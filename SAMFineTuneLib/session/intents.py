@@ -246,7 +246,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Ask:
-    """Answer a question of `models_api.QUESTIONS`."""
+    """Answer a question, see `models_api.Library.answer`."""
 
     question: str
     model: str = ""
