@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, is_out_of_memory
 
 _FULL = "The disk is full, so nothing can be written to {place}; free some space, or use another disk."
 _QUOTA = "Your share of the disk (quota) is used up, so nothing can be written to {place}; free some space there."
@@ -67,6 +67,24 @@ def disk_error(error: BaseException, place: str | Path | None = None) -> DiskErr
             sentence = text.format(place=name, reason=getattr(found, "strerror", None) or found)
             return DiskError(sentence[0].upper() + sentence[1:])
     return None
+
+
+def explained(error: BaseException, out_of_memory: str, missing_package: str) -> str:
+    """The sentence for an error that a user can mend; empty for a defect.
+
+    Args:
+        error: what was raised.
+        out_of_memory: the sentence when memory ran out.
+        missing_package: the sentence when a package is not installed, with {} for its name.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        return out_of_memory
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in ("", __name__.partition(".")[0]):
+        return missing_package.format(package)
+    return str(disk_error(error) or "")
 
 
 def _wrapped(error: BaseException | None):

@@ -101,7 +101,7 @@ class Segmenter:
             window = choose_window(self.volume, window)
         elif not isinstance(window, IntensityWindow):
             window = IntensityWindow(*window, "as given")
-        self.session = session or Session(self.volume, None, window, immediate=False)
+        self.session = session or Session(self.volume, None, window)
         self._answered_elsewhere = session is not None
         self._model, self._adapter, self._device, self._predictor = model, adapter, device, predictor
         recipe: Mapping[str, Any] = {}

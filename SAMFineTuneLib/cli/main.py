@@ -17,13 +17,16 @@ import sys
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import Parser
-from SAMFineTuneLib.disk_errors import disk_error
+from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError
 
 COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train",
             "evaluate")  # fmt: skip
 
-_OWN = __name__.partition(".")[0]
+_OUT_OF_MEMORY = ("this computer has too little free memory for that; close other programs, or take a smaller model or "
+                  "volume.")  # fmt: skip
+_MISSING_PACKAGE = ("The package “{}”, which this needs, is not installed: install SAMFineTune again, with pip, in the "
+                    "same Python.")  # fmt: skip
 
 _EPILOG = """examples:
   samfinetune demo                                         try it on a phantom: no data, no download needed
@@ -56,24 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _say(str(error) or "interrupted; nothing half-written was left behind.", 130)
     except Exception as error:
-        sentence = _sentence(error)
+        sentence = explained(error, _OUT_OF_MEMORY, _MISSING_PACKAGE)
         if not sentence:
             raise
         return _say(sentence, 2)
-
-
-def _sentence(error: Exception) -> str:
-    """What went wrong; empty for a defect."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return ("this computer has too little free memory for that; close other programs, or take a smaller model or "
-                "volume.")  # fmt: skip
-    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if package not in ("", _OWN):
-        return (f"The package “{package}”, which this needs, is not installed: install SAMFineTune again, with pip, in "
-                "the same Python.")  # fmt: skip
-    return str(disk_error(error) or "")
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from SAMFineTuneLib.cases.case_slices import learned_orientation
-from SAMFineTuneLib.disk_errors import disk_error
-from SAMFineTuneLib.errors import UserError, is_out_of_memory
+from SAMFineTuneLib.disk_errors import explained
+from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import choose_window
 from SAMFineTuneLib.images.slice_plane import aligned_plane
 from SAMFineTuneLib.service.event_log import EventLog
@@ -46,7 +46,7 @@ class HostedSession:
         self.uploads: dict[int, Upload] = {}
         self.finished_upload: int | None = None
         self._engines, self._library, self._limits = engines, library, limits
-        self._session = Session(immediate=False)
+        self._session = Session()
         self._session.segments_are_steps = segments_are_steps
         self._session.listen(self._hear)
         self._queue: deque[tuple[int, int | None, Any]] = deque()
@@ -127,7 +127,7 @@ class HostedSession:
                 pass
             if not self._closed:
                 arrived.wait()
-        self._session = Session(immediate=False)  # whoever still holds this object holds no volume
+        self._session = Session()  # whoever still holds this object holds no volume
 
     def _step(self) -> bool:
         """Do what is queued, then one step of work; returns whether anything is left to do."""
@@ -167,18 +167,14 @@ class HostedSession:
 
     def _fail(self, error: Exception, number: int | None = None, intent: Any = None) -> None:
         """Tell what went wrong, as a sentence whatever it was."""
-        if isinstance(error, UserError):
-            text = str(error)
-        elif refused := disk_error(error):
-            text = str(refused)
-        elif is_out_of_memory(error):
-            text = "The worker has too little memory for that; close other programs, or take a smaller model or volume."
-        elif isinstance(error, ModuleNotFoundError) and error.name:
-            text = f"The worker's Python lacks the package {error.name.partition('.')[0]}; install it there."
-        elif isinstance(error, WireError):
+        text = explained(
+            error,
+            "The worker has too little memory for that; close other programs, or take a smaller model or volume.",
+            "The worker's Python lacks the package {}; install it there.",
+        )
+        if isinstance(error, WireError):
             text = "The worker did not understand what was asked; update it, or this program."
-        else:
-            text = f"The worker failed ({type(error).__name__}); try again, and report it if it stays."
+        text = text or f"The worker failed ({type(error).__name__}); try again, and report it if it stays."
         if not isinstance(error, UserError):
             _log.error("Failed at %s", type(intent).__name__ if intent is not None else "work", exc_info=error)
         details = details_of(error) or f"{type(error).__name__}: {error}"
@@ -243,7 +239,7 @@ class HostedSession:
         volume = self._session.require_volume()
         masks = [
             (item.value, aligned_plane(volume, item.orientation, index), mask)
-            for item in self._session.found(intent.job, intent.objects)
+            for item in self._session.found.of(intent.job, intent.objects)
             for index, mask in sorted(item.masks.items())
         ]
         for first in range(0, len(masks) or 1, _MASKS_AT_ONCE):

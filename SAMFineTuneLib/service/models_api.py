@@ -29,11 +29,11 @@ class Library:
     """Answers questions about a store in plain JSON values; UserError for what cannot be done.
 
     Args:
-        store: returns the store of models.
+        store: the models.
         may_change: whether clients may add and remove models and clear the cache.
     """
 
-    def __init__(self, store: Callable[[], Store], may_change: bool = True) -> None:
+    def __init__(self, store: Store, may_change: bool = True) -> None:
         self._store = store
         self._may_change = may_change
         self._busy = threading.Lock()
@@ -53,14 +53,14 @@ class Library:
                 return {"freed": open_cache().clear()}
             case "remove_model":
                 self._require_change()
-                self._store().remove(model)
+                self._store.remove(model)
                 return {}
         raise UserError("The server does not know this question; update it.")
 
     def _models(self) -> list[dict]:
         from SAMFineTuneLib.models.download.manifest import known_models
 
-        store = self._store()
+        store = self._store
         rows = [
             {
                 "id": model.spec.id,
@@ -97,7 +97,7 @@ class Library:
                 "promptable": "promptable" in adapter.card.method.heads,
                 "needs_torch": adapter.exported is None,
             }
-            for adapter in AdapterStore(models=self._store()).list()
+            for adapter in AdapterStore(models=self._store).list()
         ]
 
     def download(self, model: str, report: Report, cancelled: Callable[[], bool]) -> dict:
@@ -113,7 +113,7 @@ class Library:
 
         self._require_change()
         entry = find_entry(model)
-        check_possible(self._store(), entry)
+        check_possible(self._store, entry)
         begun, first = time.monotonic(), [None]
 
         def progress(received: int, total: int | None) -> None:
@@ -127,7 +127,7 @@ class Library:
         if not self._busy.acquire(blocking=False):
             raise UserError("Another model is being downloaded; wait for it or cancel it.")
         try:
-            folder, findings = fetch(self._store(), entry, progress)
+            folder, findings = fetch(self._store, entry, progress)
         finally:
             self._busy.release()
         return {"model": folder.spec.id, "findings": list(findings)}
@@ -151,7 +151,7 @@ class Library:
         if ending not in (".pth", ".pt", ".safetensors"):
             raise UserError("A model file ends in .pth, .pt or .safetensors; choose such a file.")
         stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).stem)[:80].strip(".") or "model"
-        store = self._store()
+        store = self._store
         store.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=store.folder, prefix=".upload-") as folder:
             file = Path(folder) / f"{stem}{ending}"

@@ -52,18 +52,11 @@ class Engines:
     """Opens models by id from a store; what no session uses any more is closed."""
 
     def __init__(self, store: Store | None = None) -> None:
-        self._store = store
+        from SAMFineTuneLib.models.store import Store
+
+        self.store = store or Store()
         self._lock = threading.Lock()
         self._open: weakref.WeakValueDictionary[tuple[str, ...], SharedEngine] = weakref.WeakValueDictionary()
-
-    @property
-    def store(self) -> Store:
-        """Where models lie."""
-        if self._store is None:
-            from SAMFineTuneLib.models.store import Store
-
-            self._store = Store()
-        return self._store
 
     def predictor(self, model: str, adapter: str, device: str) -> Predictor:
         """A session's own predictor, with its own cache in memory. UserError when it cannot be opened here."""

@@ -82,7 +82,7 @@ class ServerApp:
         self.limits = limits or Limits()
         self._token = token.encode()
         self._engines = engines or Engines()
-        self._library = Library(lambda: self._engines.store, may_change)
+        self._library = Library(self._engines.store, may_change)
         self._lock = threading.Lock()
         self._sessions: dict[str, HostedSession] = {}
 

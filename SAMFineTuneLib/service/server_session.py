@@ -51,7 +51,7 @@ class ServerSession(Session):
         tell: Callable[[str], None] = lambda sentence: None,
         told: Iterable[str] = (),
     ) -> None:
-        super().__init__(immediate=False)
+        super().__init__()
         self._client = SessionClient(connection)
         self._wished, self.adapter, self._device = model, adapter, device
         self._facts: dict[str, Any] | None = None

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from SAMFineTuneLib.disk_errors import disk_error
+from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.service import trainings as files
@@ -62,32 +62,25 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
-    from SAMFineTuneLib.errors import is_out_of_memory
-
     try:
         job = TrainingJob.read(folder)
         _check(folder, job, tell, stop) if job.only_check else _train(folder, job, tell, stop)
         return 0
-    except UserError as error:
-        sentence = str(error)
     except Stopped:
         tell("stopped")
         return 0
     except Exception as error:
-        traceback.print_exc()
-        if is_out_of_memory(error):
-            sentence = (
-                "The training ran out of memory: close other programs and resume it, or start another one with fewer "
-                "pictures a step (under Advanced) or a smaller base model."
-            )
-        elif isinstance(error, ModuleNotFoundError) and error.name:
-            sentence = f"Training needs the package {error.name.partition('.')[0]}, which is not installed."
-        elif explained := disk_error(error):
-            sentence = str(explained)
-        else:
-            sentence = f"The training failed ({type(error).__name__}); its log is {folder / files.LOG}."
-    tell("failed", text=sentence)
-    return 1
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        sentence = explained(
+            error,
+            "The training ran out of memory: close other programs and resume it, or start another one with fewer "
+            "pictures a step (under Advanced) or a smaller base model.",
+            "Training needs the package {}, which is not installed.",
+        )
+        failed = f"The training failed ({type(error).__name__}); its log is {folder / files.LOG}."
+        tell("failed", text=sentence or failed)
+        return 1
 
 
 def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:

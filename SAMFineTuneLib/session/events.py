@@ -3,7 +3,6 @@ wire to a client and its host. NumPy only."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -228,23 +227,3 @@ Event = (
     | ModelChanged | Stored | Snapshot | ObjectMasks | StatusChanged
 )  # fmt: skip
 Listener = Callable[[Event], None]
-
-
-class Listeners:
-    """Who is told. A listener that raises is logged and does not stop the others."""
-
-    def __init__(self) -> None:
-        self._listeners: list[Listener] = []
-
-    def add(self, listener: Listener) -> Callable[[], None]:
-        """Returns the function that removes the listener again."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
-
-    def tell(self, event: Event) -> None:
-        """Tell every listener."""
-        for listener in tuple(self._listeners):
-            try:
-                listener(event)
-            except Exception:
-                logging.getLogger(__name__).exception("A listener failed on %s", type(event).__name__)

@@ -12,6 +12,7 @@ A session belongs to the thread that calls it; other threads may only set `work_
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -46,9 +47,7 @@ _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": 
 class Session(intents.IntentMethods):
     """Volume, window, model, and a history of states, from which masks follow.
 
-    A wrong intent raises UserError and changes nothing. With `immediate` an intent returns when the masks it
-    concerns are made; if the model then fails, the intent holds all the same and UserError says why there is no
-    mask. Otherwise masks are made when asked for, or by `work`.
+    A wrong intent raises UserError and changes nothing. Masks are made when asked for, or by `work`.
     """
 
     def __init__(
@@ -56,9 +55,7 @@ class Session(intents.IntentMethods):
         volume: Volume | None = None,
         predictor: Predictor | None = None,
         window: IntensityWindow | None = None,
-        immediate: bool = True,
     ) -> None:
-        self.immediate = immediate
         self.work_arrived = threading.Event()
         """Set when there is something for `work` to do."""
         self.volume: Volume | None = None
@@ -70,9 +67,8 @@ class Session(intents.IntentMethods):
         """Whether adding, changing and removing a segment can be undone. False for a host with a table of segments of
         its own: they then hold for every state there is, and undo and redo step by prompt."""
         self.state_due = False
-        """Whether listeners are told the state with the next intent or work, be it another one or not."""
-        self._listeners = events.Listeners()
-        self._tell = self._listeners.tell
+        """Whether listeners are told the state with the next work, be it another one or not."""
+        self._listeners: list[events.Listener] = []
         self._history = History(State())
         self._masks = Masks(self._history, self._propagations, self._tell)
         self._recipe: Mapping[str, Any] = {}
@@ -81,7 +77,7 @@ class Session(intents.IntentMethods):
         self._moment = 0
         self._settled = True  # as listeners know it
         self._jobs: list[Job] = []
-        self._found = FoundObjects()
+        self.found = FoundObjects()
         self._embedding: Iterator[SlicePlane] | None = None
         self._focus: tuple[str, int] | None = None
         self._prompt_infos: dict[PlacedPrompt, events.PromptInfo] = {}
@@ -98,11 +94,7 @@ class Session(intents.IntentMethods):
         """
         if moment is not None:
             self._moment = moment - 1
-        try:
-            return self._handle(intent)
-        finally:
-            if self.immediate:
-                self._tell_state()
+        return self._handle(intent)
 
     @functools.singledispatchmethod
     def _handle(self, intent: Any) -> Any:
@@ -115,7 +107,7 @@ class Session(intents.IntentMethods):
         volume = intent.volume
         window = intent.window or choose_window(volume, None)
         self._stop_jobs()
-        self._found.clear()
+        self.found.clear()
         self._stop_embedding(intents.StopEmbedding())
         self.reset(State())
         self._masks.finish()  # nothing but masks that are gone
@@ -295,7 +287,8 @@ class Session(intents.IntentMethods):
 
     def listen(self, listener: events.Listener) -> Callable[[], None]:
         """Tell a listener every event from now on; returns the function that ends it."""
-        return self._listeners.add(listener)
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     def notice(self, *sentences: str) -> None:
         """Tell listeners sentences that the user should read."""
@@ -349,14 +342,10 @@ class Session(intents.IntentMethods):
         job, volume = LabelsJob(self._job_number(intent.job)), self.require_volume()
         return self._start(job, class_slices, predictor, volume, window, orientation, intent.first, intent.last)
 
-    def found(self, job: int, objects: tuple[int, ...]) -> list:
-        """Objects, by number, of a job that is done; UserError when they are not there."""
-        return self._found.of(job, objects)
-
     @_handle.register
     def _adopt(self, intent: intents.Adopt) -> tuple[SegmentInfo, ...]:
         known = len(self.segments)
-        objects = self.found(intent.job, intent.objects)
+        objects = self.found.of(intent.job, intent.objects)
         state = edits.adopt_objects(self.state, self.require_volume(), objects, intent.values, intent.names)
         if len(state.segments) > known:
             self._apply("add found objects", state)
@@ -396,6 +385,14 @@ class Session(intents.IntentMethods):
             self.work(0.0)
 
     # ---- inside
+
+    def _tell(self, event: events.Event) -> None:
+        """Tell every listener; one that fails is logged and does not stop the others."""
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)
+            except Exception:
+                logging.getLogger(__name__).exception("A listener failed on %s", type(event).__name__)
 
     def _tell_state(self) -> None:
         """Tell the state if it has changed, or if a caller has asked for it."""
@@ -485,8 +482,6 @@ class Session(intents.IntentMethods):
         self.state_due = True
         self._masks.state_changed(before)
         self.work_arrived.set()
-        if self.immediate:
-            self._masks.finish()
         return name
 
     def _propagations(self) -> list[PropagationJob]:
@@ -494,7 +489,7 @@ class Session(intents.IntentMethods):
 
     def _job_number(self, number: int | None) -> int:
         number = self._next_job if number is None else number
-        if any(job.number == number for job in self._jobs) or number in self._found:
+        if any(job.number == number for job in self._jobs) or number in self.found:
             raise UserError(f"Job {number} is there already.")
         self._next_job = max(self._next_job, number + 1)
         return number
@@ -552,7 +547,7 @@ class Session(intents.IntentMethods):
         self._jobs.remove(job)
         job.done = True
         if isinstance(job, EverythingJob):
-            self._tell(self._found.keep(job))
+            self._tell(self.found.keep(job))
         else:
             self._masks.expect((place, item.plane) for place, item in job.masks.items())
             if job.keep_results and (state := job.commit(self.state)) is not self.state:

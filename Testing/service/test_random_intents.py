@@ -27,7 +27,7 @@ class Both:
         self.host, self.client = host, host.client
         self.random = random.Random(seed)
         self.volume, _ = phantom()
-        self.session = Session(self.volume, region_predictor(), WINDOW, immediate=False)
+        self.session = Session(self.volume, region_predictor(), WINDOW)
         self.session.segments_are_steps = segments_are_steps
         self.client.set_volume(self.volume, WINDOW)
         self.numbers: list[int] = []

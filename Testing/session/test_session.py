@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from immediate_session import ImmediateSession
 from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.errors import UserError
@@ -29,7 +30,7 @@ class Heard(list):
 def scene():
     """A session on the phantom with one segment, and everything it says."""
     volume, labels = phantom()
-    session = Session(volume, region_predictor(), WINDOW)
+    session = ImmediateSession(volume, region_predictor(), WINDOW)
     told = Heard()
     session.listen(told)
     session.add_segment("tube")
@@ -153,7 +154,7 @@ def test_a_replay_in_a_fresh_session_gives_the_same_masks(scene):
     ]
     for prompt in prompts:
         session.add_prompt(1, prompt)
-    fresh = Session(session.volume, region_predictor(), WINDOW, immediate=False)
+    fresh = Session(session.volume, region_predictor(), WINDOW)
     fresh.add_segment("tube")
     for prompt in prompts:
         fresh.add_prompt(1, prompt)

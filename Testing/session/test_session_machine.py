@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from immediate_session import ImmediateSession
 from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.images import aligned_plane
@@ -34,7 +35,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self):
-        self.session = Session(VOLUME, region_predictor(), WINDOW)
+        self.session = ImmediateSession(VOLUME, region_predictor(), WINDOW)
         self.seen: dict[tuple[int, str], np.ndarray] = {}
         self.session.listen(self.draw)
         self.now = ((), (), {})
@@ -186,7 +187,7 @@ class SessionMachine(RuleBasedStateMachine):
         """A fresh session with the same prompts shows the same masks, where propagation left nothing."""
         if not hasattr(self, "session"):
             return
-        fresh = Session(VOLUME, region_predictor(), WINDOW, immediate=False)
+        fresh = Session(VOLUME, region_predictor(), WINDOW)
         for value in self.now[0]:
             fresh.add_segment(f"segment {value}", value)
         for _, value, prompt in self.now[1]:

@@ -1,0 +1,23 @@
+"""A session that makes masks at once, so that a test sees what an intent leads to when it returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from SAMFineTuneLib.session.session import Session
+
+
+class ImmediateSession(Session):
+    """Finishes the masks that an intent concerns; `immediate = False` leaves them to `work`, as in every host."""
+
+    immediate = True
+
+    def do(self, intent: Any, moment: int | None = None) -> Any:
+        try:
+            done = super().do(intent, moment)
+            if self.immediate:
+                self._masks.finish()
+            return done
+        finally:
+            if self.immediate:
+                self._tell_state()
