@@ -18,7 +18,6 @@ from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import Parser
 from SAMFineTuneLib.disk_errors import explained
-from SAMFineTuneLib.errors import UserError
 
 COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train",
             "evaluate")  # fmt: skip

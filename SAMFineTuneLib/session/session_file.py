@@ -82,7 +82,7 @@ def restore(session: Session, values: Any, step: str | None = None) -> None:
 def read_document(values: Any, volume: Volume) -> tuple[IntensityWindow, State, MadeWith | None]:
     """Window, state and model of `session_to_dict`; UserError when the volume is another one or it is damaged."""
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise UserError("This is not a stored session; use another copy of it.")
+        raise UserError("This is not a session of SAMFineTune; use another copy of it.")
     if values.get("version") != VERSION:
         raise UserError(
             f"The session has version {values.get('version')}, but this program reads version {VERSION}: update it."

@@ -128,7 +128,7 @@ def test_there_must_be_a_volume_to_save():
 
 def test_documents_that_are_not_sessions_are_refused(session):
     for values in (None, [], {}, {"format": "other"}):
-        with pytest.raises(UserError, match="not a stored session"):
+        with pytest.raises(UserError, match="not a session"):
             restored(values, session.volume)
 
 
