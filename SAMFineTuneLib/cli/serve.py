@@ -178,22 +178,20 @@ def _say_port(server: WorkerServer, handshake: Path) -> None:
 
 
 def _end_with_parent(handshake: Path) -> None:
-    """End when standard input closes, because the parent closed it or has ended.
+    """End with the parent.
 
     Nothing needs to be cleaned up first: files appear complete or not at all.
     """
+    from SAMFineTuneLib.service.child_process import when_parent_ends
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in the terminal is meant for the parent
 
-    def watch() -> None:
-        try:
-            while sys.stdin.buffer.read(1):
-                pass
-        finally:
-            with contextlib.suppress(OSError):  # the parent's folder, which it may not have had time to remove
-                os.chdir(handshake.parent.parent)
-                handshake.unlink(missing_ok=True)
-                handshake.with_name("worker.log").unlink(missing_ok=True)
-                handshake.parent.rmdir()
-            os._exit(0)
+    def leave() -> None:
+        with contextlib.suppress(OSError):  # the parent's folder, which it may not have had time to remove
+            os.chdir(handshake.parent.parent)
+            handshake.unlink(missing_ok=True)
+            handshake.with_name("worker.log").unlink(missing_ok=True)
+            handshake.parent.rmdir()
+        os._exit(0)
 
-    threading.Thread(target=watch, name="samfinetune-parent", daemon=True).start()
+    when_parent_ends(leave)

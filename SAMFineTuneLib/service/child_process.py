@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _DYING = 0.2  # seconds within which the system removes a process that was killed
@@ -70,6 +71,18 @@ def child_environment(environment: Mapping[str, str] | None, variables: Mapping[
     before = based_on.get("PYTHONPATH")
     path = os.pathsep.join([library, before] if before else [library])
     return {**based_on, "PYTHONPATH": path, "PYTHONUTF8": "1", **variables}
+
+
+def when_parent_ends(act: Callable[[], None]) -> None:
+    """Call a function from a thread when standard input closes, because the parent closed it or has ended."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):  # not sys.stdin, whose lock would be held when Python finishes
+                pass
+        act()
+
+    threading.Thread(target=watch, name="samfinetune-parent", daemon=True).start()
 
 
 def last_line(log: Path) -> str:

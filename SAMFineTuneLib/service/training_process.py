@@ -24,6 +24,7 @@ from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.service import trainings as files
+from SAMFineTuneLib.service.child_process import when_parent_ends
 from SAMFineTuneLib.service.trainings import OUTLIVES, TrainingJob
 from SAMFineTuneLib.training.stopping import Stopped, StopSigns, stopping
 
@@ -206,13 +207,7 @@ def _stay_behind(stop: StopSigns) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.nice(_NICE)
     if not os.environ.get(OUTLIVES):
-        threading.Thread(target=_watch_parent, args=(stop,), name="samfinetune-parent", daemon=True).start()
-
-
-def _watch_parent(stop: StopSigns) -> None:
-    while os.read(0, 1):  # not sys.stdin, whose lock would be held when Python finishes
-        pass
-    stop.ask()
+        when_parent_ends(stop.ask)
 
 
 if __name__ == "__main__":

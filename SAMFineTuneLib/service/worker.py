@@ -7,6 +7,7 @@ crashes. Nothing here waits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import shutil
@@ -123,6 +124,9 @@ class LocalWorker:
         self._started.append(now)
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="samfinetune-worker-"))
+        for left in self._folder.glob("*.json"):
+            with contextlib.suppress(OSError):
+                left.unlink()
         self._handshake = self._folder / f"{secrets.token_hex(4)}.json"
         self._token = secrets.token_urlsafe(32)
         serve = ("-m", "SAMFineTuneLib.cli", "serve", "--handshake", str(self._handshake), *_UNLIMITED)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.session.state import State
 
+_MOST_STEPS = 200  # that can be undone
+
 
 class History:
     """The current state and the ones before and after it; each step carries the name of what was done."""
 
-    def __init__(self, state: State, limit: int = 200) -> None:
+    def __init__(self, state: State) -> None:
         self.state = state
-        self._limit = limit
         self._past: list[tuple[str, State]] = []
         self._future: list[tuple[str, State]] = []
 
@@ -34,7 +35,7 @@ class History:
 
     def push(self, name: str, state: State) -> None:
         """Make `state` the current one; what was undone cannot be redone any more."""
-        self._past = [*self._past, (name, self.state)][-self._limit :]
+        self._past = [*self._past, (name, self.state)][-_MOST_STEPS:]
         self._future = []
         self.state = state
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.packed_mask import PackedMask
-from SAMFineTuneLib.inference.everything_mode import Object3D, SliceMasks, link
+from SAMFineTuneLib.inference.automatic_head import SliceClasses
+from SAMFineTuneLib.inference.everything_mode import Object3D
 from SAMFineTuneLib.inference.propagation import PropagatedSlice
-from SAMFineTuneLib.inference.settings import EverythingSettings
 from SAMFineTuneLib.session.events import ObjectInfo, Objects
 from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State
 
@@ -34,9 +34,6 @@ class Job:
         """Stop before the next slice; what was found so far stays (and can be undone) unless told otherwise."""
         self.cancelled = True
         self.keep_results = self.keep_results and keep_results
-
-    def is_cancelled(self) -> bool:
-        return self.cancelled
 
 
 @dataclass(eq=False)
@@ -83,32 +80,27 @@ class PropagationJob(Job):
 
 @dataclass(eq=False)
 class EverythingJob(Job):
-    """Everything mode; `objects` are there when it is done."""
+    """Everything mode, or an automatic head's labels."""
 
     what = "everything"
-    settings: EverythingSettings | None = None
+    join: Callable[[list[Any]], list[Object3D]]
+    """Makes objects of what was found in the slices."""
+    slices: list[Any] = field(default_factory=list, init=False)
     objects: list[Object3D] = field(default_factory=list, init=False)
-    slices: list[SliceMasks] = field(default_factory=list, init=False)
-
-    def link(self) -> None:
-        """Join what was found in the slices."""
-        self.objects = link(self.slices, self.settings)
+    """There when the job is done."""
 
 
-class LabelsJob(EverythingJob):
-    """An automatic head's labels; one of `objects` is all that was found of a label, its value the class's number."""
-
-    def link(self) -> None:
-        """Gather each label's slices."""
-        found: dict[int, dict[int, PackedMask]] = {}
-        for item in self.slices:
-            for value, mask in item.masks.items():
-                found.setdefault(value, {})[item.index] = mask
-        orientation = self.slices[0].plane.orientation if self.slices else "axial"
-        self.objects = [
-            Object3D(value, masks, 1.0, orientation, sum(int(mask.unpack().sum()) for mask in masks.values()))
-            for value, masks in sorted(found.items())
-        ]
+def joined_labels(slices: list[SliceClasses]) -> list[Object3D]:
+    """The labels that an automatic head found: an object for each, its value the class's number."""
+    found: dict[int, dict[int, PackedMask]] = {}
+    for item in slices:
+        for value, mask in item.masks.items():
+            found.setdefault(value, {})[item.index] = mask
+    orientation = slices[0].plane.orientation if slices else "axial"
+    return [
+        Object3D(value, masks, 1.0, orientation, sum(int(mask.unpack().sum()) for mask in masks.values()))
+        for value, masks in sorted(found.items())
+    ]
 
 
 class FoundObjects(dict[int, EverythingJob]):
@@ -116,8 +108,7 @@ class FoundObjects(dict[int, EverythingJob]):
 
     def keep(self, job: EverythingJob) -> Objects:
         """Join what a job has found in its slices, and forget the oldest; returns the event that tells it."""
-        job.link()
-        job.slices = []
+        job.objects, job.slices = job.join(job.slices), []
         self[job.number] = job
         for number in list(self)[:-_MOST_FOUND]:
             del self[number]

@@ -25,7 +25,7 @@ from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume, choose_w
 from SAMFineTuneLib.images.slice_extraction import picture, write
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, number_of_slices
 from SAMFineTuneLib.inference.automatic_head import class_slices
-from SAMFineTuneLib.inference.everything_mode import everything
+from SAMFineTuneLib.inference.everything_mode import everything, link
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.inference.propagation import PropagationEnd, Seed, planned_planes, propagate
 from SAMFineTuneLib.session import edits, events, intents
@@ -33,7 +33,7 @@ from SAMFineTuneLib.session.answers import Answer, Answers
 from SAMFineTuneLib.session.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels
 from SAMFineTuneLib.session.failures import as_sentence, details_of
 from SAMFineTuneLib.session.history import History
-from SAMFineTuneLib.session.jobs import EverythingJob, FoundObjects, Job, LabelsJob, PropagationJob
+from SAMFineTuneLib.session.jobs import EverythingJob, FoundObjects, Job, PropagationJob, joined_labels
 from SAMFineTuneLib.session.masks import Masks
 from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
@@ -80,7 +80,6 @@ class Session(intents.IntentMethods):
         self.found = FoundObjects()
         self._embedding: Iterator[SlicePlane] | None = None
         self._focus: tuple[str, int] | None = None
-        self._prompt_infos: dict[PlacedPrompt, events.PromptInfo] = {}
         if predictor is not None:
             self.set_model(predictor)
         if volume is not None:
@@ -331,15 +330,15 @@ class Session(intents.IntentMethods):
     def _everything(self, intent: intents.Everything) -> EverythingJob:
         volume, predictor = self.require_volume(), self._require_predictor()
         asked = intent.orientation, intent.settings, intent.first, intent.last
-        job = EverythingJob(self._job_number(intent.job), intent.settings)
+        job = EverythingJob(self._job_number(intent.job), functools.partial(link, settings=intent.settings))
         return self._start(job, everything, predictor, volume, self.window, *asked)
 
     def find_labels_with(
         self, predictor: Predictor, window: IntensityWindow, orientation: str, intent: intents.FindLabels
-    ) -> LabelsJob:
+    ) -> EverythingJob:
         """Find the labels of a model with an automatic head, which need not be the one that answers prompts; what the
         job finds can be adopted as segments."""
-        job, volume = LabelsJob(self._job_number(intent.job)), self.require_volume()
+        job, volume = EverythingJob(self._job_number(intent.job), joined_labels), self.require_volume()
         return self._start(job, class_slices, predictor, volume, window, orientation, intent.first, intent.last)
 
     @_handle.register
@@ -400,13 +399,10 @@ class Session(intents.IntentMethods):
             return
         self.state_due, self._settled = False, self.settled
         state = self.state
-        known, self._prompt_infos = self._prompt_infos, {}
-        for one in state.prompts:  # the same object again spares listeners a comparison
-            self._prompt_infos[one] = known.get(one) or events.PromptInfo(one.id, one.segment, one.prompt, one.view)
         self._tell(
             events.StateChanged(
                 state.segments,
-                tuple(self._prompt_infos.values()),
+                tuple(events.PromptInfo(one.id, one.segment, one.prompt, one.view) for one in state.prompts),
                 self.undo_name,
                 self.redo_name,
                 self.window,
@@ -496,7 +492,7 @@ class Session(intents.IntentMethods):
 
     def _start(self, job: Job, begin: Callable[..., Iterator], *inputs: Any) -> Any:
         """Begin a job, whose steps `begin` makes of these inputs."""
-        job.steps = begin(*inputs, functools.partial(self._tell_busy, job.number, job.what), job.is_cancelled)
+        job.steps = begin(*inputs, functools.partial(self._tell_busy, job.number, job.what), lambda: job.cancelled)
         self._jobs.append(job)
         self.work_arrived.set()
         return job
