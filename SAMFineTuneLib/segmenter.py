@@ -488,7 +488,7 @@ def _outlined(part: PlanePrompts) -> Iterator[tuple[np.ndarray, tuple[float, flo
 
 
 def _warn(sentence: str) -> None:
-    """Warn where the program calls this library, whatever called what inside."""
+    """Warn at the line of the program that called this library."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("SAMFineTuneLib"):
         frame, level = frame.f_back, level + 1

@@ -41,7 +41,7 @@ def require_new_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def resumable(begun: Path) -> Iterator[None]:
-    """Add to what a disk refuses how to go on, where `begun`, which long work leaves, is there."""
+    """Add to the error of a disk how to resume, when `begun`, which long work leaves behind, exists."""
     try:
         yield
     except Exception as error:

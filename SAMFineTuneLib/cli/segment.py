@@ -87,7 +87,7 @@ def add_parser(subparsers) -> None:
     console.add_json(parser)
 
 
-_PROMPTS = ("point", "negative_point", "box", "prompts", "label", "picture")  # senseless with --auto
+_PROMPTS = ("point", "negative_point", "box", "prompts", "label", "picture")  # not possible with --auto
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ class SharedEngine:
         self._lock = threading.Lock()
 
     def __getattr__(self, name: str):
-        """What it is, and what it says of itself, is the engine's."""
+        """Everything else is the engine's."""
         return getattr(self._engine, name)
 
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:

@@ -58,7 +58,7 @@ class SendingVolume:
         return VolumeSent(upload, self._digest.hexdigest(), window)
 
     def close(self) -> None:
-        """Nothing more is asked of it."""
+        """Release what it holds."""
 
     def _from_slice(self, offset: int) -> memoryview:
         number, start = divmod(offset, self._slice_bytes)

@@ -100,7 +100,7 @@ class LocalWorker:
         self._started = []
 
     def close(self) -> None:
-        """End the worker. It stops whatever it does; the files that it has written are complete."""
+        """End the worker, whatever it is doing; the files that it has written are complete."""
         if self._running:
             self._starter.close()
             end = time.monotonic() + _FAREWELL

@@ -1,4 +1,4 @@
-"""Sentences about prompts and answers that are valid, but may not be what the user means."""
+"""Warnings about prompts and masks that are valid, but may not be what the user means."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from SAMFineTuneLib.images.slice_plane import format_ras
 from SAMFineTuneLib.session.answers import Answer
 from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
-LEAST_IOU = 0.5  # a predicted IoU below it calls an answer into question
+LEAST_IOU = 0.5  # a mask of a lower predicted IoU is doubtful
 _AROUND = 1  # pixels on each side of a point that are looked at
 
 
 def doubts_about_voxels(volume: Volume) -> list[str]:
-    """What to tell about a volume in which nothing, or not everything, can be seen."""
+    """Warnings about a volume with a single grey value, or with values that are not numbers."""
     array = volume.array
     if array.dtype.kind == "f" and (count := array.size - np.count_nonzero(np.isfinite(array))):
         return [f"{count} of {array.size} voxels hold no real number and are treated as black."]
@@ -28,8 +28,10 @@ def doubts_about_voxels(volume: Volume) -> list[str]:
 
 
 def doubts_about_adapter(volume: Volume, recipe: Mapping[str, Any]) -> list[str]:
-    """What to tell about an adapter of that recipe (of its card) on a volume of another modality than it learned from;
-    nothing where either is not known."""
+    """A warning when an adapter was trained on another modality than the volume's; none where either is unknown.
+
+    `recipe` is that of the adapter's card.
+    """
     learned, seen = str(recipe.get("modality") or ""), modality_of(volume)
     if not learned or not seen or learned == seen:
         return []
@@ -37,13 +39,13 @@ def doubts_about_adapter(volume: Volume, recipe: Mapping[str, Any]) -> list[str]
 
 
 def doubts_about_placing(volume: Volume, placed: PlacedPrompt) -> list[str]:
-    """What to tell about where one prompt came to lie."""
+    """A warning about where a prompt was placed."""
     remark = placed.prompt.remark(volume, placed.view) if isinstance(placed.view, str) else None
     return [remark] if remark else []
 
 
 def doubts_about_points(volume: Volume, window: IntensityWindow, state: State) -> list[str]:
-    """What to tell about positive points that lie outside the box of their segment, or where nothing is to be seen."""
+    """Warnings about positive points outside the box of their segment, or where all is black or white."""
     names = {info.value: info.name for info in state.segments}
     told = []
     for (value, _), task in state.tasks.items():
@@ -77,7 +79,7 @@ def _uniform_shade(values: np.ndarray, point: np.ndarray, window: IntensityWindo
 
 
 def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None) -> str | None:
-    """What to tell about a mask that is not empty, by its predicted IoU; None for one that the model trusts."""
+    """A warning about a mask that is not empty when its predicted IoU is low; else None."""
     if score >= LEAST_IOU:
         return None
     where = "" if plane is None else f" on {plane}"
@@ -88,9 +90,9 @@ def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None)
 
 
 def doubt_about_place(state: State, place: Place, answer: Answer) -> str | None:
-    """What to tell about the mask that a prompt on one slice has just made.
+    """A warning about the mask that a prompt on one slice has just made.
 
-    None for prompts over many slices and for propagated masks: those are judged as a whole by whoever asked.
+    None for prompts over many slices and for propagated masks: their callers judge these as a whole.
     """
     value, key = place
     there = [one for one in state.prompts if one.segment == value and any(plane.key == key for plane, _ in one.parts)]

@@ -1,4 +1,4 @@
-"""What intents do to a session's state: pure functions from one state to the next.
+"""Edits of a session's state: pure functions that return the state with one change.
 
 Wrong input raises UserError.
 """
@@ -36,12 +36,12 @@ def find_prompt(state: State, number: int) -> PlacedPrompt:
 
 
 def add_segment(state: State, value: int | None, name: str, color: Color | None = None) -> State:
-    """With a new last segment; the lowest free value and a colour of its own when not given."""
+    """The state with a new last segment; by default with the lowest free value and the colour of that value."""
     return replace(state, segments=(*state.segments, _checked_segment(state.segments, name, value, color)))
 
 
 def change_segment(state: State, value: int, name: str | None = None, color: Color | None = None) -> State:
-    """With another name or colour of a segment."""
+    """The state with another name or colour of a segment."""
     old = find_segment(state, value)
     others = tuple(item for item in state.segments if item is not old)
     new = _checked_segment(
@@ -51,7 +51,7 @@ def change_segment(state: State, value: int, name: str | None = None, color: Col
 
 
 def remove_segment(state: State, value: int) -> State:
-    """Without a segment, its prompts and masks."""
+    """The state without a segment, its prompts and masks."""
     old = find_segment(state, value)
     left = state.without(lambda place: place[0] == value)
     return replace(left, segments=tuple(item for item in state.segments if item is not old))
@@ -67,17 +67,17 @@ def place_prompt(
 
 
 def add_prompt(state: State, placed: PlacedPrompt) -> State:
-    """With one more prompt, the last in order."""
+    """The state with one more prompt, the last in order."""
     return replace(state, prompts=(*state.prompts, placed))
 
 
 def move_prompt(state: State, placed: PlacedPrompt) -> State:
-    """With a prompt in place of the one of the same number."""
+    """The state with a prompt in place of the one of the same number."""
     return replace(state, prompts=tuple(placed if item.id == placed.id else item for item in state.prompts))
 
 
 def delete_prompt(state: State, number: int) -> State:
-    """Without a prompt."""
+    """The state without a prompt."""
     return replace(state, prompts=tuple(item for item in state.prompts if item.id != number))
 
 
@@ -88,7 +88,7 @@ def adopt_objects(
     values: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
 ) -> State:
-    """With a new segment for each object that was found without prompts.
+    """The state with a new segment for each object that was found without prompts.
 
     `values` are their label values. `names` are what they are called, with a number where another segment has the
     name; without a name it is "Object" and a number.

@@ -1,5 +1,4 @@
-"""Everything that a session tells, in the order in which it became true: to listeners in its process, and over the
-wire to a client and its host. NumPy only."""
+"""Everything that a session tells its listeners, in order; over the wire, a client and its host. NumPy only."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ class MaskChanged:
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     """The segment's positive points on the plane, float32 (N, 2): x and y in pixels."""
     since: int = 0
-    """The moment at which the mask became what it is; undo and redo come back to the same moments."""
+    """The moment at which the mask last changed; undo and redo return to earlier moments."""
 
     @cached_property
     def mask(self) -> np.ndarray | None:
@@ -46,7 +45,7 @@ class MaskChanged:
 
 @dataclass(frozen=True)
 class PromptInfo:
-    """A prompt as the session has it. `view` is the orientation whose slices it lies on, or its oblique plane."""
+    """A prompt of the session. `view` is the orientation whose slices it lies on, or its oblique plane."""
 
     number: int
     segment: int
@@ -194,7 +193,7 @@ class ObjectMasks:
     last: bool = True
 
 
-# ---- what a client tells of itself
+# ---- about a client's connection
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,6 @@ def as_sentence(error: Exception, task: str) -> UserError:
 
 
 def details_of(error: BaseException) -> str:
-    """What lies behind a sentence, for the log."""
+    """The cause of an error, for the log."""
     cause = error.__cause__
     return f"{type(cause).__name__}: {cause}" if cause is not None else ""

@@ -48,9 +48,9 @@ class History:
         return self._travel(self._future, self._past)
 
     def rewrite(self, edit: Callable[[State], State]) -> None:
-        """Edit every state there is, so that undo and redo do not take the edit back.
+        """Edit every state, so that undo and redo do not take the edit back.
 
-        Steps that then change nothing are gone; so is what lies beyond a state that cannot be edited so.
+        Steps that then change nothing are dropped, and so are all states beyond one that cannot be edited.
         """
         self.state = edit(self.state)
         self._past = self._edited(self._past, edit)

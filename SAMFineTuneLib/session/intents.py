@@ -1,6 +1,6 @@
 """Everything that can be asked of a session. `Session.do` and `SessionClient.do` take these; NumPy only.
 
-Numbers of prompts, jobs and requests are the caller's to choose; where they are None, whoever takes the intent chooses.
+Callers may choose the numbers of prompts, jobs and requests; the receiver chooses those that are None.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Color = tuple[float, float, float]
 View = str | SlicePlane
 """An orientation ("axial", "coronal", "sagittal") or an oblique plane."""
 
-# ---- what the session works on
+# ---- volume, window, model
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class SetVolume:
 
 @dataclass(frozen=True)
 class SetWindow:
-    """See the volume through another intensity window; None is the default of its modality."""
+    """Change the intensity window; None is the default of the volume's modality."""
 
     window: IntensityWindow | None
 
@@ -112,12 +112,12 @@ class Clear:
 
 @dataclass(frozen=True)
 class Undo:
-    """Take back the last step: a prompt, a segment, a whole propagation."""
+    """Undo the last step: a prompt, a segment, a whole propagation."""
 
 
 @dataclass(frozen=True)
 class Redo:
-    """Do again what was undone last."""
+    """Redo the last undone step."""
 
 
 # ---- jobs
@@ -125,7 +125,7 @@ class Redo:
 
 @dataclass(frozen=True)
 class Propagate:
-    """Carry the masks of a segment's prompted slices through the volume.
+    """Propagate the masks of a segment's prompted slices through the volume.
 
     `orientation` says whose slices, where the segment has prompts in several orientations.
     """
@@ -194,7 +194,7 @@ class Embed:
 
 @dataclass(frozen=True)
 class StopEmbedding:
-    """Embed nothing more in the background."""
+    """Stop embedding in the background."""
 
 
 # ---- between a client and its worker
@@ -202,7 +202,7 @@ class StopEmbedding:
 
 @dataclass(frozen=True)
 class TellAgain:
-    """Tell every mask once more; some got lost."""
+    """Send every mask again, because some were lost."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Restore:
 
 @dataclass(frozen=True)
 class Replay:
-    """A client that lost its worker tells the session anew: the first and the last intent of that."""
+    """The first and the last intent of a replay, with which a client restores its session on a new worker."""
 
     begins: bool
 

@@ -3,9 +3,9 @@
 It holds the volume, the window, the model, and a `State` of segments, prompts and propagated masks. Callers send
 intents (`do`, or the methods named after them) and draw what it tells: events say what changed, `mask` and `labelmap`
 give the results. Masks follow from prompts (see `answers`), so undo and redo only exchange states, and a new window or
-model makes the masks anew.
+model makes all masks again.
 
-`work` does anything long, a step at a time: masks that must be made anew, then jobs, then embedding in the background.
+`work` does anything long, a step at a time: masks that have to be made, then jobs, then embedding in the background.
 A session belongs to the thread that calls it; other threads may only set `work_arrived` and cancel jobs.
 """
 
@@ -64,10 +64,10 @@ class Session(intents.IntentMethods):
         self.adapter = ""
         """Name of the adapter that the model carries, empty without one."""
         self.segments_are_steps = True
-        """Whether adding, changing and removing a segment can be undone. False for a host with a table of segments of
-        its own: they then hold for every state there is, and undo and redo step by prompt."""
+        """Whether adding, changing and removing a segment can be undone. False for a host with its own table of
+        segments: such changes then apply to every state of the history."""
         self.state_due = False
-        """Whether listeners are told the state with the next work, be it another one or not."""
+        """Whether the next `work` tells listeners the state, even when it has not changed."""
         self._listeners: list[events.Listener] = []
         self._history = History(State())
         self._masks = Masks(self._history, self._propagations, self._tell)
@@ -86,9 +86,9 @@ class Session(intents.IntentMethods):
             self.set_volume(volume, window)
 
     def do(self, intent: Any, moment: int | None = None) -> Any:
-        """Do what an intent asks for; returns what its handler says: the segment, the number, the job.
+        """Do what an intent asks for; returns the new segment, the prompt's number or the job, where there is one.
 
-        `moment` is the caller's count of intents, which never goes back; without it the session counts. UserError
+        `moment` is the caller's count of intents, which never decreases; without it the session counts. UserError
         when it cannot be done.
         """
         if moment is not None:
@@ -99,7 +99,7 @@ class Session(intents.IntentMethods):
     def _handle(self, intent: Any) -> Any:
         raise TypeError(f"A session cannot do {type(intent).__name__}.")
 
-    # ---- what it works on
+    # ---- volume, window, model
 
     @_handle.register
     def _set_volume(self, intent: intents.SetVolume) -> None:
@@ -123,9 +123,9 @@ class Session(intents.IntentMethods):
             self._restart_masks()
 
     def set_model(self, predictor: Predictor, adapter: str = "", recipe: Mapping[str, Any] | None = None) -> None:
-        """Answer with another model; jobs end, and `work` makes masks anew that come from prompts.
+        """Answer with another model. Jobs end, and `work` makes all masks of prompts again.
 
-        `recipe` is that of the adapter's card: what it says about the adapter and the volume is told.
+        `recipe` is that of the adapter's card; listeners hear when it does not fit the volume.
         """
         self._stop_jobs()
         self.predictor, self.adapter, self._recipe = predictor, adapter, recipe or {}
@@ -242,7 +242,7 @@ class Session(intents.IntentMethods):
 
     @property
     def settled(self) -> bool:
-        """Whether every mask is made that follows from the state, or there is no model to make it."""
+        """Whether all masks of the state are made, or there is no model to make them."""
         return self._masks.settled
 
     def answer(self, segment: int, plane: SlicePlane | str) -> Answer | None:

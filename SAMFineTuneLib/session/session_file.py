@@ -1,7 +1,7 @@
-"""A session as JSON: what was asked of which volume, and what cannot be made anew from it quickly.
+"""A session as JSON: its volume, window, model, segments and prompts, and what takes long to compute.
 
 The file holds the volume's digest, the window, the model's name and digest, segments, prompts in their order, and
-propagated masks (zlib over one bit a pixel, base64). Masks that follow from prompts are made anew. It holds no path
+propagated masks (zlib over one bit a pixel, base64). Masks that follow from prompts are made again. It holds no path
 and nothing that identifies a patient, unless a segment's name does. The history is not kept.
 """
 
@@ -114,7 +114,7 @@ def _is_volume(saved: dict[str, Any], volume: Volume) -> bool:
 
 
 def _model_notice(made_with: MadeWith | None, predictor: Predictor | None) -> str:
-    """A sentence when a session goes on with another model than it was made with; empty when not."""
+    """A warning when another model made the session's masks; empty when not."""
     if predictor is None or made_with is None or made_with[1] == predictor.engine.digest:
         return ""
     notice = f"The session was made with model {made_with[0]}"

@@ -1,8 +1,8 @@
 """What a session remembers and can undo: segments, placed prompts, propagated masks. Immutable throughout.
 
-Prompts are the truth. The mask of a segment on a plane follows from its `Task`: what of the prompts lies there, in
-the order in which they came, and the mask that propagation left there, if any. A part of a prompt is compared by
-identity: it is made once, when its prompt is placed or moved.
+The mask of a segment on a plane follows from its `Task`: the parts of prompts on that plane, in the order in which
+they came, and the propagated mask there, if any. A part of a prompt is compared by identity: it is made once, when its
+prompt is placed or moved.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Sources = tuple[tuple[str, tuple[PlanePrompts, ...]], ...]
 
 @dataclass(frozen=True, eq=False)
 class PlacedPrompt:
-    """A prompt of a segment, and what of it lies on which plane (a 3-D box lies on many).
+    """A prompt of a segment, and its part on each plane (a 3-D box has parts on many).
 
     `view` is the orientation whose slices it lies on, or the oblique plane it was given for.
     """
@@ -45,7 +45,7 @@ class PlacedPrompt:
 
 @dataclass(frozen=True, eq=False)
 class PropagatedMask:
-    """A mask that was found without prompts of its own, and the prompts it comes from, by their plane's key."""
+    """A mask that propagation found, and the prompts it comes from, by the keys of their planes."""
 
     plane: SlicePlane
     mask: PackedMask
@@ -55,7 +55,7 @@ class PropagatedMask:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """All that the mask of one segment on one plane follows from."""
+    """Everything that determines the mask of one segment on one plane."""
 
     plane: SlicePlane
     base: PropagatedMask | None
@@ -73,7 +73,7 @@ class State:
     prompts: tuple[PlacedPrompt, ...] = ()
     propagated: Mapping[Place, PropagatedMask] = field(default_factory=lambda: MappingProxyType({}))
     since: Mapping[Place, int] = field(default_factory=lambda: MappingProxyType({}))
-    """The moment at which the mask of a place became what it is: undo and redo come back to the same moments."""
+    """The moment at which the mask of a place last changed; undo and redo return to earlier moments."""
 
     @cached_property
     def tasks(self) -> Mapping[Place, Task]:
@@ -113,7 +113,7 @@ class State:
         return task.prompts if task else ()
 
     def without(self, unwanted: Callable[[Place], bool]) -> State:
-        """This state without what lies at the unwanted places."""
+        """This state without the prompts and masks at the unwanted places."""
         prompts = [
             placed.only_on({plane.key for plane, _ in placed.parts if not unwanted((placed.segment, plane.key))})
             for placed in self.prompts
