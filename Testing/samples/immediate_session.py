@@ -8,16 +8,19 @@ from SAMFineTuneLib.session.session import Session
 
 
 class ImmediateSession(Session):
-    """Finishes the masks that an intent concerns; `immediate = False` leaves them to `work`, as in every host."""
+    """Finishes the masks of every new state; `immediate = False` leaves them to `work`, as in every host."""
 
     immediate = True
 
     def do(self, intent: Any, moment: int | None = None) -> Any:
         try:
-            done = super().do(intent, moment)
-            if self.immediate:
-                self._masks.finish()
-            return done
+            return super().do(intent, moment)
         finally:
             if self.immediate:
                 self._tell_state()
+
+    def _travel(self, *change: Any) -> str | None:
+        name = super()._travel(*change)
+        if self.immediate:
+            self._masks.finish()
+        return name
