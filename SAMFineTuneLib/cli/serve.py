@@ -116,9 +116,8 @@ def _own_token(path: Path) -> str:
     """The token in a file, which is created, readable for its owner alone, when it does not exist."""
     if not path.exists():
         with atomic_write(path) as temporary:
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(file, "w", encoding="ascii") as made:
-                made.write(secrets.token_urlsafe(32) + "\n")
+            temporary.touch(0o600)
+            temporary.write_text(secrets.token_urlsafe(32) + "\n", encoding="ascii")
     token = read_token(path)
     if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
         raise UserError(f"The token in {path} must have at least 16 letters and digits and no spaces; delete the file, "
