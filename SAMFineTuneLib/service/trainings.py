@@ -202,8 +202,6 @@ class TrainingRun:
                 file.write('\n{"event": "start"}\n')  # a killed process may have left half a line
             variables = {OUTLIVES: "1" if outlives else ""}
             self._starter.start(command, child_environment(environment, variables), self.folder / LOG)
-            for ended in [folder for folder, starter in _STARTED.items() if not starter.alive()]:
-                del _STARTED[ended]
             _STARTED[self.folder] = self._starter
         except OSError as error:
             raise disk_error(error) or UserError(

@@ -95,11 +95,8 @@ class State:
 
     def same_as(self, other: State) -> bool:
         """Whether both hold the same."""
-        return (
-            self.segments == other.segments
-            and self.prompts == other.prompts
-            and dict(self.propagated) == dict(other.propagated)
-        )
+        mine, theirs = ((one.segments, one.prompts, dict(one.propagated)) for one in (self, other))
+        return mine == theirs
 
     def stamped(self, before: State, moment: int) -> State:
         """This state, which a step at that moment makes of the one before."""
