@@ -25,7 +25,8 @@ protocols:
   S2 … S6       one point; five points; five inside and five outside; a box; a box and a point
   perturbation  misplaced points and boxes
   interactive   the first prompt and seven corrections, with and without the mask fed back
-  3d            the middle slice prompted, the mask propagated through the volume, then corrections
+  3d            whole volumes: boxes on 1, 3 and 5 slices, propagated; a box and five clicks at the largest error (CVPR
+                2025 challenge); the middle slice prompted, propagated, then corrected slice by slice
   automatic     without prompts, for adapters that were trained for it
   factors       size, contrast and complexity of the objects, against Dice
   prompts       S2 to S6;  all: everything.  Default: everything but S1

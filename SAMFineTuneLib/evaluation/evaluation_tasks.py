@@ -22,7 +22,7 @@ from SAMFineTuneLib.evaluation.single_prompt_protocol import perturbation, strat
 from SAMFineTuneLib.evaluation.volume_protocol import volumes
 from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
 
-FORMAT = 2
+FORMAT = 3
 """Part of every job's key: raise it when results of a protocol or a metric change."""
 
 Protocol = Callable[[OpenMethod, Subject, Settings], Iterator[Row]]

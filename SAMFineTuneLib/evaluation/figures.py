@@ -12,6 +12,7 @@ from SAMFineTuneLib.evaluation.interactive_protocol import WAYS
 from SAMFineTuneLib.evaluation.result_rows import by_patient
 from SAMFineTuneLib.evaluation.tables import BANDS, Results
 from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
+from SAMFineTuneLib.evaluation.volume_sessions import CLICKED
 from SAMFineTuneLib.metrics.patient_statistics import estimate
 from SAMFineTuneLib.report_page import colour
 from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES
@@ -26,6 +27,7 @@ def all_figures(results: Results) -> dict[str, bytes]:
         "Dice by number of prompts": _interactive(results),
         "Dice by distance from the prompted slice": _distance(results),
         "Dice with misplaced prompts": _perturbation(results),
+        "Volumes by clicks after a box": _volume_clicks(results),
         "Volumes by rounds of correction": _rounds(results),
     }
     return {title: png for title, png in drawn.items() if png is not None}
@@ -110,6 +112,24 @@ def _perturbation(results: Results) -> bytes | None:
     return _finished(figure, panels)
 
 
+def _volume_clicks(results: Results) -> bytes | None:
+    """Dice and NSD of whole volumes after a box and each click."""
+    names = results.asked("3d", CLICKED)
+    if not names:
+        return None
+    figure, panels = _canvas(2)
+    for axes, column in zip(panels, ("dice", "nsd"), strict=True):
+        for name in names:
+            steps = results.steps(name, "3d", CLICKED)
+            found = [results.of(name, "3d", CLICKED, step) for step in steps]
+            clicks = [step - 1 for step in steps]
+            _curve(axes, clicks, found, results.methods.index(name), name, column=column)
+        axes.set_xticks(clicks)
+        axes.set_xlabel("clicks after the box")
+    panels[1].set_title("NSD", fontsize=9)
+    return _finished(figure, panels)
+
+
 def _rounds(results: Results) -> bytes | None:
     shown = [start for start in STARTS if results.asked("3d", start)]
     if not shown:
@@ -128,10 +148,10 @@ def _rounds(results: Results) -> bytes | None:
 
 def _curve(
     axes: Any, x: Sequence[int], groups: Sequence[Sequence], number: int, label: str | None, style: str = "-",
-    shaded: bool = True,
+    shaded: bool = True, column: str = "dice",
 ) -> None:  # fmt: skip
     """Means of groups of rows, their intervals shaded; groups without rows are left out."""
-    points = [(place, estimate(by_patient(rows, "dice"))) for place, rows in zip(x, groups, strict=True) if rows]
+    points = [(place, estimate(by_patient(rows, column))) for place, rows in zip(x, groups, strict=True) if rows]
     points = [(place, mean) for place, mean in points if mean is not None]
     where = [place for place, _ in points]
     axes.plot(where, [mean.mean for _, mean in points], style, marker="o", markersize=3, color=colour(number),

@@ -46,6 +46,10 @@ class Row:
     """Of the object, in mm²."""
     contrast: float | None = None
     complexity: float | None = None
+    over: float | None = None
+    """Slices beyond an end of the label that got a mask, mean of both ends, in 3-D."""
+    short: float | None = None
+    """Slices of the label beyond the mask's end, mean of both ends, in 3-D."""
 
 
 _NAMES = [field.name for field in fields(Row)]

@@ -13,6 +13,7 @@ from SAMFineTuneLib.evaluation.annotator import Seconds
 from SAMFineTuneLib.evaluation.interactive_protocol import HEADLINE, WAYS
 from SAMFineTuneLib.evaluation.result_rows import Row, by_patient
 from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
+from SAMFineTuneLib.evaluation.volume_sessions import BOXES, CLICKED, CLICKS
 from SAMFineTuneLib.metrics.patient_statistics import (
     Difference,
     Estimate,
@@ -93,8 +94,9 @@ class Results:
 def all_tables(results: Results, seconds: Seconds) -> list[Table]:
     """All tables that have rows."""
     made = [prompt_table(results), label_table(results), paired_table(results), everything_table(results),
-            perturbation_table(results), interactive_table(results), clicks_table(results), volume_table(results),
-            distance_table(results), automatic_table(results), factor_table(results), seconds_table(results, seconds)]
+            perturbation_table(results), interactive_table(results), clicks_table(results), volume_box_table(results),
+            volume_click_table(results), volume_table(results), distance_table(results),
+            automatic_table(results), factor_table(results), seconds_table(results, seconds)]
     return [table for table in made if table.rows]  # fmt: skip
 
 
@@ -224,6 +226,45 @@ def clicks_table(results: Results) -> Table:
         "Objects that do not reach it count with all steps, so means of prompts are lower bounds where the part that "
         "reaches is below 1. " + _MEAN,
         ("way", "method", *header), tuple(rows),
+    )  # fmt: skip
+
+
+def volume_box_table(results: Results) -> Table:
+    """Whole volumes from boxes on one, three and five slices."""
+    rows = []
+    for variant in BOXES.values():
+        for name in results.asked("3d", variant):
+            found = results.of(name, "3d", variant)
+            means = [estimate(by_patient(found, column)) for column in ("dice", "hd95", "nsd", "over", "short")]
+            rows.append((name, variant, *means, _counts(found)))
+    return Table(
+        "volume boxes", "Whole volumes from boxes on a few slices",
+        "The middle slice, the outermost ones and the middle, or those and the quarters get tight boxes. One box is "
+        "propagated in both directions, between several the slices are filled. “Too many” are slices beyond an end of "
+        "the label that got a mask, “missed” slices of the label beyond the mask's end, means of both ends. HD95 in "
+        "mm. " + _MEAN,
+        ("method", "slices with boxes", "Dice", "HD95", "NSD", "too many", "missed", "labels, cases, patients"),
+        tuple(rows),
+    )  # fmt: skip
+
+
+def volume_click_table(results: Results) -> Table:
+    """Whole volumes from a box and clicks at the largest error, with the area under the curve of the clicks."""
+    rows = []
+    for name in results.asked("3d", CLICKED):
+        courses = [results.of(name, "3d", CLICKED, step) for step in results.steps(name, "3d", CLICKED)]
+        for column, title in (("dice", "Dice"), ("nsd", "NSD")):
+            values = np.array([[getattr(row, column) for row in own] for own in courses])
+            area = np.sum(values[1:-1] + values[2:], axis=0) / 2  # trapezoids between the clicks
+            means = [estimate(by_patient(own, column)).mean for own in courses]
+            rows.append((name, title, *means, estimate(by_patient(courses[0], area.tolist())), _counts(courses[0])))
+    return Table(
+        "volume clicks", "Whole volumes from a box and five clicks",
+        "The protocol of the CVPR 2025 challenge of interactive 3-D segmentation: boxes on the middle slice, then five "
+        "clicks, each in the middle of the largest error of the volume. The area under the curve is over the five "
+        "answers to clicks, so 4 would be perfect. Means over patients.",
+        ("method", "measure", "box", *(str(click) for click in range(1, CLICKS + 1)), "area under the curve",
+         "labels, cases, patients"), tuple(rows),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
+from SAMFineTuneLib.evaluation.volume_sessions import volume_sessions
 from SAMFineTuneLib.images import write
 from SAMFineTuneLib.inference.mask_shapes import pieces
 from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, propagate
@@ -90,9 +91,10 @@ class _Try:
 
 
 def volumes(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
-    """Segment every label of a case from a box and from points; baselines cannot propagate and yield nothing."""
+    """Segment every label of a case in all ways; baselines cannot propagate and yield nothing."""
     if method.predictor is None or len(subject.slices) < 2:
         return
+    yield from volume_sessions(method, subject, settings)
     for number, label in enumerate(subject.labels, start=1):
         reference = [one.mask(number) for one in subject.slices]
         shown = [place for place, mask in enumerate(reference) if _objects(mask)]

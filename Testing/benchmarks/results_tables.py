@@ -16,7 +16,8 @@ from SAMFineTuneLib.evaluation.interactive_protocol import HEADLINE, WAYS
 
 MODEL = "compact"
 HEADLINES = [str(way) for way in HEADLINE]
-COARSE = ("HD95", "with prompts", "by hand", "saved", "prompts to 0.85", "prompts to 0.90")  # one digit is enough
+# One digit is enough in these.
+COARSE = ("HD95", "too many", "missed", "with prompts", "by hand", "saved", "prompts to 0.85", "prompts to 0.90")
 WITHOUT_INTERVALS = ("perturbation", "distance", "prompts, everybody")
 # Name of the report's table, columns shown (none: all), and values that a row must have in a column.
 SHOWN = (
@@ -27,6 +28,8 @@ SHOWN = (
     ("interactive", (), {"way": HEADLINES, "method": [MODEL, "growing", "walker", "levelset"]}),
     ("clicks", (), {"way": HEADLINES, "method": [MODEL]}),
     ("ways", ("way", "1", "3", "8"), {"way": [str(way) for way in WAYS], "method": [MODEL]}),
+    ("volume boxes", ("slices with boxes", "Dice", "HD95", "NSD", "too many", "missed"), {"method": [MODEL]}),
+    ("volume clicks", (), {"method": [MODEL]}),
     ("volumes", ("start", "after", "Dice", "HD95", "NSD"), {"method": [MODEL]}),
     ("distance", ("start", "prompted slice", "0–5 mm", "5–10 mm", "10–20 mm", "20–40 mm"), {"method": [MODEL]}),
     ("seconds", ("task", "with prompts", "by hand", "saved"), {"method": [MODEL]}),

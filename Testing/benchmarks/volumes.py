@@ -9,13 +9,15 @@ and fills between several. "contour" is the morphological interpolation of Slice
 from the model's answers to the same boxes; "every" has a box on each slice. `over` is how many slices beyond an
 end of the structure got a mask, `short` how many at that end got none, both as means over the two ends.
 
-Sets are `ct` and `hippocampus` of `shared/data`, or any folder or list of cases that `samfinetune evaluate` takes.
+Sets are `ct` and `hippocampus` of `shared/data`, `phantoms` (hard cases, see Testing/samples/hard_volumes.py), or any
+folder or list of cases that `samfinetune evaluate` takes.
 With `-o` the figures of each structure are kept in a JSON file, and the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -24,13 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "samples"))
 from contour_interpolation import fill_between
+from hard_volumes import hard_volumes
 
 from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS, learned_orientation
 from SAMFineTuneLib.cases.case_survey import survey
 from SAMFineTuneLib.cases.cases import Case, find_cases
 from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.evaluation.volume_sessions import ends, spread
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images import Volume
 from SAMFineTuneLib.images.slice_plane import view_axes
@@ -72,7 +78,8 @@ class Structure:
     @property
     def own_slices(self) -> np.ndarray:
         """Indices of the slices that show enough of it for a box."""
-        return np.flatnonzero(pixels_on_slices(self.mask, self.axis) >= LEAST_PIXELS)
+        pixels = np.count_nonzero(np.moveaxis(self.mask, self.axis, 0), axis=(1, 2))
+        return np.flatnonzero(pixels >= LEAST_PIXELS)
 
     def boxes_on(self, index: int) -> Iterator[tuple[list[float], list[float]]]:
         """Two corners (i, j, k) of the tight box round each large enough piece on one of its slices."""
@@ -85,10 +92,6 @@ class Structure:
             yield tuple(np.insert(end, self.axis, index)[::-1].tolist() for end in (low - thin, high + thin))
 
 
-def pixels_on_slices(mask: np.ndarray, axis: int) -> np.ndarray:
-    return np.count_nonzero(np.moveaxis(mask, axis, 0), axis=(1, 2))
-
-
 def ct_structures() -> Iterator[Structure]:
     folder = DATA / "ct-abdomen-dicom"
     yield from structures_of("ct", [Case("abdomen", folder / "series", folder / "segmentation.nii.gz")], LabelChoice())
@@ -97,6 +100,11 @@ def ct_structures() -> Iterator[Structure]:
 def hippocampi() -> Iterator[Structure]:
     """Anterior and posterior part as one structure."""
     yield from structures_of("hippocampus", find_cases(DATA / "hippocampus-mri"), LabelChoice(merged=True))
+
+
+def phantoms() -> Iterator[Structure]:
+    for name, volume, mask in hard_volumes():
+        yield Structure("phantoms", name, volume, mask)
 
 
 def structures_of(group: str, cases: Sequence[Case], choice: LabelChoice) -> Iterator[Structure]:
@@ -111,25 +119,18 @@ def structures_of(group: str, cases: Sequence[Case], choice: LabelChoice) -> Ite
                 yield one
 
 
-SETS = {"ct": ct_structures, "hippocampus": hippocampi}
+SETS = {"ct": ct_structures, "hippocampus": hippocampi, "phantoms": phantoms}
 
 
 def structures(name: str, most: int | None) -> list[Structure]:
     """The first structures of a set by its name, or of a folder or list of cases."""
     if name in SETS:
-        if not DATA.is_dir():
+        if name != "phantoms" and not DATA.is_dir():
             raise UserError(f"The set {name} is not on this computer: there is no folder {DATA}.")
-        found = list(SETS[name]())
+        found = SETS[name]()
     else:
-        found = list(structures_of(name, find_cases(name), LabelChoice()))
-    return found[:most]
-
-
-def places_of(own: np.ndarray, boxes: int) -> list[int]:
-    """The slices that get a box: the middle one; or the outermost ones and others evenly between."""
-    if boxes == 1:
-        return [int(own[len(own) // 2])]
-    return sorted({int(own[round(place)]) for place in np.linspace(0, len(own) - 1, boxes)})
+        found = structures_of(name, find_cases(name), LabelChoice())
+    return list(itertools.islice(found, most))
 
 
 def segment(predictor: Predictor, one: Structure, places: Sequence[int], carry: str | None) -> np.ndarray:
@@ -145,15 +146,18 @@ def segment(predictor: Predictor, one: Structure, places: Sequence[int], carry: 
 
 def measure(predictor: Predictor, one: Structure, counts: Sequence[int]) -> dict:
     """The figures of a structure."""
-    own = one.own_slices
-    every = segment(predictor, one, own.tolist(), None)
+    own = one.own_slices.tolist()
+    every = segment(predictor, one, own, None)
     figures = {"slices": len(own), "every": dice(every, one.mask), "boxes": {}, "contour": {}}
     for count in counts:
-        places = places_of(own, count)
+        places = spread(own, count)
         start = time.perf_counter()
         mask = segment(predictor, one, places, "both" if count == 1 else "fill")
         seconds = time.perf_counter() - start
-        figures["boxes"][str(count)] = {"dice": dice(mask, one.mask), **ends(mask, one), "seconds": round(seconds, 3)}
+        over, short = ends(mask, one.mask, one.axis)
+        figures["boxes"][str(count)] = {
+            "dice": dice(mask, one.mask), "over": over, "short": short, "seconds": round(seconds, 3),
+        }  # fmt: skip
         if count > 1:
             boxed = np.zeros_like(np.moveaxis(every, one.axis, 0))
             boxed[places] = np.moveaxis(every, one.axis, 0)[places]
@@ -162,19 +166,10 @@ def measure(predictor: Predictor, one: Structure, counts: Sequence[int]) -> dict
     return figures
 
 
-def ends(mask: np.ndarray, one: Structure) -> dict[str, list[int]]:
-    """At the lower and the upper end: masks on how many slices without the structure, none on how many with it."""
-    got, true = (np.flatnonzero(pixels_on_slices(which, one.axis)) for which in (mask, one.mask))
-    if not len(got):
-        return {"over": [0, 0], "short": [len(true), len(true)]}
-    gaps = int(true[0] - got[0]), int(got[-1] - true[-1])
-    return {"over": [max(gap, 0) for gap in gaps], "short": [max(-gap, 0) for gap in gaps]}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--sets", default="ct,hippocampus", help="names, folders or lists, with commas between (default: all names)")
+    add("--sets", default=",".join(SETS), help="names, folders or lists, with commas between (default: all names)")
     add("--boxes", default="1,3,5", help="how many slices get a box (default 1,3,5)")
     add("--most", type=int, default=MOST, metavar="N", help=f"structures of each set (default {MOST})")
     add("--all", action="store_const", const=None, dest="most", help="all structures of each set")

@@ -56,7 +56,8 @@ def test_what_an_evaluation_leaves(whole, cases):
     assert len(boxes) == 2 and min(boxes) > 0.8
     summary = json.loads((whole / "summary.json").read_text())
     assert [table["name"] for table in summary["tables"]] == [
-        "prompts", "paired", "perturbation", "interactive", "clicks", "volumes", "distance", "seconds",
+        "prompts", "paired", "perturbation", "interactive", "clicks", "volume boxes", "volume clicks", "volumes",
+        "distance", "seconds",
     ]  # fmt: skip
     assert any("no automatic head" in note for note in summary["notes"])
     with open(whole / "cases.csv", newline="") as file:
@@ -71,7 +72,7 @@ def test_nothing_that_is_passed_on_names_a_case(whole, cases):
 
 def test_the_report_opens_offline(whole):
     text, pictures = re.subn(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:", (whole / "report.html").read_text())
-    assert pictures == 5 + 4  # of two objects there is no median
+    assert pictures == 6 + 4  # of two objects there is no median
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", text) and "http" not in text and "<script" not in text
     for title in ("One prompt, one answer", "Misplaced prompts", "Whole volumes from the middle slice",
                   "An annotator&#x27;s time", "Best, median and worst"):  # fmt: skip
