@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,22 @@ def document(**values: Any) -> None:
         _document[name] = str(value) if isinstance(value, Path) else value
 
 
-def bar(**options: Any):
-    """A tqdm progress bar on stderr, where somebody watches a terminal, for what takes longer than a moment."""
+@contextlib.contextmanager
+def progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where somebody watches a terminal, for what takes longer than a moment.
+
+    The function that it yields takes the number of slices that are done, and of all.
+    """
     from tqdm import tqdm
 
-    return tqdm(disable=_quiet or not sys.stderr.isatty(), leave=False, delay=_MOMENT, **options)
+    hidden = _quiet or not sys.stderr.isatty()
+    with tqdm(desc=name, unit="slice", disable=hidden, leave=False, delay=_MOMENT) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from SAMFineTuneLib.errors import UserError
 if TYPE_CHECKING:
     from SAMFineTuneLib.images import IntensityWindow, Volume
     from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics
     from SAMFineTuneLib.prompts import PromptSet
     from SAMFineTuneLib.segmenter import Segmenter
     from SAMFineTuneLib.service.server_session import ServerSession
@@ -141,13 +142,14 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
             inputs = _print_inputs(args, volume, window, remote, model)
             while told:
                 console.note(told.pop(0))
-            with _progress("prompts") as progress:
+            with console.progress("prompts") as progress:
                 scores = segmenter.predict(progress).scores
             for info in segmenter.segments if args.propagate != "none" else ():
                 if segmenter.filled_planes(info.value):
-                    with _progress(info.name) as progress:
+                    with console.progress(info.name) as progress:
                         segmenter.propagate(info.name, args.propagate, progress)
-            details = _report(segmenter, scores)
+            statistics = segmenter.statistics()
+            details = _report(segmenter, statistics, scores)
             if model:
                 _report_embeddings(model)
             outputs.require_new(targets, args)  # somebody may have written there meanwhile
@@ -158,7 +160,7 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
             if args.picture:
                 save_png(args.picture, segmenter.slice_image())
                 print(f"written     {args.picture}")
-            return Segmented(inputs, segmenter.statistics(), details)
+            return Segmented(inputs, statistics, details)
 
     return segment
 
@@ -179,7 +181,7 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
 
         volume, told = _read(args, job), []
         session = _server_session(args, volume, choose_window(volume, None), told)
-        with session as remote, _progress(job.source.name) as progress:
+        with session as remote, console.progress(job.source.name) as progress:
             recipe = remote.adapter_facts() if remote else adapter.card.recipe if adapter else {}
             window = choose_window(volume, args.window or recipe.get("window"))
             inputs = _print_inputs(args, volume, window, remote, predictor)
@@ -222,22 +224,19 @@ def _read(args: argparse.Namespace, job: SegmentJob) -> Volume:
     return volume
 
 
-@contextmanager
 def _server_session(
     args: argparse.Namespace, volume: Volume, window: IntensityWindow, told: list[str]
-) -> Iterator[ServerSession | None]:
+) -> AbstractContextManager[ServerSession | None]:
     """A session on the server of --server, closed at the end; None without that option."""
     if not args.server:
-        yield None
-        return
+        return nullcontext()
     from SAMFineTuneLib.service.server_session import ServerSession
     from SAMFineTuneLib.session.doubts import doubts_about_voxels
 
     known = doubts_about_voxels(volume)
-    with closing(ServerSession(
+    return closing(ServerSession(
         arguments.connection(args), volume, window, args.model, args.adapter or "", args.device, told.append, known
-    )) as session:  # fmt: skip
-        yield session
+    ))  # fmt: skip
 
 
 def _print_inputs(
@@ -255,18 +254,6 @@ def _print_inputs(
         status = remote.connect()
         answering = describe.Answering(status.model, "", f"{status.device} of {args.server}")
     return describe.print_inputs(volume, window, answering, args.adapter)
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; the function it yields takes the number of slices that are done, and of all."""
-    with console.bar(desc=name, unit="slice") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
 
 
 def gather_prompts(args: argparse.Namespace, volume: Volume, paths: Iterable[Path]) -> PromptSet:
@@ -327,10 +314,12 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
     return numbers
 
 
-def _report(segmenter: Segmenter, scores: Mapping[int, float]) -> list[dict[str, Any]]:
+def _report(
+    segmenter: Segmenter, statistics: Sequence[SegmentStatistics], scores: Mapping[int, float]
+) -> list[dict[str, Any]]:
     """Print what was found; the same for --json."""
     details = []
-    for info, row in zip(segmenter.segments, segmenter.statistics(), strict=True):
+    for info, row in zip(segmenter.segments, statistics, strict=True):
         prompted = [plane for value, plane in segmenter.prompted_planes if value == info.value]
         where = str(prompted[0]) if len(prompted) == 1 else f"{len(prompted)} {prompted[0].orientation} slices"
         filled = len(segmenter.filled_planes(info.value))
