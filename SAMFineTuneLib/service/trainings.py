@@ -104,14 +104,7 @@ def new_run(name: str) -> TrainingRun:
         pass
     if path.exists() and run.can_resume:
         raise UserError(f"There is an unfinished training {name}: resume it, delete it, or choose another name.")
-    run.rewind()
-    try:
-        shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700)
-    except OSError as error:
-        raise UserError(f"{path} cannot be made ({error.strerror or error}); choose another name.") from error
-    return run
+    return _empty_run(path)
 
 
 def check_run() -> TrainingRun:
@@ -119,9 +112,17 @@ def check_run() -> TrainingRun:
     run = TrainingRun(trainings_folder() / _CHECK)
     if run.is_running:
         raise UserError("Cases are being checked already; wait for that.")
-    shutil.rmtree(run.folder, ignore_errors=True)
-    run.folder.mkdir(mode=0o700, parents=True)
-    return run
+    return _empty_run(run.folder)
+
+
+def _empty_run(path: Path) -> TrainingRun:
+    """A training in a new folder, which only this user can read."""
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error.strerror or error}); choose another name.") from error
+    return TrainingRun(path)
 
 
 def free_name(wished: str) -> str:
