@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     if args.skip_existing:
         raise UserError("--skip-existing is for several volumes, with --auto or a folder of --prompts; leave it out.")
     job = SegmentJob(source, output, tuple(Path(path).expanduser() for path in args.prompts))
-    targets = _targets(args, job)
+    targets = [path for path in _targets(args, job) if path.name]
     _require_not_read(targets, (source, *job.prompts))
     outputs.require_new(targets, args)
     return run_jobs(args, [job], lambda: _from_prompts(args, None))
