@@ -68,7 +68,7 @@ class _Trial:
     def __init__(self, method: OpenMethod, subject: Subject, number: int, settings: Settings) -> None:
         volume = subject.labelled.volume
         self._subject, self._number = subject, number
-        self._session = Session(volume, method.predictor, subject.grey, immediate=False)
+        self._session = Session(volume, method.predictor, subject.grey)
         self._segment = self._session.add_segment(subject.labels[number - 1]).value
         self._truth = subject.labelled.mask(number)
         self._axis = 2 - view_axes(volume, subject.seen_along)[2]
