@@ -16,16 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SAMFineTuneLib.images import (
-    IntensityWindow,
-    SlicePlane,
-    Volume,
-    aligned_plane,
-    picture,
-)
+from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, aligned_plane, picture
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import slice_range
 from SAMFineTuneLib.inference.input_crop import View, bounding_box
+from SAMFineTuneLib.inference.mask_candidates import edges_that_cut
 from SAMFineTuneLib.inference.mask_shapes import interpolate, overlap, pieces, stability_score
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.settings import EverythingSettings
@@ -47,11 +42,9 @@ class AutomaticMask:
 
     mask: PackedMask
     score: float
-    stability: float
+    """Predicted IoU."""
     box: tuple[int, int, int, int]
     """First and last column and row: x0, y0, x1, y1."""
-    point: tuple[float, float]
-    """The grid point (x, y) that found it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,18 +158,18 @@ def everything(
     """
     settings = settings or EverythingSettings()
     indices = slice_range(volume, orientation, first, last)
-    return _slices(predictor, volume, window, orientation, settings, indices, progress, cancelled)
-
-
-def _slices(predictor, volume, window, orientation, settings, indices, progress, cancelled) -> Iterator[SliceMasks]:
     meter = Meter(len(indices), progress)
-    for index in indices:
-        plane = aligned_plane(volume, orientation, index)
-        masks = automatic_masks(predictor, picture(volume, plane, window), settings, cancelled)
-        if cancelled():
-            return
-        meter.step()
-        yield SliceMasks(index, plane, tuple(masks))
+
+    def found() -> Iterator[SliceMasks]:
+        for index in indices:
+            plane = aligned_plane(volume, orientation, index)
+            masks = automatic_masks(predictor, picture(volume, plane, window), settings, cancelled)
+            if cancelled():
+                return
+            meter.step()
+            yield SliceMasks(index, plane, tuple(masks))
+
+    return found()
 
 
 def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = None) -> list[Object3D]:
@@ -196,16 +189,15 @@ def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = Non
             for m, found in enumerate(item.masks):
                 if _boxes_meet(track.last_box, found.box):
                     pairs.append((overlap(track.last_mask, masks[m]), t, m))
-        taken_tracks, taken_masks = set(), set()
+        followed: dict[int, _Track] = {}
         for shared, t, m in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
-            if shared >= settings.min_link and t not in taken_tracks and m not in taken_masks:
-                taken_tracks.add(t)
-                taken_masks.add(m)
-                open_tracks[t].extend(item.index, masks[m], item.masks[m])
-        tracks += [
-            _Track(item.index, masks[m], found) for m, found in enumerate(item.masks) if m not in taken_masks
-        ]
-    long = [track for track in tracks if track.seen >= settings.min_slices]
+            if shared >= settings.min_link and m not in followed and open_tracks[t] not in followed.values():
+                followed[m] = open_tracks[t]
+        for m, found in enumerate(item.masks):
+            if m not in followed:
+                tracks.append(_Track())
+            followed.get(m, tracks[-1]).extend(item.index, masks[m], found)
+    long = [track for track in tracks if len(track.scores) >= settings.min_slices]
     long.sort(key=lambda track: -track.area)
     return [
         Object3D(value, track.masks, float(np.mean(track.scores)), orientation, track.area)
@@ -216,31 +208,24 @@ def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = Non
 class _Track:
     """An object while it is being followed."""
 
-    def __init__(self, index: int, mask: np.ndarray, found: AutomaticMask) -> None:
+    def __init__(self) -> None:
         self.masks: dict[int, PackedMask] = {}
         self.scores: list[float] = []
         self.area = 0
-        self._add(index, mask)
-        self._remember(index, mask, found)
-
-    @property
-    def seen(self) -> int:
-        return len(self.scores)
 
     def extend(self, index: int, mask: np.ndarray, found: AutomaticMask) -> None:
-        gap = index - self.last_index
-        for step in range(1, gap):
-            self._add(self.last_index + step, interpolate(self.last_mask, mask, step / gap))
+        """Add the mask that was found on a slice, and interpolated ones on the slices between it and the last one."""
+        if self.masks:
+            gap = index - self.last_index
+            for step in range(1, gap):
+                self._add(self.last_index + step, interpolate(self.last_mask, mask, step / gap))
         self._add(index, mask)
-        self._remember(index, mask, found)
+        self.scores.append(found.score)
+        self.last_index, self.last_mask, self.last_box = index, mask, found.box
 
     def _add(self, index: int, mask: np.ndarray) -> None:
         self.masks[index] = PackedMask.of(mask)
         self.area += int(np.count_nonzero(mask))
-
-    def _remember(self, index: int, mask: np.ndarray, found: AutomaticMask) -> None:
-        self.scores.append(found.score)
-        self.last_index, self.last_mask, self.last_box = index, mask, found.box
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,8 +236,6 @@ class _Candidate:
     geometry: InputGeometry
     box: np.ndarray
     score: float
-    stability: float
-    point: tuple[float, float]
 
 
 def _candidates_of_view(
@@ -272,7 +255,7 @@ def _candidates_of_view(
         coords = np.stack([batch, np.zeros_like(batch)], axis=1)
         labels = np.tile(np.float32([1, -1]), (len(batch), 1))
         decoded = predictor.decode(shown, coords, labels, view=view)
-        candidates += _candidates(decoded, batch, settings)
+        candidates += _candidates(decoded, settings)
         boxes = np.array([one.box for one in candidates]).reshape(-1, 4)
         kept = box_nms(boxes, np.array([one.score for one in candidates]), SAME_BOX)
         candidates = [candidates[index] for index in kept]
@@ -288,12 +271,12 @@ def _enlarged(
         mask = _usable(one.geometry.logits_to_picture(one.logits) > 0, view, shape, settings)
         if mask is not None:
             x0, y0, x1, y1 = (int(edge) for edge in bounding_box(mask))
-            found.append(AutomaticMask(PackedMask.of(mask), one.score, one.stability, (x0, y0, x1, y1), one.point))
+            found.append(AutomaticMask(PackedMask.of(mask), one.score, (x0, y0, x1, y1)))
     kept = box_nms(_edges(found), np.array([mask.score for mask in found]), settings.max_box_overlap)
     return [found[index] for index in kept]
 
 
-def _candidates(decoded: Decoded, points: np.ndarray, settings: EverythingSettings) -> list[_Candidate]:
+def _candidates(decoded: Decoded, settings: EverythingSettings) -> list[_Candidate]:
     """The masks that pass the filters on the model's small grid: most points find an object that another finds, too."""
     place = decoded.geometry
     rows, columns = (-(-side * place.low_res_size // place.input_size) for side in place.content)
@@ -304,16 +287,8 @@ def _candidates(decoded: Decoded, points: np.ndarray, settings: EverythingSettin
     for prompt, token in np.argwhere(stability >= settings.min_stability):
         box = bounding_box(within[prompt, token] > 0)
         if box is not None:
-            found.append(
-                _Candidate(
-                    low_res[prompt, token].copy(),
-                    place,
-                    box + np.float32([0, 0, 1, 1]),
-                    float(scores[prompt, token]),
-                    float(stability[prompt, token]),
-                    (float(points[prompt, 0]), float(points[prompt, 1])),
-                )
-            )
+            edges = box + np.float32([0, 0, 1, 1])
+            found.append(_Candidate(low_res[prompt, token].copy(), place, edges, float(scores[prompt, token])))
     return found
 
 
@@ -321,12 +296,7 @@ def _usable(
     mask: np.ndarray, view: View, shape: tuple[int, ...], settings: EverythingSettings
 ) -> np.ndarray | None:
     """The view's mask in the whole picture, without small pieces; None when it is too small, too large or cut off."""
-    cut = (
-        (view.top > 0 and mask[0].any())
-        or (view.left > 0 and mask[:, 0].any())
-        or (view.top + view.rows < shape[0] and mask[-1].any())
-        or (view.left + view.columns < shape[1] and mask[:, -1].any())
-    )
+    cut = any(edge.any() for edge in edges_that_cut(mask, view, shape))
     area = np.count_nonzero(mask)
     if cut or area < max(settings.min_area, 1) or area > settings.max_area * shape[0] * shape[1]:
         return None

@@ -54,7 +54,8 @@ def weights(
     Returns:
         Weights (T,).
     """
-    whole = np.array([1.0 - _CUT_PENALTY * _cut_fraction(mask, view, shape) for mask in masks])
+    cut = [sum(float(edge.mean()) for edge in edges_that_cut(mask, view, shape)) for mask in masks]
+    whole = 1.0 - _CUT_PENALTY * np.minimum(cut, 1.0)
     return np.sqrt(scores.clip(0)) * stability_score(low_res, _STABILITY_OFFSET) * whole
 
 
@@ -92,12 +93,12 @@ def of_largest_expected_dice(inside: np.ndarray) -> np.ndarray:
     return np.float32(np.log(inside / (1 - inside)) - np.log(threshold / (1 - threshold)))
 
 
-def _cut_fraction(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> float:
-    """Part of a mask's extent, 0 to 1, that touches edges of the view which are not edges of the picture."""
+def edges_that_cut(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """What a view's mask has at those edges of the view which are not edges of the picture."""
     edges = (
         (view.top > 0, mask[0]),
         (view.left > 0, mask[:, 0]),
         (view.top + view.rows < shape[0], mask[-1]),
         (view.left + view.columns < shape[1], mask[:, -1]),
     )
-    return min(1.0, sum(float(edge.mean()) for cut, edge in edges if cut))
+    return [edge for cuts, edge in edges if cuts]

@@ -10,7 +10,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import sha256_of
-from SAMFineTuneLib.inference.engine import Embedding, RuntimeEngine
+from SAMFineTuneLib.inference.engine import Embedding, Engine
 from SAMFineTuneLib.models.spec import ModelFolder
 
 _PROVIDERS = {  # in the order in which "auto" tries them; CoreML rejects parts of SAM, so "auto" does not
@@ -36,7 +36,7 @@ def available_devices() -> list[str]:
     return [device for device, provider in _PROVIDERS.items() if provider in providers]
 
 
-class OnnxEngine(RuntimeEngine):
+class OnnxEngine(Engine):
     """See `engine.Engine`. Falls back to the CPU when no GPU can be used, unless one was asked for."""
 
     def __init__(self, model: ModelFolder, device: str = "auto", threads: int | None = None):

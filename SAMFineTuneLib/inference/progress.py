@@ -38,16 +38,12 @@ class Meter:
     def step(self) -> None:
         """Count one step that was computed."""
         self._worked += 1
-        self._advance(1)
+        self.skip(1)
 
     def skip(self, count: int) -> None:
         """Count steps that were not needed; they do not enter the pace."""
-        if count > 0:
-            self._advance(count)
-
-    def _advance(self, count: int) -> None:
-        self.done = min(self.done + count, self.total)
-        if self._report is None:
+        self.done = min(self.done + max(count, 0), self.total)
+        if self._report is None or count <= 0:
             return
         left = None
         if self._worked:

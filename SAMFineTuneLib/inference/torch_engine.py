@@ -9,13 +9,13 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
-from SAMFineTuneLib.inference.engine import Embedding, RuntimeEngine
+from SAMFineTuneLib.inference.engine import Embedding, Engine
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, tuned_spec
 from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import ModelFolder
 
 
-class TorchEngine(RuntimeEngine):
+class TorchEngine(Engine):
     """See `engine.Engine`. The decoder always runs in fp32; `precision` is that of the encoder.
 
     With `auto` the encoder runs in bf16 on a CUDA GPU that supports it, and in fp32 elsewhere: on a CPU bf16 is faster
@@ -49,7 +49,7 @@ class TorchEngine(RuntimeEngine):
 
     @property
     def embedding_digest(self) -> str:
-        return self._digest(self._adapter if self._adapter is not None and self._adapter.trains_encoder else None)
+        return self._digest(self._adapter if self._adapter and self._adapter.card.method.trains_encoder else None)
 
     def _digest(self, adapter: AdapterFolder | None) -> str:
         tuned = f"|{adapter.digest}" if adapter is not None else ""
@@ -60,15 +60,18 @@ class TorchEngine(RuntimeEngine):
         return f"{self.place.upper()} (PyTorch, {self._precision})"
 
     def run_encoder(self, image: np.ndarray) -> Embedding:
-        embedding = self._network.encode(self._tensor(image))
-        return {name: tensor.cpu().numpy() for name, tensor in embedding.items()}
+        with self._torch.inference_mode():
+            embedding = self._network.encode(self._tensor(image).to(self._dtype))
+        return {name: tensor.float().cpu().numpy() for name, tensor in embedding.items()}
 
     def run_decoder(self, embedding: Embedding, *prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits, scores = self._network.decode(self._tensors(embedding), *map(self._tensor, prompts))
+        with self._torch.inference_mode():
+            logits, scores = self._network.decode(self._tensors(embedding), *map(self._tensor, prompts))
         return logits.cpu().numpy(), scores.cpu().numpy()
 
     def run_classes(self, embedding: Embedding) -> np.ndarray:
-        return self._network.decode_classes(self._tensors(embedding)).cpu().numpy()
+        with self._torch.inference_mode():
+            return self._network.decode_classes(self._tensors(embedding)).cpu().numpy()
 
     def move_to_cpu(self) -> None:
         self._precision, self._network = "fp32", None
@@ -81,27 +84,25 @@ class TorchEngine(RuntimeEngine):
     def _tensor(self, array: np.ndarray) -> Any:
         if not array.flags.writeable:  # cached embeddings are read-only, and PyTorch warns about that
             array = array.copy()
-        return self._torch.from_numpy(np.ascontiguousarray(array))
+        return self._torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.place)
 
     def _load(self) -> None:
         from SAMFineTuneLib.models.load_model import load_torch_model
 
-        dtype = self._torch.bfloat16 if self._precision == "bf16" else self._torch.float32
-        self._network = load_torch_model(self._model, self.place, dtype, self._adapter)
+        self._dtype = self._torch.bfloat16 if self._precision == "bf16" else self._torch.float32
+        self._network = load_torch_model(self._model, self.place, self._dtype, self._adapter)
 
     def _choose(self, device: str, precision: str) -> tuple[str, str]:
         torch = self._torch
-        name = device.partition(":")[0]
+        name, _, number = device.partition(":")
         has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         if name == "auto":
             device = name = next(candidate for candidate, there in has.items() if there)
         if not has.get(name, False):
             usable = ", ".join(candidate for candidate, there in has.items() if there)
             raise UserError(f"PyTorch here cannot use '{device}'; choose one of: {usable}.")
-        if name == "cuda" and ":" in device:
-            number = device.partition(":")[2]
-            if not number.isdigit() or int(number) >= torch.cuda.device_count():
-                raise UserError(f"There is no GPU '{device}'; this machine has {torch.cuda.device_count()}.")
+        if name == "cuda" and number and int(number) >= torch.cuda.device_count():
+            raise UserError(f"There is no GPU '{device}'; this machine has {torch.cuda.device_count()}.")
         if precision == "auto":
             precision = "bf16" if name == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         return device, precision

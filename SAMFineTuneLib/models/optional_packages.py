@@ -7,7 +7,7 @@ from types import ModuleType
 
 from SAMFineTuneLib.errors import UserError
 
-_NAMES = {"torch": "PyTorch", "skimage": "scikit-image"}
+_NAMES = {"torch": "PyTorch", "skimage": "scikit-image", "peft": "the package peft"}
 SAFE_TORCH = (2, 6)
 """The first PyTorch whose `weights_only=True` never runs code in a file (CVE-2025-32434)."""
 

@@ -157,12 +157,9 @@ def _nearest(target: int, source: int) -> np.ndarray:
     return np.minimum((np.arange(target) * (source / target)).astype(np.int64), source - 1)
 
 
+@resample.cached
 def _to_picture(low: int, place: InputGeometry, axis: int) -> np.ndarray:
     """Both bilinear steps of `logits_to_picture` along one axis, float32 (picture, low)."""
-    return _two_steps(low, place.input_size, place.content[axis], place.original[axis])
-
-
-@resample.cached
-def _two_steps(low: int, size: int, content: int, original: int) -> np.ndarray:
-    steps = resample.bilinear(original, content) @ resample.bilinear(size, low)[:content]
+    content = place.content[axis]
+    steps = resample.bilinear(place.original[axis], content) @ resample.bilinear(place.input_size, low)[:content]
     return steps.astype(np.float32)

@@ -7,7 +7,8 @@ read-only.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, wraps
 
 import numpy as np
 
@@ -16,12 +17,12 @@ def cached(function):
     """Cache a function of sizes, and make its result read-only."""
 
     @lru_cache(maxsize=64)
+    @wraps(function)
     def build(*sizes) -> np.ndarray:
         result = function(*sizes)
         result.setflags(write=False)
         return result
 
-    build.__doc__, build.__name__ = function.__doc__, function.__name__
     return build
 
 
@@ -34,13 +35,8 @@ def bilinear(target: int, source: int) -> np.ndarray:
     scale = np.float32(source) / np.float32(target)
     position = np.maximum(scale * (np.arange(target, dtype=np.float32) + 0.5) - 0.5, 0.0)
     low = np.minimum(position.astype(np.int64), source - 1)
-    high = np.minimum(low + 1, source - 1)
     fraction = position - low
-    result = np.zeros((target, source))
-    rows = np.arange(target)
-    np.add.at(result, (rows, low), 1 - fraction)
-    np.add.at(result, (rows, high), fraction)
-    return result
+    return _matrix(target, source, (low, 1 - fraction), (np.minimum(low + 1, source - 1), fraction))
 
 
 @cached
@@ -69,11 +65,7 @@ def area(target: int, source: int) -> np.ndarray:
     low = np.minimum((index * scale).astype(np.int64), source - 1)
     fraction = (index + 1) - (low + 1) / scale
     fraction = np.where(fraction <= 0, 0.0, fraction - np.floor(fraction))
-    high = np.minimum(low + 1, source - 1)
-    result = np.zeros((target, source))
-    np.add.at(result, (index, low), 1 - fraction)
-    np.add.at(result, (index, high), fraction)
-    return result
+    return _matrix(target, source, (low, 1 - fraction), (np.minimum(low + 1, source - 1), fraction))
 
 
 @cached
@@ -87,12 +79,9 @@ def cubic(target: int, source: int) -> np.ndarray:
     base = np.floor(position).astype(np.int64)
     t = position - base
     weights = ((1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3)
-    evaluate = np.zeros((target, source))
-    for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
-        np.add.at(evaluate, (np.arange(target), _mirror(base + offset, source)), weight / 6)
-    values = np.zeros((source, source))
-    for offset, weight in ((-1, 1 / 6), (0, 4 / 6), (1, 1 / 6)):
-        np.add.at(values, (np.arange(source), _mirror(np.arange(source) + offset, source)), weight)
+    shares = [(_mirror(base + offset, source), weight / 6) for offset, weight in enumerate(weights, start=-1)]
+    evaluate = _matrix(target, source, *shares)
+    values = _convolution(source, (-1, 0, 1), (1 / 6, 4 / 6, 1 / 6))
     result = np.linalg.solve(values.T, evaluate.T).T
     return result @ _gaussian(source, (source / target - 1) / 2) if source > target else result
 
@@ -102,9 +91,20 @@ def _gaussian(size: int, sigma: float) -> np.ndarray:
     radius = int(4 * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
-    result = np.zeros((size, size))
-    for offset, weight in zip(offsets, kernel / kernel.sum(), strict=True):
-        np.add.at(result, (np.arange(size), _mirror(np.arange(size) + offset, size)), weight)
+    return _convolution(size, offsets, kernel / kernel.sum())
+
+
+def _convolution(size: int, offsets: Sequence[int], kernel: Sequence[float]) -> np.ndarray:
+    """Convolution with a kernel, with mirrored borders, float64 (size, size)."""
+    indices = np.arange(size)
+    return _matrix(size, size, *zip((_mirror(indices + offset, size) for offset in offsets), kernel, strict=True))
+
+
+def _matrix(target: int, source: int, *shares: tuple[np.ndarray, np.ndarray | float]) -> np.ndarray:
+    """The matrix (target, source) in which each row is the sum of shares: a source index and a weight a row."""
+    result = np.zeros((target, source))
+    for index, weight in shares:
+        np.add.at(result, (np.arange(target), index), weight)
     return result
 
 

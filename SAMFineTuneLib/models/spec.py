@@ -16,19 +16,21 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, sha256_of
 
 FORMAT = 1
+"""The format of `model.json`, and of an adapter's `card.json`."""
 SPEC_FILE = "model.json"
 
-ARCHITECTURES = (
-    "sam_vit_b",
-    "sam_vit_l",
-    "sam_vit_h",
-    "sam_vit",
-    "mobile_sam",
-    "lite_medsam",
-    "sam_med2d",
-    "finetune_sam",
-    "compact",
-)
+ARCHITECTURES = {
+    "sam_vit_b": "SAM ViT-B",
+    "sam_vit_l": "SAM ViT-L",
+    "sam_vit_h": "SAM ViT-H",
+    "sam_vit": "a SAM with a ViT of its own size",
+    "mobile_sam": "MobileSAM",
+    "lite_medsam": "LiteMedSAM",
+    "sam_med2d": "SAM-Med2D",
+    "finetune_sam": "a model trained with finetune-SAM",
+    "compact": "SAMFineTune's compact model",
+}
+"""What each is called in sentences."""
 FILE_ROLES = ("weights", "encoder", "decoder", "classes")
 _CHOICES = {
     "architecture": ARCHITECTURES,
@@ -41,6 +43,29 @@ _CHOICES = {
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def fields_of(kind: type, content: Any, where: str, advice: str) -> dict[str, Any]:
+    """The fields of a dataclass in the JSON object that describes it. UserError when it is not this version's.
+
+    Args:
+        kind: the dataclass.
+        content: what was read.
+        where: names the file in the sentence.
+        advice: what to do when it cannot be used.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must hold a JSON object: {advice}.")
+    values = dict(content)
+    version = values.pop("format", None)
+    if version != FORMAT:
+        raise UserError(
+            f"{where} has format {version!r}, but this version reads format {FORMAT}: update SAMFineTune, or {advice}."
+        )
+    if unknown := sorted(values.keys() - {item.name for item in fields(kind)}):
+        names = ", ".join(unknown)
+        raise UserError(f"{where} has fields that are not known: {names}; update SAMFineTune, or {advice}.")
+    return values
 
 
 @dataclass(frozen=True)
@@ -61,8 +86,7 @@ class ModelSpec:
     """How pixels are resampled, see `preprocess`: `bilinear` (antialiased), `cubic`, `area` or `nearest`."""
     pixel_range: str = "0-255"
     """What happens before `pixel_mean` and `pixel_std`: nothing (`0-255`), each picture is stretched to 0..1
-    (`minmax`),
-    or to 0..255 with 0.5 % clipped at either end (`percentiles`)."""
+    (`minmax`), or to 0..255 with 0.5 % clipped at either end (`percentiles`)."""
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
     channels: int = 3
@@ -77,7 +101,7 @@ class ModelSpec:
     answer is then the mean of the best masks, and for a lone point the best reading of several views."""
     one_piece: bool = False
     """Whether the model was trained on objects of one piece within their box, so that other pieces of a mask are
-    removed, and pixels outside the box must be surer."""
+    removed, and pixels outside the box need larger logits."""
     licence: str = ""
     source: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -111,18 +135,7 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, content: Any, where: str = SPEC_FILE) -> ModelSpec:
         """Read a JSON object; `where` names it in the sentence of a `UserError`."""
-        if not isinstance(content, dict):
-            raise UserError(f"{where} must hold a JSON object that describes a model.")
-        content = dict(content)
-        version = content.pop("format", None)
-        if version != FORMAT:
-            raise UserError(
-                f"{where} has format {version!r}, but this version reads format {FORMAT}: update SAMFineTune "
-                "or import the model again."
-            )
-        known = {item.name for item in fields(cls)}
-        if unknown := sorted(content.keys() - known):
-            raise UserError(f"{where} has fields that are not known: {', '.join(unknown)}.")
+        content = fields_of(cls, content, where, "import the model again")
         if missing := [name for name in ("id", "name", "architecture") if name not in content]:
             raise UserError(f"{where} lacks: {', '.join(missing)}.")
         try:
@@ -154,11 +167,6 @@ class ModelFolder:
                 f"The model {self.spec.id!r} has no {role} file in {self.path}: import or download it again."
             )
         return self.path / self.spec.files[role]
-
-    @property
-    def whole(self) -> bool:
-        """Whether all files that `model.json` names exist."""
-        return all((self.path / name).is_file() for name in (*self.spec.files.values(), *self.spec.sha256))
 
     def verify(self) -> None:
         """UserError when a file is missing or has another digest than `model.json` states. Reads all files."""

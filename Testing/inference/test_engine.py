@@ -83,6 +83,7 @@ def test_out_of_gpu_memory_goes_on_on_the_cpu_and_says_so(random_compact):
     engine = open_engine(random_compact, device="cpu", engine="torch")
     expected, digest = engine.encode(some_image(engine)), engine.digest
     engine.place, engine._precision, engine._network = "cuda", "bf16", FullGpu()
+    engine._tensor = torch.from_numpy  # there may be no GPU to move it to
     assert engine.digest != digest
     found = engine.encode(some_image(engine))
     assert all(np.array_equal(found[name], expected[name]) for name in expected)

@@ -36,7 +36,7 @@ def prompts(count: int, points: int, seed: int = 2, with_mask: bool = False) -> 
 
 def decode(model, embedding, given):
     with torch.no_grad():
-        return model.decode(embedding, **given)
+        return model.decode(embedding, *given.values())
 
 
 def test_it_is_small(model):
@@ -147,7 +147,7 @@ def test_the_bundled_graphs_answer_as_pytorch_does(sessions, trained, count, poi
     given = prompts(count, points, 5, with_mask)
     with torch.no_grad():
         expected_embedding = trained.encode(image)
-        expected = trained.decode(expected_embedding, **given)
+        expected = trained.decode(expected_embedding, *given.values())
     names = [output.name for output in encoder.get_outputs()]
     embedding = dict(zip(names, encoder.run(None, {"image": image.numpy()}), strict=True))
     answer = decoder.run(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from SAMFineTuneLib.models.architectures.segment_anything import modeling
-from SAMFineTuneLib.models.architectures.tiny_vit import StageShape, TinyViT, TinyVitShape
+from SAMFineTuneLib.models.architectures.tiny_vit import StageShape, TinyViT
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -76,7 +76,7 @@ def tiny_vit(stem_stride=4, scale=1) -> TinyViT:
         StageShape(width // scale, depth, 4 * width // scale, head, window)
         for width, depth, head, window in zip(widths, (2, 2, 6, 2), heads, windows, strict=True)
     )
-    return TinyViT(TinyVitShape(3, stem_stride, stages))
+    return TinyViT(3, stem_stride, stages)
 
 
 def state(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, trainable
 from SAMFineTuneLib.models.architectures import tiny_vit
 from SAMFineTuneLib.models.architectures.compact import build_compact
-from SAMFineTuneLib.models.architectures.tiny_vit import StageShape, TinyViT, TinyVitShape
+from SAMFineTuneLib.models.architectures.tiny_vit import StageShape, TinyViT
 from SAMFineTuneLib.models.formats.recognise_checkpoint import recognise
 from SAMFineTuneLib.models.load_model import load_network, load_torch_model
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, write_spec
@@ -23,8 +23,8 @@ CLASSES = ("background", "liver", "spleen")
 def mobile_sam() -> nn.Module:
     """MobileSAM with one narrow block a stage; its grid is the module's, which a test may make smaller."""
     sizes = ((8, 0, 0), (16, 2, 7), (16, 1, 14), (32, 2, 7))
-    shape = TinyVitShape(3, 4, tuple(StageShape(width, 1, 2 * width, heads, reach) for width, heads, reach in sizes))
-    network = small_models.sam(TinyViT(shape), grid=tiny_vit.GRID)
+    stages = [StageShape(width, 1, 2 * width, heads, reach) for width, heads, reach in sizes]
+    network = small_models.sam(TinyViT(3, 4, stages), grid=tiny_vit.GRID)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data += 1  # otherwise nothing of the picture reaches the end
@@ -57,7 +57,7 @@ def fresh(base: ModelFolder) -> nn.Module:
 def load_adapter(folder, base: ModelFolder) -> tuple[nn.Module, Card]:
     """The base with an adapter in it, float32 on the CPU, and its card."""
     adapter = read_adapter_folder(folder)
-    return load_torch_model(base, adapter=adapter).network, adapter.card
+    return load_torch_model(base, adapter=adapter), adapter.card
 
 
 def shake(network: nn.Module, seed: int = 1, strength: float = 0.05) -> nn.Module:

@@ -28,8 +28,6 @@ from SAMFineTuneLib.models.architectures.compact_decoder import (
     PromptEncoder,
 )
 
-__all__ = ["GRID_SIZE", "INPUT_SIZE", "LOW_RES_SIZE", "PIXEL_MEAN", "PIXEL_STD", "CompactModel", "build_compact"]
-
 PIXEL_MEAN = 110.0
 PIXEL_STD = 60.0
 ENCODER_WIDTH = 192
@@ -165,40 +163,27 @@ class CompactModel(nn.Module):
         self.image_encoder = ImageEncoder()
         self.prompt_encoder = PromptEncoder()
         self.mask_decoder = MaskDecoder()
+        self.grid_size = GRID_SIZE
 
     def encode(self, image: Tensor) -> dict[str, Tensor]:
         """Normalised, padded picture (B, 1, 128, 128) -> `image_embeddings`, `high_res_0`, `high_res_1`."""
         return self.image_encoder(image)
 
-    def decode(
-        self,
-        embedding: dict[str, Tensor],
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor,
-        has_mask_input: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def decode(self, embedding: dict[str, Tensor], *prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts of B objects on one picture (embedding batch 1) or one each (batch B).
 
-        `point_coords` (B, N, 2) input pixels, `point_labels` (B, N), `mask_input` (B, 1, 64, 64) previous logits,
-        `has_mask_input` (B,) 0 or 1 -> logits (B, 4, 64, 64) and predicted IoU (B, 4).
+        `prompts` are `point_coords` (B, N, 2) input pixels, `point_labels` (B, N), `mask_input` (B, 1, 64, 64) previous
+        logits, `has_mask_input` (B,) 0 or 1 -> logits (B, 4, 64, 64) and predicted IoU (B, 4).
         """
-        sparse, dense, pictures = self.prompt_encoder(point_coords, point_labels, mask_input, has_mask_input)
-        return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense, pictures)
+        return self.mask_decoder(embedding, *self.prompt_encoder(*prompts))
 
     def decode_classes(self, embedding: dict[str, Tensor]) -> Tensor:
         """Embedding of B pictures, without prompts -> logits (B, C, 64, 64) of the class head's classes."""
         image = embedding["image_embeddings"]
         batch = image.shape[0]
-        masks = image.new_zeros(batch, 1, LOW_RES_SIZE, LOW_RES_SIZE)
-        sparse, dense, pictures = self.prompt_encoder(
-            image.new_zeros(batch, 0, 2), image.new_zeros(batch, 0), masks, image.new_zeros(batch)
-        )
-        return self.mask_decoder.classes(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense, pictures)
-
-    def forward(self, image: Tensor, **prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """`encode` and `decode` in one call."""
-        return self.decode(self.encode(image), **prompts)
+        nothing = ((batch, 0, 2), (batch, 0), (batch, 1, LOW_RES_SIZE, LOW_RES_SIZE), (batch,))
+        prompts = self.prompt_encoder(*(image.new_zeros(shape) for shape in nothing))
+        return self.mask_decoder.classes(embedding, *prompts)
 
 
 def _initialise(model: nn.Module) -> None:

@@ -5,6 +5,8 @@ Shapes: B sets of prompts, N points, C channels, H x W grid, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,7 +84,6 @@ class PromptEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed_dim = WIDTH
         self.pe_layer = PositionEmbeddingRandom(WIDTH // 2)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, WIDTH) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, WIDTH)
@@ -126,26 +127,27 @@ class PromptEncoder(nn.Module):
         given = start.sum(1, keepdim=True).clamp(max=1.0)
         middle, side = (low + high) / 2, (high - low).clamp(min=1.0)
 
-        def rectangle(margin: Tensor) -> Tensor:
-            reach = side / 2 + margin
-            columns, rows = (
-                ((reach[..., i : i + 1] - (axis - middle[..., i : i + 1]).abs()) / scale + 0.5).clamp(0.0, 1.0)
-                for i in (0, 1)
-            )
+        def shape(along: Callable[[int], Tensor]) -> Tensor:
+            """A picture from its profiles along x and y."""
+            columns, rows = along(0), along(1)
             return given * rows.transpose(1, 2) * columns
 
-        columns, rows = (
-            torch.exp(-0.5 * ((axis - middle[..., i : i + 1]) / (0.2 * side[..., i : i + 1] + 1.0)) ** 2)
-            for i in (0, 1)
-        )
-        box, heart = rectangle(torch.zeros_like(side)), given * rows.transpose(1, 2) * columns
+        def rectangle(margin: Tensor) -> Tensor:
+            reach, away = side / 2 + margin, (axis - middle.transpose(1, 2)).abs()
+            return shape(lambda i: ((reach[..., i : i + 1] - away[:, i : i + 1]) / scale + 0.5).clamp(0.0, 1.0))
+
+        def bell(i: int) -> Tensor:
+            return torch.exp(-0.5 * ((axis - middle[..., i : i + 1]) / (0.2 * side[..., i : i + 1] + 1.0)) ** 2)
+
+        box, heart = rectangle(torch.zeros_like(side)), shape(bell)
         ring = rectangle(0.1 * side + 3.0) - box
         return torch.stack([spots(positive, 2.5), spots(positive, 10.0), spots(negative, 2.5), box, heart, ring], dim=1)
 
     def forward(
         self, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor, has_mask_input: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> sparse tokens (B, N, 128), dense map (B, 128, 16, 16), prompts as pictures (B, 7, 64, 64).
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """-> sparse tokens (B, N, 128), dense map (B, 128, 16, 16), prompts as pictures (B, 7, 64, 64), and the grid's
+        position code.
 
         The seventh picture is the previous logits, zero where there are none.
         """
@@ -154,7 +156,7 @@ class PromptEncoder(nn.Module):
         logits = given * mask_input.clamp(-10.0, 10.0) / 5
         pictures = torch.cat([self.draw(point_coords, point_labels), logits], dim=1)
         dense = self.mask_downscaling(pictures) + (1 - given) * self.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        return self.embed_points(point_coords, point_labels), dense, pictures
+        return self.embed_points(point_coords, point_labels), dense, pictures, self.get_dense_pe()
 
 
 class Attention(nn.Module):
@@ -281,7 +283,6 @@ class MaskDecoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         half = HIGH_RES_WIDTHS[1]
-        self.num_mask_tokens = MASK_TOKENS
         self.transformer = TwoWayTransformer()
         self.iou_token = nn.Embedding(1, WIDTH)
         self.mask_tokens = nn.Embedding(MASK_TOKENS, WIDTH)
@@ -289,30 +290,25 @@ class MaskDecoder(nn.Module):
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(WIDTH, WIDTH, half, 3) for _ in range(MASK_TOKENS))
         self.iou_prediction_head = MLP(WIDTH, WIDTH, MASK_TOKENS, 3)
 
-    def forward(
-        self, embedding: dict[str, Tensor], image_pe: Tensor, sparse: Tensor, dense: Tensor, pictures: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Encoder's answer (batch 1 or B), prompt tokens (B, N, 128), dense map (B, 128, 16, 16), prompts as pictures
-        (B, 7, 64, 64) -> logits (B, 4, 64, 64) and predicted IoU (B, 4)."""
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens, features = self._attend(own, embedding, image_pe, sparse, dense, pictures)
+    def forward(self, embedding: dict[str, Tensor], *prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder's answer (batch 1 or B), and the prompt encoder's -> logits (B, 4, 64, 64), predicted IoU (B, 4)."""
+        tokens, features = self._attend(self.mask_tokens, embedding, *prompts)
         kernels = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)
         masks = (kernels @ features.flatten(2)).reshape(-1, MASK_TOKENS, LOW_RES_SIZE, LOW_RES_SIZE)
         return masks, self.iou_prediction_head(tokens[:, 0]).sigmoid()
 
-    def classes(
-        self, embedding: dict[str, Tensor], image_pe: Tensor, sparse: Tensor, dense: Tensor, pictures: Tensor
-    ) -> Tensor:
+    def classes(self, embedding: dict[str, Tensor], *prompts: Tensor) -> Tensor:
         """The same with the tokens of the class head -> logits (B, C, 64, 64)."""
-        own = torch.cat([self.iou_token.weight, self.class_head.tokens.weight])
-        tokens, features = self._attend(own, embedding, image_pe, sparse, dense, pictures)
+        tokens, features = self._attend(self.class_head.tokens, embedding, *prompts)
         return self.class_head.masks(tokens[:, 1:], features)
 
     def _attend(
-        self, own: Tensor, embedding: dict[str, Tensor], image_pe: Tensor, sparse: Tensor, dense: Tensor,
-        pictures: Tensor,
+        self, output: nn.Embedding, embedding: dict[str, Tensor], sparse: Tensor, dense: Tensor, pictures: Tensor,
+        image_pe: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Output tokens (T, 128), and the rest as in `forward` -> tokens (B, T + N, 128), features (B, 16, 64, 64)."""
+        """T tokens for masks or classes, and the rest as in `forward` -> tokens (B, 1 + T + N, 128), features
+        (B, 16, 64, 64)."""
+        own = torch.cat([self.iou_token.weight, output.weight])
         tokens = torch.cat([own.unsqueeze(0).expand(sparse.shape[0], -1, -1), sparse], dim=1)
         tokens, image = self.transformer(embedding["image_embeddings"] + dense, image_pe, tokens)
         grid = image.transpose(1, 2).reshape(-1, WIDTH, GRID_SIZE, GRID_SIZE)

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PRIVATE_NAME = "_samfinetune_segment_anything_modeling"
 _INSTALL = 'install them with: pip install "samfinetune[torch]"'
@@ -20,9 +25,7 @@ _INSTALL = 'install them with: pip install "samfinetune[torch]"'
 
 @cache
 def modeling() -> ModuleType:
-    """The sub-package `modeling`; `UserError` when PyTorch or segment-anything is not installed."""
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(f"This model runs in PyTorch, which is not installed together with its helpers; {_INSTALL}")
+    """The sub-package `modeling`; `UserError` when segment-anything is not installed."""
     package = importlib.util.find_spec("segment_anything")
     if package is None or not package.submodule_search_locations:
         raise UserError(f"SAM's network needs the package segment-anything, which is not installed; {_INSTALL}")
@@ -42,7 +45,14 @@ def modeling() -> ModuleType:
     return module
 
 
-def image_encoder_module() -> ModuleType:
-    """The file with the ViT encoder and its window functions."""
+def in_windows(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+    """`function` of each window of a grid (B, H, W, C), padded with zeros to whole windows; the same shape.
+
+    `function` takes and returns windows (n, size, size, C); size 0 makes one window of the grid.
+    """
+    if size == 0:
+        return function(x)
     modeling()
-    return sys.modules[f"{_PRIVATE_NAME}.image_encoder"]
+    encoder = sys.modules[f"{_PRIVATE_NAME}.image_encoder"]
+    windows, padded = encoder.window_partition(x, size)
+    return encoder.window_unpartition(function(windows), size, padded, x.shape[1:3])

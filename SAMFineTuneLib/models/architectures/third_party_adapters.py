@@ -7,12 +7,12 @@ state dicts. LoRA needs no modules: it is merged into the weights when a file is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.models.architectures.segment_anything import image_encoder_module
+from SAMFineTuneLib.models.architectures.segment_anything import in_windows
 
 
 class Bottleneck(nn.Module):
@@ -54,20 +54,12 @@ class ChannelSpatialAdapter(nn.Module):
 
 
 class _VitBlock(nn.Module):
-    """A ViT block's own layers, and a way to apply a function window by window."""
+    """A ViT block's own layers."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.norm1, self.attn, self.norm2, self.mlp = block.norm1, block.attn, block.norm2, block.mlp
         self.window_size = block.window_size
-
-    def in_windows(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`function` of each window of the grid (B, H, W, C), padded with zeros to whole windows; the same shape."""
-        if self.window_size == 0:
-            return function(x)
-        windows = image_encoder_module()
-        parts, padded = windows.window_partition(x, self.window_size)
-        return windows.window_unpartition(function(parts), self.window_size, padded, x.shape[1:3])
 
 
 class Med2DBlock(_VitBlock):
@@ -79,7 +71,7 @@ class Med2DBlock(_VitBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = x + self.in_windows(self.attn, self.norm1(x))
+        x = x + in_windows(self.attn, self.norm1(x), self.window_size)
         normal = self.norm2(x)
         return x + self.mlp(normal) + self.Adapter(normal)
 
@@ -100,7 +92,7 @@ class FinetuneVitBlock(_VitBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        attended = self.in_windows(lambda window: self.attn(self.norm1(window)), x)
+        attended = in_windows(lambda window: self.attn(self.norm1(window)), x, self.window_size)
         x = x + (self.Space_Adapter(attended) if self.adapted else attended)
         normal = self.norm2(x)
         x = x + self.mlp(normal)

@@ -10,7 +10,8 @@ Shapes: B pictures, C channels, H x W grid, w window side, M heads.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.architectures.compact_decoder import LayerNorm2d
+from SAMFineTuneLib.models.architectures.segment_anything import in_windows
 
 GRID = 64
 OUTPUT_WIDTH = 256
-_STEM_GRID = 4 * GRID
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,8 @@ class StageShape:
     window: int = 0
 
 
-@dataclass(frozen=True)
-class TinyVitShape:
-    """Dimensions of a TinyViT, read from its tensors' shapes."""
-
-    channels: int
-    stem_stride: int
-    stages: tuple[StageShape, ...]
-
-    @property
-    def input_size(self) -> int:
-        return _STEM_GRID * self.stem_stride
-
-    @property
-    def name(self) -> str:
-        return "lite_medsam" if self.stem_stride == 1 else "mobile_sam"
-
-
-def tiny_vit_shape(state: Mapping[str, Tensor]) -> TinyVitShape:
-    """Read a TinyViT's dimensions from its tensors. UserError when one is missing or the stem is another."""
+def build_tiny_vit(state: Mapping[str, Tensor]) -> tuple[str, TinyViT]:
+    """The encoder with the shapes of these tensors, and its name; `UserError` when one is missing or does not fit."""
     try:
         stem = state["image_encoder.patch_embed.seq.0.c.weight"]
         kernel = stem.shape[-1]
@@ -72,7 +57,8 @@ def tiny_vit_shape(state: Mapping[str, Tensor]) -> TinyVitShape:
         raise UserError(f"the tensor {error.args[0]} of its TinyViT is missing.") from None
     if sorted(blocks) != [0, 1, 2, 3]:
         raise UserError(f"its TinyViT has {len(blocks)} stages, MobileSAM's and LiteMedSAM's have four.")
-    return TinyVitShape(stem.shape[1], 4 if kernel == 3 else 1, stages)
+    name, stride = ("mobile_sam", 4) if kernel == 3 else ("lite_medsam", 1)
+    return name, TinyViT(stem.shape[1], stride, stages)
 
 
 def _stage_shape(state: Mapping[str, Tensor], stage: int, depth: int) -> StageShape:
@@ -94,47 +80,26 @@ class ConvNorm(nn.Sequential):
         self.add_module("bn", nn.BatchNorm2d(outputs))
 
 
-class PatchEmbed(nn.Module):
-    """Stem: two convolutions to the first stage's width."""
+class ThreeConvolutions(nn.Module):
+    """Change the width, filter each channel, change the width again; at stride 2 the filter halves the grid."""
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        kernel, step = (3, 2) if stride == 4 else (1, 1)
-        self.seq = nn.Sequential(
-            ConvNorm(channels, width // 2, kernel, step), nn.GELU(), ConvNorm(width // 2, width, kernel, step)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, C, 256, 256)."""
-        return self.seq(x)
-
-
-class MBConv(nn.Module):
-    """Inverted bottleneck: widen, filter each channel, narrow, add."""
-
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = ConvNorm(width, hidden)
-        self.conv2 = ConvNorm(hidden, hidden, 3, groups=hidden)
-        self.conv3 = ConvNorm(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        return F.gelu(x + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x))))))
-
-
-class PatchMerging(nn.Module):
-    """Between stages: changes the width, and halves the grid at stride 2."""
-
-    def __init__(self, width: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = ConvNorm(width, outputs)
-        self.conv2 = ConvNorm(outputs, outputs, 3, stride, groups=outputs)
-        self.conv3 = ConvNorm(outputs, outputs)
+        self.conv2 = ConvNorm(hidden, hidden, 3, stride, groups=hidden)
+        self.conv3 = ConvNorm(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
         return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+
+
+class MBConv(ThreeConvolutions):
+    """Inverted bottleneck: widen, filter each channel, narrow, add."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        return F.gelu(x + super().forward(x))
 
 
 class Attention(nn.Module):
@@ -192,13 +157,7 @@ class TinyViTBlock(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Attention window by window, (B, H, W, C) -> the same shape; the grid is padded with zeros to whole ones."""
         size = self.window_size
-        batch, height, width, channels = x.shape
-        x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
-        rows, columns = x.shape[1] // size, x.shape[2] // size
-        x = x.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)
-        x = self.attn(x.reshape(batch * rows * columns, size * size, channels))
-        x = x.reshape(batch, rows, columns, size, size, channels).transpose(2, 3)
-        return x.reshape(batch, rows * size, columns * size, channels)[:, :height, :width]
+        return in_windows(lambda windows: self.attn(windows.flatten(1, 2)).unflatten(1, (size, size)), x, size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
@@ -226,38 +185,29 @@ class Stage(nn.Module):
         return x if self.downsample is None else self.downsample(x)
 
 
-class LayerNorm2d(nn.Module):
-    """Layer norm over the channels of (B, C, H, W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        return F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6).permute(0, 3, 1, 2)
-
-
 class TinyViT(nn.Module):
     """The encoder: stem, four stages, SAM's neck."""
 
-    def __init__(self, shape: TinyVitShape) -> None:
+    def __init__(self, channels: int, stem_stride: int, stages: Sequence[StageShape]) -> None:
         super().__init__()
-        self.img_size = shape.input_size
-        self.patch_embed = PatchEmbed(shape.channels, shape.stages[0].width, shape.stem_stride)
-        widths = [stage.width for stage in shape.stages]
+        self.img_size = 4 * GRID * stem_stride
+        widths = [stage.width for stage in stages]
+        half = widths[0] // 2
+        kernel, step = (3, 2) if stem_stride == 4 else (1, 1)
+        stem = nn.Sequential(ConvNorm(channels, half, kernel, step), nn.GELU(), ConvNorm(half, widths[0], kernel, step))
+        self.patch_embed = nn.Sequential(OrderedDict(seq=stem))  # (B, 3, S, S) -> (B, C, 256, 256)
         self.layers = nn.ModuleList()
-        for i, stage in enumerate(shape.stages):
-            block = (lambda s: MBConv(s.width, s.hidden)) if i == 0 else TinyViTBlock
+        for i, stage in enumerate(stages):
+            block = (lambda s: MBConv(s.width, s.hidden, s.width)) if i == 0 else TinyViTBlock
             # The last change of width keeps the 64 x 64 grid, which SAM's decoder expects.
-            merging = PatchMerging(widths[i], widths[i + 1], 1 if i == 2 else 2) if i < 3 else None
+            stride = 1 if i == 2 else 2
+            merging = ThreeConvolutions(widths[i], widths[i + 1], widths[i + 1], stride) if i < 3 else None
             self.layers.append(Stage([block(stage) for _ in range(stage.depth)], merging))
         self.neck = nn.Sequential(
             nn.Conv2d(widths[-1], OUTPUT_WIDTH, 1, bias=False),
-            LayerNorm2d(OUTPUT_WIDTH),
+            LayerNorm2d(OUTPUT_WIDTH, eps=1e-6),
             nn.Conv2d(OUTPUT_WIDTH, OUTPUT_WIDTH, 3, padding=1, bias=False),
-            LayerNorm2d(OUTPUT_WIDTH),
+            LayerNorm2d(OUTPUT_WIDTH, eps=1e-6),
         )
 
     def forward(self, x: Tensor) -> Tensor:

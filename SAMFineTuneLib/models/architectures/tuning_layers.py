@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.utils import parametrize
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.architectures.third_party_adapters import Bottleneck
 from SAMFineTuneLib.models.architectures.tiny_vit import Attention as TinyAttention
+from SAMFineTuneLib.models.optional_packages import require
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapters.tuning_method import Method
@@ -61,7 +63,7 @@ def add_lora(network: nn.Module, method: Method) -> nn.Module:
     where it would mix them or change k: so the layer is PEFT's own, and PEFT can load it. During training only the
     part of B that is not zero is a parameter.
     """
-    peft = _peft()
+    peft = require("LoRA", "peft", extra="training")
     blocks = chosen_blocks(network, method)
     heads = _decoder_projections(network)
     _require_plain([*(f"{name}.attn.qkv" for name in blocks), *heads], network)
@@ -74,7 +76,7 @@ def add_lora(network: nn.Module, method: Method) -> nn.Module:
 def lora_config(network: nn.Module, method: Method, modules_to_save: list[str] | None = None) -> Any:
     """PEFT's configuration of a method. Its scale alpha / r is the same for both ranks."""
     targets = [f"{name}.attn.qkv" for name in chosen_blocks(network, method)]
-    return _peft().LoraConfig(
+    return require("LoRA", "peft", extra="training").LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
@@ -148,16 +150,6 @@ def _require_plain(names: list[str], network: nn.Module) -> None:
             raise UserError(f"{name} is adapted already: attach to a network as it was loaded.")
 
 
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise UserError(
-            'LoRA needs the package peft, which is not installed; install it with: pip install "samfinetune[training]"'
-        ) from error
-    return peft
-
-
 # ---- Adapters
 
 
@@ -205,7 +197,7 @@ def _host(network: nn.Module, name: str, kind: str, width: int, hidden: int) -> 
     module.add_module(kind, adapter.train(module.training))
     if kind == _TOKENS:
         for norm in (module.norm2, module.norm4):
-            norm.register_forward_pre_hook(_Before(adapter))
+            norm.register_forward_pre_hook(partial(_before, adapter))  # a partial is copied with its network
     else:
         module.register_forward_hook(_after if kind == _AFTER else _beside)
 
@@ -218,14 +210,8 @@ def _beside(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
     return output + 0.5 * module.get_submodule(_BESIDE)(inputs[0])
 
 
-class _Before:
-    """A hook as an object, which `copy.deepcopy` copies with its network."""
-
-    def __init__(self, adapter: nn.Module) -> None:
-        self.adapter = adapter
-
-    def __call__(self, module: nn.Module, inputs: tuple) -> tuple:
-        return (self.adapter(inputs[0]),)
+def _before(adapter: nn.Module, module: nn.Module, inputs: tuple) -> tuple:
+    return (adapter(inputs[0]),)
 
 
 # ---- Batch norm

@@ -81,8 +81,6 @@ def _read_torch(path: Path) -> Any:
 
 def _harmless_globals(torch: Any) -> contextlib.AbstractContextManager:
     """Allow numbers and settings that training scripts store beside the weights; they cannot run code."""
-    if not hasattr(torch.serialization, "safe_globals"):
-        return contextlib.nullcontext()
     core = getattr(np, "_core", None) or np.core
     kinds = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
     return torch.serialization.safe_globals([argparse.Namespace, core.multiarray.scalar, np.dtype, *kinds])
@@ -111,14 +109,12 @@ def unwrap(content: Any, path: Path) -> tuple[str, dict[str, Tensor], tuple[str,
     import torch
 
     if isinstance(content, dict):
-        tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-        if tensors:
-            return "", tensors, tuple(str(name) for name in content if name not in tensors)
-        for wrapper in _WRAPPERS:
-            inner = content.get(wrapper)
-            if isinstance(inner, dict) and any(isinstance(value, torch.Tensor) for value in inner.values()):
-                tensors = {name: value for name, value in inner.items() if isinstance(value, torch.Tensor)}
-                return wrapper, tensors, tuple(str(name) for name in content if name != wrapper)
+        for wrapper in ("", *_WRAPPERS):
+            inner = content.get(wrapper) if wrapper else content
+            found = inner.items() if isinstance(inner, dict) else ()
+            if tensors := {name: value for name, value in found if isinstance(value, torch.Tensor)}:
+                used = {wrapper} if wrapper else tensors.keys()
+                return wrapper, tensors, tuple(str(name) for name in content if name not in used)
         names = ", ".join(str(name) for name in list(content)[:5]) or "nothing"
         raise UserError(f"{path} holds no state dict that is known (it holds: {names}).")
     raise UserError(f"{path} holds a {type(content).__name__}, not the state dict of a model.")

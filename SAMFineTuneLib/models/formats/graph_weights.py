@@ -43,10 +43,10 @@ def take_from(weights: Path, graph: Path) -> None:
     it."""
     from onnx import TensorProto
 
-    places = {name: place for name, place in read_places(weights).items() if place.dtype in _TYPES}
     by_shape: dict[tuple[int, ...], list[Place]] = {}
-    for place in places.values():
-        by_shape.setdefault(place.shape, []).append(place)
+    for place in read_places(weights).values():
+        if place.dtype in _TYPES:
+            by_shape.setdefault(place.shape, []).append(place)
     content = np.memmap(weights, np.uint8, "r")
 
     def stored(place: Place) -> np.ndarray:

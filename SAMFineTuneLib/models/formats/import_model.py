@@ -61,14 +61,14 @@ def examine(
     recognition = recognise(path, base)
     recognition.require_fit()
     entry, notes = _identify(path, model_id, recognition)
-    teacher = _teacher(recognition, like, entry)
+    pixels, preparation = _preparation(recognition, like, entry)
     spec = ModelSpec(
         id=model_id or (entry.id if entry else plain_id(path.stem)),
         name=entry.name if entry else model_id or path.stem,
         licence=entry.licence if entry else "",
         source=entry.source if entry else path.name,
         files={"weights": "weights.safetensors" if base else f"weights{path.suffix.lower()}"},
-        **recognition.spec_fields() | _pixels(recognition, teacher),
+        **recognition.spec_fields() | pixels,
     )
     sources: dict[str, Source] = {spec.files["weights"]: path}
     if base:  # written as one complete file, so that the model does not depend on another
@@ -76,7 +76,7 @@ def examine(
         notes.append(f"completed by the prompt encoder and mask decoder of {base}")
     if recognition.settings is not None:
         sources[_SETTINGS] = path.with_name(_SETTINGS)
-    findings = (*recognition.summary().splitlines(), *notes, _preparation(recognition, teacher, like or entry))
+    findings = (*recognition.summary().splitlines(), *notes, preparation)
     if entry:
         return Proposal(spec, sources, findings, f"{entry.licence}. {entry.licence_note}", entry.ask_terms)
     # Only of an encoder the terms are asked: it was pre-trained by others; an unpublished complete file is the user's.
@@ -134,38 +134,31 @@ def _family(thing: Entry | Recognition) -> str:
     return "sam_vit" if thing.architecture.startswith("sam_vit") else thing.architecture
 
 
-def _teacher(recognition: Recognition, like: str | None, entry: Entry | None) -> Entry | None:
-    """The published model with a file's pixel rule: `like`, the model itself, or the usual one of its architecture.
+def _preparation(recognition: Recognition, like: str | None, entry: Entry | None) -> tuple[Mapping[str, Any], str]:
+    """How pictures are prepared for a file, as fields of ModelSpec, and a sentence about it.
 
-    finetune-SAM's files have a rule of their own, which `args.json` completes.
+    As for the published model `like`, for the published model that the file is, or as is usual for its architecture.
+    finetune-SAM's files have a rule of their own, which `args.json` completes, and always resize by it.
     """
+    own_rule = recognition.architecture == "finetune_sam"
     if like:
         teacher = find_entry(like)
-        if _family(teacher) != _family(recognition) != "finetune_sam":
+        if _family(teacher) != _family(recognition) and not own_rule:
             raise UserError(f"{recognition.path} is {recognition.architecture}, and {teacher.name} is "
                             f"{teacher.architecture}; --like needs a published model of the same architecture.")
-        return teacher
-    if recognition.architecture == "finetune_sam":
-        return None
-    usual = (published for published in known_models().values() if _kind(published) == _kind(recognition))
-    return entry or next(usual, None)
-
-
-def _pixels(recognition: Recognition, teacher: Entry | None) -> dict[str, Any]:
-    """Fields of ModelSpec that the published model `teacher` sets."""
+    elif own_rule:
+        teacher = None
+    else:
+        usual = (published for published in known_models().values() if _kind(published) == _kind(recognition))
+        teacher = entry or next(usual, None)
     if teacher is None:
-        return {}
-    if recognition.architecture == "finetune_sam":  # resizes by its own rule, whatever its base
-        return {name: teacher.preparation[name] for name in ("pixel_range", "pixel_mean", "pixel_std")}
-    return dict(teacher.preparation)
-
-
-def _preparation(recognition: Recognition, teacher: Entry | None, told: object) -> str:
-    if teacher is None:
-        return "pictures are prepared " + ("as its args.json says" if recognition.settings else
-                                           "as is usual for its architecture, because nothing beside the file says how")
-    doubt = "" if told else ", because the file does not say how; if that is wrong, import it with --like"
-    return f"pictures are prepared as for {teacher.name}{doubt}"
+        return {}, "pictures are prepared " + (
+            "as its args.json says" if recognition.settings else
+            "as is usual for its architecture, because nothing beside the file says how")  # fmt: skip
+    fields = ("pixel_range", "pixel_mean", "pixel_std") if own_rule else teacher.preparation
+    known = like or entry
+    doubt = "" if known else ", because the file does not say how; if that is wrong, import it with --like"
+    return {name: teacher.preparation[name] for name in fields}, f"pictures are prepared as for {teacher.name}{doubt}"
 
 
 def _save(recognition: Recognition, target: Path) -> None:

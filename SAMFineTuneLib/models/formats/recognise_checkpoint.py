@@ -16,21 +16,11 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.finetune_sam_lora import merge_lora
 from SAMFineTuneLib.models.formats.checkpoint import read_checkpoint, unwrap
+from SAMFineTuneLib.models.spec import ARCHITECTURES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TITLES = {
-    "sam_vit_b": "SAM ViT-B",
-    "sam_vit_l": "SAM ViT-L",
-    "sam_vit_h": "SAM ViT-H",
-    "sam_vit": "a SAM with a ViT of its own size",
-    "mobile_sam": "MobileSAM",
-    "lite_medsam": "LiteMedSAM",
-    "sam_med2d": "SAM-Med2D",
-    "finetune_sam": "a model trained with finetune-SAM",
-    "compact": "SAMFineTune's compact model",
-}
 _MASK_TOKENS = "mask_decoder.mask_tokens.weight"
 # Names of an image encoder's first tensor; what precedes one of them in a file is a prefix.
 _MARKERS = ("patch_embed.proj.weight", "patch_embed.seq.0.c.weight", "patch_embed.stride2.0.weight")
@@ -38,8 +28,9 @@ _MARKERS = ("patch_embed.proj.weight", "patch_embed.seq.0.c.weight", "patch_embe
 _IDLE = re.compile(
     r"image_encoder\.(norm_head|head)\..+|.*\.attn\.(attention_bias_idxs|ab)|.*\.Depth_Adapter\..+|pixel_(mean|std)"
 )
+_FROM_0_TO_1: dict[str, Any] = {"pixel_range": "minmax", "pixel_mean": (0,) * 3, "pixel_std": (1,) * 3}
 _PIXELS: dict[str, dict[str, Any]] = {
-    "lite_medsam": {"interpolation": "area", "pixel_range": "minmax", "pixel_mean": (0,) * 3, "pixel_std": (1,) * 3},
+    "lite_medsam": {"interpolation": "area", **_FROM_0_TO_1},
     "sam_med2d": {"resize": "squash", "interpolation": "nearest"},
     "finetune_sam": {"resize": "squash"},
     "compact": {
@@ -85,7 +76,7 @@ class Recognition:
         kinds = (
             (self.missing, "it lacks {}"),
             (self.misshapen, "it has {} of another shape"),
-            (self.unexpected, "it has {} that belong nowhere"),
+            (self.unexpected, "it has {} that the network does not have"),
         )
         return tuple(text.format(_some(names)) for names, text in kinds if names)
 
@@ -97,9 +88,16 @@ class Recognition:
     def require_fit(self) -> None:
         """UserError naming the tensors unless the file is complete and all its values are finite."""
         if not self.problems:
-            self._require_numbers()
-            return
-        title = TITLES[self.architecture]
+            import torch
+
+            broken = [name for name, value in self.state_dict.items() if not torch.isfinite(value).all()]
+            if not broken:
+                return
+            raise UserError(
+                f"{self.path} holds values that are not numbers, in {_some(broken)}: its training failed or the file "
+                "is damaged; use an earlier checkpoint or another copy."
+            )
+        title = ARCHITECTURES[self.architecture]
         if self.encoder_only and not self.misshapen and not self.unexpected:
             raise UserError(
                 f"{self.path} holds only the image encoder of {title}; {self.problems[0]}: give a complete checkpoint "
@@ -107,46 +105,31 @@ class Recognition:
             )
         raise UserError(f"{self.path} looks like {title}, but does not fit: {'; '.join(self.problems)}.")
 
-    def _require_numbers(self) -> None:
-        import torch
-
-        broken = [name for name, value in self.state_dict.items() if not torch.isfinite(value).all()]
-        if broken:
-            raise UserError(
-                f"{self.path} holds values that are not numbers, in {_some(broken)}: its training failed or the file "
-                "is damaged; use an earlier checkpoint or another copy."
-            )
-
     def spec_fields(self) -> dict[str, Any]:
-        """Fields of a `ModelSpec` that follow from the file. The pixel rule is the usual one of the architecture; a
-        file
-        cannot tell another (MedSAM has SAM's tensors, but other pixels)."""
-        fields = {
-            "architecture": self.architecture,
-            "input_size": self.input_size,
-            "embedding_size": self.embedding_size,
-            "low_res_size": self.low_res_size,
-            "channels": self.channels,
-            **_PIXELS.get(self.architecture, {}),
-        }
+        """Fields of a `ModelSpec` that follow from the file.
+
+        The pixel rule is the usual one of the architecture; a file cannot tell another (MedSAM has SAM's tensors, but
+        other pixels).
+        """
+        measured = ("architecture", "input_size", "embedding_size", "low_res_size", "channels")
+        fields = {name: getattr(self, name) for name in measured} | _PIXELS.get(self.architecture, {})
         if self.architecture == "finetune_sam":
-            settings = self.settings or {}
-            if settings.get("normalize_type") == "medsam":
-                fields |= {"pixel_range": "minmax", "pixel_mean": (0,) * 3, "pixel_std": (1,) * 3}
+            if (self.settings or {}).get("normalize_type") == "medsam":
+                fields |= _FROM_0_TO_1
             # The authors build one token more than classes and never read the first.
             fields["classes"] = ("background", *(f"class {i}" for i in range(1, self.mask_tokens - 1)))
         return fields
 
     def summary(self) -> str:
         """A few lines for users: what the file is, which tensors match, which are not used."""
-        lines = [f"{TITLES[self.architecture]}, input {self.input_size} x {self.input_size} pixels"]
+        lines = [f"{ARCHITECTURES[self.architecture]}, input {self.input_size} x {self.input_size} pixels"]
         if self.wrapper or self.prefix:
             lines.append(f"wrapped in {self.wrapper!r}, names begin with {self.prefix!r}")
         lines.append(f"{len(self.matched)} tensors match")
         if self.lora:
             lines.append(f"LoRA merged into {len(self.lora)} layers")
         if self.ignored:
-            lines.append(f"left aside: {_some(self.ignored, '')}")
+            lines.append(f"not used: {_some(self.ignored, '')}")
         return "\n".join(lines + [f"does not fit: {problem}" for problem in self.problems])
 
 
@@ -163,6 +146,8 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
     Raises:
         UserError: when the file is not a known kind of checkpoint.
     """
+    from torch import nn
+
     path = Path(path)
     wrapper, tensors, others = unwrap(read_checkpoint(path), path)
     prefix, state = _plain_names(tensors, path)
@@ -184,6 +169,7 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
         architecture = "sam_med2d"
     elif finetuned:
         architecture = "finetune_sam"
+    stem = next(module for module in network.image_encoder.modules() if isinstance(module, nn.Conv2d))
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     misshapen = {name for name, shape in expected.items() if name in state and tuple(state[name].shape) != shape}
     fitting = {name: state[name] for name in expected if name in state and name not in misshapen}
@@ -192,7 +178,10 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
         architecture=architecture,
         wrapper=wrapper,
         prefix=prefix,
-        **_sizes(network),
+        input_size=network.image_encoder.img_size,
+        embedding_size=network.grid_size,
+        low_res_size=4 * network.grid_size,
+        channels=stem.in_channels,
         mask_tokens=tokens,
         state_dict=fitting,
         matched=tuple(name for name in fitting if name in own),
@@ -217,6 +206,9 @@ def build_network(state: Mapping[str, Tensor], finetuned: bool = False) -> tuple
     """
     import torch
 
+    from SAMFineTuneLib.models.architectures import tuning_layers
+    from SAMFineTuneLib.models.architectures.class_head import TOKENS, add_class_head
+
     with torch.device("meta"):
         if "image_encoder.patch_embed.stride2.0.weight" in state:
             from SAMFineTuneLib.models.architectures.compact import CompactModel
@@ -226,40 +218,27 @@ def build_network(state: Mapping[str, Tensor], finetuned: bool = False) -> tuple
             from SAMFineTuneLib.models.architectures.sam import build_sam
 
             name, network = build_sam(state, finetuned)
-        _add_merged(network, state)
+        # The Adapters and the class head that a checkpoint merged by this library keeps.
+        tuning_layers.add_bottlenecks_of(network, state)
+        if TOKENS in state:
+            add_class_head(network, len(state[TOKENS]))
         return name, network.eval()
-
-
-def _add_merged(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Add the class head and Adapters that a checkpoint merged by this library keeps."""
-    from SAMFineTuneLib.models.architectures import tuning_layers
-    from SAMFineTuneLib.models.architectures.class_head import TOKENS, add_class_head
-
-    tuning_layers.add_bottlenecks_of(network, state)
-    if TOKENS in state:
-        add_class_head(network, len(state[TOKENS]))
 
 
 def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:
     """The prefix of a file's names, and its tensors under SAM's names."""
-    marker = next((m for name in tensors for m in _MARKERS if name == m or name.endswith(f".{m}")), None)
-    if marker is None:
-        raise UserError(_unknown(tensors, path))
-    name = next(name for name in tensors if name == marker or name.endswith(f".{marker}"))
-    whole = name.removesuffix(marker)
+    marked = [(name, m) for name in tensors for m in _MARKERS if name == m or name.endswith(f".{m}")]
+    if not marked:
+        if any(".trunk." in name for name in tensors):
+            raise UserError(f"{path} is a SAM 2 checkpoint, which this version cannot run yet.")
+        raise UserError(f"{path} is not a known SAM: its tensors are {_some(tuple(tensors), '')}.")
+    whole = marked[0][0].removesuffix(marked[0][1])
     prefix = whole.removesuffix("image_encoder.")
     bare = "" if prefix != whole else "image_encoder."
     plain = {}
     for name, tensor in tensors.items():
         plain[bare + name.removeprefix(prefix) if name.startswith(prefix) else name] = tensor
     return prefix, plain
-
-
-def _unknown(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """The sentence about a state dict of an unknown architecture."""
-    if any(".trunk." in name for name in tensors):
-        return f"{path} is a SAM 2 checkpoint, which this version cannot run yet."
-    return f"{path} is not a known SAM: its tensors are {_some(tuple(tensors), '')}."
 
 
 def _rest_of(base: str | Path, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -285,29 +264,12 @@ def _settings(path: Path, mask_tokens: int) -> dict[str, Any] | None:
         settings = json.loads((path.parent / "args.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(settings, dict) or "finetune_type" not in settings:
-        return None
-    if settings.get("num_cls") != mask_tokens - 1:
+    known = isinstance(settings, dict) and "finetune_type" in settings
+    if not known or settings.get("num_cls") != mask_tokens - 1:
         return None
     if settings.get("thd"):
         raise UserError(f"{path} was trained by finetune-SAM on 3-D input (thd in args.json), which cannot be run yet.")
     return settings
-
-
-def _sizes(network: nn.Module) -> dict[str, int]:
-    """Side of the input, of the embedding and of the mask logits; channels of the input."""
-    from torch import nn
-
-    input_size = network.image_encoder.img_size
-    pos_embed = getattr(network.image_encoder, "pos_embed", None)
-    grid = network.grid_size if pos_embed is None else pos_embed.shape[1]
-    stem = next(module for module in network.image_encoder.modules() if isinstance(module, nn.Conv2d))
-    return {
-        "input_size": input_size,
-        "embedding_size": grid,
-        "low_res_size": 4 * grid,
-        "channels": stem.in_channels,
-    }
 
 
 def _some(names: Iterable[str], noun: str = "tensors") -> str:
