@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -17,18 +17,19 @@ Item = TypeVar("Item")
 class FolderStore(Generic[Item]):
     """Items of one kind, each in a folder of its name. Reading never creates the store's folder.
 
-    A subclass sets what it holds (`kind`, in the plural) and the environment variable of its folder, and reads items.
+    A subclass sets what it holds (`kind`, in the plural, and `one`, with its article), what its items are told apart by
+    (`called`) and the environment variable of its folder, and reads items.
     """
 
     kind: ClassVar[str]
+    one: ClassVar[str]
+    called: ClassVar[str]
     variable: ClassVar[str]
+    read: ClassVar[Callable[[Path], Item]]
+    """The item in a folder. UserError when it is damaged or incomplete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser()
-
-    def read(self, folder: Path) -> Item:
-        """The item in a folder. UserError when it is damaged or incomplete."""
-        raise NotImplementedError
 
     def places(self) -> tuple[Path, ...]:
         """Folders with items, in the order in which they are listed."""
@@ -41,6 +42,15 @@ class FolderStore(Generic[Item]):
     def problems(self) -> list[str]:
         """A sentence for each folder that cannot be read."""
         return [str(item) for item in self._scan() if isinstance(item, UserError)]
+
+    def check_new(self, name: str) -> None:
+        """UserError when there is an item of that name."""
+        for place in self.places():
+            if (place / name).exists():
+                raise UserError(
+                    f"There is {self.one} {name!r} already, in {place}; choose another {self.called} with "
+                    f"--{self.called}, or remove that one first with `samfinetune {self.kind} remove {name}`."
+                )
 
     def folders(self) -> Iterator[Path]:
         """The folder of each item, whether it can be read or not."""
@@ -77,3 +87,8 @@ class FolderStore(Generic[Item]):
                 f"The {self.kind} folder {self.folder} cannot be changed ({reason}): "
                 f"check its permissions and free space, or set {self.variable} to another folder."
             ) from error
+
+
+def is_plain(name: str) -> bool:
+    """Whether it is the name of a visible folder rather than a path."""
+    return bool(name) and name.isprintable() and Path(name).name == name and not name.startswith(".")

@@ -8,12 +8,11 @@ embedding's tensors -> `class_logits` (1, C, L, L).
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,21 +55,20 @@ def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> 
     kept = folder.resolve() == model.path.resolve()
     weights = model.file("weights")
     shared = weights if kept and weights.suffix == ".safetensors" else None
-    written = export_onnx(load_torch_model(model).network, spec, folder, int8, weights=shared)
+    written = export_onnx(load_torch_model(model), spec, folder, int8, weights=shared)
+    if not kept:  # its id differs from the original's, which may be on the same computer
+        name = plain_id(folder.resolve().name)
+        spec = replace(spec, id=name if name != spec.id else f"{name}-onnx", files={}, sha256={})
+    return describe_graphs(spec, folder, written)
+
+
+def describe_graphs(spec: ModelSpec, folder: Path, written: list[Path]) -> ModelFolder:
+    """Write the description of a folder into which graphs were `written`, in addition to the files of `spec`."""
     graphs = {path.stem: path.name for path in written if path.suffix == ".onnx"}
     digests = {path.name: sha256_of(path) for path in written}
-    if kept:
-        spec = replace(spec, files={**spec.files, **graphs}, sha256={**spec.sha256, **digests})
-    else:
-        spec = replace(spec, id=_id_after(folder, spec.id), files=graphs, sha256=digests)
+    spec = replace(spec, files={**spec.files, **graphs}, sha256={**spec.sha256, **digests})
     write_spec(spec, folder)
     return ModelFolder(spec, folder)
-
-
-def _id_after(folder: Path, model_id: str) -> str:
-    """The exported model's id: different from the original's, which may be on the same computer."""
-    name = plain_id(folder.resolve().name)
-    return name if name != model_id else f"{model_id}-onnx"
 
 
 def export_onnx(
@@ -102,26 +100,33 @@ def export_onnx(
     image = torch.linspace(-1, 1, spec.channels * spec.input_size**2).reshape(1, spec.channels, spec.input_size, -1)
     with torch.no_grad(), staged_folder(folder) as building:
         embedding = network.encode(image)
-        encoder, decoder, classes = _parts(network, list(embedding))
+        names = list(embedding)
         if with_encoder:
-            _trace(encoder, (image,), building / "encoder", ["image"], list(embedding))
+            encoder = _part(network, lambda image: tuple(network.encode(image).values()))
+            _trace(encoder, (image,), building / "encoder", ["image"], names)
             _verify(building / "encoder", {"image": image}, embedding)
             if int8:
                 _quantise(building / "encoder")
+
+        def decode(*values: Tensor) -> tuple[Tensor, Tensor]:
+            return network.decode(dict(zip(names, values, strict=False)), *values[len(names) :])
+
         prompts = _prompts(spec, objects=2, points=3)
-        _trace(decoder, (*embedding.values(), *prompts), building / "decoder", [*embedding, *PROMPTS], list(OUTPUTS))
+        inputs = [*names, *PROMPTS]
+        _trace(_part(network, decode), (*embedding.values(), *prompts), building / "decoder", inputs, list(OUTPUTS))
         # With other numbers of prompts and points than in the trace, where they must not have become constants.
         values = embedding | dict(zip(PROMPTS, _prompts(spec, objects=3, points=1), strict=True))
-        _verify(building / "decoder", values, dict(zip(OUTPUTS, decoder(*values.values()), strict=True)))
+        _verify(building / "decoder", values, dict(zip(OUTPUTS, decode(*values.values()), strict=True)))
         if getattr(network.mask_decoder, "class_head", None) is not None:
-            _trace(classes, tuple(embedding.values()), building / "classes", list(embedding), [CLASSES])
+            classes = _part(network, lambda *values: network.decode_classes(dict(zip(names, values, strict=True))))
+            _trace(classes, tuple(embedding.values()), building / "classes", names, [CLASSES])
             _verify(building / "classes", embedding, {CLASSES: classes(*embedding.values())})
         written = [folder / path.name for part in sorted(building.iterdir()) for path in _finish(part, weights)]
     return written
 
 
-def _parts(network: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Encoder, decoder and class head as modules over plain tensors; `names` are the embedding's."""
+def _part(network: nn.Module, run: Callable[..., Any]) -> nn.Module:
+    """A function of plain tensors that runs a part of the network, as a module, which the exporter needs."""
     from torch import nn
 
     class Part(nn.Module):
@@ -129,21 +134,10 @@ def _parts(network: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module, 
             super().__init__()
             self.network = network
 
-    class Encoder(Part):
-        def forward(self, image):
-            embedding = self.network.encode(image)
-            return tuple(embedding[name] for name in names)
-
-    class Decoder(Part):
         def forward(self, *values):
-            embedding = dict(zip(names, values, strict=False))
-            return self.network.decode(embedding, *values[len(names) :])
+            return run(*values)
 
-    class Classes(Part):
-        def forward(self, *values):
-            return self.network.decode_classes(dict(zip(names, values, strict=True)))
-
-    return Encoder().eval(), Decoder().eval(), Classes().eval()
+    return Part().eval()
 
 
 def _trace(part: nn.Module, values: tuple, folder: Path, inputs: list[str], outputs: list[str]) -> None:
@@ -207,13 +201,16 @@ def _verify(folder: Path, values: Mapping[str, Tensor], expected: Mapping[str, T
 
 def _quantise(folder: Path) -> None:
     """Replace a graph by one whose products with constant matrices run in 8 bits, with scales computed per picture."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = folder / f"{folder.name}.onnx"
     exact = folder.with_name(f"{folder.name}-exact")
     folder.rename(exact)
     folder.mkdir()
-    with _quiet():
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the quantiser's advice
+    try:
         quantize_dynamic(
             exact / graph.name,
             graph,
@@ -224,16 +221,11 @@ def _quantise(folder: Path) -> None:
             weight_type=QuantType.QInt8,
             use_external_data_format=len(list(exact.iterdir())) > 1,
         )
+    finally:
+        logging.disable(previous)
     shutil.rmtree(exact)
-    _mark(graph, "int8")
-
-
-def _mark(graph: Path, precision: str) -> None:
-    """Write the precision into the graph's metadata, where the engine reads it."""
-    import onnx
-
     model = onnx.load(graph, load_external_data=False)
-    onnx.helper.set_model_props(model, {"precision": precision})
+    onnx.helper.set_model_props(model, {"precision": "int8"})  # the engine reads it there
     graph.write_bytes(model.SerializeToString())
 
 
@@ -252,14 +244,3 @@ def _finish(part: Path, weights: Path | None) -> list[Path]:
 def require_exporter() -> None:
     """UserError when a package is missing that exporting needs."""
     require("Exporting to ONNX", "torch", "onnx")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice off the user's terminal."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)

@@ -12,7 +12,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import data_folder, resources, sha256_of
 from SAMFineTuneLib.models.adapters.adapter_folder import CARD, AdapterFolder, is_base
 from SAMFineTuneLib.models.download.manifest import known_models
-from SAMFineTuneLib.models.folder_store import FolderStore
+from SAMFineTuneLib.models.folder_store import FolderStore, is_plain
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
 
 DEFAULT_MODEL = "compact"
@@ -21,19 +21,17 @@ Source = Path | Callable[[Path], object]  # a file to copy, or what writes (or m
 
 
 class Store(FolderStore[ModelFolder]):
-    """Models in `folder`, by default that of SAMFINETUNE_MODELS, or `models` in the user's data folder. `spec`
-    describes
-    a model's folder, whose name is the model's id."""
+    """Models in `folder`, by default that of SAMFINETUNE_MODELS, or `models` in the user's data folder.
 
-    kind, variable = "models", "SAMFINETUNE_MODELS"
+    `spec` describes a model's folder, whose name is the model's id.
+    """
+
+    kind, one, called, variable = "models", "a model", "id", "SAMFINETUNE_MODELS"
+    read = staticmethod(read_model_folder)
 
     def __init__(self, folder: str | Path | None = None) -> None:
         super().__init__(Path(folder or os.environ.get(self.variable) or data_folder() / "models"))
         self.bundled_folder = resources() / "models"
-
-    def read(self, folder: Path) -> ModelFolder:
-        """The model in a folder of this store."""
-        return read_model_folder(folder)
 
     def places(self) -> tuple[Path, ...]:
         """The bundled models come first."""
@@ -42,7 +40,7 @@ class Store(FolderStore[ModelFolder]):
     def get(self, model_id: str = DEFAULT_MODEL) -> ModelFolder:
         """The model of that id. UserError that says how to get it when it is not on this computer."""
         for folder in self.places():
-            if _is_plain(model_id) and (folder / model_id / SPEC_FILE).is_file():
+            if is_plain(model_id) and (folder / model_id / SPEC_FILE).is_file():
                 return read_model_folder(folder / model_id)
         if model_id in known_models():
             entry = known_models()[model_id]
@@ -62,7 +60,7 @@ class Store(FolderStore[ModelFolder]):
         if path.is_file():
             raise UserError(f"{id_or_folder} is a file, not a model: add it with `samfinetune models import "
                             f"{id_or_folder}` and use the id that this prints.")
-        if path.is_dir() and not _is_plain(str(id_or_folder)):
+        if path.is_dir() and not is_plain(str(id_or_folder)):
             return read_model_folder(path)  # raises the error about its missing model.json
         return self.get(str(id_or_folder))
 
@@ -89,13 +87,6 @@ class Store(FolderStore[ModelFolder]):
         """Whether a model ships with the library; it cannot be removed then."""
         return model.path.parent == self.bundled_folder
 
-    def check_new(self, model_id: str) -> None:
-        """UserError when there is a model of that id."""
-        for folder in self.places():
-            if (folder / model_id).exists():
-                raise UserError(f"There is a model {model_id!r} already, in {folder}; choose another id with --id, or "
-                                f"remove that one first with `samfinetune models remove {model_id}`.")
-
     def add(self, spec: ModelSpec, sources: Mapping[str, Source]) -> ModelFolder:
         """Install a model, completely or not at all.
 
@@ -120,11 +111,6 @@ class Store(FolderStore[ModelFolder]):
         """Delete a model that the user added, even a damaged one. UserError for bundled and unknown models."""
         if (self.bundled_folder / model_id / SPEC_FILE).is_file():
             raise UserError(f"The model {model_id!r} ships with SAMFineTune and cannot be removed.")
-        if not _is_plain(model_id) or not (self.folder / model_id / SPEC_FILE).is_file():
+        if not is_plain(model_id) or not (self.folder / model_id / SPEC_FILE).is_file():
             raise UserError(f"No model {model_id!r} is in {self.folder}; see `samfinetune models list`.")
         self._delete(model_id)
-
-
-def _is_plain(model_id: str) -> bool:
-    """Whether an id is the name of a visible folder rather than a path."""
-    return bool(model_id) and Path(model_id).name == model_id and not model_id.startswith(".")

@@ -28,7 +28,8 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, staged_folder
 from SAMFineTuneLib.images import overlay_picture
 from SAMFineTuneLib.metrics.mask_metrics import dice, mean_dice
-from SAMFineTuneLib.models.adapters.tuning import Card, Gain, attach, save_adapter
+from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain
+from SAMFineTuneLib.models.adapters.tuning import attach, save_adapter
 from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.process_lock import owning

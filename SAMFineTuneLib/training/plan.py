@@ -26,11 +26,10 @@ from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.labelled_case import Labelled, read_labelled
 from SAMFineTuneLib.cases.splits import Fold, Folds, set_aside, split
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import require_writable
+from SAMFineTuneLib.files import readable_size, require_writable
 from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices
 from SAMFineTuneLib.images.intensity_window import modality_of
 from SAMFineTuneLib.images.slice_extraction import extract_labels
-from SAMFineTuneLib.models.download.download_file import readable_size
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.process_lock import LOCK, Owner, ProcessLock
 from SAMFineTuneLib.training.memory import device_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from SAMFineTuneLib.cases.labelled_case import LabelChoice
@@ -140,14 +140,14 @@ class Settings:
         """Plain values for JSON; `from_dict` reads them."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         labels = {"wanted": list(self.labels.wanted), "merged": self.labels.merged}
-        return {**_plain(values), "method": _plain(self.method.to_dict()), "labels": labels}
+        return {**_plain(values), "method": _plain(asdict(self.method)), "labels": labels}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
         """The settings that `to_dict` wrote; UserError when they are damaged."""
         try:
             labels = LabelChoice(tuple(values["labels"]["wanted"]), bool(values["labels"]["merged"]))
-            return cls(**{**values, "method": Method.from_dict(values["method"]), "labels": labels})
+            return cls(**{**values, "method": Method(**values["method"]), "labels": labels})
         except (KeyError, TypeError) as error:
             raise UserError(f"The stored settings of the training are damaged ({error}); start it anew.") from error
 

@@ -20,7 +20,8 @@ def adapter(tmp_path_factory) -> Path:
     """The folder of an adapter of the bundled model, promptable and automatic."""
     from tuned_models import shake
 
-    from SAMFineTuneLib.models.adapters.tuning import Card, Gain, Method, attach, save_adapter
+    from SAMFineTuneLib.models.adapters.adapter_card import Gain
+    from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, save_adapter
     from SAMFineTuneLib.models.load_model import load_network
     from SAMFineTuneLib.models.store import Store
 

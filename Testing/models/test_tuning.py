@@ -24,16 +24,9 @@ from safetensors.torch import load_file
 from tuned_models import CLASSES, NETWORKS, answers, distance, folder_of, fresh, load_adapter, same, shake, trained
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.adapters.adapter_card import Gain
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
-from SAMFineTuneLib.models.adapters.tuning import (
-    Card,
-    Gain,
-    Method,
-    attach,
-    restore,
-    save_adapter,
-    trainable,
-)
+from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, restore, save_adapter, trainable
 from SAMFineTuneLib.models.architectures import tiny_vit
 from SAMFineTuneLib.models.architectures.compact import CompactModel
 from SAMFineTuneLib.models.architectures.sam import SamModel

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.tuning_method import Method
-
-FORMAT = 1
+from SAMFineTuneLib.models.spec import FORMAT, fields_of
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,9 @@ class Card:
     base_architecture: str = ""
     method: Method = field(default_factory=Method)
     date: str = ""
-    """ISO 8601, UTC."""
+    """When it was trained: ISO 8601, UTC."""
     version: str = ""
-    """Of SAMFineTune."""
+    """The version of SAMFineTune that trained it."""
     files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the adapter's other files by name."""
 
@@ -94,15 +93,9 @@ class Card:
     @classmethod
     def from_dict(cls, content: Any, where: str) -> Card:
         """Read a JSON object; `where` names it in the sentence of a `UserError`."""
-        if not isinstance(content, dict):
-            raise UserError(f"{where} is not an adapter's card: export or train the adapter again.")
-        content = dict(content)
-        if content.pop("format", None) != FORMAT:
-            raise UserError(f"{where} is of another version of SAMFineTune: update it, or train the adapter again.")
-        if unknown := sorted(content.keys() - {item.name for item in fields(cls)}):
-            raise UserError(f"{where} has fields that are not known: {', '.join(unknown)}; update SAMFineTune.")
+        content = fields_of(cls, content, where, "train the adapter again")
         try:
-            content["method"] = Method.from_dict(content["method"])
+            content["method"] = Method(**content["method"])
             content["gains"] = tuple(Gain(**gain) for gain in content.get("gains", ()))
             card = cls(**content)
             if not all(isinstance(getattr(card, name), str) for name in ("base", "base_digest", "base_architecture")):
@@ -135,8 +128,8 @@ def as_markdown(card: Card, name: str) -> str:
         lines += ["## Dice on cases the training did not see", "", "| prompt | label | cases | before | after |",
                   "|---|---|---|---|---|"]  # fmt: skip
         lines += [
-            f"| {gain.prompt} | {gain.label} | {len(gain.cases)} | {_dice(gain.means[0], gain.interval_before)} | "
-            f"{_dice(gain.means[1], gain.interval_after)} |"
+            f"| {gain.prompt} | {gain.label} | {len(gain.cases)} | {dice_text(gain.means[0], gain.interval_before)} | "
+            f"{dice_text(gain.means[1], gain.interval_after)} |"
             for gain in card.gains
         ]
         lines += ["", "Mean over cases, with its 95 % interval."]
@@ -175,7 +168,8 @@ def _heads(method: Method) -> str:
     return " ".join(parts)
 
 
-def _dice(mean: float | None, interval: tuple[float, float] | None) -> str:
+def dice_text(mean: float | None, interval: tuple[float, float] | None = None) -> str:
+    """`0.912 (0.893 to 0.931)`, without an interval `0.912`, and `-` without a mean."""
     if mean is None:
         return "-"
     return f"{mean:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")

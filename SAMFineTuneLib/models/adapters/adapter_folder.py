@@ -51,19 +51,16 @@ class AdapterFolder:
         return hashlib.sha256(files.encode()).hexdigest()
 
     @property
-    def trains_encoder(self) -> bool:
-        """Whether it changes its base's embeddings."""
-        return self.card.method.trains_encoder
-
-    @property
     def exported(self) -> ModelFolder | None:
         """The base with this adapter merged into it as ONNX graphs, if it was exported; see `merged_export`."""
         try:
             model = read_model_folder(self.path / ONNX)
         except UserError:
             return None
-        runs = model.whole and model.has("encoder") and model.has("decoder")
-        return model if runs and self.digest in model.spec.source else None
+        spec = model.spec
+        whole = all((model.path / name).is_file() for name in (*spec.files.values(), *spec.sha256))
+        runs = whole and {"encoder", "decoder"} <= set(spec.files)
+        return model if runs and self.digest in spec.source else None
 
     @property
     def bytes(self) -> int:
@@ -118,7 +115,8 @@ def write_adapter_folder(
     for name in {TENSORS, CLASS_HEAD} - set(files):
         (folder / name).unlink(missing_ok=True)
     for name, content in (files | about).items():
-        _write(folder / name, content)
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(content)
     return card
 
 
@@ -172,26 +170,17 @@ def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:
     if is_base(adapter, base):
         return
     card = adapter.card
-    if "weights" not in base.spec.files:
-        raise UserError(
-            f"The adapter {adapter.name} was trained on the model {card.base!r}, and does not fit {base.spec.id!r}, "
-            f"which has only ONNX files: choose the model {card.base!r}."
-        )
-    if card.base == base.spec.id:
+    if "weights" in base.spec.files and card.base == base.spec.id:
         raise UserError(
             f"The adapter {adapter.name} was trained on other weights of {card.base!r} than those here (SHA-256 "
             f"{card.base_digest[:12]}… instead of {digest_of_base(base)[:12]}…): install the weights it was trained on."
         )
+    which = "" if "weights" in base.spec.files else ", which has only ONNX files"
     raise UserError(
-        f"The adapter {adapter.name} was trained on the model {card.base!r}, and does not fit {base.spec.id!r}: "
+        f"The adapter {adapter.name} was trained on the model {card.base!r}, and does not fit {base.spec.id!r}{which}: "
         f"choose the model {card.base!r}."
     )
 
 
 def _json(values: Any) -> bytes:
     return (json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)

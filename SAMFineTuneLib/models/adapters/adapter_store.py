@@ -10,26 +10,23 @@ from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.adapter_folder import CARD, CARD_TEXT, ONNX, AdapterFolder, read_adapter_folder
-from SAMFineTuneLib.models.folder_store import FolderStore
+from SAMFineTuneLib.models.folder_store import FolderStore, is_plain
 from SAMFineTuneLib.models.store import Store
 
 
 class AdapterStore(FolderStore[AdapterFolder]):
     """Adapters in `folder`, by default that of SAMFINETUNE_ADAPTERS, or `adapters` beside the folder of the models."""
 
-    kind, variable = "adapters", "SAMFINETUNE_ADAPTERS"
+    kind, one, called, variable = "adapters", "an adapter", "name", "SAMFINETUNE_ADAPTERS"
+    read = staticmethod(read_adapter_folder)
 
     def __init__(self, folder: str | Path | None = None, models: Store | None = None) -> None:
         configured = folder or os.environ.get(self.variable)
         super().__init__(Path(configured or (models or Store()).folder.parent / "adapters"))
 
-    def read(self, folder: Path) -> AdapterFolder:
-        """The adapter in a folder of this store."""
-        return read_adapter_folder(folder)
-
     def get(self, name: str) -> AdapterFolder:
         """The adapter of that name. UserError when there is none, or it is damaged."""
-        if _is_name(name) and (self.folder / name).is_dir():
+        if is_plain(name) and (self.folder / name).is_dir():
             return read_adapter_folder(self.folder / name)
         here = ", ".join(path.name for path in self.folders()) or "none"
         raise UserError(f"There is no adapter {name!r}; the adapters on this computer are: {here}.")
@@ -37,24 +34,22 @@ class AdapterStore(FolderStore[AdapterFolder]):
     def stamp(self, name: str) -> str:
         """A text that changes with the adapter of that name; empty when there is none."""
         try:
-            return hashlib.sha256((self.folder / name / CARD).read_bytes()).hexdigest() if _is_name(name) else ""
+            return hashlib.sha256((self.folder / name / CARD).read_bytes()).hexdigest() if is_plain(name) else ""
         except OSError:
             return ""
 
     def find(self, name_or_folder: str | Path) -> AdapterFolder:
         """An adapter by its name in this store, or by its folder anywhere. A name comes first."""
         name, path = str(name_or_folder), Path(name_or_folder).expanduser()
-        if _is_name(name) and ((self.folder / name).is_dir() or not path.exists()):
+        if is_plain(name) and ((self.folder / name).is_dir() or not path.exists()):
             return self.get(name)
         return read_adapter_folder(path)
 
     def check_new(self, name: str) -> None:
         """UserError when an adapter cannot be added under that name."""
-        if not _is_name(name):
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
             raise UserError(f"{name!r} cannot be an adapter's name: use letters, digits, '-', '_' and '.'.")
-        if (self.folder / name).exists():
-            raise UserError(f"There is an adapter {name!r} already, in {self.folder}; choose another name with --name, "
-                            f"or remove that one first with `samfinetune adapters remove {name}`.")
+        super().check_new(name)
 
     def add(self, folder: str | Path, name: str | None = None) -> AdapterFolder:
         """Copy an adapter's folder into the store, under its own or another name.
@@ -75,11 +70,6 @@ class AdapterStore(FolderStore[AdapterFolder]):
 
     def remove(self, name: str) -> None:
         """Delete an adapter, even a damaged one."""
-        if not _is_name(name) or not (self.folder / name).is_dir():
+        if not is_plain(name) or not (self.folder / name).is_dir():
             self.get(name)  # raises the error that names the adapters in the store
         self._delete(name)
-
-
-def _is_name(name: str) -> bool:
-    """Whether it is the name of a visible folder rather than a path."""
-    return bool(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name))

@@ -33,18 +33,17 @@ def merge_lora(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[st
     layers: dict[str, None] = {}
     for name in state:
         if match := _ENCODER.fullmatch(name):
-            layer, part = match["layer"], match["part"]
-            down, up = _take(merged, layer, f"linear_a_{part}"), _take(merged, layer, f"linear_b_{part}")
-            weight = _plain(merged, layer, "qkv")
-            third = weight.shape[0] // 3
-            rows = slice(0, third) if part == "q" else slice(2 * third, None)
+            part = match["part"]
+            matrices, inner = (f"linear_a_{part}", f"linear_b_{part}"), "qkv"
         elif match := _DECODER.fullmatch(name):
-            layer = match["layer"]
-            down, up = _take(merged, layer, "w_a"), _take(merged, layer, "w_b")
-            weight = _plain(merged, layer, "proj")
-            rows = slice(None)
+            part, matrices, inner = "all", ("w_a", "w_b"), "proj"
         else:
             continue
+        layer = match["layer"]
+        down, up = (_take(merged, layer, kind) for kind in matrices)
+        weight = _plain(merged, layer, inner)
+        third = len(weight) // 3
+        rows = {"q": slice(0, third), "v": slice(2 * third, None), "all": slice(None)}[part]
         if (*up.shape, *down.shape) != (len(weight[rows]), down.shape[0], down.shape[0], weight.shape[1]):
             raise UserError(
                 f"The LoRA tensors of {layer} do not fit its weight: shapes {tuple(down.shape)} and "

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import sha256_of, staged_folder
+from SAMFineTuneLib.files import staged_folder
 from SAMFineTuneLib.models.adapters.adapter_folder import (
     ONNX,
     AdapterFolder,
@@ -18,7 +18,7 @@ from SAMFineTuneLib.models.adapters.adapter_folder import (
 from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 from SAMFineTuneLib.models.formats.graph_weights import files_beside
 from SAMFineTuneLib.models.optional_packages import require
-from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder, write_spec
+from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder
 from SAMFineTuneLib.models.store import Store
 
 
@@ -26,7 +26,7 @@ def export_adapter(adapter: AdapterFolder, base: ModelFolder) -> ModelFolder:
     """Write ONNX graphs into the adapter's own folder, where engines find them, completely or not at all."""
     folder = adapter.path / ONNX
     with staged_folder(folder, [file for file in folder.glob("*") if file.is_file()]) as building:
-        _export(adapter, base, building, base.spec.id, int8=False)
+        export_merged(adapter, base, building, base.spec.id)
         (folder / SPEC_FILE).unlink(missing_ok=True)  # with it gone, nobody takes old and new files for one export
     return read_model_folder(folder)
 
@@ -43,10 +43,9 @@ def make_ready(folder: str | Path, base: ModelFolder) -> str:
     try:
         export_adapter(adapter, base)
         return ""
-    except (UserError, OSError) as error:  # the adapter itself is complete
-        why = str(error)
-    except Exception as error:  # of the exporter
-        why = f"Its export failed ({type(error).__name__})."
+    except Exception as error:  # of any kind; the adapter itself is complete
+        known = isinstance(error, (UserError, OSError))
+        why = str(error) if known else f"Its export failed ({type(error).__name__})."
     return f"{adapter.name} runs with PyTorch only, because its folder has no ONNX files. {why}"
 
 
@@ -65,10 +64,23 @@ def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFol
 
 
 def export_merged(
-    adapter: AdapterFolder, base: ModelFolder, folder: str | Path, model_id: str, int8: bool = False
+    adapter: AdapterFolder, base: ModelFolder, folder: Path, model_id: str, int8: bool = False
 ) -> ModelFolder:
     """Write ONNX graphs into a new folder, as a model of that id that any computer can import."""
-    return _export(adapter, base, Path(folder), model_id, int8)
+    from SAMFineTuneLib.models.load_model import load_torch_model
+    from SAMFineTuneLib.models.onnx_export import describe_graphs, export_onnx, require_exporter
+
+    require_exporter()
+    network = load_torch_model(base, adapter=adapter)
+    spec = _spec(adapter, base, model_id)
+    # An encoder that the adapter does not change is copied, so that cached embeddings stay valid.
+    share = base.has("encoder") and not adapter.card.method.trains_encoder and not int8
+    written = export_onnx(network, spec, folder, int8, with_encoder=not share)
+    if share:
+        graph = base.file("encoder")
+        for name in (graph.name, *files_beside(graph)):
+            written.append(Path(shutil.copyfile(graph.with_name(name), folder / name)))
+    return describe_graphs(spec, folder, written)
 
 
 def add_merged(adapter: AdapterFolder, base: ModelFolder, store: Store, model_id: str) -> ModelFolder:
@@ -76,34 +88,13 @@ def add_merged(adapter: AdapterFolder, base: ModelFolder, store: Store, model_id
     require("Merging an adapter", "torch", "safetensors")
     from safetensors.torch import save_file
 
-    store.check_new(model_id)
-    network = _merged(adapter, base)
-    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
-    spec = replace(_spec(adapter, base, model_id), files={"weights": "weights.safetensors"}, sha256={})
-    return store.add(spec, {"weights.safetensors": lambda path: save_file(tensors, path)})
-
-
-def _export(adapter: AdapterFolder, base: ModelFolder, folder: Path, model_id: str, int8: bool) -> ModelFolder:
-    from SAMFineTuneLib.models.onnx_export import export_onnx, require_exporter
-
-    require_exporter()
-    network = _merged(adapter, base)
-    spec = _spec(adapter, base, model_id)
-    # An encoder that the adapter does not change is copied, so that cached embeddings stay valid.
-    share = base.has("encoder") and not adapter.trains_encoder and not int8
-    written = export_onnx(network, spec, folder, int8, with_encoder=not share)
-    if share:
-        written += [Path(shutil.copyfile(path, folder / path.name)) for path in _encoder_files(base)]
-    files = {path.stem: path.name for path in written if path.suffix == ".onnx"}
-    spec = replace(spec, files=files, sha256={path.name: sha256_of(path) for path in written})
-    write_spec(spec, folder)
-    return ModelFolder(spec, folder)
-
-
-def _merged(adapter: AdapterFolder, base: ModelFolder):
     from SAMFineTuneLib.models.load_model import load_torch_model
 
-    return load_torch_model(base, adapter=adapter).network
+    store.check_new(model_id)
+    network = load_torch_model(base, adapter=adapter)
+    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    spec = replace(_spec(adapter, base, model_id), files={"weights": "weights.safetensors"})
+    return store.add(spec, {"weights.safetensors": lambda path: save_file(tensors, path)})
 
 
 def _spec(adapter: AdapterFolder, base: ModelFolder, model_id: str) -> ModelSpec:
@@ -111,12 +102,6 @@ def _spec(adapter: AdapterFolder, base: ModelFolder, model_id: str) -> ModelSpec
     source = f"{base.spec.id} with the adapter {adapter.name} ({adapter.digest})"
     name = base.spec.name if model_id == base.spec.id else f"{base.spec.name} with {adapter.name}"
     try:
-        return replace(tuned_spec(base.spec, adapter), id=model_id, name=name, source=source)
+        return replace(tuned_spec(base.spec, adapter), id=model_id, name=name, source=source, files={}, sha256={})
     except UserError as error:
         raise UserError(f"{model_id!r} cannot be a model's id: use letters, digits, '-', '_' and '.'.") from error
-
-
-def _encoder_files(base: ModelFolder) -> list[Path]:
-    """The encoder's graph, and the files that hold its weights."""
-    graph = base.file("encoder")
-    return [graph, *(graph.with_name(name) for name in files_beside(graph))]

@@ -17,31 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain
-from SAMFineTuneLib.models.adapters.adapter_folder import (
-    AdapterFolder,
-    digest_of_base,
-    write_adapter_folder,
-)
+from SAMFineTuneLib.models.adapters.adapter_card import Card
+from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, digest_of_base, write_adapter_folder
 from SAMFineTuneLib.models.adapters.apply_adapter import (
     CLASS_HEAD_MODULE,
     LORA,
     PEFT_PREFIX,
-    apply_adapter,
     copy_tensor,
     put_tensors,
     read_tensors,
 )
-from SAMFineTuneLib.models.adapters.tuning_method import HEADS, METHODS, SCOPES, Method
+from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-__all__ = [
-    "HEADS", "METHODS", "SCOPES", "Card", "Gain", "Method", "apply_adapter", "attach", "restore",
-    "save_adapter", "trainable",
-]  # fmt: skip
 
 
 def attach(network: nn.Module, spec: ModelSpec, method: Method, seed: int = 0) -> nn.Module:
@@ -81,8 +71,9 @@ def attach(network: nn.Module, spec: ModelSpec, method: Method, seed: int = 0) -
     tuning_layers.keep_statistics(network)
     for name in _trained_modules(network, method):
         network.get_submodule(name).requires_grad_(True)
-    for name in _unused_heads(method):
-        network.get_submodule(name).requires_grad_(False)
+    if "promptable" not in method.heads:
+        for name in _prompt_heads(network):
+            network.get_submodule(name).requires_grad_(False)
     return network.eval()
 
 
@@ -105,7 +96,14 @@ def save_adapter(folder: str | Path, network: nn.Module, base: ModelFolder, meth
     """
     from safetensors.torch import save
 
-    tensors = {name: value.detach().cpu() for name, value in _to_save(network, method).items()}
+    from SAMFineTuneLib.models.architectures import tuning_layers
+
+    found = {name: value for name, value in trainable(network).items() if ".lora_" not in name}
+    if not found:
+        raise UserError("The network has no trained tensors: attach a method to it first.")
+    if method.method == "lora":
+        found |= tuning_layers.lora_tensors(network)
+    tensors = {name: value.detach().cpu() for name, value in found.items()}
     head = {name: tensors.pop(name) for name in list(tensors) if name.startswith(f"{CLASS_HEAD_MODULE}.")}
     card = replace(
         card,
@@ -169,23 +167,6 @@ def _prompt_heads(network: nn.Module) -> list[str]:
         "mask_decoder.iou_prediction_head",
         *(f"mask_decoder.output_hypernetworks_mlps.{index}" for index in range(count)),
     ]
-
-
-def _unused_heads(method: Method) -> list[str]:
-    """Modules that no head of the method uses, and that are not trained."""
-    if "promptable" in method.heads:
-        return []
-    return ["mask_decoder.mask_tokens", "mask_decoder.iou_prediction_head", "mask_decoder.output_hypernetworks_mlps"]
-
-
-def _to_save(network: nn.Module, method: Method) -> dict[str, Tensor]:
-    """The trained tensors under the names of the base's, LoRA's matrices under their layer's."""
-    from SAMFineTuneLib.models.architectures import tuning_layers
-
-    plain = {name: value for name, value in trainable(network).items() if ".lora_" not in name}
-    if not plain:
-        raise UserError("The network has no trained tensors: attach a method to it first.")
-    return plain | (tuning_layers.lora_tensors(network) if method.method == "lora" else {})
 
 
 def _config(network: nn.Module, base: ModelFolder, method: Method) -> dict[str, Any]:

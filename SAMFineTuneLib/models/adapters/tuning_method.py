@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
 
@@ -43,18 +41,6 @@ class Method:
         """Whether the method changes the image encoder's embeddings."""
         return self.scope != "decoder" and (self.blocks is None or bool(self.blocks) or self.method == "vanilla")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object `from_dict` reads."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Method:
-        """The method of `to_dict`. UserError when `values` do not describe one."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"The description of the fine-tuning method is not usable: {error}.") from error
-
     def __str__(self) -> str:
         name = {"lora": f"LoRA of rank {self.rank}", "adapter": "Adapters", "vanilla": "whole weights"}[self.method]
         return f"{name}, {' and '.join(self.scope.split('+'))}"
@@ -62,10 +48,9 @@ class Method:
 
 def _problem(method: Method) -> str | None:
     """What is wrong with a method, as a sentence."""
-    choices = (("method", "method", METHODS), ("scope", "scope", SCOPES))
-    for name, what, allowed in choices:
+    for name, allowed in (("method", METHODS), ("scope", SCOPES)):
         if getattr(method, name) not in allowed:
-            return f"Unknown {what} {getattr(method, name)!r}; choose one of {', '.join(allowed)}."
+            return f"Unknown {name} {getattr(method, name)!r}; choose one of {', '.join(allowed)}."
     if not method.heads or not set(method.heads) <= set(HEADS) or len(set(method.heads)) < len(method.heads):
         return f"The heads are {method.heads!r}; choose promptable, automatic, or both."
     if "automatic" in method.heads and len(method.classes) < 2:

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.files import atomic_write, readable_size
 from SAMFineTuneLib.models.download.file_digests import check_file
 from SAMFineTuneLib.models.download.http import Broken, host, open_safely, refusal, unreachable
 from SAMFineTuneLib.process_lock import ProcessLock
@@ -83,7 +83,7 @@ def download(
 
 
 def discard_partial(destination: str | Path) -> bool:
-    """Delete the files of an unfinished download to `destination`; whether there were any."""
+    """Delete the files of an unfinished download to `destination`. Returns whether there were any."""
     partial = _partial(Path(destination))
     there = partial.exists()
     for path in (partial, _origin(partial)):
@@ -135,7 +135,7 @@ def _connect(transfer: _Transfer, opener: urllib.request.OpenerDirector) -> None
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and here:
-            if _total_of(error.headers) == here:
+            if _content_range(error.headers)[1] == here:
                 return
             _origin(partial).unlink()
             raise Broken("the server refused to continue the file") from error
@@ -144,12 +144,15 @@ def _connect(transfer: _Transfer, opener: urllib.request.OpenerDirector) -> None
         raise unreachable(url, error) from error
 
     with response:
-        resumed = response.status == 206 and _range_start(response.headers) == here
+        start, total = _content_range(response.headers)
+        resumed = response.status == 206 and start == here
         if response.status == 206 and not resumed:
             _origin(partial).unlink()
             raise Broken("the server sent another part of the file than the one asked for")
         received = here if resumed else 0
-        total = _total_of(response.headers, received)
+        length = response.headers.get("Content-Length") or ""
+        if total is None and length.isdigit():
+            total = received + int(length)
         _refuse_wrong_answer(transfer, response.headers, total)
         _check_room(partial.parent, (total or transfer.size or received) - received)
         if not resumed:
@@ -210,18 +213,10 @@ def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _range_start(headers) -> int | None:
-    match = re.match(r"bytes (\d+)-", headers.get("Content-Range") or "")
-    return int(match[1]) if match else None
-
-
-def _total_of(headers, received: int = 0) -> int | None:
-    """Length of the complete file according to the answer; `received` bytes of it are here already."""
-    match = re.search(r"/(\d+)$", headers.get("Content-Range") or "")
-    if match:
-        return int(match[1])
-    length = headers.get("Content-Length") or ""
-    return received + int(length) if length.isdigit() else None
+def _content_range(headers) -> tuple[int | None, int | None]:
+    """First byte of the answer and length of the complete file, each None where Content-Range does not say it."""
+    found = re.match(r"bytes (?:(\d+)-\d+|\*)(?:/(\d+))?", headers.get("Content-Range") or "")
+    return (found[1] and int(found[1]), found[2] and int(found[2])) if found else (None, None)
 
 
 def _refuse_wrong_answer(transfer: _Transfer, headers, total: int | None) -> None:
@@ -255,11 +250,3 @@ def _only_one(partial: Path):
         yield
     finally:
         lock.release(remove=True)
-
-
-def readable_size(count: int) -> str:
-    """A size for people: 375 MB, 2.6 GB, 40.7 MB."""
-    for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= divisor:
-            return f"{count / divisor:.3g} {unit}"
-    return f"{count / 1e3:.3g} kB"

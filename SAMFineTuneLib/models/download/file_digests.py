@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import sha256_of
 
 _STRONGEST_FIRST = ("sha256", "md5", "xxh128")
 
@@ -17,10 +16,14 @@ def digest_of(path: str | Path, kind: str) -> str | None:
 
     "xxh128" needs the package xxhash, which is not a dependency; a strict system may forbid "md5".
     """
-    if kind == "sha256":
-        return sha256_of(path)
-    digest = _hasher(kind)
-    if digest is None:
+    try:
+        if kind == "xxh128":
+            import xxhash
+
+            digest = xxhash.xxh128()
+        else:
+            digest = hashlib.new(kind, usedforsecurity=False)
+    except (ImportError, ValueError):  # not installed, or forbidden by the system's policy
         return None
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -61,14 +64,3 @@ def check_file(path: str | Path, what: str, size: int | None, digests: Mapping[s
             return f"Its {kind} {actual} is the published one."
     sized = "Its size is the published one, but " if size is not None else ""
     return (sized + verdict if sized else verdict.capitalize()) + "; its sha256 is recorded from now on."
-
-
-def _hasher(kind: str):
-    try:
-        if kind == "xxh128":
-            import xxhash
-
-            return xxhash.xxh128()
-        return hashlib.new(kind, usedforsecurity=False)
-    except (ImportError, ValueError):  # not installed, or forbidden by the system's policy
-        return None

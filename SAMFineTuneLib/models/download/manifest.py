@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from SAMFineTuneLib.errors import UserError
@@ -44,16 +43,11 @@ class Entry:
         return bool(self.urls)
 
 
-def read_manifest(path: str | Path) -> dict[str, Entry]:
-    """Entries of a manifest file by id, in the file's order."""
-    rows = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
-    return {row["id"]: Entry(**row | {"urls": tuple(row["urls"])}) for row in rows}
-
-
 @cache
 def known_models() -> Mapping[str, Entry]:
-    """Entries of the manifest that ships with the library."""
-    return read_manifest(resources() / "models" / "manifest.json")
+    """Entries of the manifest that ships with the library by id, in the file's order."""
+    rows = json.loads((resources() / "models" / "manifest.json").read_text(encoding="utf-8"))["models"]
+    return {row["id"]: Entry(**row | {"urls": tuple(row["urls"])}) for row in rows}
 
 
 def find_entry(model_id: str) -> Entry:

@@ -53,7 +53,7 @@ def fetch(store: Store, entry: Entry, progress: Progress | None = None) -> tuple
 
 
 def forget(store: Store, entry: Entry) -> bool:
-    """Delete the files of an unfinished download of a model; whether there were any."""
+    """Delete the files of an unfinished download of a model. Returns whether there were any."""
     file = _place(store, entry)
     there = discard_partial(file)
     _tidy(file)
