@@ -38,7 +38,7 @@ _BY_WINERROR = {
 }  # fmt: skip
 STAGED_NAME = re.compile(r"\.[0-9a-f]{12}\.partial(-)?")
 """Begins the hidden names under which `files` writes what is not whole yet."""
-_NUMBER = re.compile(r"\[(Errno|WinError) (\d+)\]|\((os error) (\d+)\)")  # Python's text, and Rust's
+_NUMBER = re.compile(r"[\[(](Errno|WinError|os error) (\d+)[\])]")  # Python's text, and Rust's
 
 
 class DiskError(UserError):
@@ -99,14 +99,14 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, ConnectionError):
         return None
     if isinstance(error, OSError) and error.errno is not None:
-        return _by_number(error.errno, getattr(error, "winerror", None))
+        return _BY_WINERROR.get(getattr(error, "winerror", None)) or _BY_ERRNO.get(error.errno)
     text = str(error)
     if "No usable temporary directory" in text:
         return _NO_TEMPORARY
     if found := _NUMBER.search(text):
-        kind, number = found[1] or found[3], int(found[2] or found[4])
+        kind, number = found[1], int(found[2])
         windows = kind == "WinError" or (kind == "os error" and os.name == "nt")
-        return _by_number(None if windows else number, number if windows else None)
+        return (_BY_WINERROR if windows else _BY_ERRNO).get(number)
     return None
 
 
@@ -117,7 +117,3 @@ def _final(path: Path) -> Path:
         if found := STAGED_NAME.match(parts[at]):
             del parts[at : at + (1 if found[1] else 2)]
     return Path(*parts)
-
-
-def _by_number(number: int | None, winerror: int | None) -> str | None:
-    return _BY_WINERROR.get(winerror) or _BY_ERRNO.get(number)

@@ -43,19 +43,14 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
         path = path.resolve()
     temporary = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if durable:
-            sync(temporary)
-        _replace(temporary, path)
-        if durable:
-            _sync_folder(path.parent)
-    except UserError:
-        raise
-    except Exception as error:
-        if explained := _explained(error, path, temporary):
-            raise explained from error
-        raise
+        with _disk_errors(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if durable:
+                _sync(temporary)
+            _replace(temporary, path)
+            if durable:
+                _sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -83,29 +78,24 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
     place = path / f".{uuid.uuid4().hex[:12]}.partial" if there else _beside(path)
     building = place / (path.resolve().name or "new")
     try:
-        _remove_abandoned(place.parent)
-        building.mkdir(parents=True)
-        yield building
-        made = [file for file in building.rglob("*") if file.is_file()]
-        for file in made:
-            sync(file)
-        if there:
-            made.sort(key=lambda file: file.stat().st_mtime_ns)
-            targets = {path / file.relative_to(building): file for file in made}
-            for target, file in targets.items():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _replace(file, target)
-            for old in set(replaced) - set(targets):
-                old.unlink(missing_ok=True)
-        else:
-            _replace(building, path)
-        _sync_folder(path if there else path.parent)
-    except UserError:
-        raise
-    except Exception as error:
-        if explained := _explained(error, path, place):
-            raise explained from error
-        raise
+        with _disk_errors(path, place):
+            _remove_abandoned(place.parent)
+            building.mkdir(parents=True)
+            yield building
+            made = [file for file in building.rglob("*") if file.is_file()]
+            for file in made:
+                _sync(file)
+            if there:
+                made.sort(key=lambda file: file.stat().st_mtime_ns)
+                targets = {path / file.relative_to(building): file for file in made}
+                for target, file in targets.items():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _replace(file, target)
+                for old in set(replaced) - set(targets):
+                    old.unlink(missing_ok=True)
+            else:
+                _replace(building, path)
+            _sync_folder(path if there else path.parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -153,7 +143,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:12]}.partial-{path.name[-40:].lower()}")
 
 
-def sync(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Wait until the disk has stored a file's content. Raises OSError when it cannot."""
     with open(path, "rb+" if os.name == "nt" else "rb") as file:  # a linked file may be read-only
         os.fsync(file.fileno())
@@ -180,20 +170,32 @@ def _replace(source: Path, target: Path) -> None:
             time.sleep(0.05)
 
 
-def _explained(error: Exception, path: Path, temporary: Path) -> DiskError | None:
-    """`error` as a DiskError where a disk caused it. For libraries that do not say so, this tries to write more before
-    what they wrote is removed."""
-    if found := disk_error(error, path):
-        return found
-    if isinstance(error, (OSError, RuntimeError)):
-        try:
-            with tempfile.TemporaryFile(dir=temporary.parent) as file:
-                file.seek(temporary.stat().st_size if temporary.is_file() else 0)
-                file.write(bytes(_PROBE))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as refusal:
-            return disk_error(refusal, path)
+@contextmanager
+def _disk_errors(path: Path, temporary: Path) -> Iterator[None]:
+    """Raise what a disk caused as a DiskError about `path`, whichever library reports it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        explained = disk_error(error, path)
+        if explained is None and isinstance(error, (OSError, RuntimeError)):
+            explained = _refusal(path, temporary)
+        if explained:
+            raise explained from error
+        raise
+
+
+def _refusal(path: Path, temporary: Path) -> DiskError | None:
+    """What the disk says when more is written, before what was written is removed: libraries may not repeat it."""
+    try:
+        with tempfile.TemporaryFile(dir=temporary.parent) as file:
+            file.seek(temporary.stat().st_size if temporary.is_file() else 0)
+            file.write(bytes(_PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as refusal:
+        return disk_error(refusal, path)
     return None
 
 
@@ -204,6 +206,14 @@ def sha256_of(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def readable_size(count: int) -> str:
+    """A size for people: 375 MB, 2.6 GB, 40.7 MB."""
+    for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
+        if count >= divisor:
+            return f"{count / divisor:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
 
 
 def resources() -> Path:

@@ -97,11 +97,6 @@ class ProcessLock:
                 self._path.unlink(missing_ok=True)
 
     @property
-    def is_held(self) -> bool:
-        """Whether a process holds the lock now."""
-        return self.owner is not None
-
-    @property
     def owner(self) -> Owner | None:
         """The process that holds the lock now; None when none does."""
         if self._file is not None:

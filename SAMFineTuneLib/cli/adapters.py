@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts, print_table
+from SAMFineTuneLib.cli.models import print_graphs, print_importable
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import staged_folder
+from SAMFineTuneLib.files import readable_size, staged_folder
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapters.adapter_card import Card
@@ -68,30 +69,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(store: AdapterStore, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download.download_file import readable_size
-
-    console.document(
-        folder=store.folder,
-        adapters=[
-            {"name": adapter.name, "base": adapter.card.base, "labels": list(adapter.card.labels),
-             "method": str(adapter.card.method), "bytes": adapter.bytes,
-             "gains": [{"prompt": gain.prompt, "label": gain.label, "cases": len(gain.cases),
-                        "dice_before": gain.means[0], "dice_after": gain.means[1]} for gain in adapter.card.gains]}
-            for adapter in store.list()
-        ],
-        problems=[str(problem) for problem in store.problems()],
-    )  # fmt: skip
+    adapters, problems = store.list(), store.problems()
     rows = [("NAME", "BASE", "LABELS", "METHOD", "SIZE", "PROMPT", "DICE BEFORE", "AFTER")]
-    for adapter in store.list():
-        card = adapter.card
-        rows.append((adapter.name, card.base, ", ".join(card.labels) or "-", str(card.method),
-                     readable_size(adapter.bytes), *_gain(card)))  # fmt: skip
+    listed = []
+    for adapter in adapters:
+        card, method = adapter.card, str(adapter.card.method)
+        gains = [{"prompt": gain.prompt, "label": gain.label, "cases": len(gain.cases), "dice_before": gain.means[0],
+                  "dice_after": gain.means[1]} for gain in card.gains]  # fmt: skip
+        listed.append({"name": adapter.name, "base": card.base, "labels": list(card.labels), "method": method,
+                       "bytes": adapter.bytes, "gains": gains})  # fmt: skip
+        rows.append((adapter.name, card.base, ", ".join(card.labels) or "-", method, readable_size(adapter.bytes),
+                     *_gain(card)))  # fmt: skip
+    console.document(folder=store.folder, adapters=listed, problems=problems)
     if len(rows) > 1:
         print_table(rows)
     else:
         print("There are no adapters yet; `samfinetune train` makes one.")
     print(f"\nAdapters are in {store.folder}; `samfinetune adapters show NAME` tells more.")
-    for problem in store.problems():
+    for problem in problems:
         print(f"Not usable: {problem}")
 
 
@@ -128,25 +123,19 @@ def _import(store: AdapterStore, args: argparse.Namespace) -> None:
 
 def _export(store: AdapterStore, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.models.adapters.merged_export import export_adapter, export_merged
-    from SAMFineTuneLib.models.download.download_file import readable_size
-
     adapter = store.find(args.name)
     base = _base(adapter)
     if args.output is None:
         if args.int8:
             raise UserError("--int8 is for a model of its own: give its folder with -o.")
-        output = export_adapter(adapter, base).path
-    else:
-        output = outputs.require_new_folder(args.output)
-        with staged_folder(output) as building:
-            model = export_merged(adapter, base, building, adapter.name, args.int8)
-    sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(output.glob("*.onnx*"))]
-    print(f"Wrote {', '.join(sizes)} to {output}.")
-    if args.output is None:
+        print_graphs(export_adapter(adapter, base).path)
         print(f"--adapter {args.name} now runs without PyTorch.")
-    else:
-        print(f"`samfinetune models import {output}` adds it on any computer, where --model {model.spec.id} runs it "
-              "without PyTorch.")
+        return
+    output = outputs.require_new_folder(args.output)
+    with staged_folder(output) as building:
+        model = export_merged(adapter, base, building, adapter.name, args.int8)
+    print_graphs(output)
+    print_importable(output, model.spec.id)
 
 
 def _merge(store: AdapterStore, args: argparse.Namespace) -> None:
@@ -171,9 +160,7 @@ def _base(adapter: AdapterFolder) -> ModelFolder:
 
 def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
     """The facts of a card, a line each; a gain's label is its kind of prompt."""
-    from SAMFineTuneLib.models.adapters.adapter_card import duration
-    from SAMFineTuneLib.models.download.download_file import readable_size
-
+    from SAMFineTuneLib.models.adapters.adapter_card import dice_text, duration
     card, method = adapter.card, adapter.card.method
     facts = [
         ("name", adapter.name),
@@ -192,8 +179,7 @@ def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
         *((str(key), _plain(value)) for key, value in card.recipe.items()),
     ]  # fmt: skip
     for gain in card.gains:
-        before, after = (_dice(mean, interval) for mean, interval in
-                         zip(gain.means, (gain.interval_before, gain.interval_after), strict=True))  # fmt: skip
+        before, after = dice_text(gain.means[0], gain.interval_before), dice_text(gain.means[1], gain.interval_after)
         what = " ".join(filter(None, (gain.prompt, gain.label)))
         facts.append((what, f"Dice {before} before, {after} after, on {len(gain.cases)} held-out cases"))
     return facts
@@ -202,16 +188,11 @@ def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
 def _gain(card: Card) -> tuple[str, str, str]:
     """A kind of prompt, and the mean Dice over all labels before and after: of the first kind that the base answers,
     too."""
+    from SAMFineTuneLib.models.adapters.adapter_card import dice_text
+
     overall = {gain.prompt: gain for gain in card.gains}.values()  # the last of each kind: all labels together
-    for gain in sorted(overall, key=lambda gain: None in gain.means):
-        return gain.prompt, _dice(gain.means[0], None), _dice(gain.means[1], None)
-    return "-", "-", "-"
-
-
-def _dice(mean: float | None, interval: tuple[float, float] | None) -> str:
-    if mean is None:
-        return "-"
-    return f"{mean:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    gain = min(overall, key=lambda gain: None in gain.means, default=None)
+    return (gain.prompt, *map(dice_text, gain.means)) if gain else ("-", "-", "-")
 
 
 def _plain(value: object) -> str:

@@ -23,7 +23,6 @@ def add_parser(subparsers) -> None:
         help="show or clear the cache of image embeddings",
         description="Show or clear the cache of image embeddings.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", choices=("info", "clear"), help="what to do")
     parser.add_argument("--yes", action="store_true", help="clear without asking")

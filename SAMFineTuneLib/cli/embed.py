@@ -24,7 +24,6 @@ def add_parser(subparsers) -> None:
         help="compute the embeddings of all slices in advance",
         description="Compute the embeddings of all slices in advance, so that prompts are answered quickly.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_volume(parser)
     parser.add_argument("--orientation", choices=arguments.ORIENTATIONS, default="axial", help="default: axial")
@@ -32,7 +31,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed slice by slice, with the time left."""
+    """Compute the embeddings slice by slice, with a progress bar."""
     from tqdm import tqdm
 
     from SAMFineTuneLib.cli import describe

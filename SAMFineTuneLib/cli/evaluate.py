@@ -49,7 +49,6 @@ def add_parser(subparsers) -> None:
         description="Measure how models, adapters and baselines answer prompts on annotated cases, by the protocols "
         "of published studies, and write a report.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("cases", metavar="CASES", help="folder or .csv of annotated cases")

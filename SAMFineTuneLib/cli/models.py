@@ -11,7 +11,7 @@ from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import staged_folder
+from SAMFineTuneLib.files import readable_size, staged_folder
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.download.manifest import Entry
@@ -67,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download.download_file import readable_size
     from SAMFineTuneLib.models.download.manifest import known_models
 
     models = [
@@ -81,7 +80,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
          "where": "download" if entry.downloadable else "import", "licence": entry.licence}
         for entry in known_models().values() if entry.id not in installed
     ]  # fmt: skip
-    console.document(folder=store.folder, models=models, problems=[str(problem) for problem in store.problems()])
+    console.document(folder=store.folder, models=models, problems=store.problems())
     rows = [("ID", "MODEL", "SIZE", "WHERE", "LICENCE")]
     for model in models:
         size = readable_size(model["bytes"]) if model["bytes"] else "-"
@@ -102,55 +101,45 @@ def _show(store: Store, args: argparse.Namespace) -> None:
         if entry is None:
             raise
         model = None
-    print_facts((_facts_here(store, model) if model else []) + (_facts_published(entry, model) if entry else []))
+    print_facts(_facts(store, model, entry))
 
 
-def _facts_here(store: Store, model: ModelFolder) -> list[tuple[str, str]]:
-    from SAMFineTuneLib.models.download.download_file import readable_size
+def _facts(store: Store, model: ModelFolder | None, entry: Entry | None) -> list[tuple[str, str]]:
+    """What is known of a model: from its folder on this computer, and from the list of published models."""
+    from SAMFineTuneLib.models.spec import ModelSpec
 
-    spec = model.spec
-    facts = [
-        ("id", spec.id),
-        ("name", spec.name),
-        ("status", "bundled with SAMFineTune" if store.is_bundled(model) else "installed"),
-        ("folder", str(model.path)),
-    ]
-    for role, name in spec.files.items():
-        size = readable_size(model.file(role).stat().st_size) if model.has(role) else "MISSING"
-        facts.append((role, f"{name}, {size}, sha256 {spec.sha256.get(name, 'not recorded')}"))
-    needs = "ONNX Runtime, which is installed with SAMFineTune" if model.has("encoder") else "PyTorch"
-    facts += [("runs with", needs), ("architecture", spec.architecture), ("input", _input(spec))]
+    runtime, facts = "PyTorch", []
+    if model:
+        spec = model.spec
+        facts += [("status", "bundled with SAMFineTune" if store.is_bundled(model) else "installed"),
+                  ("folder", str(model.path))]
+        for role, name in spec.files.items():
+            size = readable_size(model.file(role).stat().st_size) if model.has(role) else "MISSING"
+            facts.append((role, f"{name}, {size}, sha256 {spec.sha256.get(name, 'not recorded')}"))
+        if model.has("encoder"):
+            runtime = "ONNX Runtime, which is installed with SAMFineTune"
+    else:
+        spec = ModelSpec(entry.id, entry.name, entry.architecture, entry.input_size, licence=entry.licence,
+                         source=entry.source, **entry.preparation)
+        facts.append(("status", "not on this computer"))
+    facts += [("runs with", runtime), ("architecture", spec.architecture), ("input", _input(spec))]
     if spec.classes:
         alone = "" if "promptable" in spec.heads else "; it takes no prompts"
         facts.append(("automatic", ", ".join(spec.classes[1:]) + alone))
-    return facts + [("licence", spec.licence or "not stated"), ("source", spec.source or "not stated")]
+    facts += [("licence", spec.licence or "not stated"), ("source", spec.source or "not stated")]
+    if entry:
+        facts += [("what", entry.description), ("needs", entry.needs), ("terms", entry.licence_note)]
+    if not model:
+        if entry.file:
+            digests = ", ".join(f"{kind} {value}" for kind, value in entry.digests.items()) or "no digest published"
+            facts.append(("file", f"{entry.file}, {_size(entry)}, {digests}"))
+        how = f"samfinetune models download {entry.id}" if entry.downloadable else entry.how_to_get
+        facts += [*(("address", url) for url in entry.urls), ("get it", how)]
+    return [("id", spec.id), ("name", spec.name), *facts]
 
 
-def _facts_published(entry: Entry, model: ModelFolder | None) -> list[tuple[str, str]]:
-    from SAMFineTuneLib.models.download.download_file import readable_size
-    from SAMFineTuneLib.models.spec import ModelSpec
-
-    facts = [("what", entry.description), ("needs", entry.needs), ("terms", entry.licence_note)]
-    if model:
-        return facts
-    spec = ModelSpec(entry.id, entry.name, entry.architecture, entry.input_size, **entry.preparation)
-    how = f"samfinetune models download {entry.id}" if entry.downloadable else entry.how_to_get
-    size = readable_size(entry.bytes) if entry.bytes else "size not stated"
-    digests = ", ".join(f"{kind} {value}" for kind, value in entry.digests.items()) or "no digest published"
-    return [
-        ("id", entry.id),
-        ("name", entry.name),
-        ("status", "not on this computer"),
-        *facts,
-        ("licence", entry.licence),
-        ("source", entry.source),
-        ("runs with", "PyTorch"),
-        ("architecture", entry.architecture),
-        ("input", _input(spec)),
-        *((("file", f"{entry.file}, {size}, {digests}"),) if entry.file else ()),
-        *(("address", url) for url in entry.urls),
-        ("get it", how),
-    ]
+def _size(entry: Entry) -> str:
+    return readable_size(entry.bytes) if entry.bytes else "size not stated"
 
 
 def _input(spec: ModelSpec) -> str:
@@ -202,21 +191,27 @@ def _base(store: Store, base: str | None) -> Path | None:
 
 
 def _download(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download.download_file import readable_size
+    from tqdm import tqdm
+
     from SAMFineTuneLib.models.download.manifest import find_entry
     from SAMFineTuneLib.models.download.published_models import check_possible, fetch
 
     store.check_new(args.id)
     entry = find_entry(args.id)
     check_possible(store, entry)
-    print(f"{entry.name}, {readable_size(entry.bytes) if entry.bytes else 'size not stated'}")
+    print(f"{entry.name}, {_size(entry)}")
     _print_lines([*(f"from {url}" for url in entry.urls), f"into {store.folder}",
                   f"terms: {entry.licence}. {entry.licence_note}", f"more at {entry.source}"])
     if not _agreed(args.yes, "Download it under these terms?"):
         return
-    with _Bar(entry.file) as bar:
+    with tqdm(desc=entry.file, unit="B", unit_scale=True, disable=console.is_quiet()) as bar:
+
+        def show(received: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(received - bar.n)
+
         try:
-            model, findings = fetch(store, entry, bar)
+            model, findings = fetch(store, entry, show)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; what has arrived is kept, run the same command again to continue "
                                     f"or `samfinetune models remove {entry.id}` to delete it.") from None
@@ -238,39 +233,25 @@ def _remove(store: Store, args: argparse.Namespace) -> None:
 
 
 def _export(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download.download_file import readable_size
     from SAMFineTuneLib.models.onnx_export import export_model
 
     output = outputs.require_new_folder(args.output)
     with staged_folder(output) as building:
         model = export_model(store.get(args.id), building, int8=args.int8)
-    sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(output.glob("*.onnx*"))]
-    print(f"Wrote {', '.join(sizes)} to {output}.")
-    print(f"`samfinetune models import {output}` adds it on any computer, where --model {model.spec.id} runs it "
+    print_graphs(output)
+    print_importable(output, model.spec.id)
+
+
+def print_graphs(folder: Path) -> None:
+    """Name the graphs that were written into a folder."""
+    sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(folder.glob("*.onnx*"))]
+    print(f"Wrote {', '.join(sizes)} to {folder}.")
+
+
+def print_importable(folder: Path, model_id: str) -> None:
+    """Say how a model that was exported into a folder is used."""
+    print(f"`samfinetune models import {folder}` adds it on any computer, where --model {model_id} runs it "
           "without PyTorch.")
-
-
-class _Bar:
-    """A progress bar on stderr, which appears with the first bytes; tqdm estimates the time."""
-
-    def __init__(self, name: str):
-        self._name = name
-        self._bar = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __call__(self, received: int, total: int | None) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=received, desc=self._name, unit="B", unit_scale=True)
-        self._bar.total = total
-        self._bar.update(received - self._bar.n)
-
-    def __exit__(self, *error) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _agreed(yes: bool, question: str) -> bool:
@@ -283,8 +264,6 @@ def _agreed(yes: bool, question: str) -> bool:
 
 
 def _say_installed(model: ModelFolder) -> None:
-    from SAMFineTuneLib.models.download.download_file import readable_size
-
     print(f"Installed {model.spec.id} ({readable_size(_bytes(model))}) in {model.path}; "
           f"use it with --model {model.spec.id}.")
 

@@ -40,7 +40,6 @@ def add_parser(subparsers) -> None:
         description="Train the compact model on synthetic pictures, without any data, or a model's image encoder on "
         "unlabelled volumes (masked auto-encoding).",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--synthetic", action="store_true", help="train the compact model on synthetic pictures")
     parser.add_argument("--volumes", metavar="FOLDER", help="train an encoder on the unlabelled volumes of a folder")

@@ -53,7 +53,6 @@ def add_parser(subparsers) -> None:
         help="adapt a model to annotated cases of one's own",
         description="Fine-tune a model on annotated cases: an adapter with a card, evidence and a report.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("cases", metavar="CASES", help="folder or .csv of annotated cases")
@@ -218,7 +217,7 @@ def _trainings(plan: Plan) -> list[tuple[Fold, tuple[Case, ...]]]:
 
 
 def _show_plan(plan: Plan) -> None:
-    from SAMFineTuneLib.models.download.download_file import readable_size
+    from SAMFineTuneLib.files import readable_size
 
     settings, spec = plan.settings, plan.base.spec
     print(f"base        {spec.id} ({spec.name})")

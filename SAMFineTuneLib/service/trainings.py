@@ -213,7 +213,7 @@ class TrainingRun:
     @property
     def is_running(self) -> bool:
         """Whether a process works on it, started by this program or another one."""
-        return self._starter.alive() or self._lock.is_held
+        return self._starter.alive() or self._lock.owner is not None
 
     @property
     def owner(self) -> str:
@@ -252,7 +252,7 @@ class TrainingRun:
 
     def kill(self) -> None:
         """End the training at once. It can be resumed from its last checkpoint."""
-        if self._pid is not None and self._lock.is_held:
+        if self._pid is not None and self._lock.owner is not None:
             with suppress(OSError):
                 os.kill(self._pid, getattr(signal, "SIGKILL", signal.SIGTERM))
         self._starter.kill()

@@ -245,7 +245,7 @@ def test_an_encoder_alone_needs_a_base_and_becomes_a_model_of_its_own(models, pu
     for base in (small_sam, "whole"):
         code, out, err = models("import", encoder, "--id", "both", "--base", base, "--yes")
         assert (code, err) == (0, "") and "completed by" in out
-        network = load_torch_model(store.get("both")).network.state_dict()
+        network = load_torch_model(store.get("both")).state_dict()
         assert torch.equal(network["image_encoder.pos_embed"], state["image_encoder.pos_embed"] + 1)
         assert torch.equal(network["mask_decoder.iou_token.weight"], state["mask_decoder.iou_token.weight"])
         models("remove", "both")
@@ -297,16 +297,16 @@ def test_a_download_with_a_wrong_digest_leaves_nothing(models, published, small_
 
 
 def test_an_interrupted_download_is_kept_continued_or_removed(models, published, small_sam, store, monkeypatch):
-    from SAMFineTuneLib.cli import models as command
+    from tqdm import tqdm
 
-    def interrupt(bar, received, total):
-        if received:
+    def interrupt(bar, more):
+        if more:
             raise KeyboardInterrupt
 
     with serving(FileServer(small_sam.read_bytes())) as server:
         published("served", urls=[f"{server.url}/file"])
         with monkeypatch.context() as context:
-            context.setattr(command._Bar, "__call__", interrupt)
+            context.setattr(tqdm, "update", interrupt)
             code, _, err = models("download", "served", "--yes")
         assert code == 130 and "run the same command again to continue" in err
         assert [model.spec.id for model in store.list()] == ["compact"]
@@ -314,7 +314,7 @@ def test_an_interrupted_download_is_kept_continued_or_removed(models, published,
         assert left_in(store) == []
 
         with monkeypatch.context() as context:
-            context.setattr(command._Bar, "__call__", interrupt)
+            context.setattr(tqdm, "update", interrupt)
             models("download", "served", "--yes")
         assert models("download", "served", "--yes")[0] == 0
         assert server.requests[-1][1] is not None, "the download began anew"
