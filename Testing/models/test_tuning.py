@@ -45,7 +45,6 @@ def small_grid():
     """MobileSAM's grid of 64 x 64, a quarter as long: its tests would take minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_vit, "GRID", 16)
-        patch.setattr(tiny_vit, "_STEM_GRID", 64)
         yield
 
 

@@ -34,7 +34,6 @@ def small_and_single():
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_vit, "GRID", 16)
-        patch.setattr(tiny_vit, "_STEM_GRID", 64)
         yield
     torch.set_num_threads(threads)
 
