@@ -33,8 +33,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command_with_actions(subparsers, name: str, text: str, epilog: str) -> Callable:
-    """Add a command that consists of actions, such as `models list`; returns what adds an action's parser, called
-    with the action's name, the function that does it, and what it does."""
+    """Add a command that consists of actions, such as `models list`.
+
+    Returns the function that adds the parser of an action; it takes the action's name, the function that does it, and
+    its description."""
     parser = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -98,7 +100,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 
 def connection(args: argparse.Namespace) -> RemoteServer:
-    """The way to the server of --server. UserError for an address, token or options that cannot be used."""
+    """The connection to the server of --server; UserError for an address, token or options that cannot be used."""
     from SAMFineTuneLib.service.connection import RemoteServer
     from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 

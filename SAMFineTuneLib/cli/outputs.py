@@ -1,4 +1,4 @@
-"""What a command may write: nothing over what is there already, unless it is told to, and only where it can."""
+"""Checks before a command writes: it replaces results only with --overwrite, and needs a place where it can write."""
 
 from __future__ import annotations
 

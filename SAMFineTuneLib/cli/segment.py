@@ -92,7 +92,7 @@ _PROMPTS = ("point", "negative_point", "box", "prompts", "label", "picture")  # 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, answer, write, and say what was done."""
+    """Read, segment, write, and print what was done."""
     source, output = Path(args.volume).expanduser(), Path(args.output).expanduser()
     for path, ending, what in ((args.statistics, ".csv", "table"), (args.picture, ".png", "picture")):
         if path and not path.lower().endswith(ending):
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Callable[[SegmentJob], Segmented]:
-    """What segments a volume from prompts; without a predictor the model is opened once the prompts are known."""
+    """The function that segments a volume from prompts; without a predictor it opens the model once they are read."""
 
     def segment(job: SegmentJob) -> Segmented:
         from SAMFineTuneLib.images import choose_window
@@ -166,7 +166,7 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
 
 
 def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented]:
-    """What finds the classes of a model or adapter in a volume, without prompts."""
+    """The function that finds the classes of a model or adapter in a volume, without prompts."""
     if args.server and (not args.adapter or args.window):
         raise UserError("With --server, --auto needs --adapter, and takes the window from it: leave out --window.")
     adapter = None if args.server else arguments.find_adapter(args)
@@ -284,7 +284,7 @@ def gather_prompts(args: argparse.Namespace, volume: Volume, paths: Iterable[Pat
 
 
 def _typed_prompts(args: argparse.Namespace, volume: Volume) -> tuple:
-    """Boxes first: points that follow a box correct its answer."""
+    """The prompts that were typed. Boxes come first, because points that follow a box correct its mask."""
     from SAMFineTuneLib.prompts import BoxPrompt, PointPrompt
     from SAMFineTuneLib.prompts.checked_json import Coordinates
 

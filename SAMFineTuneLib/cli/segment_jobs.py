@@ -1,4 +1,4 @@
-"""Which volumes `samfinetune segment` reads, which file it writes for each, and one after the other doing so."""
+"""The jobs of `samfinetune segment`: finds the volumes, names a file for each, and does one job after the other."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Segmented:
 def run_jobs(
     args: argparse.Namespace, found: Sequence[SegmentJob], begin: Callable[[], Callable[[SegmentJob], Segmented]]
 ) -> int:
-    """Do one job after the other; one that fails does not stop the others, and makes the exit code 2.
+    """Do one job after the other. One that fails does not stop the others, but makes the exit code 2.
 
-    `begin` is called when there is anything to do, and returns what does a job.
+    `begin` is called when there is anything to do, and returns the function that does a job.
     """
     from SAMFineTuneLib.images import check_output_path
     from SAMFineTuneLib.metrics.segment_statistics import write_statistics
