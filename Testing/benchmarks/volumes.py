@@ -170,24 +170,47 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--sets", default=",".join(SETS), help="names, folders or lists, with commas between (default: all names)")
-    add("--boxes", default="1,3,5", help="how many slices get a box (default 1,3,5)")
+    add("--boxes", default="1,3,5", help="how many slices get boxes (default 1,3,5)")
     add("--most", type=int, default=MOST, metavar="N", help=f"structures of each set (default {MOST})")
     add("--all", action="store_const", const=None, dest="most", help="all structures of each set")
+    add("--each", action="store_true", help="print a line for each structure, too")
     add("--model", default="compact", help="a model's id or folder (default: the bundled one)")
     add("--threads", type=int, metavar="N", help="processor cores that an answer may use (default: all)")
     add("-o", "--output", type=Path, help="JSON file for the figures; what it holds is not measured again")
     args = parser.parse_args()
     try:
-        counts = [int(count) for count in args.boxes.split(",")]
+        counts = parse_counts(args.boxes)
         chosen = [one for name in args.sets.split(",") for one in structures(name, args.most)]
         engine = open_engine(Store().find(args.model), threads=args.threads)
         figures = started(args.output, engine.digest)
-    except (UserError, ValueError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     run(Predictor(engine, EmbeddingCache()), chosen, counts, figures, args.output)
-    print(table(figures, chosen, counts))
+    rows = {}
+    for one in chosen:
+        own = figures["structures"][key_of(one)]
+        rows.setdefault(one.group, []).append(own)
+        if args.each:
+            rows[key_of(one)] = [own]
+    figures["sets"] = {name: means(own, counts) for name, own in rows.items()}
+    save(figures, args.output)
+    print(table(figures["sets"], counts))
     return 0
+
+
+def parse_counts(text: str) -> list[int]:
+    try:
+        counts = [int(count) for count in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise UserError("--boxes takes whole numbers from 1, with commas between, for example 1,3,5.")
+    return counts
+
+
+def key_of(one: Structure) -> str:
+    return f"{one.group}: {one.name}"
 
 
 def started(output: Path | None, model: str) -> dict:
@@ -200,56 +223,77 @@ def started(output: Path | None, model: str) -> dict:
     return figures
 
 
-def run(predictor: Predictor, chosen: Sequence[Structure], counts: Sequence[int], figures: dict, output) -> None:
-    """Measure what is missing; every structure's figures are on disk before the next one begins."""
+def save(figures: dict, output: Path | None) -> None:
+    if output is not None:
+        with atomic_write(output) as temporary:
+            temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def run(
+    predictor: Predictor, chosen: Sequence[Structure], counts: Sequence[int], figures: dict, output: Path | None
+) -> None:
+    """Measure what is missing; the figures of a structure are on disk before the next one begins."""
     known = figures["structures"]
-    meter = Meter(len(chosen), said)
+    meter = Meter(len(chosen), tell)
     for one in chosen:
-        key = f"{one.group}: {one.name}"
-        missing = [count for count in counts if str(count) not in known.get(key, {}).get("boxes", {})]
+        before = known.get(key_of(one), {"boxes": {}, "contour": {}})
+        missing = [count for count in counts if str(count) not in before["boxes"]]
         if not missing:
             meter.skip(1)
             continue
         found = measure(predictor, one, missing)
         for kind in ("boxes", "contour"):
-            found[kind] = known.get(key, {}).get(kind, {}) | found[kind]
-        known[key] = found
-        if output is not None:
-            with atomic_write(output) as temporary:
-                temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            found[kind] = before[kind] | found[kind]
+        known[key_of(one)] = found
+        save(figures, output)
         scores = "  ".join(f"{count}: {found['boxes'][str(count)]['dice']:.3f}" for count in counts)
-        print(f"{key:44.44} {found['slices']:3} slices  {scores}  every: {found['every']:.3f}", file=sys.stderr)
+        print(f"{key_of(one):44.44} {found['slices']:3} slices  {scores}  every: {found['every']:.3f}", file=sys.stderr)
         meter.step()
 
 
-def said(progress: Progress) -> None:
+def tell(progress: Progress) -> None:
     left = "" if progress.seconds_left is None else f", {progress.seconds_left / 60:.0f} min left"
     print(f"{progress.done} of {progress.total} structures{left}", file=sys.stderr, flush=True)
 
 
-def table(figures: dict, chosen: Sequence[Structure], counts: Sequence[int]) -> str:
-    """A row a set, as Markdown: mean 3-D Dice with its bootstrap interval over structures."""
-    header = ["set", "structures", "slices"]
+def means(own: Sequence[dict], counts: Sequence[int]) -> dict:
+    """Means over structures; Dice with both ends of its 95 % bootstrap interval."""
+
+    def spans(values: list[float]) -> list[float | None]:
+        return [float(np.mean(values)), *bootstrap_interval(values)]
+
+    found = {"structures": len(own), "slices": float(np.mean([one["slices"] for one in own]))}
+    found["every"] = spans([one["every"] for one in own])
+    for count in map(str, counts):
+        boxes = [one["boxes"][count] for one in own]
+        found[f"{count} boxes"] = spans([one["dice"] for one in boxes])
+        found[f"{count} boxes, over"] = float(np.mean([one["over"] for one in boxes]))
+        found[f"{count} boxes, short"] = float(np.mean([one["short"] for one in boxes]))
+        if count != "1":
+            found[f"{count} boxes, contour"] = spans([one["contour"][count]["dice"] for one in own])
+    return found
+
+
+def table(sets: dict[str, dict], counts: Sequence[int]) -> str:
+    """A row a set, as Markdown."""
+    columns = {"structures": "structures", "slices": "slices"}
     for count in counts:
-        header.append(f"{count} box, carried" if count == 1 else f"{count} boxes, filled")
-        header += ["over", "short"] if count == 1 else ["contour"]
-    lines = [[*header, "every slice boxed"], ["---"] * (len(header) + 1)]
-    for group in dict.fromkeys(one.group for one in chosen):
-        own = [figures["structures"][f"{one.group}: {one.name}"] for one in chosen if one.group == group]
-        cells = [group, str(len(own)), f"{np.mean([one['slices'] for one in own]):.0f}"]
-        for count in map(str, counts):
-            cells.append(with_span([one["boxes"][count]["dice"] for one in own]))
-            if count == "1":
-                cells += [f"{np.mean([one['boxes'][count][what] for one in own]):.1f}" for what in ("over", "short")]
-            else:
-                cells.append(with_span([one["contour"][count]["dice"] for one in own]))
-        lines.append([*cells, with_span([one["every"] for one in own])])
+        columns[f"{count} boxes"] = "1 box, carried" if count == 1 else f"{count} boxes, filled"
+        if count == 1:
+            columns |= {"1 boxes, over": "over", "1 boxes, short": "short"}
+        else:
+            columns[f"{count} boxes, contour"] = "contour"
+    columns["every"] = "every slice boxed"
+    lines = [["set", *columns.values()], ["---"] * (len(columns) + 1)]
+    lines += [[name, *(as_text(found[column]) for column in columns)] for name, found in sets.items()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def with_span(values: Sequence[float]) -> str:
-    low, high = bootstrap_interval(values)
-    return f"{np.mean(values):.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
+def as_text(value: int | float | list) -> str:
+    if isinstance(value, list):
+        mean, low, high = value
+        return f"{mean:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
