@@ -8,6 +8,7 @@ nothing here reacts to single edits: observers only note that something changed 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
 from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
-from SAMFineTuneLib.mrml.slice_views import ViewFinder, slice_node_under_cursor
+from SAMFineTuneLib.mrml.slice_views import ViewFinder, plane_of_view, slice_node_under_cursor
 from SAMFineTuneLib.mrml.volume_nodes import VolumeWatch, displayed_window, volume_from_node
 from SAMFineTuneLib.session.events import (
     Answered,
@@ -45,6 +46,7 @@ _STOPPED = (
     "The propagation was stopped, because another volume or segmentation was chosen: come back and propagate again."
 )
 _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
+_VIEW_RESTS = 0.08  # seconds without scrolling until the user is taken to look at a slice
 _SAME_WINDOW = 1e-3  # of the window's width
 
 
@@ -102,6 +104,8 @@ class SceneSync:
         self._model: tuple[str, str, str] = ("", "", "auto")
         self._next_state: StateChanged | None = None  # told, but not yet written into the nodes
         self._awaits_state = False
+        self._view: tuple | None = None  # the view that the user looks at, in which volume, window and model
+        self._at_rest_from: float | None = None  # when it has been at rest for long enough, None once that was told
         self._look: tuple | None = None  # the segment and the views for which the prompts are drawn
         self._place_again: str | None = None  # the kind to go on placing at the next turn
         self._scene_watch = SceneWatch(scene, self._observers, self._prompt_watch, self)
@@ -217,15 +221,13 @@ class SceneSync:
         def late() -> bool:
             return self._clock() >= end
 
-        for event in self.client.pump(max(0.001, (end - self._clock()) * 0.6)):
-            self._hear(event)
+        self._pump_client(max(0.001, (end - self._clock()) * 0.6))
         if self._busy_elsewhere():
             return
         self._scene_watch.remove_orphans()
         self._follow_changes()
         if self._reconcile():  # sends it now rather than at the next turn
-            for event in self.client.pump(0.001):
-                self._hear(event)
+            self._pump_client(0.001)
         if self._work is not None:  # first, because it is what the user waits for
             self._work.masks.show(end, self._awaits_state or self._next_state is not None)
         if self._next_state is not None and not (self._work is not None and self._work.prompts.held):
@@ -242,6 +244,25 @@ class SceneSync:
                 self._write_record()
         if self._work is None or not len(self._work.masks):
             self.found.step(late)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Have the model prepare the slice that the user looks at with a tool in hand, once the view is at rest."""
+        node = self._views.active()
+        if self.placing.kind is None or self.volume is None or node is None:
+            return
+        view = node.GetID(), node.GetSliceToRAS().GetMTime(), id(self.volume), self._given_window, self._model
+        if view != self._view:
+            self._view, self._at_rest_from = view, self._clock() + _VIEW_RESTS
+        elif self._at_rest_from is not None and self._clock() >= self._at_rest_from:
+            self._at_rest_from = None
+            with contextlib.suppress(UserError):
+                self.client.look_at(plane_of_view(node, self.volume))
+                self._pump_client(0.001)
+
+    def _pump_client(self, budget: float) -> None:
+        for event in self.client.pump(budget):
+            self._hear(event)
 
     def _show_prompts(self) -> None:
         """Draw prompts of the chosen segment larger than others, with handles in the views they lie in."""

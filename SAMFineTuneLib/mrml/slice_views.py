@@ -172,7 +172,7 @@ class ViewFinder:
     """The slice views of a scene. `active` returns the slice node under the mouse, or None."""
 
     def __init__(self, scene, active: Callable[[], object | None]):
-        self._scene, self._active = scene, active
+        self._scene, self.active = scene, active
 
     def nodes(self) -> list:
         """All slice nodes."""
@@ -187,7 +187,7 @@ class ViewFinder:
     def node_at(self, ras):
         """The slice node in which a point was clicked: the one under the cursor, or else one that shows it."""
         shown = [node for node in self.nodes() if shows(node, ras)]
-        active = self._active()
+        active = self.active()
         if active is not None and (active in shown or not shown):
             return active
         return shown[0] if shown else None

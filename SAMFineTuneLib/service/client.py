@@ -1,39 +1,49 @@
-"""One session on a worker, as its host sees it: intents go in, events come out of `pump`, nothing blocks.
+"""One session on a server, as its host sees it: intents go in, events come out of `pump`, nothing blocks.
 
 The client holds what it takes to make the session anew: volume, model, window, and a journal of intents. When the
 worker crashes or the line breaks, the volume is sent again and the journal is replayed; the user reads one line.
 Prompts, jobs and segments carry numbers that the client chooses, so that all of this may be asked for before the
-worker is there. It starts no threads and loads nothing beyond NumPy.
+worker is there. One request is under way at a time. It starts no threads and loads nothing beyond NumPy.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from SAMFineTuneLib import __version__
+from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.packed_mask import digest_of_masks
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts import LARGEST_VALUE
-from SAMFineTuneLib.service.connection import Connection
-from SAMFineTuneLib.service.conversation import Conversation, Upload
-from SAMFineTuneLib.service.journal import LONG
-from SAMFineTuneLib.service.protocol import DEFAULT_MODEL, Told
-from SAMFineTuneLib.service.uploads import SendingFile
+from SAMFineTuneLib.service import protocol
+from SAMFineTuneLib.service.journal import LONG, Journal
+from SAMFineTuneLib.service.link import Broken, Connection, Unusable
+from SAMFineTuneLib.service.protocol import DEFAULT_MODEL, PROTOCOL, Received, Told, version_advice
+from SAMFineTuneLib.service.uploads import SendingFile, SendingVolume
+from SAMFineTuneLib.service.wire import Later, WireError, decode, encode
 from SAMFineTuneLib.session import events, intents
 
 _log = logging.getLogger(__name__)
 
 _IDLE_PAUSE = 0.4  # seconds between two looks for news when nothing is expected
-_BUSY_PAUSE = 0.004
 _JOB_PAUSE = 0.05
+_BUSY_PAUSE = 0.004
+_KEPT_BACK = 0.25  # seconds for which the server may keep an answer back that has no news; a new intent waits for it
+_LOCAL_WAIT = 0.004  # seconds that one call waits for an answer of a local worker; saves a round of the host's timer
 _CHECKPOINT = 300  # intents after which the session is stored, so that the journal can be shortened
 _MOST_ASKED_AGAIN = 3  # in a row
+_MOST_DEFECTS = 3  # in a row
 
 _BESIDE_VOLUME = (intents.Ask, intents.Download, intents.Install, intents.SetModel, intents.Replay)
 _JOBS = {
@@ -54,8 +64,26 @@ class Shown(NamedTuple):
     digest: str
 
 
-class SessionClient(Conversation, intents.IntentMethods):
-    """One session on a worker. Intents queue; `pump` sends them, fetches answers, keeps the worker alive."""
+@dataclass
+class _Upload:
+    """Something on its way to the server, and how far it is: announced, all parts there."""
+
+    number: int
+    what: SendingVolume | SendingFile
+    install: intents.Install | None = None
+    """What is asked for once a model's file is there; None for the volume."""
+    announced: bool = False
+    received: int = 0
+
+
+class SessionClient(intents.IntentMethods):
+    """One session on a server. Intents queue; `pump` sends them, fetches events, keeps a local worker alive.
+
+    Args:
+        connection: the way to the server.
+        segments_are_steps: as in `Session`; False for a host with a table of segments of its own.
+        clock: seconds, never going back.
+    """
 
     def __init__(
         self,
@@ -63,24 +91,92 @@ class SessionClient(Conversation, intents.IntentMethods):
         segments_are_steps: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`segments_are_steps` as in `Session`: False for a host with a table of segments of its own."""
-        super().__init__(connection, bool(segments_are_steps), clock)
+        self.segments_are_steps = bool(segments_are_steps)
+        self._connection, self._clock = connection, clock
+        self._status = events.Status()
+        self._state, self._sentence = "stopped", ""
+        self._wanted = False  # whether anybody has asked for anything yet
+        self._closed = False
+
+        self._volume: Volume | None = None
+        self._window: IntensityWindow | None = None
         self._model = intents.SetModel(DEFAULT_MODEL)
+        self._journal = Journal()
+        self._moment = 0  # of the newest intent, and the same in every replay
         self._focus: intents.Embed | None = None
         self._embedding = False
+        self._looked_at: SlicePlane | None = None  # what the server was not told yet
         self._prompt_number = self._job_number = self._request_number = 0
         self._segment_values: set[int] = set()
         self._jobs: dict[int, str] = {}
         self._requests: dict[int, type] = {}  # the kind of intent that asked
-        self._settled = True
         self._checkpoint = 0  # intent after which the session was stored last
         self._checkpoint_request: int | None = None
-        self._object_masks: dict[int, list] = {}  # answers of which a part has come
+        self._uploads: list[_Upload] = []
+        self._upload_number = 0
+        self._volume_number = 0  # of the upload of the volume that counts
+
+        self._greeted = False
+        self._session: str | None = None
+        self._lost: str | None = None  # why the session must be made anew, for the notice
+        self._version = self._device = self._opening = ""
+        self._model_open: str | None = None  # empty when none could be opened
+        self._handler: tuple[type, Callable[[Any], None]] | None = None  # of the answer: its kind, and what takes it
+        self._after = 0  # number of the last event that has come
+        self._next_look = 0.0
+        self._defects = 0
+
+        self._inbox: deque[Later[Told]] = deque()
+        self._out: list[events.Event] = []
+        self._settled = True
         self._prompts: dict[int, events.PromptInfo] = {}
-        self._moment = 0  # of the newest intent, and the same in every replay
+        self._object_masks: dict[int, list] = {}  # answers of which a part has come
         self._told: dict[tuple[int, str], Shown] = {}  # where the host shows a mask
         self._stale: dict[tuple[int, str], Shown] = {}  # of these, what a new session has not told of yet
         self._asked_again = 0  # in a row, for all masks
+
+    # ---- what the host calls
+
+    @property
+    def status(self) -> events.Status:
+        """How the worker is."""
+        return self._status
+
+    def start(self) -> None:
+        """Reach the worker now, rather than when something is asked of it: "Test connection"."""
+        self._wanted = True
+
+    def retry(self) -> None:
+        """After a failure: try again, because somebody changed something. Another volume or model does so too."""
+        self._wanted = True
+        if self._state == "failed":
+            self._state = "stopped"
+            self._connection.retry()
+
+    def pump(self, budget_seconds: float = 0.03) -> list[events.Event]:
+        """Move everything on for about this long, usually much shorter; returns what became true, in order."""
+        end = self._clock() + budget_seconds
+        while not self._closed and self._clock() < end and self._move():
+            pass
+        self._update_status()
+        told, self._out = self._out, []
+        return told
+
+    def close(self) -> None:
+        """End the session; a local worker ends with it. Nothing can be asked afterwards."""
+        if self._closed:
+            return
+        self._closed = True
+        self._say_goodbye()
+        self._connection.close()
+        self._state, self._sentence = "stopped", ""
+        self._volume = None
+        for upload in self._uploads:
+            upload.what.close()
+        self._uploads = []
+        self._journal.clear()
+        self._inbox.clear()
+        self._update_status()
 
     # ---- intents
 
@@ -95,8 +191,8 @@ class SessionClient(Conversation, intents.IntentMethods):
                 if self._volume is None:
                     return None
             case intents.SetModel():
-                self._try_again()
-                self._wanted, self._model = True, intent
+                self.retry()
+                self._model = intent
                 if self._session is None:  # a new session begins with it
                     return None
             case intents.Cancel() if intent.job not in self._jobs:
@@ -124,25 +220,14 @@ class SessionClient(Conversation, intents.IntentMethods):
             self._journal.shorten()
         return number
 
-    def set_volume(self, volume: Volume, window: IntensityWindow | None = None) -> None:
-        """Start over with another volume; without a window, with the default of its modality. Keeps a reference."""
-        self.do(intents.SetVolume(volume, window))
-
-    def set_window(self, window: IntensityWindow | None) -> None:
-        """See the volume differently; None is the default of its modality."""
-        self.do(intents.SetWindow(window))
-
     def set_model(self, model_id: str, adapter: str = "", device: str = "auto") -> None:
         """Answer with another model."""
         self.do(intents.SetModel(model_id, adapter, device))
 
-    def find_labels(
-        self, model_id: str, adapter: str, device: str = "auto", orientation: str = "", first: int | None = None,
-        last: int | None = None,
-    ) -> int:  # fmt: skip
-        """Find an adapter's labels without prompts; returns the job's number. `Objects` says what was found: an
-        object a label, its number that of the class."""
-        return self.do(intents.FindLabels(model_id, adapter, device, orientation, first, last))
+    def look_at(self, plane: SlicePlane) -> None:
+        """The user looks at a plane and may click there next: the model prepares it while it has nothing to do."""
+        self._looked_at = plane
+        self._next_look = 0.0
 
     # ---- requests: each returns a number, under which `Answered` or `Failed` comes
 
@@ -182,7 +267,7 @@ class SessionClient(Conversation, intents.IntentMethods):
         """
         file, upload = SendingFile(path), self._new_upload()
         install, request = self._numbered(intents.Install(upload, file.name, model_id, like))
-        self._uploads.append(Upload(upload, file, install))
+        self._uploads.append(_Upload(upload, file, install))
         self._wanted = True
         return request
 
@@ -217,11 +302,12 @@ class SessionClient(Conversation, intents.IntentMethods):
     @property
     def outstanding(self) -> bool:
         """Whether something is asked for that was not answered yet, or runs: only then do events come."""
+        if self._inbox or self._out:
+            return True
         if self._state == "failed" or not self._wanted:
-            return bool(self._inbox or self._out)
-        waits = self._session is None or bool(self._uploads) or not self._journal.all_heard or not self._settled
-        works = self._jobs or self._requests or self._opening
-        return waits or bool(works or self._inbox or self._out)
+            return False
+        waits = self._session is None or self._uploads or not self._journal.all_heard or not self._settled
+        return bool(waits or self._jobs or self._requests or self._opening)
 
     @property
     def jobs(self) -> set[int]:
@@ -241,8 +327,9 @@ class SessionClient(Conversation, intents.IntentMethods):
     # ---- inside: intents
 
     def _set_volume(self, intent: intents.SetVolume) -> None:
-        self._try_again()
+        self.retry()
         self._volume, self._window, self._focus = intent.volume, intent.window, None
+        self._looked_at = None
         self._end_jobs()
         self._end_requests()
         self._journal.forget(lambda one: not isinstance(one, _BESIDE_VOLUME))
@@ -250,7 +337,6 @@ class SessionClient(Conversation, intents.IntentMethods):
         self._told, self._stale = {}, {}
         self._settled = True
         self._send_volume()
-        self._wanted = True
 
     def _numbered(self, intent: Any) -> tuple[Any, Any]:
         """The intent with numbers where it has none, and the number that its answer comes under."""
@@ -285,10 +371,8 @@ class SessionClient(Conversation, intents.IntentMethods):
 
     def _end_jobs(self) -> None:
         """The session they belonged to has ended."""
-        for number, what in list(self._jobs.items()):
-            if what != "download":
-                del self._jobs[number]
-                self._out.append(events.Finished(number, what, cancelled=True))
+        for number in self.jobs:
+            self._out.append(events.Finished(number, self._jobs.pop(number), cancelled=True))
 
     def _end_requests(self) -> None:
         """Questions about a volume that was removed."""
@@ -299,23 +383,229 @@ class SessionClient(Conversation, intents.IntentMethods):
                 if number != self._checkpoint_request:
                     self._out.append(events.Failed("Another volume was opened meanwhile.", request=number))
 
-    def _session_begins(self) -> tuple[list[Any], list[Any]]:
+    # ---- inside: the conversation
+
+    def _move(self) -> bool:
+        """One small thing; returns whether there may be more to do at once."""
+        if self._inbox:
+            self._take_next()
+            return True
+        if self._state == "failed" or not self._wanted:
+            return False
+        try:
+            if self._handler is not None:
+                return self._receive()
+            if self._connection.ready():
+                return self._send_next()
+            self._greeted = False
+        except Unusable as error:
+            self._break_off(str(error))
+            self._state = "failed"
+            self._out.append(events.Failed(str(error)))
+        except Broken as error:
+            self._break_off(str(error))
+        return False
+
+    def _send_next(self) -> bool:
+        """Begin the most urgent request, if there is any."""
+        if not self._greeted:
+            self._request("/v1/hello", protocol.Hello(PROTOCOL, __version__), protocol.Hello, self._hear_hello)
+        elif self._session is None:
+            opening = protocol.OpenSession(self.segments_are_steps)
+            self._request("/v1/sessions", opening, protocol.Opened, self._hear_session)
+        elif self._uploads:
+            self._send_upload(self._uploads[0])
+        elif not self._journal.all_heard or self._clock() >= self._next_look:
+            self._send_sync()
+        else:
+            return False
+        return True
+
+    def _request(self, path: str, message: Any, answer: type, handler: Callable[[Any], None]) -> None:
+        self._handler = answer, handler
+        self._connection.send(path, encode(message))
+
+    def _in_session(self, what: str, message: Any, answer: type, handler: Callable[[Any], None]) -> None:
+        self._request(f"/v1/sessions/{self._session}/{what}", message, answer, handler)
+
+    def _receive(self) -> bool:
+        response = self._connection.receive(_LOCAL_WAIT if self._connection.is_local else 0.0)
+        if response is None:
+            return False
+        (answer, handler), self._handler = self._handler, None
+        try:
+            if response.status == 200:
+                handler(decode(response.read(), answer))
+            else:
+                self._hear_refusal(decode(response.read(), protocol.Refusal))
+        except WireError as error:
+            self._count_defect(f"The worker's answer is not what it should be ({error}); update it, or this program.")
+        return True
+
+    # ---- inside: greeting
+
+    def _hear_hello(self, hello: protocol.Hello) -> None:
+        theirs = hello.version
+        if hello.protocol != PROTOCOL:
+            raise self._other_protocol(theirs)
+        if theirs != __version__ and self._version != theirs:
+            self._out.append(events.Notice(
+                f"The worker is SAMFineTune {theirs} and this computer's is {__version__}; they work together, but "
+                f"{version_advice(__version__, theirs)} when you can."
+            ))  # fmt: skip
+        if not getattr(self._connection, "encrypted", True) and not self._version:
+            self._out.append(events.Notice("The connection to the server is not encrypted: whoever is on the network "
+                                           "between can read along; use an https:// address."))  # fmt: skip
+        self._version = theirs
+        self._greeted = True
+
+    def _other_protocol(self, theirs: str) -> Unusable:
+        return Unusable(
+            f"The server runs SAMFineTune {theirs} and this computer {__version__}, which do not understand each "
+            f"other; {version_advice(__version__, theirs)}."
+        )
+
+    def _hear_session(self, opened: protocol.Opened) -> None:
+        self._session = opened.session
+        self._after = 0
+        if self._lost is not None:
+            self._out.append(events.Notice(self._lost))
+            self._lost = None
         self._settled = False
         focus = [] if self._focus is None else [self._focus]
-        return [intents.Replay(True), self._model], [*focus, intents.Replay(False)]
+        self._journal.start_over([intents.Replay(True), self._model], [*focus, intents.Replay(False)])
 
-    def _session_is_lost(self) -> None:
-        self._stale = dict(self._told)
-        self._object_masks = {}
+    # ---- inside: uploads
 
-    # ---- inside: events
+    def _new_upload(self) -> int:
+        self._upload_number += 1
+        return self._upload_number
+
+    def _send_volume(self) -> None:
+        """The volume goes first, and anew; one that was on its way is forgotten."""
+        self._uploads = [one for one in self._uploads if one.install is not None]
+        if self._volume is not None:
+            self._volume_number = self._new_upload()
+            self._uploads.insert(0, _Upload(self._volume_number, SendingVolume(self._volume)))
+
+    def _send_upload(self, upload: _Upload) -> None:
+        what, number, received = upload.what, upload.number, upload.received
+        if not upload.announced:
+            action, message = "upload", what.announcement(number)
+        elif received < what.size:
+            part = np.frombuffer(what.part(received), np.uint8)
+            action, message, received = "part", protocol.Part(number, received, part), received + len(part)
+        elif upload.install is None:
+            action, message, received = "uploaded", what.conclusion(number, self._window), 0
+        else:
+            self._uploads.remove(upload)
+            what.close()
+            self._journal.add(upload.install)
+            return
+        self._in_session(action, message, Received, functools.partial(self._hear_received, upload, action, received))
+
+    def _hear_received(self, upload: _Upload, action: str, received: int, answer: Received) -> None:
+        if answer.received < received:
+            raise WireError("parts are missing")
+        upload.announced, upload.received = True, received
+        if action == "uploaded" and upload in self._uploads:
+            self._uploads.remove(upload)
+            self._next_look = 0.0
+
+    # ---- inside: intents out, events in
+
+    def _send_sync(self) -> None:
+        entries = self._journal.unheard()
+        sent = tuple(protocol.Sent(entry.number, entry.moment, entry.intent) for entry in entries)
+        wait = 0.0 if self._settled else _KEPT_BACK
+        message = protocol.Sync(sent, self._after, wait, self._looked_at)
+        self._looked_at = None
+        self._in_session("sync", message, protocol.Synced, functools.partial(self._hear_sync, sent))
+
+    def _hear_sync(self, sent: tuple[protocol.Sent, ...], answer: protocol.Synced) -> None:
+        self._journal.hear(min(answer.accepted, sent[-1].number if sent else 0))
+        self._defects = 0
+        for later in answer.told:
+            number = later.plain.get("number") if isinstance(later.plain, dict) else None
+            if type(number) is not int:
+                raise WireError("an event has no number")
+            self._after = max(self._after, number)
+        self._inbox.extend(answer.told)
+        if not answer.more:
+            self._next_look = self._clock() + self._pause()
 
     def _pause(self) -> float:
+        """Seconds until the next look for events."""
         if not self._settled or self._requests or self._opening:
             return _BUSY_PAUSE
-        if self._jobs or self._embedding:
-            return _JOB_PAUSE
-        return _IDLE_PAUSE
+        return _JOB_PAUSE if self._jobs or self._embedding else _IDLE_PAUSE
+
+    def _take_next(self) -> None:
+        """One event; a newer server's, which is not known here, is left out: nothing waits for it."""
+        try:
+            told = self._inbox.popleft().read()
+        except (WireError, UserError) as error:
+            _log.warning("An event was not understood: %s", error)
+            return
+        self._take(told)
+
+    # ---- inside: what goes wrong
+
+    def _hear_refusal(self, refusal: protocol.Refusal) -> None:
+        match refusal.kind:
+            case "session":
+                self._lose_session()
+            case "upload":
+                self._restart_uploads()
+            case "protocol":
+                raise self._other_protocol(refusal.version)
+            case "defect" | "message":
+                self._count_defect(refusal.error)
+            case _:  # token, full, memory, size, ...: another try meets the same
+                raise Unusable(refusal.error)
+
+    def _restart_uploads(self) -> None:
+        for upload in self._uploads:
+            upload.announced, upload.received = False, 0
+
+    def _count_defect(self, sentence: str) -> None:
+        self._defects += 1
+        if self._defects >= _MOST_DEFECTS:
+            self._defects = 0
+            raise Unusable(sentence)
+        raise Broken(sentence)
+
+    def _lose_session(self) -> None:
+        """The server knows nothing of us: make everything anew."""
+        if self._connection.is_local:
+            self._lost = "The worker had stopped and was started again; it gets the volume and your prompts anew."
+        else:
+            self._lost = "The server had lost the session; it gets the volume and your prompts anew."
+        self._session = self._model_open = None
+        self._opening = self._device = ""
+        self._inbox.clear()
+        self._stale, self._object_masks = dict(self._told), {}
+        self._restart_uploads()
+        self._send_volume()
+
+    def _break_off(self, sentence: str) -> None:
+        _log.info("%s", sentence)
+        self._sentence = sentence
+        self._handler = None
+        self._greeted = False
+        self._connection.drop()
+
+    def _say_goodbye(self) -> None:
+        """Tell the server, if that goes at once; otherwise the session expires there."""
+        if self._session is None or self._handler is not None or self._connection.is_local:
+            return
+        try:
+            self._in_session("close", protocol.Close(), Received, lambda _: None)
+            self._connection.receive(_LOCAL_WAIT)
+        except (Broken, Unusable):
+            pass
+
+    # ---- inside: events
 
     def _take(self, told: Told) -> None:
         event = told.event
@@ -452,3 +742,33 @@ class SessionClient(Conversation, intents.IntentMethods):
             self._checkpoint = self._journal.last
             intent, self._checkpoint_request = self._numbered(intents.TakeSnapshot())
             self._journal.add(intent)
+
+    # ---- inside: status
+
+    def _update_status(self) -> None:
+        status = self._describe()
+        if status != self._status:
+            self._status = status
+            self._out.append(events.StatusChanged(status))
+
+    def _describe(self) -> events.Status:
+        place, _, precision = self._device.rstrip(")").rpartition(", ")
+        describe = functools.partial(
+            events.Status, model=self._model_open or "", device=self._device, precision=precision if place else "",
+            version=self._version,
+        )  # fmt: skip
+        if self._state == "failed":
+            return describe("failed", self._sentence)
+        if self._closed or not self._wanted:
+            return describe()
+        if not self._greeted or self._session is None:
+            return describe("starting" if self._connection.is_local else "connecting", self._connection.waiting)
+        if self._uploads and self._uploads[0].install is None:
+            upload = self._uploads[0]
+            fraction = round(upload.received / upload.what.size, 2)
+            return describe("uploading", "The volume is handed to the worker.", fraction)
+        if self._opening:
+            return describe("ready", f"The model {self._opening} is opened.")
+        if self._model_open:
+            return describe("ready", f"{self._model_open} on {self._device}")
+        return describe("ready", "Ready." if self._model_open is None else "No model is open; choose one.")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.service.wire import Buffer, Later
 from SAMFineTuneLib.session.events import Event
 from SAMFineTuneLib.session.intents import Intent
@@ -118,6 +119,10 @@ class Sync:
 
     intents: tuple[Later[Sent], ...] = ()
     after: int = 0
+    wait: float = 0.0
+    """Seconds for which the answer may be kept back while there are no events."""
+    looked_at: Later[SlicePlane] | None = None
+    """The plane that the user looks at, where the next prompt may come."""
 
 
 @dataclass(frozen=True)

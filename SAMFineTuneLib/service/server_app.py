@@ -254,7 +254,9 @@ class ServerApp:
 
     def _sync(self, session: HostedSession, message: Sync) -> Synced:
         accepted = session.put(message.intents)
-        return Synced(accepted, *session.log.fetch(message.after))
+        if message.looked_at is not None:
+            session.look_at(message.looked_at)
+        return Synced(accepted, *session.log.fetch(message.after, message.wait))
 
     def _close(self, session: HostedSession, _: Close) -> Received:
         with self._lock:

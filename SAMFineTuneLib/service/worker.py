@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
-from SAMFineTuneLib.service.connection import Broken, Unusable
-from SAMFineTuneLib.service.link import Address, HttpLink
+from SAMFineTuneLib.service.link import Address, Broken, HttpLink, Unusable
 from SAMFineTuneLib.service.protocol import Buffer, Response
 
 TOKEN_VARIABLE = "SAMFINETUNE_TOKEN"

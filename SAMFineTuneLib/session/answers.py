@@ -85,6 +85,10 @@ class Answers:
         found = self._pictures.get(plane.key)
         return found if found is not None else self._pictures.put(plane.key, picture(self._volume, plane, self._window))
 
+    def prepare(self, plane: SlicePlane) -> None:
+        """Do what the first point on a plane needs, wherever it will be."""
+        self._predictor.prepare(self.picture(plane))
+
     def answer(self, task: Task) -> Answer:
         """The mask of a task."""
         base = task.base.mask if task.base else None

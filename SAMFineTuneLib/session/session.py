@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +69,9 @@ class Session(intents.IntentMethods):
         segments: such changes then apply to every state of the history."""
         self.state_due = False
         """Whether the next `work` tells listeners the state, even when it has not changed."""
+        self.looked_at: SlicePlane | None = None
+        """The plane that the user looks at: `work` prepares it when there is nothing else to do, and sets this to
+        None. Another thread may set it, and then `work_arrived`."""
         self._listeners: list[events.Listener] = []
         self._history = History(State())
         self._masks = Masks(self._history, self._propagations, self._tell)
@@ -376,7 +380,7 @@ class Session(intents.IntentMethods):
         while self._step() and time.monotonic() < end:
             pass
         self._tell_state()
-        return bool(not self.settled or self._jobs or self._embedding)
+        return bool(not self.settled or self._jobs or self._embedding or self.looked_at)
 
     def finish(self, job: Job) -> None:
         """Work until a job is done, for hosts that have nothing else to do meanwhile."""
@@ -506,6 +510,8 @@ class Session(intents.IntentMethods):
             elif self._jobs:
                 job = self._jobs[0]
                 self._step_job(job)
+            elif self.looked_at is not None:
+                self._look()
             elif self._embedding is None:
                 return False
             elif next(self._embedding, None) is None:
@@ -549,6 +555,13 @@ class Session(intents.IntentMethods):
             if job.keep_results and (state := job.commit(self.state)) is not self.state:
                 self._apply("propagate", state, job.moment)
         self._tell(events.Finished(job.number, job.what, job.cancelled))
+
+    def _look(self) -> None:
+        """Prepare the plane that the user looks at. Failing does no harm: a prompt says what is wrong with it."""
+        plane, self.looked_at = self.looked_at, None
+        if self._masks.answers is not None:
+            with suppress(Exception):
+                self._masks.answers.prepare(plane)
 
     def _embed_slices(self, orientation: str, focus: int) -> Iterator[SlicePlane]:
         """Embed the slices of an orientation, one a step: `focus`, then its neighbours outwards."""
