@@ -2,13 +2,16 @@
 
 All prompts of a plane are answered together, as `segment_anything.SamPredictor` does. With a model marked `zoom` the
 predictor also chooses the view (see `input_crop`). A box, a mask or several points tell how large the object is: the
-answers of a fitting view, a narrower and a wider one are averaged. A single point does not: the model looks at several
-scales, and the answer is the best reading among all of them, averaged with those that agree (see `mask_candidates`). A
-click that corrects an answer changes it around the click (see `click_corrections`).
+answers of a fitting view, a narrower and a wider one are averaged. A single point does not: the model begins with the
+narrowest view that shows all the detail it can take in, and looks at the whole picture as well where the answer is
+large, and at a narrower view, too, where it is unsure. The answer is the best reading among all of them, averaged with
+those that agree (see `mask_candidates`). A click that corrects an answer changes it around the click (see
+`click_corrections`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -44,9 +47,12 @@ _SMALLEST_SHARE = 1e-6
 """Share of the chosen reading, even when no reading has any weight."""
 _TOO_WIDE = 2.5
 """A view is given up when its side is this many times that of the view that fits the answer."""
-_MANY_VIEWS = 4
-_LARGE = 0.25
-"""Longer side of an answer, in sides of the widest view that was looked at, from which on it is large."""
+_QUICK = 0.25
+"""Seconds that an encoder may take to be used before there is a prompt."""
+_LARGE = 0.6
+"""Longer side of a lone point's answer, in sides of its view, above which the whole picture is looked at as well."""
+_UNSURE = 0.5
+"""Predicted IoU of a lone point's answer below which the whole picture and a narrower view are looked at as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,17 +122,27 @@ class Predictor:
         self.engine = engine
         self.cache = cache if cache is not None else EmbeddingCache()
         self.encoder_calls = 0
+        self._encoder_seconds = 0.0  # of the last call
 
     def embed(self, picture: np.ndarray, view: View | None = None) -> tuple[Embedding, InputGeometry]:
         """Embedding of a picture or of a view of it, from the cache if possible."""
         cropped = (view or View.whole(picture.shape)).crop(picture)
 
         def compute() -> Embedding:
+            begun = time.perf_counter()
+            embedding = self.engine.encode(prepare(cropped, self.engine.spec)[0])
             self.encoder_calls += 1
-            return self.engine.encode(prepare(cropped, self.engine.spec)[0])
+            self._encoder_seconds = time.perf_counter() - begun
+            return embedding
 
         key = embedding_key(cropped, f"{embedding_digest(self.engine)}|{self.engine.spec.input_rule}")
         return self.cache.get_or_compute(key, compute), geometry(cropped.shape, self.engine.spec)
+
+    def prepare(self, picture: np.ndarray) -> None:
+        """Embed what a lone point needs wherever it lies, unless the encoder is so slow that a prompt on another
+        picture would have to wait for it."""
+        if self._encoder_seconds <= _QUICK:
+            self.embed(picture)
 
     def predict(
         self,
@@ -350,24 +366,20 @@ class Predictor:
         corners = [prompts.points.reshape(-1, 2), np.reshape([] if prompts.box is None else prompts.box, (-1, 2))]
         return views_around(shape, view, np.concatenate(corners))
 
-    def _views_of_point(self, shape: tuple[int, ...], point: np.ndarray) -> list[View]:
-        """The views for one point, whose object may have any size."""
-        if not self.engine.spec.zoom:
-            return [View.whole(shape)]
-        return views_of_point(shape, point, self.engine.spec.input_size)
-
     def _search_point(self, picture: np.ndarray, prompts: PlanePrompts) -> Prediction:
-        """The reading of a lone point from few views, since each costs an encoding: every other one of many, and where
-        the answer is large, the two that show it best."""
-        views = self._views_of_point(picture.shape, prompts.points[0])
-        if len(views) < _MANY_VIEWS:
-            return self._read_point(picture, prompts, views)
-        first = (len(views) - 1) % 2
-        answer = self._read_point(picture, prompts, views[first::2])
+        """The reading of a lone point, whose object may have any size, from few views, since each costs an encoding:
+        the last but one, with it the widest where its answer is large, and the narrowest too where that is unsure."""
+        if not self.engine.spec.zoom:
+            return self._read_point(picture, prompts, [View.whole(picture.shape)])
+        views = views_of_point(picture.shape, prompts.points[0], self.engine.spec.input_size)
+        first = views[-2:][0]
+        answer = self._read_point(picture, prompts, [first])
         box = bounding_box(answer.mask)
-        if box is not None and (box[2:] - box[:2] + 1).max() <= _LARGE * views[first].rows:
+        size = 0.0 if box is None else (box[2:] - box[:2] + 1).max() / max(first.rows, first.columns)
+        if answer.score >= _UNSURE and size <= _LARGE:
             return answer
-        return self._read_point(picture, prompts, views[first : first + 2])
+        seen = [views[0], first] if answer.score >= _UNSURE else [views[0], first, views[-1]]
+        return self._read_point(picture, prompts, list(dict.fromkeys(seen)))
 
     def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> Prediction:
         """The best reading of a lone point: good by itself and in agreement with others, of all views, averaged with

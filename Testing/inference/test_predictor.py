@@ -290,8 +290,8 @@ class OneSureView:
     device, digest, notices = "test", "sure", ()
     spec = replace(TwoDiscs.spec, input_size=32, low_res_size=32, zoom=True, one_piece=False)
 
-    def __init__(self, sure: int):
-        self.sure, self.seen = sure, 0
+    def __init__(self, radius: int, score: float, sure: int):
+        self.radius, self.score, self.sure, self.seen = radius, score, sure, 0
 
     def encode(self, image):
         self.seen += 1
@@ -299,17 +299,37 @@ class OneSureView:
 
     def decode(self, embedding, point_coords, point_labels, mask_input, has_mask_input):
         rows, columns = np.indices((32, 32))
-        steepness = 3.0 if int(embedding["number"][0, 0]) == self.sure else 0.1
-        logits = np.float32(steepness * (8 - np.hypot(rows - 16, columns - 16)))
-        return np.tile(logits, (len(point_coords), 4, 1, 1)), np.ones((len(point_coords), 4), np.float32)
+        steepness = 3.0 if int(embedding["number"][0, 0]) == self.sure else 0.7
+        logits = np.float32(steepness * (self.radius - np.hypot(rows - 16, columns - 16)))
+        return np.tile(logits, (len(point_coords), 4, 1, 1)), np.full((len(point_coords), 4), self.score, np.float32)
 
 
-@pytest.mark.parametrize(("sure", "rows"), [(1, 256), (2, 64), (3, 24)])
-def test_a_lone_point_looks_where_the_outline_is_definite(sure, rows):
-    """Of five views, each about half as wide as the one before, every other one is looked at."""
+@pytest.mark.parametrize(
+    ("radius", "score", "seen", "rows"), [(8, 0.9, 1, 34), (12, 0.9, 2, 256), (8, 0.3, 3, 24)],
+    ids=["fits", "large", "unsure"],
+)  # fmt: skip
+def test_a_lone_point_looks_at_more_views_where_the_answer_of_the_first_is_large_or_unsure(radius, score, seen, rows):
     picture = np.random.default_rng(0).integers(0, 255, (256, 256)).astype(np.uint8)
-    found = Predictor(OneSureView(sure)).predict(picture, PlanePrompts(*points((128, 128, 1))))
-    assert found.view.rows == pytest.approx(rows, rel=0.1)
+    engine = OneSureView(radius, score, sure=seen)
+    found = Predictor(engine).predict(picture, PlanePrompts(*points((128, 128, 1))))
+    assert engine.seen == seen
+    assert found.view.rows == pytest.approx(rows, rel=0.1), "the answer is the one whose outline is definite"
+
+
+def test_a_picture_that_is_looked_at_is_embedded_before_the_click_unless_that_takes_long(monkeypatch):
+    picture = np.random.default_rng(0).integers(0, 255, (256, 256)).astype(np.uint8)
+    engine = OneSureView(12, 0.9, sure=1)
+    predictor = Predictor(engine)
+    predictor.prepare(picture)
+    assert engine.seen == 1
+    predictor.predict(picture, PlanePrompts(*points((128, 128, 1))))
+    assert engine.seen == 2, "the whole picture was there already"
+    encode, clock = engine.encode, iter(range(0, 100, 10))
+    monkeypatch.setattr(engine, "encode", lambda image: (next(clock), encode(image))[1])
+    monkeypatch.setattr("SAMFineTuneLib.inference.predictor.time.perf_counter", lambda: next(clock))
+    predictor.prepare(picture[::-1].copy())
+    predictor.prepare(picture[:, ::-1].copy())
+    assert engine.seen == 3, "after an encoding of 20 seconds"
 
 
 class Readings:
