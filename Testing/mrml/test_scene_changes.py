@@ -11,6 +11,7 @@ from mrml.scenes import oriented_image_of
 
 slicer = pytest.importorskip("slicer")
 
+from SAMFineTuneLib.images.intensity_window import IntensityWindow  # noqa: E402
 from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.session.events import Failed, Finished, Notice, Objects  # noqa: E402
@@ -193,6 +194,32 @@ def test_a_node_of_which_nobody_says_that_it_was_let_go(open_session, slicer_sce
         assert host.session.prompts[0].prompt == before
     pump(2.0)
     assert np.allclose(host.session.prompts[0].prompt.ras, ras(made[0], *tube(11)))
+
+
+def test_the_slice_that_the_user_looks_at_with_a_tool_in_hand_is_prepared(open_session, slicer_scene, made, red):
+    now, looked_at, volume = [0.0], [], made[0]
+    host = open_session(slicer_scene, clock=lambda: now[0], active_slice_node=lambda: red)
+    host.session.set_volume_node(slicer_scene.add_volume(volume, "phantom"))
+    host.session.client.look_at = lambda plane: looked_at.append(plane.index)
+
+    def rest(seconds):
+        for _ in range(10):
+            now[0] += seconds / 10
+            host.pump()
+
+    turn_to(red, aligned_plane(volume, "axial", 5))
+    rest(1.0)
+    assert not looked_at, "the user reads the images"
+    host.session.start_placing("positive")
+    for index in (6, 7, 8):
+        turn_to(red, aligned_plane(volume, "axial", index))
+        rest(0.05)
+    assert not looked_at, "the user scrolls"
+    rest(1.0)
+    assert looked_at == [8]
+    host.session.set_window(IntensityWindow(0, 100, "narrow"))
+    rest(1.0)
+    assert looked_at == [8, 8], "it looks different to the model now"
 
 
 @pytest.mark.parametrize("size", [(0.0, 0.0, 1.0), (30.0, 0.0, 1.0)])

@@ -12,7 +12,7 @@ from region_engine import WINDOW, RegionEngine, phantom
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
-from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
+from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, oblique_plane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.inference.settings import EverythingSettings, PropagationSettings
 from SAMFineTuneLib.prompts import BoxPrompt, MaskPrompt, PointPrompt
@@ -66,6 +66,19 @@ def scene(host, volume):
 
 
 # ---- prompts and masks
+
+
+def test_a_slice_that_the_user_looks_at_is_embedded_before_the_click(scene, volume, monkeypatch):
+    embedded, encode = [], RegionEngine.encode
+    monkeypatch.setattr(RegionEngine, "encode", lambda self, image: embedded.append(1) or encode(self, image))
+    scene.client.look_at(SlicePlane((0, 0, 0), (1, 0, 0), (0, 1, 0), 1.0, (16384, 16384)))  # no prompt can lie there
+    scene.until(lambda _: scene.client._looked_at is None)
+    scene.client.look_at(aligned_plane(volume, "axial", 9))
+    assert not scene.client.outstanding, "nobody waits for it"
+    scene.until(lambda _: embedded)
+    scene.client.add_prompt(1, tube(volume, 9))
+    assert settle(scene).settled and len(embedded) == 1 and told(scene, MaskChanged)
+    assert not told(scene, Failed)
 
 
 def test_a_click_before_anything_is_there_gives_its_mask(host, volume):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from SAMFineTuneLib.images.packed_mask import PackedMask
@@ -57,6 +59,16 @@ def test_one_fetch_is_limited_in_number_and_bytes():
     told, more = log.fetch(0, most_bytes=500)
     assert len(told) == 3 and more
     assert len(log.fetch(3, most_bytes=1 << 20)[0]) == 7
+
+
+def test_whoever_waits_gets_the_next_event():
+    log, fetched = EventLog(), []
+    waiting = threading.Thread(target=lambda: fetched.append(log.fetch(0, wait=1e9)))
+    waiting.start()
+    log.add(Notice("news"))
+    waiting.join()
+    assert texts(fetched[0]) == ["news"]
+    assert log.fetch(1, wait=0.001) == ((), False)
 
 
 def test_a_client_that_vanished_does_not_make_it_grow():
