@@ -13,8 +13,7 @@ from slicer.i18n import tr as _
 
 from .status_strip import Message
 
-SOON = 1  # ms until the turn after something happened
-ANSWERING = 5  # ms between two turns while an answer is outstanding, which the user waits for
+SOON = 1  # ms until the turn after something happened, and while the user waits for an answer: a turn waits for it, too
 WORKING = 15  # ms between two turns while a job runs
 RESTING = 100  # ms while nothing is
 AWAY = 400  # ms while nothing is and the module is not shown
@@ -220,7 +219,7 @@ class Host:
     def _pace(self):
         outstanding = self.session is not None and self.session.outstanding
         if self.working or self._unfinished or outstanding:
-            self._set_interval(ANSWERING if outstanding and not self.working else WORKING)
+            self._set_interval(SOON if outstanding and not self.working else WORKING)
         else:
             self._set_interval(RESTING if self._left_at is None else AWAY)
 

@@ -17,7 +17,7 @@ from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view, view_of
 from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.prompts.prompt_kind import drawn_prompt
-from SAMFineTuneLib.session.events import Event, Failed
+from SAMFineTuneLib.session.events import Failed
 from SAMFineTuneLib.session.intents import View
 
 
@@ -283,34 +283,7 @@ class SceneSession(SceneSync):
         if plane.index is not None:
             self.client.embed(plane.orientation, plane.index)
 
-    # ---- the host's timer
-
-    def pump(self, budget: float = 0.03) -> list[Event]:
-        """Work for about `budget` seconds; returns the events since the last call. Never raises."""
-        if self._closed:
-            return []
-        try:
-            self._move(self._clock() + budget)
-        except Exception as error:
-            self._log.exception("The session on the scene failed")
-            self._tell(Failed(f"Something went wrong ({type(error).__name__}); the log has the details."))
-        told, self._events = self._events, []
-        return told
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether nodes, session, segments and the stored document agree, as far as is known."""
-        if self._scene_watch.pending or self._volume_watch.pending:
-            return False
-        return self._work is None or (self._settled and self._work.at_rest)
-
-    @property
-    def outstanding(self) -> bool:
-        """Whether something is on its way that every turn should look for. Otherwise a turn now and then, and one after
-        each `on_change`, are enough."""
-        waiting = self._scene_watch.pending or self._next_state is not None or self.found.waiting
-        work = self._work is not None and self._work.outstanding
-        return bool(waiting or work or self.client.outstanding)
+    # ---- surfaces, and the end
 
     @property
     def refresh_due(self) -> bool:

@@ -215,7 +215,34 @@ class SceneSync:
         if self.volume is None:
             raise UserError("There is no volume; choose one first.")
 
-    # ---- a turn of the timer
+    # ---- the host's timer
+
+    def pump(self, budget: float = 0.03) -> list[Event]:
+        """Work for about `budget` seconds; returns the events since the last call. Never raises."""
+        if self._closed:
+            return []
+        try:
+            self._move(self._clock() + budget)
+        except Exception as error:
+            self._log.exception("The session on the scene failed")
+            self._tell(Failed(f"Something went wrong ({type(error).__name__}); the log has the details."))
+        told, self._events = self._events, []
+        return told
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nodes, session, segments and the stored document agree, as far as is known."""
+        if self._scene_watch.pending or self._volume_watch.pending:
+            return False
+        return self._work is None or (self._settled and self._work.at_rest)
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether something is on its way that every turn should look for. Otherwise a turn now and then, and one after
+        each `on_change`, are enough."""
+        waiting = self._scene_watch.pending or self._next_state is not None or self.found.waiting
+        work = self._work is not None and self._work.outstanding
+        return bool(waiting or work or self.client.outstanding)
 
     def _move(self, end: float, hurry: bool = False) -> None:
         def late() -> bool:
