@@ -9,6 +9,7 @@ time. diskcache has neither: it pickles, does not verify what it reads, and keep
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -67,7 +68,6 @@ class EmbeddingCache:
         self.folder = Path(folder).expanduser() if folder is not None else None
         self.memory_bytes = memory_bytes
         self.disk_bytes = disk_bytes
-        self.computed = 0
         self.hits = 0
         self._memory: OrderedDict[str, Embedding] = OrderedDict()
         self._memory_size = 0
@@ -82,7 +82,6 @@ class EmbeddingCache:
             self.hits += 1
             return found
         embedding = {name: np.ascontiguousarray(array) for name, array in compute().items()}
-        self.computed += 1
         self._remember(key, embedding)
         self._store(key, embedding)
         return embedding
@@ -98,7 +97,8 @@ class EmbeddingCache:
         embedding = _read_entry(path, key)
         if embedding is None:
             return None
-        _touch(path)
+        with contextlib.suppress(OSError):  # a shared cache may be read-only
+            os.utime(path)
         self._remember(key, embedding)
         return embedding
 
@@ -107,10 +107,6 @@ class EmbeddingCache:
         entries = self._entries()
         folder = self.folder if self.folder is not None else Path()
         return CacheInfo(folder, len(entries), sum(size for _, size, _ in entries), self.disk_bytes)
-
-    def verify(self) -> list[Path]:
-        """Damaged entries on disk; they are computed again when they are needed."""
-        return [path for _, _, path in self._entries() if _read_entry(path, path.stem) is None]
 
     def clear(self) -> int:
         """Remove all entries, on disk and in memory; return the bytes freed on disk."""
@@ -181,22 +177,18 @@ class EmbeddingCache:
         for path in self.folder.glob("*.npz"):
             if path.name.startswith("."):
                 continue
-            try:
+            with contextlib.suppress(OSError):
                 status = path.stat()
-            except OSError:
-                continue
-            found.append((status.st_mtime, status.st_size, path))
+                found.append((status.st_mtime, status.st_size, path))
         return found
 
     def _remove_partials(self, older_than: float) -> None:
         if self.folder is None or not self.folder.is_dir():
             return
         for path in self.folder.glob(".*.partial-*"):
-            try:
+            with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime >= older_than:
                     path.unlink(missing_ok=True)
-            except OSError:
-                continue
 
 
 def open_cache(disk: bool = True) -> EmbeddingCache:
@@ -232,13 +224,6 @@ def _digest(key: str, content: bytes | memoryview) -> bytes:
 
 def _size(embedding: Embedding) -> int:
     return sum(array.nbytes for array in embedding.values())
-
-
-def _touch(path: Path) -> None:
-    try:
-        os.utime(path)
-    except OSError:  # a shared cache may be read-only
-        pass
 
 
 def _remove(path: Path) -> bool:

@@ -30,16 +30,7 @@ from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.mrml.slice_views import ViewFinder, plane_of_view, slice_node_under_cursor
 from SAMFineTuneLib.mrml.volume_nodes import VolumeWatch, displayed_window, volume_from_node
-from SAMFineTuneLib.session.events import (
-    Answered,
-    Event,
-    Failed,
-    Finished,
-    MaskChanged,
-    Notice,
-    StateChanged,
-    StatusChanged,
-)
+from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.intents import View
 
 _STOPPED = (
@@ -74,7 +65,7 @@ class SceneSync:
         self.scene = scene
         self.client = client
         self.parameters = storage.ParameterNode(scene)
-        self.state: StateChanged | None = None
+        self.state: events.StateChanged | None = None
         """The newest state that the session told."""
         self.volume_node = None
         self.segmentation_node = None
@@ -92,7 +83,7 @@ class SceneSync:
         self._volume_watch = VolumeWatch(self._observers, clock)
         self._prompt_watch = PromptWatch(scene, self._observers, lambda ras: self._views.view_at(ras, self.volume))
         self._closed = False
-        self._events: list[Event] = []
+        self._events: list[events.Event] = []
         self._own_requests: set[int] = set()
         self._work: Work | None = None
         self._table: SegmentTable | None = None
@@ -102,7 +93,7 @@ class SceneSync:
         self._window: IntensityWindow | None = None
         self._given_window: IntensityWindow | None = None
         self._model: tuple[str, str, str] = ("", "", "auto")
-        self._next_state: StateChanged | None = None  # told, but not yet written into the nodes
+        self._next_state: events.StateChanged | None = None  # told, but not yet written into the nodes
         self._awaits_state = False
         self._view: tuple | None = None  # the view that the user looks at, in which volume, window and model
         self._at_rest_from: float | None = None  # when it has been at rest for long enough, None once that was told
@@ -154,7 +145,7 @@ class SceneSync:
         writer.editor_node = self._editor_node
         writer.save_undo_state = self._save_undo_state
         if owners is not None and not writer.from_dict(owners):
-            self._tell(Notice(
+            self._tell(events.Notice(
                 "The segmentation has another grid than when its masks were stored: they now count as drawn by hand."
             ))  # fmt: skip
         nodes = PromptNodes(self.scene, self.volume_node, self.segmentation_node)
@@ -170,7 +161,7 @@ class SceneSync:
         self.placing.stop()
         if self._work is not None and not self.scene.IsClosing():
             if self._work.jobs:
-                self._tell(Notice(_STOPPED))
+                self._tell(events.Notice(_STOPPED))
             self.store()
             if hide:
                 self._work.nodes.set_visible(False)
@@ -217,7 +208,7 @@ class SceneSync:
 
     # ---- the host's timer
 
-    def pump(self, budget: float = 0.03) -> list[Event]:
+    def pump(self, budget: float = 0.03) -> list[events.Event]:
         """Work for about `budget` seconds; returns the events since the last call. Never raises."""
         if self._closed:
             return []
@@ -225,7 +216,7 @@ class SceneSync:
             self._move(self._clock() + budget)
         except Exception as error:
             self._log.exception("The session on the scene failed")
-            self._tell(Failed(f"Something went wrong ({type(error).__name__}); the log has the details."))
+            self._tell(events.Failed(f"Something went wrong ({type(error).__name__}); the log has the details."))
         told, self._events = self._events, []
         return told
 
@@ -301,21 +292,21 @@ class SceneSync:
     def _busy_elsewhere(self) -> bool:
         return self.scene.IsClosing() or self.scene.IsImporting() or self.scene.IsRestoring()
 
-    def _hear(self, event: Event) -> None:
+    def _hear(self, event: events.Event) -> None:
         work = self._work
-        if isinstance(event, (Answered, Failed)) and event.request in self._own_requests:
+        if isinstance(event, (events.Answered, events.Failed)) and event.request in self._own_requests:
             self._own_requests.discard(event.request)
             if work is not None:
                 work.keeper.hear(event)
             return
-        if isinstance(event, StateChanged):
+        if isinstance(event, events.StateChanged):
             self._next_state = event
-        elif isinstance(event, MaskChanged) and work is not None:
+        elif isinstance(event, events.MaskChanged) and work is not None:
             work.masks.take(event)
             work.keeper.changed()
-        elif isinstance(event, StatusChanged) and event.status.state != "ready" and work is not None:
+        elif isinstance(event, events.StatusChanged) and event.status.state != "ready" and work is not None:
             work.sweep_due = True
-        elif isinstance(event, (Finished, Failed)) and work is not None:
+        elif isinstance(event, (events.Finished, events.Failed)) and work is not None:
             work.end_job(event.job)
         self._tell(event)
 
@@ -330,7 +321,7 @@ class SceneSync:
             self._work.nodes.remove_empty()
         return told
 
-    def _take(self, state: StateChanged, late: Callable[[], bool]) -> None:
+    def _take(self, state: events.StateChanged, late: Callable[[], bool]) -> None:
         """Write a state into segment table and nodes; what there is no time for follows at the next turn."""
         self.state, self._awaits_state, self._look = state, False, None
         if self._work is not None and not (self._work.take_new_segments(state, late) and self._work.take(state, late)):
@@ -374,7 +365,7 @@ class SceneSync:
         if self.save_undo_state is not None:
             self.save_undo_state()
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: events.Event) -> None:
         self._events.append(event)
 
     # ---- what was changed elsewhere
@@ -422,15 +413,15 @@ class SceneSync:
             node = self.volume_node
             self._leave()
             self._set_volume(None, None)
-            self._tell(Failed(f"{error} The volume “{node.GetName()}” was put aside."))
+            self._tell(events.Failed(f"{error} The volume “{node.GetName()}” was put aside."))
             return
         before, now = self._recognised, storage.recognise(volume)
         if storage.same_voxels(before, now):
             if storage.same_place(before, now):
                 return
-            self._tell(Notice(MOVED))
+            self._tell(events.Notice(MOVED))
         else:
-            self._tell(Notice("The volume's voxels have changed: masks are made anew from the prompts."))
+            self._tell(events.Notice("The volume's voxels have changed: masks are made anew from the prompts."))
         self.volume, self._recognised = volume, now
         self._send_volume()
         if self._work is not None:
@@ -455,7 +446,7 @@ class SceneSync:
         try:
             self.place(kind, self._views.node_at(clicks[0]), clicks)
         except UserError as error:
-            self._tell(Failed(str(error)))
+            self._tell(events.Failed(str(error)))
         self.start_placing(kind)  # into the segment's list, if the segment is a new one
 
     def _view_at(self, ras) -> View:
@@ -486,7 +477,7 @@ class SceneSync:
         self._forget_segments(table, jobs)
         if prompts or jobs:
             stopped = ", and what was computed for it was stopped" if jobs else ""
-            self._tell(Notice(f"The {what} “{node.GetName()}” was deleted: its prompts went with it{stopped}."))
+            self._tell(events.Notice(f"The {what} “{node.GetName()}” was deleted: its prompts went with it{stopped}."))
         self._place_again = kind  # not now, while the scene removes a node
         return True
 

@@ -634,7 +634,7 @@ class SessionClient(intents.IntentMethods):
             case events.ObjectMasks():
                 self._take_object_masks(event)
             case events.Stored():
-                self._journal.replace(event.intent, intents.Restore(event.document, event.step))
+                self._journal.insert(event.intent, intents.Restore(event.document, event.step), replaces=True)
                 self._checkpoint = self._journal.last
             case events.ModelChanged(opening=True):
                 self._opening = event.model
@@ -697,7 +697,7 @@ class SessionClient(intents.IntentMethods):
         ended = intents.Cancel if kept else (intents.Cancel, *_JOBS)
         self._journal.forget(lambda one: getattr(one, "job", None) == job and isinstance(one, ended))
         if event.document is not None:
-            self._journal.insert_after(applied, intents.Restore(event.document, what))
+            self._journal.insert(applied, intents.Restore(event.document, what))
             self._checkpoint = self._journal.last
         self._take_back_stale()
         self._out.append(replace(event, document=None))

@@ -11,25 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from SAMFineTuneLib.session.intents import (
-    Ask,
-    AskForMasks,
-    Checkpoint,
-    Download,
-    Everything,
-    FindLabels,
-    Install,
-    Intent,
-    Propagate,
-    Restore,
-    TakeSnapshot,
-)
+from SAMFineTuneLib.session import intents
 
 LONG = 600  # entries; the session's own history knows 200 steps
 _KEPT = 250
 _MOST_BYTES = 48 << 20  # of stored sessions
 _AT_ONCE = 16 << 20  # bytes of stored sessions in one request
-_LASTING = (Propagate, Everything, FindLabels, Download, Ask, Install, AskForMasks, TakeSnapshot)
+_LASTING = (
+    intents.Propagate | intents.Everything | intents.FindLabels | intents.Download
+    | intents.Ask | intents.Install | intents.AskForMasks | intents.TakeSnapshot
+)  # fmt: skip
 # Jobs and questions under way are not part of a stored session.
 
 
@@ -42,7 +33,7 @@ class Entry:
     """
 
     number: int
-    intent: Intent
+    intent: intents.Intent
     moment: int | None = None
     kept: bool = True
     checkpoint: bytes | None = None
@@ -50,7 +41,7 @@ class Entry:
     @property
     def document(self) -> bytes | None:
         """The stored session of a `Restore` or a `Checkpoint`."""
-        return self.intent.document if isinstance(self.intent, Restore) else self.checkpoint
+        return self.intent.document if isinstance(self.intent, intents.Restore) else self.checkpoint
 
 
 class Journal:
@@ -58,26 +49,22 @@ class Journal:
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
-        self._last = 0
-        self._heard = 0
-
-    @property
-    def last(self) -> int:
+        self.last = 0
         """Number of the newest intent."""
-        return self._last
+        self._heard = 0
 
     @property
     def all_heard(self) -> bool:
         """Whether the server has confirmed every intent."""
-        return self._heard >= self._last
+        return self._heard >= self.last
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, intent: Intent, moment: int | None = None, kept: bool = True) -> Entry:
+    def add(self, intent: intents.Intent, moment: int | None = None, kept: bool = True) -> Entry:
         """A new intent."""
-        self._last += 1
-        self._entries.append(Entry(self._last, intent, moment, kept))
+        self.last += 1
+        self._entries.append(Entry(self.last, intent, moment, kept))
         return self._entries[-1]
 
     def unheard(self, most: int = 200) -> list[Entry]:
@@ -99,11 +86,11 @@ class Journal:
             self._heard = number
             self._entries = [entry for entry in self._entries if entry.kept or entry.number > number]
 
-    def start_over(self, first: list[Intent], last: list[Intent]) -> None:
+    def start_over(self, first: list[intents.Intent], last: list[intents.Intent]) -> None:
         """A new server session: it has heard nothing. `first` and `last` are told before and after the rest."""
         entries = [entry for entry in self._entries if entry.kept]
         self._entries = []
-        self._heard = self._last
+        self._heard = self.last
         for intent in first:
             self.add(intent, kept=False)
         for entry in entries:
@@ -121,32 +108,27 @@ class Journal:
         self._entries = [entry for entry in self._entries if entry.number != number]
         self._mend_end()
 
-    def replace(self, number: int, intent: Restore) -> None:
-        """What intent `number` led to stands in its place, or where it would stand."""
+    def insert(self, number: int, intent: intents.Restore, replaces: bool = False) -> None:
+        """What happened on the server after it had heard intent `number` and before the next; with `replaces`, what
+        that intent led to, which then stands in its place."""
         at = next((i for i, entry in enumerate(self._entries) if entry.number > number), len(self._entries))
-        if at and self._entries[at - 1].number == number and self._entries[at - 1].document is None:
-            at -= 1
-            del self._entries[at]
-        self._entries.insert(at, Entry(number, intent))
-        self._limit_bytes()
-
-    def insert_after(self, number: int, intent: Restore) -> None:
-        """Something that happened on the server after it had heard intent `number` and before the next."""
-        at = next((i for i, entry in enumerate(self._entries) if entry.number > number), len(self._entries))
-        self._entries.insert(at, Entry(number, intent))
+        before = self._entries[:at]
+        if replaces and before and before[-1].number == number and before[-1].document is None:
+            before.pop()
+        self._entries = [*before, Entry(number, intent), *self._entries[at:]]
         self._limit_bytes()
 
     def keep_checkpoint(self, request: int, document: bytes) -> None:
         """The answer to a snapshot that was asked for only to be kept."""
         for entry in self._entries:
-            if isinstance(entry.intent, TakeSnapshot) and entry.intent.request == request:
-                entry.intent, entry.checkpoint = Checkpoint(), document
+            if isinstance(entry.intent, intents.TakeSnapshot) and entry.intent.request == request:
+                entry.intent, entry.checkpoint = intents.Checkpoint(), document
         self._limit_bytes()
 
     def clear(self) -> None:
         """Forget everything."""
         self._entries = []
-        self._heard = self._last
+        self._heard = self.last
 
     def shorten(self) -> None:
         """Begin with a stored session that has enough after it, if there is one."""
@@ -164,7 +146,7 @@ class Journal:
     def _begin_with(self, at: int) -> None:
         base = self._entries[at]
         lasting = [entry for entry in self._entries[:at] if isinstance(entry.intent, _LASTING)]
-        base = Entry(base.number, Restore(base.document))
+        base = Entry(base.number, intents.Restore(base.document))
         self._entries = [base, *lasting, *self._entries[at + 1 :]]
 
     def _limit_bytes(self) -> None:
@@ -174,5 +156,5 @@ class Journal:
 
     def _mend_end(self) -> None:
         """The newest number must reach the server even when its intent is gone: a state that has it is the newest."""
-        if self._last > self._heard and (not self._entries or self._entries[-1].number != self._last):
-            self.add(Checkpoint(), kept=False)
+        if self.last > self._heard and (not self._entries or self._entries[-1].number != self.last):
+            self.add(intents.Checkpoint(), kept=False)

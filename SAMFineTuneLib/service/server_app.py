@@ -23,28 +23,11 @@ from typing import Any
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
+from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.host import HostedSession
 from SAMFineTuneLib.service.models_api import Library
 from SAMFineTuneLib.service.open_models import Engines
-from SAMFineTuneLib.service.protocol import (
-    MARK,
-    PROTOCOL,
-    AnnounceFile,
-    AnnounceVolume,
-    Close,
-    Hello,
-    Limits,
-    Opened,
-    OpenSession,
-    Part,
-    Received,
-    Refusal,
-    Request,
-    Response,
-    Sync,
-    Synced,
-    VolumeSent,
-)
+from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Limits, Received, Request, Response
 from SAMFineTuneLib.service.uploads import Upload, VolumeUpload
 from SAMFineTuneLib.service.wire import WireError, decode, encode
 from SAMFineTuneLib.session.intents import SetVolume
@@ -164,23 +147,23 @@ class ServerApp:
         if parts[:1] != ["v1"]:
             raise Refused(404, "path", "There is nothing at this address; check the server's address.")
         if parts[1:] == ["hello"]:
-            return self._hello(decode(request.body, Hello)), False
+            return self._hello(decode(request.body, protocol.Hello)), False
         if parts[1:] == ["sessions"]:
-            return self._create(decode(request.body, OpenSession).segments_are_steps), False
+            return self._create(decode(request.body, protocol.OpenSession).segments_are_steps), False
         if len(parts) == 4 and parts[1] == "sessions" and parts[3] in _ACTIONS:
             kind, action = _ACTIONS[parts[3]]
             message = decode(request.body, kind)
             answer = action(self, self._find(parts[2]), message)
-            return answer, kind is Sync and not message.intents and not answer.told
+            return answer, kind is protocol.Sync and not message.intents and not answer.told
         raise Refused(404, "path", "There is nothing at this address; update the server, or this program.")
 
-    def _hello(self, hello: Hello) -> Hello:
+    def _hello(self, hello: protocol.Hello) -> protocol.Hello:
         if hello.protocol != PROTOCOL:
             raise Refused(409, "protocol", f"This server runs SAMFineTune {__version__}, which uses another version "
                                            "of the protocol.")  # fmt: skip
-        return Hello(PROTOCOL, __version__)
+        return protocol.Hello(PROTOCOL, __version__)
 
-    def _create(self, segments_are_steps: bool) -> Opened:
+    def _create(self, segments_are_steps: bool) -> protocol.Opened:
         self.expire()
         if len(self._sessions) >= self.limits.sessions:
             self._end_idle()
@@ -190,7 +173,7 @@ class ServerApp:
                 raise Refused(503, "full", text)
             key = secrets.token_urlsafe(18)
             self._sessions[key] = HostedSession(self._engines, self._library, self.limits, segments_are_steps)
-        return Opened(key)
+        return protocol.Opened(key)
 
     def _end_idle(self) -> None:
         """Make room: end the session that has been idle for longest, if nobody has used it for a while."""
@@ -209,8 +192,8 @@ class ServerApp:
         session.touched = time.monotonic()
         return session
 
-    def _upload(self, session: HostedSession, message: AnnounceVolume | AnnounceFile) -> Received:
-        kind = Upload if isinstance(message, AnnounceFile) else VolumeUpload
+    def _upload(self, session: HostedSession, message: protocol.AnnounceVolume | protocol.AnnounceFile) -> Received:
+        kind = Upload if isinstance(message, protocol.AnnounceFile) else VolumeUpload
         upload = kind(message, self.limits.volume_bytes)
         session.uploads.clear()
         if upload.size > self._free():
@@ -228,14 +211,14 @@ class ServerApp:
     def _free(self) -> int:
         return self.limits.memory_bytes - sum(one.held_bytes for one in list(self._sessions.values()))
 
-    def _part(self, session: HostedSession, message: Part) -> Received:
+    def _part(self, session: HostedSession, message: protocol.Part) -> Received:
         upload = self._find_upload(session, message.upload)
         if message.data.dtype != "u1" or message.data.ndim != 1:
             raise WireError("its part is not a row of bytes")
         upload.add(message.offset, message.data)
         return Received(upload.received)
 
-    def _uploaded(self, session: HostedSession, message: VolumeSent) -> Received:
+    def _uploaded(self, session: HostedSession, message: protocol.VolumeSent) -> Received:
         if session.finished_upload == message.upload:  # the answer was lost
             return Received(0)
         upload = self._find_upload(session, message.upload)
@@ -252,13 +235,13 @@ class ServerApp:
             raise Refused(404, "upload", "The server no longer has this upload; it took too long.")
         return upload
 
-    def _sync(self, session: HostedSession, message: Sync) -> Synced:
+    def _sync(self, session: HostedSession, message: protocol.Sync) -> protocol.Synced:
         accepted = session.put(message.intents)
         if message.looked_at is not None:
             session.look_at(message.looked_at)
-        return Synced(accepted, *session.log.fetch(message.after, message.wait))
+        return protocol.Synced(accepted, *session.log.fetch(message.after, message.wait))
 
-    def _close(self, session: HostedSession, _: Close) -> Received:
+    def _close(self, session: HostedSession, _: protocol.Close) -> Received:
         with self._lock:
             for key in [key for key, one in self._sessions.items() if one is session]:
                 del self._sessions[key]
@@ -271,16 +254,16 @@ _GREETINGS = {
     "/health": "ok",
 }
 _ACTIONS = {
-    "upload": (AnnounceVolume | AnnounceFile, ServerApp._upload),
-    "part": (Part, ServerApp._part),
-    "uploaded": (VolumeSent, ServerApp._uploaded),
-    "sync": (Sync, ServerApp._sync),
-    "close": (Close, ServerApp._close),
+    "upload": (protocol.AnnounceVolume | protocol.AnnounceFile, ServerApp._upload),
+    "part": (protocol.Part, ServerApp._part),
+    "uploaded": (protocol.VolumeSent, ServerApp._uploaded),
+    "sync": (protocol.Sync, ServerApp._sync),
+    "close": (protocol.Close, ServerApp._close),
 }
 
 
 def _refusal(refused: Refused) -> Response:
-    body = encode(Refusal(refused.sentence, refused.kind, __version__, PROTOCOL))
+    body = encode(protocol.Refusal(refused.sentence, refused.kind, __version__, PROTOCOL))
     return Response(refused.status, body, {MARK: str(PROTOCOL)})
 
 

@@ -46,7 +46,7 @@ def test_a_new_session_hears_everything_that_is_kept_under_new_numbers():
 def test_what_a_job_left_stands_where_it_happened():
     journal = journal_of("prompt", Propagate(1), Undo())
     journal.hear(3)
-    journal.insert_after(2, Restore(b"document"))
+    journal.insert(2, Restore(b"document"))
     journal.forget(lambda intent: isinstance(intent, Propagate))
     assert told(journal) == []  # the server knows it already
     journal.start_over([], [])
@@ -56,7 +56,7 @@ def test_what_a_job_left_stands_where_it_happened():
 def test_what_an_intent_led_to_replaces_it():
     journal = journal_of("a", "adopt", "b")
     journal.hear(3)
-    journal.replace(2, Restore(b"document"))
+    journal.insert(2, Restore(b"document"), replaces=True)
     journal.start_over([], [])
     assert told(journal) == ["a", "Restore", "b"]
 
@@ -91,7 +91,7 @@ def test_stored_sessions_are_limited_in_bytes_but_the_last_one_stays(monkeypatch
     for turn in range(6):
         journal.add(AddSegment(f"prompt {turn}"))
         journal.hear(journal.last)
-        journal.insert_after(journal.last, Restore(bytes(100), "propagate"))
+        journal.insert(journal.last, Restore(bytes(100), "propagate"))
     journal.start_over([], [])
     entries = journal.unheard()
     assert names(entries) == ["Restore", "prompt 5", "Restore"]
