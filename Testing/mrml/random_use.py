@@ -38,6 +38,7 @@ from SAMFineTuneLib.images.phantom import body_phantom
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import is_roi, prompt_nodes, world_points
 from SAMFineTuneLib.mrml.scene_session import SceneSession
+from SAMFineTuneLib.mrml.slice_views import plane_of_view
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.worker import LocalWorker
@@ -258,7 +259,9 @@ class RandomUse:
 
     def embed(self) -> None:
         self._look()
-        self.session.embed_around(self.slice_node)
+        self.session.client.look_at(plane_of_view(self.slice_node, self.session.volume))
+        if self.random.random() < 0.5:
+            self.session.embed_around(self.slice_node)
 
     def switch_volume(self) -> None:
         others = [node for node in self.volumes if node is not self.session.volume_node]
