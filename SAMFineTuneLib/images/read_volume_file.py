@@ -10,12 +10,10 @@ import gzip
 import math
 import os
 import shutil
-import struct
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +23,22 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet
 from SAMFineTuneLib.images.volume import Volume, VolumeSource, grid_distance
 
-_FORMATS = {
-    ".nii": "NIfTI",
-    ".nii.gz": "NIfTI",
-    ".nrrd": "NRRD",
-    ".nhdr": "NRRD",
-    ".mha": "MetaImage",
-    ".mhd": "MetaImage",
-}
+_FORMATS = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage",
+            ".mhd": "MetaImage"}  # fmt: skip
 _READERS = {"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
 VOLUME_FILES = tuple(_FORMATS)
-_UNITS = {1: (1000.0, "metres"), 3: (0.001, "micrometres")}  # of NIfTI's xyzt_units, in mm
-_PIECE = 1 << 22  # bytes, a whole number of voxels
 _SMALLEST = 0.01  # mm: voxels of scanners and of microscopes are larger along one axis at least
 _PERMISSIVE = "ITK_NIFTI_SFORM_PERMISSIVE"
+_HEADER = np.dtype({
+    "names": ["size", "dim", "datatype", "bits", "pixdim", "offset", "units", "qform_code", "sform_code", "quaternion",
+              "shift", "srow", "magic"],
+    "formats": ["i4", "8i2", "i2", "i2", "8f4", "f4", "u1", "i2", "i2", "3f4", "3f4", "(3,4)f4", "S4"],
+    "offsets": [0, 40, 70, 72, 76, 108, 123, 252, 254, 256, 268, 280, 344],
+    "itemsize": 348,
+})  # fmt: skip
+"""What is used of a NIfTI-1 header."""
+_FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
+_UNITS = {1: (1000.0, "metres"), 3: (0.001, "micrometres")}  # of lengths, in mm
 
 
 def read_volume_file(path: Path) -> Volume:
@@ -48,7 +48,7 @@ def read_volume_file(path: Path) -> Volume:
         UserError: for a 4-D, coloured, sheared or damaged image.
     """
     kind = _format(path)
-    start, no_numbers = _scan_nifti(path) if kind == "NIfTI" else (b"", np.empty(0, int))
+    header, no_numbers = _scan_nifti(path) if kind == "NIfTI" else (None, np.empty(0, int))
     try:
         with quiet(), _permissive_nifti(), _plainly_named(path) as named:
             image = _read(named, path.name)
@@ -64,7 +64,10 @@ def read_volume_file(path: Path) -> Volume:
     if array.dtype.kind == "f":
         array.reshape(-1)[no_numbers[no_numbers < array.size]] = np.nan  # ITK reads them as 0
     affine = affine_of(image)
-    warnings = _check_geometry(path, affine, array.shape, start)
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+        raise _sheared(path)
+    warnings = _check_nifti(path, affine, array.shape, header) if header is not None else ()
     return Volume(_compact(array), affine, source=VolumeSource((path,), kind), warnings=warnings)
 
 
@@ -124,7 +127,7 @@ def _compact(array: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _permissive_nifti() -> Iterator[None]:
-    """Let ITK read NIfTI files whose sform is not quite orthonormal; `_check_geometry` limits how far."""
+    """Let ITK read NIfTI files whose sform is not quite orthonormal; `read_volume_file` limits how far."""
     before = os.environ.get(_PERMISSIVE)
     os.environ[_PERMISSIVE] = "1"
     try:
@@ -136,16 +139,6 @@ def _permissive_nifti() -> Iterator[None]:
             os.environ[_PERMISSIVE] = before
 
 
-def _check_geometry(path: Path, affine: np.ndarray, shape: tuple[int, ...], start: bytes) -> tuple[str, ...]:
-    """UserError for axes that are not perpendicular, which no label map can hold; warnings about a NIfTI file's
-    geometry,
-    whose first bytes are `start`."""
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
-        raise _sheared(path)
-    return _check_nifti(path, affine, shape, NiftiGeometry.of(start)) if start else ()
-
-
 def _sheared(path: Path) -> UserError:
     return UserError(
         f"The axes of “{path.name}” are not perpendicular (it is sheared), which no label map can follow; "
@@ -153,140 +146,92 @@ def _sheared(path: Path) -> UserError:
     )
 
 
-def _check_nifti(
-    path: Path, affine: np.ndarray, shape: tuple[int, ...], header: NiftiGeometry
-) -> tuple[str, ...]:
-    """Warn where a NIfTI file contradicts `affine`, which ITK, and so Slicer, derives from it: the file may hold two
-    matrices, pixel sizes and a unit."""
+def _check_nifti(path: Path, affine: np.ndarray, shape: tuple[int, ...], header: np.void) -> tuple[str, ...]:
+    """Sentences about where a NIfTI file contradicts `affine`, which ITK, and so Slicer, derives from it: the file may
+    hold two matrices, pixel sizes and a unit. UserError when no label map can follow its matrix."""
     notes = []
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     said = " × ".join(f"{mm:.4g}" for mm in spacing)
-    if header.unit != 1 and spacing.max() < _SMALLEST:
+    unit, unit_name = _UNITS.get(header["units"] & 7, (1.0, ""))
+    if unit_name and spacing.max() < _SMALLEST:
         notes.append(
-            f"“{path.name}” gives its lengths in {header.unit_name}, which makes voxels of {said} mm; if that is "
-            "wrong, correct its unit (xyzt_units)."
+            f"“{path.name}” gives its lengths in {unit_name}, which makes voxels of {said} mm; if that is wrong, "
+            "correct its unit (xyzt_units)."
         )
-    if not header.sform and not header.qform:
+    matrices = _matrices(header, unit)
+    if not matrices:
         notes.append(f"“{path.name}” does not say where it lies in the patient; its axes are taken as they come.")
-
-    def off(matrix: np.ndarray) -> float:
-        return grid_distance(matrix, affine, shape)
-
-    if not header.sform or off(header.srow) <= 0.5 * spacing.min():
-        if header.qform and header.sform and (mm := off(header.quaternion)) > 0.5 * spacing.min():
-            notes.append(_two_positions(path, "sform", "qform", mm, affine, header.quaternion))
-        return tuple(notes)
-    if header.qform and off(header.quaternion) <= 0.5 * spacing.min():
-        notes.append(_two_positions(path, "qform", "sform", off(header.srow), affine, header.srow))
-        return tuple(notes)
-    lengths = np.linalg.norm(header.srow[:3, :3], axis=0)
-    if not np.allclose(lengths, spacing, rtol=1e-2):
+    off = {name: grid_distance(matrix, affine, shape) for name, matrix in matrices.items()}
+    used = [name for name, mm in off.items() if mm <= 0.5 * spacing.min()]
+    if "sform" in matrices and not used:
+        lengths = np.linalg.norm(matrices["sform"][:3, :3], axis=0)
+        if np.allclose(lengths, spacing, rtol=1e-2):
+            raise _sheared(path)
         other = " × ".join(f"{mm:.4g}" for mm in lengths)
         notes.append(
             f"“{path.name}” contradicts itself: its voxels are {said} mm by its pixel sizes (pixdim), but {other} mm "
             "by its matrix (sform); the pixel sizes are used, as Slicer does, so check lengths and volumes."
         )
-        return tuple(notes)
-    raise _sheared(path)
+    elif len(matrices) == 2 and len(used) == 1:
+        (other,) = matrices.keys() - used
+        turn = np.linalg.solve(affine[:3, :3], matrices[other][:3, :3])
+        angle = np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
+        notes.append(
+            f"“{path.name}” says in two ways where it lies ({used[0]} and {other}), which differ by up to "
+            f"{off[other]:.3g} mm and {angle:.3g}°; {used[0]} is used, as Slicer does."
+        )
+    return tuple(notes)
 
 
-def _two_positions(path: Path, used: str, other: str, mm: float, affine: np.ndarray, matrix: np.ndarray) -> str:
-    turn = np.linalg.solve(affine[:3, :3], matrix[:3, :3])
-    angle = np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
-    return (
-        f"“{path.name}” says in two ways where it lies ({used} and {other}), which differ by up to {mm:.3g} mm and "
-        f"{angle:.3g}°; {used} is used, as Slicer does."
-    )
+def _matrices(header: np.void, unit: float) -> dict[str, np.ndarray]:
+    """The matrices (4, 4) from (i, j, k) to RAS mm that a NIfTI-1 header holds, by their names; `unit` in mm."""
+    sform, qform = np.eye(4), np.eye(4)
+    sform[:3] = header["srow"]
+    b, c, d = header["quaternion"].tolist()
+    a = math.sqrt(max(0.0, 1 - (b * b + c * c + d * d)))
+    qform[:3, :3] = [
+        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+        [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+    ]
+    handedness, *spacing = header["pixdim"][:4].tolist()
+    qform[:3, :3] *= [*spacing[:2], math.copysign(spacing[2], -1 if handedness < 0 else 1)]
+    qform[:3, 3] = header["shift"]
+    found = {}
+    for name, matrix in (("sform", sform), ("qform", qform)):
+        matrix[:3] *= unit
+        if header[f"{name}_code"] > 0 and np.isfinite(matrix).all():
+            found[name] = matrix
+    return found
 
 
-@dataclass(frozen=True, eq=False)
-class NiftiGeometry:
-    """The geometry in a NIfTI-1 header; matrices (4×4) take (i, j, k) to RAS mm."""
-
-    sform: bool
-    qform: bool
-    srow: np.ndarray
-    quaternion: np.ndarray
-    unit: float  # mm
-    unit_name: str
-
-    @classmethod
-    def of(cls, start: bytes) -> NiftiGeometry:
-        """From the first 348 bytes of a file, in either byte order."""
-        order = _byte_order(start)
-        pixdim = struct.unpack_from(f"{order}8f", start, 76)
-        qform, sform = (code > 0 for code in struct.unpack_from(f"{order}2h", start, 252))
-        b, c, d, *offset = struct.unpack_from(f"{order}6f", start, 256)
-        unit, name = _UNITS.get(start[123] & 7, (1.0, "millimetres"))
-        srow, quaternion = np.eye(4), np.eye(4)
-        srow[:3] = np.reshape(struct.unpack_from(f"{order}12f", start, 280), (3, 4))
-        a = math.sqrt(max(0.0, 1 - (b * b + c * c + d * d)))
-        quaternion[:3, :3] = [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
-        quaternion[:3, :3] *= [pixdim[1], pixdim[2], math.copysign(pixdim[3], -1 if pixdim[0] < 0 else 1)]
-        quaternion[:3, 3] = offset
-        srow[:3] *= unit
-        quaternion[:3] *= unit
-        sform, qform = sform and bool(np.isfinite(srow).all()), qform and bool(np.isfinite(quaternion).all())
-        return cls(sform, qform, srow, quaternion, unit, name)
-
-
-def _scan_nifti(path: Path) -> tuple[bytes, np.ndarray]:
-    """The first 348 bytes of a NIfTI file, and the indices of its voxels, in their order, that are not finite.
+def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray]:
+    """The header of a NIfTI file, and the indices of its voxels, in their order, that are not finite.
 
     ITK fills up a truncated file with zeros, so its length is compared with the one that the header states.
     """
+    no_numbers = np.empty(0, int)
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            start = file.read(348)
-            expected = _stated_bytes(start)
-            length, kind, found = len(start), _float_type(start), []
-            if kind is not None:
-                (offset,) = struct.unpack_from(_byte_order(start) + "f", start, 108)
-                length += len(file.read(max(0, int(offset) - length)))
-            first = 0  # voxel of the piece that is read next
-            while piece := file.read(_PIECE):
-                length += len(piece)
-                if kind is not None:
-                    values = np.frombuffer(piece, kind, len(piece) // kind.itemsize)
-                    found.append(first + np.flatnonzero(~np.isfinite(values)))
-                    first += len(values)
-    except PermissionError:
+            data = file.read()
+        orders = {order: np.frombuffer(data, _HEADER.newbyteorder(order), 1)[0] for order in "<>"}
+        order = next((order for order, header in orders.items() if header["size"] == _HEADER.itemsize), None)
+        if order is None:
+            raise UserError(f"“{path.name}” is not a NIfTI-1 file, and NIfTI-2 is not supported; save it as NIfTI-1.")
+        header = orders[order]
+        if header["magic"].startswith(b"ni1"):  # voxels in an .img file beside the header
+            return header, no_numbers
+        rank, *lengths = header["dim"].tolist()
+        expected = int(header["offset"]) + math.prod(lengths[: max(0, rank)]) * int(header["bits"]) // 8
+    except (PermissionError, UserError):
         raise
-    except (OSError, EOFError, zlib.error, struct.error) as error:
+    except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise _unreadable(path) from error
-    if expected is None:
-        raise UserError(
-            f"“{path.name}” is not a NIfTI-1 file, and NIfTI-2 is not supported; save it as NIfTI-1."
-        )
-    if length < expected:
-        raise UserError(f"“{path.name}” is cut off ({length} of {expected} bytes); copy or export it again.")
-    return start, np.concatenate(found) if found else np.empty(0, int)
-
-
-def _float_type(start: bytes) -> np.dtype | None:
-    """The type of a NIfTI-1 file's voxels when they are 32- or 64-bit floating point numbers that follow the header."""
-    if not (order := _byte_order(start)) or start[344:347] == b"ni1":
-        return None
-    (code,) = struct.unpack_from(order + "h", start, 70)
-    return {16: np.dtype(f"{order}f4"), 64: np.dtype(f"{order}f8")}.get(code)
-
-
-def _byte_order(start: bytes) -> str:
-    """"<" or ">" for `struct`; "" when the header is not NIfTI-1's."""
-    return next((order for order in "<>" if struct.unpack_from(order + "i", start, 0) == (348,)), "")
-
-
-def _stated_bytes(start: bytes) -> int | None:
-    """Length of a complete, unpacked NIfTI-1 file by its header; None for other files."""
-    if not (order := _byte_order(start)):
-        return None
-    rank, *lengths = struct.unpack_from(order + "8h", start, 40)
-    (bits,) = struct.unpack_from(order + "h", start, 72)
-    (offset,) = struct.unpack_from(order + "f", start, 108)
-    if start[344:347] == b"ni1":  # voxels in an .img file beside the header
-        return 348
-    return int(offset) + math.prod(lengths[: max(0, rank)]) * bits // 8
+    if len(data) < expected:
+        raise UserError(f"“{path.name}” is cut off ({len(data)} of {expected} bytes); copy or export it again.")
+    if kind := _FLOATS.get(int(header["datatype"])):
+        start = max(_HEADER.itemsize, int(header["offset"]))
+        kind = np.dtype(order + kind)
+        voxels = np.frombuffer(data, kind, (len(data) - start) // kind.itemsize, start)
+        no_numbers = np.flatnonzero(~np.isfinite(voxels))
+    return header, no_numbers
