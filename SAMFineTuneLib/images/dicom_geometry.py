@@ -5,8 +5,8 @@ Own code, because ITK's series reader assumes even distances: a missing slice wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,35 +27,38 @@ _SAME_HEIGHT = 1e-3  # mm
 
 
 @dataclass(frozen=True, eq=False)
-class Between:
-    """A slice of which no image was taken: the frames below and above it, and the way from one to the other, 0 to 1."""
+class Slice:
+    """A slice of which there is an image, `lower`; or one that is interpolated from the frames below and above it,
+    `share` of the way from one to the other."""
 
     lower: Frame
-    upper: Frame
-    share: float
+    upper: Frame | None = None
+    share: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Frames by slice index k, None where there is none (see `between`); the RAS affine; warnings, as sentences."""
+    """The slices, the RAS affine, and warnings, as sentences."""
 
-    frames: tuple[Frame | None, ...]
+    slices: tuple[Slice, ...]
     affine: np.ndarray
     warnings: tuple[str, ...]
-    between: Mapping[int, Between] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> list[Frame | None]:
+        """The frame of each slice k, None where it is interpolated."""
+        return [one.lower if one.upper is None else None for one in self.slices]
 
     @property
     def resampled(self) -> bool:
         """Whether some frames lie between slices, so that the slices around them are interpolated."""
-        return len(self.sources) > sum(frame is not None for frame in self.frames)
+        return len(self.sources) > sum(one.upper is None for one in self.slices)
 
     @property
     def sources(self) -> list[Frame]:
         """All frames from which slices are made, each once."""
-        found = {id(frame): frame for frame in self.frames if frame is not None}
-        for place in self.between.values():
-            found |= {id(place.lower): place.lower, id(place.upper): place.upper}
-        return list(found.values())
+        frames = [frame for one in self.slices for frame in (one.lower, one.upper) if frame is not None]
+        return list({id(frame): frame for frame in frames}.values())
 
 
 def same_stack(a: Frame, b: Frame) -> bool:
@@ -86,9 +89,8 @@ def places_of(frames: Sequence[Frame]) -> np.ndarray:
         order = [(frame.instance is None, frame.instance or n, frame.number) for n, frame in enumerate(frames)]
         numbered = {key: n for n, key in enumerate(sorted(set(order)))}
         return np.array([numbered[key] for key in order])
-    heights = np.array([frame.position for frame in frames]) @ normal_of(frames[0])
-    order = np.argsort(heights, kind="stable")
-    gaps = np.diff(heights[order])
+    order, heights = _sorted_heights(frames, normal_of(frames[0]))
+    gaps = np.diff(heights)
     numbers = np.empty(len(frames), int)
     numbers[order] = np.concatenate([[0], np.cumsum(gaps > _repeat_below(gaps))])
     return numbers
@@ -110,12 +112,18 @@ def split_at_wide_gaps(frames: Sequence[Frame]) -> list[list[Frame]]:
     """Split frames with distinct positions where a gap is too wide to interpolate; the lowest part comes first."""
     if len(frames) < 2 or frames[0].position is None:
         return [list(frames)]
-    heights = np.array([frame.position for frame in frames]) @ normal_of(frames[0])
-    order = np.argsort(heights, kind="stable")
-    gaps = np.diff(heights[order])
+    order, heights = _sorted_heights(frames, normal_of(frames[0]))
+    gaps = np.diff(heights)
     widest = max(_BRIDGED_MM, _BRIDGED_GAPS * _grid_step(gaps)) + _SAME_HEIGHT
     cuts = np.flatnonzero(gaps > widest) + 1
     return [[frames[n] for n in piece] for piece in np.split(order, cuts)]
+
+
+def _sorted_heights(frames: Sequence[Frame], normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order (n,) of frames along the normal, and in this order their heights (n,) in mm."""
+    heights = np.array([frame.position for frame in frames]) @ normal
+    order = np.argsort(heights, kind="stable")
+    return order, heights[order]
 
 
 def _repeat_below(gaps: np.ndarray) -> float:
@@ -156,19 +164,18 @@ def stack_frames(frames: Sequence[Frame], step: float | None = None) -> Stack:
     else:
         pixel_spacing = first.pixel_spacing
 
-    between: dict[int, Between] = {}
     if first.position is None:
-        ordered, gap = _in_stored_order(frames, notes)
+        slices, gap = _in_stored_order(frames, notes)
         origin = np.zeros(3)
     elif len(frames) == 1:
-        ordered, gap, origin = (first,), _nominal_gap(first, notes), first.position
+        slices, gap, origin = [Slice(first)], _nominal_gap(first, notes), first.position
     else:
-        ordered, gap, between = _along_normal(frames, normal, float(pixel_spacing.min()), step, notes)
-        origin = ordered[0].position
+        slices, gap = _along_normal(frames, normal, float(pixel_spacing.min()), step, notes)
+        origin = slices[0].lower.position
 
     spacing = (pixel_spacing[1], pixel_spacing[0], gap)
     affine = affine_from_lps(origin, np.column_stack((row, column, normal)), spacing)
-    return Stack(tuple(ordered), affine, tuple(notes), between)
+    return Stack(tuple(slices), affine, tuple(notes))
 
 
 def _directions(orientation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,28 +201,22 @@ def _nominal_gap(frame: Frame, notes: list[str]) -> float:
     return 1.0
 
 
-def _in_stored_order(frames: Sequence[Frame], notes: list[str]) -> tuple[list[Frame], float]:
-    unnumbered = np.inf
-
-    def order(frame: Frame) -> tuple:
-        return (unnumbered if frame.instance is None else frame.instance, str(frame.file), frame.number)
-
+def _in_stored_order(frames: Sequence[Frame], notes: list[str]) -> tuple[list[Slice], float]:
     notes.append(
         "The images do not say where they lie in the patient; "
         + ("they are stacked in the order of their numbers, and " if len(frames) > 1 else "")
         + "positions in millimetres count from the first pixel."
     )
-    return sorted(frames, key=order), _nominal_gap(frames[0], notes)
+    ordered = sorted(frames, key=lambda one: (one.instance is None, one.instance, str(one.file), one.number))
+    return list(map(Slice, ordered)), _nominal_gap(frames[0], notes)
 
 
 def _along_normal(
     frames: Sequence[Frame], normal: np.ndarray, pixel: float, known: float | None, notes: list[str]
-) -> tuple[list[Frame | None], float, dict[int, Between]]:
-    """(frames by slice index k, distance of slices in mm, interpolated slices) of two or more frames with positions."""
-    heights = np.array([frame.position @ normal for frame in frames])
-    order = np.argsort(heights, kind="stable")
+) -> tuple[list[Slice], float]:
+    """The slices, and their distance in mm, of two or more frames with positions."""
+    order, heights = _sorted_heights(frames, normal)
     frames = [frames[n] for n in order]
-    heights = heights[order]
     gaps = np.diff(heights)
     _check_single(frames, gaps)
     _check_straight(frames, normal, heights, pixel)
@@ -224,7 +225,7 @@ def _along_normal(
     off = float(np.abs(heights - heights[0] - mean * np.arange(len(frames))).max())
     usual = known or _grid_step(gaps)
     if (np.abs(gaps / mean - 1) <= _EVEN).all() and off <= _OFF * mean and mean < 1.5 * usual:
-        return list(frames), mean, {}
+        return list(map(Slice, frames)), mean
 
     steps = np.rint(gaps / usual)
     if (np.abs(gaps / usual - steps) <= _EVEN * steps).all() and steps.max() > 1:
@@ -232,14 +233,13 @@ def _along_normal(
         step = float((heights[-1] - heights[0]) / places[-1])
         if np.abs(heights - heights[0] - step * places).max() <= _OFF * step:
             notes.append(_missing(frames, gaps, steps, usual))
-            slices, between = _on_grid(frames, places)
-            return slices, step, between
+            return _on_grid(frames, places), step
     if off <= _OFF * mean:
         notes.append(
             f"The slices are unevenly spaced ({gaps.min():.4g} to {gaps.max():.4g} mm); an even spacing of "
             f"{mean:.4g} mm is used, so positions are off by up to {off:.3g} mm."
         )
-        return list(frames), mean, {}
+        return list(map(Slice, frames)), mean
     step = max(usual, mean / _FINEST)
     places = (heights - heights[0]) / step
     notes.append(
@@ -247,26 +247,23 @@ def _along_normal(
         f"{place_name(frames[int(gaps.argmax())])}); they were interpolated onto slices every {step:.4g} mm, each "
         "where it lies in the patient."
     )
-    slices, between = _on_grid(frames, places)
-    return slices, step, between
+    return _on_grid(frames, places), step
 
 
-def _on_grid(frames: Sequence[Frame], places: np.ndarray) -> tuple[list[Frame | None], dict[int, Between]]:
-    """Assign frames to the slices of an even grid, and find the frames around the slices that get none.
+def _on_grid(frames: Sequence[Frame], places: np.ndarray) -> list[Slice]:
+    """The slices of an even grid: frames that lie on it, else what is interpolated from those around.
 
     `places` (n,) are the frames' positions on the grid in slices from the first one, ascending.
     """
-    slices: list[Frame | None] = [None] * (int(np.rint(places[-1])) + 1)
-    for frame, place in zip(frames, places, strict=True):
-        k = round(place)
-        if abs(place - k) <= _EVEN and slices[k] is None:
-            slices[k] = frame
-    between = {}
-    for k in (k for k, frame in enumerate(slices) if frame is None):
-        upper = min(int(np.searchsorted(places, k)), len(frames) - 1)
-        share = (k - places[upper - 1]) / (places[upper] - places[upper - 1])
-        between[k] = Between(frames[upper - 1], frames[upper], float(min(share, 1.0)))
-    return slices, between
+    slices = []
+    for k in range(int(np.rint(places[-1])) + 1):
+        n = min(int(np.searchsorted(places, k - _EVEN)), len(frames) - 1)
+        if abs(places[n] - k) <= _EVEN:
+            slices.append(Slice(frames[n]))
+        else:
+            share = (k - places[n - 1]) / (places[n] - places[n - 1])
+            slices.append(Slice(frames[n - 1], frames[n], float(min(share, 1.0))))
+    return slices
 
 
 def _missing(frames: Sequence[Frame], gaps: np.ndarray, steps: np.ndarray, usual: float) -> str:

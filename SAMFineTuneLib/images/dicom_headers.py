@@ -34,6 +34,7 @@ from SAMFineTuneLib.images.dicom_values import (
     whole_number,
 )
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.images.volume import describe_place
 
 _NOT_TO_SEGMENT = {
     "1.2.840.10008.5.1.4.1.1.66.4": "segmentation",
@@ -63,6 +64,11 @@ class UnreadableFile(Exception):
 
     def __str__(self) -> str:
         return f"“{self.path.name}” {self.problem}"
+
+    @property
+    def place(self) -> str:
+        """Where the image lies, as " (S 27.5 mm)"; "" when that could not be read."""
+        return "" if self.position is None else f" ({describe_place(self.position, self.normal)})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,17 +36,8 @@ from SAMFineTuneLib.images.dicom_headers import Frame
 from SAMFineTuneLib.images.dicom_values import number, read_value, text, whole_number
 from SAMFineTuneLib.images.sitk_images import quiet
 
-_FORMAT = [
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-]
+_FORMAT = ("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated",
+           "BitsStored", "HighBit", "PixelRepresentation")  # fmt: skip
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 _LOSSY_GREY = 2  # grey pictures stored in colour differ by this much between channels after lossy compression
 
@@ -112,15 +103,13 @@ def assemble(stack: Stack, pieces: Mapping[int, Piece]) -> tuple[np.ndarray, lis
         np.copyto(values, piece.values, where=kept, casting="unsafe")
         return values
 
-    array = np.empty((len(stack.frames), *real[0].values.shape), dtype)
-    for k, frame in enumerate(stack.frames):
-        if frame is not None:
-            array[k] = values_of(frame)
-            continue
-        around = stack.between[k]
-        lower, upper = values_of(around.lower).astype(np.float64), values_of(around.upper).astype(np.float64)
-        mixed = lower + around.share * (upper - lower)
-        array[k] = mixed if dtype.kind == "f" else np.rint(mixed)
+    array = np.empty((len(stack.slices), *real[0].values.shape), dtype)
+    for k, one in enumerate(stack.slices):
+        values = values_of(one.lower)
+        if one.upper is not None:
+            values = values + one.share * (values_of(one.upper) - values.astype(np.float64))
+            values = values if dtype.kind == "f" else np.rint(values)
+        array[k] = values
     return array, [None if frame is None else pieces[id(frame)].mirror for frame in stack.frames]
 
 

@@ -75,16 +75,17 @@ def write_dicom_seg(
     notes = []
     missing = [k for k in range(len(labels)) if k not in set(present) and labels[k].any()]
     if missing:
-        ends = dict.fromkeys(_place_name(volume, k) for k in (missing[0], missing[-1]))
+        origin, directions, spacing = lps_from_affine(volume.affine)
+        places = (origin + k * spacing[2] * directions[:, 2] for k in (missing[0], missing[-1]))
+        ends = dict.fromkeys(describe_place(place, directions[:, 2]) for place in places)
         notes.append(
             f"{np.count_nonzero(labels[missing])} voxels on slices missing from the series ({' to '.join(ends)}) are "
             "not in the DICOM SEG."
         )
-    segments = sorted(segments, key=lambda segment: segment.value)
     held = set(np.unique(labels[present]).tolist())
-    for segment in segments:
-        if segment.value not in held:
-            notes.append(f"Segment “{segment.name}” is empty and was left out of the DICOM SEG.")
+    segments = sorted(segments, key=lambda segment: segment.value)
+    empty = [segment.name for segment in segments if segment.value not in held]
+    notes += [f"Segment “{name}” is empty and was left out of the DICOM SEG." for name in empty]
     segments = [segment for segment in segments if segment.value in held]
     if not segments:
         raise UserError("All segments are empty, and a DICOM SEG cannot be; segment something first.")
@@ -237,11 +238,6 @@ def _geometry(volume: Volume, k: int, stored) -> tuple[Dataset, list[str], list[
         SpacingBetweenSlices=decimals(spacing[2:])[0],
     )
     return measures, decimals([*directions[:, 0], *directions[:, 1]]), decimals(position)
-
-
-def _place_name(volume: Volume, k: int) -> str:
-    origin, directions, spacing = lps_from_affine(volume.affine)
-    return describe_place(origin + k * spacing[2] * directions[:, 2], directions[:, 2])
 
 
 def _with(**attributes) -> Dataset:

@@ -22,6 +22,10 @@ class SeriesVolume:
     label: str = ""
     notes: tuple[str, ...] = ()
 
+    def part(self, frames: Sequence[Frame], words: str) -> SeriesVolume:
+        """Some of the frames as a volume, told from the other parts by `words`."""
+        return replace(self, frames=tuple(frames), label=f"{self.label}, {words}" if self.label else words)
+
 
 def volumes_of(frames: Sequence[Frame]) -> list[SeriesVolume]:
     """Split frames that fit on top of each other into volumes; as a rule they are one.
@@ -54,18 +58,17 @@ def _split(volume: SeriesVolume, name: str, kind: Kind) -> list[SeriesVolume]:
     most = int(np.bincount(places).max())
     if 1 < len(known) + (None in values) <= most:
         numbered = [0 if value is None else known.index(value) + 1 for value in values]
-        labels = {n: _label(kind, n, value) for n, value in enumerate(known, start=1)}
+        typical = dict(enumerate(known, start=1))
     elif kind.ranked and (ranks := _ranks(places, values, kind.running)) is not None:
         numbered = ranks
-        middle = {n: np.median([v for v, r in zip(values, ranks, strict=True) if r == n]) for n in set(ranks)}
-        labels = {n: _label(kind, n, float(value)) for n, value in middle.items()}
+        typical = {n: float(np.median([v for v, r in zip(values, ranks, strict=True) if r == n])) for n in set(ranks)}
     else:
         return [volume]
+    labels = {n: kind.label.format(n=n, value=value) for n, value in typical.items()}
     parts = []
     for n in sorted(set(numbered)):
-        chosen = tuple(frame for frame, own in zip(volume.frames, numbered, strict=True) if own == n)
-        words = ", ".join(filter(None, (volume.label, labels.get(n, f"no {name}"))))
-        parts.append(SeriesVolume(chosen, words, volume.notes))
+        chosen = [frame for frame, own in zip(volume.frames, numbered, strict=True) if own == n]
+        parts.append(volume.part(chosen, labels.get(n, f"no {name}")))
     left = sum(_repeats(places_of(part.frames)) for part in parts)
     return parts if left < _repeats(places) else [volume]
 
@@ -96,10 +99,6 @@ def _one_after_another(table: np.ndarray) -> bool:
     return bool((low[order][1:] > high[order][:-1]).all())
 
 
-def _label(kind: Kind, n: int, value: Trait) -> str:
-    return kind.label.format(n=n, value=value)
-
-
 def _order(value: Trait) -> tuple:
     """Sort key: numbers before words before directions, as a damaged header may mix them."""
     return (0, value) if isinstance(value, (int, float)) else (1, value) if isinstance(value, str) else (2, value)
@@ -108,28 +107,25 @@ def _order(value: Trait) -> tuple:
 def _without_copies(volume: SeriesVolume) -> SeriesVolume:
     """Keep one of the frames with equal pixels at one position, and drop damaged ones that have a sound copy."""
     places = places_of(volume.frames)
-    repeated = {int(place) for place in np.flatnonzero(np.bincount(places) > 1)}
+    repeated = np.bincount(places)[places] > 1
     kept: list[Frame] = []
     first: dict[tuple[int, bytes], Frame] = {}
     copies: list[tuple[Frame, Frame]] = []
-    damaged: list[tuple[Frame, int, UserError]] = []
-    for frame, place in zip(volume.frames, places.tolist(), strict=True):
-        if place not in repeated:
-            kept.append(frame)
-            continue
+    damaged: list[tuple[int, Frame, UserError]] = []
+    for frame, place, again in zip(volume.frames, places.tolist(), repeated.tolist(), strict=True):
         try:
-            shown = pixel_digest(frame)
+            shown = (place, pixel_digest(frame) if again else b"")
         except UserError as error:
-            damaged.append((frame, place, error))
+            damaged.append((place, frame, error))
             continue
-        if (place, shown) in first:
-            copies.append((frame, first[place, shown]))
+        if shown in first:
+            copies.append((frame, first[shown]))
         else:
-            first[place, shown] = frame
+            first[shown] = frame
             kept.append(frame)
     notes = [_copies_note(copies)] if copies else []
     sound = {place for place, _ in first}
-    for frame, place, error in damaged:
+    for place, frame, error in damaged:
         if place in sound:
             notes.append(left_out(frame, error))
         else:  # reading it will raise the error
@@ -158,9 +154,5 @@ def _pieces(volume: SeriesVolume) -> list[SeriesVolume]:
     pieces = split_at_wide_gaps(volume.frames)
     if len(pieces) == 1:
         return [volume]
-    found = []
-    for piece in pieces:
-        ends = f"{place_name(piece[0])} to {place_name(piece[-1])}" if len(piece) > 1 else place_name(piece[0])
-        words = ", ".join(filter(None, (volume.label, f"part at {ends}")))
-        found.append(SeriesVolume(tuple(piece), words, volume.notes))
-    return found
+    ends = [" to ".join(dict.fromkeys(map(place_name, (piece[0], piece[-1])))) for piece in pieces]
+    return [volume.part(piece, f"part at {end}") for piece, end in zip(pieces, ends, strict=True)]

@@ -15,7 +15,7 @@ from SAMFineTuneLib.images.dicom_headers import Frame, Header, UnreadableFile, m
 from SAMFineTuneLib.images.dicom_pixels import assemble, read_frames
 from SAMFineTuneLib.images.dicom_volumes import left_out, volumes_of
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
-from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource, describe_place
+from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
 
 _SHORTEST_PART = 4  # characters of a UID: fewer would choose a series by chance, or for a number not in the list
 _RESOURCE_FORK = "._"  # how macOS begins the names of its own files on foreign disks
@@ -33,12 +33,6 @@ class _Series:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Folder:
-    series: tuple[_Series, ...]
-    unreadable: tuple[UnreadableFile, ...]
-
-
 def list_series(folder: str | Path) -> list[SeriesInfo]:
     """List the DICOM series below `folder` by series number, and the volumes of each: echoes, b-values, phases.
 
@@ -50,9 +44,9 @@ def list_series(folder: str | Path) -> list[SeriesInfo]:
 
 def look_into(folder: str | Path) -> tuple[list[SeriesInfo], list[str]]:
     """`list_series`, and sentences about files left out and assumptions."""
-    found = _scan(Path(folder))
-    series = [_info(number, one) for number, one in enumerate(found.series, start=1)]
-    return series, [*_left_out(found.unreadable), *dict.fromkeys(note for one in found.series for note in one.notes)]
+    series, unreadable = _scan(Path(folder))
+    listed = [_info(number, one) for number, one in enumerate(series, start=1)]
+    return listed, [*_left_out(unreadable), *dict.fromkeys(note for one in series for note in one.notes)]
 
 
 def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
@@ -60,8 +54,8 @@ def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
 
     `wanted` is a number of `list_series`, a UID, or the beginning or end of a UID that fits only one series.
     """
-    found = _scan(folder)
-    return _volume(_choose(found.series, wanted, folder), found.unreadable)
+    series, unreadable = _scan(folder)
+    return _volume(_choose(series, wanted, folder), unreadable)
 
 
 def read_dicom_file(path: Path, wanted: str | None = None) -> Volume:
@@ -75,9 +69,7 @@ def read_dicom_file(path: Path, wanted: str | None = None) -> Volume:
     if isinstance(header, str):
         raise UserError(f"“{path.name}” is a DICOM {header}, not an image; give the image it belongs to.")
     if header is None:
-        raise UserError(
-            f"“{path.name}” is a DICOM file without an image; give the folder of an image series."
-        )
+        raise UserError(f"“{path.name}” is a DICOM file without an image; give the folder of an image series.")
     series = _series_of([header])
     chosen = _choose(series, wanted, path) if len(series) > 1 else series[0]
     notes = ()
@@ -113,14 +105,15 @@ def series_of_files(files: Sequence[Path]) -> Volume:
     stack = stack_frames(series.frames)
     first = series.frames[0]
     return Volume(
-        np.broadcast_to(np.uint8(0), (len(stack.frames), first.rows, first.columns)),
+        np.broadcast_to(np.uint8(0), (len(stack.slices), first.rows, first.columns)),
         stack.affine,
         modality=series.modality,
         source=_source(stack, series),
     )
 
 
-def _scan(folder: Path) -> _Folder:
+def _scan(folder: Path) -> tuple[list[_Series], list[UnreadableFile]]:
+    """The series below a folder in the order of their numbers, and the files that cannot be read."""
     by_uid: dict[str, list[Header]] = {}
     unreadable: list[UnreadableFile] = []
     short: list[Path] = []
@@ -146,11 +139,9 @@ def _scan(folder: Path) -> _Folder:
                 "the permission to read them."
             )
         only = f" (only {' and '.join(sorted(others))})" if others else ""
-        raise UserError(
-            f"There are no DICOM images in “{folder}”{only}; give a DICOM folder or one image file."
-        )
+        raise UserError(f"There are no DICOM images in “{folder}”{only}; give a DICOM folder or one image file.")
     ordered = sorted(by_uid.items(), key=lambda item: (min(h.series_number for h in item[1]), item[0]))
-    return _Folder(tuple(one for _, headers in ordered for one in _series_of(headers)), tuple(unreadable))
+    return [one for _, headers in ordered for one in _series_of(headers)], unreadable
 
 
 def _files_below(folder: Path, unreadable: list[UnreadableFile]) -> list[Path]:
@@ -162,12 +153,8 @@ def _files_below(folder: Path, unreadable: list[UnreadableFile]) -> list[Path]:
             problem = "may not be looked into (you lack the permission)"
         unreadable.append(UnreadableFile(Path(error.filename or folder), problem))
 
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=refused):
-        folders.sort()
-        wanted = (name for name in sorted(names) if name.upper() != "DICOMDIR" and not name.startswith(_RESOURCE_FORK))
-        found += [Path(parent, name) for name in wanted]
-    return found
+    found = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refused) for name in names)
+    return sorted(one for one in found if one.name.upper() != "DICOMDIR" and not one.name.startswith(_RESOURCE_FORK))
 
 
 def _kind_of_name(path: Path) -> tuple[Path, str]:
@@ -204,7 +191,7 @@ def _left_out(unreadable: Sequence[UnreadableFile]) -> list[str]:
         by_problem.setdefault(error.problem, []).append(error)
     sentences = []
     for problem, errors in by_problem.items():
-        names = ", ".join(f"“{error.path.name}”{_where(error)}" for error in errors[:3])
+        names = ", ".join(f"“{error.path.name}”{error.place}" for error in errors[:3])
         if len(errors) == 1:
             sentences.append(f"{names} was left out: it {problem}.")
         else:
@@ -213,19 +200,14 @@ def _left_out(unreadable: Sequence[UnreadableFile]) -> list[str]:
     return sentences
 
 
-def _where(error: UnreadableFile) -> str:
-    return "" if error.position is None else f" ({describe_place(error.position, error.normal)})"
-
-
 def _groups(frames: Sequence[Frame]) -> list[list[Frame]]:
     """Group frames that fit on top of each other, the largest group first."""
     groups: list[list[Frame]] = []
     for frame in frames:
         fitting = next((group for group in groups if same_stack(group[0], frame)), None)
         if fitting is None:
-            groups.append([frame])
-        else:
-            fitting.append(frame)
+            groups.append(fitting := [])
+        fitting.append(frame)
     return sorted(groups, key=len, reverse=True)
 
 
@@ -241,9 +223,8 @@ def _choose(series: Sequence[_Series], wanted: str | None, source: Path) -> _Ser
     wanted = wanted.strip()
     if wanted.isdecimal() and 1 <= int(wanted) <= len(series):
         return series[int(wanted) - 1]
-    exact = [one for one in series if one.uid == wanted]
-    fitting = exact
-    if not exact and (len(wanted) >= _SHORTEST_PART or wanted.startswith("#")):
+    fitting = [one for one in series if one.uid == wanted]
+    if not fitting and (len(wanted) >= _SHORTEST_PART or wanted.startswith("#")):
         fitting = [one for one in series if one.uid.startswith(wanted) or one.uid.endswith(wanted)]
     if len(fitting) == 1:
         return fitting[0]
@@ -255,7 +236,7 @@ def _info(number: int, series: _Series) -> SeriesInfo:
     first = series.frames[0]
     try:
         stack = stack_frames(series.frames)
-        slices, spacing = len(stack.frames), np.linalg.norm(stack.affine[:3, :3], axis=0)
+        slices, spacing = len(stack.slices), np.linalg.norm(stack.affine[:3, :3], axis=0)
     except UserError:  # reading it will raise the error; the list shows it all the same
         slices, spacing = len(series.frames), np.zeros(3)
     return SeriesInfo(
@@ -301,7 +282,7 @@ def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: Sta
     """UserError when a slice of the series is, or may be, in a file that the user may not read."""
     images = {_kind_of_name(frame.file) for frame in stack.sources}
     for error in unreadable:
-        if error.forbidden and (stack.between or _kind_of_name(error.path) in images):
+        if error.forbidden and (None in stack.frames or _kind_of_name(error.path) in images):
             raise UserError(
                 f"{error}, and a slice of this series may be missing because of it; get the permission to read it, or "
                 "move it out of the folder."
@@ -323,6 +304,4 @@ def _window(frames: Sequence[Frame | None], mirrors: Sequence[float | None]) -> 
         return None
     k = min(having, key=lambda k: abs(k - middle))
     window, mirror = frames[k].window, mirrors[k]
-    if mirror is None:
-        return window
-    return IntensityWindow(mirror - window.high, mirror - window.low, window.name)
+    return window if mirror is None else IntensityWindow(mirror - window.high, mirror - window.low, window.name)
