@@ -89,18 +89,27 @@ def write(
     Raises:
         UserError: when the label map has another shape, or its type cannot hold `value`.
     """
-    mask = np.asarray(mask, dtype=bool)
-    if mask.shape != plane.shape:
-        raise ValueError(f"The mask's shape {mask.shape} is not the plane's {plane.shape}.")
+    mask = _mask_of(plane, mask)
     _require_shape(labelmap, volume)
     largest = np.iinfo(labelmap.dtype).max
     if not 1 <= value <= largest:
         raise UserError(f"The label value {value} does not fit: choose one from 1 to {largest}.")
     pointed = _pointed_voxels(mask, plane, volume, points)
     aligned = _aligned(volume, plane)
-    if aligned is not None and (voxel_mask := _slice_mask(mask, aligned, volume, pointed)) is not None:
-        return _write_slice(voxel_mask, aligned, labelmap, value, protect)
-    return _write_cut(mask, plane, labelmap, volume, value, protect, pointed)
+    if aligned is not None and (inside := _slice_mask(mask, aligned, volume, pointed)) is not None:
+        before = aligned.slice_of(labelmap)
+        after = _relabelled(before, inside, value, protect)
+        changed = aligned.voxels_of(before != after)
+        before[:] = after
+    else:
+        voxels, nearest, on_picture = _cut_voxels(volume, plane)
+        # The last entry of a voxel counts where it is among the pointed ones as well.
+        voxels = np.concatenate([voxels[:, on_picture], pointed[::-1]], axis=1)
+        inside = np.concatenate([mask[nearest][on_picture], np.ones(pointed.shape[1], bool)])
+        before = labelmap[tuple(voxels)]
+        labelmap[tuple(voxels)] = _relabelled(before, inside, value, protect)
+        changed = voxels[:, labelmap[tuple(voxels)] != before]
+    return tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in changed) if changed.size else None
 
 
 def covered_voxels(
@@ -114,23 +123,24 @@ def covered_voxels(
     Returns:
         Indices (3, N) as k, j, i, each voxel once.
     """
-    mask = np.asarray(mask, dtype=bool)
-    if mask.shape != plane.shape:
-        raise ValueError(f"The mask's shape {mask.shape} is not the plane's {plane.shape}.")
+    mask = _mask_of(plane, mask)
     if not mask.any():
         return np.empty((3, 0), np.intp)
     pointed = _pointed_voxels(mask, plane, volume, points)
     aligned = _aligned(volume, plane)
     if aligned is not None and plane.thickness / 2 < abs(plane.normal @ volume.affine[:3, aligned.slices]):
-        voxel_mask = _slice_mask(mask, aligned, volume, pointed)
-        if voxel_mask is not None:
-            voxels = np.empty((3, np.count_nonzero(voxel_mask)), np.intp)
-            voxels[2 - aligned.slices] = aligned.index
-            voxels[2 - aligned.down], voxels[2 - aligned.across] = np.nonzero(voxel_mask)
-            return voxels
+        if (inside := _slice_mask(mask, aligned, volume, pointed)) is not None:
+            return aligned.voxels_of(inside)
     voxels, nearest, on_picture = _cut_voxels(volume, plane, _surroundings(mask, plane, volume))
     wanted = voxels[:, on_picture & mask[nearest]]
     return np.unique(np.concatenate([wanted, pointed[::-1]], axis=1), axis=1) if pointed.size else wanted
+
+
+def _mask_of(plane: SlicePlane, mask: np.ndarray) -> np.ndarray:
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != plane.shape:
+        raise ValueError(f"The mask's shape {mask.shape} is not the plane's {plane.shape}.")
+    return mask
 
 
 def _require_shape(labelmap: np.ndarray, volume: Volume) -> None:
@@ -164,13 +174,12 @@ class _Aligned(NamedTuple):
         """View [down, across] of array [k, j, i], in the order of the voxels."""
         return array.transpose(2 - self.slices, 2 - self.down, 2 - self.across)[self.index]
 
-    def to_voxels(self, mask: np.ndarray, volume: Volume) -> np.ndarray | None:
-        """The mask [down, across] at the voxels' centres; None when the picture does not cover the slice."""
-        rows, columns = (
-            _pixel_of_each_voxel(positions, volume.shape[2 - axis])
-            for positions, axis in ((self.rows, self.down), (self.columns, self.across))
-        )
-        return None if rows is None or columns is None else mask[np.ix_(rows, columns)]
+    def voxels_of(self, mask: np.ndarray) -> np.ndarray:
+        """Indices (3, N) as k, j, i of the voxels of a mask [down, across]."""
+        voxels = np.empty((3, np.count_nonzero(mask)), np.intp)
+        voxels[2 - self.slices] = self.index
+        voxels[2 - self.down], voxels[2 - self.across] = np.nonzero(mask)
+        return voxels
 
 
 def _pixel_of_each_voxel(positions: np.ndarray, length: int) -> np.ndarray | None:
@@ -268,59 +277,24 @@ def _lowest(volume: Volume) -> float:
 # ---- writing
 
 
-def _slice_mask(
-    mask: np.ndarray, aligned: _Aligned, volume: Volume, pointed: np.ndarray
-) -> np.ndarray | None:
-    """The mask [down, across] of the slice's voxels, with the `pointed` voxels (3, N), as i, j, k; None when the
-    picture
-    does not cover the slice."""
-    voxel_mask = aligned.to_voxels(mask, volume)
-    if voxel_mask is not None:
-        voxel_mask[pointed[aligned.down], pointed[aligned.across]] = True
-    return voxel_mask
+def _slice_mask(mask: np.ndarray, aligned: _Aligned, volume: Volume, pointed: np.ndarray) -> np.ndarray | None:
+    """The mask [down, across] at the centres of a slice's voxels, with the `pointed` voxels (3, N), as i, j, k; None
+    when the picture does not cover the slice."""
+    rows = _pixel_of_each_voxel(aligned.rows, volume.shape[2 - aligned.down])
+    columns = _pixel_of_each_voxel(aligned.columns, volume.shape[2 - aligned.across])
+    if rows is None or columns is None:
+        return None
+    inside = mask[np.ix_(rows, columns)]
+    inside[pointed[aligned.down], pointed[aligned.across]] = True
+    return inside
 
 
-def _write_slice(
-    mask: np.ndarray, aligned: _Aligned, labelmap: np.ndarray, value: int, protect: bool
-) -> Block | None:
-    """Write `mask` [down, across] into the voxels of a slice."""
-    voxels = aligned.slice_of(labelmap)
-    own = voxels == value
-    cleared = own & ~mask
-    added = mask & ~own
-    if protect:
-        added &= voxels == 0
-    voxels[cleared] = 0
-    voxels[added] = value
-    rows, columns = np.nonzero(cleared | added)
-    where = {aligned.slices: np.array([aligned.index]), aligned.down: rows, aligned.across: columns}
-    return _block([where[2], where[1], where[0]]) if len(rows) else None
-
-
-def _write_cut(
-    mask: np.ndarray,
-    plane: SlicePlane,
-    labelmap: np.ndarray,
-    volume: Volume,
-    value: int,
-    protect: bool,
-    pointed: np.ndarray,
-) -> Block | None:
-    """Write into the voxels that an arbitrary plane cuts; the `pointed` voxels (3, N), as i, j, k, are always set."""
-    voxels, nearest, on_picture = _cut_voxels(volume, plane)
-    voxels, inside = voxels[:, on_picture], mask[nearest][on_picture]
-    wanted = np.concatenate([voxels[:, inside], pointed[::-1]], axis=1)
-    others = voxels[:, ~inside]
-
-    before = labelmap[tuple(wanted)]
-    added = wanted[:, (before == 0) if protect else (before != value)]
-    kept = wanted[:, before == value]
-    cleared = others[:, labelmap[tuple(others)] == value]
-    labelmap[tuple(cleared)] = 0
-    labelmap[tuple(kept)] = value  # a pointed voxel may have been cleared
-    labelmap[tuple(added)] = value
-    changed = np.concatenate([added, cleared[:, labelmap[tuple(cleared)] == 0]], axis=1)
-    return _block(changed) if changed.size else None
+def _relabelled(labels: np.ndarray, inside: np.ndarray, value: int, protect: bool) -> np.ndarray:
+    """Labels that are `value` where `inside` is true and nowhere else, except that other labels stay where they are to
+    be protected."""
+    others = (labels != 0) & (labels != value)
+    own = inside & ~others if protect else inside
+    return np.where(own, labels.dtype.type(value), np.where(others, labels, labels.dtype.type(0)))
 
 
 def _pointed_voxels(
@@ -403,8 +377,3 @@ def _cut_voxels(
     )
     on_picture = (np.minimum(x, y) > -1.5) & (x < plane.shape[1] + 0.5) & (y < plane.shape[0] + 0.5)
     return voxels[::-1], (_nearest(y, plane.shape[0]), _nearest(x, plane.shape[1])), on_picture
-
-
-def _block(voxels) -> Block:
-    """Slices (k, j, i) around voxel indices (k, j, i)."""
-    return tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in voxels)

@@ -18,11 +18,11 @@ from SAMFineTuneLib.errors import UserError
 if TYPE_CHECKING:
     from SAMFineTuneLib.images.volume import Volume
 
-# name -> RAS axis across the slices, then (RAS axis, sign) to the right and down: the radiologist's view
+# name -> RAS axes across the slices, to the right and down; the last two point to lower numbers: the radiologist's view
 _VIEWS = {
-    "axial": (2, (0, -1), (1, -1)),  # right is the patient's left, down is posterior
-    "coronal": (1, (0, -1), (2, -1)),  # right is the patient's left, down is inferior
-    "sagittal": (0, (1, -1), (2, -1)),  # right is posterior, down is inferior
+    "axial": (2, 0, 1),  # right is the patient's left, down is posterior
+    "coronal": (1, 0, 2),  # right is the patient's left, down is inferior
+    "sagittal": (0, 1, 2),  # right is posterior, down is inferior
 }
 ORIENTATIONS = tuple(_VIEWS)
 _EDGE = 1e-4  # voxels, or pixels: smaller differences are floating point noise
@@ -89,16 +89,8 @@ class SlicePlane:
 
     def to_dict(self) -> dict:
         """Plain values for JSON; `from_dict` gives an identical plane."""
-        return {
-            "origin": self.origin.tolist(),
-            "right": self.right.tolist(),
-            "down": self.down.tolist(),
-            "pixel_size": self.pixel_size,
-            "shape": list(self.shape),
-            "orientation": self.orientation,
-            "index": self.index,
-            "thickness": self.thickness,
-        }
+        vectors = {name: getattr(self, name).tolist() for name in ("origin", "right", "down")}
+        return {**self.__dict__, **vectors, "shape": list(self.shape)}
 
     @classmethod
     def from_dict(cls, values: dict) -> SlicePlane:
@@ -177,14 +169,11 @@ def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
         raise UserError(
             f"There is no {orientation} slice {index}: the volume has {count}, from 0 to {count - 1}."
         )
-    _, (right_ras, right_sign), (down_ras, down_sign) = _VIEWS[orientation]
-    columns = volume.affine[:3, across]
-    columns = columns if columns[right_ras] * right_sign > 0 else -columns
-    rows = volume.affine[:3, down_axis]
-    rows = rows if rows[down_ras] * down_sign > 0 else -rows
-    right = columns / np.linalg.norm(columns)
-    down = rows - right * (rows @ right)  # differs from `rows` only when the volume's axes are sheared
-    down /= np.linalg.norm(down)
+    columns, rows = (
+        -vector if vector[axis] > 0 else vector
+        for vector, axis in zip(volume.affine[:3, [across, down_axis]].T, _VIEWS[orientation][1:], strict=True)
+    )
+    right, down = _unit_vectors(columns, rows)  # `down` differs from `rows` only when the volume's axes are sheared
     corners = _corners(volume)
     corners[:, slices_axis] = index
     plane = volume.geometry_cache[(orientation, index)] = _covering_plane(
@@ -233,12 +222,9 @@ def oblique_plane(volume: Volume, origin, right, down) -> SlicePlane:
     lengths = [np.linalg.norm(right), np.linalg.norm(down)]
     if not (np.isfinite(origin).all() and np.isfinite(lengths).all() and min(lengths) > 0):
         raise UserError("A plane needs three finite numbers each for its origin, right and down direction.")
-    right = right / lengths[0]
-    down = down / lengths[1]
-    down = down - right * (right @ down)
-    if np.linalg.norm(down) < 1e-3:
+    if np.linalg.norm(np.cross(right, down)) < 1e-3 * lengths[0] * lengths[1]:
         raise UserError("The plane's right and down directions are parallel: give two that span a plane.")
-    down /= np.linalg.norm(down)
+    right, down = _unit_vectors(right, down)
     normal = np.cross(right, down)
     cut = cross_section(volume.ijk_to_ras(_corners(volume)), origin, normal)
     if len(cut) < 3:
@@ -250,6 +236,13 @@ def oblique_plane(volume: Volume, origin, right, down) -> SlicePlane:
     return _covering_plane(volume, cut, right, down, volume.spacing.min(), thickness=thickness)
 
 
+def _unit_vectors(right: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both of length 1, and `down` perpendicular to `right`."""
+    right = right / np.linalg.norm(right)
+    down = down - right * (right @ down)
+    return right, down / np.linalg.norm(down)
+
+
 def cross_section(corners: np.ndarray, origin, normal) -> np.ndarray:
     """Corner points (N, 3), in any order, of the polygon in which a plane cuts a box; fewer than three when it does
     not.
@@ -258,14 +251,11 @@ def cross_section(corners: np.ndarray, origin, normal) -> np.ndarray:
     """
     distances = (corners - np.asarray(origin)) @ np.asarray(normal)
     touching = np.abs(distances) <= 1e-9 * (1 + np.abs(corners).max())
-    points = [corners[touching]]
-    for a in range(8):
-        for bit in (1, 2, 4):
-            b = a | bit
-            if b != a and not touching[a] and not touching[b] and distances[a] * distances[b] < 0:
-                share = distances[a] / (distances[a] - distances[b])
-                points.append((corners[a] + share * (corners[b] - corners[a]))[None])
-    return np.concatenate(points)
+    side = np.where(touching, 0, np.sign(distances))
+    edges = np.array([(a, a | bit) for a in range(8) for bit in (1, 2, 4) if not a & bit])
+    start, end = edges[side[edges].prod(axis=1) < 0].T
+    share = distances[start] / (distances[start] - distances[end])
+    return np.concatenate([corners[touching], corners[start] + share[:, None] * (corners[end] - corners[start])])
 
 
 def box_corners(low, high) -> np.ndarray:
@@ -345,7 +335,7 @@ def view_axes(volume: Volume, orientation: str) -> tuple[int, int, int]:
         # The best assignment of all three volume axes to R, A, S at once, so that none is used twice near 45°.
         axes = max(permutations(range(3)), key=lambda order: round(sum(closeness[range(3), order]), 9))
         volume.geometry_cache["axes"] = axes
-    slices, (right, _), (down, _) = _VIEWS[orientation]
+    slices, right, down = _VIEWS[orientation]
     return axes[right], axes[down], axes[slices]
 
 
