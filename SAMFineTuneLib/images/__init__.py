@@ -9,7 +9,6 @@ server, needs NumPy alone.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.images.intensity_window import IntensityWindow, choose_window
 from SAMFineTuneLib.images.segment_info import SegmentInfo
@@ -23,58 +22,26 @@ from SAMFineTuneLib.images.slice_plane import (
 )
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
 
-if TYPE_CHECKING:
-    from SAMFineTuneLib.images.any_image import as_volume
-    from SAMFineTuneLib.images.labelmap_files import OUTPUT_ENDINGS, check_output_path, write_labelmap
-    from SAMFineTuneLib.images.overlay import overlay_image, overlay_picture
-    from SAMFineTuneLib.images.phantom import body_phantom, write_dicom_series
-    from SAMFineTuneLib.images.read_dicom import list_series
-    from SAMFineTuneLib.images.read_image import read_volume
-
 _LATE = {
-    "OUTPUT_ENDINGS": "labelmap_files",
     "as_volume": "any_image",
-    "body_phantom": "phantom",
+    "OUTPUT_ENDINGS": "labelmap_files",
     "check_output_path": "labelmap_files",
-    "list_series": "read_dicom",
+    "write_labelmap": "labelmap_files",
     "overlay_image": "overlay",
     "overlay_picture": "overlay",
-    "read_volume": "read_image",
+    "body_phantom": "phantom",
     "write_dicom_series": "phantom",
-    "write_labelmap": "labelmap_files",
+    "list_series": "read_dicom",
+    "read_volume": "read_image",
 }
-
 __all__ = [
-    "OUTPUT_ENDINGS",
-    "IntensityWindow",
-    "SegmentInfo",
-    "SeriesInfo",
-    "SlicePlane",
-    "Volume",
-    "VolumeSource",
-    "aligned_plane",
-    "as_volume",
-    "body_phantom",
-    "check_output_path",
-    "choose_window",
-    "extract",
-    "list_series",
-    "number_of_slices",
-    "overlay_image",
-    "oblique_plane",
-    "overlay_picture",
-    "picture",
-    "plane_through",
-    "read_volume",
-    "write",
-    "write_dicom_series",
-    "write_labelmap",
-]
+    "IntensityWindow", "SegmentInfo", "SeriesInfo", "SlicePlane", "Volume", "VolumeSource", "aligned_plane",
+    "choose_window", "extract", "number_of_slices", "oblique_plane", "picture", "plane_through", "write",
+]  # fmt: skip
+__all__ += _LATE
 
 
 def __getattr__(name: str):
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)

@@ -117,18 +117,28 @@ def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow
         return _default_window(volume)
     if text == "dicom":
         if volume.window is None:
-            raise UserError(
-                "This volume has no DICOM window: choose another, such as ct-abdomen, minmax or LOW,HIGH."
-            )
+            raise UserError("This volume has no DICOM window: choose another, such as ct-abdomen, minmax or LOW,HIGH.")
         return volume.window
     if text == "minmax":
         return _window_or_constant(*_finite_range(volume.array), "minimum and maximum of the volume")
-    if text == "percentiles" or text.startswith("percentiles:"):
-        return _percentiles(volume.array, *_percentile_limits(text))
+    if text == "percentiles":
+        return _percentiles(volume.array, *DEFAULT_PERCENTILES)
+    if text.startswith("percentiles:"):
+        limits = _numbers(text.partition(":")[2])
+        if limits is None or not 0 <= limits[0] < limits[1] <= 100:
+            raise UserError(f'The window "{text}" needs two rising percentages, for instance percentiles:1,99.')
+        return _percentiles(volume.array, *limits)
     preset = text.removeprefix("ct-")
     if preset in CT_PRESETS:
         return _preset(volume, preset)
-    return _explicit(text)
+    limits = _numbers(text)
+    if limits is None:
+        presets = ", ".join(f"ct-{name}" for name in CT_PRESETS)
+        raise UserError(
+            f'"{text}" is not an intensity window: give two numbers as LOW,HIGH, or one of auto, dicom, minmax, '
+            f"percentiles, percentiles:LOW,HIGH, {presets}."
+        )
+    return IntensityWindow(*limits, "as given")
 
 
 def modality_of(volume: Volume) -> str:
@@ -169,15 +179,6 @@ def _preset(volume: Volume, preset: str, why: str = "") -> IntensityWindow:
     return IntensityWindow.from_level(*CT_PRESETS[preset], f"CT {preset} preset in HU{why}")
 
 
-def _percentile_limits(text: str) -> tuple[float, float]:
-    if text == "percentiles":
-        return DEFAULT_PERCENTILES
-    numbers = _numbers(text.partition(":")[2])
-    if numbers is None or not 0 <= numbers[0] < numbers[1] <= 100:
-        raise UserError(f'The window "{text}" needs two rising percentages, for instance percentiles:1,99.')
-    return numbers
-
-
 def _percentiles(array: np.ndarray, lower: float, upper: float) -> IntensityWindow:
     """`lower` over all voxels, `upper` over those that are not background (exactly 0, or the lowest value), so that the
     same share of the body is white however much air surrounds it."""
@@ -209,12 +210,12 @@ def _finite_range(array: np.ndarray) -> tuple[float, float]:
     if array.size == 0:
         raise UserError("This volume has no voxels, so it has no intensity window.")
     lowest, highest = float(array.min()), float(array.max())
-    if math.isfinite(lowest) and math.isfinite(highest):
-        return lowest, highest
-    finite = array[np.isfinite(array)]
-    if finite.size == 0:
-        raise UserError("This volume holds no finite voxel value, so it cannot be shown or segmented.")
-    return float(finite.min()), float(finite.max())
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        finite = array[np.isfinite(array)]
+        if finite.size == 0:
+            raise UserError("This volume holds no finite voxel value, so it cannot be shown or segmented.")
+        lowest, highest = float(finite.min()), float(finite.max())
+    return lowest, highest
 
 
 def _window_or_constant(low: float, high: float, name: str) -> IntensityWindow:
@@ -222,17 +223,6 @@ def _window_or_constant(low: float, high: float, name: str) -> IntensityWindow:
         return IntensityWindow(low, high, name)
     # One value everywhere is shown black. The width must not vanish in floating point numbers of that size.
     return IntensityWindow(low, low + max(1.0, abs(low) * 1e-3), f"{name} (constant volume)")
-
-
-def _explicit(text: str) -> IntensityWindow:
-    numbers = _numbers(text)
-    if numbers is None:
-        presets = ", ".join(f"ct-{name}" for name in CT_PRESETS)
-        raise UserError(
-            f'"{text}" is not an intensity window: give two numbers as LOW,HIGH, or one of auto, dicom, minmax, '
-            f"percentiles, percentiles:LOW,HIGH, {presets}."
-        )
-    return IntensityWindow(*numbers, "as given")
 
 
 def _numbers(text: str) -> tuple[float, float] | None:

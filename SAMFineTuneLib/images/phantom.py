@@ -48,9 +48,7 @@ def body_phantom(
         The volume in int16 Hounsfield units, its uint8 labels [k, j, i], and the names of the label values.
     """
     if len(shape) != 3 or min(shape) < 1 or len(spacing) != 3 or not min(spacing) > 0:
-        raise UserError(
-            "A phantom needs a shape of three numbers from 1 and a spacing of three numbers above 0."
-        )
+        raise UserError("A phantom needs a shape of three numbers from 1 and a spacing of three numbers above 0.")
     random = np.random.default_rng(seed)
     # Patient coordinates of every voxel: the body stays straight, only the scanner's grid is tilted.
     k, j, i = (np.arange(n, dtype=np.float32) - (n - 1) / 2 for n in shape)
@@ -80,9 +78,7 @@ def body_phantom(
 
 def _wavy_ellipsoid(x, y, z, centre, radii, random: np.random.Generator) -> np.ndarray:
     """An ellipsoid, bool [k, j, i], whose surface varies by up to a tenth of its radius."""
-    u, v, w = (
-        (axis - np.float32(c)) / np.float32(r) for axis, c, r in zip((x, y, z), centre, radii, strict=True)
-    )
+    u, v, w = ((axis - np.float32(c)) / np.float32(r) for axis, c, r in zip((x, y, z), centre, radii, strict=True))
     phases = random.uniform(0, 2 * np.pi, 3).astype(np.float32)
     wave = np.sin(4 * u + phases[0]) * np.sin(3 * v + phases[1]) + np.sin(5 * v + phases[2])
     return u * u + v * v + w * w < (1 + np.float32(0.05) * wave) ** 2
@@ -117,40 +113,29 @@ def write_dicom_series(volume: Volume, folder: str | Path) -> list[Path]:
     origin, directions, spacing = lps_from_affine(volume.affine)
     if not np.allclose(np.cross(directions[:, 0], directions[:, 1]), directions[:, 2], atol=1e-6):
         raise UserError("Only a volume with a right-handed, straight grid can be written as a CT series.")
-    study, series, frame_of_reference = generate_uid(), generate_uid(), generate_uid()
+    same_for_all = {
+        "SOPClassUID": CTImageStorage, "Modality": volume.modality or "CT", "SeriesDescription": "Body phantom",
+        "PatientName": "PHANTOM", "PatientID": "PHANTOM", "PatientBirthDate": "", "PatientSex": "O",
+        "StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid(),
+        "StudyDate": "20200101", "StudyTime": "120000", "StudyID": "1", "AccessionNumber": "",
+        "ReferringPhysicianName": "", "Manufacturer": "SAMFineTune", "ManufacturerModelName": "phantom",
+        "SeriesNumber": 1, "AcquisitionNumber": 1, "ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "KVP": "120",
+        "PositionReferenceIndicator": "", "PatientPosition": "HFS", "PixelSpacing": decimals(spacing[1::-1]),
+        "ImageOrientationPatient": decimals([*directions[:, 0], *directions[:, 1]]),
+        "SliceThickness": decimals(spacing[2:])[0], "RescaleIntercept": "-1024", "RescaleSlope": "1",
+        "RescaleType": "HU", "WindowCenter": "40", "WindowWidth": "400",
+    }  # fmt: skip
     shuffled = np.random.default_rng(len(array)).permutation(len(array))
     files = []
     for k, stored in enumerate((array.astype(np.int32) + 1024).astype(np.uint16)):
         dataset = Dataset()
-        dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, generate_uid()
-        dataset.PatientName = dataset.PatientID = "PHANTOM"
-        dataset.PatientBirthDate, dataset.PatientSex = "", "O"
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
-        dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200101", "120000", "1"
-        dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
-        dataset.Manufacturer, dataset.ManufacturerModelName = "SAMFineTune", "phantom"
-        dataset.SeriesNumber, dataset.InstanceNumber, dataset.AcquisitionNumber = 1, k + 1, 1
-        dataset.Modality, dataset.SeriesDescription = volume.modality or "CT", "Body phantom"
-        dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-        dataset.KVP, dataset.PositionReferenceIndicator = "120", ""
-        dataset.PatientPosition, dataset.FrameOfReferenceUID = "HFS", frame_of_reference
+        for keyword, value in same_for_all.items():
+            setattr(dataset, keyword, value)
+        dataset.SOPInstanceUID, dataset.InstanceNumber = generate_uid(), k + 1
         dataset.ImagePositionPatient = decimals(origin + k * spacing[2] * directions[:, 2])
-        dataset.ImageOrientationPatient = decimals([*directions[:, 0], *directions[:, 1]])
-        dataset.PixelSpacing = decimals([spacing[1], spacing[0]])
-        dataset.SliceThickness = decimals(spacing[2:])[0]
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-        dataset.Rows, dataset.Columns = stored.shape
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
-            16,
-            16,
-            15,
-            0,
-        )
-        dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "-1024", "1", "HU"
-        dataset.WindowCenter, dataset.WindowWidth = "40", "400"
-        dataset.PixelData = stored.astype("<u2").tobytes()
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.set_pixel_data(stored, "MONOCHROME2", bits_stored=16, generate_instance_uid=False)
         path = folder / f"IM{shuffled[k]:04d}"
         with atomic_write(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +62,8 @@ def _read_file(path: Path, series: str | None) -> Volume:
         marked = file.read(132)[128:] == b"DICM"
     if marked or name.endswith((".dcm", ".ima", ".dicom")):
         return read_dicom_file(path, series)
-    raise UserError(
-        f"“{path.name}” is not an image that can be read; give a DICOM folder or file, or {_listed()}."
-    )
-
-
-def _listed() -> str:
-    return ", ".join(ENDINGS[:-1]) + f" or {ENDINGS[-1]}"
+    endings = ", ".join(ENDINGS[:-1]) + f" or {ENDINGS[-1]}"
+    raise UserError(f"“{path.name}” is not an image that can be read; give a DICOM folder or file, or {endings}.")
 
 
 def _with_finite_voxels(volume: Volume) -> Volume:
@@ -81,9 +77,5 @@ def _with_finite_voxels(volume: Volume) -> Volume:
         raise UserError("The image holds no real number in any voxel; export it again.")
     array = np.where(finite, volume.array, volume.array[finite].min())
     count = int((~finite).sum())
-    note = (
-        f"{count} voxel{'s hold' if count > 1 else ' holds'} no real number; the lowest value is used there."
-    )
-    return Volume(
-        array, volume.affine, volume.modality, volume.window, volume.source, (*volume.warnings, note)
-    )
+    note = f"{count} voxel{'s hold' if count > 1 else ' holds'} no real number; the lowest value is used there."
+    return replace(volume, array=array, warnings=(*volume.warnings, note))

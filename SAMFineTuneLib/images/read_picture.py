@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,23 @@ def read_picture(path: Path) -> Volume:
     Raises:
         UserError: when the file is damaged or the picture is in colour.
     """
+    with opened_picture(path) as picture:
+        kind = "PNG" if picture.format == "PNG" else "JPEG"
+        pixels = _pixels(picture)
+    return Volume(
+        pixels[None],
+        np.diag([-1.0, -1.0, 1.0, 1.0]),
+        source=VolumeSource((path,), kind),
+        warnings=("A picture holds no geometry; pixels of 1 mm in an axial slice are assumed.",),
+    )
+
+
+@contextmanager
+def opened_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; UserError when it, or what is read of it inside the block, is damaged."""
     try:
         with Image.open(path) as picture:
-            kind = "PNG" if picture.format == "PNG" else "JPEG"
-            pixels = _pixels(picture)
+            yield picture
     except UserError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -35,12 +50,6 @@ def read_picture(path: Path) -> Volume:
             f"“{path.name}” cannot be read as a picture: it is damaged, cut off or not what its ending says; "
             "copy or export it again."
         ) from error
-    return Volume(
-        pixels[None],
-        np.diag([-1.0, -1.0, 1.0, 1.0]),
-        source=VolumeSource((path,), kind),
-        warnings=("A picture holds no geometry; pixels of 1 mm in an axial slice are assumed.",),
-    )
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

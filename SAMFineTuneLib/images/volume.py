@@ -124,17 +124,16 @@ class Volume:
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of voxels and geometry; nothing in it identifies a patient."""
-        digest = hashlib.sha256(f"{self.array.dtype.str} {self.array.shape}".encode())
-        digest.update(self.affine.astype("<f8").tobytes())
-        for piece in self.array:  # slice by slice: no second copy of a large volume
-            digest.update(np.ascontiguousarray(piece).data)
-        return digest.hexdigest()
+        return self._digest(self.affine.astype("<f8").tobytes())
 
     @cached_property
     def voxels_digest(self) -> str:
         """Hex SHA-256 of the voxels alone, wherever they lie."""
-        digest = hashlib.sha256(f"{self.array.dtype.str} {self.array.shape}".encode())
-        for piece in self.array:
+        return self._digest()
+
+    def _digest(self, geometry: bytes = b"") -> str:
+        digest = hashlib.sha256(f"{self.array.dtype.str} {self.array.shape}".encode() + geometry)
+        for piece in self.array:  # slice by slice: no second copy of a large volume
             digest.update(np.ascontiguousarray(piece).data)
         return digest.hexdigest()
 
