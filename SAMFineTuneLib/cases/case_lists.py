@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,9 +51,7 @@ def read_list(path: Path) -> list[Entry]:
     if path.suffix.lower() not in LISTS:
         raise UserError(f"“{path.name}” is not a list of cases; give a folder with images/ and labels/, or a .csv.")
     rows = _rows(text, path.parent)
-    if not rows:
-        raise UserError(f"“{path.name}” lists no cases; write a line image,label for each.")
-    columns, notes = _columns(rows[0], path)
+    columns, notes = _columns(rows[0], path) if rows else ({}, ())
     most = max(len(rows[0]), 3) if columns else 3
     rows = rows[1:] if columns else rows
     if not rows:
@@ -66,25 +65,23 @@ def _entry(
     cells = {name: row[place] if place < len(row) else "" for name, place in columns.items()}
     if not cells["image"] or not cells["label"] or len(row) > most:
         raise UserError(f"Entry {number} of “{path.name}” is not image,label or image,label,patient; correct it.")
-    files = [_file(cells[name], path.parent) for name in ("image", "label")]
-    for file in files:
-        if not _is_there(file):
-            raise UserError(f"“{path.name}” lists {file}, which does not exist; correct entry {number}.")
-    return Entry(*files, cells.get("patient", ""), notes)
+    for name in ("image", "label"):
+        if (file := _found(cells[name], path.parent)) is None:
+            named = path.parent / cells[name]
+            raise UserError(f"“{path.name}” lists {named}, which does not exist; correct entry {number}.")
+        cells[name] = file
+    return Entry(cells["image"], cells["label"], cells.get("patient", ""), notes)
 
 
-def _file(cell: str, folder: Path) -> Path:
-    """The path in a cell; Windows' separators are understood on every system."""
+def _found(cell: str, folder: Path) -> Path | None:
+    """The file or folder that a cell names, None where there is none. Windows' separators are understood on every
+    system, and the number of a series may follow the name (`case1#2`)."""
     for text in (cell, cell.replace("\\", "/")):
-        file = folder / Path(text).expanduser()
-        if _is_there(file):
-            break
-    return file
-
-
-def _is_there(file: Path) -> bool:
-    """Whether the file or folder exists; the number of a series may follow its name (`case1#2`)."""
-    return split_choice(file)[0].exists()
+        with suppress(OSError, ValueError, RuntimeError):  # what is no path at all
+            file = folder / Path(text).expanduser()
+            if split_choice(file)[0].exists():
+                return file
+    return None
 
 
 def _text(path: Path) -> str:
@@ -100,28 +97,22 @@ def _text(path: Path) -> str:
         kind = "a web page or XML"
     if kind:
         raise UserError(f"“{path.name}” is {kind}, whatever its name says; save the list as CSV (Excel: Save As).")
-    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "") or _unmarked(data)
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError:
-        text = data.decode("latin-1" if encoding == "cp1252" else "cp1252", errors="replace")
+    for encoding in (*_wide_encodings(data), "utf-8", "cp1252", "latin-1"):
+        with suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+            break
     if "\x00" in text:
         raise UserError(f"“{path.name}” is not a text file; give a list of image,label as CSV.")
     return text
 
 
-def _unmarked(data: bytes) -> str:
-    """The encoding of text without a byte order mark: UTF-8, UTF-16 where every other byte is zero, else Windows'."""
+def _wide_encodings(data: bytes) -> list[str]:
+    """The encoding that a byte order mark names; without one, UTF-16 where every other byte is zero."""
+    if marked := [encoding for mark, encoding in _MARKS if data.startswith(mark)]:
+        return marked[:1]
     start = data[:200]
-    if start[1::2].count(0) > len(start) // 4:
-        return "utf-16-le"
-    if start[0::2].count(0) > len(start) // 4:
-        return "utf-16-be"
-    try:
-        data.decode("utf-8")
-        return "utf-8"
-    except UnicodeDecodeError:
-        return "cp1252"
+    zeros = {"utf-16-le": start[1::2].count(0), "utf-16-be": start[0::2].count(0)}
+    return [encoding for encoding, count in zeros.items() if count > len(start) // 4]
 
 
 def _rows(text: str, folder: Path) -> list[list[str]]:
@@ -145,27 +136,13 @@ def _split(lines: list[str], separator: str) -> list[list[str]]:
     rows = []
     for row in reader:
         cells = [cell.strip() for cell in row]
-        while cells and not cells[-1]:
-            cells.pop()
         if any(cells):
-            rows.append(cells)
+            rows.append(cells[: max(place for place, cell in enumerate(cells, start=1) if cell)])
     return rows
 
 
-def _means(word: str, name: str) -> bool:
-    """Whether a column's name only begins with `patient`, as in `Patient ID (hospital)`."""
-    return name == "patient" and word.startswith(name)
-
-
 def _is_file(cell: str, folder: Path) -> bool:
-    return bool(cell) and (cell.lower().endswith((*ENDINGS, ".dcm")) or _exists(cell, folder))
-
-
-def _exists(cell: str, folder: Path) -> bool:
-    try:
-        return _is_there(_file(cell, folder))
-    except (OSError, ValueError):
-        return False
+    return bool(cell) and (cell.lower().endswith((*ENDINGS, ".dcm")) or _found(cell, folder) is not None)
 
 
 def _columns(row: Sequence[str], path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -173,10 +150,10 @@ def _columns(row: Sequence[str], path: Path) -> tuple[dict[str, int], tuple[str,
     first line is already an entry."""
     words = [" ".join(cell.casefold().replace("_", " ").replace("-", " ").split()) for cell in row]
     found: dict[str, int] = {}
-    for name, known in _COLUMNS.items():
-        place = next((place for place, word in enumerate(words) if word in known or _means(word, name)), None)
-        if place is not None:
-            found[name] = place
+    for place, word in reversed(list(enumerate(words))):
+        found |= {name: place for name, known in _COLUMNS.items() if word in known}
+        if word.startswith("patient"):  # such as `Patient ID (hospital)`
+            found["patient"] = place
     if "image" in found and "label" in found:
         return found, ()
     is_entry = any(_is_file(cell, path.parent) or "/" in cell or "\\" in cell for cell in row[:2])

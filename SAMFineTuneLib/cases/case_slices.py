@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib.cases.label_map import Labels
-from SAMFineTuneLib.cases.labelled_case import IGNORED, Labelled, class_mask, numbers_in, slice_axis
+from SAMFineTuneLib.cases.labelled_case import Classified, Labelled, slice_axis
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SlicePlane, Volume, aligned_plane, choose_window, number_of_slices, picture
 from SAMFineTuneLib.images.slice_extraction import extract_labels
@@ -21,9 +21,8 @@ LEAST_PIXELS = 20
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledSlice:
-    """`picture` uint8 [rows, columns] as users of the model see it, `classes` uint8 of the same shape and `overlaps` as
-    in `Labelled`."""
+class LabelledSlice(Classified):
+    """`picture` uint8 [rows, columns] as users of the model see it, and its classes [rows, columns]."""
 
     picture: np.ndarray
     classes: np.ndarray
@@ -33,20 +32,6 @@ class LabelledSlice:
     @property
     def labelled(self) -> bool:
         return bool(self.numbers)
-
-    @property
-    def numbers(self) -> list[int]:
-        """The classes on the slice."""
-        return numbers_in(self.classes, self.overlaps)
-
-    @property
-    def ignored(self) -> np.ndarray:
-        """Undecided pixels [rows, columns], which do not count."""
-        return self.classes == IGNORED
-
-    def mask(self, number: int) -> np.ndarray:
-        """Pixels [rows, columns] of the n-th class."""
-        return class_mask(self.classes, self.overlaps, number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +56,9 @@ def orientations(labelled: Labelled, orientation: str) -> tuple[str, ...]:
     """The orientations that a setting means; "auto" is the one in which the slices were acquired."""
     volume = labelled.volume
     if orientation == "all":
-        found = tuple(name for name in ORIENTATIONS if min(_extent(volume.shape, view_axes(volume, name))) > 1)
-        return found or ("axial",)
-    if orientation != "auto":
-        return (orientation,)
-    return _acquired(volume)
+        sides = {name: [volume.shape[2 - axis] for axis in view_axes(volume, name)[:2]] for name in ORIENTATIONS}
+        return tuple(name for name, (across, down) in sides.items() if min(across, down) > 1) or ("axial",)
+    return _acquired(volume) if orientation == "auto" else (orientation,)
 
 
 def learned_orientation(volume: Volume, recipe: Mapping[str, Any]) -> str:
@@ -118,8 +101,3 @@ def evenly(items: list, count: int) -> list:
         return items
     places = np.floor((np.arange(count) + 0.5) * len(items) / count).astype(int)
     return [items[place] for place in places]
-
-
-def _extent(shape: tuple[int, ...], axes: tuple[int, int, int]) -> tuple[int, int]:
-    """Voxels along the columns and the rows of a view."""
-    return shape[2 - axes[0]], shape[2 - axes[1]]

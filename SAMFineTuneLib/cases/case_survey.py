@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,14 +11,7 @@ import numpy as np
 
 from SAMFineTuneLib.cases.cases import SHORT, Case, digest_of, some_names, within_sentence
 from SAMFineTuneLib.cases.label_map import Labels, count_values, voxels
-from SAMFineTuneLib.cases.labelled_case import (
-    LabelChoice,
-    Labelled,
-    label_of,
-    numbers_in,
-    read_labelled,
-    slice_axis,
-)
+from SAMFineTuneLib.cases.labelled_case import LabelChoice, Labelled, label_of, read_labelled, slice_axis
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read_picture import PICTURES
 from SAMFineTuneLib.images.volume import Volume
@@ -99,7 +93,7 @@ def survey(
     for case in cases:
         look()
         labelled = read_labelled(case, settled, names)
-        present = set(numbers_in(labelled.classes, labelled.overlaps))
+        present = labelled.numbers
         if not present:
             raise UserError(
                 f"Case {case.id} holds nothing of {some_names(names, joint=' or ')}"
@@ -147,17 +141,16 @@ def _joined_notes(told: Sequence[tuple[str, str]]) -> list[str]:
     by_note: dict[str, list[str]] = {}
     for case, note in told:
         by_note.setdefault(note, []).append(case)
-    shown: dict[str, int] = {}
-    lines, left = [], {}
-    for note, cases in by_note.items():
-        kind = re.sub(r"“[^”]*”|[\d.,e+-]+", "", note)
-        shown[kind] = shown.get(kind, 0) + 1
-        if shown[kind] > _LIKE_EACH_OTHER:
-            left.setdefault(kind, []).extend(cases)
-            continue
-        many = len(cases) > 1
-        lines.append(f"Case{'s' if many else ''} {some_names(cases)}: {within_sentence(note)}")
-    return lines + [f"The same, with other figures, holds for cases {some_names(cases)}." for cases in left.values()]
+    alike: dict[str, list[str]] = {}
+    for note in by_note:
+        alike.setdefault(re.sub(r"“[^”]*”|[\d.,e+-]+", "", note), []).append(note)
+    lines = [
+        f"Case{'s' * (len(cases) > 1)} {some_names(cases)}: {within_sentence(note)}"
+        for note, cases in by_note.items()
+        if any(note in notes[:_LIKE_EACH_OTHER] for notes in alike.values())
+    ]
+    left = [[case for note in notes[_LIKE_EACH_OTHER:] for case in by_note[note]] for notes in alike.values()]
+    return lines + [f"The same, with other figures, holds for cases {some_names(cases)}." for cases in left if cases]
 
 
 def _labelled_slices(labelled: Labelled) -> int:
@@ -175,7 +168,8 @@ def _settle(
     if not choice.wanted and not choice.merged:
         if all(case.label.suffix.lower() in PICTURES for case in cases):
             return _settle_pictures(everything, counts)
-        choice = _all_labels(everything, known)
+        named = _consistent_names(known)
+        choice = LabelChoice(tuple(named.get(label, str(label)) for label in everything))
     if len(choice.wanted) > _MOST_CLASSES:
         raise UserError(
             f"The cases hold {len(choice.wanted)} labels, and {_MOST_CLASSES} can be told apart: choose with --label."
@@ -186,11 +180,6 @@ def _settle(
             there = some_names(list(map(str, everything)), 40) + (f" ({some_names(names, 40)})" if names else "")
             raise UserError(f"No case has the label {wanted}; the cases hold {there}.")
     return choice, ()
-
-
-def _all_labels(everything: Sequence[int], known: Mapping) -> LabelChoice:
-    named = _consistent_names(known)
-    return LabelChoice(tuple(named.get(label, str(label)) for label in everything))
 
 
 def _settle_pictures(everything: Sequence[int], counts: Mapping) -> tuple[LabelChoice, tuple[str, ...]]:
@@ -205,18 +194,16 @@ def _settle_pictures(everything: Sequence[int], counts: Mapping) -> tuple[LabelC
             f"The masks hold {len(everything)} grey values from {everything[0]} to {everything[-1]}, as soft edges do: "
             "choose the values that are labels with --label 1,2, or --label any if all of them are one."
         )
-    return _all_labels(everything, {}), ()
+    return LabelChoice(tuple(map(str, everything))), ()
 
 
 def _consistent_names(known: Mapping[str, Mapping[int, str]]) -> dict[int, str]:
     """Names of labels by number, where all cases agree on a name that no other number has."""
-    found: dict[int, set[str]] = {}
-    for by_label in known.values():
-        for label, name in by_label.items():
-            found.setdefault(label, set()).add(name)
-    single = {label: next(iter(names)) for label, names in found.items() if len(names) == 1}
-    names = list(single.values())
-    return {label: name for label, name in single.items() if names.count(name) == 1 and "," not in name}
+    pairs = {pair for by_label in known.values() for pair in by_label.items()}
+    labels = Counter(label for label, _ in pairs)
+    single = {label: name for label, name in pairs if labels[label] == 1}
+    names = Counter(single.values())
+    return {label: name for label, name in single.items() if names[name] == 1 and "," not in name}
 
 
 def _names(choice: LabelChoice, known: Mapping) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -154,39 +155,31 @@ def _pairs(images: Path, labels: Path, meaning: Meaning = Meaning(), channels: b
     both = sorted(pictures.keys() & maps.keys())
     if not both:
         raise UserError(f"No image in {images} has labels of its name in {labels}; give both the same name.")
-    further = _further_channels(images) if channels else {}
+    counts = Counter(_without_channel(path)[0] for path in images.iterdir()) if channels else {}
     return [
-        Case(name, pictures[name], maps[name], meaning=meaning, notes=_about_channels(further.get(name, 0)))
+        Case(name, pictures[name], maps[name], meaning=meaning, notes=_about_channels(counts.get(name, 1)))
         for name in both
     ]
 
 
-def _further_channels(folder: Path) -> dict[str, int]:
-    """How many further channels each image has."""
-    counts: dict[str, int] = {}
-    for path in folder.iterdir():
-        match = _CHANNEL.search(_bare_name(path) or "")
-        if match and match[1] != "0000":
-            name = match.string[: match.start()]
-            counts[name] = counts.get(name, 0) + 1
-    return counts
+def _about_channels(count: int) -> tuple[str, ...]:
+    return (f"Of the image's {count} channels the first (_0000) is used.",) if count > 1 else ()
 
 
-def _about_channels(further: int) -> tuple[str, ...]:
-    return (f"Of the image's {further + 1} channels the first (_0000) is used.",) if further else ()
+def _without_channel(path: Path) -> tuple[str | None, str]:
+    """The name of an image and its channel in nnU-Net's layout, "0000" where the name has none."""
+    name = _bare_name(path)
+    match = _CHANNEL.search(name or "")
+    return (name[: match.start()], match[1]) if match else (name, "0000")
 
 
 def _by_name(folder: Path, channels: bool = False, label: bool = False) -> dict[str, Path]:
     """Images, or labels, of a folder by the name that both share. Folders count as DICOM series."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        name = _bare_name(path)
-        if name is None:
+        name, channel = _without_channel(path) if channels else (_bare_name(path), "0000")
+        if name is None or channel != "0000":
             continue
-        if channels and (match := _CHANNEL.search(name)):
-            if match[1] != "0000":
-                continue
-            name = name[: match.start()]
         if label:
             name = _LABEL_SUFFIX.sub("", name)
         if name in found:
@@ -211,32 +204,25 @@ def _bare_name(path: Path) -> str | None:
 
 
 def _from_list(path: Path) -> list[Case]:
-    return _told_apart([
+    """The cases of a list; those with one name in several folders have the folder's name before it."""
+    cases = [
         Case(_bare_name(entry.image) or entry.image.name, entry.image, entry.label, entry.patient, notes=entry.notes)
         for entry in read_list(path)
-    ])  # fmt: skip
-
-
-def _told_apart(cases: list[Case]) -> list[Case]:
-    """Put the folder's name before the names of cases whose files in several folders have one name."""
+    ]
     names = [case.id for case in cases]
     doubled = {name for name in names if names.count(name) > 1}
     if len({(case.image.resolve(), case.label.resolve()) for case in cases}) < len(cases):
         raise UserError(f"A case is listed twice: {some_names(sorted(doubled))}; list each once.")
-    return [
-        replace(case, id=f"{case.image.parent.name}/{case.id}") if case.id in doubled else case
-        for case in cases
-    ]  # fmt: skip
+    return [replace(one, id=f"{one.image.parent.name}/{one.id}") if one.id in doubled else one for one in cases]
 
 
 def _with_patients(cases: Sequence[Case]) -> list[Case]:
     """Every case with its patient: from the list, from DICOM, from the names of pictures, or else the case itself."""
     named = _patients_of_pictures([case for case in cases if not case.patient])
-    told = []
-    for case in cases:
-        patient = case.patient or _dicom_patient(case.image) or named.get(case.id) or case.id
-        told.append(replace(case, patient=patient))
-    return told
+    return [
+        replace(case, patient=case.patient or _dicom_patient(case.image) or named.get(case.id) or case.id)
+        for case in cases
+    ]
 
 
 def _patients_of_pictures(cases: Sequence[Case]) -> dict[str, str]:

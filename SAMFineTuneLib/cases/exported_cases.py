@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 LIST = "cases.json"
 _PIECE = 2 << 20  # bytes written at once: a few milliseconds
-_KINDS = {"i": "int", "u": "uint"}
+_STORED = {"bool": "uint8", "float16": "float32"}  # types that NRRD lacks
+_NRRD_NAMES = {"float32": "float", "float64": "double"}  # of the others, NumPy's names are NRRD's
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +125,14 @@ def _join(entry: dict, folder: Path, joined: Path, told: Path, values: Mapping[s
 
 def _write_nrrd(path: Path, array: np.ndarray, affine: np.ndarray) -> Iterator[int]:
     """Write an uncompressed NRRD file and yield the size of each piece."""
-    array = np.ascontiguousarray(_plain(array))
+    kind = np.dtype(_STORED.get(array.dtype.name, array.dtype.name))
+    array = np.ascontiguousarray(array, kind.newbyteorder("<"))
     origin, directions, spacing = lps_from_affine(affine)
     axes = (directions * spacing).T
-    kind = _KINDS.get(array.dtype.kind, "")
     vectors = " ".join("(" + ",".join(repr(float(part)) for part in axis) + ")" for axis in axes)
     header = [
         "NRRD0004",
-        f"type: {kind}{8 * array.dtype.itemsize}" if kind else f"type: {'float' if array.itemsize == 4 else 'double'}",
+        f"type: {_NRRD_NAMES.get(kind.name, kind.name)}",
         "dimension: 3",
         "space: left-posterior-superior",
         f"sizes: {' '.join(str(n) for n in array.shape[::-1])}",
@@ -146,12 +147,3 @@ def _write_nrrd(path: Path, array: np.ndarray, affine: np.ndarray) -> Iterator[i
         voxels = memoryview(array.reshape(-1)).cast("B")
         for start in range(0, len(voxels), _PIECE):
             yield file.write(voxels[start : start + _PIECE])
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """The array, little-endian and of a type that NRRD has."""
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8)
-    if array.dtype == np.float16:
-        return array.astype(np.float32)
-    return array if array.dtype.byteorder in "=|<" else array.astype(array.dtype.newbyteorder("<"))

@@ -13,7 +13,6 @@ import numpy as np
 
 from SAMFineTuneLib.cases.label_map import LabelMap, Meaning, overlaid
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.volume import affine_from_lps
 from SAMFineTuneLib.models.optional_packages import require
 
 SEGMENTATION, LABELMAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -88,17 +87,14 @@ def read_dicom_seg(path: Path) -> LabelMap:
             else:
                 notes: list[str] = []
                 array, members = overlaid(_masks(seg, names, notes), geometry.spatial_shape, max(names, default=0) + 1)
-    except UserError:
-        raise
-    except MemoryError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # a damaged header can make the reader raise anything
         raise UserError(f"“{path.name}” is a DICOM SEG that cannot be read; export it again.") from error
-    # highdicom orders slices against the normal of rows and columns, this library along it.
-    affine = geometry.affine.copy()
-    affine[:3, 3] += affine[:3, 0] * (len(array) - 1)
-    affine[:3, 0] *= -1
-    return LabelMap(array[::-1], _affine(affine), Meaning(names, members), notes=tuple(notes))
+    # highdicom's matrix takes (slice, row, column) to LPS, and orders slices against the normal of rows and columns.
+    reordered = [[0, 0, -1, len(array) - 1], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+    affine = np.diag([-1, -1, 1, 1]) @ geometry.affine @ reordered
+    return LabelMap(array[::-1], affine, Meaning(names, members), notes=tuple(notes))
 
 
 def _dataset(path: Path):
@@ -163,10 +159,3 @@ def _masks(seg, names: dict[int, str], notes: list[str]) -> Iterator[tuple[int, 
                 f"value ({seg.get('MaximumFractionalValue')}), and these count."
             )
         yield number, mask
-
-
-def _affine(affine: np.ndarray) -> np.ndarray:
-    """RAS affine of (i, j, k) from highdicom's, which is LPS for (slice, row, column)."""
-    axes = affine[:3, [2, 1, 0]]
-    spacing = np.linalg.norm(axes, axis=0)
-    return affine_from_lps(affine[:3, 3], axes / spacing, spacing)

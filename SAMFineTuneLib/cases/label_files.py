@@ -18,7 +18,7 @@ from SAMFineTuneLib.cases.label_dicom_seg import find_dicom_seg, read_dicom_seg
 from SAMFineTuneLib.cases.label_map import LabelMap, Meaning, count_values, overlaid, voxels
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read_image import read_volume
-from SAMFineTuneLib.images.read_picture import PICTURES
+from SAMFineTuneLib.images.read_picture import PICTURES, opened_picture
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet
 
 _MOST_VALUES = 1024  # a file with more different values is an image rather than a label map
@@ -81,13 +81,8 @@ def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def _read_picture(path: Path) -> LabelMap:
     """Read a mask in a picture: grey values, or the indices of a palette."""
-    try:
-        with Image.open(path) as picture:
-            values, notes = _picture_values(picture, path)
-    except UserError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"“{path.name}” cannot be read as a picture; copy or export it again.") from error
+    with opened_picture(path) as picture:
+        values, notes = _picture_values(picture, path)
     array, more = _whole(values, path)
     return LabelMap(array[None], np.diag([-1.0, -1.0, 1.0, 1.0]), placed=False, notes=(*notes, *more))
 
@@ -148,16 +143,20 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
     array = sitk.GetArrayFromImage(image)
     layers, notes = _whole(array if layered else array[..., None], path)
     segments = [_segment(fields, n, layers.shape[-1], path) for n in numbers] or _undescribed(layers)
-    _require_distinct(segments, path)
-    labels = [segment.value if not layered else n for n, segment in enumerate(segments, start=1)]
-    masks = ((label, layers[..., one.layer] == one.value) for label, one in zip(labels, segments, strict=True))
-    joined, members = overlaid(masks, layers.shape[:3], max(labels) + 1)
-    nameless = int(np.count_nonzero(layers)) - sum(
-        int(np.count_nonzero(layers[..., one.layer] == one.value)) for one in segments
-    )
+    for n, (name, *place) in enumerate(segments):
+        if same := [other.name for other in segments[:n] if other[1:] == tuple(place)]:  # one has lost its own voxels
+            raise UserError(
+                f"“{path.name}” gives the segments “{same[0]}” and “{name}” the same value in the same layer; save it "
+                "again in Slicer."
+            )
+    labelled = {segment.value if not layered else n: segment for n, segment in enumerate(segments, start=1)}
+    masks = ((label, layers[..., one.layer] == one.value) for label, one in labelled.items())
+    joined, members = overlaid(masks, layers.shape[:3], max(labelled) + 1)
+    described = sum(int(np.count_nonzero(layers[..., one.layer] == one.value)) for one in segments)
+    nameless = int(np.count_nonzero(layers)) - described
     if nameless:
         notes = (*notes, f"Left out, as the file names no segment for them: {voxels(nameless)} of the labels.")
-    names = {label: one.name for label, one in zip(labels, segments, strict=True)}
+    names = {label: one.name for label, one in labelled.items()}
     return LabelMap(joined, affine_of(image), Meaning(names, members), notes=notes)
 
 
@@ -192,15 +191,3 @@ def _undescribed(layers: np.ndarray) -> list[_Segment]:
     values = ((layer, np.unique(layers[..., layer]).tolist()) for layer in range(layers.shape[-1]))
     found = [(layer, value) for layer, own in values for value in own if value]
     return [_Segment(f"Segment {n}", layer, value) for n, (layer, value) in enumerate(found or [(0, 1)], start=1)]
-
-
-def _require_distinct(segments: list[_Segment], path: Path) -> None:
-    """UserError when two segments have the same voxels, because one of them has lost its own."""
-    seen: dict[tuple[int, int], str] = {}
-    for name, layer, value in segments:
-        if (layer, value) in seen:
-            raise UserError(
-                f"“{path.name}” gives the segments “{seen[layer, value]}” and “{name}” the same value in the same "
-                "layer; save it again in Slicer."
-            )
-        seen[layer, value] = name

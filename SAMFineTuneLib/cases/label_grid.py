@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from SAMFineTuneLib.cases.label_map import LabelMap
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.sitk_images import to_sitk
+from SAMFineTuneLib.images.slice_plane import box_corners
 from SAMFineTuneLib.images.volume import Volume, grid_distance
 
 MATCHES = ("", "index", "position")
@@ -53,7 +54,10 @@ def fit_labels(labels: LabelMap, volume: Volume, match: str = "") -> Fitted:
                 "no position, so both must have one size."
             )
         return Fitted(labels.array)
-    apart, voxels = _apart(labels, volume) if same_size else (np.inf, np.inf)
+    own = Volume(labels.array, labels.affine)
+    in_voxels = np.linalg.inv(volume.affine) @ labels.affine
+    apart = grid_distance(labels.affine, volume.affine, volume.shape) if same_size else np.inf
+    voxels = grid_distance(in_voxels, np.eye(4), volume.shape) if same_size else np.inf
     if voxels <= _SAME_PLACE:
         return Fitted(labels.array)
     if match == "index":
@@ -65,22 +69,19 @@ def fit_labels(labels: LabelMap, volume: Volume, match: str = "") -> Fitted:
         return Fitted(labels.array, (
             f"The labels were taken voxel by voxel, although their file places them {apart:.1f} mm from the image.",
         ))  # fmt: skip
-    steps = _steps(labels, volume)
-    if not match:
-        _require_clear(labels, volume, steps, apart, voxels)
-    moved = _moved(labels, volume, steps)
-    if same_size and voxels > _NEAR and not (steps is not None and _same_box(labels, volume)):
+    steps = _steps(in_voxels, own)
+    turned = steps is not None and _same_box(own, volume)  # the same voxels, stored along other axes
+    if not match and not turned:
+        _require_clear(own, volume, apart, voxels)
+    moved = _moved(own, volume, steps)
+    if same_size and voxels > _NEAR and not turned:
         note = f"The labels were taken from where their file places them, {apart:.1f} mm from the image's voxels."
         return Fitted(moved.array, (note, *moved.notes))
     return moved
 
 
-def _require_clear(
-    labels: LabelMap, volume: Volume, steps: np.ndarray | None, apart: float, voxels: float
-) -> None:
+def _require_clear(labels: Volume, volume: Volume, apart: float, voxels: float) -> None:
     """UserError where one of the files may have lost its geometry."""
-    if steps is not None and _same_box(labels, volume):
-        return  # the same voxels, stored along other axes
     if np.isfinite(apart) and voxels > _NEAR:
         lost = next((what for what, one in (("labels", labels), ("image", volume)) if _is_identity(one.affine)), "")
         why = f", and the file of the {lost} holds no geometry of its own" if lost else ""
@@ -89,15 +90,16 @@ def _require_clear(
         lost, other = ("labels", "image") if _is_identity(labels.affine) else ("image", "labels")
         raise UserError(
             f"the file of the {lost} holds no geometry of its own (1 mm voxels from 0, 0, 0 on), that of the {other} "
-            f"does, and the labels are {_size(labels.array.shape)} voxels, the image {_size(volume.shape)}: save both "
+            f"does, and the labels are {_size(labels.shape)} voxels, the image {_size(volume.shape)}: save both "
             "in one geometry, or add --match-labels position if they do lie where their files say."
         )
 
 
-def _moved(labels: LabelMap, volume: Volume, steps: np.ndarray | None) -> Fitted:
+def _moved(labels: Volume, volume: Volume, steps: np.ndarray | None) -> Fitted:
     """Each voxel of the volume gets the label of the nearest voxel of the labels."""
     total = int(np.count_nonzero(labels.array))
-    inside = _inside(labels, volume)
+    centres = volume.ras_to_ijk(labels.ijk_to_ras(np.argwhere(labels.array)[:, ::-1]))
+    inside = int(((centres >= -0.5) & (centres <= np.array(volume.shape[::-1]) - 0.5)).all(axis=1).sum())
     if inside < _LEAST_INSIDE * total:
         raise UserError(
             f"the labels do not lie on the image ({100 * inside / total:.0f} % of the labelled voxels are inside it); "
@@ -114,8 +116,8 @@ def _moved(labels: LabelMap, volume: Volume, steps: np.ndarray | None) -> Fitted
             for array, affine in ((labels.array, labels.affine), (moved, volume.affine))
         )
         notes.append(
-            f"The labels ({_grid(labels.array.shape, labels.affine)}) were resampled onto the image's grid "
-            f"({_grid(volume.shape, volume.affine)}): {before:.2f} mL became {after:.2f} mL."
+            f"The labels ({_grid(labels)}) were resampled onto the image's grid ({_grid(volume)}): {before:.2f} mL "
+            f"became {after:.2f} mL."
         )
     elif not np.array_equal(steps, np.eye(3)):
         notes.append("The labels are stored along other axes than the image, and were turned without loss.")
@@ -124,35 +126,20 @@ def _moved(labels: LabelMap, volume: Volume, steps: np.ndarray | None) -> Fitted
     return Fitted(moved, tuple(notes))
 
 
-def _corners(shape: tuple[int, ...]) -> np.ndarray:
-    last = np.array(shape[::-1]) - 1
-    return np.array([[i, j, k] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])], float)
-
-
-def _apart(labels: LabelMap, volume: Volume) -> tuple[float, float]:
-    """How far the corners of two grids of one shape are apart at most, in mm and in voxels of the volume."""
-    in_voxels = np.linalg.inv(volume.affine) @ labels.affine
-    return (
-        grid_distance(labels.affine, volume.affine, volume.shape), grid_distance(in_voxels, np.eye(4), volume.shape)
-    )  # fmt: skip
-
-
-def _steps(labels: LabelMap, volume: Volume) -> np.ndarray | None:
+def _steps(in_voxels: np.ndarray, labels: Volume) -> np.ndarray | None:
     """The volume's axes (columns of -1, 0 and 1) that correspond to the labels' axes where both grids share their voxel
-    centres; None where they do not."""
-    corners = _corners(labels.array.shape)
-    to_volume = np.linalg.inv(volume.affine) @ labels.affine
-    steps = np.rint(to_volume[:3, :3])
+    centres; None where they do not. `in_voxels` (4, 4) takes the labels' voxels to the volume's."""
+    steps = np.rint(in_voxels[:3, :3])
     if not np.array_equal(np.abs(steps) @ np.ones(3), np.ones(3)) or abs(round(np.linalg.det(steps))) != 1:
         return None
-    there = corners @ to_volume[:3, :3].T + to_volume[:3, 3]
-    whole = corners @ steps.T + np.rint(to_volume[:3, 3])
-    return steps if np.abs(there - whole).max() <= _SAME_PLACE else None
+    whole = np.eye(4)
+    whole[:3, :3], whole[:3, 3] = steps, np.rint(in_voxels[:3, 3])
+    return steps if grid_distance(in_voxels, whole, labels.shape) <= _SAME_PLACE else None
 
 
-def _same_box(labels: LabelMap, volume: Volume) -> bool:
+def _same_box(labels: Volume, volume: Volume) -> bool:
     """Whether both grids cover the same box, or one lies within the other."""
-    corners = volume.ras_to_ijk(_ras(_corners(labels.array.shape), labels.affine))
+    corners = volume.ras_to_ijk(labels.ijk_to_ras(box_corners([0, 0, 0], np.array(labels.shape[::-1]) - 1)))
     low, high, last = corners.min(axis=0), corners.max(axis=0), np.array(volume.shape[::-1]) - 1
     within = (low >= -_SAME_PLACE).all() and (high <= last + _SAME_PLACE).all()
     around = (low <= _SAME_PLACE).all() and (high >= last - _SAME_PLACE).all()
@@ -164,19 +151,8 @@ def _is_identity(affine: np.ndarray) -> bool:
     return any(np.allclose(affine, np.diag([*signs, 1, 1.0]), atol=1e-4) for signs in ((1, 1), (-1, -1)))
 
 
-def _inside(labels: LabelMap, volume: Volume) -> int:
-    """Labelled voxels whose centres lie in the volume."""
-    ijk = volume.ras_to_ijk(_ras(np.argwhere(labels.array)[:, ::-1], labels.affine))
-    return int(((ijk >= -0.5) & (ijk <= np.array(volume.shape[::-1]) - 0.5)).all(axis=1).sum())
-
-
-def _ras(ijk: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    return ijk @ affine[:3, :3].T + affine[:3, 3]
-
-
-def _grid(shape: tuple[int, ...], affine: np.ndarray) -> str:
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    return f"{_size(shape)} voxels of {' × '.join(f'{mm:.4g}' for mm in spacing)} mm"
+def _grid(volume: Volume) -> str:
+    return f"{_size(volume.shape)} voxels of {' × '.join(f'{mm:.4g}' for mm in volume.spacing)} mm"
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -44,10 +44,33 @@ class LabelChoice:
         return "any" if self.merged else ",".join(self.wanted) or "all labels"
 
 
+class Classified:
+    """What has an array `classes` uint8 with 0 for background, n for the n-th of the chosen labels, and IGNORED for
+    undecided voxels. Where chosen labels overlap, `overlaps` maps a value to its classes."""
+
+    classes: np.ndarray
+    overlaps: Mapping[int, Labels]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The classes that occur, in order."""
+        values = np.unique(self.classes).tolist()
+        return sorted({n for value in values if value not in (0, IGNORED) for n in self.overlaps.get(value, (value,))})
+
+    @property
+    def ignored(self) -> np.ndarray:
+        """Where the annotator left open what there is, which does not count."""
+        return self.classes == IGNORED
+
+    def mask(self, number: int) -> np.ndarray:
+        """Where the n-th class is."""
+        shared = [value for value, numbers in self.overlaps.items() if number in numbers]
+        return np.isin(self.classes, [number, *shared]) if shared else self.classes == number
+
+
 @dataclass(frozen=True, eq=False)
-class Labelled:
-    """A case in memory: the image, and `classes` [k, j, i] uint8 with 0 for background, n for the n-th of the chosen
-    `names`, and IGNORED for undecided voxels. Where chosen labels overlap, `overlaps` maps a value to its classes."""
+class Labelled(Classified):
+    """A case in memory: the image, its classes [k, j, i], and their names."""
 
     case: Case
     volume: Volume
@@ -55,15 +78,6 @@ class Labelled:
     names: tuple[str, ...]
     digest: str
     overlaps: Mapping[int, Labels] = field(default_factory=dict)
-
-    @property
-    def ignored(self) -> np.ndarray:
-        """Undecided voxels [k, j, i], which do not count."""
-        return self.classes == IGNORED
-
-    def mask(self, number: int) -> np.ndarray:
-        """Voxels [k, j, i] of the n-th class."""
-        return class_mask(self.classes, self.overlaps, number)
 
 
 def read_labelled(case: Case, choice: LabelChoice, names: Sequence[str]) -> Labelled:
@@ -80,22 +94,13 @@ def slice_axis(volume: Volume) -> int:
     return widest if spacing[widest] > 1.2 * spacing[0] else 0
 
 
-def class_mask(classes: np.ndarray, overlaps: Mapping[int, Labels], number: int) -> np.ndarray:
-    """Where an array of classes holds class `number`."""
-    shared = [value for value, numbers in overlaps.items() if number in numbers]
-    return np.isin(classes, [number, *shared]) if shared else classes == number
-
-
-def numbers_in(classes: np.ndarray, overlaps: Mapping[int, Labels]) -> list[int]:
-    """The classes that an array of classes holds, in order."""
-    values = np.unique(classes).tolist()
-    return sorted({n for value in values if value not in (0, IGNORED) for n in overlaps.get(value, (value,))})
-
-
 def _classes(labels: np.ndarray, meaning: Meaning, choice: LabelChoice) -> tuple[np.ndarray, dict[int, Labels]]:
     """`classes` and `overlaps` of a `Labelled`."""
     values = list(count_values(labels))
-    chosen = _labels_of_classes(choice, meaning.labels_in(values), meaning.names)
+    there = meaning.labels_in(values)
+    chosen = [{label_of(wanted, there, meaning.names)} for wanted in choice.wanted]
+    if choice.merged:
+        chosen = [set(there)]
     table = np.zeros(max(values) + 1, np.uint8)
     shared: dict[Labels, int] = {}
     for value in values:
@@ -108,14 +113,6 @@ def _classes(labels: np.ndarray, meaning: Meaning, choice: LabelChoice) -> tuple
         elif numbers:
             table[value] = numbers[0]
     return table[labels], {value: numbers for numbers, value in shared.items()}
-
-
-def _labels_of_classes(choice: LabelChoice, there: Sequence[int], names: Mapping[int, str]) -> list[set[int]]:
-    """The labels of one case that belong to each class."""
-    if choice.merged:
-        return [set(there)]
-    found = [label_of(wanted, there, names) for wanted in choice.wanted]
-    return [set() if label is None else {label} for label in found]
 
 
 def label_of(wanted: str, there: Sequence[int], names: Mapping[int, str]) -> int | None:

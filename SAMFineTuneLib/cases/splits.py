@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,12 @@ class Fold:
 
     train: tuple[Case, ...]
     test: tuple[Case, ...]
+
+    @classmethod
+    def holding_out(cls, cases: Sequence[Case], patients: Collection[str]) -> Fold:
+        """Test on the cases of some patients, and train on those of all others."""
+        test = tuple(case for case in cases if case.patient in patients)
+        return cls(tuple(case for case in cases if case.patient not in patients), test)
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,13 @@ def split(
     cases = tuple(cases)
     if shots is not None and folds:
         raise UserError("Shots and folds exclude each other: with shots, all other cases are the test; leave one out.")
-    if shots is not None and not test:
-        return _shots(cases, shots, seed)
+    taught = cases if shots is None else _some_patients(cases, shots, seed)
     if test:
-        cases = cases if shots is None else _some_patients(cases, shots, seed)
-        require_separate(cases, test)
-        return Folds("given", (Fold(cases, tuple(test)),), cases)
+        require_separate(taught, test)
+        return Folds("given", (Fold(taught, tuple(test)),), taught)
+    if shots is not None:
+        rest = Fold.holding_out(cases, {case.patient for case in taught}).train
+        return Folds("shots", (Fold(taught, rest),), taught) if rest else Folds("none", (), taught)
     patients = _shuffled(cases, seed)
     if folds == 0 or len(patients) < 2:
         return Folds("none", (), cases)
@@ -72,12 +79,8 @@ def split(
         folds = min(len(patients), max(2, fold_limit))
     if not 2 <= folds <= len(patients):
         raise UserError(f"{folds} folds cannot be made of {len(patients)} patients; choose 2 to {len(patients)}, or 0.")
-    parts = []
-    for number in range(folds):
-        held = set(patients[number::folds])
-        train = tuple(case for case in cases if case.patient not in held)
-        parts.append(Fold(train, tuple(case for case in cases if case.patient in held)))
-    return Folds("leave-one-out" if folds == len(patients) else "k-fold", tuple(parts), cases)
+    parts = tuple(Fold.holding_out(cases, set(patients[number::folds])) for number in range(folds))
+    return Folds("leave-one-out" if folds == len(patients) else "k-fold", parts, cases)
 
 
 def require_separate(train: Sequence[Case], test: Sequence[Case]) -> None:
@@ -102,10 +105,7 @@ def set_aside(cases: Sequence[Case], count: int | None, seed: int) -> Fold:
         count = len(patients) // 10 if len(patients) >= _MANY_PATIENTS else 0
     if count and count >= len(patients):
         raise UserError(f"{count} patients cannot be set aside for validation from {len(patients)}; choose fewer.")
-    held = set(patients[:count])
-    return Fold(
-        tuple(case for case in cases if case.patient not in held), tuple(case for case in cases if case.patient in held)
-    )
+    return Fold.holding_out(cases, set(patients[:count]))
 
 
 def _shuffled(cases: Sequence[Case], seed: int) -> list[str]:
@@ -124,12 +124,3 @@ def _some_patients(cases: tuple[Case, ...], shots: int, seed: int) -> tuple[Case
         own = [case for case in cases if case.patient == patient]
         chosen.append(own[rng.integers(len(own))])
     return tuple(sorted(chosen, key=lambda case: case.id))
-
-
-def _shots(cases: tuple[Case, ...], shots: int, seed: int) -> Folds:
-    chosen = _some_patients(cases, shots, seed)
-    taught = {case.patient for case in chosen}
-    rest = tuple(case for case in cases if case.patient not in taught)
-    if not rest:
-        return Folds("none", (), chosen)
-    return Folds("shots", (Fold(chosen, rest),), chosen)
