@@ -117,7 +117,7 @@ def _wide_encodings(data: bytes) -> list[str]:
 
 def _rows(text: str, folder: Path) -> list[list[str]]:
     """The cells of non-empty lines, divided by the separator that finds most images and labels."""
-    empty = " \"" + "".join(_SEPARATORS)
+    empty = ' "' + "".join(_SEPARATORS)
     lines = [line for line in text.splitlines() if line.strip(empty) and not line.lstrip().startswith("#")]
     separators = _SEPARATORS
     if lines and lines[0].strip().lower().startswith("sep="):  # Excel's own line
@@ -165,6 +165,4 @@ def _columns(row: Sequence[str], path: Path) -> tuple[dict[str, int], tuple[str,
             f"The first line of “{path.name}” ({', '.join(row)}) has no column {lacking}; name the columns image, "
             "label and patient."
         )
-    return _IN_ORDER, (
-        f"The first line of “{path.name}” ({', '.join(row)}) was taken for names of columns.",
-    )
+    return _IN_ORDER, (f"The first line of “{path.name}” ({', '.join(row)}) was taken for names of columns.",)

@@ -53,9 +53,7 @@ def check_dicom_seg(volume: Volume) -> None:
     _segmentation(highdicom, volume, present, labels, [SegmentInfo("check", 1, (1.0, 1.0, 1.0))])
 
 
-def write_dicom_seg(
-    path: Path, labels: np.ndarray, volume: Volume, segments: Sequence[SegmentInfo]
-) -> tuple[str, ...]:
+def write_dicom_seg(path: Path, labels: np.ndarray, volume: Volume, segments: Sequence[SegmentInfo]) -> tuple[str, ...]:
     """Write a binary DICOM SEG; its segment numbers count from 1 in the order of label values.
 
     Args:
@@ -108,9 +106,7 @@ def _require(volume: Volume):
         raise UserError('DICOM SEG needs one more package: pip install "samfinetune[dicom-seg]".') from error
     source = volume.source
     if source is None or source.format != "DICOM":
-        raise UserError(
-            "DICOM SEG refers to a DICOM series, and this volume is not from one; write .seg.nrrd."
-        )
+        raise UserError("DICOM SEG refers to a DICOM series, and this volume is not from one; write .seg.nrrd.")
     if source.resampled:
         raise UserError(
             "DICOM SEG refers to the images of a series, and this one was interpolated onto even distances; write "
@@ -119,9 +115,7 @@ def _require(volume: Volume):
     return highdicom, [k for k, place in enumerate(source.slices) if place is not None]
 
 
-def _segmentation(
-    highdicom, volume: Volume, present: list[int], numbers: np.ndarray, segments: Sequence[SegmentInfo]
-):
+def _segmentation(highdicom, volume: Volume, present: list[int], numbers: np.ndarray, segments: Sequence[SegmentInfo]):
     """The DICOM SEG of segment `numbers` (from 1) on the slices `present`."""
     datasets = _source_headers(volume)
     sop_class = datasets[0].SOPClassUID
@@ -167,8 +161,7 @@ def _source_headers(volume: Volume) -> list[Dataset]:
     for dataset in datasets:
         if missing := [keyword for keyword in _NEEDED if not uid(read_value(dataset, keyword))]:
             raise UserError(
-                f"The source series lacks {', '.join(missing)}, to which a DICOM SEG refers; write .seg.nrrd "
-                "instead."
+                f"The source series lacks {', '.join(missing)}, to which a DICOM SEG refers; write .seg.nrrd instead."
             )
         for keyword in _MAY_BE_EMPTY:
             if not _is_sound(keyword, read_value(dataset, keyword)):

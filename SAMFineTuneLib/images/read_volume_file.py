@@ -111,8 +111,7 @@ def _plainly_named(path: Path) -> Iterator[Path]:
 
 def _unreadable(path: Path) -> UserError:
     return UserError(
-        f"“{path.name}” cannot be read: it is damaged, cut off or not what its ending says; copy or export "
-        "it again."
+        f"“{path.name}” cannot be read: it is damaged, cut off or not what its ending says; copy or export it again."
     )
 
 

@@ -55,9 +55,7 @@ def compact_labels(labelmap: np.ndarray, volume: Volume) -> np.ndarray:
 
 def require_described(labels: np.ndarray, segments: Sequence[SegmentInfo]) -> None:
     """UserError when a value of the label map has no segment."""
-    nameless = sorted(
-        {int(value) for value in np.unique(labels)} - {0} - {segment.value for segment in segments}
-    )
+    nameless = sorted({int(value) for value in np.unique(labels)} - {0} - {segment.value for segment in segments})
     if nameless:
         values = ", ".join(map(str, nameless))
         raise UserError(f"No segment names the label value {values}; give each value a name and a colour.")

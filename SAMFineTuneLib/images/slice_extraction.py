@@ -112,9 +112,7 @@ def write(
     return tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in changed) if changed.size else None
 
 
-def covered_voxels(
-    mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None = None
-) -> np.ndarray:
+def covered_voxels(mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None = None) -> np.ndarray:
     """Find the voxels that `write` gives the label when nothing is protected.
 
     Only the volume's grid counts, not its values. It may differ from the grid for which the plane was made: of a finer
@@ -297,9 +295,7 @@ def _relabelled(labels: np.ndarray, inside: np.ndarray, value: int, protect: boo
     return np.where(own, labels.dtype.type(value), np.where(others, labels, labels.dtype.type(0)))
 
 
-def _pointed_voxels(
-    mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None
-) -> np.ndarray:
+def _pointed_voxels(mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None) -> np.ndarray:
     """Voxel indices (3, N) as i, j, k of the points (N, 2) that lie in the mask and in the volume."""
     if points is None or not len(points):
         return np.empty((3, 0), np.intp)

@@ -166,9 +166,7 @@ def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
     across, down_axis, slices_axis = view_axes(volume, orientation)
     count = volume.shape[2 - slices_axis]
     if not 0 <= index < count:
-        raise UserError(
-            f"There is no {orientation} slice {index}: the volume has {count}, from 0 to {count - 1}."
-        )
+        raise UserError(f"There is no {orientation} slice {index}: the volume has {count}, from 0 to {count - 1}.")
     columns, rows = (
         -vector if vector[axis] > 0 else vector
         for vector, axis in zip(volume.affine[:3, [across, down_axis]].T, _VIEWS[orientation][1:], strict=True)
