@@ -16,6 +16,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.inference.embedding_cache import Embedding
+from SAMFineTuneLib.inference.volume_memory import VolumeMemory, open_memory
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
 from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
@@ -43,6 +44,8 @@ class Engine(ABC):
     """The device on which it runs: `cpu`, `cuda:1`, …"""
     notices: list[str]
     """Sentences for the user, for example about a fallback to the CPU."""
+    memory: VolumeMemory | None = None
+    """The model's volume memory, where it has one."""
 
     def __init__(self) -> None:
         self.notices = []
@@ -194,7 +197,9 @@ def open_engine(
             )
         from SAMFineTuneLib.inference.onnx_engine import OnnxEngine
 
-        return OnnxEngine(graphs, device, threads)
+        opened: Engine = OnnxEngine(graphs, device, threads)
+        opened.memory = open_memory(model, threads)
+        return opened
     if adapter is not None and exported is None:
         require(
             f"The adapter {adapter.name} has no ONNX files (`samfinetune adapters export` writes them, where PyTorch "
@@ -203,7 +208,9 @@ def open_engine(
         )
     from SAMFineTuneLib.inference.torch_engine import TorchEngine
 
-    return TorchEngine(model, device, precision, adapter, threads)
+    opened = TorchEngine(model, device, precision, adapter, threads)
+    opened.memory = open_memory(model, threads)
+    return opened
 
 
 def _torch_serves_better(device: str, precision: str) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,16 +28,19 @@ from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
 from SAMFineTuneLib.images.slice_plane import view_axes
 from SAMFineTuneLib.inference.input_crop import bounding_box, view_of_box
 from SAMFineTuneLib.inference.mask_shapes import interior_points, interpolate, overlap, pieces
+from SAMFineTuneLib.inference.memory_propagation import MOST_SLICES, Slices, propagate_with_memory
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.inference.slice_stack import Stack, stack_through
 from SAMFineTuneLib.prompts import PlanePrompts
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.inference.predictor import Prediction, Predictor
 
 SMALLEST_PIECE = 0.1
 """Pieces of a mask below this fraction of its largest piece are not propagated."""
+_LEVELS = tuple(np.log(share / (1 - share)) for share in (0.1, 0.3, 0.5, 0.7, 0.9))
+"""Logits at which a mask is cut to tell how likely its pixels are."""
 SMALLEST_SPREAD = 12.0
 """Smallest standard deviation assumed for a structure's grey values (of 255): less is noise, or saturation."""
 
@@ -120,7 +124,11 @@ def propagate(
     """
     settings = settings or PropagationSettings()
     plan = _make_plan(volume, seeds, settings)
-    return _Run(predictor, volume, window, settings, plan, cancelled, Meter(len(plan.indices), progress)).slices()
+    meter = Meter(len(plan.indices), progress)
+    memory = getattr(predictor.engine, "memory", None)
+    if memory is not None and settings.mode is None:
+        return _Remembered(memory, predictor, volume, window, settings, plan, cancelled, meter).slices()
+    return _Run(predictor, volume, window, settings, plan, cancelled, meter).slices()
 
 
 def planned_planes(
@@ -214,8 +222,99 @@ def _interpolated(volume: Volume, plane: SlicePlane) -> frozenset[int]:
     return volume.interpolated if is_own else frozenset()
 
 
+class _Remembered:
+    """One propagation with the volume memory: the slices in blocks, those nearest to a known mask first."""
+
+    def __init__(self, memory, predictor, volume, window, settings, plan, cancelled, meter) -> None:
+        self.predictor, self.settings, self.plan, self.meter = predictor, settings, plan, meter
+        self._picture = lru_cache(2 * MOST_SLICES)(lambda index: picture(volume, plan.stack.plane(index), window))
+        self.known = {front.index: front.mask for front in plan.starts}
+        lowest, highest = plan.starts[0].index, plan.starts[-1].index
+        self.first = plan.first if -1 in plan.steps else lowest
+        self.last = plan.last if 1 in plan.steps else highest
+        stack = Slices(
+            self._picture,
+            plan.stack.count,
+            plan.stack.distance / float(np.mean(plan.stack.plane(lowest).pixel_size)),
+            plan.interpolated,
+        )
+        self.blocks = propagate_with_memory(
+            memory, stack, self.known, self.first, self.last, self._outlined, cancelled
+        )
+        self.masks = dict(self.known)
+        self.wanted = set(plan.indices)
+
+    def slices(self) -> Iterator[PropagatedSlice | PropagationEnd]:
+        absent: set[int] = set()
+        for answers in self.blocks:
+            for index in sorted(answers, key=self._steps_to_known):
+                if index not in self.wanted:
+                    continue
+                answer = answers[index]
+                neighbour = self._neighbour(index, absent)
+                if neighbour is None or not answer.there:
+                    absent.add(index)
+                    continue
+                mask = keep_pieces(answer.mask, neighbour, "touching") if self.settings.keep != "all" else answer.mask
+                self.masks[index] = mask if mask.any() else answer.mask
+                self.meter.step()
+                shared = overlap(neighbour, self.masks[index])
+                yield PropagatedSlice(
+                    self.plan.stack.plane(index), self.masks[index], answer.expected_iou, shared, self._sources(index)
+                )
+        self.meter.skip(len(self.wanted) - len(self.masks) + len(self.known))
+        yield from self._ends(absent)
+
+    def _outlined(self, index: int, mask: np.ndarray) -> np.ndarray:
+        """How likely each pixel belongs to the structure, prompted with each piece of the memory's mask."""
+        if index in self.plan.interpolated:
+            return mask.astype(np.float32)
+        shares = [
+            prompted_by_piece(self.predictor, self._picture(index), piece, self.settings).share_near(piece)
+            for piece in large_pieces(mask)
+        ]
+        return np.max(shares, axis=0)
+
+    def _steps_to_known(self, index: int) -> int:
+        return min(abs(index - start) for start in self.known)
+
+    def _neighbour(self, index: int, absent: set[int]) -> np.ndarray | None:
+        """The mask of the slice next to `index` on the way from the nearest known one; None where the structure has
+        ended before."""
+        start = min(self.known, key=lambda known: abs(index - known))
+        before = index + (1 if start > index else -1)
+        if before in self.masks:
+            return self.masks[before]
+        lowest, highest = self.plan.starts[0].index, self.plan.starts[-1].index
+        return self.known[start] if lowest < index < highest and before in absent else None
+
+    def _sources(self, index: int) -> tuple[str, ...]:
+        """Keys of the prompted planes on either side."""
+        below = [front for front in self.plan.starts if front.index < index][-1:]
+        above = [front for front in self.plan.starts if front.index > index][:1]
+        return tuple(key for front in (*below, *above) for key in front.sources)
+
+    def _ends(self, absent: set[int]) -> Iterator[PropagationEnd]:
+        """Where slices stay empty, and why."""
+        for low, high in zip(self.plan.starts, self.plan.starts[1:], strict=False):
+            empty = [index for index in self.plan.between(low.index, high.index) if index in absent]
+            if empty:
+                where = " to ".join(dict.fromkeys(self.plan.where(index) for index in (empty[0], empty[-1])))
+                yield PropagationEnd(
+                    f"Between {self.plan.where(low.index)} and {self.plan.where(high.index)}, {where} "
+                    f"{'stays' if len(empty) == 1 else 'stay'} empty: the structure is not found there; prompt a slice "
+                    "there."
+                )
+        for step in self.plan.steps:
+            ended = next((index for index in self.plan.beyond(step) if index in absent), None)
+            if ended is not None:
+                yield PropagationEnd(
+                    f"Propagation ended before {self.plan.where(ended)}: the structure is not found there."
+                )
+
+
 class _Run:
-    """One propagation, with what does not change from slice to slice."""
+    """One propagation from slice to slice, with what does not change on its way."""
 
     def __init__(self, predictor, volume, window, settings, plan, cancelled, meter) -> None:
         self.predictor, self.volume, self.window = predictor, volume, window
@@ -332,11 +431,9 @@ class _Run:
         shown = picture(self.volume, plane, self.window)
         carried = np.zeros(front.mask.shape, dtype=bool)
         scores, refusals = [], []
-        before = pieces(front.mask)
-        for piece in before:
-            if np.count_nonzero(piece) < SMALLEST_PIECE * np.count_nonzero(before[0]):
-                break
-            new, score = self._predict(shown, piece)
+        for piece in large_pieces(front.mask):
+            answer = prompted_by_piece(self.predictor, shown, piece, self.settings)
+            new, score = answer.mask_near(piece), answer.score
             reason = self._doubt(piece, new, score, front, None if index in self.plan.interpolated else shown)
             if reason:
                 refusals.append(reason)
@@ -346,21 +443,6 @@ class _Run:
         if not scores:
             return _Refused(index, refusals[0])
         return PropagatedSlice(plane, carried, min(scores), overlap(front.mask, carried), front.sources)
-
-    def _predict(self, shown: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, float]:
-        settings = self.settings
-        spec = self.predictor.engine.spec
-        mode = settings.mode or ("points+mask" if spec.zoom else "mask+box")
-        prompts = derive_prompts(piece, mode, settings.box_margin)
-        # The previous mask defines the view; points alone would not.
-        view = view_of_box(shown.shape, bounding_box(piece), spec.input_size) if spec.zoom else None
-        # Points alone are ambiguous; the previous mask tells which of the model's candidates is meant.
-        points_alone = mode == "points"
-        prediction = self.predictor.predict(shown, prompts, multimask=True if points_alone else None, view=view)
-        merits = np.array([overlap(candidate, piece) for candidate in prediction.masks])
-        best = int(np.argmax(merits if points_alone else merits * prediction.scores))
-        mask, score = prediction.masks[best], float(prediction.scores[best])
-        return keep_pieces(mask, piece, settings.keep), score
 
     def _doubt(
         self, before: np.ndarray, after: np.ndarray, score: float, front: _Front, shown: np.ndarray | None
@@ -384,6 +466,54 @@ class _Run:
         if abs(grey - mean) > self.settings.max_grey_shift * spread:
             return f"what the mask covers looks different (mean grey value {grey:.0f} instead of {mean:.0f})"
         return None
+
+
+def large_pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """The connected pieces of a mask, largest first, without specks."""
+    found = pieces(mask)
+    sizes = [np.count_nonzero(piece) for piece in found]
+    return [piece for piece, size in zip(found, sizes, strict=True) if size >= SMALLEST_PIECE * sizes[0]]
+
+
+@dataclass(frozen=True, eq=False)
+class PieceAnswer:
+    """The model's answer to the prompts that a piece of a mask gives; `keep` as in the settings."""
+
+    prediction: Prediction
+    candidate: int
+    keep: str
+
+    @property
+    def score(self) -> float:
+        """Predicted IoU."""
+        return float(self.prediction.scores[self.candidate])
+
+    def mask_near(self, piece: np.ndarray) -> np.ndarray:
+        """The mask's pieces that continue the piece."""
+        return keep_pieces(self.prediction.masks[self.candidate], piece, self.keep)
+
+    def share_near(self, piece: np.ndarray) -> np.ndarray:
+        """How likely each pixel belongs to the structure (H, W), in fifths; 0 far from the piece's own mask."""
+        logits = self.prediction.low_res_candidates[self.candidate]
+        levels = self.prediction.to_masks(np.stack([logits - level for level in _LEVELS]))
+        return np.mean([keep_pieces(level, piece, self.keep) for level in levels], axis=0, dtype=np.float32)
+
+
+def prompted_by_piece(
+    predictor: Predictor, shown: np.ndarray, piece: np.ndarray, settings: PropagationSettings
+) -> PieceAnswer:
+    """Prompt the model on a picture with a piece of a mask from elsewhere."""
+    spec = predictor.engine.spec
+    mode = settings.mode or ("points+mask" if spec.zoom else "mask+box")
+    prompts = derive_prompts(piece, mode, settings.box_margin)
+    # The piece defines the view; points alone would not.
+    view = view_of_box(shown.shape, bounding_box(piece), spec.input_size) if spec.zoom else None
+    # Points alone are ambiguous; the piece tells which of the model's candidates is meant.
+    points_alone = mode == "points"
+    prediction = predictor.predict(shown, prompts, multimask=True if points_alone else None, view=view)
+    merits = np.array([overlap(candidate, piece) for candidate in prediction.masks])
+    best = int(np.argmax(merits if points_alone else merits * prediction.scores))
+    return PieceAnswer(prediction, best, settings.keep)
 
 
 def keep_pieces(mask: np.ndarray, before: np.ndarray, keep: str) -> np.ndarray:

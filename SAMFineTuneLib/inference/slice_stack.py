@@ -22,6 +22,13 @@ class Stack:
     slices."""
 
     @property
+    def distance(self) -> float:
+        """Millimetres from slice to slice."""
+        if self.count < 2:
+            return float(self.plane(0).thickness)
+        return abs(float((self.plane(1).origin - self.plane(0).origin) @ self.plane(0).normal))
+
+    @property
     def up_is_increasing(self) -> bool:
         """Whether the index grows towards superior, anterior or right, whichever axis the slices follow."""
         if self.count < 2:

@@ -3,7 +3,8 @@
 `encoder.onnx`: `image` (1, C, S, S) -> the embedding's tensors by name. `decoder.onnx`: those, `point_coords`
 (B, N, 2), `point_labels` (B, N), `mask_input` (B, 1, L, L), `has_mask_input` (B,) -> `low_res_masks` (B, T, L, L),
 `iou_predictions` (B, T); B and N are free, everything is float32. `classes.onnx`, where there is a class head: the
-embedding's tensors -> `class_logits` (1, C, L, L).
+embedding's tensors -> `class_logits` (1, C, L, L). `memory.onnx`, the volume memory: `block` (1, C, D, S, S) ->
+`logits` (1, D, S, S), `presence` (1, D); D is a free multiple of 4.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ OPSET = 17
 PROMPTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
 OUTPUTS = ("low_res_masks", "iou_predictions")
 CLASSES = "class_logits"
+MEMORY = ("logits", "presence")
 _FREE = {"point_coords": {0: "prompts", 1: "points"}, "point_labels": {0: "prompts", 1: "points"}} | {
     name: {0: "prompts"} for name in ("mask_input", "has_mask_input", *OUTPUTS)
-}
+} | {"block": {2: "slices"}} | {name: {1: "slices"} for name in MEMORY}
 
 
 def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> ModelFolder:
@@ -123,6 +125,32 @@ def export_onnx(
             _verify(building / "classes", embedding, {CLASSES: classes(*embedding.values())})
         written = [folder / path.name for part in sorted(building.iterdir()) for path in _finish(part, weights)]
     return written
+
+
+def export_memory(network: nn.Module, folder: Path, weights: Path) -> Path:
+    """Write `memory.onnx`, the graph of a volume memory, over its weights.
+
+    Args:
+        network: in float32, on the CPU.
+        folder: gets the file.
+        weights: a safetensors file in `folder` with the network's tensors.
+
+    Returns:
+        The path of the graph.
+    """
+    import torch
+
+    from SAMFineTuneLib.models.volume_block import CELLS, CHANNELS
+
+    require_exporter()
+    with torch.no_grad(), staged_folder(folder) as building:
+        blocks = [torch.linspace(-1, 1, CHANNELS * count * CELLS**2).reshape(1, CHANNELS, count, CELLS, CELLS).sin()
+                  for count in (8, 12)]  # fmt: skip
+        _trace(network, (blocks[0],), building / "memory", ["block"], list(MEMORY))
+        # With another number of slices than in the trace, where it must not have become a constant.
+        _verify(building / "memory", {"block": blocks[1]}, dict(zip(MEMORY, network(blocks[1]), strict=True)))
+        (written,) = _finish(building / "memory", weights)
+    return folder / written.name
 
 
 def _part(network: nn.Module, run: Callable[..., Any]) -> nn.Module:

@@ -31,7 +31,7 @@ ARCHITECTURES = {
     "compact": "SAMFineTune's compact model",
 }
 """What each is called in sentences."""
-FILE_ROLES = ("weights", "encoder", "decoder", "classes")
+FILE_ROLES = ("weights", "encoder", "decoder", "classes", "memory", "memory_weights")
 _CHOICES = {
     "architecture": ARCHITECTURES,
     "resize": ("longest_side_pad", "squash"),
@@ -105,8 +105,8 @@ class ModelSpec:
     licence: str = ""
     source: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Names of the files that exist, by role: `weights`, and the ONNX `encoder`, `decoder` and automatic head
-    (`classes`)."""
+    """Names of the files that exist, by role: `weights`, the ONNX `encoder`, `decoder` and automatic head (`classes`),
+    the ONNX volume memory (`memory`) and its weights (`memory_weights`)."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Hex digests by file name."""
     classes: tuple[str, ...] = ()

@@ -72,12 +72,17 @@ def owning_model(folder: Path, checkpoint: Path, resume: bool) -> Iterator[None]
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> Path:
     """Write the tensors of a model into a folder and return the file."""
+    return write_tensors(folder / WEIGHTS, state)
+
+
+def write_tensors(file: Path, state: Mapping[str, Tensor]) -> Path:
+    """Write tensors as safetensors and return the file."""
     from safetensors.torch import save_file
 
-    with atomic_write(folder / WEIGHTS) as temporary:
+    with atomic_write(file) as temporary:
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, temporary)
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
-    return folder / WEIGHTS
+    return file
 
 
 def _is_running(folder: Path, owner: Owner) -> str:

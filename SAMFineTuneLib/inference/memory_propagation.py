@@ -1,0 +1,242 @@
+"""Propagates a segment with the volume memory: all its known masks answer for many slices at once.
+
+The memory (`models.architectures.volume_memory`) sees a block of slices around the structure. It is asked several
+times: with the known masks first, then with its own earlier answer, around which the block is cut anew; each time the
+answer reaches further. At last the slice model is prompted with the answer on each slice, and a mean of both counts:
+the memory knows where the structure is, the slice model where its border is. Where the structure goes on at an end of
+the block, the next block overlaps this one and has its answers as the earlier ones. On every slice the memory also says
+whether the structure is there at all; propagation ends at the first slice where it is not.
+
+Slices that are much closer to each other than the cells of the block are wide are left out, and so are those that were
+interpolated when the volume was read; their masks are interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from SAMFineTuneLib.inference.block_path import BlockPath, path_through
+from SAMFineTuneLib.inference.progress import Cancelled
+from SAMFineTuneLib.inference.volume_memory import VolumeMemory
+from SAMFineTuneLib.models.volume_block import channels, grey_evidence, stretch
+
+MOST_SLICES = 32
+"""Slices of a block."""
+OVERLAP = 10
+"""Slices that a block shares with the one before."""
+PASSES = 8
+"""How often a block is asked for at most."""
+_MOVED = 0.03  # a path that moves less, in sides of the block, need not be followed again
+_FINEST = 0.5  # cells from slice to slice: slices between closer ones are left out
+_OUTLINED = 2 / 3  # share of the slice model in the mean
+_REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
+
+
+@dataclass(frozen=True, eq=False)
+class SliceAnswer:
+    """The structure on a slice: its `share` of each pixel (H, W), 0 to 1, and how likely it is there at all."""
+
+    share: np.ndarray
+    presence: float
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.share > 0.5
+
+    @property
+    def there(self) -> bool:
+        return self.presence > 0.5 and bool(self.mask.any())
+
+    @property
+    def expected_iou(self) -> float:
+        """IoU of the mask with what the shares say."""
+        inside = self.share[self.mask]
+        return float(inside.sum() / max(len(inside) + self.share.sum() - inside.sum(), 1e-6)) * self.presence
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """The slices that the memory may look at and answer for."""
+
+    picture: Callable[[int], np.ndarray]
+    """Index → picture (H, W), 0 to 255."""
+    count: int
+    distance: float
+    """From slice to slice, in pixels of a slice."""
+    unseen: frozenset[int] = frozenset()
+    """Slices that show nothing of their own, as those interpolated when the volume was read."""
+
+
+def propagate_with_memory(
+    memory: VolumeMemory,
+    slices: Slices,
+    known: Mapping[int, np.ndarray],
+    first: int,
+    last: int,
+    outlined: Callable[[int, np.ndarray], np.ndarray],
+    cancelled: Cancelled = lambda: False,
+) -> Iterator[dict[int, SliceAnswer]]:
+    """Answer for the slices `first` to `last`, block after block.
+
+    Args:
+        memory: the network.
+        slices: the stack.
+        known: masks (H, W) of some slices, not all of them empty; an empty one says that the structure is not there.
+        first, last: outermost slices that are asked for.
+        outlined: how likely each pixel of a slice belongs to the structure (H, W), 0 to 1, as the slice model says when
+            it is prompted with the memory's mask.
+        cancelled: asked before each block and each slice.
+
+    Yields:
+        New answers by slice, also where the structure is not there. A later block does not change them.
+    """
+    run = _Run(memory, slices, known, outlined, cancelled)
+    filled = sorted(index for index, mask in known.items() if mask.any())
+    groups = _grouped(filled)
+    for group in groups:
+        spare = max((MOST_SLICES - (group[-1] - group[0] + 1)) // 2, OVERLAP)
+        if cancelled():
+            return
+        yield from run.block(max(first, group[0] - spare), min(last, group[-1] + spare))
+    for step in (1, -1):
+        while not cancelled():
+            edge = run.edge(filled, step)
+            ahead = MOST_SLICES - OVERLAP
+            start, stop = (edge - OVERLAP + 1, edge + ahead) if step > 0 else (edge - ahead, edge + OVERLAP - 1)
+            limit = last if step > 0 else first
+            if not run.goes_on(edge) or (limit - edge) * step <= 0:
+                break
+            yield from run.block(max(start, first), min(stop, last))
+
+
+def _grouped(indices: list[int]) -> list[list[int]]:
+    """Known slices that fit into one block together."""
+    groups = [[indices[0]]]
+    for index in indices[1:]:
+        if index - groups[-1][0] < MOST_SLICES - 2:
+            groups[-1].append(index)
+        else:
+            groups.append([groups[-1][-1], index] if index - groups[-1][-1] < 2 * MOST_SLICES else [index])
+    return groups
+
+
+class _Run:
+    """What is known and what was answered so far."""
+
+    def __init__(self, memory, slices, known, outlined, cancelled) -> None:
+        self.memory, self.slices, self.known, self.outlined = memory, slices, known, outlined
+        self.cancelled = cancelled
+        self.found: dict[int, SliceAnswer] = {}
+
+    def edge(self, filled: list[int], step: int) -> int:
+        """The outermost slice that is known or answered, as seen from the prompts in a direction."""
+        index = filled[-1 if step > 0 else 0]
+        while index + step in self.found or index + step in self.known:
+            index += step
+        return index
+
+    def goes_on(self, index: int) -> bool:
+        """Whether the structure is still there on a slice."""
+        if index in self.known:
+            return bool(self.known[index].any())
+        return index in self.found and self.found[index].there
+
+    def block(self, start: int, stop: int) -> Iterator[dict[int, SliceAnswer]]:
+        """Answer for slices that have no answer yet."""
+        indices = range(start, stop + 1)
+        before = {index: self.found[index] for index in indices if index in self.found}
+        answers = dict(before)
+        path = self._path(before, indices)
+        for number in range(PASSES):
+            if self.cancelled():
+                return
+            there = {index for index, answer in answers.items() if answer.there}
+            answers = self._ask(path, indices, answers)
+            again = self._path({**answers, **before}, indices)
+            still = there == {index for index, answer in answers.items() if answer.there}
+            if number and still and path.moved(again, indices) < _MOVED:
+                break
+            path = again
+        new = {index: answer for index, answer in answers.items() if index not in self.found}
+        for index, answer in new.items():
+            if self.cancelled():
+                return
+            self.found[index] = answer if index in self.known or not answer.there else self._outlined(index, answer)
+        yield {index: self.found[index] for index in new if index not in self.known}
+
+    def _outlined(self, index: int, answer: SliceAnswer) -> SliceAnswer:
+        """The mean of the memory's and the slice model's answer."""
+        share = (1 - _OUTLINED) * answer.share + _OUTLINED * self.outlined(index, answer.mask)
+        return replace(answer, share=share) if (share > 0.5).any() else answer
+
+    def _path(self, answers: Mapping[int, SliceAnswer], indices: Iterable[int]) -> BlockPath:
+        masks = {index: answers[index].mask for index in indices if index in answers and answers[index].there}
+        masks |= {index: self.known[index] for index in indices if index in self.known and self.known[index].any()}
+        if not masks:  # only when a block begins beyond all that is there
+            masks = {index: mask for index, mask in self.known.items() if mask.any()}
+        return path_through(masks, self.slices.count)
+
+    def _ask(self, path: BlockPath, indices: range, earlier: Mapping[int, SliceAnswer]) -> dict[int, SliceAnswer]:
+        """The memory's answer for a block, given an earlier one."""
+        shown = self._shown(indices, path)
+        references = self._references(shown)
+        cells = stretch(np.stack([path.cut(self.slices.picture(index), index) for index in (*shown, *references)]))
+        image, elsewhere = cells[: len(shown)], cells[len(shown) :]
+        known = np.array([index in self.known for index in shown])
+        masks, before = np.zeros_like(image), np.full_like(image, 0.5)
+        for number, index in enumerate(shown):
+            if known[number]:
+                masks[number] = path.cut(self.known[index], index)
+            elif index in earlier:
+                before[number] = path.cut(earlier[index].share, index)
+        told = [path.cut(self.known[index], index) for index in references]
+        evidence = grey_evidence(image, np.concatenate([image[known], elsewhere]), np.stack([*masks[known], *told]))
+        distance = self.slices.distance * float(np.median(np.diff(shown)) if len(shown) > 1 else 1)
+        logits, presence = self.memory(
+            _whole(channels(image, evidence, known, masks, before, distance / path.cell), len(shown))
+        )
+        shares, presence = (1 / (1 + np.exp(-values[: len(shown)])) for values in (logits, presence))
+        return self._placed(shares, presence, shown, path)
+
+    def _shown(self, indices: range, path: BlockPath) -> list[int]:
+        """The slices of a block that the memory sees: known ones, both ends, and others at a useful distance."""
+        seen = [index for index in indices if index not in self.slices.unseen or index in self.known]
+        seen = seen or list(indices)
+        step = max(1, round(_FINEST * path.cell / self.slices.distance))
+        fixed = [seen[0], *(index for index in seen[1:-1] if index in self.known), seen[-1]]
+        chosen = {fixed[-1]}
+        for low, high in zip(fixed, fixed[1:], strict=False):
+            between = [index for index in seen if low <= index < high]
+            chosen.update(between[:: min(step, max(len(between), 1))])
+        return sorted(chosen)
+
+    def _references(self, shown: list[int]) -> list[int]:
+        """Known slices beyond a block, nearest first."""
+        middle = (shown[0] + shown[-1]) / 2
+        others = [index for index, mask in self.known.items() if index not in shown and mask.any()]
+        return sorted(others, key=lambda index: abs(index - middle))[:_REFERENCES]
+
+    def _placed(self, shares, presence, shown: list[int], path: BlockPath) -> dict[int, SliceAnswer]:
+        """Answers for all slices between the first and the last that were shown; others are interpolated."""
+        shape = next(iter(self.known.values())).shape
+        found = {}
+        for index in range(shown[0], shown[-1] + 1):
+            upper = int(np.searchsorted(shown, index))
+            lower = upper if shown[upper] == index else upper - 1
+            part = 0.0 if lower == upper else (index - shown[lower]) / (shown[upper] - shown[lower])
+            cells, sure = ((1 - part) * values[lower] + part * values[upper] for values in (shares, presence))
+            found[index] = SliceAnswer(path.paste(cells, index, shape), float(sure))
+        return found
+
+
+def _whole(block: np.ndarray, count: int) -> np.ndarray:
+    """A block whose number of slices is a multiple of 4: the last one again, as one of which nothing is known."""
+    missing = -count % 4
+    if not missing:
+        return block
+    block = np.concatenate([block, np.repeat(block[:, -1:], missing, axis=1)], axis=1)
+    block[2:5, count:] = 0
+    return block

@@ -1,0 +1,231 @@
+"""Pre-train the volume memory on synthetic volumes: resumable, bounded by minutes or by steps.
+
+Each step draws a volume and a few structures in it, each with known slices of its own (`volume_items`), and often an
+earlier answer: one drawn with the faults of an answer, or the network's own. Everything random in step n follows from
+(seed, n) alone, so that a resumed run repeats the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import sha256_of
+from SAMFineTuneLib.models.architectures.volume_memory import VolumeMemory
+from SAMFineTuneLib.models.onnx_export import export_memory
+from SAMFineTuneLib.models.spec import ModelFolder, write_spec
+from SAMFineTuneLib.training.memory import device_of
+from SAMFineTuneLib.training.pretraining import Progress, owning_model, reporter, state_of, write_tensors
+from SAMFineTuneLib.training.stopping import interruptible, stopping
+from SAMFineTuneLib.training.synthetic_volumes import GENERATOR_VERSION, synthetic_volume
+from SAMFineTuneLib.training.training_loop import Schedule, Training, load_training, train
+from SAMFineTuneLib.training.volume_items import draw_items
+
+STRUCTURES = 4
+"""Structures of a volume that a step shows at most."""
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.01
+WARM_UP = 0.03
+EMA_DECAY = 0.998
+AGAIN = 0.6
+"""Part of the steps in which the network sees its own answer, after AGAIN_PASSES passes, drawn from these."""
+AGAIN_PASSES = (1, 1, 2, 4)
+CHECKPOINT_NAME = "checkpoint.pt"
+MEMORY_WEIGHTS = "memory.safetensors"
+_KNOWN_SHARE = 0.2  # weight of the known slices in the loss
+_MEMORY = "; volume memory: "  # between how a model was made and how its memory was, in its description
+
+
+class MemoryBatches(torch.utils.data.Dataset):
+    """Batch `n` of a run: a pure function of (seed, n)."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        """`block` (B, CHANNELS, D, 64, 64), `target` (B, D, 64, 64) shares, `present` and `known` (B, D) bool."""
+        torch.set_num_threads(1)
+        attempt, items = 0, []
+        while len(items) < 2:  # a few volumes show nothing that could be asked for
+            seed = (self.seed, step, attempt)
+            items = draw_items(np.random.default_rng((*seed, 1)), synthetic_volume((*seed, 0)), STRUCTURES)
+            attempt += 1
+        return {
+            name: torch.from_numpy(np.stack([getattr(item, name) for item in items]))
+            for name in ("block", "target", "present", "known")
+        }
+
+
+def _loss(logits: Tensor, presence: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Dice + cross-entropy of the structure + cross-entropy of its presence; and the soft Dice."""
+    target = batch["target"]
+    weight = (1 - (1 - _KNOWN_SHARE) * batch["known"].float())[:, :, None, None]
+    share = logits.sigmoid()
+    overlap, sizes = ((weight * part).sum((1, 2, 3)) for part in (share * target, share + target))
+    dice = (2 * overlap + 8) / (sizes + 8)
+    wrong = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
+    # Divided by the structure's size and not the block's, or small structures would not count.
+    cross_entropy = wrong.sum((1, 2, 3)) / (2 * target.sum((1, 2, 3))).clamp(min=400)
+    there = F.binary_cross_entropy_with_logits(presence, batch["present"].float())
+    return (1 - dice + 0.5 * cross_entropy).mean() + 0.2 * there, dice.mean()
+
+
+def _whole(block: Tensor) -> Tensor:
+    """Blocks whose number of slices is a multiple of 4: the last slice again, as one of which nothing is known."""
+    count = block.shape[2]
+    if not -count % 4:
+        return block
+    block = torch.cat([block, block[:, :, -1:].expand(-1, -1, -count % 4, -1, -1)], 2)
+    block[:, 2:5, count:] = 0
+    return block
+
+
+def _answer(network: VolumeMemory, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """The network's answer, often to blocks with its own earlier one, on all slices or on some, as propagation asks."""
+    count = batch["block"].shape[2]
+    block = _whole(batch["block"]).contiguous(memory_format=torch.channels_last_3d)
+    for _ in range(int(rng.choice(AGAIN_PASSES)) if rng.random() < AGAIN else 0):
+        with torch.no_grad():
+            earlier = 2 * network(block)[0].sigmoid() - 1
+        if rng.random() < 0.25:
+            some = torch.from_numpy(rng.random(earlier.shape[:2]) < 0.6).to(earlier.device)
+            earlier = earlier * some[:, :, None, None]
+        block = block.clone()
+        block[:, 4] = earlier
+    return tuple(part[:, :count] for part in network(block))
+
+
+def pretrain_memory(
+    output_folder: Path,
+    base: ModelFolder,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    start: ModelFolder | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    device: str = "auto",
+    workers: int = 1,
+    cancel: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Train a volume memory and write a copy of a model with it.
+
+    Args:
+        output_folder: Folder of the new model.
+        base: The model that gets the memory. Its other files stay as they are.
+        minutes: Wall-clock time after which the training ends; such a run is not repeatable to the bit.
+        steps: Steps after which it ends; with `minutes`, whichever comes first.
+        seed: Start of all random numbers.
+        resume: Whether to go on from the folder's checkpoint, if there is one.
+        start: A model whose memory the training begins with; random weights without.
+        progress: Told after every step; it measures `loss` and `dice`.
+        device: A PyTorch device, or "auto".
+        workers: Processes that draw volumes ahead. With any, the caller's script needs the usual
+            `if __name__ == "__main__"` guard.
+        cancel: Asked many times a second whether to stop.
+
+    Returns:
+        The folder.
+
+    Raises:
+        Stopped: When `cancel` says so; `resume` goes on later.
+        UserError: For a folder or a base that cannot be used, and while another process trains into the folder.
+    """
+    if not minutes and not steps:
+        raise UserError("Pre-training needs a number of minutes or of steps.")
+    place = torch.device(device_of(device))
+    output_folder = Path(output_folder).expanduser()
+    checkpoint = output_folder / CHECKPOINT_NAME
+    with owning_model(output_folder, checkpoint, resume):
+        about = load_training(checkpoint)["about"] if resume and checkpoint.exists() else {}
+        network, origin = _new_memory(seed, None if about else start)
+        origin = about.get("origin", origin)
+        network = network.to(place).to(memory_format=torch.channels_last_3d).train()
+        average = deepcopy(network).eval().requires_grad_(False)
+        look, schedule = stopping(cancel), Schedule(LEARNING_RATE, WARM_UP, steps, minutes)
+        interruptible(network, look)
+        batches = None
+
+        def gradients(step: int) -> dict[str, float]:
+            nonlocal batches
+            batches = batches or _batches(seed, step, workers)
+            batch = {name: value.to(place) for name, value in next(batches).items()}
+            loss, dice = _loss(*_answer(network, batch, np.random.default_rng((seed, step, 2))), batch)
+            loss.backward()
+            return {"loss": float(loss.detach()), "dice": float(dice.detach())}
+
+        def follow(steps: int) -> None:
+            """Move the average towards the network."""
+            decay = min(EMA_DECAY, steps / (steps + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+        history = train(
+            Training(
+                state=state_of(model=network, average=average),
+                optimiser=torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+                gradients=gradients, schedule=schedule, seed=(seed,), about={"seed": seed, "origin": origin},
+                after_step=follow, report=reporter(progress, schedule, 1), look=look,
+            ),
+            checkpoint,
+        )  # fmt: skip
+        source = (
+            f"samfinetune pretrain --memory: generator {GENERATOR_VERSION}, seed {seed}, {history.step} volumes, "
+            f"{history.seconds / 60:.0f} minutes"
+        )
+        return add_memory(average, source + (f", after: {origin}" if origin else ""), base, output_folder)
+
+
+def _batches(seed: int, start: int, workers: int):
+    dataset = MemoryBatches(seed)
+    extra = {"multiprocessing_context": "spawn", "prefetch_factor": 6} if workers else {}
+    order = range(start, len(dataset))
+    return iter(torch.utils.data.DataLoader(dataset, None, sampler=order, num_workers=workers, **extra))
+
+
+def _new_memory(seed: int, start: ModelFolder | None) -> tuple[VolumeMemory, str]:
+    """A memory with random weights, or that of the model `start` and how it was made."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = VolumeMemory()
+    if start is None:
+        return network, ""
+    from safetensors.torch import load_file
+
+    try:
+        network.load_state_dict(load_file(start.file("memory_weights")))
+    except RuntimeError as error:
+        raise UserError(f"The memory of {start.spec.id} is of another kind; train without it.") from error
+    return network, start.spec.source.partition(_MEMORY)[2]
+
+
+def add_memory(network: VolumeMemory, source: str, base: ModelFolder, folder: Path) -> Path:
+    """Write a copy of a model into a folder, with `memory.safetensors` (half precision) and the graph over it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in base.spec.sha256:
+        if not name.startswith("memory.") and folder.resolve() != base.path.resolve():
+            shutil.copyfile(base.path / name, folder / name)
+    half = {name: value.detach().cpu().half() for name, value in network.state_dict().items()}
+    weights = write_tensors(folder / MEMORY_WEIGHTS, half)
+    # The graph is exported from the rounded weights, which it refers to.
+    rounded = VolumeMemory().eval()
+    rounded.load_state_dict(half)
+    graph = export_memory(rounded, folder, weights)
+    files = {**base.spec.files, "memory_weights": weights.name, "memory": graph.name}
+    digests = {**base.spec.sha256, **{path.name: sha256_of(path) for path in (weights, graph)}}
+    about = base.spec.source.partition(_MEMORY)[0] + _MEMORY + source
+    write_spec(replace(base.spec, files=files, sha256=digests, source=about), folder)
+    return folder
