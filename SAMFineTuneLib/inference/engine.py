@@ -16,7 +16,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.inference.embedding_cache import Embedding
-from SAMFineTuneLib.inference.volume_memory import VolumeMemory, open_memory
+from SAMFineTuneLib.inference.onnx_memory import VolumeMemory, open_memory
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
 from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from SAMFineTuneLib.inference.block_path import BlockPath, path_through
+from SAMFineTuneLib.inference.onnx_memory import VolumeMemory
 from SAMFineTuneLib.inference.progress import Cancelled
-from SAMFineTuneLib.inference.volume_memory import VolumeMemory
 from SAMFineTuneLib.models.volume_block import channels, grey_evidence, stretch
 
 MOST_SLICES = 32
