@@ -80,14 +80,15 @@ def _list(store: Store, args: argparse.Namespace) -> None:
          "where": "download" if entry.downloadable else "import", "licence": entry.licence}
         for entry in known_models().values() if entry.id not in installed
     ]  # fmt: skip
-    console.document(folder=store.folder, models=models, problems=store.problems())
+    problems = store.problems()
+    console.document(folder=store.folder, models=models, problems=problems)
     rows = [("ID", "MODEL", "SIZE", "WHERE", "LICENCE")]
     for model in models:
         size = readable_size(model["bytes"]) if model["bytes"] else "-"
         rows.append((model["id"], model["name"], size, model["where"], model["licence"] or "-"))
     print_table(rows)
     print(f"\nInstalled models are in {store.folder}; `samfinetune models show ID` tells more.")
-    for problem in store.problems():
+    for problem in problems:
         print(f"Not usable: {problem}")
 
 

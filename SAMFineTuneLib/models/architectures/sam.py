@@ -8,7 +8,6 @@ Shapes: B prompts, N points, T mask tokens, S input side, G embedding side, L = 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -130,7 +129,7 @@ def _vit(state: State) -> tuple[str, nn.Module, int]:
     """
     width, channels, patch_size, _ = _shape(state, "image_encoder.patch_embed.proj.weight", 4)
     grid = _shape(state, "image_encoder.pos_embed", 4)[1]
-    depth = _count(state, r"image_encoder\.blocks\.(\d+)\.")
+    depth = tiny_vit.how_many(state, r"image_encoder\.blocks\.(\d+)\.")
     lengths = [_shape(state, f"image_encoder.blocks.{i}.attn.rel_pos_h", 2) for i in range(depth)]
     reaches = [(length + 1) // 2 for length, _ in lengths]
     windows = {reach for reach in reaches if reach != grid}
@@ -179,13 +178,13 @@ def _mask_decoder(state: State) -> nn.Module:
     return modeling().MaskDecoder(
         num_multimask_outputs=tokens - 1,
         transformer=modeling().TwoWayTransformer(
-            depth=_count(state, r"mask_decoder\.transformer\.layers\.(\d+)\.") or 2,
+            depth=tiny_vit.how_many(state, r"mask_decoder\.transformer\.layers\.(\d+)\.") or 2,
             embedding_dim=width,
             mlp_dim=_shape(state, "mask_decoder.transformer.layers.0.mlp.lin1.weight", 2)[0],
             num_heads=DECODER_HEADS,
         ),
         transformer_dim=width,
-        iou_head_depth=_count(state, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.") or 3,
+        iou_head_depth=tiny_vit.how_many(state, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.") or 3,
         iou_head_hidden_dim=_shape(state, "mask_decoder.iou_prediction_head.layers.0.weight", 2)[0],
     )
 
@@ -199,8 +198,3 @@ def _shape(state: State, name: str, dimensions: int) -> tuple[int, ...]:
     if state[name].ndim != dimensions:
         raise UserError(f"{name} has shape {tuple(state[name].shape)}, which is not SAM's.")
     return tuple(state[name].shape)
-
-
-def _count(state: State, pattern: str) -> int:
-    """How many numbered items match: one more than the highest number."""
-    return 1 + max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1)

@@ -47,22 +47,24 @@ def build_tiny_vit(state: Mapping[str, Tensor]) -> tuple[str, TinyViT]:
                 "its TinyViT has another stem than MobileSAM's (two 3 x 3 convolutions) and LiteMedSAM's (two 1 x 1): "
                 f"image_encoder.patch_embed.seq.0.c.weight has shape {tuple(stem.shape)}."
             )
-        blocks: dict[int, int] = {}
-        for name in state:
-            if match := re.match(r"image_encoder\.layers\.(\d+)\.blocks\.(\d+)\.", name):
-                stage, block = int(match[1]), int(match[2])
-                blocks[stage] = max(blocks.get(stage, 0), block + 1)
-        stages = tuple(_stage_shape(state, stage, depth) for stage, depth in sorted(blocks.items()))
+        count = how_many(state, r"image_encoder\.layers\.(\d+)\.blocks\.")
+        if count != 4:
+            raise UserError(f"its TinyViT has {count} stages, MobileSAM's and LiteMedSAM's have four.")
+        stages = [_stage_shape(state, stage) for stage in range(count)]
     except KeyError as error:
         raise UserError(f"the tensor {error.args[0]} of its TinyViT is missing.") from None
-    if sorted(blocks) != [0, 1, 2, 3]:
-        raise UserError(f"its TinyViT has {len(blocks)} stages, MobileSAM's and LiteMedSAM's have four.")
     name, stride = ("mobile_sam", 4) if kernel == 3 else ("lite_medsam", 1)
     return name, TinyViT(stem.shape[1], stride, stages)
 
 
-def _stage_shape(state: Mapping[str, Tensor], stage: int, depth: int) -> StageShape:
+def how_many(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many numbered modules a state dict has: one more than the highest number in its names."""
+    return 1 + max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1)
+
+
+def _stage_shape(state: Mapping[str, Tensor], stage: int) -> StageShape:
     first = f"image_encoder.layers.{stage}.blocks.0"
+    depth = how_many(state, rf"image_encoder\.layers\.{stage}\.blocks\.(\d+)\.")
     if stage == 0:
         hidden, width = state[f"{first}.conv1.c.weight"].shape[:2]
         return StageShape(width, depth, hidden)

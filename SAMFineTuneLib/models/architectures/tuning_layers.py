@@ -7,7 +7,7 @@ Shapes: d width of a layer, r rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -181,11 +181,10 @@ def add_bottlenecks_of(network: nn.Module, state: Mapping[str, Tensor]) -> None:
                 raise UserError(f"the Adapter {match[2]} belongs to {match[1]}, which is not there.") from None
 
 
-def bottlenecks(network: nn.Module) -> Iterator[str]:
+def bottlenecks(network: nn.Module) -> list[str]:
     """Names of the Adapters in a network."""
-    for name, _ in network.named_modules():
-        if name.rpartition(".")[2] in (_AFTER, _BESIDE, _TOKENS):
-            yield name
+    kinds = (_AFTER, _BESIDE, _TOKENS)
+    return [name for name, _ in network.named_modules() if name.rpartition(".")[2] in kinds]
 
 
 def _host(network: nn.Module, name: str, kind: str, width: int, hidden: int) -> None:

@@ -92,8 +92,7 @@ def load_own_checkpoint(path: Path, device: Any = "cpu") -> Any:
     Raises:
         UserError: when this PyTorch could run code in the file. Its own errors about damaged files pass through.
     """
-    torch = require_safe_torch(path)
-    return torch.load(path, map_location=device, weights_only=True)
+    return require_safe_torch(path).load(path, map_location=device, weights_only=True)
 
 
 def unwrap(content: Any, path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
