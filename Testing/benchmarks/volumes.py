@@ -45,6 +45,7 @@ from SAMFineTuneLib.inference.engine import open_engine
 from SAMFineTuneLib.inference.mask_shapes import pieces
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.progress import Meter, Progress
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.mask_metrics import dice
 from SAMFineTuneLib.metrics.patient_statistics import bootstrap_interval
 from SAMFineTuneLib.models.store import Store
@@ -133,18 +134,25 @@ def structures(name: str, most: int | None) -> list[Structure]:
     return list(itertools.islice(found, most))
 
 
-def segment(predictor: Predictor, one: Structure, places: Sequence[int], carry: str | None) -> np.ndarray:
+def segment(
+    predictor: Predictor, one: Structure, places: Sequence[int], carry: str | None, settings: dict | None = None
+) -> np.ndarray:
     """The mask [k, j, i] from boxes on slices, carried in a direction of `Segmenter.propagate` or not at all."""
     segmenter = Segmenter(one.volume, predictor=predictor, tell=lambda _: None)
     for index in places:
         for corners in one.boxes_on(index):
             segmenter.box(*corners, space="ijk", orientation=one.orientation)
-    if carry is not None and segmenter.mask().any():
-        segmenter.propagate(direction=carry)
+    session = segmenter.predict().session
+    starts = [plane for value, plane in segmenter.prompted_planes if session.mask(value, plane).any()]
+    if carry is not None and len(starts) >= (2 if carry == "fill" else 1):
+        if settings:
+            session.finish(session.propagate(1, PropagationSettings(direction=carry, **settings)))
+        else:
+            segmenter.propagate(direction=carry)
     return segmenter.mask()
 
 
-def measure(predictor: Predictor, one: Structure, counts: Sequence[int]) -> dict:
+def measure(predictor: Predictor, one: Structure, counts: Sequence[int], settings: dict) -> dict:
     """The figures of a structure."""
     own = one.own_slices.tolist()
     every = segment(predictor, one, own, None)
@@ -152,7 +160,7 @@ def measure(predictor: Predictor, one: Structure, counts: Sequence[int]) -> dict
     for count in counts:
         places = spread(own, count)
         start = time.perf_counter()
-        mask = segment(predictor, one, places, "both" if count == 1 else "fill")
+        mask = segment(predictor, one, places, "both" if count == 1 else "fill", settings)
         seconds = time.perf_counter() - start
         over, short = ends(mask, one.mask, one.axis)
         figures["boxes"][str(count)] = {
@@ -175,6 +183,7 @@ def main() -> int:
     add("--all", action="store_const", const=None, dest="most", help="all structures of each set")
     add("--each", action="store_true", help="print a line for each structure, too")
     add("--model", default="compact", help="a model's id or folder (default: the bundled one)")
+    add("--settings", default="", help="of the propagation, such as mode=box,min_overlap=0.3 (default: the usual ones)")
     add("--threads", type=int, metavar="N", help="processor cores that an answer may use (default: all)")
     add("-o", "--output", type=Path, help="JSON file for the figures; what it holds is not measured again")
     args = parser.parse_args()
@@ -182,11 +191,12 @@ def main() -> int:
         counts = parse_counts(args.boxes)
         chosen = [one for name in args.sets.split(",") for one in structures(name, args.most)]
         engine = open_engine(Store().find(args.model), threads=args.threads)
-        figures = started(args.output, engine.digest)
+        settings = parse_settings(args.settings)
+        figures = started(args.output, f"{engine.digest} {args.settings}".strip())
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    run(Predictor(engine, EmbeddingCache()), chosen, counts, figures, args.output)
+    run(Predictor(engine, EmbeddingCache()), chosen, counts, settings, figures, args.output)
     rows = {}
     for one in chosen:
         own = figures["structures"][key_of(one)]
@@ -209,17 +219,28 @@ def parse_counts(text: str) -> list[int]:
     return counts
 
 
+def parse_settings(text: str) -> dict[str, str | float]:
+    """Values of `PropagationSettings` by name; UserError where they cannot be used."""
+    values = dict(item.partition("=")[::2] for item in text.split(",") if item)
+    try:
+        settings = {name: value if name in ("mode", "keep") else float(value) for name, value in values.items()}
+        PropagationSettings(**settings)
+    except (TypeError, ValueError):
+        raise UserError(f"{text!r} are not settings of a propagation; give some as mode=box,min_overlap=0.3.") from None
+    return settings
+
+
 def key_of(one: Structure) -> str:
     return f"{one.group}: {one.name}"
 
 
 def started(output: Path | None, model: str) -> dict:
-    """The figures in the file; UserError where they are another model's."""
+    """The figures in the file; UserError where they are another model's or made with other settings."""
     if output is None or not output.exists():
         return {"model": model, "structures": {}}
     figures = json.loads(output.read_text(encoding="utf-8"))
     if figures["model"] != model:
-        raise UserError(f"{output} holds the figures of another model; give another file.")
+        raise UserError(f"{output} holds the figures of another model or of other settings; give another file.")
     return figures
 
 
@@ -230,8 +251,9 @@ def save(figures: dict, output: Path | None) -> None:
 
 
 def run(
-    predictor: Predictor, chosen: Sequence[Structure], counts: Sequence[int], figures: dict, output: Path | None
-) -> None:
+    predictor: Predictor, chosen: Sequence[Structure], counts: Sequence[int], settings: dict, figures: dict,
+    output: Path | None,
+) -> None:  # fmt: skip
     """Measure what is missing; the figures of a structure are on disk before the next one begins."""
     known = figures["structures"]
     meter = Meter(len(chosen), tell)
@@ -241,7 +263,7 @@ def run(
         if not missing:
             meter.skip(1)
             continue
-        found = measure(predictor, one, missing)
+        found = measure(predictor, one, missing, settings)
         for kind in ("boxes", "contour"):
             found[kind] = before[kind] | found[kind]
         known[key_of(one)] = found
