@@ -1,4 +1,4 @@
-"""Limits what a corrective click changes in a mask, and makes the clicked place what the user said.
+"""Limits what a corrective click changes in a mask, and sets the clicked pixels to what the user said.
 
 A click corrects its surroundings, but the model's new answer may differ anywhere. So the mask far from a click changes
 only where the model is sure.

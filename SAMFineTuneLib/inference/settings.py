@@ -78,7 +78,7 @@ class EverythingSettings:
     min_link: float = 0.5
     """Smallest IoU of two masks of one object in neighbouring slices."""
     max_gap: int = 1
-    """So many slices without the object are interpolated between two that show it."""
+    """Up to this many slices without the object are interpolated between two that show it."""
     min_slices: int = 2
     """An object in fewer slices is dropped."""
 

@@ -67,7 +67,7 @@ class Card:
     curves: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     """`steps`, `loss`, `dice`, …: the course of the training."""
     seconds: float | None = None
-    """How long the training took."""
+    """How long the training took, in seconds."""
     hardware: str = ""
     base: str = ""
     base_digest: str = ""
