@@ -54,7 +54,7 @@ def examine(
     path = Path(path)
     if path.is_dir():
         if like or base:
-            raise UserError(f"{path} is a folder whose {SPEC_FILE} says how it is used; --like and --base are for files.")
+            raise UserError(f"{path} is a folder described by its {SPEC_FILE}; --like and --base are for files.")
         return _examine_folder(path, model_id)
     from SAMFineTuneLib.models.formats.recognise_checkpoint import recognise
 
