@@ -173,8 +173,7 @@ class SceneSync:
         for job in jobs:
             self.client.cancel(job, keep_results=False)
         if table is not None:
-            for value in table.told_values():
-                self.client.remove_segment(value)
+            table.remove_all(self.client)
 
     def _drop(self) -> None:
         """End the work; the scene stays as it is."""

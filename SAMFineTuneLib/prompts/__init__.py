@@ -7,7 +7,7 @@ from SAMFineTuneLib.prompts.scribble_prompt import ScribblePrompt  # isort: skip
 from SAMFineTuneLib.prompts.lasso_prompt import LassoPrompt  # isort: skip
 from SAMFineTuneLib.prompts.mask_prompt import MaskPrompt  # isort: skip
 from SAMFineTuneLib.prompts.markups_file import read_markups, write_markups
-from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, on_planes
+from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, planes_of
 from SAMFineTuneLib.prompts.prompt_kind import Prompt
 from SAMFineTuneLib.prompts.prompt_set import (
     LARGEST_VALUE,
@@ -34,7 +34,7 @@ __all__ = [
     "ScribblePrompt",
     "SegmentPrompts",
     "merge_prompts",
-    "on_planes",
+    "planes_of",
     "prompt_planes",
     "prompts_from_dict",
     "prompts_to_dict",

@@ -20,8 +20,8 @@ from SAMFineTuneLib.images.slice_plane import (
     view_axes,
 )
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.prompts.checked_json import Coordinates, mapping, numbers, required, sequence
-from SAMFineTuneLib.prompts.plane_prompts import PromptsByPlane, patient_axis
+from SAMFineTuneLib.prompts.checked_json import Coordinates, mapping, numbers, required, vectors
+from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, PlanesOfView, patient_axis
 from SAMFineTuneLib.prompts.prompt_kind import Marker, Markup, Prompt, Ras, Tool, checked_ras, prompt_kind
 
 _EMPTY = 1e-3  # pixels: a thinner box has no area
@@ -45,8 +45,8 @@ class BoxPrompt(Prompt):
     tools = (Tool("box", "Box", "Box", "O", "box", "Drag a box close round the structure."),)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "corner_a", checked_ras(self.corner_a, "A box corner"))
-        object.__setattr__(self, "corner_b", checked_ras(self.corner_b, "A box corner"))
+        for name in ("corner_a", "corner_b"):
+            object.__setattr__(self, name, checked_ras(getattr(self, name), "A box corner"))
 
     @property
     def anchor(self) -> Ras:
@@ -56,30 +56,31 @@ class BoxPrompt(Prompt):
     def geometry(self) -> np.ndarray:
         return np.sort(np.array([self.corner_a, self.corner_b]), axis=0)
 
-    def project(self, planes: PromptsByPlane, what: str) -> None:
+    def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
         corners = np.array([self.corner_a, self.corner_b])
         plane = planes.plane_of(corners, what, "a corner", "both corners")
         if plane is not None:
-            _set_box(planes, plane, _rectangle(plane, corners, what), what)
-            return
-        volume, axis = planes.volume, planes.axis
-        ends = volume.ras_to_ijk(corners)[:, axis]
-        if max(ends) < -0.5 or min(ends) > volume.shape[2 - axis] - 0.5:
-            _refuse_outside(volume, corners, what)
-        reached = False
-        for plane in planes.between(min(ends), max(ends)):
+            box = _rectangle(plane, corners, what)
+            found = _boxes(plane, box, _EMPTY)
+            corners = plane.pixel_to_ras(box.reshape(2, 2))
+        else:
+            volume, axis, found = planes.volume, planes.axis, {}
             on_slice = volume.ras_to_ijk(corners)
-            on_slice[:, axis] = plane.index  # the corners, moved along the volume's own axis onto this slice
-            reached |= _set_box_3d(planes, plane, _rectangle(plane, volume.ijk_to_ras(on_slice), what))
-        if not reached:
-            _refuse_outside(volume, corners, what)
+            ends = sorted(on_slice[:, axis])
+            outside = ends[1] < -0.5 or ends[0] > volume.shape[2 - axis] - 0.5
+            for plane in [] if outside else planes.between(*ends):
+                on_slice[:, axis] = plane.index  # the corners, moved along the volume's own axis onto this slice
+                found |= _boxes(plane, _rectangle(plane, volume.ijk_to_ras(on_slice), what), _NARROW)
+        if not found:
+            _refuse_outside(planes.volume, corners, what)
+        return found
 
     def remark(self, volume: Volume, orientation: str) -> str | None:
         """About a box that is flat in the patient's axes, as an untilted view shows it, on a tilted volume."""
         corners = np.array([self.corner_a, self.corner_b])
         axis = view_axes(volume, orientation)[2]
         ends = volume.ras_to_ijk(corners)[:, axis]
-        planes = PromptsByPlane(volume, "", orientation, ())
+        planes = PlanesOfView(volume, orientation)
         if abs(ends[1] - ends[0]) <= 0.5 or planes.plane_of(corners, "", "", "") is None:
             return None
         first, middle, last = (nearest_slice(volume, axis, at) for at in (ends.min(), ends.mean(), ends.max()))
@@ -147,7 +148,7 @@ class Box3DPrompt(Prompt):
     def anchor(self) -> Ras:
         return self.center
 
-    def project(self, planes: PromptsByPlane, what: str) -> None:
+    def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
         volume = planes.volume
         half = np.array(self.size) / 2
         corners = self.center + box_corners(-half, half) @ np.array(self.axes)
@@ -155,17 +156,17 @@ class Box3DPrompt(Prompt):
         if (ijk.max(axis=0) < -0.5).any() or (ijk.min(axis=0) > np.array(volume.shape[::-1]) - 0.5).any():
             _refuse_outside(volume, corners, what)
         across = ijk[:, planes.axis]
-        reached = False
-        for plane in planes.planes or planes.between(across.min(), across.max()):
+        found = {}
+        for plane in planes.between(across.min(), across.max()):
             cut = _cut(plane, corners)
             if len(cut) >= 3:
-                reached |= _set_box_3d(planes, plane, _bounds(plane.ras_to_pixel(cut)))
-        if reached:
-            return
-        # Thinner than the gap between two slices: it belongs to the slice that its centre lies in.
-        plane = planes.through(self.center, f"The centre of {what}").plane
-        if not _set_box_3d(planes, plane, _bounds(plane.ras_to_pixel(corners))):
+                found |= _boxes(plane, _bounds(plane.ras_to_pixel(cut)), _NARROW)
+        if not found:  # thinner than the gap between two slices: it belongs to the slice that its centre lies in
+            plane = planes.through(self.center, f"The centre of {what}")
+            found = _boxes(plane, _bounds(plane.ras_to_pixel(corners)), _NARROW)
+        if not found:
             raise UserError(f"{what} has no area on {plane}: make it larger.")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return {"center": list(self.center), "size": list(self.size), "axes": [list(axis) for axis in self.axes]}
@@ -176,18 +177,13 @@ class Box3DPrompt(Prompt):
         if "corners" in box:
             if len(box) > 1:
                 raise UserError(f'{where} must have either "corners" or "center" and "size", not both.')
-            corners = sequence(box["corners"], f"{where}.corners")
-            if len(corners) != 2:
-                raise UserError(f"{where}.corners must be a list of 2 positions.")
-            a, b = (np.array(numbers(corner, f"{where}.corners", 3)) for corner in corners)
+            a, b = vectors(box["corners"], f"{where}.corners", 2, "positions")
             center, size, axes = (a + b) / 2, np.abs(b - a), np.eye(3)
         else:
-            center = np.array(numbers(required(box, "center", where), f"{where}.center", 3))
-            size = np.array(numbers(required(box, "size", where), f"{where}.size", 3))
-            given = sequence(box.get("axes", np.eye(3).tolist()), f"{where}.axes")
-            axes = np.array([numbers(axis, f"{where}.axes", 3) for axis in given])
-            if axes.shape != (3, 3):
-                raise UserError(f"{where}.axes must be a list of 3 directions.")
+            center, size = (
+                np.array(numbers(required(box, key, where), f"{where}.{key}", 3)) for key in ("center", "size")
+            )
+            axes = vectors(box.get("axes", np.eye(3).tolist()), f"{where}.axes", 3, "directions")
         own_lengths = np.maximum(np.linalg.norm(axes, axis=1), 1e-12)
         reach = np.abs(axes / own_lengths[:, None]).T @ (size / 2)
         coordinates.require_inside([center - reach, center + reach], where)
@@ -277,32 +273,8 @@ def _bounds(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([pixels.min(axis=0), pixels.max(axis=0)])
 
 
-def _clipped(plane: SlicePlane, box: np.ndarray) -> np.ndarray:
+def _boxes(plane: SlicePlane, box: np.ndarray, least: float) -> dict[SlicePlane, PlanePrompts]:
+    """A box (4,) in pixels, clipped to the picture; nothing where less than `least` pixels of a side are left."""
     rows, columns = plane.shape
-    return np.clip(box, -0.5, [columns - 0.5, rows - 0.5] * 2)
-
-
-def _set_box(planes: PromptsByPlane, plane: SlicePlane, box: np.ndarray, what: str) -> None:
-    clipped = _clipped(plane, box)
-    if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < _EMPTY:
-        _refuse_outside(planes.volume, plane.pixel_to_ras(box.reshape(2, 2)), what)
-    one = planes.on(plane)
-    if one.box is not None:
-        raise UserError(
-            f"Segment {planes.segment} has two boxes on {plane}: keep one, or make the other a segment of its own."
-        )
-    one.box = clipped
-
-
-def _set_box_3d(planes: PromptsByPlane, plane: SlicePlane, box: np.ndarray) -> bool:
-    """False when next to nothing of the box is on the plane."""
-    clipped = _clipped(plane, box)
-    if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < _NARROW:
-        return False
-    one = planes.on(plane)
-    if one.box_3d is not None:
-        raise UserError(
-            f"Segment {planes.segment} has two 3-D boxes on {plane}: keep one, or make the other a segment of its own."
-        )
-    one.box_3d = clipped
-    return True
+    box = np.clip(box, -0.5, [columns - 0.5, rows - 0.5] * 2)
+    return {plane: PlanePrompts(box=box)} if min(box[2] - box[0], box[3] - box[1]) >= least else {}

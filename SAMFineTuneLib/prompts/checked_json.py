@@ -72,6 +72,14 @@ def numbers(value: Any, where: str, count: int) -> list[float]:
     return result
 
 
+def vectors(value: Any, where: str, count: int, what: str) -> np.ndarray:
+    """(count, 3): a list of lists of three numbers. `what` is their name in messages."""
+    entries = sequence(value, where)
+    if len(entries) != count:
+        raise UserError(f"{where} must be a list of {count} {what}.")
+    return np.array([numbers(entry, where, 3) for entry in entries])
+
+
 def flag(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{where} must be true or false.")
@@ -114,10 +122,9 @@ class Coordinates:
     def points(self, value: Any, where: str, count: int | None = None) -> tuple:
         """Points, `count` of them, at least one of which must lie in the volume, if the file is in voxels."""
         entries = sequence(value, where)
-        if count is not None and len(entries) != count:
-            raise UserError(f"{where} must be a list of {count} positions.")
+        positions = vectors(value, where, len(entries) if count is None else count, "positions")
         if entries:
-            self.require_inside([numbers(entry, where, 3) for entry in entries], where)
+            self.require_inside(positions, where)
         return tuple(self.point(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
 
     def direction(self, value: Any, where: str) -> tuple:

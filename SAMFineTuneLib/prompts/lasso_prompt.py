@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.prompts.drawn_line import DrawnLine
-from SAMFineTuneLib.prompts.plane_prompts import PromptsByPlane
+from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, PlanesOfView
 from SAMFineTuneLib.prompts.prompt_kind import Marker, Tool, prompt_kind
 
 
@@ -41,7 +42,7 @@ class LassoPrompt(DrawnLine):
             raise UserError("A lasso needs at least three points: draw a line round an area.")
         object.__setattr__(self, "ras", points)
 
-    def project(self, planes: PromptsByPlane, what: str) -> None:
+    def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
         corners = np.array(self.ras)
         plane = planes.plane_of(corners, what, "a point", "all of it")
         if plane is None:
@@ -53,7 +54,7 @@ class LassoPrompt(DrawnLine):
         enclosed = enclosed_pixels(plane.ras_to_pixel(corners), plane.shape)
         if not enclosed.any():
             raise UserError(f"{what} encloses no pixel of {plane}: draw it larger, and inside the picture.")
-        planes.on(plane).add_region(enclosed, self.positive)
+        return {plane: PlanePrompts(region=enclosed * np.int8(1 if self.positive else -1))}
 
 
 def enclosed_pixels(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

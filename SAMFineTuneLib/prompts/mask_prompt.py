@@ -13,7 +13,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane
 from SAMFineTuneLib.prompts.checked_json import Coordinates, mapping, required, text
-from SAMFineTuneLib.prompts.plane_prompts import PromptsByPlane
+from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, PlanesOfView
 from SAMFineTuneLib.prompts.prompt_kind import Prompt, Ras, prompt_kind
 
 
@@ -50,20 +50,12 @@ class MaskPrompt(Prompt):
     def geometry(self) -> np.ndarray:
         return self.mask.astype(np.float64)
 
-    def project(self, planes: PromptsByPlane, what: str) -> None:
+    def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
         plane = self.plane
-        if planes.planes:
-            fits = [own for own in planes.planes if own.key == plane.key]
-        elif plane.index is not None and plane.orientation == planes.orientation:
-            fits = [aligned_plane(planes.volume, plane.orientation, plane.index)]
-        else:
-            fits = []
-        if not fits or fits[0].shape != plane.shape or not np.allclose(fits[0].origin, plane.origin, atol=0.01):
+        fit = planes.oblique or aligned_plane(planes.volume, plane.orientation, plane.index)
+        if fit.shape != plane.shape or not np.allclose(fit.origin, plane.origin, atol=0.01):
             raise UserError(f"{what} was drawn on {plane}, which is not here: draw it again.")
-        one = planes.on(fits[0])
-        if one.mask is not None:
-            raise UserError(f"Segment {planes.segment} has two mask prompts on {plane}: keep one.")
-        one.mask = self.mask
+        return {fit: PlanePrompts(mask=self.mask)}
 
     def to_json(self) -> dict[str, Any]:
         pixels = base64.b64encode(zlib.compress(np.packbits(self.mask).tobytes())).decode("ascii")

@@ -8,7 +8,7 @@ from typing import Any
 
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.prompts.checked_json import Coordinates, flag, mapping, required
-from SAMFineTuneLib.prompts.plane_prompts import PromptsByPlane
+from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, PlanesOfView
 from SAMFineTuneLib.prompts.prompt_kind import Marker, Markup, Prompt, Ras, Tool, checked_ras, prompt_kind
 
 
@@ -39,9 +39,9 @@ class PointPrompt(Prompt):
     def anchor(self) -> Ras:
         return self.ras
 
-    def project(self, planes: PromptsByPlane, what: str) -> None:
-        one = planes.through(self.ras, what)
-        one.add_points([one.plane.ras_to_pixel(self.ras)], self.positive)
+    def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
+        plane = planes.through(self.ras, what)
+        return {plane: PlanePrompts(plane.ras_to_pixel(self.ras), int(self.positive))}
 
     def to_json(self) -> dict[str, Any]:
         return {"position": list(self.ras), "positive": self.positive}

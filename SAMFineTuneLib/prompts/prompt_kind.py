@@ -23,7 +23,7 @@ from SAMFineTuneLib.images.volume import Volume
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.prompts.checked_json import Coordinates
-    from SAMFineTuneLib.prompts.plane_prompts import PromptsByPlane
+    from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, PlanesOfView
 
 Ras = tuple[float, float, float]
 """Right, anterior, superior in mm."""
@@ -112,8 +112,8 @@ class Prompt(ABC):
         """Where views go that show the prompt."""
 
     @abstractmethod
-    def project(self, planes: PromptsByPlane, what: str) -> None:
-        """Add to each plane what of the prompt lies there; `what` names the prompt in messages of UserError."""
+    def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
+        """What of the prompt lies on which plane; `what` names the prompt in messages of UserError."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

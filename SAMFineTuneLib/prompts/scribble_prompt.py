@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
+from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.prompts.drawn_line import DrawnLine
-from SAMFineTuneLib.prompts.plane_prompts import OnPlane, PromptsByPlane
+from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, PlanesOfView
 from SAMFineTuneLib.prompts.prompt_kind import Marker, Tool, prompt_kind
 
 POINTS_PER_STROKE = 8  # on one slice: more points slow SAM's decoder down and add nothing
@@ -32,19 +34,18 @@ class ScribblePrompt(DrawnLine):
              "Draw a line over what does not belong to it.", False),
     )  # fmt: skip
 
-    def project(self, planes: PromptsByPlane, what: str) -> None:
-        runs: list[tuple[OnPlane, list[np.ndarray]]] = []  # pieces of the stroke that stay on one plane
-        for point in _along(np.array(self.ras), float(planes.volume.spacing.min()) / 2):
-            one = planes.through(point, what)
-            if not runs or runs[-1][0] is not one:
-                runs.append((one, []))
-            runs[-1][1].append(one.plane.ras_to_pixel(point))
-        for one, pixels in runs:
-            line = np.array(pixels)
+    def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
+        places = _along(np.array(self.ras), float(planes.volume.spacing.min()) / 2)
+        chosen: dict[SlicePlane, list[np.ndarray]] = {}
+        for plane, run in groupby(places, lambda point: planes.through(point, what)):  # pieces that stay on one plane
+            line = plane.ras_to_pixel(list(run))
             length = np.linalg.norm(np.diff(line, axis=0), axis=1).sum()
             count = int(np.clip(length // _STROKE_SPACING + 1, 1, POINTS_PER_STROKE))
-            chosen = [len(line) // 2] if count == 1 else np.rint(np.linspace(0, len(line) - 1, count)).astype(int)
-            one.add_points(line[chosen], self.positive)
+            at = [len(line) // 2] if count == 1 else np.rint(np.linspace(0, len(line) - 1, count)).astype(int)
+            chosen.setdefault(plane, []).extend(line[at])
+        return {
+            plane: PlanePrompts(points, np.full(len(points), int(self.positive))) for plane, points in chosen.items()
+        }
 
 
 def _along(corners: np.ndarray, step: float) -> np.ndarray:

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, aligned_plane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.prompts import LassoPrompt, SegmentPrompts, on_planes
+from SAMFineTuneLib.prompts import LassoPrompt, planes_of
 from SAMFineTuneLib.prompts.lasso_prompt import enclosed_pixels
 
 VOLUME = Volume(np.zeros((8, 30, 40), np.int16), np.diag([-1.0, 2.0, 3.0, 1.0]))
@@ -21,8 +21,8 @@ def drawn(plane, pixels, positive=True):
     return LassoPrompt(tuple(map(tuple, plane.pixel_to_ras(np.array(pixels, float)))), positive)
 
 
-def placed(*prompts, orientation="axial"):
-    return on_planes(VOLUME, SegmentPrompts("liver", 1, None, prompts), orientation, negative_only=True)
+def placed(prompt, orientation="axial"):
+    return planes_of(VOLUME, prompt, orientation, "liver")
 
 
 @given(arrays.arrays(np.float64, st.tuples(st.integers(3, 9), st.just(2)), elements=st.floats(-10, 40, width=16)))
@@ -55,19 +55,6 @@ def test_a_lasso_lies_on_the_slice_that_it_was_drawn_on(orientation):
         expected = np.zeros(plane.shape)
         expected[3:6, :5] = 1 if positive else -1
         assert np.array_equal(prompts.region, expected)
-
-
-def test_the_last_lasso_around_a_pixel_counts():
-    plane = aligned_plane(VOLUME, "axial", 3)
-    large, small = [(2, 2), (20, 2), (20, 20), (2, 20)], [(5, 5), (9, 5), (9, 9), (5, 9)]
-    (prompts,) = placed(drawn(plane, large), drawn(plane, small, False)).values()
-    mask = np.zeros(plane.shape, bool)
-    mask[0, 0] = mask[6, 6] = True
-    expected = enclosed_pixels(np.array(large, float), plane.shape) & ~enclosed_pixels(
-        np.array(small, float), plane.shape
-    )
-    expected[0, 0] = True
-    assert np.array_equal(prompts.within_regions(mask), expected)
 
 
 @pytest.mark.parametrize(

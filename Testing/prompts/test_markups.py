@@ -20,7 +20,7 @@ from SAMFineTuneLib.prompts import (
     PromptSet,
     ScribblePrompt,
     SegmentPrompts,
-    on_planes,
+    planes_of,
     read_markups,
     read_prompts,
     write_markups,
@@ -210,8 +210,8 @@ def test_written_prompts_are_read_back_in_their_places(tmp_path):
     point, negative, box, stroke = read["liver"]
     assert point == liver.prompts[0] and negative == liver.prompts[1] and stroke == liver.prompts[3]
     assert np.allclose(read["left kidney"][0].axes, kidney.prompts[0].axes)
-    before = on_planes(TILTED, SegmentPrompts("liver", prompts=liver.prompts[2:3]))
-    after = on_planes(TILTED, SegmentPrompts("liver", prompts=(box,)))
+    before = planes_of(TILTED, liver.prompts[2], "axial")
+    after = planes_of(TILTED, box, "axial")
     assert [plane.index for plane in after] == [plane.index for plane in before] == [5]
     assert np.allclose(*(next(iter(found.values())).box for found in (before, after)), atol=1e-3)
 

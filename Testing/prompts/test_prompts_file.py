@@ -22,7 +22,7 @@ from SAMFineTuneLib.prompts import (
     ScribblePrompt,
     SegmentPrompts,
     merge_prompts,
-    on_planes,
+    planes_of,
     prompts_from_dict,
     prompts_to_dict,
     read_prompts,
@@ -75,7 +75,7 @@ def test_masks_survive_too(tmp_path):
     write_prompts(tmp_path / "p.json", PromptSet((SegmentPrompts("a", prompts=(MaskPrompt(mask, plane),)),)))
     (again,) = read_prompts(tmp_path / "p.json").segments[0].prompts
     assert np.array_equal(again.mask, mask) and again.plane.key == plane.key
-    found = on_planes(TILTED, SegmentPrompts("a", prompts=(again,)), "coronal")
+    found = planes_of(TILTED, again, "coronal")
     assert [key.key for key in found] == [plane.key]
 
 
@@ -107,8 +107,11 @@ def test_every_kind_in_voxel_coordinates_is_in_its_place():
         ],
     }
     found = prompts_from_dict(values, TILTED)
-    a, b = (on_planes(TILTED, segment, "axial", negative_only=True) for segment in found.segments)
-    assert [plane.index for plane in a] == [3, 4, 7, 8, 9] and [plane.index for plane in b] == [6, 7, 8]
+    a, b = (
+        {plane: on_it for prompt in segment.prompts for plane, on_it in planes_of(TILTED, prompt, "axial").items()}
+        for segment in found.segments
+    )
+    assert sorted(plane.index for plane in a) == [3, 4, 7, 8, 9] and [plane.index for plane in b] == [6, 7, 8]
     for one in (*(v for p, v in a.items() if p.index != 4), *b.values()):
         assert np.allclose(one.box[2:] - one.box[:2], (15, 9), atol=0.2)
     assert not next(v for p, v in a.items() if p.index == 4).labels.any()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.prompts.prompt_kind import KINDS, Marker, Markup, Prompt, Tool, prompt_kind
 
 
@@ -27,8 +28,8 @@ class WedgePrompt(Prompt):
         return tuple(map(float, np.mean(self.ras, axis=0)))
 
     def project(self, planes, what):
-        one = planes.through(self.anchor, what)
-        one.add_points([one.plane.ras_to_pixel(self.anchor)], True)
+        plane = planes.through(self.anchor, what)
+        return {plane: PlanePrompts(plane.ras_to_pixel(self.anchor), 1)}
 
     def to_json(self):
         return {"corners": [list(corner) for corner in self.ras]}

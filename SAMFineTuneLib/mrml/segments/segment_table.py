@@ -45,9 +45,11 @@ class SegmentTable:
         """Whether the session was told of a value."""
         return value in self._told
 
-    def told_values(self) -> list[int]:
-        """The values of segments that the session has, as far as is known."""
-        return list(self._told)
+    def remove_all(self, client) -> None:
+        """Remove from the session all segments that it has, as far as is known."""
+        for value in self._told:
+            client.remove_segment(value)
+        self._told = {}
 
     def use(self, segment_id: str, client) -> int:
         """The value of a segment, of which the session is told if it was not yet."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_extraction import extract_labels, write
-from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, aligned_plane, number_of_slices, oblique_plane
+from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, aligned_plane, number_of_slices
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts import (
     Box3DPrompt,
@@ -21,7 +21,7 @@ from SAMFineTuneLib.prompts import (
     PromptSet,
     ScribblePrompt,
     SegmentPrompts,
-    on_planes,
+    planes_of,
     prompt_planes,
 )
 
@@ -33,40 +33,34 @@ TILTED = Volume(  # flipped, 3 mm slices, tilted about the left-right axis as a 
 )
 
 
-def segment(*prompts, name="liver") -> SegmentPrompts:
-    return SegmentPrompts(name, 1, prompts=prompts)
+def placed(volume, prompt, view="axial") -> dict:
+    return planes_of(volume, prompt, view, "liver")
 
 
-def by_index(volume, *prompts, orientation="axial", **kind) -> dict[int, PlanePrompts]:
-    return {
-        plane.index: found
-        for plane, found in on_planes(volume, segment(*prompts), orientation, **kind).items()
-    }
+def by_index(volume, prompt, orientation="axial") -> dict[int, PlanePrompts]:
+    return {plane.index: found for plane, found in placed(volume, prompt, orientation).items()}
 
 
 # ---- points
 
 
-def test_points_go_to_their_slices_in_order_and_keep_their_signs():
-    found = by_index(
-        STRAIGHT,
-        PointPrompt((3, 4, 7)),
-        PointPrompt((5, 6, 2.4)),
-        PointPrompt((5, 6, 7.4), positive=False),
-    )
-    assert list(found) == [2, 7]
-    assert found[7].labels.tolist() == [1, 0] and found[2].labels.tolist() == [1]
-    assert found[2].points.tolist() == [[24, 13]]  # right is left, down is posterior: 29 - 5, 19 - 6
-    assert found[7].points.dtype == np.float32 and found[7].box is None and found[7].mask is None
+def test_points_go_to_their_slices_and_keep_their_signs():
+    for point, slice_, label in (
+        (PointPrompt((3, 4, 7)), 7, 1),
+        (PointPrompt((5, 6, 2.4)), 2, 1),
+        (PointPrompt((5, 6, 7.4), positive=False), 7, 0),
+    ):
+        ((index, found),) = by_index(STRAIGHT, point).items()
+        assert index == slice_ and found.labels.tolist() == [label] and found.says_where == bool(label)
+        assert found.points.dtype == np.float32 and found.box is None and found.mask is None
+    assert by_index(STRAIGHT, PointPrompt((5, 6, 2)))[2].points.tolist() == [[24, 13]]  # 29 - 5, 19 - 6
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([STRAIGHT, TILTED]), st.sampled_from(ORIENTATIONS), st.data())
 def test_a_point_lands_on_its_own_voxel_in_every_orientation(volume, orientation, data):
     i, j, k = (data.draw(st.integers(0, length - 1)) for length in volume.shape[::-1])
-    ((plane, found),) = on_planes(
-        volume, segment(PointPrompt(volume.ijk_to_ras([i, j, k]))), orientation
-    ).items()
+    ((plane, found),) = placed(volume, PointPrompt(volume.ijk_to_ras([i, j, k])), orientation).items()
     labelmap = np.zeros(volume.shape, np.uint8)
     labelmap[k, j, i] = 1
     x, y = np.rint(found.points[0]).astype(int)
@@ -87,7 +81,7 @@ def test_a_voxelised_prompt_lands_on_its_voxel_in_real_series(real_volume, orien
     for i, j, k in np.random.default_rng(0).integers(0, volume.shape[::-1], (5, 3)):
         labelmap[:] = 0
         prompt = PointPrompt(tuple(volume.ijk_to_ras([i, j, k])))
-        ((plane, found),) = on_planes(volume, segment(prompt), orientation).items()
+        ((plane, found),) = placed(volume, prompt, orientation).items()
         mask = np.zeros(plane.shape, bool)
         x, y = np.rint(found.points[0]).astype(int)
         mask[y, x] = True
@@ -97,23 +91,9 @@ def test_a_voxelised_prompt_lands_on_its_voxel_in_real_series(real_volume, orien
 
 def test_points_outside_are_refused_by_name():
     with pytest.raises(
-        UserError, match=r"Point 2 of segment liver at R 40\.0.*outside the volume.*R -0\.5 to 29\.5"
+        UserError, match=r"Point 1 of segment liver at R 40\.0.*outside the volume.*R -0\.5 to 29\.5"
     ):
-        by_index(STRAIGHT, PointPrompt((3, 4, 7)), PointPrompt((40, 4, 7)))
-
-
-def test_a_slice_with_only_negative_points_is_refused_unless_that_is_meant():
-    prompts = PointPrompt((3, 4, 7)), PointPrompt((3, 4, 2), positive=False)
-    with pytest.raises(UserError, match="liver has only negative prompts on axial slice 2"):
-        by_index(STRAIGHT, *prompts)
-    found = by_index(STRAIGHT, *prompts, negative_only=True)
-    assert found[7].says_where and not found[2].says_where
-    box = BoxPrompt((1, 1, 2), (9, 9, 2))
-    assert by_index(STRAIGHT, *prompts, box)[2].says_where
-
-
-def test_no_prompts_no_planes():
-    assert by_index(STRAIGHT) == {}
+        by_index(STRAIGHT, PointPrompt((40, 4, 7)))
 
 
 # ---- boxes
@@ -125,7 +105,7 @@ def test_no_prompts_no_planes():
 def test_a_box_on_a_slice_is_in_the_pixels_of_that_slice(orientation, flat, slice_):
     a, b = [2.0, 3.0, 1.0], [9.0, 8.0, 8.0]
     a[flat] = b[flat] = 4.3
-    ((plane, found),) = on_planes(STRAIGHT, segment(BoxPrompt(a, b)), orientation).items()
+    ((plane, found),) = placed(STRAIGHT, BoxPrompt(a, b), orientation).items()
     assert plane.index == slice_ and found.box.dtype == np.float32
     corners = plane.pixel_to_ras(found.box.reshape(2, 2))
     expected = np.sort([a, b], axis=0)
@@ -176,7 +156,7 @@ def test_a_box_flat_in_the_patients_axes_goes_to_the_slice_through_its_centre_of
     flat = BoxPrompt(tuple(centre + (5, 20, 0)), tuple(centre - (5, 20, 0)))  # at one S, over three tilted slices
     found = by_index(TILTED, flat)
     assert list(found) == [6]
-    (plane,) = on_planes(TILTED, segment(flat))
+    (plane,) = placed(TILTED, flat)
     edges = np.sort(plane.ras_to_pixel([flat.corner_a, flat.corner_b]), axis=0).reshape(-1)
     edges = np.clip(edges, -0.5, [plane.shape[1] - 0.5, plane.shape[0] - 0.5] * 2)
     assert np.allclose(found[6].box, edges, atol=1e-4)  # the corners, along the normal onto the slice
@@ -187,19 +167,6 @@ def test_a_box_flat_in_the_patients_axes_goes_to_the_slice_through_its_centre_of
     on_slice = BoxPrompt(*map(tuple, TILTED.ijk_to_ras([(10, 8, 6), (18, 16, 6)])))
     assert list(by_index(TILTED, on_slice)) == [6] and on_slice.remark(TILTED, "axial") is None
     assert BoxPrompt((2, 3, 4), (9, 8, 4)).remark(STRAIGHT, "axial") is None
-
-
-def test_two_boxes_on_one_slice_are_refused_and_a_slice_box_goes_before_a_3d_box():
-    box = BoxPrompt((2, 3, 4), (9, 8, 4))
-    with pytest.raises(UserError, match="liver has two boxes on axial slice 4"):
-        by_index(STRAIGHT, box, BoxPrompt((12, 3, 4), (19, 8, 4)))
-    block = Box3DPrompt((10, 10, 4), (12, 12, 4.2))
-    with pytest.raises(UserError, match="liver has two 3-D boxes on axial slice 2"):
-        by_index(STRAIGHT, block, block)
-    for order in ((box, block), (block, box)):
-        found = by_index(STRAIGHT, *order)
-        assert list(found) == [2, 3, 4, 5, 6]
-        assert found[4].box.tolist() == by_index(STRAIGHT, box)[4].box.tolist() != found[3].box.tolist()
 
 
 # ---- 3-D boxes
@@ -225,7 +192,7 @@ def test_an_oriented_3d_box_is_the_bounds_of_what_each_slice_cuts_from_it(
     c, s = np.cos(angle), np.sin(angle)
     axes = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
     center = volume.ijk_to_ras(np.array(at) * volume.shape[::-1])
-    found = on_planes(volume, segment(Box3DPrompt(tuple(center), size, axes)), orientation)
+    found = placed(volume, Box3DPrompt(tuple(center), size, axes), orientation)
     inside_of = 0
     for index in range(number_of_slices(volume, orientation)):
         plane = aligned_plane(volume, orientation, index)
@@ -277,10 +244,10 @@ def test_a_stroke_on_a_slice_becomes_a_few_points_spread_along_it():
 
 
 def test_short_strokes_and_single_points_are_one_point_and_negative_strokes_are_negative():
-    found = by_index(
-        STRAIGHT, ScribblePrompt(((3, 4, 7),)), ScribblePrompt(((9, 9, 7), (10, 9, 7)), positive=False)
-    )
-    assert found[7].labels.tolist() == [1, 0] and found[7].points[0].tolist() == [26, 15]
+    dot, stroke = ScribblePrompt(((3, 4, 7),)), ScribblePrompt(((9, 9, 7), (10, 9, 7)), positive=False)
+    assert by_index(STRAIGHT, dot)[7].labels.tolist() == [1]
+    assert by_index(STRAIGHT, dot)[7].points.tolist() == [[26, 15]]
+    assert by_index(STRAIGHT, stroke)[7].labels.tolist() == [0]
 
 
 def test_a_stroke_through_slices_gives_points_to_each():
@@ -307,12 +274,9 @@ def test_a_mask_goes_to_its_plane():
 def test_masks_that_do_not_belong_are_refused():
     plane = aligned_plane(TILTED, "axial", 4)
     prompt = MaskPrompt(np.ones(plane.shape, bool), plane)
-    with pytest.raises(UserError, match="two mask prompts on axial slice 4"):
-        by_index(TILTED, prompt, prompt)
     with pytest.raises(UserError, match="Mask 1 of segment liver was drawn on axial slice 4"):
         by_index(STRAIGHT, prompt)
-    with pytest.raises(UserError, match="draw it again"):
-        by_index(TILTED, prompt, orientation="sagittal")
+    assert list(by_index(TILTED, prompt, "sagittal")) == [4]  # on its own plane, whatever the view
     with pytest.raises(UserError, match="empty"):
         MaskPrompt(np.zeros(plane.shape, bool), plane)
     with pytest.raises(UserError, match="does not fit"):
@@ -326,24 +290,16 @@ def test_on_an_oblique_plane_prompts_are_in_its_pixels_and_others_are_refused():
     view = ObliqueView((15, 10, 5), (1, 0.2, 0), (0, 0.3, -1))
     (plane,) = prompt_planes(STRAIGHT, PromptSet((), view=view))
     a, b, point = plane.pixel_to_ras([[8, 3], [16, 7], [10, 5]])
-    prompts = PointPrompt(tuple(point)), BoxPrompt(a, b), Box3DPrompt((15, 10, 5), (8, 8, 8))
-    found = on_planes(STRAIGHT, segment(*prompts[:2]), planes=[plane])
-    assert list(found) == [plane]
-    assert np.allclose(found[plane].points, [[10, 5]]) and np.allclose(found[plane].box, [8, 3, 16, 7])
-    box = on_planes(STRAIGHT, segment(prompts[2]), planes=[plane])[plane].box
+    (found,) = placed(STRAIGHT, PointPrompt(tuple(point)), plane).items()
+    assert found[0] is plane and np.allclose(found[1].points, [[10, 5]])
+    assert np.allclose(placed(STRAIGHT, BoxPrompt(a, b), plane)[plane].box, [8, 3, 16, 7])
+    box = placed(STRAIGHT, Box3DPrompt((15, 10, 5), (8, 8, 8)), plane)[plane].box
     assert box[0] < box[2] and np.allclose(plane.ras_to_pixel((15, 10, 5)), (box[:2] + box[2:]) / 2, atol=0.1)
     off = PointPrompt(tuple(point + 2 * plane.normal))
     with pytest.raises(UserError, match="Point 1 of segment liver.*2.0 mm off the oblique plane"):
-        on_planes(STRAIGHT, segment(off), planes=[plane])
+        placed(STRAIGHT, off, plane)
     with pytest.raises(UserError, match="Box 1 of segment liver has a corner 3.0 mm off"):
-        on_planes(STRAIGHT, segment(BoxPrompt(a, b + 3 * plane.normal)), planes=[plane])
-
-
-def test_prompts_are_shared_among_several_planes_by_distance():
-    planes = [oblique_plane(STRAIGHT, (15, 10, z), (1, 0.1, 0), (0, 1, 0.1)) for z in (3, 5, 7)]
-    on_each = [PointPrompt(tuple(plane.pixel_to_ras([9, 9]))) for plane in planes]
-    found = on_planes(STRAIGHT, segment(*on_each), planes=planes)
-    assert list(found) == planes and all(np.allclose(one.points, [[9, 9]]) for one in found.values())
+        placed(STRAIGHT, BoxPrompt(a, b + 3 * plane.normal), plane)
 
 
 def test_a_view_that_misses_the_volume_is_refused():
