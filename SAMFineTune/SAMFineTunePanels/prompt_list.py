@@ -107,7 +107,8 @@ class PromptList:
 
     def _show_buttons(self):
         session, ui = self.host.session, self.ui
-        undo, redo = (None, None) if session is None else (session.undo_name, session.redo_name)
+        state = None if session is None else session.state
+        undo, redo = (None, None) if state is None else (state.undo_name, state.redo_name)
         enable((ui.undoButton, undo is not None), (ui.redoButton, redo is not None),
                (ui.deleteButton, self.selected_numbers), (ui.clearButton, self._listed))  # fmt: skip
         for button, tip in (

@@ -237,12 +237,11 @@ class StatusStrip:
         if self.host.task is not None:
             self.host.end_task()
             return
-        session = self.host.session
         for job in list(self.host.jobs):
             if job is None:
                 self.host.act(self.host.client.stop_embedding)
             else:
-                self.host.act(session.cancel, job)
+                self.host.act(self.host.client.cancel, job)
 
     def _status(self):
         status = self.host.status

@@ -69,7 +69,6 @@ class SceneSession(SceneSync):
             self.set_model(model, self.parameters.get("Adapter"), self.parameters.get("Device", "auto"))
         self._window = self.parameters.window
         segmentation, volume = self.parameters.referenced("segmentation"), self.parameters.referenced("volume")
-        self.editor_node = self.parameters.referenced("editor")
         if segmentation is not self.segmentation_node:
             self._leave()
             self._set_segmentation(segmentation)
@@ -107,15 +106,11 @@ class SceneSession(SceneSync):
     @property
     def editor_node(self):
         """The segment editor node whose masking and overwrite mode apply; None protects all other segments."""
-        return self._editor_node
+        return self.parameters.referenced("editor")
 
     @editor_node.setter
     def editor_node(self, node) -> None:
-        self._editor_node = node
-        if self._work is not None:
-            self._work.writer.editor_node = node
-        if node is not None:
-            self.parameters.refer("editor", node)
+        self.parameters.refer("editor", node)
 
     @property
     def current_segment_id(self) -> str | None:
@@ -223,16 +218,6 @@ class SceneSession(SceneSync):
         self.client.redo()
         self._changed()
 
-    @property
-    def undo_name(self) -> str | None:
-        """The step that `undo` would undo, None when there is none."""
-        return None if self.state is None else self.state.undo_name
-
-    @property
-    def redo_name(self) -> str | None:
-        """The step that `redo` would redo, None when there is none."""
-        return None if self.state is None else self.state.redo_name
-
     def propagate(self, segment_id: str | None = None, settings=None, orientation: str | None = None) -> int:
         """Carry a segment's prompted slices through the volume; returns the job's number.
 
@@ -271,10 +256,6 @@ class SceneSession(SceneSync):
             self.found.clear()
         else:
             self.found.show(masks, self.volume_node, self.volume)
-
-    def cancel(self, job: int, keep_results: bool = True) -> None:
-        """Stop a job."""
-        self.client.cancel(job, keep_results)
 
     def embed_around(self, slice_node) -> None:
         """Embed the slices around the one that a view shows, in the background."""

@@ -88,7 +88,6 @@ class SceneSync:
         self._work: Work | None = None
         self._table: SegmentTable | None = None
         self._current: str | None = None
-        self._editor_node = None
         self._recognised: dict = {}
         self._window: IntensityWindow | None = None
         self._given_window: IntensityWindow | None = None
@@ -142,7 +141,7 @@ class SceneSync:
     def _open(self, record: storage.Record, owners) -> None:
         self._table = SegmentTable(self.segmentation_node, record.values, self.client.segment_values)
         writer = SegmentWriter(self.segmentation_node, self.volume_node, self.volume)
-        writer.editor_node = self._editor_node
+        writer.editor_node = lambda: self.parameters.referenced("editor")
         writer.save_undo_state = self._save_undo_state
         if owners is not None and not writer.from_dict(owners):
             self._tell(events.Notice(
@@ -457,10 +456,6 @@ class SceneSync:
 
     def input_removed(self, node) -> bool:
         """A node is about to be removed. Returns whether it is the volume or segmentation, whose prompts go with it."""
-        if node is self._editor_node:
-            self._editor_node = None
-            if self._work is not None:
-                self._work.writer.editor_node = None
         if node is not self.volume_node and node is not self.segmentation_node:
             return False
         work, table, kind = self._work, self._table, self.placing.kind
@@ -491,7 +486,6 @@ class SceneSync:
         self._drop()
         self._set_volume(None, None, tell=False)
         self._set_segmentation(None)
-        self._editor_node = None
         self._window = None
 
 

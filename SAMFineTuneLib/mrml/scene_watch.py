@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from SAMFineTuneLib.mrml import storage
 from SAMFineTuneLib.mrml.observers import Observers
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, companions_of, marker_of, orphans
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
+    PromptNodes,
+    companions_of,
+    is_orphan,
+    marker_of,
+    prompt_nodes,
+)
 from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptWatch
 
 
@@ -53,9 +59,9 @@ class SceneWatch:
         if not (self._orphans or companions):
             return
         self._orphans = False
-        for node in orphans(self._scene):
+        for node in filter(is_orphan, prompt_nodes(self._scene)):
             PromptNodes(self._scene, None, None).remove_node(node)
-        for node in storage.orphans(self._scene):
+        for node in filter(is_orphan, storage.record_nodes(self._scene)):
             self._scene.RemoveNode(node)
 
     def _on_segments(self, _) -> None:

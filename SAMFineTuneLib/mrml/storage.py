@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume, same_grid
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, new_node
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, belongs, new_node, nodes_of
 from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict
 from SAMFineTuneLib.session.events import Answered, Event, Failed, PromptInfo
 
@@ -202,27 +202,12 @@ class RecordKeeper:
 
 def find_record(scene, volume_node, segmentation_node):
     """The text node of a volume and segmentation, None without one."""
-    wanted = (volume_node.GetID(), segmentation_node.GetID())
-    for node in record_nodes(scene):
-        if (node.GetNodeReferenceID(VOLUME_ROLE), node.GetNodeReferenceID(SEGMENTATION_ROLE)) == wanted:
-            return node
-    return None
+    return next((node for node in record_nodes(scene) if belongs(node, volume_node, segmentation_node)), None)
 
 
 def record_nodes(scene) -> list:
     """All text nodes that hold records."""
-    nodes = scene.GetNodes()
-    every = (nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems()))
-    return [node for node in every if node.IsA("vtkMRMLTextNode") and node.GetAttribute(_RECORD)]
-
-
-def orphans(scene) -> list:
-    """Text nodes whose volume or segmentation is no longer there."""
-    return [
-        node
-        for node in record_nodes(scene)
-        if node.GetNodeReference(VOLUME_ROLE) is None or node.GetNodeReference(SEGMENTATION_ROLE) is None
-    ]
+    return [node for node in nodes_of(scene, "vtkMRMLTextNode") if node.GetAttribute(_RECORD)]
 
 
 def contents_of(document: dict[str, Any]) -> tuple[list[SegmentInfo], list[PromptInfo], IntensityWindow | None]:

@@ -15,17 +15,23 @@ from SAMFineTuneLib.images.slice_plane import require_voxels
 from SAMFineTuneLib.images.volume import Volume
 
 
-def load_json(path: Path) -> dict:
-    """The object in a JSON file. Raises UserError when it cannot be read, or does not hold a JSON object."""
+def load_file(path: Path) -> bytes:
+    """The content of a prompts file. Raises UserError when it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"The prompts file {path} does not exist: check its name.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise UserError(f"The prompts file {path} cannot be read: {reason}.") from None
+    except OSError as error:
+        raise UserError(f"The prompts file {path} cannot be read: {error.strerror}.") from None
+
+
+def load_json(path: Path) -> dict:
+    """The object in a JSON file. Raises UserError when it cannot be read, or does not hold a JSON object."""
+    content = load_file(path)
     try:
-        values = json.loads(text)
+        values = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UserError(f"The prompts file {path} cannot be read: it is not text in UTF-8.") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"The prompts file {path.name} is not valid JSON at line {error.lineno}, column {error.colno}: "

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.prompts.checked_json import load_file
 from SAMFineTuneLib.prompts.markups_file import is_positive, segment_name
 from SAMFineTuneLib.prompts.point_prompt import PointPrompt
 from SAMFineTuneLib.prompts.prompt_set import PromptSet, SegmentPrompts
@@ -45,17 +46,11 @@ def read_fcsv(path: str | Path) -> PromptSet:
 
 
 def _lines(path: Path) -> list[str]:
+    content = load_file(path)
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"The prompts file {path} does not exist: check its name.") from None
-    except OSError as error:
-        raise UserError(f"The prompts file {path} cannot be read: {error.strerror}.") from None
-    try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:  # labels in the code page of an older Windows; coordinates are plain all the same
-        text = content.decode("latin-1")
-    return text.splitlines()
+        return content.decode("latin-1").splitlines()
 
 
 def _rows(

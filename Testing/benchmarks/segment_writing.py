@@ -95,7 +95,7 @@ class Bench:
             self.node.CreateClosedSurfaceRepresentation()
         protect_others(self.editor)
         self.writer = SegmentWriter(self.node, self.volume_node, self.volume)
-        self.writer.editor_node = self.editor
+        self.writer.editor_node = lambda: self.editor
         self.editor.SetSelectedSegmentID("first")
 
     def close(self) -> None:

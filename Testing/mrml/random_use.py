@@ -225,7 +225,7 @@ class RandomUse:
 
     def cancel(self) -> None:
         if self.jobs:
-            self.session.cancel(self.jobs[-1], bool(self.random.random() < 0.5))
+            self.session.client.cancel(self.jobs[-1], bool(self.random.random() < 0.5))
 
     def find_objects(self) -> None:
         at = int(self.random.integers(6, 12))

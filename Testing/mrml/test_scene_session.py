@@ -253,7 +253,7 @@ def test_segments_renamed_recoloured_and_removed_in_slicers_table(host, made, re
     assert len(list(prompt_nodes(host.session.scene))) == 1
     host.session.undo()  # goes back by prompts of segments that are there
     host.settle()
-    assert host.session.prompts == () and host.session.redo_name is not None
+    assert host.session.prompts == () and host.session.state.redo_name is not None
 
 
 def test_propagation_is_one_step(host, made, red):

@@ -142,7 +142,7 @@ class User:
         self.host.until(lambda: any(isinstance(one, ended) and one.job == job for one in self.host.told[told:]))
         self.host.settle()
         failed = any(isinstance(one, Failed) and one.job == job for one in self.host.told[told:])
-        return not failed and self.session.undo_name == "propagate"
+        return not failed and self.session.state.undo_name == "propagate"
 
     def go(self, steps: int) -> None:
         """Undo or redo, at once or one after the other."""

@@ -490,7 +490,7 @@ def test_masking_and_overwriting_are_what_slicers_logic_does(
             editor.SetSourceVolumeIntensityMask(True)
             editor.SetSourceVolumeIntensityMaskRange(*intensities)
         if bench is ours:
-            bench.writer.editor_node = editor
+            bench.writer.editor_node = lambda editor=editor: editor
             bench.writer.write("first", plane, mask)
         else:
             modifier = oriented_image_of(
@@ -522,7 +522,7 @@ def test_an_intensity_range_of_a_source_volume_on_another_grid(slicer_scene):
         editor.SetSourceVolumeIntensityMask(True)
         editor.SetSourceVolumeIntensityMaskRange(300, 420)
         if bench is ours:
-            bench.writer.editor_node = editor
+            bench.writer.editor_node = lambda editor=editor: editor
             bench.writer.write("first", plane, mask)
         else:
             modifier = oriented_image_of(bench.covered(plane, mask).astype(np.uint8), bench.volume.affine)
@@ -535,7 +535,7 @@ def test_an_intensity_range_of_a_source_volume_on_another_grid(slicer_scene):
 def test_protect_others_keeps_every_neighbour(slicer_scene):
     bench = drawn_bench(slicer_scene)
     _, editor = slicer_scene.add_editor(bench.node, bench.volume_node)
-    bench.writer.editor_node = editor
+    bench.writer.editor_node = lambda: editor
     protect_others(editor)
     before = bench.all()
     plane = bench.plane()
@@ -605,7 +605,7 @@ def test_whatever_is_allowed_taking_all_back_leaves_no_trace(lasting_scene, chap
     before = bench.all()
     _, editor = lasting_scene.add_editor(bench.node, bench.volume_node)
     editor.SetMaskSegmentID("second")
-    bench.writer.editor_node = editor
+    bench.writer.editor_node = lambda: editor
     shown = {}
     for sequence, (mask_mode, overwrite) in chapters:
         editor.SetMaskMode(getattr(slicer.vtkMRMLSegmentationNode, mask_mode))
@@ -632,8 +632,9 @@ def test_masks_everywhere_with_overwriting_are_replayed_by_the_logic(lasting_sce
     mode = ("OverwriteAllSegments", "OverwriteNone")[seed % 2]
     logic, editor = lasting_scene.add_editor(theirs.node, theirs.volume_node)
     editor.SetOverwriteMode(getattr(editor, mode))
-    ours.writer.editor_node = lasting_scene.add_editor(ours.node, ours.volume_node)[1]
-    ours.writer.editor_node.SetOverwriteMode(getattr(editor, mode))
+    own_editor = lasting_scene.add_editor(ours.node, ours.volume_node)[1]
+    own_editor.SetOverwriteMode(getattr(editor, mode))
+    ours.writer.editor_node = lambda: own_editor
     done = set()
     for segment, key, number in sequence:
         if number is None or (segment, key) in done:
@@ -747,7 +748,7 @@ def test_undo_and_redo_bring_back_every_voxel(lasting_scene, sequence, seed):
     _, editor = lasting_scene.add_editor(bench.node, bench.volume_node)
     editor.SetMaskSegmentID("second")
     editor.SetOverwriteMode(editor.OverwriteNone)
-    bench.writer.editor_node = editor
+    bench.writer.editor_node = lambda: editor
     steps = Steps(bench, seed)
     for what, *arguments in sequence:
         if what == "mode":
@@ -921,7 +922,7 @@ def test_slicers_undo_takes_back_masks_and_keeps_strokes(bench):
     logic, editor = bench.slicer_scene.add_editor(bench.node, bench.volume_node)
     protect_others(editor)
     logic.SetSegmentationHistory(history(bench))
-    bench.writer.editor_node = editor
+    bench.writer.editor_node = lambda: editor
     saves = []
     bench.writer.save_undo_state = lambda: saves.append(logic.SaveStateForUndo())
 

@@ -37,20 +37,18 @@ class Placing:
         at_once = self._wanted == 1 and segment_id is not None
         self.node = nodes.point_list(segment_id, kind) if at_once else self._click_list(nodes, segment_id)
         selection, interaction = self._selection(), self._interaction()
-        if selection is not None and interaction is not None:
-            selection.SetReferenceActivePlaceNodeClassName("vtkMRMLMarkupsFiducialNode")
-            selection.SetActivePlaceNodeID(self.node.GetID())
-            interaction.SetPlaceModePersistence(1)
-            interaction.SetCurrentInteractionMode(interaction.Place)
+        selection.SetReferenceActivePlaceNodeClassName("vtkMRMLMarkupsFiducialNode")
+        selection.SetActivePlaceNodeID(self.node.GetID())
+        interaction.SetPlaceModePersistence(1)
+        interaction.SetCurrentInteractionMode(interaction.Place)
 
     def stop(self) -> None:
         """Return to Slicer's ordinary mouse mode, unless something else has started a place mode meanwhile."""
         if self.kind is None:
             return
         selection, interaction = self._selection(), self._interaction()
-        node = self.node
-        if node is not None and selection is not None and selection.GetActivePlaceNodeID() == node.GetID():
-            if interaction is not None and interaction.GetCurrentInteractionMode() == interaction.Place:
+        if self.node is not None and selection.GetActivePlaceNodeID() == self.node.GetID():
+            if interaction.GetCurrentInteractionMode() == interaction.Place:
                 interaction.SetCurrentInteractionMode(interaction.ViewTransform)
             selection.SetActivePlaceNodeID(None)
         self._leave_list()
@@ -67,8 +65,6 @@ class Placing:
         if self.kind is None or self.list_is_gone:
             return False
         selection, interaction = self._selection(), self._interaction()
-        if selection is None or interaction is None:
-            return False
         return (
             interaction.GetCurrentInteractionMode() != interaction.Place
             or selection.GetActivePlaceNodeID() != self.node.GetID()
@@ -121,11 +117,10 @@ class Placing:
         node = self._scene.AddNode(node)
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
-        if display is not None:
-            display.SetSaveWithScene(False)
-            display.SetPointLabelsVisibility(False)
-            display.SetPropertiesLabelVisibility(False)
-        if display is not None and segment_id is not None:
+        display.SetSaveWithScene(False)
+        display.SetPointLabelsVisibility(False)
+        display.SetPropertiesLabelVisibility(False)
+        if segment_id is not None:
             display.SetSelectedColor(nodes.segmentation_node.GetSegmentation().GetSegment(segment_id).GetColor())
         return node
 

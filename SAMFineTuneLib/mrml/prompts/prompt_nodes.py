@@ -76,8 +76,7 @@ class PromptNodes:
         return [
             node
             for node in prompt_nodes(self.scene)
-            if node.GetNodeReferenceID(VOLUME_ROLE) == self.volume_node.GetID()
-            and node.GetNodeReferenceID(SEGMENTATION_ROLE) == self.segmentation_node.GetID()
+            if belongs(node, self.volume_node, self.segmentation_node)
         ]
 
     def of_segment(self, segment_id: str) -> list:
@@ -305,11 +304,16 @@ def new_node(scene, class_name: str):
     return node
 
 
-def prompt_nodes(scene) -> Iterator:
+def prompt_nodes(scene) -> list:
     """Every node of a scene that holds prompts, of any volume."""
-    nodes = scene.GetNodes()
-    every = [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
-    return (node for node in every if marker_of(node) is not None)
+    return [node for node in nodes_of(scene, "vtkMRMLMarkupsNode") if marker_of(node) is not None]
+
+
+def nodes_of(scene, class_name: str) -> list:
+    """All nodes of a class, or one derived from it, in the scene's order."""
+    found = scene.GetNodesByClass(class_name)
+    found.UnRegister(scene)  # the caller owns it
+    return [found.GetItemAsObject(number) for number in range(found.GetNumberOfItems())]
 
 
 def remove_those_left(scene, companions) -> None:
@@ -326,13 +330,15 @@ def companions_of(node) -> list:
     return [companion for companion in found if companion is not None and companion.GetScene() is not None]
 
 
-def orphans(scene) -> list:
-    """Nodes that hold prompts of a volume or segmentation that is no longer there."""
-    return [
-        node
-        for node in prompt_nodes(scene)
-        if node.GetNodeReference(VOLUME_ROLE) is None or node.GetNodeReference(SEGMENTATION_ROLE) is None
-    ]
+def belongs(node, volume_node, segmentation_node) -> bool:
+    """Whether a node refers to this volume and segmentation."""
+    ids = (volume_node.GetID(), segmentation_node.GetID())
+    return (node.GetNodeReferenceID(VOLUME_ROLE), node.GetNodeReferenceID(SEGMENTATION_ROLE)) == ids
+
+
+def is_orphan(node) -> bool:
+    """Whether the volume or segmentation that a node refers to is no longer there."""
+    return node.GetNodeReference(VOLUME_ROLE) is None or node.GetNodeReference(SEGMENTATION_ROLE) is None
 
 
 def _children(hierarchy, item: int) -> list[int]:

@@ -17,10 +17,10 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import SlicePlane, inside
 from SAMFineTuneLib.images.volume import Volume, same_grid
-from SAMFineTuneLib.mrml.segments.labelmaps import Grid, Layers, require_editable
+from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layers, require_editable
 from SAMFineTuneLib.mrml.segments.masking import editing_rules, in_range, intensities_at
 from SAMFineTuneLib.mrml.segments.ownership import Membership, Owner, Owners, merged, write_new
-from SAMFineTuneLib.mrml.segments.surfaces import StaleSurfaces
+from SAMFineTuneLib.mrml.segments.surfaces import refresh_surface
 
 _SAME_GRID = 1e-3  # mm
 
@@ -52,8 +52,8 @@ class SegmentWriter:
         self._node = segmentation_node
         self._volume_node = volume_node
         self.volume = volume
-        self.editor_node = None
-        """The vtkMRMLSegmentEditorNode whose masking, intensity range and overwrite mode are honoured."""
+        self.editor_node: Callable[[], object | None] = lambda: None
+        """Returns the vtkMRMLSegmentEditorNode whose masking, intensity range and overwrite mode are honoured."""
         self.save_undo_state: Callable[[], object] | None = None
         """Called before the first change after one by somebody else, for Slicer's own undo: for instance
         `vtkSlicerSegmentEditorLogic.SaveStateForUndo`."""
@@ -67,7 +67,7 @@ class SegmentWriter:
         self._to_verify: dict[tuple[str, str], None] = {}
         self._batched = False
         self._unannounced: dict[str, None] = {}  # segments in the order in which they were changed
-        self._surfaces = StaleSurfaces()
+        self._stale_surfaces: set[str] = set()  # segments whose closed surface is older than their voxels
         events = segmentation_node.GetSegmentation()
         self._observers = [
             segmentation_node.AddObserver(event, self._on_change)
@@ -160,7 +160,7 @@ class SegmentWriter:
 
     def _settle(self, owner: Owner, voxels: np.ndarray, work: _Work) -> None:
         """Give a new owner what the Segment Editor's settings let it have of the voxels."""
-        rules = editing_rules(owner.segment, self._node, self.editor_node)
+        rules = editing_rules(owner.segment, self._node, self.editor_node())
         at = np.searchsorted(work.voxels, voxels)
         permitted = rules.permitted(work.members, len(work.voxels))[at]
         if rules.intensities is not None:
@@ -177,7 +177,7 @@ class SegmentWriter:
         write_new(owner, work.voxels, at, takes, work.members)
 
     def _in_range(self, places: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-        source = self.editor_node.GetSourceVolumeNode() or self._volume_node
+        source = self.editor_node().GetSourceVolumeNode() or self._volume_node
         ras = self._grid.volume(self._node).ijk_to_ras(places[::-1].T)
         return in_range(intensities_at(source, ras), limits)
 
@@ -242,7 +242,8 @@ class SegmentWriter:
         segmentation = self._segmentation()
         segments = [segment for segment in self._unannounced if segmentation.GetSegment(segment) is not None]
         self._unannounced.clear()
-        self._surfaces.add(segmentation, segments)
+        if segmentation.ContainsRepresentation(SURFACE):
+            self._stale_surfaces.update(segments)
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         for segment_id in segments:
             segment = segmentation.GetSegment(segment_id)
@@ -296,13 +297,16 @@ class SegmentWriter:
     @property
     def surface_stale(self) -> bool:
         """Whether masks were written since the closed surface was made."""
-        return self._surfaces.any(self._segmentation())
+        segmentation = self._segmentation()
+        self._stale_surfaces.intersection_update(segmentation.GetSegmentIDs())
+        return bool(self._stale_surfaces) and segmentation.ContainsRepresentation(SURFACE)
 
     def refresh_surface(self) -> None:
         """Make the closed surface of one changed segment anew. That takes up to a second, so call it from a timer while
         the user pauses, until no surface is stale."""
-        with self._own_change():
-            self._surfaces.refresh_one(self._segmentation(), self._grid)
+        if self.surface_stale:
+            with self._own_change():
+                self._stale_surfaces -= refresh_surface(self._segmentation(), self._grid, min(self._stale_surfaces))
 
     # ---- what is written
 

@@ -6,67 +6,35 @@ segments fill is converted in a temporary segmentation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, Grid, Layers, has_no_voxels
 
 _JOINT = "Joint smoothing"
 
 
-class StaleSurfaces:
-    """Segments whose closed surface is older than their voxels."""
-
-    def __init__(self):
-        self._segments: set[str] = set()
-
-    def add(self, segmentation, segment_ids: Iterable[str]) -> None:
-        """The voxels of these segments changed."""
-        if segmentation.ContainsRepresentation(SURFACE):
-            self._segments.update(segment_ids)
-
-    def any(self, segmentation) -> bool:
-        """Whether any surface has to be made anew."""
-        return bool(self._segments) and segmentation.ContainsRepresentation(SURFACE)
-
-    def refresh_one(self, segmentation, grid: Grid) -> None:
-        """Make the surface of one segment anew."""
-        self._segments.intersection_update(segmentation.GetSegmentIDs())
-        if not self._segments or not segmentation.ContainsRepresentation(SURFACE):
-            self._segments.clear()
-            return
-        first = min(self._segments)
-        self._segments.discard(first)
-        for segment_id, surface in _new_surfaces(segmentation, Layers(segmentation, grid), [first]).items():
-            self._segments.discard(segment_id)
-            segmentation.GetSegment(segment_id).AddRepresentation(SURFACE, surface)
-            segmentation.InvokeEvent(segmentation.RepresentationModified, segment_id)
-
-
-def _new_surfaces(segmentation, layers: Layers, segment_ids) -> dict:
-    """vtkPolyData by segment ID of these segments. With joint smoothing also of those that share a labelmap with one,
-    because their surfaces depend on each other."""
+def refresh_surface(segmentation, grid: Grid, segment_id: str) -> set[str]:
+    """Make the surface of a segment anew. With joint smoothing also those of segments that share its labelmap, because
+    their surfaces depend on each other. Returns the segments whose surfaces are new."""
     import slicer
     import vtk
 
+    layer = Layers(segmentation, grid).of[segment_id]
+    joint = float(segmentation.GetConversionParameter(_JOINT) or 0) > 0
+    members = set(layer.labels) if joint else {segment_id}
     workshop = slicer.vtkSegmentation()
     workshop.SetSourceRepresentationName(BINARY)
     workshop.CopyConversionParameters(segmentation)
-    wanted = set(segment_ids)
-    if float(segmentation.GetConversionParameter(_JOINT) or 0) > 0:
-        wanted = {other for segment in wanted for other in layers.together(segment)}
-    surfaces = {segment: vtk.vtkPolyData() for segment in wanted}
-    parts = {layer: _filled_part(layer.image) for layer in {layers.of[segment] for segment in wanted}}
-    for segment_id in wanted:
-        layer = layers.of[segment_id]
-        if parts[layer] is not None:
-            segment = slicer.vtkSegment()
-            segment.SetLabelValue(layer.labels[segment_id])
-            segment.AddRepresentation(BINARY, parts[layer])
-            workshop.AddSegment(segment, segment_id)
-    if workshop.GetNumberOfSegments() and workshop.CreateRepresentation(SURFACE):
-        for segment_id in workshop.GetSegmentIDs():
-            surfaces[segment_id] = workshop.GetSegment(segment_id).GetRepresentation(SURFACE)
-    return surfaces
+    part = _filled_part(layer.image)
+    for member in members if part is not None else ():
+        segment = slicer.vtkSegment()
+        segment.SetLabelValue(layer.labels[member])
+        segment.AddRepresentation(BINARY, part)
+        workshop.AddSegment(segment, member)
+    made = part is not None and workshop.CreateRepresentation(SURFACE)
+    for member in members:
+        surface = workshop.GetSegment(member).GetRepresentation(SURFACE) if made else vtk.vtkPolyData()
+        segmentation.GetSegment(member).AddRepresentation(SURFACE, surface)
+        segmentation.InvokeEvent(segmentation.RepresentationModified, member)
+    return members
 
 
 def _filled_part(image):
