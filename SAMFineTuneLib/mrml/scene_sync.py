@@ -17,19 +17,17 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml import storage
-from SAMFineTuneLib.mrml.observers import Observers
 from SAMFineTuneLib.mrml.prompts.placing import Placing
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, segment_of
 from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync, PromptWatch
-from SAMFineTuneLib.mrml.scene_watch import SceneWatch
+from SAMFineTuneLib.mrml.scene_watch import Observers, SceneWatch, VolumeWatch
 from SAMFineTuneLib.mrml.scene_work import MOVED, Work
-from SAMFineTuneLib.mrml.segments.found_objects import FoundObjects
 from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
-from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
+from SAMFineTuneLib.mrml.segments.mask_display import FoundObjects, MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.mrml.slice_views import ViewFinder, plane_of_view, slice_node_under_cursor
-from SAMFineTuneLib.mrml.volume_nodes import VolumeWatch, displayed_window, volume_from_node
+from SAMFineTuneLib.mrml.volume_nodes import displayed_window, volume_from_node
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.intents import View
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from SAMFineTuneLib.mrml import storage
-from SAMFineTuneLib.mrml.observers import Observers
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
     PromptNodes,
     companions_of,
@@ -11,7 +14,102 @@ from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
     marker_of,
     prompt_nodes,
 )
-from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptWatch
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptWatch
+
+_RESTED = {"volume": 0.3, "window": 0.5}  # seconds without another change
+
+
+class Observers:
+    """Adds observers to VTK objects and remembers them. A callback that raises is logged, not shown to VTK.
+
+    `slicer.util.VTKObservationMixin` neither removes the observers of one object nor keeps exceptions from VTK.
+    """
+
+    def __init__(self, log: logging.Logger, called: Callable[[], object] = lambda: None):
+        """`called` is called after every callback but those that return False: nothing changed."""
+        self._log, self._called = log, called
+        self._added: list[tuple[object, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._added)
+
+    def add(self, thing, event, callback: Callable[..., object], data: str | None = None) -> None:
+        """Call `callback(thing)` at an event. With `data` "VTK_INT" or "VTK_OBJECT" it also gets the number or object
+        that the event is about, None with events that have none."""
+        import vtk
+
+        def observe(caller, _, about=None):
+            changed = None
+            try:
+                changed = callback(caller) if data is None else callback(caller, about)
+            except Exception:
+                self._log.exception("An observer failed")
+            if changed is not False:
+                self._called()
+
+        if data is not None:
+            observe.CallDataType = getattr(vtk, data)
+        self._added.append((thing, thing.AddObserver(event, observe)))
+
+    def remove(self, thing=None) -> None:
+        """Remove those of a thing, or all."""
+        for other, tag in [pair for pair in self._added if thing is None or pair[0] is thing]:
+            other.RemoveObserver(tag)
+        self._added = [pair for pair in self._added if thing is not None and pair[0] is not thing]
+
+
+class VolumeWatch:
+    """Observes one volume node, its "volume" (voxels and place), and the "window" of its display node."""
+
+    def __init__(self, observers: Observers, clock: Callable[[], float]):
+        self._observers, self._clock = observers, clock
+        self._node = self._display = None
+        self._changes: dict[str, float] = {}  # what changed, and when last
+
+    def watch(self, node) -> None:
+        """Observe this node, which may be None, instead of the former one."""
+        if self._node is not None:
+            self._observers.remove(self._node)
+        self._node = node
+        if node is not None:
+            for event in (node.TransformModifiedEvent, node.ImageDataModifiedEvent, "ModifiedEvent"):
+                self._observers.add(node, event, self._on_change)
+        self._watch_display()
+
+    def forget(self) -> None:
+        """Ignore what has changed so far."""
+        self._changes.clear()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something has changed that was not reported yet."""
+        return bool(self._changes)
+
+    def has_changed(self, what: str) -> bool:
+        """Whether "volume" or "window" has changed and come to rest; True once for each change."""
+        rested = what in self._changes and self._clock() - self._changes[what] >= _RESTED[what]
+        if rested:
+            del self._changes[what]
+        return rested
+
+    def _watch_display(self) -> None:
+        display = None if self._node is None else self._node.GetDisplayNode()
+        if display is self._display:
+            return
+        if self._display is not None:
+            self._observers.remove(self._display)
+        self._display = display
+        if display is not None:
+            self._observers.add(display, "ModifiedEvent", self._on_display)
+
+    def _on_change(self, _) -> None:
+        self._changes["volume"] = self._clock()
+        self._watch_display()
+
+    def _on_display(self, _) -> None:
+        self._changes["window"] = self._clock()
 
 
 class SceneWatch:

@@ -1,4 +1,4 @@
-"""Volume nodes as volumes: geometry in world RAS, and voxels as a view of the node's memory; and when they change."""
+"""Volume nodes as volumes: geometry in world RAS, and voxels as a view of the node's memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.observers import Observers
 
 _HOUNSFIELD = ("hnsf'U", "[hnsf'U]")  # UCUM, as Slicer's DICOM reader stores it
-_RESTED = {"volume": 0.3, "window": 0.5}  # seconds without another change
 
 
 def volume_from_node(node) -> Volume:
@@ -66,58 +64,6 @@ def displayed_window(node) -> IntensityWindow | None:
     if not (np.isfinite([low, high]).all() and high > low):
         return None
     return IntensityWindow(float(low), float(high), "as displayed")
-
-
-class VolumeWatch:
-    """Observes one volume node, its "volume" (voxels and place), and the "window" of its display node."""
-
-    def __init__(self, observers: Observers, clock: Callable[[], float]):
-        self._observers, self._clock = observers, clock
-        self._node = self._display = None
-        self._changes: dict[str, float] = {}  # what changed, and when last
-
-    def watch(self, node) -> None:
-        """Observe this node, which may be None, instead of the former one."""
-        if self._node is not None:
-            self._observers.remove(self._node)
-        self._node = node
-        if node is not None:
-            for event in (node.TransformModifiedEvent, node.ImageDataModifiedEvent, "ModifiedEvent"):
-                self._observers.add(node, event, self._on_change)
-        self._watch_display()
-
-    def forget(self) -> None:
-        """Ignore what has changed so far."""
-        self._changes.clear()
-
-    @property
-    def pending(self) -> bool:
-        """Whether something has changed that was not reported yet."""
-        return bool(self._changes)
-
-    def has_changed(self, what: str) -> bool:
-        """Whether "volume" or "window" has changed and come to rest; True once for each change."""
-        rested = what in self._changes and self._clock() - self._changes[what] >= _RESTED[what]
-        if rested:
-            del self._changes[what]
-        return rested
-
-    def _watch_display(self) -> None:
-        display = None if self._node is None else self._node.GetDisplayNode()
-        if display is self._display:
-            return
-        if self._display is not None:
-            self._observers.remove(self._display)
-        self._display = display
-        if display is not None:
-            self._observers.add(display, "ModifiedEvent", self._on_display)
-
-    def _on_change(self, _) -> None:
-        self._changes["volume"] = self._clock()
-        self._watch_display()
-
-    def _on_display(self, _) -> None:
-        self._changes["window"] = self._clock()
 
 
 def world_matrix(node) -> np.ndarray:

@@ -34,8 +34,7 @@ def load_json(path: Path) -> dict:
         raise UserError(f"The prompts file {path} cannot be read: it is not text in UTF-8.") from None
     except json.JSONDecodeError as error:
         raise UserError(
-            f"The prompts file {path.name} is not valid JSON at line {error.lineno}, column {error.colno}: "
-            f"{error.msg}."
+            f"The prompts file {path.name} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}."
         ) from None
     except (RecursionError, ValueError):  # nested, or numbers, beyond all reason
         raise UserError(f"The prompts file {path.name} is not JSON that this program can read.") from None

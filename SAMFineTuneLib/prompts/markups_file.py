@@ -165,31 +165,28 @@ def _read_prompts(
     if not points and (markup_type != "ROI" or "controlPoints" in markup):
         return []  # made, but never placed
     if any(marker.point_list for marker in kind.markers):
-        signs = (is_positive(point.get("description"), point.get("label"), name) for point, _ in points)
-        return [
-            kind.from_markup(Markup(markup_type, (ras,), sign), None)
-            for sign, (_, ras) in zip(signs, points, strict=True)
+        found = [
+            Markup(markup_type, (ras,), is_positive(point.get("description"), point.get("label"), name))
+            for point, ras in points
         ]
-    if markup_type != "ROI":
-        return [kind.from_markup(Markup(markup_type, tuple(ras for _, ras in points), positive), None)]
-    center = numbers(required(markup, "center", where), f"{where}.center", 3) * to_ras
-    size = numbers(required(markup, "size", where), f"{where}.size", 3)
-    axes = _orientation(markup, where, to_ras)
-    if min(size) < 0 or sum(length > 0 for length in size) < 2:
-        raise UserError(f"{where}.size is empty: draw the ROI again.")
-    roi = Markup(markup_type, (tuple(center),), positive, tuple(size), tuple(map(tuple, axes)))
-    return [kind.from_markup(roi, None)]
+    elif markup_type == "ROI":
+        center = numbers(required(markup, "center", where), f"{where}.center", 3) * to_ras
+        size = numbers(required(markup, "size", where), f"{where}.size", 3)
+        axes = _orientation(markup, where, to_ras)
+        found = [Markup(markup_type, (tuple(center),), positive, tuple(size), tuple(map(tuple, axes)))]
+    else:
+        found = [Markup(markup_type, tuple(ras for _, ras in points), positive)]
+    try:
+        return [kind.from_markup(one, None) for one in found]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _orientation(markup: dict, where: str, to_ras: np.ndarray) -> np.ndarray:
     """Axes (3, 3), one row an axis; the file has them as the columns of a matrix, row by row."""
     identity = np.diag(to_ras).reshape(-1).tolist()  # without one, the axes are RAS
     matrix = np.array(numbers(markup.get("orientation", identity), f"{where}.orientation", 9)).reshape(3, 3)
-    axes = (to_ras[:, None] * matrix).T
-    lengths = np.linalg.norm(axes, axis=1)
-    if lengths.min() < 1e-6 or abs(np.linalg.det(axes / lengths[:, None])) < 1e-3:
-        raise UserError(f"{where}.orientation is not a matrix of three directions.")
-    return axes
+    return (to_ras[:, None] * matrix).T
 
 
 def _read_plane(markup: dict, where: str, to_ras: np.ndarray) -> ObliqueView:

@@ -30,9 +30,7 @@ class SegmentPrompts:
             raise UserError("A segment needs a name.")
         value = self.value
         if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= LARGEST_VALUE:
-            raise UserError(
-                f"The label value of segment {self.name} must be a whole number from 1 to {LARGEST_VALUE}."
-            )
+            raise UserError(f"The label value of segment {self.name} must be a whole number from 1 to {LARGEST_VALUE}.")
         color = segment_color(value) if self.color is None else tuple(float(part) for part in self.color)
         if len(color) != 3 or not all(0 <= part <= 1 for part in color):
             raise UserError(f"The color of segment {self.name} needs three numbers from 0 to 1.")

@@ -155,10 +155,10 @@ def test_a_closed_curve_is_a_lasso(tmp_path):
         ({"type": "Angle"}, "type Angle, which is not a prompt"),
         ({"controlPoints": []}, 'lacks its "type"'),
         ({"type": "ROI", "size": [1, 2, 3]}, 'lacks its "center"'),
-        ({"type": "ROI", "center": [1, 2, 3], "size": [1, 0, 0]}, "size is empty"),
+        ({"type": "ROI", "center": [1, 2, 3], "size": [1, 0, 0]}, r"markups\[0\]: A 3-D box is empty"),
         (
             {"type": "ROI", "center": [1, 2, 3], "size": [1, 1, 1], "orientation": [1, 0, 0] * 3},
-            "orientation",
+            r"markups\[0\]: A 3-D box needs three axes",
         ),
         ({"type": "ROI", "center": [0, 0, 0], "size": [0, 0, 0], "controlPoints": []}, "no placed points"),
     ],

@@ -52,9 +52,7 @@ def show(node, marker: Marker, color, chosen: bool, slice_nodes: Sequence, norma
     if None in displays or not displays:
         return
     for display in displays:
-        _change(display, "Visibility3D", False)
-        _change(display, "PropertiesLabelVisibility", False)
-        _change(display, "PointLabelsVisibility", False)
+        _change(display, Visibility3D=False, PropertiesLabelVisibility=False, PointLabelsVisibility=False)
     if marker.sizes is None:
         _show_box(node, displays[0], color, chosen, slice_nodes, normal)
     else:
@@ -62,16 +60,14 @@ def show(node, marker: Marker, color, chosen: bool, slice_nodes: Sequence, norma
 
 
 def _show_pair(displays, marker, color, chosen) -> None:
-    rim_size, core_size = marker.sizes
-    rim_color, core_color = (_DARK, _GREEN) if marker.positive else (_LIGHT, _RED)
-    size = 1.0 if chosen else _SMALLER
-    rim, core = displays[0], displays[-1]
-    for display, scale in ((rim, rim_size), (core, core_size)):
-        _change(display, "GlyphType", display.Diamond2D if marker.diamond else display.Sphere3D)
-        _change(display, "GlyphScale", size * scale)
-        _change(display, "LineThickness", 1.0)
-    _color(rim, rim_color, rim_color)
-    _color(core, core_color if chosen else _tinted(core_color, color), _HOVER)
+    core_color = _GREEN if marker.positive else _RED
+    colors = _DARK if marker.positive else _LIGHT, core_color if chosen else _tinted(core_color, color)
+    for display, scale, own, hover in zip(
+        (displays[0], displays[-1]), marker.sizes, colors, (colors[0], _HOVER), strict=True
+    ):
+        glyph = display.Diamond2D if marker.diamond else display.Sphere3D
+        _change(display, GlyphType=glyph, GlyphScale=scale * (1.0 if chosen else _SMALLER), LineThickness=1.0)
+        _change(display, SelectedColor=own, Color=own, ActiveColor=hover)
 
 
 def _tinted(core_color, color) -> tuple[float, float, float]:
@@ -84,14 +80,9 @@ def _show_box(node, display, color, chosen, slice_nodes, normal) -> None:
     beside = [view for view in slice_nodes if normal is None or abs(_normal(view) @ normal) > _PARALLEL]
     _only_in(display, [] if normal is None else [view.GetID() for view in beside])
     handles = chosen and bool(beside)
-    _change(display, "HandlesInteractive", handles)
-    _change(display, "ScaleHandleVisibility", handles)
-    _change(display, "TranslationHandleVisibility", handles)
-    _change(display, "RotationHandleVisibility", False)
-    _change(display, "InteractionHandleScale", _HANDLE_SCALE)
-    _change(display, "FillVisibility", False)
-    _change(display, "GlyphScale", 0.5)
-    _color(display, color, _HOVER)
+    _change(display, HandlesInteractive=handles, ScaleHandleVisibility=handles, TranslationHandleVisibility=handles)
+    _change(display, RotationHandleVisibility=False, InteractionHandleScale=_HANDLE_SCALE)
+    _change(display, FillVisibility=False, GlyphScale=0.5, SelectedColor=color, Color=color, ActiveColor=_HOVER)
     if bool(node.GetLocked()) == chosen:  # its middle can be dragged even without handles
         node.SetLocked(not chosen)
 
@@ -101,9 +92,8 @@ def handles_of(node, slice_node) -> np.ndarray:
     import vtk
 
     display = node.GetDisplayNode()
-    if display is None or not (display.GetVisibility() and display.GetHandlesInteractive()):
-        return np.empty((0, 2))
-    if not display.IsDisplayableInView(slice_node.GetID()):
+    shown = display is not None and display.GetVisibility() and display.IsDisplayableInView(slice_node.GetID())
+    if not (shown and display.GetHandlesInteractive()):
         return np.empty((0, 2))
     to_view = vtk.vtkMatrix4x4()
     vtk.vtkMatrix4x4.Invert(slice_node.GetXYToRAS(), to_view)
@@ -158,17 +148,9 @@ def _only_in(display, view_ids) -> None:
         display.EndModify(was_modifying)
 
 
-def _color(display, color, hover) -> None:
-    for name in ("SelectedColor", "Color"):
-        _change(display, name, color)
-    _change(display, "ActiveColor", hover)
-
-
-def _change(display, name, value) -> None:
-    """Set a property only when it is another: every change draws the views again."""
-    now = getattr(display, "Get" + name)()
-    if not np.allclose(now, value):
-        if isinstance(value, tuple):
-            getattr(display, "Set" + name)(*value)
-        else:
-            getattr(display, "Set" + name)(value)
+def _change(display, **values) -> None:
+    """Set properties that have another value: every change draws the views again."""
+    for name, value in values.items():
+        if not np.allclose(getattr(display, "Get" + name)(), value):
+            parts = value if isinstance(value, tuple) else (value,)
+            getattr(display, "Set" + name)(*parts)

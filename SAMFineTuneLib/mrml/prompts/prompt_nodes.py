@@ -73,11 +73,7 @@ class PromptNodes:
 
     def nodes(self) -> list:
         """All nodes, in the scene's order."""
-        return [
-            node
-            for node in prompt_nodes(self.scene)
-            if belongs(node, self.volume_node, self.segmentation_node)
-        ]
+        return [node for node in prompt_nodes(self.scene) if belongs(node, self.volume_node, self.segmentation_node)]
 
     def of_segment(self, segment_id: str) -> list:
         """All nodes of a segment."""

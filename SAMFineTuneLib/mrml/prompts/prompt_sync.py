@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.observers import Observers
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
     MarkedPrompt,
     PromptNodes,
@@ -23,6 +22,7 @@ from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
     prompt_nodes,
     same_prompt,
 )
+from SAMFineTuneLib.mrml.scene_watch import Observers
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.slice_views import parallel_view
 from SAMFineTuneLib.prompts import Prompt

@@ -1,4 +1,4 @@
-"""A segmentation's binary labelmaps as arrays in one grid.
+"""A segmentation's binary labelmaps as arrays in one grid, and the closed surfaces that are made of them.
 
 Slicer keeps segments that do not overlap in one shared labelmap, a layer, each with its own value. After every edit it
 crops layers to what they hold and replaces their memory. Arrays are therefore fetched for each write and never kept.
@@ -16,6 +16,7 @@ from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, require_
 
 BINARY, SURFACE = "Binary labelmap", "Closed surface"
 _SAME = 1e-3  # voxels that two grids may be apart and still count as the same
+_JOINT = "Joint smoothing"
 _SPARE_PART, _LEAST_SPARE = 8, 4  # labelmaps grow by an eighth of the grid, or by four voxels
 
 
@@ -266,3 +267,49 @@ def new_labelmap(like, extent: np.ndarray, dtype: np.dtype):
     image.AllocateScalars(get_vtk_array_type(dtype), 1)
     image_array(image)[...] = 0
     return image
+
+
+# ---- closed surfaces
+
+
+def refresh_surface(segmentation, grid: Grid, segment_id: str) -> set[str]:
+    """Make the surface of a segment anew. With joint smoothing also those of segments that share its labelmap, because
+    their surfaces depend on each other. Returns the segments whose surfaces are new.
+
+    Slicer converts with the segmentation's settings. Converting within the segmentation would rebuild all segments over
+    the whole grid; here a copy of the part that the segments fill is converted in a temporary segmentation.
+    """
+    import slicer
+    import vtk
+
+    layer = Layers(segmentation, grid).of[segment_id]
+    joint = float(segmentation.GetConversionParameter(_JOINT) or 0) > 0
+    members = set(layer.labels) if joint else {segment_id}
+    workshop = slicer.vtkSegmentation()
+    workshop.SetSourceRepresentationName(BINARY)
+    workshop.CopyConversionParameters(segmentation)
+    part = _filled_part(layer.image)
+    for member in members if part is not None else ():
+        segment = slicer.vtkSegment()
+        segment.SetLabelValue(layer.labels[member])
+        segment.AddRepresentation(BINARY, part)
+        workshop.AddSegment(segment, member)
+    made = part is not None and workshop.CreateRepresentation(SURFACE)
+    for member in members:
+        surface = workshop.GetSegment(member).GetRepresentation(SURFACE) if made else vtk.vtkPolyData()
+        segmentation.GetSegment(member).AddRepresentation(SURFACE, surface)
+        segmentation.InvokeEvent(segmentation.RepresentationModified, member)
+    return members
+
+
+def _filled_part(image):
+    """A copy of a labelmap around its non-zero voxels; None when it has none."""
+    import slicer
+
+    extent = [0] * 6
+    resample = slicer.vtkOrientedImageDataResample
+    if has_no_voxels(image) or not resample.CalculateEffectiveExtent(image, extent):
+        return None
+    part = slicer.vtkOrientedImageData()
+    resample.CopyImage(image, part, extent)
+    return part

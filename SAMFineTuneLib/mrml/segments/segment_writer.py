@@ -17,10 +17,9 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import SlicePlane, inside
 from SAMFineTuneLib.images.volume import Volume, same_grid
-from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layers, require_editable
+from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layers, refresh_surface, require_editable
 from SAMFineTuneLib.mrml.segments.masking import editing_rules, in_range, intensities_at
 from SAMFineTuneLib.mrml.segments.ownership import Membership, Owner, Owners, merged, write_new
-from SAMFineTuneLib.mrml.segments.surfaces import refresh_surface
 
 _SAME_GRID = 1e-3  # mm
 
@@ -277,9 +276,7 @@ class SegmentWriter:
         """Whether there is anything left to look at."""
         return bool(self._to_verify)
 
-    def _work_on(
-        self, places: dict[tuple[str, str], None], until: Callable[[], bool]
-    ) -> Iterator[tuple[Owner, _Work]]:
+    def _work_on(self, places: dict[tuple[str, str], None], until: Callable[[], bool]) -> Iterator[tuple[Owner, _Work]]:
         """The owners of places, and their voxels. Each is removed from `places`, until `until()`."""
         if not places:
             return
