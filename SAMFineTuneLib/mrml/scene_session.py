@@ -67,7 +67,6 @@ class SceneSession(SceneSync):
         model = self.parameters.get("Model")
         if model:
             self.set_model(model, self.parameters.get("Adapter"), self.parameters.get("Device", "auto"))
-        self._window = self.parameters.window
         segmentation, volume = self.parameters.referenced("segmentation"), self.parameters.referenced("volume")
         if segmentation is not self.segmentation_node:
             self._leave()
@@ -86,14 +85,13 @@ class SceneSession(SceneSync):
 
     def set_window(self, window: IntensityWindow | None) -> None:
         """Show the model the volume in a window; None follows the displayed one."""
-        self._window = window
         self.parameters.window = window
         self._follow_window()
 
     @property
     def window(self) -> IntensityWindow | None:
         """The window that was set; None while the displayed one is followed."""
-        return self._window
+        return self.parameters.window
 
     def set_model(self, model_id: str, adapter: str = "", device: str = "auto") -> None:
         """Choose the model, an adapter on it, and the device."""

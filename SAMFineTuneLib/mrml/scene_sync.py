@@ -87,7 +87,6 @@ class SceneSync:
         self._table: SegmentTable | None = None
         self._current: str | None = None
         self._recognised: dict = {}
-        self._window: IntensityWindow | None = None
         self._given_window: IntensityWindow | None = None
         self._model: tuple[str, str, str] = ("", "", "auto")
         self._next_state: events.StateChanged | None = None  # told, but not yet written into the nodes
@@ -434,7 +433,7 @@ class SceneSync:
         self._changed()
 
     def _wanted_window(self) -> IntensityWindow | None:
-        return self._window or displayed_window(self.volume_node)
+        return self.parameters.window or displayed_window(self.volume_node)
 
     def _place_clicks(self) -> None:
         kind, clicks = self.placing.kind, self.placing.clicks()
@@ -484,7 +483,6 @@ class SceneSync:
         self._drop()
         self._set_volume(None, None, tell=False)
         self._set_segmentation(None)
-        self._window = None
 
 
 def _same_window(a: IntensityWindow, b: IntensityWindow | None) -> bool:

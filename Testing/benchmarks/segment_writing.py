@@ -25,11 +25,10 @@ clock = time.perf_counter
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "Testing")]
 
-from mrml.scenes import SlicerScene, oriented_image_of  # noqa: E402
+from mrml.scenes import SlicerScene, oriented_image_of, protect_others  # noqa: E402
 
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane  # noqa: E402
 from SAMFineTuneLib.images.volume import Volume  # noqa: E402
-from SAMFineTuneLib.mrml.segments.masking import protect_others  # noqa: E402
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter  # noqa: E402
 from SAMFineTuneLib.mrml.volume_nodes import volume_from_node  # noqa: E402
 

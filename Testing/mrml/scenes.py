@@ -192,3 +192,12 @@ def tilted_volume(shape=(7, 12, 10), spacing=(0.8, 1.1, 2.5), seed: int = 0) -> 
     affine[:3, :3] = x @ y @ z @ np.diag([-1, 1, 1]) * spacing
     affine[:3, 3] = (12.5, -31.0, 100.25)
     return Volume(np.random.default_rng(seed).integers(-1000, 2000, shape).astype(np.int16), affine)
+
+
+def protect_others(editor_node) -> None:
+    """Set a segment editor node so that painting a segment changes no other, as a new session starts. Slicer's own
+    default erases what is painted over."""
+    import slicer
+
+    editor_node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments)
+    editor_node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)

@@ -10,13 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mrml.conftest import tilted_volume
-from mrml.scenes import SlicerScene, oriented_image_of, segment_voxels
+from mrml.scenes import SlicerScene, oriented_image_of, protect_others, segment_voxels
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, aligned_plane, oblique_plane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.segments.masking import protect_others
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.mrml.slice_views import plane_of_view, ras_at, settle_view
 from SAMFineTuneLib.mrml.volume_nodes import volume_from_node

@@ -17,9 +17,8 @@ from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 
 @dataclass(frozen=True)
 class Rules:
-    """What one segment may do."""
+    """What a segment may do."""
 
-    segment: str
     where: tuple[str, ...] | None = None  # segments that masking depends on; None allows everything
     inside: bool = False  # whether it allows voxels in any of them, or voxels in none
     takes_from: frozenset[str] | None = frozenset()  # None is all
@@ -43,15 +42,6 @@ class Rules:
         return found if self.inside else ~found
 
 
-def protect_others(editor_node) -> None:
-    """Set a segment editor node so that painting a segment changes no other, as a new session starts. Slicer's own
-    default erases what is painted over."""
-    import slicer
-
-    editor_node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments)
-    editor_node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
-
-
 def editing_rules(segment: str, segmentation_node, editor_node) -> Rules:
     """The rules of the Segment Editor's node; without one all other segments are protected."""
     import slicer
@@ -59,7 +49,7 @@ def editing_rules(segment: str, segmentation_node, editor_node) -> Rules:
     segments = tuple(segmentation_node.GetSegmentation().GetSegmentIDs())
     others = tuple(other for other in segments if other != segment)
     if editor_node is None:
-        return Rules(segment, others, all_others=True)
+        return Rules(others, all_others=True)
     modes, mode = slicer.vtkMRMLSegmentationNode, editor_node.GetMaskMode()
     chosen = tuple(other for other in segments if other == editor_node.GetMaskSegmentID())
     where, inside = {
@@ -74,7 +64,7 @@ def editing_rules(segment: str, segmentation_node, editor_node) -> Rules:
         editor_node.OverwriteVisibleSegments: frozenset(_visible(others, segmentation_node)),
     }.get(editor_node.GetOverwriteMode())
     limits = editor_node.GetSourceVolumeIntensityMaskRange() if editor_node.GetSourceVolumeIntensityMask() else None
-    return Rules(segment, where, inside, takes_from, limits, mode == modes.EditAllowedOutsideAllSegments)
+    return Rules(where, inside, takes_from, limits, mode == modes.EditAllowedOutsideAllSegments)
 
 
 def _visible(segments, segmentation_node) -> tuple[str, ...]:
