@@ -16,7 +16,6 @@ from SAMFineTuneLib.mrml.segments.mask_display import MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter, WrittenMask
 from SAMFineTuneLib.mrml.storage import RecordKeeper
-from SAMFineTuneLib.prompts.plane_prompts import planes_of
 from SAMFineTuneLib.session.events import Event, Failed, Notice, StateChanged
 
 _log = logging.getLogger(__name__)
@@ -217,13 +216,8 @@ class Work:
         if not self.sweep_due or self.jobs or len(self.masks) or not self.keeper.current:
             return
         self.sweep_due = False
-        document = self.keeper.record.document
-        places = {(self.table.id_of(value), key) for value, key in storage.propagated_of(document)}
-        for info, keys in storage.places_of(document):
-            if not keys:
-                keys = [plane.key for plane in planes_of(self.prompts.volume, info.prompt, info.view, "segment")]
-            places.update((self.table.id_of(info.segment), key) for key in keys)
-        self.masks.keep_only(places)
+        places = storage.places_of(self.keeper.record.document, self.prompts.volume)
+        self.masks.keep_only({(self.table.id_of(value), key) for value, key in places})
 
     def write_record(self, model: str, adapter: str, recognised: dict[str, Any]) -> None:
         """Store the record in the scene."""

@@ -20,6 +20,7 @@ from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, belongs, new_node, nodes_of
+from SAMFineTuneLib.prompts.plane_prompts import planes_of
 from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict
 from SAMFineTuneLib.session.events import Answered, Event, Failed, PromptInfo
 
@@ -221,14 +222,14 @@ def contents_of(document: dict[str, Any]) -> tuple[list[SegmentInfo], list[Promp
         raise UserError("The session stored in the scene is damaged: masks are made anew from the prompts.") from error
 
 
-def places_of(document: dict[str, Any]) -> list[tuple[PromptInfo, list[str]]]:
-    """Each prompt with the keys of the planes that it is restricted to; no key means all planes that it lies on."""
-    return [(_prompt_info(entry), list(entry.get("planes") or ())) for entry in document["prompts"]]
-
-
-def propagated_of(document: dict[str, Any]) -> list[tuple[int, str]]:
-    """(label value, plane key) of the propagated masks of a stored session."""
-    return [(int(one["segment"]), SlicePlane.from_dict(one["plane"]).key) for one in document["propagated"]]
+def places_of(document: dict[str, Any], volume: Volume) -> set[tuple[int, str]]:
+    """Label value and plane key of all masks of a stored session."""
+    places = {(int(one["segment"]), SlicePlane.from_dict(one["plane"]).key) for one in document["propagated"]}
+    for entry in document["prompts"]:
+        info = _prompt_info(entry)
+        keys = entry.get("planes") or [plane.key for plane in planes_of(volume, info.prompt, info.view)]
+        places.update((info.segment, key) for key in keys)
+    return places
 
 
 def recognise(volume: Volume) -> dict[str, Any]:

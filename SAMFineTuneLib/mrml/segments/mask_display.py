@@ -73,14 +73,11 @@ class MaskDisplay:
         value = None if segment_id is None else self._table.values.get(segment_id)
         for place in [place for place in self._waiting if value in (None, place[0])]:
             del self._waiting[place]
-        with self.writer.together():
-            for mask in self.writer.masks():
-                if segment_id in (None, mask.segment_id):
-                    self.writer.remove(mask.segment_id, mask.plane_key)
-        self.stored = False
+        others = [mask for mask in self.writer.masks() if segment_id not in (None, mask.segment_id)]
+        self.keep_only([(mask.segment_id, mask.plane_key) for mask in others])
 
     def keep_only(self, places: Collection[tuple[str, str]]) -> None:
-        """Remove masks that are not of these segment IDs and plane keys."""
+        """Remove written masks that are not of these segment IDs and plane keys."""
         with self.writer.together():
             for mask in self.writer.masks():
                 if (mask.segment_id, mask.plane_key) not in places:

@@ -74,18 +74,12 @@ def _visible(segments, segmentation_node) -> tuple[str, ...]:
     return tuple(segment for segment in segments if display.GetSegmentVisibility(segment))
 
 
-def in_range(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Whether intensities lie in the editable range, limits included. Limits are truncated for integer intensities."""
-    low, high = limits
-    if values.dtype.kind in "iu":
-        kind = np.iinfo(values.dtype)
-        low, high = (np.trunc(np.clip(limit, kind.min, kind.max)) for limit in (low, high))
-    return (values >= low) & (values <= high)
+def editable_at(volume_node, ras: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Whether intensities lie in the editable range, limits included: bool (N,) at world RAS points (N, 3).
 
-
-def intensities_at(volume_node, ras: np.ndarray) -> np.ndarray:
-    """Values (N,) of a volume node at world RAS points (N, 3), interpolated linearly, in the node's own type; its
-    background value outside the volume."""
+    A volume node's intensities are interpolated linearly, in the node's own type; its background value counts outside
+    the volume. Limits are truncated for integer intensities.
+    """
     from scipy.ndimage import map_coordinates
 
     volume = volume_from_node(volume_node)
@@ -97,6 +91,9 @@ def intensities_at(volume_node, ras: np.ndarray) -> np.ndarray:
     values = np.full(len(ijk), volume_node.GetImageBackgroundScalarComponentAsDouble(0))
     places = np.clip(ijk[inside], 0, last).T[::-1]
     values[inside] = map_coordinates(volume.array, places, np.float64, order=1, mode="nearest")
+    low, high = limits
     if volume.array.dtype.kind in "iu":
-        values = np.rint(values)
-    return values.astype(volume.array.dtype)
+        values, kind = np.rint(values), np.iinfo(volume.array.dtype)
+        low, high = (np.trunc(np.clip(limit, kind.min, kind.max)) for limit in limits)
+    values = values.astype(volume.array.dtype)
+    return (values >= low) & (values <= high)

@@ -18,7 +18,7 @@ from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import SlicePlane, inside
 from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layers, refresh_surface, require_editable
-from SAMFineTuneLib.mrml.segments.masking import editing_rules, in_range, intensities_at
+from SAMFineTuneLib.mrml.segments.masking import editable_at, editing_rules
 from SAMFineTuneLib.mrml.segments.ownership import Membership, Owner, Owners, merged, write_new
 
 _SAME_GRID = 1e-3  # mm
@@ -163,7 +163,9 @@ class SegmentWriter:
         at = np.searchsorted(work.voxels, voxels)
         permitted = rules.permitted(work.members, len(work.voxels))[at]
         if rules.intensities is not None:
-            permitted &= self._in_range(work.places[:, at], rules.intensities)
+            source = self.editor_node().GetSourceVolumeNode() or self._volume_node
+            ras = self._grid.volume(self._node).ijk_to_ras(work.places[::-1, at].T)
+            permitted &= editable_at(source, ras, rules.intensities)
         owner.wanted = len(at)
         kept = permitted | work.members[owner.segment][at]
         at, permitted = at[kept], permitted[kept]
@@ -174,11 +176,6 @@ class SegmentWriter:
             if owner.may_take_from(segment)
         }
         write_new(owner, work.voxels, at, takes, work.members)
-
-    def _in_range(self, places: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-        source = self.editor_node().GetSourceVolumeNode() or self._volume_node
-        ras = self._grid.volume(self._node).ijk_to_ras(places[::-1].T)
-        return in_range(intensities_at(source, ras), limits)
 
     def _write(self, work: _Work) -> bool:
         changes = list(work.members.changed())
