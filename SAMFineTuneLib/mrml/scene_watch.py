@@ -1,4 +1,4 @@
-"""Observes a scene and notes what happens for the next turn; only what cannot wait is passed on at once."""
+"""Observes a scene. Most of what happens is noted for the next turn; what cannot wait is reported at once."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class SceneWatch:
         import slicer
 
         self.segments_changed = False
-        """Whether segments were added, removed, renamed, recoloured or sorted; reset by whoever has dealt with it."""
+        """Whether segments were added, removed, renamed, recoloured or sorted; reset by who has dealt with it."""
         self._scene, self._observers, self._prompts, self._session = scene, observers, prompts, session
         self._orphans = False
         self._companions: list = []  # display and storage nodes of prompts that somebody else removed

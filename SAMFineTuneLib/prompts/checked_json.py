@@ -36,7 +36,7 @@ def load_json(path: Path) -> dict:
         raise UserError(
             f"The prompts file {path.name} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}."
         ) from None
-    except (RecursionError, ValueError):  # nested, or numbers, beyond all reason
+    except (RecursionError, ValueError):  # nested too deeply, or numbers too long
         raise UserError(f"The prompts file {path.name} is not JSON that this program can read.") from None
     return mapping(values, path.name)
 

@@ -7,6 +7,7 @@ crops layers to what they hold and replaces their memory. Arrays are therefore f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -104,10 +105,11 @@ class Layer:
         self.labels[segment_id] = segment.GetLabelValue()
         self._segments.append(segment)
 
-    @property
-    def on_lattice(self) -> bool:
-        """Whether its voxels are the grid's; others are resampled when they are written."""
-        return first_voxel(self.image, self.grid.affine, self.grid.shape) is not None
+    @cached_property
+    def start(self) -> np.ndarray | None:
+        """Array index (i, j, k), which may be negative, of the grid's first voxel; None when the labelmap has other
+        voxels than the grid. Then it is resampled when it is written."""
+        return first_voxel(self.image, self.grid.affine, self.grid.shape)
 
     def values(self, places: np.ndarray) -> np.ndarray:
         """Labels (N,) at grid voxels (3, N), given as k, j, i; 0 outside the labelmap."""
@@ -127,9 +129,8 @@ class Layer:
 
     def _positions(self, places: np.ndarray) -> np.ndarray:
         """Positions in the array (3, N) of grid voxels (3, N), both as k, j, i."""
-        first = first_voxel(self.image, self.grid.affine, self.grid.shape)
-        if first is not None:
-            return places + first[::-1, None]
+        if self.start is not None:
+            return places + self.start[::-1, None]
         between = np.linalg.inv(image_affine(self.image)) @ self.grid.affine
         return np.floor(between[:3, :3] @ places[::-1] + between[:3, 3:] + 0.5).astype(np.intp)[::-1]
 
@@ -163,7 +164,7 @@ class Layer:
             image_array(image)[tuple(map(slice, low, high + 1))] = image_array(old)
         for segment in self._segments:
             segment.AddRepresentation(BINARY, image)
-        self.image = image
+        self.image, self.start = image, first_voxel(image, self.grid.affine, self.grid.shape)
 
     def _on_grids_lattice(self):
         """The labelmap, resampled when its voxels are not the grid's, as Slicer does when it edits one."""
@@ -171,7 +172,7 @@ class Layer:
 
         if has_no_voxels(self.image):
             return geometry(self.grid.affine, (0, 0, 0))
-        if self.on_lattice:
+        if self.start is not None:
             return self.image
         reference = geometry(self.grid.affine, self.grid.shape)
         resampled = slicer.vtkOrientedImageData()
@@ -201,10 +202,6 @@ class Layers:
                 segment.AddRepresentation(BINARY, image)
             self.of[segment_id] = by_image.setdefault(image, Layer(image, grid))
             self.of[segment_id].add(segment_id, segment)
-
-    def together(self, segment_id: str) -> tuple[str, ...]:
-        """The segments in the same labelmap, including this one."""
-        return tuple(self.of[segment_id].labels) if segment_id in self.of else ()
 
 
 def image_affine(image) -> np.ndarray:

@@ -5,8 +5,8 @@ gets, and which of them it takes from which segment. Owners lie over what the se
 which they were made, and each records what it changed. The segments without them can therefore be worked out at any
 time: `Owners.restore` takes all of them off, `Owners.write` puts others back. Neither what an owner may have nor its
 place in the order ever changes, so the same owners over the same ground are the same voxels, in whatever order they
-are written: a mask that comes back after an undo changes no other segment. This module knows no labelmap; membership
-is asked for and handed back as boolean arrays.
+are written: a mask that comes back after an undo changes no other segment. This module does not use labelmaps:
+membership is read and returned as boolean arrays.
 
 Voxels are flat indices into one grid [k, j, i], ascending.
 """
@@ -45,7 +45,7 @@ class Runs:
         return int(self._before[-1])
 
     def last(self) -> int:
-        """The highest index; not to be asked of none."""
+        """The highest index. There must be one."""
         return int(self._ends[-1]) - 1
 
     def voxels(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class Runs:
         return np.repeat(self._starts - self._before[:-1], lengths) + np.arange(len(self))
 
     def bounds(self, shape: tuple[int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Lowest and highest (k, j, i) in a grid of that shape; not to be asked of none."""
+        """Lowest and highest (k, j, i) in a grid of that shape. There must be voxels."""
         if self._bounds is None:
             first, last = (np.stack(np.unravel_index(ends, shape)) for ends in (self._starts, self._ends - 1))
             low, high = first.min(axis=1), last.max(axis=1)
@@ -136,7 +136,7 @@ class Owner:
             self._stored = None
 
     def lose(self, at: np.ndarray) -> None:
-        """Give up voxels at these positions for ever."""
+        """Give up the voxels at these positions for good."""
         self.voxels = Runs.of(np.delete(self.voxels.voxels(), at))
         self.held, self.added = np.delete(self.held, at), np.delete(self.added, at)
         self.takes = {segment: np.delete(flags, at) for segment, flags in self.takes.items()}
@@ -165,10 +165,12 @@ class Owner:
         takes_from = values["takes_from"]
         keeps_off = values.get("keeps_off", None if takes_from == [] else [])
         voxels = Runs.from_text(values["voxels"])
-        every = voxels.voxels()
 
         def flags(text: str) -> np.ndarray:
-            return np.isin(every, Runs.from_text(text).voxels(), assume_unique=True)
+            found = np.full(len(voxels), text == values["voxels"])
+            if not found.all():
+                found[voxels.find(Runs.from_text(text).voxels())[1]] = True
+            return found
 
         owner = cls(
             str(values["segment"]),

@@ -221,13 +221,13 @@ class SegmentWriter:
     def _make_room(self, segmentation, work: _Work, changes) -> None:
         """Give segments that are about to overlap a labelmap of their own, and labelmaps memory for new voxels."""
         for segment, _, gained in changes:
-            others = [other for other in work.layers.together(segment) if other != segment]
+            others = [other for other in work.layers.of[segment].labels if other != segment]
             if any((work.members[other] & gained).any() for other in others):
                 segmentation.SeparateSegmentLabelmap(segment)
                 work.layers = Layers(segmentation, self._grid)
         for segment, lost, gained in changes:
             layer = work.layers.of[segment]
-            touched = gained if layer.on_lattice else work.members[segment] | lost
+            touched = gained if layer.start is not None else work.members[segment] | lost
             if touched.any():
                 layer.make_room(work.places[:, touched])
 
