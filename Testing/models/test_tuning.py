@@ -149,7 +149,7 @@ def test_parameter_counts_of_the_published_encoders(width, depth, heads, reach, 
         prompts = package.PromptEncoder(256, (64, 64), (1024, 1024), 16)
         transformer = package.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
         masks = package.MaskDecoder(transformer_dim=256, transformer=transformer)
-        return SamModel(small_models.vit(width, depth, heads, 1024, 14, reach), prompts, masks, 1024)
+        return SamModel(small_models.vit(width, depth, heads, 1024, 14, reach), prompts, masks)
 
     with torch.device("meta"):
         assert count(attach(build(), spec, Method("lora")), "image_encoder.") == lora
