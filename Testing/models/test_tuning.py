@@ -160,7 +160,7 @@ def test_parameter_counts_of_the_small_encoders():
     """MobileSAM's TinyViT at its real size, and the compact model, from their blocks' widths."""
     with torch.device("meta"):
         published = small_models.sam(small_models.tiny_vit(), grid=64)
-        mobile = SamModel(published.image_encoder, published.prompt_encoder, published.mask_decoder, 1024)
+        mobile = SamModel(published.image_encoder, published.prompt_encoder, published.mask_decoder)
         networks = {"mobile_sam": (mobile, 2 * [128] + 6 * [160] + 2 * [320]), "compact": (CompactModel(), 8 * [192])}
         for name, (network, widths) in networks.items():
             spec = ModelSpec(id="m", name="M", architecture=name)
