@@ -56,6 +56,12 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file that appears complete or not at all, in UTF-8."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 @contextmanager
 def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[Path]:
     """Write a folder that appears complete or not at all.

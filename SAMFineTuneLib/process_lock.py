@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,15 +133,15 @@ class ProcessLock:
 
 
 @contextmanager
-def owning(folder: Path, refusal: Callable[[Owner], str]) -> Iterator[None]:
+def owning(folder: Path, what: str) -> Iterator[None]:
     """Own a folder while the block runs. A folder that did not exist is made, and removed if it is empty afterwards.
 
     Args:
         folder: what to own.
-        refusal: returns the sentence for the process that owns it already.
+        what: the work, such as `The evaluation in …`, for the sentence that refuses a second process.
 
     Raises:
-        UserError: with that sentence.
+        UserError: when another process owns the folder.
         DiskError: when nothing can be written there.
     """
     made = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -155,7 +155,8 @@ def owning(folder: Path, refusal: Callable[[Owner], str]) -> Iterator[None]:
             raise explained from error
         raise
     if not taken:
-        raise UserError(refusal(lock.owner or Owner()))
+        owner = lock.owner or Owner()
+        raise UserError(f"{what} is running ({owner}); wait until it is done, or {owner.how_to_stop}.")
     try:
         yield
     finally:

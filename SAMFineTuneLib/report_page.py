@@ -7,9 +7,18 @@ colour blindness can tell apart.
 from __future__ import annotations
 
 import base64
+import csv
 import html
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from SAMFineTuneLib.images import overlay_picture
+from SAMFineTuneLib.inference.input_crop import View
+from SAMFineTuneLib.prompts import PlanePrompts
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
 REFERENCE = (1.0, 1.0, 1.0)
@@ -34,6 +43,15 @@ ul{padding-left:1.2em}
 """
 
 
+def csv_text(rows: Iterable[Iterable[object]], digits: int = 4) -> str:
+    """Rows as CSV: numbers with `digits` decimals, nothing where a value is None."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        [f"{cell:.{digits}f}" if isinstance(cell, float) else cell for cell in row] for row in rows
+    )
+    return text.getvalue()
+
+
 def colour(number: int) -> str:
     """Colour of a label or a method, counted from 0, as `#rrggbb`; the colours repeat after eight."""
     return COLOURS[number % len(COLOURS)]
@@ -43,6 +61,39 @@ def paint(number: int) -> tuple[float, float, float]:
     """Colour of a label, counted from 0, on a picture: red, green, blue from 0 to 1."""
     text = COLOURS[number % _ON_PICTURES]
     return tuple(int(text[place : place + 2], 16) / 255 for place in (1, 3, 5))
+
+
+def draw_answers(
+    file: Path,
+    picture: np.ndarray,
+    answers: Mapping[int, np.ndarray],
+    references: Iterable[np.ndarray],
+    prompts: Sequence[PlanePrompts],
+    legend: Mapping[int, str],
+    view: View | None = None,
+) -> None:
+    """Draw answers and prompts over a slice, and the outlines of what is right, as PNG.
+
+    Args:
+        file: The picture to write.
+        picture: uint8 (rows, columns).
+        answers: Masks (rows, columns) by the number of their label.
+        references: Masks (rows, columns) that would be right.
+        prompts: What was asked.
+        legend: Lines of text by the number of a label.
+        view: The part that is shown; default: everything.
+    """
+    view = view or View.whole(picture.shape)
+    overlay_picture(
+        file,
+        view.crop(picture),
+        [(view.crop(mask), paint(number)) for number, mask in answers.items()],
+        points=[(x, y, bool(label)) for one in prompts
+                for (x, y), label in zip(view.to_view(one.points).tolist(), one.labels, strict=True)],
+        boxes=[view.to_view(one.box.reshape(2, 2)).ravel() for one in prompts if one.box is not None],
+        outlines=[(view.crop(mask), REFERENCE) for mask in references],
+        legend=[*((text, paint(number)) for number, text in legend.items()), ("reference", REFERENCE)],
+    )  # fmt: skip
 
 
 def page(title: str, headline: str, facts: Iterable[tuple[str, str]], parts: Iterable[str]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console
@@ -54,8 +56,25 @@ class ProgressLine:
         print(f"{start}{text}{close}", end="", file=sys.stderr, flush=True)
 
 
-def stop_signs(leave: Callable[[], None]) -> StopSigns:
-    """Ctrl-C and SIGTERM ask a training to stop; a second Ctrl-C ends it at once."""
-    from SAMFineTuneLib.training.stopping import StopSigns
+@contextmanager
+def stoppable(sentence: Callable[[], str]) -> Iterator[StopSigns]:
+    """Let Ctrl-C and SIGTERM stop the training inside; a second Ctrl-C ends it at once.
 
-    return StopSigns([signal.SIGINT, signal.SIGTERM], leave)
+    Args:
+        sentence: Says how to go on later.
+
+    Raises:
+        KeyboardInterrupt: With that sentence, when the training has stopped.
+    """
+    from SAMFineTuneLib.training.stopping import Stopped, StopSigns
+
+    def leave() -> None:
+        """End the process before anything was learned."""
+        print(f"\nsamfinetune: {sentence()}", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    with StopSigns([signal.SIGINT, signal.SIGTERM], leave) as stop:
+        try:
+            yield stop
+        except Stopped:
+            raise KeyboardInterrupt(sentence()) from None

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import outputs
-from SAMFineTuneLib.cli.long_work import ProgressLine, stop_signs
-from SAMFineTuneLib.cli.train import open_base
+from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.training.pretraining import Progress
-    from SAMFineTuneLib.training.stopping import StopSigns
 
 _EPILOG = """examples:
   samfinetune pretrain --synthetic -o compact --minutes 60
@@ -30,7 +25,6 @@ The folder is a complete model for `samfinetune segment --model FOLDER`. Ctrl-C 
 is also written now and then; --resume continues from the last one. Needs PyTorch: pip install "samfinetune[training]"
 """
 _MEASURED = {"loss": "loss", "iou": "IoU of the first answer", "dice": "Dice", "moved": "embeddings moved by"}
-_STOPPED = "stopped; go on with the same command and --resume."
 
 
 def add_parser(subparsers) -> None:
@@ -78,20 +72,17 @@ def run(args: argparse.Namespace) -> int:
 
     require("Pre-training", "scipy", "torch", extra="training")
     from SAMFineTuneLib.training.memory import device_of
-    from SAMFineTuneLib.training.stopping import Stopped
 
-    device = device_of(args.device)
-    with stop_signs(_leave) as stop, ProgressLine() as line:
+    options = {"steps": args.steps, "seed": args.seed, "resume": args.resume, "device": device_of(args.device)}
+    learn = _masked if args.volumes else _memory if args.memory else _synthetic
+    with stoppable(lambda: "stopped; go on with the same command and --resume.") as stop, ProgressLine() as line:
 
         def show(progress: Progress) -> None:
             stop.learning = True
             line(_words(progress, "volumes" if args.memory else "pictures"), progress.used >= 1)
 
-        try:
-            learn = _masked if args.volumes else _memory if args.memory else _synthetic
-            return learn(args, device, stop, show)
-        except Stopped:
-            raise KeyboardInterrupt(_STOPPED) from None
+        learn(args, **options, progress=show, cancel=lambda: stop.asked)
+    return 0
 
 
 def _words(progress: Progress, shown: str) -> str:
@@ -103,56 +94,37 @@ def _words(progress: Progress, shown: str) -> str:
     )
 
 
-def _leave() -> None:
-    """End the process before the first step, when nothing was learned yet."""
-    print(f"\nsamfinetune: {_STOPPED}", file=sys.stderr, flush=True)
-    os._exit(130)
-
-
-def _synthetic(args: argparse.Namespace, device: str, stop: StopSigns, show: Callable[[Progress], None]) -> int:
+def _synthetic(args: argparse.Namespace, **options: Any) -> None:
     """Pre-train the compact model on synthetic pictures."""
     from SAMFineTuneLib.training.synthetic_pretraining import CHECKPOINT_NAME, pretrain_synthetic
 
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
         folder = pretrain_synthetic(
-            Path(args.output),
-            minutes=args.minutes,
-            steps=args.steps,
-            seed=args.seed,
-            batch_size=args.batch,
-            resume=args.resume,
-            start=Path(args.start) if args.start else None,
-            device=device,
-            progress=show,
-            cancel=lambda: stop.asked,
-        )
+            Path(args.output), minutes=args.minutes, batch_size=args.batch,
+            start=Path(args.start) if args.start else None, **options,
+        )  # fmt: skip
     print(f"The model is in {folder}; use it with: samfinetune segment VOLUME -o OUT --model {folder}")
-    return 0
 
 
-def _memory(args: argparse.Namespace, device: str, stop: StopSigns, show: Callable[[Progress], None]) -> int:
+def _memory(args: argparse.Namespace, **options: Any) -> None:
     """Pre-train a volume memory on synthetic volumes."""
     from SAMFineTuneLib.models.spec import read_model_folder
+    from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.memory_pretraining import CHECKPOINT_NAME, pretrain_memory
 
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
         folder = pretrain_memory(
-            Path(args.output), open_base(args.model), minutes=args.minutes, steps=args.steps, seed=args.seed,
-            resume=args.resume, start=read_model_folder(args.start) if args.start else None, device=device,
-            progress=show, cancel=lambda: stop.asked,
+            Path(args.output), Store().find(args.model), minutes=args.minutes,
+            start=read_model_folder(args.start) if args.start else None, **options,
         )  # fmt: skip
     print(f"The model is in {folder}; use it with: samfinetune segment VOLUME -o OUT --propagate both --model {folder}")
-    return 0
 
 
-def _masked(args: argparse.Namespace, device: str, stop: StopSigns, show: Callable[[Progress], None]) -> int:
+def _masked(args: argparse.Namespace, **options: Any) -> None:
     """Pre-train an encoder on unlabelled volumes."""
+    from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.masked_autoencoding import CHECKPOINT_NAME, pretrain_masked
 
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
-        model = pretrain_masked(
-            args.volumes, args.output, open_base(args.model), steps=args.steps, seed=args.seed, resume=args.resume,
-            device=device, progress=show, cancel=lambda: stop.asked,
-        )  # fmt: skip
+        model = pretrain_masked(args.volumes, args.output, Store().find(args.model), **options)
     print(f"The model is in {model.path}; adapt it with: samfinetune train CASES -o ADAPTER --model {model.path}")
-    return 0

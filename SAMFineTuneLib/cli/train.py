@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import add_match_labels
-from SAMFineTuneLib.cli.long_work import ProgressLine, stop_signs
+from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,21 +113,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
+    """The settings: options have their names."""
+    from dataclasses import fields
+
     from SAMFineTuneLib.cases.labelled_case import LabelChoice
     from SAMFineTuneLib.models.adapters.tuning_method import Method
     from SAMFineTuneLib.training.training_settings import Settings
 
-    method = Method(
+    given = {one.name: getattr(args, one.name) for one in fields(Settings) if hasattr(args, one.name)}
+    given["labels"] = LabelChoice.parse(args.label)
+    given["heads"] = ("promptable", "automatic") if args.heads == "both" else (args.heads,)
+    given["method"] = Method(
         args.method, args.scope, args.rank, args.rank if args.alpha is None else args.alpha, args.dropout,
         None if args.blocks is None else _numbers(args.blocks),
     )  # fmt: skip
-    heads = ("promptable", "automatic") if args.heads == "both" else (args.heads,)
-    names = ("shots", "folds", "steps", "batch", "rounds", "learning_rate", "augment", "validation", "window",
-             "orientation", "test_slices", "seed", "device", "precision", "checkpointing", "micro_batch")  # fmt: skip
-    given = {name: getattr(args, name) for name in names}
-    return Settings.of_preset(
-        args.preset, method=method, heads=heads, labels=LabelChoice.parse(args.label), **given
-    )
+    return Settings.of_preset(**given)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -151,10 +151,11 @@ def _check(args: argparse.Namespace) -> int:
         _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
         raise
     from SAMFineTuneLib.models.adapters.adapter_card import duration
+    from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.fine_tuning import make_plan
     from SAMFineTuneLib.training.training_time import measure_pace
 
-    plan = make_plan(cases, args.output, open_base(args.model), settings, args.resume, test)
+    plan = make_plan(cases, args.output, Store().find(args.model), settings, args.resume, test)
     _show_cases(args, cases, test, plan.found)
     if not args.json_progress:
         _show_plan(plan)
@@ -174,9 +175,12 @@ def _asked(args: argparse.Namespace) -> tuple[Settings, AdapterStore, tuple[Case
 
     settings, store = _settings(args), AdapterStore()
     if not args.no_add:
-        _check_name(store, _name(args))  # now rather than after hours of training
-    cases = find_cases(args.cases, match=args.match_labels)
-    return settings, store, cases, find_cases(args.test, match=args.match_labels) if args.test else ()
+        try:
+            store.check_new(_name(args))  # now rather than after hours of training
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; with --no-add it stays in its folder only.") from error
+    cases, test = (find_cases(some, match=args.match_labels) if some else () for some in (args.cases, args.test))
+    return settings, store, cases, test
 
 
 def _name(args: argparse.Namespace) -> str:
@@ -212,8 +216,7 @@ def _outline(plan: Plan) -> dict[str, Any]:
 
 def _trainings(plan: Plan) -> list[tuple[Fold, tuple[Case, ...]]]:
     """Each training with the cases that test it; the delivered one of a cross-validation has none."""
-    tests = [part.test for part in plan.folds.parts]
-    return [(fold, tests[number] if number < len(tests) else ()) for number, fold in enumerate(plan.trainings)]
+    return list(zip_longest(plan.trainings, (part.test for part in plan.folds.parts), fillvalue=()))
 
 
 def _show_plan(plan: Plan) -> None:
@@ -248,25 +251,21 @@ def _named(cases: Sequence[Case], most: int = 5) -> str:
 def _train(args: argparse.Namespace) -> int:
     _require_packages()
     from SAMFineTuneLib.errors import is_out_of_memory
-    from SAMFineTuneLib.training.fine_tuning import Stopped, fine_tune, working_folder
+    from SAMFineTuneLib.models.store import Store
+    from SAMFineTuneLib.training.fine_tuning import STATE, Stopped, fine_tune, working_folder
 
     settings, store, cases, test = _asked(args)
-    base = open_base(args.model)
-    show = _JsonLines() if args.json_progress else _Report()
+    base, begun = Store().find(args.model), working_folder(args.output) / STATE
 
     def stopped() -> str:
-        begun = (working_folder(args.output) / "run.json").exists()
-        return f"stopped; {'go on with the same command and --resume' if begun else 'nothing was learned yet'}."
-
-    def leave() -> None:
-        print(f"\nsamfinetune: {stopped()}", file=sys.stderr, flush=True)
-        os._exit(130)
+        how = "go on with the same command and --resume" if begun.exists() else "nothing was learned yet"
+        return f"stopped; {how}."
 
     def tell(progress: Progress) -> None:
         stop.learning = progress.stage == "training"
         show(progress)
 
-    with stop_signs(leave) as stop, outputs.resumable(working_folder(args.output) / "run.json"), show:
+    with stoppable(stopped) as stop, outputs.resumable(begun), _Report(args.json_progress) as show:
         try:
             result = fine_tune(
                 cases, args.output, base, settings, tell, lambda: stop.asked, args.resume, test, show.plan
@@ -274,7 +273,7 @@ def _train(args: argparse.Namespace) -> int:
         except Stopped:
             if args.json_progress:
                 _emit({"event": "stopped"})
-            raise KeyboardInterrupt(stopped()) from None
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise UserError(
@@ -282,18 +281,10 @@ def _train(args: argparse.Namespace) -> int:
                     "--micro-batch 1 and --checkpointing on to need less."
                 ) from error
             raise
-    if int(os.environ.get("RANK", "0")):  # under torchrun the first process reports
-        return 0
-    added, note = _add(store, "" if args.no_add else _name(args), result, base)
-    _finish(result, args, added, note)
+    if not int(os.environ.get("RANK", "0")):  # under torchrun the first process reports
+        added, note = _add(store, "" if args.no_add else _name(args), result, base)
+        _finish(result, args, added, note)
     return 0
-
-
-def _check_name(store: AdapterStore, name: str) -> None:
-    try:
-        store.check_new(name)
-    except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')}; with --no-add it stays in its folder only.") from error
 
 
 def _add(store: AdapterStore, name: str, result: Result, base: ModelFolder) -> tuple[str, str]:
@@ -306,13 +297,6 @@ def _add(store: AdapterStore, name: str, result: Result, base: ModelFolder) -> t
         return name, add_ready(store, result.adapter, name, base)
     except UserError as error:  # the trained adapter is kept in any case
         return "", str(error)
-
-
-def open_base(name: str) -> ModelFolder:
-    """A model by its id or its folder."""
-    from SAMFineTuneLib.models.store import Store
-
-    return Store().find(name)
 
 
 def _finish(result: Result, args: argparse.Namespace, added: str, note: str) -> None:
@@ -340,34 +324,20 @@ def _emit(content: dict[str, Any]) -> None:
     print(json.dumps(content), flush=True)
 
 
-class _JsonLines:
-    """Prints progress as JSON objects on stdout."""
-
-    def __enter__(self) -> _JsonLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is left open."""
-
-    def plan(self, plan: Plan) -> None:
-        """What will be done."""
-        _emit({"event": "plan", **_outline(plan), "notes": list(plan.found.notes)})
-
-    def __call__(self, progress: Progress) -> None:
-        _emit({"event": "progress", **vars(progress)})
-
-
 class _Report(ProgressLine):
-    """Prints progress for people."""
+    """Prints progress for people, or as JSON objects on stdout."""
 
-    def __init__(self) -> None:
+    def __init__(self, as_json: bool) -> None:
         super().__init__()
-        self._begun = time.monotonic()
+        self._json, self._begun = as_json, time.monotonic()
         self._stage: tuple | None = None
         self._steps = 0
 
     def plan(self, plan: Plan) -> None:
         """What will be done."""
+        if self._json:
+            _emit({"event": "plan", **_outline(plan), "notes": list(plan.found.notes)})
+            return
         self.note(f"preset      {plan.settings.preset}: {_trainings_of(plan)}")
         for note in plan.found.notes:
             self.note(f"note        {note}")
@@ -375,6 +345,9 @@ class _Report(ProgressLine):
     def __call__(self, progress: Progress) -> None:
         from SAMFineTuneLib.models.adapters.adapter_card import duration
 
+        if self._json:
+            _emit({"event": "progress", **vars(progress)})
+            return
         stage, training = (progress.stage, progress.part), progress.stage == "training"
         self._steps += training
         if training and self._steps == _FIRST_STEPS and progress.seconds_left is not None:

@@ -5,7 +5,7 @@
 | `objects` | what is segmented: connected pieces of labels on slices |
 | `methods`, `baselines` | models, adapters and methods without learning, which all answer the same prompts |
 | `factors` | size, contrast and complexity of an object |
-| `single_prompt_protocol`, `interactive_protocol`, `volume_protocol`, `automatic_protocol` | the protocols; each yields rows |
+| `slice_protocols`, `volume_protocol`, `automatic_protocol` | the protocols; each yields rows |
 | `result_rows`, `evaluation_tasks`, `executors`, `evaluation_run` | the table of rows; the list of jobs; running and resuming them |
 | `annotator`, `tables`, `figures`, `example_pictures`, `evaluation_report` | what the report shows |
 

@@ -14,8 +14,9 @@ An object that does not become good enough is drawn by hand, in addition to the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation.result_rows import Row
@@ -41,20 +42,13 @@ class Seconds:
         names = [field.name for field in fields(cls)]
         given = {}
         for part in text.split(","):
-            name, _, number = (piece.strip() for piece in part.partition("="))
-            try:
-                given[name] = float(number)
-            except ValueError:
-                given[name] = -1.0
-            if name not in names or not 0 <= given[name] < float("inf"):
+            found = re.fullmatch(rf"\s*({'|'.join(names)})\s*=\s*(\d+\.?\d*|\.\d+)\s*", part)
+            if not found:
                 raise UserError(
                     f"{part.strip()!r} is not a time; give seconds for {', '.join(names)}, as in outline=60,point=2."
                 )
-        return replace(cls(), **given)
-
-    def first(self, start: str) -> float:
-        """Seconds for the first prompt of a sequence."""
-        return self.box if start == "box" else self.point
+            given[found[1]] = float(found[2])
+        return cls(**given)
 
 
 def clicks_to(dice: Sequence[float | None], wanted: float) -> int | None:
@@ -66,7 +60,8 @@ def seconds_for_object(dice: Sequence[float | None], start: str, seconds: Second
     """Seconds until an object on a slice is good enough, with a look at every answer; else it is drawn by hand."""
     needed = clicks_to(dice, wanted)
     prompts = needed or len(dice)
-    spent = seconds.first(start) + (prompts - 1) * seconds.point + prompts * seconds.look
+    first = seconds.box if start == "box" else seconds.point
+    spent = first + (prompts - 1) * seconds.point + prompts * seconds.look
     return spent if needed else spent + seconds.outline
 
 

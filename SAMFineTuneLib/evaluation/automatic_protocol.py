@@ -1,40 +1,15 @@
-"""Protocols without prompts: everything on a slice (S1 of COSMOS), and the classes of an automatic head."""
+"""The protocol without prompts: the classes of an automatic head in whole volumes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
-from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
-from SAMFineTuneLib.evaluation.single_prompt_protocol import row_of
+from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.inference.automatic_head import segment_classes
-from SAMFineTuneLib.inference.everything_mode import automatic_masks
-from SAMFineTuneLib.inference.settings import EverythingSettings
-from SAMFineTuneLib.metrics.mask_metrics import Agreement, agreement, dice
-
-
-def everything(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
-    """S1: the best of all masks of a slice for each object (`oracle`), and the mask with the best score.
-
-    The second mask does not depend on the object, as in the study: it shows how far scores alone lead.
-    """
-    if method.predictor is None or "promptable" not in method.entry.heads:
-        return
-    seen: dict[str, list] = {}
-    for thing in subject.objects(settings.slices):
-        if thing.plane.key not in seen:
-            seen[thing.plane.key] = automatic_masks(method.predictor, thing.picture, EverythingSettings())
-        masks = [thing.counted(one.mask.unpack()) for one in seen[thing.plane.key]]
-        answer = masks[0] if masks else np.zeros(thing.mask.shape, bool)
-        found = agreement(answer, thing.mask, thing.spacing, settings.tolerance or 2 * thing.spacing[0])
-        oracle = max((dice(mask, thing.mask) for mask in masks), default=0.0)
-        score = seen[thing.plane.key][0].score if masks else None
-        row = row_of(method, subject, thing, "S1")
-        yield Row(**{**vars(row), **numbers_of(found), "oracle": oracle, "score": score})
+from SAMFineTuneLib.metrics.mask_metrics import Agreement, agreement
 
 
 def automatic(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
@@ -53,7 +28,7 @@ def automatic(method: OpenMethod, subject: Subject, settings: Settings) -> Itera
         tolerance = settings.tolerance or (2 * float(spacing[1:].max()) if flat else float(spacing.max()))
         lacking = not reference.any()
         found = Agreement() if lacking else agreement(answer, reference, spacing, tolerance)
-        yield Row(method.name, "", subject.digest, subject.labels[number - 1], "automatic", "", **numbers_of(found),
+        yield Row(method.name, "", subject.digest, subject.labels[number - 1], "automatic", "", **vars(found),
                   false_ml=float(answer.sum() * spacing.prod() / 1000) if lacking else None)  # fmt: skip
 
 

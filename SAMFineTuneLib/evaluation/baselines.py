@@ -34,15 +34,14 @@ _NOT_KNOWN, _INSIDE, _OUTSIDE = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One mask (rows, columns) in the form of a `Prediction`, without a score."""
+    """Masks (n, rows, columns) in the form of a `Prediction`; the first one is what a user gets."""
 
-    mask: np.ndarray
+    masks: np.ndarray
+    score: float | None = None
 
     @property
-    def masks(self) -> np.ndarray:
-        return self.mask[None]
-
-    score: float | None = None
+    def mask(self) -> np.ndarray:
+        return self.masks[0]
 
 
 def answer(name: str, picture: np.ndarray, prompts: PlanePrompts) -> Answer:
@@ -52,11 +51,11 @@ def answer(name: str, picture: np.ndarray, prompts: PlanePrompts) -> Answer:
     cropped = view.crop(picture)[::step, ::step].astype(np.float32)
     given = seeds(view, step, cropped.shape, prompts)
     if not (given == _INSIDE).any() or not (given == _OUTSIDE).any():
-        return Answer(np.zeros(picture.shape, bool))
+        return Answer(np.zeros((1, *picture.shape), bool))
     found = METHODS[name](cropped, given) | (given == _INSIDE)
     found = _connected(found & (given != _OUTSIDE), given == _INSIDE)
     enlarged = found.repeat(step, axis=0).repeat(step, axis=1)[: view.rows, : view.columns]
-    return Answer(view.paste(enlarged, picture.shape, False))
+    return Answer(view.paste(enlarged, picture.shape, False)[None])
 
 
 def seeds(view: View, step: int, shape: tuple[int, ...], prompts: PlanePrompts) -> np.ndarray:

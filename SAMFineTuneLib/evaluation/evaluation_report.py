@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from SAMFineTuneLib import report_page
@@ -25,7 +26,7 @@ class Evaluation:
     """What an evaluation found and where it lies."""
 
     folder: Path
-    tables: tuple[Table, ...]
+    tables: list[Table]
     notes: tuple[str, ...]
     """Sentences worth reading; in the folder they call cases by their digests."""
     cases: int
@@ -52,14 +53,17 @@ def page(
     ]
     parts = [report_page.bullets(evaluation.notes)]
     for table in evaluation.tables:
-        parts += [report_page.heading(table.title, table.note, table.name), _table(table)]
+        rows = [[None if text_of(cell) == text_of(None) else text_of(cell) for cell in row] for row in table.rows]
+        parts += [report_page.heading(table.title, table.note, table.name), report_page.table(table.header, rows)]
     for name, png in all_figures(results).items():
         parts += [report_page.heading(name), f"<p>{report_page.image(report_page.embedded(png), name)}</p>"]
     if overlays:
         parts += [report_page.heading("Best, median and worst", "By Dice over all objects."),
                   report_page.key(evaluation.labels)]  # fmt: skip
-        parts += [report_page.pictures((report_page.embedded(one.file.read_bytes()), _caption(one)) for one in group)
-                  for group in _groups(overlays)]  # fmt: skip
+        order = sorted(overlays, key=lambda one: (one.method, one.strategy, -one.row.dice))
+        for _, group in groupby(order, key=lambda one: (one.method, one.strategy)):
+            shown = ((report_page.embedded(one.file.read_bytes()), _caption(one)) for one in group)
+            parts.append(report_page.pictures(shown))
     title = f"Evaluation of {', '.join(entry.name for entry in entries if not entry.is_baseline)}"
     return report_page.page(title, headline(results, entries), facts, parts)
 
@@ -81,18 +85,6 @@ def headline(results: Results, entries: Sequence[Entry]) -> str:
                 words += f"; {name} reaches {abs(gap.mean):.3f} {change}{span}"
         sentences.append(f"{words}.")
     return " ".join(sentences) or "No single prompts were asked; the tables below hold the results."
-
-
-def _table(table: Table) -> str:
-    rows = [[text if (text := text_of(cell)) != text_of(None) else None for cell in row] for row in table.rows]
-    return report_page.table(table.header, rows)
-
-
-def _groups(overlays: Sequence[Overlay]) -> list[list[Overlay]]:
-    """Pictures of one method and strategy together, the best first."""
-    names = sorted({(one.method, one.strategy) for one in overlays})
-    return [sorted((one for one in overlays if (one.method, one.strategy) == name), key=lambda one: -one.row.dice)
-            for name in names]  # fmt: skip
 
 
 def _caption(one: Overlay) -> str:

@@ -14,14 +14,11 @@ It leaves a folder with:
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
@@ -33,31 +30,19 @@ from SAMFineTuneLib.evaluation import evaluation_report as report
 from SAMFineTuneLib.evaluation.annotator import Seconds
 from SAMFineTuneLib.evaluation.evaluation_report import Evaluation
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.evaluation_tasks import Job, list_jobs
+from SAMFineTuneLib.evaluation.evaluation_tasks import Job, Setup, Tested, list_jobs
 from SAMFineTuneLib.evaluation.example_pictures import draw_overlays
 from SAMFineTuneLib.evaluation.executors import Engine, local
 from SAMFineTuneLib.evaluation.methods import Entry
 from SAMFineTuneLib.evaluation.result_rows import Row, from_csv, to_csv
 from SAMFineTuneLib.evaluation.tables import Results, all_tables
-from SAMFineTuneLib.files import atomic_write, require_writable
+from SAMFineTuneLib.files import write_text
 from SAMFineTuneLib.inference.progress import Meter, Progress
-from SAMFineTuneLib.process_lock import LOCK, Owner, ProcessLock, owning
+from SAMFineTuneLib.process_lock import LOCK, owning
+from SAMFineTuneLib.report_page import csv_text
 
 PARTS, PICTURES = "parts", "pictures"
 RESULTS, REPORT, SUMMARY, KEY = "results.csv", "report.html", "summary.json", "cases.csv"
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """A case with its digest, and the digest that stands for its patient."""
-
-    case: Case
-    digest: str
-    patient: str
-
-    @property
-    def short(self) -> str:
-        return self.digest[:SHORT]
 
 
 def evaluate(
@@ -79,61 +64,75 @@ def evaluate(
     """
     settings, engine = settings or Settings(), engine or local()
     folder = Path(output).expanduser()
-    _require_free(folder, resume)
-    found = survey(cases, labels or LabelChoice(), least=1)
-    listed, notes = _without_taught(_listed(cases, found.digests), entries)
-    notes += _notes_on(entries, settings)
-    work = [(one.case, one.digest, one.patient) for one in listed]
-    jobs = list_jobs(work, found.choice, found.names, entries, settings, device)
-    if not jobs:
-        raise UserError("There is nothing to do: none of the methods can answer the chosen protocols; choose others.")
-    with owning(folder, lambda owner: _is_running(folder, owner)):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a folder for the results.")
+    with owning(folder, f"The evaluation in {folder}"):
         _require_contents(folder, resume)
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        _write(folder / KEY, _key_of(listed))
+        found = survey(cases, labels or LabelChoice(), least=1)
+        tested, notes = _without_taught(_tested(cases, found.digests), entries)
+        notes += _notes_on(entries, settings)
+        setup = Setup(found.choice, found.names, settings, device)
+        jobs = list_jobs(tested, entries, setup)
+        if not jobs:
+            raise UserError(
+                "There is nothing to do: none of the methods can answer the chosen protocols; choose others."
+            )
+        (folder / PARTS).mkdir(exist_ok=True)
+        named = [(one.short, one.patient, one.case.id, one.case.image, one.case.label) for one in tested]
+        write_text(folder / KEY, csv_text([("case", "patient", "name", "image", "label"), *named]))
         _do(jobs, folder / PARTS, engine, progress)
         rows = [row for job in jobs for row in _read_part(folder / PARTS, job) or ()]
         if not rows:
-            nothing = f"No label has a piece of {LEAST_PIXELS} pixels or more on any slice, so nothing was measured."
-            notes.append(nothing)
-        _write(folder / RESULTS, to_csv(rows))
+            least = f"{LEAST_PIXELS} pixels or more"
+            notes.append(f"No label has a piece of {least} on any slice, so nothing was measured.")
+        write_text(folder / RESULTS, to_csv(rows))
         results = Results(rows, [entry.name for entry in entries])
-        tables = all_tables(results, seconds or Seconds())
-        known = {one.short: one.case for one in listed}
         shutil.rmtree(folder / PICTURES, ignore_errors=True)
-        overlays = list(
-            draw_overlays(folder / PICTURES, results, entries, known, found.choice, found.names, settings, device)
-        )
-        patients = len({one.patient for one in listed})
-        written = (*found.nameless_notes, *notes)
-        evaluation = Evaluation(folder, tuple(tables), written, len(listed), patients, found.names)
-        summary = json.dumps(_summary(evaluation, entries, settings), indent=1, ensure_ascii=False)
-        _write(folder / SUMMARY, f"{summary}\n")
-        _write(folder / REPORT, report.page(evaluation, entries, settings, results, overlays))
+        overlays = list(draw_overlays(folder / PICTURES, results, entries, tested, setup))
+        evaluation = Evaluation(
+            folder, all_tables(results, seconds or Seconds()), (*found.nameless_notes, *notes), len(tested),
+            len({one.patient for one in tested}), found.names,
+        )  # fmt: skip
+        summary = {
+            "version": __version__, "settings": asdict(settings), "cases": evaluation.cases,
+            "patients": evaluation.patients, "labels": evaluation.labels,
+            "contestants": [{"name": entry.name, "kind": entry.kind, "digest": entry.digest} for entry in entries],
+            "notes": evaluation.notes, "tables": [table.as_dict() for table in evaluation.tables],
+        }  # fmt: skip
+        write_text(folder / SUMMARY, f"{json.dumps(summary, indent=1, ensure_ascii=False)}\n")
+        write_text(folder / REPORT, report.page(evaluation, entries, settings, results, overlays))
         return replace(evaluation, notes=(*found.notes, *notes))
+
+
+def _require_contents(folder: Path, resume: bool) -> None:
+    if any(one.name != LOCK for one in folder.iterdir()):
+        if not (folder / PARTS).is_dir():
+            raise UserError(f"{folder} holds something else; give a new folder for the results.")
+        if not resume:
+            raise UserError(f"{folder} holds an evaluation already; go on with it by --resume, or give a new folder.")
 
 
 # ---------------------------------------------------------------- cases
 
 
-def _listed(cases: Sequence[Case], digests: dict[str, str]) -> list[_Listed]:
+def _tested(cases: Sequence[Case], digests: dict[str, str]) -> list[Tested]:
     """Cases in the order of digests, which renaming files does not change; a patient is named by the first case."""
     ordered = sorted(cases, key=lambda case: digests[case.id])
     first: dict[str, str] = {}
     for case in ordered:
         first.setdefault(case.patient, digests[case.id][:SHORT])
-    return [_Listed(case, digests[case.id], first[case.patient]) for case in ordered]
+    return [Tested(case, digests[case.id], first[case.patient]) for case in ordered]
 
 
-def _without_taught(listed: Sequence[_Listed], entries: Sequence[Entry]) -> tuple[list[_Listed], list[str]]:
+def _without_taught(cases: Sequence[Tested], entries: Sequence[Entry]) -> tuple[list[Tested], list[str]]:
     """Cases of patients that no adapter learned from, and a sentence for each adapter that learned from the others."""
     notes, seen = [], set()
     for entry in entries:
-        own = {one.patient for one in listed if one.digest in entry.taught}
+        own = {one.patient for one in cases if one.digest in entry.taught}
         if own:
             notes.append(f"{entry.name} learned from {len(own)} of the patients; no method is tested on their cases.")
             seen |= own
-    rest = [one for one in listed if one.patient not in seen]
+    rest = [one for one in cases if one.patient not in seen]
     if not rest:
         raise UserError(
             "An adapter learned from every one of these patients, so they cannot test it; give cases of other patients."
@@ -151,37 +150,7 @@ def _notes_on(entries: Sequence[Entry], settings: Settings) -> list[str]:
     return notes
 
 
-def _key_of(listed: Sequence[_Listed]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case", "patient", "name", "image", "label"))
-    for one in listed:
-        writer.writerow((one.short, one.patient, one.case.id, one.case.image, one.case.label))
-    return text.getvalue()
-
-
 # ---------------------------------------------------------------- work
-
-
-def _require_free(folder: Path, resume: bool) -> None:
-    if owner := ProcessLock(folder / LOCK).owner:
-        raise UserError(_is_running(folder, owner))
-    _require_contents(folder, resume)
-    require_writable(folder)
-
-
-def _is_running(folder: Path, owner: Owner) -> str:
-    return f"The evaluation in {folder} is running ({owner}); wait until it is done, or {owner.how_to_stop}."
-
-
-def _require_contents(folder: Path, resume: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; give a folder for the results.")
-    if folder.is_dir() and any(one.name != LOCK for one in folder.iterdir()):
-        if not (folder / PARTS).is_dir():
-            raise UserError(f"{folder} holds something else; give a new folder for the results.")
-        if not resume:
-            raise UserError(f"{folder} holds an evaluation already; go on with it by --resume, or give a new folder.")
 
 
 def _do(jobs: Sequence[Job], parts: Path, engine: Engine, progress: Callable[[Progress], None] | None) -> None:
@@ -190,7 +159,7 @@ def _do(jobs: Sequence[Job], parts: Path, engine: Engine, progress: Callable[[Pr
     meter = Meter(len(jobs), progress)
     meter.skip(len(jobs) - len(missing))
     for job, text in engine(missing) if missing else ():
-        _write(parts / f"{job.key}.csv", text)
+        write_text(parts / f"{job.key}.csv", text)
         meter.step()
 
 
@@ -200,26 +169,3 @@ def _read_part(parts: Path, job: Job) -> list[Row] | None:
         return from_csv((parts / f"{job.key}.csv").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-
-
-# ---------------------------------------------------------------- telling
-
-
-def _summary(evaluation: Evaluation, entries: Sequence[Entry], settings: Settings) -> dict[str, Any]:
-    return {
-        "version": __version__,
-        "settings": asdict(settings),
-        "cases": evaluation.cases,
-        "patients": evaluation.patients,
-        "labels": list(evaluation.labels),
-        "contestants": [
-            {"name": entry.name, "kind": entry.kind, "digest": entry.digest} for entry in entries
-        ],
-        "notes": list(evaluation.notes),
-        "tables": [table.as_dict() for table in evaluation.tables],
-    }  # fmt: skip
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -53,11 +53,8 @@ def parse_protocols(text: str | Sequence[str] | None) -> tuple[str, ...]:
         return DEFAULT_PROTOCOLS
     named = [part.strip() for part in (text.split(",") if isinstance(text, str) else text) if part.strip()]
     by_lower = {name.lower(): (name,) for name in PROTOCOLS} | GROUPS
-    chosen = set()
-    for name in named:
-        if name.lower() not in by_lower:
-            raise UserError(f"There is no protocol {name!r}; choose from {', '.join((*PROTOCOLS, *GROUPS))}.")
-        chosen.update(by_lower[name.lower()])
-    if not chosen:
-        raise UserError(f"No protocol is named; choose from {', '.join((*PROTOCOLS, *GROUPS))}.")
+    unknown = [f"There is no protocol {name!r}" for name in named if name.lower() not in by_lower]
+    if unknown or not named:
+        raise UserError(f"{(*unknown, 'No protocol is named')[0]}; choose from {', '.join((*PROTOCOLS, *GROUPS))}.")
+    chosen = {name for one in named for name in by_lower[one.lower()]}
     return tuple(name for name in PROTOCOLS if name in chosen)

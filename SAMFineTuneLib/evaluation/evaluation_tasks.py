@@ -11,86 +11,91 @@ from dataclasses import dataclass, replace
 from SAMFineTuneLib.cases.cases import SHORT, Case
 from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.evaluation.automatic_protocol import automatic, everything
+from SAMFineTuneLib.evaluation import slice_protocols
+from SAMFineTuneLib.evaluation.automatic_protocol import automatic
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.factors import factor_rows
-from SAMFineTuneLib.evaluation.interactive_protocol import interactive
 from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, to_csv
-from SAMFineTuneLib.evaluation.single_prompt_protocol import perturbation, strategy
 from SAMFineTuneLib.evaluation.volume_protocol import volumes
 from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
 
 FORMAT = 3
 """Part of every job's key: raise it when results of a protocol or a metric change."""
 
-Protocol = Callable[[OpenMethod, Subject, Settings], Iterator[Row]]
-_PROTOCOLS: dict[str, Protocol] = {
-    "S1": everything,
-    **{name: functools.partial(strategy, name) for name in STRATEGIES},
-    "perturbation": perturbation,
-    "interactive": interactive,
+_PROTOCOLS: dict[str, Callable[[OpenMethod, Subject, Settings], Iterator[Row]]] = {
+    "S1": slice_protocols.everything,
+    **{name: functools.partial(slice_protocols.strategy, name) for name in STRATEGIES},
+    "perturbation": slice_protocols.perturbation,
+    "interactive": slice_protocols.interactive,
     "3d": volumes,
     "automatic": automatic,
 }
 _NOT_FOR_BASELINES = ("S1", "perturbation", "3d", "automatic")
-_WITHOUT_PROMPTS = ("automatic",)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A case that tests, with its digest, and the digest that stands for its patient."""
+
+    case: Case
+    digest: str
+    patient: str
+
+    @property
+    def short(self) -> str:
+        """What identifies the case in the rows."""
+        return self.digest[:SHORT]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all jobs of an evaluation share: the labels, the settings, the device."""
+
+    choice: LabelChoice
+    names: tuple[str, ...]
+    settings: Settings
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
 class Job:
     """A protocol for a method on a case; without a method, the factors of the case's objects."""
 
-    case: Case
-    digest: str
-    patient: str
-    """What identifies the patient in the rows."""
-    choice: LabelChoice
-    names: tuple[str, ...]
+    tested: Tested
     entry: Entry | None
     protocol: str
-    settings: Settings
-    device: str = "auto"
+    setup: Setup
 
     @property
     def key(self) -> str:
         """Hex digest of everything that decides the rows: equal for jobs with equal rows."""
         who = ("", "") if self.entry is None else (self.entry.name, self.entry.digest)
-        parts = [FORMAT, self.digest, self.patient, str(self.choice), self.names, who, self.settings.of(self.protocol)]
+        labels = str(self.setup.choice), self.setup.names
+        parts = [FORMAT, self.tested.digest, self.tested.patient, *labels, who, self.setup.settings.of(self.protocol)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def list_jobs(
-    cases: Sequence[tuple[Case, str, str]],
-    choice: LabelChoice,
-    names: Sequence[str],
-    entries: Sequence[Entry],
-    settings: Settings,
-    device: str = "auto",
-) -> list[Job]:
-    """All jobs, case by case; `cases` come with their digests and what identifies the patient."""
-    jobs = []
-    for case, digest, patient in cases:
-        for entry in (None, *entries):
-            jobs += [
-                Job(case, digest, patient, choice, tuple(names), entry, protocol, settings, device)
-                for protocol in settings.protocols
-                if _concerns(protocol, entry)
-            ]
-    return jobs
+def list_jobs(cases: Sequence[Tested], entries: Sequence[Entry], setup: Setup) -> list[Job]:
+    """All jobs, case by case."""
+    return [
+        Job(tested, entry, protocol, setup)
+        for tested in cases
+        for entry in (None, *entries)
+        for protocol in setup.settings.protocols
+        if _concerns(protocol, entry)
+    ]
 
 
 def do(job: Job) -> str:
     """The rows of a job as text."""
-    subject = _subject(job.case, job.choice, job.names, job.settings.window, job.settings.orientation)
-    if subject.digest != job.digest:
-        raise UserError(f"Case {job.case.id} has changed since the evaluation began; begin anew in another folder.")
+    subject = subject_of(job.tested, job.setup)
     if job.entry is None:
-        rows = factor_rows(subject, job.settings)
+        rows = factor_rows(subject, job.setup.settings)
     else:
-        rows = _PROTOCOLS[job.protocol](_opened(job.entry, job.device), subject, job.settings)
-    return to_csv(replace(row, patient=job.patient, case=job.digest[:SHORT]) for row in rows)
+        rows = _PROTOCOLS[job.protocol](opened(job.entry, job.setup.device), subject, job.setup.settings)
+    return to_csv(replace(row, patient=job.tested.patient, case=job.tested.short) for row in rows)
 
 
 def _concerns(protocol: str, entry: Entry | None) -> bool:
@@ -98,15 +103,19 @@ def _concerns(protocol: str, entry: Entry | None) -> bool:
         return entry is None and protocol == "factors"
     if entry.is_baseline:
         return protocol not in _NOT_FOR_BASELINES
-    return ("automatic" if protocol in _WITHOUT_PROMPTS else "promptable") in entry.heads
+    return ("automatic" if protocol == "automatic" else "promptable") in entry.heads
 
 
 @functools.lru_cache(maxsize=2)
-def _subject(case: Case, choice: LabelChoice, names: tuple[str, ...], window: str | None, orientation: str) -> Subject:
-    """The case that this process works on; jobs come case by case."""
-    return Subject(read_labelled(case, choice, names), window, orientation)
+def subject_of(tested: Tested, setup: Setup) -> Subject:
+    """The case that this process works on; jobs come case by case. UserError when its files have changed."""
+    labelled = read_labelled(tested.case, setup.choice, setup.names)
+    if labelled.digest != tested.digest:
+        raise UserError(f"Case {tested.case.id} has changed since the evaluation began; begin anew in another folder.")
+    return Subject(labelled, setup.settings.window, setup.settings.orientation)
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(entry: Entry, device: str) -> OpenMethod:
+def opened(entry: Entry, device: str) -> OpenMethod:
+    """A method that is ready to answer, kept for further jobs."""
     return OpenMethod(entry, device)

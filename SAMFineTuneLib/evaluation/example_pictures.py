@@ -6,24 +6,23 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from SAMFineTuneLib.cases.cases import Case
-from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+import numpy as np
+
+from SAMFineTuneLib.evaluation.evaluation_tasks import Setup, Tested, opened, subject_of
 from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
-from SAMFineTuneLib.evaluation.objects import Subject
+from SAMFineTuneLib.evaluation.objects import SliceObject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.tables import Results
-from SAMFineTuneLib.images import overlay_picture
-from SAMFineTuneLib.inference.input_crop import bounding_box
-from SAMFineTuneLib.report_page import REFERENCE, paint
+from SAMFineTuneLib.inference.input_crop import bounding_box, square_view
+from SAMFineTuneLib.report_page import draw_answers
 from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
 
 SHOWN = ("S2", "S5")
-_MARGIN = 0.75  # around the object, in parts of its longer side
+_SHOWN_SIDE = 2.5  # of the object's longer side
 _SMALLEST = 48  # pixels of a picture's side at least
 
 
@@ -39,35 +38,22 @@ class Overlay:
 
 
 def draw_overlays(
-    folder: Path,
-    results: Results,
-    entries: Sequence[Entry],
-    cases: Mapping[str, Case],
-    choice: LabelChoice,
-    names: Sequence[str],
-    settings: Settings,
-    device: str = "auto",
+    folder: Path, results: Results, entries: Sequence[Entry], cases: Sequence[Tested], setup: Setup
 ) -> Iterator[Overlay]:
-    """Draw into a folder; `cases` by their short digests. Baselines are not drawn."""
+    """Draw into a folder. Baselines are not drawn."""
+    by_name = {tested.short: tested for tested in cases}
     wanted = [
-        (row, entry, strategy, rank)
-        for entry in entries
+        (row, number, entry, strategy, rank)
+        for number, entry in enumerate(entries, start=1)
         if not entry.is_baseline
         for strategy in SHOWN
         for rank, row in ranked(results.of(entry.name, strategy))
     ]
-    opened: dict[str, OpenMethod] = {}
-    subject, of = None, ""
-    for row, entry, strategy, rank in sorted(wanted, key=lambda item: item[0].case):
-        if of != row.case:
-            of = row.case
-            labelled = read_labelled(cases[of], choice, names)
-            subject = Subject(labelled, settings.window, settings.orientation)
-        if entry.name not in opened:
-            opened[entry.name] = OpenMethod(entry, device)
-        number = [one.name for one in entries].index(entry.name) + 1
+    for row, number, entry, strategy, rank in sorted(wanted, key=lambda item: item[0].case):
+        things = subject_of(by_name[row.case], setup).objects(setup.settings.slices)
         file = folder / f"{number}-{strategy}-{rank}.png"
-        _draw(file, subject, row, strategy, opened[entry.name], settings)
+        thing = next(one for one in things if one.name == row.object)
+        _draw(file, thing, row, strategy, opened(entry, setup.device))
         yield Overlay(file, entry.name, strategy, rank, row)
 
 
@@ -79,33 +65,11 @@ def ranked(rows: Sequence[Row]) -> list[tuple[str, Row]]:
     return [(rank, order[place]) for place, rank in sorted(chosen.items())]
 
 
-def _draw(
-    file: Path, subject: Subject, row: Row, strategy: str, method: OpenMethod, settings: Settings
-) -> None:
-    thing = next(one for one in subject.objects(settings.slices) if one.name == row.object)
+def _draw(file: Path, thing: SliceObject, row: Row, strategy: str, method: OpenMethod) -> None:
     prompts = prompts_for(strategy, thing.mask, thing.ignored)
     answer = thing.counted(method.answer(thing.picture, prompts).mask)
-    top, left, bottom, right = _around(thing.mask)
-    part = slice(top, bottom), slice(left, right)
-    overlay_picture(
-        file,
-        thing.picture[part],
-        [(answer[part], paint(thing.number - 1))],
-        points=[(float(x) - left, float(y) - top, bool(label))
-                for (x, y), label in zip(prompts.points, prompts.labels, strict=True)],
-        boxes=[] if prompts.box is None else [prompts.box - [left, top, left, top]],
-        outlines=[(thing.mask[part], REFERENCE)],
-        legend=[(f"{row.label}, {strategy}: Dice {row.dice:.3f}", paint(thing.number - 1)), ("reference", REFERENCE)],
-    )  # fmt: skip
-
-
-def _around(mask) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of the part of a picture that is shown."""
-    x0, y0, x1, y1 = (int(edge) for edge in bounding_box(mask))
-    side = max(_SMALLEST, (max(x1 - x0, y1 - y0) + 1) * (1 + 2 * _MARGIN))
-    middles = (y0 + y1) / 2, (x0 + x1) / 2
-    top, left = (max(0, round(middle - side / 2)) for middle in middles)
-    bottom, right = (
-        min(length, round(middle + side / 2) + 1) for middle, length in zip(middles, mask.shape, strict=True)
-    )
-    return top, left, bottom, right
+    box = bounding_box(thing.mask).reshape(2, 2)
+    side = max(_SMALLEST, _SHOWN_SIDE * float(np.ptp(box, axis=0).max() + 1))
+    view = square_view(thing.picture.shape, tuple(box.mean(axis=0)), side)
+    draw_answers(file, thing.picture, {thing.number - 1: answer}, [thing.mask], [prompts],
+                 {thing.number - 1: f"{row.label}, {strategy}: Dice {row.dice:.3f}"}, view)  # fmt: skip

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
+from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.metrics.mask_metrics import dice
 
+FACTORS = ("area", "contrast", "complexity")
+"""Columns of the rows."""
 REFERENCE = "reference"
 """Takes the place of a method in rows about objects alone."""
 GOOD_ENOUGH = 0.97
@@ -20,28 +21,15 @@ MOST_HARMONICS = 100
 _RING = 0.2  # width of the surroundings in radii of a disc of the object's area
 
 
-@dataclass(frozen=True)
-class Factors:
-    """`area` in mm²; `contrast` is the difference of mean grey values to the surroundings, 0 to 1 of the window;
-    `complexity` the order of the elliptic Fourier series that describes the outline."""
-
-    area: float
-    contrast: float
-    complexity: int
-
-
 def factor_rows(subject: Subject, settings: Settings) -> Iterator[Row]:
-    """The factors of every object, which are the same for all methods."""
+    """The factors of every object, which are the same for all methods: its area in mm²; the difference of mean grey
+    values to the surroundings, 0 to 1 of the window; the order of the elliptic Fourier series that describes it."""
     for thing in subject.objects(settings.slices):
-        found = factors_of(thing)
-        yield Row(REFERENCE, "", subject.digest, thing.label, "factors", "", thing.name, area=found.area,
-                  contrast=found.contrast, complexity=float(found.complexity))  # fmt: skip
-
-
-def factors_of(thing: SliceObject) -> Factors:
-    """The factors of an object on a slice."""
-    area = np.count_nonzero(thing.mask) * thing.spacing[0] * thing.spacing[1]
-    return Factors(float(area), contrast(thing.picture, thing.mask, thing.ignored), complexity(thing.mask))
+        yield Row(
+            REFERENCE, "", subject.digest, thing.label, "factors", "", thing.name,
+            area=float(np.count_nonzero(thing.mask) * thing.spacing[0] * thing.spacing[1]),
+            contrast=contrast(thing.picture, thing.mask, thing.ignored), complexity=float(complexity(thing.mask)),
+        )  # fmt: skip
 
 
 def contrast(picture: np.ndarray, mask: np.ndarray, ignored: np.ndarray | None = None) -> float:
@@ -64,6 +52,7 @@ def complexity(mask: np.ndarray) -> int:
     Holes do not count. `MOST_HARMONICS` where no order suffices, as for objects of few pixels.
     """
     from scipy.ndimage import binary_fill_holes
+    from skimage.draw import polygon2mask
 
     filled = binary_fill_holes(mask)
     outline = _outline(filled)
@@ -71,7 +60,7 @@ def complexity(mask: np.ndarray) -> int:
     low, high = 1, MOST_HARMONICS  # more harmonics hardly ever describe the outline worse, so halve the interval
     while low < high:
         middle = (low + high) // 2
-        shape = _drawn(series(harmonics[:middle], centre, 2 * len(outline)), filled.shape)
+        shape = polygon2mask(filled.shape, series(harmonics[:middle], centre, 2 * len(outline)))
         if dice(shape, filled) >= GOOD_ENOUGH:
             high = middle
         else:
@@ -115,9 +104,3 @@ def _outline(mask: np.ndarray) -> np.ndarray:
     contours = find_contours(np.pad(mask, 1).astype(float), 0.5)
     longest = max(contours, key=len)
     return longest[:-1] - 1
-
-
-def _drawn(polygon: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    from skimage.draw import polygon2mask
-
-    return polygon2mask(shape, polygon)

@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.evaluation.interactive_protocol import WAYS
-from SAMFineTuneLib.evaluation.result_rows import by_patient
-from SAMFineTuneLib.evaluation.tables import BANDS, Results
+from SAMFineTuneLib.evaluation.result_rows import Row
+from SAMFineTuneLib.evaluation.slice_protocols import WAYS
+from SAMFineTuneLib.evaluation.tables import BANDS, Results, by_distance, mean
 from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
 from SAMFineTuneLib.evaluation.volume_sessions import CLICKED
-from SAMFineTuneLib.metrics.patient_statistics import estimate
 from SAMFineTuneLib.report_page import colour
-from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES
+from SAMFineTuneLib.simulation.cosmos_prompts import MOVES, STRATEGIES
 
-_UNIT = (0.0, 1.02)
+
+@dataclass(frozen=True)
+class _Curve:
+    """Means of groups of rows along x; dashed curves have no interval and no entry in the legend."""
+
+    method: str
+    groups: Sequence[Sequence[Row]]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Curves in one pair of axes: `ticks` name the groups along x."""
+
+    title: str
+    x: str
+    ticks: Sequence[object]
+    curves: list[_Curve]
+    column: str = "dice"
 
 
 def all_figures(results: Results) -> dict[str, bytes]:
     """PNG files by title, for the protocols that have rows."""
     drawn = {
         "Dice of objects by prompt": _boxes(results),
-        "Dice by number of prompts": _interactive(results),
-        "Dice by distance from the prompted slice": _distance(results),
-        "Dice with misplaced prompts": _perturbation(results),
-        "Volumes by clicks after a box": _volume_clicks(results),
-        "Volumes by rounds of correction": _rounds(results),
+        "Dice by number of prompts": _curves(results, _interactive(results)),
+        "Dice by distance from the prompted slice": _curves(results, _distance(results)),
+        "Dice with misplaced prompts": _curves(results, _perturbation(results), rows=2),
+        "Volumes by clicks after a box": _curves(results, _volume_clicks(results)),
+        "Volumes by rounds of correction": _curves(results, _rounds(results)),
     }
     return {title: png for title, png in drawn.items() if png is not None}
 
@@ -54,111 +72,75 @@ def _boxes(results: Results) -> bytes | None:
     return _finished(figure, [axes])
 
 
-def _interactive(results: Results) -> bytes | None:
+def _interactive(results: Results) -> Iterable[_Panel]:
     """One panel for each first prompt: corrections in the middle of errors, dashed without the mask fed back."""
-    starts = list(dict.fromkeys(way.start for way in WAYS))
-    if not any(results.asked("interactive", str(way)) for way in WAYS):
-        return None
-    figure, panels = _canvas(len(starts))
-    for axes, start in zip(panels, starts, strict=True):
-        for way in WAYS:
-            if way.start != start or way.correction != "centre":
-                continue
-            for name in results.asked("interactive", str(way)):
-                steps = results.steps(name, "interactive", str(way))
-                found = [results.of(name, "interactive", str(way), step) for step in steps]
-                number = results.methods.index(name)
-                _curve(axes, steps, found, number, name if way.feedback else None, "-" if way.feedback else "--",
-                       shaded=way.feedback)  # fmt: skip
-        axes.set_title(f"from {start} (dashed: mask not fed back)", fontsize=9)
-        axes.set_xlabel("prompts")
-    return _finished(figure, panels)
+    for start in dict.fromkeys(way.start for way in WAYS):
+        ways = {str(way): way for way in WAYS if way.start == start and way.correction == "centre"}
+        curves = [_Curve(name, results.course(name, "interactive", way), dashed=not ways[way].feedback)
+                  for way, name, _ in results.each("interactive", ways)]  # fmt: skip
+        steps = max((len(curve.groups) for curve in curves), default=0)
+        yield _Panel(f"from {start} (dashed: mask not fed back)", "prompts", range(1, steps + 1), curves)
 
 
-def _distance(results: Results) -> bytes | None:
-    shown = [start for start in STARTS if results.asked("3d", start + BY_SLICE)]
-    if not shown:
-        return None
-    figure, panels = _canvas(len(shown))
-    for axes, start in zip(panels, shown, strict=True):
-        for name in results.asked("3d", start + BY_SLICE):
-            found = results.of(name, "3d", start + BY_SLICE)
-            groups = [[row for row in found if row.distance == 0]]
-            groups += [[row for row in found if row.distance and low <= abs(row.distance) < high]
-                       for low, high in BANDS]  # fmt: skip
-            _curve(axes, range(len(groups)), groups, results.methods.index(name), name)
-        names = ["0", *(f"{low}–{high}" if np.isfinite(high) else f"{low}+" for low, high in BANDS)]
-        axes.set_xticks(range(len(names)), names)
-        axes.set_title(f"from {start}", fontsize=9)
-        axes.set_xlabel("mm from the prompted slice")
-    return _finished(figure, panels)
+def _distance(results: Results) -> Iterable[_Panel]:
+    ticks = ["0", *(f"{low}–{high}" if np.isfinite(high) else f"{low}+" for low, high in BANDS)]
+    for start in STARTS:
+        curves = [_Curve(name, by_distance(found)) for _, name, found in results.each("3d", [start + BY_SLICE])]
+        yield _Panel(f"from {start}", "mm from the prompted slice", ticks, curves)
 
 
-def _perturbation(results: Results) -> bytes | None:
-    kinds = list(dict.fromkeys((how.what, how.unit) for how in PERTURBATIONS))
-    names = results.asked("perturbation", str(PERTURBATIONS[0]))
-    if not names:
-        return None
-    figure, panels = _canvas(len(kinds) // 2, rows=2)
-    for axes, kind in zip(panels, kinds, strict=True):
-        strategy = next(how.strategy for how in PERTURBATIONS if (how.what, how.unit) == kind)
-        bands = [how for how in PERTURBATIONS if (how.strategy, how.what, how.unit) == (strategy, *kind)]
-        for name in names:
-            found = [results.of(name, strategy), *(results.of(name, "perturbation", str(how)) for how in bands)]
-            _curve(axes, range(4), found, results.methods.index(name), name)
-        axes.set_xticks(range(4), ["0", *(f"{how.low}–{how.high}" for how in bands)])
-        axes.set_title(f"{strategy}, {kind[0]}", fontsize=9)
-        axes.set_xlabel("pixels" if kind[1] == "px" else "% of the longer side")
-    return _finished(figure, panels)
+def _perturbation(results: Results) -> Iterable[_Panel]:
+    """One panel for each way of moving a prompt, by the first strategy that is moved in it."""
+    panels = {}
+    for (way, what, unit), bands in MOVES.items():
+        curves = [
+            _Curve(name, [results.of(name, way), *(results.of(name, "perturbation", str(how)) for how in bands)])
+            for _, name, _ in results.each("perturbation", [str(bands[0])])
+        ]
+        ticks = ["0", *(f"{how.low}–{how.high}" for how in bands)]
+        across = "pixels" if unit == "px" else "% of the longer side"
+        panels.setdefault((what, unit), _Panel(f"{way}, {what}", across, ticks, curves))
+    return panels.values()
 
 
-def _volume_clicks(results: Results) -> bytes | None:
+def _volume_clicks(results: Results) -> Iterable[_Panel]:
     """Dice and NSD of whole volumes after a box and each click."""
-    names = results.asked("3d", CLICKED)
-    if not names:
+    for column, title in (("dice", "Dice"), ("nsd", "NSD")):
+        curves = [_Curve(name, results.course(name, "3d", CLICKED)) for _, name, _ in results.each("3d", [CLICKED])]
+        steps = max((len(curve.groups) for curve in curves), default=0)
+        yield _Panel(title, "clicks after the box", range(steps), curves, column)
+
+
+def _rounds(results: Results) -> Iterable[_Panel]:
+    for start in STARTS:
+        curves = [_Curve(name, results.course(name, "3d", start)) for _, name, _ in results.each("3d", [start])]
+        steps = max((len(curve.groups) for curve in curves), default=0)
+        yield _Panel(f"from {start}", "corrections", range(steps), curves)
+
+
+def _curves(results: Results, panels: Iterable[_Panel], rows: int = 1) -> bytes | None:
+    """Panels side by side, without those that have no curves; None where none has any."""
+    panels = [panel for panel in panels if panel.curves]
+    if not panels:
         return None
-    figure, panels = _canvas(2)
-    for axes, column in zip(panels, ("dice", "nsd"), strict=True):
-        for name in names:
-            steps = results.steps(name, "3d", CLICKED)
-            found = [results.of(name, "3d", CLICKED, step) for step in steps]
-            clicks = [step - 1 for step in steps]
-            _curve(axes, clicks, found, results.methods.index(name), name, column=column)
-        axes.set_xticks(clicks)
-        axes.set_xlabel("clicks after the box")
-    panels[1].set_title("NSD", fontsize=9)
-    return _finished(figure, panels)
+    figure, grid = _canvas(len(panels) // rows, rows=rows)
+    for axes, panel in zip(grid, panels, strict=True):
+        for curve in panel.curves:
+            _draw(axes, curve, panel.column, colour(results.methods.index(curve.method)))
+        axes.set_xticks(range(len(panel.ticks)), panel.ticks)
+        axes.set_title(panel.title, fontsize=9)
+        axes.set_xlabel(panel.x)
+    return _finished(figure, grid)
 
 
-def _rounds(results: Results) -> bytes | None:
-    shown = [start for start in STARTS if results.asked("3d", start)]
-    if not shown:
-        return None
-    figure, panels = _canvas(len(shown))
-    for axes, start in zip(panels, shown, strict=True):
-        for name in results.asked("3d", start):
-            steps = results.steps(name, "3d", start)
-            found = [results.of(name, "3d", start, step) for step in steps]
-            _curve(axes, [step - 1 for step in steps], found, results.methods.index(name), name)
-        axes.set_xticks([step - 1 for step in steps])
-        axes.set_title(f"from {start}", fontsize=9)
-        axes.set_xlabel("corrections")
-    return _finished(figure, panels)
-
-
-def _curve(
-    axes: Any, x: Sequence[int], groups: Sequence[Sequence], number: int, label: str | None, style: str = "-",
-    shaded: bool = True, column: str = "dice",
-) -> None:  # fmt: skip
-    """Means of groups of rows, their intervals shaded; groups without rows are left out."""
-    points = [(place, estimate(by_patient(rows, column))) for place, rows in zip(x, groups, strict=True) if rows]
-    points = [(place, mean) for place, mean in points if mean is not None]
-    where = [place for place, _ in points]
-    axes.plot(where, [mean.mean for _, mean in points], style, marker="o", markersize=3, color=colour(number),
-              label=label)  # fmt: skip
-    spans = [(place, mean.low, mean.high) for place, mean in points if mean.low is not None]
-    if shaded and spans:
-        axes.fill_between(*zip(*spans, strict=True), color=colour(number), alpha=0.1, linewidth=0)
+def _draw(axes: Any, curve: _Curve, column: str, colour: str) -> None:
+    """Means of groups of rows, their intervals shaded; groups without values are left out."""
+    points = [(place, found) for place, rows in enumerate(curve.groups) if (found := mean(rows, column))]
+    axes.plot([place for place, _ in points], [found.mean for _, found in points], "--" if curve.dashed else "-",
+              marker="o", markersize=3, color=colour, label=None if curve.dashed else curve.method)  # fmt: skip
+    spans = [(place, found.low, found.high) for place, found in points if found.low is not None]
+    if spans and not curve.dashed:
+        axes.fill_between(*zip(*spans, strict=True), color=colour, alpha=0.1, linewidth=0)
 
 
 def _canvas(columns: int, width: float = 1.0, rows: int = 1) -> tuple[Any, list[Any]]:
@@ -173,7 +155,7 @@ def _canvas(columns: int, width: float = 1.0, rows: int = 1) -> tuple[Any, list[
 def _finished(figure: Any, panels: Sequence[Any]) -> bytes:
     panels[0].set_ylabel("Dice")
     for axes in panels:
-        axes.set_ylim(*_UNIT)
+        axes.set_ylim(0, 1.02)
         axes.grid(alpha=0.25)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)

@@ -62,7 +62,8 @@ class OpenMethod:
         self.entry, self.name = entry, entry.name
         self.predictor: Predictor | None = None
         if entry.model is not None:
-            self.predictor = _open(read_model_folder(entry.model), _adapter(entry), device)
+            adapter = read_adapter_folder(entry.adapter) if entry.adapter else None
+            self.predictor = _open(read_model_folder(entry.model), adapter, device)
 
     def answer(
         self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | Answer | None = None
@@ -78,7 +79,7 @@ def enter(models: Sequence[str], adapters: Sequence[str], device: str = "auto") 
 
     Each is opened once, so that a method that cannot run is refused before the long work.
     """
-    folders = [find_model(name) for name in models or ([] if adapters else [DEFAULT_MODEL])]
+    folders = [Store().find(name) for name in models or ([] if adapters else [DEFAULT_MODEL])]
     entries = [_enter(model, None, device) for model in folders]
     given = {model.spec.id: model for model in folders}
     for name in adapters:
@@ -93,11 +94,6 @@ def enter_baselines(names: Sequence[str]) -> list[Entry]:
         if name not in baselines.METHODS:
             raise UserError(f"There is no baseline {name!r}; choose from {', '.join(baselines.METHODS)}, or none.")
     return [Entry(name, digest=f"baseline {name} {_REVISION}") for name in names]
-
-
-def find_model(name: str) -> ModelFolder:
-    """A model by its id or its folder."""
-    return Store().find(name)
 
 
 def _enter(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Entry:
@@ -117,10 +113,6 @@ def _enter(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> En
 def _open(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Predictor:
     """Open with one thread: jobs run in parallel, and the order of sums, so every bit of results, stays the same."""
     return Predictor(open_engine(model, device, adapter=adapter, threads=1), EmbeddingCache(memory_bytes=_MEMORY))
-
-
-def _adapter(entry: Entry) -> AdapterFolder | None:
-    return None if entry.adapter is None else read_adapter_folder(entry.adapter)
 
 
 def _told_apart(entries: list[Entry]) -> list[Entry]:

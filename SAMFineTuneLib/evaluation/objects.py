@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 
@@ -88,11 +89,9 @@ class Subject:
         """The objects on up to `slices` slices of each label, evenly spread over those that show it."""
         found: dict[int, list[list[SliceObject]]] = {}
         for one in self.slices:
-            by_label: dict[int, list[SliceObject]] = {}
-            for thing in objects_of(one):
-                own = by_label.setdefault(thing.label, [])
-                name, ignored = self.labels[thing.label - 1], one.ignored
-                own.append(SliceObject(name, thing.label, len(own), one.picture, thing.mask, one.plane, ignored))
-            for label, own in by_label.items():
+            for label, things in groupby(objects_of(one), key=lambda thing: thing.label):
+                name = self.labels[label - 1]
+                own = [SliceObject(name, label, number, one.picture, thing.mask, one.plane, one.ignored)
+                       for number, thing in enumerate(things)]  # fmt: skip
                 found.setdefault(label, []).append(own)
         return [thing for label in sorted(found) for own in evenly(found[label], slices) for thing in own]

@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from SAMFineTuneLib.metrics.mask_metrics import Agreement
 from SAMFineTuneLib.metrics.patient_statistics import patient_means
+from SAMFineTuneLib.report_page import csv_text
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,7 @@ class Row:
 
 _NAMES = [field.name for field in fields(Row)]
 _COLUMNS = ["contestant" if name == "method" else name for name in _NAMES]  # as in files of all versions
-_TEXT = ("method", "patient", "case", "label", "protocol", "variant", "object")
-
-
-def numbers_of(found: Agreement) -> dict[str, float | None]:
-    """The columns of a row from an agreement."""
-    return {"dice": found.dice, "iou": found.iou, "hd95": found.hd95, "nsd": found.nsd}
+_READ = {**dict.fromkeys(("method", "patient", "case", "label", "protocol", "variant", "object"), str), "step": int}
 
 
 def by_patient(rows: Sequence[Row], values: str | Sequence[float | None]) -> dict[str, float]:
@@ -71,12 +66,7 @@ def by_patient(rows: Sequence[Row], values: str | Sequence[float | None]) -> dic
 
 def to_csv(rows: Iterable[Row]) -> str:
     """Rows as CSV with a header; six decimals, so that reading gives what was written."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in _NAMES])
-    return text.getvalue()
+    return csv_text([_COLUMNS, *([getattr(row, name) for name in _NAMES] for row in rows)], digits=6)
 
 
 def from_csv(text: str) -> list[Row]:
@@ -84,18 +74,9 @@ def from_csv(text: str) -> list[Row]:
     header, *lines = csv.reader(io.StringIO(text, newline="")) if text else ([],)
     if header != _COLUMNS:
         raise ValueError("These are not rows of an evaluation.")
-    return [Row(*(_value(name, cell) for name, cell in zip(_NAMES, line, strict=True))) for line in lines]
+    read = [_READ.get(name, _number) for name in _NAMES]
+    return [Row(*(read_one(cell) for read_one, cell in zip(read, line, strict=True))) for line in lines]
 
 
-def _cell(value: str | float | int | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6f}" if isinstance(value, float) else str(value)
-
-
-def _value(name: str, cell: str) -> str | float | int | None:
-    if name in _TEXT:
-        return cell
-    if name == "step":
-        return int(cell)
+def _number(cell: str) -> float | None:
     return float(cell) if cell else None

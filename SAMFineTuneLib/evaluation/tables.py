@@ -10,30 +10,26 @@ import numpy as np
 
 from SAMFineTuneLib.evaluation import annotator
 from SAMFineTuneLib.evaluation.annotator import Seconds
-from SAMFineTuneLib.evaluation.interactive_protocol import HEADLINE, WAYS
+from SAMFineTuneLib.evaluation.factors import FACTORS, REFERENCE
 from SAMFineTuneLib.evaluation.result_rows import Row, by_patient
+from SAMFineTuneLib.evaluation.slice_protocols import HEADLINE, WAYS
 from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
 from SAMFineTuneLib.evaluation.volume_sessions import BOXES, CLICKED, CLICKS
-from SAMFineTuneLib.metrics.patient_statistics import (
-    Difference,
-    Estimate,
-    bootstrap_interval,
-    difference,
-    estimate,
-    holm,
-    partial_spearman,
-)
-from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, STRATEGIES
+from SAMFineTuneLib.metrics import patient_statistics
+from SAMFineTuneLib.metrics.patient_statistics import Difference, Estimate, difference, estimate
+from SAMFineTuneLib.simulation.cosmos_prompts import MOVES, STRATEGIES
 
 WANTED = (0.85, 0.9)
 """Dice to reach when prompts are counted."""
 BANDS = ((0, 5), (5, 10), (10, 20), (20, 40), (40, 80), (80, float("inf")))
 """Millimetres from the prompted slice."""
 _CORRELATION_RESAMPLES = 500  # each takes a least-squares fit
+_LEAST_OBJECTS = 8  # for a correlation
 _MEAN = (
     "Means over patients (objects within labels, labels within cases, cases within patients), in brackets the 95 % "
     "interval of a bootstrap over patients."
 )
+_COUNTED = "objects, cases, patients"
 
 Cell = str | int | float | Estimate | Difference | None
 
@@ -45,13 +41,13 @@ class Table:
     name: str
     title: str
     note: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         rows = [[asdict(cell) if is_dataclass(cell) else cell for cell in row] for row in self.rows]
-        return {"name": self.name, "title": self.title, "note": self.note, "header": list(self.header), "rows": rows}
+        return {**vars(self), "rows": rows}
 
     def as_markdown(self) -> str:
         """The table in Markdown."""
@@ -65,7 +61,7 @@ def text_of(cell: Cell) -> str:
         return "–"
     if isinstance(cell, float):
         return "–" if np.isnan(cell) else "<0.001" if 0 < cell < 0.001 else f"{cell:.3f}"
-    if isinstance(cell, (Estimate, Difference)):
+    if isinstance(cell, Estimate):
         span = "" if cell.low is None else f" ({cell.low:.3f} to {cell.high:.3f})"
         return f"{cell.mean:.3f}{span}"
     return str(cell)
@@ -83,12 +79,29 @@ class Results:
     def of(self, method: str, protocol: str, variant: str = "", step: int = 1) -> list[Row]:
         return self._by.get((method, protocol, variant, step), [])
 
-    def asked(self, protocol: str, variant: str = "") -> list[str]:
-        """Methods that have such rows."""
-        return [name for name in self.methods if self.of(name, protocol, variant)]
+    def each(self, protocol: str, variants: Iterable[str] = ("",)) -> Iterator[tuple[str, str, list[Row]]]:
+        """Variant, method and rows of the first step, wherever there are any."""
+        for variant in variants:
+            for name in self.methods:
+                if found := self.of(name, protocol, variant):
+                    yield variant, name, found
 
-    def steps(self, method: str, protocol: str, variant: str) -> list[int]:
-        return sorted(key[3] for key in self._by if key[:3] == (method, protocol, variant))
+    def course(self, method: str, protocol: str, variant: str) -> list[list[Row]]:
+        """The rows of every step, from the first to the last."""
+        steps = sorted(key[3] for key in self._by if key[:3] == (method, protocol, variant))
+        return [self.of(method, protocol, variant, step) for step in steps]
+
+
+def mean(rows: Sequence[Row], column: str | Sequence[float | None] = "dice") -> Estimate | None:
+    """The mean over patients of a column, or of one value for each row."""
+    return estimate(by_patient(rows, column))
+
+
+def by_distance(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows about slices: of the prompted one, and of those in each of the BANDS."""
+    prompted = [row for row in rows if row.distance == 0]
+    return [prompted, *([row for row in rows if row.distance and low <= abs(row.distance) < high]
+                        for low, high in BANDS)]  # fmt: skip
 
 
 def all_tables(results: Results, seconds: Seconds) -> list[Table]:
@@ -102,265 +115,234 @@ def all_tables(results: Results, seconds: Seconds) -> list[Table]:
 
 def prompt_table(results: Results) -> Table:
     """S2 to S6, the main table."""
-    rows = []
-    for name in results.methods:
-        for strategy, what in STRATEGIES.items():
-            if found := results.of(name, strategy):
-                means = [estimate(by_patient(found, column)) for column in ("dice", "oracle", "iou", "hd95", "nsd")]
-                rows.append((name, f"{strategy}: {what}", *means, _counts(found)))
+    rows = [
+        (name, f"{way}: {what}", *(mean(found, column) for column in ("dice", "oracle", "iou", "hd95", "nsd")),
+         _counts(found))
+        for name in results.methods for way, what in STRATEGIES.items() if (found := results.of(name, way))
+    ]  # fmt: skip
     return Table(
         "prompts", "One prompt, one answer",
         "Dice is that of the candidate with the best predicted IoU, which is what a user gets; “best candidate” is "
         "chosen with the reference and only shows what the model could offer. HD95 in mm, over answers that are not "
         "empty. " + _MEAN,
-        ("method", "prompt", "Dice", "best candidate", "IoU", "HD95", "NSD", "objects, cases, patients"), tuple(rows),
+        ("method", "prompt", "Dice", "best candidate", "IoU", "HD95", "NSD", _COUNTED), rows,
     )  # fmt: skip
 
 
 def label_table(results: Results) -> Table:
     """Dice by label, where there are several labels."""
-    rows = []
-    labels = sorted({row.label for name in results.methods for way in STRATEGIES for row in results.of(name, way)},
-                    key=_naturally)  # fmt: skip
-    for label in labels if len(labels) > 1 else ():
-        for name in results.methods:
-            found = {way: [row for row in results.of(name, way) if row.label == label] for way in STRATEGIES}
-            if any(found.values()):
-                counts = next(_counts(rows) for rows in found.values() if rows)
-                means = (estimate(by_patient(rows, "dice")) for rows in found.values())
-                rows.append((label, name, *means, counts))
-    return Table("labels", "Dice by label", _MEAN, ("label", "method", *STRATEGIES, "objects, cases, patients"),
-                 tuple(rows))  # fmt: skip
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for way in STRATEGIES:
+        for _, name, found in results.each(way):
+            for row in found:
+                groups.setdefault((row.label, name), {}).setdefault(way, []).append(row)
+    labels = sorted({label for label, _ in groups}, key=_naturally)
+    rows = [
+        (label, name, *(mean(found.get(way, ())) for way in STRATEGIES), _counts(next(iter(found.values()))))
+        for label in labels for name in results.methods if (found := groups.get((label, name)))
+    ]  # fmt: skip
+    header = ("label", "method", *STRATEGIES, _COUNTED)
+    return Table("labels", "Dice by label", _MEAN, header, rows if len(labels) > 1 else ())
 
 
 def paired_table(results: Results) -> Table:
     """All methods compared with the first one, patient by patient."""
     first, *others = results.methods or ("",)
-    rows = []
-    for name in others:
-        for strategy in STRATEGIES:
-            gap = difference(by_patient(results.of(first, strategy), "dice"),
-                             by_patient(results.of(name, strategy), "dice"))  # fmt: skip
-            if gap:
-                rows.append((name, strategy, gap, gap.p, gap.patients))
-    corrected = holm([row[3] for row in rows])
+    rows = [
+        (name, way, gap) for name in others for way in STRATEGIES
+        if (gap := difference(*(by_patient(results.of(one, way), "dice") for one in (first, name))))
+    ]  # fmt: skip
+    corrected = patient_statistics.holm([gap.p for *_, gap in rows])
     return Table(
         "paired", f"Differences in Dice to {first}",
         "Positive: better. p of Wilcoxon's two-sided signed-rank test over patients, and corrected for the number of "
         "comparisons in this table (Holm). With fewer than six patients no difference can reach 0.05.",
         ("method", "prompt", "difference", "p", "p, corrected", "patients"),
-        tuple((*row[:4], p, row[4]) for row, p in zip(rows, corrected, strict=True)),
+        [(*row, row[2].p, p, row[2].patients) for row, p in zip(rows, corrected, strict=True)],
     )  # fmt: skip
 
 
 def everything_table(results: Results) -> Table:
-    rows = [
-        (name, estimate(by_patient(found, "oracle")), estimate(by_patient(found, "dice")), _counts(found))
-        for name in results.methods if (found := results.of(name, "S1"))
-    ]  # fmt: skip
     return Table(
         "everything", "S1: everything mode",
         "The best of all masks on the slice for each object, and the mask with the best predicted IoU, which does not "
         "depend on the object. " + _MEAN,
-        ("method", "best of all masks", "best score", "objects, cases, patients"), tuple(rows),
+        ("method", "best of all masks", "best score", _COUNTED),
+        [(name, mean(found, "oracle"), mean(found), _counts(found)) for _, name, found in results.each("S1")],
     )  # fmt: skip
 
 
 def perturbation_table(results: Results) -> Table:
     """Dice lost when prompts are misplaced."""
-    kinds = list(dict.fromkeys((how.strategy, how.what, how.unit) for how in PERTURBATIONS))
     rows = []
-    for name in results.asked("perturbation", str(PERTURBATIONS[0])):
-        for kind in kinds:
-            bands = [how for how in PERTURBATIONS if (how.strategy, how.what, how.unit) == kind]
-            right = by_patient(results.of(name, kind[0]), "dice")
+    for _, name, _ in results.each("perturbation", [str(next(iter(MOVES.values()))[0])]):
+        for (way, what, unit), bands in MOVES.items():
+            right = by_patient(results.of(name, way), "dice")
             moved = [by_patient(results.of(name, "perturbation", str(how)), "dice") for how in bands]
-            if right:
-                cells = [difference(right, one) for one in moved]
-            else:  # without the strategy itself, Dice instead of the loss
-                cells = [estimate(one) for one in moved]
-            rows.append((name, f"{kind[0]} {kind[1]}", kind[2], estimate(right), *cells))
+            # Without the strategy itself, Dice instead of the loss.
+            cells = [difference(right, one) if right else estimate(one) for one in moved]
+            rows.append((name, f"{way} {what}", unit, estimate(right), *cells))
     return Table(
         "perturbation", "Misplaced prompts",
         "Dice with the prompt in its place, and the change when it is moved; per cent are of the object's longer side. "
         "Boxes are shifted, or made larger or smaller on all sides. " + _MEAN,
-        ("method", "prompt", "unit", "in place", "0–10", "10–20", "20–30"), tuple(rows),
+        ("method", "prompt", "unit", "in place", "0–10", "10–20", "20–30"), rows,
     )  # fmt: skip
 
 
 def interactive_table(results: Results) -> Table:
     """Dice after each prompt: it shows from how many clicks on a model is no longer ahead of baselines (COSMOS)."""
-    rows = []
-    longest = 0
-    for way in WAYS:
-        for name in results.asked("interactive", str(way)):
-            steps = results.steps(name, "interactive", str(way))
-            longest = max(longest, len(steps))
-            means = [estimate(by_patient(results.of(name, "interactive", str(way), step), "dice")) for step in steps]
-            rows.append((str(way), name, *(mean.mean for mean in means)))
+    courses = {(way, name): results.course(name, "interactive", way)
+               for way, name, _ in results.each("interactive", map(str, WAYS))}  # fmt: skip
+    steps = range(max(map(len, courses.values()), default=0))
+    rows = [(*key, *(mean(course[step]).mean if step < len(course) else None for step in steps))
+            for key, course in courses.items()]  # fmt: skip
     return Table(
         "interactive", "Dice after 1, 2, 3, … prompts",
         "The first prompt, then one click in each step where the answer is wrong. COSMOS found Segment Anything ahead "
         "of other interactive methods with few points and behind them with many: compare with the baselines. Means "
         "over patients.",
-        ("way", "method", *(str(step) for step in range(1, longest + 1))),
-        tuple((*row, *[None] * (longest + 2 - len(row))) for row in rows),
+        ("way", "method", *(str(step + 1) for step in steps)), rows,
     )  # fmt: skip
 
 
 def clicks_table(results: Results) -> Table:
     """Number of prompts until Dice is good enough."""
     rows = []
-    for way in WAYS:
-        for name in results.asked("interactive", str(way)):
-            cells: list[Cell] = []
-            things, courses = sequences_of(results, name, str(way))
-            for wanted in WANTED:
-                needed = [annotator.clicks_to(dice, wanted) for dice in courses]
-                cells.append(estimate(by_patient(things, [float(count is not None) for count in needed])))
-                cells.append(estimate(by_patient(things, [count or len(courses[0]) for count in needed])))
-            rows.append((str(way), name, *cells))
+    for way, name, things in results.each("interactive", map(str, WAYS)):
+        courses, cells = _dice_by_step(results, name, way), []
+        for wanted in WANTED:
+            needed = [annotator.clicks_to(dice, wanted) for dice in courses]
+            cells.append(mean(things, [float(count is not None) for count in needed]))
+            cells.append(mean(things, [count or len(courses[0]) for count in needed]))
+        rows.append((way, name, *cells))
     header = [f"{what} {wanted:.2f}" for wanted in WANTED for what in ("part that reaches", "prompts to")]
     return Table(
         "clicks", "Prompts until Dice is good",
         "Objects that do not reach it count with all steps, so means of prompts are lower bounds where the part that "
         "reaches is below 1. " + _MEAN,
-        ("way", "method", *header), tuple(rows),
+        ("way", "method", *header), rows,
     )  # fmt: skip
 
 
 def volume_box_table(results: Results) -> Table:
     """Whole volumes from boxes on one, three and five slices."""
-    rows = []
-    for variant in BOXES.values():
-        for name in results.asked("3d", variant):
-            found = results.of(name, "3d", variant)
-            means = [estimate(by_patient(found, column)) for column in ("dice", "hd95", "nsd", "over", "short")]
-            rows.append((name, variant, *means, _counts(found)))
+    rows = [
+        (name, variant, *(mean(found, column) for column in ("dice", "hd95", "nsd", "over", "short")), _counts(found))
+        for variant, name, found in results.each("3d", BOXES.values())
+    ]
     return Table(
         "volume boxes", "Whole volumes from boxes on a few slices",
         "The middle slice, the outermost ones and the middle, or those and the quarters get tight boxes. One box is "
         "propagated in both directions, between several the slices are filled. “Too many” are slices beyond an end of "
         "the label that got a mask, “missed” slices of the label beyond the mask's end, means of both ends. HD95 in "
         "mm. " + _MEAN,
-        ("method", "slices with boxes", "Dice", "HD95", "NSD", "too many", "missed", "labels, cases, patients"),
-        tuple(rows),
+        ("method", "slices with boxes", "Dice", "HD95", "NSD", "too many", "missed", "labels, cases, patients"), rows,
     )  # fmt: skip
 
 
 def volume_click_table(results: Results) -> Table:
     """Whole volumes from a box and clicks at the largest error, with the area under the curve of the clicks."""
     rows = []
-    for name in results.asked("3d", CLICKED):
-        courses = [results.of(name, "3d", CLICKED, step) for step in results.steps(name, "3d", CLICKED)]
+    for _, name, first in results.each("3d", [CLICKED]):
+        course = results.course(name, "3d", CLICKED)
         for column, title in (("dice", "Dice"), ("nsd", "NSD")):
-            values = np.array([[getattr(row, column) for row in own] for own in courses])
+            values = np.array([[getattr(row, column) for row in own] for own in course])
             area = np.sum(values[1:-1] + values[2:], axis=0) / 2  # trapezoids between the clicks
-            means = [estimate(by_patient(own, column)).mean for own in courses]
-            rows.append((name, title, *means, estimate(by_patient(courses[0], area.tolist())), _counts(courses[0])))
+            rows.append((name, title, *(mean(own, column).mean for own in course), mean(first, area.tolist()),
+                         _counts(first)))  # fmt: skip
     return Table(
         "volume clicks", "Whole volumes from a box and five clicks",
         "The protocol of the CVPR 2025 challenge of interactive 3-D segmentation: boxes on the middle slice, then five "
         "clicks, each in the middle of the largest error of the volume. The area under the curve is over the five "
         "answers to clicks, so 4 would be perfect. Means over patients.",
         ("method", "measure", "box", *(str(click) for click in range(1, CLICKS + 1)), "area under the curve",
-         "labels, cases, patients"), tuple(rows),
+         "labels, cases, patients"), rows,
     )  # fmt: skip
 
 
 def volume_table(results: Results) -> Table:
     """Whole volumes, after the first prompt and after each round of correction."""
-    rows = []
-    for start in STARTS:
-        for name in results.asked("3d", start):
-            for step in results.steps(name, "3d", start):
-                found = results.of(name, "3d", start, step)
-                means = [estimate(by_patient(found, column)) for column in ("dice", "hd95", "nsd")]
-                what = "first prompt" if step == 1 else f"{step - 1} correction{'s' * (step > 2)}"
-                rows.append((name, start, what, *means, _counts(found)))
+    rows = [
+        (name, start, f"{step} correction{'s' * (step > 1)}" if step else "first prompt",
+         *(mean(found, column) for column in ("dice", "hd95", "nsd")), _counts(found))
+        for start, name, _ in results.each("3d", STARTS)
+        for step, found in enumerate(results.course(name, "3d", start))
+    ]  # fmt: skip
     return Table(
         "volumes", "Whole volumes from the middle slice",
         "The middle slice is prompted and its mask propagated through the volume; each correction is on the slice "
         "with the most wrong pixels. HD95 in mm. " + _MEAN,
-        ("method", "start", "after", "Dice", "HD95", "NSD", "labels, cases, patients"), tuple(rows),
+        ("method", "start", "after", "Dice", "HD95", "NSD", "labels, cases, patients"), rows,
     )  # fmt: skip
 
 
 def distance_table(results: Results) -> Table:
     """Dice of slices by how far they are from the prompted one."""
-    rows = []
-    for start in STARTS:
-        for name in results.asked("3d", start + BY_SLICE):
-            found = results.of(name, "3d", start + BY_SLICE)
-            prompted = [row for row in found if row.distance == 0]
-            bands = [[row for row in found if row.distance and low <= abs(row.distance) < high] for low, high in BANDS]
-            rows.append((name, start, *(estimate(by_patient(band, "dice")) for band in (prompted, *bands))))
     ends = [f"{low}–{high} mm" if np.isfinite(high) else f"{low} mm and more" for low, high in BANDS]
     return Table(
         "distance", "Dice by distance from the prompted slice",
         "Slices that show the label or got a mask, before any correction; a mask without the label has Dice 0, and so "
         "has a slice that was not reached. " + _MEAN,
-        ("method", "start", "prompted slice", *ends), tuple(rows),
+        ("method", "start", "prompted slice", *ends),
+        [(name, start.removesuffix(BY_SLICE), *map(mean, by_distance(found)))
+         for start, name, found in results.each("3d", [start + BY_SLICE for start in STARTS])],
     )  # fmt: skip
 
 
 def automatic_table(results: Results) -> Table:
     rows = []
-    for name in results.asked("automatic"):
-        found = results.of(name, "automatic")
+    for _, name, found in results.each("automatic"):
         for label in sorted({row.label for row in found}, key=_naturally):
             own = [row for row in found if row.label == label]
-            means = [estimate(by_patient(own, column)) for column in ("dice", "hd95", "nsd", "false_ml")]
-            rows.append((name, label, *means, _counts(own)))
+            rows.append((name, label, *(mean(own, column) for column in ("dice", "hd95", "nsd", "false_ml")),
+                         _counts(own)))  # fmt: skip
     return Table(
         "automatic", "Without a prompt",
         "Whole volumes by the automatic head. Cases that lack a label do not count in its Dice; what was found there "
         "is given separately, in mL. " + _MEAN,
-        ("method", "label", "Dice", "HD95", "NSD", "found in cases without it, mL", "labels, cases, patients"),
-        tuple(rows),
+        ("method", "label", "Dice", "HD95", "NSD", "found in cases without it, mL", "labels, cases, patients"), rows,
     )  # fmt: skip
 
 
 def factor_table(results: Results) -> Table:
     """What makes objects hard: rank correlations of Dice with each factor, the other factors held constant."""
-    from SAMFineTuneLib.evaluation.factors import REFERENCE
-
     known = {(row.case, row.object): row for row in results.of(REFERENCE, "factors")}
     rows = []
-    for name in results.methods if known else ():
-        for strategy in STRATEGIES:
-            found = [row for row in results.of(name, strategy) if (row.case, row.object) in known]
-            if len(found) >= 8:
+    for name in results.methods:
+        for way in STRATEGIES:
+            found = [row for row in results.of(name, way) if (row.case, row.object) in known]
+            if len(found) >= _LEAST_OBJECTS:
                 facts = [known[row.case, row.object] for row in found]
-                rows.append((name, strategy, *_correlations(found, facts), len(found)))
+                rows.append((name, way, *_correlations(found, facts), len(found)))
     return Table(
         "factors", "What makes objects hard",
         "Partial rank correlation (Spearman) of Dice with each factor, without what the other two explain; bootstrap "
-        " intervals over patients. Size is the area in mm², contrast the difference of mean grey values to "
+        "intervals over patients. Size is the area in mm², contrast the difference of mean grey values to "
         "the surroundings, complexity the order of the elliptic Fourier series that reaches Dice 0.97 with the object.",
-        ("method", "prompt", "size", "contrast", "complexity", "objects"), tuple(rows),
+        ("method", "prompt", "size", "contrast", "complexity", "objects"), rows,
     )  # fmt: skip
 
 
 def _correlations(found: Sequence[Row], facts: Sequence[Row]) -> Iterator[Cell]:
-    columns = np.array([[row.area, row.contrast, row.complexity] for row in facts], float).T
     dice = np.array([row.dice for row in found], float)
     groups: dict[str, list[int]] = {}
     for place, row in enumerate(found):
         groups.setdefault(row.patient, []).append(place)
     places_of = [np.array(places) for _, places in sorted(groups.items())]
-    for number in range(3):
-        others = [number_ for number_ in range(3) if number_ != number]
+    columns = {factor: np.array([getattr(row, factor) for row in facts], float) for factor in FACTORS}
+    for factor, own in columns.items():
+        others = np.array([column for name, column in columns.items() if name != factor])
 
-        def partial(places: np.ndarray, number=number, others=others) -> float:
-            return partial_spearman(dice[places], columns[number][places], columns[others][:, places])
+        def partial(places: np.ndarray, own=own, others=others) -> float:
+            return patient_statistics.partial_spearman(dice[places], own[places], others[:, places])
 
         def of_patients(drawn: np.ndarray, partial=partial) -> float:
             return partial(np.concatenate([places_of[number] for number in drawn]))
 
         value, patients = partial(np.arange(len(dice))), range(len(places_of))
         yield None if np.isnan(value) else Estimate(
-            value, *bootstrap_interval(patients, of_patients, _CORRELATION_RESAMPLES), len(patients)
+            value, *patient_statistics.bootstrap_interval(patients, of_patients, _CORRELATION_RESAMPLES), len(patients)
         )
 
 
@@ -368,48 +350,45 @@ def seconds_table(results: Results, seconds: Seconds) -> Table:
     """An annotator's time with and without the method."""
     rows, wanted = [], annotator.GOOD_ENOUGH
     for way in HEADLINE:
-        for name in results.asked("interactive", str(way)):
-            things, courses = sequences_of(results, name, str(way))
-            used = [annotator.seconds_for_object(dice, way.start, seconds, wanted) for dice in courses]
-            rows.append((name, f"an object on a slice, from {way.start}",
-                         *_times(things, [(spent, seconds.outline) for spent in used])))  # fmt: skip
+        for _, name, things in results.each("interactive", [str(way)]):
+            used = [annotator.seconds_for_object(dice, way.start, seconds, wanted)
+                    for dice in _dice_by_step(results, name, str(way))]  # fmt: skip
+            times = [(spent, seconds.outline) for spent in used]
+            rows.append((name, f"an object on a slice, from {way.start}", *_mean_times(things, times)))
     for start in STARTS:
-        for name in results.asked("3d", start + BY_SLICE):
-            by_volume: dict[tuple, list[Row]] = {}
-            for row in results.of(name, "3d", start + BY_SLICE):
-                by_volume.setdefault((row.case, row.label), []).append(row)
-            times = [annotator.seconds_for_volume(own, start, seconds, wanted) for own in by_volume.values()]
-            rows.append((name, f"a label in a volume, from {start}",
-                         *_times([own[0] for own in by_volume.values()], times)))  # fmt: skip
+        for _, name, found in results.each("3d", [start + BY_SLICE]):
+            volumes: dict[tuple, list[Row]] = {}
+            for row in found:
+                volumes.setdefault((row.case, row.label), []).append(row)
+            times = [annotator.seconds_for_volume(own, start, seconds, wanted) for own in volumes.values()]
+            things = [own[0] for own in volumes.values()]
+            rows.append((name, f"a label in a volume, from {start}", *_mean_times(things, times)))
     return Table(
         "seconds", "An annotator's time",
         f"Seconds, by assumptions: {seconds.box:g} for a box, {seconds.point:g} for a point, {seconds.look:g} to look "
         f"at a mask, {seconds.outline:g} for an outline by hand. A mask is accepted from Dice {wanted:g}; others are "
         "drawn by hand as well, so the saving can be negative. " + _MEAN,
-        ("method", "task", "with prompts", "by hand", "saved"), tuple(rows),
+        ("method", "task", "with prompts", "by hand", "saved"), rows,
     )  # fmt: skip
 
 
-def sequences_of(results: Results, method: str, way: str) -> tuple[list[Row], list[list[float]]]:
-    """The first rows of all objects, and for each its Dice by step."""
-    steps = [
-        {(row.case, row.object): row for row in results.of(method, "interactive", way, step)}
-        for step in results.steps(method, "interactive", way)
-    ]
-    return list(steps[0].values()), [[one[key].dice for one in steps] for key in steps[0]]
+def _dice_by_step(results: Results, method: str, way: str) -> list[list[float]]:
+    """Dice of each object by step, in the order of the first step's rows."""
+    steps = [{(row.case, row.object): row.dice for row in rows} for rows in results.course(method, "interactive", way)]
+    return [[step[thing] for step in steps] for thing in steps[0]]
 
 
-def _times(rows: Sequence[Row], times: Sequence[tuple[float, float]]) -> tuple[Cell, ...]:
-    """Means of seconds with prompts, by hand, and saved, from pairs of seconds with prompts and by hand."""
-    used, by_hand, saved = ([one[0] for one in times], [one[1] for one in times], [one[1] - one[0] for one in times])
-    return tuple(estimate(by_patient(rows, values)) for values in (used, by_hand, saved))
+def _mean_times(things: Sequence[Row], times: Sequence[tuple[float, float]]) -> Iterator[Cell]:
+    """Mean seconds with prompts, by hand, and saved, from pairs of seconds with prompts and by hand."""
+    used, by_hand = zip(*times, strict=True)
+    saved = [without - spent for spent, without in times]
+    return (mean(things, values) for values in (used, by_hand, saved))
 
 
 def counts_of(rows: Sequence[Row]) -> str:
     """Such as `12 objects of 4 cases and 3 patients`."""
-    numbers = (len(rows), len({row.case for row in rows}), len({row.patient for row in rows}))
-    words = zip(numbers, ("object", "case", "patient"), strict=True)
-    objects, cases, patients = (f"{number} {word}{'s' * (number != 1)}" for number, word in words)
+    words = zip(_counts(rows).split(", "), ("object", "case", "patient"), strict=True)
+    objects, cases, patients = (f"{number} {word}{'s' * (number != '1')}" for number, word in words)
     return f"{objects} of {cases} and {patients}"
 
 

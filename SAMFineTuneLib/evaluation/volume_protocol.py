@@ -17,7 +17,7 @@ from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
-from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
+from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.volume_sessions import volume_sessions
 from SAMFineTuneLib.images import write
 from SAMFineTuneLib.inference.mask_shapes import pieces
@@ -116,7 +116,7 @@ def _rounds(
     for step in range(1, settings.rounds + 2):
         masks = trial.carried()
         found = agreement(in_volume(masks, subject) & ~subject.labelled.ignored, truth, spacing, tolerance)
-        yield Row(trial.method.name, "", case, label, "3d", start, "", step, **numbers_of(found))
+        yield Row(trial.method.name, "", case, label, "3d", start, "", step, **vars(found))
         if step == 1:
             yield from _by_slice(trial, masks, label, start, middle)
         wrong = [np.count_nonzero(mask ^ right) for mask, right in zip(masks, trial.reference, strict=True)]

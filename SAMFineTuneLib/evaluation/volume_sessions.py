@@ -19,7 +19,7 @@ from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
-from SAMFineTuneLib.evaluation.result_rows import Row, numbers_of
+from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.images.slice_plane import view_axes
 from SAMFineTuneLib.inference.input_crop import bounding_box
 from SAMFineTuneLib.inference.mask_shapes import pieces
@@ -101,7 +101,7 @@ class _Trial:
         mask = self._mask()
         over, short = ends(mask, self._truth, self._axis)
         found = agreement(mask, self._truth, self._spacing, self._tolerance)
-        return replace(row, over=sum(over) / 2, short=sum(short) / 2, **numbers_of(found))
+        return replace(row, over=sum(over) / 2, short=sum(short) / 2, **vars(found))
 
     def _mask(self) -> np.ndarray:
         """Bool [k, j, i], without voxels that the annotator left undecided."""

@@ -28,14 +28,10 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The mean of paired differences between two methods, its interval, and Wilcoxon's signed-rank test."""
+class Difference(Estimate):
+    """The mean of paired differences between two methods; `p` is that of Wilcoxon's signed-rank test."""
 
-    mean: float
-    low: float | None
-    high: float | None
     p: float | None
-    patients: int
 
 
 def patient_means(values: Iterable[tuple[tuple[str, ...], float | None]]) -> dict[str, float]:
@@ -75,7 +71,7 @@ def difference(first: Mapping[str, float], second: Mapping[str, float]) -> Diffe
     if not both:
         return None
     gaps = [second[patient] - first[patient] for patient in both]
-    return Difference(float(np.mean(gaps)), *bootstrap_interval(gaps), _wilcoxon(gaps), len(gaps))
+    return Difference(float(np.mean(gaps)), *bootstrap_interval(gaps), len(gaps), _wilcoxon(gaps))
 
 
 def bootstrap_interval(
@@ -123,14 +119,12 @@ def partial_spearman(first: Sequence[float], second: Sequence[float], others: Se
     """Rank correlation of two variables (n,), without what `others` explain of both; NaN where one is constant."""
     from scipy.stats import rankdata
 
-    ranks = np.stack([rankdata(one) for one in (first, second, *others)])
-    known = np.vstack([np.ones(ranks.shape[1]), ranks[2:]]).T
-    left = []
-    for target in ranks[:2]:
-        rest = target - known @ np.linalg.lstsq(known, target, rcond=None)[0]
-        left.append(rest if np.std(rest) > 1e-9 * max(np.std(target), 1.0) else np.zeros_like(rest))
-    size = np.sqrt((left[0] ** 2).sum() * (left[1] ** 2).sum())
-    return float((left[0] * left[1]).sum() / size) if size > 0 else float("nan")
+    ranks = np.stack([rankdata(one) for one in (first, second, *others)], axis=1)
+    known = np.column_stack([np.ones(len(ranks)), ranks[:, 2:]])
+    left = ranks[:, :2] - known @ np.linalg.lstsq(known, ranks[:, :2], rcond=None)[0]
+    left[:, np.std(left, axis=0) <= 1e-9 * np.std(ranks[:, :2], axis=0).clip(1.0)] = 0.0
+    size = np.sqrt((left**2).sum(axis=0).prod())
+    return float(left.prod(axis=1).sum() / size) if size > 0 else float("nan")
 
 
 def _wilcoxon(gaps: Sequence[float]) -> float | None:

@@ -74,8 +74,6 @@ def write_statistics(path: str | Path, rows: Iterable[tuple[str, SegmentStatisti
     """Write statistics as CSV, whole or not at all; each row begins with the name of its volume."""
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        names = [field.name for field in fields(SegmentStatistics)]
-        writer.writerow(["volume", *names])
+        writer.writerow(["volume", *(field.name for field in fields(SegmentStatistics))])
         for volume, row in rows:
-            values = [getattr(row, name) for name in names]
-            writer.writerow([volume, *(f"{v:.6g}" if isinstance(v, float) else "" if v is None else v for v in values)])
+            writer.writerow([volume, *(f"{v:.6g}" if isinstance(v, float) else v for v in vars(row).values())])

@@ -26,8 +26,8 @@ STRATEGIES = {
     "S6": "tight box and 1 point inside",
 }
 _COUNTS = {"S2": (1, 0, False), "S3": (5, 0, False), "S4": (5, 5, False), "S5": (0, 0, True), "S6": (1, 0, True)}
-MOVED = {"S2": "point", "S3": "point", "S4": "point", "S5": "box"}
-"""What is moved in each strategy; of several points the first positive one, the centre."""
+MOVED = {"S2": ("point shift",), "S3": ("point shift",), "S4": ("point shift",), "S5": ("box shift", "box scale")}
+"""What is done in each strategy; of several points the first positive one, the centre, is moved."""
 _BANDS = ((0, 10), (10, 20), (20, 30))
 
 
@@ -98,21 +98,15 @@ class Perturbation:
     def __str__(self) -> str:
         return f"{self.strategy} {self.what} {self.low}–{self.high} {self.unit}"
 
-    @classmethod
-    def parse(cls, text: str) -> Perturbation:
-        """The perturbation that `str` describes."""
-        strategy, *what, band, unit = text.split(" ")
-        low, high = band.split("–")
-        return cls(strategy, " ".join(what), int(low), int(high), unit)
 
-
-PERTURBATIONS = tuple(
-    Perturbation(strategy, f"{moved} {how}", low, high, unit)
+MOVES = {
+    (strategy, what, unit): [Perturbation(strategy, what, low, high, unit) for low, high in _BANDS]
     for strategy, moved in MOVED.items()
-    for how in (("shift", "scale") if moved == "box" else ("shift",))
+    for what in moved
     for unit in ("px", "%")
-    for low, high in _BANDS
-)
+}
+"""Perturbations from small to large by strategy, what is done, and unit."""
+PERTURBATIONS = [how for bands in MOVES.values() for how in bands]
 
 
 def perturbed(
@@ -135,11 +129,6 @@ def perturbed(
     else:  # all sides outwards, or all inwards but never past the middle
         inwards = np.minimum(amount, (corners[1] - corners[0]) / 2 - 0.5) if sign < 0 else amount
         corners += np.stack([-inwards, inwards]) * sign * np.ones((2, 2))
-    return replace(prompts, box=_in_picture(corners, last).ravel())
-
-
-def _in_picture(corners: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Corners (2, 2) clipped to the picture; a box keeps a width and a height of a pixel."""
-    clipped = np.clip(corners, 0, last)
-    low = np.minimum(clipped[0], last - 1)
-    return np.stack([low, np.maximum(clipped[1], low + 1)])
+    corners = np.clip(corners, 0, last)
+    low = np.minimum(corners[0], last - 1)  # a box keeps a width and a height of a pixel
+    return replace(prompts, box=np.concatenate([low, np.maximum(corners[1], low + 1)]))

@@ -29,18 +29,22 @@ class Prompts:
         return Prompts(self.coords[index], self.labels[index], self.logits[index], self.has_logits[index])
 
 
+def boxes_of(masks: Tensor) -> Tensor:
+    """(n, 4) x0, y0, x1, y1: the outermost pixels of masks (n, S, S)."""
+    side = masks.shape[-1]
+    line = torch.arange(side, device=masks.device)
+    ends = [(torch.where(there, line, side - 1).amin(1), torch.where(there, line, 0).amax(1))
+            for there in (masks.any(1), masks.any(2))]  # fmt: skip
+    return torch.stack([end[number] for number in (0, 1) for end in ends], 1)
+
+
 def loose_boxes(rng: Random, masks: Tensor) -> Tensor:
     """(n, 4) x0, y0, x1, y1 of masks (n, S, S), tight or each side moved by up to a tenth of the box."""
-    count, side = len(masks), masks.shape[-1]
-    line = torch.arange(side, device=masks.device)
-    ends = []
-    for there in (masks.any(1), masks.any(2)):  # columns, rows
-        ends.append((torch.where(there, line, side - 1).amin(1), torch.where(there, line, 0).amax(1)))
-    box = torch.stack([end[side] for side in (0, 1) for end in ends], 1).float()
+    count, box = len(masks), boxes_of(masks).float()
     sides = (box[:, 2:] - box[:, :2] + 1).repeat(1, 2)
     moved = rng.uniform(-0.1, 0.1, count, 4) * sides
     slack = torch.where(rng.chance(0.6, count, 1), moved, rng.uniform(-0.5, 0.5, count, 4))
-    return (box + slack).clamp(0, side - 1)
+    return (box + slack).clamp(0, masks.shape[-1] - 1)
 
 
 def first_prompts(box: Tensor, point: Tensor, by_box: Tensor) -> Prompts:
@@ -104,13 +108,9 @@ def more_points(prompts: Prompts, target: Tensor, count: int, rng: Random) -> Pr
 def _doubled_box(truth: Tensor) -> Tensor:
     """The tight boxes of masks (n, h, w), longer by half their sides at either end, as masks."""
     line = torch.arange(truth.shape[-1], device=truth.device)
-    spans = []
-    for there in (truth.any(2), truth.any(1)):  # rows, columns
-        low = torch.where(there, line, len(line)).amin(1, keepdim=True)
-        high = torch.where(there, line, -1).amax(1, keepdim=True)
-        half = (high - low + 1) / 2
-        spans.append((line >= low - half) & (line <= high + half))
-    return spans[0][:, :, None] & spans[1][:, None, :]
+    x0, y0, x1, y1 = boxes_of(truth).split(1, dim=1)
+    rows, columns = ((line - (low + high) / 2).abs() <= high - low + 0.5 for low, high in ((y0, y1), (x0, x1)))
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def correct(prompts: Prompts, logits: Tensor, target: Tensor, rng: Random) -> Prompts:

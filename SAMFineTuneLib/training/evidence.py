@@ -18,6 +18,7 @@ from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, objects_of
 from SAMFineTuneLib.cases.splits import Folds
 from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.inference.predictor import Predictor
+from SAMFineTuneLib.inference.torch_engine import TorchEngine
 from SAMFineTuneLib.metrics.mask_metrics import Overlap, mean_dice
 from SAMFineTuneLib.metrics.patient_statistics import Difference, Estimate, difference, estimate, patient_means
 from SAMFineTuneLib.models.adapters.adapter_card import Gain
@@ -33,35 +34,21 @@ Measured = Mapping[str, Mapping[str, Sequence[float | None]]]
 """By the digest of a case and the way of prompting: Dice of every label."""
 
 
-class NetworkEngine:
-    """An engine (see `inference.engine`) over a network in training, with its present weights."""
+class NetworkEngine(TorchEngine):
+    """A network in training, with its present weights. Answers that are not numbers are not an error here."""
+
+    digest = embedding_digest = device = ""
 
     def __init__(self, network: nn.Module, spec: ModelSpec, device: torch.device) -> None:
-        self.spec, self.digest, self.device, self.notices = spec, "", str(device), []
-        self._network, self._device = network, device
+        self.spec, self.notices, self._torch = spec, [], torch
+        self._network, self.place, self._dtype = network, device, torch.float32
 
-    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """See `inference.engine.Engine`."""
-        with torch.inference_mode():
-            embedding = self._network.encode(self._tensor(image))
-            return {name: value.float().cpu().numpy() for name, value in embedding.items()}
+    encode, decode, decode_classes = TorchEngine.run_encoder, TorchEngine.run_decoder, TorchEngine.run_classes
 
-    def decode(self, embedding: dict[str, np.ndarray], *prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `inference.engine.Engine`."""
-        with torch.inference_mode():
-            answer = self._network.decode(self._tensors(embedding), *(self._tensor(array) for array in prompts))
-            return tuple(value.float().cpu().numpy() for value in answer)
 
-    def decode_classes(self, embedding: dict[str, np.ndarray]) -> np.ndarray:
-        """Class logits (1, C, L, L) of an automatic head."""
-        with torch.inference_mode():
-            return self._network.decode_classes(self._tensors(embedding)).float().cpu().numpy()
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.tensor(np.asarray(array, np.float32), device=self._device)
-
-    def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        return {name: self._tensor(array) for name, array in arrays.items()}
+def ways_of(heads: Sequence[str]) -> tuple[str, ...]:
+    """The ways of prompting that trained heads can answer."""
+    return tuple(way for way in WAYS if ("automatic" if way == "automatic" else "promptable") in heads)
 
 
 def measure_case(

@@ -25,52 +25,37 @@ from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
 from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.splits import Fold
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, staged_folder
-from SAMFineTuneLib.images import overlay_picture
+from SAMFineTuneLib.files import staged_folder, write_text
 from SAMFineTuneLib.metrics.mask_metrics import dice, mean_dice
-from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain
+from SAMFineTuneLib.models.adapters.adapter_card import Card
 from SAMFineTuneLib.models.adapters.tuning import attach, save_adapter
 from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.prompts import PlanePrompts
-from SAMFineTuneLib.report_page import REFERENCE, paint
-from SAMFineTuneLib.training.evidence import (
-    WAYS,
-    NetworkEngine,
-    advice,
-    answer_slice,
-    evidence_of,
-    gains,
-    measure_case,
-)
+from SAMFineTuneLib.report_page import draw_answers
+from SAMFineTuneLib.training import evidence
+from SAMFineTuneLib.training.evidence import NetworkEngine
 from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
-from SAMFineTuneLib.training.plan import (
-    STATE,
-    Plan,
-    check_folders,
-    is_running,
-    looking,
-    make_plan,
-    working_folder,
-)  # fmt: skip
+from SAMFineTuneLib.training.plan import STATE, Plan, check_folders, looking, make_plan, working_folder
 from SAMFineTuneLib.training.process_group import ProcessGroup, join_process_group
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping
 from SAMFineTuneLib.training.training_items import Items
 from SAMFineTuneLib.training.training_loop import History
-from SAMFineTuneLib.training.training_report import REPORT, write_report
+from SAMFineTuneLib.training.training_report import REPORT, smooth, write_report
 from SAMFineTuneLib.training.training_settings import Settings
 from SAMFineTuneLib.training.training_time import Clock
 
-__all__ = ["Plan", "Progress", "Result", "Stopped", "fine_tune", "make_plan", "working_folder"]
+__all__ = ["STATE", "Plan", "Progress", "Result", "Stopped", "fine_tune", "make_plan", "working_folder"]
 
 _FORMAT = 3
 _PICTURES = 6  # held-out cases that the report shows
 _VALIDATION_SLICES = 4  # labelled slices of a validation case that are looked at
 _TIME = "seconds.json"  # in the working folder: how long the run has worked
 _NOTE_TIME = 5.0  # s between two notes of that
+_RESULT = "result.json"  # in the folder of a part: that it was tested, and the course of its training
 
 
 @dataclass(frozen=True)
@@ -106,11 +91,11 @@ def fine_tune(
     output: str | Path,
     base: ModelFolder,
     settings: Settings,
-    progress: Callable[[Progress], None] | None = None,
-    cancel: Callable[[], bool] | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    cancel: Callable[[], bool] = lambda: False,
     resume: bool = False,
     test: Sequence[Case] = (),
-    planned: Callable[[Plan], None] | None = None,
+    planned: Callable[[Plan], None] = lambda plan: None,
 ) -> Result:
     """Train an adapter from cases and write it into a folder, with its card and a report.
 
@@ -132,32 +117,35 @@ def fine_tune(
     output = Path(output).expanduser()
     group, device = join_process_group(device_of(settings.device))
     group.part_of(settings.batch)
-    report, look = progress or (lambda _: None), stopping(cancel or (lambda: False))
-    work = working_folder(output)
     if group.first:
-        report(Progress("cases", 1, 1))
+        progress(Progress("cases", 1, 1))
+    look = stopping(cancel)
     plan = make_plan(cases, output, base, settings, resume, test, look, group.first)
-    if planned and group.first:
+    if group.first:
         planned(plan)
-    with owning(work, lambda owner: is_running(output, owner)) if group.first else nullcontext():
+    run = _Run(plan, working_folder(output), group, torch.device(device), progress, look)
+    card = Card()
+    with owning(run.work, f"The training of {output}") if group.first else nullcontext():
         if group.first:
             check_folders(output, resume)
-        run = _Run(plan, work, group, torch.device(device), report, look)
         run.begin(resume)
         try:
-            for part in range(len(plan.folds.parts)):
-                run.part(part)
-            network, history = run.final()
+            for number in range(len(plan.trainings)):
+                trained = run.part(number)
         finally:
             run.note_time()
-        card = _card(run, history)
         if group.first:
             run.tell("report")
-            _write_adapter(run, network, card)
+            network, history = trained
+            card = _card(run, history)
+            # Together, so that a training that is stopped or killed meanwhile can be resumed.
+            with staged_folder(output) as folder:
+                save_adapter(folder, network, base, plan.settings.method, card)
+                _write_report(run, folder / REPORT, card)
     if group.first:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(run.work, ignore_errors=True)
     group.from_first(None)  # no process reads the folder before it is there
-    return Result(output, output / REPORT, card, run.evidence, (*plan.found.notes, *advice(card.gains)))
+    return Result(output, output / REPORT, card, run.evidence, (*plan.found.notes, *evidence.advice(card.gains)))
 
 
 # ---------------------------------------------------------------- the run
@@ -176,36 +164,32 @@ class _Run:
     """Raises Stopped when the user asked to stop."""
     clock: Clock = field(default_factory=Clock)
     now: int = 0
-    delivered: tuple[nn.Module, History] | None = None
-
-    def __post_init__(self) -> None:
-        plan = self.plan
-        self.base, self.settings, self.found, self.folds = plan.base, plan.settings, plan.found, plan.folds
+    """Number of the present training."""
 
     @property
     def ways(self) -> tuple[str, ...]:
         """Ways of prompting that the trained heads can answer."""
-        heads = self.settings.method.heads
-        return tuple(way for way in WAYS if ("automatic" if way == "automatic" else "promptable") in heads)
+        return evidence.ways_of(self.plan.settings.heads)
 
     @property
     def evidence(self) -> str:
         """What the figures refer to, as a sentence."""
-        return evidence_of(self.folds)
+        return evidence.evidence_of(self.plan.folds)
 
     @property
-    def parts(self) -> int:
-        """Number of trainings."""
-        return len(self.plan.trainings)
+    def within(self) -> Callable[[], None]:
+        """Looks within a computation."""
+        return self.group.alone(self.look)
 
     def begin(self, resume: bool) -> None:
         """Write down what is trained; on resuming, check that it is the same as in the interrupted run."""
+        plan, free = self.plan, ("device", "precision", "micro_batch", "checkpointing")
+        settings = {name: value for name, value in plan.settings.to_dict().items() if name not in free}
         here = json.loads(json.dumps({
-            "format": _FORMAT, "settings": _comparable(self.settings), "base": self.base.spec.id,
-            "base_sha256": dict(self.base.spec.sha256), "cases": sorted(self.found.digests.values()),
+            "format": _FORMAT, "settings": settings, "base": plan.base.spec.id,
+            "base_sha256": dict(plan.base.spec.sha256), "cases": sorted(plan.found.digests.values()),
         }))  # fmt: skip
-        path = self.work / STATE
-        before = json.loads(path.read_text()) if resume and self.group.first else here
+        before = _read_json(self.work / STATE) if resume and self.group.first else here
         if before.get("format") != _FORMAT:
             raise UserError(
                 "The interrupted training was begun by another version of SAMFineTune, and this one cannot go on with "
@@ -217,16 +201,16 @@ class _Run:
                 f"delete {self.work} to start anew."
             )
         if self.group.first:
-            _write_json(path, here)
-            self.clock.worked = _seconds(self.work / _TIME)
+            _write_json(self.work / STATE, here)
+            with suppress(OSError, ValueError, TypeError):  # without the file the time of earlier sessions is lost
+                self.clock = Clock(float(_read_json(self.work / _TIME)))
         self.group.from_first(None)
-        tests = sum(len(part.test) for part in self.folds.parts)
-        self.clock.expect(sum(self.plan.steps), tests)
+        self.clock.expect(sum(plan.steps), sum(len(part.test) for part in plan.folds.parts))
 
     def tell(self, stage: str, **values: Any) -> None:
         """Report progress, and write down now and then how long the run has worked."""
         if self.group.first:
-            place = min(self.now + 1, self.parts), self.parts
+            place = self.now + 1, len(self.plan.trainings)
             self.report(Progress(stage, *place, seconds_left=self.clock.left, **values))
             if self.clock.is_due(_NOTE_TIME):
                 self.note_time()
@@ -237,207 +221,153 @@ class _Run:
             with suppress(UserError):  # what went wrong before matters more
                 _write_json(self.work / _TIME, self.clock.worked)
 
-    def part(self, number: int) -> None:
-        """Train and test the adapter of one fold, unless an earlier session did."""
-        self.now = number
-        fold, folder = self.folds.parts[number], self.work / f"part-{number}"
-        done = self.group.from_first((folder / "result.json").exists())
-        if done and self.parts > len(self.folds.parts):
-            self.clock.skip(self.plan.steps[number], len(fold.test))
-            return
-        self.before(fold, number)
-        network, history = self.train(folder, number)
-        after = self.group.from_first(self.test(network, fold, folder, "after") if self.group.first else None)
-        if self.group.first and not done:
+    def part(self, number: int) -> tuple[nn.Module, History] | None:
+        """Train adapter `number` and test it. What an earlier session did is not done again; None where it did all."""
+        plan, self.now = self.plan, number
+        fold = plan.folds.parts[number] if number < len(plan.folds.parts) else None
+        folder = self.work / (f"part-{number}" if fold else "final")
+        done = self.group.from_first((folder / _RESULT).exists())
+        if done and number < len(plan.trainings) - 1:
+            self.clock.expect(-plan.steps[number], -len(fold.test))
+            return None
+        before, ways = self.work / f"before-{number}.json", [way for way in self.ways if way != "automatic"]
+        if fold and ways and self.group.first and not before.exists():
+            network = interruptible(load_network(plan.base.file("weights"))[1], self.within).to(self.device)
+            _write_json(before, self._measure(network, fold, "before", ways))
+        self.group.from_first(None)
+        network, history = self._train(folder)
+        if fold and self.group.first and not done:
+            after = self._measure(network, fold, "after", self.ways)
             curves = {"loss": history.loss, "validated": history.validated, "dice": history.dice}
-            _write_json(folder / "result.json", {"after": after, "history": curves})
-        self.delivered = network, history
+            _write_json(folder / _RESULT, {"after": after, "history": curves})
+        self.group.from_first(None)
+        return network, history
 
-    def final(self) -> tuple[nn.Module, History]:
-        """The delivered adapter: the tested one, or one that learned from all cases."""
-        if self.parts == len(self.folds.parts):
-            return self.delivered
-        self.now = self.parts - 1
-        return self.train(self.work / "final", self.now)
-
-    def train(self, folder: Path, number: int) -> tuple[nn.Module, History]:
-        """Attach and train the network of training `number`."""
+    def _train(self, folder: Path) -> tuple[nn.Module, History]:
+        """Attach and train the network of the present training."""
         folder.mkdir(parents=True, exist_ok=True)
-        fold = self.plan.trainings[number]
-        shown, empty = self.plan.training_slices(fold.train, self._look)
-        settings = self.settings.for_slices(len(shown))
-        network = attach(load_network(self.base.file("weights"))[1], self.base.spec, settings.method, settings.seed)
-        interruptible(network, self._look)
+        plan, number = self.plan, self.now
+        base, fold = plan.base, plan.trainings[number]
+        shown, empty = plan.training_slices(fold.train, self.within)
+        settings = plan.settings.for_slices(len(shown))
+        network = attach(load_network(base.file("weights"))[1], base.spec, settings.method, settings.seed)
+        interruptible(network, self.within)
+        begun = False
+
+        def told(history: History) -> None:
+            nonlocal begun
+            if begun:
+                self.clock.count("step")
+            else:  # neither a checkpoint's steps nor reading cases count for the pace
+                self.clock.expect(-history.step, 0)
+            begun, recent = True, history.loss[-10:]
+            self.tell("training", step=history.step, steps=settings.steps, loss=sum(recent) / len(recent),
+                      dice=history.dice[-1] if history.dice else None)  # fmt: skip
+
         tuning = NetworkTuning(
-            network, self.base.spec, settings, Items(shown, empty, self.base.spec, settings, number),
-            self.device, self.group, rehearsal_of(self.base.spec, settings, number),
-            self._validator(network, fold.test), _Told(self, settings.steps), self.look,
+            network, base.spec, settings, Items(shown, empty, base.spec, settings, number), self.device, self.group,
+            rehearsal_of(base.spec, settings, number), self._validator(network, fold.test), told, self.look,
         )  # fmt: skip
         history = tune(tuning, folder / "checkpoint.pt", number)
         if history.ended:
-            self.clock.skip(settings.steps - history.step, 0)
+            self.clock.expect(history.step - settings.steps, 0)
         return network.eval(), history
-
-    def _look(self) -> None:
-        """Look within a computation; not where other processes would wait for this one's part of it."""
-        if self.group.size == 1:
-            self.look()
 
     def _validator(self, network: nn.Module, cases: Sequence[Case]) -> Callable[[], float] | None:
         if not cases:
             return None
         shown = []
         for case in cases:  # only the validated slices stay in memory
-            own = list(looking(self.plan.slices(case), self._look))
+            own = list(looking(self.plan.slices(case), self.within))
             empty = evenly([one for one in own if not one.labelled], _VALIDATION_SLICES)
             shown.append(evenly(with_objects(own, case.id), _VALIDATION_SLICES) + empty)
+        engine = NetworkEngine(network, self.plan.base.spec, self.device)
 
         def validate() -> float:
-            engine = NetworkEngine(network, self.base.spec, self.device)
-            found = [measure_case(engine, own, len(self.found.names), self.ways) for own in shown]
+            found = [evidence.measure_case(engine, own, len(self.plan.found.names), self.ways) for own in shown]
             return mean_dice(value for case in found for values in case.values() for value in values) or 0.0
 
         return validate
 
-    # ---- testing
-
-    def before(self, fold: Fold, number: int) -> None:
-        """Answers of the base to a fold's test cases."""
-        ways = tuple(way for way in self.ways if way != "automatic")
-        path = self.work / f"before-{number}.json"
-        if ways and self.group.first and not path.exists():
-            network = interruptible(load_network(self.base.file("weights"))[1], self._look).to(self.device)
-            _write_json(path, self._measure(network, fold, "before", ways, number))
-        self.group.from_first(None)
-
-    def test(self, network: nn.Module, fold: Fold, folder: Path, stage: str) -> dict[str, Any]:
-        """Answers of a trained network to a fold's test cases."""
-        path = folder / "after.json"
-        if path.exists():
-            return json.loads(path.read_text())
-        found = self._measure(network, fold, "after", self.ways, self.now)
-        _write_json(path, found)
-        return found
-
     def _measure(
-        self, network: nn.Module, fold: Fold, stage: str, ways: Sequence[str], number: int
-    ) -> dict[str, dict[str, list[float | None]]]:
+        self, network: nn.Module, fold: Fold, stage: str, ways: Sequence[str]
+    ) -> dict[str, dict[str, Sequence[float | None]]]:
         """Dice of every test case by its digest and the way of prompting; draws pictures of the first cases."""
-        engine = NetworkEngine(network, self.base.spec, self.device)
-        shown = sum(len(part.test) for part in self.folds.parts[:number])
+        plan = self.plan
+        engine = NetworkEngine(network, plan.base.spec, self.device)
+        earlier = sum(len(part.test) for part in plan.folds.parts[: self.now])
         found = {}
-        for place, case in enumerate(fold.test):
+        for place, case in enumerate(fold.test, start=earlier + 1):
             self.look()
             self.tell("before" if stage == "before" else "testing")
-            with self.clock.test():
-                own = list(looking(self.plan.slices(case), self._look))
-                measured = measure_case(engine, own, len(self.found.names), ways, self.settings.test_slices)
-            found[self.found.digests[case.id]] = {way: list(values) for way, values in measured.items()}
-            if shown + place < _PICTURES:
-                self._draw(engine, own, ways, f"case-{shown + place + 1}", stage)
+            self.clock.restart()
+            own = list(looking(plan.slices(case), self.within))
+            found[plan.found.digests[case.id]] = evidence.measure_case(
+                engine, own, len(plan.found.names), ways, plan.settings.test_slices
+            )
+            self.clock.count("test")
+            if place <= _PICTURES:
+                self._draw(engine, own, ways, f"case-{place}", stage)
         return found
 
     def _draw(
         self, engine: NetworkEngine, slices: Sequence[LabelledSlice], ways: Sequence[str], name: str, stage: str
     ) -> None:
         """Reference, prompts and answer on the slice that shows most, and a caption."""
+        labels = self.plan.found.names
         most = max(slices, key=lambda one: int(np.count_nonzero((one.classes > 0) & ~one.ignored)))
         for way in ways:
             prompts: list[PlanePrompts] = []
-            masks, reference = answer_slice(engine, most, way, len(self.found.names), prompts.append)
-            pairs = zip(self.found.names, masks, reference, strict=True)
-            found = {label: value for label, *pair in pairs if (value := dice(*pair)) is not None}
-            legend = [(f"{label}, {way}, {stage}: Dice {value:.3f}", paint(self.found.names.index(label)))
-                      for label, value in found.items()]  # fmt: skip
+            masks, reference = evidence.answer_slice(engine, most, way, len(labels), prompts.append)
+            pairs = enumerate(zip(masks, reference, strict=True))
+            found = {number: value for number, pair in pairs if (value := dice(*pair)) is not None}
+            legend = {n: f"{labels[n]}, {way}, {stage}: Dice {value:.3f}" for n, value in found.items()}
             path = self.work / "pictures" / f"{name}-{way.replace(' ', '-')}-{stage}.png"
-            overlay_picture(
-                path, most.picture, [(mask, paint(number)) for number, mask in enumerate(masks)],
-                points=[(x, y, True) for one in prompts for x, y in one.points.tolist()],
-                boxes=[one.box for one in prompts if one.box is not None],
-                outlines=[(mask, REFERENCE) for mask in reference], legend=[*legend, ("reference", REFERENCE)],
-            )  # fmt: skip
-            figures = ", ".join(f"{label} {value:.3f}" for label, value in found.items()) or "not defined"
+            draw_answers(path, most.picture, dict(enumerate(masks)), reference, prompts, legend)
+            figures = ", ".join(f"{labels[n]} {value:.3f}" for n, value in found.items()) or "not defined"
             caption = f"{name.replace('-', ' ')}, {way}, {stage}: Dice on this slice {figures}"
             _write_json(path.with_suffix(".json"), {"stage": stage, "caption": caption})
 
-
-class _Told:
-    """Turns a training's history into progress."""
-
-    def __init__(self, run: _Run, steps: int) -> None:
-        self._run, self._steps, self._begun = run, steps, False
-
-    def __call__(self, history: History) -> None:
-        run, step = self._run, history.step
-        if not self._begun:  # neither a checkpoint's steps nor reading cases count for the pace
-            run.clock.skip(step, 0)
-            self._begun = True
-        else:
-            run.clock.stepped()
-        recent = history.loss[-10:]
-        run.tell(
-            "training", step=step, steps=self._steps, loss=sum(recent) / len(recent),
-            dice=history.dice[-1] if history.dice else None,
-        )  # fmt: skip
+    def results(self) -> list[dict[str, Any]]:
+        """What every tested training left."""
+        return [_read_json(self.work / f"part-{number}" / _RESULT) for number in range(len(self.plan.folds.parts))]
 
 
-def _comparable(settings: Settings) -> dict[str, Any]:
-    """The settings that must be equal in a resumed run."""
-    free = ("device", "precision", "micro_batch", "checkpointing")
-    return {name: value for name, value in settings.to_dict().items() if name not in free}
-
-
-def _seconds(path: Path) -> float:
-    """How long earlier sessions of a run worked."""
-    try:
-        return float(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return 0.0
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, content: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_text(path, json.dumps(content))
 
 
 # ---------------------------------------------------------------- card and report
 
 
-def _gains(run: _Run) -> tuple[Gain, ...]:
-    before, after, patients = {}, {}, {}
-    for number, fold in enumerate(run.folds.parts):
-        patients |= {run.found.digests[case.id]: case.patient for case in fold.test}
-        path = run.work / f"before-{number}.json"
-        before |= json.loads(path.read_text()) if path.exists() else {}
-        after |= json.loads((run.work / f"part-{number}" / "after.json").read_text())
-    return gains(before, after, patients, run.found.names, run.ways)
-
-
 def _card(run: _Run, history: History) -> Card:
-    if not run.group.first:
-        return Card()
-    thin = max(1, len(history.loss) // 200)
-    curves = {
-        "steps": tuple(range(thin, len(history.loss) + 1, thin)),
-        "loss": tuple(round(float(np.mean(history.loss[end - thin : end])), 5)
-                      for end in range(thin, len(history.loss) + 1, thin)),
-        "validated": tuple(history.validated),
-        "dice": tuple(history.dice),
-    }  # fmt: skip
-    rehearsed = "synthetic pictures" if rehearsal_of(run.base.spec, run.settings) else None
+    plan, before, after = run.plan, {}, {}
+    for number, result in enumerate(run.results()):
+        path = run.work / f"before-{number}.json"
+        before |= _read_json(path) if path.exists() else {}
+        after |= result["after"]
+    digests = plan.found.digests
+    patients = {digests[case.id]: case.patient for part in plan.folds.parts for case in part.test}
+    steps, losses = zip(*smooth(history.loss, 200), strict=True)
     recipe = {
-        **run.settings.recipe(), "steps": len(history.loss), "kept step": history.best, "rehearsal": rehearsed,
-        "evidence": run.evidence, "modality": run.plan.modality or None,
+        **plan.settings.recipe(), "steps": history.step, "kept step": history.best,
+        "rehearsal": "synthetic pictures" if rehearsal_of(plan.base.spec, plan.settings) else None,
+        "evidence": run.evidence, "modality": plan.modality or None,
     }  # fmt: skip
     return Card(
-        labels=run.found.names,
+        labels=plan.found.names,
         recipe={name: value for name, value in recipe.items() if value is not None},
-        cases=tuple(sorted(run.found.digests[case.id] for case in run.folds.final)),
-        gains=_gains(run),
-        curves=curves,
+        cases=tuple(sorted(digests[case.id] for case in plan.folds.final)),
+        gains=evidence.gains(before, after, patients, plan.found.names, run.ways),
+        curves={"steps": steps, "loss": [round(loss, 5) for loss in losses],
+                "validated": history.validated, "dice": history.dice},
         seconds=run.clock.worked,
         hardware=_hardware(run.device),
-    )
+    )  # fmt: skip
 
 
 def _hardware(device: torch.device) -> str:
@@ -446,24 +376,10 @@ def _hardware(device: torch.device) -> str:
     return f"{platform.machine()} processor, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
-def _write_adapter(run: _Run, network: nn.Module, card: Card) -> None:
-    """Write adapter and report together, so that a training that is stopped or killed meanwhile can be resumed."""
-    with staged_folder(run.plan.output) as folder:
-        save_adapter(folder, network, run.base, run.settings.method, card)
-        _write_report(run, folder, card)
-
-
-def _write_report(run: _Run, output: Path, card: Card) -> None:
-    histories = {}
-    for number in range(len(run.folds.parts)):
-        path = run.work / f"part-{number}" / "result.json"
-        if path.exists():
-            histories[f"fold {number + 1}"] = json.loads(path.read_text())["history"]
-    folder = output / REPORT
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = run.work / "pictures"
-    for file in sorted(pictures.iterdir()) if pictures.is_dir() else ():
-        shutil.copyfile(file, folder / file.name)
-    evidence = " ".join([run.evidence, *advice(card.gains)])
-    told = replace(card, method=run.settings.method, base=run.base.spec.id)
-    write_report(folder, told, evidence, histories, run.found.nameless_notes)
+def _write_report(run: _Run, folder: Path, card: Card) -> None:
+    pictures, plan = run.work / "pictures", run.plan
+    shutil.copytree(pictures, folder) if pictures.is_dir() else folder.mkdir()
+    histories = {f"fold {number}": result["history"] for number, result in enumerate(run.results(), start=1)}
+    told = replace(card, method=plan.settings.method, base=plan.base.spec.id)
+    words = " ".join([run.evidence, *evidence.advice(card.gains)])
+    write_report(folder, told, words, histories, plan.found.nameless_notes)

@@ -31,14 +31,7 @@ from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.augmentation import augment
 from SAMFineTuneLib.training.memory import compute_blocks_twice, device_of, pictures_at_once
-from SAMFineTuneLib.training.pretraining import (
-    Progress,
-    owning_model,
-    reporter,
-    require_new_model,
-    state_of,
-    write_weights,
-)
+from SAMFineTuneLib.training.pretraining import Progress, owning_model, reporter, state_of, write_weights
 from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.training_loop import Schedule, Training, train
 
@@ -129,17 +122,15 @@ def pretrain_masked(
         Stopped: When `cancel` says so; `resume` goes on later.
         UserError: For a folder that cannot be used, and while another process trains into it.
     """
-    output = Path(output).expanduser()
-    checkpoint = output / CHECKPOINT_NAME
-    require_new_model(output, checkpoint, resume)
     if steps < 1 or batch_size < 1:
         raise UserError("Pre-training needs one step and one picture a step, or more.")
-    pictures = pictures_of(find_volumes(volumes))
-    masked = _Masked(base, torch.device(device_of(device)), seed, pictures, batch_size)
-    look = stopping(cancel)
-    interruptible(masked.network.image_encoder, look)
-    schedule = Schedule(RATE, _WARM_UP, steps)
-    with owning_model(output, checkpoint, resume):
+    output = Path(output).expanduser()
+    checkpoint = output / CHECKPOINT_NAME
+    with owning_model(checkpoint, resume):
+        pictures = pictures_of(find_volumes(volumes))
+        masked = _Masked(base, torch.device(device_of(device)), seed, pictures, batch_size)
+        look, schedule = stopping(cancel), Schedule(RATE, _WARM_UP, steps)
+        interruptible(masked.network.image_encoder, look)
         train(
             Training(
                 state=masked.state, optimiser=masked.optimiser, gradients=masked.gradients, schedule=schedule,
@@ -148,7 +139,8 @@ def pretrain_masked(
             ),
             checkpoint,
         )  # fmt: skip
-        folder = _write_model(masked.network, base, output, len(pictures), steps, batch_size)
+        how = f"masked auto-encoding of {len(pictures)} unlabelled slices, {steps} steps of {batch_size}"
+        folder = _write_model(masked.network, base, output, how)
         checkpoint.unlink(missing_ok=True)
         return folder
 
@@ -161,7 +153,7 @@ class _Masked:
     ) -> None:
         self.spec, self.device, self.seed, self.pictures, self.batch = base.spec, device, seed, pictures, batch
         self.network = load_network(base.file("weights"))[1].to(device).requires_grad_(False)
-        self.start = deepcopy(self.network.image_encoder)
+        self.start = deepcopy(self.network)
         self.network.image_encoder.requires_grad_(True)
         with torch.no_grad():
             sample = torch.zeros(1, self.spec.channels, self.spec.input_size, self.spec.input_size, device=device)
@@ -199,17 +191,13 @@ class _Masked:
 
     def _moved(self, whole: Tensor) -> Tensor:
         """Sum over pictures, mean over the encoder's outputs: squared distance to the start's over its variance."""
-        found = self.network.encode(whole)
-        now = self.network.image_encoder
         with torch.no_grad():
-            self.network.image_encoder = self.start
-            wanted = self.network.encode(whole)
-            self.network.image_encoder = now
-        parts = []
-        for name, start in wanted.items():
-            distance = ((found[name] - start) ** 2).flatten(1).mean(1)
-            parts.append((distance / start.flatten(1).var(1).clamp(min=1e-6)).sum())
-        return torch.stack(parts).mean()
+            wanted = self.start.encode(whole)
+        moved = [
+            ((found - wanted[name]) ** 2).flatten(1).mean(1) / wanted[name].flatten(1).var(1).clamp(min=1e-6)
+            for name, found in self.network.encode(whole).items()
+        ]
+        return torch.stack(moved).sum(1).mean()
 
 
 def _shown(rng: np.random.Generator, pictures: list[np.ndarray], spec: ModelSpec) -> np.ndarray:
@@ -232,19 +220,14 @@ def _blank_error(guess: Tensor, whole: Tensor, blank: Tensor, block: int) -> Ten
     return (error * blank).sum()
 
 
-def _write_model(
-    network: nn.Module, base: ModelFolder, folder: Path, pictures: int, steps: int, batch: int
-) -> ModelFolder:
+def _write_model(network: nn.Module, base: ModelFolder, folder: Path, how: str) -> ModelFolder:
     weights = write_weights(folder, network.state_dict())
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.resolve().name).lstrip(".") or "pretrained"
+    before = f"; before: {base.spec.source}" if base.spec.source else ""
     spec = replace(
-        base.spec,
-        id=name,
-        name=f"{base.spec.name}, pre-trained further",
-        source=f"{base.spec.id}, then masked auto-encoding of {pictures} unlabelled slices, {steps} steps of {batch}"
-        + (f"; before: {base.spec.source}" if base.spec.source else ""),
-        files={"weights": weights.name},
-        sha256={weights.name: sha256_of(weights)},
-    )
+        base.spec, id=name, name=f"{base.spec.name}, pre-trained further",
+        source=f"{base.spec.id}, then {how}{before}",
+        files={"weights": weights.name}, sha256={weights.name: sha256_of(weights)},
+    )  # fmt: skip
     write_spec(spec, folder)
     return read_model_folder(folder)

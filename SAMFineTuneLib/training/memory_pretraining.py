@@ -149,7 +149,7 @@ def pretrain_memory(
     place = torch.device(device_of(device))
     output_folder = Path(output_folder).expanduser()
     checkpoint = output_folder / CHECKPOINT_NAME
-    with owning_model(output_folder, checkpoint, resume):
+    with owning_model(checkpoint, resume):
         about = load_training(checkpoint)["about"] if resume and checkpoint.exists() else {}
         network, origin = _new_memory(seed, None if about else start)
         origin = about.get("origin", origin)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.models.adapters.tuning import trainable
 from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.training.interactive_training import Objects, session_loss
@@ -95,30 +96,23 @@ def make_optimiser(network: nn.Module, settings: Settings) -> torch.optim.Optimi
 
 def _gradients(tuning: NetworkTuning, embeddings: Embeddings, step: int) -> dict[str, float]:
     """Gradients of this process's pictures; its parts of the mean loss and of the first answers' mean IoU."""
-    batch_size = tuning.settings.batch
+    batch_size, look = tuning.settings.batch, tuning.group.alone(tuning.look)
     numbers = [step * batch_size + place for place in tuning.group.part_of(batch_size)]
     loss, iou = 0.0, 0.0
     for begin in range(0, len(numbers), embeddings.at_once):
         shown = numbers[begin : begin + embeddings.at_once]
+        drawn = [(tuning.items, number) for number in shown]
+        if tuning.rehearsal:
+            drawn += [(tuning.rehearsal, number // _REHEARSED) for number in shown if number % _REHEARSED == 0]
         batch = []
-        for number in shown:
-            _look(tuning)
-            batch.append(tuning.items(number))
-        for number in shown if tuning.rehearsal else ():
-            if number % _REHEARSED == 0:
-                _look(tuning)
-                batch.append(tuning.rehearsal(number // _REHEARSED))
+        for draw, number in drawn:
+            look()
+            batch.append(draw(number))
         part, first = batch_loss(tuning, embeddings, batch)
         (part.sum() / batch_size).backward()
         loss += float(part.detach()[: len(shown)].sum()) / batch_size
         iou += float(first[: len(shown)].sum()) / batch_size
     return {"loss": loss, "iou": iou}
-
-
-def _look(tuning: NetworkTuning) -> None:
-    """Look within a step; not where other processes would wait for this one's part of it."""
-    if tuning.group.size == 1:
-        tuning.look()
 
 
 def batch_loss(tuning: NetworkTuning, embeddings: Embeddings, batch: list[Item]) -> tuple[Tensor, Tensor]:
@@ -170,10 +164,7 @@ class Embeddings:
     def __init__(self, tuning: NetworkTuning, at_once: int) -> None:
         self.at_once = at_once
         self._tuning = tuning
-        self._kept: OrderedDict[tuple, dict[str, Tensor]] | None = (
-            None if tuning.settings.method.trains_encoder else OrderedDict()
-        )
-        self._bytes = 0
+        self._kept = None if tuning.settings.method.trains_encoder else EmbeddingCache(memory_bytes=_EMBEDDINGS)
 
     def __call__(self, batch: list[Item]) -> tuple[dict[str, Tensor], list[list[int]]]:
         """The embedding of all different pictures, and each item's places in it."""
@@ -184,8 +175,10 @@ class Embeddings:
         if self._kept is None:
             embedding = self._encode(np.stack(list(pictures.values())))
         else:
-            parts = [self._once(key, picture) for key, picture in pictures.items()]
-            embedding = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            parts = [self._kept.get_or_compute(str(key), partial(self._without_gradients, picture))
+                     for key, picture in pictures.items()]  # fmt: skip
+            joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            embedding = {name: torch.from_numpy(value).to(self._tuning.device) for name, value in joined.items()}
         return embedding, [[places[key] for key in item.keys] for item in batch]
 
     def _encode(self, pictures: np.ndarray) -> dict[str, Tensor]:
@@ -194,20 +187,6 @@ class Embeddings:
             found = tuning.network.encode(torch.from_numpy(pictures).to(tuning.device))
         return {name: value.float() for name, value in found.items()}
 
-    def _once(self, key: tuple, picture: np.ndarray) -> dict[str, Tensor]:
-        """The embedding of one picture, kept on the CPU until there are too many."""
-        device = self._tuning.device
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        else:
-            with torch.no_grad():
-                found = {name: value.cpu() for name, value in self._encode(picture[None]).items()}
-            self._kept[key] = found
-            self._bytes += _size(found)
-            while self._bytes > _EMBEDDINGS and len(self._kept) > 1:
-                self._bytes -= _size(self._kept.popitem(last=False)[1])
-        return {name: value.to(device) for name, value in self._kept[key].items()}
-
-
-def _size(tensors: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in tensors.values())
+    def _without_gradients(self, picture: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            return {name: value.cpu().numpy() for name, value in self._encode(picture[None]).items()}

@@ -10,28 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from SAMFineTuneLib.cases.case_slices import (
-    LabelledSlice,
-    evenly,
-    objects_of,
-    orientations,
-    require_objects,
-    slices_of,
-    with_objects,
-)  # fmt: skip
+from SAMFineTuneLib.cases import case_slices
+from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, objects_of, slices_of
 from SAMFineTuneLib.cases.case_survey import Survey, survey
 from SAMFineTuneLib.cases.cases import Case
-from SAMFineTuneLib.cases.labelled_case import Labelled, read_labelled
+from SAMFineTuneLib.cases.labelled_case import read_labelled
 from SAMFineTuneLib.cases.splits import Fold, Folds, set_aside, split
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import readable_size, require_writable
-from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices
+from SAMFineTuneLib.files import readable_size
 from SAMFineTuneLib.images.intensity_window import modality_of
-from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.models.spec import ModelFolder
-from SAMFineTuneLib.process_lock import LOCK, Owner, ProcessLock
+from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.training_settings import Settings
 
@@ -81,7 +70,7 @@ class Plan:
         shown, empty = [], []
         for case in cases:
             own = list(looking(self.slices(case), look))
-            labelled = with_objects(own, case.id)
+            labelled = case_slices.with_objects(own, case.id)
             shown += labelled
             empty += evenly([one for one in own if not one.labelled], len(labelled))
         return shown, empty
@@ -115,8 +104,8 @@ def make_plan(
     output = Path(output).expanduser()
     device = device_of(settings.device)
     if first:
-        check_free(output)
-        check_folders(output, resume)
+        with owning(working_folder(output), f"The training of {output}"):
+            check_folders(output, resume)
     settings = replace(settings, small_base=base.spec.architecture == "compact")
     base.file("weights")
     taken = {case.id for case in cases}
@@ -133,10 +122,11 @@ def make_plan(
     counts, modalities = {}, set()
     for name, case in (taught | {case.id: case for fold in folds.parts for case in fold.test}).items():
         labelled = read_labelled(case, found.choice, found.names)
-        choose_window(labelled.volume, settings.window)
-        counts[name] = _count(labelled, settings, look)
+        slices = looking(slices_of(labelled, settings.window, settings.orientation), look)
+        shown = [bool(objects_of(one)) for one in slices]
+        counts[name] = sum(shown), len(shown)
         if name in taught:
-            require_objects(counts[name][0], name)
+            case_slices.require_objects(counts[name][0], name)
         modalities.add(modality_of(labelled.volume))
     needed = trained * (_STATES * len(trainings) + 2) + _SPARE
     needed += 2 * sum(base.file(role).stat().st_size for role in ("encoder", "decoder") if base.has(role))
@@ -146,8 +136,8 @@ def make_plan(
             f"Only {readable_size(free)} are free on the disk of {output}, and the training needs about "
             f"{readable_size(needed)}; free some space, or choose another place."
         )
-    return Plan(base, settings, output, device, found, folds, trainings, counts,
-                modalities.pop() if len(modalities) == 1 else "", needed, free)  # fmt: skip
+    modality = modalities.pop() if len(modalities) == 1 else ""
+    return Plan(base, settings, output, device, found, folds, trainings, counts, modality, needed, free)
 
 
 def working_folder(output: str | Path) -> Path:
@@ -156,14 +146,8 @@ def working_folder(output: str | Path) -> Path:
     return output.parent / f".{output.name}.training"
 
 
-def check_free(output: Path) -> None:
-    """UserError when a process is training into this folder."""
-    if owner := ProcessLock(working_folder(output) / LOCK).owner:
-        raise UserError(is_running(output, owner))
-
-
 def check_folders(output: Path, resume: bool) -> None:
-    """UserError where a training cannot begin or go on, DiskError where nothing can be written."""
+    """UserError where a training cannot begin or go on."""
     work = working_folder(output)
     if (output / "card.json").exists():
         raise UserError(f"{output} holds an adapter already; choose another name, or remove that one first.")
@@ -175,12 +159,6 @@ def check_folders(output: Path, resume: bool) -> None:
         raise UserError(
             f"An interrupted training of {output} lies in {work}; go on with --resume, or delete that folder."
         )
-    require_writable(work)
-
-
-def is_running(output: Path, owner: Owner) -> str:
-    """The sentence that refuses a second process while a training is running."""
-    return f"The training of {output} is running ({owner}); wait until it is done, or {owner.how_to_stop}."
 
 
 def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterator[LabelledSlice]:
@@ -198,16 +176,3 @@ def _trained_bytes(base: ModelFolder, settings: Settings) -> int:
 
     network = attach(load_network(base.file("weights"))[1], base.spec, settings.method, settings.seed)
     return sum(value.numel() * value.element_size() for value in trainable(network).values())
-
-
-def _count(labelled: Labelled, settings: Settings, look: Callable[[], None]) -> tuple[int, int]:
-    """How many slices of a case show something to learn, and how many there are."""
-    shown = total = 0
-    for name in orientations(labelled, settings.orientation):
-        for index in range(number_of_slices(labelled.volume, name)):
-            look()
-            plane = aligned_plane(labelled.volume, name, index)
-            classes = extract_labels(labelled.classes, labelled.volume, plane)
-            shown += bool(objects_of(LabelledSlice(np.zeros_like(classes), classes, plane, labelled.overlaps)))
-            total += 1
-    return shown, total

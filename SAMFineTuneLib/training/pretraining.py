@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, require_writable
-from SAMFineTuneLib.process_lock import LOCK, Owner, ProcessLock, owning
+from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.training.training_loop import History, Schedule
 
 WEIGHTS = "model.safetensors"
@@ -43,30 +43,28 @@ def reporter(tell: Callable[[Progress], None] | None, schedule: Schedule, batch:
     return report
 
 
-def require_new_model(folder: Path, checkpoint: Path, resume: bool) -> None:
-    """Check that a pre-training may write into a folder.
-
-    Raises:
-        UserError: While another process trains into it, and where it holds a model, or the checkpoint of a run that
-            `resume` does not ask to go on with.
-        DiskError: Where nothing can be written.
-    """
-    if owner := ProcessLock(folder / LOCK).owner:
-        raise UserError(_is_running(folder, owner))
-    _require_contents(folder, checkpoint, resume)
-    require_writable(folder)
-
-
 def state_of(**modules: nn.Module) -> dict[str, Tensor]:
     """All tensors of some modules, by the modules' names and their own."""
     return {f"{name}.{key}": value for name, one in modules.items() for key, value in one.state_dict().items()}
 
 
 @contextmanager
-def owning_model(folder: Path, checkpoint: Path, resume: bool) -> Iterator[None]:
-    """Own the folder that a pre-training writes into; refused as by `require_new_model`."""
-    with owning(folder, lambda owner: _is_running(folder, owner)):
-        _require_contents(folder, checkpoint, resume)
+def owning_model(checkpoint: Path, resume: bool) -> Iterator[None]:
+    """Own the folder of `checkpoint`, into which a pre-training writes its model.
+
+    Raises:
+        UserError: While another process trains into it, and where it holds a model, or the checkpoint of a run that
+            `resume` does not ask to go on with.
+        DiskError: Where nothing can be written.
+    """
+    folder = checkpoint.parent
+    with owning(folder, f"A pre-training in {folder}"):
+        if (folder / "model.json").exists() and not (resume and checkpoint.exists()):
+            raise UserError(f"{folder} holds a model already; choose another folder.")
+        if not resume and checkpoint.exists():
+            raise UserError(
+                f"An unfinished pre-training lies in {folder}; go on with --resume, or choose another folder."
+            )
         yield
 
 
@@ -83,14 +81,3 @@ def write_tensors(file: Path, state: Mapping[str, Tensor]) -> Path:
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, temporary)
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
     return file
-
-
-def _is_running(folder: Path, owner: Owner) -> str:
-    return f"A pre-training in {folder} is running ({owner}); wait until it is done, or {owner.how_to_stop}."
-
-
-def _require_contents(folder: Path, checkpoint: Path, resume: bool) -> None:
-    if (folder / "model.json").exists() and not (resume and checkpoint.exists()):
-        raise UserError(f"{folder} holds a model already; choose another folder.")
-    if not resume and checkpoint.exists():
-        raise UserError(f"An unfinished pre-training lies in {folder}; go on with --resume, or choose another folder.")

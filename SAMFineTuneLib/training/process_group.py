@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -32,6 +32,10 @@ class ProcessGroup:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    def alone(self, look: Callable[[], None]) -> Callable[[], None]:
+        """`look`, or nothing where other processes would wait for this one's part of a computation."""
+        return look if self.size == 1 else lambda: None
 
     def part_of(self, batch: int) -> range:
         """Positions of this process's pictures in a batch; UserError when the batch cannot be divided evenly."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from SAMFineTuneLib.simulation.device_random import Random
+from SAMFineTuneLib.simulation.simulated_annotator import boxes_of
 from SAMFineTuneLib.training.synthetic_scanner import SIZE, display, look, scan
 from SAMFineTuneLib.training.synthetic_scenes import MOST_TISSUES, SCENE_ODDS, SCENES, Canvas
 from SAMFineTuneLib.training.synthetic_shapes import CANVAS, wide
@@ -115,12 +116,8 @@ def _views(rng: Random, tissue: Tensor, made_of: Tensor, registered: Tensor) -> 
     allowed = registered & (areas > 60) & (areas < _LARGEST * CANVAS**2)
     object_tissues = made_of.gather(1, _draw(rng, areas, allowed, 1)[:, :, None].expand(-1, 1, MOST_TISSUES))[:, 0]
     mask = object_tissues.gather(1, coarse.flatten(1).long()).reshape(coarse.shape)
-    line = torch.arange(0, CANVAS, 2, device=rng.device)
-    extents = []
-    for axis in (1, 2):  # of x, of y
-        there = mask.any(axis)
-        extents.append((torch.where(there, line, CANVAS).amin(1), torch.where(there, line + 2, 0).amax(1)))
-    low, high = (torch.stack([extent[end] for extent in extents], 1).float() for end in (0, 1))
+    boxes = 2 * boxes_of(mask)
+    low, high = boxes[:, :2].float(), boxes[:, 2:].float() + 2
     longer = (high - low).amax(1)
     kind = rng.uniform(0, 1, count)
     close, near = longer * rng.log_uniform(1.3, 4.5, count), rng.log_uniform(_SMALLEST_VIEW, CANVAS, count)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.inference.mask_candidates import JOINED
 from SAMFineTuneLib.models.architectures import compact
-from SAMFineTuneLib.models.spec import ModelSpec, read_model_folder, write_spec
+from SAMFineTuneLib.models.spec import read_model_folder, write_spec
+from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.simulation.device_random import Random
 from SAMFineTuneLib.simulation.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
 from SAMFineTuneLib.training.losses import real_iou
@@ -29,7 +31,6 @@ from SAMFineTuneLib.training.pretraining import Progress, owning_model, reporter
 from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.synthetic_batches import OBJECTS, batches
 from SAMFineTuneLib.training.synthetic_pictures import GENERATOR_VERSION
-from SAMFineTuneLib.training.synthetic_scanner import SIZE
 from SAMFineTuneLib.training.training_loop import Schedule, Training, load_training, train
 
 ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
@@ -177,12 +178,16 @@ def pretrain_synthetic(
     place = torch.device(device_of(device))
     output_folder = Path(output_folder).expanduser()
     checkpoint = output_folder / CHECKPOINT_NAME
-    with owning_model(output_folder, checkpoint, resume):
+    with owning_model(checkpoint, resume):
         about = load_training(checkpoint)["about"] if resume and checkpoint.exists() else {}
         batch = batch_size or about.get(_BATCH) or (8 if place.type == "cpu" else 256)
-        model, origin = _new_model(seed, None if about else start)
-        origin = about.get("origin", origin)
-        model = model.to(place).train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = compact.build_compact()
+        origin = about.get("origin", "")
+        if start and not about:
+            origin = _start_from(model, start)
+        model.to(place).train()
         average = deepcopy(model).eval().requires_grad_(False)
         look, schedule = stopping(cancel), Schedule(LEARNING_RATE, WARM_UP, steps, minutes)
         interruptible(model, look)
@@ -217,33 +222,14 @@ def pretrain_synthetic(
         return write_model_folder(average, source + (f", after: {origin}" if origin else ""), output_folder)
 
 
-def averaged_model(checkpoint: Path) -> compact.CompactModel:
-    """The averaged weights of an unfinished pre-training."""
-    state = load_training(checkpoint)["state"]
-    model = compact.build_compact()
-    model.load_state_dict({name[8:]: value for name, value in state.items() if name.startswith("average.")})
-    return model.eval()
-
-
-def _new_model(seed: int, start: Path | None = None) -> tuple[compact.CompactModel, str]:
-    """A model with random weights, or those of the folder `start`, and how those were made."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = compact.build_compact()
-    return model, _start_from(model, start) if start else ""
-
-
 def _optimiser(model: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW; no weight decay on biases, norms and embeddings."""
-    decayed = {
-        f"{name}.weight" for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.ConvTranspose2d))
-    }  # fmt: skip
-    groups = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[name in decayed].append(parameter)
+    layers = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    decayed = [module.weight for module in model.modules() if isinstance(module, layers)]
+    known = set(map(id, decayed))
+    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
     return torch.optim.AdamW(
-        [{"params": groups[True], "weight_decay": WEIGHT_DECAY}, {"params": groups[False], "weight_decay": 0.0}],
+        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
         lr=LEARNING_RATE, betas=(0.9, 0.98), foreach=True,
     )  # fmt: skip
 
@@ -284,32 +270,9 @@ def write_model_folder(average: compact.CompactModel, source: str, folder: Path)
 
     half = {name: value.detach().cpu().half() for name, value in average.state_dict().items()}
     weights = write_weights(folder, half)
+    files = {"weights": weights.name, "encoder": "encoder.onnx", "decoder": "decoder.onnx"}
+    spec = replace(Store().get("compact").spec, source=source, files=files, sha256={})  # that of any compact model
     # The graphs are exported from the rounded weights, so that both engines give the same answer.
-    export_onnx(compact.build_compact(half), _spec(source), folder, weights=weights)
-    write_spec(_spec(source, folder), folder)
+    export_onnx(compact.build_compact(half), spec, folder, weights=weights)
+    write_spec(replace(spec, sha256={name: sha256_of(folder / name) for name in spec.files.values()}), folder)
     return folder
-
-
-def _spec(source: str, folder: Path | None = None) -> ModelSpec:
-    """Description of the trained model, with the digests of its files when they lie in `folder`."""
-    files = {"weights": "model.safetensors", "encoder": "encoder.onnx", "decoder": "decoder.onnx"}
-    return ModelSpec(
-        id="compact",
-        name="SAMFineTune compact",
-        architecture="compact",
-        input_size=SIZE,
-        coordinates="centred",
-        pixel_range="percentiles",
-        pixel_mean=(compact.PIXEL_MEAN,),
-        pixel_std=(compact.PIXEL_STD,),
-        channels=1,
-        embedding_size=compact.GRID_SIZE,
-        low_res_size=compact.LOW_RES_SIZE,
-        zoom=True,
-        ranks_all=True,
-        one_piece=True,
-        licence="Apache-2.0",
-        source=source,
-        files=files,
-        sha256={name: sha256_of(folder / name) for name in files.values()} if folder else {},
-    )

@@ -132,54 +132,60 @@ def _noisy(rng: Random, picture: Tensor) -> Tensor:
 
 
 def _disturbed(rng: Random, picture: Tensor) -> Tensor:
-    """Add an artefact to one picture in six: ghosts or movement, streaks of metal, ringing, a thick slice."""
+    """Add an artefact to one picture in six or seven, along its rows or its columns."""
     count = len(picture)
     kind = rng.uniform(0, 1, count)
-    line = torch.arange(SIZE, device=picture.device)
     turned = wide(rng.chance(0.5, count))
     picture = torch.where(turned, picture.transpose(1, 2), picture)
-
-    def part(low: float, high: float) -> Tensor:
-        return ((kind >= low) & (kind < high)).nonzero()[:, 0]
-
-    ghosts = part(0.0, 0.06)
-    if len(ghosts):
-        far = rng.chance(0.6, len(ghosts))
-        shift = torch.where(far, rng.integers(SIZE // 12, SIZE // 2, len(ghosts)), rng.integers(1, 4, len(ghosts)))
-        strength = torch.where(far, rng.uniform(0.03, 0.2, len(ghosts)), torch.ones(len(ghosts), device=rng.device))
-        own = picture[ghosts]
-        copies = sum(
-            own.gather(1, ((line + sign * shift[:, None]) % SIZE)[:, :, None].expand_as(own)) for sign in (1, -1)
-        )
-        picture = picture.index_copy(0, ghosts, (own + wide(strength) * copies) / wide(1 + 2 * strength))
-    metal = part(0.06, 0.09)
-    if len(metal):
-        x, y = rng.uniform(0, SIZE, 2, len(metal))
-        right, down = line[None, None, :] - wide(x), line[None, :, None] - wide(y)
-        rays = rng.integers(24, 120, len(metal))
-        number = (torch.atan2(down, right) / (2 * math.pi) + 0.5) * wide(rays)
-        values = rng.normal(len(metal), 121).gather(1, number.long().flatten(1)).reshape(number.shape)
-        added = wide(rng.uniform(0.5, 2, len(metal))) * values / (12 + torch.hypot(down, right))
-        picture = picture.index_add(0, metal, added)
-    ringing = part(0.09, 0.12)
-    if len(ringing):
-        frequencies = torch.fft.rfft(picture[ringing], dim=1)
-        kept = rng.uniform(0.3, 0.6, len(ringing)) * frequencies.shape[1]
-        number = torch.arange(frequencies.shape[1], device=rng.device)
-        frequencies = frequencies * (number[None, :, None] < wide(kept))
-        picture = picture.index_copy(0, ringing, torch.fft.irfft(frequencies, SIZE, dim=1))
-    thick = part(0.12, 0.15)
-    if len(thick):
-        # Neighbouring slices show an object larger and smaller.
-        scale = rng.uniform(0.03, 0.14, len(thick))[:, None]
-        middle, narrow = (SIZE - 1) / 2, torch.full((len(thick),), 0.5, device=rng.device)
-        own = picture[thick]
-        total = own
-        for factor in (1 + scale, 1 - scale):
-            weights = gaussian_rows(middle + (line - middle) * factor, narrow, SIZE)
-            total = total + weights @ own @ weights.transpose(1, 2)
-        picture = picture.index_copy(0, thick, total / 3)
+    begin = 0.0
+    for end, artefact in ((0.06, _ghosts), (0.09, _metal), (0.12, _ringing), (0.15, _thick_slice)):
+        chosen = ((kind >= begin) & (kind < end)).nonzero()[:, 0]
+        if len(chosen):
+            picture = picture.index_copy(0, chosen, artefact(rng, picture[chosen]))
+        begin = end
     return torch.where(turned, picture.transpose(1, 2), picture)
+
+
+def _ghosts(rng: Random, picture: Tensor) -> Tensor:
+    """Copies far away, or near ones of something that moved."""
+    count, line = len(picture), torch.arange(SIZE, device=rng.device)
+    far = rng.chance(0.6, count)
+    shift = torch.where(far, rng.integers(SIZE // 12, SIZE // 2, count), rng.integers(1, 4, count))
+    strength = torch.where(far, rng.uniform(0.03, 0.2, count), torch.ones(count, device=rng.device))
+    copies = sum(
+        picture.gather(1, ((line + sign * shift[:, None]) % SIZE)[:, :, None].expand_as(picture)) for sign in (1, -1)
+    )
+    return (picture + wide(strength) * copies) / wide(1 + 2 * strength)
+
+
+def _metal(rng: Random, picture: Tensor) -> Tensor:
+    """Streaks around a place."""
+    count, line = len(picture), torch.arange(SIZE, device=rng.device)
+    x, y = rng.uniform(0, SIZE, 2, count)
+    right, down = line[None, None, :] - wide(x), line[None, :, None] - wide(y)
+    number = (torch.atan2(down, right) / (2 * math.pi) + 0.5) * wide(rng.integers(24, 120, count))
+    values = rng.normal(count, 121).gather(1, number.long().flatten(1)).reshape(number.shape)
+    return picture + wide(rng.uniform(0.5, 2, count)) * values / (12 + torch.hypot(down, right))
+
+
+def _ringing(rng: Random, picture: Tensor) -> Tensor:
+    """High frequencies are lost."""
+    frequencies = torch.fft.rfft(picture, dim=1)
+    kept = rng.uniform(0.3, 0.6, len(picture)) * frequencies.shape[1]
+    number = torch.arange(frequencies.shape[1], device=rng.device)
+    return torch.fft.irfft(frequencies * (number[None, :, None] < wide(kept)), SIZE, dim=1)
+
+
+def _thick_slice(rng: Random, picture: Tensor) -> Tensor:
+    """Neighbouring slices show an object larger and smaller."""
+    count, line = len(picture), torch.arange(SIZE, device=rng.device)
+    scale = rng.uniform(0.03, 0.14, count)[:, None]
+    middle, narrow = (SIZE - 1) / 2, torch.full((count,), 0.5, device=rng.device)
+    total = picture
+    for factor in (1 + scale, 1 - scale):
+        weights = gaussian_rows(middle + (line - middle) * factor, narrow, SIZE)
+        total = total + weights @ picture @ weights.transpose(1, 2)
+    return total / 3
 
 
 def display(rng: Random, picture: Tensor) -> Tensor:

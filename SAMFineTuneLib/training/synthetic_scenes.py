@@ -71,33 +71,25 @@ class Canvas:
     ) -> int:
         """Paint `mask` (n, S, S) as a new tissue, cut to tissue `inside` of each picture if that is given, of whose
         objects it then is a part. -> its number."""
-        number = self._new()
+        number = self._add(tone, register)
         if inside is not None:
             host = torch.as_tensor(inside, device=self.rng.device).expand(self.count)
             mask = mask & (self.tissue == wide(host).to(torch.uint8))
-            self.made_of[:, :, number] = self.made_of[self._rows, :, host]
+            self.made_of[:, :, number] |= self.made_of[self._rows, :, host]
         self.tissue = torch.where(mask, number, self.tissue)
-        self.made_of[:, number, number] = True
-        self.registered[:, number] = register
-        self._dye(number, tone)
         return number
 
     def paint_all(self, label: Tensor, tones: list[Tensor], where: Tensor, register: Tensor | bool = True) -> range:
         """Paint tissues by `label` (n, S, S), which counts `tones`, where `where` is true. -> their numbers."""
         first = self.used
         for tone in tones:
-            number = self._new()
-            self.made_of[:, number, number] = True
-            self.registered[:, number] = register
-            self._dye(number, tone)
+            self._add(tone, register)
         self.tissue = torch.where(where, (first + label).to(torch.uint8), self.tissue)
         return range(first, self.used)
 
     def register_alone(self, number: int, register: Tensor | bool = True) -> None:
         """Register a tissue without its parts as one more object: a wall without its lumen."""
-        alone = self._new()
-        self.made_of[:, alone, number] = True
-        self.registered[:, alone] = register
+        self.made_of[:, self._new(register), number] = True
 
     def render(self) -> Tensor:
         """Intensities (n, S, S), about 0 to 1."""
@@ -113,11 +105,20 @@ class Canvas:
         image = self.tones.gather(1, tissue) + self.strengths.gather(1, tissue) * pattern
         return image.reshape(self.tissue.shape)
 
-    def _new(self) -> int:
+    def _new(self, register: Tensor | bool) -> int:
+        """The number of one more object."""
         if self.used == MOST_TISSUES:
             raise RuntimeError(f"a scene has more than {MOST_TISSUES} tissues")
         self.used += 1
+        self.registered[:, self.used - 1] = register
         return self.used - 1
+
+    def _add(self, tone: Tensor, register: Tensor | bool) -> int:
+        """The number of a new tissue, which is an object."""
+        number = self._new(register)
+        self.made_of[:, number, number] = True
+        self._dye(number, tone)
+        return number
 
     def _dye(self, number: int, tone: Tensor) -> None:
         """Give tissue `number` a tone, and often a pattern."""

@@ -18,7 +18,7 @@ from SAMFineTuneLib.inference.input_crop import View, bounding_box, view_of_box,
 from SAMFineTuneLib.inference.predictor import _to_input
 from SAMFineTuneLib.models.preprocess import MASK_LOGIT, InputGeometry, geometry, prepare
 from SAMFineTuneLib.models.spec import ModelSpec
-from SAMFineTuneLib.simulation.first_prompts import First, first_prompt
+from SAMFineTuneLib.simulation.first_prompts import POINTS, First, first_prompt
 from SAMFineTuneLib.training.augmentation import augment
 from SAMFineTuneLib.training.training_settings import Settings
 
@@ -88,18 +88,18 @@ class Items:
         if not found:
             shown, version = self.slices[index], -1
             found = objects_of(shown)
-        images, keys, asked, ignored = [], [], _nothing(self._spec, self._settings), None
+        images, keys, ignored, shape = [], [], None, shown.picture.shape
+        view, chosen, firsts = self._session(rng, shape, found) if promptable else (View.whole(shape), [], [])
+        asked = self._asked(rng, view, chosen, firsts)
         if promptable:
-            view, chosen, firsts = self._session(rng, shown.picture.shape, found)
             images.append(prepare(view.crop(shown.picture), self._spec)[0][0])
             keys.append((index, version, view))
-            asked = self._asked(rng, view, shown.picture.shape, chosen, firsts)
             if shown.ignored.any():
                 ignored = _shares(view.crop(shown.ignored), geometry((view.rows, view.columns), self._spec))
         classes = None
         if automatic:
             if self.empty and rng.random() < _EMPTY:
-                index, version = -1 - int(rng.integers(len(self.empty))), version
+                index = -1 - int(rng.integers(len(self.empty)))
                 shown = self._augmented(index, version)
             whole = View.whole(shown.picture.shape)
             if (index, version, whole) not in keys:
@@ -145,21 +145,22 @@ class Items:
         return holding[rng.integers(len(holding))] if holding else View.whole(shape)
 
     def _asked(
-        self, rng: np.random.Generator, view: View, shape: tuple[int, int], chosen: list[Object], firsts: list[First]
+        self, rng: np.random.Generator, view: View, chosen: list[Object], firsts: list[First]
     ) -> tuple[np.ndarray, ...]:
         """`coords`, `labels`, `ambiguous`, `targets`, `beyond`, `chances` of an item."""
         place = geometry((view.rows, view.columns), self._spec)
+        low, count = place.low_res_size, len(chosen)
         coords = [_to_input(view.to_view(first.coords), first.labels, place) for first in firsts]
-        targets = np.stack([_shares(view.crop(one.mask), place) for one in chosen])
-        cells = np.prod(place.scale) * (place.low_res_size / place.input_size) ** 2  # of one of the slice's pixels
+        targets = np.array([_shares(view.crop(one.mask), place) for one in chosen], np.float32).reshape(-1, low, low)
+        cells = np.prod(place.scale) * (low / place.input_size) ** 2  # of one of the slice's pixels
         outside = np.array([cells * one.mask.sum() for one in chosen]) - targets.sum((1, 2))
         return (
-            np.stack(coords),
-            np.stack([first.labels for first in firsts]),
-            np.array([first.ambiguous for first in firsts]),
+            np.array(coords, np.float32).reshape(count, POINTS + 1, 2),
+            np.array([first.labels for first in firsts], np.float32).reshape(count, POINTS + 1),
+            np.array([first.ambiguous for first in firsts], bool),
             targets,
             outside.clip(0).astype(np.float32),
-            rng.random((len(chosen), self._settings.rounds, 7), dtype=np.float32),
+            rng.random((count, self._settings.rounds, 7), dtype=np.float32),
         )
 
 
@@ -177,12 +178,3 @@ def class_shares(classes: np.ndarray, count: int, spec: ModelSpec) -> np.ndarray
 def _shares(mask: np.ndarray, place: InputGeometry) -> np.ndarray:
     """(L, L): the part of each low-resolution cell that a mask covers."""
     return (place.mask_to_low_res(mask)[0] / (2 * MASK_LOGIT) + 0.5).astype(np.float32)
-
-
-def _nothing(spec: ModelSpec, settings: Settings) -> tuple[np.ndarray, ...]:
-    """The prompts of an item without objects."""
-    low = spec.low_res_size
-    return (
-        np.zeros((0, 6, 2), np.float32), np.zeros((0, 6), np.float32), np.zeros(0, bool),
-        np.zeros((0, low, low), np.float32), np.zeros(0, np.float32), np.zeros((0, settings.rounds, 7), np.float32),
-    )  # fmt: skip

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,7 @@ class Schedule:
 
     def _measure(self, step: int, seconds: float) -> tuple[float, float]:
         """What is done of what there is, in steps or in seconds."""
-        measures = [(step, self.steps)] if self.steps else []
-        if self.minutes:
-            measures.append((seconds, 60 * self.minutes))
+        measures = [(done, total) for done, total in ((step, self.steps), (seconds, 60 * (self.minutes or 0))) if total]
         return max(measures, key=lambda one: one[0] / one[1])
 
 
@@ -218,12 +217,12 @@ def _validate(training: Training, history: History, best: dict[str, Tensor]) -> 
     """Measure Dice, keep the best weights, and end the training when they were found long ago."""
     group, step = training.group, history.step
     score = group.from_first(training.validate() if group.first else None)
+    better = score > max(history.dice, default=-math.inf)
     history.validated.append(step)
     history.dice.append(score)
-    if history.best is None or score > history.dice[history.validated.index(history.best)]:
+    if better:
         history.best = step
         best.update({name: tensor.detach().clone() for name, tensor in training.state.items()})
-        return
     waited = len(history.validated) - 1 - history.validated.index(history.best)
     if waited >= training.patience and step < training.schedule.steps:
         history.ended = f"no gain in validation since step {history.best}"
@@ -238,13 +237,9 @@ def load_training(path: Path, device: torch.device | str = "cpu") -> dict[str, A
     Raises:
         UserError: When the file is damaged, or was written by another version.
     """
-    try:
+    with _usable(path):
         found = load_own_checkpoint(path, device)
         version = found.get("format")
-    except UserError:
-        raise
-    except Exception as error:
-        raise _unusable(path) from error
     if version != _FORMAT:
         raise UserError(
             f"The unfinished training in {path} was begun by another version of SAMFineTune, and this one cannot go on "
@@ -253,8 +248,15 @@ def load_training(path: Path, device: torch.device | str = "cpu") -> dict[str, A
     return found
 
 
-def _unusable(path: Path) -> UserError:
-    return UserError(f"{path} is not a usable checkpoint of this training; delete it to start anew.")
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Turn errors of PyTorch about a checkpoint into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is not a usable checkpoint of this training; delete it to start anew.") from error
 
 
 def _write(path: Path, training: Training, history: History, best: Mapping[str, Tensor]) -> None:
@@ -281,15 +283,13 @@ def _resume(path: Path, training: Training, history: History, best: dict[str, Te
             f"The unfinished training in {path} has another {' and another '.join(other)}; give the same again, or "
             "delete the file to start anew."
         )
-    try:
+    with _usable(path):
         if found["state"].keys() != training.state.keys():
             raise ValueError("other tensors")
         _copy(found["state"], training.state)
         best.update({name: tensor.to(training.state[name].device) for name, tensor in found["best"].items()})
         training.optimiser.load_state_dict(found["optimiser"])
         vars(history).update(found["history"])
-    except Exception as error:
-        raise _unusable(path) from error
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

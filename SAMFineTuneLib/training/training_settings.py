@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from SAMFineTuneLib.cases.labelled_case import LabelChoice
@@ -138,9 +138,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
         labels = {"wanted": list(self.labels.wanted), "merged": self.labels.merged}
-        return {**_plain(values), "method": _plain(asdict(self.method)), "labels": labels}
+        return {**_plain(vars(self)), "method": _plain(asdict(self.method)), "labels": labels}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:

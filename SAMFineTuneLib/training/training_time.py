@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ import torch
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
 from SAMFineTuneLib.models.adapters.tuning import attach
 from SAMFineTuneLib.models.load_model import load_network
-from SAMFineTuneLib.training.evidence import WAYS, NetworkEngine, measure_case
+from SAMFineTuneLib.training.evidence import NetworkEngine, measure_case, ways_of
 from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
 from SAMFineTuneLib.training.plan import Plan, looking
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
@@ -77,36 +78,34 @@ def _testing(
     """Seconds of all tests: with prompts before and after, without prompts after."""
     if not plan.folds.parts:
         return 0.0
-    engine, each, heads = NetworkEngine(network, plan.base.spec, device), {}, plan.settings.method.heads
-    for way in WAYS:
-        kind = "automatic" if way == "automatic" else "promptable"
-        if kind in heads:
-            tried = evenly(own if way == "automatic" else shown, _SLICES)
-            started = time.monotonic()
-            measure_case(engine, tried, len(plan.found.names), (way,))
-            each[kind] = each.get(kind, 0.0) + (time.monotonic() - started) / max(1, len(tried))
+    engine, total = NetworkEngine(network, plan.base.spec, device), 0.0
     tests = [plan.counts[case.id] for part in plan.folds.parts for case in part.test]
-    prompted = 2 * sum(min(plan.settings.test_slices, labelled) for labelled, _ in tests)
-    return each.get("promptable", 0.0) * prompted + each.get("automatic", 0.0) * sum(total for _, total in tests)
+    for way in ways_of(plan.settings.heads):
+        tried = evenly(own if way == "automatic" else shown, _SLICES)
+        started = time.monotonic()
+        measure_case(engine, tried, len(plan.found.names), (way,))
+        each = (time.monotonic() - started) / max(1, len(tried))
+        prompted, slices = sum(min(plan.settings.test_slices, one) for one, _ in tests), sum(one for _, one in tests)
+        total += each * (slices if way == "automatic" else 2 * prompted)
+    return total
 
 
 class Clock:
-    """Estimates the time left from the pace of steps and of tests so far."""
+    """Estimates the time left from the pace of steps and of tests so far.
 
-    def __init__(self) -> None:
-        self._begun = self._noted = time.monotonic()
-        self._steps = self._tests = 0
-        self._spent = {"step": [0, 0.0], "test": [0, 0.0]}
-        self._last = time.monotonic()
+    Args:
+        worked: Seconds that earlier sessions of the run took.
+    """
+
+    def __init__(self, worked: float = 0.0) -> None:
+        self._noted = self._last = time.monotonic()
+        self._begun = self._last - worked
+        self._to_come, self._done, self._seconds = Counter(), Counter(), Counter()
 
     @property
     def worked(self) -> float:
         """Seconds of this and of earlier sessions of the run."""
         return time.monotonic() - self._begun
-
-    @worked.setter
-    def worked(self, before: float) -> None:
-        self._begun = time.monotonic() - before
 
     def is_due(self, every: float) -> bool:
         """Whether `every` seconds have passed since this was last true."""
@@ -115,44 +114,26 @@ class Clock:
         self._noted = time.monotonic()
         return True
 
+    def restart(self) -> None:
+        """What was done until now is neither a step nor a test."""
+        self._last = time.monotonic()
+
     def expect(self, steps: int, tests: int) -> None:
-        """Set how many steps and tested cases (each before and after) are to come."""
-        self._steps, self._tests, self._last = steps, 2 * tests, time.monotonic()
+        """Add steps and tested cases (each before and after) that are to come; negative numbers take them off."""
+        self._to_come["step"] += steps
+        self._to_come["test"] += 2 * tests
+        self.restart()
 
-    def skip(self, steps: int, tests: int) -> None:
-        """Take off steps and tested cases that need not be done."""
-        self._steps -= steps
-        self._tests -= 2 * tests
-        self._last = time.monotonic()
-
-    def stepped(self) -> None:
-        """Count one optimiser step."""
-        now = time.monotonic()
-        self._count("step", now - self._last)
-        self._steps, self._last = self._steps - 1, now
-
-    def test(self) -> Clock:
-        """A context that counts one tested case."""
-        return self
-
-    def __enter__(self) -> None:
-        self._last = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        now = time.monotonic()
-        self._count("test", now - self._last)
-        self._tests, self._last = self._tests - 1, now
-
-    def _count(self, kind: str, seconds: float) -> None:
-        self._spent[kind][0] += 1
-        self._spent[kind][1] += seconds
+    def count(self, kind: str) -> None:
+        """Count one "step" or "test" that has just been done."""
+        self._seconds[kind] += time.monotonic() - self._last
+        self._done[kind] += 1
+        self._to_come[kind] -= 1
+        self.restart()
 
     @property
     def left(self) -> float | None:
         """Seconds; None before the first step."""
-        steps, seconds = self._spent["step"]
-        if not steps:
+        if not self._done["step"]:
             return None
-        tests, spent = self._spent["test"]
-        each = spent / tests if tests else 0.0
-        return max(0, self._steps) * seconds / steps + max(0, self._tests) * each
+        return sum(max(0, self._to_come[kind]) * self._seconds[kind] / done for kind, done in self._done.items())

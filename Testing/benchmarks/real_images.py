@@ -130,10 +130,13 @@ def predictor_of(model: str) -> Predictor:
         return Predictor(open_engine(Store().get(model)))
     import torch
 
+    from SAMFineTuneLib.models.architectures.compact import build_compact
     from SAMFineTuneLib.training.evidence import NetworkEngine
-    from SAMFineTuneLib.training.synthetic_pretraining import averaged_model
+    from SAMFineTuneLib.training.training_loop import load_training
 
-    engine = NetworkEngine(averaged_model(Path(model)), Store().get().spec, torch.device("cpu"))
+    state = load_training(Path(model))["state"]
+    network = build_compact({name[8:]: value for name, value in state.items() if name.startswith("average.")})
+    engine = NetworkEngine(network.eval(), Store().get().spec, torch.device("cpu"))
     engine.digest = model
     return Predictor(engine)
 

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from SAMFineTuneLib.evaluation.interactive_protocol import HEADLINE, WAYS
+from SAMFineTuneLib.evaluation.slice_protocols import HEADLINE, WAYS
 
 MODEL = "compact"
 HEADLINES = [str(way) for way in HEADLINE]

@@ -15,12 +15,11 @@ from scipy import ndimage
 from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.labelled_case import IGNORED, Labelled
 from SAMFineTuneLib.evaluation import automatic_protocol as automatic
-from SAMFineTuneLib.evaluation import baselines
+from SAMFineTuneLib.evaluation import baselines, slice_protocols
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.interactive_protocol import WAYS, interactive
 from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
-from SAMFineTuneLib.evaluation.single_prompt_protocol import perturbation, strategy
+from SAMFineTuneLib.evaluation.slice_protocols import WAYS, everything, interactive, perturbation, strategy
 from SAMFineTuneLib.evaluation.volume_protocol import in_volume, volumes
 from SAMFineTuneLib.images import Volume
 from SAMFineTuneLib.inference.settings import EverythingSettings
@@ -115,12 +114,12 @@ def test_without_prompts_what_is_found_where_nothing_is_is_told_apart(subject, m
 
 
 def test_everything_offers_the_best_of_all_masks(subject, monkeypatch):
-    monkeypatch.setattr(automatic, "EverythingSettings", lambda: EverythingSettings(points_per_side=8))
-    rows = list(automatic.everything(Asked(), subject, Settings(slices=1)))
+    monkeypatch.setattr(slice_protocols, "EverythingSettings", lambda: EverythingSettings(points_per_side=8))
+    rows = list(everything(Asked(), subject, Settings(slices=1)))
     assert [row.label for row in rows] == list(NAMES)
     assert all(row.oracle > 0.9 and row.oracle >= row.dice and row.score for row in rows)
     assert min(row.dice for row in rows) < 0.1  # one best score cannot be meant for several objects
-    assert not list(automatic.everything(Asked(heads=("automatic",)), subject, Settings()))
+    assert not list(everything(Asked(heads=("automatic",)), subject, Settings()))
 
 
 def test_classes_are_matched_by_name_then_by_order():

@@ -19,7 +19,7 @@ _HOLD = """
 import sys, time
 from pathlib import Path
 from SAMFineTuneLib.process_lock import owning
-with owning(Path(sys.argv[1]), str):
+with owning(Path(sys.argv[1]), "The work"):
     print("owned", flush=True)
     time.sleep(600)
 """
@@ -39,7 +39,7 @@ def owner(root, tmp_path):
 
 
 def refused(folder: Path) -> str:
-    with pytest.raises(UserError) as error, owning(folder, lambda owner: f"It is {owner}; {owner.how_to_stop}."):
+    with pytest.raises(UserError) as error, owning(folder, "The work"):
         pass
     return str(error.value)
 
@@ -48,7 +48,7 @@ def test_a_second_process_is_told_which_one_it_is(owner, tmp_path):
     lock = ProcessLock(tmp_path / "work" / LOCK)
     assert lock.owner.pid == owner.pid and lock.owner.is_here
     sentence = refused(tmp_path / "work")
-    assert sentence.startswith(f"It is process {owner.pid}, for 0 min; stop it with Ctrl-C")
+    assert sentence.startswith(f"The work is running (process {owner.pid}, for 0 min); wait until")
     assert lock.owner.pid == owner.pid, "asking takes nothing from it"
 
 
@@ -57,7 +57,7 @@ def test_a_kill_lets_go_at_once(owner, tmp_path):
     owner.wait()
     lock = ProcessLock(tmp_path / "work" / LOCK)
     assert (tmp_path / "work" / LOCK).read_text() and lock.owner is None, "what it wrote is left, and holds nothing"
-    with owning(tmp_path / "work", str):
+    with owning(tmp_path / "work", "The work"):
         assert lock.owner.pid == os.getpid()
     assert lock.owner is None
 
@@ -72,7 +72,7 @@ def test_where_the_file_system_cannot_lock_the_living_process_counts(owner, tmp_
     assert f"process {owner.pid}" in refused(tmp_path / "work")
     owner.kill()
     owner.wait()
-    with owning(tmp_path / "work", str):
+    with owning(tmp_path / "work", "The work"):
         assert "process" in refused(tmp_path / "work")
 
 
@@ -90,20 +90,20 @@ def test_an_owner_on_another_computer_is_said_to_be_there(tmp_path, monkeypatch)
 
 
 def test_nothing_is_left_of_it(tmp_path):
-    with owning(tmp_path / "new" / "folder", str):
+    with owning(tmp_path / "new" / "folder", "The work"):
         assert (tmp_path / "new" / "folder" / LOCK).is_file()
     assert list(tmp_path.iterdir()) == []
     mine = tmp_path / "mine"
     mine.mkdir()
-    with owning(mine, str):
+    with owning(mine, "The work"):
         pass
-    with owning(tmp_path / "kept", str):
+    with owning(tmp_path / "kept", "The work"):
         (tmp_path / "kept" / "result").touch()
     assert mine.is_dir() and not any(mine.iterdir())
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["result"]
 
 
 def test_a_disk_that_takes_nothing_is_said_and_nothing_is_left(tmp_path):
-    with small_files_only(0), pytest.raises(DiskError, match="work"), owning(tmp_path / "work", str):
+    with small_files_only(0), pytest.raises(DiskError, match="work"), owning(tmp_path / "work", "The work"):
         pass
     assert list(tmp_path.iterdir()) == []
