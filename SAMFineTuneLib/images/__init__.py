@@ -36,9 +36,8 @@ _LATE = {
 }
 __all__ = [
     "IntensityWindow", "SegmentInfo", "SeriesInfo", "SlicePlane", "Volume", "VolumeSource", "aligned_plane",
-    "choose_window", "extract", "number_of_slices", "oblique_plane", "picture", "plane_through", "write",
+    "choose_window", "extract", "number_of_slices", "oblique_plane", "picture", "plane_through", "write", *_LATE,
 ]  # fmt: skip
-__all__ += _LATE
 
 
 def __getattr__(name: str):
