@@ -24,7 +24,15 @@ from SAMFineTuneLib.models.architectures.volume_memory import VolumeMemory
 from SAMFineTuneLib.models.onnx_export import export_memory
 from SAMFineTuneLib.models.spec import ModelFolder, write_spec
 from SAMFineTuneLib.training.memory import device_of
-from SAMFineTuneLib.training.pretraining import Progress, owning_model, reporter, state_of, write_tensors
+from SAMFineTuneLib.training.pretraining import (
+    Progress,
+    drawn_ahead,
+    following,
+    owning_model,
+    reporter,
+    state_of,
+    write_tensors,
+)
 from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.synthetic_volumes import GENERATOR_VERSION, synthetic_volume
 from SAMFineTuneLib.training.training_loop import Schedule, Training, load_training, train
@@ -161,24 +169,18 @@ def pretrain_memory(
 
         def gradients(step: int) -> dict[str, float]:
             nonlocal batches
-            batches = batches or _batches(seed, step, workers)
+            batches = batches or drawn_ahead(MemoryBatches(seed), step, workers)
             batch = {name: value.to(place) for name, value in next(batches).items()}
             loss, dice = _loss(*_answer(network, batch, np.random.default_rng((seed, step, 2))), batch)
             loss.backward()
             return {"loss": float(loss.detach()), "dice": float(dice.detach())}
-
-        def follow(steps: int) -> None:
-            """Move the average towards the network."""
-            decay = min(EMA_DECAY, steps / (steps + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
 
         history = train(
             Training(
                 state=state_of(model=network, average=average),
                 optimiser=torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY),
                 gradients=gradients, schedule=schedule, seed=(seed,), about={"seed": seed, "origin": origin},
-                after_step=follow, report=reporter(progress, schedule, 1), look=look,
+                after_step=following(average, network, EMA_DECAY), report=reporter(progress, schedule, 1), look=look,
             ),
             checkpoint,
         )  # fmt: skip
@@ -187,13 +189,6 @@ def pretrain_memory(
             f"{history.seconds / 60:.0f} minutes"
         )
         return add_memory(average, source + (f", after: {origin}" if origin else ""), base, output_folder)
-
-
-def _batches(seed: int, start: int, workers: int):
-    dataset = MemoryBatches(seed)
-    extra = {"multiprocessing_context": "spawn", "prefetch_factor": 6} if workers else {}
-    order = range(start, len(dataset))
-    return iter(torch.utils.data.DataLoader(dataset, None, sampler=order, num_workers=workers, **extra))
 
 
 def _new_memory(seed: int, start: ModelFolder | None) -> tuple[VolumeMemory, str]:

@@ -1,4 +1,5 @@
-"""What both pre-trainings share: the folder that receives the model, progress, and writing the weights."""
+"""What the pre-trainings share: the folder that receives the model, progress, moving averages, batches that are drawn
+ahead, and writing the weights."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from SAMFineTuneLib.errors import UserError
@@ -41,6 +43,24 @@ def reporter(tell: Callable[[Progress], None] | None, schedule: Schedule, batch:
             tell(Progress(history.step, used, history.step * batch, history.seconds, measured))
 
     return report
+
+
+def following(average: nn.Module, network: nn.Module, decay: float) -> Callable[[int], None]:
+    """What moves an average towards a network after a step; in the first steps it follows faster than `decay`."""
+
+    def follow(steps: int) -> None:
+        share = 1 - min(decay, steps / (steps + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), share)
+
+    return follow
+
+
+def drawn_ahead(dataset: torch.utils.data.Dataset, start: int, workers: int) -> Iterator[dict[str, Tensor]]:
+    """Batches from step `start` on, drawn ahead in `workers` processes where there are any."""
+    extra = {"multiprocessing_context": "spawn", "prefetch_factor": 6} if workers else {}
+    order = range(start, len(dataset))
+    return iter(torch.utils.data.DataLoader(dataset, None, sampler=order, num_workers=workers, **extra))
 
 
 def state_of(**modules: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from SAMFineTuneLib.models.architectures import compact
 from SAMFineTuneLib.simulation.device_random import Random
 from SAMFineTuneLib.simulation.simulated_annotator import loose_boxes
+from SAMFineTuneLib.training.pretraining import drawn_ahead
 from SAMFineTuneLib.training.synthetic_pictures import synthetic_pictures
 from SAMFineTuneLib.training.synthetic_scanner import SIZE
 
@@ -77,6 +78,4 @@ def batches(
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         dataset = SyntheticBatches(seed, batch_size, device, max(int(DRAWN_PER_GIB * memory) // batch_size, 1))
         workers = 0
-    extra = {"multiprocessing_context": "spawn", "prefetch_factor": 6} if workers else {}
-    order = range(start, len(dataset))
-    return iter(torch.utils.data.DataLoader(dataset, None, sampler=order, num_workers=workers, **extra))
+    return drawn_ahead(dataset, start, workers)

@@ -27,7 +27,7 @@ from SAMFineTuneLib.simulation.device_random import Random
 from SAMFineTuneLib.simulation.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
 from SAMFineTuneLib.training.losses import real_iou
 from SAMFineTuneLib.training.memory import device_of, mixed_precision
-from SAMFineTuneLib.training.pretraining import Progress, owning_model, reporter, state_of, write_weights
+from SAMFineTuneLib.training.pretraining import Progress, following, owning_model, reporter, state_of, write_weights
 from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.synthetic_batches import OBJECTS, batches
 from SAMFineTuneLib.training.synthetic_pictures import GENERATOR_VERSION
@@ -200,17 +200,11 @@ def pretrain_synthetic(
             loss.backward()
             return {"loss": float(loss.detach()), "iou": float(iou)}
 
-        def follow(steps: int) -> None:
-            """Move the average towards the model."""
-            decay = min(EMA_DECAY, steps / (steps + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-
         history = train(
             Training(
                 state=state_of(model=model, average=average), optimiser=_optimiser(model), gradients=gradients,
                 schedule=schedule, seed=(seed,),
-                about={"seed": seed, _BATCH: batch, "origin": origin}, after_step=follow,
+                about={"seed": seed, _BATCH: batch, "origin": origin}, after_step=following(average, model, EMA_DECAY),
                 report=reporter(progress, schedule, batch), look=look,
             ),
             checkpoint,
