@@ -102,7 +102,7 @@ def _enter(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> En
         f"{model.spec.id} + {adapter.name}" if adapter else model.spec.id,
         model.path.resolve(),
         adapter.path.resolve() if adapter else None,
-        engine.digest,
+        " ".join([engine.digest, *([engine.memory.digest] if engine.memory else [])]),
         tuple(engine.spec.heads),
         tuple(engine.spec.classes[1:]),
         adapter.card.cases if adapter else (),

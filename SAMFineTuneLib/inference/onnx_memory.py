@@ -5,55 +5,69 @@ It is small, and graphics cards' runtimes lack some of its 3-D operators, so it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.models.spec import ModelFolder
 
-VolumeMemory = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Block (CHANNELS, D, CELLS, CELLS) → logits (D, CELLS, CELLS) of the structure and (D,) of its presence; D is a
-multiple of 4."""
+
+class VolumeMemory(Protocol):
+    """A volume memory, whatever runs it."""
+
+    digest: str
+    """Identifies its weights."""
+
+    def __call__(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Block (CHANNELS, D, CELLS, CELLS) → logits (D, CELLS, CELLS) of the structure and (D,) of its presence; D is
+        a multiple of 4."""
+        ...
 
 
 def open_memory(model: ModelFolder, threads: int | None = None) -> VolumeMemory | None:
-    """The volume memory of a model, or None when it has none. Its graph is read when it is first used.
+    """The volume memory of a model, or None when it has none.
 
     Args:
         model: the model, for an adapter its base.
         threads: CPU cores that it may use; None is all.
     """
-    if not model.has("memory"):
-        return None
-    session = None
+    return OnnxMemory(model, threads) if model.has("memory") else None
 
-    def answer(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        nonlocal session
-        session = session or _open(model, threads)
-        logits, presence = session.run(["logits", "presence"], {"block": block[None]})
+
+class OnnxMemory:
+    """See `VolumeMemory`. Its graph is read when it is first used."""
+
+    def __init__(self, model: ModelFolder, threads: int | None) -> None:
+        self._model, self._threads = model, threads
+        weights = model.file("memory_weights" if model.has("memory_weights") else "memory")
+        self.digest = model.spec.sha256.get(weights.name) or sha256_of(weights)
+
+    def __call__(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits, presence = self._session.run(["logits", "presence"], {"block": block[None]})
         if not (np.isfinite(logits).all() and np.isfinite(presence).all()):
             raise UserError(
-                f"The volume memory of the model {model.spec.id!r} answers with values that are not numbers; import "
-                "the model again, or choose another one."
+                f"The volume memory of the model {self._model.spec.id!r} answers with values that are not numbers; "
+                "import the model again, or choose another one."
             )
         return logits[0], presence[0]
 
-    return answer
+    @cached_property
+    def _session(self) -> Any:
+        import onnxruntime
 
-
-def _open(model: ModelFolder, threads: int | None):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its messages would go to stderr; errors are raised all the same
-    options.intra_op_num_threads = threads or 0
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(str(model.file("memory")), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises classes of its own
-        model.verify()  # raises a sentence if a file is missing or damaged
-        raise UserError(
-            f"The volume memory of the model {model.spec.id!r} does not run in this ONNX Runtime "
-            f"({onnxruntime.__version__}); import the model again."
-        ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # its messages would go to stderr; errors are raised all the same
+        options.intra_op_num_threads = self._threads or 0  # 0 is as many as there are cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        graph = str(self._model.file("memory"))
+        try:
+            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises classes of its own
+            self._model.verify()  # raises a sentence if a file is missing or damaged
+            raise UserError(
+                f"The volume memory of the model {self._model.spec.id!r} does not run in this ONNX Runtime "
+                f"({onnxruntime.__version__}); import the model again."
+            ) from error

@@ -192,7 +192,8 @@ def main() -> int:
         chosen = [one for name in args.sets.split(",") for one in structures(name, args.most)]
         engine = open_engine(Store().find(args.model), threads=args.threads)
         settings = parse_settings(args.settings)
-        figures = started(args.output, f"{engine.digest} {args.settings}".strip())
+        parts = (engine.digest, engine.memory.digest if engine.memory else "", args.settings)
+        figures = started(args.output, " ".join(filter(None, parts)))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -9,6 +9,8 @@ from scipy import ndimage
 class RegionMemory:
     """Grows the known masks, and the earlier answer, through a block as far as the grey value is theirs."""
 
+    digest = "region memory"
+
     def __init__(self, tolerance: float = 0.2) -> None:
         self.tolerance = tolerance
         self.blocks: list[np.ndarray] = []
