@@ -254,7 +254,8 @@ def test_killed_at_any_moment_nothing_half_written_stays(fresh_python, phantom, 
         time.sleep(duration * chance.uniform(0.1, 0.9))
         process.kill()
         killed += process.wait(60) != 0
-        assert cache.verify() == []
+        entries = [path for path in cache.folder.glob("*.npz") if not path.name.startswith(".")]
+        assert all(EmbeddingCache(cache.folder).get(path.stem) is not None for path in entries)
         if output.exists():
             assert np.array_equal(nifti(output)[0], whole)
         visible = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,9 +163,9 @@ def test_pytorch_serves_a_gpu_that_onnx_runtime_lacks_if_there_are_weights(
 
     monkeypatch.setattr(onnx_engine, "available_devices", lambda: ["cpu"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch_engine, "TorchEngine", lambda *args: "PyTorch")
+    monkeypatch.setattr(torch_engine, "TorchEngine", lambda *args: SimpleNamespace(device="PyTorch"))
     if with_weights:
-        assert open_engine(random_compact, "cuda") == "PyTorch"
+        assert open_engine(random_compact, "cuda").device == "PyTorch"
     else:
         with pytest.raises(UserError, match="onnxruntime"):
             open_engine(only_onnx, "cuda")

@@ -387,24 +387,24 @@ def test_a_save_that_is_killed_midway_leaves_no_mixture(small, tmp_path, monkeyp
     """Whichever file comes first and last: afterwards there is the new adapter whole, or none."""
     from SAMFineTuneLib.models.adapters import adapter_folder
 
-    real, written = adapter_folder._write, []
+    real, written = adapter_folder.atomic_write, []
     for survives in range(6):
         save_adapter(tmp_path, trained(small, Method()), small, Method(), Card(labels=("first",)))
 
-        def dies(path, content, limit=survives):
+        def dies(path, limit=survives):
             if len(written) == limit:
                 raise KeyboardInterrupt
-            real(path, content)
             written.append(path)
+            return real(path)
 
-        monkeypatch.setattr(adapter_folder, "_write", dies)
+        monkeypatch.setattr(adapter_folder, "atomic_write", dies)
         method = Method(**BOTH)
         try:
             save_adapter(tmp_path, trained(small, method), small, method, Card(labels=("second",)))
             assert load_adapter(tmp_path, small)[1].labels == ("second",)
         except KeyboardInterrupt:
             assert "has no card.json" in refused(tmp_path, small)
-        monkeypatch.setattr(adapter_folder, "_write", real)
+        monkeypatch.setattr(adapter_folder, "atomic_write", real)
         written.clear()
 
 

@@ -146,10 +146,10 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
     Raises:
         UserError: when the file is not a known kind of checkpoint.
     """
+    path = Path(path)
+    wrapper, tensors, others = unwrap(read_checkpoint(path), path)  # says so where PyTorch is missing
     from torch import nn
 
-    path = Path(path)
-    wrapper, tensors, others = unwrap(read_checkpoint(path), path)
     prefix, state = _plain_names(tensors, path)
     state, lora = merge_lora(state)
     idle = sorted(name for name in state if _IDLE.fullmatch(name))
