@@ -112,6 +112,24 @@ def propagate_with_memory(
             yield from run.block(max(start, first), min(stop, last))
 
 
+def together(parts: Iterable[Iterator[dict[int, SliceAnswer]]]) -> Iterator[dict[int, SliceAnswer]]:
+    """Answers of one part as they come; of several, all at once when the last one is done, joined on each slice."""
+    first, *others = parts
+    if not others:
+        yield from first
+        return
+    found: dict[int, SliceAnswer] = {}
+    for blocks in (first, *others):
+        for answers in blocks:
+            for index, answer in answers.items():
+                if index not in found or not found[index].there:
+                    found[index] = answer
+                elif answer.there:
+                    share = np.maximum(found[index].share, answer.share)
+                    found[index] = SliceAnswer(share, max(found[index].presence, answer.presence))
+    yield found
+
+
 def _grouped(indices: list[int]) -> list[list[int]]:
     """Known slices that fit into one block together."""
     groups = [[indices[0]]]

@@ -28,7 +28,8 @@ from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
 from SAMFineTuneLib.images.slice_plane import view_axes
 from SAMFineTuneLib.inference.input_crop import bounding_box, view_of_box
 from SAMFineTuneLib.inference.mask_shapes import interior_points, interpolate, overlap, pieces
-from SAMFineTuneLib.inference.memory_propagation import MOST_SLICES, Slices, propagate_with_memory
+from SAMFineTuneLib.inference.memory_propagation import MOST_SLICES, Slices, propagate_with_memory, together
+from SAMFineTuneLib.inference.piece_tracks import large_pieces, piece_tracks
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.inference.slice_stack import Stack, stack_through
@@ -37,8 +38,6 @@ from SAMFineTuneLib.prompts import PlanePrompts
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Prediction, Predictor
 
-SMALLEST_PIECE = 0.1
-"""Pieces of a mask below this fraction of its largest piece are not propagated."""
 _LEVELS = tuple(np.log(share / (1 - share)) for share in (0.1, 0.3, 0.5, 0.7, 0.9))
 """Logits at which a mask is cut to tell how likely its pixels are."""
 SMALLEST_SPREAD = 12.0
@@ -238,8 +237,9 @@ class _Remembered:
             plan.stack.distance / float(np.mean(plan.stack.plane(lowest).pixel_size)),
             plan.interpolated,
         )
-        self.blocks = propagate_with_memory(
-            memory, stack, self.known, self.first, self.last, self._outlined, cancelled
+        self.blocks = together(
+            propagate_with_memory(memory, stack, part, self.first, self.last, self._outlined, cancelled)
+            for part in piece_tracks(self.known)
         )
         self.masks = dict(self.known)
         self.wanted = set(plan.indices)
@@ -466,13 +466,6 @@ class _Run:
         if abs(grey - mean) > self.settings.max_grey_shift * spread:
             return f"what the mask covers looks different (mean grey value {grey:.0f} instead of {mean:.0f})"
         return None
-
-
-def large_pieces(mask: np.ndarray) -> list[np.ndarray]:
-    """The connected pieces of a mask, largest first, without specks."""
-    found = pieces(mask)
-    sizes = [np.count_nonzero(piece) for piece in found]
-    return [piece for piece, size in zip(found, sizes, strict=True) if size >= SMALLEST_PIECE * sizes[0]]
 
 
 @dataclass(frozen=True, eq=False)
