@@ -22,8 +22,8 @@ def large_pieces(mask: np.ndarray) -> list[np.ndarray]:
 def piece_tracks(known: Mapping[int, np.ndarray]) -> list[dict[int, np.ndarray]]:
     """Divide known masks into parts that belong together through the slices.
 
-    On the next known slice, a piece goes on as the piece that it overlaps most, or else as the nearest one. Pieces that
-    meet on one slice, or come from one piece, are one part.
+    On the next known slice, a piece goes on as the piece that it overlaps most. Of pieces that overlap none there,
+    those nearest to each other belong together. Pieces that meet on one slice, or come from one piece, are one part.
 
     Args:
         known: masks (H, W), not empty, by slice.
@@ -40,11 +40,26 @@ def piece_tracks(known: Mapping[int, np.ndarray]) -> list[dict[int, np.ndarray]]
             piece = part[piece]
         return piece
 
+    def join(one: tuple[int, int], other: tuple[int, int]) -> None:
+        part[first(one)] = first(other)
+
     for here, there in zip(order, order[1:], strict=False):
-        fewer, more = (here, there) if len(found[here]) <= len(found[there]) else (there, here)
-        for number, piece in enumerate(found[more]):
-            goes_on = min(range(len(found[fewer])), key=lambda other: _apart(piece, found[fewer][other]))
-            part[first((more, number))] = first((fewer, goes_on))
+        shared = np.array(
+            [[np.count_nonzero(one & other) for other in found[there]] for one in found[here]], dtype=float
+        )
+        for one in np.flatnonzero(shared.any(axis=1)):
+            join((here, int(one)), (there, int(shared[one].argmax())))
+        for other in np.flatnonzero(shared.any(axis=0)):
+            join((here, int(shared[:, other].argmax())), (there, int(other)))
+        alone = [np.flatnonzero(~shared.any(axis=axis)).tolist() for axis in (1, 0)]
+        while all(alone):
+            one, other = min(
+                ((one, other) for one in alone[0] for other in alone[1]),
+                key=lambda pair: _distance(found[here][pair[0]], found[there][pair[1]]),
+            )
+            join((here, one), (there, other))
+            alone[0].remove(one)
+            alone[1].remove(other)
     tracks: dict[tuple[int, int], dict[int, np.ndarray]] = {}
     for index, number in part:
         own = tracks.setdefault(first((index, number)), {})
@@ -52,7 +67,6 @@ def piece_tracks(known: Mapping[int, np.ndarray]) -> list[dict[int, np.ndarray]]
     return list(tracks.values())
 
 
-def _apart(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Less for pieces that overlap more, and then for those whose centres are nearer."""
-    centers = [np.argwhere(piece).mean(axis=0) for piece in (one, other)]
-    return -float(np.count_nonzero(one & other)), float(np.linalg.norm(centers[0] - centers[1]))
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Pixels between the centres of two pieces."""
+    return float(np.linalg.norm(np.argwhere(one).mean(axis=0) - np.argwhere(other).mean(axis=0)))

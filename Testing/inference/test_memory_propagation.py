@@ -17,6 +17,7 @@ from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
 from SAMFineTuneLib.inference.block_path import BlockPath, path_through
 from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.piece_tracks import piece_tracks
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.progress import Progress
 from SAMFineTuneLib.inference.propagation import PropagatedSlice, PropagationEnd, Seed, propagate
@@ -227,13 +228,45 @@ def test_interpolated_slices_are_not_looked_at():
     assert dice(found[13].mask, labels[16] > 0) > 0.8
 
 
+def discs(*centers):
+    rows, columns = np.mgrid[:60, :90]
+    return np.any([np.hypot(rows - row, columns - column) < 6 for row, column in centers], axis=0)
+
+
+def test_pieces_are_followed_by_overlap_and_then_by_distance():
+    left, right = discs((30, 20)), discs((30, 70))
+    # Two kidneys, of which one has ended on the last slice, and a speck.
+    speck = np.zeros_like(left)
+    speck[2, 2] = True
+    parts = piece_tracks({3: left | right | speck, 9: discs((31, 22), (29, 69)), 15: discs((31, 24))})
+    assert sorted(sorted(part) for part in parts) == [[3, 9], [3, 9, 15]]
+    assert all(np.array_equal(part[3], left if 15 in part else right) for part in parts)
+    # A thin rib moves by more than its width from one prompted slice to the next.
+    (rib,) = piece_tracks({3: discs((10, 10)), 9: discs((30, 40)), 15: discs((50, 80))})
+    assert sorted(rib) == [3, 9, 15]
+    # Two legs of a bifurcation meet in one trunk.
+    (vessel,) = piece_tracks({3: discs((30, 20), (30, 34)), 9: discs((30, 25), (30, 27), (30, 29))})
+    assert np.array_equal(vessel[3], discs((30, 20), (30, 34)))
+
+
+def test_two_rods_of_a_segment_are_carried_apart_and_joined():
+    volume, labels = long_tube(40)
+    second = np.roll(labels, (-30, 36), axis=(1, 2))
+    array = np.where(second > 0, 200, volume.array).astype(np.int16)
+    both = Volume(array, volume.affine)
+    memory = RegionMemory()
+    slices, ends = run(both, [seed(both, labels | second, 20)], remembering(memory))
+    assert sorted(slices) == [index for index in range(40) if index != 20] and ends == []
+    for index, item in slices.items():
+        assert dice(item.mask, (labels | second)[index] > 0) > 0.75
+    assert sum(bool((block[3] > 0).any()) for block in memory.blocks) >= 4  # the rods are asked for one by one
+
+
 # ---------------------------------------------------------------- the bundled memory
 
 
 @pytest.fixture(scope="module")
 def bundled():
-    if "memory" not in read_model_folder(BUNDLED).spec.files:
-        pytest.skip("the bundled model has no memory yet")
     return Predictor(open_engine(read_model_folder(BUNDLED), threads=2))
 
 
@@ -248,7 +281,7 @@ def test_one_slice_of_each_organ_gives_the_organ_in_three_dimensions(bundled):
         found = np.zeros(labels.shape, bool)
         for item in propagate(bundled, volume, window, [known]):
             if isinstance(item, PropagatedSlice):
-                found[item.plane.index] = ndimage_like(item.mask, volume, labels, item.plane)
+                found[item.plane.index] = on_voxels(item.mask, volume, labels, item.plane)
         found[start] = labels[start] == value
         scores[name] = dice(found, labels == value)
         over.append(np.count_nonzero(found.any((1, 2)) & (areas == 0)))
@@ -256,7 +289,7 @@ def test_one_slice_of_each_organ_gives_the_organ_in_three_dimensions(bundled):
     assert np.mean(over) < 3
 
 
-def ndimage_like(mask, volume, labels, plane):
+def on_voxels(mask, volume, labels, plane):
     """A slice's mask on the voxels of the volume: axial planes of the phantom have its own rows and columns, perhaps
     mirrored."""
     order = np.arange(labels[plane.index].size, dtype=np.int32).reshape(labels[plane.index].shape)
