@@ -43,8 +43,9 @@ def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> 
 
     Args:
         model: a model with weights.
-        folder: becomes a model of its own, named after the folder. The model's own folder gets the graphs in addition;
-            when its weights are a safetensors file, the graphs refer to it.
+        folder: becomes a model of its own, named after the folder, with a copy of the volume memory where there is one.
+            The model's own folder gets the graphs in addition; when its weights are a safetensors file, the graphs
+            refer to it.
         int8: quantise the encoder; see `export_onnx`.
 
     Raises:
@@ -60,7 +61,9 @@ def export_model(model: ModelFolder, folder: str | Path, int8: bool = False) -> 
     written = export_onnx(load_torch_model(model), spec, folder, int8, weights=shared)
     if not kept:  # its id differs from the original's, which may be on the same computer
         name = plain_id(folder.resolve().name)
-        spec = replace(spec, id=name if name != spec.id else f"{name}-onnx", files={}, sha256={})
+        memory = {role: spec.files[role] for role in ("memory_weights", "memory") if model.has(role)}
+        written += [Path(shutil.copyfile(model.path / file, folder / file)) for file in memory.values()]
+        spec = replace(spec, id=name if name != spec.id else f"{name}-onnx", files=memory, sha256={})
     return describe_graphs(spec, folder, written)
 
 
