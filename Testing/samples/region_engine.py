@@ -23,6 +23,7 @@ class RegionEngine:
     """Token 0 and 2 answer with the region, token 1 with its eroded, token 3 with its dilated form."""
 
     device = "test"
+    memory = None
 
     def __init__(self, digest: str = "region", zoom: bool = False, tolerance: float = 12.0):
         self.spec = ModelSpec(
