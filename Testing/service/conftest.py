@@ -49,6 +49,12 @@ def the_window_never_waits(monkeypatch):
     monkeypatch.setattr(time, "sleep", watched_sleep)
 
 
+@pytest.fixture(autouse=True)
+def own_embeddings(monkeypatch, tmp_path):
+    """No test finds slices that another one embedded."""
+    monkeypatch.setenv("SAMFINETUNE_CACHE", str(tmp_path / "embeddings"))
+
+
 class Host:
     """What a window does: pumps a client again and again, and keeps what it was told.
 
