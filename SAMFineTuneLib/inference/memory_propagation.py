@@ -221,8 +221,8 @@ class _Run:
 
     def _shown(self, indices: range, path: BlockPath) -> list[int]:
         """The slices of a block that the memory sees: known ones, both ends, and others at a useful distance."""
-        seen = [index for index in indices if index not in self.slices.unseen or index in self.known]
-        seen = seen or list(indices)
+        needed = {indices[0], indices[-1], *self.known}
+        seen = [index for index in indices if index not in self.slices.unseen or index in needed]
         step = max(1, round(_FINEST * path.cell / self.slices.distance))
         fixed = [seen[0], *(index for index in seen[1:-1] if index in self.known), seen[-1]]
         chosen = {fixed[-1]}

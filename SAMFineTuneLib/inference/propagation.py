@@ -229,8 +229,9 @@ class _Remembered:
         self._picture = lru_cache(2 * MOST_SLICES)(lambda index: picture(volume, plan.stack.plane(index), window))
         self.known = {front.index: front.mask for front in plan.starts}
         lowest, highest = plan.starts[0].index, plan.starts[-1].index
-        self.first = plan.first if -1 in plan.steps else lowest
-        self.last = plan.last if 1 in plan.steps else highest
+        # All slices on the way count, also those before the range begins.
+        self.first = min(plan.first, lowest) if -1 in plan.steps else lowest
+        self.last = max(plan.last, highest) if 1 in plan.steps else highest
         stack = Slices(
             self._picture,
             plan.stack.count,
@@ -248,8 +249,6 @@ class _Remembered:
         absent: set[int] = set()
         for answers in self.blocks:
             for index in sorted(answers, key=self._steps_to_known):
-                if index not in self.wanted:
-                    continue
                 answer = answers[index]
                 neighbour = self._neighbour(index, absent)
                 if neighbour is None or not answer.there:
@@ -257,12 +256,12 @@ class _Remembered:
                     continue
                 mask = keep_pieces(answer.mask, neighbour, "touching") if self.settings.keep != "all" else answer.mask
                 self.masks[index] = mask if mask.any() else answer.mask
-                self.meter.step()
-                shared = overlap(neighbour, self.masks[index])
-                yield PropagatedSlice(
-                    self.plan.stack.plane(index), self.masks[index], answer.expected_iou, shared, self._sources(index)
-                )
-        self.meter.skip(len(self.wanted) - len(self.masks) + len(self.known))
+                if index in self.wanted:
+                    self.meter.step()
+                    shared = overlap(neighbour, self.masks[index])
+                    plane, sources = self.plan.stack.plane(index), self._sources(index)
+                    yield PropagatedSlice(plane, self.masks[index], answer.expected_iou, shared, sources)
+        self.meter.skip(len(self.wanted - self.masks.keys()))
         yield from self._ends(absent)
 
     def _outlined(self, index: int, mask: np.ndarray) -> np.ndarray:
@@ -296,6 +295,7 @@ class _Remembered:
 
     def _ends(self, absent: set[int]) -> Iterator[PropagationEnd]:
         """Where slices stay empty, and why."""
+        lowest, highest = self.plan.starts[0].index, self.plan.starts[-1].index
         for low, high in zip(self.plan.starts, self.plan.starts[1:], strict=False):
             empty = [index for index in self.plan.between(low.index, high.index) if index in absent]
             if empty:
@@ -306,8 +306,10 @@ class _Remembered:
                     "there."
                 )
         for step in self.plan.steps:
-            ended = next((index for index in self.plan.beyond(step) if index in absent), None)
-            if ended is not None:
+            wanted = self.plan.beyond(step)
+            outermost, end = (highest, self.last + 1) if step > 0 else (lowest, self.first - 1)
+            ended = next((index for index in range(outermost + step, end, step) if index in absent), None)
+            if wanted and ended is not None:
                 yield PropagationEnd(
                     f"Propagation ended before {self.plan.where(ended)}: the structure is not found there."
                 )

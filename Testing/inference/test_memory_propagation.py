@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from region_engine import WINDOW, phantom, region_predictor
 from region_memory import RegionMemory
@@ -165,6 +165,45 @@ def test_only_the_slices_that_are_asked_for_come():
     filled, ends = run(volume, [seed(volume, labels, 5), seed(volume, labels, 35)], direction="fill")
     assert sorted(filled) == list(range(6, 35)) and ends == []
     assert all(len(item.sources) == 2 for item in filled.values())
+
+
+class Impatient(RegionMemory):
+    """Refuses to be asked for ever."""
+
+    def __call__(self, block):
+        assert len(self.blocks) < 80, "no end in sight"
+        return super().__call__(block)
+
+
+@settings(deadline=None, max_examples=6)
+@example({24}, [5, 11], "both", set())
+@example({20, 30}, [10, 41], "both", {40, 41, 42})
+@given(
+    prompted=st.sets(st.integers(6, 63), min_size=1, max_size=3),
+    ends=st.tuples(st.integers(-3, 75), st.integers(-3, 75)).map(sorted),
+    direction=st.sampled_from(["both", "up", "down"]),
+    missing=st.sets(st.integers(1, 68), max_size=12),
+)
+def test_any_range_is_reached_from_any_slices(prompted, ends, direction, missing):
+    """The range may begin far from the prompted slices, and end where the volume has no slices of its own."""
+    volume, labels = long_tube(70, drift=0.0)
+    own = tuple(None if k in missing - prompted else (k, 1) for k in range(70))
+    gappy = Volume(volume.array, volume.affine, source=VolumeSource((), "DICOM", slices=own))
+    seeds = [seed(gappy, labels, index) for index in sorted(prompted)]
+    first, last = max(ends[0], 0), max(ends[1], 0)
+    slices, notes = run(gappy, seeds, remembering(Impatient()), first=first, last=last, direction=direction)
+    reached = range(
+        0 if direction != "up" else min(prompted), 70 if direction != "down" else max(prompted) + 1
+    )  # fmt: skip
+    assert sorted(slices) == [k for k in range(first, min(last, 69) + 1) if k in reached and k not in prompted]
+    assert notes == []
+    assert all(dice(item.mask, labels[index] > 0) > 0.7 for index, item in slices.items())
+
+
+def test_a_structure_that_ends_before_the_range_is_said():
+    volume, labels = long_tube(60, absent=range(30, 60), drift=0.0)
+    slices, ends = run(volume, [seed(volume, labels, 20)], first=40, last=50)
+    assert slices == {} and len(ends) == 1 and "ended before axial slice 30" in ends[0]
 
 
 def test_a_gap_that_stays_empty_is_named():
