@@ -135,11 +135,12 @@ def test_it_stops_in_every_phase_and_goes_on(cases):
         else:
             run._starter.close()
         until(run, lambda _, run=run: run.state not in ("new", "running"), "stopping")
+        if stage == "export" and run.state == "done":
+            return  # exporting was over before it saw the file
         assert run.state == "stopped", (stage, run.last, run.last_words())
         assert run.can_resume or stage == "cases"
-    if stage == "export":
-        with pytest.raises(UserError, match="unfinished"):
-            new_run("mine")
+    with pytest.raises(UserError, match="unfinished"):
+        new_run("mine")
     run = TrainingRun(run.folder)
     run.start()
     until(run, lambda _: run.state not in ("new", "running"), "the end")
