@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import numpy as np
 
-_REACH = 3.0
+_REACH = 2.0
 """How far a click counts for its surroundings, in units of its distance from the outline."""
 _LOGITS_PER_REACH = 4.0
 """Logits by which the model must be surer, for each further reach away from the click, to change the mask."""
+_CONTRARY = 4.0
+"""Logits by which the model must be surer to take away after positive clicks alone, or to add after negative ones."""
+_FIRST_READING = 0.5
+"""Share of these logits when the earlier answer is one reading of a lone point, which the next click may revise."""
 _MARGIN = 1.0
 """Logits of a clicked place, at least: positive inside, negative outside."""
 _NARROWEST = 0.4
 """Cells: a narrower change would miss its neighbours."""
 
 
-def changed_near(before: np.ndarray, after: np.ndarray, clicks: np.ndarray) -> np.ndarray:
+def changed_near(
+    before: np.ndarray, after: np.ndarray, clicks: np.ndarray, positive: np.ndarray, first_reading: bool = False
+) -> np.ndarray:
     """Keep an earlier answer where a new one differs far from all clicks and without certainty.
 
-    A click close to the outline points at a small error and counts for few cells, one far from it for many. An answer
-    without an outline, with nothing or everything inside, may change anywhere.
+    A click close to the outline points at a small error and counts for few cells, one far from it for many. Clicks that
+    are all positive seldom mean that something is to be taken away, nor negative ones that something is missing. An
+    answer without an outline, with nothing or everything inside, may change anywhere.
 
     Args:
         before: logits (h, w) of the answer that the user corrects.
         after: logits (h, w) of the answer to all clicks.
         clicks: the new clicks (n, 2), x and y in cells of the logits.
+        positive: (n,), whether a click is positive.
+        first_reading: whether the earlier answer is that to a lone point.
 
     Returns:
         The logits (h, w) to show.
@@ -36,6 +45,10 @@ def changed_near(before: np.ndarray, after: np.ndarray, clicks: np.ndarray) -> n
     if not len(clicks) or inside.all() or not inside.any():
         return after
     needed = np.min([_needed(inside, click) for click in clicks], axis=0)
+    if first_reading:
+        needed = needed * _FIRST_READING
+    if positive.all() or not positive.any():
+        needed = needed + _CONTRARY * (inside == positive[0])
     stays = (inside != (after > 0)) & (np.abs(after) < needed)
     return np.where(stays, before, after)
 

@@ -28,9 +28,11 @@ def pieces(mask: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def pieces_asked_for(mask: np.ndarray, marked: np.ndarray, largest: bool) -> np.ndarray:
-    """Keep the 8-connected pieces of a mask that `marked` (rows, columns) touches; with `largest`, or when it touches
-    none, also the largest piece."""
+def pieces_asked_for(
+    mask: np.ndarray, marked: np.ndarray, largest: bool, before: np.ndarray | None = None
+) -> np.ndarray:
+    """Keep the 8-connected pieces of a mask that `marked` (rows, columns) touches, and those that lie mostly in an
+    earlier mask `before`; with `largest`, or when `marked` touches none, also the largest piece."""
     labels, inside = _labelled(mask)
     sizes = np.bincount(labels.ravel())
     if len(sizes) <= 2:
@@ -41,6 +43,9 @@ def pieces_asked_for(mask: np.ndarray, marked: np.ndarray, largest: bool) -> np.
     asked[0] = False
     if largest or not asked.any():
         asked[np.argmax(sizes)] = True
+    if before is not None:
+        asked |= np.bincount(labels.ravel(), before[inside].ravel(), len(sizes)) > sizes / 2
+        asked[0] = False
     kept = np.zeros(mask.shape, dtype=bool)
     kept[inside] = asked[labels]
     return kept

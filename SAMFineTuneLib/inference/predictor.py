@@ -307,13 +307,17 @@ class Predictor:
         place = geometry((answer.view.rows, answer.view.columns), self.engine.spec)
         points, logits = answer.view.to_view(prompts.points), answer.low_res
         clicks = place.to_low_res(points)
-        # A lone point is ambiguous: the next one may change everything.
-        if previous is not None and previous.reading is None:
+        positive, to_masks = prompts.labels == 1, answer.to_masks
+        if previous is not None:
             before = self._moved(previous.low_res, previous.view, answer.view, -_SURE)
-            logits = changed_near(before, logits, clicks[previous.points :])
-        logits = as_told(logits, clicks, place.shares(points), prompts.labels == 1)
+            new, first_reading = slice(previous.points, None), previous.reading is not None
+            logits = changed_near(before, logits, clicks[new], positive[new], first_reading)
+            if not first_reading:  # a correction that cuts a mask in two does not mean that a part is another object
+                to_masks = partial(to_masks, before=previous.mask)
+        logits = as_told(logits, clicks, place.shares(points), positive)
         return replace(
             answer,
+            to_masks=to_masks,
             low_res_candidates=np.stack([logits, *answer.low_res_candidates[1:]]),
             points=len(prompts.points),
         )
@@ -419,15 +423,16 @@ def _to_masks(
     prompts: PlanePrompts,
     one_piece: bool,
     low_res: np.ndarray,
+    before: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Masks (M, *shape) of low-resolution logits (M, h, w) over a view."""
+    """Masks (M, *shape) of low-resolution logits (M, h, w) over a view; `before` is the mask that they correct."""
     least = _BEYOND_BOX * view.crop(_beyond_box(prompts, shape)) if one_piece else 0.0
     masks = view.paste(place.logits_to_picture(low_res) > least, shape, False)
     if not one_piece:
         return masks
     # Separate pieces are other objects that look alike, unless the user points at them.
     marked = _marked(prompts, shape)
-    return np.stack([pieces_asked_for(mask, marked, largest=prompts.box is not None) for mask in masks])
+    return np.stack([pieces_asked_for(mask, marked, prompts.box is not None, before) for mask in masks])
 
 
 def _to_input(coords: np.ndarray, labels: np.ndarray, place: InputGeometry) -> np.ndarray:

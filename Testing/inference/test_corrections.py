@@ -28,6 +28,9 @@ def click(x: float, y: float) -> np.ndarray:
     return np.float64([[x, y]])
 
 
+POSITIVE, NEGATIVE = np.array([True]), np.array([False])
+
+
 def grown(logit: float) -> np.ndarray:
     """A disc that grew at the left end, and at the right one, by pieces of this logit."""
     left, right = (disc(x, 32, 5, 1.0) > 0 for x in (18, 46))
@@ -37,28 +40,28 @@ def grown(logit: float) -> np.ndarray:
 
 def test_an_unsure_change_stays_out_where_nobody_clicked():
     before = disc(32, 32, 12)
-    answer = changed_near(before, grown(1.0), click(17, 32)) > 0
+    answer = changed_near(before, grown(1.0), click(17, 32), POSITIVE) > 0
     assert answer[32, 15] and not answer[32, 49], "only the piece that was clicked"
     assert np.array_equal(answer[:, 32:], before[:, 32:] > 0)
 
 
 def test_a_sure_change_is_made_anywhere():
-    before, after = disc(32, 32, 12), grown(7.9)
-    far = changed_near(before, after, click(14, 32))  # 6 cells from the outline: it speaks for 18 cells
+    before, after = disc(32, 32, 12), grown(9.0)
+    far = changed_near(before, after, click(14, 32), POSITIVE)  # 6 cells from the outline: it speaks for 12 cells
     assert np.array_equal(far, after)
-    assert not (changed_near(before, after, click(19, 32)) > 0)[32, 49], "a click at the outline means little"
+    assert not (changed_near(before, after, click(19, 32), POSITIVE) > 0)[32, 49], "a click at the outline means little"
 
 
 def test_where_there_is_no_outline_or_no_new_click_all_may_change():
     after = grown(1.0)
     for before, clicks in ((disc(32, 32, 12), NOWHERE), (np.full_like(after, -3), click(17, 32)),
                            (np.full_like(after, 3), click(17, 32))):  # fmt: skip
-        assert changed_near(before, after, clicks) is after
+        assert changed_near(before, after, clicks, np.ones(len(clicks), bool)) is after
 
 
 def test_all_new_clicks_count():
     before, after = disc(32, 32, 12), grown(1.0)
-    both = changed_near(before, after, np.concatenate([click(17, 32), click(47, 32)]))
+    both = changed_near(before, after, np.concatenate([click(17, 32), click(47, 32)]), np.array([True, True]))
     assert np.array_equal(both, after)
 
 
@@ -68,10 +71,28 @@ def test_every_cell_is_as_before_or_as_after_and_the_clicked_one_as_after(seed, 
     random = np.random.default_rng(seed)
     before, after = random.normal(0, 3, (2, SIDE, SIDE)).astype(np.float32)
     clicks = random.integers(0, SIDE, (count, 2))
-    answer = changed_near(before, after, clicks.astype(float))
+    positive = after[clicks[:, 1], clicks[:, 0]] > 0
+    answer = changed_near(before, after, clicks.astype(float), positive)
     assert (((answer > 0) == (before > 0)) | ((answer > 0) == (after > 0))).all()
     assert np.array_equal(answer[clicks[:, 1], clicks[:, 0]], after[clicks[:, 1], clicks[:, 0]])
-    assert np.array_equal(changed_near(after, after, clicks.astype(float)), after), "what agrees is left alone"
+    again = changed_near(after, after, clicks.astype(float), positive)
+    assert np.array_equal(again, after), "what agrees is left alone"
+
+
+@pytest.mark.parametrize("positive", [POSITIVE, NEGATIVE])
+def test_a_click_takes_nothing_away_that_it_is_meant_to_add_unless_the_model_is_sure(positive):
+    sign = 1 if positive.all() else -1
+    before, less = sign * disc(32, 32, 12), sign * disc(32, 32, 9, 1.0)
+    assert np.array_equal(changed_near(before, less, click(38, 32), positive) > 0, before > 0), "against the click"
+    assert not np.array_equal(changed_near(before, less, click(38, 32), ~positive) > 0, before > 0), "what it asks for"
+    sure = 8 * less
+    assert np.array_equal(changed_near(before, sure, click(38, 32), positive), sure)
+
+
+def test_the_answer_to_a_lone_point_changes_more_easily():
+    before, after = disc(32, 32, 12), grown(8.0)
+    settled, first = (changed_near(before, after, click(16, 32), POSITIVE, lone) > 0 for lone in (False, True))
+    assert not settled[32, 49] and first[32, 49]
 
 
 def told(logits: np.ndarray, place: InputGeometry, pixels: np.ndarray, positive: np.ndarray) -> np.ndarray:

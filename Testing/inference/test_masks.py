@@ -32,6 +32,16 @@ def test_pieces_partition_the_mask_and_agree_with_scipy(mask):
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_pieces_that_were_mostly_there_before_are_kept():
+    mask, before, marked = (np.zeros((8, 24), bool) for _ in range(3))
+    mask[1:6, 0:6] = mask[1:5, 8:14] = mask[1:4, 16:22] = marked[3, 3] = True
+    before[1:6, 0:12] = before[1:4, 16:18] = True  # four of six columns of the second piece, two of six of the third
+    assert np.array_equal(
+        pieces_asked_for(mask, marked, False, before).any(axis=0), np.arange(24) // 8 < 2 * mask.any(axis=0)
+    )
+    assert not pieces_asked_for(mask, marked, False)[:, 8:].any()
+
+
 @settings(deadline=None)
 @given(shapes.flatmap(lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))), st.booleans())
 def test_pieces_that_are_asked_for_are_those_touched_and_the_largest(masks, largest):
