@@ -47,6 +47,7 @@ from SAMFineTuneLib.session.doubts import (
     doubts_about_placing,
     doubts_about_points,
     doubts_about_voxels,
+    doubts_about_window,
 )
 from SAMFineTuneLib.session.session import Session
 
@@ -434,6 +435,9 @@ class Segmenter:
         self._judged = state
         told = doubts_about_points(self.volume, session.window, state)
         scores = self.scores
+        names = {info.value: info.name for info in session.segments}
+        for value, plane in self.prompted_planes:
+            told += doubts_about_window(names[value], session.window, session.answer(value, plane))
         for info in session.segments:
             if not self.filled_planes(info.value):
                 told.append(f"Nothing was found for {info.name}: check prompts and window, or add a point.")

@@ -70,6 +70,10 @@ class IntensityWindow:
     def width(self) -> float:
         return self.high - self.low
 
+    def joined(self, other: IntensityWindow) -> IntensityWindow:
+        """The window that shows what either of two shows."""
+        return IntensityWindow(min(self.low, other.low), max(self.high, other.high), other.name)
+
     def apply(self, array: np.ndarray) -> np.ndarray:
         """uint8 of the same shape: 0 at `low` and 255 at `high`, rounded to the nearest (halves to even).
 

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
+from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.mask_shapes import interior_points
+from SAMFineTuneLib.inference.prompt_window import window_for
 from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.session.state import Task
 
@@ -49,6 +50,8 @@ class Answer:
 
     mask: PackedMask
     score: float
+    windows: tuple[IntensityWindow, ...] = ()
+    """Those in which the model saw the slice, where the volume's own would have hidden what was prompted."""
 
 
 class Recent:
@@ -77,13 +80,22 @@ class Answers:
     """Masks of one volume in one window by one model; what was asked before is remembered."""
 
     def __init__(self, predictor: Predictor, volume: Volume, window: IntensityWindow) -> None:
-        self._predictor, self._volume, self._window = predictor, volume, window
-        self._pictures, self._predictions, self._answers = Recent(_PICTURES), Recent(_PREDICTIONS), Recent(_ANSWERS)
+        self._predictor, self._volume, self.window = predictor, volume, window
+        self._values, self._pictures = Recent(_PICTURES), Recent(_PICTURES)
+        self._predictions, self._answers = Recent(_PREDICTIONS), Recent(_ANSWERS)
 
-    def picture(self, plane: SlicePlane) -> np.ndarray:
-        """What the model sees of a plane, uint8 (rows, columns)."""
-        found = self._pictures.get(plane.key)
-        return found if found is not None else self._pictures.put(plane.key, picture(self._volume, plane, self._window))
+    def picture(self, plane: SlicePlane, window: IntensityWindow | None = None) -> np.ndarray:
+        """What the model sees of a plane, uint8 (rows, columns), in the volume's window or another."""
+        window = window or self.window
+        key = plane.key, window
+        found = self._pictures.get(key)
+        return found if found is not None else self._pictures.put(key, window.apply(self._extracted(plane)))
+
+    def windows(self, task: Task) -> tuple[IntensityWindow, ...]:
+        """The windows in which the model sees the objects of a task."""
+        base = task.base.mask if task.base else None
+        asked = _asked_of_model(task.prompts, base)
+        return tuple(self._window_of(task.plane, base, own) for own in objects(asked)) if asked else ()
 
     def prepare(self, plane: SlicePlane) -> None:
         """Do what the first point on a plane needs, wherever it will be."""
@@ -102,6 +114,7 @@ class Answers:
         base = task.base.mask if task.base else None
         asked = _asked_of_model(task.prompts, base)
         union, scores = np.zeros(task.plane.shape, dtype=bool), []
+        wider = tuple(window for window in self.windows(task) if window != self.window)
         if task.base and not asked:
             union, scores = base.unpack(), [task.base.score]
         for own in objects(asked) if asked else ():
@@ -111,7 +124,24 @@ class Answers:
                 scores.append(prediction.score)
         for part in task.prompts:
             union = part.within_regions(union)
-        return Answer(PackedMask.of(union), min(scores, default=0.0))
+        return Answer(PackedMask.of(union), min(scores, default=0.0), wider)
+
+    def _extracted(self, plane: SlicePlane) -> np.ndarray:
+        found = self._values.get(plane.key)
+        return found if found is not None else self._values.put(plane.key, extract(self._volume, plane))
+
+    def _window_of(
+        self, plane: SlicePlane, base: PackedMask | None, prompts: tuple[PlanePrompts, ...]
+    ) -> IntensityWindow:
+        """The window that shows what the prompts of one object define: their box, their mask, the mask that they
+        correct, or the first points, so that a click that follows sees the same picture."""
+        given = combine(prompts)
+        if given.box is None and given.mask is None:
+            if base is not None:
+                given = replace(given, mask=base.unpack())
+            else:
+                given = next((one for one in prompts if one.says_where), given)
+        return window_for(self._extracted(plane), given, self.window)
 
     def _predict(
         self, plane: SlicePlane, base: PackedMask | None, prompts: tuple[PlanePrompts, ...]
@@ -131,16 +161,17 @@ class Answers:
             found = self._predictions.get(key)
             if found is None:
                 feed = previous if previous is not None and previous.mask.any() else None
+                shown = self.picture(plane, self._window_of(plane, corrects, so_far))
                 if corrects is not None:
-                    given, taken = self._correcting(plane, corrects.unpack(), given)
+                    given, taken = self._correcting(shown, corrects.unpack(), given)
                     feed = taken if feed is None else feed
-                found = _only_best(self._predictor.predict(self.picture(plane), given, previous=feed))
+                found = _only_best(self._predictor.predict(shown, given, previous=feed))
                 self._predictions.put(key, found)
             previous = found
         return previous
 
     def _correcting(
-        self, plane: SlicePlane, mask: np.ndarray, given: PlanePrompts
+        self, shown: np.ndarray, mask: np.ndarray, given: PlanePrompts
     ) -> tuple[PlanePrompts, Prediction | None]:
         """The points given to correct a mask that is there already, and what it would be as an answer.
 
@@ -149,7 +180,7 @@ class Answers:
         inside = interior_points(mask, _INTERIOR)
         points = np.concatenate([inside, given.points])
         labels = np.concatenate([np.ones(len(inside), np.int64), given.labels])
-        taken = self._predictor.taken(self.picture(plane), mask, len(inside)) if mask.any() else None
+        taken = self._predictor.taken(shown, mask, len(inside)) if mask.any() else None
         return replace(given, points=points, labels=labels, mask=mask), taken
 
 

@@ -78,6 +78,15 @@ def _uniform_shade(values: np.ndarray, point: np.ndarray, window: IntensityWindo
     return "white" if around.min() >= window.high else None
 
 
+def doubts_about_window(name: str, window: IntensityWindow, answer: Answer) -> list[str]:
+    """Sentences that say in which window the model saw a slice, where it is not the volume's."""
+    return [
+        f"The window {window.low:g} to {window.high:g} hides what is prompted of {name}, so the model sees "
+        f"{wider.low:.0f} to {wider.high:.0f} there."
+        for wider in answer.windows
+    ]
+
+
 def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None) -> str | None:
     """A warning about a mask that is not empty when its predicted IoU is low; else None."""
     if score >= LEAST_IOU:

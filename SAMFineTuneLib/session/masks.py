@@ -13,7 +13,7 @@ from SAMFineTuneLib.images import SlicePlane
 from SAMFineTuneLib.images.packed_mask import PackedMask, digest_of_masks
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.answers import Answer, Answers
-from SAMFineTuneLib.session.doubts import doubt_about_place
+from SAMFineTuneLib.session.doubts import doubt_about_place, doubts_about_window
 from SAMFineTuneLib.session.failures import as_sentence
 from SAMFineTuneLib.session.history import History
 from SAMFineTuneLib.session.state import Place, State, changes
@@ -48,6 +48,7 @@ class Masks:
         self._history, self._propagations, self._tell = history, propagations, tell
         self._told: dict[Place, Told] = {}
         self._pending: dict[Place, SlicePlane] = {}
+        self._widened: set[int] = set()  # segments of which it was told that the model sees them in a wider window
         self._quiet_until = 0  # doubts about masks of that moment and before were told, perhaps in another session
 
     @property
@@ -86,6 +87,7 @@ class Masks:
     def restart(self, answers: Answers) -> None:
         """The volume, window or model has changed: make every mask again that comes from prompts."""
         self.answers = answers
+        self._widened.clear()
         self.expect((place, task.plane) for place, task in self._history.state.tasks.items() if task.prompts)
 
     def expect(self, places: Iterable[tuple[Place, SlicePlane]]) -> None:
@@ -121,6 +123,11 @@ class Masks:
         if now is not None and now.since > self._quiet_until:
             if doubt := doubt_about_place(self._history.state, place, answer):
                 self._tell(events.Notice(doubt))
+            if answer.windows and place[0] not in self._widened:
+                self._widened.add(place[0])
+                name = next(info.name for info in self._history.state.segments if info.value == place[0])
+                for sentence in doubts_about_window(name, self.answers.window, answer):
+                    self._tell(events.Notice(sentence))
 
     def finish(self) -> None:
         """Make all masks now."""

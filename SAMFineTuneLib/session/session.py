@@ -320,15 +320,18 @@ class Session(intents.IntentMethods):
         orientations = sorted({task.plane.orientation for task in prompted})
         if orientation is None and len(orientations) > 1:
             raise UserError(f"Segment {info.name} has prompts on {' and '.join(orientations)} slices; choose which.")
-        seeds, sources = [], []
+        seeds, sources, window = [], [], self.window
         for task in prompted:
-            mask = self._masks.answer((segment, task.plane.key)).mask.unpack()
+            answer = self._masks.answer((segment, task.plane.key))
+            mask = answer.mask.unpack()
             if orientation in (None, task.plane.orientation) and mask.any():
                 seeds.append(Seed(task.plane, mask))
                 sources.append((task.plane.key, task.prompts))
+                for wider in answer.windows:
+                    window = window.joined(wider)
         covers = frozenset(plane.key for plane in planned_planes(volume, seeds, settings))
         job = PropagationJob(self._job_number(intent.job), segment, tuple(sources), covers, self._next_moment())
-        return self._start(job, propagate, predictor, volume, self.window, seeds, settings)
+        return self._start(job, propagate, predictor, volume, window, seeds, settings)
 
     @_handle.register
     def _everything(self, intent: intents.Everything) -> EverythingJob:
