@@ -3,7 +3,7 @@
 import slicer
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, choose_in, chosen_in, enable, fill_menu, fit_height, quiet
+from .qt_helpers import Connections, choose_in, chosen_in, enable, fill_menu, fit_height, quiet, set_elided
 from .volume_controls import prepare_segmentation
 
 OTHERS = (
@@ -20,6 +20,7 @@ class SegmentList:
     def __init__(self, host, ui):
         self.host, self.ui = host, ui
         self._node = None
+        self._doubtful = {}  # IoU to expect by segment and plane, where it is low
         self._agreed = None  # the segment that list and session had selected when last compared
         fill_menu(ui.othersSelector, OTHERS)
         ui.segmentsTable.setSelectionMode(1)  # QAbstractItemView.SingleSelection
@@ -34,6 +35,7 @@ class SegmentList:
         )
         host.listen("Turn", self.refresh)
         host.listen("SessionStarted", self.show_session)
+        host.listen("MaskChanged", self._judge)
 
     def close(self):
         self._connections.close()
@@ -45,6 +47,7 @@ class SegmentList:
         if session is None:
             return
         self._agree(session)
+        self._show_doubts(session)
         there = self._node is not None
         count = self._node.GetSegmentation().GetNumberOfSegments() if there else 0
         if count != self._count:
@@ -56,6 +59,28 @@ class SegmentList:
             (self.ui.show3DButton, there),
             (self.ui.editorButton, there),
         )
+
+    # ---- doubtful answers
+
+    def _judge(self, event):
+        """Remember which answers are doubtful: the user should check those."""
+        from SAMFineTuneLib.session.doubts import is_doubtful
+
+        place = event.segment, event.plane.key
+        self._doubtful.pop(place, None)
+        if event.packed is not None and event.score is not None and is_doubtful(event.score, event.packed):
+            self._doubtful[place] = event.plane, event.score
+
+    def _show_doubts(self, session):
+        names = {info.value: info.name for info in session.state.segments} if session.state is not None else {}
+        doubts = [
+            _("{segment} on {slice} (predicted IoU {score:.2f})").format(segment=names[value], slice=plane, score=score)
+            for (value, _key), (plane, score) in sorted(self._doubtful.items(), key=lambda item: item[1][1])
+            if value in names
+        ]
+        text = _("Doubtful, please check: {answers}").format(answers="; ".join(doubts)) if doubts else ""
+        self.ui.doubtLabel.setVisible(bool(doubts))
+        set_elided(self.ui.doubtLabel, text)
 
     def _show(self, node):
         if node is not self._node:
@@ -113,6 +138,7 @@ class SegmentList:
 
     def show_session(self, session):
         """Select what the scene says was chosen."""
+        self._doubtful = {}
         with quiet(self.ui.othersSelector):
             choose_in(self.ui.othersSelector, session.parameters.get("OtherSegments"))
         self._apply_others(session)

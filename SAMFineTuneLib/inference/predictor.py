@@ -23,6 +23,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.click_corrections import as_told, changed_near
 from SAMFineTuneLib.inference.embedding_cache import Embedding, EmbeddingCache, embedding_key
 from SAMFineTuneLib.inference.engine import Engine, decodes_at_once, embedding_digest
+from SAMFineTuneLib.inference.expected_iou import expected_iou, kind_of
 from SAMFineTuneLib.inference.input_crop import (
     View,
     bounding_box,
@@ -33,7 +34,7 @@ from SAMFineTuneLib.inference.input_crop import (
     views_of_point,
 )
 from SAMFineTuneLib.inference.mask_candidates import joined, most_agreed, of_largest_expected_dice, weights
-from SAMFineTuneLib.inference.mask_shapes import pieces_asked_for
+from SAMFineTuneLib.inference.mask_shapes import overlap, pieces_asked_for
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
@@ -75,6 +76,10 @@ class Prediction:
     """For a lone point: logits (h, w) of the best reading, before it was averaged with others."""
     points: int = 0
     """How many points this answer knows; further ones are new to the next prediction."""
+    agreement: float = 1.0
+    """IoU of the views' or readings' masks with each other."""
+    calibrated: float | None = None
+    """The IoU to expect of `mask`, where the model's predicted IoU is calibrated."""
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -91,6 +96,11 @@ class Prediction:
     @property
     def score(self) -> float:
         return float(self.scores[self.best])
+
+    @property
+    def expected_iou(self) -> float:
+        """What to tell a user; `score` is what to choose by."""
+        return self.score if self.calibrated is None else self.calibrated
 
     @property
     def low_res(self) -> np.ndarray:
@@ -176,12 +186,13 @@ class Predictor:
         lone_point = lone_point and prompts.mask is None and previous is None
         ranked = multimask is None and self.engine.spec.ranks_all
         if ranked and lone_point:
-            return self._read_point(picture, prompts, [view]) if view else self._search_point(picture, prompts)
+            answer = self._read_point(picture, prompts, [view]) if view else self._search_point(picture, prompts)
+            return self._calibrated(answer, prompts, False)
         first = view or self._choose_view(picture, prompts, previous)
         if ranked:
             views = [view] if view else self._views_around(picture.shape, first, prompts)
             answer = self._joined(self._decode_views(picture, prompts, views, previous), picture.shape, prompts)
-            return self._corrected(answer, prompts, previous)
+            return self._calibrated(self._corrected(answer, prompts, previous), prompts, previous is not None)
         (decoded,) = self._decode_views(picture, prompts, [first], previous)
         tokens = slice(1, 4) if (lone_point if multimask is None else multimask) else slice(0, 1)
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
@@ -297,6 +308,7 @@ class Predictor:
         every = self._to_prediction(first, slice(0, 4), shape, prompts)
         return replace(
             every,
+            agreement=float(np.mean([overlap(own > 0, other > 0) for other in seen])) if seen else 1.0,
             scores=np.append(np.float32(np.mean(scores)), every.scores),
             low_res_candidates=np.stack([np.mean([own, *seen], axis=0), *every.low_res_candidates]),
             chosen=0,
@@ -320,6 +332,14 @@ class Predictor:
             to_masks=to_masks,
             low_res_candidates=np.stack([logits, *answer.low_res_candidates[1:]]),
             points=len(prompts.points),
+        )
+
+    def _calibrated(self, answer: Prediction, prompts: PlanePrompts, corrected: bool) -> Prediction:
+        calibration, kind = self.engine.spec.calibration, kind_of(prompts, corrected)
+        if not calibration:
+            return answer
+        return replace(
+            answer, calibrated=expected_iou(calibration, kind, answer.score, answer.low_res, answer.agreement)
         )
 
     def _moved(self, low_res: np.ndarray, view: View, other: View, unseen: np.ndarray | float) -> np.ndarray:
@@ -398,6 +418,7 @@ class Predictor:
         number, alike = most_agreed(np.concatenate(pasted), np.concatenate(trust))
         home, candidate = decoded[number // 4], number % 4
         share = alike * np.concatenate(trust)
+        agreement = float(share.sum() / max(np.concatenate(trust).sum(), _SMALLEST_SHARE))
         share[number] = max(share[number], _SMALLEST_SHARE)
         inside = np.zeros((home.view.rows, home.view.columns), np.float32)
         share[share < _NEGLIGIBLE * share[number]] = 0.0
@@ -413,6 +434,7 @@ class Predictor:
             chosen=0,
             reading=every.low_res_candidates[candidate].copy(),
             points=1,
+            agreement=agreement,
         )
 
 

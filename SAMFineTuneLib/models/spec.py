@@ -6,6 +6,7 @@ Preprocessing, engines and store use only this; nothing here needs PyTorch.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -40,6 +41,9 @@ _CHOICES = {
     "coordinates": ("scaled", "centred"),
     "channels": (1, 3),
 }
+
+CALIBRATED_KINDS = ("point", "box", "clicks")
+"""Kinds of prompts whose predicted IoU is calibrated, each in its own way."""
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -102,6 +106,8 @@ class ModelSpec:
     one_piece: bool = False
     """Whether the model was trained on objects of one piece within their box, so that other pieces of a mask are
     removed, and pixels outside the box need larger logits."""
+    calibration: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Four weights by kind of prompt that turn predicted IoU into the IoU to expect, see `inference.expected_iou`."""
     licence: str = ""
     source: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -238,8 +244,18 @@ def _problem(spec: ModelSpec) -> str | None:
     for file in (*spec.files.values(), *spec.sha256):
         if PureWindowsPath(file).name != file or file in ("", ".", ".."):
             return f"the file {file!r} must lie in the model's own folder"
+    known = isinstance(spec.calibration, Mapping) and set(spec.calibration) <= set(CALIBRATED_KINDS)
+    if not known or not all(_are_weights(values) for values in spec.calibration.values()):
+        return f"calibration must hold four numbers for each of {', '.join(CALIBRATED_KINDS)}"
     if not all(isinstance(name, str) for name in spec.classes):
         return "classes must be names"
     if not set(spec.heads) <= {"promptable", "automatic"} or ("automatic" in spec.heads) != bool(spec.classes):
         return "heads must be promptable, or automatic with classes, or both"
     return None
+
+
+def _are_weights(values: Any) -> bool:
+    """Whether these are the four weights of a calibration; none but the first may lower what the evidence raises."""
+    if not isinstance(values, list | tuple) or len(values) != 4:
+        return False
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values) and min(values[1:]) >= 0

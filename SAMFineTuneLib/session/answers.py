@@ -46,7 +46,7 @@ _LASSO_POINTS = 8
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask and the lowest predicted IoU of its objects (0 without any)."""
+    """A mask and the lowest IoU to expect of its objects (0 without any)."""
 
     mask: PackedMask
     score: float
@@ -121,7 +121,7 @@ class Answers:
             prediction = self._predict(task.plane, base, own)
             if prediction is not None:
                 union |= prediction.mask
-                scores.append(prediction.score)
+                scores.append(prediction.expected_iou)
         for part in task.prompts:
             union = part.within_regions(union)
         return Answer(PackedMask.of(union), min(scores, default=0.0), wider)

@@ -9,11 +9,13 @@ import numpy as np
 
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
 from SAMFineTuneLib.images.intensity_window import modality_of
+from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import format_ras
 from SAMFineTuneLib.session.answers import Answer
 from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
-LEAST_IOU = 0.5  # a mask of a lower predicted IoU is doubtful
+LEAST_IOU = 0.5
+"""An answer of which less is to be expected is doubtful."""
 _AROUND = 1  # pixels on each side of a point that are looked at
 
 
@@ -87,8 +89,13 @@ def doubts_about_window(name: str, window: IntensityWindow, answer: Answer) -> l
     ]
 
 
+def is_doubtful(score: float, mask: PackedMask) -> bool:
+    """Whether an answer is one that the user should check."""
+    return score < LEAST_IOU and any(mask.data)
+
+
 def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None) -> str | None:
-    """A warning about a mask that is not empty when its predicted IoU is low; else None."""
+    """A warning about a mask that is not empty when little IoU is to be expected of it; else None."""
     if score >= LEAST_IOU:
         return None
     where = "" if plane is None else f" on {plane}"

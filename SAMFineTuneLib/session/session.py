@@ -259,7 +259,7 @@ class Session(intents.IntentMethods):
         return None if answer is None else answer.mask.unpack()
 
     def score(self, segment: int, plane: SlicePlane | str) -> float | None:
-        """The predicted IoU of that mask; None where there is none."""
+        """The predicted IoU of that mask, calibrated where the model says how; None where there is none."""
         answer = self.answer(segment, plane)
         return None if answer is None else answer.score
 

@@ -265,7 +265,8 @@ def write_model_folder(average: compact.CompactModel, source: str, folder: Path)
     half = {name: value.detach().cpu().half() for name, value in average.state_dict().items()}
     weights = write_weights(folder, half)
     files = {"weights": weights.name, "encoder": "encoder.onnx", "decoder": "decoder.onnx"}
-    spec = replace(Store().get("compact").spec, source=source, files=files, sha256={})  # that of any compact model
+    # That of any compact model; predicted IoU of new weights has to be calibrated anew.
+    spec = replace(Store().get("compact").spec, source=source, files=files, sha256={}, calibration={})
     # The graphs are exported from the rounded weights, so that both engines give the same answer.
     export_onnx(compact.build_compact(half), spec, folder, weights=weights)
     write_spec(replace(spec, sha256={name: sha256_of(folder / name) for name in spec.files.values()}), folder)

@@ -8,6 +8,10 @@ import qt
 import slicer
 from mrml.scenes import segment_voxels
 
+from SAMFineTuneLib.images import aligned_plane
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.session.events import MaskChanged
+
 LIVER, KIDNEY = 1, 4
 
 
@@ -306,6 +310,24 @@ def test_a_second_segment_leaves_the_first_alone(work):
     work.panel.segments.ui.othersSelector.setCurrentIndex(1)  # may be overwritten
     work.click("Red", work.middle_of(LIVER) + (3, 0, 0))
     work.desktop.wait(lambda: (work.voxels(first) != kept).any())
+
+
+def test_a_doubtful_answer_is_shown_as_doubtful_until_it_is_better(work):
+    work.click("Red", work.middle_of(LIVER))
+    work.wait_for_voxels()
+    work.rest()
+    label = work.panel.segments.ui.doubtLabel
+    assert not label.visible
+    plane = aligned_plane(work.volume, "axial", 5)
+    mask = np.zeros(plane.shape, bool)
+    mask[5:9, 5:9] = True
+    [info] = work.session.state.segments
+    for score, shown in ((0.31, True), (0.82, False)):
+        event = MaskChanged(info.value, plane, PackedMask.of(mask), score)
+        work.panel.host.tell("MaskChanged", event)
+        work.panel.segments.refresh()
+        assert label.visible == shown
+        assert (f"{info.name} on {plane} (predicted IoU 0.31)" in label.toolTip) == shown
 
 
 def test_choosing_a_segment_in_the_table_directs_the_next_click(work):
