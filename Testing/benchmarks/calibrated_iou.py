@@ -2,7 +2,7 @@
 
     python Testing/benchmarks/calibrated_iou.py --fit                  writes `calibration` into the model's model.json
     python Testing/benchmarks/calibrated_iou.py                        what the real images in `shared/data` say
-    python Testing/benchmarks/calibrated_iou.py --fit --model FOLDER --pictures 600
+    python Testing/benchmarks/calibrated_iou.py --fit --model FOLDER --pictures 400
 
 Pictures are those of `samfinetune pretrain --synthetic`, with a seed that no training has. Each object gets a tight or
 an inexact box, or a point, and then three clicks in the middle of the largest error. The weights of
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a model's folder; default: the bundled model")
     parser.add_argument("--fit", action="store_true", help="write the weights into model.json")
-    parser.add_argument("--pictures", type=int, default=400, help="synthetic pictures to fit on (400)")
+    parser.add_argument("--pictures", type=int, default=128, help="synthetic pictures to fit on (128)")
     parser.add_argument("--sets", nargs="*", choices=SETS, default=["ct-all", "prostate", "hippocampus"])
     arguments = parser.parse_args()
     folder = read_model_folder(arguments.model) if arguments.model else Store().get()
