@@ -1,4 +1,4 @@
-"""The tools that place prompts in the slice views."""
+"""The tools that place prompts in the slice views, and whether these answer in 3-D."""
 
 import qt
 import slicer
@@ -32,27 +32,40 @@ class PromptTools:
         self.placed = 0  # by tools, since the panel was made
         self._band = None
         self._connections = Connections()
-        self.buttons = {tool.name: self._button(tool, resource_path) for tool in self.tools.values()}
+        self.buttons = {tool.name: self._tool_button(tool, resource_path) for tool in self.tools.values()}
         for number, button in enumerate(self.buttons.values()):
             ui.toolsPlace.layout().addWidget(button, number % 2, number // 2)
+        self.wholeButton = self._button(_("In 3-D"), resource_path("Icons/InVolume.svg"), _(
+            "A click or box answers for the whole object: the slices follow by themselves, nearest first, and again "
+            "after each correction. Cancel keeps what has come; undo takes a prompt back with its slices."
+        ))  # fmt: skip
+        ui.toolsPlace.layout().addWidget(self.wholeButton, 0, len(self.buttons) // 2, 2, 1)
+        self._connections.add(self.wholeButton, "clicked(bool)", self._set_volumetric)
         self.shortcuts = Shortcuts(self.tools.values(), self.act)
         host.drawing = lambda: self._band is not None and self._band.drawing
         host.listen("Turn", self._refresh)
         host.listen("SessionEnded", lambda event: self._forget())
 
-    def _button(self, tool, resource_path):
+    def _tool_button(self, tool, resource_path):
+        icon = resource_path("Icons/" + tool.icon + ".svg")
+        button = self._button(_(tool.label), icon, f"{_(tool.hint)} ({tool.key})")
+        self._connections.add(button, "clicked(bool)", lambda checked: self.choose(tool.name if checked else None))
+        return button
+
+    def _button(self, text, icon, hint):
         button = qt.QToolButton(self.ui.toolsPlace)
-        button.text = _(tool.label)
-        button.toolTip = f"{_(tool.hint)} ({tool.key})"
-        button.setIcon(qt.QIcon(resource_path("Icons/" + tool.icon + ".svg")))
+        button.text, button.toolTip = text, hint
+        button.setIcon(qt.QIcon(icon))
         button.iconSize = qt.QSize(22, 22)
         button.setToolButtonStyle(qt.Qt.ToolButtonTextUnderIcon)
         button.checkable = button.autoRaise = True
         button.setFocusPolicy(qt.Qt.NoFocus)
         button.setSizePolicy(qt.QSizePolicy.Expanding, qt.QSizePolicy.Fixed)
         button.setMinimumWidth(40)
-        self._connections.add(button, "clicked(bool)", lambda checked: self.choose(tool.name if checked else None))
         return button
+
+    def _set_volumetric(self, on):
+        self.host.act(setattr, self.host.start(), "volumetric", on)
 
     def close(self):
         self.leave()
@@ -132,6 +145,9 @@ class PromptTools:
                     self.rest()
                 else:
                     self.choose(None)
+        on = session is not None and session.volumetric
+        if self.wholeButton.checked != on:  # as the scene says; no `clicked` comes of it
+            self.wholeButton.setChecked(on)
         self._show_hint()
 
     def _forget(self):

@@ -91,7 +91,8 @@ def propagate_with_memory(
         cancelled: asked before each block and each slice.
 
     Yields:
-        New answers by slice, also where the structure is not there. A later block does not change them.
+        New answers by slice, also where the structure is not there, those near known slices first; nothing after a
+        part of the work that gave none yet. They do not change later.
     """
     run = _Run(memory, slices, known, outlined, cancelled)
     filled = sorted(index for index, mask in known.items() if mask.any())
@@ -127,6 +128,7 @@ def together(parts: Iterable[Iterator[dict[int, SliceAnswer]]]) -> Iterator[dict
                 elif answer.there:
                     share = np.maximum(found[index].share, answer.share)
                     found[index] = SliceAnswer(share, max(found[index].presence, answer.presence))
+            yield {}
     yield found
 
 
@@ -173,17 +175,20 @@ class _Run:
                 return
             there = {index for index, answer in answers.items() if answer.there}
             answers = self._ask(path, indices, answers)
+            yield {}
             again = self._path({**answers, **before}, indices)
             still = there == {index for index, answer in answers.items() if answer.there}
             if number and still and path.moved(again, indices) < _MOVED:
                 break
             path = again
         new = {index: answer for index, answer in answers.items() if index not in self.found}
-        for index, answer in new.items():
+        for index in sorted(new, key=lambda index: min(abs(index - known) for known in self.known)):
             if self.cancelled():
                 return
+            answer = new[index]
             self.found[index] = answer if index in self.known or not answer.there else self._outlined(index, answer)
-        yield {index: self.found[index] for index in new if index not in self.known}
+            if index not in self.known:
+                yield {index: self.found[index]}
 
     def _outlined(self, index: int, answer: SliceAnswer) -> SliceAnswer:
         """The mean of the memory's and the slice model's answer."""

@@ -102,7 +102,7 @@ def propagate(
     settings: PropagationSettings | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
-) -> Iterator[PropagatedSlice | PropagationEnd]:
+) -> Iterator[PropagatedSlice | PropagationEnd | None]:
     """Propagate masks through a volume, slice by slice.
 
     Args:
@@ -115,7 +115,8 @@ def propagate(
         cancelled: asked before each slice.
 
     Yields:
-        The masks, those nearest to their seed first, without the seeds' own; and why a direction ended early.
+        The masks, those nearest to their seed first, without the seeds' own; and why a direction ended early. None
+        after a part of the work that gave no mask yet, so that the caller can do what is more urgent.
 
     Raises:
         UserError: when a seed's mask is empty, the seeds do not belong to one stack of slices, or `fill` has fewer
@@ -245,9 +246,11 @@ class _Remembered:
         self.masks = dict(self.known)
         self.wanted = set(plan.indices)
 
-    def slices(self) -> Iterator[PropagatedSlice | PropagationEnd]:
+    def slices(self) -> Iterator[PropagatedSlice | PropagationEnd | None]:
         absent: set[int] = set()
         for answers in self.blocks:
+            if not answers:
+                yield None
             for index in sorted(answers, key=self._steps_to_known):
                 answer = answers[index]
                 neighbour = self._neighbour(index, absent)

@@ -93,6 +93,19 @@ class SceneSession(SceneSync):
         """The window that was set; None while the displayed one is followed."""
         return self.parameters.window
 
+    @property
+    def volumetric(self) -> bool:
+        """Whether a changed prompt answers for the whole object; stored in the scene."""
+        return self.parameters.volumetric
+
+    @volumetric.setter
+    def volumetric(self, on: bool) -> None:
+        self._reconcile()  # what was placed before counts as before
+        self.parameters.volumetric = on
+        if self.volume is not None:
+            self.client.set_volumetric(on)
+            self._changed()
+
     def set_model(self, model_id: str, adapter: str = "", device: str = "auto") -> None:
         """Choose the model, an adapter on it, and the device."""
         for name, value in (("Model", model_id), ("Adapter", adapter), ("Device", device)):

@@ -124,6 +124,7 @@ class SceneSync:
 
     def _send_volume(self) -> None:
         self._given_window = self._wanted_window()
+        self.client.set_volumetric(self.parameters.volumetric)
         self.client.set_volume(self.volume, self._given_window)
 
     def _enter(self) -> None:

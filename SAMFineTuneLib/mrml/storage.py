@@ -37,7 +37,7 @@ _RECORD_DELAY = 0.3  # seconds without a change before the record is stored in t
 
 
 class ParameterNode:
-    """Input, model and window of the module, in the node in which Slicer's scripted modules keep their parameters.
+    """Input, model, window and 3-D of the module, in the node in which Slicer's scripted modules keep their parameters.
 
     Values are texts; `window` is None while the displayed one is followed. Slicer's `parameterNodeWrapper` is not used,
     because it exists in the application alone, and it would write values anew that scenes of earlier versions hold.
@@ -84,6 +84,15 @@ class ParameterNode:
     @window.setter
     def window(self, window: IntensityWindow | None) -> None:
         self.set("Window", json.dumps(None if window is None else vars(window)))
+
+    @property
+    def volumetric(self) -> bool:
+        """Whether a changed prompt answers for the whole object."""
+        return self.get("Volumetric") == "on"
+
+    @volumetric.setter
+    def volumetric(self, on: bool) -> None:
+        self.set("Volumetric", "on" if on else "off")
 
     def _make(self):
         import slicer

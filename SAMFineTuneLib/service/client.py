@@ -45,7 +45,9 @@ _CHECKPOINT = 300  # intents after which the session is stored, so that the jour
 _MOST_ASKED_AGAIN = 3  # in a row
 _MOST_DEFECTS = 3  # in a row
 
-_BESIDE_VOLUME = (intents.Ask, intents.Download, intents.Install, intents.SetModel, intents.Replay)
+_BESIDE_VOLUME = (
+    intents.Ask, intents.Download, intents.Install, intents.SetModel, intents.SetVolumetric, intents.Replay
+)  # fmt: skip
 _JOBS = {
     intents.Propagate: ("propagate", "Propagating"),
     intents.Everything: ("everything", "Finding objects"),
@@ -104,7 +106,7 @@ class SessionClient(intents.IntentMethods):
         self._journal = Journal()
         self._moment = 0  # of the newest intent, and the same in every replay
         self._focus: intents.Embed | None = None
-        self._embedding = False
+        self._embedding = self._volumetric = False
         self._looked_at: SlicePlane | None = None  # what the server was not told yet
         self._prompt_number = self._job_number = self._request_number = 0
         self._segment_values: set[int] = set()
@@ -195,6 +197,10 @@ class SessionClient(intents.IntentMethods):
                 self._model = intent
                 if self._session is None:  # a new session begins with it
                     return None
+            case intents.SetVolumetric() if intent.on == self._volumetric:
+                return None
+            case intents.SetVolumetric():
+                self._volumetric = intent.on
             case intents.Cancel() if intent.job not in self._jobs:
                 return None
             case intents.Embed():
@@ -369,9 +375,9 @@ class SessionClient(intents.IntentMethods):
         free = (value for value in range(1, LARGEST_VALUE + 1) if value not in self._segment_values)
         return tuple(value for value, _ in zip(free, range(count), strict=False))
 
-    def _end_jobs(self) -> None:
+    def _end_jobs(self, ended: Callable[[int], bool] = lambda number: True) -> None:
         """The session they belonged to has ended."""
-        for number in self.jobs:
+        for number in filter(ended, self.jobs):
             self._out.append(events.Finished(number, self._jobs.pop(number), cancelled=True))
 
     def _end_requests(self) -> None:
@@ -616,6 +622,8 @@ class SessionClient(intents.IntentMethods):
             case events.StateChanged() if of_this_volume and told.applied >= self._journal.last:
                 self._take_state(event)
             case events.Busy():
+                if event.job is not None and event.job < 0:  # the session began it itself
+                    self._jobs[event.job] = event.what
                 known = event.job is None or event.job in self._jobs
                 if known and (event.what == "download" or of_this_volume):
                     self._out.append(event)
@@ -656,6 +664,8 @@ class SessionClient(intents.IntentMethods):
             if known.get(number) == info:
                 self._prompts[number] = known[number]
         self._settled = state.settled
+        if state.settled:  # jobs that a lost session began
+            self._end_jobs(lambda number: number < 0)
         self._segment_values = {info.value for info in state.segments}
         self._take_back_stale()
         self._compare_masks(state.masks)
@@ -697,7 +707,7 @@ class SessionClient(intents.IntentMethods):
         ended = intents.Cancel if kept else (intents.Cancel, *_JOBS)
         self._journal.forget(lambda one: getattr(one, "job", None) == job and isinstance(one, ended))
         if event.document is not None:
-            self._journal.insert(applied, intents.Restore(event.document, what))
+            self._journal.insert(applied, intents.Restore(event.document, event.step))
             self._checkpoint = self._journal.last
         self._take_back_stale()
         self._out.append(replace(event, document=None))

@@ -28,7 +28,6 @@ from SAMFineTuneLib.service.wire import Later, WireError
 from SAMFineTuneLib.session import events, intents
 from SAMFineTuneLib.session.doubts import doubts_about_adapter
 from SAMFineTuneLib.session.failures import details_of
-from SAMFineTuneLib.session.jobs import PropagationJob
 from SAMFineTuneLib.session.session import Session
 from SAMFineTuneLib.session.session_file import restore, session_to_dict
 
@@ -58,7 +57,6 @@ class HostedSession:
         self._lock = threading.Lock()
         self._accepted = 0
         self._applied = 0
-        self._jobs: dict[int, PropagationJob] = {}  # whose results are stored when they end
         self._downloads: dict[int, threading.Event] = {}
         self._waiting_for_objects: list[tuple[int, intents.Adopt]] = []
         self._restoring = False
@@ -161,16 +159,16 @@ class HostedSession:
             finally:
                 self._waiting_bytes = 0
                 self._volume_number = number
-                self._jobs.clear()
                 self._waiting_for_objects.clear()
             return
         try:
             if isinstance(intent, _NotUnderstood):
                 raise intent.error
             handler = _HANDLERS.get(type(intent))
-            result = self._session.do(intent, moment) if handler is None else handler(self, number, intent)
-            if isinstance(result, PropagationJob):
-                self._jobs[result.number] = result
+            if handler is None:
+                self._session.do(intent, moment)
+            else:
+                handler(self, number, intent)
         except Exception as error:
             self._fail(error, number, intent)
         self._applied = max(self._applied, number)
@@ -198,10 +196,8 @@ class HostedSession:
         """An event of the session."""
         if isinstance(event, events.Notice) and self._restoring:
             return
-        if isinstance(event, events.Finished):
-            job = self._jobs.pop(event.job, None)
-            if job is not None and job.masks and job.keep_results:
-                event = dataclasses.replace(event, document=self._document())
+        if isinstance(event, events.Finished) and event.step is not None:
+            event = dataclasses.replace(event, document=self._document())
         self._tell(event)
         if isinstance(event, events.Finished):
             waiting = [one for one in self._waiting_for_objects if one[1].job == event.job]

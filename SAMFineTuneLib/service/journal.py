@@ -19,9 +19,9 @@ _MOST_BYTES = 48 << 20  # of stored sessions
 _AT_ONCE = 16 << 20  # bytes of stored sessions in one request
 _LASTING = (
     intents.Propagate | intents.Everything | intents.FindLabels | intents.Download
-    | intents.Ask | intents.Install | intents.AskForMasks | intents.TakeSnapshot
+    | intents.Ask | intents.Install | intents.AskForMasks | intents.TakeSnapshot | intents.SetVolumetric
 )  # fmt: skip
-# Jobs and questions under way are not part of a stored session.
+# Jobs and questions under way, and whether prompts answer in 3-D, are not part of a stored session.
 
 
 @dataclass

@@ -94,6 +94,8 @@ class Finished:
     job: int | None
     what: str
     cancelled: bool = False
+    step: str | None = None
+    """The step that its results are in the history; empty when they belong to the step before, None without results."""
     document: bytes | None = field(default=None, repr=False)
     """From a worker to its client: the session with the job's results, so that a replay need not run the job again."""
 

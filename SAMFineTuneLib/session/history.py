@@ -39,6 +39,10 @@ class History:
         self._future = []
         self.state = state
 
+    def replace(self, state: State) -> None:
+        """Make `state` the current one, as part of the step before."""
+        self.state = state
+
     def undo(self) -> str | None:
         """Back to the state before the last step; returns its name, None when there is none."""
         return self._travel(self._past, self._future)

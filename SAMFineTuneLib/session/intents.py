@@ -48,6 +48,14 @@ class SetModel:
     device: str = "auto"
 
 
+@dataclass(frozen=True)
+class SetVolumetric:
+    """From now on, whether a changed prompt answers for the whole object: the session itself propagates the segment
+    whenever its prompts have changed. The answer belongs to the prompt's step of the history."""
+
+    on: bool
+
+
 # ---- segments and prompts
 
 
@@ -274,9 +282,9 @@ class Install:
 
 
 Intent = (
-    SetWindow | SetModel | AddSegment | ChangeSegment | RemoveSegment | AddPrompt | MovePrompt | DeletePrompt | Clear
-    | Undo | Redo | Propagate | Everything | FindLabels | Adopt | Cancel | Embed | StopEmbedding | TellAgain
-    | TakeSnapshot | AskForMasks | Restore | Replay | Checkpoint | Ask | Download | Install
+    SetWindow | SetModel | SetVolumetric | AddSegment | ChangeSegment | RemoveSegment | AddPrompt | MovePrompt
+    | DeletePrompt | Clear | Undo | Redo | Propagate | Everything | FindLabels | Adopt | Cancel | Embed | StopEmbedding
+    | TellAgain | TakeSnapshot | AskForMasks | Restore | Replay | Checkpoint | Ask | Download | Install
 )  # fmt: skip
 """What a client may send; a volume travels in parts and becomes a `SetVolume` on the worker."""
 LibraryIntent = (Ask, Download, Install)
@@ -308,6 +316,7 @@ class IntentMethods(ABC):
 
     set_volume = asks(SetVolume)
     set_window = asks(SetWindow)
+    set_volumetric = asks(SetVolumetric)
     add_segment = asks(AddSegment)
     change_segment = asks(ChangeSegment)
     remove_segment = asks(RemoveSegment)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -29,6 +29,8 @@ class Job:
     """Whether it will do nothing more."""
     cancelled: bool = field(default=False, init=False)
     keep_results: bool = field(default=True, init=False)
+    overtaken: bool = field(default=False, init=False)
+    """Whether prompts, window or model have changed since."""
 
     def cancel(self, keep_results: bool = True) -> None:
         """Stop before the next slice; what was found so far stays (and can be undone) unless told otherwise."""
@@ -47,35 +49,55 @@ class PropagationJob(Job):
     """Keys of the planes that it may reach."""
     moment: int = 0
     """When it was asked for: its masks are what they are since then."""
+    known: Mapping[Place, PropagatedMask] | None = None
+    """For the answer to a prompt in 3-D: the masks of the answer before, which stay where they come again. `sources`
+    are then all prompts of the segment, and the answer belongs to the step that the prompts belong to."""
     masks: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
-    """Its results so far; the session's state gets them when it ends."""
+    """Its results so far that are new; the session's state gets them when it ends."""
+    again: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
+    """Results that are as they were."""
 
     def take(self, item: PropagatedSlice) -> Place:
         """Keep a slice."""
         sources = tuple(source for source in self.sources if source[0] in item.sources)
         place = (self.segment, item.plane.key)
-        self.masks[place] = PropagatedMask(item.plane, PackedMask.of(item.mask), item.score, sources)
+        mask = PackedMask.of(item.mask)
+        before = (self.known or {}).get(place)
+        if before is not None and before.mask == mask:
+            self.again[place] = PropagatedMask(item.plane, before.mask, item.score, sources)
+        else:
+            self.masks[place] = PropagatedMask(item.plane, mask, item.score, sources)
         return place
+
+    def holds(self, state: State) -> bool:
+        """Whether the prompts that it started from are still there."""
+        if self.known is None:
+            return state.agrees(self.segment, self.sources)
+        return state.prompted(self.segment) == self.sources
 
     def commit(self, state: State) -> State:
         """The state with the results. A complete run replaces all earlier masks where it could have gone.
 
         Where there are prompts by now that say what is meant, they count alone; negative points correct what came.
+        The answer to a prompt in 3-D replaces the one before wherever that was, but not found objects.
         """
+        results = self.masks | self.again
 
         def replaced(place: Place) -> bool:
-            covered = place in self.masks or (not self.cancelled and place[1] in self.covers)
+            may_go = place[1] in self.covers if self.known is None else bool(state.propagated[place].sources)
+            covered = place in results or (not self.cancelled and may_go)
             return place[0] == self.segment and covered and not state.prompts_at(place)
 
         kept = {place: item for place, item in state.propagated.items() if not replaced(place)}
         found = {
             place: item
-            for place, item in self.masks.items()
+            for place, item in results.items()
             if not any(part.says_where for part in state.prompts_at(place))
         }
-        if not found and len(kept) == len(state.propagated):
+        due = state.due if self.known is None else state.due - {self.segment}
+        if not found and len(kept) == len(state.propagated) and due == state.due:
             return state
-        return replace(state, propagated=kept | found)
+        return replace(state, propagated=kept | found, due=due)
 
 
 @dataclass(eq=False)

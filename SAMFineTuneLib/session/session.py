@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from SAMFineTuneLib.inference.automatic_head import class_slices
 from SAMFineTuneLib.inference.everything_mode import everything, link
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.inference.propagation import PropagationEnd, Seed, planned_planes, propagate
+from SAMFineTuneLib.inference.settings import PropagationSettings
+from SAMFineTuneLib.inference.slice_stack import stack_through
 from SAMFineTuneLib.session import edits, events, intents
 from SAMFineTuneLib.session.answers import Answer, Answers
 from SAMFineTuneLib.session.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels
@@ -41,6 +44,7 @@ from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
 
+_END = object()  # of a job's steps
 _VERBS = {"propagate": "propagate the segment", "everything": "find objects"}
 _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices"}
 
@@ -67,6 +71,8 @@ class Session(intents.IntentMethods):
         self.segments_are_steps = True
         """Whether adding, changing and removing a segment can be undone. False for a host with its own table of
         segments: such changes then apply to every state of the history."""
+        self.volumetric = False
+        """Whether prompts answer for the whole object; see `intents.SetVolumetric`."""
         self.state_due = False
         """Whether the next `work` tells listeners the state, even when it has not changed."""
         self.looked_at: SlicePlane | None = None
@@ -95,9 +101,11 @@ class Session(intents.IntentMethods):
         `moment` is the caller's count of intents, which never decreases; without it the session counts. UserError
         when it cannot be done.
         """
-        if moment is not None:
-            self._moment = moment - 1
-        return self._handle(intent)
+        moment = self._moment + 1 if moment is None else moment
+        self._moment = moment - 1
+        result = self._handle(intent)
+        self._moment = max(self._moment, moment)
+        return result
 
     @functools.singledispatchmethod
     def _handle(self, intent: Any) -> Any:
@@ -126,6 +134,14 @@ class Session(intents.IntentMethods):
             self.window = window
             self._restart_masks()
 
+    @_handle.register
+    def _set_volumetric(self, intent: intents.SetVolumetric) -> None:
+        self.volumetric, self.state_due = intent.on, True
+        for job in self._propagations():
+            if not intent.on and job.known is not None:
+                job.cancel()
+        self.work_arrived.set()
+
     def set_model(self, predictor: Predictor, adapter: str = "", recipe: Mapping[str, Any] | None = None) -> None:
         """Answer with another model. Jobs end, and `work` makes all masks of prompts again.
 
@@ -145,9 +161,10 @@ class Session(intents.IntentMethods):
         self._travel(self._history.reset, state)
 
     def put(self, name: str, state: State) -> None:
-        """Go on from a state, whose moments hold, by a step that can be undone."""
+        """Go on from a state, whose moments hold, by a step that can be undone; without a name, as part of the step
+        before."""
         self._count_from(state)
-        self._travel(self._history.push, name, state)
+        self._travel(*((self._history.push, name) if name else (self._history.replace,)), state)
 
     # ---- segments and prompts
 
@@ -247,7 +264,7 @@ class Session(intents.IntentMethods):
     @property
     def settled(self) -> bool:
         """Whether all masks of the state are made, or there is no model to make them."""
-        return self._masks.settled
+        return self._masks.settled and not self._due
 
     def answer(self, segment: int, plane: SlicePlane | str) -> Answer | None:
         """Packed mask and score of a segment on a plane or its key; None where it has none."""
@@ -332,6 +349,31 @@ class Session(intents.IntentMethods):
         covers = frozenset(plane.key for plane in planned_planes(volume, seeds, settings))
         job = PropagationJob(self._job_number(intent.job), segment, tuple(sources), covers, self._next_moment())
         return self._start(job, propagate, predictor, volume, window, seeds, settings)
+
+    @property
+    def _due(self) -> list[int]:
+        """Segments whose whole object is to be answered."""
+        if not self.volumetric or self.volume is None or self.predictor is None:
+            return []
+        return [info.value for info in self.segments if info.value in self.state.due]
+
+    def _answer_whole(self, segment: int) -> PropagationJob:
+        """Propagate a segment from all its prompted slices that are parallel to the one prompted last."""
+        seeds, state = [], self.state
+        planes = [state.tasks[(segment, key)].plane for key, _ in state.prompted(segment)]
+        stack = stack_through(self.volume, planes[-1]) if planes else None
+        for plane in planes:
+            with suppress(UserError):  # it has no mask, which the user was told, or lies across
+                mask = self._masks.answer((segment, plane.key)).mask.unpack()
+                stack.place(plane, mask)
+                seeds += [Seed(plane, mask)] if mask.any() else []
+        bounded = any(one.segment == segment and len(one.parts) > 1 for one in state.prompts)
+        settings = PropagationSettings(direction="fill" if bounded and len(seeds) > 1 else "both")
+        job = PropagationJob(-segment, segment, state.prompted(segment), frozenset(), self._moment, state.propagated)
+        begin = propagate if seeds else lambda *_: iter(())
+        self._start(job, begin, self.predictor, self.volume, self.window, seeds, settings)
+        self._jobs.insert(0, self._jobs.pop())  # the user waits for it
+        return job
 
     @_handle.register
     def _everything(self, intent: intents.Everything) -> EverythingJob:
@@ -468,18 +510,24 @@ class Session(intents.IntentMethods):
 
     def _apply(self, name: str, state: State, moment: int | None = None) -> None:
         stamped = state.stamped(self.state, self._next_moment() if moment is None else moment)
-        self._travel(self._history.push, name, stamped)
+        if self.volumetric and name:
+            values = {info.value for info in state.segments}
+            changed = {value for value in values if state.prompted(value) != self.state.prompted(value)}
+            stamped = replace(stamped, due=stamped.due | changed)
+        self._travel(*((self._history.push, name) if name else (self._history.replace,)), stamped)
 
     def _travel(self, change: Callable[..., str | None], *inputs: Any) -> str | None:
         """Change the history, tell what differs then, and queue the masks that follow from the new state."""
         before, name = self.state, change(*inputs)
         after = self.state
         for job in self._propagations():
-            if not job.cancelled and not after.agrees(job.segment, job.sources):
+            if not job.cancelled and not job.holds(after):
                 job.cancel(keep_results=False)
-                self.notice("The propagation was stopped because the prompts it started from changed.")
+                job.overtaken = True
+                if job.known is None:
+                    self.notice("The propagation was stopped because the prompts it started from changed.")
         for info in after.segments:
-            if after.outdated(info.value) and not before.outdated(info.value):
+            if info.value not in after.due and after.outdated(info.value) and not before.outdated(info.value):
                 self.notice(f"Slices of {info.name} were propagated from prompts that have changed since; "
                              "propagate again.")  # fmt: skip
         self.state_due = True
@@ -508,8 +556,10 @@ class Session(intents.IntentMethods):
         """Do the most urgent step; False when there was nothing to do."""
         job = None
         try:
-            if not self.settled:
+            if not self._masks.settled:
                 self._masks.refresh()
+            elif (segment := next(iter(set(self._due) - {one.segment for one in self._propagations()}), None)):
+                self._answer_whole(segment)
             elif self._jobs:
                 job = self._jobs[0]
                 self._step_job(job)
@@ -527,37 +577,48 @@ class Session(intents.IntentMethods):
 
     def _step_job(self, job: Job) -> None:
         try:
-            item = None if job.cancelled and not job.keep_results else next(job.steps, None)
+            item = _END if job.cancelled and not job.keep_results else next(job.steps, _END)
         except Exception as error:
             job.cancel()
             self._end_job(job)
             raise as_sentence(error, _VERBS[job.what]) from error
-        if item is None:
+        if item is _END:
             self._end_job(job)
+        elif item is None:
+            return
         elif isinstance(item, PropagationEnd):
-            self.notice(item.reason)
+            if job.known is None:  # an answer to a prompt ends where the structure does, of course
+                self.notice(item.reason)
         elif isinstance(job, PropagationJob):
             place = job.take(item)
-            self._masks.expect([(place, item.plane)])
-            self._masks.refresh(place)
+            if place in job.masks:
+                self._masks.expect([(place, item.plane)])
+                self._masks.refresh(place)
         else:
             job.slices.append(item)
 
     def _stop_jobs(self) -> None:
         for job in list(self._jobs):
             job.cancel(keep_results=False)
+            job.overtaken = True
             self._end_job(job)
 
     def _end_job(self, job: Job) -> None:
         self._jobs.remove(job)
         job.done = True
+        step = None
         if isinstance(job, EverythingJob):
             self._tell(self.found.keep(job))
         else:
             self._masks.expect((place, item.plane) for place, item in job.masks.items())
-            if job.keep_results and (state := job.commit(self.state)) is not self.state:
-                self._apply("propagate", state, job.moment)
-        self._tell(events.Finished(job.number, job.what, job.cancelled))
+            whole = job.known is not None
+            if not job.keep_results:
+                job.masks, job.again = {}, {}
+            wanted = not job.overtaken if whole else job.keep_results
+            if wanted and (state := job.commit(self.state)) is not self.state:
+                step = "" if whole else "propagate"
+                self._apply(step, state, job.moment)
+        self._tell(events.Finished(job.number, job.what, job.cancelled, step))
 
     def _look(self) -> None:
         """Prepare the plane that the user looks at. Failing does no harm: a prompt says what is wrong with it."""

@@ -58,14 +58,15 @@ def session_to_dict(session: Session) -> dict[str, Any]:
         "prompts": [_prompt_to_dict(state, placed) for placed in state.prompts],
         "propagated": [_propagated_to_dict(state, segment, item) for (segment, _), item in state.propagated.items()],
         "since": [[*place, state.since[place]] for place in state.tasks if state.since.get(place)],
+        "due": sorted(state.due),
     }
 
 
 def restore(session: Session, values: Any, step: str | None = None) -> None:
     """Go on from the document of `session_to_dict`, in the session's window.
 
-    It is a step of the name `step`, which can be undone, or without a name a new beginning: then the user is told when
-    another model made the masks.
+    It is a step of the name `step`, which can be undone; with an empty name part of the step before; with None a new
+    beginning: then the user is told when another model made the masks.
 
     Raises:
         UserError: when the document belongs to another volume or is damaged.
@@ -167,7 +168,8 @@ def _state_from_dict(values: dict[str, Any], volume: Volume) -> State:
         mask = PackedMask(_unpacked(entry["pixels"], plane.shape), plane.shape)
         propagated[(segment, plane.key)] = PropagatedMask(plane, mask, float(entry["score"]), sources)
     since = {(int(segment), str(key)): int(moment) for segment, key, moment in values.get("since", ())}
-    return State(state.segments, state.prompts, propagated, since)
+    due = frozenset(int(segment) for segment in values.get("due", ()))
+    return State(state.segments, state.prompts, propagated, since, due)
 
 
 def _unpacked(pixels: str, shape: tuple[int, int]) -> bytes:

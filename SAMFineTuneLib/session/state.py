@@ -62,7 +62,11 @@ class Task:
     prompts: tuple[PlanePrompts, ...]
 
     def same_as(self, other: Task | None) -> bool:
-        return other is not None and self.base is other.base and self.prompts == other.prompts
+        """Whether both make the same mask; a propagated mask that came again is the same object."""
+        if other is None or self.prompts != other.prompts:
+            return False
+        mine, theirs = (None if task.base is None else task.base.mask for task in (self, other))
+        return mine is theirs
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,8 @@ class State:
     propagated: Mapping[Place, PropagatedMask] = field(default_factory=lambda: MappingProxyType({}))
     since: Mapping[Place, int] = field(default_factory=lambda: MappingProxyType({}))
     """The moment at which the mask of a place last changed; undo and redo return to earlier moments."""
+    due: frozenset[int] = frozenset()
+    """Segments whose prompts have changed since their whole object was answered."""
 
     @cached_property
     def tasks(self) -> Mapping[Place, Task]:
@@ -108,6 +114,11 @@ class State:
         """The prompts of a place, in order."""
         task = self.tasks.get(place)
         return task.prompts if task else ()
+
+    def prompted(self, segment: int) -> Sources:
+        """The planes on which a segment has prompts, and these, the plane of the last prompt at the end."""
+        own = ((place[1], task.prompts) for place, task in self.tasks.items() if place[0] == segment)
+        return tuple((key, prompts) for key, prompts in own if prompts)
 
     def without(self, unwanted: Callable[[Place], bool]) -> State:
         """This state without the prompts and masks at the unwanted places."""

@@ -223,9 +223,13 @@ class RandomUse:
         orientation = str(self.random.choice(ORIENTATIONS))
         self.jobs.append(self.session.propagate(segment, {"first": middle - 3, "last": middle + 3}, orientation))
 
+    def toggle_3d(self) -> None:
+        self.session.volumetric = not self.session.volumetric
+
     def cancel(self) -> None:
-        if self.jobs:
-            self.session.client.cancel(self.jobs[-1], bool(self.random.random() < 0.5))
+        jobs = [*self.jobs[-1:], *(job for job in sorted(self.session.client.jobs) if job < 0)]
+        if jobs:
+            self.session.client.cancel(jobs[int(self.random.integers(len(jobs)))], bool(self.random.random() < 0.5))
 
     def find_objects(self) -> None:
         at = int(self.random.integers(6, 12))
@@ -458,6 +462,7 @@ _ACTIONS = {
     "redo": 6,
     "clear": 2,
     "propagate": 6,
+    "toggle_3d": 3,
     "cancel": 4,
     "find_objects": 1,
     "edit_segments": 4,

@@ -212,10 +212,11 @@ def somebody(open_session, slicer_scene, made, monkeypatch):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_whatever_was_done_comes_back_voxel_for_voxel(somebody, seed, overwrite):
-    """Boxes and points on slices that cross, propagation, strokes, a worker that dies, and a bad line."""
+    """Boxes and points on slices that cross, propagation, strokes, a worker that dies, a bad line, and 3-D."""
     user = somebody(seed, reliable=seed % 2 == 0, overwrite=overwrite)
+    user.session.volumetric = seed > 3
     for _ in range(14):
         user.step()
         if user.random.random() < 0.3:

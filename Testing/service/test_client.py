@@ -540,3 +540,109 @@ def _with_site(code: str) -> str:
     import numpy
 
     return f"import sys; sys.path.append({str(__import__('pathlib').Path(numpy.__file__).parents[1])!r})\n" + code
+
+
+# ---- prompts that answer in 3-D
+
+
+@pytest.fixture
+def in_3d(crashing, volume):
+    """A host whose worker may crash, with the phantom and one segment, whose prompts answer for the whole object."""
+    client = crashing.client
+    client.set_volumetric(True)
+    client.set_volume(volume, WINDOW)
+    client.add_segment("tube", 1)
+    settle(crashing)
+    return crashing
+
+
+def planes(host):
+    return {plane.index for plane, _, _ in host.client.told.values()}
+
+
+def test_a_prompt_in_3d_tells_all_slices_its_progress_and_its_end(in_3d, volume):
+    client = in_3d.client
+    client.add_prompt(1, tube(volume, 9))
+    state = settle(in_3d)
+    assert planes(in_3d) == set(range(24)) and state.undo_name == "add prompt" and state.settled
+    (finished,) = told(in_3d, Finished)
+    assert finished.job < 0 and not finished.cancelled and finished.document is None
+    assert any(event.job == finished.job and event.fraction > 0.5 for event in told(in_3d, Busy))
+    assert not client.jobs and not client.outstanding
+    client.undo()
+    assert settle(in_3d).prompts == () and planes(in_3d) == set()
+    client.redo()
+    settle(in_3d)
+    assert planes(in_3d) == set(range(24)) and len(told(in_3d, Finished)) == 1
+
+
+def test_the_answer_in_3d_is_cancelled_by_its_number(in_3d, volume):
+    client = in_3d.client
+    client.add_prompt(1, tube(volume, 9))
+    in_3d.until(lambda _: client.jobs)
+    (job,) = client.jobs
+    client.cancel(job)
+    state = settle(in_3d)
+    assert state.settled and not client.jobs and told(in_3d, Finished)[-1].job == job
+    kept = planes(in_3d)
+    in_3d.client._connection.crash()
+    client.add_prompt(1, tube(volume, 3))
+    client.undo()
+    settle(in_3d)
+    assert planes(in_3d) == kept, "a replay does not begin it again"
+
+
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_crash_around_an_answer_in_3d(in_3d, volume, when):
+    client = in_3d.client
+    client.set_volumetric(False)
+    client.add_segment("other", 2)
+    client.add_prompt(2, point(volume, 12, 44, 9))  # stays on its slice, also in a replay
+    client.set_volumetric(True)
+    settle(in_3d)
+    client.add_prompt(1, tube(volume, 9))
+    if when != "before":
+        in_3d.until(lambda _: client.jobs)
+    if when == "after":
+        settle(in_3d)
+        in_3d.told.clear()
+    client._connection.crash()
+    client.add_prompt(2, point(volume, 60, 2, 9, positive=False))
+    client.undo()
+    state = settle(in_3d)
+    assert state.settled and not client.jobs and len(state.prompts) == 2
+    assert [value for value, _ in client.told].count(2) == 1
+    assert {shown.plane.index for (value, _), shown in client.told.items() if value == 1} == set(range(24))
+    finished = [event for event in told(in_3d, Finished) if not event.cancelled]
+    assert not [event for event in finished if event.job == -1] or when != "after", "its result was stored"
+    client.undo()
+    settle(in_3d)
+    assert {value for value, _ in client.told} == {2}
+    client.redo()
+    settle(in_3d)
+    assert {shown.plane.index for (value, _), shown in client.told.items() if value == 1} == set(range(24))
+
+
+def test_many_prompts_in_3d_end_with_the_answer_to_all(in_3d, volume):
+    client = in_3d.client
+    numbers = []
+    for k in (9, 4, 14, 18):
+        numbers.append(client.add_prompt(1, tube(volume, k)))
+        in_3d.told += client.pump(0.02)
+    client.delete_prompt(numbers[1])
+    client.undo()
+    state = settle(in_3d)
+    assert [info.number for info in state.prompts] == numbers and planes(in_3d) == set(range(24))
+    assert not told(in_3d, Notice)
+
+
+def test_another_volume_ends_an_answer_in_3d(in_3d, volume):
+    client = in_3d.client
+    client.add_prompt(1, tube(volume, 9))
+    in_3d.until(lambda _: client.jobs)
+    client.set_volume(Volume(volume.array[:, :, ::-1].copy(), volume.affine), WINDOW)
+    assert not client.jobs
+    client.add_segment("new", 5)
+    client.add_prompt(5, point(volume, 63 - 12, 44, 9))
+    settle(in_3d)
+    assert planes(in_3d) == set(range(24)) and {value for value, _ in client.told} == {5}

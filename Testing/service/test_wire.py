@@ -31,7 +31,7 @@ PROMPTS = [
 ]  # fmt: skip
 
 INTENTS = [
-    intents.SetWindow(None), intents.SetWindow(IntensityWindow(-160, 240, "CT abdomen")),
+    intents.SetWindow(None), intents.SetWindow(IntensityWindow(-160, 240, "CT abdomen")), intents.SetVolumetric(True),
     intents.SetModel("compact", "liver", "cuda:1"),
     intents.AddSegment("Leber — 1", 7, (1.0, 0.5, 0.0)), intents.AddSegment("x"), intents.ChangeSegment(7, "other"),
     intents.RemoveSegment(65535), *(intents.AddPrompt(1, prompt, "coronal", 4) for prompt in PROMPTS),

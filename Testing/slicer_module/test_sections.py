@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import qt
 import SimpleITK as sitk
+import slicer
 from test_clicks import KIDNEY, LIVER, Work
 
 
@@ -38,6 +39,42 @@ def boxed(work, value=KIDNEY):
 
 def slices(work):
     return np.flatnonzero(work.voxels().any(axis=(1, 2)))
+
+
+# ---- prompts in 3-D
+
+
+def test_a_box_in_3d_fills_the_organ_by_itself_and_undo_takes_all_of_it_back(work):
+    button = work.panel.prompts.wholeButton
+    button.click()
+    assert button.checked and work.session.volumetric
+    seen = []
+    work.panel.host.listen("Busy", lambda event: seen.append(len(slices(work))))
+    boxed(work)
+    truth = work.labels == KIDNEY
+    assert 2 * (work.voxels() & truth).sum() / (work.voxels().sum() + truth.sum()) > 0.75
+    assert len(set(seen)) > 2, "slices are seen while others are still to come"
+    work.panel.prompt_list.undo()
+    work.desktop.wait(lambda: not work.voxels().any())
+    work.rest()
+    button.click()
+    boxed(work)
+    assert len(slices(work)) == 1 and not work.session.volumetric
+
+
+def test_the_answer_in_3d_is_cancelled_in_the_strip(work):
+    work.panel.prompts.wholeButton.click()
+    work.panel.host.listen("Busy", lambda event: event.done > 2 and work.panel.status.ui.cancelButton.click())
+    boxed(work)
+    assert 1 < len(slices(work)) < len(np.flatnonzero((work.labels == KIDNEY).any(axis=(1, 2))))
+    assert work.panel.status.ui.busyBar.isHidden()
+
+
+def test_the_button_shows_what_the_scene_says(work):
+    work.session.volumetric = True
+    work.desktop.wait(lambda: work.panel.prompts.wholeButton.checked)
+    slicer.mrmlScene.Clear(False)
+    work.desktop.wait(lambda: not work.panel.prompts.wholeButton.checked)
 
 
 # ---- propagate
