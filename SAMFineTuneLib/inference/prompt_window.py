@@ -60,6 +60,8 @@ def window_for(values: np.ndarray, prompts: PlanePrompts, window: IntensityWindo
         if np.count_nonzero(hidden) <= _HIDDEN * np.count_nonzero(under):
             continue
         middle = float(np.median(values[hidden]))
+        if not np.isfinite(middle):
+            continue
         if around is None:
             joined = values[np.any([piece for piece in pieces(beyond) if (piece & hidden).any()], axis=0)]
             borders = (np.abs(joined - middle) > _DIFFERENCE * window.width).mean() > _UNLIKE

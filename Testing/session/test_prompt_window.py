@@ -68,6 +68,14 @@ def test_values_at_the_ends_of_the_window_are_not_hidden():
         assert window_for(picture, prompts, window) is window
 
 
+def test_voxels_that_are_no_number_widen_nothing():
+    values, vessel = values_of()
+    for value in (np.inf, -np.inf, np.nan):
+        values[vessel] = value
+        for prompts in prompts_of(vessel).values():
+            assert window_for(values, prompts, ABDOMEN) is ABDOMEN
+
+
 @pytest.fixture(scope="module")
 def contrast_ct(tmp_path_factory):
     """A tilted CT series with a vessel of 350 HU in a chamber of 280 HU, as it is read from DICOM files."""
