@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,10 +71,6 @@ class IntensityWindow:
     def width(self) -> float:
         return self.high - self.low
 
-    def joined(self, other: IntensityWindow) -> IntensityWindow:
-        """The window that shows what either of two shows."""
-        return IntensityWindow(min(self.low, other.low), max(self.high, other.high), other.name)
-
     def apply(self, array: np.ndarray) -> np.ndarray:
         """uint8 of the same shape: 0 at `low` and 255 at `high`, rounded to the nearest (halves to even).
 
@@ -91,6 +88,12 @@ class IntensityWindow:
     def __str__(self) -> str:
         limits = f"{self.low:g} to {self.high:g}"
         return f"{self.name}, {limits}" if self.name else limits
+
+
+def joined(windows: Sequence[IntensityWindow]) -> IntensityWindow:
+    """The window that shows what any of these shows; the name is that of the last one."""
+    lows, highs = zip(*((window.low, window.high) for window in windows), strict=True)
+    return IntensityWindow(min(lows), max(highs), windows[-1].name)
 
 
 def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow:

@@ -24,6 +24,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume, choose_window
+from SAMFineTuneLib.images.intensity_window import joined
 from SAMFineTuneLib.images.slice_extraction import picture, write
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, number_of_slices
 from SAMFineTuneLib.inference.automatic_head import class_slices
@@ -337,18 +338,17 @@ class Session(intents.IntentMethods):
         orientations = sorted({task.plane.orientation for task in prompted})
         if orientation is None and len(orientations) > 1:
             raise UserError(f"Segment {info.name} has prompts on {' and '.join(orientations)} slices; choose which.")
-        seeds, sources, window = [], [], self.window
+        seeds, sources, windows = [], [], [self.window]
         for task in prompted:
             answer = self._masks.answer((segment, task.plane.key))
             mask = answer.mask.unpack()
             if orientation in (None, task.plane.orientation) and mask.any():
                 seeds.append(Seed(task.plane, mask))
                 sources.append((task.plane.key, task.prompts))
-                for wider in answer.windows:
-                    window = window.joined(wider)
+                windows += answer.windows
         covers = frozenset(plane.key for plane in planned_planes(volume, seeds, settings))
         job = PropagationJob(self._job_number(intent.job), segment, tuple(sources), covers, self._next_moment())
-        return self._start(job, propagate, predictor, volume, window, seeds, settings)
+        return self._start(job, propagate, predictor, volume, joined(windows), seeds, settings)
 
     @property
     def _due(self) -> list[int]:
@@ -359,19 +359,22 @@ class Session(intents.IntentMethods):
 
     def _answer_whole(self, segment: int) -> PropagationJob:
         """Propagate a segment from all its prompted slices that are parallel to the one prompted last."""
-        seeds, state = [], self.state
+        seeds, windows, state = [], [self.window], self.state
         planes = [state.tasks[(segment, key)].plane for key, _ in state.prompted(segment)]
         stack = stack_through(self.volume, planes[-1]) if planes else None
         for plane in planes:
             with suppress(UserError):  # it has no mask, which the user was told, or lies across
-                mask = self._masks.answer((segment, plane.key)).mask.unpack()
+                answer = self._masks.answer((segment, plane.key))
+                mask = answer.mask.unpack()
                 stack.place(plane, mask)
-                seeds += [Seed(plane, mask)] if mask.any() else []
+                if mask.any():
+                    seeds.append(Seed(plane, mask))
+                    windows += answer.windows
         bounded = any(one.segment == segment and len(one.parts) > 1 for one in state.prompts)
         settings = PropagationSettings(direction="fill" if bounded and len(seeds) > 1 else "both")
         job = PropagationJob(-segment, segment, state.prompted(segment), frozenset(), self._moment, state.propagated)
         begin = propagate if seeds else lambda *_: iter(())
-        self._start(job, begin, self.predictor, self.volume, self.window, seeds, settings)
+        self._start(job, begin, self.predictor, self.volume, joined(windows), seeds, settings)
         self._jobs.insert(0, self._jobs.pop())  # the user waits for it
         return job
 

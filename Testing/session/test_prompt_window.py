@@ -115,6 +115,17 @@ def test_a_hidden_vessel_is_found_on_its_slice_and_through_the_volume(contrast_c
     assert dice(scan.mask(), reference) > 0.85
 
 
+def test_in_3d_a_prompt_finds_the_hidden_vessel(contrast_ct):
+    scan = segmenter_of(contrast_ct, "point", [])
+    scan.mask()
+    scan.session.set_volumetric(True)
+    x, y = map(float, prompts_of(values_of()[1])["point"].points[0])
+    scan.point((x - 4, y, SLICE), "Vessel", space="ijk")
+    while not scan.session.settled or scan.session.jobs:
+        scan.session.work(0.0)
+    assert dice(scan.mask(), vessel_in(contrast_ct)) > 0.85
+
+
 def test_a_click_that_follows_sees_the_same_picture_and_undo_gives_the_same_mask(contrast_ct):
     scan = segmenter_of(contrast_ct, "point", [])
     first = scan.mask().copy()
