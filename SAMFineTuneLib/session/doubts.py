@@ -14,7 +14,7 @@ from SAMFineTuneLib.images.slice_plane import format_ras
 from SAMFineTuneLib.session.answers import Answer
 from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
-LEAST_IOU = 0.5
+LEAST_IOU = 0.4
 """An answer of which less is to be expected is doubtful."""
 _AROUND = 1  # pixels on each side of a point that are looked at
 

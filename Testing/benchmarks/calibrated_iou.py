@@ -28,13 +28,13 @@ from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.models.spec import CALIBRATED_KINDS, read_model_folder, write_spec
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.prompts import PlanePrompts
+from SAMFineTuneLib.session.doubts import LEAST_IOU
 
 SEED = 20_000
 CLICKS = 3
 BINS = 10
 PULL = 1e-3
 """Squared weights count as much of the squared error, so that evidence that says the same shares the weight."""
-DOUBTFUL = 0.5
 
 
 def synthetic(count: int):
@@ -101,7 +101,7 @@ def table(rows: dict[str, list[tuple]]) -> None:
         true = np.array([row[3] for row in own])
         for name, column in (("predicted", 1), ("expected", 2)):
             said = np.array([row[column] for row in own])
-            low = said < DOUBTFUL
+            low = said < LEAST_IOU
             doubtful = f"{low.mean():.0%}, {true[low].mean() if low.any() else np.nan:.2f}"
             print(
                 f"| {kind} | {len(own)} | {true.mean():.3f} | {name} | {said.mean():.3f} | "
