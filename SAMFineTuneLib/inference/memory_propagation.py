@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -78,6 +79,7 @@ def propagate_with_memory(
     last: int,
     outlined: Callable[[int, np.ndarray], np.ndarray],
     cancelled: Cancelled = lambda: False,
+    answered: Mapping[int, SliceAnswer] = MappingProxyType({}),
 ) -> Iterator[dict[int, SliceAnswer]]:
     """Answer for the slices `first` to `last`, block after block.
 
@@ -89,12 +91,13 @@ def propagate_with_memory(
         outlined: how likely each pixel of a slice belongs to the structure (H, W), 0 to 1, as the slice model says when
             it is prompted with the memory's mask.
         cancelled: asked before each block and each slice.
+        answered: answers that are there already, and stay.
 
     Yields:
         New answers by slice, also where the structure is not there, those near known slices first; nothing after a
         part of the work that gave none yet. They do not change later.
     """
-    run = _Run(memory, slices, known, outlined, cancelled)
+    run = _Run(memory, slices, known, outlined, cancelled, answered)
     filled = sorted(index for index, mask in known.items() if mask.any())
     groups = _grouped(filled)
     for group in groups:
@@ -146,10 +149,11 @@ def _grouped(indices: list[int]) -> list[list[int]]:
 class _Run:
     """What is known and what was answered so far."""
 
-    def __init__(self, memory, slices, known, outlined, cancelled) -> None:
+    def __init__(self, memory, slices, known, outlined, cancelled, answered) -> None:
         self.memory, self.slices, self.known, self.outlined = memory, slices, known, outlined
         self.cancelled = cancelled
-        self.found: dict[int, SliceAnswer] = {}
+        self.found: dict[int, SliceAnswer] = dict(answered)
+        self.corrects = bool(answered)
 
     def edge(self, filled: list[int], step: int) -> int:
         """The outermost slice that is known or answered, as seen from the prompts in a direction."""
@@ -166,6 +170,11 @@ class _Run:
 
     def block(self, start: int, stop: int) -> Iterator[dict[int, SliceAnswer]]:
         """Answer for slices that have no answer yet."""
+        missing = [i for i in range(start, stop + 1) if i not in self.found and i not in self.known]
+        if not missing:
+            return
+        if self.corrects:  # little is missing: the block is no longer than it needs to be
+            start, stop = max(start, missing[0] - OVERLAP), min(stop, missing[-1] + OVERLAP)
         indices = range(start, stop + 1)
         before = {index: self.found[index] for index in indices if index in self.found}
         answers = dict(before)

@@ -34,7 +34,7 @@ def open_memory(model: ModelFolder, threads: int | None = None) -> VolumeMemory 
         model: the model, for an adapter its base.
         threads: CPU cores that it may use; None is all.
     """
-    return OnnxMemory(model, threads) if model.has("memory") else None
+    return OnnxMemory(model, threads) if "memory" in model.spec.files else None
 
 
 class OnnxMemory:
@@ -42,8 +42,8 @@ class OnnxMemory:
 
     def __init__(self, model: ModelFolder, threads: int | None) -> None:
         self._model, self._threads = model, threads
-        weights = model.file("memory_weights" if model.has("memory_weights") else "memory")
-        self.digest = model.spec.sha256.get(weights.name) or sha256_of(weights)
+        role = "memory_weights" if "memory_weights" in model.spec.files else "memory"
+        self.digest = model.spec.sha256.get(model.spec.files[role]) or sha256_of(model.file(role))
 
     def __call__(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         logits, presence = self._session.run(["logits", "presence"], {"block": block[None]})
@@ -64,7 +64,10 @@ class OnnxMemory:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         graph = str(self._model.file("memory"))
         try:
-            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            if [one.name for one in session.get_inputs()] != ["block"]:
+                raise ValueError("its inputs are others")
+            return session
         except Exception as error:  # ONNX Runtime raises classes of its own
             self._model.verify()  # raises a sentence if a file is missing or damaged
             raise UserError(

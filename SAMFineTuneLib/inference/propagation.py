@@ -16,9 +16,10 @@ with the union of its two neighbours. Beyond the outermost prompted slices, `dir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,13 @@ from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, picture
 from SAMFineTuneLib.images.slice_plane import view_axes
 from SAMFineTuneLib.inference.input_crop import bounding_box, view_of_box
 from SAMFineTuneLib.inference.mask_shapes import interior_points, interpolate, overlap, pieces
-from SAMFineTuneLib.inference.memory_propagation import MOST_SLICES, Slices, propagate_with_memory, together
+from SAMFineTuneLib.inference.memory_propagation import (
+    MOST_SLICES,
+    SliceAnswer,
+    Slices,
+    propagate_with_memory,
+    together,
+)
 from SAMFineTuneLib.inference.piece_tracks import large_pieces, piece_tracks
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.settings import PropagationSettings
@@ -102,6 +109,7 @@ def propagate(
     settings: PropagationSettings | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
+    kept: Mapping[int, np.ndarray | None] = MappingProxyType({}),
 ) -> Iterator[PropagatedSlice | PropagationEnd | None]:
     """Propagate masks through a volume, slice by slice.
 
@@ -113,6 +121,8 @@ def propagate(
         settings: where to propagate, and when to stop.
         progress: called after each slice.
         cancelled: asked before each slice.
+        kept: masks, by index, of slices between two prompted ones, or beyond the last, that have their answer; None
+            where the structure is not. These slices do not come again.
 
     Yields:
         The masks, those nearest to their seed first, without the seeds' own; and why a direction ended early. None
@@ -124,11 +134,11 @@ def propagate(
     """
     settings = settings or PropagationSettings()
     plan = _make_plan(volume, seeds, settings)
-    meter = Meter(len(plan.indices), progress)
+    meter = Meter(len(set(plan.indices) - kept.keys()), progress)
     memory = getattr(predictor.engine, "memory", None)
     if memory is not None and settings.mode is None:
-        return _Remembered(memory, predictor, volume, window, settings, plan, cancelled, meter).slices()
-    return _Run(predictor, volume, window, settings, plan, cancelled, meter).slices()
+        return _Remembered(memory, predictor, volume, window, settings, plan, cancelled, meter, kept).slices()
+    return _Run(predictor, volume, window, settings, plan, cancelled, meter).slices(kept)
 
 
 def planned_planes(
@@ -225,7 +235,7 @@ def _interpolated(volume: Volume, plane: SlicePlane) -> frozenset[int]:
 class _Remembered:
     """One propagation with the volume memory: the slices in blocks, those nearest to a known mask first."""
 
-    def __init__(self, memory, predictor, volume, window, settings, plan, cancelled, meter) -> None:
+    def __init__(self, memory, predictor, volume, window, settings, plan, cancelled, meter, kept) -> None:
         self.predictor, self.settings, self.plan, self.meter = predictor, settings, plan, meter
         self._picture = lru_cache(2 * MOST_SLICES)(lambda index: picture(volume, plan.stack.plane(index), window))
         self.known = {front.index: front.mask for front in plan.starts}
@@ -239,19 +249,22 @@ class _Remembered:
             plan.stack.distance / float(np.mean(plan.stack.plane(lowest).pixel_size)),
             plan.interpolated,
         )
+        parts = list(piece_tracks(self.known))
+        answered = _as_answers(kept, plan.starts[0].mask.shape) if len(parts) == 1 else {}
         self.blocks = together(
-            propagate_with_memory(memory, stack, part, self.first, self.last, self._outlined, cancelled)
-            for part in piece_tracks(self.known)
+            propagate_with_memory(memory, stack, part, self.first, self.last, self._outlined, cancelled, answered)
+            for part in parts
         )
-        self.masks = dict(self.known)
-        self.wanted = set(plan.indices)
+        self.kept = kept
+        self.masks = {**self.known, **{index: mask for index, mask in kept.items() if mask is not None}}
+        self.wanted = set(plan.indices) - kept.keys()
 
     def slices(self) -> Iterator[PropagatedSlice | PropagationEnd | None]:
-        absent: set[int] = set()
+        absent = {index for index, mask in self.kept.items() if mask is None}
         for answers in self.blocks:
             if not answers:
                 yield None
-            for index in sorted(answers, key=self._steps_to_known):
+            for index in sorted(answers.keys() - self.kept.keys(), key=self._steps_to_known):
                 answer = answers[index]
                 neighbour = self._neighbour(index, absent)
                 if neighbour is None or not answer.there:
@@ -318,6 +331,13 @@ class _Remembered:
                 )
 
 
+def _as_answers(kept: Mapping[int, np.ndarray | None], shape: tuple[int, int]) -> dict[int, SliceAnswer]:
+    nothing = SliceAnswer(np.zeros(shape, np.float32), 0.0)
+    return {
+        index: nothing if mask is None else SliceAnswer(mask.astype(np.float32), 1.0) for index, mask in kept.items()
+    }
+
+
 class _Run:
     """One propagation from slice to slice, with what does not change on its way."""
 
@@ -325,12 +345,14 @@ class _Run:
         self.predictor, self.volume, self.window = predictor, volume, window
         self.settings, self.plan, self.cancelled, self.meter = settings, plan, cancelled, meter
 
-    def slices(self) -> Iterator[PropagatedSlice | PropagationEnd]:
+    def slices(self, kept: Mapping[int, np.ndarray | None]) -> Iterator[PropagatedSlice | PropagationEnd]:
         starts = [self._with_grey(front) for front in self.plan.starts]
         for lower, upper in zip(starts, starts[1:], strict=False):
-            yield from self._between(lower, upper)
+            if not kept.keys() >= set(self.plan.between(lower.index, upper.index)):
+                yield from self._between(lower, upper)
         for step in self.plan.steps:
-            yield from self._outward(starts[-1 if step > 0 else 0], step)
+            if not kept.keys() >= set(self.plan.beyond(step)):
+                yield from self._outward(starts[-1 if step > 0 else 0], step)
 
     def _with_grey(self, front: _Front) -> _Front:
         values = picture(self.volume, self.plan.stack.plane(front.index), self.window)[front.mask]

@@ -12,7 +12,7 @@ from SAMFineTuneLib.inference.automatic_head import SliceClasses
 from SAMFineTuneLib.inference.everything_mode import Object3D
 from SAMFineTuneLib.inference.propagation import PropagatedSlice
 from SAMFineTuneLib.session.events import ObjectInfo, Objects
-from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State
+from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State, WholeAnswer
 
 _MOST_FOUND = 2  # jobs whose objects are kept
 
@@ -52,6 +52,8 @@ class PropagationJob(Job):
     known: Mapping[Place, PropagatedMask] | None = None
     """For the answer to a prompt in 3-D: the masks of the answer before, which stay where they come again. `sources`
     are then all prompts of the segment, and the answer belongs to the step that the prompts belong to."""
+    whole: WholeAnswer | None = None
+    """What such an answer follows from."""
     masks: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
     """Its results so far that are new; the session's state gets them when it ends."""
     again: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
@@ -94,10 +96,12 @@ class PropagationJob(Job):
             for place, item in results.items()
             if not any(part.says_where for part in state.prompts_at(place))
         }
-        due = state.due if self.known is None else state.due - {self.segment}
-        if not found and len(kept) == len(state.propagated) and due == state.due:
-            return state
-        return replace(state, propagated=kept | found, due=due)
+        if self.known is not None:
+            whole = {value: answer for value, answer in state.whole.items() if value != self.segment}
+            if self.whole is not None and not self.cancelled:
+                whole[self.segment] = self.whole
+            return replace(state, propagated=kept | found, due=state.due - {self.segment}, whole=whole)
+        return replace(state, propagated=kept | found) if found or len(kept) < len(state.propagated) else state
 
 
 @dataclass(eq=False)

@@ -40,7 +40,7 @@ from SAMFineTuneLib.session.failures import as_sentence, details_of
 from SAMFineTuneLib.session.history import History
 from SAMFineTuneLib.session.jobs import EverythingJob, FoundObjects, Job, PropagationJob, joined_labels
 from SAMFineTuneLib.session.masks import Masks
-from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
+from SAMFineTuneLib.session.state import Place, PlacedPrompt, State, WholeAnswer
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
@@ -358,7 +358,8 @@ class Session(intents.IntentMethods):
         return [info.value for info in self.segments if info.value in self.state.due]
 
     def _answer_whole(self, segment: int) -> PropagationJob:
-        """Propagate a segment from all its prompted slices that are parallel to the one prompted last."""
+        """Propagate a segment from all its prompted slices that are parallel to the one prompted last. Slices between
+        prompted ones that are as they were keep their masks."""
         seeds, windows, state = [], [self.window], self.state
         planes = [state.tasks[(segment, key)].plane for key, _ in state.prompted(segment)]
         stack = stack_through(self.volume, planes[-1]) if planes else None
@@ -373,8 +374,18 @@ class Session(intents.IntentMethods):
         bounded = any(one.segment == segment and len(one.parts) > 1 for one in state.prompts)
         settings = PropagationSettings(direction="fill" if bounded and len(seeds) > 1 else "both")
         job = PropagationJob(-segment, segment, state.prompted(segment), frozenset(), self._moment, state.propagated)
-        begin = propagate if seeds else lambda *_: iter(())
-        self._start(job, begin, self.predictor, self.volume, joined(windows), seeds, settings)
+        window, kept = joined(windows), {}
+        if seeds and planes[-1].index is not None:
+            known = {seed.plane.index: state.prompts_at((segment, seed.plane.key)) for seed in seeds}
+            job.whole = WholeAnswer((planes[-1].orientation, window, self.predictor.engine.digest), known)
+            before = state.whole.get(segment)
+            for plane in planned_planes(self.volume, seeds, settings) if before is not None else ():
+                if before.holds(job.whole, plane.index):
+                    item = state.propagated.get(place := (segment, plane.key))
+                    kept[plane.index] = None if item is None else item.mask.unpack()
+                    job.again |= {} if item is None else {place: item}
+        begin = functools.partial(propagate, kept=kept) if seeds else lambda *_: iter(())
+        self._start(job, begin, self.predictor, self.volume, window, seeds, settings)
         self._jobs.insert(0, self._jobs.pop())  # the user waits for it
         return job
 

@@ -54,6 +54,25 @@ class PropagatedMask:
 
 
 @dataclass(frozen=True, eq=False)
+class WholeAnswer:
+    """What the answer for a whole object followed from."""
+
+    seen: tuple
+    """Orientation, window and model."""
+    known: Mapping[int, tuple[PlanePrompts, ...]]
+    """Prompted slices by index."""
+
+    def holds(self, later: WholeAnswer, index: int) -> bool:
+        """Whether a slice keeps its answer: the prompted slices on either side of it are as they were."""
+        return self.seen == later.seen and self._around(index) == later._around(index)
+
+    def _around(self, index: int) -> tuple:
+        below = max((known for known in self.known if known < index), default=-1)
+        above = min((known for known in self.known if known > index), default=-1)
+        return below, self.known.get(below), above, self.known.get(above)
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
     """Everything that determines the mask of one segment on one plane."""
 
@@ -80,6 +99,8 @@ class State:
     """The moment at which the mask of a place last changed; undo and redo return to earlier moments."""
     due: frozenset[int] = frozenset()
     """Segments whose prompts have changed since their whole object was answered."""
+    whole: Mapping[int, WholeAnswer] = field(default_factory=lambda: MappingProxyType({}))
+    """By segment, what its last answer for the whole object followed from, unless that was cancelled."""
 
     @cached_property
     def tasks(self) -> Mapping[Place, Task]:

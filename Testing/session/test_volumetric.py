@@ -11,6 +11,7 @@ from region_memory import RegionMemory
 from test_session import Heard, box, point, ras, tube
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import IntensityWindow
 from SAMFineTuneLib.prompts import Box3DPrompt, PointPrompt
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.session import Session
@@ -109,6 +110,39 @@ def test_a_correction_tells_only_the_slices_that_change(scene):
     assert np.array_equal(shown(session), labels == 1)
     state = [event for event in told if isinstance(event, events.StateChanged)][-1]
     assert state.settled and not state.outdated
+
+
+def test_a_correction_computes_only_between_the_prompts_around_it(scene):
+    session, labels, told = scene
+    for k in (4, 11, 18):
+        session.add_prompt(1, point(session, *tube(k)))
+        settle(session)
+    told.fetch()
+    i, j, k = tube(7)
+    session.add_prompt(1, point(session, i + 4, j, k, positive=False))
+    settle(session)
+    (busy,) = {event.total for event in told if isinstance(event, events.Busy)}
+    assert busy == 5, "the slices 5, 6, 8, 9 and 10"
+    assert {event.plane.index for event in masks(told)} <= set(range(5, 11))
+    assert np.array_equal(shown(session)[11:], (labels == 1)[11:])
+    session.set_window(IntensityWindow(0, 250))
+    settle(session)
+    told.fetch()
+    session.add_prompt(1, point(session, *tube(20)))
+    settle(session)
+    assert max(event.total for event in told if isinstance(event, events.Busy)) == SLICES - 5, "it looks different now"
+
+
+def test_after_a_cancelled_answer_all_is_computed(scene):
+    session, labels, told = scene
+    session.add_prompt(1, point(session, *tube(11)))
+    while len(session.planes(1)) < 6:
+        session.work(0.0)
+    session.cancel(session.jobs[0].number)
+    settle(session)
+    session.add_prompt(1, point(session, *tube(18)))
+    settle(session)
+    assert np.array_equal(shown(session), labels == 1)
 
 
 def test_a_prompt_during_the_answer_begins_it_anew_without_a_word(scene):
