@@ -17,7 +17,7 @@ from SAMFineTuneLib.service.wire import Buffer, Later
 from SAMFineTuneLib.session.events import Event
 from SAMFineTuneLib.session.intents import Intent
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised with every change that makes an older client or server fail."""
 
 MARK = "X-SAMFineTune-Protocol"
