@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import zlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +19,11 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, Volume
 from SAMFineTuneLib.images.packed_mask import PackedMask
-from SAMFineTuneLib.images.slice_plane import SlicePlane
+from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane
 from SAMFineTuneLib.images.volume import same_grid
 from SAMFineTuneLib.prompts import PlanePrompts, PromptSet, SegmentPrompts, prompts_from_dict, prompts_to_dict
 from SAMFineTuneLib.session import edits
-from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State
+from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State, WholeAnswer
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
@@ -59,6 +61,11 @@ def session_to_dict(session: Session) -> dict[str, Any]:
         "propagated": [_propagated_to_dict(state, segment, item) for (segment, _), item in state.propagated.items()],
         "since": [[*place, state.since[place]] for place in state.tasks if state.since.get(place)],
         "due": sorted(state.due),
+        "whole": [
+            _whole_to_dict(value, whole)
+            for value, whole in state.whole.items()
+            if whole.known == _known(state, session.volume, value, whole.seen[0], whole.known)
+        ],
     }
 
 
@@ -144,6 +151,26 @@ def _propagated_to_dict(state: State, segment: int, item: PropagatedMask) -> dic
     }
 
 
+def _whole_to_dict(segment: int, whole: WholeAnswer) -> dict[str, Any]:
+    orientation, window, model = whole.seen
+    seen = {"orientation": orientation, "window": dataclasses.asdict(window), "model": model}
+    return {"segment": segment, "known": sorted(whole.known)} | seen
+
+
+def _whole_from_dict(entry: dict[str, Any], state: State, volume: Volume) -> tuple[int, WholeAnswer]:
+    segment, orientation = int(entry["segment"]), entry["orientation"]
+    seen = (orientation, IntensityWindow(**entry["window"]), str(entry["model"]))
+    return segment, WholeAnswer(seen, _known(state, volume, segment, orientation, entry["known"]))
+
+
+def _known(
+    state: State, volume: Volume, segment: int, orientation: str, indices: Iterable[int]
+) -> dict[int, tuple[PlanePrompts, ...]]:
+    """A segment's prompts on slices of an orientation, by index."""
+    planes = [aligned_plane(volume, orientation, int(index)) for index in indices]
+    return {plane.index: state.prompts_at((segment, plane.key)) for plane in planes}
+
+
 def _state_from_dict(values: dict[str, Any], volume: Volume) -> State:
     state = State()
     for entry in values["segments"]:
@@ -169,7 +196,8 @@ def _state_from_dict(values: dict[str, Any], volume: Volume) -> State:
         propagated[(segment, plane.key)] = PropagatedMask(plane, mask, float(entry["score"]), sources)
     since = {(int(segment), str(key)): int(moment) for segment, key, moment in values.get("since", ())}
     due = frozenset(int(segment) for segment in values.get("due", ()))
-    return State(state.segments, state.prompts, propagated, since, due)
+    whole = dict(_whole_from_dict(entry, state, volume) for entry in values.get("whole", ()))
+    return State(state.segments, state.prompts, propagated, since, due, whole)
 
 
 def _unpacked(pixels: str, shape: tuple[int, int]) -> bytes:

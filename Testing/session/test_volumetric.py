@@ -327,6 +327,22 @@ def test_the_document_says_whether_the_answer_is_whole(scene):
         settle(other)
         assert np.array_equal(shown(other), labels == 1)
         assert any(isinstance(event, events.Finished) for event in heard) == begins
+        heard.fetch()
+        other.add_prompt(1, point(session, *tube(18)))
+        settle(other)
+        totals = {event.total for event in heard if isinstance(event, events.Busy)}
+        assert totals == {SLICES - 2 - 11}, "what lies below the first prompt is kept"
+
+
+def test_the_document_knows_no_answer_whose_prompts_have_changed(scene):
+    session, labels, told = scene
+    number = session.add_prompt(1, point(session, *tube(11)))
+    settle(session)
+    session.set_volumetric(False)
+    session.move_prompt(number, PointPrompt(ras(session, 12, 44, 11)))
+    settle(session)
+    document = json.loads(json.dumps(session_to_dict(session)))
+    assert document["whole"] == [] and document["due"] == []
 
 
 def test_an_explicit_propagation_is_refused_while_the_answer_comes(scene):
