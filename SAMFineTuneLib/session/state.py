@@ -63,13 +63,14 @@ class WholeAnswer:
     """Prompted slices by index."""
 
     def holds(self, later: WholeAnswer, index: int) -> bool:
-        """Whether a slice keeps its answer: the prompted slices on either side of it are as they were."""
+        """Whether a slice keeps its answer: the next two prompted slices on either side of it are as they were. With one,
+        structures prompted in turn had 0.02 less Dice than those prompted at once."""
         return self.seen == later.seen and self._around(index) == later._around(index)
 
     def _around(self, index: int) -> tuple:
-        below = max((known for known in self.known if known < index), default=-1)
-        above = min((known for known in self.known if known > index), default=-1)
-        return below, self.known.get(below), above, self.known.get(above)
+        below = sorted(known for known in self.known if known < index)[-2:]
+        above = sorted(known for known in self.known if known > index)[:2]
+        return tuple((known, self.known[known]) for known in (*below, *above))
 
 
 @dataclass(frozen=True, eq=False)

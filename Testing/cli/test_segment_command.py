@@ -84,7 +84,6 @@ def test_prompts_that_may_not_be_meant_so_are_said(samfinetune, phantom):
     assert result.code == 0 and "lies outside the box on axial slice" in result.out
     air = samfinetune("segment", phantom.folder, "-o", "b.nii.gz", "--space", "ijk", "--point", f"1,1,{k}")
     assert air.code == 0 and "shows nothing but black" in air.out
-    assert "The model is unsure" in air.out or "nothing was found" in air.out
     plain = samfinetune("segment", phantom.folder, "-o", "c.nii.gz", "--space", "ijk", "--box", phantom.box("liver"))
     assert plain.code == 0 and "note" not in plain.out
 

@@ -112,7 +112,7 @@ def test_a_correction_tells_only_the_slices_that_change(scene):
     assert state.settled and not state.outdated
 
 
-def test_a_correction_computes_only_between_the_prompts_around_it(scene):
+def test_a_correction_computes_only_up_to_the_second_prompted_slice_from_it(scene):
     session, labels, told = scene
     for k in (4, 11, 18):
         session.add_prompt(1, point(session, *tube(k)))
@@ -122,7 +122,7 @@ def test_a_correction_computes_only_between_the_prompts_around_it(scene):
     session.add_prompt(1, point(session, i + 4, j, k, positive=False))
     settle(session)
     (busy,) = {event.total for event in told if isinstance(event, events.Busy)}
-    assert busy == 5, "the slices 5, 6, 8, 9 and 10"
+    assert busy == 18 - 3, "the slices below 18 without the prompted ones"
     assert {event.plane.index for event in masks(told)} <= set(range(5, 11))
     assert np.array_equal(shown(session)[11:], (labels == 1)[11:])
     session.set_window(IntensityWindow(0, 250))
@@ -313,6 +313,8 @@ def test_another_model_answers_again_what_was_not_finished(scene):
 
 def test_the_document_says_whether_the_answer_is_whole(scene):
     session, labels, told = scene
+    session.add_prompt(1, point(session, *tube(6)))
+    settle(session)
     session.add_prompt(1, point(session, *tube(11)))
     session.work(0.0)
     early = json.loads(json.dumps(session_to_dict(session)))
@@ -331,7 +333,7 @@ def test_the_document_says_whether_the_answer_is_whole(scene):
         other.add_prompt(1, point(session, *tube(18)))
         settle(other)
         totals = {event.total for event in heard if isinstance(event, events.Busy)}
-        assert totals == {SLICES - 2 - 11}, "what lies below the first prompt is kept"
+        assert totals == {SLICES - 3 - 6}, "what lies below the first prompt is kept"
 
 
 def test_the_document_knows_no_answer_whose_prompts_have_changed(scene):
