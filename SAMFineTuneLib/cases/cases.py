@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -146,7 +146,7 @@ def _from_nnunet(path: Path) -> list[Case]:
 
 
 def _pairs(images: Path, labels: Path, meaning: Meaning = Meaning(), channels: bool = False) -> list[Case]:  # noqa: B008
-    pictures, maps = _by_name(images, channels), _by_name(labels, label=True)
+    pictures, maps = images_by_name(images, channels), images_by_name(labels, label=True)
     if orphans := sorted(maps.keys() - pictures.keys()):
         raise UserError(
             f"There are labels without an image of that name in {images}: {some_names(orphans)}; give both the same "
@@ -173,7 +173,7 @@ def _without_channel(path: Path) -> tuple[str | None, str]:
     return (name[: match.start()], match[1]) if match else (name, "0000")
 
 
-def _by_name(folder: Path, channels: bool = False, label: bool = False) -> dict[str, Path]:
+def images_by_name(folder: Path, channels: bool = False, label: bool = False) -> dict[str, Path]:
     """Images, or labels, of a folder by the name that both share. Folders count as DICOM series."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -218,24 +218,24 @@ def _from_list(path: Path) -> list[Case]:
 
 def _with_patients(cases: Sequence[Case]) -> list[Case]:
     """Every case with its patient: from the list, from DICOM, from the names of pictures, or else the case itself."""
-    named = _patients_of_pictures([case for case in cases if not case.patient])
+    named = patients_of_pictures({case.id: case.image for case in cases if not case.patient})
     return [
-        replace(case, patient=case.patient or _dicom_patient(case.image) or named.get(case.id) or case.id)
+        replace(case, patient=case.patient or dicom_patient(case.image) or named.get(case.id) or case.id)
         for case in cases
     ]
 
 
-def _patients_of_pictures(cases: Sequence[Case]) -> dict[str, str]:
-    """Patients by the names of pictures: slices of one patient are numbered, as in `RUNMC03_12` and `RUNMC03_16`.
+def patients_of_pictures(images: Mapping[str, Path]) -> dict[str, str]:
+    """Patients of images by their names: slices of one patient are numbered, as in `RUNMC03_12` and `RUNMC03_16`.
 
     Nothing is concluded where all slices would be of one patient.
     """
-    pictures = [case for case in cases if case.image.suffix.lower() in PICTURES]
-    begins = {case.id: re.sub(r"[_-][a-z]*\d+$", "", case.id, flags=re.IGNORECASE) for case in pictures}
+    pictures = [name for name, image in images.items() if image.suffix.lower() in PICTURES]
+    begins = {name: re.sub(r"[_-][a-z]*\d+$", "", name, flags=re.IGNORECASE) for name in pictures}
     return begins if len(set(begins.values())) > 1 else {}
 
 
-def _dicom_patient(image: Path) -> str:
+def dicom_patient(image: Path) -> str:
     """A digest of the PatientID in the first file of a DICOM folder; "" when there is none."""
     if not image.is_dir():
         return ""

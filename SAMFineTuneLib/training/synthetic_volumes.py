@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 CANVAS = (56, 96, 96)
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 _BUMP = 0.55  # width of one node's influence, in distances between nodes
 _LARGEST = 0.35  # of the canvas: what fills more is background
 _SMALLEST = 60  # canvas voxels
@@ -43,7 +43,7 @@ def synthetic_volume(seed: Sequence[int]) -> SyntheticVolume:
     """Draw a scene and scan it."""
     rng = np.random.default_rng(seed)
     scene = _Scene(rng)
-    rng.choice((_organs, _organs, _body, _vessels, _mosaic, _walls))(scene)
+    rng.choice((_organs, _organs, _body, _vessels, _mosaic, _walls, _columns))(scene)
     step = float(np.exp(rng.uniform(math.log(0.9), math.log(7))))
     image, tissue = _scan(rng, scene.render(), scene.tissue, step)
     return SyntheticVolume(image, tissue, np.stack(scene.objects)[:, : scene.used], step)
@@ -297,6 +297,54 @@ def _vessel(scene: _Scene, tone: float | None = None, low: float = 1.5, high: fl
         scene.register(outer)
 
 
+def _along(rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise that is the same everywhere on a slice (D, 1, 1)."""
+    return smooth_noise(rng, rng.uniform(1, 4), (1, 1, CANVAS[0])).reshape(-1, 1, 1)
+
+
+def _column(scene: _Scene) -> None:
+    """Something that most slices cut across, as an aorta or a spinal cord: often from the first slice to the last,
+    at times in a wall, at times straight and of one width."""
+    rng = scene.rng
+    if scene.full:
+        return
+    along = np.arange(CANVAS[0], dtype=np.float32)[:, None, None]
+    middle = CANVAS[0] / 2
+    lean, wander = 0.25 * rng.standard_normal(2), rng.uniform(0, 3) * (rng.random() < 0.7)
+    radius = math.exp(rng.uniform(math.log(2.5), math.log(14)))
+    offsets = []
+    for axis in (1, 2):
+        center = CANVAS[axis] * rng.uniform(0.2, 0.8) + lean[axis - 1] * (along - middle)
+        center = center + wander * _along(rng)
+        place = scene.place[axis] if rng.random() < 0.5 else np.arange(CANVAS[axis], dtype=np.float32)
+        place = place if place.ndim == 3 else place.reshape([-1 if one == axis else 1 for one in range(3)])
+        width = radius * math.exp(rng.uniform(-0.3, 0.3))
+        offsets.append((place - center) / width)
+    level = np.sqrt(offsets[0] ** 2 + offsets[1] ** 2)
+    if rng.random() < 0.6:
+        level = level * np.exp(rng.uniform(0.05, 0.3) * _along(rng))
+    for end in (along < rng.uniform(0, middle), along > rng.uniform(middle, CANVAS[0])):
+        if rng.random() < 0.3:
+            level = np.where(end, np.float32(9), level)
+    near = scene.tones[int(rng.integers(scene.used))]
+    if rng.random() < 0.4:
+        near = scene.tone(near)
+        wall = scene.paint(level < rng.uniform(1.15, 2.2), near, register=False)
+        if rng.random() < 0.5:
+            scene.register(wall)
+    scene.paint(level < 1, scene.tone(near))
+
+
+def _columns(scene: _Scene) -> None:
+    """Several of them beside organs."""
+    rng = scene.rng
+    _background(scene)
+    for _ in range(int(rng.integers(1, 7))):
+        _organ(scene, _anywhere(rng), _radii(rng, 4, 24))
+    for _ in range(int(rng.integers(1, 5))):
+        _column(scene)
+
+
 def _background(scene: _Scene) -> None:
     rng = scene.rng
     if rng.random() < 0.7:
@@ -348,6 +396,8 @@ def _body(scene: _Scene) -> None:
         _vessel(scene, bone + 0.03 * rng.standard_normal(), 1.5, 4)
     for _ in range(int(rng.integers(0, 3))):
         _vessel(scene, None, 2, 7)
+    for _ in range(int(rng.integers(0, 3))):
+        _column(scene)
 
 
 def _vessels(scene: _Scene) -> None:
