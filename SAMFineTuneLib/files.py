@@ -48,9 +48,9 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
             yield temporary
             if durable:
                 _sync(temporary)
-            _replace(temporary, path)
-            if durable:
-                _sync_folder(path.parent)
+                move_over(temporary, path)
+            else:
+                _replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -163,6 +163,12 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def move_over(source: Path, target: Path) -> None:
+    """Move a complete file to another name on the same disk, in one step, over what is there."""
+    _replace(source, target)
+    _sync_folder(target.parent)
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from SAMFineTuneLib.cases.label_grid import MATCHES, fit_labels
 from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.cases.nnunet_labels import read_meaning
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.read_image import ENDINGS, read_volume
+from SAMFineTuneLib.images.read_image import ENDINGS, read_volume, split_choice
 from SAMFineTuneLib.images.read_picture import PICTURES
 from SAMFineTuneLib.images.volume import Volume
 
@@ -237,12 +237,16 @@ def patients_of_pictures(images: Mapping[str, Path]) -> dict[str, str]:
 
 def dicom_patient(image: Path) -> str:
     """A digest of the PatientID in the first file of a DICOM folder; "" when there is none."""
-    if not image.is_dir():
-        return ""
+    image, _ = split_choice(image)
+    return patient_of_files(sorted(image.iterdir())) if image.is_dir() else ""
+
+
+def patient_of_files(files: Iterable[Path]) -> str:
+    """A digest of the PatientID in the first DICOM file; "" when there is none."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    for file in sorted(image.iterdir()):
+    for file in files:
         try:
             number = str(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID"))
         except (InvalidDicomError, OSError):

@@ -34,6 +34,7 @@ STATES = ("untouched", "proposed", "corrected", "accepted", "refused")
 LEASE = 600.0
 """Seconds for which a case stays taken after the last sign of the one who works on it."""
 _FORMAT = 1
+_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".dcm")
 _PATIENCE = 20.0  # s to wait for another process that writes
 
 
@@ -59,7 +60,7 @@ class Review:
     """What accepting a case took."""
 
     order: int
-    """How many cases were accepted before it, plus 1."""
+    """Its place in the order of acceptance, from 1; numbers of reopened cases may be missing."""
     seconds: float | None = None
     """Working time; None where it was not measured."""
     prompts: int | None = None
@@ -94,9 +95,9 @@ class CohortCase:
 
     @property
     def name(self) -> str:
-        """The image's file name without its ending."""
+        """The image's file name without its ending, or a DICOM folder's name."""
         name = Path(self.image).name
-        return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else name.rsplit(".", 1)[0] or name
+        return next((name[: -len(end)] for end in _ENDINGS if name.lower().endswith(end) and name != end), name)
 
     def taken(self, by: str = "") -> bool:
         """Whether somebody other than `by` works on it."""
@@ -165,6 +166,11 @@ class CohortState:
         return tuple(sorted(self.those("accepted"), key=lambda one: one.review.order if one.review else 0))
 
     @property
+    def next_order(self) -> int:
+        """The number of the next case to be accepted."""
+        return max((one.review.order for one in self.accepted if one.review), default=0) + 1
+
+    @property
     def adapter(self) -> TrainedAdapter | None:
         """The adapter in use: the last one that the evidence let in."""
         return next((one for one in reversed(self.adapters) if one.in_use), None)
@@ -186,15 +192,16 @@ class Cohort:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self._read: tuple[tuple[int, int], CohortState] | None = None
+        self._read: tuple[tuple[int, ...], CohortState] | None = None
         self.state  # noqa: B018 - refuses a folder that holds no cohort
 
     @classmethod
     def create(cls, folder: str | Path, state: CohortState) -> Cohort:
         """Write a new cohort; UserError when the folder holds one."""
         folder = Path(folder).expanduser()
-        require_no_cohort(folder)
-        write_text(folder / STATE_FILE, json.dumps(_plain(state), indent=1))
+        with _alone(folder):
+            require_no_cohort(folder)
+            write_text(folder / STATE_FILE, json.dumps(_plain(state), indent=1))
         return cls(folder)
 
     @property
@@ -203,54 +210,54 @@ class Cohort:
         path = self.folder / STATE_FILE
         try:
             stat = path.stat()
-            stamp = (stat.st_mtime_ns, stat.st_ino)
-            if self._read is None or self._read[0] != stamp:
-                self._read = (stamp, _parsed(json.loads(path.read_text("utf-8")), path))
+            stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            known = self._read
+            if known is None or known[0] != stamp:
+                self._read = known = (stamp, _parsed(json.loads(path.read_text("utf-8")), path))
         except FileNotFoundError:
             raise UserError(f"“{self.folder}” holds no cohort; create one with “samfinetune cohort create”.") from None
+        except UserError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"“{path}” is damaged ({error}); restore it from a backup.") from error
         except OSError as error:
             raise UserError(f"“{path}” cannot be read: {error.strerror}.") from error
-        return self._read[1]
+        return known[1]
 
-    def change(self, change: Callable[[CohortState], CohortState]) -> CohortState:
-        """Replace the state by what `change` makes of it, which may raise to leave it as it is. -> the new state."""
-        with self._alone():
+    def change(
+        self, change: Callable[[CohortState], CohortState], after: Callable[[], None] = lambda: None
+    ) -> CohortState:
+        """Replace the state by what `change` makes of it, which may raise to leave it as it is.
+
+        Both functions run while nobody else changes the cohort, so that files which belong to a state are moved in
+        them: those that the new state needs in `change`, those that it no longer needs in `after`, which is called when
+        the new state is on disk. -> the new state
+        """
+        with _alone(self.folder):
             self._read = None
-            new = change(self.state)
-            write_text(self.folder / STATE_FILE, json.dumps(_plain(new), indent=1))
-            self._read = None
+            old = self.state
+            new = change(old)
+            if new != old:
+                write_text(self.folder / STATE_FILE, json.dumps(_plain(new), indent=1))
+            after()
             return self.state
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        lock = ProcessLock(self.folder / LOCK)
-        until = time.monotonic() + _PATIENCE
-        try:
-            while not lock.take():
-                if time.monotonic() > until:
-                    raise UserError(f"“{self.folder}” is being written ({lock.owner}); try again.")
-        except OSError as error:
-            raise disk_error(error, self.folder) or error from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     # ---- where things lie
 
     @property
     def images(self) -> Path:
         """The folder that the images' paths start from."""
-        beside, full = self.state.images
-        here = Path(os.path.normpath(self.folder / beside)) if beside else Path(full)
-        return here if here.is_dir() or not Path(full).is_dir() else Path(full)
+        state = self.state
+        beside, full = state.images
+        places = [Path(os.path.normpath(self.folder.resolve() / beside))] if beside else []
+        places.append(Path(full))
+        images = [one.image for one in state.cases]
+        return next((place for place in places if any(_exists(place / image) for image in images)), places[0])
 
     def image(self, case: CohortCase) -> Path:
         """The image of a case; UserError when it is not there."""
         path = self.images / case.image
-        if not path.exists():
+        if not _exists(path):
             raise UserError(
                 f"The image of case {case.name} is not at “{path}”; if the images were moved, tell where they are with "
                 "“samfinetune cohort locate”."
@@ -280,6 +287,29 @@ def require_no_cohort(folder: Path) -> None:
         raise UserError(f"“{folder}” already holds a cohort; choose another folder, or go on with that one.")
 
 
+def _exists(image: Path) -> bool:
+    """Whether an image is there; the choice of a DICOM series may follow its name behind a #."""
+    return image.exists() or ("#" in image.name and image.with_name(image.name.partition("#")[0]).exists())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else changes the cohort while the block runs."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = ProcessLock(folder / LOCK)
+        until = time.monotonic() + _PATIENCE
+        while not lock.take():
+            if time.monotonic() > until:
+                raise UserError(f"“{folder}” is being changed ({lock.owner or 'another process'}); try again.")
+    except OSError as error:
+        raise disk_error(error, folder) or error from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 # ---------------------------------------------------------------- the file
 
 
@@ -292,10 +322,11 @@ def _plain(state: CohortState) -> dict[str, Any]:
 def _parsed(values: dict[str, Any], path: Path) -> CohortState:
     if values.get("format") != _FORMAT:
         raise UserError(f"“{path}” was written by another version of SAMFineTune; update this one to open it.")
+    beside, full = values["images"]
     return CohortState(
         labels={int(value): str(name) for value, name in values["labels"].items()},
         cases=tuple(_case(one) for one in values["cases"]),
-        images=tuple(values["images"]),
+        images=(str(beside), str(full)),
         model=str(values["model"]),
         adapters=tuple(_of(TrainedAdapter, one) for one in values["adapters"]),
     )

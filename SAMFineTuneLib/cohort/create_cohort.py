@@ -6,6 +6,9 @@
 | nnU-Net's `imagesTr/`, `labelsTr/`, `imagesTs/` | the first channel of all; those with labels are accepted |
 | a `.csv` of `image,label,patient` | those listed, all accepted |
 | any other folder | its image files, and every folder below it that holds DICOM files, each series by itself |
+
+Slicer segmentations (`.seg.nrrd`) and folders of cohorts are not images. One series of several in a DICOM folder is
+named by its UID behind a #, which stays when the folder gets more.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -16,27 +19,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from SAMFineTuneLib.cases.case_lists import LISTS
 from SAMFineTuneLib.cases.cases import (
     LABEL_FOLDERS,
     SHORT,
     Case,
-    dicom_patient,
     find_cases,
     images_by_name,
+    patient_of_files,
     patients_of_pictures,
     some_names,
+    within_sentence,
 )
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, Review, require_no_cohort
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, CohortCase, CohortState, Review, require_no_cohort
+from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import read_volume, write_labelmap
+from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.read_dicom import look_into
-from SAMFineTuneLib.images.read_image import VOLUME_FILES, split_choice
-from SAMFineTuneLib.images.read_picture import PICTURES
+from SAMFineTuneLib.images.read_image import ENDINGS
 
-_LOCALIZER = 4  # files: a series of so few is hardly the one to be segmented
+_LOCALIZER = 4  # slices: a series of so few is hardly the one to be segmented
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,12 @@ def create_cohort(
         The cohort. Images that cannot be read or occur twice are left out, with a note each.
 
     Raises:
-        UserError: when the folder holds a cohort, no image can be read, or structures have no names.
+        UserError: when the folder holds a cohort or images, no image can be read, or structures have no names.
     """
     folder = Path(folder).expanduser()
     require_no_cohort(folder)
+    if folder.resolve() in {place.resolve() for one in images for place in (one.image, one.image.parent)}:
+        raise UserError(f"“{folder}” holds images; give the cohort a folder of its own beside them.")
     names = {value: name.strip() for value, name in enumerate(labels, start=1)}
     root = _common_folder([one.image for one in images])
     read = _read(images, root, folder, names, {}, progress)
@@ -129,12 +133,12 @@ def add_images(
     read = _read(images, cohort.images, cohort.folder, dict(state.labels), known, progress)
 
     def added(now: CohortState) -> CohortState:
-        there, count = {case.key for case in now.cases}, len(now.accepted)
+        there, order = {case.key for case in now.cases}, now.next_order
         new = []
         for case in read.cases.values():
             if case.key not in there:
-                count += case.review is not None
-                new.append(replace(case, review=replace(case.review, order=count)) if case.review else case)
+                new.append(replace(case, review=Review(order)) if case.review else case)
+                order += case.review is not None
         return replace(now, cases=(*now.cases, *new))
 
     cohort.change(added)
@@ -180,17 +184,39 @@ def _with_labels(source: Path, folders: Sequence[Path], labels: Path | None, cha
 
 def _anywhere(source: Path) -> list[Path]:
     """Image files below a folder, and each DICOM series; one of few slices, a localizer, only if there is no other."""
-    files = [path for path in sorted(source.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    images = [path for path in files if path.name.lower().endswith((*VOLUME_FILES, *PICTURES))]
-    folders = {path.parent for path in files if path not in set(images)}
-    for folder in sorted(folders):
+    files = []
+    for parent, folders, names in os.walk(source):
+        if STATE_FILE in names:  # a cohort's own folder
+            folders[:], names = [], []
+        folders[:] = [one for one in folders if not one.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    images = [path for path in files if path.name.lower().endswith(ENDINGS) and not _is_segmentation(path)]
+    dicom = {path.parent for path in files if _may_be_dicom(path)}
+    for folder in sorted(one for one in dicom if not dicom.intersection(one.parents)):
         try:
             series, _ = look_into(folder)
         except UserError:
-            continue  # holds no DICOM files
-        own = [one for one in series if one.files > _LOCALIZER] or series
-        images += [folder.with_name(f"{folder.name}#{one.number}") if len(series) > 1 else folder for one in own]
+            continue  # holds no DICOM images
+        own = [one for one in series if one.size[2] > _LOCALIZER] or series
+        names = (one.uid or str(one.number) for one in own)
+        images += [folder.with_name(f"{folder.name}#{name}") if len(series) > 1 else folder for name in names]
     return images
+
+
+def _is_segmentation(path: Path) -> bool:
+    """Whether a file is Slicer's kind of label map."""
+    return path.name.lower().endswith(".seg.nrrd")
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file is marked as DICOM, or has a name that DICOM files have."""
+    if not path.suffix or path.suffix.lower() in (".dcm", ".ima", ".dicom") or path.suffix[1:].isdigit():
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 # ---------------------------------------------------------------- reading
@@ -227,7 +253,7 @@ def _read(
         if same := read.cases.get(key) or known.get(key):
             read.notes.append(f"{one.image.name} is left out: {same.name} is the same image.")
             continue
-        patient = one.patient or dicom_patient(split_choice(one.image)[0]) or pictures.get(str(one.image)) or key
+        patient = one.patient or _dicom_patient(volume) or pictures.get(str(one.image)) or key
         case = CohortCase(key, _beneath(root, one.image), hashlib.sha256(patient.encode()).hexdigest()[:SHORT])
         if one.labelled is not None:
             case = _accepted(case, one.labelled, folder, bool(names), read)
@@ -236,24 +262,21 @@ def _read(
     return read
 
 
+def _dicom_patient(volume: Volume) -> str:
+    """A digest of the patient of a DICOM image; "" for other images."""
+    source = volume.source
+    return patient_of_files(source.files) if source is not None and source.format == "DICOM" else ""
+
+
 def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read: _Read) -> CohortCase:
     """A case with its labels accepted; as it is, with a note, where they cannot be used."""
     try:
         annotated = labelled.read()
+        array, read.names = renumbered(annotated.labels, annotated.meaning, read.names, more=not named)
     except UserError as error:
-        read.notes.append(f"The labels of {case.name} are not used: {error}")
+        read.notes.append(f"The labels of {case.name} are not used: {within_sentence(str(error))}")
         return case
-    values = [int(value) for value in np.unique(annotated.labels) if value and value not in annotated.meaning.ignored]
-    if annotated.meaning.members or annotated.meaning.ignored:
-        read.notes.append(f"The labels of {case.name} are not used: nnU-Net's regions and ignored voxels are not kept.")
-        return case
-    unknown = [value for value in values if value not in read.names]
-    if named and unknown:
-        which = some_names([str(value) for value in unknown])
-        read.notes.append(f"The labels of {case.name} are not used: no structure is named for the values {which}.")
-        return case
-    read.names |= {value: annotated.meaning.names.get(value, f"label {value}") for value in unknown}
-    write_labelmap(folder / "accepted" / f"{case.key}.nii.gz", annotated.labels, annotated.volume)
+    write_labelmap(folder / "accepted" / f"{case.key}.nii.gz", array, annotated.volume)
     order = sum(other.state == "accepted" for other in read.cases.values()) + 1
     return replace(case, state="accepted", review=Review(order))
 
@@ -264,14 +287,14 @@ def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read:
 def _common_folder(paths: Sequence[Path]) -> Path:
     """The folder that holds all paths; the first one's own where they lie on several drives."""
     try:
-        return Path(os.path.commonpath([path.resolve().parent for path in paths]))
+        return Path(os.path.commonpath([path.parent.resolve() for path in paths]))
     except ValueError:
-        return paths[0].resolve().parent
+        return paths[0].parent.resolve()
 
 
 def _beneath(root: Path, path: Path) -> str:
     """A path from a folder, with / between its parts; in full on another drive."""
-    path = path.resolve()
+    path = path.parent.resolve() / path.name  # not what a link points to, which may have another name
     try:
         return Path(os.path.relpath(path, root.resolve())).as_posix()
     except ValueError:

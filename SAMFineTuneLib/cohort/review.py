@@ -1,20 +1,28 @@
 """What a reviewer does with a case: take it, keep corrections, accept, refuse, reopen.
 
-The label map is written before the state changes, so that whatever is killed in between leaves a case that is not
+A label map is written under a hidden name first, which takes a while. It gets its own name together with the new state,
+while nobody else changes the cohort, and just before it: whatever is killed in between leaves a case that is not
 accepted yet, and never one that is accepted without its labels.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
+from SAMFineTuneLib.cases.cases import SHORT, within_sentence
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cases.label_grid import fit_labels
+from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.cohort.cohort_folder import LEASE, Cohort, CohortCase, CohortState, Lease, Review
+from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write, move_over
 from SAMFineTuneLib.images import read_volume, write_labelmap
 from SAMFineTuneLib.metrics.mask_metrics import dice
 
@@ -52,13 +60,12 @@ def release(cohort: Cohort, name: str, by: str) -> None:
 
 
 def labels_of(cohort: Cohort, case: CohortCase) -> Path | None:
-    """The best label map that there is: accepted, corrected, or proposed; None for an untouched case."""
-    places = (
-        cohort.accepted(case.key) if case.state == "accepted" else None,
-        cohort.corrected(case.key),
-        cohort.proposal(case.key) / PROPOSED_LABELS,
-    )
-    return next((path for path in places if path is not None and path.exists()), None)
+    """The label map to go on with: the newest of those accepted and corrected, else the one that is proposed; None for
+    an untouched case."""
+    corrected, proposed = cohort.corrected(case.key), cohort.proposal(case.key) / PROPOSED_LABELS
+    if case.state == "accepted" and not _is_newer(corrected, cohort.accepted(case.key)):
+        return cohort.accepted(case.key)
+    return next((path for path in (corrected, proposed) if path.exists()), None)
 
 
 def keep_correction(cohort: Cohort, name: str, labels: str | Path | np.ndarray, by: str = "") -> CohortCase:
@@ -74,12 +81,14 @@ def keep_correction(cohort: Cohort, name: str, labels: str | Path | np.ndarray, 
         UserError: for labels that do not belong to the image, and while somebody else works on it.
     """
     case = _free(cohort.state, name, by)
-    _write(cohort, case, cohort.corrected(case.key), labels)
-    return cohort.change(
-        lambda state: state.with_case(
-            case.key, state="accepted" if _free(state, name, by).state == "accepted" else "corrected"
-        )
-    ).case(case.key)
+    with _written(cohort, case, cohort.corrected(case.key), labels) as (written, _):
+
+        def kept(state: CohortState) -> CohortState:
+            now = _free(state, case.key, by)
+            move_over(written, cohort.corrected(case.key))
+            return state.with_case(case.key, state="accepted" if now.state == "accepted" else "corrected")
+
+        return cohort.change(kept).case(case.key)
 
 
 def accept(
@@ -107,22 +116,18 @@ def accept(
     case = _free(cohort.state, name, by)
     if labels is None and (labels := labels_of(cohort, case)) is None:
         raise UserError(f"Case {case.name} has no labels yet; give them with --labels, or segment it first.")
-    target = cohort.accepted(case.key)
-    array = _write(cohort, case, target, labels)
-    proposed = cohort.proposal(case.key) / PROPOSED_LABELS
-    found = {}
-    if case.proposal is not None and proposed.exists():
-        found = _agreement(read_labels(proposed).array, array, cohort.state.labels)
+    with _written(cohort, case, cohort.accepted(case.key), labels) as (written, array):
+        found = _agreement(cohort, case, array)
 
-    def accepted(state: CohortState) -> CohortState:
-        now = _free(state, case.key, by)
-        order = now.review.order if now.state == "accepted" and now.review else len(state.accepted) + 1
-        review = Review(order, seconds, prompts, found)
-        return state.with_case(case.key, state="accepted", review=review, lease=None)
+        def accepted(state: CohortState) -> CohortState:
+            now = _free(state, case.key, by)
+            order = now.review.order if now.state == "accepted" and now.review else state.next_order
+            move_over(written, cohort.accepted(case.key))
+            review = Review(order, seconds, prompts, found)
+            return state.with_case(case.key, state="accepted", review=review, lease=None)
 
-    new = cohort.change(accepted).case(case.key)
-    cohort.corrected(case.key).unlink(missing_ok=True)
-    return new
+        done = lambda: cohort.corrected(case.key).unlink(missing_ok=True)  # noqa: E731
+        return cohort.change(accepted, done).case(case.key)
 
 
 def refuse(cohort: Cohort, name: str, by: str = "") -> CohortCase:
@@ -134,21 +139,20 @@ def refuse(cohort: Cohort, name: str, by: str = "") -> CohortCase:
 
 def reopen(cohort: Cohort, name: str, by: str = "") -> CohortCase:
     """Take back that a case was accepted or refused; an accepted label map becomes a correction."""
-    case = _free(cohort.state, name, by)
-    if case.state not in ("accepted", "refused"):
-        raise UserError(f"Case {case.name} is {case.state}; only accepted and refused cases can be reopened.")
-    accepted = cohort.accepted(case.key)
-    if case.state == "accepted" and accepted.exists():
-        _write(cohort, case, cohort.corrected(case.key), accepted)
+    key = cohort.state.case(name).key
+    accepted, corrected = cohort.accepted(key), cohort.corrected(key)
 
     def reopened(state: CohortState) -> CohortState:
-        there = cohort.corrected(case.key).exists()
-        now = "corrected" if there else "proposed" if case.proposal else "untouched"
-        return state.with_case(_free(state, case.key, by).key, state=now, review=None)
+        case = _free(state, key, by)
+        if case.state not in ("accepted", "refused"):
+            raise UserError(f"Case {case.name} is {case.state}; only accepted and refused cases can be reopened.")
+        if accepted.exists() and not _is_newer(corrected, accepted):
+            with atomic_write(corrected) as copy:
+                copy.write_bytes(accepted.read_bytes())
+        now = "corrected" if corrected.exists() else "proposed" if case.proposal else "untouched"
+        return state.with_case(key, state=now, review=None)
 
-    new = cohort.change(reopened).case(case.key)
-    accepted.unlink(missing_ok=True)
-    return new
+    return cohort.change(reopened, lambda: accepted.unlink(missing_ok=True)).case(key)
 
 
 def _free(state: CohortState, name: str, by: str) -> CohortCase:
@@ -159,40 +163,55 @@ def _free(state: CohortState, name: str, by: str) -> CohortCase:
     return case
 
 
-def _write(cohort: Cohort, case: CohortCase, target: Path, labels: str | Path | np.ndarray) -> np.ndarray:
-    """Write labels in the image's grid as the cohort numbers them. -> the label map [k, j, i]"""
+def _is_newer(path: Path, other: Path) -> bool:
+    """Whether a file is there and was written after another one, if that is there."""
+    return path.exists() and not (other.exists() and other.stat().st_mtime_ns >= path.stat().st_mtime_ns)
+
+
+@contextmanager
+def _written(
+    cohort: Cohort, case: CohortCase, target: Path, labels: str | Path | np.ndarray
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Labels in the image's grid as the cohort numbers them, in a hidden file beside `target`, and as an array."""
     volume = read_volume(cohort.image(case))
+    if volume.digest[:SHORT] != case.key:
+        raise UserError(
+            f"The image of case {case.name} has changed since it came into the cohort; put the old one back, or add "
+            "this one as a case of its own with “samfinetune cohort add”."
+        )
     if isinstance(labels, np.ndarray):
-        array, names = labels, {}
+        array, meaning = labels, Meaning()
         if array.shape != volume.shape:
             raise UserError(f"The labels of case {case.name} are {array.shape}, its image is {volume.shape}.")
     else:
-        read = read_labels(Path(labels).expanduser())
-        array, names = fit_labels(read, volume).array, read.meaning.names
-    array = _renumbered(array, names, cohort.state.labels, case)
-    write_labelmap(target, array, volume)
-    return array
+        try:
+            read = read_labels(Path(labels).expanduser())
+            array, meaning = fit_labels(read, volume).array, read.meaning
+        except UserError as error:
+            raise UserError(f"The labels of case {case.name} cannot be used: {within_sentence(str(error))}") from error
+    try:
+        array, _ = renumbered(array, meaning, cohort.state.labels)
+    except UserError as error:
+        raise UserError(f"The labels of case {case.name} cannot be used: {within_sentence(str(error))}") from error
+    hidden = target.with_name(f".{uuid.uuid4().hex[:12]}.partial-{target.name}")
+    try:
+        write_labelmap(hidden, array, volume)
+        yield hidden, array
+    finally:
+        with suppress(OSError):
+            hidden.unlink(missing_ok=True)
 
 
-def _renumbered(array: np.ndarray, names, known, case: CohortCase) -> np.ndarray:
-    """The label map with the cohort's values, matched by name where the file names its values."""
-    values = {name.casefold(): value for value, name in known.items()}
-    table = np.arange(int(array.max()) + 1, dtype=np.uint16)
-    for value in map(int, np.unique(array)):
-        if not value:
-            continue
-        named = values.get(str(names.get(value, "")).casefold())
-        if named is None and (value not in known or names.get(value)):
-            what = names.get(value) or f"value {value}"
-            raise UserError(
-                f"The labels of case {case.name} contain “{what}”, which is not a structure of the cohort: "
-                f"{', '.join(known.values())}."
-            )
-        table[value] = named or value
-    return table[array.astype(np.intp)]
-
-
-def _agreement(proposed: np.ndarray, accepted: np.ndarray, labels) -> dict[str, float]:
-    """Dice of each structure that is in either label map."""
-    found = {name: dice(proposed == value, accepted == value) for value, name in labels.items()}
+def _agreement(cohort: Cohort, case: CohortCase, accepted: np.ndarray) -> Mapping[str, float]:
+    """Dice of the proposal with what is accepted, of each structure that is in either; nothing without a proposal."""
+    path = cohort.proposal(case.key) / PROPOSED_LABELS
+    if case.proposal is None or not path.exists():
+        return {}
+    try:
+        proposed = read_labels(path).array
+    except UserError:  # a damaged proposal must not keep anybody from accepting
+        return {}
+    if proposed.shape != accepted.shape:
+        return {}
+    found = {name: dice(proposed == value, accepted == value) for value, name in cohort.state.labels.items()}
     return {name: value for name, value in found.items() if value is not None}

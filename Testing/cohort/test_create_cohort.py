@@ -1,0 +1,223 @@
+"""Cohorts made of every kind of source, and images that are moved or added later."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from case_files import AFFINE, blob, image_of, save
+from dicom_samples import write_series
+from small_cohorts import small_cohort, truth
+
+from SAMFineTuneLib.cases.label_files import read_labels
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
+from SAMFineTuneLib.cohort.create_cohort import add_images, create_cohort, find_images, locate_images
+from SAMFineTuneLib.cohort.review import accept
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import read_volume
+
+
+def made(folder, source, *labels):
+    return create_cohort(folder, find_images(source), labels)
+
+
+def test_a_folder_with_some_labels(tmp_path):
+    cohort = small_cohort(tmp_path, count=4, labelled=2)
+    assert [case.name for case in cohort.state.cases] == ["a", "b", "c", "d"]
+    assert [case.state for case in cohort.state.cases] == ["accepted", "accepted", "untouched", "untouched"]
+    assert [case.review.order for case in cohort.state.accepted] == [1, 2]
+    for number, case in enumerate(cohort.state.accepted):
+        assert np.array_equal(read_labels(cohort.accepted(case.key)).array, truth(number))
+    assert len({case.patient for case in cohort.state.cases}) == 4
+    text = (cohort.folder / STATE_FILE).read_text()
+    assert str(tmp_path) in text and json.loads(text)["cases"][0]["image"] == "a.nii.gz"
+
+
+def test_nnunets_layout_with_images_for_testing(tmp_path):
+    for name, folder in (("x", "imagesTr"), ("y", "imagesTr"), ("z", "imagesTs")):
+        for channel in ("0000", "0001"):
+            save(tmp_path / "raw" / folder / f"{name}_{channel}.nii.gz", image_of(blob(), ord(name)))
+    save(tmp_path / "raw" / "labelsTr" / "x.nii.gz", blob(value=2))
+    (tmp_path / "raw" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1, "spleen": 2}}))
+    cohort = made(tmp_path / "cohort", tmp_path / "raw").cohort
+    assert [(case.image, case.state) for case in cohort.state.cases] == [
+        ("imagesTr/x_0000.nii.gz", "accepted"), ("imagesTr/y_0000.nii.gz", "untouched"),
+        ("imagesTs/z_0000.nii.gz", "untouched"),
+    ]  # fmt: skip
+    assert cohort.state.labels == {2: "spleen"}
+
+
+def test_a_list_names_the_patients(tmp_path):
+    rows = ["image,label,patient"]
+    for number in range(3):
+        save(tmp_path / f"{number}.nii.gz", image_of(truth(number), number))
+        save(tmp_path / f"{number}_seg.nii.gz", truth(number))
+        rows.append(f"{number}.nii.gz,{number}_seg.nii.gz,Miller {number // 2}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    cohort = made(tmp_path / "cohort", tmp_path / "list.csv", "blob").cohort
+    patients = [case.patient for case in cohort.state.cases]
+    assert patients[0] == patients[1] != patients[2]
+    assert "Miller" not in (cohort.folder / STATE_FILE).read_text()
+
+
+def test_dicom_folders_with_several_series(tmp_path):
+    stored = (image_of(blob((8, 32, 32))) + 100).astype(np.uint16)
+    scans = tmp_path / "scans"
+    write_series(scans / "p1" / "CT", stored, PatientID="Miller")
+    write_series(scans / "p1" / "CT" / "2", stored + 1, PatientID="Miller", SeriesNumber=2)
+    write_series(scans / "p1" / "CT" / "3", stored[:2], PatientID="Miller", SeriesNumber=3)  # a localizer
+    write_series(scans / "p2" / "1.2.840.10008", stored + 2, PatientID="Miller", SeriesNumber=1)
+    write_series(scans / "p3" / "CT", stored + 3, PatientID="Smith")
+    (scans / "readme.txt").write_text("ours")
+    new = made(tmp_path / "cohort", scans, "liver")
+    cases = new.cohort.state.cases
+    assert new.notes == ()
+    assert [case.image.partition("#")[0] for case in cases] == ["p1/CT", "p1/CT", "p2/1.2.840.10008", "p3/CT"]
+    assert [case.patient == cases[0].patient for case in cases] == [True, True, True, False]
+    assert len({case.name for case in cases[:3]}) == 3 and cases[2].name == "1.2.840.10008"
+    for number, case in enumerate(cases):
+        assert read_volume(new.cohort.image(case)).array.max() == stored.max() + number
+    accept(new.cohort, cases[1].key, blob((8, 32, 32)))
+    # More series in the folder do not change which one is meant.
+    write_series(scans / "p1" / "CT" / "0", stored + 9, PatientID="Miller", SeriesNumber=0)
+    assert read_volume(new.cohort.image(cases[1])).digest.startswith(cases[1].key)
+    assert "Miller" not in (new.cohort.folder / STATE_FILE).read_text()
+
+
+def test_broken_and_doubled_images_are_left_out_with_a_note(tmp_path):
+    small_cohort(tmp_path / "all", count=3)
+    images = tmp_path / "all" / "images"
+    shutil.copy(images / "a.nii.gz", images / "same.nii.gz")
+    (images / "cut.nii.gz").write_bytes((images / "b.nii.gz").read_bytes()[:300])
+    (images / "empty.nii.gz").write_bytes(b"")
+    new = made(tmp_path / "cohort", tmp_path / "all", "blob")
+    assert [case.name for case in new.cohort.state.cases] == ["a", "b", "c"]
+    assert len(new.notes) == 3 and any("same.nii.gz is left out: a is the same image" in note for note in new.notes)
+
+
+def test_slicers_segmentations_and_other_cohorts_are_not_images(tmp_path):
+    folder = tmp_path / "loose"
+    save(folder / "scan.nrrd", image_of(blob()))
+    save(folder / "scan.seg.nrrd", blob())
+    (folder / "notes.txt").write_text("x")
+    cohort = made(folder / "cohort", folder, "blob").cohort
+    accept(cohort, "scan", blob())
+    assert [one.image.name for one in find_images(folder)] == ["scan.nrrd"]
+
+
+def test_labels_are_matched_by_the_names_in_their_files(tmp_path):
+    fields = [{"Segment0_Name": first, "Segment0_ID": "s1", "Segment0_LabelValue": "1", "Segment0_Layer": "0",
+               "Segment1_Name": second, "Segment1_ID": "s2", "Segment1_LabelValue": "2", "Segment1_Layer": "0"}
+              for first, second in (("liver", "spleen"), ("Spleen", "Liver"), ("liver", "tumour"))]  # fmt: skip
+    labels = blob() + 2 * blob(centre=(5, 5), radius=3)
+    labels[labels > 2] = 2
+    for number, own in enumerate(fields):
+        save(tmp_path / "images" / f"{number}.nrrd", image_of(labels, number))
+        save(tmp_path / "labels" / f"{number}.seg.nrrd", labels, fields=own)
+    swapped = np.array([0, 2, 1])[labels]
+
+    new = made(tmp_path / "given", tmp_path, "liver", "spleen")
+    assert [case.state for case in new.cohort.state.cases] == ["accepted", "accepted", "untouched"]
+    assert len(new.notes) == 1 and "tumour" in new.notes[0]
+    found = [read_labels(new.cohort.accepted(case.key)).array for case in new.cohort.state.accepted]
+    assert np.array_equal(found[0], labels) and np.array_equal(found[1], swapped)
+
+    cohort = made(tmp_path / "open", tmp_path).cohort
+    assert cohort.state.labels == {1: "liver", 2: "spleen", 3: "tumour"}
+    found = [read_labels(cohort.accepted(case.key)).array for case in cohort.state.accepted]
+    assert np.array_equal(found[1], swapped) and np.array_equal(found[2], np.array([0, 1, 3])[labels])
+
+
+@pytest.mark.parametrize("wrong", ["missing", "empty", "file", "unnamed", "twice", "inside"])
+def test_what_cannot_become_a_cohort_is_one_sentence(tmp_path, wrong):
+    small_cohort(tmp_path / "good")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.xlsx").write_text("x")
+    source = {"missing": "none", "empty": "empty", "file": "file.xlsx"}.get(wrong, "good/images")
+    target = {"twice": "good/cohort", "inside": "good/images"}.get(wrong, "new")
+    with pytest.raises(UserError) as error:
+        made(tmp_path / target, tmp_path / source, *([] if wrong == "unnamed" else ["blob"]))
+    assert str(error.value).count("\n") == 0
+    assert not (tmp_path / "new").exists() and not (tmp_path / "good" / "images" / STATE_FILE).exists()
+
+
+def test_a_cohort_moves_with_its_images_or_without_them(tmp_path):
+    small_cohort(tmp_path / "here", labelled=1)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    shutil.move(tmp_path / "here", tmp_path / "gone")
+    for place in ("there", "gone"):
+        moved = Cohort(tmp_path / place / "cohort")
+        assert all(moved.image(case).is_relative_to(tmp_path / place) for case in moved.state.cases)
+    shutil.move(tmp_path / "there" / "cohort", tmp_path / "elsewhere")
+    (tmp_path / "images").mkdir()  # another folder of that name beside it
+    with pytest.raises(UserError, match="samfinetune cohort locate"):
+        alone = Cohort(tmp_path / "elsewhere")
+        alone.image(alone.state.cases[0])
+    assert locate_images(alone, find_images(tmp_path / "there" / "images")) == 3
+    assert all(alone.image(case).exists() for case in alone.state.cases)
+    assert alone.state.case("a").state == "accepted"
+
+
+def test_a_cohort_without_its_images_beside_it_finds_them_where_they_were(tmp_path):
+    cohort = small_cohort(tmp_path / "here")
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    shutil.move(cohort.folder, tmp_path / "deep" / "down" / "cohort")
+    moved = Cohort(tmp_path / "deep" / "down" / "cohort")
+    assert [moved.image(case).parent for case in moved.state.cases] == [tmp_path / "here" / "images"] * 3
+
+
+def test_locating_finds_renamed_images_and_keeps_the_others(tmp_path):
+    cohort = small_cohort(tmp_path / "here")
+    images = tmp_path / "here" / "images"
+    (tmp_path / "new").mkdir()
+    shutil.move(images / "b.nii.gz", tmp_path / "new" / "renamed.nii.gz")
+    before = {case.name: case.key for case in cohort.state.cases}
+    assert locate_images(cohort, find_images(tmp_path / "new")) == 1
+    assert {case.key for case in cohort.state.cases} == set(before.values())
+    assert cohort.image(cohort.state.case(before["b"])) == tmp_path / "new" / "renamed.nii.gz"
+    assert cohort.image(cohort.state.case("a")) == images / "a.nii.gz"
+    save(tmp_path / "other" / "strange.nii.gz", image_of(blob(), 77))
+    assert locate_images(cohort, find_images(tmp_path / "other")) == 0
+
+
+def test_adding_images_keeps_what_is_there(tmp_path):
+    cohort = small_cohort(tmp_path / "here", labelled=2)
+    more = tmp_path / "more"
+    for number, name in ((0, "again"), (7, "new"), (8, "plain")):
+        save(more / "images" / f"{name}.nii.gz", image_of(truth(number), number))
+    save(more / "labels" / "new.nii.gz", truth(7))
+    notes = add_images(cohort, find_images(more))
+    assert len(notes) == 1 and "a is the same image" in notes[0]
+    assert {case.name: case.state for case in cohort.state.cases} == {
+        "a": "accepted", "b": "accepted", "c": "untouched", "new": "accepted", "plain": "untouched"}  # fmt: skip
+    assert [case.review.order for case in cohort.state.accepted] == [1, 2, 3]
+    assert all(cohort.image(case).exists() for case in cohort.state.cases)
+
+
+def test_links_to_images_keep_their_names(tmp_path):
+    save(tmp_path / "store" / "blob.nii.gz", image_of(blob()))
+    (tmp_path / "images").mkdir()
+    shutil.move(tmp_path / "store" / "blob.nii.gz", tmp_path / "store" / "5ad3f7")
+    try:
+        (tmp_path / "images" / "case.nii.gz").symlink_to(tmp_path / "store" / "5ad3f7")
+    except OSError:
+        pytest.skip("links need a permission here")
+    cohort = made(tmp_path / "cohort", tmp_path / "images", "blob").cohort
+    (case,) = cohort.state.cases
+    assert case.name == "case" and read_volume(cohort.image(case)).shape == (6, 32, 32)
+
+
+def test_labels_in_another_grid_come_onto_the_images(tmp_path):
+    affine = np.array([[0, -1.0, 0, 5], [-1.0, 0, 0, 7], [0, 0, 2.5, -3], [0, 0, 0, 1]])
+    save(tmp_path / "images" / "a.nii.gz", image_of(blob()), affine)
+    image = read_volume(tmp_path / "images" / "a.nii.gz")
+    turned = sitk.DICOMOrient(sitk.ReadImage(str(save(tmp_path / "t.nii.gz", blob(centre=(9, 20)), affine))), "RAS")
+    (tmp_path / "labels").mkdir()
+    sitk.WriteImage(turned, str(tmp_path / "labels" / "a.nii.gz"))
+    cohort = made(tmp_path / "cohort", tmp_path, "blob").cohort
+    found = read_labels(cohort.accepted(cohort.state.cases[0].key))
+    assert np.allclose(found.affine, image.affine, atol=1e-4) and np.array_equal(found.array, blob(centre=(9, 20)))
+    assert not np.allclose(AFFINE, affine)

@@ -1,0 +1,244 @@
+"""What reviewers do with cases: accepting, refusing, reopening, leases; files that are damaged or cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from case_files import blob, image_of, save
+from small_cohorts import propose_labels, small_cohort, truth
+
+from SAMFineTuneLib.cases.label_files import read_labels
+from SAMFineTuneLib.cohort import cohort_folder
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, Lease
+from SAMFineTuneLib.cohort.review import accept, keep_correction, labels_of, refuse, release, reopen, take
+from SAMFineTuneLib.disk_errors import DiskError
+from SAMFineTuneLib.errors import UserError
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    return small_cohort(tmp_path)
+
+
+def accepted(cohort, name):
+    return read_labels(cohort.accepted(cohort.state.case(name).key)).array
+
+
+def test_accepting_measures_the_proposal(cohort):
+    propose_labels(cohort, "b", blob(centre=(14, 17)))
+    case = accept(cohort, "b", truth(1), seconds=42.0, prompts=3, by="me")
+    assert (case.state, case.lease, case.review.order) == ("accepted", None, 1)
+    assert (case.review.seconds, case.review.prompts) == (42.0, 3)
+    both = 2 * (truth(1) & blob(centre=(14, 17))).sum() / (truth(1).sum() + blob(centre=(14, 17)).sum())
+    assert case.review.dice == {"blob": pytest.approx(both)}
+    assert np.array_equal(accepted(cohort, "b"), truth(1))
+    assert Cohort(cohort.folder).state == cohort.state
+
+
+def test_without_labels_the_correction_is_accepted_and_else_the_proposal(cohort):
+    with pytest.raises(UserError, match="has no labels yet"):
+        accept(cohort, "a")
+    propose_labels(cohort, "a", truth(0))
+    assert accept(cohort, "a").review.dice == {"blob": 1.0}
+    propose_labels(cohort, "b", truth(0))
+    assert keep_correction(cohort, "b", truth(1)).state == "corrected"
+    accept(cohort, "b")
+    assert np.array_equal(accepted(cohort, "b"), truth(1))
+    assert not cohort.corrected(cohort.state.case("b").key).exists()
+
+
+def test_numbers_of_acceptance_never_repeat(cohort):
+    for number, name in enumerate("abc"):
+        accept(cohort, name, truth(number))
+    reopen(cohort, "a")
+    accept(cohort, "c", truth(1))  # once more: it keeps its place
+    assert accept(cohort, "a").review.order == 4
+    assert [case.name for case in cohort.state.accepted] == ["b", "c", "a"]
+
+
+def test_reopening_keeps_the_work(cohort):
+    accept(cohort, "a", truth(0))
+    case = reopen(cohort, "a")
+    assert (case.state, case.review) == ("corrected", None)
+    assert np.array_equal(read_labels(labels_of(cohort, case)).array, truth(0))
+    assert not cohort.accepted(case.key).exists()
+
+    accept(cohort, "a")
+    keep_correction(cohort, "a", truth(4))  # newer than what was accepted
+    assert cohort.state.case("a").state == "accepted" and np.array_equal(accepted(cohort, "a"), truth(0))
+    assert np.array_equal(read_labels(labels_of(cohort, reopen(cohort, "a"))).array, truth(4))
+
+    accept(cohort, "a")
+    refuse(cohort, "a")
+    assert cohort.state.accepted == () and reopen(cohort, "a").state == "corrected"
+    assert np.array_equal(read_labels(labels_of(cohort, cohort.state.case("a"))).array, truth(4))
+
+    assert refuse(cohort, "b").state == "refused" and reopen(cohort, "b").state == "untouched"
+    propose_labels(cohort, "c", truth(2))
+    refuse(cohort, "c")
+    assert reopen(cohort, "c").state == "proposed"
+    with pytest.raises(UserError, match="only accepted and refused cases"):
+        reopen(cohort, "c")
+
+
+def test_a_case_is_taken_by_one_at_a_time(cohort, monkeypatch):
+    assert take(cohort, "a", "me").lease.by == "me"
+    for act in (take, refuse, reopen, accept, keep_correction):
+        with pytest.raises(UserError, match="Somebody else works on case a"):
+            act(cohort, "a", *([truth(0)] if act in (accept, keep_correction) else []), by="you")
+    release(cohort, "a", "you")
+    assert cohort.state.case("a").taken("you")
+    take(cohort, "a", "me")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + cohort_folder.LEASE + 1)
+    assert take(cohort, "a", "you").lease.by == "you"
+    release(cohort, "a", "you")
+    assert cohort.state.case("a").lease is None
+    assert keep_correction(cohort, "a", truth(0), by="me").state == "corrected"
+
+
+def test_labels_in_another_grid_and_by_other_names(cohort, tmp_path):
+    larger = np.zeros((6, 40, 40), np.uint8)
+    larger[:, 4:36, 4:36] = truth(0)
+    affine = np.diag([-1.0, -1.0, 2.5, 1.0])
+    affine[:3, 3] = (4, 4, 0)
+    fields = {"Segment0_Name": "Blob", "Segment0_ID": "s", "Segment0_LabelValue": "7", "Segment0_Layer": "0"}
+    accept(cohort, "a", save(tmp_path / "larger.seg.nrrd", larger * np.uint8(7), affine, fields))
+    assert np.array_equal(accepted(cohort, "a"), truth(0))
+    wrong = {
+        "is not a structure": save(tmp_path / "x.seg.nrrd", truth(0), fields={**fields, "Segment0_Name": "liver",
+                                                                             "Segment0_LabelValue": "1"}),
+        "value 3": save(tmp_path / "x.nii.gz", truth(0) * np.uint8(3)),
+        "an image": save(tmp_path / "y.nii.gz", np.random.default_rng(0).integers(0, 5000, (6, 32, 32), np.int16)),
+        "does not exist": tmp_path / "none.nii.gz",
+    }  # fmt: skip
+    for words, file in wrong.items():
+        with pytest.raises(UserError, match=words):
+            accept(cohort, "b", file)
+    with pytest.raises(UserError, match=r"\(6, 31, 32\)"):
+        accept(cohort, "b", truth(0)[:, 1:])
+    assert cohort.state.case("b").state == "untouched" and not list(cohort.folder.rglob(".*partial*"))
+    assert not cohort.accepted(cohort.state.case("b").key).exists()
+
+
+def test_overlapping_segments_are_refused(cohort, tmp_path):
+    layers = np.stack([truth(0), truth(1)], axis=-1)
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(layers, isVector=True)
+    fields = {f"Segment{n}_{key}": value for n in (0, 1) for key, value in (
+        ("Name", f"blob{n or ''}"), ("ID", f"s{n}"), ("LabelValue", "1"), ("Layer", str(n)))}  # fmt: skip
+    for key, value in fields.items():
+        image.SetMetaData(key, value)
+    image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, 1))
+    image.SetSpacing((1, 1, 2.5))
+    sitk.WriteImage(image, str(tmp_path / "over.seg.nrrd"))
+    with pytest.raises(UserError, match="overlap"):
+        accept(cohort, "a", tmp_path / "over.seg.nrrd")
+
+
+def test_an_image_that_changed_is_not_accepted(cohort, tmp_path):
+    save(tmp_path / "images" / "a.nii.gz", image_of(truth(0), 99))
+    with pytest.raises(UserError, match="has changed since it came into the cohort"):
+        accept(cohort, "a", truth(0))
+    (tmp_path / "images" / "b.nii.gz").unlink()
+    with pytest.raises(UserError, match="samfinetune cohort locate"):
+        accept(cohort, "b", truth(0))
+
+
+def test_a_damaged_proposal_keeps_nobody_from_accepting(cohort):
+    case = propose_labels(cohort, "a", truth(0))
+    (cohort.proposal(case.key) / "labels.nii.gz").write_bytes(b"half")
+    assert accept(cohort, "a", truth(0)).review.dice == {}
+    with pytest.raises(UserError):
+        propose_labels(cohort, "b", truth(1))
+        (cohort.proposal(cohort.state.case("b").key) / "labels.nii.gz").write_bytes(b"half")
+        accept(cohort, "b")
+
+
+def test_names_and_keys(cohort):
+    key = cohort.state.cases[0].key
+    assert cohort.state.case(key[:6]) == cohort.state.case(key) == cohort.state.case("a")
+    with pytest.raises(UserError, match="no case zebra"):
+        cohort.state.case("zebra")
+    state = cohort.state.with_case(cohort.state.cases[1].key, image="sub/a.nii.gz")
+    with pytest.raises(UserError, match="give one of their keys"):
+        state.case("a")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: text.replace('"cases"', '"casus"'),
+        lambda text: text.replace('"untouched"', '"lost"'),
+        lambda text: text.replace('"key"', '"kee"'),
+        lambda text: json.dumps({**json.loads(text), "images": ["x"]}),
+        lambda text: json.dumps({**json.loads(text), "labels": {"one": "x"}}),
+        lambda text: json.dumps({**json.loads(text), "cases": [3]}),
+        lambda text: "\x00" * len(text),
+    ],
+)
+def test_a_damaged_file_is_one_sentence_and_stays(cohort, change):
+    path = cohort.folder / STATE_FILE
+    path.write_text(change(path.read_text()))
+    damaged = path.read_bytes()
+    for act in (lambda: cohort.state, lambda: Cohort(cohort.folder), lambda: accept(cohort, "a", truth(0))):
+        with pytest.raises(UserError, match="is damaged.*restore it from a backup"):
+            act()
+    assert path.read_bytes() == damaged
+
+
+def test_a_newer_version_says_so(cohort):
+    path = cohort.folder / STATE_FILE
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError, match="written by another version"):
+        Cohort(cohort.folder)
+    (cohort.folder / STATE_FILE).unlink()
+    with pytest.raises(UserError, match="holds no cohort"):
+        Cohort(cohort.folder)
+
+
+@pytest.mark.skipif(os.name == "nt" or (hasattr(os, "geteuid") and os.geteuid() == 0), reason="root may write anywhere")
+def test_a_read_only_folder_can_be_read(cohort):
+    cohort.folder.chmod(0o500)
+    try:
+        assert len(Cohort(cohort.folder).state.cases) == 3
+        with pytest.raises(DiskError):
+            accept(cohort, "a", truth(0))
+    finally:
+        cohort.folder.chmod(0o700)
+
+
+def test_a_full_disk_leaves_the_case_as_it_was(cohort, monkeypatch):
+    accept(cohort, "a", truth(0))
+    before = cohort.state
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for act in (lambda: accept(cohort, "a", truth(1)), lambda: accept(cohort, "b", truth(1)),
+                lambda: reopen(cohort, "a"), lambda: keep_correction(cohort, "c", truth(2)),
+                lambda: take(cohort, "c", "me")):  # fmt: skip
+        with pytest.raises(DiskError, match="full"):
+            act()
+    assert Cohort(cohort.folder).state == before and np.array_equal(accepted(cohort, "a"), truth(0))
+    assert not list(cohort.folder.rglob("*.partial*"))
+
+
+def test_unknown_fields_of_later_versions_are_left_out(cohort):
+    path = cohort.folder / STATE_FILE
+    values = json.loads(path.read_text())
+    values["cases"][0]["colour"] = "red"
+    values["cases"][0]["lease"] = {"by": "x", "until": 0.0, "more": 1}
+    path.write_text(json.dumps(values))
+    assert cohort.state.cases[0] == replace(cohort.state.cases[0], lease=Lease("x", 0.0))
