@@ -22,13 +22,14 @@ import torch
 from torch import nn
 
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
-from SAMFineTuneLib.cases.cases import Case
+from SAMFineTuneLib.cases.cases import SHORT, Case
 from SAMFineTuneLib.cases.splits import Fold
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import staged_folder, write_text
 from SAMFineTuneLib.metrics.mask_metrics import dice, mean_dice
 from SAMFineTuneLib.models.adapters.adapter_card import Card
-from SAMFineTuneLib.models.adapters.tuning import attach, save_adapter
+from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
+from SAMFineTuneLib.models.adapters.tuning import save_adapter
 from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.process_lock import owning
@@ -38,7 +39,7 @@ from SAMFineTuneLib.training import evidence
 from SAMFineTuneLib.training.evidence import NetworkEngine
 from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
-from SAMFineTuneLib.training.plan import STATE, Plan, check_folders, looking, make_plan, working_folder
+from SAMFineTuneLib.training.plan import STATE, Plan, attached, check_folders, looking, make_plan, working_folder
 from SAMFineTuneLib.training.process_group import ProcessGroup, join_process_group
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping
@@ -96,6 +97,7 @@ def fine_tune(
     resume: bool = False,
     test: Sequence[Case] = (),
     planned: Callable[[Plan], None] = lambda plan: None,
+    start: AdapterFolder | None = None,
 ) -> Result:
     """Train an adapter from cases and write it into a folder, with its card and a report.
 
@@ -109,6 +111,7 @@ def fine_tune(
         resume: Whether to go on with an interrupted training of `output`.
         test: Cases to test on; without any, `splits.split` decides.
         planned: Told the plan before the work begins.
+        start: An adapter of the same base and method whose weights every training begins with; none: the base alone.
 
     Raises:
         Stopped: When `cancel` says so; a later call with `resume` goes on.
@@ -120,7 +123,7 @@ def fine_tune(
     if group.first:
         progress(Progress("cases", 1, 1))
     look = stopping(cancel)
-    plan = make_plan(cases, output, base, settings, resume, test, look, group.first)
+    plan = make_plan(cases, output, base, settings, resume, test, look, group.first, start)
     if group.first:
         planned(plan)
     run = _Run(plan, working_folder(output), group, torch.device(device), progress, look)
@@ -188,6 +191,7 @@ class _Run:
         here = json.loads(json.dumps({
             "format": _FORMAT, "settings": settings, "base": plan.base.spec.id,
             "base_sha256": dict(plan.base.spec.sha256), "cases": sorted(plan.found.digests.values()),
+            **({"start": plan.start.digest} if plan.start else {}),
         }))  # fmt: skip
         before = _read_json(self.work / STATE) if resume and self.group.first else here
         if before.get("format") != _FORMAT:
@@ -250,7 +254,7 @@ class _Run:
         base, fold = plan.base, plan.trainings[number]
         shown, empty = plan.training_slices(fold.train, self.within)
         settings = plan.settings.for_slices(len(shown))
-        network = attach(load_network(base.file("weights"))[1], base.spec, settings.method, settings.seed)
+        network = attached(base, settings, plan.start)
         interruptible(network, self.within)
         begun = False
 
@@ -351,17 +355,19 @@ def _card(run: _Run, history: History) -> Card:
         before |= _read_json(path) if path.exists() else {}
         after |= result["after"]
     digests = plan.found.digests
+    learned_before = set(plan.start.card.cases) if plan.start else set()
     patients = {digests[case.id]: case.patient for part in plan.folds.parts for case in part.test}
     steps, losses = zip(*smooth(history.loss, 200), strict=True)
     recipe = {
         **plan.settings.recipe(), "steps": history.step, "kept step": history.best,
         "rehearsal": "synthetic pictures" if rehearsal_of(plan.base.spec, plan.settings) else None,
         "evidence": run.evidence, "modality": plan.modality or None,
+        "start": plan.start and f"adapter {plan.start.digest[:SHORT]}",
     }  # fmt: skip
     return Card(
         labels=plan.found.names,
         recipe={name: value for name, value in recipe.items() if value is not None},
-        cases=tuple(sorted(digests[case.id] for case in plan.folds.final)),
+        cases=tuple(sorted({digests[case.id] for case in plan.folds.final} | learned_before)),
         gains=evidence.gains(before, after, patients, plan.found.names, run.ways),
         curves={"steps": steps, "loss": [round(loss, 5) for loss in losses],
                 "validated": history.validated, "dice": history.dice},

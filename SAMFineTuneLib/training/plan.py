@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cases import case_slices
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, objects_of, slices_of
@@ -19,10 +20,14 @@ from SAMFineTuneLib.cases.splits import Fold, Folds, set_aside, split
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import readable_size
 from SAMFineTuneLib.images.intensity_window import modality_of
+from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.training_settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
 
 STATE = "run.json"
 """File in the working folder that describes an unfinished training."""
@@ -49,6 +54,8 @@ class Plan:
     bytes_needed: int
     """Disk space that the training needs until it is done."""
     bytes_free: int
+    start: AdapterFolder | None = None
+    """The adapter that the trainings go on from; None: the base alone."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -85,6 +92,7 @@ def make_plan(
     test: Sequence[Case] = (),
     look: Callable[[], None] = lambda: None,
     first: bool = True,
+    start: AdapterFolder | None = None,
 ) -> Plan:
     """Check everything that a fine-tuning needs.
 
@@ -97,6 +105,7 @@ def make_plan(
         test: Cases to test on.
         look: Called again and again; may raise Stopped.
         first: False in further processes of one training, where the first one checks the folders.
+        start: An adapter to go on from, of the same base and method.
 
     Raises:
         UserError: For everything that the training would be refused for.
@@ -117,7 +126,11 @@ def make_plan(
     trainings = tuple(set_aside(learned, settings.validation, settings.seed) for learned in trainings)
     found = survey([*cases, *test], settings.labels, exclusive="automatic" in settings.heads, look=look)
     settings = settings.for_labels(found.names, found.choice)
-    trained = _trained_bytes(base, settings)
+    if start is not None:
+        require_base(start, base)
+        _require_same_method(start, settings)
+        _require_unseen(start, [case for part in folds.parts for case in part.test], found)
+    trained = _trained_bytes(base, settings, start)
     taught = {case.id: case for fold in trainings for case in (*fold.train, *fold.test)}
     counts, modalities = {}, set()
     for name, case in (taught | {case.id: case for fold in folds.parts for case in fold.test}).items():
@@ -137,7 +150,7 @@ def make_plan(
             f"{readable_size(needed)}; free some space, or choose another place."
         )
     modality = modalities.pop() if len(modalities) == 1 else ""
-    return Plan(base, settings, output, device, found, folds, trainings, counts, modality, needed, free)
+    return Plan(base, settings, output, device, found, folds, trainings, counts, modality, needed, free, start)
 
 
 def working_folder(output: str | Path) -> Path:
@@ -169,10 +182,46 @@ def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterat
         yield one
 
 
-def _trained_bytes(base: ModelFolder, settings: Settings) -> int:
-    """Size of what is trained; UserError when the method does not suit the base."""
-    from SAMFineTuneLib.models.adapters.tuning import attach, trainable
+def _require_same_method(start: AdapterFolder, settings: Settings) -> None:
+    """UserError where this training does not go on with what an adapter learned."""
+    before, now = start.card.method, settings.method
+    if before == now:
+        return
+    if replace(before, classes=()) != replace(now, classes=()):
+        ways = [f"{one} ({' and '.join(one.heads)})" for one in (before, now)]
+        raise UserError(
+            f"The adapter {start.name} was trained as {ways[0]}, and this training is {ways[1]} or differs in its "
+            "details; give the same method, or start from the base."
+        )
+    raise UserError(
+        f"The adapter {start.name} finds {', '.join(before.classes[1:])}, and the cases hold "
+        f"{', '.join(now.classes[1:])}; choose the same labels, or start from the base."
+    )
+
+
+def _require_unseen(start: AdapterFolder, tests: Sequence[Case], found: Survey) -> None:
+    """UserError where an adapter has learned from a case that shall test the training."""
+    if seen := [case.id for case in tests if found.digests[case.id] in start.card.cases]:
+        raise UserError(
+            f"The adapter {start.name} learned from the case {seen[0]}, which would test this training; give other "
+            "test cases or no folds, or start from the base."
+        )
+
+
+def _trained_bytes(base: ModelFolder, settings: Settings, start: AdapterFolder | None) -> int:
+    """Size of what is trained; UserError when the method, or the adapter to start from, does not suit the base."""
+    from SAMFineTuneLib.models.adapters.tuning import trainable
+
+    network = attached(base, settings, start)
+    return sum(value.numel() * value.element_size() for value in trainable(network).values())
+
+
+def attached(base: ModelFolder, settings: Settings, start: AdapterFolder | None = None) -> nn.Module:
+    """The base's network with the method attached, as it is before the first step."""
+    from SAMFineTuneLib.models.adapters.tuning import attach, restore
     from SAMFineTuneLib.models.load_model import load_network
 
     network = attach(load_network(base.file("weights"))[1], base.spec, settings.method, settings.seed)
-    return sum(value.numel() * value.element_size() for value in trainable(network).values())
+    if start is not None:
+        restore(network, start)
+    return network

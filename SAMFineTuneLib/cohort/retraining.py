@@ -1,0 +1,470 @@
+"""Trains a cohort's next adapter on the accepted cases, and lets patients held out decide whether it is used.
+
+Who is held out follows from a digest of the patient: a quarter of all patients always is, and while fewer than two of
+these are accepted, further ones judge for the time being. These may be learned from later; whoever was learned from
+never judges.
+
+Two candidates learn from the others: one begins with the base, one goes on from the adapter in use. What they propose
+for the held-out cases, as whole volumes, is compared with what was accepted, and the better one is kept. It replaces
+the adapter in use when its mean Dice over the held-out patients is higher. No interval has to exclude zero: with two to
+ten patients it hardly ever would, so that nothing would ever be learned, while replacing an adapter by one that is
+equally good costs little. The same patients judge each time, so that chance cannot lead further and further down. The
+interval is told, and with it whether it includes zero. As the better of two is chosen by the patients that judge it,
+its figure is a little too high. The first adapter is used when it finds at least one structure with a mean Dice above
+one half: from there on it is less work to correct a proposal than to draw.
+
+`training/` in the cohort's folder holds what is not finished, with the label maps as they were accepted when it began,
+so that a training that was stopped or killed goes on, and reviewers may change cases meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, TrainedAdapter
+from SAMFineTuneLib.errors import UserError, is_out_of_memory
+from SAMFineTuneLib.files import sha256_of, write_text
+from SAMFineTuneLib.process_lock import LOCK, owning
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.cases.cases import Case
+    from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.metrics.patient_statistics import Difference
+    from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
+    from SAMFineTuneLib.models.spec import ModelFolder
+    from SAMFineTuneLib.training import fine_tuning
+    from SAMFineTuneLib.training.training_settings import Settings
+
+WORK = "training"
+"""Folder in the cohort's that holds an unfinished training."""
+FIRST = 5
+"""Accepted cases at which the first training is due."""
+_GROWTH, _LEAST_NEW = 0.2, 3  # when the next one is due: so much more than at the last one, and so many cases
+_HELD_OUT = 0.25  # part of the patients that always judges
+_JUDGES = 2  # patients that judge at least
+_USEFUL = 0.5  # mean Dice from which on correcting a proposal is less work than drawing
+_BASE = "base"
+_PLAN, _LABELS = "plan.json", "labels"
+
+Dice = Mapping[str, Mapping[str, float | None]]
+"""By case and label: Dice of the whole volume, None where neither proposal nor reference holds anything."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a retraining is."""
+
+    stage: str
+    """`judging`, `training` or `export`."""
+    sentence: str
+    part: int = 1
+    """Number of the candidate, from 1."""
+    parts: int = 1
+    step: int = 0
+    """Steps of the candidate that are done, or cases that are judged."""
+    steps: int = 0
+    seconds_left: float | None = None
+    """Of all that is still to come; None while that is not known."""
+
+
+def is_due(state: CohortState) -> bool:
+    """Whether enough was accepted since the last training.
+
+    The first is due at five cases. Then what more cases bring falls as they become many, roughly with their logarithm,
+    so the next is due when they have grown by a fifth; and by three, since fewer seldom change much.
+    """
+    if not state.adapters:
+        return len(state.accepted) >= FIRST
+    known = {*state.adapters[-1].learned, *state.adapters[-1].held_out}
+    new = sum(case.key not in known for case in state.accepted)
+    return new >= max(_LEAST_NEW, _GROWTH * len(known))
+
+
+def held_out(state: CohortState) -> tuple[CohortCase, ...]:
+    """The accepted cases that judge: those of patients that are held out."""
+    accepted, learned = state.accepted, {key for one in state.adapters for key in one.learned}
+    taught = {case.patient for case in state.cases if case.key in learned}
+    patients = sorted({case.patient for case in accepted} - taught, key=_rank)
+    always = sum(_rank(patient) < _HELD_OUT for patient in patients)
+    judges = patients[: max(always, _JUDGES)]
+    return tuple(case for case in accepted if case.patient in judges)
+
+
+def _rank(patient: str) -> float:
+    """Where a patient stands in an order that nothing about the cohort changes, 0 to 1."""
+    return int(sha256(patient.encode()).hexdigest()[:12], 16) / 16**12
+
+
+def retrain(
+    cohort: Cohort,
+    preset: str = "quick",
+    device: str = "auto",
+    progress: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    resume: bool = True,
+) -> TrainedAdapter:
+    """Train on the accepted cases, and use the result where the held-out patients' cases say so.
+
+    Args:
+        cohort: the cohort.
+        preset: one of `training_settings.PRESETS`.
+        device: `auto`, `cpu`, `cuda`, …
+        progress: told how far it is.
+        cancelled: asked many times a second whether to stop.
+        resume: whether to go on with a training that was stopped or killed, if its cases are still the same.
+
+    Returns:
+        What the cohort's history now says about it; the adapter lies in `cohort.adapter(number)`.
+
+    Raises:
+        Stopped: when `cancelled` says so; what was learned is kept for `resume`.
+        UserError: for too few cases, without PyTorch, without memory, and while another process trains this cohort.
+    """
+    from SAMFineTuneLib.models.optional_packages import require
+
+    require("Training", "peft", "scipy", "torch", "safetensors", extra="training")
+    try:
+        with owning(cohort.folder / WORK, "The training of this cohort"):
+            run = _Run(cohort, _plan(cohort, preset, resume), device, progress, cancelled)
+            trained = run.trained()
+            _clear(run.work)
+        return trained
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(
+                "The training ran out of memory; close other programs and train again, it goes on from where it was."
+            ) from error
+        raise
+
+
+# ---------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one training is; its file says whether an unfinished one is still the same."""
+
+    number: int
+    preset: str
+    model: str
+    labels: Mapping[str, str]
+    before: int | None
+    """Number of the adapter in use."""
+    learned: Mapping[str, str]
+    """Key → digest of the accepted label map."""
+    held_out: Mapping[str, str]
+
+
+def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
+    """The unfinished plan where it is still valid, else a new one; in that case what was unfinished is deleted."""
+    work, state = cohort.folder / WORK, cohort.state
+    judges = held_out(state)
+    patients = {case.patient for case in judges}
+    teachers = [case for case in state.accepted if case.patient not in patients]
+    if len(patients) < _JUDGES or not teachers:
+        raise UserError(
+            f"Training needs accepted cases of {_JUDGES + 1} patients or more, {_JUDGES} to judge the result and the "
+            f"others to learn from; {len({case.patient for case in state.accepted})} are there, so accept further ones."
+        )
+    digests = {case.key: sha256_of(cohort.accepted(case.key)) for case in state.accepted}
+    numbers = [one.number for one in state.adapters]
+    with suppress(FileNotFoundError):
+        numbers += [int(path.name) for path in (cohort.folder / "adapters").iterdir() if path.name.isdigit()]
+    plan = _Plan(
+        max(numbers, default=0) + 1, preset, state.model, {str(value): name for value, name in state.labels.items()},
+        state.adapter.number if state.adapter else None,
+        {case.key: digests[case.key] for case in teachers}, {case.key: digests[case.key] for case in judges},
+    )  # fmt: skip
+    if resume and (old := _unfinished(work / _PLAN)) and _goes_on(old, plan, digests, state):
+        return old
+    _clear(work)
+    (work / _LABELS).mkdir()
+    for case in state.accepted:
+        shutil.copyfile(cohort.accepted(case.key), work / _LABELS / f"{case.key}.nii.gz")
+    write_text(work / _PLAN, json.dumps(asdict(plan)))
+    return plan
+
+
+def _unfinished(path: Path) -> _Plan | None:
+    with suppress(OSError, ValueError, TypeError):  # without it, or written by another version: begin anew
+        return _Plan(**json.loads(path.read_text("utf-8")))
+    return None
+
+
+def _goes_on(old: _Plan, new: _Plan, digests: Mapping[str, str], state: CohortState) -> bool:
+    """Whether an unfinished training is still worth finishing: cases may have been added, but none changed."""
+    same = all(getattr(old, name) == getattr(new, name) for name in ("preset", "model", "labels", "before"))
+    cases = {**old.learned, **old.held_out}
+    unrecorded = all(one.number < old.number for one in state.adapters)
+    return same and unrecorded and all(digests.get(key) == digest for key, digest in cases.items())
+
+
+def _clear(work: Path) -> None:
+    """Delete everything in the working folder but its lock."""
+    for path in work.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+# ---------------------------------------------------------------- the run
+
+
+@dataclass
+class _Run:
+    """One training: what is done already lies in the working folder."""
+
+    cohort: Cohort
+    plan: _Plan
+    device: str
+    tell: Callable[[Progress], None]
+    cancelled: Callable[[], bool]
+    parts: int = 1
+    pace: dict[str, float] = field(default_factory=dict)
+    """Seconds: of a whole `training`, and of `judging` one case."""
+
+    @property
+    def work(self) -> Path:
+        return self.cohort.folder / WORK
+
+    def trained(self) -> TrainedAdapter:
+        """Train the candidates, judge them, and record the better one."""
+        from SAMFineTuneLib.cases.label_files import read_labels
+        from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+        from SAMFineTuneLib.models.adapters.merged_export import make_ready
+        from SAMFineTuneLib.models.store import Store
+
+        plan, base, before = self.plan, Store().find(self.plan.model), None
+        teachers = [case for case in self._cases(plan.learned) if read_labels(case.label).array.any()]
+        candidates: dict[str, AdapterFolder | None] = {_BASE: None}
+        if plan.before is not None:
+            now = read_adapter_folder(self.cohort.adapter(plan.before))
+            if self._goes_on(now, base, teachers):
+                candidates[f"adapter {plan.before}"] = now
+            self.parts = len(candidates)
+            before = self._judged("before", now, base, 0)
+        found = {}
+        for part, (start, adapter) in enumerate(candidates.items(), start=1):
+            output = self._output(start)
+            if not self._dice_file(start).exists() and not (output / "card.json").exists():
+                self._train(teachers, output, base, adapter, part, start)
+            found[start] = self._judged(start, output, base, part)
+        patients = {case.key: case.patient for case in self.cohort.state.cases}
+        trained = decide(found, before, patients, tuple(plan.learned), plan.number)
+        target = self.cohort.adapter(plan.number)
+        if not target.exists():  # else it was killed before it could say so
+            self.tell(Progress("export", "Making the adapter ready for use.", self.parts, self.parts))
+            note = make_ready(self._output(trained.start), base)
+            trained = replace(trained, reason=f"{trained.reason} {note}".strip())
+            target.parent.mkdir(exist_ok=True)
+            os.replace(self._output(trained.start), target)
+        self.cohort.change(lambda state: replace(state, adapters=(*state.adapters, trained)))
+        return trained
+
+    def _output(self, start: str) -> Path:
+        """Where a candidate is written; the folder's name is the one that its card has later."""
+        return self.work / start.replace(" ", "-") / str(self.plan.number)
+
+    def _dice_file(self, who: str) -> Path:
+        return self.work / f"{who.replace(' ', '-')}.json"
+
+    def _cases(self, keys: Mapping[str, str]) -> list[Case]:
+        """Cases with the label maps that were accepted when the training began."""
+        from SAMFineTuneLib.cases.cases import Case
+        from SAMFineTuneLib.cases.label_map import Meaning
+
+        state = self.cohort.state
+        own, meaning = [state.case(key) for key in keys], Meaning(names=dict(state.labels))
+        return [
+            Case(one.key, self.cohort.image(one), self.work / _LABELS / f"{one.key}.nii.gz", one.patient, meaning)
+            for one in own
+        ]
+
+    def _look(self) -> None:
+        from SAMFineTuneLib.training.stopping import Stopped
+
+        if self.cancelled():
+            raise Stopped
+
+    # ---- training
+
+    def _settings(self, base: ModelFolder) -> Settings:
+        from SAMFineTuneLib.models.adapters.tuning_method import Method
+        from SAMFineTuneLib.training.training_settings import Settings
+
+        # Of so small a network all weights can be trained, which finds structures better without prompts than LoRA
+        # does (docs/results.md). Patients held out judge here, so that every other case can teach.
+        method = Method("vanilla" if base.spec.architecture == "compact" else "lora")
+        return Settings.of_preset(
+            self.plan.preset, method=method, folds=0, validation=0, device=self.device, seed=self.plan.number
+        )
+
+    def _goes_on(self, adapter: AdapterFolder, base: ModelFolder, teachers: Sequence[Case]) -> bool:
+        """Whether an adapter can be trained further: not where the cases now hold other structures."""
+        from SAMFineTuneLib.cases.labelled_case import LabelChoice
+        from SAMFineTuneLib.models.adapters.adapter_folder import is_base
+
+        values = sorted({int(value) for case in teachers for value in np.unique(case.read().labels) if value})
+        names = tuple(self.cohort.state.labels[value] for value in values)
+        method = self._settings(base).for_labels(names, LabelChoice()).method
+        return is_base(adapter, base) and adapter.card.method == method
+
+    def _train(
+        self, teachers: Sequence[Case], output: Path, base: ModelFolder, start: AdapterFolder | None, part: int,
+        name: str,
+    ) -> None:  # fmt: skip
+        from SAMFineTuneLib.training.fine_tuning import fine_tune, working_folder
+
+        begun = time.monotonic()
+
+        def told(now: fine_tuning.Progress) -> None:
+            left = now.seconds_left
+            if left is not None:
+                self.pace["training"] = time.monotonic() - begun + left
+                left += (self.parts - part) * self.pace["training"] + self._judging_left(part)
+            doing = f"step {now.step} of {now.steps}" if now.stage == "training" else "reading the cases"
+            self._tell("training", f"Training {part} of {self.parts}, from the {name}: {doing}", part, now.step,
+                       now.steps, left)  # fmt: skip
+
+        resume = (working_folder(output) / "run.json").exists()
+        fine_tune(teachers, output, base, self._settings(base), told, self.cancelled, resume, start=start)
+
+    # ---- judging
+
+    def _judged(self, who: str, adapter: AdapterFolder | Path, base: ModelFolder, part: int) -> Dice:
+        """Dice of an adapter's proposals for the held-out cases, from the file where they are known already."""
+        file = self._dice_file(who)
+        if file.exists():
+            return json.loads(file.read_text("utf-8"))
+        from SAMFineTuneLib.inference.open_predictor import open_predictor
+
+        cases, labels, found = self._cases(self.plan.held_out), self.cohort.state.labels, {}
+        predictor = open_predictor(base.path, adapter, self.device, disk_cache=False)
+        for done, case in enumerate(cases):
+            self._look()
+            left = (self.parts - part) * self.pace.get("training", math.nan) + self._judging_left(part, done)
+            self._tell("judging", f"Comparing proposals {part} of {self.parts}: case {done + 1} of {len(cases)}", part,
+                       done, len(cases), left)  # fmt: skip
+            begun = time.monotonic()
+            found[case.id] = dice_of_proposal(predictor, case, labels, self._look)
+            self.pace["judging"] = time.monotonic() - begun
+        write_text(file, json.dumps(found))
+        return found
+
+    def _judging_left(self, part: int, done: int = 0) -> float:
+        """Seconds for judging this candidate and those after it."""
+        return ((self.parts - part + 1) * len(self.plan.held_out) - done) * self.pace.get("judging", 0.0)
+
+    def _tell(self, stage: str, sentence: str, part: int, step: int, steps: int, left: float | None) -> None:
+        from SAMFineTuneLib.models.adapters.adapter_card import duration
+
+        known = left is not None and math.isfinite(left)
+        sentence += f", {duration(left)} left." if known else "."
+        self.tell(Progress(stage, sentence, part, self.parts, step, steps, left if known else None))
+
+
+def dice_of_proposal(
+    predictor: Predictor, case: Case, labels: Mapping[int, str], look: Callable[[], None]
+) -> dict[str, float | None]:
+    """Dice by label of what an adapter proposes for an accepted case, as whole volumes."""
+    from SAMFineTuneLib.cases.case_slices import learned_orientation
+    from SAMFineTuneLib.images import choose_window
+    from SAMFineTuneLib.inference.automatic_head import segment_classes
+    from SAMFineTuneLib.metrics.mask_metrics import dice
+
+    annotated = case.read()
+    volume = annotated.volume
+    orientation = learned_orientation(volume, {})
+    classes = segment_classes(predictor, volume, choose_window(volume, None), orientation, lambda _: look())
+    numbers = {name.casefold(): number for number, name in enumerate(predictor.engine.spec.classes) if number}
+    return {
+        name: dice(classes == numbers.get(name.casefold(), -1), annotated.labels == value)
+        for value, name in labels.items()
+    }
+
+
+# ---------------------------------------------------------------- the decision
+
+
+def decide(
+    candidates: Mapping[str, Dice], before: Dice | None, patients: Mapping[str, str], learned: tuple[str, ...],
+    number: int,
+) -> TrainedAdapter:  # fmt: skip
+    """Choose the better candidate, and say whether it replaces the adapter in use (see the module).
+
+    Args:
+        candidates: by what each started from, Dice of its proposals for the held-out cases.
+        before: the same of the adapter in use; None when there is none.
+        patients: the patient of each case.
+        learned: keys of the cases that taught.
+        number: of the training.
+    """
+    from SAMFineTuneLib.metrics.patient_statistics import difference, patient_means
+
+    def by_patient(found: Dice) -> dict[str, float]:
+        return patient_means(
+            ((patients[case], case, label), value) for case, own in found.items() for label, value in own.items()
+        )
+
+    means = {start: by_patient(found) for start, found in candidates.items()}
+    start = max(means, key=lambda one: np.mean(list(means[one].values()) or [0.0]))
+    dice, dice_before = _by_label(candidates[start]), _by_label(before or {})
+    nothing = {patient: 0.0 for patient in means[start]}
+    gain = difference(by_patient(before) if before is not None else nothing, means[start])
+    interval = (gain.low, gain.high) if gain is not None and gain.low is not None else None
+    if before is None:
+        in_use = max(dice.values(), default=0.0) > _USEFUL
+        reason = _about_first(dice, gain.patients if gain else 0, in_use)
+    else:
+        in_use = gain is not None and gain.mean > 0
+        reason = _about_gain(gain, in_use)
+    if len(candidates) > 1:
+        other = next(one for one in candidates if one != start)
+        reason += f" It started from the {start}, which was better than to start from the {other}."
+    today = datetime.now(timezone.utc).date().isoformat()
+    return TrainedAdapter(
+        number, learned, tuple(candidates[start]), start, dice, dice_before, interval, in_use, reason, today
+    )
+
+
+def _by_label(found: Dice) -> dict[str, float]:
+    """Mean Dice of each label over the cases that have it."""
+    from SAMFineTuneLib.metrics.mask_metrics import mean_dice
+
+    labels = dict.fromkeys(label for own in found.values() for label in own)
+    means = {label: mean_dice(own[label] for own in found.values()) for label in labels}
+    return {label: value for label, value in means.items() if value is not None}
+
+
+def _about_first(dice: Mapping[str, float], patients: int, in_use: bool) -> str:
+    told = ", ".join(f"{label} {value:.3f}" for label, value in dice.items()) or "nothing"
+    result = "it is used from now on" if in_use else f"no structure is above {_USEFUL:g}, so it is not used yet"
+    return f"It is the first: its proposals reach a Dice of {told} for {_held(patients)}; {result}."
+
+
+def _about_gain(gain: Difference | None, in_use: bool) -> str:
+    if gain is None:
+        return "Nothing could be compared, so the adapter before stays in use."
+    change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.3f} Dice"
+    span = ""
+    if gain.low is not None:
+        chance = ", which includes zero: it may be chance" if gain.low <= 0 <= gain.high else ""
+        span = f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}{chance})"
+    result = "so it replaces the adapter before" if in_use else "so the adapter before stays in use"
+    return f"Its proposals for {_held(gain.patients)} {change} over those of the adapter before{span}, {result}."
+
+
+def _held(patients: int) -> str:
+    return f"{patients} patient{'s' * (patients != 1)} held out"
