@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +50,16 @@ def check_dicom_seg(volume: Volume) -> None:
     highdicom, present = _require(volume)
     labels = np.zeros((len(present), *volume.shape[1:]), np.uint8)
     labels[0, 0, 0] = 1
-    _segmentation(highdicom, volume, present, labels, [SegmentInfo("check", 1, (1.0, 1.0, 1.0))])
+    _segmentation(highdicom, volume, present, labels, [_description(highdicom, 1, SegmentInfo("check", 1, (1, 1, 1)))])
 
 
-def write_dicom_seg(path: Path, labels: np.ndarray, volume: Volume, segments: Sequence[SegmentInfo]) -> tuple[str, ...]:
+def write_dicom_seg(
+    path: Path,
+    labels: np.ndarray,
+    volume: Volume,
+    segments: Sequence[SegmentInfo],
+    provenance: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
     """Write a binary DICOM SEG; its segment numbers count from 1 in the order of label values.
 
     Args:
@@ -61,6 +67,7 @@ def write_dicom_seg(path: Path, labels: np.ndarray, volume: Volume, segments: Se
         labels: label map [k, j, i], unsigned.
         volume: the volume that was segmented, as read from DICOM.
         segments: names and colours of the label values.
+        provenance: what made the segments, such as a model and its digest; kept as the algorithm's parameters.
 
     Returns:
         A sentence for each segment left out because it is empty, and for voxels on slices that the series lacks.
@@ -91,7 +98,8 @@ def write_dicom_seg(path: Path, labels: np.ndarray, volume: Volume, segments: Se
     numbers = np.zeros(max(held) + 1, np.uint8 if len(segments) < 256 else np.uint16)
     for number, segment in enumerate(segments, start=1):
         numbers[segment.value] = number
-    seg = _segmentation(highdicom, volume, present, numbers[labels[present]], segments)
+    descriptions = [_description(highdicom, n, one, provenance) for n, one in enumerate(segments, start=1)]
+    seg = _segmentation(highdicom, volume, present, numbers[labels[present]], descriptions)
     with atomic_write(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seg.save_as(temporary)
@@ -115,7 +123,7 @@ def _require(volume: Volume):
     return highdicom, [k for k, place in enumerate(source.slices) if place is not None]
 
 
-def _segmentation(highdicom, volume: Volume, present: list[int], numbers: np.ndarray, segments: Sequence[SegmentInfo]):
+def _segmentation(highdicom, volume: Volume, present: list[int], numbers: np.ndarray, descriptions: Sequence):
     """The DICOM SEG of segment `numbers` (from 1) on the slices `present`."""
     datasets = _source_headers(volume)
     sop_class = datasets[0].SOPClassUID
@@ -130,7 +138,7 @@ def _segmentation(highdicom, volume: Volume, present: list[int], numbers: np.nda
                 source_images=sources,
                 pixel_array=numbers,
                 segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-                segment_descriptions=[_description(highdicom, n, s) for n, s in enumerate(segments, start=1)],
+                segment_descriptions=descriptions,
                 series_instance_uid=generate_uid(),
                 series_number=300,
                 sop_instance_uid=generate_uid(),
@@ -249,7 +257,7 @@ def _refer_to_source(seg: Dataset, sop_class: str, frames: list[int]) -> None:
             element.value = frames[int(element.value) - 1]
 
 
-def _description(highdicom, number: int, segment: SegmentInfo):
+def _description(highdicom, number: int, segment: SegmentInfo, provenance: Mapping[str, str] | None = None):
     return highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=segment.name.strip()[:64],  # the longest that DICOM allows
@@ -260,6 +268,7 @@ def _description(highdicom, number: int, segment: SegmentInfo):
             name="SAMFineTune",
             family=Code("123110", "DCM", "Artificial Intelligence"),
             version=__version__,
+            parameters=dict(provenance) if provenance else None,
         ),
         display_color=highdicom.color.CIELabColor.from_rgb(*(round(255 * part) for part in segment.color)),
     )
