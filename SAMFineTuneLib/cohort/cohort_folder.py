@@ -6,6 +6,7 @@
 | `proposals/KEY/` | a label map that an adapter proposes, and how sure it is of each slice |
 | `corrected/KEY.nii.gz` | work on a case that is not accepted yet |
 | `accepted/KEY.nii.gz` | the accepted label map of a case |
+| `features/KEY.npy` | the pooled embedding of an image, by which cases are compared |
 | `adapters/N/` | the adapter of training N |
 
 A case's key is the beginning of its image's digest. Images are never altered, and apart from the path of each image

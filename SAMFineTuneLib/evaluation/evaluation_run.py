@@ -30,7 +30,7 @@ from SAMFineTuneLib.evaluation import evaluation_report as report
 from SAMFineTuneLib.evaluation.annotator import Seconds
 from SAMFineTuneLib.evaluation.evaluation_report import Evaluation
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.evaluation_tasks import Job, Setup, Tested, list_jobs
+from SAMFineTuneLib.evaluation.evaluation_tasks import Job, Setup, Tested, do, list_jobs
 from SAMFineTuneLib.evaluation.example_pictures import draw_overlays
 from SAMFineTuneLib.evaluation.executors import Engine, local
 from SAMFineTuneLib.evaluation.methods import Entry
@@ -158,7 +158,7 @@ def _do(jobs: Sequence[Job], parts: Path, engine: Engine, progress: Callable[[Pr
     missing = [job for job in jobs if _read_part(parts, job) is None]
     meter = Meter(len(jobs), progress)
     meter.skip(len(jobs) - len(missing))
-    for job, text in engine(missing) if missing else ():
+    for job, text in engine(do, missing) if missing else ():
         write_text(parts / f"{job.key}.csv", text)
         meter.step()
 

@@ -1,4 +1,6 @@
-"""Executors of jobs: processes on this computer, or a Dask cluster. Results come as they are ready.
+"""Executors of jobs, which are functions of one argument with a `key`: processes on this computer, or a Dask cluster.
+
+Both function and arguments must be what `pickle` can send. Results come as they are ready.
 
 Dask rather than Ray: both are well maintained, but Dask is pure Python and installs wherever this library does, and it
 reaches a hospital's cluster (Slurm, Kubernetes, SSH) without further code here.
@@ -13,14 +15,25 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.evaluation.evaluation_tasks import Job, do
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that keep numerical libraries from starting as many threads in each process as there are cores."""
 
-Engine = Callable[[Sequence[Job]], Iterator[tuple[Job, str]]]
+
+class Job(Protocol):
+    """What a job is done with."""
+
+    @property
+    def key(self) -> str:
+        """Tells it from all others."""
+
+
+Do = Callable[[Any], Any]
+Engine = Callable[[Do, Sequence[Any]], Iterator[tuple[Any, Any]]]
+"""From what is to be done and the jobs to each job with its result."""
 
 
 def local(processes: int | None = None) -> Engine:
@@ -29,10 +42,10 @@ def local(processes: int | None = None) -> Engine:
     if count < 1:
         raise UserError("Work is spread over 1 process or more; give --jobs 1 or more.")
 
-    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    def run(do: Do, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
         if min(count, len(jobs)) == 1:
             return ((job, do(job)) for job in jobs)
-        return _in_processes(jobs, min(count, len(jobs)))
+        return _in_processes(do, jobs, min(count, len(jobs)))
 
     return run
 
@@ -49,9 +62,9 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
             'Spreading the work over a cluster needs Dask: pip install "samfinetune[cluster]".'
         ) from error
 
-    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    def run(do: Do, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
         with _client(distributed, scheduler, processes) as client:
-            waiting = {client.submit(do, job, key=f"evaluate-{job.key}", retries=1): job for job in jobs}
+            waiting = {client.submit(do, job, key=f"{do.__name__}-{job.key}", retries=1): job for job in jobs}
             for future in distributed.as_completed(list(waiting)):
                 yield waiting.pop(future), future.result()
 
@@ -68,7 +81,7 @@ def _client(distributed, scheduler: str | None, processes: int | None):
         raise UserError(f"No Dask scheduler answers at {scheduler}; check the address and that it runs.") from error
 
 
-def _in_processes(jobs: Sequence[Job], count: int) -> Iterator[tuple[Job, str]]:
+def _in_processes(do: Do, jobs: Sequence[Job], count: int) -> Iterator[tuple[Job, Any]]:
     others = set(multiprocessing.active_children())
     for variable in _THREADS:  # read by a new process when it loads NumPy
         os.environ.setdefault(variable, "1")

@@ -55,15 +55,50 @@ def class_slices(
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[SliceClasses]:
     """Yield the classes of each slice from `first` to `last`, by default all, until `cancelled` returns true."""
+    for item in slice_logits(predictor, volume, window, orientation, first, last, report, cancelled):
+        classes = item.classes
+        found = np.unique(classes[classes > 0])
+        yield SliceClasses(item.index, item.plane, {int(value): PackedMask.of(classes == value) for value in found})
+
+
+@dataclass(frozen=True, eq=False)
+class SliceLogits:
+    """The model's answer on one slice: logits (C, rows, columns) float32 of all classes, background first."""
+
+    index: int
+    plane: SlicePlane
+    logits: np.ndarray
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The class of every pixel, uint8 (rows, columns)."""
+        return self.logits.argmax(axis=0).astype(np.uint8)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """How sure the model is of each class: like the logits, from 0 to 1, of sum 1 in every pixel."""
+        shares = np.exp(self.logits - self.logits.max(axis=0))
+        return shares / shares.sum(axis=0)
+
+
+def slice_logits(
+    predictor: Predictor,
+    volume: Volume,
+    window: IntensityWindow,
+    orientation: str = "axial",
+    first: int | None = None,
+    last: int | None = None,
+    report: Callable[[Progress], None] | None = None,
+    cancelled: Cancelled = lambda: False,
+) -> Iterator[SliceLogits]:
+    """Yield the model's answer on each slice; arguments as of `class_slices`."""
     indices = slice_range(volume, orientation, first, last)
     meter = Meter(len(indices), report)
     for index in indices:
         if cancelled():
             return
         plane = aligned_plane(volume, orientation, index)
-        classes = predictor.predict_classes(picture(volume, plane, window))
-        found = np.unique(classes[classes > 0])
-        yield SliceClasses(index, plane, {int(value): PackedMask.of(classes == value) for value in found})
+        yield SliceLogits(index, plane, predictor.class_logits(picture(volume, plane, window)))
         meter.step()
 
 

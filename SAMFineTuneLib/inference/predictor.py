@@ -209,13 +209,21 @@ class Predictor:
         Raises:
             UserError: for a model without such a head.
         """
+        return self.class_logits(picture).argmax(axis=0).astype(np.uint8)
+
+    def class_logits(self, picture: np.ndarray) -> np.ndarray:
+        """The automatic head's logits of every pixel and class: float32 (C, H, W), background first.
+
+        Raises:
+            UserError: for a model without such a head.
+        """
         if "automatic" not in self.engine.spec.heads:
             raise UserError(
                 f"Model '{self.engine.spec.id}' finds nothing without prompts; give points or boxes, or an adapter "
                 "that was trained with an automatic head."
             )
         embedding, place = self.embed(picture)
-        return place.logits_to_picture(self.engine.decode_classes(embedding)[0]).argmax(axis=0).astype(np.uint8)
+        return place.logits_to_picture(self.engine.decode_classes(embedding)[0])
 
     def decode(
         self,

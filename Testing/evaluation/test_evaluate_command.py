@@ -235,10 +235,10 @@ def test_an_image_that_changes_meanwhile_is_noticed(tmp_path):
     folder = case_folder(tmp_path / "cases", count=1, shape=(4, 40, 40))
     found = find_cases(folder)
 
-    def change_then_do(jobs):
+    def change_then_do(do, jobs):
         labels = __import__("case_files").blob((4, 40, 40), (10.0, 10.0))
         save(folder / "labels" / "a.nii.gz", labels)
-        return engines.local(1)(jobs)
+        return engines.local(1)(do, jobs)
 
     with pytest.raises(UserError, match="Case a has changed since the evaluation began"):
         run.evaluate(found, tmp_path / "out", methods.enter_baselines(["otsu"]), Settings(("S5",)),

@@ -1,0 +1,139 @@
+"""Which case comes next, and why.
+
+| way | the case |
+|---|---|
+| `teaching` | doubtful, and unlike those that are accepted or being worked on |
+| `easiest` | whose proposal is nearest to done |
+| `order` | the first one |
+| `random` | any |
+
+`teaching` multiplies doubt with the distance to the nearest such case (core-set selection: Sener and Savarese 2018), in
+the space of pooled embeddings (`FEATURES`), each number of which is divided by its standard deviation over the cohort.
+NumPy alone: nothing is computed here that would need a model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
+from SAMFineTuneLib.errors import UserError
+
+WAYS = ("teaching", "easiest", "order", "random")
+_OPEN = ("untouched", "proposed", "corrected")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The case to look at next, and a sentence that says why this one."""
+
+    case: CohortCase
+    reason: str
+
+
+def features_file(cohort: Cohort, key: str) -> Path:
+    """The pooled embedding of a case: float32 (n,), by the cohort's model, so that all cases can be compared."""
+    return cohort.folder / "features" / f"{key}.npy"
+
+
+def next_case(
+    cohort: Cohort, way: str = "teaching", by: str = "", without: Collection[str] = ()
+) -> Choice | None:
+    """Choose the next case among those that are neither accepted nor refused nor taken by somebody else.
+
+    Args:
+        cohort: the cohort.
+        way: one of WAYS.
+        by: the random word of the one who asks, see `review.take`.
+        without: keys of further cases to leave out, such as those that were skipped, or the present one.
+
+    Returns:
+        The case and why; None when nothing is left.
+
+    Raises:
+        UserError: for another way.
+    """
+    if way not in WAYS:
+        raise UserError(f"There is no way “{way}” to choose the next case; choose one of {', '.join(WAYS)}.")
+    state = cohort.state
+    left = [case for case in state.those(*_OPEN) if not case.taken(by) and case.key not in without]
+    if not left:
+        return None
+    if way == "random":
+        return Choice(random.choice(left), f"It was chosen at random among the {_cases(len(left))} left.")
+    if way == "order":
+        return Choice(left[0], f"It is the first of the {_cases(len(left))} left.")
+    begun = next((case for case in left if case.state == "corrected"), None)
+    if begun is not None:
+        return Choice(begun, "Work on it has begun.")
+    proposed = [case for case in left if case.proposal is not None]
+    if not proposed:
+        return Choice(left[0], "It is the first one left; nothing is proposed yet that one could choose by.")
+    if way == "easiest":
+        case = max(proposed, key=lambda one: one.proposal.lowest)
+        return Choice(case, f"Its proposal is nearest to done: {_expected(case)}.")
+    known = [case for case in state.cases if case.state == "accepted" or (case.taken() and case not in left)]
+    return _most_teaching(cohort, proposed, known)
+
+
+def _most_teaching(cohort: Cohort, cases: Sequence[CohortCase], known: Sequence[CohortCase]) -> Choice:
+    """The case of the largest product of doubt and distance to those known."""
+    doubt = np.array([1 - np.mean([*case.proposal.confidence.values()] or [0.0]) for case in cases])
+    distance = _distances(cohort, cases, known)
+    if distance is None:
+        case = cases[int(doubt.argmax())]
+        return Choice(case, f"Its proposal is the most doubtful: {_expected(case)}.")
+    best = int((doubt * distance).argmax())
+    case = cases[best]
+    place, far = int((doubt > doubt[best]).sum()), int((distance > distance[best]).sum())
+    return Choice(
+        case,
+        f"It should teach most: of {_cases(len(cases))} proposed it is {_rank(place)} most doubtful "
+        f"({_expected(case)}), and {_rank(far)} most unlike the {_cases(len(known))} accepted.",
+    )
+
+
+def _distances(cohort: Cohort, cases: Sequence[CohortCase], known: Sequence[CohortCase]) -> np.ndarray | None:
+    """Distance of each case to the nearest known one; that of a case without an embedding is the median. None where
+    none can be told."""
+    found = {case.key: own for case in (*cases, *known) if (own := _features(cohort, case.key)) is not None}
+    sizes = {own.shape for own in found.values()}
+    near = [found[case.key] for case in known if case.key in found]
+    if len(sizes) != 1 or not near:
+        return None
+    scale = np.std([*found.values()], axis=0) + 1e-6
+    distance = np.full(len(cases), np.nan)
+    for place, case in enumerate(cases):
+        if case.key in found:
+            distance[place] = min(np.linalg.norm((found[case.key] - other) / scale) for other in near)
+    if np.isnan(distance).all():
+        return None
+    return np.where(np.isnan(distance), np.nanmedian(distance), distance)
+
+
+def _features(cohort: Cohort, key: str) -> np.ndarray | None:
+    try:
+        own = np.load(features_file(cohort, key), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return own if own.ndim == 1 and np.isfinite(own).all() else None
+
+
+def _expected(case: CohortCase) -> str:
+    label, value = min(case.proposal.confidence.items(), key=lambda one: one[1], default=("", 0.0))
+    return f"a Dice of {value:.2f} is expected of {label}" if label else "nothing was found"
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"
+
+
+def _rank(before: int) -> str:
+    number = before + 1
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, "th")
+    return "the" if number == 1 else f"the {number}{ending}"

@@ -1,0 +1,286 @@
+"""Segments the cases of a cohort with the adapter in use, and says how far each proposal can be trusted.
+
+Each case is done by itself, in this process or, with an engine of `evaluation.executors`, in others. Its files and its
+new state are written here, together, while nobody else can change the cohort, and only if the case is still open: one
+that was taken, corrected or accepted meanwhile keeps what it has. What is done stays done when the rest is stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.cohort.choosing import features_file
+from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, Proposal
+from SAMFineTuneLib.cohort.confidence import CONFIDENCE, Signals, as_text, expected, signals_of
+from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write, staged_folder
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.evaluation.executors import Engine
+    from SAMFineTuneLib.images import Volume
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+_LOOKED_AT = 12  # slices of a case that its pooled embedding is of
+_THREADS = 1  # of a process that is one of several
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """Keys of the cases that have a new proposal, and of those whose `problem` says why they have none."""
+
+    done: tuple[str, ...]
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CaseJob:
+    """A case to be segmented, as another process needs it."""
+
+    folder: Path
+    case: str
+    adapter: int
+    device: str
+    threads: int | None = _THREADS
+
+    @property
+    def key(self) -> str:
+        """Tells it from other jobs, also from those of other adapters and cohorts."""
+        return f"{self.folder}:{self.case}:{self.adapter}"
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A case that was segmented: the content of the files of its proposal, or the problem."""
+
+    labels: bytes = b""
+    """A NIfTI file."""
+    orientation: str = ""
+    signals: Signals = field(default_factory=dict)
+    features: np.ndarray | None = None
+    problem: str = ""
+
+
+class _Stopped(Exception):
+    """Whoever asked for the proposals no longer wants them."""
+
+
+def propose(
+    cohort: Cohort,
+    names: Sequence[str] | None = None,
+    device: str = "auto",
+    again: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    engine: Engine | None = None,
+) -> Proposed:
+    """Segment untouched cases with the adapter in use.
+
+    Args:
+        cohort: the cohort.
+        names: keys or names of the cases; default: all.
+        device: `auto`, `cpu`, `cuda`, …
+        again: whether cases that an earlier adapter proposed are segmented, too.
+        progress: told how many cases are done, how many there are, and which one is next, at the end "".
+        cancelled: asked before every slice whether to stop; with an engine, after every case.
+        engine: of `evaluation.executors`, spreads the cases over processes or a cluster; all need the cohort's folder
+            and images at the same paths.
+
+    Returns:
+        What was done. Cases that are corrected, accepted, refused or taken by somebody are left alone.
+
+    Raises:
+        UserError: when no adapter is in use yet, or it cannot run.
+        DiskError: when the cohort's disk refuses.
+    """
+    state = cohort.state
+    if state.adapter is None:
+        raise UserError(
+            "No adapter is in use yet, so nothing can be proposed: accept a few cases, then train one with "
+            "“samfinetune cohort train”."
+        )
+    number = state.adapter.number
+    wanted = None if names is None else {state.case(name).key for name in names}
+    cases = [case for case in state.cases if (wanted is None or case.key in wanted) and _waits(case, number, again)]
+    folder = cohort.folder.resolve()
+    jobs = [CaseJob(folder, case.key, number, device, None if engine is None else _THREADS) for case in cases]
+    if jobs:
+        _opened(jobs[0].folder, number, device, jobs[0].threads)  # refuses here what no case could be segmented with
+    done, failed = [], []
+    results = _one_by_one(jobs, progress, cancelled, state) if engine is None else engine(segment_case, jobs)
+    with closing(results):
+        for job, result in results:
+            if not _put(cohort, job, result, again):
+                pass
+            elif result.problem:
+                failed.append(job.case)
+            else:
+                done.append(job.case)
+            if engine is not None:
+                progress(len(done) + len(failed), len(jobs), "")
+                if cancelled():
+                    break
+    return Proposed(tuple(done), tuple(failed))
+
+
+def _waits(case: CohortCase, adapter: int, again: bool) -> bool:
+    """Whether a case may get a proposal now."""
+    earlier = case.proposal is not None and case.proposal.adapter != adapter
+    return not case.taken() and (case.state == "untouched" or (again and case.state == "proposed" and earlier))
+
+
+def _one_by_one(
+    jobs: Sequence[CaseJob], progress: Callable[[int, int, str], None], cancelled: Callable[[], bool],
+    state: CohortState,
+) -> Iterator[tuple[CaseJob, Segmented]]:  # fmt: skip
+    """Segment the cases in this process, until `cancelled` says so."""
+    try:
+        for done, job in enumerate(jobs):
+            progress(done, len(jobs), state.case(job.case).name)
+            yield job, segment_case(job, cancelled)
+        progress(len(jobs), len(jobs), "")
+    except _Stopped:
+        return
+
+
+# ---------------------------------------------------------------- one case
+
+
+def segment_case(job: CaseJob, cancelled: Callable[[], bool] = lambda: False) -> Segmented:
+    """Segment a case. What goes wrong with it becomes its problem."""
+    try:
+        cohort = Cohort(job.folder)
+        return _segmented(cohort, cohort.state.case(job.case), job, cancelled)
+    except _Stopped:
+        raise
+    except UserError as error:
+        return Segmented(problem=str(error))
+    except Exception as error:  # of any kind, such as a file that a library cannot read: the other cases go on
+        return Segmented(problem=f"Segmenting it failed ({type(error).__name__}: {error}).")
+
+
+def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callable[[], bool]) -> Segmented:
+    from SAMFineTuneLib.cases.case_slices import learned_orientation
+    from SAMFineTuneLib.images import choose_window, read_volume
+    from SAMFineTuneLib.images.slice_extraction import write
+    from SAMFineTuneLib.inference.automatic_head import slice_logits
+
+    predictor, recipe = _opened(job.folder, job.adapter, job.device, job.threads)
+    volume = read_volume(cohort.image(case))
+    window, orientation = choose_window(volume, recipe.get("window")), learned_orientation(volume, recipe)
+    known = cohort.state.labels
+    values = _values(predictor.engine.spec.classes, known)
+    labels = np.zeros(volume.shape, np.uint16)
+    rows: dict[int, list[tuple[float, ...]]] = {value: [] for value in values.values()}
+    before: dict[int, np.ndarray] = {}
+    for item in slice_logits(predictor, volume, window, orientation):
+        if cancelled():
+            raise _Stopped
+        classes, shares = item.classes, item.shares
+        for number, value in values.items():
+            mask = classes == number
+            if mask.any():
+                write(mask, item.plane, labels, volume, value, protect=False)
+            rows[value].append(signals_of(mask, shares[number], before.get(value)))
+            before[value] = mask
+    signals = {known[value]: np.array(own, np.float32) for value, own in rows.items()}
+    features = None
+    if not features_file(cohort, case.key).exists():
+        features = _pooled(_base(cohort.state.model, job.device, job.threads), volume, orientation, cancelled)
+    return Segmented(_nifti(labels, volume), orientation, signals, features)
+
+
+def _values(classes: Sequence[str], labels: dict[int, str]) -> dict[int, int]:
+    """Class of the adapter → label value of the cohort, by name."""
+    known = {name.casefold(): value for value, name in labels.items()}
+    numbers = {name.casefold(): number for number, name in enumerate(classes) if number}
+    return {number: known[name] for name, number in numbers.items() if name in known}
+
+
+def _nifti(labels: np.ndarray, volume: Volume) -> bytes:
+    """The content of a NIfTI file of a label map."""
+    from SAMFineTuneLib.images import write_labelmap
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_labelmap(Path(folder) / PROPOSED_LABELS, labels, volume)
+        return (Path(folder) / PROPOSED_LABELS).read_bytes()
+
+
+def _pooled(predictor: Predictor, volume: Volume, orientation: str, cancelled: Callable[[], bool]) -> np.ndarray:
+    """Mean and standard deviation, over a few slices, of the coarsest tensor of the model's embedding: float32 (n,)."""
+    from SAMFineTuneLib.cases.case_slices import evenly
+    from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices, picture
+
+    window, found = choose_window(volume, None), []
+    for index in evenly([*range(number_of_slices(volume, orientation))], _LOOKED_AT):
+        if cancelled():
+            raise _Stopped
+        embedding, _ = predictor.embed(picture(volume, aligned_plane(volume, orientation, index), window))
+        coarsest = min(embedding.values(), key=lambda one: one.shape[-1] * one.shape[-2])[0]
+        found.append(coarsest.reshape(len(coarsest), -1).mean(axis=1))
+    return np.concatenate([np.mean(found, axis=0), np.std(found, axis=0)]).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(folder: Path, adapter: int, device: str, threads: int | None) -> tuple[Predictor, dict]:
+    """The adapter, ready to answer, and its recipe; kept for further cases."""
+    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+    from SAMFineTuneLib.models.store import Store
+
+    found = read_adapter_folder(Cohort(folder).adapter(adapter))
+    return _predictor(Store().to_run(found), device, threads, found), dict(found.card.recipe)
+
+
+@functools.lru_cache(maxsize=1)
+def _base(model: str, device: str, threads: int | None) -> Predictor:
+    """The cohort's model without an adapter."""
+    from SAMFineTuneLib.models.store import Store
+
+    return _predictor(Store().find(model), device, threads)
+
+
+def _predictor(model, device: str, threads: int | None, adapter=None) -> Predictor:
+    from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
+    from SAMFineTuneLib.inference.engine import open_engine
+    from SAMFineTuneLib.inference.predictor import Predictor
+
+    # Nobody looks at these slices twice, so that they would only displace others in the cache on disk.
+    return Predictor(open_engine(model, device, adapter=adapter, threads=threads), EmbeddingCache(memory_bytes=0))
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _put(cohort: Cohort, job: CaseJob, result: Segmented, again: bool) -> bool:
+    """Write what came out for a case, unless it is no longer open. -> whether it was"""
+    open_still = []
+
+    def changed(state: CohortState) -> CohortState:
+        if state.adapter is None or not _waits(state.case(job.case), job.adapter, again):
+            return state
+        open_still.append(True)
+        if result.problem:
+            return state.with_case(job.case, problem=result.problem)
+        confidence, whole = expected(result.signals, result.orientation)
+        with staged_folder(cohort.proposal(job.case)) as folder:
+            (folder / PROPOSED_LABELS).write_bytes(result.labels)
+            (folder / CONFIDENCE).write_text(as_text(confidence), "utf-8")
+        proposal = Proposal(job.adapter, whole, confidence.doubtful)
+        return state.with_case(job.case, state="proposed", problem="", proposal=proposal)
+
+    if result.features is not None:
+        with atomic_write(features_file(cohort, job.case)) as path:
+            content = io.BytesIO()
+            np.save(content, result.features)
+            path.write_bytes(content.getvalue())
+    cohort.change(changed)
+    return bool(open_still)
