@@ -157,16 +157,14 @@ def pictures(shown: Iterable[tuple[str, str]]) -> str:
     return f"<div class='pictures'>{''.join(figures)}</div>"
 
 
-def key(labels: Sequence[str]) -> str:
+def key(labels: Sequence[str], filled: str = "the answer", outlined: str = "the reference") -> str:
     """What the colours in pictures mean."""
     boxes = "".join(
         f"<span style='background:{COLOURS[number % _ON_PICTURES]}'></span>{html.escape(label)}"
         for number, label in enumerate(labels)
     )
-    return (
-        f"<p class='key'>Filled, the answer:{boxes}. White line: the reference. Green dots: points inside; yellow "
-        "rectangles: boxes.</p>"
-    )
+    prompts = " Green dots: points inside; yellow rectangles: boxes." if filled == "the answer" else ""
+    return f"<p class='key'>Filled, {filled}:{boxes}. White line: {outlined}.{prompts}</p>"
 
 
 def embedded(png: bytes) -> str:

@@ -20,7 +20,7 @@ from SAMFineTuneLib.cli.arguments import Parser
 from SAMFineTuneLib.disk_errors import explained
 
 COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train",
-            "evaluate")  # fmt: skip
+            "evaluate", "cohort")  # fmt: skip
 
 _OUT_OF_MEMORY = ("this computer has too little free memory for that; close other programs, or take a smaller model or "
                   "volume.")  # fmt: skip
@@ -41,7 +41,8 @@ The tab key completes commands, options and names after: eval "$(register-python
 def main(argv: list[str] | None = None) -> int:
     """Run `samfinetune` with `argv` (the process's own arguments when None); returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] not in (["train"], ["pretrain"]):  # PyTorch may multiply with OpenBLAS, too, and needs all cores there
+    # PyTorch may multiply with OpenBLAS, too, and needs all cores there.
+    if argv[:1] not in (["train"], ["pretrain"]) and argv[:2] != ["cohort", "train"]:
         # OpenBLAS's threads spin after each of NumPy's products, and take the cores from those that run the model: a
         # click takes up to a third longer. This is read when NumPy is first imported, which nothing has done yet.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from SAMFineTuneLib import __version__
+from SAMFineTuneLib.cases.cases import some_names
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
 from SAMFineTuneLib.disk_errors import DiskError
@@ -68,6 +69,7 @@ def export(
         raise UserError("No case is accepted yet, so there is nothing to export; accept one first.")
     names, sources = file_names(state.accepted), _sources(cohort)
     written: dict[str, CohortCase] = {}
+    left_out: list[str] = []
     with staged_folder(folder) as building:
         write = {"nifti": _write_nifti, "nnunet": _write_nnunet, "dicom-seg": _write_dicom_seg}[form]
         for done, case in enumerate(state.accepted):
@@ -75,10 +77,10 @@ def export(
             try:
                 written[write(cohort, case, building, names[case.key], sources[case.key])] = case
             except _LeftOut as reason:
-                tell(f"{case.name} is left out: {reason}")
+                left_out.append(f"{case.name} is left out: {reason}")
         progress(len(state.accepted), len(state.accepted), "")
         if not written:
-            raise UserError(f"None of the accepted cases can be exported as {form}; choose another form.")
+            raise UserError(f"None of the accepted cases can be exported as {form}: {some_names(left_out, 2, ' ')}")
         if form == "nifti":
             named = {str(value): name for value, name in state.labels.items()}
             write_text(building / "labels.json", json.dumps(named, indent=1, ensure_ascii=False))
@@ -87,6 +89,8 @@ def export(
         cases = {file: {"case": case.key, **sources[case.key]} for file, case in written.items()}
         content = {"software": f"SAMFineTune {__version__}", "labels": list(state.labels.values()), "cases": cases}
         write_text(building / PROVENANCE, json.dumps(content, indent=1, ensure_ascii=False))
+        for sentence in left_out:
+            tell(sentence)
         made = [path.relative_to(building) for path in sorted(building.rglob("*")) if path.is_file()]
     return tuple(folder / path for path in made)
 

@@ -112,6 +112,8 @@ def create_cohort(
     if folder.resolve() in {place.resolve() for one in images for place in (one.image, one.image.parent)}:
         raise UserError(f"“{folder}” holds images; give the cohort a folder of its own beside them.")
     names = {value: name.strip() for value, name in enumerate(labels, start=1)}
+    if not all(names.values()) or len({name.casefold() for name in names.values()}) < len(names):
+        raise UserError(f"The structures need names that differ, and are called {', '.join(labels)}; name each once.")
     root = _common_folder([one.image for one in images])
     read = _read(images, root, folder, names, {}, progress)
     if not read.cases:

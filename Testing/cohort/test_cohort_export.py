@@ -13,6 +13,7 @@ from dicom_samples import write_series
 from small_cohorts import propose_labels, small_cohort, truth
 
 from SAMFineTuneLib.cases.cases import find_cases
+from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort.cohort_export import FORMS, PROVENANCE, export
 from SAMFineTuneLib.cohort.create_cohort import add_images, create_cohort, find_images
 from SAMFineTuneLib.cohort.review import accept
@@ -68,10 +69,9 @@ def test_dicom_seg_with_its_provenance(tmp_path):
     about = seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert "compact" in about.AlgorithmParameters and "adapter=1," in about.AlgorithmParameters
     assert not seg.get("ContentCreatorName")
-    assert json.loads(files[1].read_text())["cases"]["p1.dcm"] == {
-        "case": cohort.state.case("p1").key, "model": "compact", "adapter": "1", "adapter SHA-256": "not known"}  # fmt: skip
-    from SAMFineTuneLib.cases.label_files import read_labels
-
+    key = cohort.state.case("p1").key
+    about = {"case": key, "model": "compact", "adapter": "1", "adapter SHA-256": "not known"}
+    assert json.loads(files[1].read_text())["cases"] == {"p1.dcm": about}
     assert read_labels(files[0]).array.sum() == blob().sum()
 
 

@@ -1,0 +1,408 @@
+"""`samfinetune cohort`: many cases of one project, from the first annotated ones to the last."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from SAMFineTuneLib.cli import console
+from SAMFineTuneLib.cli.arguments import add_command_with_actions
+from SAMFineTuneLib.cli.describe import print_facts, print_table
+from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState
+
+_EPILOG = """A cohort is a folder of its own beside the images, which are never altered. CASE is a name or key that
+`status` lists.
+
+examples:
+  samfinetune cohort create liver-cohort scans --labels liver,spleen
+  samfinetune cohort status liver-cohort              how far it is, and what to do next
+  samfinetune segment scans/p07 -o p07.nii.gz --point -62,18,-40 --propagate both --label liver
+  samfinetune cohort accept liver-cohort p07 --labels p07.nii.gz        the first cases, annotated by prompts
+  samfinetune cohort train liver-cohort               learn from what is accepted; patients held out decide
+  samfinetune cohort propose liver-cohort             segment the others
+  samfinetune cohort next liver-cohort                which case teaches most, and where to look in it
+  samfinetune cohort accept liver-cohort p12 --labels corrected.nii.gz --seconds 95 --prompts 4
+  samfinetune cohort report liver-cohort              the learning curve, as a page that opens offline
+  samfinetune cohort export liver-cohort -o Dataset001_Liver --form nnunet
+
+The panel in Slicer does the same with a mouse. Commands and windows may work on one cohort at the same time.
+"""
+_MOST_PLACES = 5  # doubtful slices that `next` lists
+
+
+def add_parser(subparsers) -> None:
+    """Add `cohort` and its actions."""
+    actions = add_command_with_actions(subparsers, "cohort", "segment many cases, and learn from each one", _EPILOG)
+
+    def action(name: str, function: Callable, text: str, case: bool = False) -> argparse.ArgumentParser:
+        parser = actions(name, function, text)
+        parser.add_argument("cohort", metavar="COHORT", help="the cohort's folder")
+        if case:
+            add_case = parser.add_argument("case", metavar="CASE", help="name or key")
+            add_case.completer = _case_names
+            parser.add_argument("--by", metavar="WORD", default="", help="the word with which it was taken, see `next`")
+        console.add_json(parser)
+        return parser
+
+    images = "folder of images or DICOM series, nnU-Net's layout, or a .csv of image,label,patient"
+    added = action("create", _create, "make a cohort of images, some of which may have labels")
+    added.add_argument("images", metavar="IMAGES", help=images)
+    added.add_argument("--labels", metavar="liver,spleen", default="", help="names of the structures, for label values "
+                       "from 1 (default: those of the labels that are there)")  # fmt: skip
+    added.add_argument("--model", metavar="ID", default="compact", help="the model that learns (default: compact)")
+    action("status", _status, "list the cases, the adapter in use, and what to do next")
+    added = action("add", _add, "add images to a cohort")
+    added.add_argument("images", metavar="IMAGES", help=images)
+    added = action("locate", _locate, "find images that were moved")
+    added.add_argument("images", metavar="IMAGES", help="where they are now")
+    added = action("propose", _propose, "segment the cases that nobody has worked on with the adapter in use")
+    added.add_argument("cases", metavar="CASE", nargs="*", help="only these").completer = _case_names
+    added.add_argument("--again", action="store_true", help="those that an earlier adapter proposed as well")
+    added.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
+    added = action("next", _next, "say which case to review next, why, and where to look in it")
+    added.add_argument("--way", choices=("teaching", "easiest", "order", "random"), default="teaching",
+                       help="the case that teaches most (default), the one nearest to done, in order, or any one")
+    added.add_argument("--take", metavar="WORD", default="", help="keep it from others for ten minutes; any word that "
+                       "is nobody's name, to be given to `accept --by`")  # fmt: skip
+    added = action("accept", _accept, "accept the labels of a case", case=True)
+    added.add_argument("--labels", metavar="FILE", help="label map of any kind (default: the correction that the panel "
+                       "keeps, or else the proposal)")  # fmt: skip
+    added.add_argument("--seconds", type=float, metavar="S", help="working time, for the report")
+    added.add_argument("--prompts", type=int, metavar="N", help="prompts that were placed, for the report")
+    action("refuse", _refuse, "leave a case out", case=True)
+    action("reopen", _reopen, "take back that a case was accepted or refused", case=True)
+    added = action("train", _train, "learn from the accepted cases; patients held out decide whether it is used")
+    added.add_argument("--preset", choices=("quick", "balanced", "thorough"), default="quick", help="default: quick")
+    added.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
+    added.add_argument("--restart", action="store_true", help="begin anew instead of going on with a stopped training")
+    added = action("report", _report, "write the learning curve and pictures as a page that opens offline")
+    added.add_argument("-o", "--output", metavar="FOLDER", help="default: report, in the cohort's folder")
+    added = action("export", _export, "write the accepted cases for other programs")
+    added.add_argument("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
+    added.add_argument("--form", choices=("nifti", "nnunet", "dicom-seg"), default="nifti", help="default: nifti")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the action."""
+    return args.act(args) or 0
+
+
+# ---------------------------------------------------------------- the cases
+
+
+def _create(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+    from SAMFineTuneLib.models.store import Store
+
+    Store().find(args.model)  # rather than after the first cases
+    names = [name for name in args.labels.split(",") if name.strip()]
+    images = find_images(args.images)
+    with _counting("reading image") as show:
+        made = create_cohort(args.cohort, images, names, args.model, show)
+    for note in made.notes:
+        console.note(note)
+    print(f"written     {made.cohort.folder}")
+    _tell_how_far(made.cohort)
+
+
+def _status(args: argparse.Namespace) -> None:
+    cohort = _open(args)
+    state = cohort.state
+    _tell_how_far(cohort)
+    rows = [("CASE", "STATE", "CONFIDENCE", "DOUBTFUL", "PROPOSAL'S DICE", "")]
+    often = Counter(case.name for case in state.cases)
+    for case in state.cases:
+        name = case.name if often[case.name] == 1 else f"{case.name} ({case.key})"
+        open_ = case.proposal is not None and case.state in ("proposed", "corrected")
+        dice = case.review and case.review.dice
+        slices = f"{case.proposal.doubtful} slice{'s' * (case.proposal.doubtful != 1)}" if open_ else ""
+        remark = "somebody works on it" if case.taken() else case.problem if case.state == "untouched" else ""
+        rows.append((name, case.state, f"{case.proposal.lowest:.2f}" if open_ else "", slices,
+                     f"{min(dice.values()):.2f}" if dice else "", remark))  # fmt: skip
+    print()
+    print_table(rows)
+    console.document(images=cohort.images, cases=[_facts(cohort, case) for case in state.cases],
+                     adapters=[_adapter_facts(one) for one in state.adapters])  # fmt: skip
+
+
+def _add(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.create_cohort import add_images, find_images
+
+    cohort = _open(args)
+    before = len(cohort.state.cases)
+    images = find_images(args.images)
+    with _counting("reading image") as show:
+        notes = add_images(cohort, images, show)
+    for note in notes:
+        console.note(note)
+    print(f"added       {_cases(len(cohort.state.cases) - before)}")
+    console.document(added=len(cohort.state.cases) - before)
+    _tell_how_far(cohort)
+
+
+def _locate(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.create_cohort import find_images, locate_images
+
+    cohort = _open(args)
+    images = find_images(args.images)
+    with _counting("reading image") as show:
+        found = locate_images(cohort, images, show)
+    if not found:
+        raise UserError(f"None of the cohort's images is in “{args.images}”; give the folder that they are in now.")
+    missing = sum(not _is_there(cohort, case) for case in cohort.state.cases)
+    print(f"found       {found} of {_cases(len(cohort.state.cases))}")
+    if missing:
+        console.note(f"{missing} images are still missing; give their folder, too")
+    console.document(found=found, missing=missing)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def _propose(args: argparse.Namespace) -> int:
+    from SAMFineTuneLib.cohort.proposing import propose
+
+    cohort = _open(args)
+    names = args.cases or None
+    try:
+        with _counting("segmenting case") as show:
+            done = propose(cohort, names, device=args.device, again=args.again, progress=show)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on with the other cases.") from None
+    state = cohort.state
+    print(f"proposed    {_cases(len(done.done))}")
+    for key in done.failed:
+        console.note(f"{state.case(key).name} failed: {state.case(key).problem}")
+    console.document(proposed=list(done.done), failed=list(done.failed))
+    _tell_how_far(cohort)
+    return 2 if done.failed else 0
+
+
+def _next(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.choosing import next_case
+    from SAMFineTuneLib.cohort.confidence import doubtful_places, read_confidence
+    from SAMFineTuneLib.cohort.review import labels_of, take
+
+    cohort = _open(args)
+    choice = next_case(cohort, args.way, args.take)
+    if choice is None:
+        print(f"Nothing is left to review. {_advice(cohort)}")
+        console.document(case=None, advice=_advice(cohort))
+        return
+    case = take(cohort, choice.case.key, args.take) if args.take else choice.case
+    labels, confidence = labels_of(cohort, case), read_confidence(cohort, case.key)
+    places = doubtful_places(confidence)[:_MOST_PLACES] if confidence and case.state == "proposed" else []
+    facts = [("case", f"{case.name}, {case.state}"), ("why", choice.reason), ("image", str(cohort.image(case)))]
+    facts += [("labels", str(labels))] if labels else []
+    if places:
+        listed = "; ".join(f"{label}, slice {place} ({value:.2f})" for label, place, value in places)
+        facts.append(("look at", f"{confidence.orientation}: {listed}"))
+    facts += [("accept", f"samfinetune cohort accept {_quoted(args.cohort)} {_quoted(case.name)}"
+               f"{'' if labels else ' --labels FILE'}{f' --by {args.take}' if args.take else ''}")]  # fmt: skip
+    print_facts(facts)
+    console.document(
+        case=_facts(cohort, case), reason=choice.reason, labels=labels and str(labels),
+        orientation=confidence.orientation if confidence else None,
+        doubtful=[{"label": label, "slice": place, "expected_dice": value} for label, place, value in places],
+    )  # fmt: skip
+
+
+def _accept(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.review import accept
+
+    for name in ("seconds", "prompts"):
+        if (given := getattr(args, name)) is not None and not 0 <= given < float("inf"):
+            raise UserError(f"--{name} {given:g} cannot be; give a number from 0, or leave it out.")
+    cohort = _open(args)
+    case = accept(cohort, args.case, args.labels, args.seconds, args.prompts, args.by)
+    print(f"accepted    {case.name}")
+    for label, dice in case.review.dice.items():
+        print(f"            {label}: the proposal had a Dice of {dice:.3f}")
+    _tell_case(cohort, case)
+
+
+def _refuse(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.review import refuse
+
+    cohort = _open(args)
+    case = refuse(cohort, args.case, args.by)
+    print(f"refused     {case.name}; “samfinetune cohort reopen” takes it back")
+    _tell_case(cohort, case)
+
+
+def _reopen(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.review import reopen
+
+    cohort = _open(args)
+    case = reopen(cohort, args.case, args.by)
+    print(f"reopened    {case.name}, now {case.state}")
+    _tell_case(cohort, case)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.retraining import retrain
+
+    cohort = _open(args)
+    with stoppable(lambda: "stopped; the same command goes on.") as stop, ProgressLine() as line:
+
+        def show(progress: Any) -> None:
+            stop.learning = progress.stage == "training"
+            line(progress.sentence + _left(progress.seconds_left), progress.step == progress.steps)
+
+        adapter = retrain(cohort, args.preset, args.device, show, lambda: stop.asked, not args.restart)
+    print(f"adapter     {adapter.number}, {'now in use' if adapter.in_use else 'not used'}, from {adapter.start}")
+    print(f"evidence    {adapter.reason}")
+    console.document(adapter=_adapter_facts(adapter))
+    _tell_how_far(cohort)
+
+
+# ---------------------------------------------------------------- results
+
+
+def _report(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.cohort_report import REPORT, write_report
+
+    cohort = _open(args)
+    with _counting("comparing case") as show:
+        page = write_report(cohort, args.output or cohort.folder / REPORT, show)
+    print(f"report      {page}")
+    console.document(report=page)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.cohort_export import export
+
+    cohort = _open(args)
+    with _counting("writing case") as show:
+        files = export(cohort, args.output, args.form, show, console.note)
+    print(f"written     {args.output}, {len(files)} files")
+    console.document(folder=args.output, form=args.form, files=[str(path) for path in files])
+
+
+# ---------------------------------------------------------------- in words
+
+
+def _tell_how_far(cohort: Cohort) -> None:
+    """Counts by state, the adapter in use with its evidence, what to do next."""
+    state = cohort.state
+    counts = {name: len(state.those(name)) for name in ("accepted", "corrected", "proposed", "untouched", "refused")}
+    words = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    adapter, advice = state.adapter, _advice(cohort)
+    facts = [("cases", f"{len(state.cases)}: {words}"), ("labels", ", ".join(state.labels.values()))]
+    if adapter is not None:
+        learned = f"adapter {adapter.number} of {adapter.date}, learned from {_cases(len(adapter.learned))}"
+        facts.append(("adapter", f"{learned}; {adapter.reason}"))
+    elif state.adapters:
+        facts.append(("adapter", f"none in use; {state.adapters[-1].reason}"))
+    print_facts([*facts, ("next", advice)])
+    console.document(
+        cohort=cohort.folder, model=state.model, labels={str(value): name for value, name in state.labels.items()},
+        counts=counts, adapter=adapter.number if adapter else None, advice=advice,
+    )  # fmt: skip
+
+
+def _advice(cohort: Cohort) -> str:
+    """What to do next, as a sentence."""
+    from SAMFineTuneLib.cohort.retraining import FIRST, is_due
+
+    state, command = cohort.state, f"samfinetune cohort {{}} {_quoted(cohort.folder)}"
+    adapter = state.adapter
+    if is_due(state):
+        return f"Enough is accepted for a training: {command.format('train')}"
+    waiting, untouched = state.those("proposed", "corrected"), state.those("untouched")
+    if adapter is not None and any(not case.problem for case in untouched):
+        return f"{_cases(len(untouched))} can be proposed: {command.format('propose')}"
+    if waiting:
+        return f"{_cases(len(waiting))} to review: {command.format('next')}"
+    if untouched:
+        more = f", until {FIRST} are accepted and a training can begin" if not state.adapters else ""
+        return (
+            f"Segment a case with prompts, in Slicer or with “samfinetune segment”, and accept it{more}: "
+            f"{command.format('accept')} {_quoted(untouched[0].name)} --labels FILE"
+        )
+    if state.accepted:
+        return f"All cases are reviewed: {command.format('report')}, {command.format('export')} -o FOLDER"
+    return f"All cases are refused; add others: {command.format('add')} IMAGES"
+
+
+def _tell_case(cohort: Cohort, case: CohortCase) -> None:
+    print(f"next        {_advice(cohort)}")
+    console.document(case=_facts(cohort, case), advice=_advice(cohort))
+
+
+def _facts(cohort: Cohort, case: CohortCase) -> dict[str, Any]:
+    """A case for a program."""
+    proposal, review = case.proposal, case.review
+    return {
+        "key": case.key, "name": case.name, "image": str(cohort.images / case.image), "state": case.state,
+        "taken": case.taken(), "problem": case.problem,
+        "proposal": proposal and {"adapter": proposal.adapter, "confidence": dict(proposal.confidence),
+                                  "doubtful_slices": proposal.doubtful},
+        "review": review and {"order": review.order, "seconds": review.seconds, "prompts": review.prompts,
+                              "dice_of_proposal": dict(review.dice)},
+    }  # fmt: skip
+
+
+def _adapter_facts(adapter: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(adapter)
+
+
+def _open(args: argparse.Namespace) -> Cohort:
+    from SAMFineTuneLib.cohort.cohort_folder import Cohort
+
+    return Cohort(args.cohort)
+
+
+def _is_there(cohort: Cohort, case: CohortCase) -> bool:
+    try:
+        return bool(cohort.image(case))
+    except UserError:
+        return False
+
+
+def _quoted(word: object) -> str:
+    """A word of a command as shells take it."""
+    return str(word) if re.fullmatch(r"[\w./\\:~-]+", str(word)) else f'"{word}"'
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'s' * (count != 1)}"
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[..., None]]:
+    """A line of progress with the time that is left, for functions that tell how many are done."""
+    begun = time.monotonic()
+    with ProgressLine() as line:
+
+        def show(done: int, total: int, name: str = "") -> None:
+            left = (time.monotonic() - begun) / done * (total - done) if 0 < done < total else None
+            line(f"{what} {min(done + 1, total)} of {total}{name and f', {name}'}{_left(left)}")
+
+        yield show
+
+
+def _left(seconds: float | None) -> str:
+    from SAMFineTuneLib.models.adapters.adapter_card import duration
+
+    return "" if seconds is None else f", {duration(seconds)} left"
+
+
+def _case_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """For the completion of CASE in a shell."""
+    try:
+        state: CohortState = _open(parsed_args).state
+    except (UserError, AttributeError):
+        return []
+    return [case.name for case in state.cases]

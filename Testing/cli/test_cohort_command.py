@@ -1,0 +1,130 @@
+"""`samfinetune cohort`: what it prints for people and for programs, and one sentence for every wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from case_files import image_of, save
+from small_cohorts import propose_labels, truth
+
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Three images, one of which has labels."""
+    for number, name in enumerate("abc"):
+        save(tmp_path / "scans" / "images" / f"{name}.nii.gz", image_of(truth(number), number))
+    save(tmp_path / "scans" / "labels" / "a.nii.gz", truth(0))
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def cohort(samfinetune, scans, tmp_path):
+    assert samfinetune("cohort", "create", "mine", scans, "--labels", "blob").code == 0
+    return Cohort(tmp_path / "mine")
+
+
+def test_from_the_images_to_an_export(samfinetune, scans, tmp_path):
+    made = samfinetune("cohort", "create", "mine", scans, "--labels", "blob")
+    assert made.code == 0 and "3: 1 accepted, 2 untouched" in made.out, made.err
+    assert "samfinetune cohort accept mine b --labels FILE" in made.out
+    save(tmp_path / "b.nii.gz", truth(1))
+    done = samfinetune("cohort", "accept", "mine", "b", "--labels", "b.nii.gz", "--seconds", "61", "--prompts", "3")
+    assert done.code == 0 and done.out.startswith("accepted    b")
+    assert samfinetune("cohort", "refuse", "mine", "c").code == 0
+    status = samfinetune("cohort", "status", "mine")
+    assert [line.split() for line in status.out.splitlines()[-4:]] == [
+        ["CASE", "STATE", "CONFIDENCE", "DOUBTFUL", "PROPOSAL'S", "DICE"],
+        ["a", "accepted"], ["b", "accepted"], ["c", "refused"]]  # fmt: skip
+    assert "All cases are reviewed" in status.out
+    assert samfinetune("cohort", "reopen", "mine", "c").code == 0
+    report = samfinetune("cohort", "report", "mine")
+    assert report.code == 0 and (tmp_path / "mine" / "report" / "index.html").exists()
+    out = samfinetune("cohort", "export", "mine", "-o", "out", "--form", "nnunet")
+    assert out.code == 0 and (tmp_path / "out" / "labelsTr" / "b.nii.gz").exists()
+
+
+def test_a_table_to_read_at_a_glance(samfinetune, cohort):
+    propose_labels(cohort, "b", truth(1))
+    cohort.change(lambda state: state.with_case(state.cases[2].key, problem="It holds no real number."))
+    text = samfinetune("cohort", "status", cohort.folder).out
+    assert "3: 1 accepted, 1 proposed, 1 untouched" in text and "1 case to review" in text
+    rows = {line.split()[0]: line for line in text.splitlines()[-3:]}
+    assert "0.70" in rows["b"] and "2 slices" in rows["b"]
+    assert rows["c"].endswith("It holds no real number.")
+
+
+def test_json_throughout(samfinetune, cohort, scans, tmp_path):
+    def answer(*arguments):
+        result = samfinetune("cohort", *arguments, "--json")
+        assert result.code == 0, result.err
+        return json.loads(result.out)
+
+    save(tmp_path / "b.nii.gz", truth(1))
+    assert answer("accept", "mine", "b", "--labels", "b.nii.gz", "--prompts", 4)["case"]["review"]["prompts"] == 4
+    status = answer("status", "mine")
+    assert status["counts"] == {"accepted": 2, "corrected": 0, "proposed": 0, "untouched": 1, "refused": 0}
+    assert [case["state"] for case in status["cases"]] == ["accepted", "accepted", "untouched"]
+    assert status["labels"] == {"1": "blob"} and status["adapter"] is None
+    assert answer("refuse", "mine", "c")["case"]["state"] == "refused"
+    assert answer("reopen", "mine", "c")["case"]["state"] == "untouched"
+    save(tmp_path / "more" / "d.nii.gz", image_of(truth(5), 5))
+    assert answer("add", "mine", "more")["added"] == 1
+    shutil.move(scans, tmp_path / "moved")
+    found = answer("locate", "mine", "moved")
+    assert found["found"] == 3 and found["missing"] == 0
+    assert answer("export", "mine", "-o", "out")["form"] == "nifti"
+    assert answer("report", "mine", "-o", "page")["report"].endswith("index.html")
+    again = answer("create", "two", "moved", "--labels", "blob")
+    assert again["counts"]["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status", "nowhere"),
+        ("create", "mine", "scans", "--labels", "blob"),
+        ("create", "new", "nowhere", "--labels", "blob"),
+        ("create", "new", "scans", "--labels", "blob,Blob"),
+        ("create", "new", "scans", "--labels", "blob", "--model", "unknown"),
+        ("add", "mine", "nowhere"),
+        ("locate", "mine", "labels-only"),
+        ("accept", "mine", "b"),
+        ("accept", "mine", "zebra", "--labels", "b.nii.gz"),
+        ("accept", "mine", "b", "--labels", "missing.nii.gz"),
+        ("accept", "mine", "b", "--labels", "scans/images/a.nii.gz"),
+        ("accept", "mine", "b", "--labels", "b.nii.gz", "--seconds", "-3"),
+        ("accept", "mine", "b", "--labels", "b.nii.gz", "--seconds", "nan"),
+        ("refuse", "mine", "zebra"),
+        ("reopen", "mine", "b"),
+        ("export", "mine", "-o", "scans"),
+        ("export", "mine", "-o", "out", "--form", "dicom-seg"),
+        ("export", "mine", "-o", "out", "--form", "stl"),
+        ("propose", "mine"),
+        ("train", "nowhere"),
+        ("next", "mine", "--way", "best"),
+        ("dance", "mine"),
+    ],
+)
+def test_wrong_input_is_one_sentence(samfinetune, cohort, tmp_path, arguments):
+    save(tmp_path / "b.nii.gz", truth(1))
+    save(tmp_path / "labels-only" / "x.nii.gz", np.zeros((3, 9, 9), np.uint8))
+    before = cohort.state
+    for more in ((), ("--json",)):
+        result = samfinetune("cohort", *arguments, *more)
+        assert result.code == 2 and not result.out, result
+        assert result.err.splitlines()[-1].startswith("samfinetune") and "Traceback" not in result.err
+    assert cohort.state == before and not (tmp_path / "new").exists() and not (tmp_path / "out").exists()
+
+
+def test_names_of_cases_complete_in_a_shell(cohort):
+    import argparse
+
+    from SAMFineTuneLib.cli.cohort import _case_names
+
+    assert _case_names("", argparse.Namespace(cohort=str(cohort.folder))) == ["a", "b", "c"]
+    assert _case_names("", argparse.Namespace(cohort="nowhere")) == []
