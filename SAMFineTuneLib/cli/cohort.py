@@ -18,6 +18,7 @@ from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState
+    from SAMFineTuneLib.evaluation.executors import Engine
 
 _EPILOG = """A cohort is a folder of its own beside the images, which are never altered. CASE is a name or key that
 `status` lists.
@@ -68,6 +69,11 @@ def add_parser(subparsers) -> None:
     added.add_argument("cases", metavar="CASE", nargs="*", help="only these").completer = _case_names
     added.add_argument("--again", action="store_true", help="those that an earlier adapter proposed as well")
     added.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
+    added.add_argument("--jobs", type=int, metavar="N", help="processes at once (default: this one)")
+    added.add_argument("--engine", choices=("local", "dask"), default="local", help="processes here (default), or a "
+                       "Dask cluster, whose computers see the cohort and its images at the same paths")  # fmt: skip
+    added.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster; without one a cluster is started "
+                       "here")  # fmt: skip
     added = action("next", _next, "say which case to review next, why, and where to look in it")
     added.add_argument("--way", choices=("teaching", "easiest", "order", "random"), default="teaching",
                        help="the case that teaches most (default), the one nearest to done, in order, or any one")
@@ -171,11 +177,10 @@ def _locate(args: argparse.Namespace) -> None:
 def _propose(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.cohort.proposing import propose
 
-    cohort = _open(args)
-    names = args.cases or None
+    cohort, engine = _open(args), _engine(args)
     try:
         with _counting("segmenting case") as show:
-            done = propose(cohort, names, device=args.device, again=args.again, progress=show)
+            done = propose(cohort, args.cases or None, args.device, args.again, show, engine=engine)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command goes on with the other cases.") from None
     state = cohort.state
@@ -185,6 +190,16 @@ def _propose(args: argparse.Namespace) -> int:
     console.document(proposed=list(done.done), failed=list(done.failed))
     _tell_how_far(cohort)
     return 2 if done.failed else 0
+
+
+def _engine(args: argparse.Namespace) -> Engine | None:
+    from SAMFineTuneLib.evaluation import executors
+
+    if args.engine == "dask":
+        return executors.dask(args.scheduler, args.jobs)
+    if args.scheduler:
+        raise UserError("--scheduler is an address of a Dask cluster; add --engine dask.")
+    return None if args.jobs is None else executors.local(args.jobs)
 
 
 def _next(args: argparse.Namespace) -> None:
@@ -321,6 +336,8 @@ def _advice(cohort: Cohort) -> str:
     waiting, untouched = state.those("proposed", "corrected"), state.those("untouched")
     if adapter is not None and any(not case.problem for case in untouched):
         return f"{_cases(len(untouched))} can be proposed: {command.format('propose')}"
+    if any(case.proposal and adapter and case.proposal.adapter != adapter.number for case in state.those("proposed")):
+        return f"Earlier adapters made some of the proposals: {command.format('propose')} --again"
     if waiting:
         return f"{_cases(len(waiting))} to review: {command.format('next')}"
     if untouched:

@@ -83,6 +83,33 @@ def test_json_throughout(samfinetune, cohort, scans, tmp_path):
     assert again["counts"]["accepted"] == 1
 
 
+def test_proposing_and_what_to_review_next(samfinetune, tmp_path):
+    pytest.importorskip("torch")
+    from proposed_cohorts import untouched_cohort, with_adapter
+
+    cohort = with_adapter(untouched_cohort(tmp_path, 3))
+    assert "3 cases can be proposed: samfinetune cohort propose" in samfinetune("cohort", "status", "cohort").out
+    save(tmp_path / "cases" / "images" / "b.nii.gz", image_of(truth(9), 9))  # another image than the cohort's b
+    (tmp_path / "cases" / "images" / "c.nii.gz").unlink()
+    result = samfinetune("cohort", "propose", "cohort", "a", "c", "--json")
+    found = json.loads(result.out)
+    key = {case.name: case.key for case in cohort.state.cases}
+    assert result.code == 2 and found["proposed"] == [key["a"]] and found["failed"] == [key["c"]]
+    assert len(found["notes"]) == 1 and "samfinetune cohort locate" in found["notes"][0]
+
+    said = samfinetune("cohort", "next", "cohort", "--way", "easiest", "--take", "word")
+    assert said.code == 0 and "a, proposed" in said.out and "--by word" in said.out, said.err
+    other = json.loads(samfinetune("cohort", "next", "cohort", "--way", "order", "--json").out)
+    assert other["case"]["name"] == "b" and other["labels"] is None and other["doubtful"] == []
+    taken = json.loads(samfinetune("cohort", "next", "cohort", "--way", "order", "--take", "word", "--json").out)
+    assert taken["case"]["name"] == "a" and taken["labels"].endswith("labels.nii.gz") and taken["reason"]
+    assert samfinetune("cohort", "accept", "cohort", "a").code == 2  # somebody else has it
+    assert samfinetune("cohort", "accept", "cohort", "a", "--by", "word").code == 0
+    for name in "bc":
+        assert samfinetune("cohort", "refuse", "cohort", name).code == 0
+    assert samfinetune("cohort", "next", "cohort").out.startswith("Nothing is left to review.")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -105,6 +132,8 @@ def test_json_throughout(samfinetune, cohort, scans, tmp_path):
         ("export", "mine", "-o", "out", "--form", "dicom-seg"),
         ("export", "mine", "-o", "out", "--form", "stl"),
         ("propose", "mine"),
+        ("propose", "mine", "--jobs", "0"),
+        ("propose", "mine", "--scheduler", "tcp://nowhere:1"),
         ("train", "nowhere"),
         ("next", "mine", "--way", "best"),
         ("dance", "mine"),
