@@ -265,12 +265,17 @@ class _Run:
         trained = decide(found, before, patients, tuple(plan.learned), plan.number)
         target = self.cohort.adapter(plan.number)
         if not target.exists():  # else it was killed before it could say so
-            self.tell(Progress("export", "Making the adapter ready for use.", self.parts, self.parts))
+            self._tell("export", "Making the adapter ready for use", self.parts, 0, 0, None)
             note = make_ready(self._output(trained.start), base)
             trained = replace(trained, reason=f"{trained.reason} {note}".strip())
             target.parent.mkdir(exist_ok=True)
-            os.replace(self._output(trained.start), target)
-        self.cohort.change(lambda state: replace(state, adapters=(*state.adapters, trained)))
+
+        def recorded(state: CohortState) -> CohortState:
+            if not target.exists():
+                os.replace(self._output(trained.start), target)
+            return replace(state, adapters=(*state.adapters, trained))
+
+        self.cohort.change(recorded)
         return trained
 
     def _output(self, start: str) -> Path:
@@ -376,7 +381,7 @@ class _Run:
 
 
 def dice_of_proposal(
-    predictor: Predictor, case: Case, labels: Mapping[int, str], look: Callable[[], None]
+    predictor: Predictor, case: Case, labels: Mapping[int, str], look: Callable[[], None] = lambda: None
 ) -> dict[str, float | None]:
     """Dice by label of what an adapter proposes for an accepted case, as whole volumes."""
     from SAMFineTuneLib.cases.case_slices import learned_orientation
@@ -386,8 +391,8 @@ def dice_of_proposal(
 
     annotated = case.read()
     volume = annotated.volume
-    orientation = learned_orientation(volume, {})
-    classes = segment_classes(predictor, volume, choose_window(volume, None), orientation, lambda _: look())
+    orientation, window = learned_orientation(volume, {}), choose_window(volume, None)  # those that it learned from
+    classes = segment_classes(predictor, volume, window, orientation, lambda _: look())
     numbers = {name.casefold(): number for number, name in enumerate(predictor.engine.spec.classes) if number}
     return {
         name: dice(classes == numbers.get(name.casefold(), -1), annotated.labels == value)
