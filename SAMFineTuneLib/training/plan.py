@@ -187,7 +187,7 @@ def _require_same_method(start: AdapterFolder, settings: Settings) -> None:
     before, now = start.card.method, settings.method
     if before == now:
         return
-    if replace(before, classes=()) != replace(now, classes=()):
+    if before.heads != now.heads or replace(now, classes=before.classes) != before:
         ways = [f"{one} ({' and '.join(one.heads)})" for one in (before, now)]
         raise UserError(
             f"The adapter {start.name} was trained as {ways[0]}, and this training is {ways[1]} or differs in its "
