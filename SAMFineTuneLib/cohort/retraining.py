@@ -141,6 +141,8 @@ def retrain(
             run = _Run(cohort, _plan(cohort, preset, resume), device, progress, cancelled)
             trained = run.trained()
             _clear(run.work)
+        with suppress(OSError):  # a resumed training finds it there, and leaves it
+            run.work.rmdir()
         return trained
     except Exception as error:
         if is_out_of_memory(error):
