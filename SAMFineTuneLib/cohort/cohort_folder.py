@@ -8,6 +8,7 @@
 | `accepted/KEY.nii.gz` | the accepted label map of a case |
 | `features/KEY.npy` | the pooled embedding of an image, by which cases are compared |
 | `adapters/N/` | the adapter of training N |
+| `training/` | a training that is not finished |
 
 A case's key is the beginning of its image's digest. Images are never altered, and apart from the path of each image
 nothing here names a patient. Every change reads `cohort.json` anew and replaces it while it holds a lock, so that

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, TrainedAdapter
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import sha256_of, write_text
@@ -70,6 +71,7 @@ class Progress:
     stage: str
     """`judging`, `training` or `export`."""
     sentence: str
+    """What is being done, without a full stop, so that the time can follow."""
     part: int = 1
     """Number of the candidate, from 1."""
     parts: int = 1
@@ -160,8 +162,12 @@ class _Plan:
     """What one training is; its file says whether an unfinished one is still the same."""
 
     number: int
+    version: str
+    """Of this library, since another one may train differently."""
     preset: str
     model: str
+    weights: Mapping[str, str]
+    """File → digest of the model's."""
     labels: Mapping[str, str]
     before: int | None
     """Number of the adapter in use."""
@@ -172,6 +178,8 @@ class _Plan:
 
 def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
     """The unfinished plan where it is still valid, else a new one; in that case what was unfinished is deleted."""
+    from SAMFineTuneLib.models.store import Store
+
     work, state = cohort.folder / WORK, cohort.state
     judges = held_out(state)
     patients = {case.patient for case in judges}
@@ -186,7 +194,8 @@ def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
     with suppress(FileNotFoundError):
         numbers += [int(path.name) for path in (cohort.folder / "adapters").iterdir() if path.name.isdigit()]
     plan = _Plan(
-        max(numbers, default=0) + 1, preset, state.model, {str(value): name for value, name in state.labels.items()},
+        max(numbers, default=0) + 1, __version__, preset, state.model, dict(Store().find(state.model).spec.sha256),
+        {str(value): name for value, name in state.labels.items()},
         state.adapter.number if state.adapter else None,
         {case.key: digests[case.key] for case in teachers}, {case.key: digests[case.key] for case in judges},
     )  # fmt: skip
@@ -208,7 +217,8 @@ def _unfinished(path: Path) -> _Plan | None:
 
 def _goes_on(old: _Plan, new: _Plan, digests: Mapping[str, str], state: CohortState) -> bool:
     """Whether an unfinished training is still worth finishing: cases may have been added, but none changed."""
-    same = all(getattr(old, name) == getattr(new, name) for name in ("preset", "model", "labels", "before"))
+    settled = ("version", "preset", "model", "weights", "labels", "before")
+    same = all(getattr(old, name) == getattr(new, name) for name in settled)
     cases = {**old.learned, **old.held_out}
     unrecorded = all(one.number < old.number for one in state.adapters)
     return same and unrecorded and all(digests.get(key) == digest for key, digest in cases.items())
@@ -268,7 +278,9 @@ class _Run:
         target = self.cohort.adapter(plan.number)
         if not target.exists():  # else it was killed before it could say so
             self._tell("export", "Making the adapter ready for use", self.parts, 0, 0, None)
-            note = make_ready(self._output(trained.start), base)
+            output = self._output(trained.start)
+            self._tell_card(output, trained, found[trained.start], before, patients)
+            note = make_ready(output, base)
             trained = replace(trained, reason=f"{trained.reason} {note}".strip())
             target.parent.mkdir(exist_ok=True)
 
@@ -279,6 +291,21 @@ class _Run:
 
         self.cohort.change(recorded)
         return trained
+
+    def _tell_card(
+        self, output: Path, trained: TrainedAdapter, after: Dice, before: Dice | None, patients: Mapping[str, str]
+    ) -> None:
+        """Write into an adapter's card what the held-out cases said about it."""
+        from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder, write_card
+        from SAMFineTuneLib.training.evidence import gains
+
+        card = read_adapter_folder(output).card
+        measured = [
+            {case: {"automatic": [own.get(label) for label in card.labels]} for case, own in (dice or {}).items()}
+            for dice in (before, after)
+        ]
+        found = gains(*measured, patients, card.labels, ["automatic"])
+        write_card(output, replace(card, gains=found, recipe={**card.recipe, "evidence": trained.reason}))
 
     def _output(self, start: str) -> Path:
         """Where a candidate is written; the folder's name is the one that its card has later."""
@@ -362,8 +389,9 @@ class _Run:
         for done, case in enumerate(cases):
             self._look()
             left = (self.parts - part) * self.pace.get("training", math.nan) + self._judging_left(part, done)
-            self._tell("judging", f"Comparing proposals {part} of {self.parts}: case {done + 1} of {len(cases)}", part,
-                       done, len(cases), left)  # fmt: skip
+            whose = f"training {part} of {self.parts}" if part else "the adapter in use"
+            self._tell("judging", f"Judging what {whose} proposes: case {done + 1} of {len(cases)}", part, done,
+                       len(cases), left)  # fmt: skip
             begun = time.monotonic()
             found[case.id] = dice_of_proposal(predictor, case, labels, self._look)
             self.pace["judging"] = time.monotonic() - begun
@@ -375,10 +403,7 @@ class _Run:
         return ((self.parts - part + 1) * len(self.plan.held_out) - done) * self.pace.get("judging", 0.0)
 
     def _tell(self, stage: str, sentence: str, part: int, step: int, steps: int, left: float | None) -> None:
-        from SAMFineTuneLib.models.adapters.adapter_card import duration
-
         known = left is not None and math.isfinite(left)
-        sentence += f", {duration(left)} left." if known else "."
         self.tell(Progress(stage, sentence, part, self.parts, step, steps, left if known else None))
 
 

@@ -165,7 +165,7 @@ class Loop:
         def tell(now) -> None:
             if time.monotonic() - told[0] > 60:
                 told[0] = time.monotonic()
-                print(f"{self.way}: {now.sentence}", flush=True)
+                print(f"{self.way}: {now.sentence}, {now.seconds_left or 0:.0f} s left", flush=True)
 
         # A call that was killed before it could judge finds the training in the history.
         trained = {len(one.learned) + len(one.held_out): one for one in self.cohort.state.adapters}.get(count)

@@ -181,9 +181,13 @@ def test_an_adapter_is_trained_then_two_candidates_and_a_new_structure_only_from
     assert cohort.state.adapters == (first,) and first.interval is not None and not first.dice_before
     folder = read_adapter_folder(cohort.adapter(1))
     assert folder.exported is not None, "it runs without PyTorch"
+    (gain,) = folder.card.gains
+    assert set(gain.cases) == judges and gain.prompt == "automatic" and gain.means == (None, first.dice["blob"])
+    assert folder.card.recipe["evidence"] == first.reason
     assert folder.card.labels == ("blob",) and len(folder.card.cases) == len(first.learned)
     assert {one.stage for one in told} == {"training", "judging", "export"} and not (cohort.folder / WORK).exists()
-    assert all(one.sentence.endswith(".") for one in told) and any(one.seconds_left for one in told)
+    assert "Training 1 of 1, from the base: step 2 of 2" in {one.sentence for one in told}
+    assert any(one.seconds_left for one in told)
 
     use(cohort)
     for number, name in ((3, taught.key), (4, "e"), (5, "f")):
