@@ -26,8 +26,8 @@ _EPILOG = """A cohort is a folder of its own beside the images, which are never 
 examples:
   samfinetune cohort create liver-cohort scans --labels liver,spleen
   samfinetune cohort status liver-cohort              how far it is, and what to do next
-  samfinetune segment scans/p07 -o p07.nii.gz --point -62,18,-40 --propagate both --label liver
-  samfinetune cohort accept liver-cohort p07 --labels p07.nii.gz        the first cases, annotated by prompts
+  samfinetune segment scans/p07 -o p07.seg.nrrd --label liver --point -62,18,-40 --propagate both
+  samfinetune cohort accept liver-cohort p07 --labels p07.seg.nrrd      the first cases, annotated by prompts
   samfinetune cohort train liver-cohort               learn from what is accepted; patients held out decide
   samfinetune cohort propose liver-cohort             segment the others
   samfinetune cohort next liver-cohort                which case teaches most, and where to look in it
@@ -35,7 +35,8 @@ examples:
   samfinetune cohort report liver-cohort              the learning curve, as a page that opens offline
   samfinetune cohort export liver-cohort -o Dataset001_Liver --form nnunet
 
-The panel in Slicer does the same with a mouse. Commands and windows may work on one cohort at the same time.
+A .seg.nrrd names its structures, so that their numbers do not matter. The panel in Slicer does the same with a mouse.
+Commands and windows may work on one cohort at the same time. samfinetune demo --cohort makes one to try.
 """
 _MOST_PLACES = 5  # doubtful slices that `next` lists
 
@@ -271,7 +272,7 @@ def _train(args: argparse.Namespace) -> None:
 
         def show(progress: Any) -> None:
             stop.learning = progress.stage == "training"
-            line(progress.sentence + _left(progress.seconds_left), progress.step == progress.steps)
+            line(progress.sentence, progress.step == progress.steps)
 
         adapter = retrain(cohort, args.preset, args.device, show, lambda: stop.asked, not args.restart)
     print(f"adapter     {adapter.number}, {'now in use' if adapter.in_use else 'not used'}, from {adapter.start}")

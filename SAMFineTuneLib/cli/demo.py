@@ -1,4 +1,5 @@
-"""`samfinetune demo`: the whole way from a DICOM series to a label map, on a phantom whose organs are known."""
+"""`samfinetune demo`: the whole way from a DICOM series to a label map, on a phantom whose organs are known; or a
+cohort of phantoms to try `samfinetune cohort` with."""
 
 from __future__ import annotations
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 _EPILOG = """examples:
   samfinetune demo
   samfinetune demo -o somewhere --seed 3
+  samfinetune demo --cohort              a cohort of eight bodies, to try `samfinetune cohort` and the panel with
 
 Leaves in the folder: dicom (the series), prompts.json, organs.seg.nrrd (opens in Slicer), picture.png. A later demo
 renews them, unless one was changed.
 """
 SERIES, PROMPTS, LABELS, PICTURE = "dicom", "prompts.json", "organs.seg.nrrd", "picture.png"
 _SIGNED = ".demo.json"  # the SHA-256 of what the demo wrote
+_BODIES, _ACCEPTED, _ORGANS = 8, 5, ("liver", "spleen", "right kidney")
 _MARGIN = 1.0  # pixels a person leaves between an organ and the box drawn round it
 
 
@@ -40,7 +43,8 @@ def add_parser(subparsers) -> None:
         "box round each organ on one slice, let the bundled model do the rest, and measure how well it did.",
         epilog=_EPILOG,
     )
-    parser.add_argument("-o", "--output", metavar="FOLDER", default="demo", help="where to put it (default: demo)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to put it (default: demo, or demo-cohort)")
+    parser.add_argument("--cohort", action="store_true", help="make a cohort of phantoms instead")
     parser.add_argument("--seed", type=int, default=0, help="another number makes another body (default: 0)")
     outputs.add_overwrite(parser)
 
@@ -51,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.seed < 0:
         raise UserError("--seed must be 0 or more.")
-    folder = Path(args.output).expanduser()
+    if args.cohort:
+        return _make_cohort(outputs.require_new_folder(args.output or "demo-cohort"), args.seed)
+    folder = Path(args.output or "demo").expanduser()
     earlier = _earlier_files(folder, args.overwrite)
     require_writable(folder)
     with staged_folder(folder, earlier) as building:
@@ -98,6 +104,45 @@ def _demonstrate(folder: Path, seed: int) -> tuple[Segmenter, np.ndarray]:
     ]
     save_png(folder / PICTURE, side_by_side(images))
     return segmenter, truth
+
+
+def _make_cohort(folder: Path, seed: int) -> int:
+    """Write bodies that differ, a cohort of them, and the right labels of those that are still to be segmented."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+    from SAMFineTuneLib.images import body_phantom, write_labelmap
+    from SAMFineTuneLib.images.sitk_images import to_sitk
+
+    with staged_folder(folder) as building:
+        (building / "images").mkdir()
+        for number in range(1, _BODIES + 1):
+            random = np.random.default_rng((seed, number))
+            spacing = (*2 * (float(random.uniform(2.6, 3.0)),), float(random.uniform(4.5, 6.0)))
+            volume, truth, names = body_phantom(1000 * seed + number, (int(random.integers(22, 27)), 128, 128), spacing)
+            labels = np.zeros_like(truth)
+            for value, name in names.items():
+                if name in _ORGANS:
+                    labels[truth == value] = _ORGANS.index(name) + 1
+            name = f"body{number}.nii.gz"
+            sitk.WriteImage(to_sitk(volume.array, volume.affine), str(building / "images" / name), useCompression=True)
+            write_labelmap(building / ("labels" if number <= _ACCEPTED else "answers") / name, labels, volume)
+    cohort = create_cohort(folder / "cohort", find_images(folder), _ORGANS).cohort
+    left = [case.name for case in cohort.state.those("untouched")]
+    print(f"{folder} holds {_BODIES} bodies and the cohort of them: {_ACCEPTED} are accepted, {', '.join(left)} are "
+          f"left. Open {cohort.folder} in the panel's Cohort tab, or:")  # fmt: skip
+    print(f"""
+  samfinetune cohort status {cohort.folder}
+  samfinetune cohort train {cohort.folder}
+  samfinetune cohort propose {cohort.folder}
+  samfinetune cohort next {cohort.folder}
+  samfinetune cohort accept {cohort.folder} {left[0]} --labels {folder / "answers" / left[0]}.nii.gz
+  samfinetune cohort report {cohort.folder}
+
+The folder answers holds the right labels of those left, in place of your corrections. Training needs PyTorch,
+which pip install "samfinetune[training]" installs.""")
+    return 0
 
 
 def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:

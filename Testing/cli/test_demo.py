@@ -9,6 +9,8 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from SAMFineTuneLib.cases.label_files import read_labels
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.images import body_phantom, read_volume
 from SAMFineTuneLib.prompts import read_prompts
 
@@ -56,3 +58,26 @@ def test_the_demo_leaves_files_of_others_alone(samfinetune, phantom, tmp_path):
     assert hashlib.sha256(own.read_bytes()).hexdigest() == before and len(list(own.parent.iterdir())) == 1
     (tmp_path / "file").write_text("")
     assert samfinetune("demo", "-o", "file").code == 2
+
+
+def test_the_demo_of_a_cohort_can_be_accepted_to_its_end(samfinetune, tmp_path):
+    result = samfinetune("demo", "--cohort")
+    assert result.code == 0, result.err
+    commands = [line.split()[1:] for line in result.out.splitlines() if line.startswith("  samfinetune cohort")]
+    assert [command[1] for command in commands] == ["status", "train", "propose", "next", "accept", "report"]
+    cohort = Cohort(tmp_path / "demo-cohort" / "cohort")
+    assert list(cohort.state.labels.values()) == ["liver", "spleen", "right kidney"]
+    assert len(cohort.state.accepted) == 5 and len(cohort.state.cases) == 8
+    shapes = set()
+    for case in cohort.state.accepted:
+        labels = read_labels(cohort.accepted(case.key)).array
+        assert set(np.unique(labels)) == {0, 1, 2, 3}
+        shapes.add(tuple(np.bincount(labels.ravel())[1:]))
+    assert len(shapes) == 5
+    for case in cohort.state.those("untouched"):
+        answer = tmp_path / "demo-cohort" / "answers" / f"{case.name}.nii.gz"
+        assert samfinetune("cohort", "accept", cohort.folder, case.name, "--labels", answer).code == 0
+    assert "8: 8 accepted" in samfinetune(*commands[0]).out
+    assert samfinetune(*commands[-1]).code == 0
+    again = samfinetune("demo", "--cohort")  # what is there may hold somebody's work
+    assert again.code == 2 and again.err.count("\n") == 1 and len(cohort.state.accepted) == 8
