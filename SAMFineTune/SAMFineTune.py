@@ -72,10 +72,10 @@ def _register_sample_data():
 
 
 def _trainings():
-    """Trainings that this Slicer has started, also before a reload of the module."""
-    library = sys.modules.get("SAMFineTuneLib.service.trainings")
+    """Trainings and work on cohorts that this Slicer has started, also before a reload of the module."""
+    names = ("SAMFineTuneLib.service.trainings", "SAMFineTuneLib.service.cohort_work")
     before = [one for one in getattr(slicer.modules, "SAMFineTuneTrainings", ()) if one.alive()]
-    return [*before, *(library.started() if library is not None else ())]
+    return [*before, *(one for name in names if name in sys.modules for one in sys.modules[name].started())]
 
 
 class SAMFineTuneWidget(ScriptedLoadableModuleWidget):

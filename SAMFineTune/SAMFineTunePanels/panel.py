@@ -9,6 +9,7 @@ from slicer.i18n import tr as _
 
 from . import packages, worker_python
 from .automatic_tab import AutomaticTab
+from .cohort_tab import CohortTab
 from .contrast_controls import ContrastControls
 from .export_dialog import ExportDialog
 from .model_settings import ModelSettings
@@ -24,7 +25,8 @@ from .status_strip import StatusStrip
 from .train_tab import TrainTab
 from .volume_controls import VolumeControls
 
-TABS = {"segment": _("Segment"), "automatic": _("Automatic"), "train": _("Train"), "settings": _("Settings")}
+TABS = {"segment": _("Segment"), "automatic": _("Automatic"), "train": _("Train"), "cohort": _("Cohort"),
+        "settings": _("Settings")}
 OFFER_EVERY = 0.2  # s between two looks for a volume
 NARROWEST = 320  # pixels that the panel can be made small to
 
@@ -55,12 +57,13 @@ class Panel(slicer.util.VTKObservationMixin):
         self.model = ModelSettings(host, ui)
         self.server = ServerSettings(host, ui, self._server_changed, self._remove_packages)
         self.train = TrainTab(host, resource_path, self.status.install, self.model.use_adapter)
+        self.cohort = CohortTab(host, self.input, resource_path)
         self._parts = (
             self.status, self.contrast, self.input, self.segments, self.prompt_list, self.prompts, self.propagate,
-            self.export, self.automatic, self.train, self.model, self.server,
+            self.export, self.automatic, self.train, self.cohort, self.model, self.server,
         )  # fmt: skip
         self.widget, self.tabs = qt.QWidget(), qt.QTabWidget()
-        self._lay_out(layout, (self.segment_tab, self.automatic.widget, self.train.widget, settings_tab))
+        self._lay_out(layout, (self.segment_tab, self.automatic.widget, self.train.widget, self.cohort.widget, settings_tab))
         self._connections = Connections((self.tabs, "currentChanged(int)", lambda index: host.tell("TabShown", index)))
         host.remote = self.server.remote
         self.status.check_runtime()
@@ -205,6 +208,7 @@ class Panel(slicer.util.VTKObservationMixin):
 
     def _scene_starts_closing(self, caller, event):
         self.prompts.rest()
+        self.cohort.scene_closes()
         self.host.stop()
         self.train.scene_closes()
         self.input.declined = False

@@ -166,15 +166,17 @@ def succeeded(host, action, *arguments):
 
 
 def pixmap_of(pixels):
-    """QPixmap of grey values uint8 [row, column]."""
+    """QPixmap of grey values uint8 [row, column], or of colours [row, column, 3]."""
     import numpy as np
     import vtk
     from vtk.util.numpy_support import numpy_to_vtk
 
-    rows, columns = pixels.shape
+    rows, columns = pixels.shape[:2]
     image = vtk.vtkImageData()
     image.SetDimensions(columns, rows, 1)
-    colors = np.ascontiguousarray(np.repeat(pixels[::-1].reshape(-1, 1), 3, axis=1))  # VTK's first row is the lowest
+    turned = pixels[::-1]  # VTK's first row is the lowest
+    colors = np.ascontiguousarray(np.repeat(turned.reshape(-1, 1), 3, axis=1) if turned.ndim == 2 else turned)
+    colors = colors.reshape(-1, 3)
     image.GetPointData().SetScalars(numpy_to_vtk(colors, deep=True))
     picture = qt.QImage()
     slicer.qMRMLUtils().vtkImageDataToQImage(image, picture)

@@ -169,6 +169,11 @@ class Host:
     # ---- the timer
 
     @property
+    def shown(self):
+        """Whether the module is shown."""
+        return self._left_at is None and self.timer.active
+
+    @property
     def working(self):
         state = getattr(self.status, "state", "stopped")
         waiting = state in ("starting", "connecting", "uploading")

@@ -11,14 +11,16 @@ import slicer
 KEYS = (("Escape", "stop"), ("Ctrl+Z", "undo"), ("Ctrl+Y", "redo"), ("Ctrl+Shift+Z", "redo"))
 
 
-class Shortcuts:
-    """Keys of the main window between `install` and `remove`. They work over slice views and do not disturb typing."""
+class KeyShortcuts:
+    """Keys of the main window, while they are active. They work over slice views."""
 
-    def __init__(self, tools, act):
-        """Args: tools: each with a key and a name; act: `act(name)` of a tool, or of what is in `KEYS`."""
-        self._keys = (*((tool.key, tool.name) for tool in tools), *KEYS)
-        self._act = act
+    def __init__(self, keys, act):
+        """Args: keys: (key, action) each; act: `act(action)`."""
+        self._keys, self._act = keys, act
         self._shortcuts = []
+
+    def set_active(self, active):
+        self.install() if active else self.remove()
 
     def install(self):
         window = slicer.util.mainWindow()
@@ -44,3 +46,11 @@ class Shortcuts:
             shortcut.setEnabled(False)
             shortcut.setParent(None)
             shortcut.deleteLater()
+
+
+class Shortcuts(KeyShortcuts):
+    """The keys of the tools and those in `KEYS`. They do not disturb typing."""
+
+    def __init__(self, tools, act):
+        """Args: tools: each with a key and a name; act: `act(name)` of a tool, or of what is in `KEYS`."""
+        super().__init__((*((tool.key, tool.name) for tool in tools), *KEYS), act)

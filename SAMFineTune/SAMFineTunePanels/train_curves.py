@@ -10,6 +10,8 @@ _TITLES = {"loss": _("Loss"), "dice": _("Validation Dice")}
 class Curves:
     """Makes nodes while the curves are shown, and keeps them out of lists and files."""
 
+    title, along, up = "Training", "Step", _("Loss, Dice")
+
     def __init__(self):
         self._points = {}  # (kind, training) -> [(step, value)]
         self._tables = {}  # the same -> table node
@@ -92,10 +94,10 @@ class Curves:
         table.SetValue(row, 1, value)
 
     def _make_chart(self):
-        self.chart = self._node("vtkMRMLPlotChartNode", "Training")
-        self.chart.SetTitle("Training")
-        self.chart.SetXAxisTitle("Step")
-        self.chart.SetYAxisTitle(_("Loss, Dice"))
+        self.chart = self._node("vtkMRMLPlotChartNode", self.title)
+        self.chart.SetTitle(self.title)
+        self.chart.SetXAxisTitle(self.along)
+        self.chart.SetYAxisTitle(self.up)
         for key, points in self._points.items():
             if len(points) > 1:
                 self._make_series(key)
@@ -113,14 +115,18 @@ class Curves:
         self.chart.SetYAxisRange(0.0, 1.05 * max(highest, 1.0))
         self.chart.EndModify(was_modifying)
 
+    @staticmethod
+    def title_of(kind, part):
+        return _("{curve}, training {part}").format(curve=_TITLES[kind], part=part)
+
     def _make_series(self, key):
         import vtk
 
         kind, part = key
-        title = _("{curve}, training {part}").format(curve=_TITLES[kind], part=part)
+        title = self.title_of(kind, part)
         table_node = self._node("vtkMRMLTableNode", title)
         table = table_node.GetTable()
-        for name in ("Step", title):
+        for name in (self.along, title):
             column = vtk.vtkFloatArray()
             column.SetName(name)
             table.AddColumn(column)
@@ -128,7 +134,7 @@ class Curves:
             self._append(table, step, value)
         series = self._node("vtkMRMLPlotSeriesNode", title)
         series.SetAndObserveTableNodeID(table_node.GetID())
-        series.SetXColumnName("Step")
+        series.SetXColumnName(self.along)
         series.SetYColumnName(title)
         series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
         series.SetMarkerStyle(slicer.vtkMRMLPlotSeriesNode.MarkerStyleNone)

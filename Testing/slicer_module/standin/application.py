@@ -39,6 +39,8 @@ class _SliceWidget(QtWidgets.QWidget):
     def __init__(self, view, parent=None):
         super().__init__(parent)
         self._view, self._slice_view = view, _SliceView(view, self)
+        column = QtWidgets.QVBoxLayout(self)  # the real one begins with the controller
+        column.addWidget(self._slice_view)
 
     def sliceView(self):
         return self._slice_view

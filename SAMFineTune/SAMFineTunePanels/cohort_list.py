@@ -1,0 +1,108 @@
+"""The list of a cohort's cases: picture, name, state, confidence."""
+
+import os
+import time
+
+import qt
+from slicer.i18n import tr as _
+
+from .qt_helpers import TextTable, quiet
+
+STATES = {"untouched": _("Untouched"), "proposed": _("Proposed"), "corrected": _("Corrected"),
+          "accepted": _("Accepted"), "refused": _("Refused")}  # fmt: skip
+FILTERS = (("", _("All cases")), ("to do", _("To do")), *STATES.items())
+_TO_DO = ("untouched", "proposed", "corrected")
+_ROWS = (4, 8)  # rows shown: at least, at most
+_AT_ONCE = 0.008  # s of a turn
+_PICTURE = 32  # pixels
+_NO_PICTURE_FOR = 60.0  # s until a picture that could not be made is asked for again
+
+
+class CohortList:
+    """Follows the cohort's state in pieces, so that many cases do not stop the window."""
+
+    def __init__(self, table):
+        self.table = TextTable(table, (0,), *_ROWS)
+        table.iconSize = qt.QSize(_PICTURE, _PICTURE)
+        table.verticalHeader().setDefaultSectionSize(_PICTURE + 4)
+        self.keys = []  # by row
+        self._texts = []
+        self._bold = None
+        self._pictured = {}  # key -> when its picture was asked for, None once it is shown
+        self._steps = iter(())
+
+    def show(self, state, wanted, opened):
+        """List the cases in the wanted states; `opened` is the key of the one in the views."""
+        cases = [one for one in state.cases
+                 if not wanted or one.state == wanted or (wanted == "to do" and one.state in _TO_DO)]  # fmt: skip
+        keys, texts = [one.key for one in cases], [self._text(one, one.key == opened) for one in cases]
+        if keys != self.keys:
+            self._steps = self._fill(keys, texts)
+        elif texts != self._texts:
+            with quiet(self.table.widget):
+                for row, (before, now) in enumerate(zip(self._texts, texts, strict=True)):
+                    if before != now:
+                        self._write(row, now)
+            self._texts = texts
+
+    def clear(self):
+        self.keys, self._texts, self._pictured, self._steps = [], [], {}, iter(())
+        self.table.fill(())
+
+    def go_on(self):
+        """List a few more; returns whether there are more."""
+        end = time.monotonic() + _AT_ONCE
+        while time.monotonic() < end:
+            if next(self._steps, self) is self:
+                return False
+        return True
+
+    def show_pictures(self, path_of, ask):
+        """Show the pictures of the rows in sight, and ask for one that is not there."""
+        now, view = time.monotonic(), self.table.widget
+        first = max(0, view.rowAt(1))
+        for row in range(first, min(first + _ROWS[1] + 1, len(self._texts), view.rowCount)):
+            key = self.keys[row]
+            if self._pictured.get(key, 0.0) is None:
+                continue
+            path = path_of(key)
+            if os.path.exists(path):
+                self._pictured[key] = None
+                with quiet(view):
+                    view.item(row, 0).setIcon(qt.QIcon(qt.QPixmap(str(path))))
+                return
+            if now - self._pictured.get(key, -_NO_PICTURE_FOR) >= _NO_PICTURE_FOR:
+                self._pictured[key] = now
+                ask(key)
+                return
+
+    def _fill(self, keys, texts):
+        self.keys, self._texts = keys, []
+        self._pictured = {key: when for key, when in self._pictured.items() if when is not None}
+        self.table.fill(())
+        self._fit(len(keys))
+        for text in texts:
+            self.table.add(text[:3])
+            self._texts.append(text)
+            self._write(len(self._texts) - 1, text)
+            yield
+        self._fit(len(keys))
+
+    def _fit(self, count):
+        self.table.fit(count)
+
+    def _write(self, row, texts):
+        for column in range(3):
+            item = self.table.widget.item(row, column)
+            item.setText(texts[column])
+            item.setToolTip(texts[4] or texts[column])
+            font = item.font()
+            font.setBold(texts[3])
+            item.setFont(font)
+
+    @staticmethod
+    def _text(case, is_open):
+        """(name, state, confidence, whether it is open, hint)"""
+        state = STATES[case.state] + (_(", taken") if case.taken() and not is_open else "")
+        sure = "" if case.proposal is None else f"{case.proposal.lowest:.2f}"
+        return case.name, state, sure, is_open, case.problem

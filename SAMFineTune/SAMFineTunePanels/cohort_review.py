@@ -1,0 +1,447 @@
+"""Reviewing the cases of a cohort: one is open, the next one is loaded in advance, what is left is written by and by."""
+
+import secrets
+import sys
+import time
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from . import worker_python
+from .confidence_strip import ConfidenceStrip
+
+AT_ONCE = 0.012  # s of a turn in which voxels are copied
+KEEP_AFTER = 30.0  # s without a change after which a correction is kept
+RENEW_EVERY = 150.0  # s between two signs that somebody works on a case
+IDLE = 60.0  # s without any sign of the user that do not count as work
+LOOK_EVERY = 0.5  # s between two looks at prompts and segments
+PATIENCE = 20.0  # s that accepting waits for answers of the model
+_TOPIC = "cohort"
+
+
+class OpenCase:
+    """The case in the views."""
+
+    def __init__(self, key, volume_node, segmentation_node, reason):
+        self.key, self.reason = key, reason
+        self.volume_node, self.segmentation_node = volume_node, segmentation_node
+        self.seconds, self.prompts = 0.0, set()
+        self.places, self.place = [], -1  # doubtful (label, slice, value), and which was jumped to
+        self.kept = self.content = content_of(segmentation_node)
+        self.changed_at = None  # when the segments were last seen to change
+        self.may_be_empty = False  # whether the user has said so
+
+    @property
+    def is_labelled(self):
+        """Whether any segment has voxels."""
+        return any(stamp for _name, _value, stamp in content_of(self.segmentation_node).values())
+
+    @property
+    def is_changed(self):
+        return self.content != self.kept
+
+    @property
+    def is_there(self):
+        """Whether nobody deleted its nodes."""
+        return None not in (self.volume_node.GetScene(), self.segmentation_node.GetScene())
+
+    def look(self, session):
+        """Note prompts and edits since the last look."""
+        if session is not None and session.volume_node is self.volume_node:
+            self.prompts |= {prompt.number for prompt in session.prompts}
+        now = content_of(self.segmentation_node)
+        if now != self.content:
+            self.content, self.changed_at = now, time.monotonic()
+
+
+class CohortReview:
+    """Opens, keeps and accepts the cases of one cohort; `told(event)` gets what the process says that is not for it."""
+
+    def __init__(self, host, volumes, cohort, told):
+        from SAMFineTuneLib.service.cohort_work import CohortWork
+
+        self.host, self.volumes, self.cohort = host, volumes, cohort
+        self._told = told
+        self.word = secrets.token_hex(8)  # of this window, so that others leave its cases alone
+        self.work = CohortWork(cohort.folder, self.word)
+        self.way = "teaching"
+        self.open = None
+        self.skipped = set()
+        self.coming = None  # what was told of the case that is opened next, once it is loaded with its images
+        self._loading = None  # (what was told of it, steps that load it)
+        self._asked = None  # number of the piece that opens a case
+        self._wanted = None  # key of the case to show, "" for any, None while none is waited for
+        self._after_rest = None  # (what to do when the model has answered, until when to wait)
+        self._writing = []  # steps that write labels
+        self._look_after = self._renew_after = self._last = 0.0
+        self._sign, self._signs_since = None, 0.0
+        self.nothing_left = False
+        self._orientation = "axial"  # of the slices whose confidence is known
+        self.strip = ConfidenceStrip(self.jump)
+
+    # ---- what the buttons do
+
+    def next(self):
+        """Show the next case; the open one keeps its correction."""
+        self._when_rested(lambda: self._go("", "keep"))
+
+    def choose(self, key):
+        """Show this case; the open one keeps its correction."""
+        if self.open is None or self.open.key != key:
+            self._when_rested(lambda: self._go(key, "keep"))
+
+    def skip(self):
+        """Leave the case for later, keep its correction, and show the next one."""
+        if self.open is not None:
+            self.skipped.add(self.open.key)
+            self.next()
+
+    def accept(self):
+        """Accept the case as its segments are, and show the next one. One without any label is asked for twice."""
+        case = self.open
+        if case is None:
+            return
+        if not case.is_labelled and not case.may_be_empty:
+            case.may_be_empty = True
+            self.host.warn(_("Nothing is segmented in this case; press Accept again if that is right."), _TOPIC)
+            return
+        self._when_rested(lambda: self._go("", "accept"))
+
+    def refuse(self):
+        """Leave the case out of the cohort, and show the next one."""
+        if self.open is not None:
+            self._when_rested(lambda: self._go("", "refuse"))
+
+    def next_doubtful(self):
+        """Jump to the next place where the proposal is doubtful, the worst first."""
+        case = self.open
+        if case is None:
+            return
+        if not case.places:
+            self.host.say(_("Nothing in this case is known to be doubtful."), _TOPIC)
+            return
+        case.place = (case.place + 1) % len(case.places)
+        label, index, value = case.places[case.place]
+        self._select(label)
+        self.jump(index, label)
+        self.host.say(_("Doubtful place {number} of {count}: {label}, slice {index}, expected Dice {value:.2f}.").format(
+            number=case.place + 1, count=len(case.places), label=label, index=index + 1, value=value), _TOPIC)
+
+    def jump(self, index, label=None):
+        """Have the slice views show a slice of the strip's orientation, in the middle of a segment."""
+        from SAMFineTuneLib.mrml.cohort_nodes import place_on_slice
+        from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
+
+        case = self.open
+        if case is None or not case.is_there:
+            return
+        at = place_on_slice(volume_from_node(case.volume_node), case.volume_node, case.segmentation_node,
+                            self._segment_of(label), self._orientation, index)  # fmt: skip
+        slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *at, slicer.vtkMRMLSliceNode.OffsetJumpSlice)
+
+    def reopen(self, key):
+        """Take back that a case was accepted or refused."""
+        self._put("reopen", case=key)
+
+    # ---- every turn
+
+    def turn(self, shown):
+        """Take a few milliseconds; `shown`: whether the module is shown."""
+        for event in self.work.poll():
+            self._take(event)
+        self._write_some()
+        self._load_some()
+        now = time.monotonic()
+        self._count(now, shown)
+        if now > self._look_after:
+            self._look_after = now + LOOK_EVERY
+            self._look(now)
+        self._try_again(now)
+        if self.open is not None:
+            self.strip.refresh()
+
+    @property
+    def waits(self):
+        """Whether the user waits for a case."""
+        return self._wanted is not None or self._after_rest is not None
+
+    def close(self):
+        """Keep what was corrected, at once; the process goes on until that is written."""
+        self.leave()
+        self.strip.close()
+        self.work.close()
+
+    def leave(self):
+        """Close the case that is open: keep its correction, and give it back."""
+        self._after_rest = self._wanted = None
+        case, self.open = self.open, None
+        for steps in [*self._writing, *([self._put_away(case, "keep", False)] if case is not None else [])]:
+            self._finish(steps)
+        self._writing = []
+        self._drop_coming()
+        self.strip.show(None, None)
+
+    # ---- inside: from one case to the next
+
+    def _when_rested(self, act):
+        """Do something when the model has answered all prompts, which belong to the case that is left."""
+        session = self.host.session
+        if session is None or self.open is None or session.at_rest or not (session.outstanding and session.prompts):
+            act()
+        else:
+            self._after_rest = act, time.monotonic() + PATIENCE
+            self.host.wake()
+
+    def _try_again(self, now):
+        if self._after_rest is None:
+            return
+        act, until = self._after_rest
+        session = self.host.session
+        if session is None or session.at_rest or now > until:
+            self._after_rest = None
+            act()
+        else:
+            self.host.go_on()
+
+    def _go(self, key, what):
+        """Leave the open case in some way, and show another one as soon as it is loaded."""
+        case, self.open = self.open, None
+        if case is not None:
+            if not case.is_there:
+                self._put("release", case=case.key)
+            else:
+                case.look(self.host.session)
+                _hide(case.segmentation_node)
+                self._writing.append(self._put_away(case, what))
+        self._wanted = key
+        if key and (self.coming is None or self.coming[0]["case"] != key):
+            self._drop_coming()
+            self._ask(key)
+        if not self._show_coming():
+            self._ask()
+            self.strip.show(None, None)
+            if case is not None:
+                self.volumes.choose_volume(None)
+        self.host.wake()
+
+    def _put_away(self, case, what, remove=True):
+        """Steps: write the labels of a case where there is something to write, and remove its nodes."""
+        from SAMFineTuneLib.mrml.cohort_nodes import label_file_steps
+
+        values = {"case": case.key, "by": self.word}
+        case.look(self.host.session)
+        if what == "accept":
+            values |= {"seconds": round(case.seconds, 1), "prompts": len(case.prompts)}
+        if what == "accept" or case.is_changed:
+            number, path = self.work.reserve()
+            labels = self.cohort.state.labels
+            notes = yield from label_file_steps(path, case.segmentation_node, case.volume_node, labels)
+            self._put("accept" if what == "accept" else "keep", number, **values, leaves=what == "keep")
+            for note in notes:
+                self.host.warn(note)
+        if what == "refuse":
+            self._put("refuse", **values)
+        elif what == "keep" and not case.is_changed:
+            self._put("release", **values)
+        if remove:
+            for node in (case.segmentation_node, case.volume_node):
+                if node.GetScene() is not None:
+                    slicer.mrmlScene.RemoveNode(node)
+
+    def _show_coming(self):
+        """Show the case that was loaded in advance; returns whether it was there."""
+        if self.coming is None or self._wanted is None or self._wanted not in ("", self.coming[0]["case"]):
+            return False
+        from SAMFineTuneLib.cohort.confidence import doubtful_places, read_confidence
+        from SAMFineTuneLib.mrml.cohort_nodes import add_case
+        from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
+
+        (told, images), self.coming, self._wanted = self.coming, None, None
+        state = self.cohort.state
+        case = state.case(told["case"])
+        nodes = add_case(slicer.mrmlScene, case.name, told, images, state.labels)
+        self.volumes.choose_volume(nodes[0])
+        self.open = OpenCase(case.key, *nodes, told["reason"])
+        confidence = read_confidence(self.cohort, case.key) if case.state in ("proposed", "corrected") else None
+        self._orientation = confidence.orientation if confidence is not None else "axial"
+        self.strip.show(confidence, volume_from_node(nodes[0]))
+        if confidence is not None:
+            self.open.places = list(doubtful_places(confidence))
+        for note in told["notes"]:
+            self.host.say(note)
+        self._sign, self._signs_since = None, time.monotonic()
+        self._ask()
+        return True
+
+    # ---- inside: the next case
+
+    def _ask(self, key=""):
+        """Have a case read, unless one is being read or is there."""
+        if self._asked is not None or self._loading is not None or self.coming is not None:
+            return
+        besides = [*self.skipped, *([self.open.key] if self.open is not None else [])]
+        self._asked = self._put("open", case=key, way=self.way, by=self.word, besides=besides)
+
+    def _drop_coming(self):
+        """Give back what was loaded in advance."""
+        told = self._loading[0] if self._loading is not None else self.coming[0] if self.coming is not None else None
+        if self._loading is not None:
+            self._loading[1].close()
+        self._loading = self.coming = self._asked = None  # what is being read is given back when it comes
+        if told is not None:
+            self._put("release", case=told["case"], by=self.word)
+
+    def _load_some(self):
+        if self._loading is None:
+            return
+        self.host.go_on()
+        told, steps = self._loading
+        end = time.monotonic() + AT_ONCE
+        try:
+            while time.monotonic() < end:
+                next(steps)
+        except StopIteration as last:
+            self._loading, self.coming = None, (told, last.value)
+            self._show_coming()
+        except OSError as error:
+            self._loading = None
+            self.host.refused(error, _("Loading a case"), _TOPIC)
+
+    def _take(self, event):
+        kind, what = event.get("event"), event.get("what")
+        if what == "open" and kind in ("done", "failed", "stopped"):
+            self._opened(event)
+        else:
+            self._told(event)
+
+    def _opened(self, event):
+        from SAMFineTuneLib.mrml.cohort_nodes import image_steps
+
+        if event["number"] != self._asked:
+            if event["event"] == "done" and event["case"]:
+                self._forget_files(event)
+                self._put("release", case=event["case"], by=self.word)
+            return
+        self._asked = None
+        self.nothing_left = event["event"] == "done" and not event["case"]
+        if event["event"] == "done" and event["case"]:
+            self._loading = event, image_steps(event)
+            return
+        waited, self._wanted = self._wanted, None
+        if event["event"] == "failed":
+            self.host.warn(event["text"], _TOPIC)
+            if event["case"]:
+                self.skipped.add(event["case"])
+        elif waited is not None:
+            self.host.say(event.get("text", ""), _TOPIC)
+
+    @staticmethod
+    def _forget_files(event):
+        from pathlib import Path
+
+        for path in filter(None, (event["voxels"], event["labels"])):
+            Path(path).unlink(missing_ok=True)
+
+    # ---- inside: keeping
+
+    def _write_some(self):
+        """Write labels for a moment, of the case that was left first."""
+        end = time.monotonic() + AT_ONCE
+        while self._writing and time.monotonic() < end:
+            self.host.go_on()
+            if self._failed_or_done(self._writing[0]):
+                del self._writing[0]
+
+    def _finish(self, steps):
+        while not self._failed_or_done(steps):
+            pass
+
+    def _failed_or_done(self, steps):
+        try:
+            return next(steps, steps) is steps
+        except Exception as error:
+            self.host.refused(error, _("Writing the labels"), _TOPIC)
+            return True
+
+    def _look(self, now):
+        case = self.open
+        if case is None:
+            return
+        if not case.is_there:  # somebody deleted the volume or its segments
+            self.open = None
+            self.strip.show(None, None)
+            self._put("release", case=case.key, by=self.word)
+            return
+        case.look(self.host.session)
+        session = self.host.session
+        rested = session is None or session.at_rest
+        if case.is_changed and rested and now - (case.changed_at or now) > KEEP_AFTER and not self._writing:
+            case.kept = case.content
+            self._writing.append(self._kept_meanwhile(case))
+        if now > self._renew_after:
+            self._renew_after = now + RENEW_EVERY
+            coming = [self.coming[0]["case"]] if self.coming is not None else []
+            self._put("take", cases=[case.key, *coming], by=self.word)
+
+    def _kept_meanwhile(self, case):
+        """Steps: keep the correction of the case that is open."""
+        from SAMFineTuneLib.mrml.cohort_nodes import label_file_steps
+
+        number, path = self.work.reserve()
+        yield from label_file_steps(path, case.segmentation_node, case.volume_node, self.cohort.state.labels)
+        self._put("keep", number, case=case.key, by=self.word)
+
+    def _count(self, now, shown):
+        """Count the time in which the user does something in Slicer."""
+        since, self._last = now - self._last, now
+        if self.open is None or not shown:
+            return
+        mouse = qt.QCursor.pos()
+        sign = (mouse.x(), mouse.y(), len(self.open.prompts), self.open.changed_at, _offsets())
+        if sign != self._sign:
+            self._sign, self._signs_since = sign, now
+        if now - self._signs_since < IDLE:
+            self.open.seconds += min(since, 1.0)
+
+    def _put(self, what, number=None, **values):
+        """Put a piece into the queue, and have the process do it."""
+        number = self.work.put(what, number, **values)
+        try:
+            self.work.start(sys.executable, worker_python.environment())
+        except Exception as error:
+            self.host.refused(error, _("The work on the cohort"), _TOPIC)
+        return number
+
+    # ---- inside: segments
+
+    def _segment_of(self, label):
+        segmentation = self.open.segmentation_node.GetSegmentation()
+        for segment_id in segmentation.GetSegmentIDs():
+            if segmentation.GetSegment(segment_id).GetName() == label:
+                return segment_id
+        session = self.host.session
+        return (session.current_segment_id if session is not None else None) or ""
+
+    def _select(self, label):
+        """Prompts go to the segment that is doubtful."""
+        session = self.host.session
+        if session is not None and session.segmentation_node is self.open.segmentation_node:
+            session.current_segment_id = self._segment_of(label) or None
+
+
+def content_of(segmentation_node):
+    from SAMFineTuneLib.mrml import cohort_nodes
+
+    return cohort_nodes.content_of(segmentation_node)
+
+
+def _hide(segmentation_node):
+    display = segmentation_node.GetDisplayNode()
+    if display is not None:
+        display.SetVisibility(False)
+
+
+def _offsets():
+    """Where the slice views are, which tells whether somebody scrolls."""
+    return tuple(round(node.GetSliceOffset(), 2) for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"))

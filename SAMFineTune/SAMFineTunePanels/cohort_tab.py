@@ -1,0 +1,456 @@
+"""The Cohort tab: many scans, proposed by a model that learns from those which are accepted."""
+
+import os
+import sys
+import time
+
+import ctk
+import qt
+from slicer.i18n import tr as _
+
+from . import packages, worker_python
+from .cohort_curve import LearningCurve
+from .cohort_list import FILTERS, CohortList
+from .cohort_review import CohortReview
+from .model_settings import torch_is_there
+from .qt_helpers import (
+    Connections,
+    chosen_in,
+    enable,
+    fill_menu,
+    load_ui,
+    read_flag,
+    read_setting,
+    set_elided,
+    set_text,
+    write_setting,
+)
+from .shortcuts import KeyShortcuts
+
+WAYS = (
+    ("teaching", _("Next: the one that teaches most")),
+    ("easiest", _("Next: the one nearest to done")),
+    ("order", _("Next: in order")),
+    ("random", _("Next: at random")),
+)
+KEYS = (("Return", "accept"), ("Enter", "accept"), ("Tab", "next_doubtful"))
+LOOK_EVERY = 1.0  # s between two looks at the cohort's file
+_TOPIC = "cohort"
+_TYPING = ("QLineEdit", "QTextEdit", "QPlainTextEdit", "QAbstractSpinBox")
+
+
+class CohortTab:
+    """Opens cohorts, lists their cases, and has models trained and cases proposed; `CohortReview` does the rest."""
+
+    def __init__(self, host, volumes, resource_path):
+        self.host, self.volumes = host, volumes
+        self.widget, self.ui = load_ui(resource_path, "CohortTab")
+        self.review = None  # while a cohort is open
+        self._creating = None  # (queue, number) while a cohort is being made
+        self._background = self._pictures = None  # queues
+        self._picturing = False
+        self._doing = {}  # the last event of progress of the background work
+        self._look_after = 0.0
+        self._chosen = None  # what the folder that was typed holds: "cohort", "images", ""
+        self.list = CohortList(self.ui.casesTable)
+        self.curve = LearningCurve()
+        self._keys = KeyShortcuts(KEYS, self._key)
+        ui = self.ui
+        ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
+        fill_menu(ui.filterSelector, FILTERS)
+        fill_menu(ui.waySelector, WAYS, read_setting("CohortWay"))
+        ui.automaticBox.checked = read_flag("CohortAutomatic")
+        self._connections = Connections(
+            (ui.folderEdit, "currentPathChanged(QString)", lambda path: self._look_at(path)),
+            (ui.openButton, "clicked()", self.open),
+            (ui.cancelButton, "clicked()", self.cancel),
+            (ui.closeButton, "clicked()", self.close_cohort),
+            (ui.filterSelector, "activated(int)", lambda index: self._show(True)),
+            (ui.waySelector, "activated(int)", self._way_chosen),
+            (ui.casesTable, "cellDoubleClicked(int,int)", self._case_chosen),
+            (ui.acceptButton, "clicked()", lambda: self._do("accept")),
+            (ui.skipButton, "clicked()", lambda: self._do("skip")),
+            (ui.refuseButton, "clicked()", lambda: self._do("refuse")),
+            (ui.nextButton, "clicked()", lambda: self._do("next")),
+            (ui.doubtButton, "clicked()", lambda: self._do("next_doubtful")),
+            (ui.trainButton, "clicked()", self.train),
+            (ui.proposeButton, "clicked()", self.propose),
+            (ui.stopButton, "clicked()", self.stop),
+            (ui.curveButton, "toggled(bool)", self._show_curve),
+            (ui.automaticBox, "toggled(bool)", lambda on: write_setting("CohortAutomatic", bool(on))),
+        )
+        host.listen("Turn", self.refresh)
+        ui.folderEdit.currentPath = read_setting("CohortFolder")
+        self._look_at(ui.folderEdit.currentPath)
+        self._show(False)
+
+    def close(self):
+        self._connections.close()
+        self._keys.remove()
+        self.curve.close()
+        self._end_cohort()
+        if self._creating is not None:
+            self._creating[0].close()
+
+    # ---- opening
+
+    def _look_at(self, path):
+        """Say what Open will do with the folder that was chosen."""
+        path, ui = path.strip(), self.ui
+        self._chosen = what_is_in(path)
+        ui.labelsFrame.setVisible(self._chosen == "images")
+        set_text(ui.openButton, _("Create cohort") if self._chosen == "images" else _("Open"))
+        if self._chosen == "images":
+            where = _("Makes the cohort in {folder}, beside the scans, which stay as they are.")
+            set_text(ui.whereLabel, where.format(folder=beside(path)))
+        enable((ui.openButton, self._chosen))
+
+    def open(self):
+        """Open the cohort of the folder that is chosen, or make one of its scans."""
+        path = self.ui.folderEdit.currentPath.strip()
+        if self._chosen == "cohort":
+            self._open(path if holds_cohort(path) else beside(path))
+        elif self._chosen == "images":
+            self.host.act(self._create, path)
+
+    def _create(self, images):
+        from SAMFineTuneLib.service.cohort_work import CohortWork
+
+        folder = beside(images)
+        labels = [one.strip() for one in self.ui.labelsEdit.text.split(",") if one.strip()]
+        work = CohortWork(folder, "create")
+        work.forget()
+        number = work.put("create", images=images, labels=labels)
+        work.start(sys.executable, worker_python.environment())
+        self._creating, self._doing = (work, number), {}
+
+    def cancel(self):
+        """Give up making a cohort."""
+        if self._creating is not None:
+            self._creating[0].stop()
+
+    def _follow_creation(self):
+        if self._creating is None:
+            return
+        work, number = self._creating
+        for event in work.poll():
+            if event.get("number") != number:
+                continue
+            if event["event"] == "progress":
+                self._doing = event
+            elif event["event"] in ("done", "failed"):
+                self._creating = None
+                work.close()
+                for note in event.get("notes", []):
+                    self.host.warn(note)
+                if event["event"] == "failed":
+                    self.host.warn(event["text"], _TOPIC)
+                else:
+                    self._open(str(work.cohort))
+        if self._creating is not None and not work.is_running:
+            self._creating = None
+            self.host.warn(_("The cohort was not created ({why}); try again.").format(
+                why=work.last_words() or _("its process ended")), _TOPIC)
+
+    def _open(self, folder):
+        from SAMFineTuneLib.cohort.cohort_folder import Cohort
+
+        cohort = self.host.act(Cohort, folder)
+        if cohort is not None:
+            self.show_cohort(cohort)
+
+    def show_cohort(self, cohort):
+        """Work on a cohort."""
+        from SAMFineTuneLib.service.cohort_work import CohortWork, take_up
+
+        self._end_cohort()
+        write_setting("CohortFolder", str(cohort.folder))
+        take_up(cohort.folder, sys.executable, worker_python.environment())
+        self.review = CohortReview(self.host, self.volumes, cohort, self._told)
+        self.review.way = chosen_in(self.ui.waySelector)
+        self._background = CohortWork(cohort.folder)
+        while self._background.poll():
+            pass  # what was told before this window
+        self._pictures = CohortWork(cohort.folder, self.review.word + "-pictures")
+        self._show(True)
+
+    def close_cohort(self):
+        """Keep the correction of the open case, and give it back; work in the background goes on."""
+        self._end_cohort()
+        self._look_at(self.ui.folderEdit.currentPath)
+        self._show(False)
+
+    def _end_cohort(self):
+        review, self.review = self.review, None
+        if review is not None:
+            review.close()
+            self._pictures.close()
+        self._background = self._pictures = None
+        self._picturing, self._doing = False, {}
+        self.ui.curveButton.setChecked(False)
+        self.list.clear()
+
+    def scene_closes(self):
+        """Keep the correction of the open case before its nodes go."""
+        self.ui.curveButton.setChecked(False)
+        if self.review is not None:
+            self.review.leave()
+
+    # ---- every turn
+
+    def refresh(self):
+        self._follow_creation()
+        self._keys.set_active(self._keys_work())
+        if self.review is None:
+            self._show_creating()
+            return
+        self.review.turn(self.host.shown)
+        for event in self._background.poll():
+            self._take_background(event)
+        if self.list.go_on():
+            self.host.go_on()
+        if time.monotonic() > self._look_after and not self.host.drawing():
+            self._look_after = time.monotonic() + LOOK_EVERY
+            self.host.act(self._keep_running)
+            self._show(False)
+            self._show_some_pictures()
+
+    def _keep_running(self):
+        """Start processes anew that ended with work to do, here or before this window."""
+        for work in (self.review.work, self._background):
+            if not work.is_empty and not work.is_running:
+                outlives = work is self._background and read_flag("TrainOutlives")
+                work.start(sys.executable, worker_python.environment(), outlives)
+
+    def _keys_work(self):
+        """Whether Enter and Tab are for this tab: it is seen, and nobody types."""
+        if self.review is None or not self.host.shown or not self.widget.visible:
+            return False
+        focused = qt.QApplication.focusWidget()
+        return focused is None or not any(focused.inherits(kind) for kind in _TYPING)
+
+    def _key(self, action):
+        if self._keys_work():
+            self._do(action)
+
+    def _do(self, action):
+        if self.review is not None:
+            self.host.act(getattr(self.review, action))
+            self._show(False)
+
+    def _case_chosen(self, row, column):
+        if self.review is not None and row < len(self.list.keys):
+            key = self.list.keys[row]
+            if self._state.case(key).state == "refused":
+                self.review.reopen(key)
+            self.review.choose(key)
+
+    def _way_chosen(self, index):
+        way = chosen_in(self.ui.waySelector)
+        write_setting("CohortWay", way)
+        if self.review is not None:
+            self.review.way = way
+
+    @property
+    def _state(self):
+        return self.review.cohort.state
+
+    def _show(self, anew):
+        """Show the cohort as it is now."""
+        ui = self.ui
+        ui.chooseFrame.setVisible(self.review is None)
+        ui.cohortFrame.setVisible(self.review is not None)
+        if self.review is None:
+            return
+        state = self.host.act(lambda: self._state)
+        if state is None:
+            return
+        opened = self.review.open
+        set_elided(ui.cohortLabel, _("{name}: {accepted} of {count} accepted").format(
+            name=self.review.cohort.folder.name, accepted=len(state.accepted), count=len(state.cases)))
+        self.list.show(state, chosen_in(ui.filterSelector), opened.key if opened is not None else "")
+        self.curve.follow(state)
+        self._show_case(state, opened)
+        self._show_background(state)
+        if anew:
+            self.host.wake()
+
+    def _show_case(self, state, opened):
+        ui = self.ui
+        if self.review.waits:
+            text = _("Loading a case.")
+        elif opened is not None:
+            text = f"{state.case(opened.key).name}: {opened.reason}" if opened.reason else state.case(opened.key).name
+        elif self.review.nothing_left:
+            text = _("No case is left to review.")
+        else:
+            text = _("Press Next, or double-click a case.")
+        set_text(ui.reasonLabel, text)
+        there = opened is not None and not self.review.waits
+        enable(
+            (ui.acceptButton, there), (ui.skipButton, there), (ui.refuseButton, there),
+            (ui.nextButton, not self.review.waits), (ui.doubtButton, there and opened.places),
+        )  # fmt: skip
+
+    def _show_some_pictures(self):
+        from SAMFineTuneLib.service.cohort_work import picture_path
+
+        for event in self._pictures.poll():
+            self._picturing = self._picturing and event.get("event") not in ("done", "failed", "stopped")
+        if self.widget.visible and not self._picturing and self.host.shown:
+            folder = self.review.cohort.folder
+            self.list.show_pictures(lambda key: picture_path(folder, key), self._ask_picture)
+
+    def _ask_picture(self, key):
+        self._picturing = True
+        self._pictures.put("picture", case=key)
+        self.host.act(self._pictures.start, sys.executable, worker_python.environment())
+
+    # ---- in the background
+
+    def train(self):
+        """Train from what is accepted, then propose with what came of it."""
+        if not torch_is_there() or packages.TRAINING.missing():
+            self.host.warn(_("Training needs PyTorch and PEFT; press Install under Train."), _TOPIC)
+            return
+        self._begin("train", preset="quick", device=read_setting("TrainDevice", "auto"))
+
+    def propose(self):
+        """Propose the cases that are untouched, and those that an earlier adapter proposed."""
+        self._begin("propose", again=True, device=read_setting("Device", "auto"))
+
+    def _begin(self, what, **values):
+        def begin():
+            self._background.put(what, **values)
+            outlives = read_flag("TrainOutlives")
+            self._background.start(sys.executable, worker_python.environment(), outlives)
+
+        if self.review is not None and not self._is_busy:
+            self._doing = {"what": what}
+            self.host.act(begin)
+            self._show(False)
+
+    @property
+    def _is_busy(self):
+        return self._background is not None and self._background.is_running and not self._background.is_empty
+
+    def stop(self):
+        """Stop the work in the background at its next step; a second press ends its process."""
+        if self._background is not None:
+            self._background.kill() if self._doing.get("stopping") else self._background.stop()
+            self._doing["stopping"] = True
+
+    def _take_background(self, event):
+        kind, what = event.get("event"), event.get("what")
+        if kind == "progress":
+            self._doing = {**self._doing, **event}
+        elif kind == "failed":
+            self._doing = {}
+            self.host.warn(event["text"], _TOPIC)
+        elif kind == "done":
+            self._doing = {}
+            self.host.say(said_of(event), _TOPIC)
+            if what == "train" and event.get("in_use"):
+                self.propose_after(event)
+
+    def propose_after(self, event):
+        """A better adapter is there: propose with it."""
+        self._background.put("propose", again=True, device=read_setting("Device", "auto"))
+        self._doing = {"what": "propose"}
+
+    def _told(self, event):
+        """What the process of the review says beside the cases it opens."""
+        if event.get("event") == "failed":
+            self.host.warn(event["text"], _TOPIC)
+        elif event.get("event") == "done" and event.get("what") == "accept" and self.ui.automaticBox.checked:
+            self.review.work.put("due")
+        elif event.get("due") and not self._is_busy:
+            self.train()
+
+    def _show_background(self, state):
+        ui, busy = self.ui, self._is_busy
+        enable((ui.trainButton, not busy and state.accepted), (ui.proposeButton, not busy and state.adapter))
+        ui.stopButton.setVisible(busy)
+        ui.curveButton.setVisible(self.curve.drawable)
+        ui.workBar.setVisible(busy)
+        if busy:
+            set_text(ui.stopButton, _("Stop at once") if self._doing.get("stopping") else _("Stop"))
+            set_text(ui.workLabel, doing_now(self._doing))
+            total = self._doing.get("total") or self._doing.get("steps") or 0
+            done = self._doing.get("done") or self._doing.get("step") or 0
+            ui.workBar.setMaximum(1000 if total else 0)
+            ui.workBar.value = int(1000 * done / total) if total else 0
+        else:
+            set_text(ui.workLabel, standing_of(state))
+
+    def _show_creating(self):
+        ui, busy = self.ui, self._creating is not None
+        ui.cancelButton.setVisible(busy)
+        enable((ui.openButton, self._chosen and not busy), (ui.folderEdit, not busy))
+        if busy:
+            set_text(ui.whereLabel, _("Reading scan {done} of {total}.").format(
+                done=self._doing.get("done", 0) + 1, total=self._doing.get("total") or "…"))
+
+    def _show_curve(self, wanted):
+        if wanted != self.curve.shown:
+            self.host.act(self.curve.show if wanted else self.curve.hide)
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def said_of(event):
+    """A sentence about work in the background that is done."""
+    if event.get("cancelled"):
+        return _("Stopped; what was done so far is kept.")
+    if event["what"] == "train":
+        return event["reason"]
+    text = _("Proposed: {count} cases.").format(count=event["proposed"])
+    return text + (_(" Failed: {count}; the list says why.").format(count=event["failed"]) if event["failed"] else "")
+
+
+def doing_now(doing):
+    """One line about the work in the background."""
+    if doing.get("stopping"):
+        return _("Stopping.")
+    if doing.get("stage"):
+        from .train_run import describe
+
+        return describe({"parts": 1, "part": 1, **doing})
+    if doing.get("total"):
+        return _("Proposing case {done} of {total}: {name}").format(
+            done=min(doing["done"] + 1, doing["total"]), total=doing["total"], name=doing.get("text", ""))
+    return doing.get("text") or (_("Training.") if doing.get("what") == "train" else _("Proposing."))
+
+
+def standing_of(state):
+    """How far the adapters of a cohort are, as a sentence."""
+    if not state.accepted:
+        return _("Segment and accept a few cases first; then train.")
+    if state.adapters:
+        last = state.adapters[-1]
+        known = {*last.learned, *last.held_out}
+        new = sum(case.key not in known for case in state.accepted)
+        return _("Training {number}: {reason} Newly accepted since: {new}.").format(
+            number=last.number, reason=last.reason, new=new)
+    return _("{count} accepted; no adapter yet.").format(count=len(state.accepted))
+
+
+# ---------------------------------------------------------------- folders
+
+
+def holds_cohort(path):
+    return os.path.isfile(os.path.join(path, "cohort.json"))
+
+
+def beside(path):
+    """The folder of the cohort of a folder of scans."""
+    path = os.path.abspath(path)
+    return path + "-cohort"
+
+
+def what_is_in(path):
+    """ "cohort" for the folder of a cohort, or scans that have one beside them; "images" for another folder, or "". """
+    if not path or not os.path.isdir(path):
+        return ""
+    return "cohort" if holds_cohort(path) or holds_cohort(beside(path)) else "images"

@@ -1,0 +1,179 @@
+"""A case of a cohort as nodes: its volume, and a segmentation with the cohort's names; and back into a label map.
+
+Another process reads and writes the files (`service.cohort_process`). Here voxels are copied, a few milliseconds a step,
+so that the window does not stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SAMFineTuneLib.images.slice_plane import aligned_plane, view_axes
+from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.segment_export import Steps, labelmap_steps
+from SAMFineTuneLib.mrml.segments.labelmaps import (
+    BINARY,
+    first_voxel,
+    has_no_voxels,
+    image_array,
+    new_labelmap,
+    set_up_on,
+)
+from SAMFineTuneLib.mrml.volume_nodes import own_affine
+from SAMFineTuneLib.prompts import segment_color
+
+_AT_ONCE = 1 << 22  # bytes copied in a step
+
+
+def image_steps(told: Mapping[str, Any]) -> Generator[float, None, tuple[Any, Any]]:
+    """Copy the voxels and labels of a case into memory of VTK, and delete their files.
+
+    Args:
+        told: what the process told of them: `voxels`, `labels` (paths, "" without labels), `start` (i, j, k) of the
+            labels, `affine`.
+
+    Returns:
+        vtkImageData of the voxels, and vtkOrientedImageData of the labels or None.
+    """
+    import slicer
+    import vtk
+
+    image = vtk.vtkImageData()
+    yield from _copied(told["voxels"], image, (0, 0, 0))
+    labels = None
+    if told["labels"]:
+        plain = vtk.vtkImageData()
+        yield from _copied(told["labels"], plain, told["start"])
+        labels = slicer.vtkOrientedImageData()
+        labels.ShallowCopy(plain)
+        labels.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(np.array(told["affine"])))
+    return image, labels
+
+
+def _copied(path: str, image, start) -> Generator[float, None, None]:
+    from vtk.util.numpy_support import get_vtk_array_type
+
+    array = np.load(path, mmap_mode="r")
+    extent = [(int(first), int(first) + n - 1) for first, n in zip(start, array.shape[::-1], strict=True)]
+    image.SetExtent(*[edge for ends in extent for edge in ends])
+    image.AllocateScalars(get_vtk_array_type(array.dtype), 1)
+    there, flat = image_array(image).reshape(-1), array.reshape(-1)
+    step = max(1, _AT_ONCE // array.itemsize)
+    for first in range(0, flat.size, step):
+        there[first:first + step] = flat[first:first + step]
+        yield first / flat.size
+    del flat, array  # Windows deletes no file that is open
+    Path(path).unlink(missing_ok=True)
+
+
+def add_case(scene, name: str, told: Mapping[str, Any], images: tuple[Any, Any], labels: Mapping[int, str]):
+    """Add a case to the scene. -> its volume node and its segmentation node
+
+    Args:
+        scene: the MRML scene.
+        name: of the nodes.
+        told: as for `image_steps`, with `window` (low, high) and `modality`.
+        images: from `image_steps`.
+        labels: label value → name; every one becomes a segment, also where nothing is labelled.
+    """
+    import slicer
+
+    image, labelmap = images
+    volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(name))
+    display = scene.AddNewNodeByClass("vtkMRMLScalarVolumeDisplayNode")
+    display.SetAutoWindowLevel(False)  # before there are voxels: choosing a window takes a look at all of them
+    display.SetWindowLevelMinMax(*told["window"])
+    display.SetDefaultColorMap()
+    volume.SetAndObserveDisplayNodeID(display.GetID())
+    volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.array(told["affine"])))
+    volume.SetAndObserveImageData(image)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    if hierarchy is not None and told["modality"]:
+        hierarchy.SetItemAttribute(hierarchy.GetItemByDataNode(volume), "DICOM.Modality", told["modality"])
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
+    set_up_on(node, volume)
+    segmentation = node.GetSegmentation()
+    segmentation.SetSourceRepresentationName(BINARY)
+    for value, label in labels.items():
+        segment = slicer.vtkSegment()
+        segment.SetName(label)
+        segment.SetColor(*segment_color(value))
+        segment.SetLabelValue(value)
+        own = labelmap if labelmap is not None else _empty(told)
+        segment.AddRepresentation(BINARY, own)
+        segmentation.AddSegment(segment)
+    return volume, node
+
+
+def _empty(told: Mapping[str, Any]):
+    """A labelmap without voxels on the volume's grid."""
+    import slicer
+
+    image = slicer.vtkOrientedImageData()
+    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(np.array(told["affine"])))
+    return new_labelmap(image, np.array([[0, 0, 0], [-1, -1, -1]]), np.dtype(np.uint8))
+
+
+def content_of(segmentation_node) -> dict[str, Any]:
+    """What changes when a segment is edited, renamed, added or removed: compare two of them."""
+    segmentation, found = segmentation_node.GetSegmentation(), {}
+    for segment_id in segmentation.GetSegmentIDs():
+        segment = segmentation.GetSegment(segment_id)
+        image = segment.GetRepresentation(BINARY)
+        stamp = 0 if image is None or has_no_voxels(image) else image.GetPointData().GetScalars().GetMTime()
+        found[segment_id] = (segment.GetName(), segment.GetLabelValue(), stamp)
+    return found
+
+
+def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping[int, str]) -> Steps[tuple[str, ...]]:
+    """Write the segments as labels [k, j, i] of the cohort's values into an .npy file. -> sentences to show
+
+    Segments are matched by name. One that the cohort does not know is left out, and a sentence says so.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    values = {name.casefold(): value for value, name in labels.items()}
+    ids, table, notes = [], [0], []
+    for segment_id in segmentation.GetSegmentIDs():
+        name = segmentation.GetSegment(segment_id).GetName() or ""
+        if name.casefold() in values:
+            ids.append(segment_id)
+            table.append(values[name.casefold()])
+        elif content_of(segmentation_node)[segment_id][2]:
+            notes.append(f"Segment “{name}” was left out: the cohort's structures are {', '.join(labels.values())}.")
+    dtype = np.uint8 if max(labels) < 256 else np.uint16
+    shape = volume_node.GetImageData().GetDimensions()[::-1]
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
+    if ids:
+        found = yield from labelmap_steps(segmentation_node, volume_node, ids)
+        renumber = np.array(table, dtype)
+        step = max(1, _AT_ONCE // max(1, shape[1] * shape[2]))
+        for first in range(0, shape[0], step):
+            file[first:first + step] = renumber[found.labels[first:first + step]]
+            yield 1.0
+        notes += [note for note in found.notes if "is empty" not in note]
+    return tuple(notes)
+
+
+def place_on_slice(volume: Volume, volume_node, segmentation_node, segment_id: str, orientation: str, index: int):
+    """World RAS (3,) in mm of the middle of a segment on a slice; of the slice where the segment is not there."""
+    plane = aligned_plane(volume, orientation, index)
+    middle = plane.pixel_to_ras((np.array(plane.shape[::-1]) - 1) / 2)
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id) if segmentation_node is not None else None
+    image = segment.GetRepresentation(BINARY) if segment is not None else None
+    if image is None or has_no_voxels(image):
+        return middle
+    start = first_voxel(image, own_affine(volume_node), volume.shape)
+    axis = view_axes(volume, orientation)[2]
+    array = image_array(image)
+    if start is None or not 0 <= index + start[axis] < array.shape[2 - axis]:
+        return middle
+    mask = np.take(array, index + start[axis], axis=2 - axis) == segment.GetLabelValue()
+    if not mask.any():
+        return middle
+    rows, columns = (where.mean() for where in np.nonzero(mask))
+    at = np.insert([columns, rows], axis, index + start[axis]) - start  # (i, j, k) without the slices' axis is (x, y)
+    return volume.ijk_to_ras(at)
