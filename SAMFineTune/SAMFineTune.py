@@ -110,10 +110,10 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
             panel.close()
 
     def _quit(self):
-        """Stop trainings that must not outlive Slicer, at once and not when its last window is closed."""
+        """Keep what is open, and stop trainings that must not outlive Slicer, not only when its last window is closed."""
+        self.cleanup()
         for training in _trainings():
             training.close()
-        self.cleanup()
 
     def onReload(self):
         """Reload the panel and the library, too, which Slicer would keep; their old code ends them first."""

@@ -31,11 +31,11 @@ class CohortList:
         self._pictured = {}  # key -> when its picture was asked for, None once it is shown
         self._steps = iter(())
 
-    def show(self, state, wanted, opened):
-        """List the cases in the wanted states; `opened` is the key of the one in the views."""
+    def show(self, state, wanted, opened, by):
+        """List the cases in the wanted states; `opened` is the key of the one in the views, `by` this window's word."""
         cases = [one for one in state.cases
                  if not wanted or one.state == wanted or (wanted == "to do" and one.state in _TO_DO)]  # fmt: skip
-        keys, texts = [one.key for one in cases], [self._text(one, one.key == opened) for one in cases]
+        keys, texts = [one.key for one in cases], [self._text(one, one.key == opened, by) for one in cases]
         if keys != self.keys:
             self._steps = self._fill(keys, texts)
         elif texts != self._texts:
@@ -101,8 +101,8 @@ class CohortList:
             item.setFont(font)
 
     @staticmethod
-    def _text(case, is_open):
+    def _text(case, is_open, by):
         """(name, state, confidence, whether it is open, hint)"""
-        state = STATES[case.state] + (_(", taken") if case.taken() and not is_open else "")
+        state = STATES[case.state] + (_(", taken") if case.taken(by) else "")
         sure = "" if case.proposal is None else f"{case.proposal.lowest:.2f}"
         return case.name, state, sure, is_open, case.problem

@@ -280,8 +280,8 @@ class CohortReview:
         """Have a case read, unless one is being read or is there."""
         if self._asked is not None or self._loading is not None or self.coming is not None:
             return
-        besides = [*self.skipped, *([self.open.key] if self.open is not None else [])]
-        self._asked = self._put("open", case=key, way=self.way, by=self.word, besides=besides)
+        without = [*self.skipped, *([self.open.key] if self.open is not None else [])]
+        self._asked = self._put("open", case=key, way=self.way, by=self.word, without=without)
 
     def _drop_coming(self):
         """Give back what was loaded in advance."""

@@ -15,6 +15,7 @@ from .cohort_review import CohortReview
 from .model_settings import torch_is_there
 from .qt_helpers import (
     Connections,
+    choose_in,
     chosen_in,
     enable,
     fill_menu,
@@ -26,6 +27,7 @@ from .qt_helpers import (
     write_setting,
 )
 from .shortcuts import KeyShortcuts
+from .status_strip import time_left
 
 WAYS = (
     ("teaching", _("Next: the one that teaches most")),
@@ -51,6 +53,7 @@ class CohortTab:
         self._picturing = False
         self._doing = {}  # the last event of progress of the background work
         self._look_after = 0.0
+        self._segments = []  # (ID, name) in the menu
         self._chosen = None  # what the folder that was typed holds: "cohort", "images", ""
         self.list = CohortList(self.ui.casesTable)
         self.curve = LearningCurve()
@@ -73,6 +76,7 @@ class CohortTab:
             (ui.refuseButton, "clicked()", lambda: self._do("refuse")),
             (ui.nextButton, "clicked()", lambda: self._do("next")),
             (ui.doubtButton, "clicked()", lambda: self._do("next_doubtful")),
+            (ui.segmentSelector, "activated(int)", self._segment_chosen),
             (ui.trainButton, "clicked()", self.train),
             (ui.proposeButton, "clicked()", self.propose),
             (ui.stopButton, "clicked()", self.stop),
@@ -209,6 +213,7 @@ class CohortTab:
             self._take_background(event)
         if self.list.go_on():
             self.host.go_on()
+        self._follow_segments()
         if time.monotonic() > self._look_after and not self.host.drawing():
             self._look_after = time.monotonic() + LOOK_EVERY
             self.host.act(self._keep_running)
@@ -245,6 +250,26 @@ class CohortTab:
                 self.review.reopen(key)
             self.review.choose(key)
 
+    def _segment_chosen(self, index):
+        session = self.host.session
+        if session is not None and self.review is not None and self.review.open is not None:
+            session.current_segment_id = chosen_in(self.ui.segmentSelector)
+            self.host.wake()
+
+    def _follow_segments(self):
+        """List the segments of the open case; the chosen one gets the prompts."""
+        session, selector = self.host.session, self.ui.segmentSelector
+        opened = self.review.open
+        self.ui.segmentsRow.setVisible(opened is not None)
+        if opened is None or session is None or session.segmentation_node is not opened.segmentation_node:
+            return
+        names = [(segment_id, one[0]) for segment_id, one in opened.content.items()]
+        if names != self._segments:
+            self._segments = names
+            fill_menu(selector, names, session.current_segment_id)
+        elif chosen_in(selector) != session.current_segment_id:
+            choose_in(selector, session.current_segment_id)
+
     def _way_chosen(self, index):
         way = chosen_in(self.ui.waySelector)
         write_setting("CohortWay", way)
@@ -268,7 +293,8 @@ class CohortTab:
         opened = self.review.open
         set_elided(ui.cohortLabel, _("{name}: {accepted} of {count} accepted").format(
             name=self.review.cohort.folder.name, accepted=len(state.accepted), count=len(state.cases)))
-        self.list.show(state, chosen_in(ui.filterSelector), opened.key if opened is not None else "")
+        key = opened.key if opened is not None else ""
+        self.list.show(state, chosen_in(ui.filterSelector), key, self.review.word)
         self.curve.follow(state)
         self._show_case(state, opened)
         self._show_background(state)
@@ -376,8 +402,7 @@ class CohortTab:
         if busy:
             set_text(ui.stopButton, _("Stop at once") if self._doing.get("stopping") else _("Stop"))
             set_text(ui.workLabel, doing_now(self._doing))
-            total = self._doing.get("total") or self._doing.get("steps") or 0
-            done = self._doing.get("done") or self._doing.get("step") or 0
+            done, total = self._doing.get("done", 0), self._doing.get("total", 0)
             ui.workBar.setMaximum(1000 if total else 0)
             ui.workBar.value = int(1000 * done / total) if total else 0
         else:
@@ -413,14 +438,12 @@ def doing_now(doing):
     """One line about the work in the background."""
     if doing.get("stopping"):
         return _("Stopping.")
-    if doing.get("stage"):
-        from .train_run import describe
-
-        return describe({"parts": 1, "part": 1, **doing})
+    if doing.get("what") == "train":
+        return doing.get("text", _("Training.")) + time_left(doing.get("seconds_left"))
     if doing.get("total"):
         return _("Proposing case {done} of {total}: {name}").format(
             done=min(doing["done"] + 1, doing["total"]), total=doing["total"], name=doing.get("text", ""))
-    return doing.get("text") or (_("Training.") if doing.get("what") == "train" else _("Proposing."))
+    return _("Working in the background.")
 
 
 def standing_of(state):

@@ -12,6 +12,7 @@ SURE, FAIR, DOUBTFUL = (0, 114, 178), (190, 190, 190), (230, 97, 0)
 """Blue, grey and orange differ for colour-blind people, too, and in brightness."""
 _NOTHING, _GROUND, _HERE = (60, 60, 60), (30, 30, 30), (255, 255, 255)
 _LOW, _MIDDLE, _HIGH = 0.5, 0.8, 0.95  # expected Dice of the three colours
+_ALONG = 0.95  # cosine of the angle that a view may be turned by
 _MOST, _ROW, _GAP = 6, 7, 1  # labels shown; pixels of a row, and below it
 
 
@@ -66,7 +67,7 @@ class ConfidenceStrip:
         """Follow the view's slice and width."""
         if self._rows is None:
             return
-        if not self.widget.visible:
+        if not self.widget.visible:  # another layout is shown
             self._place()
         state = (self.widget.width, shown_slice(self._volume, self._orientation))
         if state != self._drawn and state[0] > 0:
@@ -99,17 +100,11 @@ class ConfidenceStrip:
 
     def _place(self):
         """Into the slice view of the orientation, between its slider and its picture."""
-        from SAMFineTuneLib.errors import UserError
-        from SAMFineTuneLib.mrml.slice_views import plane_of_view
-
         manager = slicer.app.layoutManager()
         for name in manager.sliceViewNames() if manager is not None else ():
             view = manager.sliceWidget(name)
-            try:
-                plane = plane_of_view(view.mrmlSliceNode(), self._volume)
-            except UserError:
-                continue
-            if plane.orientation == self._orientation and view.mrmlSliceNode().IsMappedInLayout():
+            node = view.mrmlSliceNode()
+            if node.IsMappedInLayout() and looks_along(node, self._volume, self._orientation):
                 column = view.layout()
                 if column.indexOf(self.widget) < 0:
                     column.insertWidget(max(0, column.count() - 1), self.widget)
@@ -138,6 +133,16 @@ def colours_of(values):
         np.interp(known, (_LOW, _MIDDLE, _HIGH), parts) for parts in zip(DOUBTFUL, FAIR, SURE, strict=True)
     ], axis=-1)  # fmt: skip
     return np.where(np.isnan(values)[..., None], _NOTHING, colours).astype(np.uint8)
+
+
+def looks_along(slice_node, volume, orientation):
+    """Whether a view shows slices of that orientation of the volume, up to a few degrees."""
+    from SAMFineTuneLib.images.slice_plane import view_axes
+
+    axis = view_axes(volume, orientation)[2]
+    matrix = slice_node.GetSliceToRAS()
+    normal = np.array([matrix.GetElement(row, 2) for row in range(3)])
+    return abs(normal @ volume.affine[:3, axis]) > _ALONG * volume.spacing[axis]
 
 
 def runs_backwards(volume, orientation):

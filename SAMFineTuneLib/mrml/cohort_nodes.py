@@ -6,6 +6,7 @@ so that the window does not stop.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,11 @@ def add_case(scene, name: str, told: Mapping[str, Any], images: tuple[Any, Any],
     volume.SetAndObserveDisplayNodeID(display.GetID())
     volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.array(told["affine"])))
     volume.SetAndObserveImageData(image)
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-    if hierarchy is not None and told["modality"]:
-        hierarchy.SetItemAttribute(hierarchy.GetItemByDataNode(volume), "DICOM.Modality", told["modality"])
-    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
+    if told["modality"] == "CT":  # as Slicer's DICOM reader says it
+        units = slicer.vtkCodedEntry()
+        units.SetValueSchemeMeaning("[hnsf'U]", "UCUM", "Hounsfield unit")
+        volume.SetVoxelValueUnits(units)
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(f"{name} segmentation"))
     set_up_on(node, volume)
     segmentation = node.GetSegmentation()
     segmentation.SetSourceRepresentationName(BINARY)
@@ -132,30 +134,73 @@ def content_of(segmentation_node) -> dict[str, Any]:
 def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping[int, str]) -> Steps[tuple[str, ...]]:
     """Write the segments as labels [k, j, i] of the cohort's values into an .npy file. -> sentences to show
 
-    Segments are matched by name. One that the cohort does not know is left out, and a sentence says so.
+    Segments are matched by name. One that the cohort does not know is left out, and a sentence says so. Where segments
+    overlap, the earlier one counts.
     """
     segmentation = segmentation_node.GetSegmentation()
     values = {name.casefold(): value for value, name in labels.items()}
-    ids, table, notes = [], [0], []
-    for segment_id in segmentation.GetSegmentIDs():
-        name = segmentation.GetSegment(segment_id).GetName() or ""
+    known, notes = {}, []
+    for segment_id, (name, _value, stamp) in content_of(segmentation_node).items():
         if name.casefold() in values:
-            ids.append(segment_id)
-            table.append(values[name.casefold()])
-        elif content_of(segmentation_node)[segment_id][2]:
+            known[segment_id] = values[name.casefold()]
+        elif stamp:
             notes.append(f"Segment “{name}” was left out: the cohort's structures are {', '.join(labels.values())}.")
     dtype = np.uint8 if max(labels) < 256 else np.uint16
-    shape = volume_node.GetImageData().GetDimensions()[::-1]
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
-    if ids:
-        found = yield from labelmap_steps(segmentation_node, volume_node, ids)
-        renumber = np.array(table, dtype)
-        step = max(1, _AT_ONCE // max(1, shape[1] * shape[2]))
-        for first in range(0, shape[0], step):
-            file[first:first + step] = renumber[found.labels[first:first + step]]
-            yield 1.0
+    shape = tuple(volume_node.GetImageData().GetDimensions()[::-1])
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # of zeros
+    layers = _layers(segmentation, segmentation_node, volume_node, known, shape)
+    step = max(1, _AT_ONCE // 4 // max(1, shape[1] * shape[2]))
+    if layers is None:  # the segments have voxels of their own
+        found = yield from labelmap_steps(segmentation_node, volume_node, list(known))
         notes += [note for note in found.notes if "is empty" not in note]
+        layers = [(found.labels, (0, 0, 0), np.array([0, *known.values()], dtype))]
+    for array, start, table in layers:
+        there, own = _common(shape, array.shape, start)
+        for first in range(there[0].start, there[0].stop, step):
+            last = min(first + step, there[0].stop)
+            part = array[first + start[0]:last + start[0], own[1], own[2]]
+            target = file[first:last, there[1], there[2]]
+            target[...] = np.where(target == 0, table[part], target)
+            yield first / shape[0]
     return tuple(notes)
+
+
+def _layers(segmentation, segmentation_node, volume_node, known: Mapping[str, int], shape) -> list | None:
+    """Labelmaps on the volume's lattice, as (array, its index (k, j, i) of the volume's first voxel, values of the
+    cohort by its own); None where one has other voxels."""
+    if segmentation_node.GetParentTransformNode() is not volume_node.GetParentTransformNode():
+        return None
+    layers, tables = {}, {}
+    for segment_id, value in known.items():
+        segment = segmentation.GetSegment(segment_id)
+        image = segment.GetRepresentation(BINARY)
+        if image is None or has_no_voxels(image):
+            continue
+        own = segment.GetLabelValue()
+        # A labelmap that two segments share under one value is two layers.
+        key = next(n for n in itertools.count() if own not in tables.get((image, n), {}))
+        if (image, key) not in layers:
+            start = first_voxel(image, own_affine(volume_node), shape)
+            if start is None:
+                return None
+            layers[image, key], tables[image, key] = start[::-1], {}
+        tables[image, key][own] = value
+    found = []
+    for (image, key), start in layers.items():
+        array = image_array(image)
+        if array.dtype.kind not in "iu" or array.itemsize > 2:
+            return None
+        table = np.zeros(1 << 8 * array.itemsize, np.uint16)  # negative values count from its end
+        for own, value in tables[image, key].items():
+            table[own] = value
+        found.append((array, start, table))
+    return found
+
+
+def _common(shape, array_shape, start) -> tuple[list[slice], list[slice]]:
+    """The part of the volume that an array covers, as slices of the volume and of the array."""
+    there = [slice(max(0, -int(s)), max(0, min(n, m - int(s)))) for n, m, s in zip(shape, array_shape, start, strict=True)]
+    return there, [slice(one.start + int(s), one.stop + int(s)) for one, s in zip(there, start, strict=True)]
 
 
 def place_on_slice(volume: Volume, volume_node, segmentation_node, segment_id: str, orientation: str, index: int):

@@ -61,7 +61,7 @@ class _Worker:
         self.folder, self.alone = folder, alone
         self._events = open(folder / queue.EVENTS, "ab", buffering=0)  # noqa: SIM115 - as long as the process lives
         self._told = 0.0
-        self._number = 0
+        self._number, self._what = 0, ""  # of the piece that is being done
         self._ends = bool(os.environ.get(queue.OUTLIVES))  # when nothing is left to do
 
     def work(self) -> None:
@@ -83,7 +83,7 @@ class _Worker:
         """Tell how far the piece is, not more often than somebody looks."""
         if time.monotonic() - self._told > _TELL_EVERY:
             self._told = time.monotonic()
-            self.tell("progress", done=done, total=total, text=text, **values)
+            self.tell("progress", what=self._what, done=done, total=total, text=text, **values)
 
     def cancelled(self) -> bool:
         """Whether the piece shall stop."""
@@ -93,6 +93,7 @@ class _Worker:
         self._number = int(path.stem)
         values = json.loads(path.read_text(encoding="utf-8"))
         what, tries = values["what"], values.get("tries", 0)
+        self._what = what
         if what not in queue.KEEPING and self.cancelled():
             self._leave(path)
             self.tell("stopped", what=what)
@@ -164,7 +165,7 @@ def _open(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     else:
         from SAMFineTuneLib.cohort.choosing import next_case
 
-        choice = next_case(cohort, values["way"], by, besides=values["besides"])
+        choice = next_case(cohort, values["way"], by, without=values["without"])
         if choice is None:
             return {"case": "", "text": "No case is left to review."}
         case, reason = choice.case, choice.reason
@@ -286,10 +287,7 @@ def _train(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     from SAMFineTuneLib.training.stopping import Stopped
 
     def progress(one: Any) -> None:
-        worker.progress(0, 0, getattr(one, "text", ""), **{
-            name: value for name, value in vars(one).items() if isinstance(value, (str, int, float, type(None)))
-            and name not in ("text", "done", "total")
-        })  # fmt: skip
+        worker.progress(one.step, one.steps, one.sentence, seconds_left=one.seconds_left)
 
     try:
         trained = retrain(Cohort(values["cohort"]), values["preset"], values["device"], progress, worker.cancelled)

@@ -1,0 +1,350 @@
+"""The Cohort tab: a cohort is made, its cases are reviewed, and nothing that was corrected is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import qt
+import slicer
+from mrml.scenes import segment_voxels
+
+from SAMFineTuneLib.cohort.cohort_folder import Cohort, Proposal, TrainedAdapter
+from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, take
+from SAMFineTuneLib.images import read_volume, write_labelmap
+from SAMFineTuneLib.images.phantom import body_phantom
+
+LIVER, KIDNEY = 1, 4
+NAMES = "liver, left kidney"
+_VALUES = {LIVER: 1, KIDNEY: 2}  # of the cohort
+
+
+def write_scans(folder, count=3, shape=(8, 64, 64)):
+    """Phantoms as files, and by name the labels that a cohort of NAMES has of them."""
+    folder.mkdir()
+    found = {}
+    for number in range(count):
+        volume, labels, _ = body_phantom(seed=number + 1, shape=shape, spacing=(5.4, 5.4, 15.0))
+        write_labelmap(folder / f"scan{number}.nii.gz", (volume.array.astype(int) + 1024).astype(np.uint16), volume)
+        own = np.zeros(labels.shape, np.uint8)
+        for value, kept in _VALUES.items():
+            own[labels == value] = kept
+        found[f"scan{number}"] = own
+    return found
+
+
+class CohortWork:
+    """The Cohort tab over a folder of scans."""
+
+    def __init__(self, desktop, folder):
+        self.desktop, self.folder = desktop, folder / "scans"
+        self.labels = write_scans(self.folder)
+        self.panel = desktop.open()
+        self.panel.open_tab("cohort")
+        self.tab, self.ui = self.panel.cohort, self.panel.cohort.ui
+
+    def create(self):
+        self.ui.folderEdit.currentPath = str(self.folder)
+        self.ui.labelsEdit.setText(NAMES)
+        self.ui.openButton.click()
+        self.desktop.wait(lambda: self.tab.review is not None)
+        return self
+
+    @property
+    def cohort(self):
+        return Cohort(f"{self.folder}-cohort")
+
+    @property
+    def opened(self):
+        return self.tab.review.open
+
+    @property
+    def session(self):
+        return self.panel.host.session
+
+    def case(self, name):
+        return self.cohort.state.case(name)
+
+    def propose(self, name, confidence=None):
+        """A proposal as an adapter would leave it: the labels but for a slice of the liver."""
+        case = self.case(name)
+        volume = read_volume(self.cohort.image(case))
+        labels = self.labels[name].copy()
+        labels[3][labels[3] == 1] = 0
+        folder = self.cohort.proposal(case.key)
+        write_labelmap(folder / PROPOSED_LABELS, labels, volume)
+        slices = confidence or {"liver": [None, 0.9, 0.9, 0.3, 0.9, 0.9, 0.7, None], "left kidney": [0.95] * 8}
+        (folder / "confidence.json").write_text(json.dumps({"orientation": "axial", "slices": slices}))
+        proposal = Proposal(1, {"liver": 0.7, "left kidney": 0.95}, 2)
+        self.cohort.change(lambda state: state.with_case(case.key, state="proposed", proposal=proposal))
+        return labels
+
+    def open(self, name):
+        key = self.case(name).key
+        self.desktop.wait(lambda: key in self.tab.list.keys)
+        self.ui.casesTable.cellDoubleClicked.emit(self.tab.list.keys.index(key), 0)
+        self.desktop.wait(lambda: self.opened is not None and self.opened.key == key)
+
+    def wait_for_state(self, name, state):
+        self.desktop.wait(lambda: self.case(name).state == state)
+
+    def shown_labels(self):
+        """The label map that the segments in the scene make."""
+        node, volume = self.opened.segmentation_node, read_volume(self.cohort.image(self.case(self.opened.key)))
+        labels = np.zeros(volume.shape, np.uint8)
+        for segment_id in node.GetSegmentation().GetSegmentIDs():
+            value = NAMES.split(", ").index(node.GetSegmentation().GetSegment(segment_id).GetName()) + 1
+            labels[segment_voxels(node, segment_id, volume)] = value
+        return labels
+
+    def kept_labels(self, path):
+        return read_volume(path).array
+
+    def mend(self):
+        """Give the liver its missing slice, as a tool of Slicer would."""
+        from SAMFineTuneLib.mrml.segments.labelmaps import image_array
+
+        image = self.opened.segmentation_node.GetSegmentation().GetNthSegment(0).GetRepresentation("Binary labelmap")
+        name = self.case(self.opened.key).name
+        low, high = np.array(image.GetExtent()).reshape(3, 2)[::-1].T
+        part = tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))
+        image_array(image)[...] = self.labels[name][part]
+        image.GetPointData().GetScalars().Modified()
+        self.desktop.pass_time(0.6)
+
+    def has_shortcut(self, key):
+        window = slicer.util.mainWindow()
+        return any(one.key.toString() == key and one.enabled for one in window.findChildren(qt.QShortcut))
+
+
+@pytest.fixture
+def work(desktop, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return CohortWork(desktop, tmp_path)
+
+
+def test_made_of_a_folder_reviewed_and_accepted(work):
+    assert work.ui.labelsFrame.isHidden() and not work.ui.openButton.enabled
+    work.create()
+    assert work.desktop.messages() == []
+    assert work.cohort.state.labels == {1: "liver", 2: "left kidney"} and len(work.cohort.state.cases) == 3
+    proposed = work.propose("scan1")
+    work.open("scan1")
+    assert work.panel.input.volume_node is work.opened.volume_node
+    assert work.session.segmentation_node is work.opened.segmentation_node
+    assert (work.shown_labels() == proposed).all()
+    volume, own = work.session.volume, read_volume(work.cohort.image(work.case("scan1")))
+    assert (volume.array == own.array).all() and np.allclose(volume.affine, own.affine)
+    work.desktop.wait(lambda: work.tab.review.coming is not None)
+    coming = work.tab.review.coming[0]["case"]
+    assert work.case(coming).lease is not None, "others leave it alone"
+    work.mend()
+    before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
+    work.ui.acceptButton.click()
+    assert work.opened is not None and work.opened.key == coming, "the next case is shown at once"
+    work.wait_for_state("scan1", "accepted")
+    assert (work.kept_labels(work.cohort.accepted(work.case("scan1").key)) == work.labels["scan1"]).all()
+    review = work.case("scan1").review
+    assert 0 < review.seconds < 600 and review.prompts == 0
+    assert 0.8 < review.dice["liver"] < 1 and review.dice["left kidney"] == 1
+    work.desktop.wait(lambda: slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == before)
+    assert work.case("scan1").lease is None
+    work.desktop.wait(lambda: "1 of 3" in work.ui.cohortLabel.toolTip)
+
+
+def test_prompts_correct_a_proposal(work):
+    work.create()
+    work.propose("scan0")
+    work.open("scan0")
+    labels, volume = work.labels["scan0"], work.session.volume
+    places = np.argwhere(labels == 1)
+    places = places[places[:, 0] == 3]
+    middle = places[np.abs(places - places.mean(axis=0)).sum(axis=1).argmin()][::-1]
+    work.panel.input.align_views()
+    work.tab.review.next_doubtful()  # the missing slice
+    view = work.desktop.views["Red"]
+    assert np.round(volume.ras_to_ijk(view.xy_to_ras((150, 150))))[2] == 3 if hasattr(view, "xy_to_ras") else True
+    view.go_to(volume.ijk_to_ras(middle))
+    work.panel.prompts.choose("positive")
+    view.click(view.xy_of(volume.ijk_to_ras(middle)))
+    work.desktop.wait(lambda: (work.shown_labels()[3] == 1).any())
+    shown = work.shown_labels()
+    work.ui.acceptButton.click()
+    work.wait_for_state("scan0", "accepted")
+    kept = work.kept_labels(work.cohort.accepted(work.case("scan0").key))
+    assert (kept == shown).all() and (kept[5] == labels[5]).all()
+    assert work.case("scan0").review.prompts == 1
+
+
+def test_a_case_that_is_left_keeps_its_correction(work):
+    work.create()
+    work.propose("scan0")
+    work.open("scan0")
+    work.mend()
+    work.ui.skipButton.click()
+    work.wait_for_state("scan0", "corrected")
+    key = work.case("scan0").key
+    assert (work.kept_labels(work.cohort.corrected(key)) == work.labels["scan0"]).all()
+    work.desktop.wait(lambda: work.opened is not None and work.case("scan0").lease is None)
+    assert work.opened.key != key
+    work.ui.nextButton.click()
+    work.desktop.wait(lambda: not work.tab.review.waits)
+    assert work.opened is None or work.opened.key != key, "a skipped case does not come again"
+    work.open("scan0")
+    assert (work.shown_labels() == work.labels["scan0"]).all(), "it opens with the correction"
+    work.ui.refuseButton.click()
+    work.wait_for_state("scan0", "refused")
+    assert work.cohort.corrected(key).exists()
+
+
+@pytest.mark.parametrize("how", ["scene", "slicer", "cohort", "killed"])
+def test_nothing_is_lost(work, how):
+    work.create()
+    work.propose("scan0")
+    work.open("scan0")
+    work.mend()
+    if how == "scene":
+        slicer.mrmlScene.Clear(False)
+    elif how == "slicer":
+        slicer.app.aboutToQuit.emit()
+    elif how == "cohort":
+        work.ui.closeButton.click()
+        assert work.tab.review is None
+    else:
+        work.desktop.wait(lambda: work.tab.review.work._pid and work.tab.review.coming is not None)
+        os.kill(work.tab.review.work._pid, signal.SIGSTOP)  # it gets no further
+        work.ui.acceptButton.click()
+        work.desktop.wait(lambda: not work.tab.review._writing)
+        os.kill(work.tab.review.work._pid, signal.SIGKILL)
+    work.wait_for_state("scan0", "accepted" if how == "killed" else "corrected")
+    key = work.case("scan0").key
+    path = work.cohort.accepted(key) if how == "killed" else work.cohort.corrected(key)
+    assert (work.kept_labels(path) == work.labels["scan0"]).all()
+    work.desktop.wait(lambda: work.case("scan0").lease is None)
+
+
+def test_a_later_window_does_what_an_earlier_one_left(work):
+    from SAMFineTuneLib.service.cohort_work import CohortWork as Queue
+
+    work.create()
+    left = Queue(work.cohort.folder, "left")
+    number, path = left.reserve()
+    np.save(path, work.labels["scan2"])
+    left.put("accept", number, case=work.case("scan2").key, by="left", seconds=1.0, prompts=2)
+    work.ui.closeButton.click()
+    work.ui.folderEdit.currentPath = str(work.folder)
+    assert work.ui.openButton.text == "Open"
+    work.ui.openButton.click()
+    work.wait_for_state("scan2", "accepted")
+    work.desktop.wait(lambda: left.is_empty)
+
+
+def test_the_strip_and_the_doubtful_places(work):
+    work.create()
+    work.propose("scan0")
+    work.open("scan0")
+    strip = work.tab.review.strip
+    assert strip.labels == ["liver", "left kidney"] and not strip.widget.isHidden()
+    assert work.opened.places[0] == ("liver", 3, 0.3)
+    work.panel.input.align_views()
+    assert work.has_shortcut("Tab") and work.has_shortcut("Return")
+    slices = []
+    for _ in range(3):
+        work.tab._key("next_doubtful")
+        slices.append(shown_axial(work))
+    assert slices == [3, 6, 3], "the worst first, and again from the beginning"
+    width = strip.widget.width
+    at = int(width * (5 + 0.5) / 8)
+    from PySide6.QtTest import QTest
+
+    QTest.mouseClick(strip.widget, qt.Qt.LeftButton, qt.Qt.NoModifier, qt.QPoint(at, 3))
+    assert shown_axial(work) == strip.slice_at(at)
+    picture = strip.picture(80, None)
+    order = list(range(8))[::-1] if strip._backwards else list(range(8))
+    place = order.index(3) * 10 + 5
+    assert picture[3, place, 0] > 200 > picture[3, place, 2], "doubtful is orange"
+    assert picture[12, place, 2] > picture[12, place, 0], "sure is blue"
+    work.ui.closeButton.click()
+    assert strip.widget.isHidden() and not work.has_shortcut("Tab")
+
+
+def shown_axial(work):
+    from SAMFineTunePanels.shown_views import shown_slice
+
+    return shown_slice(work.session.volume, "axial")
+
+
+def test_keys_are_left_to_whoever_types(work):
+    work.create()
+    work.open("scan0")
+    work.desktop.wait(lambda: work.has_shortcut("Return"), 5)
+    work.panel.open_tab("segment")
+    work.desktop.wait(lambda: not work.has_shortcut("Return"), 5)
+    work.panel.open_tab("cohort")
+    work.desktop.wait(lambda: work.has_shortcut("Return"), 5)
+    edit = qt.QLineEdit(work.tab.widget)
+    edit.show()
+    work.desktop.widget.parent.activateWindow()
+    edit.setFocus()
+    if qt.QApplication.focusWidget() is edit:
+        work.desktop.wait(lambda: not work.has_shortcut("Return"), 5)
+    work.desktop.leave()
+    work.desktop.wait(lambda: not work.has_shortcut("Tab"), 5)
+
+
+def test_a_case_of_another_window_is_left_alone(work):
+    work.create()
+    take(work.cohort, "scan0", "somebody")
+    work.desktop.wait(lambda: len(work.tab.list.keys) == 3)
+    work.ui.casesTable.cellDoubleClicked.emit(work.tab.list.keys.index(work.case("scan0").key), 0)
+    work.desktop.wait(lambda: any("Somebody else" in text for text in work.desktop.messages()))
+    assert work.opened is None and not work.tab.review.waits
+    work.desktop.wait(lambda: work.ui.casesTable.item(0, 1).text() == "Untouched, taken", 5)
+
+
+def test_states_are_listed_and_filtered(work):
+    from SAMFineTunePanels.qt_helpers import choose_in
+
+    work.create()
+    work.propose("scan1")
+    work.desktop.wait(lambda: len(work.tab.list.keys) == 3)
+    table = work.ui.casesTable
+    work.desktop.wait(lambda: table.item(1, 1) is not None and table.item(1, 1).text() == "Proposed", 5)
+    assert table.item(1, 2).text() == "0.70"
+    choose_in(work.ui.filterSelector, "proposed")
+    work.ui.filterSelector.activated.emit(2)
+    work.desktop.wait(lambda: table.rowCount == 1 and table.item(0, 0).text() == "scan1", 5)
+    work.desktop.wait(lambda: not table.item(0, 0).icon().isNull(), 30)
+
+
+def test_what_cannot_be_done_is_said(work):
+    work.create()
+    assert not work.ui.trainButton.enabled and not work.ui.proposeButton.enabled
+    work.tab.propose()
+    work.desktop.wait(lambda: work.desktop.messages())
+    assert "adapter" in work.desktop.messages()[-1] and "train" in work.desktop.messages()[-1].lower()
+    work.open("scan0")
+    work.ui.acceptButton.click()
+    assert "press Accept again" in work.desktop.messages()[-1] and work.opened is not None
+
+
+def test_the_learning_curve(work):
+    from SAMFineTunePanels.cohort_curve import curve_of
+
+    from SAMFineTuneLib.cohort.cohort_folder import Review
+
+    work.create()
+    for order, (case, dice) in enumerate(zip(work.cohort.state.cases, (0.5, 0.7, 0.9), strict=True), start=1):
+        review = Review(order, 10.0, 3, {"liver": dice, "left kidney": dice})
+        work.cohort.change(lambda state, case=case, review=review: state.with_case(
+            case.key, state="accepted", review=review))  # fmt: skip
+    adapter = TrainedAdapter(1, (), (), "base", {}, {}, None, True, "It is the first one.", "2026-01-01")
+    work.cohort.change(lambda state: type(state)(state.labels, state.cases, state.images, state.model, (adapter,)))
+    points = curve_of(work.cohort.state)
+    assert points[("case", 1)] == [(1, 0.5), (2, 0.7), (3, 0.9)]
+    assert points[("dice", 2)][-1] == (3, pytest.approx(0.7))
+    work.desktop.wait(lambda: not work.ui.curveButton.isHidden(), 5)
+    assert "It is the first one." in work.ui.workLabel.text
