@@ -113,7 +113,7 @@ class CohortTab:
         """Open the cohort of the folder that is chosen, or make one of its scans."""
         path = self.ui.folderEdit.currentPath.strip()
         if self._chosen == "cohort":
-            self._open(path if holds_cohort(path) else beside(path))
+            self._open(cohort_in(path))
         elif self._chosen == "images":
             self.host.act(self._create, path)
 
@@ -186,6 +186,7 @@ class CohortTab:
 
     def _end_cohort(self):
         review, self.review = self.review, None
+        self._keys.remove()
         if review is not None:
             review.close()
             self._pictures.close()
@@ -208,7 +209,10 @@ class CohortTab:
         if self.review is None:
             self._show_creating()
             return
+        before = self.review.open, self.review.waits
         self.review.turn(self.host.shown)
+        if (self.review.open, self.review.waits) != before:
+            self._look_after = 0.0
         for event in self._background.poll():
             self._take_background(event)
         if self.list.go_on():
@@ -462,18 +466,19 @@ def standing_of(state):
 # ---------------------------------------------------------------- folders
 
 
-def holds_cohort(path):
-    return os.path.isfile(os.path.join(path, "cohort.json"))
-
-
 def beside(path):
-    """The folder of the cohort of a folder of scans."""
-    path = os.path.abspath(path)
-    return path + "-cohort"
+    """Where the cohort of a folder of scans is made."""
+    return os.path.abspath(path) + "-cohort"
+
+
+def cohort_in(path):
+    """The cohort that a folder is, that it holds, or that lies beside it; "" without one."""
+    places = (path, os.path.join(path, "cohort"), beside(path))
+    return next((place for place in places if os.path.isfile(os.path.join(place, "cohort.json"))), "")
 
 
 def what_is_in(path):
-    """ "cohort" for the folder of a cohort, or scans that have one beside them; "images" for another folder, or "". """
+    """ "cohort" where one can be opened, "images" for another folder, or "". """
     if not path or not os.path.isdir(path):
         return ""
-    return "cohort" if holds_cohort(path) or holds_cohort(beside(path)) else "images"
+    return "cohort" if cohort_in(path) else "images"

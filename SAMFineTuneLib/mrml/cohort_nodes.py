@@ -135,7 +135,7 @@ def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping
     """Write the segments as labels [k, j, i] of the cohort's values into an .npy file. -> sentences to show
 
     Segments are matched by name. One that the cohort does not know is left out, and a sentence says so. Where segments
-    overlap, the earlier one counts.
+    overlap, the earlier one counts, or the earlier labelmap where several hold them.
     """
     segmentation = segmentation_node.GetSegmentation()
     values = {name.casefold(): value for value, name in labels.items()}
@@ -199,8 +199,13 @@ def _layers(segmentation, segmentation_node, volume_node, known: Mapping[str, in
 
 def _common(shape, array_shape, start) -> tuple[list[slice], list[slice]]:
     """The part of the volume that an array covers, as slices of the volume and of the array."""
-    there = [slice(max(0, -int(s)), max(0, min(n, m - int(s)))) for n, m, s in zip(shape, array_shape, start, strict=True)]
-    return there, [slice(one.start + int(s), one.stop + int(s)) for one, s in zip(there, start, strict=True)]
+    there, own = [], []
+    for n, m, s in zip(shape, array_shape, map(int, start), strict=True):
+        first = min(max(0, -s), n)
+        last = max(first, min(n, m - s))
+        there.append(slice(first, last))
+        own.append(slice(first + s, last + s))
+    return there, own
 
 
 def place_on_slice(volume: Volume, volume_node, segmentation_node, segment_id: str, orientation: str, index: int):

@@ -59,7 +59,7 @@ def test_no_button_is_cut_and_nothing_is_wider_than_the_panel(desktop, width):
     panel = desktop.open()
     parent = desktop.widget.parent
     parent.resize(width, 1600)
-    for tab in ("segment", "automatic", "train", "settings"):
+    for tab in ("segment", "automatic", "train", "cohort", "settings"):
         panel.open_tab(tab)
         page = panel.tabs.currentWidget().widget()
         for widget in page.findChildren(qt.QWidget):  # whatever can appear
@@ -171,7 +171,7 @@ def test_the_width_never_changes_by_itself(desktop, module_panel):
     panel.input.ui.contrastSection.collapsed = False
     panel.train.ui.advancedSection.collapsed = False
     panel.server.ui.remoteButton.checked = True
-    for tab in ("automatic", "train", "settings", "segment"):
+    for tab in ("automatic", "train", "cohort", "settings", "segment"):
         panel.open_tab(tab)
         desktop.pass_time(0.2)
         assert (parent.sizeHint().width(), parent.minimumSizeHint().width()) == (wanted, least), tab
