@@ -110,7 +110,7 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
             panel.close()
 
     def _quit(self):
-        """Keep what is open, and stop trainings that must not outlive Slicer, not only when its last window is closed."""
+        """Keep what is open, and stop trainings that must not outlive Slicer, before its last window is closed."""
         self.cleanup()
         for training in _trainings():
             training.close()

@@ -1,4 +1,4 @@
-"""Reviewing the cases of a cohort: one is open, the next one is loaded in advance, what is left is written by and by."""
+"""Reviewing the cases of a cohort: one is open, the next one is loaded in advance, those left are written by and by."""
 
 import secrets
 import sys
@@ -125,8 +125,9 @@ class CohortReview:
         label, index, value = case.places[case.place]
         self._select(label)
         self.jump(index, label)
-        self.host.say(_("Doubtful place {number} of {count}: {label}, slice {index}, expected Dice {value:.2f}.").format(
-            number=case.place + 1, count=len(case.places), label=label, index=index + 1, value=value), _TOPIC)
+        text = _("Doubtful place {number} of {count}: {label}, slice {index}, expected Dice {value:.2f}.").format(
+            number=case.place + 1, count=len(case.places), label=label, index=index, value=value)
+        self.host.say(text, _TOPIC)
 
     def jump(self, index, label=None):
         """Have the slice views show a slice of the strip's orientation, in the middle of a segment."""

@@ -1,4 +1,4 @@
-"""How sure a proposal is of each slice, as a strip between the slice slider and the view; a click jumps to the slice."""
+"""How sure a proposal is of each slice, as a strip between slice slider and view; a click jumps to the slice."""
 
 import numpy as np
 import qt
@@ -28,14 +28,13 @@ class ConfidenceStrip:
         self.widget = qt.QLabel()
         self.widget.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Fixed)
         self.widget.setCursor(qt.QCursor(qt.Qt.PointingHandCursor))
-        self._presses = _Presses(self._pressed)
+        self._presses = _Presses(self.widget, self._pressed)
         self.widget.installEventFilter(self._presses)
         self.widget.hide()
 
     def close(self):
         self.widget.removeEventFilter(self._presses)
         self.widget.hide()
-        self.widget.setParent(None)
         self.widget.deleteLater()
 
     def show(self, confidence, volume):
@@ -112,11 +111,11 @@ class ConfidenceStrip:
                 return
 
 
-class _Presses(qt.QWidget):
-    """Tells where the left button was pressed on a widget."""
+class _Presses(qt.QObject):
+    """Tells where a mouse button was pressed on a widget."""
 
-    def __init__(self, pressed):
-        qt.QWidget.__init__(self)
+    def __init__(self, widget, pressed):
+        qt.QObject.__init__(self, widget)
         self._pressed = pressed
 
     def eventFilter(self, watched, event):

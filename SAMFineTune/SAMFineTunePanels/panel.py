@@ -63,7 +63,8 @@ class Panel(slicer.util.VTKObservationMixin):
             self.export, self.automatic, self.train, self.cohort, self.model, self.server,
         )  # fmt: skip
         self.widget, self.tabs = qt.QWidget(), qt.QTabWidget()
-        self._lay_out(layout, (self.segment_tab, self.automatic.widget, self.train.widget, self.cohort.widget, settings_tab))
+        own = (self.automatic.widget, self.train.widget, self.cohort.widget)
+        self._lay_out(layout, (self.segment_tab, *own, settings_tab))
         self._connections = Connections((self.tabs, "currentChanged(int)", lambda index: host.tell("TabShown", index)))
         host.remote = self.server.remote
         self.status.check_runtime()

@@ -1,7 +1,7 @@
 """A case of a cohort as nodes: its volume, and a segmentation with the cohort's names; and back into a label map.
 
-Another process reads and writes the files (`service.cohort_process`). Here voxels are copied, a few milliseconds a step,
-so that the window does not stop.
+Another process reads and writes the files (`service.cohort_process`). Here voxels are copied in steps of a few
+milliseconds, so that the window does not stop.
 """
 
 from __future__ import annotations

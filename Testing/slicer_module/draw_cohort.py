@@ -1,0 +1,90 @@
+"""Draws the Cohort tab in the stand-in, for docs/cohort.md: `python Testing/slicer_module/draw_cohort.py DEMO docs/pictures`.
+
+DEMO is what `samfinetune demo --cohort` leaves, after `samfinetune cohort train` and `propose`; a copy of it is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(_HERE), str(_HERE.parent), str(_HERE.parents[1] / "SAMFineTune")]
+
+import standin  # noqa: E402
+
+standin.install()
+
+import numpy as np  # noqa: E402
+from desktop import Desktop  # noqa: E402
+from mrml.scenes import SlicerScene  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from SAMFineTuneLib.cohort.cohort_folder import Cohort  # noqa: E402
+from SAMFineTuneLib.cohort.review import accept  # noqa: E402
+
+SIZE = (460, 640)
+SMALL = (400, 520)  # what Slicer leaves the panel on a screen of 1280 × 720
+
+
+def draw(demo: Path, folder: Path) -> None:
+    """Go through the tutorial, and take a picture of each step."""
+    scene = SlicerScene()
+    desktop = Desktop(scene, size=(460, 340))
+    panel = desktop.open()
+    tab, window = panel.cohort, desktop.widget.parent
+    window.resize(*SIZE)
+    panel.open_tab("cohort")
+
+    def save(name):
+        desktop.pass_time(1.5)
+        window.grab().save(str(folder / f"cohort-{name}.png"))
+
+    tab.ui.folderEdit.currentPath = str(demo / "images")
+    tab.ui.labelsEdit.setText("liver, spleen, right kidney")
+    save("1")
+    tab.ui.folderEdit.currentPath = str(demo)
+    tab.ui.openButton.click()
+    desktop.wait(lambda: tab.review is not None and len(tab.list.keys) == len(tab.review.cohort.state.cases))
+    tab.review.next()
+    desktop.wait(lambda: tab.review.open is not None)
+    desktop.wait(lambda: panel.host.session.at_rest)
+    desktop.pass_time(12.0)  # the small pictures come one by one
+    save("2")
+    window.resize(*SMALL)
+    save("small")
+    window.resize(*SIZE)
+    panel.input.align_views()
+    tab.review.next_doubtful() if tab.review.open.places else tab.review.jump(12)
+    desktop.pass_time(1.5)
+    view = desktop.views["Red"]
+    pixels = view.pixels()[::-1, :, :3]
+    strip = tab.review.strip
+    strip.widget.resize(pixels.shape[1], strip.widget.height)
+    from SAMFineTunePanels.shown_views import shown_slice
+
+    band = strip.picture(pixels.shape[1], shown_slice(panel.host.session.volume, "axial"))
+    Image.fromarray(np.concatenate([band, pixels])).save(folder / "cohort-4.png")
+    tab._doing = {"what": "train"}
+    desktop.close()
+    scene.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("demo", type=Path)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["SAMFINETUNE_HOME"] = home
+        copy = Path(home) / "demo-cohort"
+        shutil.copytree(arguments.demo, copy)
+        draw(copy, arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
