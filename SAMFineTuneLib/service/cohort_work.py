@@ -7,8 +7,9 @@
 | `events.jsonl`, `log.txt` | what has happened, what was printed |
 | `lock`, `stop` | held by the process; asks it to stop |
 
-A piece leaves the queue when it is done. So labels that were put into a queue are kept whatever ends, window or process:
-the next window that opens the cohort has the rest done (`take_up`). Nothing here waits, and NumPy alone is needed.
+A piece leaves the queue when it is done. So labels that were put into a queue are kept whatever ends, window or
+process: the next window that opens the cohort has the rest done (`take_up`). Nothing here waits, and NumPy alone is
+needed.
 """
 
 from __future__ import annotations

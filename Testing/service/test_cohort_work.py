@@ -83,9 +83,8 @@ def test_a_cohort_is_made_and_a_case_laid_out(scans):
     assert not path.exists() and cohort.state.case("p1").state == "corrected" and cohort.state.case("p1").lease is None
     told = answer(work, work.put("open", case="p1", by="me"))
     assert told["start"] == [3, 2, 1] and np.load(told["labels"]).shape == (2, 3, 3)
-    assert answer(work, work.put("open", case="", way="order", by="me", without=[one.key for one in cohort.state.cases]))[
-        "case"
-    ] == ""
+    keys = [one.key for one in cohort.state.cases]
+    assert answer(work, work.put("open", case="", way="order", by="me", without=keys))["case"] == "", "none is left"
     work.close()
     wait(lambda: not work.is_running)
 

@@ -1,4 +1,4 @@
-"""Draws the Cohort tab in the stand-in, for docs/cohort.md: `python Testing/slicer_module/draw_cohort.py DEMO docs/pictures`.
+"""Draws the Cohort tab in the stand-in, for docs/cohort.md: `python Testing/slicer_module/draw_cohort.py DEMO FOLDER`.
 
 DEMO is what `samfinetune demo --cohort` leaves, after `samfinetune cohort train` and `propose`; a copy of it is used.
 """
@@ -24,8 +24,6 @@ from desktop import Desktop  # noqa: E402
 from mrml.scenes import SlicerScene  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from SAMFineTuneLib.cohort.cohort_folder import Cohort  # noqa: E402
-from SAMFineTuneLib.cohort.review import accept  # noqa: E402
 
 SIZE = (460, 640)
 SMALL = (400, 520)  # what Slicer leaves the panel on a screen of 1280 × 720
