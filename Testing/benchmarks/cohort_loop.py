@@ -115,7 +115,7 @@ class Loop:
         offered = found_without_prompts(predictor, slices) if adapter else propagated(predictor, slices)
         boxes = 0 if adapter else len(offered)
         volume, labels = slices.volume, np.zeros(slices.volume.shape, np.uint8)
-        clicks, before, looks = 0, {}, 0
+        clicks, looks, poor, before = 0, 0, 0, {}
         for value, name in PARTS.items():
             masks = offered.get(value, {})
             overlap = Overlap()
@@ -124,6 +124,7 @@ class Loop:
                 overlap += Overlap.of(mask, one.mask(value))
                 mask, more, boxed = corrected(predictor, one, mask, one.mask(value))
                 clicks, boxes, looks = clicks + more, boxes + boxed, looks + bool(mask.any() or more)
+                poor += one.mask(value).any() and dice(mask, one.mask(value)) < GOOD
                 write(mask, one.plane, labels, volume, value, protect=True)
             before[name] = overlap.dice
         times = Seconds()
@@ -131,8 +132,8 @@ class Loop:
         accept(self.cohort, case.key, labels, seconds, boxes + clicks)
         reached = {name: dice(labels == value, slices.reference(value)) for value, name in PARTS.items()}
         self.done["accepted"].append({
-            "case": case.name, "prompts": boxes + clicks, "boxes": boxes, "seconds": seconds, "offered": before,
-            "accepted": reached, "adapter": adapter, "computing": time.process_time() - started,
+            "case": case.name, "prompts": boxes + clicks, "boxes": boxes, "seconds": seconds, "poor slices": int(poor),
+            "offered": before, "accepted": reached, "adapter": adapter, "computing": time.process_time() - started,
         })  # fmt: skip
         self.write()
         print(f"{self.way} {place + 1}: {self.done['accepted'][-1]}", flush=True)
