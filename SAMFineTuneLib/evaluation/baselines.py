@@ -20,7 +20,7 @@ import numpy as np
 
 from SAMFineTuneLib.inference.input_crop import View, box_around_prompts
 from SAMFineTuneLib.inference.mask_shapes import pieces
-from SAMFineTuneLib.inference.propagation import SMALLEST_SPREAD
+from SAMFineTuneLib.inference.unchanged_structure import SMALLEST_SPREAD
 from SAMFineTuneLib.prompts import PlanePrompts
 
 CORE = 0.3

@@ -92,6 +92,17 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
     return np.where(mask, np.maximum(to_edge_pixels, 0) + 0.5, to_edge_pixels + 0.5)
 
 
+def rim(mask: np.ndarray, nearest: float, furthest: float) -> np.ndarray:
+    """Pixels outside a non-empty mask whose distance to its outline lies between two bounds."""
+    x0, y0, x1, y1 = bounding_box(mask).astype(int)
+    reach = int(np.ceil(furthest)) + 1
+    near = slice(max(y0 - reach, 0), y1 + reach + 1), slice(max(x0 - reach, 0), x1 + reach + 1)
+    away = -_signed_distance(mask[near])
+    found = np.zeros_like(mask)
+    found[near] = (away > nearest) & (away <= furthest)
+    return found
+
+
 def interior_points(mask: np.ndarray, count: int = 1) -> np.ndarray:
     """Up to `count` well separated points (n, 2), x and y, that lie deepest in a mask.
 

@@ -7,6 +7,10 @@ the memory knows where the structure is, the slice model where its border is. Wh
 the block, the next block overlaps this one and has its answers as the earlier ones. On every slice the memory also says
 whether the structure is there at all; propagation ends at the first slice where it is not.
 
+The memory lets long structures taper and end although nothing changes. Where its answer is much smaller than the mask
+of the slice before, or there is none, the slice model is prompted with that mask, too; its answer counts where the
+structure is found unchanged (`unchanged_structure`).
+
 Slices that are much closer to each other than the cells of the block are wide are left out, and so are those that were
 interpolated when the volume was read; their masks are interpolated.
 """
@@ -15,13 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
 
 from SAMFineTuneLib.inference.block_path import BlockPath, path_through
+from SAMFineTuneLib.inference.mask_shapes import overlap
 from SAMFineTuneLib.inference.onnx_memory import VolumeMemory
 from SAMFineTuneLib.inference.progress import Cancelled
+from SAMFineTuneLib.inference.unchanged_structure import appearance, is_unchanged
 from SAMFineTuneLib.models.volume_block import channels, grey_evidence, stretch
 
 MOST_SLICES = 32
@@ -33,6 +40,7 @@ PASSES = 8
 _MOVED = 0.03  # a path that moves less, in sides of the block, need not be followed again
 _FINEST = 0.5  # cells from slice to slice: slices between closer ones are left out
 _OUTLINED = 2 / 3  # share of the slice model in the mean
+_SHRUNK = 0.85  # share of the area of the slice before; below, the structure may have been lost
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
 
 
@@ -154,6 +162,7 @@ class _Run:
         self.cancelled = cancelled
         self.found: dict[int, SliceAnswer] = dict(answered)
         self.corrects = bool(answered)
+        self._prompted = lru_cache(None)(lambda index: appearance(slices.picture(index), known[index]))
 
     def edge(self, filled: list[int], step: int) -> int:
         """The outermost slice that is known or answered, as seen from the prompts in a direction."""
@@ -194,15 +203,36 @@ class _Run:
         for index in sorted(new, key=lambda index: min(abs(index - known) for known in self.known)):
             if self.cancelled():
                 return
-            answer = new[index]
-            self.found[index] = answer if index in self.known or not answer.there else self._outlined(index, answer)
+            answer = self.found[index] = new[index]
             if index not in self.known:
+                outlined = self._outlined(index, answer) if answer.there else answer
+                self.found[index] = self._unchanged(index, outlined) or outlined
                 yield {index: self.found[index]}
 
     def _outlined(self, index: int, answer: SliceAnswer) -> SliceAnswer:
         """The mean of the memory's and the slice model's answer."""
         share = (1 - _OUTLINED) * answer.share + _OUTLINED * self.outlined(index, answer.mask)
         return replace(answer, share=share) if (share > 0.5).any() else answer
+
+    def _unchanged(self, index: int, answer: SliceAnswer) -> SliceAnswer | None:
+        """The slice model's answer to the mask of the slice before, where the memory's falls behind it and the
+        structure goes on as it was prompted."""
+        start = min(self.known, key=lambda known: abs(index - known))
+        before = self._mask(index + (1 if start > index else -1))
+        area = np.count_nonzero(answer.mask) if answer.there else 0
+        if not (before.any() and self.known[start].any()) or area >= _SHRUNK * np.count_nonzero(before):
+            return None
+        share = self.outlined(index, before)
+        if not is_unchanged(self._prompted(start), self.slices.picture(index), share > 0.5, before):
+            return None
+        return SliceAnswer(share, overlap(share > 0.5, before))
+
+    def _mask(self, index: int) -> np.ndarray:
+        """What is known or answered of a slice; empty where nothing is."""
+        if index in self.known:
+            return self.known[index]
+        there = index in self.found and self.found[index].there
+        return self.found[index].mask if there else np.zeros((1, 1), bool)
 
     def _path(self, answers: Mapping[int, SliceAnswer], indices: Iterable[int]) -> BlockPath:
         masks = {index: answers[index].mask for index in indices if index in answers and answers[index].there}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -65,6 +65,34 @@ def piece_tracks(known: Mapping[int, np.ndarray]) -> list[dict[int, np.ndarray]]
         own = tracks.setdefault(first((index, number)), {})
         own[index] = own[index] | found[index][number] if index in own else found[index][number]
     return list(tracks.values())
+
+
+def shared_out(
+    masks: Mapping[int, np.ndarray], parts: Sequence[Mapping[int, np.ndarray]]
+) -> list[dict[int, np.ndarray]]:
+    """Divide the masks of further slices among the parts that `piece_tracks` made: slices near those of the parts come
+    first, and a piece goes to the part that it overlaps most, or is nearest to, where that was last.
+
+    Args:
+        masks: (H, W), not empty, by slice.
+        parts: masks by slice, of each part.
+
+    Returns:
+        Masks by slice, of each part; a part may lack slices.
+    """
+    latest = [dict(part) for part in parts]
+    found: list[dict[int, np.ndarray]] = [{} for _ in parts]
+    known = {index for part in parts for index in part}
+    for index in sorted(masks, key=lambda index: min(abs(index - one) for one in known)):
+        near = [own[min(own, key=lambda one: abs(one - index))] for own in latest]
+        for piece in pieces(masks[index]):
+            merits = [(np.count_nonzero(piece & mask), -_distance(piece, mask)) for mask in near]
+            own = found[merits.index(max(merits))]
+            own[index] = own[index] | piece if index in own else piece
+        for own, so_far in zip(found, latest, strict=True):
+            if index in own:
+                so_far[index] = own[index]
+    return found
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:

@@ -36,10 +36,11 @@ from SAMFineTuneLib.inference.memory_propagation import (
     propagate_with_memory,
     together,
 )
-from SAMFineTuneLib.inference.piece_tracks import large_pieces, piece_tracks
+from SAMFineTuneLib.inference.piece_tracks import large_pieces, piece_tracks, shared_out
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.inference.slice_stack import Stack, stack_through
+from SAMFineTuneLib.inference.unchanged_structure import SMALLEST_SPREAD
 from SAMFineTuneLib.prompts import PlanePrompts
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 _LEVELS = tuple(np.log(share / (1 - share)) for share in (0.1, 0.3, 0.5, 0.7, 0.9))
 """Logits at which a mask is cut to tell how likely its pixels are."""
-SMALLEST_SPREAD = 12.0
-"""Smallest standard deviation assumed for a structure's grey values (of 255): less is noise, or saturation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,13 +249,17 @@ class _Remembered:
             plan.interpolated,
         )
         parts = list(piece_tracks(self.known))
-        answered = _as_answers(kept, plan.starts[0].mask.shape) if len(parts) == 1 else {}
+        kept_masks = {index: mask for index, mask in kept.items() if mask is not None}
+        answered = [
+            _as_answers({index: own.get(index) for index in kept}, plan.starts[0].mask.shape)
+            for own in shared_out(kept_masks, parts)
+        ]
         self.blocks = together(
-            propagate_with_memory(memory, stack, part, self.first, self.last, self._outlined, cancelled, answered)
-            for part in parts
+            propagate_with_memory(memory, stack, part, self.first, self.last, self._outlined, cancelled, own)
+            for part, own in zip(parts, answered, strict=True)
         )
         self.kept = kept
-        self.masks = {**self.known, **{index: mask for index, mask in kept.items() if mask is not None}}
+        self.masks = self.known | kept_masks
         self.wanted = set(plan.indices) - kept.keys()
 
     def slices(self) -> Iterator[PropagatedSlice | PropagationEnd | None]:

@@ -1,0 +1,62 @@
+"""Tells where a structure goes on unchanged from one slice to the next, as a vessel or the spinal cord does.
+
+The volume memory lets long tubes taper and end although nothing changes there. A mask on the next slice counts as the
+same structure when it is the prompted slice's again: in area, in grey value, and in contrast to its rim, which a mask
+beyond the structure's end lacks. Structures that hardly differ from their rim are never said to go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from SAMFineTuneLib.inference.mask_shapes import overlap, rim
+
+SMALLEST_SPREAD = 12.0
+"""Smallest standard deviation assumed for a structure's grey values (of 255): less is noise, or saturation."""
+_RIM = (1.0, 4.0)  # pixels from the outline
+_STANDS_OUT = 2.0  # standard deviations of its grey values between a structure and its rim, at least
+_LEAST_CONTRAST = 0.5  # share of the prompted slice's contrast that must be left
+_GREY_SHIFT = 0.25  # of the contrast: the mean grey value may differ as much, if that is more than a standard deviation
+_LEAST_OVERLAP = 0.7  # IoU with the slice before
+_AREA = 0.75  # least ratio of the areas here and on the prompted slice, the smaller to the larger
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How a structure looks on a slice: pixels, mean and standard deviation of grey values, and the difference of the
+    mean to its rim's."""
+
+    area: int
+    grey: float
+    spread: float
+    contrast: float
+
+
+def appearance(picture: np.ndarray, mask: np.ndarray) -> Appearance:
+    """Of what a mask (H, W), not empty, covers on a picture (H, W), 0 to 255."""
+    inside, around = picture[mask], picture[rim(mask, *_RIM)]
+    grey = float(inside.mean())
+    contrast = grey - float(around.mean()) if len(around) else 0.0
+    return Appearance(len(inside), grey, max(float(inside.std()), SMALLEST_SPREAD), contrast)
+
+
+def is_unchanged(prompted: Appearance, picture: np.ndarray, mask: np.ndarray, before: np.ndarray) -> bool:
+    """Whether a mask on a slice is the structure as it looks on the prompted one, where the slice before left it.
+
+    Args:
+        prompted: how it looks on the prompted slice.
+        picture: the slice (H, W), 0 to 255.
+        mask, before: the masks of this slice and of the one before (H, W).
+    """
+    if not mask.any() or overlap(mask, before) < _LEAST_OVERLAP:
+        return False
+    here = appearance(picture, mask)
+    shift = max(prompted.spread, _GREY_SHIFT * abs(prompted.contrast))
+    return (
+        abs(prompted.contrast) >= _STANDS_OUT * prompted.spread
+        and _AREA <= here.area / prompted.area <= 1 / _AREA
+        and abs(here.grey - prompted.grey) <= shift
+        and here.contrast / prompted.contrast >= _LEAST_CONTRAST
+    )
