@@ -193,6 +193,8 @@ class Host:
         if self.session is not None:
             for event in self._pumped():
                 self._take(event)
+            if self.session.views_first:
+                return self._set_interval(SOON)
             if not self.jobs and not self.drawing() and self.session.refresh_due:
                 self._guarded(self.session.refresh_surface)
         if self.task is not None:

@@ -65,6 +65,8 @@ class SceneSync:
         self.parameters = storage.ParameterNode(scene)
         self.state: events.StateChanged | None = None
         """The newest state that the session told."""
+        self.views_first = False
+        """Whether the last turn has written masks and left all else to the next one, so that the views are drawn soon."""
         self.volume_node = None
         self.segmentation_node = None
         self.volume: Volume | None = None
@@ -242,8 +244,14 @@ class SceneSync:
         self._follow_changes()
         if self._reconcile():  # sends it now rather than at the next turn
             self._pump_client(0.001)
-        if self._work is not None:  # first, because it is what the user waits for
-            self._work.masks.show(end, self._awaits_state or self._next_state is not None)
+        # First the masks, because they are what the user waits for. What is left to do waits for the next turn, so that
+        # the views are drawn before; every second turn does it, however many masks come.
+        shown = self._work is not None and self._work.masks.show(
+            end, self._awaits_state or self._next_state is not None
+        )
+        self.views_first = shown and not self.views_first
+        if self.views_first:
+            return
         if self._next_state is not None and not (self._work is not None and self._work.prompts.held):
             self._take(self._next_state, late)
             if late():

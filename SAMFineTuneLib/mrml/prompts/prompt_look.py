@@ -23,6 +23,7 @@ _HANDLE_SCALE = 2.4  # of vtkMRMLMarkupsDisplayNode: 9 pixels across on a usual 
 _HANDLE_RADIUS = 0.001  # of the screen's diagonal, for a handle of scale 1: Slicer's own figure
 _SMALLER = 0.7  # prompts of other segments
 _PARALLEL = 0.999  # cosine
+_SAME = 1e-6  # of a display property
 _LIGHT, _DARK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 _GREEN, _RED = (0.35, 1.0, 0.25), (0.75, 0.05, 0.05)
 _HOVER = (1.0, 0.9, 0.2)
@@ -151,6 +152,7 @@ def _only_in(display, view_ids) -> None:
 def _change(display, **values) -> None:
     """Set properties that have another value: every change draws the views again."""
     for name, value in values.items():
-        if not np.allclose(getattr(display, "Get" + name)(), value):
-            parts = value if isinstance(value, tuple) else (value,)
+        now, parts = getattr(display, "Get" + name)(), value if isinstance(value, tuple) else (value,)
+        # not `np.allclose`: this is asked some twenty times at every click
+        if any(abs(a - b) > _SAME for a, b in zip(now if isinstance(now, tuple) else (now,), parts, strict=True)):
             getattr(display, "Set" + name)(*parts)

@@ -52,11 +52,13 @@ class MaskDisplay:
         self._waiting.pop(place, None)
         self._waiting[place] = event
 
-    def show(self, end: float, state_follows: bool = False) -> None:
+    def show(self, end: float, state_follows: bool = False) -> bool:
         """Write masks into segments, in the order in which they came, until the clock says `end`; at least one.
-        `state_follows` says that segments may come that are not in Slicer's table yet."""
+        `state_follows` says that segments may come that are not in Slicer's table yet. Returns whether there were any.
+        """
         if not self._waiting:
-            return
+            return False
+        shown = False
         with self.writer.together():
             for place, event in list(self._waiting.items()):
                 segment_id = self._table.id_of(event.segment)
@@ -65,8 +67,10 @@ class MaskDisplay:
                 del self._waiting[place]
                 if segment_id is not None and self._table.has(segment_id):
                     self._show(segment_id, event)
+                    shown = True
                 if self._clock() >= end:
-                    return
+                    break
+        return shown
 
     def take_back(self, segment_id: str | None = None) -> None:
         """Remove all masks, or those of a segment, including queued ones."""
