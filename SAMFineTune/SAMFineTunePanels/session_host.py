@@ -17,6 +17,7 @@ SOON = 1  # ms until the turn after something happened, and while the user waits
 WORKING = 15  # ms between two turns while a job runs
 RESTING = 100  # ms while nothing is
 AWAY = 400  # ms while nothing is and the module is not shown
+ANSWERED_WITHIN = 0.1  # s that an answer may take before the panel is brought up to date meanwhile
 BUDGET = 0.02  # s that the session may work in a turn
 END_WORKER_AFTER = 300.0  # s without work after the module was left; it starts again when needed
 
@@ -37,6 +38,7 @@ class Host:
         self._left_at = None
         self._pumping = False
         self._unfinished = False
+        self._waiting_since = None
         self.drawing = _never  # whether the user draws with the mouse, so that nothing slow may begin
         self.client = None
         self.session = None
@@ -193,7 +195,7 @@ class Host:
         if self.session is not None:
             for event in self._pumped():
                 self._take(event)
-            if self.session.views_first:
+            if self.session.views_first or self._answer_is_near():
                 return self._set_interval(SOON)
             if not self.jobs and not self.drawing() and self.session.refresh_due:
                 self._guarded(self.session.refresh_surface)
@@ -206,6 +208,15 @@ class Host:
         if self._left_at is not None and self.session is None:
             self.timer.stop()
         self._pace()
+
+    def _answer_is_near(self):
+        """Whether the user has waited for an answer for a moment only: until it is there, the panel stays as it is."""
+        now = time.monotonic()
+        if self.working or not self.session.outstanding:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = now
+        return self._waiting_since is not None and now - self._waiting_since < ANSWERED_WITHIN
 
     def _step(self, task):
         more = False

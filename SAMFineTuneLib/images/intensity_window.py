@@ -1,7 +1,8 @@
 """Intensity windows: which voxel values become black and white in the 8-bit picture that a model sees.
 
 A window is chosen once for a volume, never slice by slice, so that the same tissue has the same grey on every slice
-and in every run.
+and in every run. It is widened only where it hides what the user points at: contrast-filled vessels that are all white,
+a lung that is all black.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ CT_PRESETS = {  # name -> (level, width) in Hounsfield units, the values common 
 }
 _PICTURE_MODALITIES = ("US", "XC", "ES", "GM", "OP")  # their grey values are those to display
 DEFAULT_PERCENTILES = (0.5, 99.5)
+_HIDDEN = 0.5
+"""Share of the prompted pixels beyond an end of the window, above which it is widened."""
+_HIDDEN_AROUND = 0.4
+"""The same for pixels around a box or mask: its border cannot be seen there."""
+_UNLIKE = 0.2
+"""Share of what is joined to a point in the same white or black that differs from it, above which there are borders."""
+_DIFFERENCE = 0.15
+"""How much a value must differ for that, in widths of the window."""
+_WITHIN = 0.25
+"""How far inside the new window the hidden values lie, in its widths."""
 _SAMPLE = 500_000  # voxels; larger volumes are judged by an even sample of about this size
 
 
@@ -94,6 +105,52 @@ def joined(windows: Sequence[IntensityWindow]) -> IntensityWindow:
     """The window that shows what any of these shows; the name is that of the last one."""
     lows, highs = zip(*((window.low, window.high) for window in windows), strict=True)
     return IntensityWindow(min(lows), max(highs), windows[-1].name)
+
+
+def widened_where_hidden(
+    window: IntensityWindow, values: np.ndarray, under: np.ndarray, around: np.ndarray | None = None
+) -> IntensityWindow:
+    """The window in which a model should see a slice on which something is prompted.
+
+    The window stays as it is unless more than half of what is prompted lies beyond one of its ends, and a border is
+    hidden there: around a box there must be more of the same white or black, and what is joined to a point in it must
+    have other values, too. A bone or a single vessel among soft tissue is answered better in the window that shows it
+    all white. The new window reaches as far beyond that end as it takes to bring the median of the hidden values a
+    quarter of its width inside.
+
+    Args:
+        window: the window of the volume.
+        values: the volume on the slice (rows, columns), in its own units.
+        under: bool (rows, columns), what is prompted.
+        around: bool (rows, columns), what surrounds it; None when only points are known.
+
+    Returns:
+        `window` itself, or a wider one.
+    """
+    for beyond, other in ((values < window.low, window.high), (values > window.high, window.low)):
+        hidden = under & beyond
+        if np.count_nonzero(hidden) <= _HIDDEN * np.count_nonzero(under):
+            continue
+        middle = float(np.median(values[hidden]))
+        if not np.isfinite(middle):
+            continue
+        if around is None:
+            joined_to = values[_joined(hidden, beyond)]
+            borders = (np.abs(joined_to - middle) > _DIFFERENCE * window.width).mean() > _UNLIKE
+        else:
+            borders = np.count_nonzero(around & beyond) > _HIDDEN_AROUND * np.count_nonzero(around)
+        if borders:
+            reach = other + (middle - other) / (1 - _WITHIN)
+            return IntensityWindow(min(reach, other), max(reach, other), "widened under a prompt")
+    return window
+
+
+def _joined(seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The 8-connected pieces of a mask (rows, columns) that hold any of the seeds."""
+    import SimpleITK as sitk
+
+    images = [sitk.GetImageFromArray(one.astype(np.uint8)) for one in (seeds, mask)]
+    return sitk.GetArrayFromImage(sitk.BinaryReconstructionByDilation(*images, fullyConnected=True)) > 0
 
 
 def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow:

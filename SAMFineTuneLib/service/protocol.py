@@ -17,7 +17,7 @@ from SAMFineTuneLib.service.wire import Buffer, Later
 from SAMFineTuneLib.session.events import Event
 from SAMFineTuneLib.session.intents import Intent
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised with every change that makes an older client or server fail."""
 
 MARK = "X-SAMFineTune-Protocol"

@@ -25,7 +25,9 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import SlicePlane
-from SAMFineTuneLib.prompts import Prompt, PromptSet, SegmentPrompts, prompts_from_dict, prompts_to_dict
+from SAMFineTuneLib.prompts import Prompt
+from SAMFineTuneLib.prompts.checked_json import Coordinates
+from SAMFineTuneLib.prompts.prompt_kind import KINDS
 
 Buffer = bytes | bytearray | memoryview
 Value = TypeVar("Value")
@@ -113,7 +115,7 @@ def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
         arrays.append(_sendable(value))
         return {"array": len(arrays) - 1}
     if isinstance(value, Prompt):
-        return prompts_to_dict(PromptSet((SegmentPrompts("prompt", 1, None, (value,)),)))["segments"][0]
+        return {value.list_name: value.to_json()}
     if not dataclasses.is_dataclass(value):
         raise WireError(f"{type(value).__name__} cannot be sent")
     written = {"is": type(value).__name__}
@@ -275,11 +277,11 @@ def _read_plane(value: Any, where: str, _) -> SlicePlane:
 
 
 def _read_prompt(value: Any, where: str, _) -> Prompt:
-    """A prompt has the form of our prompts file, where each kind says how it is stored."""
-    (segment,) = prompts_from_dict({"version": 1, "segments": [value]}).segments
-    if len(segment.prompts) != 1:
-        raise UserError("Prompts are sent one at a time.")
-    return segment.prompts[0]
+    """A prompt has the form that its kind has in our prompts file, under the name of its list there."""
+    name, entry = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else ("", None)
+    if name not in KINDS:
+        raise WireError(f"{where} is not a prompt")
+    return KINDS[name].from_json(entry, where, Coordinates("ras", None))
 
 
 _FLOAT_MAX = float(np.finfo(np.float64).max)

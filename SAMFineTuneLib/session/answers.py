@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
+from SAMFineTuneLib.images.intensity_window import widened_where_hidden
 from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.inference.input_crop import bounding_box
 from SAMFineTuneLib.inference.mask_shapes import interior_points
-from SAMFineTuneLib.inference.prompt_window import window_for
 from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.session.state import Task
 
@@ -42,6 +43,10 @@ _INTERIOR = 3
 """Points that stand for a mask that is corrected, at most."""
 _LASSO_POINTS = 8
 """Points inside a lasso that the model is told, at most."""
+_FRAME = 0.15
+"""Width of what counts as around a box or mask, in sides of the box; at least 2 pixels."""
+_AROUND = 1
+"""Pixels on each side of a point that count as prompted."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,39 @@ def combine(prompts: tuple[PlanePrompts, ...]) -> PlanePrompts:
         box=boxes[0] if boxes else None,
         mask=np.any(masks, axis=0) if masks else None,
     )
+
+
+def window_for(values: np.ndarray, prompts: PlanePrompts, window: IntensityWindow) -> IntensityWindow:
+    """The window in which a model should see a slice, wider than the volume's where that hides what is prompted.
+
+    Args:
+        values: the volume on the slice (rows, columns), in its own units.
+        prompts: what the window must show: a box, else a mask, else positive points.
+        window: the window of the volume.
+
+    Returns:
+        `window` itself, or a wider one.
+    """
+    box = prompts.box
+    if box is None and prompts.mask is not None:
+        box = bounding_box(prompts.mask)
+    if box is not None:
+        inside = _within(values.shape, box)
+        around = _within(values.shape, box, np.maximum(_FRAME * (box[2:] - box[:2] + 1), 2)) & ~inside
+        return widened_where_hidden(window, values, inside if prompts.box is not None else prompts.mask, around)
+    under = np.zeros(values.shape, bool)
+    for point in prompts.points[prompts.labels == 1]:
+        under |= _within(values.shape, np.tile(point, 2), _AROUND)
+    return widened_where_hidden(window, values, under)
+
+
+def _within(shape: tuple[int, ...], box: np.ndarray, margin: np.ndarray | float = 0) -> np.ndarray:
+    """Pixels (rows, columns) of a box x0, y0, x1, y1, enlarged by a margin."""
+    found = np.zeros(shape, bool)
+    left, top = np.rint(box[:2] - margin).astype(int).clip(0)
+    right, bottom = (np.rint(box[2:] + margin).astype(int) + 1).clip(0)
+    found[top:bottom, left:right] = True
+    return found
 
 
 def _spread_points(pixels: np.ndarray, count: int) -> np.ndarray:

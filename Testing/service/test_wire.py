@@ -189,7 +189,7 @@ def test_an_error_names_the_field(values, says):
         ({"is": "Propagate", "segment": 1, "settings": {"is": "PropagationSettings", "direction": "sideways"}},
          "sideways"),
         ({"is": "AddPrompt", "segment": 1, "prompt": {"name": "a", "points": [{"position": [0, 0]}]}}, "3 numbers"),
-        ({"is": "AddPrompt", "segment": 1, "prompt": {"name": "a"}}, "one at a time"),
+        ({"is": "AddPrompt", "segment": 1, "prompt": {"name": "a"}}, "not a prompt"),
         ({"is": "Clear", "plane": PLANE.to_dict() | {"shape": [100_000, 100_000]}}, "too large"),
         ({"is": "Clear", "plane": PLANE.to_dict() | {"right": [0, 0, 0]}}, "damaged"),
     ],

@@ -9,10 +9,10 @@ from scipy import ndimage
 from SAMFineTuneLib.images import IntensityWindow, Volume, aligned_plane, read_volume
 from SAMFineTuneLib.images.phantom import write_dicom_series
 from SAMFineTuneLib.inference.mask_shapes import interior_points
-from SAMFineTuneLib.inference.prompt_window import window_for
 from SAMFineTuneLib.metrics.mask_metrics import dice
 from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.segmenter import Segmenter
+from SAMFineTuneLib.session.answers import window_for
 
 ABDOMEN = IntensityWindow(-160, 240)
 SLICE = 3
