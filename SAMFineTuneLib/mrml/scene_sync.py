@@ -66,7 +66,7 @@ class SceneSync:
         self.state: events.StateChanged | None = None
         """The newest state that the session told."""
         self.views_first = False
-        """Whether the last turn has written masks and left all else to the next one, so that the views are drawn soon."""
+        """Whether the last turn has written masks and left all else to the next one, so that the views are drawn."""
         self.volume_node = None
         self.segmentation_node = None
         self.volume: Volume | None = None

@@ -173,6 +173,7 @@ def test_what_cannot_be_sent_is_refused():
         ({"is": "Adopt", "job": 1, "objects": [1, None]}, r"message.objects\[1\] is not a whole number"),
         ({"is": "Propagate", "segment": 1, "settings": {"is": "PropagationSettings", "mode": 4}},
          "message.settings.mode is not a text"),
+        ({"is": "AddPrompt", "segment": 1, "prompt": {"name": "a"}}, "message.prompt is not a prompt"),
         ({"is": "FormatDisk"}, "message is of an unknown kind"),
         ({"is": "SetVolume"}, "message is of an unknown kind"),
         (None, "message is of an unknown kind"),
@@ -188,8 +189,7 @@ def test_an_error_names_the_field(values, says):
     [
         ({"is": "Propagate", "segment": 1, "settings": {"is": "PropagationSettings", "direction": "sideways"}},
          "sideways"),
-        ({"is": "AddPrompt", "segment": 1, "prompt": {"name": "a", "points": [{"position": [0, 0]}]}}, "3 numbers"),
-        ({"is": "AddPrompt", "segment": 1, "prompt": {"name": "a"}}, "not a prompt"),
+        ({"is": "AddPrompt", "segment": 1, "prompt": {"points": {"position": [0, 0]}}}, "3 numbers"),
         ({"is": "Clear", "plane": PLANE.to_dict() | {"shape": [100_000, 100_000]}}, "too large"),
         ({"is": "Clear", "plane": PLANE.to_dict() | {"right": [0, 0, 0]}}, "damaged"),
     ],
