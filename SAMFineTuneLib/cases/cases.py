@@ -95,12 +95,11 @@ def digest_of(volume: Volume, labels: np.ndarray) -> str:
 # ---------------------------------------------------------------- finding
 
 
-def find_cases(path: str | Path, labels: str | Path | None = None, match: str = "") -> tuple[Case, ...]:
+def find_cases(path: str | Path, match: str = "") -> tuple[Case, ...]:
     """Find annotated cases.
 
     Args:
         path: A folder, or a list such as a .csv file.
-        labels: Folder of the labels, where it lies elsewhere.
         match: How labels find their voxels, one of `label_grid.MATCHES`.
 
     Returns:
@@ -116,8 +115,6 @@ def find_cases(path: str | Path, labels: str | Path | None = None, match: str = 
         raise UserError(f"“{path}” does not exist; check the path.")
     if path.is_file():
         cases = _from_list(path)
-    elif labels is not None:
-        cases = _pairs(path, Path(labels).expanduser())
     elif (path / "imagesTr").is_dir():
         cases = _from_nnunet(path)
     else:

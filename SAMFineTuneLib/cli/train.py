@@ -243,8 +243,8 @@ def _trainings_of(plan: Plan) -> str:
     return f"1 training of {steps}" if len(plan.steps) == 1 else f"{len(plan.steps)} trainings of {steps} each"
 
 
-def _named(cases: Sequence[Case], most: int = 5) -> str:
-    names = ", ".join(case.id for case in cases[:most]) + (", …" if len(cases) > most else "")
+def _named(cases: Sequence[Case]) -> str:
+    names = ", ".join(case.id for case in cases[:5]) + (", …" if len(cases) > 5 else "")
     return f"{len(cases)} case{'s' * (len(cases) != 1)} ({names})"
 
 

@@ -87,12 +87,10 @@ def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | 
     return Labelmap(labels, affine, tuple(segments), tuple(notes))
 
 
-def labelmap_node_steps(
-    segmentation_node, volume_node, segment_ids: Sequence[str] | None = None, name: str = ""
-) -> Steps[object]:
+def labelmap_node_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None) -> Steps[object]:
     """A new labelmap node of the segments, under the volume's transform, with their names and colours."""
     found = yield from labelmap_steps(segmentation_node, volume_node, segment_ids)
-    return _labelmap_node(found, volume_node, name or f"{segmentation_node.GetName()}-label")
+    return _labelmap_node(found, volume_node, f"{segmentation_node.GetName()}-label")
 
 
 def export_steps(

@@ -58,13 +58,9 @@ def _weights(size: int, nodes: float, count: int) -> np.ndarray:
     return (weight / np.maximum(np.linalg.norm(weight, axis=1, keepdims=True), 1e-3)).astype(np.float32)
 
 
-def smooth_noise(
-    rng: np.random.Generator, nodes: float, shape: tuple[int, ...] = CANVAS, stretch: float = 1.0
-) -> np.ndarray:
-    """Noise of zero mean and unit deviation with about `nodes` bumps across a row; along the slices, bumps are
-    `stretch` times as long."""
+def smooth_noise(rng: np.random.Generator, nodes: float, shape: tuple[int, ...] = CANVAS) -> np.ndarray:
+    """Noise of zero mean and unit deviation with about `nodes` bumps across a row."""
     across = [nodes * size / shape[-1] for size in shape]
-    across[0] /= stretch
     counts = [math.ceil(max(number, 1)) + 1 for number in across]
     field = rng.standard_normal(counts, dtype=np.float32)
     for axis, (size, number, count) in enumerate(zip(shape, across, counts, strict=True)):

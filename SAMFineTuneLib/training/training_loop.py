@@ -231,14 +231,14 @@ def _validate(training: Training, history: History, best: dict[str, Tensor]) -> 
 # ---------------------------------------------------------------- checkpoints
 
 
-def load_training(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_training(path: Path) -> dict[str, Any]:
     """What `train` wrote into a checkpoint: `about`, `state`, `best`, `optimiser`, `history`.
 
     Raises:
         UserError: When the file is damaged, or was written by another version.
     """
     with _usable(path):
-        found = load_own_checkpoint(path, device)
+        found = load_own_checkpoint(path)
         version = found.get("format")
     if version != _FORMAT:
         raise UserError(

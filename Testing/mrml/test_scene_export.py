@@ -100,8 +100,9 @@ def test_a_seg_nrrd_says_names_and_colours(scene_nodes, tmp_path):
 
 def test_a_labelmap_node_lies_where_the_volume_is(scene_nodes, masks):
     segmentation_node, volume_node = scene_nodes
-    node = finished(labelmap_node_steps(segmentation_node, volume_node, ["second"], "out"))
-    assert node.GetName() == "out" and node.GetParentTransformNode() is volume_node.GetParentTransformNode()
+    node = finished(labelmap_node_steps(segmentation_node, volume_node, ["second"]))
+    assert node.GetName() == f"{segmentation_node.GetName()}-label"
+    assert node.GetParentTransformNode() is volume_node.GetParentTransformNode()
     assert [node.GetIJKToRASDirectionMatrix, node.GetOrigin()][1] == pytest.approx(volume_node.GetOrigin())
     from vtk.util.numpy_support import vtk_to_numpy
 
