@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,7 +108,11 @@ def joined(windows: Sequence[IntensityWindow]) -> IntensityWindow:
 
 
 def widened_where_hidden(
-    window: IntensityWindow, values: np.ndarray, under: np.ndarray, around: np.ndarray | None = None
+    window: IntensityWindow,
+    values: np.ndarray,
+    under: np.ndarray,
+    around: np.ndarray | None,
+    pieces_with: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> IntensityWindow:
     """The window in which a model should see a slice on which something is prompted.
 
@@ -123,6 +127,7 @@ def widened_where_hidden(
         values: the volume on the slice (rows, columns), in its own units.
         under: bool (rows, columns), what is prompted.
         around: bool (rows, columns), what surrounds it; None when only points are known.
+        pieces_with: gives the connected pieces of a mask that hold any of some pixels, all bool (rows, columns).
 
     Returns:
         `window` itself, or a wider one.
@@ -135,7 +140,7 @@ def widened_where_hidden(
         if not np.isfinite(middle):
             continue
         if around is None:
-            joined_to = values[_joined(hidden, beyond)]
+            joined_to = values[pieces_with(beyond, hidden)]
             borders = (np.abs(joined_to - middle) > _DIFFERENCE * window.width).mean() > _UNLIKE
         else:
             borders = np.count_nonzero(around & beyond) > _HIDDEN_AROUND * np.count_nonzero(around)
@@ -143,14 +148,6 @@ def widened_where_hidden(
             reach = other + (middle - other) / (1 - _WITHIN)
             return IntensityWindow(min(reach, other), max(reach, other), "widened under a prompt")
     return window
-
-
-def _joined(seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The 8-connected pieces of a mask (rows, columns) that hold any of the seeds."""
-    import SimpleITK as sitk
-
-    images = [sitk.GetImageFromArray(one.astype(np.uint8)) for one in (seeds, mask)]
-    return sitk.GetArrayFromImage(sitk.BinaryReconstructionByDilation(*images, fullyConnected=True)) > 0
 
 
 def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow:

@@ -28,6 +28,14 @@ def pieces(mask: np.ndarray) -> list[np.ndarray]:
     return found
 
 
+def pieces_with(mask: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """The 8-connected pieces of a mask that hold any of some pixels, as one mask."""
+    labels, inside = _labelled(mask)
+    kept = np.zeros(mask.shape, dtype=bool)
+    kept[inside] = np.isin(labels, np.setdiff1d(labels[pixels[inside]], [0]))
+    return kept
+
+
 def pieces_asked_for(
     mask: np.ndarray, marked: np.ndarray, largest: bool, before: np.ndarray | None = None
 ) -> np.ndarray:

@@ -29,7 +29,7 @@ from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
 from SAMFineTuneLib.images.intensity_window import widened_where_hidden
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.input_crop import bounding_box
-from SAMFineTuneLib.inference.mask_shapes import interior_points
+from SAMFineTuneLib.inference.mask_shapes import interior_points, pieces_with
 from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.session.state import Task
 
@@ -230,11 +230,12 @@ def window_for(values: np.ndarray, prompts: PlanePrompts, window: IntensityWindo
     if box is not None:
         inside = _within(values.shape, box)
         around = _within(values.shape, box, np.maximum(_FRAME * (box[2:] - box[:2] + 1), 2)) & ~inside
-        return widened_where_hidden(window, values, inside if prompts.box is not None else prompts.mask, around)
+        under = inside if prompts.box is not None else prompts.mask
+        return widened_where_hidden(window, values, under, around, pieces_with)
     under = np.zeros(values.shape, bool)
     for point in prompts.points[prompts.labels == 1]:
         under |= _within(values.shape, np.tile(point, 2), _AROUND)
-    return widened_where_hidden(window, values, under)
+    return widened_where_hidden(window, values, under, None, pieces_with)
 
 
 def _within(shape: tuple[int, ...], box: np.ndarray, margin: np.ndarray | float = 0) -> np.ndarray:
