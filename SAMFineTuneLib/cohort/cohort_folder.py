@@ -9,6 +9,7 @@
 | `features/KEY.npy` | the pooled embedding of an image, by which cases are compared |
 | `adapters/N/` | the adapter of training N |
 | `training/` | a training that is not finished |
+| `judged/N/KEY/` | what it proposes for an accepted case held out, by which its confidence is calibrated |
 
 A case's key is the beginning of its image's digest. Images are never altered, and apart from the path of each image
 nothing here names a patient. Every change reads `cohort.json` anew and replaces it while it holds a lock, so that

@@ -1,7 +1,9 @@
 """How far a proposal can be trusted, slice by slice and label by label: the Dice that is to be expected.
 
-The automatic head gives each pixel a share for every class. If the shares are right, a mask's expected Dice follows
-from them; they seldom are, so that a logistic map of a few signals of the slice stands between.
+The automatic head gives each pixel a share for every class. If the shares were right, a mask's expected Dice would
+follow from them. They seldom are, so that a logistic map weighs it together with two further signals of the slice. It
+is calibrated on what was proposed for accepted cases and what was accepted (`calibrate`); the fewer there are, the
+nearer it stays to a map of other data. `Testing/benchmarks/cohort_confidence.py` measures it.
 
 NumPy alone, because the panel's strip reads confidence in Slicer's Python.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +29,8 @@ COLUMNS = ("area", "mass", "inside", "peak", "shared")
 share, and pixels that its mask shares with that of the slice before."""
 Signals = Mapping[str, np.ndarray]
 """Label → float32 (slices, COLUMNS)."""
-_FOUND = (0.0, 1.0, 0.0, 0.0)
-_MISSING = (0.0, 1.0)
+_PRIOR = 4.0  # how strongly few cases are kept near the map of other data; 2 to 8 measured alike
+_STEPS, _LONGEST = 30, 2.0  # of Newton's method
 _APART = 3  # slices: nearer ones are seen together
 _LEAST = 0.01  # shares are kept this far from 0 and 1
 _PRESENT = 0.05  # probability of a structure from which on a slice without a mask is told
@@ -73,19 +75,110 @@ def read_confidence(cohort: Cohort, key: str) -> Confidence | None:
         return None
 
 
-def expected(signals: Signals, orientation: str) -> tuple[Confidence, dict[str, float]]:
-    """The confidence that signals give, and the expected Dice of each whole structure."""
+@dataclass(frozen=True)
+class Calibration:
+    """Weights of the logistic maps: of slices with a mask to expected Dice, and of those without one to the probability
+    that the structure is there. By default those of eight hippocampi's adapter, rounded."""
+
+    found: tuple[float, ...] = (-0.5, 0.8, 0.5, 1.0)
+    missing: tuple[float, ...] = (-2.0, 1.3)
+    present: Mapping[str, float] = field(default_factory=dict)
+    """Label → share of the cases that have it; where that is not known, all are taken to."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A proposal and what was accepted."""
+
+    signals: Signals
+    dice: Mapping[str, np.ndarray]
+    """Label → Dice of its slices (n,), 1 where neither has the label."""
+    present: frozenset[str]
+    """Labels that were accepted."""
+
+    @classmethod
+    def of(
+        cls, signals: Signals, proposed: np.ndarray, accepted: np.ndarray, axis: int, labels: Mapping[int, str]
+    ) -> Judged:
+        """Compare two label maps [k, j, i], slice by slice across an axis."""
+        size = max([*labels, int(proposed.max()), int(accepted.max())]) + 1
+        counted = np.array([
+            [np.bincount(values.ravel().astype(np.intp), minlength=size) for values in (one, other, one[one == other])]
+            for one, other in zip(np.moveaxis(proposed, axis, 0), np.moveaxis(accepted, axis, 0), strict=True)
+        ])  # fmt: skip
+        found, right, both = np.moveaxis(counted, 1, 0)
+        dice = np.where(found + right > 0, 2 * both / np.maximum(found + right, 1), 1.0)
+        present = {name for value, name in labels.items() if right[:, value].any()}
+        return cls(signals, {name: dice[:, value] for value, name in labels.items()}, frozenset(present))
+
+
+def calibrate(cases: Sequence[Judged]) -> Calibration:
+    """Fit the maps to cases."""
+    usual = Calibration()
+    pairs = [
+        (np.asarray(rows, np.float64), np.asarray(one.dice[label], np.float64))
+        for one in cases for label, rows in one.signals.items() if label in one.dice
+    ]  # fmt: skip
+    fitted = []
+    for features, prior, with_mask in ((_of_found, usual.found, True), (_of_missing, usual.missing, False)):
+        parts = [(features(rows), dice, (rows[:, 0] > 0) == with_mask) for rows, dice in pairs]
+        weighed = np.concatenate([np.zeros((0, len(prior))), *(own[which] for own, _, which in parts)])
+        target = np.concatenate([np.zeros(0), *(dice[which] for _, dice, which in parts)])
+        fitted.append(_fit(weighed, target if with_mask else 1 - target, np.array(prior)))
+    labels = {label for one in cases for label in one.dice}
+    present = {
+        label: (1 + sum(label in one.present for one in cases)) / (1 + len(cases)) for label in labels
+    }  # fmt: skip
+    return Calibration(*(tuple(map(float, own)) for own in fitted), present)
+
+
+def _fit(features: np.ndarray, target: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Weights (f,) of the logistic map of features (n, f) to shares (n,), pulled towards a prior.
+
+    All but the constant's stay positive, since a surer signal never makes a worse slice: what few cases say of slices
+    that are unlike theirs would otherwise turn round.
+    """
+    free = np.ones(len(prior), bool)
+    while True:
+        weights = np.zeros(len(prior))
+        weights[free] = _newton(features[:, free], target, prior[free])
+        against = (weights < 0) & (np.arange(len(prior)) > 0)
+        if not against.any():
+            return weights
+        free &= ~against
+
+
+def _newton(features: np.ndarray, target: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """The weights of `_fit`, of any sign."""
+    weights = prior
+    for _ in range(_STEPS):
+        value = _logistic(features @ weights)
+        slope = features.T @ (value - target) + _PRIOR * (weights - prior)
+        bend = (features * (value * (1 - value))[:, None]).T @ features + _PRIOR * np.eye(len(prior))
+        step = np.linalg.solve(bend, slope)
+        weights = weights - step * min(1.0, _LONGEST / np.abs(step).max(initial=_LONGEST))
+    return weights
+
+
+def expected(
+    signals: Signals, orientation: str, calibration: Calibration | None = None
+) -> tuple[Confidence, dict[str, float]]:
+    """The confidence that signals give, and the expected Dice of each whole structure; of one that is found nowhere the
+    probability that it is not there."""
+    calibration = calibration or Calibration()
     slices, whole = {}, {}
     for label, rows in signals.items():
         rows = np.asarray(rows, np.float64).reshape(-1, len(COLUMNS))
         area, mass, *_ = rows.T
         found = area > 0
-        values = np.where(found, _logistic(_of_found(rows) @ _FOUND), 1 - _logistic(_of_missing(rows) @ _MISSING))
+        sure, there = _of_found(rows) @ calibration.found, _of_missing(rows) @ calibration.missing
+        values = np.where(found, _logistic(sure), _logistic(-there))
         told = found | (values < 1 - _PRESENT)
         slices[label] = [float(value) if here else None for value, here in zip(values, told, strict=True)]
         # The Dice of a structure is the mean of its slices', weighted with the pixels of both masks.
         weights = np.where(told, np.maximum(area, mass), 0)
-        whole[label] = float(values @ weights / weights.sum()) if weights.any() else 0.0
+        absent = 1 - calibration.present.get(label, 1.0)
+        whole[label] = float(values @ weights / weights.sum()) if found.any() else absent
     return Confidence(orientation, slices), whole
 
 
@@ -95,7 +188,7 @@ def _of_found(rows: np.ndarray) -> np.ndarray:
     area, mass, inside, _, shared = rows.T
     own = 2 * inside / np.maximum(area + mass, 1)
     before = 2 * shared[1:] / np.maximum(area[1:] + area[:-1], 1)
-    beside = np.maximum(np.append(0, before), np.append(before, 0))
+    beside = np.maximum(np.append(0, before), np.append(before, 0)) if len(rows) > 1 else own
     size = np.sqrt(area / max(area.max(), 1))
     return np.stack([np.ones(len(rows)), _logit(own), _logit(beside), size - 1], axis=1)
 

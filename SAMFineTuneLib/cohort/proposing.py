@@ -8,9 +8,8 @@ that was taken, corrected or accepted meanwhile keeps what it has. What is done 
 from __future__ import annotations
 
 import functools
-import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,16 @@ import numpy as np
 
 from SAMFineTuneLib.cohort.choosing import features_file
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, Proposal
-from SAMFineTuneLib.cohort.confidence import CONFIDENCE, Signals, as_text, expected, signals_of
+from SAMFineTuneLib.cohort.confidence import (
+    CONFIDENCE,
+    Calibration,
+    Judged,
+    Signals,
+    as_text,
+    calibrate,
+    expected,
+    signals_of,
+)
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, staged_folder
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 12  # slices of a case that its pooled embedding is of
 _THREADS = 1  # of a process that is one of several
+_JUDGES, _SAMPLES = 6, 12  # cases held out that are segmented to calibrate, and accepted cases that calibrate
+_SIGNALS = "signals.npz"
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,8 @@ class Segmented:
     labels: bytes = b""
     """A NIfTI file."""
     orientation: str = ""
+    axis: int = 0
+    """Of the label map's array [k, j, i], across the slices."""
     signals: Signals = field(default_factory=dict)
     features: np.ndarray | None = None
     problem: str = ""
@@ -111,45 +123,69 @@ def propose(
     number = state.adapter.number
     wanted = None if names is None else {state.case(name).key for name in names}
     cases = [case for case in state.cases if (wanted is None or case.key in wanted) and _waits(case, number, again)]
-    folder = cohort.folder.resolve()
-    jobs = [CaseJob(folder, case.key, number, device, None if engine is None else _THREADS) for case in cases]
-    if jobs:
-        _opened(jobs[0].folder, number, device, jobs[0].threads)  # refuses here what no case could be segmented with
+    if not cases:
+        return Proposed((), ())
+    judges = [state.case(key) for key in state.adapter.held_out[-_JUDGES:]]
+    judges = [case for case in judges if case.state == "accepted" and not _judged(cohort, number, case.key).exists()]
+    run = _Run(cohort, number, device, engine, len(judges) + len(cases), progress, cancelled)
+    _opened(cohort.folder.resolve(), number, device, run.threads)  # refuses here what no case could be segmented with
+    for job, result in run.segmented(judges):
+        if not result.problem:
+            _write(_judged(cohort, number, job.case), result)
+            _write_features(cohort, job.case, result)
+    calibration = _calibration(cohort.state, cohort)
     done, failed = [], []
-    results = _one_by_one(jobs, progress, cancelled, state) if engine is None else engine(segment_case, jobs)
-    with closing(results):
-        for job, result in results:
-            if not _put(cohort, job, result, again):
-                pass
-            elif result.problem:
-                failed.append(job.case)
-            else:
-                done.append(job.case)
-            if engine is not None:
-                progress(len(done) + len(failed), len(jobs), "")
-                if cancelled():
-                    break
+    for job, result in run.segmented(cases):
+        if _put(cohort, job, result, again, calibration):
+            (failed if result.problem else done).append(job.case)
     return Proposed(tuple(done), tuple(failed))
+
+
+@dataclass
+class _Run:
+    """Segments cases one after the other here, or with an engine elsewhere, until `cancelled` says so."""
+
+    cohort: Cohort
+    adapter: int
+    device: str
+    engine: Engine | None
+    total: int
+    tell: Callable[[int, int, str], None]
+    cancelled: Callable[[], bool]
+    done: int = 0
+
+    @property
+    def threads(self) -> int | None:
+        return None if self.engine is None else _THREADS
+
+    def segmented(self, cases: Sequence[CohortCase]) -> Iterator[tuple[CaseJob, Segmented]]:
+        """Each case with what came out, as it is ready."""
+        folder = self.cohort.folder.resolve()
+        following = {} if self.engine is not None else dict(enumerate(case.name for case in cases))
+        jobs = [CaseJob(folder, case.key, self.adapter, self.device, self.threads) for case in cases]
+        if not jobs or self.cancelled():
+            return
+        self.tell(self.done, self.total, following.get(0, ""))
+        try:
+            with closing(self._one_by_one(jobs) if self.engine is None else self.engine(segment_case, jobs)) as results:
+                for place, (job, result) in enumerate(results, start=1):
+                    yield job, result
+                    self.done += 1
+                    self.tell(self.done, self.total, following.get(place, ""))
+                    if self.cancelled():
+                        return
+        except _Stopped:
+            return
+
+    def _one_by_one(self, jobs: Sequence[CaseJob]) -> Iterator[tuple[CaseJob, Segmented]]:
+        for job in jobs:
+            yield job, segment_case(job, self.cancelled)
 
 
 def _waits(case: CohortCase, adapter: int, again: bool) -> bool:
     """Whether a case may get a proposal now."""
     earlier = case.proposal is not None and case.proposal.adapter != adapter
     return not case.taken() and (case.state == "untouched" or (again and case.state == "proposed" and earlier))
-
-
-def _one_by_one(
-    jobs: Sequence[CaseJob], progress: Callable[[int, int, str], None], cancelled: Callable[[], bool],
-    state: CohortState,
-) -> Iterator[tuple[CaseJob, Segmented]]:  # fmt: skip
-    """Segment the cases in this process, until `cancelled` says so."""
-    try:
-        for done, job in enumerate(jobs):
-            progress(done, len(jobs), state.case(job.case).name)
-            yield job, segment_case(job, cancelled)
-        progress(len(jobs), len(jobs), "")
-    except _Stopped:
-        return
 
 
 # ---------------------------------------------------------------- one case
@@ -172,6 +208,7 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
     from SAMFineTuneLib.cases.case_slices import learned_orientation
     from SAMFineTuneLib.images import choose_window, read_volume
     from SAMFineTuneLib.images.slice_extraction import write
+    from SAMFineTuneLib.images.slice_plane import view_axes
     from SAMFineTuneLib.inference.automatic_head import slice_logits
 
     predictor, recipe = _opened(job.folder, job.adapter, job.device, job.threads)
@@ -196,7 +233,8 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
     features = None
     if not features_file(cohort, case.key).exists():
         features = _pooled(_base(cohort.state.model, job.device, job.threads), volume, orientation, cancelled)
-    return Segmented(_nifti(labels, volume), orientation, signals, features)
+    axis = 2 - view_axes(volume, orientation)[2]
+    return Segmented(_nifti(labels, volume), orientation, axis, signals, features)
 
 
 def _values(classes: Sequence[str], labels: dict[int, str]) -> dict[int, int]:
@@ -260,27 +298,80 @@ def _predictor(model, device: str, threads: int | None, adapter=None) -> Predict
 # ---------------------------------------------------------------- writing
 
 
-def _put(cohort: Cohort, job: CaseJob, result: Segmented, again: bool) -> bool:
+def _put(cohort: Cohort, job: CaseJob, result: Segmented, again: bool, calibration: Calibration) -> bool:
     """Write what came out for a case, unless it is no longer open. -> whether it was"""
-    open_still = []
+    still = []
 
     def changed(state: CohortState) -> CohortState:
-        if state.adapter is None or not _waits(state.case(job.case), job.adapter, again):
+        if not _waits(state.case(job.case), job.adapter, again):
             return state
-        open_still.append(True)
+        still.append(job.case)
         if result.problem:
             return state.with_case(job.case, problem=result.problem)
-        confidence, whole = expected(result.signals, result.orientation)
-        with staged_folder(cohort.proposal(job.case)) as folder:
-            (folder / PROPOSED_LABELS).write_bytes(result.labels)
-            (folder / CONFIDENCE).write_text(as_text(confidence), "utf-8")
+        confidence, whole = expected(result.signals, result.orientation, calibration)
+        _write(cohort.proposal(job.case), result, as_text(confidence))
         proposal = Proposal(job.adapter, whole, confidence.doubtful)
         return state.with_case(job.case, state="proposed", problem="", proposal=proposal)
 
-    if result.features is not None:
-        with atomic_write(features_file(cohort, job.case)) as path:
-            content = io.BytesIO()
-            np.save(content, result.features)
-            path.write_bytes(content.getvalue())
+    _write_features(cohort, job.case, result)
     cohort.change(changed)
-    return bool(open_still)
+    return bool(still)
+
+
+def _write(folder: Path, result: Segmented, confidence: str = "") -> None:
+    """Write the files of a proposal."""
+    with staged_folder(folder) as building:
+        (building / PROPOSED_LABELS).write_bytes(result.labels)
+        names, rows = [*result.signals], [*result.signals.values()]
+        np.savez(building / _SIGNALS, names=names, rows=np.array(rows, np.float32), axis=result.axis)
+        if confidence:
+            (building / CONFIDENCE).write_text(confidence, "utf-8")
+
+
+def _write_features(cohort: Cohort, key: str, result: Segmented) -> None:
+    if result.features is not None:
+        with atomic_write(features_file(cohort, key)) as path:
+            np.save(path, result.features)
+
+
+# ---------------------------------------------------------------- calibrating
+
+
+def _judged(cohort: Cohort, adapter: int, key: str) -> Path:
+    """Folder of what an adapter proposes for an accepted case that it did not learn from."""
+    return cohort.folder / "judged" / str(adapter) / key  # not with the adapter, which may be passed on
+
+
+def _calibration(state: CohortState, cohort: Cohort) -> Calibration:
+    """Fit to the accepted cases: to what the adapter in use proposes for those held out, and to what was proposed for
+    others before they were learned from."""
+    found = []
+    for case in reversed(state.accepted):
+        judged = _judged(cohort, state.adapter.number, case.key)
+        made_by = case.proposal.adapter if case.proposal else 0
+        taught = any(case.key in one.learned for one in state.adapters if one.number <= made_by)
+        for folder in (judged, *(() if taught else (cohort.proposal(case.key),))):
+            if (one := _sample(folder, cohort.accepted(case.key), state.labels)) is not None:
+                found.append(one)
+                break
+        if len(found) == _SAMPLES:
+            break
+    return calibrate(found)
+
+
+def _sample(folder: Path, accepted: Path, labels: Mapping[int, str]) -> Judged | None:
+    """A proposal and what was accepted; None where there are none."""
+    from SAMFineTuneLib.cases.label_files import read_labels
+
+    try:
+        signals, axis = read_signals(folder)
+        proposed, right = read_labels(folder / PROPOSED_LABELS).array, read_labels(accepted).array
+        return Judged.of(signals, proposed, right, axis, labels)
+    except (OSError, ValueError, KeyError, UserError):
+        return None
+
+
+def read_signals(folder: Path) -> tuple[Signals, int]:
+    """The signals in the folder of a proposal, and the axis of its label map [k, j, i] across their slices."""
+    with np.load(folder / _SIGNALS, allow_pickle=False) as kept:
+        return dict(zip(map(str, kept["names"]), kept["rows"], strict=True)), int(kept["axis"])

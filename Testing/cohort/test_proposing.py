@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -11,8 +14,8 @@ pytest.importorskip("peft")
 from proposed_cohorts import untouched_cohort, with_adapter
 
 from SAMFineTuneLib.cases.label_files import read_labels
-from SAMFineTuneLib.cohort.confidence import read_confidence
-from SAMFineTuneLib.cohort.proposing import propose
+from SAMFineTuneLib.cohort.confidence import expected, read_confidence
+from SAMFineTuneLib.cohort.proposing import propose, read_signals
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, refuse, release, take
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation import executors
@@ -73,7 +76,7 @@ def test_a_case_that_fails_does_not_stop_the_others(tmp_path):
 
 def test_a_stop_keeps_what_is_done(tmp_path):
     cohort = with_adapter(untouched_cohort(tmp_path))
-    now = {}
+    now = {"done": 0}
     first = keys(cohort)[0]
     told = lambda done, total, name: now.update(done=done)  # noqa: E731
     result = propose(cohort, device="cpu", progress=told, cancelled=lambda: now["done"] > 0)
@@ -121,3 +124,49 @@ def test_an_engine_gives_the_same(made, tmp_path):
     for case in alone.state.cases:
         labels = [read_labels(one.proposal(case.key) / PROPOSED_LABELS).array for one in (alone, cohort)]
         assert (labels[0] != labels[1]).mean() < 0.01
+
+
+def test_accepted_cases_calibrate_whether_proposed_before_or_held_out(tmp_path):
+    cohort = with_adapter(untouched_cohort(tmp_path / "proposed"))
+    first, second, third = keys(cohort)
+    propose(cohort, [first, second], device="cpu")
+    for key in (first, second):
+        accept(cohort, key)  # as they were proposed, so that the third is trusted more than usual
+    assert propose(cohort, device="cpu").done == (third,)
+    usual, _ = expected(read_signals(cohort.proposal(third))[0], "")
+    assert mean_of(read_confidence(cohort, third)) > mean_of(usual) + 0.02
+
+    other = untouched_cohort(tmp_path / "held out")
+    for key in (first, second):
+        accept(other, key, cohort.accepted(key))
+    with_adapter(other, held_out=(first, second))
+    before = [other.accepted(key).read_bytes() for key in (first, second)]
+    assert propose(other, device="cpu").done == (third,)
+    assert read_confidence(other, third) == read_confidence(cohort, third)
+    assert [other.accepted(key).read_bytes() for key in (first, second)] == before
+    assert [case.state for case in other.state.cases] == ["accepted", "accepted", "proposed"]
+    assert not other.proposal(first).exists()
+
+
+def mean_of(confidence) -> float:
+    return np.mean([one for own in confidence.slices.values() for one in own if one is not None])
+
+
+def test_what_a_kill_leaves_is_not_read(tmp_path):
+    cohort = with_adapter(untouched_cohort(tmp_path, 2))
+    first, second = keys(cohort)
+    program = (
+        "import os, signal, sys\n"
+        "from SAMFineTuneLib.cohort import proposing\n"
+        "from SAMFineTuneLib.cohort.cohort_folder import Cohort\n"
+        "whole = proposing.as_text\n"
+        "def die(confidence):\n"  # in the midst of writing the second case, while it holds the lock
+        "    return os.kill(os.getpid(), signal.SIGKILL) if len(done) else done.append(1) or whole(confidence)\n"
+        "done, proposing.as_text = [], die\n"
+        "proposing.propose(Cohort(sys.argv[1]), device='cpu')\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(cohort.folder)])
+    assert killed.returncode
+    assert [case.state for case in cohort.state.cases] == ["proposed", "untouched"]
+    assert read_confidence(cohort, second) is None
+    assert propose(cohort, device="cpu").done == (second,)
