@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ import numpy as np
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, TrainedAdapter
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
-from SAMFineTuneLib.files import sha256_of, write_text
+from SAMFineTuneLib.files import move_over, sha256_of, write_text
 from SAMFineTuneLib.process_lock import LOCK, owning
 
 if TYPE_CHECKING:
@@ -88,6 +87,8 @@ def is_due(state: CohortState) -> bool:
     The first is due at five cases. Then what more cases bring falls as they become many, roughly with their logarithm,
     so the next is due when they have grown by a fifth; and by three, since fewer seldom change much.
     """
+    if not _divided(state)[0]:
+        return False
     if not state.adapters:
         return len(state.accepted) >= FIRST
     known = {*state.adapters[-1].learned, *state.adapters[-1].held_out}
@@ -103,6 +104,14 @@ def held_out(state: CohortState) -> tuple[CohortCase, ...]:
     always = sum(_rank(patient) < _HELD_OUT for patient in patients)
     judges = patients[: max(always, _JUDGES)]
     return tuple(case for case in accepted if case.patient in judges)
+
+
+def _divided(state: CohortState) -> tuple[tuple[CohortCase, ...], tuple[CohortCase, ...]]:
+    """The accepted cases that teach and those that judge; none teaches while too few judge."""
+    judges = held_out(state)
+    patients = {case.patient for case in judges}
+    teachers = tuple(case for case in state.accepted if case.patient not in patients)
+    return (teachers if len(patients) >= _JUDGES else ()), judges
 
 
 def _rank(patient: str) -> float:
@@ -181,10 +190,8 @@ def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
     from SAMFineTuneLib.models.store import Store
 
     work, state = cohort.folder / WORK, cohort.state
-    judges = held_out(state)
-    patients = {case.patient for case in judges}
-    teachers = [case for case in state.accepted if case.patient not in patients]
-    if len(patients) < _JUDGES or not teachers:
+    teachers, judges = _divided(state)
+    if not teachers:
         raise UserError(
             f"Training needs accepted cases of {_JUDGES + 1} patients or more, {_JUDGES} to judge the result and the "
             f"others to learn from; {len({case.patient for case in state.accepted})} are there, so accept further ones."
@@ -286,7 +293,7 @@ class _Run:
 
         def recorded(state: CohortState) -> CohortState:
             if not target.exists():
-                os.replace(self._output(trained.start), target)
+                move_over(self._output(trained.start), target)
             return replace(state, adapters=(*state.adapters, trained))
 
         self.cohort.change(recorded)

@@ -79,6 +79,7 @@ def test_the_next_training_is_due_when_the_cases_have_grown_by_a_fifth():
             due.append(count)
             known = [case.key for case in state.accepted]
             adapters += (adapter_of(len(adapters) + 1, known[2:], known[:2], in_use=False),)
+    assert not is_due(state_of(["one", "two", "one", "two", "one", "one"])), "nobody would be left to learn from"
     assert due[:4] == [5, 8, 11, 14] and due[-1] - due[-2] == pytest.approx(due[-2] / 5, abs=1)
 
 
