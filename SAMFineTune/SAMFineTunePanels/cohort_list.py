@@ -10,9 +10,9 @@ from .qt_helpers import TextTable, quiet
 
 STATES = {"untouched": _("Untouched"), "proposed": _("Proposed"), "corrected": _("Corrected"),
           "accepted": _("Accepted"), "refused": _("Refused")}  # fmt: skip
-FILTERS = (("", _("All cases")), ("to do", _("To do")), *STATES.items())
+FILTERS = (("", _("All cases")), ("todo", _("To do")), *STATES.items())
 _TO_DO = ("untouched", "proposed", "corrected")
-_ROWS = (4, 8)  # rows shown: at least, at most
+_ROWS = (3, 6)  # rows shown: at least, at most
 _AT_ONCE = 0.008  # s of a turn
 _PICTURE = 32  # pixels
 _NO_PICTURE_FOR = 60.0  # s until a picture that could not be made is asked for again
@@ -27,14 +27,14 @@ class CohortList:
         table.verticalHeader().setDefaultSectionSize(_PICTURE + 4)
         self.keys = []  # by row
         self._texts = []
-        self._bold = None
+        self._opened = ""  # key of the case in the views
         self._pictured = {}  # key -> when its picture was asked for, None once it is shown
         self._steps = iter(())
 
     def show(self, state, wanted, opened, by):
         """List the cases in the wanted states; `opened` is the key of the one in the views, `by` this window's word."""
         cases = [one for one in state.cases
-                 if not wanted or one.state == wanted or (wanted == "to do" and one.state in _TO_DO)]  # fmt: skip
+                 if not wanted or one.state == wanted or (wanted == "todo" and one.state in _TO_DO)]  # fmt: skip
         keys, texts = [one.key for one in cases], [self._text(one, one.key == opened, by) for one in cases]
         if keys != self.keys:
             self._steps = self._fill(keys, texts)
@@ -44,6 +44,9 @@ class CohortList:
                     if before != now:
                         self._write(row, now)
             self._texts = texts
+        if opened != self._opened and opened in keys and len(self._texts) == len(keys):
+            self._opened = opened
+            self.table.widget.scrollToItem(self.table.widget.item(keys.index(opened), 0))
 
     def clear(self):
         self.keys, self._texts, self._pictured, self._steps = [], [], {}, iter(())

@@ -322,7 +322,8 @@ class CohortReview:
         if event["number"] != self._asked:
             if event["event"] == "done" and event["case"]:
                 self._forget_files(event)
-                self._put("release", case=event["case"], by=self.word)
+                if event["case"] not in (self._wanted, self.open.key if self.open is not None else None):
+                    self._put("release", case=event["case"], by=self.word)
             return
         self._asked = None
         self.nothing_left = event["event"] == "done" and not event["case"]

@@ -217,6 +217,9 @@ class CohortTab:
             self._take_background(event)
         if self.list.go_on():
             self.host.go_on()
+        if self.host.training is None and self._doing and not self.ui.workBar.isHidden():  # for the status strip
+            done, total = self._doing.get("done", 0), self._doing.get("total", 0)
+            self.host.training = doing_now(self._doing), done / total if total else None
         self._follow_segments()
         if time.monotonic() > self._look_after and not self.host.drawing():
             self._look_after = time.monotonic() + LOOK_EVERY
@@ -366,8 +369,13 @@ class CohortTab:
 
     def stop(self):
         """Stop the work in the background at its next step; a second press ends its process."""
-        if self._background is not None:
-            self._background.kill() if self._doing.get("stopping") else self._background.stop()
+        work = self._background
+        if work is not None and self._doing.get("stopping"):
+            work.drop()
+            work.kill()
+            self._doing = {}
+        elif work is not None:
+            work.stop()
             self._doing["stopping"] = True
 
     def _take_background(self, event):

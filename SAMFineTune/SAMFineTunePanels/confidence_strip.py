@@ -8,8 +8,8 @@ from slicer.i18n import tr as _
 from .qt_helpers import pixmap_of
 from .shown_views import shown_slice
 
+# Blue, grey and orange differ for colour-blind people, too.
 SURE, FAIR, DOUBTFUL = (0, 114, 178), (190, 190, 190), (230, 97, 0)
-"""Blue, grey and orange differ for colour-blind people, too, and in brightness."""
 _NOTHING, _GROUND, _HERE = (60, 60, 60), (30, 30, 30), (255, 255, 255)
 _LOW, _MIDDLE, _HIGH = 0.5, 0.8, 0.95  # expected Dice of the three colours
 _ALONG = 0.95  # cosine of the angle that a view may be turned by
@@ -106,7 +106,10 @@ class ConfidenceStrip:
             if node.IsMappedInLayout() and looks_along(node, self._volume, self._orientation):
                 column = view.layout()
                 if column.indexOf(self.widget) < 0:
-                    column.insertWidget(max(0, column.count() - 1), self.widget)
+                    if hasattr(column, "insertWidget"):
+                        column.insertWidget(max(0, column.count() - 1), self.widget)
+                    else:  # not a column of widgets in this version of Slicer
+                        column.addWidget(self.widget)
                 self.widget.show()
                 return
 

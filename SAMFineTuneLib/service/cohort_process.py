@@ -61,7 +61,7 @@ class _Worker:
         self.folder, self.alone = folder, alone
         self._events = open(folder / queue.EVENTS, "ab", buffering=0)  # noqa: SIM115 - as long as the process lives
         self._told = 0.0
-        self._number, self._what = 0, ""  # of the piece that is being done
+        self.number, self._what = 0, ""  # of the piece that is being done
         self._ends = bool(os.environ.get(queue.OUTLIVES))  # when nothing is left to do
 
     def work(self) -> None:
@@ -77,7 +77,7 @@ class _Worker:
 
     def tell(self, event: str, **values: Any) -> None:
         with suppress(OSError):  # labels are written to another disk
-            self._events.write((json.dumps({"event": event, "number": self._number, **values}) + "\n").encode())
+            self._events.write((json.dumps({"event": event, "number": self.number, **values}) + "\n").encode())
 
     def progress(self, done: int, total: int, text: str = "", **values: Any) -> None:
         """Tell how far the piece is, not more often than somebody looks."""
@@ -90,7 +90,7 @@ class _Worker:
         return self.alone.is_set() or (self.folder / queue.STOP).exists()
 
     def _take(self, path: Path) -> None:
-        self._number = int(path.stem)
+        self.number = int(path.stem)
         values = json.loads(path.read_text(encoding="utf-8"))
         what, tries = values["what"], values.get("tries", 0)
         self._what = what
@@ -106,10 +106,9 @@ class _Worker:
             ))  # fmt: skip
             return
         path.write_text(json.dumps({**values, "tries": tries + 1}), encoding="utf-8")
-        if what in _LONG:
-            self._ends = True  # gives its memory back
-            if hasattr(os, "nice"):
-                os.nice(max(0, _NICE - os.nice(0)))
+        self._ends = self._ends or what in _LONG  # gives its memory back
+        if what in (*_LONG, "picture") and hasattr(os, "nice"):
+            os.nice(max(0, _NICE - os.nice(0)))
         try:
             told = _DOES[what](self, values) or {}
             self.tell("done", what=what, **{"case": values.get("case", ""), **told})
@@ -136,7 +135,7 @@ class _Worker:
 
     def labels(self) -> np.ndarray:
         """The labels that came with the piece."""
-        return np.load(self.folder / f"{self._number:06d}.npy")
+        return np.load(self.folder / f"{self.number:06d}.npy")
 
 
 # ---------------------------------------------------------------- the pieces
@@ -195,7 +194,7 @@ def _laid_out(worker: _Worker, cohort: Cohort, case: CohortCase) -> dict[str, An
     voxels = np.ascontiguousarray(volume.array)
     if voxels.dtype.kind == "b" or not voxels.dtype.isnative or voxels.dtype == np.float16:
         voxels = voxels.astype({"b": np.uint8, "f": np.float32}.get(voxels.dtype.kind, voxels.dtype.newbyteorder("=")))
-    stem = f"{worker.folder / case.key}"
+    stem = f"{worker.folder / case.key}-{worker.number}"  # a case may be laid out anew before the last one is read
     np.save(f"{stem}-voxels.npy", voxels)
     told = {"voxels": f"{stem}-voxels.npy", "labels": "", "start": [0, 0, 0]}
     if (path := labels_of(cohort, case)) is not None:

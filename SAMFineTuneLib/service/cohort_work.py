@@ -167,6 +167,11 @@ class CohortWork:
         if starter := _STARTED.get(self.folder):
             starter.kill()
 
+    def drop(self) -> None:
+        """Take everything out of the queue that is not done."""
+        for path in pieces(self.folder):
+            path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Tell the process that this window needs no more of it: it does what keeps labels, and ends."""
         if starter := _STARTED.get(self.folder):

@@ -24,7 +24,6 @@ from desktop import Desktop  # noqa: E402
 from mrml.scenes import SlicerScene  # noqa: E402
 from PIL import Image  # noqa: E402
 
-
 SIZE = (460, 640)
 SMALL = (400, 520)  # what Slicer leaves the panel on a screen of 1280 × 720
 
@@ -42,9 +41,11 @@ def draw(demo: Path, folder: Path) -> None:
         desktop.pass_time(1.5)
         window.grab().save(str(folder / f"cohort-{name}.png"))
 
+    window.resize(SIZE[0], 320)
     tab.ui.folderEdit.currentPath = str(demo / "images")
     tab.ui.labelsEdit.setText("liver, spleen, right kidney")
     save("1")
+    window.resize(*SIZE)
     tab.ui.folderEdit.currentPath = str(demo)
     tab.ui.openButton.click()
     desktop.wait(lambda: tab.review is not None and len(tab.list.keys) == len(tab.review.cohort.state.cases))
@@ -57,7 +58,7 @@ def draw(demo: Path, folder: Path) -> None:
     save("small")
     window.resize(*SIZE)
     panel.input.align_views()
-    tab.review.next_doubtful() if tab.review.open.places else tab.review.jump(12)
+    tab.review.jump(12)
     desktop.pass_time(1.5)
     view = desktop.views["Red"]
     pixels = view.pixels()[::-1, :, :3]
@@ -67,7 +68,12 @@ def draw(demo: Path, folder: Path) -> None:
 
     band = strip.picture(pixels.shape[1], shown_slice(panel.host.session.volume, "axial"))
     Image.fromarray(np.concatenate([band, pixels])).save(folder / "cohort-4.png")
-    tab._doing = {"what": "train"}
+    tab.ui.trainButton.click()
+    desktop.wait(lambda: "step" in tab.ui.workLabel.text, 1200)
+    window.resize(SIZE[0], 760)
+    save("3")
+    for _ in range(2):
+        tab.ui.stopButton.click()
     desktop.close()
     scene.close()
 
@@ -79,9 +85,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["SAMFINETUNE_HOME"] = home
-        copy = Path(home) / "demo-cohort"
+        copy = Path(tempfile.gettempdir()) / "demo-cohort"  # is seen in the first picture
         shutil.copytree(arguments.demo, copy)
-        draw(copy, arguments.folder)
+        try:
+            draw(copy, arguments.folder)
+        finally:
+            shutil.rmtree(copy)
 
 
 if __name__ == "__main__":
