@@ -287,8 +287,6 @@ Intent = (
     | TellAgain | TakeSnapshot | AskForMasks | Restore | Replay | Checkpoint | Ask | Download | Install
 )  # fmt: skip
 """What a client may send; a volume travels in parts and becomes a `SetVolume` on the worker."""
-LibraryIntent = (Ask, Download, Install)
-"""What needs no session."""
 
 
 P = ParamSpec("P")
