@@ -58,6 +58,8 @@ class PropagationJob(Job):
     """Its results so far that are new; the session's state gets them when it ends."""
     again: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
     """Results that are as they were."""
+    ends: list[str] = field(default_factory=list, init=False)
+    """Where it ended early or left slices empty, and why."""
 
     def take(self, item: PropagatedSlice) -> Place:
         """Keep a slice."""

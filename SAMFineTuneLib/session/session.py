@@ -88,6 +88,8 @@ class Session(intents.IntentMethods):
         self._moment = 0
         self._settled = True  # as listeners know it
         self._jobs: list[Job] = []
+        self._ends: dict[int, list[str]] = {}
+        """By segment, the ends of its last answer in 3-D, which the user was told."""
         self.found = FoundObjects()
         self._embedding: Iterator[SlicePlane] | None = None
         self._focus: tuple[str, int] | None = None
@@ -601,7 +603,8 @@ class Session(intents.IntentMethods):
         elif item is None:
             return
         elif isinstance(item, PropagationEnd):
-            if job.known is None:  # an answer to a prompt ends where the structure does, of course
+            job.ends.append(item.reason)
+            if job.known is None:  # an answer to a prompt tells only what is new, when it is complete
                 self.notice(item.reason)
         elif isinstance(job, PropagationJob):
             place = job.take(item)
@@ -628,6 +631,9 @@ class Session(intents.IntentMethods):
             whole = job.known is not None
             if not job.keep_results:
                 job.masks, job.again = {}, {}
+            if whole and not job.cancelled:
+                self.notice(*(reason for reason in job.ends if reason not in self._ends.get(job.segment, ())))
+                self._ends[job.segment] = job.ends
             wanted = not job.overtaken if whole else job.keep_results
             if wanted and (state := job.commit(self.state)) is not self.state:
                 step = "" if whole else "propagate"

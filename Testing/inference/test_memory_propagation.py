@@ -301,6 +301,20 @@ def test_two_rods_of_a_segment_are_carried_apart_and_joined():
     assert sum(bool((block[3] > 0).any()) for block in memory.blocks) >= 4  # the rods are asked for one by one
 
 
+def test_slices_that_keep_their_answer_cost_nothing_for_several_pieces_either():
+    volume, labels = long_tube(40)
+    labels = labels | np.roll(labels, (-30, 36), axis=(1, 2))
+    rods = Volume(np.where(labels > 0, 200, 20).astype(np.int16), volume.affine)
+    predictor = remembering()
+    slices, _ = run(rods, [seed(rods, labels, 20)], predictor)
+    calls = predictor.engine.decoder_calls
+    kept = {index: slices[index].mask for index in range(20)}
+    items = list(propagate(predictor, rods, WINDOW, [seed(rods, labels, 20)], kept=kept))
+    again = {item.plane.index: item for item in items if isinstance(item, PropagatedSlice)}
+    assert sorted(again) == list(range(21, 40)) and predictor.engine.decoder_calls - calls < 0.6 * calls
+    assert all(dice(item.mask, slices[index].mask) > 0.95 for index, item in again.items())
+
+
 # ---------------------------------------------------------------- the bundled memory
 
 
@@ -324,8 +338,8 @@ def test_one_slice_of_each_organ_gives_the_organ_in_three_dimensions(bundled):
         found[start] = labels[start] == value
         scores[name] = dice(found, labels == value)
         over.append(np.count_nonzero(found.any((1, 2)) & (areas == 0)))
-    assert np.mean(list(scores.values())) > 0.85, scores
-    assert np.mean(over) < 3
+    assert min(scores.values()) > 0.9, scores  # the aorta and the spinal cord run through all slices unchanged
+    assert np.mean(over) < 1
 
 
 def on_voxels(mask, volume, labels, plane):

@@ -254,6 +254,21 @@ def test_the_orientation_of_the_last_prompt_counts(scene):
     assert orientations.count("axial") == 1 and orientations.count("coronal") > 5
 
 
+def test_where_the_object_ends_is_said_and_not_again_while_nothing_changes(scene):
+    session, labels, told = scene
+    session.add_prompt(1, PointPrompt(ras(session, 44, 36, 11)))
+    settle(session)
+    assert len(notices(told)) == 2 and all("ended before axial slice" in text for text in notices(told))
+    told.fetch()
+    session.add_prompt(1, PointPrompt(ras(session, 47, 36, 11)))
+    settle(session)
+    assert not notices(told)
+    session.add_segment("another tube")
+    session.add_prompt(2, point(session, *tube(11)))  # runs through all slices
+    settle(session)
+    assert not notices(told)
+
+
 def test_a_negative_point_corrects_the_slice_it_is_on(scene):
     session, labels, told = scene
     session.add_prompt(1, point(session, *tube(11)))
