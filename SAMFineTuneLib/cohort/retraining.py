@@ -6,12 +6,12 @@ never judges.
 
 Two candidates learn from the others: one begins with the base, one goes on from the adapter in use. What they propose
 for the held-out cases, as whole volumes, is compared with what was accepted, and the better one is kept. It replaces
-the adapter in use when its mean Dice over the held-out patients is higher. No interval has to exclude zero: with two to
-ten patients it hardly ever would, so that nothing would ever be learned, while replacing an adapter by one that is
-equally good costs little. The same patients judge each time, so that chance cannot lead further and further down. The
-interval is told, and with it whether it includes zero. As the better of two is chosen by the patients that judge it,
-its figure is a little too high. The first adapter is used when it finds at least one structure with a mean Dice above
-one half: from there on it is less work to correct a proposal than to draw.
+the adapter in use when its mean Dice over the held-out patients is higher. This is no proof: both of two patients gain
+by chance one time in four, so that their interval says little, and waiting for six who all gain would mean learning
+nothing from the first twenty cases. Replacing an adapter by an equally good one costs little, and no training puts one
+in use that is worse for those who judge. The interval is told, and whether chance may explain it. As the better of two
+is chosen by the patients that judge it, its figure is a little too high. The first adapter is used when it finds at
+least one structure with a mean Dice above one half: from there on it is less work to correct a proposal than to draw.
 
 `training/` in the cohort's folder holds what is not finished, with the label maps as they were accepted when it began,
 so that a training that was stopped or killed goes on, and reviewers may change cases meanwhile.
@@ -56,6 +56,7 @@ _GROWTH, _LEAST_NEW = 0.2, 3  # when the next one is due: so much more than at t
 _HELD_OUT = 0.25  # part of the patients that always judges
 _JUDGES = 2  # patients that judge at least
 _USEFUL = 0.5  # mean Dice from which on correcting a proposal is less work than drawing
+_SURE = 6  # patients who all gain, which by chance they or their opposite do one time in thirty-two
 _BASE = "base"
 _PLAN, _LABELS = "plan.json", "labels"
 
@@ -499,7 +500,8 @@ def _about_gain(gain: Difference | None, in_use: bool) -> str:
     change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.3f} Dice"
     span = ""
     if gain.low is not None:
-        chance = ", which includes zero: it may be chance" if gain.low <= 0 <= gain.high else ""
+        by_chance = gain.low <= 0 <= gain.high or gain.patients < _SURE
+        chance = f"; with {gain.patients} patients it may be chance" if by_chance else ""
         span = f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}{chance})"
     result = "so it replaces the adapter before" if in_use else "so the adapter before stays in use"
     return f"Its proposals for {_held(gain.patients)} {change} over those of the adapter before{span}, {result}."

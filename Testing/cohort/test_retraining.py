@@ -106,12 +106,16 @@ def test_the_mean_gain_over_patients_decides():
     # Cases of one patient count once: 0.1 lost by x, 0.06 gained by y and by z.
     trained = decide({"base": dice_of(a=0.7, b=0.7, c=0.66, d=0.66)}, before, PATIENTS, (), 2)
     assert trained.in_use and trained.interval[0] == pytest.approx(-0.1) and trained.interval[1] == pytest.approx(0.06)
-    assert "gained 0.007 Dice" in trained.reason and "includes zero: it may be chance" in trained.reason
+    assert "gained 0.007 Dice" in trained.reason and "with 3 patients it may be chance" in trained.reason
     worse = decide({"base": dice_of(a=0.8, b=0.8, c=0.6, d=0.5)}, before, PATIENTS, (), 2)
     assert not worse.in_use and "lost 0.033" in worse.reason and "stays in use" in worse.reason
     same = decide({"base": before}, before, PATIENTS, (), 2)
     assert not same.in_use, "equally good is not better"
-    sure = decide({"base": dice_of(a=0.9, b=0.9, c=0.7, d=0.7)}, before, PATIENTS, (), 2)
+    few = decide({"base": dice_of(a=0.9, b=0.9, c=0.7, d=0.7)}, before, PATIENTS, (), 2)
+    assert few.in_use and few.interval[0] > 0 and "it may be chance" in few.reason, "three who gain prove nothing"
+    six = {name: name for name in "abcdef"}
+    good, better = (dice_of(**dict.fromkeys(six, value)) for value in (0.8, 0.9))
+    sure = decide({"base": better}, good, six, (), 2)
     assert sure.in_use and "chance" not in sure.reason
 
 
