@@ -60,12 +60,14 @@ class CaseJob:
     case: str
     adapter: int
     device: str
-    threads: int | None = _THREADS
+    threads: int | None = None
+    only_features: bool = False
+    """Whether the case is only embedded, to be compared with others."""
 
     @property
     def key(self) -> str:
         """Tells it from other jobs, also from those of other adapters and cohorts."""
-        return f"{self.folder}:{self.case}:{self.adapter}"
+        return f"{self.folder}:{self.case}:{self.adapter}:{self.only_features}"
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,17 @@ def propose(
     cases = [case for case in state.cases if (wanted is None or case.key in wanted) and _waits(case, number, again)]
     if not cases:
         return Proposed((), ())
-    judges = [state.case(key) for key in state.adapter.held_out[-_JUDGES:]]
-    judges = [case for case in judges if case.state == "accepted" and not _judged(cohort, number, case.key).exists()]
-    run = _Run(cohort, number, device, engine, len(judges) + len(cases), progress, cancelled)
+    judges = [case for case in state.accepted if case.key in state.adapter.held_out][-_JUDGES:]
+    judges = [case for case in judges if not _judged(cohort, number, case.key).exists()]
+    others = [case for case in state.accepted if case not in judges and not features_file(cohort, case.key).exists()]
+    run = _Run(cohort, number, device, engine, len(judges) + len(others) + len(cases), progress, cancelled)
     _opened(cohort.folder.resolve(), number, device, run.threads)  # refuses here what no case could be segmented with
     for job, result in run.segmented(judges):
         if not result.problem:
             _write(_judged(cohort, number, job.case), result)
             _write_features(cohort, job.case, result)
+    for job, result in run.segmented(others, only_features=True):
+        _write_features(cohort, job.case, result)
     calibration = _calibration(cohort.state, cohort)
     done, failed = [], []
     for job, result in run.segmented(cases):
@@ -158,11 +163,13 @@ class _Run:
     def threads(self) -> int | None:
         return None if self.engine is None else _THREADS
 
-    def segmented(self, cases: Sequence[CohortCase]) -> Iterator[tuple[CaseJob, Segmented]]:
+    def segmented(
+        self, cases: Sequence[CohortCase], only_features: bool = False
+    ) -> Iterator[tuple[CaseJob, Segmented]]:
         """Each case with what came out, as it is ready."""
         folder = self.cohort.folder.resolve()
         following = {} if self.engine is not None else dict(enumerate(case.name for case in cases))
-        jobs = [CaseJob(folder, case.key, self.adapter, self.device, self.threads) for case in cases]
+        jobs = [CaseJob(folder, case.key, self.adapter, self.device, self.threads, only_features) for case in cases]
         if not jobs or self.cancelled():
             return
         self.tell(self.done, self.total, following.get(0, ""))
@@ -214,6 +221,11 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
     predictor, recipe = _opened(job.folder, job.adapter, job.device, job.threads)
     volume = read_volume(cohort.image(case))
     window, orientation = choose_window(volume, recipe.get("window")), learned_orientation(volume, recipe)
+    features = None
+    if not features_file(cohort, case.key).exists():
+        features = _pooled(_base(cohort.state.model, job.device, job.threads), volume, orientation, cancelled)
+    if job.only_features:
+        return Segmented(features=features)
     known = cohort.state.labels
     values = _values(predictor.engine.spec.classes, known)
     labels = np.zeros(volume.shape, np.uint16)
@@ -230,9 +242,6 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
             rows[value].append(signals_of(mask, shares[number], before.get(value)))
             before[value] = mask
     signals = {known[value]: np.array(own, np.float32) for value, own in rows.items()}
-    features = None
-    if not features_file(cohort, case.key).exists():
-        features = _pooled(_base(cohort.state.model, job.device, job.threads), volume, orientation, cancelled)
     axis = 2 - view_axes(volume, orientation)[2]
     return Segmented(_nifti(labels, volume), orientation, axis, signals, features)
 

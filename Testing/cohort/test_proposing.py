@@ -14,6 +14,7 @@ pytest.importorskip("peft")
 from proposed_cohorts import untouched_cohort, with_adapter
 
 from SAMFineTuneLib.cases.label_files import read_labels
+from SAMFineTuneLib.cohort.choosing import next_case
 from SAMFineTuneLib.cohort.confidence import expected, read_confidence
 from SAMFineTuneLib.cohort.proposing import propose, read_signals
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, refuse, release, take
@@ -72,6 +73,16 @@ def test_a_case_that_fails_does_not_stop_the_others(tmp_path):
     assert failed.state == "untouched" and "is not at" in failed.problem and failed.problem.endswith(".")
     image.with_name("elsewhere.nii.gz").rename(image)
     assert propose(cohort, device="cpu").done == (second,) and cohort.state.case(second).problem == ""
+
+
+def test_annotated_cases_can_be_compared_with_those_proposed(tmp_path):
+    cohort = untouched_cohort(tmp_path, 3)
+    first, *rest = keys(cohort)
+    accept(cohort, first, np.ones((6, 32, 32), np.uint8))
+    with_adapter(cohort)
+    assert propose(cohort, device="cpu").done == tuple(rest) and not cohort.proposal(first).exists()
+    choice = next_case(cohort)
+    assert choice.case.key in rest and "most unlike the 1 case accepted" in choice.reason
 
 
 def test_a_stop_keeps_what_is_done(tmp_path):
