@@ -18,6 +18,7 @@ from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState
+    from SAMFineTuneLib.cohort.dicomweb_store import DicomwebStore
     from SAMFineTuneLib.evaluation.executors import Engine
 
 _EPILOG = """A cohort is a folder of its own beside the images, which are never altered. CASE is a name or key that
@@ -34,9 +35,13 @@ examples:
   samfinetune cohort accept liver-cohort p12 --labels corrected.nii.gz --seconds 95 --prompts 4
   samfinetune cohort report liver-cohort              the learning curve, as a page that opens offline
   samfinetune cohort export liver-cohort -o Dataset001_Liver --form nnunet
+  samfinetune cohort fetch https://pacs.hospital/dicom-web -o scans --modality CT --study 1.2.840.1
+  samfinetune cohort store https://pacs.hospital/dicom-web liver-cohort          as DICOM SEG
 
 A .seg.nrrd names its structures, so that their numbers do not matter. The panel in Slicer does the same with a mouse.
-Commands and windows may work on one cohort at the same time. samfinetune demo --cohort makes one to try.
+Commands and windows may work on one cohort at the same time. samfinetune demo --cohort makes one to try. A DICOMweb
+server's token is read from SAMFINETUNE_DICOMWEB_TOKEN; a user's name from --user or SAMFINETUNE_DICOMWEB_USER, the
+password from SAMFINETUNE_DICOMWEB_PASSWORD or the keyboard. They are written nowhere.
 """
 _MOST_PLACES = 5  # doubtful slices that `next` lists
 
@@ -96,6 +101,26 @@ def add_parser(subparsers) -> None:
     added = action("export", _export, "write the accepted cases for other programs")
     added.add_argument("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
     added.add_argument("--form", choices=("nifti", "nnunet", "dicom-seg"), default="nifti", help="default: nifti")
+    added = _server_action(actions, "fetch", _fetch, "fetch image series from a DICOMweb server, or list them")
+    added.add_argument("-o", "--output", metavar="FOLDER", help="where the series go, each into a folder of its own; "
+                       "the same command goes on with what was interrupted")  # fmt: skip
+    added.add_argument("--list", action="store_true", help="only list them")
+    for name, text in (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID"), ("patient", "PatientID"),
+                       ("modality", "such as CT or MR")):  # fmt: skip
+        added.add_argument(f"--{name}", metavar=name.upper(), help=text)
+    added = _server_action(actions, "store", _store, "store accepted cases on a DICOMweb server as DICOM SEG")
+    added.add_argument("cohort", metavar="COHORT", help="the cohort's folder")
+    added.add_argument("cases", metavar="CASE", nargs="*", help="only these").completer = _case_names
+
+
+def _server_action(actions: Callable, name: str, function: Callable, text: str) -> argparse.ArgumentParser:
+    parser = actions(name, function, text)
+    parser.add_argument("server", metavar="URL", help="address of the DICOMweb service")
+    parser.add_argument("--user", metavar="NAME", help="who signs in")
+    parser.add_argument("--tls-ca", metavar="FILE", help="certificate (.pem) to trust, where this computer does not "
+                        "know the one that signed the server's")  # fmt: skip
+    console.add_json(parser)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -302,6 +327,75 @@ def _export(args: argparse.Namespace) -> None:
         files = export(cohort, args.output, args.form, show, console.note)
     print(f"written     {args.output}, {len(files)} files")
     console.document(folder=args.output, form=args.form, files=[str(path) for path in files])
+
+
+# ---------------------------------------------------------------- servers
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    if not args.list and not args.output:
+        raise UserError("Say where the series go with -o FOLDER, or only list them with --list.")
+    store = _server(args)
+    asked = {"StudyInstanceUID": args.study, "SeriesInstanceUID": args.series, "PatientID": args.patient,
+             "Modality": args.modality}  # fmt: skip
+    found = store.list_series({name: value for name, value in asked.items() if value})
+    if not found:
+        raise UserError(f"“{args.server}” has no image series like that; leave out some of the options.")
+    if args.list:
+        rows = [(one.series, one.modality, str(one.images or "?"), one.description) for one in found]
+        print_table([("SERIES", "MODALITY", "IMAGES", "DESCRIPTION"), *rows])
+        console.document(series=[asdict(one) for one in found])
+        return
+    folders = []
+    try:
+        with _counting("fetching series") as show:
+            for done, one in enumerate(found):
+                tell = lambda images, total, done=done: show(done, len(found), f"image {images} of {total}")  # noqa: E731
+                folders.append(store.fetch(one, args.output, tell))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on.") from None
+    print(f"fetched     {len(folders)} series into {args.output}")
+    console.document(folder=args.output, series=[
+        {**asdict(one), "folder": str(folder)} for one, folder in zip(found, folders, strict=True)
+    ])  # fmt: skip
+
+
+def _store(args: argparse.Namespace) -> None:
+    import tempfile
+    from pathlib import Path
+
+    from SAMFineTuneLib.cohort.cohort_export import export
+
+    cohort, store = _open(args), _server(args)
+    with tempfile.TemporaryDirectory() as folder:
+        with _counting("writing case") as show:
+            made = export(cohort, Path(folder) / "seg", "dicom-seg", show, console.note, args.cases)
+        files = [path for path in made if path.suffix == ".dcm"]
+        store.store(files)
+    print(f"stored      {len(files)} DICOM SEG")
+    console.document(server=args.server, stored=[path.name for path in files])
+
+
+def _server(args: argparse.Namespace) -> DicomwebStore:
+    """The server, signed in to as the options and variables say; what is secret is asked for, and kept nowhere."""
+    import getpass
+    import os
+    import sys
+
+    from SAMFineTuneLib.cohort.dicomweb_store import PASSWORD, TOKEN, USER, DicomwebStore
+
+    name, password = args.user or os.environ.get(USER, ""), os.environ.get(PASSWORD, "")
+    token = "" if args.user else os.environ.get(TOKEN, "").strip()
+    if name and not token and not password:
+        if not sys.stdin.isatty():
+            raise UserError(f"The password of {name} is missing; set {PASSWORD}.")
+        password = getpass.getpass(f"Password of {name}: ")
+    store = DicomwebStore(args.server, token, (name, password) if name else None, args.tls_ca)
+    if not store.encrypted:
+        console.note("images and passwords travel without encryption; use https:// where the server has a certificate")
+    return store
 
 
 # ---------------------------------------------------------------- in words

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ def export(
     form: str = "nifti",
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     tell: Callable[[str], None] = lambda note: None,
+    names: Sequence[str] = (),
 ) -> tuple[Path, ...]:
     """Write the accepted cases.
 
@@ -51,6 +52,7 @@ def export(
         form: one of FORMS.
         progress: told the number of cases that are done, of all, and the name of the next one.
         tell: told sentences about cases that are left out.
+        names: keys or names of the cases; default: all accepted ones.
 
     Returns:
         The files.
@@ -67,18 +69,22 @@ def export(
         require("Writing DICOM SEG", "highdicom", extra="dicom-seg")
     if not state.accepted:
         raise UserError("No case is accepted yet, so there is nothing to export; accept one first.")
-    names, sources = file_names(state.accepted), _sources(cohort)
+    wanted = {state.case(name).key for name in names}
+    cases = tuple(case for case in state.accepted if not names or case.key in wanted)
+    if len(cases) < len(wanted):
+        raise UserError("Only accepted cases can be exported; accept the others first, or leave them out.")
+    called, sources = file_names(state.accepted), _sources(cohort)
     written: dict[str, CohortCase] = {}
     left_out: list[str] = []
     with staged_folder(folder) as building:
         write = {"nifti": _write_nifti, "nnunet": _write_nnunet, "dicom-seg": _write_dicom_seg}[form]
-        for done, case in enumerate(state.accepted):
-            progress(done, len(state.accepted), case.name)
+        for done, case in enumerate(cases):
+            progress(done, len(cases), case.name)
             try:
-                written[write(cohort, case, building, names[case.key], sources[case.key])] = case
+                written[write(cohort, case, building, called[case.key], sources[case.key])] = case
             except _LeftOut as reason:
                 left_out.append(f"{case.name} is left out: {reason}")
-        progress(len(state.accepted), len(state.accepted), "")
+        progress(len(cases), len(cases), "")
         if not written:
             raise UserError(f"None of the accepted cases can be exported as {form}: {some_names(left_out, 2, ' ')}")
         if form == "nifti":
@@ -86,8 +92,8 @@ def export(
             write_text(building / "labels.json", json.dumps(named, indent=1, ensure_ascii=False))
         if form == "nnunet":
             write_text(building / "dataset.json", json.dumps(_dataset(cohort, len(written)), indent=1))
-        cases = {file: {"case": case.key, **sources[case.key]} for file, case in written.items()}
-        content = {"software": f"SAMFineTune {__version__}", "labels": list(state.labels.values()), "cases": cases}
+        about = {file: {"case": case.key, **sources[case.key]} for file, case in written.items()}
+        content = {"software": f"SAMFineTune {__version__}", "labels": list(state.labels.values()), "cases": about}
         write_text(building / PROVENANCE, json.dumps(content, indent=1, ensure_ascii=False))
         for sentence in left_out:
             tell(sentence)

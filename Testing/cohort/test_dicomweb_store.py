@@ -1,0 +1,205 @@
+"""A real Orthanc on loopback, with a password; skipped where Debian's packages are not installed. TLS without it.
+
+The variable ORTHANC names a folder into which orthanc and orthanc-dicomweb were unpacked (dpkg -x) instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from case_files import blob, image_of
+from dicom_samples import write_series
+from pydicom.uid import generate_uid
+
+from SAMFineTuneLib.cli.main import main
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.dicomweb_store import PASSWORD, USER, DicomwebStore
+from SAMFineTuneLib.cohort.review import accept
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import read_volume
+
+pytest.importorskip("dicomweb_client")
+PLUGIN = "share/orthanc/plugins/libOrthancDicomWeb.so"
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory):
+    """The address and the folder of an Orthanc with two CT series of one patient."""
+    root = Path(os.environ.get("ORTHANC", "/")) / "usr"
+    if not (root / "sbin" / "Orthanc").exists() or not (root / PLUGIN).exists():
+        pytest.skip("Orthanc and its DICOMweb plugin are not installed")
+    folder = tmp_path_factory.mktemp("orthanc")
+    with socket.socket() as free, socket.socket() as other:
+        free.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port, dicom = free.getsockname()[1], other.getsockname()[1]
+    (folder / "settings.json").write_text(json.dumps({
+        "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"), "HttpPort": port,
+        "DicomPort": dicom, "AuthenticationEnabled": True, "RegisteredUsers": {"me": "secret"},
+        "Plugins": [str(root / PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }))  # fmt: skip
+    libraries = [str(path) for path in (root / "lib", *root.glob("lib/*-linux-gnu"))]
+    environment = dict(os.environ)
+    if "ORTHANC" in os.environ:
+        dictionary = next(root.glob("share/libdcmtk*/dicom.dic"))
+        environment |= {"LD_LIBRARY_PATH": ":".join(libraries), "DCMDICTPATH": str(dictionary)}
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen([root / "sbin" / "Orthanc", folder / "settings.json"], env=environment, stdout=log,
+                                   stderr=log)  # fmt: skip
+    address = f"http://127.0.0.1:{port}/dicom-web"
+    store = DicomwebStore(address, user=("me", "secret"))
+    try:
+        for _ in range(200):
+            assert process.poll() is None, (folder / "log").read_bytes()[-2000:]
+            with socket.socket() as probe:
+                if not probe.connect_ex(("127.0.0.1", port)):
+                    break
+            time.sleep(0.1)
+        stored = (image_of(blob()) + 100).astype(np.uint16)
+        for number in range(2):
+            series = folder / "sent" / str(number)
+            write_series(series, stored + number, PatientID="Miller", PatientName="Miller^Anna", StudyID="1",
+                         SeriesDescription=f"scan {number}")  # fmt: skip
+            store.store(sorted(series.iterdir()))
+        yield address, folder
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture
+def store(orthanc):
+    return DicomwebStore(orthanc[0], user=("me", "secret"))
+
+
+def test_series_are_listed_without_naming_the_patient(store):
+    found = store.list_series({"Modality": "CT"})
+    assert sorted(one.description for one in found) == ["scan 0", "scan 1"]
+    assert [one.images for one in found] == [6, 6] and "Miller" not in repr(found)
+    assert store.list_series({"Modality": "MR"}) == []
+    assert store.list_series({"SeriesInstanceUID": found[1].series}) == [found[1]]
+
+
+def test_a_fetched_series_is_the_one_that_was_sent(store, orthanc, tmp_path):
+    for one in store.list_series({"Modality": "CT"}):
+        folder = store.fetch(one, tmp_path / "scans")
+        sent = orthanc[1] / "sent" / one.description[-1]
+        assert read_volume(folder).digest == read_volume(sent).digest
+        before = [file.stat().st_mtime_ns for file in folder.iterdir()]
+        assert store.fetch(one, tmp_path / "scans") == folder
+        assert [file.stat().st_mtime_ns for file in folder.iterdir()] == before
+
+
+_KILLED = """
+import os, signal, sys
+from SAMFineTuneLib.cohort.dicomweb_store import DicomwebStore
+
+address, folder = sys.argv[1:]
+store = DicomwebStore(address, user=("me", "secret"))
+store.fetch(store.list_series({"Modality": "CT"})[0], folder,
+            lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 3 else None)
+"""
+
+
+def test_a_killed_fetch_shows_nothing_half_and_goes_on(store, orthanc, root, tmp_path, monkeypatch):
+    path = os.pathsep.join([str(root), *(one for one in sys.path if one)])
+    killed = subprocess.run([sys.executable, "-c", _KILLED, orthanc[0], tmp_path / "scans"],
+                            env=os.environ | {"PYTHONPATH": path}, timeout=120)  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    (partial,) = (tmp_path / "scans").iterdir()
+    assert partial.name.startswith(".") and len(list(partial.iterdir())) == 3
+    before = {file: file.stat().st_mtime_ns for file in partial.iterdir()}
+    folder = store.fetch(store.list_series({"Modality": "CT"})[0], tmp_path / "scans")
+    assert len(list(folder.iterdir())) == 6 and not partial.exists()
+    assert all((folder / file.name).stat().st_mtime_ns == stamp for file, stamp in before.items())
+
+
+def test_from_the_server_to_the_server(orthanc, store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(USER, "me")
+    monkeypatch.setenv(PASSWORD, "secret")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path / "home"))
+    assert main(["cohort", "fetch", orthanc[0], "-o", "scans", "--modality", "CT", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["series"]) == 2
+    assert main(["cohort", "create", "mine", "scans", "--labels", "liver"]) == 0
+    cohort = Cohort("mine")
+    assert len({case.patient for case in cohort.state.cases}) == 1
+    for case in cohort.state.cases:
+        accept(cohort, case.key, blob())
+    capsys.readouterr()
+    assert main(["cohort", "store", orthanc[0], "mine", cohort.state.cases[0].name, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["stored"]) == 1
+    found = store._client.search_for_series(search_filters={"Modality": "SEG"})
+    assert len(found) == 1
+    written = "".join(path.read_text("utf-8", "ignore") for path in (tmp_path / "mine").rglob("*") if path.is_file())
+    assert "secret" not in written and orthanc[0] not in written and "Miller" not in written
+
+
+def test_what_goes_wrong_is_one_sentence(orthanc, store, tmp_path):
+    address, folder = orthanc
+    wrong = {
+        "does not let you in": lambda: DicomwebStore(address, user=("me", "x")).list_series(),
+        "check the address and the UIDs": lambda: DicomwebStore(address[:-4], user=("me", "secret")).list_series(),
+        "does not encrypt": lambda: DicomwebStore(address.replace("http:", "https:")).list_series(),
+        "cannot be reached": lambda: DicomwebStore("http://127.0.0.1:1/dicom-web").list_series(),
+        "certificate “nowhere.pem” does not exist": lambda: DicomwebStore(address, certificate="nowhere.pem"),
+        "is not the address": lambda: DicomwebStore("pacs.hospital"),
+        "Leave user and password out": lambda: DicomwebStore("https://me:secret@pacs.hospital/dicom-web"),
+    }
+    for words, act in wrong.items():
+        with pytest.raises(UserError, match=words) as error:
+            act()
+        assert "\n" not in str(error.value) and "secret" not in str(error.value)
+    other = pydicom.dcmread(next((folder / "sent" / "0").iterdir()))
+    other.SOPInstanceUID = generate_uid()
+    del other.StudyInstanceUID
+    other.save_as(tmp_path / "x.dcm")
+    with pytest.raises(UserError):
+        store.store([tmp_path / "x.dcm"])
+
+
+class _Empty(BaseHTTPRequestHandler):
+    """A server without any series that wants a token."""
+
+    def do_GET(self):
+        allowed = self.headers.get("Authorization") == "Bearer word"
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Type", "application/dicom+json")
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"[]")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_certificates_are_verified_and_tokens_sent(tmp_path):
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with HTTPServer(("127.0.0.1", 0), _Empty) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"https://127.0.0.1:{server.server_port}/dicom-web"
+        assert DicomwebStore(address, token="word", certificate=tmp_path / "ca.pem").list_series() == []
+        with pytest.raises(UserError, match="does not let you in"):
+            DicomwebStore(address, certificate=tmp_path / "ca.pem").list_series()
+        with pytest.raises(UserError, match="cannot be verified"):
+            DicomwebStore(address, token="word").list_series()
+        server.shutdown()
