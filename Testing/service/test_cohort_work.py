@@ -85,6 +85,7 @@ def test_a_cohort_is_made_and_a_case_laid_out(scans):
     assert told["start"] == [3, 2, 1] and np.load(told["labels"]).shape == (2, 3, 3)
     keys = [one.key for one in cohort.state.cases]
     assert answer(work, work.put("open", case="", way="order", by="me", without=keys))["case"] == "", "none is left"
+    assert answer(work, work.put("due"))["due"] is False, "nothing is accepted yet"
     work.close()
     wait(lambda: not work.is_running)
 

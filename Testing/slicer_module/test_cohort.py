@@ -165,8 +165,8 @@ def test_prompts_correct_a_proposal(work):
     middle = places[np.abs(places - places.mean(axis=0)).sum(axis=1).argmin()][::-1]
     work.panel.input.align_views()
     work.tab.review.next_doubtful()  # the missing slice
+    assert shown_axial(work) == 3
     view = work.desktop.views["Red"]
-    assert np.round(volume.ras_to_ijk(view.xy_to_ras((150, 150))))[2] == 3 if hasattr(view, "xy_to_ras") else True
     view.go_to(volume.ijk_to_ras(middle))
     work.panel.prompts.choose("positive")
     view.click(view.xy_of(volume.ijk_to_ras(middle)))
@@ -224,6 +224,23 @@ def test_nothing_is_lost(work, how):
     path = work.cohort.accepted(key) if how == "killed" else work.cohort.corrected(key)
     assert (work.kept_labels(path) == work.labels["scan0"]).all()
     work.desktop.wait(lambda: work.case("scan0").lease is None)
+
+
+def test_a_correction_is_kept_while_one_works(work, monkeypatch):
+    from SAMFineTunePanels import cohort_review
+
+    monkeypatch.setattr(cohort_review, "KEEP_AFTER", 0.2)
+    work.create()
+    work.propose("scan0")
+    work.open("scan0")
+    key = work.opened.key
+    work.mend()
+    work.wait_for_state("scan0", "corrected")
+    assert work.opened.key == key and work.case("scan0").lease is not None, "it is still open, and taken"
+    assert (work.kept_labels(work.cohort.corrected(key)) == work.labels["scan0"]).all()
+    work.desktop.reload()  # a new panel; the old one gives the case back
+    work.desktop.wait(lambda: work.case("scan0").lease is None)
+    work.desktop.wait(lambda: not work.desktop.processes() or work.desktop.panel.host.session is not None)
 
 
 def test_a_later_window_does_what_an_earlier_one_left(work):
