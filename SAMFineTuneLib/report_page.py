@@ -34,6 +34,7 @@ table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
 td,th{padding:.25em .7em;text-align:left;border-bottom:1px solid #d0d7de;vertical-align:top}
 .wide td{white-space:nowrap}
 img{max-width:100%}
+body>svg{display:block;width:100%;max-width:44em}
 .pictures{display:flex;flex-wrap:wrap;gap:1em}
 .pictures figure{margin:0;width:19em}
 .pictures img{width:19em}
