@@ -33,7 +33,7 @@ _PRIOR = 4.0  # how strongly few cases are kept near the map of other data; 2 to
 _STEPS, _LONGEST = 30, 2.0  # of Newton's method
 _APART = 3  # slices: nearer ones are seen together
 _LEAST = 0.01  # shares are kept this far from 0 and 1
-_PRESENT = 0.05  # probability of a structure from which on a slice without a mask is told
+_PRESENT = 0.1  # probability of a structure from which on a slice without a mask is told
 
 
 def signals_of(mask: np.ndarray, shares: np.ndarray, before: np.ndarray | None) -> tuple[float, ...]:
@@ -78,10 +78,10 @@ def read_confidence(cohort: Cohort, key: str) -> Confidence | None:
 @dataclass(frozen=True)
 class Calibration:
     """Weights of the logistic maps: of slices with a mask to expected Dice, and of those without one to the probability
-    that the structure is there. By default those of eight hippocampi's adapter, rounded."""
+    that the structure is there. By default those of adapters of three and eight hippocampi, rounded."""
 
     found: tuple[float, ...] = (-0.5, 0.8, 0.5, 1.0)
-    missing: tuple[float, ...] = (-2.0, 1.3)
+    missing: tuple[float, ...] = (-2.0, 0.6, 2.0)
     present: Mapping[str, float] = field(default_factory=dict)
     """Label → share of the cases that have it; where that is not known, all are taken to."""
 
@@ -189,13 +189,20 @@ def _of_found(rows: np.ndarray) -> np.ndarray:
     own = 2 * inside / np.maximum(area + mass, 1)
     before = 2 * shared[1:] / np.maximum(area[1:] + area[:-1], 1)
     beside = np.maximum(np.append(0, before), np.append(before, 0)) if len(rows) > 1 else own
-    size = np.sqrt(area / max(area.max(), 1))
-    return np.stack([np.ones(len(rows)), _logit(own), _logit(beside), size - 1], axis=1)
+    return np.stack([np.ones(len(rows)), _logit(own), _logit(beside), _size(area) - 1], axis=1)
 
 
 def _of_missing(rows: np.ndarray) -> np.ndarray:
-    """What the map weighs on slices without a mask (n, 2): 1, and the logit of the largest share."""
-    return np.stack([np.ones(len(rows)), _logit(rows[:, COLUMNS.index("peak")])], axis=1)
+    """What the map weighs on slices without a mask (n, 3): 1, the logit of the largest share, and how large the larger
+    neighbour's mask is beside the largest."""
+    size = _size(rows[:, 0])
+    neighbour = np.maximum(np.append(0, size[:-1]), np.append(size[1:], 0))
+    return np.stack([np.ones(len(rows)), _logit(rows[:, COLUMNS.index("peak")]), neighbour], axis=1)
+
+
+def _size(area: np.ndarray) -> np.ndarray:
+    """Diameters, of which the largest is 1."""
+    return np.sqrt(area / max(area.max(initial=0), 1))
 
 
 def _logit(share: np.ndarray) -> np.ndarray:

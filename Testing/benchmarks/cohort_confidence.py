@@ -1,10 +1,11 @@
 """How well a cohort's confidence finds the slices that need work.
 
 An adapter proposes labels for annotated cases that it did not learn from. Each (label, slice) that proposal or
-reference has, or that has a confidence, counts; it is bad when its Dice is below 0.8. Told are the area under the ROC
-curve of finding the bad ones, with a bootstrap interval over cases, mean (bias) and root mean square of the difference
-between expected and true Dice, and which part of the bad ones is among as many least sure ones (found); with the map as
-it is shipped, and calibrated on the first few cases, which then do not count.
+reference has counts; it is bad when its Dice is below 0.8. Where nothing is expected counts as sure. Told are the area
+under the ROC curve of finding the bad ones, with a bootstrap interval over cases, mean (bias) and root mean
+square of the difference between expected and true Dice, which part of the bad ones is among as many least sure ones
+(found), and how many slices of a case that neither has are called doubtful (alarms); with the map as it is shipped, and
+calibrated on the first few cases, which then do not count.
 
     samfinetune train CASES -o ADAPTER --preset quick --folds 0 --no-add
     python Testing/benchmarks/cohort_confidence.py ADAPTER OTHER_CASES --count 30
@@ -41,6 +42,8 @@ class Slices:
 
     expected: np.ndarray
     true: np.ndarray
+    alarms: int
+    """Doubtful ones among those that neither proposal nor reference has."""
 
 
 def area_under_curve(slices: list[Slices]) -> float:
@@ -66,13 +69,15 @@ def judge(cohort: Cohort, references: dict[str, np.ndarray]) -> list[Judged]:
 def compare(case: Judged, calibration: Calibration) -> Slices:
     """What is expected of a case beside what is true."""
     confidence, _ = expected(case.signals, "", calibration)
-    value, true = [], []
+    value, true, alarms = [], [], 0
     for label, own in confidence.slices.items():
         for one, dice, row in zip(own, case.dice[label], case.signals[label], strict=True):
-            if one is not None or row[0] or dice < 1:
+            if row[0] or dice < 1:
                 value.append(1.0 if one is None else one)
                 true.append(dice)
-    return Slices(np.array(value), np.array(true))
+            else:
+                alarms += one is not None and one < DOUBTFUL
+    return Slices(np.array(value), np.array(true), alarms)
 
 
 def measure(slices: list[Slices], name: str) -> str:
@@ -84,10 +89,11 @@ def measure(slices: list[Slices], name: str) -> str:
     value, true = (np.concatenate([getattr(one, kind) for one in slices]) for kind in ("expected", "true"))
     bad = int((true < DOUBTFUL).sum())
     worst = (true[np.argsort(value, kind="stable")[:bad]] < DOUBTFUL).mean() if bad else float("nan")
-    return (
-        f"{name:28} {area_under_curve(slices):.3f} ({low:.3f} to {high:.3f})  {(value - true).mean():+.3f}  "
-        f"{np.sqrt(((value - true) ** 2).mean()):.3f}  {worst:.2f}  {len(true)} slices, {bad} bad, {len(slices)} cases"
-    )
+    alarms = np.mean([one.alarms for one in slices])
+    about = f"{len(true)} slices, {bad} bad, {len(slices)} cases"
+    error = f"{(value - true).mean():+.3f}  {np.sqrt(((value - true) ** 2).mean()):.3f}"
+    area = f"{area_under_curve(slices):.3f} ({low:.3f} to {high:.3f})"
+    return f"{name:13} {area}  {error}  {worst:.2f}   {alarms:4.1f}    {about}"
 
 
 def main() -> int:
@@ -115,21 +121,12 @@ def main() -> int:
         keys = {cohort.image(case).resolve(): case.key for case in cohort.state.cases}
         right = {keys[case.image.resolve()]: case.read().labels for case in used}
         judged = judge(cohort, {key: array for key, array in right.items() if key in result.done})
-    volumes = [volume_dice(one) for one in judged]
-    print(f"Mean Dice of all slices of a proposal: {np.mean(volumes):.3f}")
-    print(f"{'calibrated on':28} ROC area (95 % interval)  bias    RMS    found")
+    print("calibrated on ROC area (95 % interval)  bias    RMS    found  alarms")
     for count in _CALIBRATED_ON:
         if count < len(judged):
             calibration = calibrate(judged[:count])
             print(measure([compare(one, calibration) for one in judged[count:]], f"{count} cases"))
     return 0
-
-
-def volume_dice(case: Judged) -> float:
-    """Mean over labels and slices that the proposal has."""
-    return float(np.mean([
-        case.dice[label][rows[:, 0] > 0].mean() for label, rows in case.signals.items() if (rows[:, 0] > 0).any()
-    ]))  # fmt: skip
 
 
 if __name__ == "__main__":
