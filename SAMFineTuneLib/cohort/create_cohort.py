@@ -36,7 +36,7 @@ from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.read_dicom import look_into
-from SAMFineTuneLib.images.read_image import ENDINGS
+from SAMFineTuneLib.images.read_image import ENDINGS, split_choice
 
 _LOCALIZER = 4  # slices: a series of so few is hardly the one to be segmented
 
@@ -82,7 +82,7 @@ def find_images(source: str | Path) -> list[FoundImage]:
         found = [FoundImage(path) for path in _anywhere(source)]
     if not found:
         raise UserError(f"“{source}” holds no images; it needs NIfTI, NRRD, MetaImage, PNG or DICOM files.")
-    return sorted(found, key=lambda one: one.image)
+    return sorted(found, key=lambda one: split_choice(one.image)[0])  # series of a folder stay in their order
 
 
 def create_cohort(

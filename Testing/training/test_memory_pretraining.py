@@ -20,7 +20,7 @@ from SAMFineTuneLib.models.spec import read_model_folder  # noqa: E402
 from SAMFineTuneLib.models.volume_block import CELLS, CHANNELS  # noqa: E402
 from SAMFineTuneLib.training import memory_pretraining as pretrain  # noqa: E402
 from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
-from SAMFineTuneLib.training.synthetic_volumes import synthetic_volume  # noqa: E402
+from SAMFineTuneLib.training.synthetic_volumes import GENERATOR_VERSION, synthetic_volume  # noqa: E402
 from SAMFineTuneLib.training.volume_items import MOST_SLICES, draw_items  # noqa: E402
 
 BUNDLED = Path(__file__).resolve().parents[2] / "Resources" / "models" / "compact"
@@ -96,7 +96,7 @@ def test_the_command_writes_a_model_that_propagates(tmp_path, monkeypatch):
     model = read_model_folder(folder)
     model.verify()
     assert {"memory", "memory_weights", "encoder", "decoder", "weights"} <= set(model.spec.files)
-    assert "volume memory: samfinetune pretrain --memory: generator 1, seed 0, 1 volumes" in model.spec.source
+    assert f"--memory: generator {GENERATOR_VERSION}, seed 0, 1 volumes" in model.spec.source
     assert sum(file.stat().st_size for file in folder.glob("*.onnx")) < 1e6  # weights are stored once
     volume, labels, _ = body_phantom()
     scan, result = tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz"

@@ -108,22 +108,28 @@ def write_adapter_folder(
     if class_head is not None:
         files[CLASS_HEAD] = class_head
     card = replace(card, files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    about = _about(folder, card)  # before anything is deleted
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
     shutil.rmtree(folder / ONNX, ignore_errors=True)  # an export of the previous adapter
     for name in {TENSORS, CLASS_HEAD} - set(files):
         (folder / name).unlink(missing_ok=True)
-    for name, content in files.items():
-        with atomic_write(folder / name) as temporary:
-            temporary.write_bytes(content)
-    write_card(folder, card)
+    _write_all(folder, files | about)
     return card
 
 
 def write_card(folder: Path, card: Card) -> None:
     """Write the card of the adapter in a folder, for people and for programs."""
-    about = {CARD_TEXT: as_markdown(card, folder.resolve().name).encode(), CARD: _json(card.to_dict())}
-    for name, content in about.items():
+    _write_all(folder, _about(folder, card))
+
+
+def _about(folder: Path, card: Card) -> dict[str, bytes]:
+    """The files of a card; the one without which there is no adapter comes last."""
+    return {CARD_TEXT: as_markdown(card, folder.resolve().name).encode(), CARD: _json(card.to_dict())}
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(content)
 
