@@ -343,23 +343,21 @@ def _fetch(args: argparse.Namespace) -> None:
     found = store.list_series({name: value for name, value in asked.items() if value})
     if not found:
         raise UserError(f"“{args.server}” has no image series like that; leave out some of the options.")
-    if args.list:
-        rows = [(one.series, one.modality, str(one.images or "?"), one.description) for one in found]
-        print_table([("SERIES", "MODALITY", "IMAGES", "DESCRIPTION"), *rows])
-        console.document(series=[asdict(one) for one in found])
-        return
-    folders = []
-    try:
-        with _counting("fetching series") as show:
-            for done, one in enumerate(found):
-                tell = lambda images, total, done=done: show(done, len(found), f"image {images} of {total}")  # noqa: E731
-                folders.append(store.fetch(one, args.output, tell))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on.") from None
-    print(f"fetched     {len(folders)} series into {args.output}")
-    console.document(folder=args.output, series=[
-        {**asdict(one), "folder": str(folder)} for one, folder in zip(found, folders, strict=True)
-    ])  # fmt: skip
+    if not args.list:
+        images = sum(one.images for one in found)
+        before = 0
+        try:
+            with _counting("fetching image") as show:
+                for one in found:
+                    tell = lambda done, total, before=before: show(before + done, max(images, before + total))  # noqa: E731
+                    store.fetch(one, args.output, tell)
+                    before += one.images
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; the same command goes on.") from None
+        print(f"fetched     {len(found)} series into {args.output}")
+    rows = [(one.series, one.modality, str(one.images or "?"), one.folder, one.description) for one in found]
+    print_table([("SERIES", "MODALITY", "IMAGES", "FOLDER", "DESCRIPTION"), *rows])
+    console.document(folder=args.output, series=[{**asdict(one), "folder": one.folder} for one in found])
 
 
 def _store(args: argparse.Namespace) -> None:

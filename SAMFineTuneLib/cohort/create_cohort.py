@@ -52,7 +52,7 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class NewCohort:
-    """A cohort that was just made, and sentences about images that it lacks."""
+    """A cohort that was just made, and sentences about images that it lacks or that are unusual."""
 
     cohort: Cohort
     notes: tuple[str, ...]
@@ -102,7 +102,8 @@ def create_cohort(
         progress: told how many images are read, and how many there are.
 
     Returns:
-        The cohort. Images that cannot be read or occur twice are left out, with a note each.
+        The cohort, and notes: on images that cannot be read or occur twice and are left out, and on what is unusual
+        about others, such as a missing slice.
 
     Raises:
         UserError: when the folder holds a cohort or images, no image can be read, or structures have no names.
@@ -129,7 +130,7 @@ def add_images(
     images: Sequence[FoundImage],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[str, ...]:
-    """Add images to a cohort, with their labels if they have any. -> sentences about those that are left out."""
+    """Add images to a cohort, with their labels if they have any. -> sentences as in `NewCohort`."""
     state = cohort.state
     known = {case.key: case for case in state.cases}
     read = _read(images, cohort.images, cohort.folder, dict(state.labels), known, progress)
@@ -260,6 +261,7 @@ def _read(
         if one.labelled is not None:
             case = _accepted(case, one.labelled, folder, bool(names), read)
         read.cases[key] = case
+        read.notes += [f"{case.name}: {warning}" for warning in volume.warnings]
     progress(len(images), len(images))
     return read
 

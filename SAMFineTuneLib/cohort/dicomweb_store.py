@@ -8,7 +8,7 @@ what was fetched of one that is not whole lies in a hidden folder, from which th
 from __future__ import annotations
 
 import hashlib
-import os
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ TOKEN, USER, PASSWORD = "SAMFINETUNE_DICOMWEB_TOKEN", "SAMFINETUNE_DICOMWEB_USER
 _SHORT = 12  # digits of a digest
 _FIELDS = {"study": "0020000D", "series": "0020000E", "modality": "00080060", "description": "0008103E",
            "images": "00201209"}  # fmt: skip
+_IMAGE = "00080018"  # SOPInstanceUID
 _NOT_IMAGES = ("SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "DOC")
 
 
@@ -80,8 +81,11 @@ class DicomwebStore:
         session = requests.Session()
         if certificate:
             trusted = str(Path(certificate).expanduser())
-            if not os.path.isfile(trusted):
-                raise UserError(f"The certificate “{certificate}” does not exist; check its path.")
+            try:
+                ssl.create_default_context(cafile=trusted)
+            except OSError as error:
+                reason = "holds no certificate" if isinstance(error, ssl.SSLError) else "cannot be read"
+                raise UserError(f"“{certificate}” {reason}; give the certificate (.pem) of who signed it.") from error
             settings = session.merge_environment_settings  # in which REQUESTS_CA_BUNDLE goes before a session's own
             session.merge_environment_settings = lambda *given: {**settings(*given), "verify": trusted}
         session.auth = _bearer(token) if token else user
@@ -91,11 +95,10 @@ class DicomwebStore:
     def list_series(self, filters: Mapping[str, str] | None = None) -> list[RemoteSeries]:
         """The image series on the server that fit DICOM attributes, such as {"Modality": "CT"}; UserError when it
         cannot be asked."""
-        with self._in_words():
-            found = self._client.search_for_series(
-                search_filters=dict(filters or {}), fields=["NumberOfSeriesRelatedInstances", "SeriesDescription"],
-                get_remaining=True,
-            )  # fmt: skip
+        found = self._found(
+            _FIELDS["series"], self._client.search_for_series,
+            search_filters=dict(filters or {}), fields=["NumberOfSeriesRelatedInstances", "SeriesDescription"],
+        )  # fmt: skip
         rows = [{name: _value(one, tag) for name, tag in _FIELDS.items()} for one in found]
         listed = [RemoteSeries(**{**row, "images": int(row["images"] or 0)}) for row in rows]
         images = [one for one in listed if one.modality not in _NOT_IMAGES]
@@ -123,9 +126,8 @@ class DicomwebStore:
             return target
         require_writable(folder)
         partial = target.with_name(f".{series.folder}.fetching")
-        with self._in_words():
-            listed = self._client.search_for_instances(series.study, series.series, get_remaining=True)
-        names = list(dict.fromkeys(_value(one, "00080018") for one in listed))
+        listed = self._found(_IMAGE, self._client.search_for_instances, series.study, series.series)
+        names = [_value(one, _IMAGE) for one in listed]
         if not names or len(names) < series.images:
             raise UserError(
                 f"“{self._host}” lists {len(names)} of the {series.images} images of series {series.series}; ask its "
@@ -157,6 +159,16 @@ class DicomwebStore:
                 raise UserError(
                     f"“{self._host}” did not store {Path(file).name} (reason {code:#06x}); ask its administrator."
                 )
+
+    def _found(self, unique: str, search: Callable[..., Any], *where: str, **options: Any) -> list[Mapping[str, Any]]:
+        """What a search finds, page by page until one brings nothing new: some servers know only one page."""
+        found: dict[str, Mapping[str, Any]] = {}
+        while True:
+            with self._in_words():
+                page = {_value(one, unique): one for one in search(*where, offset=len(found), **options)}
+            if page.keys() <= found.keys():
+                return list(found.values())
+            found |= page
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:

@@ -98,6 +98,14 @@ def test_broken_and_doubled_images_are_left_out_with_a_note(tmp_path):
     assert len(new.notes) == 3 and any("same.nii.gz is left out: a is the same image" in note for note in new.notes)
 
 
+def test_a_missing_slice_is_told(tmp_path):
+    stored = (image_of(blob((8, 32, 32))) + 100).astype(np.uint16)
+    places = [(0.0, 0.0, 2.5 * k) for k in range(9) if k != 4]
+    write_series(tmp_path / "scans" / "p1", stored, positions=places)
+    (note,) = made(tmp_path / "cohort", tmp_path / "scans", "liver").notes
+    assert note.startswith("p1: 1 slice is missing from this series")
+
+
 def test_slicers_segmentations_and_other_cohorts_are_not_images(tmp_path):
     folder = tmp_path / "loose"
     save(folder / "scan.nrrd", image_of(blob()))

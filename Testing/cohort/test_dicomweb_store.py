@@ -5,6 +5,7 @@ The variable ORTHANC names a folder into which orthanc and orthanc-dicomweb were
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pydicom
@@ -26,6 +29,7 @@ from pydicom.uid import generate_uid
 
 from SAMFineTuneLib.cli.main import main
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.create_cohort import find_images
 from SAMFineTuneLib.cohort.dicomweb_store import PASSWORD, USER, DicomwebStore
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.errors import UserError
@@ -35,13 +39,12 @@ pytest.importorskip("dicomweb_client")
 PLUGIN = "share/orthanc/plugins/libOrthancDicomWeb.so"
 
 
-@pytest.fixture(scope="module")
-def orthanc(tmp_path_factory):
-    """The address and the folder of an Orthanc with two CT series of one patient."""
+@contextmanager
+def running_orthanc(folder: Path):
+    """The port of an Orthanc that lets `me` in with `secret`, and keeps its images below a folder."""
     root = Path(os.environ.get("ORTHANC", "/")) / "usr"
     if not (root / "sbin" / "Orthanc").exists() or not (root / PLUGIN).exists():
-        pytest.skip("Orthanc and its DICOMweb plugin are not installed")
-    folder = tmp_path_factory.mktemp("orthanc")
+        pytest.skip("Orthanc and its DICOMweb plugin are not installed (Debian: orthanc, orthanc-dicomweb)")
     with socket.socket() as free, socket.socket() as other:
         free.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
@@ -60,8 +63,6 @@ def orthanc(tmp_path_factory):
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen([root / "sbin" / "Orthanc", folder / "settings.json"], env=environment, stdout=log,
                                    stderr=log)  # fmt: skip
-    address = f"http://127.0.0.1:{port}/dicom-web"
-    store = DicomwebStore(address, user=("me", "secret"))
     try:
         for _ in range(200):
             assert process.poll() is None, (folder / "log").read_bytes()[-2000:]
@@ -69,16 +70,25 @@ def orthanc(tmp_path_factory):
                 if not probe.connect_ex(("127.0.0.1", port)):
                     break
             time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory):
+    """The address and the folder of an Orthanc with two CT series of one patient."""
+    folder = tmp_path_factory.mktemp("orthanc")
+    with running_orthanc(folder) as port:
+        address = f"http://127.0.0.1:{port}/dicom-web"
         stored = (image_of(blob()) + 100).astype(np.uint16)
         for number in range(2):
             series = folder / "sent" / str(number)
             write_series(series, stored + number, PatientID="Miller", PatientName="Miller^Anna", StudyID="1",
                          SeriesDescription=f"scan {number}")  # fmt: skip
-            store.store(sorted(series.iterdir()))
+            DicomwebStore(address, user=("me", "secret")).store(sorted(series.iterdir()))
         yield address, folder
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 @pytest.fixture
@@ -120,6 +130,8 @@ def test_a_killed_fetch_shows_nothing_half_and_goes_on(store, orthanc, root, tmp
     killed = subprocess.run([sys.executable, "-c", _KILLED, orthanc[0], tmp_path / "scans"],
                             env=os.environ | {"PYTHONPATH": path}, timeout=120)  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(UserError, match="holds no images"):
+        find_images(tmp_path / "scans")
     (partial,) = (tmp_path / "scans").iterdir()
     assert partial.name.startswith(".") and len(list(partial.iterdir())) == 3
     before = {file: file.stat().st_mtime_ns for file in partial.iterdir()}
@@ -156,7 +168,7 @@ def test_what_goes_wrong_is_one_sentence(orthanc, store, tmp_path):
         "check the address and the UIDs": lambda: DicomwebStore(address[:-4], user=("me", "secret")).list_series(),
         "does not encrypt": lambda: DicomwebStore(address.replace("http:", "https:")).list_series(),
         "cannot be reached": lambda: DicomwebStore("http://127.0.0.1:1/dicom-web").list_series(),
-        "certificate “nowhere.pem” does not exist": lambda: DicomwebStore(address, certificate="nowhere.pem"),
+        "“nowhere.pem” cannot be read": lambda: DicomwebStore(address, certificate="nowhere.pem"),
         "is not the address": lambda: DicomwebStore("pacs.hospital"),
         "Leave user and password out": lambda: DicomwebStore("https://me:secret@pacs.hospital/dicom-web"),
     }
@@ -172,16 +184,75 @@ def test_what_goes_wrong_is_one_sentence(orthanc, store, tmp_path):
         store.store([tmp_path / "x.dcm"])
 
 
-class _Empty(BaseHTTPRequestHandler):
-    """A server without any series that wants a token."""
+@contextmanager
+def tls_proxy(port: int, tls: ssl.SSLContext):
+    """The address of a proxy that encrypts for a server, which Debian's Orthanc cannot do itself: it crashes."""
+
+    async def carry(source, target):
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+        target.close()
+
+    async def meet(client, to_client):
+        server, to_server = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(client, to_server), carry(server, to_client), return_exceptions=True)
+
+    loop = asyncio.new_event_loop()
+    listening = loop.run_until_complete(asyncio.start_server(meet, "127.0.0.1", 0, ssl=tls))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/dicom-web"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        listening.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+def test_over_tls_with_a_password(orthanc, tmp_path, monkeypatch, capsys):
+    trustme = pytest.importorskip("trustme")
+    authority, other = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    other.cert_pem.write_to_path(tmp_path / "other.pem")
+    (tmp_path / "none.pem").write_text("none")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    monkeypatch.setenv(PASSWORD, "secret")
+    with tls_proxy(urlsplit(orthanc[0]).port, tls) as address:
+        fetch = ["cohort", "fetch", address, "-o", str(tmp_path / "scans"), "--tls-ca"]
+        wrong = {
+            "cannot be verified": [*fetch, str(tmp_path / "other.pem"), "--user", "me"],
+            "holds no certificate": [*fetch, str(tmp_path / "none.pem"), "--user", "me"],
+            "does not let you in (401)": [*fetch, str(tmp_path / "ca.pem"), "--user", "you"],
+        }
+        for words, command in wrong.items():
+            assert main(command) == 2
+            told = capsys.readouterr().err.strip()
+            assert words in told and "\n" not in told and "secret" not in told
+        assert not (tmp_path / "scans").exists()
+        assert main([*fetch, str(tmp_path / "ca.pem"), "--user", "me"]) == 0
+    assert "without encryption" not in capsys.readouterr().err
+    fetched = {read_volume(folder).digest for folder in (tmp_path / "scans").iterdir()}
+    assert fetched == {read_volume(folder).digest for folder in (orthanc[1] / "sent").iterdir()}
+
+
+class _Server(BaseHTTPRequestHandler):
+    """A server that wants a token and always answers the same: no series."""
+
+    content = b"[]"
 
     def do_GET(self):
         allowed = self.headers.get("Authorization") == "Bearer word"
         self.send_response(200 if allowed else 401)
         self.send_header("Content-Type", "application/dicom+json")
-        self.send_header("Content-Length", "2")
+        self.send_header("Content-Length", str(len(self.content)))
         self.end_headers()
-        self.wfile.write(b"[]")
+        self.wfile.write(self.content)
 
     def log_message(self, *_):
         pass
@@ -193,7 +264,7 @@ def test_certificates_are_verified_and_tokens_sent(tmp_path):
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    with HTTPServer(("127.0.0.1", 0), _Empty) as server:
+    with HTTPServer(("127.0.0.1", 0), _Server) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"https://127.0.0.1:{server.server_port}/dicom-web"
@@ -203,3 +274,18 @@ def test_certificates_are_verified_and_tokens_sent(tmp_path):
         with pytest.raises(UserError, match="cannot be verified"):
             DicomwebStore(address, token="word").list_series()
         server.shutdown()
+
+
+def test_a_server_that_knows_no_pages_is_asked_only_twice():
+    series = {"0020000D": {"Value": ["1.2"]}, "0020000E": {"Value": ["1.2.3"]}, "00080060": {"Value": ["CT"]}}
+    for content, found in (([series], ["1.2.3"]), (["not", "DICOMweb"], None)):
+        handler = type("Handler", (_Server,), {"content": json.dumps(content).encode()})
+        with HTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            store = DicomwebStore(f"http://127.0.0.1:{server.server_port}", token="word")
+            if found is None:
+                with pytest.raises(UserError, match="does not answer as DICOMweb does"):
+                    store.list_series()
+            else:
+                assert [one.series for one in store.list_series()] == found
+            server.shutdown()
