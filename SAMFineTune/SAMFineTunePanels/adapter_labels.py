@@ -54,14 +54,15 @@ class AdapterLabels:
 
     def find(self):
         """Search the slice shown or the volume, as chosen above."""
-        from SAMFineTuneLib.cases.case_slices import learned_orientation
+        from SAMFineTuneLib.cases.case_slices import learned_orientations
 
         session, index = self.host.session, self.ui.labelsSelector.currentIndex
         if session is None or session.volume is None or not 0 <= index < len(self._adapters):
             return
         row = self._adapters[index]
-        orientation, first = learned_orientation(session.volume, {"orientation": row.get("orientation")}), None
+        orientation, first = "", None  # as it learned
         if chosen_in(self.ui.whereSelector) == ON_SLICE:
+            orientation = learned_orientations(session.volume, {"orientation": row.get("orientation")})[0]
             first = shown_slice(session.volume, orientation)
             if first is None:
                 self.host.warn(_(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from SAMFineTuneLib.inference.mask_shapes import pieces
 
 LEAST_PIXELS = 20
 """Smaller pieces of a structure on a slice are not objects (MedicoSAM's rule)."""
+_ISOTROPIC = 2.0  # thickness of voxels in widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +57,34 @@ def orientations(labelled: Labelled, orientation: str) -> tuple[str, ...]:
     """The orientations that a setting means; "auto" is the one in which the slices were acquired."""
     volume = labelled.volume
     if orientation == "all":
-        sides = {name: [volume.shape[2 - axis] for axis in view_axes(volume, name)[:2]] for name in ORIENTATIONS}
-        return tuple(name for name, (across, down) in sides.items() if min(across, down) > 1) or ("axial",)
+        return _not_flat(volume) or ("axial",)
     return _acquired(volume) if orientation == "auto" else (orientation,)
 
 
-def learned_orientation(volume: Volume, recipe: Mapping[str, Any]) -> str:
-    """The orientation of the slices that an adapter learned from, by its card's recipe; without one, that in which the
-    volume was acquired."""
-    if recipe.get("orientation") in ORIENTATIONS:
-        return recipe["orientation"]
-    return _acquired(volume)[0]
+def learned_orientations(volume: Volume, recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """The orientations of the slices that an adapter learned from, by its card's recipe.
+
+    First comes that in which the volume was acquired; it is the only one for an adapter that learned from slices as
+    they were acquired, and where the volume does not show the others as finely.
+    """
+    wanted = recipe.get("orientation")
+    if wanted in ORIENTATIONS:
+        return (wanted,)
+    acquired = _acquired(volume)[0]
+    if wanted != "all" or not is_isotropic(volume.spacing):
+        return (acquired,)
+    return (acquired, *(name for name in _not_flat(volume) if name != acquired))
+
+
+def is_isotropic(spacing: Sequence[float]) -> bool:
+    """Whether voxels are about as thick as wide, so that slices in all orientations show a structure alike."""
+    return max(spacing) <= _ISOTROPIC * min(spacing)
+
+
+def _not_flat(volume: Volume) -> tuple[str, ...]:
+    """The orientations whose slices are more than a line."""
+    sides = {name: [volume.shape[2 - axis] for axis in view_axes(volume, name)[:2]] for name in ORIENTATIONS}
+    return tuple(name for name, (across, down) in sides.items() if min(across, down) > 1)
 
 
 def _acquired(volume: Volume) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
     predictor = None if args.server else arguments.open_predictor(args, adapter)
 
     def segment(job: SegmentJob) -> Segmented:
-        from SAMFineTuneLib.cases.case_slices import learned_orientation
+        from SAMFineTuneLib.cases.case_slices import learned_orientations
         from SAMFineTuneLib.images import choose_window, write_labelmap
         from SAMFineTuneLib.inference.automatic_head import class_segments, segment_classes
         from SAMFineTuneLib.metrics.segment_statistics import segment_statistics
@@ -191,9 +191,9 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
                 labels, segments = remote.segment_labels(args.orientation or "", progress)
             else:
                 segments = class_segments(predictor)
-                orientation = args.orientation or learned_orientation(volume, recipe)
+                orientations = (args.orientation,) if args.orientation else learned_orientations(volume, recipe)
                 labels = segment_classes(
-                    predictor, volume, window, orientation, lambda now: progress(now.done, now.total)
+                    predictor, volume, window, orientations, lambda now: progress(now.done, now.total)
                 )
         statistics = segment_statistics(volume, labels, segments)
         for row in statistics:

@@ -212,7 +212,7 @@ def segment_case(job: CaseJob, cancelled: Callable[[], bool] = lambda: False) ->
 
 
 def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callable[[], bool]) -> Segmented:
-    from SAMFineTuneLib.cases.case_slices import learned_orientation
+    from SAMFineTuneLib.cases.case_slices import learned_orientations
     from SAMFineTuneLib.images import choose_window, read_volume
     from SAMFineTuneLib.images.slice_extraction import write
     from SAMFineTuneLib.images.slice_plane import view_axes
@@ -220,7 +220,8 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
 
     predictor, recipe = _opened(job.folder, job.adapter, job.device, job.threads)
     volume = read_volume(cohort.image(case))
-    window, orientation = choose_window(volume, recipe.get("window")), learned_orientation(volume, recipe)
+    window, orientations = choose_window(volume, recipe.get("window")), learned_orientations(volume, recipe)
+    orientation = orientations[0]
     features = None
     if not features_file(cohort, case.key).exists():
         features = _pooled(_base(cohort.state.model, job.device, job.threads), volume, orientation, cancelled)
@@ -231,9 +232,7 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
     labels = np.zeros(volume.shape, np.uint16)
     rows: dict[int, list[tuple[float, ...]]] = {value: [] for value in values.values()}
     before: dict[int, np.ndarray] = {}
-    for item in slice_logits(predictor, volume, window, orientation):
-        if cancelled():
-            raise _Stopped
+    for item in slice_logits(predictor, volume, window, orientations, cancelled=cancelled):
         classes, shares = item.classes, item.shares
         for number, value in values.items():
             mask = classes == number
@@ -241,6 +240,8 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
                 write(mask, item.plane, labels, volume, value, protect=False)
             rows[value].append(signals_of(mask, shares[number], before.get(value)))
             before[value] = mask
+    if cancelled():
+        raise _Stopped
     signals = {known[value]: np.array(own, np.float32) for value, own in rows.items()}
     axis = 2 - view_axes(volume, orientation)[2]
     return Segmented(_nifti(labels, volume), orientation, axis, signals, features)

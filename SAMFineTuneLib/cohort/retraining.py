@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -261,25 +261,24 @@ class _Run:
 
     def trained(self) -> TrainedAdapter:
         """Train the candidates, judge them, and record the better one."""
-        from SAMFineTuneLib.cases.label_files import read_labels
         from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
         from SAMFineTuneLib.models.adapters.merged_export import make_ready
         from SAMFineTuneLib.models.store import Store
 
         plan, base, before = self.plan, Store().find(self.plan.model), None
-        teachers = [case for case in self._cases(plan.learned) if read_labels(case.label).array.any()]
+        teachers, settings = self._lesson(base)
         candidates: dict[str, AdapterFolder | None] = {_BASE: None}
         if plan.before is not None:
             now = read_adapter_folder(self.cohort.adapter(plan.before))
-            if self._goes_on(now, base, teachers):
+            if self._goes_on(now, base, teachers, settings):
                 candidates[f"adapter {plan.before}"] = now
             self.parts = len(candidates)
-            before = self._judged("before", now, base, 0)
+            before = self._judged("before", self.cohort.adapter(plan.before), base, 0)
         found = {}
         for part, (start, adapter) in enumerate(candidates.items(), start=1):
             output = self._output(start)
             if not self._dice_file(start).exists() and not (output / "card.json").exists():
-                self._train(teachers, output, base, adapter, part, start)
+                self._train(teachers, settings, output, base, adapter, part, start)
             found[start] = self._judged(start, output, base, part)
         patients = {case.key: case.patient for case in self.cohort.state.cases}
         trained = decide(found, before, patients, tuple(plan.learned), plan.number)
@@ -342,30 +341,43 @@ class _Run:
 
     # ---- training
 
-    def _settings(self, base: ModelFolder) -> Settings:
+    def _lesson(self, base: ModelFolder) -> tuple[list[Case], Settings]:
+        """The cases that hold something to learn, and how it is learned."""
+        from SAMFineTuneLib.cases.case_slices import is_isotropic
+        from SAMFineTuneLib.cases.label_files import read_labels
         from SAMFineTuneLib.models.adapters.tuning_method import Method
         from SAMFineTuneLib.training.training_settings import Settings
 
+        teachers, isotropic = [], True
+        for case in self._cases(self.plan.learned):
+            label = read_labels(case.label)
+            isotropic &= is_isotropic(np.linalg.norm(label.affine[:3, :3], axis=0))
+            if label.array.any():
+                teachers.append(case)
         # Of so small a network all weights can be trained, which finds structures better without prompts than LoRA
         # does (docs/results.md). Patients held out judge here, so that every other case can teach.
         method = Method("vanilla" if base.spec.architecture == "compact" else "lora")
-        return Settings.of_preset(
-            self.plan.preset, method=method, folds=0, validation=0, device=self.device, seed=self.plan.number
-        )
+        # The mean of three orientations is better than one where the volumes resolve them (docs/results.md).
+        return teachers, Settings.of_preset(
+            self.plan.preset, method=method, orientation="all" if isotropic else "auto", folds=0, validation=0,
+            device=self.device, seed=self.plan.number,
+        )  # fmt: skip
 
-    def _goes_on(self, adapter: AdapterFolder, base: ModelFolder, teachers: Sequence[Case]) -> bool:
+    def _goes_on(
+        self, adapter: AdapterFolder, base: ModelFolder, teachers: Sequence[Case], settings: Settings
+    ) -> bool:
         """Whether an adapter can be trained further: not where the cases now hold other structures."""
         from SAMFineTuneLib.cases.labelled_case import LabelChoice
         from SAMFineTuneLib.models.adapters.adapter_folder import is_base
 
         values = sorted({int(value) for case in teachers for value in np.unique(case.read().labels) if value})
         names = tuple(self.cohort.state.labels[value] for value in values)
-        method = self._settings(base).for_labels(names, LabelChoice()).method
+        method = settings.for_labels(names, LabelChoice()).method
         return is_base(adapter, base) and adapter.card.method == method
 
     def _train(
-        self, teachers: Sequence[Case], output: Path, base: ModelFolder, start: AdapterFolder | None, part: int,
-        name: str,
+        self, teachers: Sequence[Case], settings: Settings, output: Path, base: ModelFolder,
+        start: AdapterFolder | None, part: int, name: str,
     ) -> None:  # fmt: skip
         from SAMFineTuneLib.training.fine_tuning import fine_tune, working_folder
 
@@ -381,17 +393,19 @@ class _Run:
                        now.steps, left)  # fmt: skip
 
         resume = (working_folder(output) / "run.json").exists()
-        fine_tune(teachers, output, base, self._settings(base), told, self.cancelled, resume, start=start)
+        fine_tune(teachers, output, base, settings, told, self.cancelled, resume, start=start)
 
     # ---- judging
 
-    def _judged(self, who: str, adapter: AdapterFolder | Path, base: ModelFolder, part: int) -> Dice:
+    def _judged(self, who: str, folder: Path, base: ModelFolder, part: int) -> Dice:
         """Dice of an adapter's proposals for the held-out cases, from the file where they are known already."""
         file = self._dice_file(who)
         if file.exists():
             return json.loads(file.read_text("utf-8"))
         from SAMFineTuneLib.inference.open_predictor import open_predictor
+        from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
+        adapter = read_adapter_folder(folder)
         cases, labels, found = self._cases(self.plan.held_out), self.cohort.state.labels, {}
         predictor = open_predictor(base.path, adapter, self.device, disk_cache=False)
         for done, case in enumerate(cases):
@@ -401,7 +415,7 @@ class _Run:
             self._tell("judging", f"Judging what {whose} proposes: case {done + 1} of {len(cases)}", part, done,
                        len(cases), left)  # fmt: skip
             begun = time.monotonic()
-            found[case.id] = dice_of_proposal(predictor, case, labels, self._look)
+            found[case.id] = dice_of_proposal(predictor, adapter.card.recipe, case, labels, self._look)
             self.pace["judging"] = time.monotonic() - begun
         write_text(file, json.dumps(found))
         return found
@@ -416,18 +430,19 @@ class _Run:
 
 
 def dice_of_proposal(
-    predictor: Predictor, case: Case, labels: Mapping[int, str], look: Callable[[], None] = lambda: None
+    predictor: Predictor, recipe: Mapping[str, Any], case: Case, labels: Mapping[int, str],
+    look: Callable[[], None] = lambda: None,
 ) -> dict[str, float | None]:
-    """Dice by label of what an adapter proposes for an accepted case, as whole volumes."""
-    from SAMFineTuneLib.cases.case_slices import learned_orientation
+    """Dice by label of what an adapter, whose card holds `recipe`, proposes for an accepted case, as whole volumes."""
+    from SAMFineTuneLib.cases.case_slices import learned_orientations
     from SAMFineTuneLib.images import choose_window
     from SAMFineTuneLib.inference.automatic_head import segment_classes
     from SAMFineTuneLib.metrics.mask_metrics import dice
 
     annotated = case.read()
     volume = annotated.volume
-    orientation, window = learned_orientation(volume, {}), choose_window(volume, None)  # those that it learned from
-    classes = segment_classes(predictor, volume, window, orientation, lambda _: look())
+    window, orientations = choose_window(volume, recipe.get("window")), learned_orientations(volume, recipe)
+    classes = segment_classes(predictor, volume, window, orientations, lambda _: look())
     numbers = {name.casefold(): number for number, name in enumerate(predictor.engine.spec.classes) if number}
     return {
         name: dice(classes == numbers.get(name.casefold(), -1), annotated.labels == value)

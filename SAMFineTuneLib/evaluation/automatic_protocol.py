@@ -20,7 +20,7 @@ def automatic(method: OpenMethod, subject: Subject, settings: Settings) -> Itera
     if "automatic" not in method.entry.heads:
         return
     volume, counted = subject.labelled.volume, ~subject.labelled.ignored
-    classes = segment_classes(method.predictor, volume, subject.grey, subject.seen_along)
+    classes = segment_classes(method.predictor, volume, subject.grey, (subject.seen_along,))
     spacing = volume.spacing[::-1]
     for number, own in matched(subject.labels, method.entry.classes):
         answer, reference = (classes == own) & counted, subject.labelled.mask(number)

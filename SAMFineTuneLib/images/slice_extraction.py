@@ -49,7 +49,7 @@ def extract_labels(labelmap: np.ndarray, volume: Volume, plane: SlicePlane) -> n
     """Values of a label map [k, j, i] on a plane: each pixel gets that of the voxel it lies in, 0 outside the
     volume."""
     _require_shape(labelmap, volume)
-    voxels, within = _voxels_of_pixels(volume, plane)
+    voxels, within = voxels_of_pixels(volume, plane)
     return np.where(within, labelmap[voxels], labelmap.dtype.type(0))
 
 
@@ -247,7 +247,7 @@ def _pixel_coordinates(volume: Volume, plane: SlicePlane) -> list[np.ndarray]:
     return [corner[axis] + row[axis] * rows + column[axis] * columns for axis in range(3)]
 
 
-def _voxels_of_pixels(volume: Volume, plane: SlicePlane) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def voxels_of_pixels(volume: Volume, plane: SlicePlane) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Voxel indices (k, j, i) of every pixel's centre, and whether it lies in the volume."""
     voxels, within = [], np.ones(plane.shape, dtype=bool)
     for position, length in zip(_pixel_coordinates(volume, plane), volume.shape[::-1], strict=True):

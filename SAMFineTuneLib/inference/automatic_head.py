@@ -1,26 +1,32 @@
-"""Segments a whole volume without prompts: the automatic head's classes, slice by slice."""
+"""Segments a whole volume without prompts: the automatic head's classes, slice by slice.
+
+Where an adapter learned from slices in several orientations, their answers are averaged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
 from SAMFineTuneLib.images.packed_mask import PackedMask
-from SAMFineTuneLib.images.slice_extraction import picture, write
+from SAMFineTuneLib.images.slice_extraction import picture, voxels_of_pixels, write
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, slice_range
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.prompts import SegmentPrompts
+
+_MOST_BYTES = 2 << 30  # of the shares of classes in voxels
+_LEAST_SHARE = 1e-6  # so that the logarithm is finite
 
 
 def segment_classes(
     predictor: Predictor,
     volume: Volume,
     window: IntensityWindow,
-    orientation: str = "axial",
+    orientations: Sequence[str] = ("axial",),
     report: Callable[[Progress], None] | None = None,
 ) -> np.ndarray:
     """Label map of a volume, uint8 [k, j, i]: 0 is background, then the model's classes in their order.
@@ -29,7 +35,7 @@ def segment_classes(
         UserError: for a model without an automatic head.
     """
     labels = np.zeros(volume.shape, np.uint8)
-    for item in class_slices(predictor, volume, window, orientation, report=report):
+    for item in class_slices(predictor, volume, window, orientations, report=report):
         for value, mask in item.masks.items():
             write(mask.unpack(), item.plane, labels, volume, value, protect=False)
     return labels
@@ -48,14 +54,14 @@ def class_slices(
     predictor: Predictor,
     volume: Volume,
     window: IntensityWindow,
-    orientation: str = "axial",
+    orientations: Sequence[str] = ("axial",),
     first: int | None = None,
     last: int | None = None,
     report: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[SliceClasses]:
-    """Yield the classes of each slice from `first` to `last`, by default all, until `cancelled` returns true."""
-    for item in slice_logits(predictor, volume, window, orientation, first, last, report, cancelled):
+    """Yield the classes of each slice; arguments as of `slice_logits`."""
+    for item in slice_logits(predictor, volume, window, orientations, first, last, report, cancelled):
         classes = item.classes
         found = np.unique(classes[classes > 0])
         yield SliceClasses(item.index, item.plane, {int(value): PackedMask.of(classes == value) for value in found})
@@ -85,21 +91,52 @@ def slice_logits(
     predictor: Predictor,
     volume: Volume,
     window: IntensityWindow,
-    orientation: str = "axial",
+    orientations: Sequence[str] = ("axial",),
     first: int | None = None,
     last: int | None = None,
     report: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[SliceLogits]:
-    """Yield the model's answer on each slice; arguments as of `class_slices`."""
-    indices = slice_range(volume, orientation, first, last)
-    meter = Meter(len(indices), report)
-    for index in indices:
-        if cancelled():
-            return
-        plane = aligned_plane(volume, orientation, index)
-        yield SliceLogits(index, plane, predictor.class_logits(picture(volume, plane, window)))
-        meter.step()
+    """Yield the model's answer on each slice of the first orientation.
+
+    Args:
+        predictor: with an automatic head.
+        volume: the volume.
+        window: the grey-value window in which the model sees it.
+        orientations: of the slices; the answers on those of further orientations are averaged with the first one's
+            where the whole volume is asked for and memory suffices.
+        first: index of the first slice; None: that of the volume.
+        last: index of the last slice; None: that of the volume.
+        report: told the progress after each slice.
+        cancelled: asked before each slice whether to stop.
+    """
+    whole = first is None and last is None
+    others = orientations[1:] if whole and _fits(predictor, volume) else ()
+    indices = {name: slice_range(volume, name, first, last) for name in (orientations[0], *others)}
+    meter, shares = Meter(sum(map(len, indices.values())), report), None
+    if others:
+        shares = np.zeros((len(predictor.engine.spec.classes), *volume.shape), np.float16)
+    for name in (*others, orientations[0]):
+        for index in indices[name]:
+            if cancelled():
+                return
+            plane = aligned_plane(volume, name, index)
+            answer = SliceLogits(index, plane, predictor.class_logits(picture(volume, plane, window)))
+            if shares is not None:
+                (k, j, i), within = voxels_of_pixels(volume, plane)
+                if name != orientations[0]:
+                    shares[:, k[within], j[within], i[within]] += answer.shares[:, within].astype(np.float16)
+                else:
+                    mean = (answer.shares + shares[:, k, j, i]) / len(orientations)
+                    answer = SliceLogits(index, plane, np.log(mean + _LEAST_SHARE))
+            meter.step()
+            if name == orientations[0]:
+                yield answer
+
+
+def _fits(predictor: Predictor, volume: Volume) -> bool:
+    """Whether the shares of all classes in all voxels may be kept in memory."""
+    return 2 * len(predictor.engine.spec.classes) * volume.array.size <= _MOST_BYTES
 
 
 def class_segments(predictor: Predictor) -> tuple[SegmentInfo, ...]:

@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from SAMFineTuneLib.cases.case_slices import learned_orientation
+from SAMFineTuneLib.cases.case_slices import learned_orientations
 from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import choose_window
@@ -228,11 +228,11 @@ class HostedSession:
         volume = self._session.require_volume()
         predictor = self._engines.predictor(intent.model, intent.adapter, intent.device)
         recipe = self._engines.recipe(intent.adapter)
-        orientation = intent.orientation or learned_orientation(volume, recipe)
+        orientations = (intent.orientation,) if intent.orientation else learned_orientations(volume, recipe)
         window = choose_window(volume, recipe.get("window"))
         for sentence in doubts_about_adapter(volume, recipe):
             self._hear(events.Notice(sentence))
-        self._session.find_labels_with(predictor, window, orientation, intent)
+        self._session.find_labels_with(predictor, window, orientations, intent)
 
     def _adopt(self, number: int, intent: intents.Adopt) -> None:
         if any(job.number == intent.job for job in self._session.jobs):  # a replay runs the job again

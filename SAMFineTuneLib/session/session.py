@@ -15,7 +15,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -399,12 +399,12 @@ class Session(intents.IntentMethods):
         return self._start(job, everything, predictor, volume, self.window, *asked)
 
     def find_labels_with(
-        self, predictor: Predictor, window: IntensityWindow, orientation: str, intent: intents.FindLabels
+        self, predictor: Predictor, window: IntensityWindow, orientations: Sequence[str], intent: intents.FindLabels
     ) -> EverythingJob:
         """Find the labels of a model with an automatic head, which need not be the one that answers prompts; what the
         job finds can be adopted as segments."""
         job, volume = EverythingJob(self._job_number(intent.job), joined_labels), self.require_volume()
-        return self._start(job, class_slices, predictor, volume, window, orientation, intent.first, intent.last)
+        return self._start(job, class_slices, predictor, volume, window, orientations, intent.first, intent.last)
 
     @_handle.register
     def _adopt(self, intent: intents.Adopt) -> tuple[SegmentInfo, ...]:

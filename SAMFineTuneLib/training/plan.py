@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,11 +74,17 @@ class Plan:
     def training_slices(
         self, cases: Sequence[Case], look: Callable[[], None] = lambda: None
     ) -> tuple[list[LabelledSlice], list[LabelledSlice]]:
-        """Slices that show something to learn, and up to as many of each case that show nothing."""
-        shown, empty = [], []
+        """Slices that show something to learn, and up to as many of each case that show nothing.
+
+        No more are kept in memory than the training shows.
+        """
+        shown, empty, count = [], [], self._shown(cases)
+        settings = self.settings.for_slices(count)
+        share = min(1.0, settings.steps * settings.batch / count)
         for case in cases:
             own = list(looking(self.slices(case), look))
             labelled = case_slices.with_objects(own, case.id)
+            labelled = evenly(labelled, math.ceil(share * len(labelled)))
             shown += labelled
             empty += evenly([one for one in own if not one.labelled], len(labelled))
         return shown, empty

@@ -26,6 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # The recipes' learning rates, and those of the bundled model's architecture, which takes larger steps.
 _RATES = {"lora": 3e-4, "adapter": 1e-4, "vanilla": 1e-4}
 _SMALL_RATES = {"lora": 4e-3, "adapter": 2e-3, "vanilla": 1e-3}
+_LONGEST = 4  # times a preset's steps that a training of many slices has at most
 _FULL_STRENGTH = 30  # times that a training shows each slice, from which on it is augmented in full
 _LEAST_STRENGTH = 0.3
 
@@ -43,6 +44,9 @@ class Settings:
     """Optimiser steps of each training; warm-up and decay are parts of it."""
     most_shown: int | None = 200
     """How often each labelled slice is shown at most: a training of a few slices is shorter. None: no limit."""
+    least_shown: int | None = 4
+    """How often each labelled slice is shown at least: a training of many slices is longer, up to four times. None: it
+    is not."""
     batch: int = PRESETS["quick"]["batch"]
     """Pictures a step, of all processes together."""
     objects: int = PRESETS["quick"]["objects"]
@@ -100,8 +104,8 @@ class Settings:
         if preset not in PRESETS:
             raise UserError(f"Unknown preset {preset!r}; choose one of {', '.join(PRESETS)}.")
         given = {name: value for name, value in changes.items() if value is not None}
-        limit = {"most_shown": None} if "steps" in given else {}  # given steps are not shortened
-        return cls(preset=preset, **{**PRESETS[preset], **limit, **given})
+        free = {"most_shown": None, "least_shown": None} if "steps" in given else {}  # given steps stay as they are
+        return cls(preset=preset, **{**PRESETS[preset], **free, **given})
 
     @property
     def rate(self) -> float:
@@ -119,10 +123,13 @@ class Settings:
         return _SMALL_RATES if self.small_base else _RATES
 
     def for_slices(self, slices: int) -> Settings:
-        """With at most the steps that `most_shown` allows for so many labelled slices."""
-        if self.most_shown is None:
-            return self
-        return replace(self, steps=min(self.steps, max(1, -(-self.most_shown * slices // self.batch))))
+        """With the steps that `least_shown` and `most_shown` ask for with so many labelled slices."""
+        steps = self.steps
+        if self.least_shown is not None:
+            steps = max(steps, min(_LONGEST * steps, -(-self.least_shown * slices // self.batch)))
+        if self.most_shown is not None:
+            steps = min(steps, max(1, -(-self.most_shown * slices // self.batch)))
+        return replace(self, steps=steps)
 
     def strength(self, slices: int) -> float:
         """Strength of the augmentations for so many labelled slices."""
@@ -158,9 +165,9 @@ class Settings:
 
 
 _COUNTS = ("steps", "batch", "objects", "rounds", "validations", "patience", "test_slices", "variants", "shots",
-           "micro_batch", "most_shown")  # fmt: skip
+           "micro_batch", "most_shown", "least_shown")  # fmt: skip
 _LEAST = {**dict.fromkeys(_COUNTS, 1), "seed": 0, "folds": 0, "validation": 0}
-_OPTIONAL = ("shots", "micro_batch", "most_shown", "folds", "validation")
+_OPTIONAL = ("shots", "micro_batch", "most_shown", "least_shown", "folds", "validation")
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,14 @@ from pathlib import Path
 import numpy as np
 from unet import predict_classes, train_unet
 
-from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS, LabelledSlice, evenly, slices_of, with_objects
+from SAMFineTuneLib.cases.case_slices import (
+    LEAST_PIXELS,
+    LabelledSlice,
+    evenly,
+    learned_orientations,
+    slices_of,
+    with_objects,
+)
 from SAMFineTuneLib.cases.cases import Case, find_cases
 from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
@@ -109,10 +116,10 @@ class Loop:
     def accept_next(self) -> None:
         """Correct what is offered for the next case, and accept it."""
         started = time.process_time()
-        predictor, adapter = self.predictor()
+        predictor, adapter, recipe = self.predictor()
         case, place = self.next_case(), len(self.cohort.state.accepted)
         slices = Read(self.cases[case.name])
-        offered = found_without_prompts(predictor, slices) if adapter else propagated(predictor, slices)
+        offered = found_without_prompts(predictor, slices, recipe) if adapter else propagated(predictor, slices)
         boxes = 0 if adapter else len(offered)
         volume, labels = slices.volume, np.zeros(slices.volume.shape, np.uint8)
         clicks, looks, poor, before = 0, 0, 0, {}
@@ -138,13 +145,13 @@ class Loop:
         self.write()
         print(f"{self.way} {place + 1}: {self.done['accepted'][-1]}", flush=True)
 
-    def predictor(self) -> tuple[Predictor, int | None]:
-        """What answers the annotator: the adapter in use and its number, or the bundled model."""
+    def predictor(self) -> tuple[Predictor, int | None, dict]:
+        """What answers the annotator: the adapter in use, its number and recipe, or the bundled model."""
         now = self.cohort.state.adapter
         if now is None or self.way == "none":
-            return open_predictor("compact", disk_cache=False), None
+            return open_predictor("compact", disk_cache=False), None, {}
         adapter = read_adapter_folder(self.cohort.adapter(now.number))
-        return open_predictor(adapter=adapter, disk_cache=False), now.number
+        return open_predictor(adapter=adapter, disk_cache=False), now.number, adapter.card.recipe
 
     def next_case(self) -> CohortCase:
         state = self.cohort.state
@@ -172,8 +179,8 @@ class Loop:
         trained = {len(one.learned) + len(one.held_out): one for one in self.cohort.state.adapters}.get(count)
         trained = trained or retrain(self.cohort, progress=tell)
         training = time.process_time() - started
-        predictor, adapter = self.predictor()
-        own = {case.id: dice_of_proposal(predictor, case, PARTS) for case in self.judges} if adapter else {}
+        predictor, adapter, recipe = self.predictor()
+        own = {case.id: dice_of_proposal(predictor, recipe, case, PARTS) for case in self.judges} if adapter else {}
         self.done["marks"][str(count)] = {
             "training": training, "judging": time.process_time() - started - training, "adapter": adapter,
             "reason": trained.reason, "start": trained.start, "held out": len(trained.held_out), "judges": own,
@@ -223,9 +230,10 @@ class Loop:
         output, started = self.file.parent / f"{self.way}-train", time.process_time()
         if not (output / "card.json").exists():
             fine_tune(cases, output, Store().get(), Settings.of_preset("quick", folds=0), resume=False)
-        predictor = open_predictor(adapter=read_adapter_folder(output), disk_cache=False)
-        return {"seconds": time.process_time() - started,
-                "judges": {case.id: dice_of_proposal(predictor, case, PARTS) for case in self.judges}}  # fmt: skip
+        adapter = read_adapter_folder(output)
+        predictor, recipe = open_predictor(adapter=adapter, disk_cache=False), adapter.card.recipe
+        own = {case.id: dice_of_proposal(predictor, recipe, case, PARTS) for case in self.judges}
+        return {"seconds": time.process_time() - started, "judges": own}
 
     # ---- the table
 
@@ -263,11 +271,11 @@ Offered = dict[int, dict[int, np.ndarray]]
 """By label and place of the slice: a mask."""
 
 
-def found_without_prompts(predictor: Predictor, slices: Read) -> Offered:
+def found_without_prompts(predictor: Predictor, slices: Read, recipe: dict) -> Offered:
     """The adapter's proposal."""
-    volume, orientation = slices.volume, slices.slices[0].plane.orientation
-    found: Offered = {value: {} for value in PARTS}
-    for place, item in enumerate(class_slices(predictor, volume, choose_window(volume, None), orientation)):
+    volume, found = slices.volume, {value: {} for value in PARTS}
+    orientations = learned_orientations(volume, recipe)
+    for place, item in enumerate(class_slices(predictor, volume, choose_window(volume, None), orientations)):
         for value, mask in item.masks.items():
             found[value][place] = mask.unpack()
     return found

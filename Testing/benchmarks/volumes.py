@@ -31,7 +31,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "samples"))
 from contour_interpolation import fill_between
 from hard_volumes import hard_volumes
 
-from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS, learned_orientation
+from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS, learned_orientations
 from SAMFineTuneLib.cases.case_survey import survey
 from SAMFineTuneLib.cases.cases import Case, find_cases
 from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
@@ -69,7 +69,7 @@ class Structure:
     @property
     def orientation(self) -> str:
         """Slices are prompted as they were acquired."""
-        return learned_orientation(self.volume, {})
+        return learned_orientations(self.volume, {})[0]
 
     @property
     def axis(self) -> int:

@@ -157,7 +157,8 @@ def tiny(monkeypatch):
     pytest.importorskip("peft")
     from SAMFineTuneLib.training.training_settings import PRESETS
 
-    monkeypatch.setitem(PRESETS, "quick", {**PRESETS["quick"], "steps": 2, "batch": 1, "objects": 1, "rounds": 1})
+    monkeypatch.setitem(PRESETS, "quick", {**PRESETS["quick"], "steps": 2, "batch": 1, "objects": 1, "rounds": 1,
+                                            "least_shown": None})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -189,6 +190,7 @@ def test_an_adapter_is_trained_then_two_candidates_and_a_new_structure_only_from
     (gain,) = folder.card.gains
     assert set(gain.cases) == judges and gain.prompt == "automatic" and gain.means == (None, first.dice["blob"])
     assert folder.card.recipe["evidence"] == first.reason
+    assert folder.card.recipe["orientation"] == "auto", "its slices are thick"
     assert folder.card.labels == ("blob",) and len(folder.card.cases) == len(first.learned)
     assert {one.stage for one in told} == {"training", "judging", "export"} and not (cohort.folder / WORK).exists()
     assert "Training 1 of 1, from the base: step 2 of 2" in {one.sentence for one in told}
@@ -215,6 +217,22 @@ def test_an_adapter_is_trained_then_two_candidates_and_a_new_structure_only_from
     third = retrain(cohort, progress=told.append)
     assert third.start == "base" and {one.parts for one in told} == {1}, "adapter 1 does not know the new structure"
     assert read_adapter_folder(cohort.adapter(3)).card.labels == ("blob", "cyst")
+
+
+def test_isotropic_volumes_are_learned_in_all_orientations_and_so_judged(tiny, tmp_path, monkeypatch):
+    from SAMFineTuneLib.inference import automatic_head
+    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+
+    cohort, seen, whole = small_cohort(tmp_path, 3, 3, np.diag([-1.0, -1.0, 1.5, 1.0])), [], automatic_head.slice_logits
+
+    def slice_logits(*arguments):
+        seen.append(arguments[3])
+        return whole(*arguments)
+
+    monkeypatch.setattr(automatic_head, "slice_logits", slice_logits)
+    retrain(cohort)
+    assert read_adapter_folder(cohort.adapter(1)).card.recipe["orientation"] == "all"
+    assert [len(orientations) for orientations in seen] == [3, 3], "of the two that are held out"
 
 
 def test_a_stopped_training_goes_on_and_a_changed_case_begins_it_anew(tiny, tmp_path):
@@ -260,7 +278,7 @@ from SAMFineTuneLib.cohort.retraining import retrain
 from SAMFineTuneLib.training.training_settings import PRESETS
 
 torch.set_num_threads(1)
-PRESETS["quick"].update(steps=2, batch=1, objects=1, rounds=1)
+PRESETS["quick"].update(steps=2, batch=1, objects=1, rounds=1, least_shown=None)
 folder, where = sys.argv[1:]
 moved = False
 

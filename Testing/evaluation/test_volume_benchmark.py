@@ -11,7 +11,7 @@ import pytest
 from hard_volumes import DIRECTIONS, KINDS, SLICES, hard_volume
 from region_engine import region_predictor
 
-from SAMFineTuneLib.cases.case_slices import learned_orientation
+from SAMFineTuneLib.cases.case_slices import learned_orientations
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -27,7 +27,7 @@ def benchmarks_can_be_imported():
 def test_phantoms_end_within_their_volume_and_are_the_same_again(number):
     kind, spacing, direction = list(KINDS)[number], list(SLICES)[number], list(DIRECTIONS)[number % 3]
     volume, mask = hard_volume(kind, spacing, direction, seed=7)
-    assert learned_orientation(volume, {}) == direction and max(volume.spacing) == pytest.approx(spacing)
+    assert learned_orientations(volume, {}) == (direction,) and max(volume.spacing) == pytest.approx(spacing)
     seen = np.flatnonzero(mask.any(axis=(1, 2)))
     assert len(seen) == SLICES[spacing] and 0 < seen[0] and seen[-1] < len(mask) - 1
     filling = np.mean([fills_of_its_box(mask[k]) for k in seen])

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from case_files import blob, image_of, save
+from case_files import AFFINE, blob, image_of, save
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, Proposal
 from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
 
 
-def small_cohort(folder: Path, count: int = 3, labelled: int = 0) -> Cohort:
+def small_cohort(folder: Path, count: int = 3, labelled: int = 0, affine: np.ndarray = AFFINE) -> Cohort:
     """A cohort of images a, b, c … with one structure, `blob`; the first `labelled` are accepted."""
     for number in range(count):
         name = chr(ord("a") + number)
-        save(folder / "images" / f"{name}.nii.gz", image_of(truth(number), number))
+        save(folder / "images" / f"{name}.nii.gz", image_of(truth(number), number), affine)
         if number < labelled:
-            save(folder / "labels" / f"{name}.nii.gz", truth(number))
+            save(folder / "labels" / f"{name}.nii.gz", truth(number), affine)
     return create_cohort(folder / "cohort", find_images(folder), ["blob"]).cohort
 
 

@@ -24,7 +24,7 @@ from SAMFineTuneLib.training.fine_tuning import Progress, Stopped, fine_tune, ma
 from SAMFineTuneLib.training.training_report import draw_curves, smooth  # noqa: E402
 from SAMFineTuneLib.training.training_settings import PRESETS, Settings  # noqa: E402
 
-SMALL = {"steps": 2, "batch": 1, "objects": 1, "rounds": 1, "test_slices": 1}
+SMALL = {"steps": 2, "batch": 1, "objects": 1, "rounds": 1, "test_slices": 1, "least_shown": None}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -167,6 +167,13 @@ def test_settings_survive_json_and_refuse_nonsense():
             Settings(**wrong)
     with pytest.raises(UserError, match="Unknown preset"):
         Settings.of_preset("instant")
+
+
+def test_many_slices_are_learned_from_longer_and_few_shorter():
+    quick = Settings.of_preset("quick")
+    lengths = {slices: quick.for_slices(slices).steps for slices in (2, 5, 100, 250, 400, 1000, 100_000)}
+    assert lengths == {2: 100, 5: 250, 100: 250, 250: 250, 400: 400, 1000: 1000, 100_000: 1000}
+    assert Settings.of_preset("quick", steps=30).for_slices(1000).steps == 30, "as it was asked for"
 
 
 def test_curves_are_drawn_to_scale():
