@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from SAMFineTuneLib.cases.case_slices import learned_orientations
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
@@ -20,7 +21,9 @@ def automatic(method: OpenMethod, subject: Subject, settings: Settings) -> Itera
     if "automatic" not in method.entry.heads:
         return
     volume, counted = subject.labelled.volume, ~subject.labelled.ignored
-    classes = segment_classes(method.predictor, volume, subject.grey, (subject.seen_along,))
+    learned = learned_orientations(volume, method.recipe)
+    orientations = learned if subject.orientation == "auto" else (subject.seen_along,)
+    classes = segment_classes(method.predictor, volume, subject.grey, orientations)
     spacing = volume.spacing[::-1]
     for number, own in matched(subject.labels, method.entry.classes):
         answer, reference = (classes == own) & counted, subject.labelled.mask(number)

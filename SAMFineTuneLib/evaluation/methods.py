@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,9 +61,12 @@ class OpenMethod:
     def __init__(self, entry: Entry, device: str = "auto") -> None:
         self.entry, self.name = entry, entry.name
         self.predictor: Predictor | None = None
+        self.recipe: Mapping[str, Any] = {}
+        """Of an adapter: how it was trained."""
         if entry.model is not None:
             adapter = read_adapter_folder(entry.adapter) if entry.adapter else None
             self.predictor = _open(read_model_folder(entry.model), adapter, device)
+            self.recipe = adapter.card.recipe if adapter else {}
 
     def answer(
         self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | Answer | None = None

@@ -35,7 +35,7 @@ class Asked(OpenMethod):
 
     def __init__(self, **changes) -> None:
         self.entry = Entry("region", Path("nowhere"), **changes)
-        self.name, self.predictor = "region", region_predictor()
+        self.name, self.predictor, self.recipe = "region", region_predictor(), {}
 
 
 @pytest.fixture(scope="module")
