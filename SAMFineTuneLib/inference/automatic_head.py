@@ -6,7 +6,7 @@ Where an adapter learned from slices in several orientations, their answers are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,28 +110,32 @@ def slice_logits(
         report: told the progress after each slice.
         cancelled: asked before each slice whether to stop.
     """
-    whole = first is None and last is None
-    others = orientations[1:] if whole and _fits(predictor, volume) else ()
-    indices = {name: slice_range(volume, name, first, last) for name in (orientations[0], *others)}
-    meter, shares = Meter(sum(map(len, indices.values())), report), None
-    if others:
-        shares = np.zeros((len(predictor.engine.spec.classes), *volume.shape), np.float16)
-    for name in (*others, orientations[0]):
-        for index in indices[name]:
+    main, *others = orientations
+    if (first, last) != (None, None) or not _fits(predictor, volume):
+        others = []
+    indices = {name: slice_range(volume, name, first, last) for name in (main, *others)}
+    meter = Meter(sum(map(len, indices.values())), report)
+
+    def answers(orientation: str) -> Iterator[SliceLogits]:
+        for index in indices[orientation]:
             if cancelled():
                 return
-            plane = aligned_plane(volume, name, index)
-            answer = SliceLogits(index, plane, predictor.class_logits(picture(volume, plane, window)))
-            if shares is not None:
-                (k, j, i), within = voxels_of_pixels(volume, plane)
-                if name != orientations[0]:
-                    shares[:, k[within], j[within], i[within]] += answer.shares[:, within].astype(np.float16)
-                else:
-                    mean = (answer.shares + shares[:, k, j, i]) / len(orientations)
-                    answer = SliceLogits(index, plane, np.log(mean + _LEAST_SHARE))
+            plane = aligned_plane(volume, orientation, index)
+            logits = predictor.class_logits(picture(volume, plane, window))
             meter.step()
-            if name == orientations[0]:
-                yield answer
+            yield SliceLogits(index, plane, logits)
+
+    if not others:
+        yield from answers(main)
+        return
+    shares = np.zeros((len(predictor.engine.spec.classes), *volume.shape), np.float16)  # sums of the others'
+    for one in (answer for name in others for answer in answers(name)):
+        (k, j, i), within = voxels_of_pixels(volume, one.plane)
+        shares[:, k[within], j[within], i[within]] += one.shares[:, within].astype(np.float16)
+    for one in answers(main):
+        (k, j, i), _ = voxels_of_pixels(volume, one.plane)
+        mean = (one.shares + shares[:, k, j, i]) / len(indices)
+        yield replace(one, logits=np.log(mean + _LEAST_SHARE))
 
 
 def _fits(predictor: Predictor, volume: Volume) -> bool:
