@@ -1,7 +1,7 @@
 """Lists of cases as spreadsheets and people write them: any separator, encoding and order of columns.
 
 A line is `image,label` or `image,label,patient`; paths are relative to the list. A first line of column names allows
-another order and further columns.
+another order and further columns. Where labels are not needed, a line may be `image`, or `image,,patient`.
 """
 
 from __future__ import annotations
@@ -37,40 +37,53 @@ _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x
 
 
 class Entry(NamedTuple):
-    """A line of a list: two files that exist, and the patient, "" where the line names none."""
+    """A line of a list: files that exist, and the patient, "" where the line names none."""
 
     image: Path
-    label: Path
+    label: Path | None
+    """None only where labels are not needed."""
     patient: str
     notes: tuple[str, ...] = ()
 
 
-def read_list(path: Path) -> list[Entry]:
-    """The entries of a list; UserError when the file is not a list, or names files that do not exist."""
+def read_list(path: Path, unlabelled: bool = False) -> list[Entry]:
+    """The entries of a list, which need labels unless `unlabelled`; UserError when the file is not a list, or names
+    files that do not exist."""
     text = _text(path)
     if path.suffix.lower() not in LISTS:
         raise UserError(f"“{path.name}” is not a list of cases; give a folder with images/ and labels/, or a .csv.")
     rows = _rows(text, path.parent)
-    columns, notes = _columns(rows[0], path) if rows else ({}, ())
+    needed = ("image",) if unlabelled else ("image", "label")
+    columns, notes = _columns(rows[0], path, needed) if rows else ({}, ())
     most = max(len(rows[0]), 3) if columns else 3
     rows = rows[1:] if columns else rows
     if not rows:
-        raise UserError(f"“{path.name}” lists no cases; write a line image,label for each.")
-    return [_entry(row, columns or _IN_ORDER, most, number, path, notes) for number, row in enumerate(rows, start=1)]
+        raise UserError(f"“{path.name}” lists no cases; write a line {','.join(needed)} for each.")
+    return [
+        _entry(row, columns or _IN_ORDER, most, needed, number, path, notes) for number, row in enumerate(rows, start=1)
+    ]
 
 
 def _entry(
-    row: Sequence[str], columns: dict[str, int], most: int, number: int, path: Path, notes: tuple[str, ...]
+    row: Sequence[str],
+    columns: dict[str, int],
+    most: int,
+    needed: Sequence[str],
+    number: int,
+    path: Path,
+    notes: tuple[str, ...],
 ) -> Entry:
     cells = {name: row[place] if place < len(row) else "" for name, place in columns.items()}
-    if not cells["image"] or not cells["label"] or len(row) > most:
-        raise UserError(f"Entry {number} of “{path.name}” is not image,label or image,label,patient; correct it.")
+    if not all(cells[name] for name in needed) or len(row) > most:
+        shortest = ",".join(needed)
+        raise UserError(f"Entry {number} of “{path.name}” is not {shortest} or image,label,patient; correct it.")
+    files: dict[str, Path | None] = {}
     for name in ("image", "label"):
-        if (file := _found(cells[name], path.parent)) is None:
-            named = path.parent / cells[name]
-            raise UserError(f"“{path.name}” lists {named}, which does not exist; correct entry {number}.")
-        cells[name] = file
-    return Entry(cells["image"], cells["label"], cells.get("patient", ""), notes)
+        cell = cells.get(name, "")
+        files[name] = _found(cell, path.parent) if cell else None
+        if cell and files[name] is None:
+            raise UserError(f"“{path.name}” lists {path.parent / cell}, which does not exist; correct entry {number}.")
+    return Entry(files["image"], files["label"], cells.get("patient", ""), notes)
 
 
 def _found(cell: str, folder: Path) -> Path | None:
@@ -145,7 +158,7 @@ def _is_file(cell: str, folder: Path) -> bool:
     return bool(cell) and (cell.lower().endswith((*ENDINGS, ".dcm")) or _found(cell, folder) is not None)
 
 
-def _columns(row: Sequence[str], path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+def _columns(row: Sequence[str], path: Path, needed: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """The columns by the names in the first line, and a sentence for the user where that is a guess; nothing where the
     first line is already an entry."""
     words = [" ".join(cell.casefold().replace("_", " ").replace("-", " ").split()) for cell in row]
@@ -154,13 +167,13 @@ def _columns(row: Sequence[str], path: Path) -> tuple[dict[str, int], tuple[str,
         found |= {name: place for name, known in _COLUMNS.items() if word in known}
         if word.startswith("patient"):  # such as `Patient ID (hospital)`
             found["patient"] = place
-    if "image" in found and "label" in found:
+    if all(name in found for name in needed):
         return found, ()
     is_entry = any(_is_file(cell, path.parent) or "/" in cell or "\\" in cell for cell in row[:2])
     if is_entry or len(row) < 2:
         return {}, ()
     if found:
-        lacking = " or ".join(name for name in ("image", "label") if name not in found)
+        lacking = " or ".join(name for name in needed if name not in found)
         raise UserError(
             f"The first line of “{path.name}” ({', '.join(row)}) has no column {lacking}; name the columns image, "
             "label and patient."

@@ -60,7 +60,8 @@ def add_parser(subparsers) -> None:
         console.add_json(parser)
         return parser
 
-    images = "folder of images or DICOM series, nnU-Net's layout, or a .csv of image,label,patient"
+    images = "folder of images or DICOM series, nnU-Net's layout, or a .csv of image,label,patient, in "\
+             "which labels and patients may be missing"
     added = action("create", _create, "make a cohort of images, some of which may have labels")
     added.add_argument("images", metavar="IMAGES", help=images)
     added.add_argument("--labels", metavar="liver,spleen", default="", help="names of the structures, for label values "

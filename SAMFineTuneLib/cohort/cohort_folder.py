@@ -36,7 +36,7 @@ STATE_FILE = "cohort.json"
 STATES = ("untouched", "proposed", "corrected", "accepted", "refused")
 LEASE = 600.0
 """Seconds for which a case stays taken after the last sign of the one who works on it."""
-_FORMAT = 1
+_FORMAT, _READABLE = 2, (1, 2)
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".dcm")
 _PATIENCE = 20.0  # s to wait for another process that writes
 
@@ -88,7 +88,7 @@ class CohortCase:
     image: str
     """Path of the file or DICOM folder, relative to the cohort's images."""
     patient: str
-    """A digest that is equal for the cases of one patient."""
+    """A digest that is equal for the cases of one patient, and belongs to this cohort alone."""
     state: str = "untouched"
     proposal: Proposal | None = None
     review: Review | None = None
@@ -143,6 +143,8 @@ class CohortState:
     """Where the images lie: from the cohort's folder, and in full."""
     model: str = "compact"
     adapters: tuple[TrainedAdapter, ...] = ()
+    salt: str = ""
+    """Random hexadecimal digits that go into the digests of patients; "" in cohorts from before there was one."""
 
     def case(self, name: str) -> CohortCase:
         """The case of a key, the beginning of a key, or a name.
@@ -323,7 +325,7 @@ def _plain(state: CohortState) -> dict[str, Any]:
 
 
 def _parsed(values: dict[str, Any], path: Path) -> CohortState:
-    if values.get("format") != _FORMAT:
+    if values.get("format") not in _READABLE:
         raise UserError(f"“{path}” was written by another version of SAMFineTune; update this one to open it.")
     beside, full = values["images"]
     return CohortState(
@@ -332,6 +334,7 @@ def _parsed(values: dict[str, Any], path: Path) -> CohortState:
         images=(str(beside), str(full)),
         model=str(values["model"]),
         adapters=tuple(_of(TrainedAdapter, one) for one in values["adapters"]),
+        salt=str(values.get("salt", "")),
     )
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | a folder with `images/`, and perhaps `labels/` or `masks/` | all in `images/`; those with labels of their name are accepted |
 | nnU-Net's `imagesTr/`, `labelsTr/`, `imagesTs/` | the first channel of all; those with labels are accepted |
-| a `.csv` of `image,label,patient` | those listed, all accepted |
+| a `.csv` of `image,label,patient` | those listed; those with a label are accepted; labels and patients may be empty |
 | any other folder | its image files, and every folder below it that holds DICOM files, each series by itself |
 
 Slicer segmentations (`.seg.nrrd`) and folders of cohorts are not images. One series of several in a DICOM folder is
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
-from SAMFineTuneLib.cases.case_lists import LISTS
+from SAMFineTuneLib.cases.case_lists import LISTS, read_list
 from SAMFineTuneLib.cases.cases import (
     LABEL_FOLDERS,
     SHORT,
@@ -71,7 +73,9 @@ def find_images(source: str | Path) -> list[FoundImage]:
     if source.is_file():
         if source.suffix.lower() not in LISTS:
             raise UserError(f"“{source.name}” is not a folder of images or a list of image,label,patient (.csv).")
-        found = [FoundImage(case.image, case, case.patient) for case in find_cases(source)]
+        listed = read_list(source, unlabelled=True)
+        found = [FoundImage(one.image, one.label and Case(one.image.name, one.image, one.label), one.patient)
+                 for one in listed]  # fmt: skip
     elif (source / "imagesTr").is_dir():
         folders = [source / name for name in ("imagesTr", "imagesTs") if (source / name).is_dir()]
         found = _with_labels(source, folders, source / "labelsTr", channels=True)
@@ -116,12 +120,13 @@ def create_cohort(
     if not all(names.values()) or len({name.casefold() for name in names.values()}) < len(names):
         raise UserError(f"The structures need names that differ, and are called {', '.join(labels)}; name each once.")
     root = _common_folder([one.image for one in images])
-    read = _read(images, root, folder, names, {}, progress)
+    salt = secrets.token_hex(16)
+    read = _read(images, root, folder, names, {}, salt, progress)
     if not read.cases:
         raise UserError(f"None of the images can be read: {some_names(read.notes, 2, ' ')}")
     if not read.names:
         raise UserError("The cohort needs the names of its structures: give --labels liver,spleen.")
-    state = CohortState(read.names, tuple(read.cases.values()), _places(root, folder), model)
+    state = CohortState(read.names, tuple(read.cases.values()), _places(root, folder), model, salt=salt)
     return NewCohort(Cohort.create(folder, state), tuple(read.notes))
 
 
@@ -133,7 +138,7 @@ def add_images(
     """Add images to a cohort, with their labels if they have any. -> sentences as in `NewCohort`."""
     state = cohort.state
     known = {case.key: case for case in state.cases}
-    read = _read(images, cohort.images, cohort.folder, dict(state.labels), known, progress)
+    read = _read(images, cohort.images, cohort.folder, dict(state.labels), known, state.salt, progress)
 
     def added(now: CohortState) -> CohortState:
         there, order = {case.key for case in now.cases}, now.next_order
@@ -240,6 +245,7 @@ def _read(
     folder: Path,
     names: Mapping[int, str],
     known: Mapping[str, CohortCase],
+    salt: str,
     progress: Callable[[int, int], None],
 ) -> _Read:
     """Read images and their labels; the labels of each become its accepted label map."""
@@ -256,8 +262,8 @@ def _read(
         if same := read.cases.get(key) or known.get(key):
             read.notes.append(f"{one.image.name} is left out: {same.name} is the same image.")
             continue
-        patient = one.patient or _dicom_patient(volume) or pictures.get(str(one.image)) or key
-        case = CohortCase(key, _beneath(root, one.image), hashlib.sha256(patient.encode()).hexdigest()[:SHORT])
+        patient = one.patient or _dicom_patient(volume) or pictures.get(str(one.image))
+        case = CohortCase(key, _beneath(root, one.image), _digest(patient, salt) if patient else _digest(key, ""))
         if one.labelled is not None:
             case = _accepted(case, one.labelled, folder, bool(names), read)
         read.cases[key] = case
@@ -270,6 +276,15 @@ def _dicom_patient(volume: Volume) -> str:
     """A digest of the patient of a DICOM image; "" for other images."""
     source = volume.source
     return patient_of_files(source.files) if source is not None and source.format == "DICOM" else ""
+
+
+@lru_cache
+def _digest(patient: str, salt: str) -> str:
+    """A digest of a patient: salted, so that those of two cohorts cannot be compared, and slow, so that it takes long
+    to try numbers. Cohorts from before there was a salt keep the plain one."""
+    if not salt:
+        return hashlib.sha256(patient.encode()).hexdigest()[:SHORT]
+    return hashlib.scrypt(patient.encode(), salt=bytes.fromhex(salt), n=2**14, r=8, p=1).hex()[:SHORT]
 
 
 def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read: _Read) -> CohortCase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from case_files import AFFINE, blob, image_of, save
 from dicom_samples import write_series
 from small_cohorts import small_cohort, truth
 
+from SAMFineTuneLib.cases.cases import find_cases, patient_of_files
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
 from SAMFineTuneLib.cohort.create_cohort import add_images, create_cohort, find_images, locate_images
@@ -61,6 +63,64 @@ def test_a_list_names_the_patients(tmp_path):
     patients = [case.patient for case in cohort.state.cases]
     assert patients[0] == patients[1] != patients[2]
     assert "Miller" not in (cohort.folder / STATE_FILE).read_text()
+
+
+@pytest.mark.parametrize("lines", [
+    ["image,label,patient", "0.nii.gz,0_seg.nii.gz,Miller", "1.nii.gz,,Miller", "2.nii.gz"],
+    ["Patient ID;Image", "Miller;0.nii.gz", "Miller;1.nii.gz", ";2.nii.gz"],
+    ["0.nii.gz,0_seg.nii.gz,Miller", "1.nii.gz,,Miller", "2.nii.gz,,"],
+    ["0.nii.gz", "1.nii.gz", "2.nii.gz"],
+])  # fmt: skip
+def test_a_list_may_lack_labels(tmp_path, lines):
+    for number in range(3):
+        save(tmp_path / f"{number}.nii.gz", image_of(truth(number), number))
+    save(tmp_path / "0_seg.nii.gz", truth(0))
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    cases = made(tmp_path / "cohort", tmp_path / "list.csv", "blob").cohort.state.cases
+    text = "\n".join(lines)
+    assert [case.name for case in cases] == ["0", "1", "2"]
+    assert [case.state for case in cases] == ["accepted" if "seg" in text else "untouched", "untouched", "untouched"]
+    assert (cases[0].patient == cases[1].patient) == ("Miller" in text) and cases[1].patient != cases[2].patient
+    with pytest.raises(UserError):  # whoever trains needs labels
+        find_cases(tmp_path / "list.csv")
+
+
+def test_what_a_list_lacks_is_one_sentence(tmp_path):
+    save(tmp_path / "0.nii.gz", image_of(truth(0)))
+    for lines, words in {
+        "image,label\n0.nii.gz,gone.nii.gz": "gone.nii.gz, which does not exist; correct entry 1",
+        "image,label\n0.nii.gz\n,0.nii.gz": "Entry 2 of “list.csv” is not image or image,label,patient",
+        "image\ngone.nii.gz": "gone.nii.gz, which does not exist",
+        "image,label,patient": "lists no cases; write a line image for each",
+        "label,patient\n0.nii.gz,x": "has no column image",
+    }.items():
+        (tmp_path / "list.csv").write_text(lines)
+        with pytest.raises(UserError, match=words):
+            find_images(tmp_path / "list.csv")
+
+
+def test_patients_of_two_cohorts_cannot_be_compared(tmp_path):
+    stored = (image_of(blob()) + 100).astype(np.uint16)
+    for number, patient in enumerate(["4711", "4711", "4712"]):
+        write_series(tmp_path / "scans" / str(number), stored + number, PatientID=patient)
+    first, second = (made(tmp_path / name, tmp_path / "scans", "liver").cohort for name in ("one", "two"))
+    own, other = ([case.patient for case in cohort.state.cases] for cohort in (first, second))
+    assert own[0] == own[1] != own[2] and not set(own) & set(other)
+    # Scans that come later find their patient, also in a cohort from before there was a salt.
+    old = [hashlib.sha256(patient_of_files(sorted((tmp_path / "scans" / name).iterdir())).encode()).hexdigest()[:12]
+           for name in "012"]  # fmt: skip
+    assert not {*own, *other} & {*old}
+    file = second.folder / STATE_FILE
+    content = json.loads(file.read_text())
+    del content["salt"]
+    content["format"] = 1
+    for case, patient in zip(content["cases"], old, strict=True):
+        case["patient"] = patient
+    file.write_text(json.dumps(content))
+    write_series(tmp_path / "more" / "3", stored + 3, PatientID="4712")
+    for cohort, patients in ((first, own), (second, old)):
+        assert add_images(Cohort(cohort.folder), find_images(tmp_path / "more")) == ()
+        assert [case.patient for case in Cohort(cohort.folder).state.cases] == [*patients, patients[2]]
 
 
 def test_dicom_folders_with_several_series(tmp_path):
