@@ -82,7 +82,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     ).completer = _model_ids
     parser.add_argument(
         "--adapter", metavar="NAME", help="as `samfinetune adapters list` prints it, or an adapter's folder"
-    ).completer = _adapter_names
+    ).completer = adapter_names
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps, directml or coreml")
     parser.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor write embeddings on disk")
@@ -153,7 +153,7 @@ def _model_ids(**_) -> list[str]:
     return [model.spec.id for model in Store().list()]
 
 
-def _adapter_names(**_) -> list[str]:
+def adapter_names(**_) -> list[str]:
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     return [adapter.name for adapter in AdapterStore().list()]

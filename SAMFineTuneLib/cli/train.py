@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import outputs
-from SAMFineTuneLib.cli.arguments import add_match_labels
+from SAMFineTuneLib.cli.arguments import adapter_names, add_match_labels
 from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable
 from SAMFineTuneLib.errors import UserError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.cases.case_survey import Survey
     from SAMFineTuneLib.cases.cases import Case
     from SAMFineTuneLib.cases.splits import Fold
+    from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.fine_tuning import Plan, Progress, Result
@@ -35,6 +36,7 @@ examples:
   samfinetune train cases -o liver --shots 5                five cases for training, all others for testing
   samfinetune train train.csv --test val.csv -o prostate --label any
   samfinetune train cases -o liver-adapter --label 1 --resume    continue a stopped training
+  samfinetune train new-cases -o liver-2 --label 1 --start liver-adapter      learn on from an adapter
   samfinetune segment scan.nrrd -o liver.nrrd --adapter liver-adapter --point -62,18,-40      use it
   torchrun --nproc-per-node 4 -m SAMFineTuneLib.cli train cases -o liver --label 1
 
@@ -73,6 +75,9 @@ def add_parser(subparsers) -> None:
     add("--folds", type=int, metavar="K", help="folds of the cross-validation; 0: no evidence (default: by preset)")
     add("--name", help="name among the adapters of this computer (default: the name of its folder)")
     add("--no-add", action="store_true", help="leave it in its folder; `samfinetune adapters import` adds it later")
+    start = add("--start", metavar="ADAPTER", help="learn on from an adapter of the same base, labels and method, as "
+        "`samfinetune adapters list` prints it, or its folder (default: from the base)")  # fmt: skip
+    start.completer = adapter_names
     add("--resume", action="store_true", help="continue an interrupted training")
     add("--check", action="store_true",
         help="only show what would be done or refused, and how long it would take here")  # fmt: skip
@@ -143,7 +148,7 @@ def _check(args: argparse.Namespace) -> int:
     """Show what would be done; refuse what `_train` would refuse."""
     from SAMFineTuneLib.cases.case_survey import survey
 
-    settings, store, cases, test = _asked(args)
+    settings, store, cases, test, start = _asked(args)
     try:
         _require_packages()
     except UserError:  # the cases can be shown all the same
@@ -155,7 +160,7 @@ def _check(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.training.fine_tuning import make_plan
     from SAMFineTuneLib.training.training_time import measure_pace
 
-    plan = make_plan(cases, args.output, Store().find(args.model), settings, args.resume, test)
+    plan = make_plan(cases, args.output, Store().find(args.model), settings, args.resume, test, start=start)
     _show_cases(args, cases, test, plan.found)
     if not args.json_progress:
         _show_plan(plan)
@@ -168,8 +173,11 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(args: argparse.Namespace) -> tuple[Settings, AdapterStore, tuple[Case, ...], tuple[Case, ...]]:
-    """Settings, adapters of this computer, cases and test cases; UserError for mistakes that can be seen at once."""
+def _asked(
+    args: argparse.Namespace,
+) -> tuple[Settings, AdapterStore, tuple[Case, ...], tuple[Case, ...], AdapterFolder | None]:
+    """Settings, adapters of this computer, cases, test cases, and the adapter to start from; UserError for mistakes
+    that can be seen at once."""
     from SAMFineTuneLib.cases.cases import find_cases
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
@@ -179,8 +187,9 @@ def _asked(args: argparse.Namespace) -> tuple[Settings, AdapterStore, tuple[Case
             store.check_new(_name(args))  # now rather than after hours of training
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; with --no-add it stays in its folder only.") from error
+    start = store.find(args.start) if args.start else None
     cases, test = (find_cases(some, match=args.match_labels) if some else () for some in (args.cases, args.test))
-    return settings, store, cases, test
+    return settings, store, cases, test, start
 
 
 def _name(args: argparse.Namespace) -> str:
@@ -224,6 +233,9 @@ def _show_plan(plan: Plan) -> None:
 
     settings, spec = plan.settings, plan.base.spec
     print(f"base        {spec.id} ({spec.name})")
+    if plan.start is not None:
+        learned = len(plan.start.card.cases)
+        print(f"start       adapter {plan.start.name}, which learned from {learned} case{'s' * (learned != 1)}")
     print(f"recipe      {settings.method}; {' and '.join(settings.heads)}; {settings.batch} pictures a step, "
           f"{settings.rounds} rounds on each object, learning rate {settings.rate:g}")  # fmt: skip
     print(f"preset      {settings.preset}: {_trainings_of(plan)}")
@@ -254,7 +266,7 @@ def _train(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.fine_tuning import STATE, Stopped, fine_tune, working_folder
 
-    settings, store, cases, test = _asked(args)
+    settings, store, cases, test, start = _asked(args)
     base, begun = Store().find(args.model), working_folder(args.output) / STATE
 
     def stopped() -> str:
@@ -268,7 +280,7 @@ def _train(args: argparse.Namespace) -> int:
     with stoppable(stopped) as stop, outputs.resumable(begun), _Report(args.json_progress) as show:
         try:
             result = fine_tune(
-                cases, args.output, base, settings, tell, lambda: stop.asked, args.resume, test, show.plan
+                cases, args.output, base, settings, tell, lambda: stop.asked, args.resume, test, show.plan, start
             )
         except Stopped:
             if args.json_progress:

@@ -124,6 +124,8 @@ def make_plan(
             check_folders(output, resume)
     settings = replace(settings, small_base=base.spec.architecture == "compact")
     base.file("weights")
+    if start is not None:
+        require_base(start, base)
     taken = {case.id for case in cases}
     test = [replace(case, id=f"test/{case.id}") if case.id in taken else case for case in test]
     folds = split(cases, settings.shots, settings.folds, settings.seed, test, settings.fold_limit)
@@ -134,7 +136,6 @@ def make_plan(
     found = survey([*cases, *test], settings.labels, exclusive="automatic" in settings.heads, look=look)
     settings = settings.for_labels(found.names, found.choice)
     if start is not None:
-        require_base(start, base)
         _require_same_method(start, settings)
         _require_unseen(start, [case for part in folds.parts for case in part.test], found)
     trained = _trained_bytes(base, settings, start)

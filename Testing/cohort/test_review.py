@@ -199,7 +199,7 @@ def test_a_damaged_file_is_one_sentence_and_stays(cohort, change):
 
 def test_a_newer_version_says_so(cohort):
     path = cohort.folder / STATE_FILE
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
     with pytest.raises(UserError, match="written by another version"):
         Cohort(cohort.folder)
     (cohort.folder / STATE_FILE).unlink()

@@ -16,6 +16,7 @@ from tuned_models import CLASSES, NETWORKS, folder_of  # noqa: E402
 from tuning_runs import same, settings  # noqa: E402
 
 from SAMFineTuneLib.cases.cases import find_cases  # noqa: E402
+from SAMFineTuneLib.cli.main import main  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.models.adapters.adapter_card import Card  # noqa: E402
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder  # noqa: E402
@@ -106,3 +107,21 @@ def test_what_does_not_fit_is_refused_in_a_sentence(models, cases, earlier, tmp_
     save(tmp_path / "two" / "labels" / "x.nii.gz", two)
     assert "finds label 1, and the cases hold label 1, label 2" in refused(some=find_cases(tmp_path / "two"))
     assert not (tmp_path / "a").exists()
+
+
+def test_the_command_goes_on_from_an_adapter(cases, earlier, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path / "home"))
+    source = case_folder(tmp_path / "new", count=2, shape=(5, 36, 36))
+    common = ["train", str(source), "-o", str(tmp_path / "later"), "--steps", "1", "--batch", "1", "--rounds", "1",
+              "--folds", "0", "--no-add"]  # fmt: skip
+    for wrong, words in {
+        "nowhere": "nowhere",
+        str(source): "has no adapter",
+        str(earlier.path): "LoRA of rank 8",
+    }.items():
+        assert main([*common, "--rank", "8", "--start", wrong]) == 2
+        told = capsys.readouterr().err.strip()
+        assert words in told and "\n" not in told.rpartition("samfinetune: ")[2]
+    assert main([*common, "--start", str(earlier.path)]) == 0
+    card = read_adapter_folder(tmp_path / "later").card
+    assert card.recipe["start"] == f"adapter {earlier.digest[:12]}" and len(card.cases) == 3
