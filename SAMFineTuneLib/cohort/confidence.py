@@ -78,10 +78,11 @@ def read_confidence(cohort: Cohort, key: str) -> Confidence | None:
 @dataclass(frozen=True)
 class Calibration:
     """Weights of the logistic maps: of slices with a mask to expected Dice, and of those without one to the probability
-    that the structure is there. By default those of adapters of three and eight hippocampi, rounded."""
+    that the structure is there. By default between those of hippocampi proposed by one orientation and by the mean of
+    three, rounded."""
 
-    found: tuple[float, ...] = (-0.5, 0.8, 0.5, 1.0)
-    missing: tuple[float, ...] = (-2.0, 0.6, 2.0)
+    found: tuple[float, ...] = (0.2, 1.0, 0.2, 1.0)
+    missing: tuple[float, ...] = (-1.7, 1.0, 2.6)
     present: Mapping[str, float] = field(default_factory=dict)
     """Label → share of the cases that have it; where that is not known, all are taken to."""
 
