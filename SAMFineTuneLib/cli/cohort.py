@@ -82,8 +82,8 @@ def add_parser(subparsers) -> None:
     added.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster; without one a cluster is started "
                        "here")  # fmt: skip
     added = action("next", _next, "say which case to review next, why, and where to look in it")
-    added.add_argument("--way", choices=("teaching", "easiest", "order", "random"), default="teaching",
-                       help="the case that teaches most (default), the one nearest to done, in order, or any one")
+    added.add_argument("--way", choices=("random", "teaching", "easiest", "order"), default="random",
+                       help="any case (default), the one that teaches most, the one nearest to done, or in order")
     added.add_argument("--take", metavar="WORD", default="", help="keep it from others for ten minutes; any word that "
                        "is nobody's name, to be given to `accept --by`")  # fmt: skip
     added = action("accept", _accept, "accept the labels of a case", case=True)

@@ -2,10 +2,13 @@
 
 | way | the case |
 |---|---|
+| `random` | any |
 | `teaching` | doubtful, and unlike those that are accepted or being worked on |
 | `easiest` | whose proposal is nearest to done |
 | `order` | the first one |
-| `random` | any |
+
+`random` is the default because no other way was shown to teach more. All but `order` offer a case first that work has
+begun on.
 
 `teaching` multiplies doubt with the distance to the nearest such case (core-set selection: Sener and Savarese 2018), in
 the space of pooled embeddings (`FEATURES`), each number of which is divided by its standard deviation over the cohort.
@@ -24,7 +27,7 @@ import numpy as np
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
 from SAMFineTuneLib.errors import UserError
 
-WAYS = ("teaching", "easiest", "order", "random")
+WAYS = ("random", "teaching", "easiest", "order")
 _OPEN = ("untouched", "proposed", "corrected")
 
 
@@ -42,7 +45,7 @@ def features_file(cohort: Cohort, key: str) -> Path:
 
 
 def next_case(
-    cohort: Cohort, way: str = "teaching", by: str = "", without: Collection[str] = ()
+    cohort: Cohort, way: str = "random", by: str = "", without: Collection[str] = ()
 ) -> Choice | None:
     """Choose the next case among those that are neither accepted nor refused nor taken by somebody else.
 
@@ -64,13 +67,13 @@ def next_case(
     left = [case for case in state.those(*_OPEN) if not case.taken(by) and case.key not in without]
     if not left:
         return None
-    if way == "random":
-        return Choice(random.choice(left), f"It was chosen at random among the {_cases(len(left))} left.")
     if way == "order":
         return Choice(left[0], f"It is the first of the {_cases(len(left))} left.")
     begun = next((case for case in left if case.state == "corrected"), None)
     if begun is not None:
         return Choice(begun, "Work on it has begun.")
+    if way == "random":
+        return Choice(random.choice(left), f"It was chosen at random among the {_cases(len(left))} left.")
     proposed = [case for case in left if case.proposal is not None]
     if not proposed:
         return Choice(left[0], "It is the first one left; nothing is proposed yet that one could choose by.")

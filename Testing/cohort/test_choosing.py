@@ -37,12 +37,12 @@ def test_teaching_weighs_doubt_and_distance(tmp_path):
         proposed("doubtful-far", 0.6),
         features={"known": [0, 0], "sure-far": [5, 0], "doubtful-near": [0.1, 0], "doubtful-far": [4, 1]},
     )  # fmt: skip
-    choice = next_case(cohort)
+    choice = next_case(cohort, "teaching")
     assert choice.case.key == "doubtful-far"
     assert "2nd most doubtful" in choice.reason and "a Dice of 0.60 is expected of liver" in choice.reason
     assert next_case(cohort, "easiest").case.key == "sure-far"
     assert next_case(cohort, "order").case.key == "sure-far"
-    assert next_case(cohort, without=["doubtful-far"]).case.key != "doubtful-far"
+    assert next_case(cohort, "teaching", without=["doubtful-far"]).case.key != "doubtful-far"
 
 
 def test_a_case_that_a_colleague_works_on_counts_as_known(tmp_path):
@@ -51,18 +51,18 @@ def test_a_case_that_a_colleague_works_on_counts_as_known(tmp_path):
     cohort = cohort_of(
         tmp_path, accepted("known"), taken, proposed("like-taken", 0.5), proposed("between", 0.5), features=features
     )
-    assert next_case(cohort, by="me").case.key == "between"
-    assert next_case(cohort, by="somebody").case.key == "taken"
+    assert next_case(cohort, "teaching", by="me").case.key == "between"
+    assert next_case(cohort, "teaching", by="somebody").case.key == "taken"
 
 
 def test_without_embeddings_the_most_doubtful_teaches(tmp_path):
     cohort = cohort_of(tmp_path, accepted("known"), proposed("a", 0.9), proposed("b", 0.3), proposed("c", 0.5))
-    choice = next_case(cohort)
+    choice = next_case(cohort, "teaching")
     assert choice.case.key == "b" and "most doubtful" in choice.reason
     file = features_file(cohort, "b")
     file.parent.mkdir()
     file.write_bytes(b"half a file")
-    assert next_case(cohort).case.key == "b"
+    assert next_case(cohort, "teaching").case.key == "b"
 
 
 def test_before_anything_is_proposed_it_is_the_first_and_says_so(tmp_path):
@@ -74,11 +74,17 @@ def test_before_anything_is_proposed_it_is_the_first_and_says_so(tmp_path):
 
 def test_begun_work_comes_first(tmp_path):
     begun = CohortCase("begun", "begun", "p", "corrected")
-    assert next_case(cohort_of(tmp_path, proposed("a", 0.1), begun)).case == begun
+    cohort = cohort_of(tmp_path, *(proposed(key, 0.1) for key in "abcdefgh"), begun)
+    assert all(next_case(cohort, way).case == begun for way in ("random", "teaching", "easiest"))
+
+
+def test_by_default_any_case_may_come(tmp_path):
+    cohort = cohort_of(tmp_path, accepted("known"), *(proposed(key, 0.1) for key in "abc"))
+    assert {next_case(cohort).case.key for _ in range(100)} == {*"abc"}
 
 
 def test_an_unknown_way_is_refused(tmp_path):
-    with pytest.raises(UserError, match="teaching, easiest, order, random"):
+    with pytest.raises(UserError, match="random, teaching, easiest, order"):
         next_case(cohort_of(tmp_path, proposed("a", 0.1)), "hardest")
 
 

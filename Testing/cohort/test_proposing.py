@@ -81,7 +81,7 @@ def test_annotated_cases_can_be_compared_with_those_proposed(tmp_path):
     accept(cohort, first, np.ones((6, 32, 32), np.uint8))
     with_adapter(cohort)
     assert propose(cohort, device="cpu").done == tuple(rest) and not cohort.proposal(first).exists()
-    choice = next_case(cohort)
+    choice = next_case(cohort, "teaching")
     assert choice.case.key in rest and "most unlike the 1 case accepted" in choice.reason
 
 
