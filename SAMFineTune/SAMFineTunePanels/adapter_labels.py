@@ -37,7 +37,7 @@ class AdapterLabels:
         ready = getattr(self.host.status, "state", "") == "ready"
         if ready and not self._asked and self.ui.findButton.visible:
             self._asked = True
-            self.host.ask(self.host.client.adapters(), self._known)
+            self.host.ask(self.host.client.ask("adapters"), self._known)
         session = self.host.session
         usable = ready and session.volume_node is not None and bool(self._adapters) and not self._running
         enable((self.ui.labelsButton, usable))

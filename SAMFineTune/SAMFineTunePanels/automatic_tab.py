@@ -167,8 +167,7 @@ class AutomaticTab:
         self._drawn = numbers
         self._wipe()
         if numbers and self.host.client is not None and self._job is not None:
-            wanted = (self._job, numbers)
-            request = self.host.act(self.host.client.object_masks, *wanted)
+            request = self.host.act(self.host.client.ask_for_masks, self._job, numbers)
             if request is not None:
                 self.host.ask(request, lambda masks: self._draw(masks) if numbers == self._drawn else None)
 

@@ -74,9 +74,9 @@ class ModelSettings:
             return
         self._asked = True
         client = self.host.client
-        self.host.ask(client.models(), self._models_known)
-        self.host.ask(client.adapters(), self._adapters_known)
-        self.host.ask(client.cache_info(), self._cache_known)
+        self.host.ask(client.ask("models"), self._models_known)
+        self.host.ask(client.ask("adapters"), self._adapters_known)
+        self.host.ask(client.ask("cache_info"), self._cache_known)
 
     def _models_known(self, rows):
         rows = [row for row in rows if row.get("promptable", True)]
@@ -203,7 +203,7 @@ class ModelSettings:
             return
         terms = _(" Terms: {terms}").format(terms=value["terms"]) if value.get("terms") else ""
         self.host.say(_("{model} was imported.{terms}").format(model=value["model"], terms=terms))
-        self.host.ask(self.host.client.models(), lambda rows: self._added(rows, value["model"]))
+        self.host.ask(self.host.client.ask("models"), lambda rows: self._added(rows, value["model"]))
 
     def _added(self, rows, model_id):
         self._models_known(rows)
@@ -239,7 +239,7 @@ class ModelSettings:
             return
         if self.host.session is not None and self.model_id == row["id"]:
             self._use(BUNDLED, "")
-        request = self.host.act(self.host.client.remove_model, row["id"])
+        request = self.host.act(self.host.client.ask, "remove_model", row["id"])
         if request is not None:
             self.host.ask(request, lambda _: self._ask_again())
 
@@ -252,20 +252,20 @@ class ModelSettings:
 
     def _finished(self, event):
         if event.what == "embed" and getattr(self.host.status, "state", "") == "ready":
-            self.host.ask(self.host.client.cache_info(), self._cache_known)
+            self.host.ask(self.host.client.ask("cache_info"), self._cache_known)
 
     def _cache_known(self, info):
         size = readable_size(info.get("bytes", 0)) or _("no space")
         set_text(self.ui.cacheLabel, _("Prepared slices take {size}.").format(size=size))
 
     def clear_cache(self):
-        request = self.host.act(self.host.client.clear_cache)
+        request = self.host.act(self.host.client.ask, "clear_cache")
         if request is not None:
             self.host.ask(request, self._cache_cleared)
 
     def _cache_cleared(self, value):
         self.host.say(_("{size} freed.").format(size=readable_size(value.get("freed", 0)) or _("Nothing")))
-        self.host.ask(self.host.client.cache_info(), self._cache_known)
+        self.host.ask(self.host.client.ask("cache_info"), self._cache_known)
 
 
 def torch_is_there():

@@ -111,7 +111,7 @@ class ServerSettings:
         self._end_test()
         try:
             self._probe = SessionClient(self.connection(self._entered()))
-            self._probe.models()
+            self._probe.ask("models")
         except UserError as error:
             set_text(self.ui.serverLabel, str(error))
             return

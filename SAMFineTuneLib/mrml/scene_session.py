@@ -262,7 +262,7 @@ class SceneSession(SceneSync):
         self._changed()
 
     def show_found(self, masks: Sequence) -> None:
-        """Show found objects, as the client's `object_masks` gives them, in the views only; no objects hide them."""
+        """Show found objects, as the client's `ask_for_masks` gives them, in the views only; no objects hide them."""
         if self.volume is None:
             self.found.clear()
         else:

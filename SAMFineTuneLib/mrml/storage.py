@@ -194,7 +194,7 @@ class RecordKeeper:
         due = hurry or self._clock() - self._last_change >= _SNAPSHOT_DELAY
         if self._stale and self._request is None and settled and due:
             self._stale = False
-            self._request = self._client.snapshot()
+            self._request = self._client.take_snapshot()
             self._own_requests.add(self._request)
 
     def hear(self, event: Event) -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -226,37 +226,14 @@ class SessionClient(intents.IntentMethods):
             self._journal.shorten()
         return number
 
-    def set_model(self, model_id: str, adapter: str = "", device: str = "auto") -> None:
-        """Answer with another model."""
-        self.do(intents.SetModel(model_id, adapter, device))
+    set_model = intents.asks(intents.SetModel)
 
     def look_at(self, plane: SlicePlane) -> None:
         """The user looks at a plane and may click there next: the model prepares it while it has nothing to do."""
         self._looked_at = plane
         self._next_look = 0.0
 
-    # ---- requests: each returns a number, under which `Answered` or `Failed` comes
-
-    def models(self) -> int:
-        """Value: a list of dicts with id, name, bytes, licence, where ("bundled", "installed", "download", "import"),
-        needs_torch, promptable; what can be added also has licence_note, source, description, needs, how_to_get."""
-        return self.do(intents.Ask("models"))
-
-    def adapters(self) -> int:
-        """Value: a list of dicts with id."""
-        return self.do(intents.Ask("adapters"))
-
-    def cache_info(self) -> int:
-        """Value: a dict with entries, bytes, limit."""
-        return self.do(intents.Ask("cache_info"))
-
-    def clear_cache(self) -> int:
-        """Remove all embeddings from the worker's disk. Value: a dict with freed, in bytes."""
-        return self.do(intents.Ask("clear_cache"))
-
-    def remove_model(self, model_id: str) -> int:
-        """Delete a model that was added. Value: an empty dict."""
-        return self.do(intents.Ask("remove_model", model_id))
+    # ---- requests, beside `ask`, `ask_for_masks` and `take_snapshot`: `Answered` or `Failed` comes under their number
 
     def download(self, model_id: str) -> tuple[int, int]:
         """Fetch a published model, after the user has agreed to its terms; returns the numbers of request and job.
@@ -276,14 +253,6 @@ class SessionClient(intents.IntentMethods):
         self._uploads.append(_Upload(upload, file, install))
         self._wanted = True
         return request
-
-    def object_masks(self, job: int, objects: Sequence[int]) -> int:
-        """Masks of found objects. Value: a list of (object number, SlicePlane, mask)."""
-        return self.do(intents.AskForMasks(job, tuple(objects)))
-
-    def snapshot(self) -> int:
-        """The session as `session_to_dict` gives it. Value: that dict."""
-        return self.do(intents.TakeSnapshot())
 
     def restore(self, document: dict[str, Any]) -> None:
         """Go on from such a dict, with nothing to undo; after `set_volume`."""

@@ -39,7 +39,16 @@ class Library:
         self._busy = threading.Lock()
 
     def answer(self, question: str, model: str = "") -> Any:
-        """Answer a question; `model` is the id of the model that it is about, if any."""
+        """Answer a question.
+
+        Args:
+            question: "models", "adapters", "cache_info", "clear_cache" or "remove_model".
+            model: id of the model that is to be removed.
+
+        Returns:
+            For models and adapters a list of dicts, see below; for the cache `entries`, `bytes` and `limit`, or the
+            bytes `freed`.
+        """
         match question:
             case "models":
                 return self._models()
@@ -58,6 +67,7 @@ class Library:
         raise UserError("The server does not know this question; update it.")
 
     def _models(self) -> list[dict]:
+        """What is here, and what can be added; `where` is "bundled", "installed", "download" or "import"."""
         from SAMFineTuneLib.models.download.manifest import known_models
 
         store = self._store

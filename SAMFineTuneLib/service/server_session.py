@@ -88,9 +88,9 @@ class ServerSession(Session):
         return super().do(intent, moment)
 
     def adapter_facts(self) -> dict[str, Any]:
-        """What the server says about the adapter, as `SessionClient.adapters`; UserError when it has none."""
+        """What the server says about the adapter, as `Library.answer`; UserError when it has none."""
         if self._facts is None:
-            rows = {row["id"]: row for row in self._answer_to(self._client.adapters())}
+            rows = {row["id"]: row for row in self._answer_to(self._client.ask("adapters"))}
             if self.adapter not in rows:
                 there = f"it has {', '.join(sorted(rows))}" if rows else "it has none"
                 raise UserError(f"The server has no adapter “{self.adapter}”: {there}.")
@@ -119,7 +119,7 @@ class ServerSession(Session):
 
         found = self._wait_until(lambda event: isinstance(event, events.Objects) and event.job == job, hear)
         labels = np.zeros(self.volume.shape, np.uint8)
-        masks = self._answer_to(self._client.object_masks(job, [one.number for one in found.objects]))
+        masks = self._answer_to(self._client.ask_for_masks(job, [one.number for one in found.objects]))
         for value, plane, mask in masks:
             write(mask, plane, labels, self.volume, value, protect=False)
         names = self.adapter_facts()["classes"][1:]  # the first one is the background
@@ -144,7 +144,7 @@ class ServerSession(Session):
         self._send_state()
         number = self._client.do(intent)
         self._wait_until(lambda event: isinstance(event, events.Finished) and event.job == number, self._tell)
-        _, state, _ = read_document(self._answer_to(self._client.snapshot()), self.require_volume())
+        _, state, _ = read_document(self._answer_to(self._client.take_snapshot()), self.require_volume())
         self.put("propagate", state)
         self._sent = self.state
         job = PropagationJob(self._job_number(intent.job), intent.segment)

@@ -215,14 +215,14 @@ class TellAgain:
 
 @dataclass(frozen=True)
 class TakeSnapshot:
-    """Answer with the session as a document."""
+    """Answer with the session as `session_to_dict` gives it."""
 
     request: int | None = None
 
 
 @dataclass(frozen=True)
 class AskForMasks:
-    """Answer with the masks of objects that a job found."""
+    """Answer with the masks of objects that a job found: a list of (object number, SlicePlane, mask)."""
 
     job: int
     objects: tuple[int, ...]
@@ -330,6 +330,11 @@ class IntentMethods(ABC):
     cancel = asks(Cancel)
     embed = asks(Embed)
     stop_embedding = asks(StopEmbedding)
+    take_snapshot = asks(TakeSnapshot)
+    ask = asks(Ask)
+
+    def ask_for_masks(self, job: int, objects: Sequence[int]) -> Any:
+        return self.do(AskForMasks(job, tuple(objects)))
 
     def adopt(
         self, job: int, objects: Sequence[int], values: Sequence[int] | None = None, names: Sequence[str] | None = None

@@ -224,7 +224,7 @@ def test_through_the_worker_masks_are_the_same(store, scan, client, name):
 
 
 def test_the_worker_lists_adapters_and_names_what_is_wrong(store, scan, client, tmp_path):
-    client.adapters()
+    client.ask("adapters")
     rows = {row["id"]: row for row in heard(client, Answered).value}
     assert set(rows) == {adapter.name for adapter in store.list()}
     assert rows["both"]["model"] == "compact" and rows["both"]["needs_torch"] and not rows["onnx-both"]["needs_torch"]

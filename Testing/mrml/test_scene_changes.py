@@ -391,7 +391,7 @@ def test_many_segments_come_a_few_at_a_time(host, monkeypatch):
 
 def test_found_objects_are_shown_a_few_at_a_time_and_go(host, made):
     job, objects = found(host)
-    request = host.session.client.object_masks(job, [item.number for item in objects])
+    request = host.session.client.ask_for_masks(job, [item.number for item in objects])
     from SAMFineTuneLib.session.events import Answered
 
     masks = host.until_told(Answered, request=request).value

@@ -192,7 +192,7 @@ def test_another_volume_starts_over_and_ends_what_was_running(scene, volume):
     assert not [event for event in new if isinstance(event, MaskChanged)]
     state = [event for event in new if isinstance(event, StateChanged)][-1]
     assert [info.value for info in state.segments] == [5] and state.undo_name == "add segment"
-    request = client.snapshot()
+    request = client.take_snapshot()
     assert scene.until_told(Answered, request=request).value["volume"]["digest"] == other.digest
 
 
@@ -299,7 +299,7 @@ def test_a_propagation_tells_masks_progress_and_its_end(scene, volume):
     scene.until_told(Finished, job=job, cancelled=False)
     busy = [event for event in told(scene, Busy) if event.job == job]
     assert busy and busy[-1].what == "propagate" and "slices" in busy[-1].text and 0 < busy[-1].fraction <= 1
-    document = scene.until_told(Answered, request=client.snapshot()).value
+    document = scene.until_told(Answered, request=client.take_snapshot()).value
     assert len(document["propagated"]) == 23
     assert {event.plane.index for event in told(scene, MaskChanged)} == set(range(24))
 
@@ -311,7 +311,7 @@ def test_a_cancelled_propagation_keeps_or_drops_what_it_found(scene, volume):
     job = client.propagate(1)
     client.cancel(job, keep_results=False)
     scene.until_told(Finished, job=job, cancelled=True)
-    assert scene.until_told(Answered, request=client.snapshot()).value["propagated"] == []
+    assert scene.until_told(Answered, request=client.take_snapshot()).value["propagated"] == []
 
 
 def test_a_propagation_of_nothing_is_a_failure_with_its_number(scene):
@@ -330,7 +330,7 @@ def test_everything_finds_objects_that_can_be_looked_at_and_adopted(scene, volum
     first = found.objects[0]
     assert first.orientation == "axial" and first.slices == (8, 14) and first.area > 100
     numbers = [one.number for one in found.objects]
-    masks = scene.until_told(Answered, request=client.object_masks(job, numbers)).value
+    masks = scene.until_told(Answered, request=client.ask_for_masks(job, numbers)).value
     assert len(masks) > 16  # they come in several goes
     assert [plane.index for number, plane, _ in masks if number == first.number] == list(range(8, 15))
     for one in found.objects:
@@ -359,13 +359,13 @@ def test_embedding_in_the_background_tells_how_far_it_is(scene, volume):
 
 def test_questions_are_answered_without_a_volume(host, monkeypatch, tmp_path):
     monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path))
-    models = host.until_told(Answered, request=host.client.models()).value
+    models = host.until_told(Answered, request=host.client.ask("models")).value
     assert [row for row in models if row["id"] == "compact" and row["where"] == "bundled" and row["bytes"] > 0]
     assert any(row["where"] == "download" and row["licence"] and row["bytes"] for row in models)
-    assert host.until_told(Answered, request=host.client.cache_info()).value["entries"] == 0
-    assert host.until_told(Answered, request=host.client.clear_cache()).value == {"freed": 0}
-    assert host.until_told(Answered, request=host.client.adapters()).value == []
-    request = host.client.remove_model("compact")
+    assert host.until_told(Answered, request=host.client.ask("cache_info")).value["entries"] == 0
+    assert host.until_told(Answered, request=host.client.ask("clear_cache")).value == {"freed": 0}
+    assert host.until_told(Answered, request=host.client.ask("adapters")).value == []
+    request = host.client.ask("remove_model", "compact")
     assert "cannot be removed" in host.until_told(Failed, request=request).text
 
 
@@ -423,7 +423,7 @@ def test_a_snapshot_restores_the_session_on_the_same_volume(scene, volume, app):
     client.add_prompt(1, tube(volume, 9))
     job = client.propagate(1)
     scene.until_told(Finished, job=job)
-    document = scene.until_told(Answered, request=client.snapshot()).value
+    document = scene.until_told(Answered, request=client.take_snapshot()).value
     host = Host(SessionClient(InProcess(app, TOKEN)))
     host.client.set_volume(volume)
     host.client.restore(document)
@@ -495,7 +495,7 @@ def test_an_unanswered_question_is_asked_again_after_a_crash(crashing, monkeypat
     client = crashing.client
     client.start()
     crashing.until(lambda _: client.status.state == "ready")
-    request = client.models()
+    request = client.ask("models")
     crashing.client._connection.crash()
     assert crashing.until_told(Answered, request=request).value
 

@@ -149,9 +149,9 @@ def test_results_survive_a_worker_that_dies_after_them(start, case):
     client.add_prompt(1, inside(k))
     job = client.propagate(1, PropagationSettings(direction="up", last=k + 4))
     host.until_told(Finished, 60, job=job)
-    before = host.until_told(Answered, request=client.snapshot()).value
+    before = host.until_told(Answered, request=client.take_snapshot()).value
     kill(host)
-    after = host.until_told(Answered, 60, request=client.snapshot()).value
+    after = host.until_told(Answered, 60, request=client.take_snapshot()).value
     assert after == before and len(after["propagated"]) > 1
     count = len([event for event in host.told if isinstance(event, Finished)])
     client.undo()
@@ -162,7 +162,7 @@ def test_results_survive_a_worker_that_dies_after_them(start, case):
     client.redo()
     state = host.until_told(StateChanged, settled=True, undo_name="propagate")
     assert len(state.prompts) == 1
-    assert host.until_told(Answered, request=client.snapshot()).value == before
+    assert host.until_told(Answered, request=client.take_snapshot()).value == before
     assert len([event for event in host.told if isinstance(event, Finished)]) == count
 
 
@@ -305,7 +305,7 @@ def test_two_clients_of_one_server_with_different_volumes(root, case, tmp_path):
             host.client.propagate(1, PropagationSettings(first=k - 2, last=k + 2))
         for host in hosts:
             host.until_told(Finished, 90, what="propagate")
-        answers = [host.until_told(Answered, request=host.client.snapshot()).value for host in hosts]
+        answers = [host.until_told(Answered, request=host.client.take_snapshot()).value for host in hosts]
         assert [answer["volume"]["digest"] for answer in answers] == [volume.digest, other.digest]
         for host in hosts:
             host.client.close()

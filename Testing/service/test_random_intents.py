@@ -119,7 +119,7 @@ class Both:
         wanted = {place: self.session.mask(*place) for place in self.session.state.tasks}
         assert shown.keys() == wanted.keys()
         assert all(np.array_equal(shown[place], wanted[place]) for place in wanted)
-        request = client.snapshot()
+        request = client.take_snapshot()
         document = self.host.until_told(Answered, request=request).value
         assert sorted(map(str, document["propagated"])) == sorted(map(str, session_to_dict(self.session)["propagated"]))
 

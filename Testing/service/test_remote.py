@@ -300,7 +300,7 @@ def test_a_server_that_restarts_gets_everything_anew(remote, volume):
     with serving(ServerApp(TOKEN, engines=RegionEngines()), port=port):
         state = host.until_told(StateChanged, settled=True)
         assert [info.number for info in state.prompts] == [1, 2]
-        request = host.client.snapshot()
+        request = host.client.take_snapshot()
         document = host.until_told(Answered, request=request).value
         assert len(document["propagated"]) == 23
     notices = [event.text for event in host.told if isinstance(event, Notice) and "server had lost" in event.text]
