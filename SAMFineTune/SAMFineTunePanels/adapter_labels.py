@@ -34,17 +34,12 @@ class AdapterLabels:
         self._asked = False
 
     def refresh(self):
-        ready = getattr(self.host.status, "state", "") == "ready"
+        ready = self.host.ready
         if ready and not self._asked and self.ui.findButton.visible:
             self._asked = True
             self.host.ask(self.host.client.ask("adapters"), self._known)
-        session = self.host.session
-        usable = ready and session.volume_node is not None and bool(self._adapters) and not self._running
-        enable((self.ui.labelsButton, usable))
-
-    @property
-    def _running(self):
-        return any(busy.what == "everything" for busy in self.host.jobs.values())
+        running = self.host.runs("everything")
+        enable((self.ui.labelsButton, ready and self.host.has_volume and self._adapters and not running))
 
     def _known(self, rows):
         self._adapters = [row for row in rows if len(row.get("classes", ())) > 1]

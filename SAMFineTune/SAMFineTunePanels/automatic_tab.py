@@ -56,10 +56,8 @@ class AutomaticTab:
 
     def refresh(self):
         self._go_on_listing()
-        session = self.host.session
-        running = any(busy.what == "everything" for busy in self.host.jobs.values())
         enable(
-            (self.ui.findButton, session is not None and session.volume_node is not None and not running),
+            (self.ui.findButton, self.host.has_volume and not self.host.runs("everything")),
             (self.ui.keepButton, self._numbers),
             (self.ui.dropButton, self._table.selected_rows),
             (self.ui.dropAllButton, self._numbers),

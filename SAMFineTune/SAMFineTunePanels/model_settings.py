@@ -69,8 +69,7 @@ class ModelSettings:
             self._ask_again()
 
     def _ask_again(self):
-        session = self.host.session
-        if session is None or getattr(self.host.status, "state", "") != "ready":
+        if self.host.session is None or not self.host.ready:
             return
         self._asked = True
         client = self.host.client
@@ -109,15 +108,13 @@ class ModelSettings:
         set_text(self.ui.modelLabel, "; ".join(part.rstrip(".") for part in parts if part))
 
     def refresh(self):
-        row, ready = self.row, getattr(self.host.status, "state", "") == "ready"
+        row, ready = self.row, self.host.ready
         where = row["where"] if row is not None else ""
-        has_volume = self.host.session is not None and self.host.session.volume_node is not None
-        embedding = any(busy.what == "embed" for busy in self.host.jobs.values())
         enable(
             (self.ui.importButton, ready),
             (self.ui.downloadButton, ready and where == "download"),
             (self.ui.removeButton, ready and where == "installed"),
-            (self.ui.embedButton, ready and has_volume and not embedding),
+            (self.ui.embedButton, ready and self.host.has_volume and not self.host.runs("embed")),
             (self.ui.clearCacheButton, ready),
             (self.ui.modelSelector, self._rows),
         )
@@ -251,7 +248,7 @@ class ModelSettings:
             self.host.act(self.host.session.embed_around, node)
 
     def _finished(self, event):
-        if event.what == "embed" and getattr(self.host.status, "state", "") == "ready":
+        if event.what == "embed" and self.host.ready:
             self.host.ask(self.host.client.ask("cache_info"), self._cache_known)
 
     def _cache_known(self, info):
@@ -298,9 +295,6 @@ def install_torch(host, what=_THIS_MODEL, then=_CHOOSE_AGAIN):
 
 def readable_size(count):
     """ "375 MB"; empty when unknown or nothing."""
-    if not count:
-        return ""
-    for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= divisor:
-            return f"{count / divisor:.3g} {unit}"
-    return "%.3g kB" % (count / 1e3)
+    from SAMFineTuneLib.files import readable_size
+
+    return readable_size(count) if count else ""

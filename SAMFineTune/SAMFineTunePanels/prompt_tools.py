@@ -126,11 +126,10 @@ class PromptTools:
         self.host.wake()
 
     def _show_hint(self):
-        session = self.host.session
         if self.tool is not None:
             hint = _(self.tools[self.tool].hint)
         else:
-            hint = _NO_TOOL if session is not None and session.volume_node is not None else _NO_VOLUME
+            hint = _NO_TOOL if self.host.has_volume else _NO_VOLUME
         set_elided(self.ui.hintLabel, hint)
 
     def _refresh(self):

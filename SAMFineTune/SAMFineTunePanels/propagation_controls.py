@@ -47,7 +47,7 @@ class PropagationControls:
 
     def _refresh(self):
         session = self.host.session
-        running = any(busy.what == "propagate" for busy in self.host.jobs.values())
+        running = self.host.runs("propagate")
         enable((self.ui.propagateButton, session is not None and session.prompts and not running))
         volume = session.volume if session is not None else None
         if volume is not self._volume:

@@ -176,6 +176,19 @@ class Host:
         return self._left_at is None and self.timer.active
 
     @property
+    def ready(self):
+        """Whether the worker answers."""
+        return getattr(self.status, "state", "") == "ready"
+
+    @property
+    def has_volume(self):
+        return self.session is not None and self.session.volume_node is not None
+
+    def runs(self, what):
+        """Whether such a job runs: "propagate", "everything", "embed" or "download"."""
+        return any(busy.what == what for busy in self.jobs.values())
+
+    @property
     def working(self):
         state = getattr(self.status, "state", "stopped")
         waiting = state in ("starting", "connecting", "uploading")

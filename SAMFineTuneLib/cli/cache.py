@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.errors import UserError
 
 _EPILOG = """examples:
@@ -30,7 +31,6 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the cache's figures, or clear it."""
-    from SAMFineTuneLib.cli.ask import confirmed
     from SAMFineTuneLib.inference.embedding_cache import open_cache
 
     cache = open_cache()
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"holds     {held}")
         print(f"at most   {info.limit / (1 << 30):.3g} GB, then the least recently used go first")
         return 0
-    if not args.yes and info.entries and not confirmed(f"Remove {held} from {info.folder}?"):
+    if not args.yes and info.entries and not console.confirmed(f"Remove {held} from {info.folder}?"):
         print("Nothing was removed.")
         return 0
     freed = cache.clear()

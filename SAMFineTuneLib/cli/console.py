@@ -1,4 +1,7 @@
-"""What a command prints: lines for people, or with --json one document for programs; --quiet, --verbose, --log-file."""
+"""What a command prints: lines for people, or with --json one document for programs; --quiet, --verbose, --log-file.
+
+Also asks before something is done.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +72,16 @@ def note(text: str, width: int = 12) -> None:
         print(f"note: {text}", file=sys.stderr)
     else:
         print(f"{'note':<{width}}{text}")
+
+
+def confirmed(question: str) -> bool:
+    """Ask a yes-no question, no being the default; UserError where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise UserError("This asks first, and there is nobody to answer here; add --yes to agree.")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
 
 
 def document(**values: Any) -> None:

@@ -67,19 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(store: Store, args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.models.download.manifest import known_models
-
-    models = [
-        {"id": model.spec.id, "name": model.spec.name, "bytes": _bytes(model),
-         "where": "bundled" if store.is_bundled(model) else "installed", "licence": model.spec.licence or ""}
-        for model in store.list()
-    ]  # fmt: skip
-    installed = {model["id"] for model in models}
-    models += [
-        {"id": entry.id, "name": entry.name, "bytes": entry.bytes or None,
-         "where": "download" if entry.downloadable else "import", "licence": entry.licence}
-        for entry in known_models().values() if entry.id not in installed
-    ]  # fmt: skip
+    listed = ("id", "name", "bytes", "where", "licence")
+    models = [{name: row[name] for name in listed} for row in store.overview()]
     problems = store.problems()
     console.document(folder=store.folder, models=models, problems=problems)
     rows = [("ID", "MODEL", "SIZE", "WHERE", "LICENCE")]
@@ -256,21 +245,15 @@ def print_importable(folder: Path, model_id: str) -> None:
 
 
 def _agreed(yes: bool, question: str) -> bool:
-    from SAMFineTuneLib.cli.ask import confirmed
-
-    if yes or confirmed(question):
+    if yes or console.confirmed(question):
         return True
     print("Nothing was changed.")
     return False
 
 
 def _say_installed(model: ModelFolder) -> None:
-    print(f"Installed {model.spec.id} ({readable_size(_bytes(model))}) in {model.path}; "
+    print(f"Installed {model.spec.id} ({readable_size(model.bytes)}) in {model.path}; "
           f"use it with --model {model.spec.id}.")
-
-
-def _bytes(model: ModelFolder) -> int:
-    return sum(path.stat().st_size for path in model.path.iterdir() if path.is_file())
 
 
 def _print_lines(lines) -> None:

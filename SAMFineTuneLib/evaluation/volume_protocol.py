@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
+from SAMFineTuneLib.cases.case_slices import large_pieces
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.volume_sessions import volume_sessions
 from SAMFineTuneLib.images import write
-from SAMFineTuneLib.inference.mask_shapes import pieces
 from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, propagate
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.mask_metrics import agreement, dice
@@ -56,7 +55,7 @@ class _Try:
         picture = self.subject.slices[place].picture
         found = np.zeros(picture.shape, bool)
         ignored = self.subject.slices[place].ignored
-        for piece in _objects(self.reference[place]):
+        for piece in large_pieces(self.reference[place]):
             prompts = exact_prompts(piece, *STARTS[start], ignored)
             found |= self.method.answer(picture, prompts).mask
         if found.any():
@@ -97,7 +96,7 @@ def volumes(method: OpenMethod, subject: Subject, settings: Settings) -> Iterato
     yield from volume_sessions(method, subject, settings)
     for number, label in enumerate(subject.labels, start=1):
         reference = [one.mask(number) for one in subject.slices]
-        shown = [place for place, mask in enumerate(reference) if _objects(mask)]
+        shown = [place for place, mask in enumerate(reference) if large_pieces(mask)]
         if shown:
             for start in STARTS:
                 trial = _Try(method, subject, reference)
@@ -125,7 +124,7 @@ def _rounds(
         worst = int(np.argmax(wrong))
         if not wrong[worst]:
             continue  # the remaining rounds change nothing
-        if _objects(trial.reference[worst]):
+        if large_pieces(trial.reference[worst]):
             asked.add(worst)
             trial.prompt(worst, "box")
         elif trial.reference[worst].any():
@@ -157,7 +156,3 @@ def in_volume(masks: list[np.ndarray], subject: Subject) -> np.ndarray:
         if mask.any():
             write(mask, one.plane, voxels, volume, 1, protect=False)
     return voxels > 0
-
-
-def _objects(mask: np.ndarray) -> list[np.ndarray]:
-    return [piece for piece in pieces(mask) if np.count_nonzero(piece) >= LEAST_PIXELS]

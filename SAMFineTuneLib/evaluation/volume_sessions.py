@@ -15,14 +15,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
+from SAMFineTuneLib.cases.case_slices import large_pieces
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.images.slice_plane import view_axes
 from SAMFineTuneLib.inference.input_crop import bounding_box
-from SAMFineTuneLib.inference.mask_shapes import pieces
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.mask_metrics import agreement
 from SAMFineTuneLib.prompts import PointPrompt
@@ -39,7 +38,7 @@ CLICKS = 5
 def volume_sessions(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
     """Segment every label of a case in each of these ways."""
     for number, label in enumerate(subject.labels, start=1):
-        own = [place for place, one in enumerate(subject.slices) if _objects(one.mask(number))]
+        own = [place for place, one in enumerate(subject.slices) if large_pieces(one.mask(number))]
         if not own:
             continue
         blank = Row(method.name, "", subject.digest, label, "3d", "")
@@ -79,7 +78,7 @@ class _Trial:
         """Draw a tight box round each piece of the label on these slices, and propagate."""
         for place in places:
             one = self._subject.slices[place]
-            for piece in _objects(one.mask(self._number)):
+            for piece in large_pieces(one.mask(self._number)):
                 corners = bounding_box(piece).reshape(2, 2)
                 corners[1] += 0.5 * (corners[0] == corners[1])  # a box as thin as a pixel would have no area
                 box = box_on_slice(one.plane, one.plane.pixel_to_ras(corners))
@@ -134,11 +133,7 @@ def centre_of_largest(wrong: np.ndarray) -> tuple[int, int, int] | None:
     if not count:
         return None
     largest = int(np.argmax(np.bincount(labels.ravel())[1:])) + 1
-    around = ndimage.find_objects(labels)[largest - 1]
+    around = ndimage.findlarge_pieces(labels)[largest - 1]
     depth = ndimage.distance_transform_edt(np.pad(labels[around] == largest, 1))[1:-1, 1:-1, 1:-1]
     inside = np.unravel_index(int(np.argmax(depth)), depth.shape)
     return tuple(int(place + part.start) for place, part in zip(inside, around, strict=True))
-
-
-def _objects(mask: np.ndarray) -> list[np.ndarray]:
-    return [piece for piece in pieces(mask) if np.count_nonzero(piece) >= LEAST_PIXELS]

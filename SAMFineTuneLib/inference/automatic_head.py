@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -39,32 +40,6 @@ def segment_classes(
         for value, mask in item.masks.items():
             write(mask.unpack(), item.plane, labels, volume, value, protect=False)
     return labels
-
-
-@dataclass(frozen=True, eq=False)
-class SliceClasses:
-    """The classes of one slice: a mask for each class that occurs on it."""
-
-    index: int
-    plane: SlicePlane
-    masks: Mapping[int, PackedMask]
-
-
-def class_slices(
-    predictor: Predictor,
-    volume: Volume,
-    window: IntensityWindow,
-    orientations: Sequence[str] = ("axial",),
-    first: int | None = None,
-    last: int | None = None,
-    report: Callable[[Progress], None] | None = None,
-    cancelled: Cancelled = lambda: False,
-) -> Iterator[SliceClasses]:
-    """Yield the classes of each slice; arguments as of `slice_logits`."""
-    for item in slice_logits(predictor, volume, window, orientations, first, last, report, cancelled):
-        classes = item.classes
-        found = np.unique(classes[classes > 0])
-        yield SliceClasses(item.index, item.plane, {int(value): PackedMask.of(classes == value) for value in found})
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +116,23 @@ def slice_logits(
 def _fits(predictor: Predictor, volume: Volume) -> bool:
     """Whether the shares of all classes in all voxels may be kept in memory."""
     return 2 * len(predictor.engine.spec.classes) * volume.array.size <= _MOST_BYTES
+
+
+@dataclass(frozen=True, eq=False)
+class SliceClasses:
+    """The classes of one slice: a mask for each class that occurs on it."""
+
+    index: int
+    plane: SlicePlane
+    masks: Mapping[int, PackedMask]
+
+
+def class_slices(*inputs: Any, **options: Any) -> Iterator[SliceClasses]:
+    """Yield the classes of each slice, which take less memory than the logits; arguments as of `slice_logits`."""
+    for item in slice_logits(*inputs, **options):
+        classes = item.classes
+        found = np.unique(classes[classes > 0])
+        yield SliceClasses(item.index, item.plane, {int(value): PackedMask.of(classes == value) for value in found})
 
 
 def class_segments(predictor: Predictor) -> tuple[SegmentInfo, ...]:

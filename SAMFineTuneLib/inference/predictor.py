@@ -203,14 +203,6 @@ class Predictor:
         low_res = geometry((view.rows, view.columns), self.engine.spec).mask_to_low_res(view.crop(mask))
         return Prediction(np.ones(1, np.float32), low_res, view, lambda _: mask[None], points=points)
 
-    def predict_classes(self, picture: np.ndarray) -> np.ndarray:
-        """Class of every pixel by the automatic head, without prompts: uint8 (H, W), 0 is background.
-
-        Raises:
-            UserError: for a model without such a head.
-        """
-        return self.class_logits(picture).argmax(axis=0).astype(np.uint8)
-
     def class_logits(self, picture: np.ndarray) -> np.ndarray:
         """The automatic head's logits of every pixel and class: float32 (C, H, W), background first.
 
@@ -297,12 +289,11 @@ class Predictor:
         return coords[None], labels[None], mask_input
 
     def _to_prediction(
-        self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts,
-        chosen: int | None = None,
-    ) -> Prediction:  # fmt: skip
+        self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts
+    ) -> Prediction:
         one_piece = self.engine.spec.one_piece
         to_masks = partial(_to_masks, decoded.geometry, decoded.view, (shape[0], shape[1]), prompts, one_piece)
-        return Prediction(decoded.scores[0, tokens], decoded.low_res[0, tokens], decoded.view, to_masks, chosen)
+        return Prediction(decoded.scores[0, tokens], decoded.low_res[0, tokens], decoded.view, to_masks)
 
     def _joined(self, decoded: list[Decoded], shape: tuple[int, ...], prompts: PlanePrompts) -> Prediction:
         """The joined candidates, averaged over the views, followed by each candidate of the first view."""

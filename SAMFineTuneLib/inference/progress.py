@@ -22,18 +22,12 @@ class Progress:
 class Meter:
     """Counts steps and reports a Progress after each, with the time left at the mean pace so far."""
 
-    def __init__(
-        self,
-        total: int,
-        report: Callable[[Progress], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, total: int, report: Callable[[Progress], None] | None) -> None:
         self.total = total
         self.done = 0
         self._worked = 0
         self._report = report
-        self._clock = clock
-        self._start = clock()
+        self._start = time.monotonic()
 
     def step(self) -> None:
         """Count one step that was computed."""
@@ -47,5 +41,5 @@ class Meter:
             return
         left = None
         if self._worked:
-            left = (self._clock() - self._start) / self._worked * (self.total - self.done)
+            left = (time.monotonic() - self._start) / self._worked * (self.total - self.done)
         self._report(Progress(self.done, self.total, left))

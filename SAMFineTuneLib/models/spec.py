@@ -174,6 +174,11 @@ class ModelFolder:
             )
         return self.path / self.spec.files[role]
 
+    @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
+
     def verify(self) -> None:
         """UserError when a file is missing or has another digest than `model.json` states. Reads all files."""
         for role in self.spec.files:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import data_folder, resources, sha256_of
@@ -82,6 +83,26 @@ class Store(FolderStore[ModelFolder]):
                 raise
             return brought
         return base if brought is None or is_base(adapter, base) else brought
+
+    def overview(self) -> list[dict[str, Any]]:
+        """What is known of each model here and of each that can be added, in plain values.
+
+        `where` is "bundled", "installed", "download" or "import"; `bytes` is None where it is not known.
+        """
+        rows = [
+            {"id": model.spec.id, "name": model.spec.name, "bytes": model.bytes, "licence": model.spec.licence,
+             "where": "bundled" if self.is_bundled(model) else "installed", "needs_torch": not model.has("encoder"),
+             "promptable": "promptable" in model.spec.heads}
+            for model in self.list()
+        ]  # fmt: skip
+        present = {row["id"] for row in rows}
+        told = ("id", "name", "bytes", "licence", "licence_note", "source", "description", "needs", "how_to_get")
+        rows += [
+            {**{name: getattr(entry, name) for name in told}, "where": "download" if entry.downloadable else "import",
+             "needs_torch": True, "promptable": True}
+            for entry in known_models().values() if entry.id not in present
+        ]  # fmt: skip
+        return rows
 
     def is_bundled(self, model: ModelFolder) -> bool:
         """Whether a model ships with the library; it cannot be removed then."""

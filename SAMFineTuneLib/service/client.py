@@ -84,17 +84,11 @@ class SessionClient(intents.IntentMethods):
     Args:
         connection: the way to the server.
         segments_are_steps: as in `Session`; False for a host with a table of segments of its own.
-        clock: seconds, never going back.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        segments_are_steps: bool = True,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, connection: Connection, segments_are_steps: bool = True) -> None:
         self.segments_are_steps = bool(segments_are_steps)
-        self._connection, self._clock = connection, clock
+        self._connection = connection
         self._status = events.Status()
         self._state, self._sentence = "stopped", ""
         self._wanted = False  # whether anybody has asked for anything yet
@@ -157,8 +151,8 @@ class SessionClient(intents.IntentMethods):
 
     def pump(self, budget_seconds: float = 0.03) -> list[events.Event]:
         """Move everything on for about this long, usually much shorter; returns what became true, in order."""
-        end = self._clock() + budget_seconds
-        while not self._closed and self._clock() < end and self._move():
+        end = time.monotonic() + budget_seconds
+        while not self._closed and time.monotonic() < end and self._move():
             pass
         self._update_status()
         told, self._out = self._out, []
@@ -390,7 +384,7 @@ class SessionClient(intents.IntentMethods):
             self._request("/v1/sessions", opening, protocol.Opened, self._hear_session)
         elif self._uploads:
             self._send_upload(self._uploads[0])
-        elif not self._journal.all_heard or self._clock() >= self._next_look:
+        elif not self._journal.all_heard or time.monotonic() >= self._next_look:
             self._send_sync()
         else:
             return False
@@ -507,7 +501,7 @@ class SessionClient(intents.IntentMethods):
             self._after = max(self._after, number)
         self._inbox.extend(answer.told)
         if not answer.more:
-            self._next_look = self._clock() + self._pause()
+            self._next_look = time.monotonic() + self._pause()
 
     def _pause(self) -> float:
         """Seconds until the next look for events."""

@@ -20,7 +20,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -149,7 +149,6 @@ class RemoteServer:
         address: such as `https://gpu.hospital:8443` or `10.0.0.5:8443`.
         token: the server's token.
         ca_file: certificate (PEM) to trust besides those that the computer knows.
-        clock: seconds, never going back.
 
     Raises:
         UserError: for an address that cannot be used.
@@ -157,17 +156,10 @@ class RemoteServer:
 
     is_local = False
 
-    def __init__(
-        self,
-        address: str | Address,
-        token: str,
-        ca_file: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, address: str | Address, token: str, ca_file: str | None = None) -> None:
         self.address = address if isinstance(address, Address) else parse_address(address)
         self.waiting = f"Connecting to {self.address}."
         self._link = HttpLink(self.address, token, ca_file)
-        self._clock = clock
         self._answered = False
         self.retry()
 
@@ -182,7 +174,7 @@ class RemoteServer:
         self._failing_since: float | None = None
 
     def ready(self) -> bool:
-        return self._clock() >= self._next_try
+        return time.monotonic() >= self._next_try
 
     def send(self, path: str, body: Sequence[Buffer]) -> None:
         self._link.send(path, body)
@@ -205,7 +197,7 @@ class RemoteServer:
         self._link.close()
 
     def _failed(self, sentence: str, permanent: bool) -> None:
-        now = self._clock()
+        now = time.monotonic()
         self._failing_since = now if self._failing_since is None else self._failing_since
         if permanent or not self._answered or now - self._failing_since > _PATIENCE:
             raise Unusable(sentence)
@@ -235,20 +227,12 @@ class HttpLink:
         address: where the server is.
         token: sent with every request.
         ca_file: certificate (PEM) to trust besides those that the computer knows.
-        clock: seconds, never going back.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        token: str,
-        ca_file: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, address: Address, token: str, ca_file: str | None = None) -> None:
         self.address = address
         self._token = token
         self._ca_file = ca_file
-        self._clock = clock
         self._tls: ssl.SSLContext | None = None
         self._lookup: _LookUp | None = None
         self._socket: socket.socket | None = None
@@ -265,7 +249,7 @@ class HttpLink:
     def send(self, path: str, body: Sequence[Buffer]) -> None:
         """Begin a POST of `body`, given in pieces. `step` sends it."""
         self._request = (path, body)
-        self._moved = self._clock()
+        self._moved = time.monotonic()
         self._prepare()
 
     def step(self, wait: float = 0.0) -> Response | None:
@@ -277,20 +261,20 @@ class HttpLink:
         Raises:
             LinkError: when the request failed.
         """
-        end = self._clock() + _LONGEST_STEP
-        while self._clock() < end:
+        end = time.monotonic() + _LONGEST_STEP
+        while time.monotonic() < end:
             if self._advance():
-                self._moved = self._clock()
+                self._moved = time.monotonic()
                 if self._reader is not None and self._reader.done:
                     return self._finish()
                 continue
             self._check_silence()
             if wait <= 0:
                 return None
-            started = self._clock()
+            started = time.monotonic()
             self._wait(wait)
-            wait -= self._clock() - started
-            end = self._clock() + _LONGEST_STEP
+            wait -= time.monotonic() - started
+            end = time.monotonic() + _LONGEST_STEP
         return None
 
     def close(self) -> None:
@@ -354,7 +338,7 @@ class HttpLink:
 
     def _go_on_connecting(self) -> bool:
         if not _ready(self._socket, write=True):
-            if self._clock() - self._moved > _CONNECT_SECONDS:
+            if time.monotonic() - self._moved > _CONNECT_SECONDS:
                 self._next_try(TimeoutError())
                 return True
             return False
@@ -376,7 +360,7 @@ class HttpLink:
         """Try the host's next IP address; raise LinkError when there is none left."""
         self._socket.close()
         self._state = "closed"
-        self._moved = self._clock()
+        self._moved = time.monotonic()
         if not self._tries:
             raise LinkError(self._unreachable(error)) from error
 
@@ -418,9 +402,9 @@ class HttpLink:
 
     def _go_on_sending(self) -> bool:
         moved = False
-        end = self._clock() + _LONGEST_STEP / 2
+        end = time.monotonic() + _LONGEST_STEP / 2
         try:
-            while self._outgoing and self._clock() < end:
+            while self._outgoing and time.monotonic() < end:
                 piece = self._outgoing[0]
                 count = self._socket.send(piece[:_PIECE]) if len(piece) else 0
                 moved = True
@@ -471,7 +455,7 @@ class HttpLink:
         return "" if self.address.tls else ", or begin the address with https:// if the server uses TLS"
 
     def _check_silence(self) -> None:
-        if self._clock() - self._moved > _SILENCE_SECONDS:
+        if time.monotonic() - self._moved > _SILENCE_SECONDS:
             raise LinkError(f"{self.address} does not answer any more; check the network, and whether the server is "
                             "overloaded.", silence=True)  # fmt: skip
 

@@ -46,12 +46,12 @@ class Library:
             model: id of the model that is to be removed.
 
         Returns:
-            For models and adapters a list of dicts, see below; for the cache `entries`, `bytes` and `limit`, or the
-            bytes `freed`.
+            For models what `Store.overview` tells, for adapters a list of dicts; for the cache `entries`, `bytes` and
+            `limit`, or the bytes `freed`.
         """
         match question:
             case "models":
-                return self._models()
+                return self._store.overview()
             case "adapters":
                 return self._adapters()
             case "cache_info":
@@ -65,32 +65,6 @@ class Library:
                 self._store.remove(model)
                 return {}
         raise UserError("The server does not know this question; update it.")
-
-    def _models(self) -> list[dict]:
-        """What is here, and what can be added; `where` is "bundled", "installed", "download" or "import"."""
-        from SAMFineTuneLib.models.download.manifest import known_models
-
-        store = self._store
-        rows = [
-            {
-                "id": model.spec.id,
-                "name": model.spec.name,
-                "bytes": sum(path.stat().st_size for path in model.path.iterdir() if path.is_file()),
-                "licence": model.spec.licence,
-                "where": "bundled" if store.is_bundled(model) else "installed",
-                "needs_torch": not model.has("encoder"),
-                "promptable": "promptable" in model.spec.heads,
-            }
-            for model in store.list()
-        ]
-        present = {row["id"] for row in rows}
-        told = ("id", "name", "bytes", "licence", "licence_note", "source", "description", "needs", "how_to_get")
-        for entry in known_models().values():
-            if entry.id not in present:
-                where = "download" if entry.downloadable else "import"
-                facts = {name: getattr(entry, name) for name in told}
-                rows.append({**facts, "where": where, "needs_torch": True, "promptable": True})
-        return rows
 
     def _adapters(self) -> list[dict]:
         from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore

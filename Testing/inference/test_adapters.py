@@ -82,7 +82,7 @@ PROMPTS = (
 def masks(engine, scan):
     predictor = Predictor(engine, EmbeddingCache())
     answers = [predictor.predict(scan[2], prompts) for prompts in PROMPTS]
-    return [*(answer.mask for answer in answers), predictor.predict_classes(scan[2])]
+    return [*(answer.mask for answer in answers), predictor.class_logits(scan[2]).argmax(0)]
 
 
 def disagreement(a, b):
@@ -159,11 +159,11 @@ def test_the_onnx_engine_on_an_adapter_that_was_not_exported(store):
 
 def test_an_automatic_adapter_takes_no_prompts(store, scan):
     predictor = Predictor(open_one(store, "only-automatic"), EmbeddingCache())
-    assert predictor.predict_classes(scan[2]).shape == scan[2].shape
+    assert predictor.class_logits(scan[2]).shape[1:] == scan[2].shape
     with pytest.raises(UserError, match="liver, spleen by itself and takes no prompts"):
         predictor.predict(scan[2], PROMPTS[0])
     with pytest.raises(UserError, match="finds nothing without prompts"):
-        Predictor(open_engine(BASE, "cpu")).predict_classes(scan[2])
+        Predictor(open_engine(BASE, "cpu")).class_logits(scan[2])
 
 
 def placed(volume):
