@@ -158,17 +158,17 @@ class Predictor:
         self,
         picture: np.ndarray,
         prompts: PlanePrompts,
-        multimask: bool | None = None,
         previous: Prediction | None = None,
         view: View | None = None,
     ) -> Prediction:
         """Predict a mask from all prompts of one picture.
 
+        There are three candidates for one positive point, which is ambiguous, else one. A model that ranks all its
+        candidates gives their mean, then all four.
+
         Args:
             picture: uint8 (H, W) or (H, W, 3).
             prompts: points, box and mask in its pixels.
-            multimask: whether to give three candidates; by default only for one positive point, which is ambiguous.
-                A model that ranks all its candidates ignores that by default: it gives their mean, then all four.
             previous: an earlier answer, used as a mask prompt; its view is kept while it fits.
             view: the only view a zooming model looks at; by default it chooses its views.
 
@@ -184,7 +184,7 @@ class Predictor:
             raise UserError("There is no prompt on this slice; place a point or a box first.")
         lone_point = len(prompts.points) == 1 and prompts.labels[0] == 1 and prompts.box is None
         lone_point = lone_point and prompts.mask is None and previous is None
-        ranked = multimask is None and self.engine.spec.ranks_all
+        ranked = self.engine.spec.ranks_all
         if ranked and lone_point:
             answer = self._read_point(picture, prompts, [view]) if view else self._search_point(picture, prompts)
             return self._calibrated(answer, prompts, False)
@@ -194,7 +194,7 @@ class Predictor:
             answer = self._joined(self._decode_views(picture, prompts, views, previous), picture.shape, prompts)
             return self._calibrated(self._corrected(answer, prompts, previous), prompts, previous is not None)
         (decoded,) = self._decode_views(picture, prompts, [first], previous)
-        tokens = slice(1, 4) if (lone_point if multimask is None else multimask) else slice(0, 1)
+        tokens = slice(1, 4) if lone_point else slice(0, 1)
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
 
     def taken(self, picture: np.ndarray, mask: np.ndarray, points: int) -> Prediction:

@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 
 _LEVELS = tuple(np.log(share / (1 - share)) for share in (0.1, 0.3, 0.5, 0.7, 0.9))
 """Logits at which a mask is cut to tell how likely its pixels are."""
+_GREY_SHIFT = 2.0
+"""A piece ends where its mean grey value is further from the prompted slice's than this many standard deviations of the
+grey values there."""
+_BOX_MARGIN = 0.05
+"""The box for the next slice is wider than the mask by this fraction of its side, at least one pixel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,25 +84,20 @@ class PropagationEnd:
     reason: str
 
 
-def derive_prompts(mask: np.ndarray, mode: str, box_margin: float) -> PlanePrompts:
-    """Prompts for the next slice from the mask of the previous one.
+def derive_prompts(mask: np.ndarray, zoom: bool) -> PlanePrompts:
+    """Prompts for the next slice from the mask (rows, columns) of the previous one, connected and not empty.
 
-    Args:
-        mask: connected and not empty, bool (rows, columns).
-        mode: one of `settings.MODES`; points are up to three positive ones, the most interior.
-        box_margin: see `PropagationSettings`.
+    They are the mask and up to three points, the most interior, for a model that zooms (the bundled one was measured
+    with them), and the mask and a box for others.
     """
+    if zoom:
+        points = interior_points(mask, 3)
+        return PlanePrompts(points, np.ones(len(points), np.int64), mask=mask)
     rows, columns = mask.shape
     x0, y0, x1, y1 = bounding_box(mask)
-    margin = np.maximum(box_margin * np.array([x1 - x0 + 1, y1 - y0 + 1]), 1)
-    box = np.concatenate([(x0, y0) - margin, (x1, y1) + margin])
-    points = interior_points(mask, 3) if "points" in mode else np.zeros((0, 2), dtype=np.float32)
-    return PlanePrompts(
-        points=points,
-        labels=np.ones(len(points), dtype=np.int64),
-        box=np.clip(box, 0, [columns - 1, rows - 1] * 2) if "box" in mode else None,
-        mask=mask if "mask" in mode else None,
-    )
+    margin = np.maximum(_BOX_MARGIN * np.array([x1 - x0 + 1, y1 - y0 + 1]), 1)
+    box = np.clip(np.concatenate([(x0, y0) - margin, (x1, y1) + margin]), 0, [columns - 1, rows - 1] * 2)
+    return PlanePrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), box, mask)
 
 
 def propagate(
@@ -135,8 +135,8 @@ def propagate(
     plan = _make_plan(volume, seeds, settings)
     meter = Meter(len(set(plan.indices) - kept.keys()), progress)
     memory = getattr(predictor.engine, "memory", None)
-    if memory is not None and settings.mode is None:
-        return _Remembered(memory, predictor, volume, window, settings, plan, cancelled, meter, kept).slices()
+    if memory is not None:
+        return _Remembered(memory, predictor, volume, window, plan, cancelled, meter, kept).slices()
     return _Run(predictor, volume, window, settings, plan, cancelled, meter).slices(kept)
 
 
@@ -234,8 +234,8 @@ def _interpolated(volume: Volume, plane: SlicePlane) -> frozenset[int]:
 class _Remembered:
     """One propagation with the volume memory: the slices in blocks, those nearest to a known mask first."""
 
-    def __init__(self, memory, predictor, volume, window, settings, plan, cancelled, meter, kept) -> None:
-        self.predictor, self.settings, self.plan, self.meter = predictor, settings, plan, meter
+    def __init__(self, memory, predictor, volume, window, plan, cancelled, meter, kept) -> None:
+        self.predictor, self.plan, self.meter = predictor, plan, meter
         self._picture = lru_cache(2 * MOST_SLICES)(lambda index: picture(volume, plan.stack.plane(index), window))
         self.known = {front.index: front.mask for front in plan.starts}
         lowest, highest = plan.starts[0].index, plan.starts[-1].index
@@ -273,8 +273,8 @@ class _Remembered:
                 if neighbour is None or not answer.there:
                     absent.add(index)
                     continue
-                mask = keep_pieces(answer.mask, neighbour, "touching") if self.settings.keep != "all" else answer.mask
-                self.masks[index] = mask if mask.any() else answer.mask
+                touching = touching_pieces(answer.mask, neighbour)
+                self.masks[index] = np.any(touching, axis=0) if touching else answer.mask
                 if index in self.wanted:
                     self.meter.step()
                     shared = overlap(neighbour, self.masks[index])
@@ -288,7 +288,7 @@ class _Remembered:
         if index in self.plan.interpolated:
             return mask.astype(np.float32)
         shares = [
-            prompted_by_piece(self.predictor, self._picture(index), piece, self.settings).share_near(piece)
+            prompted_by_piece(self.predictor, self._picture(index), piece).share_near(piece)
             for piece in large_pieces(mask)
         ]
         return np.max(shares, axis=0)
@@ -462,7 +462,7 @@ class _Run:
         carried = np.zeros(front.mask.shape, dtype=bool)
         scores, refusals = [], []
         for piece in large_pieces(front.mask):
-            answer = prompted_by_piece(self.predictor, shown, piece, self.settings)
+            answer = prompted_by_piece(self.predictor, shown, piece)
             new, score = answer.mask_near(piece), answer.score
             reason = self._doubt(piece, new, score, front, None if index in self.plan.interpolated else shown)
             if reason:
@@ -493,18 +493,17 @@ class _Run:
             return None
         mean, spread = front.grey
         grey = float(shown[after].mean())
-        if abs(grey - mean) > self.settings.max_grey_shift * spread:
+        if abs(grey - mean) > _GREY_SHIFT * spread:
             return f"what the mask covers looks different (mean grey value {grey:.0f} instead of {mean:.0f})"
         return None
 
 
 @dataclass(frozen=True, eq=False)
 class PieceAnswer:
-    """The model's answer to the prompts that a piece of a mask gives; `keep` as in the settings."""
+    """The model's answer to the prompts that a piece of a mask gives."""
 
     prediction: Prediction
     candidate: int
-    keep: str
 
     @property
     def score(self) -> float:
@@ -512,38 +511,33 @@ class PieceAnswer:
         return float(self.prediction.scores[self.candidate])
 
     def mask_near(self, piece: np.ndarray) -> np.ndarray:
-        """The mask's pieces that continue the piece."""
-        return keep_pieces(self.prediction.masks[self.candidate], piece, self.keep)
+        """The mask's piece that continues the piece."""
+        return _continued(self.prediction.masks[self.candidate], piece)
 
     def share_near(self, piece: np.ndarray) -> np.ndarray:
         """How likely each pixel belongs to the structure (H, W), in fifths; 0 far from the piece's own mask."""
         logits = self.prediction.low_res_candidates[self.candidate]
         levels = self.prediction.to_masks(np.stack([logits - level for level in _LEVELS]))
-        return np.mean([keep_pieces(level, piece, self.keep) for level in levels], axis=0, dtype=np.float32)
+        return np.mean([_continued(level, piece) for level in levels], axis=0, dtype=np.float32)
 
 
-def prompted_by_piece(
-    predictor: Predictor, shown: np.ndarray, piece: np.ndarray, settings: PropagationSettings
-) -> PieceAnswer:
+def prompted_by_piece(predictor: Predictor, shown: np.ndarray, piece: np.ndarray) -> PieceAnswer:
     """Prompt the model on a picture with a piece of a mask from elsewhere."""
     spec = predictor.engine.spec
-    mode = settings.mode or ("points+mask" if spec.zoom else "mask+box")
-    prompts = derive_prompts(piece, mode, settings.box_margin)
     # The piece defines the view; points alone would not.
     view = view_of_box(shown.shape, bounding_box(piece), spec.input_size) if spec.zoom else None
-    # Points alone are ambiguous; the piece tells which of the model's candidates is meant.
-    points_alone = mode == "points"
-    prediction = predictor.predict(shown, prompts, multimask=True if points_alone else None, view=view)
+    prediction = predictor.predict(shown, derive_prompts(piece, spec.zoom), view=view)
     merits = np.array([overlap(candidate, piece) for candidate in prediction.masks])
-    best = int(np.argmax(merits if points_alone else merits * prediction.scores))
-    return PieceAnswer(prediction, best, settings.keep)
+    return PieceAnswer(prediction, int(np.argmax(merits * prediction.scores)))
 
 
-def keep_pieces(mask: np.ndarray, before: np.ndarray, keep: str) -> np.ndarray:
-    """The pieces of `mask` that continue `before`: the `largest` overlapping one, all `touching`, or `all`."""
-    if keep == "all":
-        return mask
-    touching = [piece for piece in pieces(mask) if (piece & before).any()]
-    if keep == "largest":
-        touching = sorted(touching, key=lambda piece: -np.count_nonzero(piece & before))[:1]
-    return np.any(touching, axis=0) if touching else np.zeros_like(mask)
+def touching_pieces(mask: np.ndarray, before: np.ndarray) -> list[np.ndarray]:
+    """The pieces of `mask` that overlap `before`, largest first."""
+    return [piece for piece in pieces(mask) if (piece & before).any()]
+
+
+def _continued(mask: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """The piece of `mask` that overlaps `before` most; nothing where none does."""
+    return max(
+        touching_pieces(mask, before), key=lambda piece: np.count_nonzero(piece & before), default=np.zeros_like(mask)
+    )

@@ -6,18 +6,13 @@ from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
 
-MODES = ("mask+box", "box", "points", "points+mask")
 DIRECTIONS = ("both", "up", "down", "fill")
-KEEP = ("largest", "touching", "all")
 
 
 @dataclass(frozen=True)
 class PropagationSettings:
     """How a mask is propagated, and where it ends."""
 
-    mode: str | None = None
-    """How the next slice is prompted: one of MODES. None is points+mask for a model that zooms (the bundled model was
-    measured with it), and mask+box for others."""
     direction: str = "both"
     """One of DIRECTIONS. Up is towards superior, anterior or the patient's right; fill only closes gaps between
     masks."""
@@ -31,27 +26,15 @@ class PropagationSettings:
     """A piece ends where its area grows or shrinks by more than this factor from one slice to the next."""
     min_score: float = 0.5
     """A piece ends where the predicted IoU is below this fraction of the best one so far in its direction."""
-    max_grey_shift: float = 2.0
-    """A piece ends where its mean grey value is further from the prompted slice's than this many standard
-    deviations of the grey values there."""
-    box_margin: float = 0.05
-    """The derived box is wider than the previous mask by this fraction of its side, at least one pixel."""
-    keep: str = "largest"
-    """Which pieces of a new mask count: the `largest` that overlaps the previous one, all `touching`, or `all`."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", (None, *MODES)), ("direction", DIRECTIONS), ("keep", KEEP)):
-            if getattr(self, name) not in allowed:
-                choice = ", ".join(filter(None, allowed))
-                raise UserError(f"Unknown propagation {name} '{getattr(self, name)}'; choose one of {choice}.")
+        if self.direction not in DIRECTIONS:
+            choice = ", ".join(DIRECTIONS)
+            raise UserError(f"Unknown propagation direction '{self.direction}'; choose one of {choice}.")
         if not 0 <= self.min_overlap <= 1 or not 0 <= self.min_score <= 1:
             raise UserError("The smallest overlap and the smallest score of a propagation lie between 0 and 1.")
         if self.max_area_change <= 1:
             raise UserError("The largest area change of a propagation is a factor above 1, for example 2.5.")
-        if self.max_grey_shift <= 0:
-            raise UserError("The largest grey shift of a propagation is a number above 0, for example 2.")
-        if not 0 <= self.box_margin <= 1:
-            raise UserError("The box margin of a propagation is a fraction between 0 and 1, for example 0.05.")
         if self.first is not None and self.last is not None and self.first > self.last:
             raise UserError(f"The slice range {self.first} to {self.last} is empty; give the lower index first.")
 

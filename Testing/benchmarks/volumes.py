@@ -183,7 +183,7 @@ def main() -> int:
     add("--all", action="store_const", const=None, dest="most", help="all structures of each set")
     add("--each", action="store_true", help="print a line for each structure, too")
     add("--model", default="compact", help="a model's id or folder (default: the bundled one)")
-    add("--settings", default="", help="of the propagation, such as mode=box,min_overlap=0.3 (default: the usual ones)")
+    add("--settings", default="", help="of the propagation, such as min_overlap=0.3 (default: the usual ones)")
     add("--threads", type=int, metavar="N", help="processor cores that an answer may use (default: all)")
     add("-o", "--output", type=Path, help="JSON file for the figures; what it holds is not measured again")
     args = parser.parse_args()
@@ -220,14 +220,14 @@ def parse_counts(text: str) -> list[int]:
     return counts
 
 
-def parse_settings(text: str) -> dict[str, str | float]:
+def parse_settings(text: str) -> dict[str, float]:
     """Values of `PropagationSettings` by name; UserError where they cannot be used."""
     values = dict(item.partition("=")[::2] for item in text.split(",") if item)
     try:
-        settings = {name: value if name in ("mode", "keep") else float(value) for name, value in values.items()}
+        settings = {name: float(value) for name, value in values.items()}
         PropagationSettings(**settings)
     except (TypeError, ValueError):
-        raise UserError(f"{text!r} are not settings of a propagation; give some as mode=box,min_overlap=0.3.") from None
+        raise UserError(f"{text!r} are not settings of a propagation; give some as min_overlap=0.3.") from None
     return settings
 
 

@@ -240,13 +240,6 @@ def test_oblique_slices_are_propagated_too():
         assert dice(item.mask, expected) > (0.8 if expected.sum() > 100 else 0.4)
 
 
-def test_a_mode_of_prompting_is_not_answered_by_the_memory():
-    volume, labels = phantom()
-    memory = RegionMemory()
-    slices, _ = run(volume, [seed(volume, labels, 9)], remembering(memory), mode="box")
-    assert slices and not memory.blocks
-
-
 def test_it_can_be_cancelled_and_tells_how_far_it_is():
     volume, labels = long_tube()
     seen: list[Progress] = []

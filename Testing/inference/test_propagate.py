@@ -10,16 +10,18 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, VolumeSource
 from SAMFineTuneLib.images.slice_extraction import extract_labels, picture
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
+from SAMFineTuneLib.inference.predictor import Prediction
 from SAMFineTuneLib.inference.progress import Progress
 from SAMFineTuneLib.inference.propagation import (
+    PieceAnswer,
     PropagatedSlice,
     PropagationEnd,
     Seed,
     derive_prompts,
-    keep_pieces,
     propagate,
+    touching_pieces,
 )
-from SAMFineTuneLib.inference.settings import MODES, PropagationSettings
+from SAMFineTuneLib.inference.settings import PropagationSettings
 
 
 def truth(volume, labels, plane, value):
@@ -41,10 +43,9 @@ def dice(a, b):
     return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_follows_a_leaning_tube_both_ways(mode):
+def test_it_follows_a_leaning_tube_both_ways():
     volume, labels = phantom()
-    slices, ends = run(volume, [seed(volume, labels, 9)], mode=mode)
+    slices, ends = run(volume, [seed(volume, labels, 9)])
     assert sorted(slices) == [index for index in range(24) if index != 9]
     assert ends == []
     for item in slices.values():
@@ -106,7 +107,7 @@ def test_pieces_are_carried_apart():
     volume, labels = phantom()
     plane = aligned_plane(volume, "axial", 8)
     both = Seed(plane, np.isin(extract_labels(labels, volume, plane), (1, 3)))
-    slices, _ = run(volume, [both], mode="box")
+    slices, _ = run(volume, [both])
     for item in slices.values():
         assert dice(item.mask, np.isin(extract_labels(labels, volume, item.plane), (1, 3))) > 0.95
 
@@ -226,49 +227,50 @@ def test_a_score_far_below_the_best_one_ends_it():
 
 def test_a_leak_ends_it():
     volume, labels = phantom()
-    grey = volume.array.copy()
-    grey[15:] = np.where(labels[15:] == 0, 120, grey[15:])  # the surroundings look like the tube
-    leaking = type(volume)(grey, volume.affine)
-    slices, ends = run(leaking, [seed(volume, labels, 9)], mode="points", direction="up")
+    predictor = region_predictor()
+    asked = predictor.predict
+
+    def leaking(shown, *args, **kwargs):
+        prediction = asked(shown, *args, **kwargs)
+        if not np.array_equal(shown, picture(volume, aligned_plane(volume, "axial", 15), WINDOW)):
+            return prediction
+        return replace(prediction, to_masks=lambda logits: np.ones((len(logits), *shown.shape), bool))
+
+    predictor.predict = leaking
+    slices, ends = run(volume, [seed(volume, labels, 9)], predictor, direction="up")
     assert max(slices) == 14 and "the area changes" in ends[0]
 
 
 def test_derived_prompts():
     mask = np.zeros((40, 50), bool)
-    mask[10:20, 0:21] = True
-    prompts = derive_prompts(mask, "mask+box", 0.1)
-    assert np.allclose(prompts.box, (0, 9, 22.1, 20)) and np.array_equal(prompts.mask, mask)
+    mask[10:20, 0:41] = True
+    prompts = derive_prompts(mask, zoom=False)
+    assert np.allclose(prompts.box, (0, 9, 42.05, 20)) and np.array_equal(prompts.mask, mask)
     assert len(prompts.points) == 0
-    prompts = derive_prompts(mask, "points", 0.1)
-    assert prompts.box is None and prompts.mask is None
+    prompts = derive_prompts(mask, zoom=True)
+    assert prompts.box is None and np.array_equal(prompts.mask, mask)
     xs, ys = prompts.points.astype(int).T
-    assert len(prompts.points) >= 1 and mask[ys, xs].all() and (prompts.labels == 1).all()
-    with_mask = derive_prompts(mask, "points+mask", 0.1)
-    assert with_mask.mask is not None and np.array_equal(with_mask.points, prompts.points)
+    assert 1 <= len(prompts.points) <= 3 and mask[ys, xs].all() and (prompts.labels == 1).all()
 
 
-def test_which_pieces_are_kept():
+def test_the_piece_that_overlaps_most_goes_on():
     before = np.zeros((20, 30), bool)
     before[5:10, 5:15] = True
     after = np.zeros_like(before)
     after[5:10, 3:9] = after[5:10, 11:14] = after[15:18, 20:28] = True
-    assert np.array_equal(keep_pieces(after, before, "all"), after)
-    touching = keep_pieces(after, before, "touching")
-    assert touching.sum() == 45 and not touching[16, 22]
-    assert keep_pieces(after, before, "largest").sum() == 30
-    assert not keep_pieces(after, np.zeros_like(before), "largest").any()
+    assert [piece.sum() for piece in touching_pieces(after, before)] == [30, 15]
+    answer = PieceAnswer(Prediction(np.ones(1), np.zeros((1, 4, 4)), None, lambda _: after[None]), 0)
+    assert answer.mask_near(before).sum() == 30
+    assert not answer.mask_near(np.zeros_like(before)).any()
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"mode": "magic"},
         {"direction": "sideways"},
-        {"keep": "some"},
         {"first": 5, "last": 4},
         {"min_overlap": 1.5},
         {"max_area_change": 1.0},
-        {"box_margin": -0.1},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings):
