@@ -32,6 +32,22 @@ if TYPE_CHECKING:
 POINTS_PER_BATCH = 64
 SAME_BOX = 0.9
 """Boxes in the model's small grid whose IoU is higher show the same object; only the best one is enlarged."""
+MIN_SCORE = 0.5
+"""Smallest predicted IoU, as a fraction of the best one in its layer of the slice."""
+MIN_STABILITY = 0.8
+"""Smallest IoU of the masks at the thresholds + and - STABILITY_OFFSET."""
+STABILITY_OFFSET = 0.1
+"""In units of the median absolute logit; for Segment Anything's own models this is about its 1.0."""
+MAX_BOX_OVERLAP = 0.7
+"""Of two masks whose boxes overlap more (IoU), the one with the lower score is dropped."""
+MIN_AREA = 20
+"""Smallest mask, and smallest piece of a mask, in pixels."""
+MAX_AREA = 0.5
+"""Largest mask as a fraction of the slice; what is larger is background."""
+MIN_LINK = 0.5
+"""Smallest IoU of two masks of one object in neighbouring slices."""
+MAX_GAP = 1
+"""Up to this many slices without the object are interpolated between two that show it."""
 TILE_OVERLAP = 512 / 1500
 """How far neighbouring tiles overlap, as a fraction of the picture's shorter side over the tiles per side."""
 
@@ -82,15 +98,15 @@ def automatic_masks(
     for layer in range(layers + 1):
         views = tiles(shown.shape, layer)
         per_side = max(1, settings.points_per_side >> layer)
-        per_view = [_candidates_of_view(predictor, shown, view, per_side, settings, cancelled) for view in views]
-        enough = settings.min_score * max((one.score for candidates in per_view for one in candidates), default=0.0)
+        per_view = [_candidates_of_view(predictor, shown, view, per_side, cancelled) for view in views]
+        enough = MIN_SCORE * max((one.score for candidates in per_view for one in candidates), default=0.0)
         for view, candidates in zip(views, per_view, strict=True):
             good = [one for one in candidates if one.score >= enough]
-            masks = _enlarged(good, view, shown.shape, settings)
+            masks = _enlarged(good, view, shown.shape)
             found += masks
             sides += [view.rows * view.columns] * len(masks)
     if layers:  # of one object seen in several tiles, the mask of the smallest tile counts
-        found = [found[i] for i in box_nms(_edges(found), -np.array(sides, float), settings.max_box_overlap)]
+        found = [found[i] for i in box_nms(_edges(found), -np.array(sides, float), MAX_BOX_OVERLAP)]
     return sorted(found, key=lambda mask: -mask.score)
 
 
@@ -183,7 +199,7 @@ def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = Non
     for item in sorted(slices, key=lambda item: item.index):
         orientation = item.plane.orientation
         masks = [found.mask.unpack() for found in item.masks]
-        open_tracks = [track for track in tracks if 0 < item.index - track.last_index <= settings.max_gap + 1]
+        open_tracks = [track for track in tracks if 0 < item.index - track.last_index <= MAX_GAP + 1]
         pairs = []
         for t, track in enumerate(open_tracks):
             for m, found in enumerate(item.masks):
@@ -191,7 +207,7 @@ def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = Non
                     pairs.append((overlap(track.last_mask, masks[m]), t, m))
         followed: dict[int, _Track] = {}
         for shared, t, m in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
-            if shared >= settings.min_link and m not in followed and open_tracks[t] not in followed.values():
+            if shared >= MIN_LINK and m not in followed and open_tracks[t] not in followed.values():
                 followed[m] = open_tracks[t]
         for m, found in enumerate(item.masks):
             if m not in followed:
@@ -239,12 +255,7 @@ class _Candidate:
 
 
 def _candidates_of_view(
-    predictor: Predictor,
-    shown: np.ndarray,
-    view: View,
-    per_side: int,
-    settings: EverythingSettings,
-    cancelled: Cancelled,
+    predictor: Predictor, shown: np.ndarray, view: View, per_side: int, cancelled: Cancelled
 ) -> list[_Candidate]:
     candidates: list[_Candidate] = []
     points = grid_points(view, per_side)
@@ -255,36 +266,34 @@ def _candidates_of_view(
         coords = np.stack([batch, np.zeros_like(batch)], axis=1)
         labels = np.tile(np.float32([1, -1]), (len(batch), 1))
         decoded = predictor.decode(shown, coords, labels, view=view)
-        candidates += _candidates(decoded, settings)
+        candidates += _candidates(decoded)
         boxes = np.array([one.box for one in candidates]).reshape(-1, 4)
         kept = box_nms(boxes, np.array([one.score for one in candidates]), SAME_BOX)
         candidates = [candidates[index] for index in kept]
     return candidates
 
 
-def _enlarged(
-    candidates: list[_Candidate], view: View, shape: tuple[int, ...], settings: EverythingSettings
-) -> list[AutomaticMask]:
+def _enlarged(candidates: list[_Candidate], view: View, shape: tuple[int, ...]) -> list[AutomaticMask]:
     """The candidates' masks in the whole picture, those that pass the filters by size and by overlap."""
     found = []
     for one in candidates:
-        mask = _usable(one.geometry.logits_to_picture(one.logits) > 0, view, shape, settings)
+        mask = _usable(one.geometry.logits_to_picture(one.logits) > 0, view, shape)
         if mask is not None:
             x0, y0, x1, y1 = (int(edge) for edge in bounding_box(mask))
             found.append(AutomaticMask(PackedMask.of(mask), one.score, (x0, y0, x1, y1)))
-    kept = box_nms(_edges(found), np.array([mask.score for mask in found]), settings.max_box_overlap)
+    kept = box_nms(_edges(found), np.array([mask.score for mask in found]), MAX_BOX_OVERLAP)
     return [found[index] for index in kept]
 
 
-def _candidates(decoded: Decoded, settings: EverythingSettings) -> list[_Candidate]:
+def _candidates(decoded: Decoded) -> list[_Candidate]:
     """The masks that pass the filters on the model's small grid: most points find an object that another finds, too."""
     place = decoded.geometry
     rows, columns = (-(-side * place.low_res_size // place.input_size) for side in place.content)
     low_res, scores = decoded.low_res[:, 1:4], decoded.scores[:, 1:4]
     within = low_res[..., :rows, :columns]  # the rest of the grid is padding
-    stability = stability_score(within, settings.stability_offset * float(np.median(np.abs(within))))
+    stability = stability_score(within, STABILITY_OFFSET * float(np.median(np.abs(within))))
     found = []
-    for prompt, token in np.argwhere(stability >= settings.min_stability):
+    for prompt, token in np.argwhere(stability >= MIN_STABILITY):
         box = bounding_box(within[prompt, token] > 0)
         if box is not None:
             edges = box + np.float32([0, 0, 1, 1])
@@ -292,15 +301,13 @@ def _candidates(decoded: Decoded, settings: EverythingSettings) -> list[_Candida
     return found
 
 
-def _usable(
-    mask: np.ndarray, view: View, shape: tuple[int, ...], settings: EverythingSettings
-) -> np.ndarray | None:
+def _usable(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> np.ndarray | None:
     """The view's mask in the whole picture, without small pieces; None when it is too small, too large or cut off."""
     cut = any(edge.any() for edge in edges_that_cut(mask, view, shape))
     area = np.count_nonzero(mask)
-    if cut or area < max(settings.min_area, 1) or area > settings.max_area * shape[0] * shape[1]:
+    if cut or area < MIN_AREA or area > MAX_AREA * shape[0] * shape[1]:
         return None
-    large = [piece for piece in pieces(mask) if np.count_nonzero(piece) >= settings.min_area]
+    large = [piece for piece in pieces(mask) if np.count_nonzero(piece) >= MIN_AREA]
     if not large:
         return None
     return view.paste(np.any(large, axis=0), (shape[0], shape[1]), False)

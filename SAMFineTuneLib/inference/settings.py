@@ -41,27 +41,11 @@ class PropagationSettings:
 
 @dataclass(frozen=True)
 class EverythingSettings:
-    """Which masks count, and how they are joined through the slices."""
+    """How closely everything mode looks, and which objects count."""
 
     points_per_side: int = 32
     layers: int | None = None
     """Layer n looks at 2**n by 2**n tiles; None is 1 finer layer for a model that zooms, none for others."""
-    min_score: float = 0.5
-    """Smallest predicted IoU, as a fraction of the best one in its layer of the slice."""
-    min_stability: float = 0.8
-    """Smallest IoU of the masks at the thresholds + and - `stability_offset`."""
-    stability_offset: float = 0.1
-    """In units of the median absolute logit; for Segment Anything's own models this is about its 1.0."""
-    max_box_overlap: float = 0.7
-    """Of two masks whose boxes overlap more (IoU), the one with the lower score is dropped."""
-    min_area: int = 20
-    """Smallest mask, and smallest piece of a mask, in pixels."""
-    max_area: float = 0.5
-    """Largest mask as a fraction of the slice; what is larger is background."""
-    min_link: float = 0.5
-    """Smallest IoU of two masks of one object in neighbouring slices."""
-    max_gap: int = 1
-    """Up to this many slices without the object are interpolated between two that show it."""
     min_slices: int = 2
     """An object in fewer slices is dropped."""
 
@@ -70,8 +54,5 @@ class EverythingSettings:
             raise UserError("Everything mode takes 1 to 256 points per side, for example 32.")
         if self.layers is not None and not 0 <= self.layers <= 4:
             raise UserError("Everything mode takes 0 to 4 finer layers.")
-        fractions = (self.min_score, self.min_stability, self.max_box_overlap, self.max_area, self.min_link)
-        if not all(0 <= value <= 1 for value in fractions):
-            raise UserError("Scores, overlaps and the largest area of everything mode lie between 0 and 1.")
-        if min(self.min_area, self.max_gap, self.stability_offset) < 0 or self.min_slices < 1:
-            raise UserError("Areas, gaps and numbers of slices of everything mode are not negative.")
+        if self.min_slices < 1:
+            raise UserError("Everything mode keeps objects of 1 slice or more.")

@@ -13,6 +13,7 @@ from region_engine import WINDOW, phantom, region_predictor
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import aligned_plane, picture, write
 from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.inference import everything_mode
 from SAMFineTuneLib.inference.everything_mode import (
     AutomaticMask,
     SliceMasks,
@@ -28,7 +29,14 @@ from SAMFineTuneLib.inference.mask_shapes import overlap, stability_score
 from SAMFineTuneLib.inference.settings import EverythingSettings
 
 SURE = 0.7  # the share of the best score that the engine's thinner and thicker masks do not reach
-COARSE = EverythingSettings(points_per_side=12, min_score=SURE)
+COARSE = EverythingSettings(points_per_side=12)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def only_sure_masks():
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(everything_mode, "MIN_SCORE", SURE)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -141,16 +149,18 @@ def test_it_finds_every_structure_of_a_slice_once():
         rows, columns = np.nonzero(mask)
         assert item.box == (columns.min(), rows.min(), columns.max(), rows.max())
         assert item.score >= SURE * 0.92
-        assert len(np.unique(shown[mask])) == 1 and mask.sum() >= COARSE.min_area
+        assert len(np.unique(shown[mask])) == 1 and mask.sum() >= everything_mode.MIN_AREA
 
 
-def test_filters_count():
+def test_filters_count(monkeypatch):
     volume, _ = phantom()
     shown = picture(volume, aligned_plane(volume, "axial", 11), WINDOW)
 
     def count(**changes):
-        settings = EverythingSettings(**{"points_per_side": 12, "min_score": SURE} | changes)
-        return len(automatic_masks(region_predictor(), shown, settings))
+        with monkeypatch.context() as changed:
+            for name, value in changes.items():
+                changed.setattr(everything_mode, name.upper(), value)
+            return len(automatic_masks(region_predictor(), shown, COARSE))
 
     assert count(min_score=0.5) == 5
     assert count(min_score=1.0) == 3  # the region itself scores best; what is thinner or thicker scores less
@@ -159,12 +169,14 @@ def test_filters_count():
     assert count(stability_offset=1.5, min_stability=0.9) == 0  # all logits are + or - 5
 
 
-def test_finer_layers_see_small_things_and_count_nothing_twice():
+def test_finer_layers_see_small_things_and_count_nothing_twice(monkeypatch):
+    monkeypatch.setattr(everything_mode, "MIN_AREA", 10)
+    monkeypatch.setattr(everything_mode, "MAX_BOX_OVERLAP", 0.4)
     shown = np.full((120, 128), 40, np.uint8)
     shown[disc(30, 30, 12, shown.shape)] = 180
     shown[disc(92, 80, 4, shown.shape)] = 180
     shown[disc(64, 60, 3, shown.shape)] = 180  # in all four tiles
-    settings = EverythingSettings(points_per_side=32, layers=1, min_area=10, max_box_overlap=0.4, min_score=SURE)
+    settings = EverythingSettings(points_per_side=32, layers=1)
     masks = automatic_masks(region_predictor(), shown, settings)
     assert len(masks) == 3
     for x, y in ((30, 30), (92, 80), (64, 60)):
@@ -174,7 +186,7 @@ def test_finer_layers_see_small_things_and_count_nothing_twice():
 def test_a_mask_cut_by_a_tile_is_dropped():
     shown = np.full((64, 64), 40, np.uint8)
     shown[28:36, 2:62] = 180  # longer than any tile of layer 1
-    settings = EverythingSettings(points_per_side=16, layers=1, min_score=SURE)
+    settings = EverythingSettings(points_per_side=16, layers=1)
     masks = automatic_masks(region_predictor(), shown, settings)
     assert [item.mask.unpack().sum() for item in masks] == [8 * 60]
 
@@ -204,7 +216,7 @@ def objects_labelmap(objects, volume):
 def test_slices_are_joined_into_objects(orientation):
     volume, labels = phantom(flip=True)
     seen = []
-    settings = EverythingSettings(points_per_side=8, min_score=SURE)
+    settings = EverythingSettings(points_per_side=8)
     slices = list(everything(region_predictor(), volume, WINDOW, orientation, settings, progress=seen.append))
     count = {"axial": 24, "coronal": 56}[orientation]
     assert [item.index for item in slices] == list(range(count))
@@ -234,7 +246,6 @@ def test_a_gap_is_bridged_and_filled_but_not_a_longer_one():
     assert item.area == sum(np.count_nonzero(mask.unpack()) for mask in item.masks.values())
     far = {k: [disc(20, 20, 8)] for k in (3, 4, 7, 8)}
     assert [sorted(item.masks) for item in link(slices_of(far))] == [[3, 4], [7, 8]]
-    assert len(link(slices_of(far), EverythingSettings(max_gap=2))) == 1
 
 
 def test_each_mask_continues_the_object_it_overlaps_most():
@@ -271,7 +282,7 @@ def test_the_smaller_object_shows_where_two_overlap():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"points_per_side": 0}, {"layers": 9}, {"min_score": 1.2}, {"min_area": -1}, {"max_gap": -1}, {"min_slices": 0}],
+    [{"points_per_side": 0}, {"layers": 9}, {"min_slices": 0}],
 )
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(UserError):
