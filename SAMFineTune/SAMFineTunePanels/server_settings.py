@@ -82,7 +82,7 @@ class ServerSettings:
 
     @staticmethod
     def connection(entered):
-        from SAMFineTuneLib.service.link import RemoteServer
+        from SAMFineTuneLib.service.connection import RemoteServer
 
         address, token, certificate = entered
         return RemoteServer(address, token, certificate or None)

@@ -27,8 +27,8 @@ from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts import LARGEST_VALUE
 from SAMFineTuneLib.service import protocol
+from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
 from SAMFineTuneLib.service.journal import LONG, Journal
-from SAMFineTuneLib.service.link import Broken, Connection, Unusable
 from SAMFineTuneLib.service.protocol import DEFAULT_MODEL, PROTOCOL, Received, Told, version_advice
 from SAMFineTuneLib.service.uploads import SendingFile, SendingVolume
 from SAMFineTuneLib.service.wire import Later, WireError, decode, encode
@@ -422,7 +422,7 @@ class SessionClient(intents.IntentMethods):
                 f"The worker is SAMFineTune {theirs} and this computer's is {__version__}; they work together, but "
                 f"{version_advice(__version__, theirs)} when you can."
             ))  # fmt: skip
-        if not getattr(self._connection, "encrypted", True) and not self._version:
+        if not self._connection.encrypted and not self._version:
             self._out.append(events.Notice("The connection to the server is not encrypted: whoever is on the network "
                                            "between can read along; use an https:// address."))  # fmt: skip
         self._version = theirs

@@ -1,9 +1,7 @@
-"""How a client reaches a server: what every connection offers, and the connection to a server on another computer.
+"""A keep-alive HTTP/1.1 connection that never blocks: one request at a time, advanced by `step`.
 
-`HttpLink` is a keep-alive HTTP/1.1 connection that never blocks: one request at a time, advanced by `step`. `worker`
-has the connection to a worker that the client itself starts. Every failure of a link is a LinkError, an OSError whose
-text is a sentence for the user. A host name is looked up once, in a thread of its own, because the system offers no
-lookup that does not block.
+Every failure is a LinkError, an OSError whose text is a sentence for the user. A host name is looked up once, in a
+thread of its own, because the system offers no lookup that does not block.
 
 Written on the standard library's sockets rather than on an HTTP library: Slicer's Python stays as it is installed, and
 its threads starve while Slicer idles, so that the panel's timer must advance a request in short steps.
@@ -22,7 +20,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from SAMFineTuneLib.errors import UserError
@@ -35,8 +32,6 @@ _PIECE = 256 << 10
 _LARGEST_HEAD = 64 << 10
 _LARGEST_BODY = 512 << 20
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.3, 5.0
-_PATIENCE = 120.0  # seconds for which a server that answered before is tried again
 
 
 @dataclass(frozen=True)
@@ -90,120 +85,6 @@ def parse_address(text: str) -> Address:
         raise UserError(f"A server address must not contain a user name, password or query: {example}.")
     tls = parts.scheme == "https" if parts.scheme else not Address(host, 0).is_loopback
     return Address(host, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
-
-
-class Broken(Exception):
-    """The request failed; another try may succeed. The text is a sentence."""
-
-
-class Unusable(UserError):
-    """The request failed, and trying again does not help until the user changes what the sentence says."""
-
-
-class Connection(Protocol):
-    """A connection to one server."""
-
-    is_local: bool
-    """Whether the client started the server itself, and may restart it."""
-    waiting: str
-    """What the client waits for until it is `ready`, as a sentence."""
-
-    def ready(self) -> bool:
-        """Whether a request can be sent; takes the next step towards that. Raises Unusable."""
-        ...
-
-    def send(self, path: str, body: Sequence[Buffer]) -> None:
-        """Begin a request. There is one at a time."""
-        ...
-
-    def receive(self, wait: float) -> Response | None:
-        """Advance the request, waiting for the network at most `wait` seconds.
-
-        Returns:
-            The answer once it is complete, None before.
-
-        Raises:
-            Broken, Unusable: when the request failed.
-        """
-        ...
-
-    def drop(self) -> None:
-        """Drop the request and close the connection it uses; `ready` opens a new one."""
-        ...
-
-    def retry(self) -> None:
-        """Forget earlier failures, because the user changed something."""
-        ...
-
-    def close(self) -> None:
-        """Close the connection, and end a server that the client started."""
-        ...
-
-
-class RemoteServer:
-    """The connection to a server that runs independently of this client.
-
-    It does not use the proxy variables of the environment: images of patients go to the server directly.
-
-    Args:
-        address: such as `https://gpu.hospital:8443` or `10.0.0.5:8443`.
-        token: the server's token.
-        ca_file: certificate (PEM) to trust besides those that the computer knows.
-
-    Raises:
-        UserError: for an address that cannot be used.
-    """
-
-    is_local = False
-
-    def __init__(self, address: str | Address, token: str, ca_file: str | None = None) -> None:
-        self.address = address if isinstance(address, Address) else parse_address(address)
-        self.waiting = f"Connecting to {self.address}."
-        self._link = HttpLink(self.address, token, ca_file)
-        self._answered = False
-        self.retry()
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether nobody in the network can read what is sent."""
-        return self.address.tls or self.address.is_loopback
-
-    def retry(self) -> None:
-        self._failures = 0
-        self._next_try = 0.0
-        self._failing_since: float | None = None
-
-    def ready(self) -> bool:
-        return time.monotonic() >= self._next_try
-
-    def send(self, path: str, body: Sequence[Buffer]) -> None:
-        self._link.send(path, body)
-
-    def receive(self, wait: float) -> Response | None:
-        try:
-            answer = self._link.step(wait)
-        except OSError as error:
-            self._link.close()
-            self._failed(str(error), getattr(error, "permanent", False))
-        if answer is not None:
-            self._answered = True
-            self.retry()
-        return answer
-
-    def drop(self) -> None:
-        self._link.close()
-
-    def close(self) -> None:
-        self._link.close()
-
-    def _failed(self, sentence: str, permanent: bool) -> None:
-        now = time.monotonic()
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        if permanent or not self._answered or now - self._failing_since > _PATIENCE:
-            raise Unusable(sentence)
-        self._next_try = now + min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE)
-        self._failures += 1
-        raise Broken(sentence)
 
 
 class LinkError(OSError):

@@ -14,12 +14,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
-from SAMFineTuneLib.service.link import Address, Broken, HttpLink, Unusable
-from SAMFineTuneLib.service.protocol import Buffer, Response
+from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
+from SAMFineTuneLib.service.link import Address, HttpLink
+from SAMFineTuneLib.service.protocol import Response
 
 TOKEN_VARIABLE = "SAMFINETUNE_TOKEN"
 
@@ -31,7 +32,7 @@ _UNLIMITED = ("--idle-minutes", "1000000", "--memory-gb", "1000", "--volume-gb",
 _FAREWELL = 0.04  # seconds that `close` waits for it to end by itself
 
 
-class LocalWorker:
+class LocalWorker(Connection):
     """A `Connection` to a worker that it starts, watches, and starts again after a crash.
 
     Args:
@@ -49,13 +50,13 @@ class LocalWorker:
         environment: Mapping[str, str] | None = None,
         starter: ChildProcess | None = None,
     ) -> None:
+        super().__init__(None)
         self.waiting = "The worker starts."
         self._executable = executable or sys.executable
         self._environment = environment
         self._starter = starter or ChildProcess()
         self._token = ""
         self._folder: Path | None = None
-        self._link: HttpLink | None = None
         self._started: list[float] = []
         self._running = False  # whether there is a process, which may have ended unnoticed
         self._failures = 0
@@ -76,9 +77,6 @@ class LocalWorker:
             self._look_for_port()
         return self._link is not None
 
-    def send(self, path: str, body: Sequence[Buffer]) -> None:
-        self._link.send(path, body)
-
     def receive(self, wait: float) -> Response | None:
         try:
             answer = self._link.step(wait)
@@ -90,10 +88,6 @@ class LocalWorker:
         if answer is not None:
             self._failures = 0
         return answer
-
-    def drop(self) -> None:
-        if self._link is not None:
-            self._link.close()
 
     def retry(self) -> None:
         self._started = []

@@ -15,7 +15,7 @@ slicer = pytest.importorskip("slicer")
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
 from SAMFineTuneLib.mrml import storage  # noqa: E402
-from SAMFineTuneLib.service.link import Broken  # noqa: E402
+from SAMFineTuneLib.service.connection import Broken  # noqa: E402
 from SAMFineTuneLib.session.events import Failed, Finished  # noqa: E402
 
 NAMES = ("first", "second", "third", "fourth")
@@ -24,7 +24,7 @@ NAMES = ("first", "second", "third", "fourth")
 class Unreliable:
     """A link that loses requests and answers, answers late, and delivers what was sent once more, as HTTP may."""
 
-    is_local = True
+    is_local = encrypted = True
     waiting = "The worker starts."
 
     def __init__(self, inner, seed: int):

@@ -11,7 +11,7 @@ from SAMFineTuneLib.service.server_app import ServerApp
 class InProcess:
     """Answers at once, in the thread that asks."""
 
-    is_local = True
+    is_local = encrypted = True
     waiting = "The worker starts."
 
     def __init__(self, app: ServerApp, token: str) -> None:

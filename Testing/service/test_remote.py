@@ -18,7 +18,8 @@ from SAMFineTuneLib.prompts import PointPrompt
 from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service import server_app as app_module
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.link import Address, RemoteServer, parse_address
+from SAMFineTuneLib.service.connection import RemoteServer
+from SAMFineTuneLib.service.link import Address, parse_address
 from SAMFineTuneLib.service.protocol import MARK, Limits
 from SAMFineTuneLib.service.server import tls_context
 from SAMFineTuneLib.service.server_app import ServerApp
