@@ -97,7 +97,7 @@ def _segment_names(session):
 
 
 def _free(name, taken):
-    """A name that no other segment has: with a number when it is taken."""
+    """The name, with a number when another segment has it."""
     number, free = 1, name
     while free in taken:
         number += 1

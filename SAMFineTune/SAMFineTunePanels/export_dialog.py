@@ -74,7 +74,7 @@ class ExportDialog:
         enable((self.ui.folderEdit, self.ending))
 
     def export(self):
-        """Export as chosen. The dialog stays open with a sentence about what is in the way."""
+        """Export as chosen. When that fails, the dialog stays open and says why."""
         session = self.host.session
         if session is None or session.segmentation_node is None:
             return
@@ -192,7 +192,7 @@ class ExportTask:
         return True
 
     def close(self):
-        """What is being written is finished, the rest is dropped; tells nobody."""
+        """Finish the file that is being written and drop everything else, without a message."""
         self._steps.close()
         if self._thread is not None:
             self._thread.join(10.0)

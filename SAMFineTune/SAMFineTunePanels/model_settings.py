@@ -30,7 +30,7 @@ _WHERE = {"bundled": _(" (bundled)"), "download": _(" (download)"), "import": _(
 
 
 class ModelSettings:
-    """Lists the models of the worker, so that a server offers its own; bundled ones come first."""
+    """Lists the models of the worker or server, bundled ones first."""
 
     def __init__(self, host, ui):
         self.host, self.ui = host, ui
@@ -95,7 +95,7 @@ class ModelSettings:
 
     @property
     def row(self):
-        """What is known of the selected model, None before the worker has told."""
+        """What the worker told about the selected model; None before."""
         return self._rows.get(chosen_in(self.ui.modelSelector))
 
     def _describe(self):

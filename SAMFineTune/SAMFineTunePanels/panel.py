@@ -76,11 +76,10 @@ class Panel(slicer.util.VTKObservationMixin):
         self._observe()
 
     def _lay_out(self, layout, pages):
-        """The tabs scroll what does not fit; the strip below them is always seen.
+        """Put the pages into tabs that scroll, and the status strip below them, where it is always visible.
 
-        Slicer puts a module into a scroll area that fits it to the room there is, as long as the module can be made
-        that small, and makes its panel as wide as the module asks for. This one always asks for the same: the tabs
-        ignore how wide their contents would like to be.
+        Slicer makes its panel as wide as the module asks for. The tabs ignore the width that their contents would like,
+        so that the panel never changes its width by itself.
         """
         for title, page in zip(TABS.values(), pages, strict=True):
             area = qt.QScrollArea()
@@ -117,7 +116,7 @@ class Panel(slicer.util.VTKObservationMixin):
             self._connections.add(manager, "layoutChanged(int)", lambda layout: self.prompts.views_changed())
 
     def close(self):
-        """No observer, connection, shortcut, timer or process is left."""
+        """Remove every observer, connection, shortcut and timer, and end the worker."""
         self.leave()
         self.removeObservers()
         self._connections.close()
@@ -144,7 +143,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self.host.leave()
 
     def _begin(self):
-        """A session on what is there: on the scene's own input, else on the volume that is shown."""
+        """Start a session on the input that the scene names, or else on the volume that is shown."""
         if self.status.runtime_missing():
             return
         session = self.host.start()
@@ -161,7 +160,7 @@ class Panel(slicer.util.VTKObservationMixin):
             self._volume_chosen(session.volume_node)
 
     def _volume_chosen(self, node):
-        """The tool that the user has chosen works on every volume, until the user puts it away."""
+        """Activate the chosen tool, which works on every volume until the user puts it away."""
         if self.shown:
             self.prompts.resume()
 
@@ -185,7 +184,7 @@ class Panel(slicer.util.VTKObservationMixin):
         return session
 
     def _server_changed(self):
-        """End the session here and go on with it there: the scene knows all there is to know."""
+        """End the session, and continue it on the other server from what the scene holds."""
         self.prompts.rest()
         self.host.stop()
         self.host.remote = self.server.remote
@@ -195,7 +194,7 @@ class Panel(slicer.util.VTKObservationMixin):
             self._begin()
 
     def _remove_packages(self):
-        """The worker, which runs from them, ends before, and begins again with what is left."""
+        """Delete the installed packages. The worker uses them: it ends before and starts again afterwards."""
         if self.status.installer.running:
             self.status.warn(_("An installation is running; wait for it or cancel it."), "install")
             return
@@ -236,7 +235,7 @@ class Panel(slicer.util.VTKObservationMixin):
             self.input.declined = False
 
     def _offer(self):
-        """The first volume that is loaded while the panel waits for one is the input, once it has voxels."""
+        """Take the first volume that is loaded while there is no input, once it has voxels."""
         session = self.host.session
         waiting = self.shown and not self._loading and not self.input.declined and time.monotonic() >= self._offer_after
         if not waiting or session is None or session.volume_node is not None or slicer.mrmlScene.IsBatchProcessing():

@@ -44,7 +44,7 @@ class PromptList:
     # ---- history
 
     def _ask(self, action, *arguments, **options):
-        """Ask the session, when there is one, for one of its methods."""
+        """Call a method of the session, when there is one."""
         if self.host.session is not None:
             self.host.act(getattr(self.host.session, action), *arguments, **options)
 

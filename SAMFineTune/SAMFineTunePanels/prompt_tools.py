@@ -15,13 +15,13 @@ _NO_VOLUME = _("Choose a volume first.")
 
 
 class PromptTools:
-    """A button for each tool of each kind of prompt, in columns of two; one tool is active at a time.
+    """Buttons for the tools of all kinds of prompts; one tool is active at a time.
 
-    Points go through Slicer's own place mode; everything else is drawn (`rubber_band`).
+    Points are placed in Slicer's own place mode; everything else is drawn (`rubber_band`).
     """
 
     def __init__(self, host, ui, resource_path, act):
-        """Args: act: does what a key means that is not a tool's: `act("undo")`, `act("redo")`."""
+        """Args: act: called for keys that do not choose a tool: `act("undo")`, `act("redo")`."""
         from SAMFineTuneLib.prompts.prompt_kind import tools
 
         self.host, self.ui = host, ui
@@ -77,19 +77,19 @@ class PromptTools:
         self.shortcuts.install()
 
     def leave(self):
-        """Take every effect on the slice views and keys away."""
+        """Put the tool away and remove the keys."""
         self.rest()
         self.shortcuts.remove()
 
     def views_changed(self):
-        """The layout is another one: draw in its views."""
+        """Draw in the views of the new layout."""
         if self._band is not None:
             self._start_band()
 
     # ---- choosing
 
     def choose(self, name):
-        """Make this the user's tool from now on, on every volume; None puts the tool away."""
+        """Use this tool from now on, on every volume; None puts the tool away."""
         self.chosen = name
         if name is not None and self.host.start().volume_node is None:
             self.host.warn(_NO_VOLUME)
@@ -97,11 +97,11 @@ class PromptTools:
         self._activate(name)
 
     def rest(self):
-        """No tool is active; `resume` takes the chosen one up again."""
+        """Deactivate the tool; `resume` activates the chosen one again."""
         self._activate(None)
 
     def resume(self):
-        """There is a volume: the chosen tool is active."""
+        """Activate the chosen tool; called when there is a volume."""
         if self.tool != self.chosen or self._clicks:  # Slicer's place mode ends with the volume before
             self._activate(self.chosen)
 
@@ -133,7 +133,7 @@ class PromptTools:
         set_elided(self.ui.hintLabel, hint)
 
     def _refresh(self):
-        """A right click in a view ends Slicer's place mode, and puts the tool away. It rests when volume or
+        """Put the tool away when a right click has ended Slicer's place mode, and deactivate it when volume or
         segmentation were deleted."""
         session = self.host.session
         if self.tool is not None and session is not None:
@@ -172,7 +172,7 @@ class PromptTools:
                 self.placed += 1
 
     def _may_start(self, view):
-        """A press right on a handle of a box moves it; beside it, where Slicer would take it, too, it draws."""
+        """Whether a press draws: on a handle of a box it moves the box instead."""
         from SAMFineTuneLib.mrml.prompts.prompt_look import grabs
 
         position = view.interactor.GetEventPosition()[:2]

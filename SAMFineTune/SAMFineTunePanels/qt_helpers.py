@@ -139,7 +139,7 @@ def choose_in(selector, meaning):
 
 
 def fit_height(view, rows, least, most):
-    """Make a table or list as high as its rows, within limits; more rows are scrolled to."""
+    """Make a table or list as high as its rows, within limits."""
     # Slicer's own tables wrap one of Qt's.
     views = [child for child in (view, *slicer.util.findChildren(view)) if child.inherits("QAbstractItemView")]
     inner = views[0] if views else view
@@ -184,7 +184,7 @@ def pixmap_of(pixels):
 
 
 def confirmed(text, button_text):
-    """Ask before something that costs; the answer to a question that cannot be shown is no."""
+    """Ask the user to confirm; False in testing mode, where no question can be shown."""
     if slicer.app.testingEnabled():
         logging.info("SAMFineTune, not asked in testing mode: %s", text)
         return False

@@ -25,13 +25,13 @@ class DrawingView:
 
 
 class RubberBand:
-    """As long as it exists, a drag in one of the views draws. `shape` is "box", "stroke" or "loop".
+    """Lets the user draw in the views until it is closed. `shape` is "box", "stroke" or "loop".
 
     `finished(slice_node, ras_points)` gets the two corners of a box, or the points of a line.
-    `may_start(view)` can leave a press to Slicer, for what lies under the mouse.
+    `may_start(view)` says whether a press draws; otherwise Slicer handles it.
     """
 
-    def __init__(self, views, shape, finished, may_start=None):
+    def __init__(self, views, shape, finished, may_start):
         self.shape = shape
         self._finished = finished
         self._may_start = may_start
@@ -80,15 +80,13 @@ class RubberBand:
         interactor = view.interactor
         if interactor.GetShiftKey() or interactor.GetControlKey() or interactor.GetAltKey():
             return False
-        if self._may_start is not None and not self._may_start(view):
+        if not self._may_start(view):
             return False
         self.cancel()
         self._view, self._points = view, [interactor.GetEventPosition()]
         return True
 
     def _move(self, view):
-        if self._view is None:
-            return False
         if view is not self._view:
             return False
         position = view.interactor.GetEventPosition()

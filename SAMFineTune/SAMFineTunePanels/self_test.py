@@ -1,4 +1,4 @@
-"""What Slicer's self test does: the module as a user has it, with mouse events in real slice views, no network."""
+"""Slicer's self test: uses the module with mouse events in real slice views, without network."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ VIEWS = ("Red", "Green", "Yellow")
 
 
 def run(test):
-    """All of it, in order; `test` is a unittest.TestCase."""
+    """Run all steps in order; `test` is a unittest.TestCase."""
     if slicer.app.layoutManager() is None:
         test.delayDisplay("There are no slice views without Slicer's main window: nothing was tested")
         return

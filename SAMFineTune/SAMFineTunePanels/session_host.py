@@ -1,7 +1,7 @@
-"""Drives the session by a timer, which lets it work for a moment at every turn on Slicer's own thread.
+"""Drives the session from a timer on Slicer's own thread.
 
 There are no Python threads, because they starve while Slicer idles. Everything slow happens in the worker process, or
-in steps (`run`). The timer turns quickly only while an answer is outstanding; what happens in the scene wakes it.
+in steps (`run`). The timer is fast only while an answer is outstanding; a change in the scene triggers it at once.
 """
 
 import logging
@@ -62,7 +62,7 @@ class Host:
         return self.session
 
     def stop(self):
-        """End session and worker; what the session knows stays in the scene."""
+        """End session and worker; the scene keeps what the session knows."""
         session, client = self.session, self.client
         self.session = self.client = None
         self.jobs.clear()
@@ -119,7 +119,7 @@ class Host:
             self.wake()
 
     def go_on(self):
-        """Have the next turn soon; called in a turn by what works in steps and has not finished."""
+        """Take the next turn soon; called by whatever works in steps and has not finished."""
         self._unfinished = True
 
     def act(self, action, *arguments, **options):
@@ -165,7 +165,7 @@ class Host:
         self.tell("Warning", Message(text, True, topic))
 
     def say(self, text, topic="", folder=""):
-        """Show a sentence that goes by itself; with a link to a folder it stays."""
+        """Show a sentence that disappears by itself; with a link to a folder it stays."""
         self.tell("Say", Message(text, False, topic, folder))
 
     # ---- the timer
@@ -223,7 +223,7 @@ class Host:
         self._pace()
 
     def _answer_is_near(self):
-        """Whether the user has waited for an answer for a moment only: until it is there, the panel stays as it is."""
+        """Whether an answer may come within a moment; until then the panel is not updated."""
         now = time.monotonic()
         if self.working or not self.session.outstanding:
             self._waiting_since = None

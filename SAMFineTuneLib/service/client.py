@@ -1,9 +1,9 @@
-"""One session on a server, as its host sees it: intents go in, events come out of `pump`, nothing blocks.
+"""The client of a session on a server: takes intents, returns events from `pump`, and never blocks.
 
-The client holds what it takes to make the session anew: volume, model, window, and a journal of intents. When the
-worker crashes or the line breaks, the volume is sent again and the journal is replayed; the user reads one line.
-Prompts, jobs and segments carry numbers that the client chooses, so that all of this may be asked for before the
-worker is there. One request is under way at a time. It starts no threads and loads nothing beyond NumPy.
+It keeps what it needs to restore the session: volume, model, window, and a journal of intents. After a crash of the
+worker or a lost connection it sends the volume again and replays the journal; the user reads one line. The client
+chooses the numbers of prompts, jobs and segments, so that they can be used before the worker runs. There is one request
+at a time. It starts no threads and imports nothing beyond NumPy.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _OF_ONE_MOMENT = (intents.SetWindow, intents.SetModel, intents.Embed, intents.St
 
 
 class Shown(NamedTuple):
-    """A mask that was told: where, since which moment it is what it is, and its digest."""
+    """A mask that the server sent: its plane, the moment since which it is as it is, and its digest."""
 
     plane: SlicePlane
     since: int
@@ -68,7 +68,7 @@ class Shown(NamedTuple):
 
 @dataclass
 class _Upload:
-    """Something on its way to the server, and how far it is: announced, all parts there."""
+    """A volume or file that is being sent to the server, and how much of it has arrived."""
 
     number: int
     what: SendingVolume | SendingFile
@@ -135,22 +135,22 @@ class SessionClient(intents.IntentMethods):
 
     @property
     def status(self) -> events.Status:
-        """How the worker is."""
+        """State of the worker."""
         return self._status
 
     def start(self) -> None:
-        """Reach the worker now, rather than when something is asked of it: "Test connection"."""
+        """Connect now rather than with the first intent: "Test connection"."""
         self._wanted = True
 
     def retry(self) -> None:
-        """After a failure: try again, because somebody changed something. Another volume or model does so too."""
+        """Try again after a failure. Another volume or model does so, too."""
         self._wanted = True
         if self._state == "failed":
             self._state = "stopped"
             self._connection.retry()
 
     def pump(self, budget_seconds: float = 0.03) -> list[events.Event]:
-        """Move everything on for about this long, usually much shorter; returns what became true, in order."""
+        """Send and receive for at most about this long; returns the events since the last call, in order."""
         end = time.monotonic() + budget_seconds
         while not self._closed and time.monotonic() < end and self._move():
             pass
@@ -159,7 +159,7 @@ class SessionClient(intents.IntentMethods):
         return told
 
     def close(self) -> None:
-        """End the session; a local worker ends with it. Nothing can be asked afterwards."""
+        """End the session, and a local worker with it. The client cannot be used afterwards."""
         if self._closed:
             return
         self._closed = True
@@ -177,8 +177,8 @@ class SessionClient(intents.IntentMethods):
     # ---- intents
 
     def do(self, intent: Any) -> Any:
-        """Ask for something. Returns the number that an answer comes under: of the prompt, the job or the request;
-        of a segment its label value, of adopted objects all of them; None for what has no number."""
+        """Queue an intent. Returns the number of the prompt, job or request, the label value of a segment, all label
+        values of adopted objects, or None."""
         match intent:
             case intents.SetVolume():
                 return self._set_volume(intent)
@@ -223,7 +223,7 @@ class SessionClient(intents.IntentMethods):
     set_model = intents.asks(intents.SetModel)
 
     def look_at(self, plane: SlicePlane) -> None:
-        """The user looks at a plane and may click there next: the model prepares it while it has nothing to do."""
+        """Have the model prepare the plane that the user looks at while it has nothing else to do."""
         self._looked_at = plane
         self._next_look = 0.0
 
@@ -249,7 +249,7 @@ class SessionClient(intents.IntentMethods):
         return request
 
     def restore(self, document: dict[str, Any]) -> None:
-        """Go on from such a dict, with nothing to undo; after `set_volume`."""
+        """Continue from such a document, with nothing to undo; call `set_volume` before."""
         window = self._window
         try:
             self._prompt_number = max([self._prompt_number, *(int(one["number"]) for one in document["prompts"])])
@@ -262,7 +262,7 @@ class SessionClient(intents.IntentMethods):
         self.do(intents.Restore(json.dumps(document, allow_nan=False).encode()))
 
     def tell_again(self) -> None:
-        """Have every mask told once more, and those that are gone taken back."""
+        """Request every mask once more; masks that do not come again are removed."""
         self._asked_again += 1
         self.do(intents.TellAgain())
 
@@ -270,7 +270,7 @@ class SessionClient(intents.IntentMethods):
 
     @property
     def outstanding(self) -> bool:
-        """Whether something is asked for that was not answered yet, or runs: only then do events come."""
+        """Whether an answer is missing or a job runs: only then do events come."""
         if self._inbox or self._out:
             return True
         if self._state == "failed" or not self._wanted:
@@ -290,7 +290,7 @@ class SessionClient(intents.IntentMethods):
 
     @property
     def told(self) -> Mapping[tuple[int, str], Shown]:
-        """The masks that were told, by segment and plane key; all that there are once the session has settled."""
+        """The masks that the server sent, by segment and plane key; complete once the session has settled."""
         return self._told
 
     # ---- inside: intents
@@ -308,7 +308,7 @@ class SessionClient(intents.IntentMethods):
         self._send_volume()
 
     def _numbered(self, intent: Any) -> tuple[Any, Any]:
-        """The intent with numbers where it has none, and the number that its answer comes under."""
+        """Give an intent the numbers that it lacks; returns it and the number that its answer has."""
         number = None
         match intent:
             case intents.AddSegment():
@@ -339,12 +339,12 @@ class SessionClient(intents.IntentMethods):
         return tuple(value for value, _ in zip(free, range(count), strict=False))
 
     def _end_jobs(self, ended: Callable[[int], bool] = lambda number: True) -> None:
-        """The session they belonged to has ended."""
+        """Report jobs as cancelled whose session has ended."""
         for number in filter(ended, self.jobs):
             self._out.append(events.Finished(number, self._jobs.pop(number), cancelled=True))
 
     def _end_requests(self) -> None:
-        """Questions about a volume that was removed."""
+        """Report requests about the former volume as failed."""
         for number, kind in list(self._requests.items()):
             if kind in (intents.TakeSnapshot, intents.AskForMasks):
                 del self._requests[number]
@@ -355,7 +355,7 @@ class SessionClient(intents.IntentMethods):
     # ---- inside: the conversation
 
     def _move(self) -> bool:
-        """One small thing; returns whether there may be more to do at once."""
+        """Take one step; returns whether there may be more to do at once."""
         if self._inbox:
             self._take_next()
             return True
@@ -376,7 +376,7 @@ class SessionClient(intents.IntentMethods):
         return False
 
     def _send_next(self) -> bool:
-        """Begin the most urgent request, if there is any."""
+        """Send the most urgent request, if there is any."""
         if not self._greeted:
             self._request("/v1/hello", protocol.Hello(PROTOCOL, __version__), protocol.Hello, self._hear_hello)
         elif self._session is None:
@@ -451,7 +451,7 @@ class SessionClient(intents.IntentMethods):
         return self._upload_number
 
     def _send_volume(self) -> None:
-        """The volume goes first, and anew; one that was on its way is forgotten."""
+        """Begin to send the volume, before everything else; drop one that was being sent."""
         self._uploads = [one for one in self._uploads if one.install is not None]
         if self._volume is not None:
             self._volume_number = self._new_upload()
@@ -510,7 +510,7 @@ class SessionClient(intents.IntentMethods):
         return _JOB_PAUSE if self._jobs or self._embedding else _IDLE_PAUSE
 
     def _take_next(self) -> None:
-        """One event; a newer server's, which is not known here, is left out: nothing waits for it."""
+        """Handle one event. One that this version does not know is left out."""
         try:
             told = self._inbox.popleft().read()
         except (WireError, UserError) as error:
@@ -545,7 +545,7 @@ class SessionClient(intents.IntentMethods):
         raise Broken(sentence)
 
     def _lose_session(self) -> None:
-        """The server knows nothing of us: make everything anew."""
+        """The server has lost the session: begin a new one."""
         if self._connection.is_local:
             self._lost = "The worker had stopped and was started again; it gets the volume and your prompts anew."
         else:
@@ -565,7 +565,7 @@ class SessionClient(intents.IntentMethods):
         self._connection.drop()
 
     def _say_goodbye(self) -> None:
-        """Tell the server, if that goes at once; otherwise the session expires there."""
+        """Close the session on the server if no request is under way; otherwise it expires there."""
         if self._session is None or self._handler is not None or self._connection.is_local:
             return
         try:
@@ -636,7 +636,7 @@ class SessionClient(intents.IntentMethods):
         self._store_now_and_then()
 
     def _take_back_stale(self) -> None:
-        """Masks that a lost session had told of, and that did not come again."""
+        """Remove masks of a lost session that did not come again."""
         if not self._settled or "propagate" in self._jobs.values():
             return
         for place, told in self._stale.items():
@@ -645,7 +645,7 @@ class SessionClient(intents.IntentMethods):
         self._stale = {}
 
     def _compare_masks(self, theirs: str | None) -> None:
-        """Have all masks told once more when those that were told are others than the session's: some got lost."""
+        """Request all masks once more when they differ from the session's, because some were lost."""
         if theirs is None or "propagate" in self._jobs.values():  # masks come while no state does
             return
         if theirs == digest_of_masks((*place, told.since, told.digest) for place, told in self._told.items()):
@@ -695,7 +695,7 @@ class SessionClient(intents.IntentMethods):
             self._answered(event.request, json.loads(event.document))
 
     def _take_object_masks(self, event: events.ObjectMasks) -> None:
-        """Masks come a few at a time: unpacking all at once would hold up the window."""
+        """Unpack masks as they come, a few at a time, so that the window does not stop."""
         masks = self._object_masks.setdefault(event.request, [])
         masks += [(number, plane, mask.unpack()) for number, plane, mask in event.masks]
         if event.last:
@@ -710,7 +710,7 @@ class SessionClient(intents.IntentMethods):
         self._journal.forget(lambda one: getattr(one, "request", None) == request)
 
     def _store_now_and_then(self) -> None:
-        """Long sessions are stored, so that a replay need not begin at their beginning."""
+        """Request a stored session now and then, so that a replay of a long session can begin with it."""
         if self._journal.last - self._checkpoint > _CHECKPOINT:
             self._checkpoint = self._journal.last
             intent, self._checkpoint_request = self._numbered(intents.TakeSnapshot())
