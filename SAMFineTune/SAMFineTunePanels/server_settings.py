@@ -82,7 +82,7 @@ class ServerSettings:
 
     @staticmethod
     def connection(entered):
-        from SAMFineTuneLib.service.connection import RemoteServer
+        from SAMFineTuneLib.service.remote_server import RemoteServer
 
         address, token, certificate = entered
         return RemoteServer(address, token, certificate or None)

@@ -1,5 +1,5 @@
-"""Bring labels onto the grid of their image: exactly where both grids share their voxels, else by the nearest voxel.
-Where it is not clear how the two belong together, the labels are refused."""
+"""Brings labels onto the grid of their image: exactly where both grids share their voxels, else by the nearest voxel.
+Labels are refused where it is unclear how the two belong together."""
 
 from __future__ import annotations
 

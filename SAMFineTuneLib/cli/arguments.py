@@ -15,7 +15,7 @@ from SAMFineTuneLib.errors import UserError
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
-    from SAMFineTuneLib.service.connection import RemoteServer
+    from SAMFineTuneLib.service.remote_server import RemoteServer
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 
@@ -101,7 +101,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 def connection(args: argparse.Namespace) -> RemoteServer:
     """The connection to the server of --server; UserError for an address, token or options that cannot be used."""
-    from SAMFineTuneLib.service.connection import RemoteServer
+    from SAMFineTuneLib.service.remote_server import RemoteServer
     from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
     if args.no_cache or args.precision != "auto":

@@ -23,7 +23,7 @@ _IN_WORDS = {"S5": "a tight box", "S2": "one point"}
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What an evaluation found and where it lies."""
+    """The results of an evaluation and their folder."""
 
     folder: Path
     tables: list[Table]

@@ -1,6 +1,6 @@
-"""Executors of jobs, which are functions of one argument with a `key`: processes on this computer, or a Dask cluster.
+"""Carries out jobs in processes on this computer or on a Dask cluster, and yields results as they are ready.
 
-Both function and arguments must be what `pickle` can send. Results come as they are ready.
+A job has a `key`. The function and the jobs must be picklable.
 
 Dask rather than Ray: both are well maintained, but Dask is pure Python and installs wherever this library does, and it
 reaches a hospital's cluster (Slurm, Kubernetes, SSH) without further code here.
@@ -24,16 +24,16 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Job(Protocol):
-    """What a job is done with."""
+    """One piece of work."""
 
     @property
     def key(self) -> str:
-        """Tells it from all others."""
+        """Identifies it among all jobs."""
 
 
 Do = Callable[[Any], Any]
 Engine = Callable[[Do, Sequence[Any]], Iterator[tuple[Any, Any]]]
-"""From what is to be done and the jobs to each job with its result."""
+"""Takes a function and jobs; yields each job with its result."""
 
 
 def local(processes: int | None = None) -> Engine:

@@ -47,7 +47,7 @@ class SliceObject:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A case as the protocols see it: the slices of one orientation in one window."""
+    """A case for the protocols: its slices in one orientation and one window."""
 
     labelled: Labelled
     window: str | None = None

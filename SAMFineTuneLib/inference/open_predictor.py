@@ -1,4 +1,4 @@
-"""From the names of a model and an adapter to a predictor that answers."""
+"""Opens a predictor by the names of a model and an adapter."""
 
 from __future__ import annotations
 

@@ -367,8 +367,7 @@ class Predictor:
 
     def _kept_view(self, picture: np.ndarray, asked: np.ndarray | None, previous: Prediction) -> View:
         """The view of the `previous` answer, unless it does not hold the box `asked` (x0, y0, x1, y1) or is much too
-        wide
-        for that and the answer."""
+        wide for that and the answer."""
         kept, answer = previous.view, bounding_box(previous.mask)
         filled = [box for box in (asked, answer) if box is not None]
         if not filled:

@@ -313,7 +313,7 @@ class _Remembered:
         return tuple(key for front in (*below, *above) for key in front.sources)
 
     def _ends(self, absent: set[int]) -> Iterator[PropagationEnd]:
-        """Where slices stay empty, and why."""
+        """Say which slices stay empty, and why."""
         lowest, highest = self.plan.starts[0].index, self.plan.starts[-1].index
         for low, high in zip(self.plan.starts, self.plan.starts[1:], strict=False):
             empty = [index for index in self.plan.between(low.index, high.index) if index in absent]
@@ -429,8 +429,7 @@ class _Run:
         self, front: _Front, step: int, last: int, beyond: _Front | None = None
     ) -> list[PropagatedSlice] | _Refused:
         """The mask on the next slice. Where that slice is interpolated and the structure not found, also the masks up
-        to
-        the next slice where it is, `last` at most; `beyond` is the known mask behind that."""
+        to the next slice where it is, `last` at most; `beyond` is the known mask behind that."""
         skipped: list[int] = []
         for index in range(front.index + step, last + step, step):
             result = self._carry(front, index)

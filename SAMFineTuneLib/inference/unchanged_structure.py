@@ -1,8 +1,8 @@
-"""Tells where a structure goes on unchanged from one slice to the next, as a vessel or the spinal cord does.
+"""Recognises a structure that continues unchanged on the next slice, as a vessel or the spinal cord does.
 
 The volume memory lets long tubes taper and end although nothing changes there. A mask on the next slice counts as the
-same structure when it is the prompted slice's again: in area, in grey value, and in contrast to its rim, which a mask
-beyond the structure's end lacks. Structures that hardly differ from their rim are never said to go on.
+same structure when its area, its grey values and its contrast to its rim are those of the prompted slice; beyond the
+structure's end a mask lacks that contrast. Structures that hardly differ from their rim are never recognised.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ _AREA = 0.75  # least ratio of the areas here and on the prompted slice, the sma
 
 @dataclass(frozen=True)
 class Appearance:
-    """How a structure looks on a slice: pixels, mean and standard deviation of grey values, and the difference of the
-    mean to its rim's."""
+    """Area in pixels, mean and standard deviation of grey values, and difference of the mean to that of the rim."""
 
     area: int
     grey: float
@@ -35,7 +34,7 @@ class Appearance:
 
 
 def appearance(picture: np.ndarray, mask: np.ndarray) -> Appearance:
-    """Of what a mask (H, W), not empty, covers on a picture (H, W), 0 to 255."""
+    """The appearance of what a non-empty mask (H, W) covers on a picture (H, W), 0 to 255."""
     inside, around = picture[mask], picture[rim(mask, *_RIM)]
     grey = float(inside.mean())
     contrast = grey - float(around.mean()) if len(around) else 0.0
@@ -43,10 +42,10 @@ def appearance(picture: np.ndarray, mask: np.ndarray) -> Appearance:
 
 
 def is_unchanged(prompted: Appearance, picture: np.ndarray, mask: np.ndarray, before: np.ndarray) -> bool:
-    """Whether a mask on a slice is the structure as it looks on the prompted one, where the slice before left it.
+    """Whether a mask on a slice shows the same structure as the prompted slice, in the place that the slice before has.
 
     Args:
-        prompted: how it looks on the prompted slice.
+        prompted: the appearance on the prompted slice.
         picture: the slice (H, W), 0 to 255.
         mask, before: the masks of this slice and of the one before (H, W).
     """

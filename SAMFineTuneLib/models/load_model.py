@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 _ALIGNMENT = 64  # bytes
 
 
-def load_network(path: str | Path, base: str | Path | None = None) -> tuple[Recognition, nn.Module]:
+def load_network(path: str | Path) -> tuple[Recognition, nn.Module]:
     """Load a checkpoint of any known kind.
 
     Args:
-        path: the file.
-        base: a complete checkpoint for a file with an image encoder only; see `recognise`.
+        path: the file; it must hold the complete network.
 
     Returns:
         What the checkpoint is, and its network in float32 on the CPU.
@@ -30,7 +29,7 @@ def load_network(path: str | Path, base: str | Path | None = None) -> tuple[Reco
     Raises:
         UserError: naming the tensors, when the file does not fit.
     """
-    recognition = recognise(path, base)
+    recognition = recognise(path)
     recognition.require_fit()
     _, network = build_network(recognition.state_dict, recognition.architecture == "finetune_sam")
     weights = {

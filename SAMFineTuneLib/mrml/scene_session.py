@@ -1,7 +1,7 @@
-"""The interactive session on a scene: what the panel asks for.
+"""The interactive session on a scene: everything that the panel can ask for.
 
-`SceneSync`, its base, keeps the nodes of the scene, the session and the segments the same. The host calls `pump` from a
-timer, and nothing here waits.
+Its base `SceneSync` synchronises the nodes of the scene, the session and the segments. The host calls `pump` from a
+timer. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SceneSession(SceneSync):
             self.start_placing(kind)
 
     def attach(self) -> None:
-        """Work on what the scene's parameter node names, as after loading a scene. Raises UserError."""
+        """Work on the volume and segmentation that the scene's parameter node names. Raises UserError."""
         model = self.parameters.get("Model")
         if model:
             self.set_model(model, self.parameters.get("Adapter"), self.parameters.get("Device", "auto"))

@@ -1,4 +1,4 @@
-"""Keeps the nodes of a scene, the session and the segments the same, at every turn of the host's timer.
+"""Synchronises the nodes of a scene, the session and the segments at every turn of the host's timer.
 
 Markups nodes hold the prompts, a segmentation holds the masks. The user may change either with any tool of Slicer, so
 nothing here reacts to single edits: observers only note that something changed (`scene_watch`), and each turn compares.
@@ -227,7 +227,7 @@ class SceneSync:
 
     @property
     def outstanding(self) -> bool:
-        """Whether something is on its way that every turn should look for. Otherwise a turn now and then, and one after
+        """Whether turns must come quickly, because an answer is expected. Otherwise a turn now and then, and one after
         each `on_change`, are enough."""
         waiting = self._scene_watch.pending or self._next_state is not None or self.found.waiting
         work = self._work is not None and self._work.outstanding
@@ -326,7 +326,7 @@ class SceneSync:
         return told
 
     def _take(self, state: events.StateChanged, late: Callable[[], bool]) -> None:
-        """Write a state into segment table and nodes; what there is no time for follows at the next turn."""
+        """Write a state into segment table and nodes; the next turn continues when the time is up."""
         self.state, self._awaits_state, self._look = state, False, None
         if self._work is not None and not (self._work.take_new_segments(state, late) and self._work.take(state, late)):
             return
@@ -337,7 +337,7 @@ class SceneSync:
             self._work.nodes.remove_empty()
 
     def _changed(self) -> None:
-        """The session was asked for something: a state will come that includes it, and older states do not count."""
+        """Note that the session got an intent: a state that includes it will come, and older states do not count."""
         self._awaits_state, self._next_state, self._look = True, None, None
         if self._work is not None:
             self._work.keeper.changed()

@@ -1,4 +1,4 @@
-"""Which intents a server must hear: those it has not heard yet, and after a restart all that made the session.
+"""The intents that a server must get: those it has not confirmed, and after a restart all that made the session.
 
 Where a job's results were taken over, a stored session stands in the journal as a step that can be undone, so that a
 replay brings back results, undo and redo without running the job again. What failed, was answered or has ended is
@@ -45,7 +45,7 @@ class Entry:
 
 
 class Journal:
-    """Intents in order, and how far the server has heard them."""
+    """Intents in order, and which of them the server has confirmed."""
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
@@ -109,8 +109,8 @@ class Journal:
         self._mend_end()
 
     def insert(self, number: int, intent: intents.Restore, replaces: bool = False) -> None:
-        """What happened on the server after it had heard intent `number` and before the next; with `replaces`, what
-        that intent led to, which then stands in its place."""
+        """Insert the session's state after intent `number`; with `replaces`, in the place of that intent, whose result
+        it is."""
         at = next((i for i, entry in enumerate(self._entries) if entry.number > number), len(self._entries))
         before = self._entries[:at]
         if replaces and before and before[-1].number == number and before[-1].document is None:
@@ -119,7 +119,7 @@ class Journal:
         self._limit_bytes()
 
     def keep_checkpoint(self, request: int, document: bytes) -> None:
-        """The answer to a snapshot that was asked for only to be kept."""
+        """Keep the answer to a snapshot that was requested for the journal."""
         for entry in self._entries:
             if isinstance(entry.intent, intents.TakeSnapshot) and entry.intent.request == request:
                 entry.intent, entry.checkpoint = intents.Checkpoint(), document
@@ -150,11 +150,11 @@ class Journal:
         self._entries = [base, *lasting, *self._entries[at + 1 :]]
 
     def _limit_bytes(self) -> None:
-        """Of many large stored sessions the last ones do."""
+        """Drop the oldest stored sessions when all of them are too large."""
         while sum(len(entry.document or b"") for entry in self._entries) > _MOST_BYTES and self._bases():
             self._begin_with(self._bases()[0])
 
     def _mend_end(self) -> None:
-        """The newest number must reach the server even when its intent is gone: a state that has it is the newest."""
+        """Add an empty intent when the newest one was dropped, because its number must reach the server."""
         if self.last > self._heard and (not self._entries or self._entries[-1].number != self.last):
             self.add(intents.Checkpoint(), kept=False)

@@ -1,6 +1,7 @@
-"""A keep-alive HTTP/1.1 connection that never blocks: one request at a time, advanced by `step`.
+"""How a client reaches a server: `Connection`, the base of `LocalWorker` and `RemoteServer`, and the link below it.
 
-Every failure is a LinkError, an OSError whose text is a sentence for the user. A host name is looked up once, in a
+`HttpLink` is a keep-alive HTTP/1.1 connection that never blocks: one request at a time, advanced by `step`. Every
+failure of it is a LinkError, an OSError whose text is a sentence for the user. A host name is looked up once, in a
 thread of its own, because the system offers no lookup that does not block.
 
 Written on the standard library's sockets rather than on an HTTP library: Slicer's Python stays as it is installed, and
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from SAMFineTuneLib.errors import UserError
@@ -85,6 +87,60 @@ def parse_address(text: str) -> Address:
         raise UserError(f"A server address must not contain a user name, password or query: {example}.")
     tls = parts.scheme == "https" if parts.scheme else not Address(host, 0).is_loopback
     return Address(host, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+
+
+class Broken(Exception):
+    """The request failed; another try may succeed. The text is a sentence."""
+
+
+class Unusable(UserError):
+    """The request failed, and trying again does not help until the user changes what the sentence says."""
+
+
+class Connection:
+    """A connection to one server, over an HttpLink."""
+
+    is_local: ClassVar[bool]
+    """Whether the client started the server itself, and may restart it."""
+    waiting: str
+    """What the client waits for until it is `ready`, as a sentence."""
+    encrypted = True
+    """Whether nobody in the network can read what is sent."""
+
+    def __init__(self, link: HttpLink | None) -> None:
+        self._link = link
+
+    def ready(self) -> bool:
+        """Whether a request can be sent; takes the next step towards that. Raises Unusable."""
+        raise NotImplementedError
+
+    def send(self, path: str, body: Sequence[Buffer]) -> None:
+        """Begin a request. There is one at a time."""
+        self._link.send(path, body)
+
+    def receive(self, wait: float) -> Response | None:
+        """Advance the request, waiting for the network at most `wait` seconds.
+
+        Returns:
+            The answer once it is complete, None before.
+
+        Raises:
+            Broken, Unusable: when the request failed.
+        """
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        """Drop the request and close the connection it uses; `ready` opens a new one."""
+        if self._link is not None:
+            self._link.close()
+
+    def retry(self) -> None:
+        """Forget earlier failures, because the user changed something."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the connection, and end a server that the client started."""
+        self.drop()
 
 
 class LinkError(OSError):

@@ -1,4 +1,4 @@
-"""Models that are open in this process, each once, however many sessions use it."""
+"""The models that are open in this process, each once for all sessions."""
 
 from __future__ import annotations
 

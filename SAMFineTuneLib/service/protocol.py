@@ -1,4 +1,4 @@
-"""What both ends must agree on: version, limits, and the messages that requests and answers hold.
+"""Version, limits, and the messages of requests and answers, for both ends.
 
 A request goes to `/v1/hello`, `/v1/sessions`, or `/v1/sessions/ID/ACTION`; each takes one kind of message and answers
 with another one, or with a `Refusal`. `wire` makes bytes of them.
@@ -21,7 +21,7 @@ PROTOCOL = 4
 """Raised with every change that makes an older client or server fail."""
 
 MARK = "X-SAMFineTune-Protocol"
-"""Header of every answer: what comes without it comes from something else, such as a proxy."""
+"""Header of every answer; an answer without it comes from another program, such as a proxy."""
 
 DEFAULT_MODEL = "compact"
 PART_BYTES = 2 << 20
@@ -155,7 +155,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server gives, to keep it alive whatever clients do. Bytes and seconds."""
+    """Limits that keep a server alive whatever clients do. Bytes and seconds."""
 
     sessions: int = 8
     volume_bytes: int = 4 << 30
@@ -163,9 +163,9 @@ class Limits:
     """Of the volumes of all sessions together."""
     body_bytes: int = 128 << 20
     idle_seconds: float = 1800.0
-    """A session that nobody asks for so long ends."""
+    """A session without a request for so long ends."""
     spare_seconds: float = 120.0
-    """So long, when another one needs its place or its memory; its client makes it anew when it comes back."""
+    """The same when another session needs its place or memory; its client restores it with its next request."""
     upload_seconds: float = 120.0
     """An upload to which nothing is added for so long is forgotten."""
     request_seconds: float = 60.0

@@ -126,7 +126,7 @@ def _empty_run(path: Path) -> TrainingRun:
 
 
 def free_name(wished: str) -> str:
-    """A valid name that no adapter or training has: the wished one, if need be changed and with a number."""
+    """The wished name, made valid, and with a number where an adapter or training has it."""
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", wished).strip("-.") or "adapter"

@@ -37,13 +37,13 @@ class SendingVolume:
         self.size = self._slice_bytes * volume.shape[0]
 
     def announcement(self, upload: int) -> AnnounceVolume:
-        """What the server is told before."""
+        """The message that announces the volume."""
         volume = self._volume
         self._digest, self._hashed = _begin_digest(self._kind, volume.shape, volume.affine), 0
         return AnnounceVolume(upload, volume.shape, self._kind.str, volume.affine, volume.modality)
 
     def part(self, offset: int) -> Buffer:
-        """The bytes from `offset` on, asked for in turn; the last ones perhaps several times."""
+        """The next bytes, from `offset` on. A part whose answer was lost is read once more."""
         if self._flat is not None:
             part = self._flat[offset : offset + PART_BYTES]
         else:
@@ -54,11 +54,11 @@ class SendingVolume:
         return part
 
     def conclusion(self, upload: int, window: IntensityWindow | None) -> VolumeSent:
-        """What the server is told when all parts have arrived."""
+        """The message that all parts were sent."""
         return VolumeSent(upload, self._digest.hexdigest(), window)
 
     def close(self) -> None:
-        """Release what it holds."""
+        """Nothing to release; as `SendingFile.close`."""
 
     def _from_slice(self, offset: int) -> memoryview:
         number, start = divmod(offset, self._slice_bytes)

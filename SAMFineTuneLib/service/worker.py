@@ -18,8 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
-from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
-from SAMFineTuneLib.service.link import Address, HttpLink
+from SAMFineTuneLib.service.link import Address, Broken, Connection, HttpLink, Unusable
 from SAMFineTuneLib.service.protocol import Response
 
 TOKEN_VARIABLE = "SAMFINETUNE_TOKEN"

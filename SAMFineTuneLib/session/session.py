@@ -146,7 +146,7 @@ class Session(intents.IntentMethods):
         self.work_arrived.set()
 
     def set_model(self, predictor: Predictor, adapter: str = "", recipe: Mapping[str, Any] | None = None) -> None:
-        """Answer with another model. Jobs end, and `work` makes all masks of prompts again.
+        """Use another model. Jobs end, and `work` makes all masks of prompts again.
 
         `recipe` is that of the adapter's card; listeners hear when it does not fit the volume.
         """
@@ -158,13 +158,13 @@ class Session(intents.IntentMethods):
         self._restart_masks()
 
     def reset(self, state: State) -> None:
-        """Go on from a state, with nothing to undo."""
+        """Continue from a state, with nothing to undo."""
         self._count_from(state)
         self._masks.forget_doubts(self._moment)
         self._travel(self._history.reset, state)
 
     def put(self, name: str, state: State) -> None:
-        """Go on from a state, whose moments hold, by a step that can be undone; without a name, as part of the step
+        """Continue from a state with its own moments, as a step that can be undone; without a name, as part of the step
         before."""
         self._count_from(state)
         self._travel(*((self._history.push, name) if name else (self._history.replace,)), state)
@@ -246,12 +246,12 @@ class Session(intents.IntentMethods):
 
     @property
     def undo_name(self) -> str | None:
-        """What undo takes back, None when there is nothing."""
+        """Name of the step that undo takes back, None without one."""
         return self._history.undo_name
 
     @property
     def redo_name(self) -> str | None:
-        """What redo does again, None when there is nothing."""
+        """Name of the step that redo repeats, None without one."""
         return self._history.redo_name
 
     @_handle.register

@@ -1,9 +1,9 @@
-"""Evidence: how well a network answers held-out cases, before and after fine-tuning, and what those figures refer to.
+"""Evidence: how well a network answers held-out cases before and after fine-tuning.
 
 Dice is measured for one box, for one point, and without a prompt, on what a user would get: the predictor chooses the
 view and takes the candidate with the best predicted IoU. Every object (a connected piece of 20 pixels or more) gets one
-prompt; the answers for a structure are united on each slice. Dice counts all measured slices of a case together, in the
-slices' own pixels, foreground only. The automatic head is measured on every slice, also where nothing is.
+prompt, and the answers for a structure are united on each slice. Dice counts all measured slices of a case together, in
+the slices' own pixels, foreground only. The automatic head is measured on every slice, empty ones too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Measured = Mapping[str, Mapping[str, Sequence[float | None]]]
 
 
 class NetworkEngine(TorchEngine):
-    """A network in training, with its present weights. Answers that are not numbers are not an error here."""
+    """A network in training, with its present weights; NaN in its answers is not an error."""
 
     digest = embedding_digest = device = ""
 
@@ -107,7 +107,7 @@ def automatic_classes(engine: NetworkEngine, picture: np.ndarray) -> np.ndarray:
 
 
 def evidence_of(folds: Folds) -> str:
-    """What the figures of a run refer to, in a sentence or two."""
+    """One or two sentences that say which cases the figures of a run come from."""
     held = sum(len(part.test) for part in folds.parts)
     if folds.kind == "none":
         return "No case was held out, so what the adapter gained is not known."

@@ -181,11 +181,11 @@ class _Run:
 
     @property
     def within(self) -> Callable[[], None]:
-        """Looks within a computation."""
+        """`look` within a computation, where the processes of a group do not wait for each other."""
         return self.group.alone(self.look)
 
     def begin(self, resume: bool) -> None:
-        """Write down what is trained; on resuming, check that it is the same as in the interrupted run."""
+        """Write down what is trained; when resuming, check that it is what the interrupted run trained."""
         plan, free = self.plan, ("device", "precision", "micro_batch", "checkpointing")
         settings = {name: value for name, value in plan.settings.to_dict().items() if name not in free}
         here = json.loads(json.dumps({
@@ -333,7 +333,7 @@ class _Run:
             _write_json(path.with_suffix(".json"), {"stage": stage, "caption": caption})
 
     def results(self) -> list[dict[str, Any]]:
-        """What every tested training left."""
+        """The results of every tested training."""
         return [_read_json(self.work / f"part-{number}" / _RESULT) for number in range(len(self.plan.folds.parts))]
 
 

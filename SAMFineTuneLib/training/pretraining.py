@@ -46,7 +46,7 @@ def reporter(tell: Callable[[Progress], None] | None, schedule: Schedule, batch:
 
 
 def following(average: nn.Module, network: nn.Module, decay: float) -> Callable[[int], None]:
-    """What moves an average towards a network after a step; in the first steps it follows faster than `decay`."""
+    """A function that moves an average towards a network after a step, faster than `decay` in the first steps."""
 
     def follow(steps: int) -> None:
         share = 1 - min(decay, steps / (steps + 10))

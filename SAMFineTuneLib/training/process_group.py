@@ -34,7 +34,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def alone(self, look: Callable[[], None]) -> Callable[[], None]:
-        """`look`, or nothing where other processes would wait for this one's part of a computation."""
+        """`look`; a function that does nothing in a group, whose other processes would wait for this one."""
         return look if self.size == 1 else lambda: None
 
     def part_of(self, batch: int) -> range:
@@ -94,7 +94,7 @@ def join_process_group(device: str) -> tuple[ProcessGroup, str]:
 
 
 def _leave() -> None:
-    """Gloo's threads release the last tensors after the answer is out and need the interpreter for it; a thread that
-    does so when the interpreter is gone aborts the process (torch 2.13). The pause lets them finish."""
+    """Leave the group, and wait until Gloo's threads have released their last tensors: a thread that does so after the
+    interpreter has ended aborts the process (torch 2.13)."""
     torch.distributed.destroy_process_group()
     time.sleep(0.2)

@@ -22,7 +22,7 @@ _TOGETHER = 16  # pictures that are drawn at once, which takes a third of the ti
 
 
 def rehearsal_of(spec: ModelSpec, settings: Settings, part: int = 0) -> Rehearsal | None:
-    """What a base of this kind rehearses; None where its training pictures are not ours or no prompts are learned."""
+    """The rehearsal for a base; None where its training pictures cannot be drawn again or no prompts are learned."""
     known = spec.architecture == "compact" and "promptable" in settings.method.heads
     return Rehearsal(spec, settings, part) if known else None
 

@@ -1,9 +1,8 @@
-"""Stopping a training: Stopped ends it from wherever it is, and StopSigns ends its process where it does not notice.
+"""Stopping a training: it raises Stopped when it is asked to, or its process ends when it cannot.
 
-A training looks many times a second whether it shall stop. Inside a function of another library (while that reads a
-large file, loads PyTorch or exports a model) it cannot look. Nothing would be lost there, since everything that was
-learned lies in checkpoints by then; so the process ends itself a moment after it was asked. Importing this loads no
-PyTorch.
+A training checks many times a second whether it should stop. Inside a function of another library (which reads a large
+file, loads PyTorch or exports a model) it cannot. Checkpoints hold everything that was learned by then, so the process
+ends itself a moment after the request. Importing this loads no PyTorch.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def interruptible(network: nn.Module, look: Callable[[], None]) -> nn.Module:
 
 
 class StopSigns:
-    """A context that notices when the training of this process shall stop.
+    """A context that notices requests to stop the training of this process.
 
     Args:
         signals: Signals that ask it to stop; a second Ctrl-C raises KeyboardInterrupt.
@@ -82,14 +81,14 @@ class StopSigns:
         return self._asked.is_set()
 
     def __enter__(self) -> StopSigns:
-        self._ear, self._mouth = socket.socketpair()
-        self._ear.settimeout(_EVERY)
-        self._mouth.setblocking(False)
+        self._reader, self._writer = socket.socketpair()
+        self._reader.settimeout(_EVERY)
+        self._writer.setblocking(False)
         try:
             for number in self._signals:
                 self._handlers[number] = signal.signal(number, self._handle)
             # Python's handlers wait for the main thread to return from other libraries; this tells a thread at once.
-            self._wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+            self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         except ValueError:  # not in the main thread, where there are no signals to catch
             pass
         threading.Thread(target=self._watch, name="samfinetune-stop", daemon=True).start()
@@ -112,7 +111,7 @@ class StopSigns:
         since = None
         while not self._over.is_set():
             try:
-                if set(self._ear.recv(64)) & set(self._signals):
+                if set(self._reader.recv(64)) & set(self._signals):
                     self.ask()
             except TimeoutError:
                 pass
@@ -125,5 +124,5 @@ class StopSigns:
             elif time.monotonic() - since > GRACE:
                 self._leave()
                 return
-        self._ear.close()
-        self._mouth.close()
+        self._reader.close()
+        self._writer.close()

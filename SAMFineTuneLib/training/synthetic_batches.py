@@ -1,4 +1,4 @@
-"""Batches of synthetic pictures with first prompts, as pre-training shows them."""
+"""Batches of synthetic pictures with first prompts, for pre-training."""
 
 from __future__ import annotations
 

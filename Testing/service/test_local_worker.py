@@ -22,7 +22,7 @@ from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service import worker as local_worker
 from SAMFineTuneLib.service.child_process import ChildProcess
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.connection import RemoteServer
+from SAMFineTuneLib.service.remote_server import RemoteServer
 from SAMFineTuneLib.service.worker import LocalWorker
 from SAMFineTuneLib.session.events import Answered, Failed, Finished, MaskChanged, Notice, StateChanged
 

@@ -86,13 +86,13 @@ def _harmless_globals(torch: Any) -> contextlib.AbstractContextManager:
     return torch.serialization.safe_globals([argparse.Namespace, core.multiarray.scalar, np.dtype, *kinds])
 
 
-def load_own_checkpoint(path: Path, device: Any = "cpu") -> Any:
+def load_own_checkpoint(path: Path) -> Any:
     """Read what a training of this program saved with `torch.save`.
 
     Raises:
         UserError: when this PyTorch could run code in the file. Its own errors about damaged files pass through.
     """
-    return require_safe_torch(path).load(path, map_location=device, weights_only=True)
+    return require_safe_torch(path).load(path, map_location="cpu", weights_only=True)
 
 
 def unwrap(content: Any, path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:

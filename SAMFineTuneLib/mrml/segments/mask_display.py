@@ -1,5 +1,5 @@
 """Queues masks as they come and writes them into segments while there is time: the session's masks, and objects that
-were found but are no segments yet."""
+were found but are not segments yet."""
 
 from __future__ import annotations
 
