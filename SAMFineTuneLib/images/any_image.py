@@ -1,4 +1,4 @@
-"""Whatever a Python program has as an image, as a volume."""
+"""Makes a volume of an image of any kind that Python programs use."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None =
 
 
 def _read(image: Any, series: str | None) -> Volume | None:
-    """The volume of an image that says itself where it lies; None for any other."""
+    """The volume of an image that has a geometry of its own; None for any other."""
     if isinstance(image, Volume):
         return image
     if isinstance(image, str | os.PathLike):

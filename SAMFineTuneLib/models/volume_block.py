@@ -1,4 +1,4 @@
-"""What the volume memory looks at: a block of slices around a structure, resampled to a grid of fixed width.
+"""The input of the volume memory: a block of slices around a structure, resampled to a grid of fixed width.
 
 A block has `CELLS` x `CELLS` cells of the slices' surroundings of the structure, and the slices as they are, or
 averaged where they are much closer than a cell is wide. It is `(D, CELLS, CELLS)`; the known masks lie on some of its

@@ -1,4 +1,4 @@
-"""Observes a scene. Most of what happens is noted for the next turn; what cannot wait is reported at once."""
+"""Observes a scene: notes changes for the next turn, and reports at once those that cannot wait."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class VolumeWatch:
         return bool(self._changes)
 
     def has_changed(self, what: str) -> bool:
-        """Whether "volume" or "window" has changed and come to rest; True once for each change."""
+        """Whether "volume" or "window" has changed and is stable again; True once for each change."""
         rested = what in self._changes and self._clock() - self._changes[what] >= _RESTED[what]
         if rested:
             del self._changes[what]

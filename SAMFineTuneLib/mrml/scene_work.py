@@ -68,7 +68,7 @@ class Work:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing waits to be told, written, checked or stored, but for what the session is about to tell."""
+        """Whether nothing waits to be sent, written, checked or stored, apart from what the session will still send."""
         waiting = self.prompts.dirty or self.prompts.held or len(self.masks) or self.jobs or self.sweep_due
         return not waiting and not self.masks.unchecked and self.keeper.current and not self.unwritten
 
@@ -147,7 +147,7 @@ class Work:
             self.table.segmentation.RemoveSegment(segment_id)
 
     def end_job(self, number: int | None) -> None:
-        """A propagation has ended, so the document has its masks from now on."""
+        """Note that a propagation has ended, so that the document gets its masks."""
         if number in self.jobs:
             self.jobs.remove(number)
             self.keeper.changed()

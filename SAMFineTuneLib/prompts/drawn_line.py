@@ -1,4 +1,4 @@
-"""What scribbles and lassos have in common: lines of corners that were drawn with the mouse."""
+"""The common part of scribbles and lassos: lines that were drawn with the mouse."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DrawnLine(Prompt):
 
 
 def simplified(points: Sequence[Ras], tolerance: float) -> tuple[Ras, ...]:
-    """A line without the points that it can do without, at `tolerance` mm (Douglas and Peucker 1973)."""
+    """A line with as few points as a `tolerance` in mm allows (Douglas and Peucker 1973)."""
     line = np.asarray(points, dtype=np.float64)
     keep = np.zeros(len(line), bool)
     keep[[0, -1]] = True

@@ -112,7 +112,7 @@ def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> lis
 
 
 def segment_name(list_name: str) -> str:
-    """The segment that a markup's name names: "liver_negative" and "liver box 2" are both "liver"."""
+    """The segment to which a markup belongs by its name: "liver_negative" and "liver box 2" are both "liver"."""
     words = {word for _, marker in markers().values() for word in marker.words.split()} | set(_OTHER_WORDS)
     name, any_word = list_name.strip(), "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
     while (shorter := re.sub(rf"(^|[\s_.-]+)({any_word})[\s_-]*\d*$", "", name, flags=re.IGNORECASE)) != name:

@@ -109,7 +109,7 @@ class Prompt(ABC):
     @property
     @abstractmethod
     def anchor(self) -> Ras:
-        """Where views go that show the prompt."""
+        """The position to which views jump to show the prompt."""
 
     @abstractmethod
     def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
@@ -144,7 +144,7 @@ class Prompt(ABC):
         return None
 
     def remark(self, volume: Volume, orientation: str) -> str | None:
-        """What the user should know about the slice on which the prompt came to lie; None in most cases."""
+        """A note for the user about the slice on which the prompt lies; usually None."""
         return None
 
     @property
@@ -160,12 +160,12 @@ class Prompt(ABC):
 
     @property
     def marker(self) -> Marker | None:
-        """What stands for the prompt in Slicer; None where nothing can."""
+        """How the prompt is shown in Slicer; None for one that cannot be shown."""
         return next((marker for marker in self.markers if marker.positive == self.sign), None)
 
     @property
     def label(self) -> str:
-        """What the list of prompts calls it."""
+        """Its name in the list of prompts."""
         return next((tool.label for tool in self.tools if tool.positive == self.sign), self.noun)
 
 

@@ -1,4 +1,4 @@
-"""Everything that a session tells its listeners, in order; over the wire, a client and its host. NumPy only."""
+"""The events that a session sends to its listeners, and a server to its client. NumPy only."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class StateChanged:
 
 @dataclass(frozen=True)
 class Busy:
-    """Progress of a job, or of embedding in the background, which has no job number."""
+    """Progress of a job, or of embedding in the background, which has no number."""
 
     job: int | None
     what: str
@@ -178,7 +178,7 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The session when it was asked for."""
+    """The stored session that was requested."""
 
     request: int
     document: bytes
@@ -200,7 +200,7 @@ class ObjectMasks:
 
 @dataclass(frozen=True)
 class Status:
-    """How the worker is."""
+    """State of the worker."""
 
     state: str = "stopped"
     """"stopped", "starting" (the local worker), "connecting", "uploading", "ready" or "failed"."""

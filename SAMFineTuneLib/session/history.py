@@ -20,16 +20,16 @@ class History:
 
     @property
     def undo_name(self) -> str | None:
-        """What `undo` would take back, None when nothing."""
+        """Name of the step that `undo` takes back, None without one."""
         return self._past[-1][0] if self._past else None
 
     @property
     def redo_name(self) -> str | None:
-        """What `redo` would do again, None when nothing."""
+        """Name of the step that `redo` repeats, None without one."""
         return self._future[-1][0] if self._future else None
 
     def reset(self, state: State) -> None:
-        """Go on from a state; nothing can be undone or redone any more."""
+        """Continue from a state, with nothing to undo or redo."""
         self.state = state
         self._past, self._future = [], []
 
@@ -44,11 +44,11 @@ class History:
         self.state = state
 
     def undo(self) -> str | None:
-        """Back to the state before the last step; returns its name, None when there is none."""
+        """Return to the state before the last step; returns the name of that step, None without one."""
         return self._travel(self._past, self._future)
 
     def redo(self) -> str | None:
-        """Forward again; returns the name of what was done, None when nothing was undone."""
+        """Repeat the step that was undone last; returns its name, None without one."""
         return self._travel(self._future, self._past)
 
     def rewrite(self, edit: Callable[[State], State]) -> None:

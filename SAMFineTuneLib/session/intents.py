@@ -1,4 +1,4 @@
-"""Everything that can be asked of a session. `Session.do` and `SessionClient.do` take these; NumPy only.
+"""The intents that `Session.do` and `SessionClient.do` carry out. NumPy only.
 
 Callers may choose the numbers of prompts, jobs and requests; the receiver chooses those that are None.
 """
@@ -41,7 +41,7 @@ class SetWindow:
 
 @dataclass(frozen=True)
 class SetModel:
-    """Answer with another model, an adapter on it, and a device as `open_engine` takes it."""
+    """Use another model, an adapter on it, and a device as `open_engine` takes it."""
 
     model: str
     adapter: str = ""
@@ -231,7 +231,7 @@ class AskForMasks:
 
 @dataclass(frozen=True, eq=False)
 class Restore:
-    """Go on from a document: as a step of that name, or else starting over, with nothing to undo."""
+    """Continue from a document: as a step of that name, or without one from the beginning, with nothing to undo."""
 
     document: bytes
     step: str | None = None
@@ -246,7 +246,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Does nothing; stands where the client's journal knows the session's document, or has forgotten an intent."""
+    """Does nothing; takes the place of an intent in the client's journal that is stored or no longer needed."""
 
 
 # ---- about the worker's models, adapters and cache

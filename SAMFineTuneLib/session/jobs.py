@@ -62,7 +62,7 @@ class PropagationJob(Job):
     """Where it ended early or left slices empty, and why."""
 
     def take(self, item: PropagatedSlice) -> Place:
-        """Keep a slice."""
+        """Add a slice."""
         sources = tuple(source for source in self.sources if source[0] in item.sources)
         place = (self.segment, item.plane.key)
         mask = PackedMask.of(item.mask)
@@ -74,7 +74,7 @@ class PropagationJob(Job):
         return place
 
     def holds(self, state: State) -> bool:
-        """Whether the prompts that it started from are still there."""
+        """Whether the state still has the prompts from which the propagation started."""
         if self.known is None:
             return state.agrees(self.segment, self.sources)
         return state.prompted(self.segment) == self.sources
@@ -119,7 +119,7 @@ class EverythingJob(Job):
 
 
 def joined_labels(slices: list[SliceClasses]) -> list[Object3D]:
-    """The labels that an automatic head found: an object for each, its value the class's number."""
+    """An object for each label that an automatic head found; its value is the number of the class."""
     found: dict[int, dict[int, PackedMask]] = {}
     for item in slices:
         for value, mask in item.masks.items():
@@ -132,10 +132,10 @@ def joined_labels(slices: list[SliceClasses]) -> list[Object3D]:
 
 
 class FoundObjects(dict[int, EverythingJob]):
-    """The last jobs by number, whose objects may be adopted."""
+    """The objects of the last jobs, which may become segments."""
 
     def keep(self, job: EverythingJob) -> Objects:
-        """Join what a job has found in its slices, and forget the oldest; returns the event that tells it."""
+        """Join what a job found on its slices to objects and forget the oldest job; returns the event for listeners."""
         job.objects, job.slices = job.join(job.slices), []
         self[job.number] = job
         for number in list(self)[:-_MOST_FOUND]:

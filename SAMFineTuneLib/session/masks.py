@@ -85,17 +85,17 @@ class Masks:
         return self._history.state.since.get(place, 0) if carried is None else carried.moment
 
     def restart(self, answers: Answers) -> None:
-        """The volume, window or model has changed: make every mask again that comes from prompts."""
+        """Make every mask of prompts again, after a change of volume, window or model."""
         self.answers = answers
         self._widened.clear()
         self.expect((place, task.plane) for place, task in self._history.state.tasks.items() if task.prompts)
 
     def expect(self, places: Iterable[tuple[Place, SlicePlane]]) -> None:
-        """The masks of these places may have changed."""
+        """Queue the masks of these places, which may have changed."""
         self._pending |= dict(places)
 
     def state_changed(self, before: State) -> None:
-        """The state has changed: queue the masks that may differ, and tell at once which ones are gone."""
+        """After a change of the state, queue the masks that may differ, and report at once those that are gone."""
         after = self._history.state
         changed = {(value, plane.key): plane for value, plane in changes(before, after)}
         self.expect(changed.items())

@@ -1,4 +1,4 @@
-"""What a session remembers and can undo: segments, placed prompts, propagated masks. Immutable throughout.
+"""The part of a session that can be undone: segments, placed prompts, propagated masks. All of it is immutable.
 
 The mask of a segment on a plane follows from its `Task`: the parts of prompts on that plane, in the order in which
 they came, and the propagated mask there, if any. A part of a prompt is compared by identity: it is made once, when its
@@ -55,7 +55,7 @@ class PropagatedMask:
 
 @dataclass(frozen=True, eq=False)
 class WholeAnswer:
-    """What the answer for a whole object followed from."""
+    """The prompts, window and model from which the answer for a whole object came."""
 
     seen: tuple
     """Orientation, window and model."""
@@ -93,7 +93,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """One moment of a session."""
+    """The state of a session at one moment."""
 
     segments: tuple[SegmentInfo, ...] = ()
     prompts: tuple[PlacedPrompt, ...] = ()

@@ -1,1 +1,1 @@
-"""Prompts in the scene: markups nodes, kept in step with the session."""
+"""Prompts in the scene: markups nodes, synchronised with the session."""
