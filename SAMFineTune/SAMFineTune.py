@@ -73,9 +73,9 @@ def _register_sample_data():
 
 def _trainings():
     """Trainings and work on cohorts that this Slicer has started, also before a reload of the module."""
-    names = ("SAMFineTuneLib.service.trainings", "SAMFineTuneLib.service.cohort_work")
+    module = sys.modules.get("SAMFineTuneLib.service.folder_process")
     before = [one for one in getattr(slicer.modules, "SAMFineTuneTrainings", ()) if one.alive()]
-    return [*before, *(one for name in names if name in sys.modules for one in sys.modules[name].started())]
+    return [*before, *(module.started() if module is not None else ())]
 
 
 class SAMFineTuneWidget(ScriptedLoadableModuleWidget):

@@ -12,7 +12,7 @@ STATES = {"untouched": _("Untouched"), "proposed": _("Proposed"), "corrected": _
           "accepted": _("Accepted"), "refused": _("Refused")}  # fmt: skip
 FILTERS = (("", _("All cases")), ("todo", _("To do")), *STATES.items())
 _TO_DO = ("untouched", "proposed", "corrected")
-_ROWS = (3, 6)  # rows shown: at least, at most
+_LEAST = 2  # rows seen in a low window
 _AT_ONCE = 0.008  # s of a turn
 _PICTURE = 32  # pixels
 _NO_PICTURE_FOR = 60.0  # s until a picture that could not be made is asked for again
@@ -22,9 +22,10 @@ class CohortList:
     """Follows the cohort's state in pieces, so that many cases do not stop the window."""
 
     def __init__(self, table):
-        self.table = TextTable(table, (0,), *_ROWS)
+        self.table = TextTable(table, (0,))
         table.iconSize = qt.QSize(_PICTURE, _PICTURE)
         table.verticalHeader().setDefaultSectionSize(_PICTURE + 4)
+        table.setMinimumHeight((1 + _LEAST) * (_PICTURE + 4))  # with the heading
         self.keys = []  # by row
         self._texts = []
         self._opened = ""  # key of the case in the views
@@ -63,8 +64,9 @@ class CohortList:
     def show_pictures(self, path_of, ask):
         """Show the pictures of the rows in sight, and ask for one that is not there."""
         now, view = time.monotonic(), self.table.widget
-        first = max(0, view.rowAt(1))
-        for row in range(first, min(first + _ROWS[1] + 1, len(self._texts), view.rowCount)):
+        first, last = view.rowAt(1), view.rowAt(view.viewport().height - 1)
+        count = min(len(self._texts), view.rowCount)
+        for row in range(max(0, first), count if last < 0 else min(last + 1, count)):
             key = self.keys[row]
             if self._pictured.get(key, 0.0) is None:
                 continue
@@ -83,16 +85,11 @@ class CohortList:
         self.keys, self._texts = keys, []
         self._pictured = {key: when for key, when in self._pictured.items() if when is not None}
         self.table.fill(())
-        self._fit(len(keys))
         for text in texts:
             self.table.add(text[:3])
             self._texts.append(text)
             self._write(len(self._texts) - 1, text)
             yield
-        self._fit(len(keys))
-
-    def _fit(self, count):
-        self.table.fit(count)
 
     def _write(self, row, texts):
         for column in range(3):

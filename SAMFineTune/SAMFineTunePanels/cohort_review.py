@@ -65,11 +65,12 @@ class CohortReview:
         self._told = told
         self.word = secrets.token_hex(8)  # of this window, so that others leave its cases alone
         self.work = CohortWork(cohort.folder, self.word)
-        self.way = "teaching"
+        self.way = "random"
         self.open = None
         self.skipped = set()
         self.coming = None  # what was told of the case that is opened next, once it is loaded with its images
         self._loading = None  # (what was told of it, steps that load it)
+        self._showing = None  # (what was told of it, steps that show it)
         self._asked = None  # number of the piece that opens a case
         self._wanted = None  # key of the case to show, "" for any, None while none is waited for
         self._after_rest = None  # (what to do when the model has answered, until when to wait)
@@ -151,8 +152,11 @@ class CohortReview:
         """Take a few milliseconds; `shown`: whether the module is shown."""
         for event in self.work.poll():
             self._take(event)
-        self._write_some()
-        self._load_some()
+        if self._showing is None:
+            self._write_some()
+            self._load_some()
+        else:
+            self._show_some()
         now = time.monotonic()
         self._count(now, shown)
         if now > self._look_after:
@@ -165,29 +169,38 @@ class CohortReview:
     @property
     def waits(self):
         """Whether the user waits for a case."""
-        return self._wanted is not None or self._after_rest is not None
-
-    def close(self):
-        """Keep what was corrected, at once; the process goes on until that is written."""
-        self.leave()
-        self.strip.close()
-        self.work.close()
+        return any(one is not None for one in (self._wanted, self._after_rest, self._showing))
 
     def leave(self):
-        """Close the case that is open: keep its correction, and give it back."""
+        """Close the case that is open: keep its correction, and give it back. Its nodes may go from now on."""
         self._after_rest = self._wanted = None
         case, self.open = self.open, None
-        for steps in [*self._writing, *([self._put_away(case, "keep", False)] if case is not None else [])]:
-            self._finish(steps)
-        self._writing = []
+        self._writing += [self._put_away(case, "keep", False)] if case is not None else []
+        self._writing = [steps for steps in self._writing if not self._done_with_nodes(steps)]
         self._drop_coming()
         self.strip.show(None, None)
+
+    def close_some(self):
+        """Go on closing after `leave`; returns whether all labels are written. The process goes on until it is done."""
+        self._write_some()
+        if self._writing:
+            return False
+        self.strip.close()
+        self.work.close()
+        return True
+
+    def close(self):
+        """Close at once after `leave`."""
+        while not self.close_some():
+            pass
 
     # ---- inside: from one case to the next
 
     def _when_rested(self, act):
         """Do something when the model has answered all prompts, which belong to the case that is left."""
         session = self.host.session
+        if self._showing is not None:  # a moment later there is a case that can be left
+            return
         if session is None or self.open is None or session.at_rest or not (session.outstanding and session.prompts):
             act()
         else:
@@ -254,15 +267,33 @@ class CohortReview:
         """Show the case that was loaded in advance; returns whether it was there."""
         if self.coming is None or self._wanted is None or self._wanted not in ("", self.coming[0]["case"]):
             return False
+        (told, images), self.coming, self._wanted = self.coming, None, None
+        self._showing = told, self._show_steps(told, images)
+        return True
+
+    def _show_some(self):
+        """One step at each turn, between which the window draws."""
+        self.host.go_on()
+        told, steps = self._showing
+        try:
+            if next(steps, self) is self:
+                self._showing = None
+        except Exception as error:
+            self._showing = None
+            self.host.refused(error, _("Showing a case"), _TOPIC)
+            self._put("release", case=told["case"], by=self.word)
+
+    def _show_steps(self, told, images):
         from SAMFineTuneLib.cohort.confidence import doubtful_places, read_confidence
+        from SAMFineTuneLib.images.intensity_window import IntensityWindow
         from SAMFineTuneLib.mrml.cohort_nodes import add_case
         from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 
-        (told, images), self.coming, self._wanted = self.coming, None, None
         state = self.cohort.state
         case = state.case(told["case"])
-        nodes = add_case(slicer.mrmlScene, case.name, told, images, state.labels)
-        self.volumes.choose_volume(nodes[0])
+        nodes = yield from add_case(slicer.mrmlScene, case.name, told, images, state.labels)
+        yield from self.volumes.choosing_steps(nodes[0], IntensityWindow(*told["window"]))
+        yield
         self.open = OpenCase(case.key, *nodes, told["reason"])
         confidence = read_confidence(self.cohort, case.key) if case.state in ("proposed", "corrected") else None
         self._orientation = confidence.orientation if confidence is not None else "axial"
@@ -273,7 +304,6 @@ class CohortReview:
             self.host.say(note)
         self._sign, self._signs_since = None, time.monotonic()
         self._ask()
-        return True
 
     # ---- inside: the next case
 
@@ -286,11 +316,11 @@ class CohortReview:
 
     def _drop_coming(self):
         """Give back what was loaded in advance."""
-        told = self._loading[0] if self._loading is not None else self.coming[0] if self.coming is not None else None
-        if self._loading is not None:
-            self._loading[1].close()
-        self._loading = self.coming = self._asked = None  # what is being read is given back when it comes
-        if told is not None:
+        dropped = [one for one in (self._loading, self._showing, self.coming) if one is not None]
+        for _told, steps in (one for one in (self._loading, self._showing) if one is not None):
+            steps.close()
+        self._loading = self._showing = self.coming = self._asked = None  # what is being read is given back later
+        for told, _rest in dropped:
             self._put("release", case=told["case"], by=self.word)
 
     def _load_some(self):
@@ -352,19 +382,22 @@ class CohortReview:
         end = time.monotonic() + AT_ONCE
         while self._writing and time.monotonic() < end:
             self.host.go_on()
-            if self._failed_or_done(self._writing[0]):
+            if self._go_on(self._writing[0]) is None:
                 del self._writing[0]
 
-    def _finish(self, steps):
-        while not self._failed_or_done(steps):
+    def _done_with_nodes(self, steps):
+        """Go on until the nodes are not needed any more; returns whether all is written, too."""
+        while (written := self._go_on(steps)) == 0:
             pass
+        return written is None
 
-    def _failed_or_done(self, steps):
+    def _go_on(self, steps):
+        """The fraction of the labels that is written, 0 while the nodes are still needed, and None at the end."""
         try:
-            return next(steps, steps) is steps
+            return next(steps, None)
         except Exception as error:
             self.host.refused(error, _("Writing the labels"), _TOPIC)
-            return True
+            return None
 
     def _look(self, now):
         case = self.open

@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 from . import packages, worker_python
 from .cohort_curve import LearningCurve
 from .cohort_list import FILTERS, CohortList
+from .cohort_menu import CohortMenu
 from .cohort_review import CohortReview
 from .model_settings import torch_is_there
 from .qt_helpers import (
@@ -30,13 +31,14 @@ from .shortcuts import KeyShortcuts
 from .status_strip import time_left
 
 WAYS = (
-    ("teaching", _("Next: the one that teaches most")),
-    ("easiest", _("Next: the one nearest to done")),
-    ("order", _("Next: in order")),
     ("random", _("Next: at random")),
+    ("teaching", _("Next: what teaches most")),
+    ("easiest", _("Next: what is nearest to done")),
+    ("order", _("Next: in order")),
 )
 KEYS = (("Return", "accept"), ("Enter", "accept"), ("Tab", "next_doubtful"))
 LOOK_EVERY = 1.0  # s between two looks at the cohort's file
+_REASON, _WORK = 2, 3  # lines of the two texts, which keep their height so that no button moves
 _TOPIC = "cohort"
 _TYPING = ("QLineEdit", "QTextEdit", "QPlainTextEdit", "QAbstractSpinBox")
 
@@ -44,14 +46,16 @@ _TYPING = ("QLineEdit", "QTextEdit", "QPlainTextEdit", "QAbstractSpinBox")
 class CohortTab:
     """Opens cohorts, lists their cases, and has models trained and cases proposed; `CohortReview` does the rest."""
 
-    def __init__(self, host, volumes, resource_path):
+    def __init__(self, host, volumes, resource_path, ask_to_install):
         self.host, self.volumes = host, volumes
         self.widget, self.ui = load_ui(resource_path, "CohortTab")
         self.review = None  # while a cohort is open
+        self._closing = []  # reviews that still write the labels of their last case
         self._creating = None  # (queue, number) while a cohort is being made
         self._background = self._pictures = None  # queues
         self._picturing = False
         self._doing = {}  # the last event of progress of the background work
+        self._own = None  # the number of the piece that this window put last
         self._look_after = 0.0
         self._segments = []  # (ID, name) in the menu
         self._chosen = None  # what the folder that was typed holds: "cohort", "images", ""
@@ -62,7 +66,9 @@ class CohortTab:
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
         fill_menu(ui.filterSelector, FILTERS)
         fill_menu(ui.waySelector, WAYS, read_setting("CohortWay"))
-        ui.automaticBox.checked = read_flag("CohortAutomatic")
+        self.menu = CohortMenu(ui.moreButton, resource_path, ask_to_install, self._begin, self._show_curve)
+        for label, lines in ((ui.reasonLabel, _REASON), (ui.workLabel, _WORK)):
+            label.setFixedHeight(lines * label.fontMetrics().lineSpacing() + 2)
         self._connections = Connections(
             (ui.folderEdit, "currentPathChanged(QString)", lambda path: self._look_at(path)),
             (ui.openButton, "clicked()", self.open),
@@ -80,8 +86,6 @@ class CohortTab:
             (ui.trainButton, "clicked()", self.train),
             (ui.proposeButton, "clicked()", self.propose),
             (ui.stopButton, "clicked()", self.stop),
-            (ui.curveButton, "toggled(bool)", self._show_curve),
-            (ui.automaticBox, "toggled(bool)", lambda on: write_setting("CohortAutomatic", bool(on))),
         )
         host.listen("Turn", self.refresh)
         ui.folderEdit.currentPath = read_setting("CohortFolder")
@@ -93,6 +97,9 @@ class CohortTab:
         self._keys.remove()
         self.curve.close()
         self._end_cohort()
+        self.menu.close()
+        for review in self._closing:
+            review.close()
         if self._creating is not None:
             self._creating[0].close()
 
@@ -169,6 +176,7 @@ class CohortTab:
 
         self._end_cohort()
         write_setting("CohortFolder", str(cohort.folder))
+        self.menu.folder = str(cohort.folder)
         take_up(cohort.folder, sys.executable, worker_python.environment())
         self.review = CohortReview(self.host, self.volumes, cohort, self._told)
         self.review.way = chosen_in(self.ui.waySelector)
@@ -188,23 +196,27 @@ class CohortTab:
         review, self.review = self.review, None
         self._keys.remove()
         if review is not None:
-            review.close()
+            review.leave()
+            self._closing.append(review)
             self._pictures.close()
         self._background = self._pictures = None
-        self._picturing, self._doing = False, {}
-        self.ui.curveButton.setChecked(False)
+        self._picturing, self._doing, self._own = False, {}, None
+        self.menu.curveAction.setChecked(False)
         self.list.clear()
 
     def scene_closes(self):
         """Keep the correction of the open case before its nodes go."""
-        self.ui.curveButton.setChecked(False)
+        self.menu.curveAction.setChecked(False)
         if self.review is not None:
             self.review.leave()
+            if not self.host.timer.active:  # nobody has looked at the module for a while
+                self.host.timer.start()
 
     # ---- every turn
 
     def refresh(self):
         self._follow_creation()
+        self._closing = [review for review in self._closing if not review.close_some()]
         self._keys.set_active(self._keys_work())
         if self.review is None:
             self._show_creating()
@@ -284,6 +296,11 @@ class CohortTab:
             self.review.way = way
 
     @property
+    def is_opening(self):
+        """Whether a case is about to be shown, so that the panel need not choose another volume."""
+        return self.review is not None and self.review.waits
+
+    @property
     def _state(self):
         return self.review.cohort.state
 
@@ -318,7 +335,7 @@ class CohortTab:
             text = _("No case is left to review.")
         else:
             text = _("Press Next, or double-click a case.")
-        set_text(ui.reasonLabel, text)
+        set_elided(ui.reasonLabel, text, _REASON)
         there = opened is not None and not self.review.waits
         enable(
             (ui.acceptButton, there), (ui.skipButton, there), (ui.refuseButton, there),
@@ -354,14 +371,18 @@ class CohortTab:
 
     def _begin(self, what, **values):
         def begin():
-            self._background.put(what, **values)
+            self._own = self._background.put(what, **values)
             outlives = read_flag("TrainOutlives")
             self._background.start(sys.executable, worker_python.environment(), outlives)
 
-        if self.review is not None and not self._is_busy:
-            self._doing = {"what": what}
-            self.host.act(begin)
-            self._show(False)
+        if self.review is None:
+            return
+        if self._is_busy:
+            self.host.warn(_("Something else is done in the background; wait for it, or press Stop."), _TOPIC)
+            return
+        self._doing = {"what": what}
+        self.host.act(begin)
+        self._show(False)
 
     @property
     def _is_busy(self):
@@ -387,9 +408,13 @@ class CohortTab:
             self.host.warn(event["text"], _TOPIC)
         elif kind == "done":
             self._doing = {}
-            self.host.say(said_of(event), _TOPIC)
+            self.host.say(said_of(event), _TOPIC, event.get("folder", ""))
+            for note in event.get("notes", []):
+                self.host.warn(note)
             if what == "train" and event.get("in_use"):
                 self.propose_after(event)
+            if event.get("page") and event.get("number") == self._own:
+                qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(event["page"]))
 
     def propose_after(self, event):
         """A better adapter is there: propose with it."""
@@ -400,25 +425,27 @@ class CohortTab:
         """What the process of the review says beside the cases it opens."""
         if event.get("event") == "failed":
             self.host.warn(event["text"], _TOPIC)
-        elif event.get("event") == "done" and event.get("what") == "accept" and self.ui.automaticBox.checked:
+        elif event.get("event") == "done" and event.get("what") == "accept" and self.menu.automaticAction.isChecked():
             self.review.work.put("due")
         elif event.get("due") and not self._is_busy:
             self.train()
 
     def _show_background(self, state):
         ui, busy = self.ui, self._is_busy
-        enable((ui.trainButton, not busy and state.accepted), (ui.proposeButton, not busy and state.adapter))
-        ui.stopButton.setVisible(busy)
-        ui.curveButton.setVisible(self.curve.drawable)
-        ui.workBar.setVisible(busy)
+        enable((ui.trainButton, state.accepted), (ui.proposeButton, state.adapter))
+        for widget in (ui.trainButton, ui.proposeButton):
+            widget.setVisible(not busy)
+        for widget in (ui.stopButton, ui.workBar):
+            widget.setVisible(busy)
+        self.menu.show(busy, self.curve.drawable)
         if busy:
             set_text(ui.stopButton, _("Stop at once") if self._doing.get("stopping") else _("Stop"))
-            set_text(ui.workLabel, doing_now(self._doing))
+            set_elided(ui.workLabel, doing_now(self._doing), _WORK)
             done, total = self._doing.get("done", 0), self._doing.get("total", 0)
             ui.workBar.setMaximum(1000 if total else 0)
             ui.workBar.value = int(1000 * done / total) if total else 0
         else:
-            set_text(ui.workLabel, standing_of(state))
+            set_elided(ui.workLabel, standing_of(state), _WORK)
 
     def _show_creating(self):
         ui, busy = self.ui, self._creating is not None
@@ -435,13 +462,26 @@ class CohortTab:
 
 # ---------------------------------------------------------------- what is said
 
+_SAID = {
+    "train": "{reason}",
+    "add": _("Added: {added} scans."),
+    "export": _("Exported: {cases} cases into {folder}."),
+    "report": _("The report is in {folder}."),
+}
+_DOES = {
+    "propose": _("Proposing case {done} of {total}: {name}"),
+    "add": _("Reading scan {done} of {total}."),
+    "export": _("Exporting case {done} of {total}: {name}"),
+    "report": _("Comparing case {done} of {total}: {name}"),
+}
+
 
 def said_of(event):
     """A sentence about work in the background that is done."""
     if event.get("cancelled"):
         return _("Stopped; what was done so far is kept.")
-    if event["what"] == "train":
-        return event["reason"]
+    if event["what"] in _SAID:
+        return _SAID[event["what"]].format(**event)
     text = _("Proposed: {count} cases.").format(count=event["proposed"])
     return text + (_(" Failed: {count}; the list says why.").format(count=event["failed"]) if event["failed"] else "")
 
@@ -452,8 +492,8 @@ def doing_now(doing):
         return _("Stopping.")
     if doing.get("what") == "train":
         return doing.get("text", _("Training.")) + time_left(doing.get("seconds_left"))
-    if doing.get("total"):
-        return _("Proposing case {done} of {total}: {name}").format(
+    if doing.get("total") and doing.get("what") in _DOES:
+        return _DOES[doing["what"]].format(
             done=min(doing["done"] + 1, doing["total"]), total=doing["total"], name=doing.get("text", ""))
     return _("Working in the background.")
 

@@ -50,11 +50,14 @@ class ContrastControls:
         if session.window is not None:
             self._show(session.window, also_range=True)
 
-    def begin(self):
-        """Another volume: it is seen as chosen, but not within the two values that were for the one before."""
+    def begin(self, automatic=None):
+        """Another volume: it is seen as chosen, but not within the two values that were for the one before.
+
+        Args: automatic: the window that is chosen automatically, where that is known.
+        """
         if self.choice == CUSTOM:
             choose_in(self.ui.windowSelector, AUTOMATIC)
-        self._apply()
+        self._apply(automatic)
 
     def _fill_selector(self, volume):
         from SAMFineTuneLib.images.intensity_window import CT_PRESETS
@@ -84,12 +87,12 @@ class ContrastControls:
         if self.choice == CUSTOM:
             self._apply()
 
-    def _apply(self):
+    def _apply(self, automatic=None):
         session = self.host.session
         if session is not None and session.volume is not None:
-            self.host.act(self._set_window, session)
+            self.host.act(self._set_window, session, automatic)
 
-    def _set_window(self, session):
+    def _set_window(self, session, automatic):
         from SAMFineTuneLib.images.intensity_window import IntensityWindow, choose_window
 
         choice = self.choice
@@ -97,8 +100,10 @@ class ContrastControls:
             window = None  # the session follows it
         elif choice == CUSTOM:
             window = IntensityWindow(self.ui.lowSpinBox.value, self.ui.highSpinBox.value, _("as given"))
+        elif choice == AUTOMATIC:
+            window = automatic or choose_window(session.volume)
         else:
-            window = choose_window(session.volume, None if choice == AUTOMATIC else choice)
+            window = choose_window(session.volume, choice)
         session.set_window(window)
         session.parameters.set("Contrast", choice)
         if window is not None:

@@ -6,12 +6,11 @@ import threading
 import time
 
 import ctk
-import qt
 import slicer
 from slicer.i18n import tr as _
 
 from . import packages
-from .qt_helpers import Connections, chosen_in, confirmed, enable, fill_menu, load_ui, read_setting, write_setting
+from .qt_helpers import Connections, chosen_in, confirmed, enable, fill_menu, load_dialog, read_setting, write_setting
 
 ENDINGS = (
     ("", _("Label map in this scene")),
@@ -33,11 +32,7 @@ class ExportDialog:
         self._open_button = open_button
         self._ask_to_install = ask_to_install
         self.last = None  # what was written last: a path or a node
-        self.dialog = qt.QDialog(slicer.util.mainWindow())
-        self.dialog.setWindowTitle(_("Export segments"))
-        self.widget, self.ui = load_ui(resource_path, "ExportDialog")
-        column = qt.QVBoxLayout(self.dialog)
-        column.addWidget(self.widget)
+        self.dialog, self.widget, self.ui = load_dialog(resource_path, "ExportDialog", _("Export segments"))
         ui = self.ui
         fill_menu(ui.formatSelector, ENDINGS)
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs

@@ -57,7 +57,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self.model = ModelSettings(host, ui)
         self.server = ServerSettings(host, ui, self._server_changed, self._remove_packages)
         self.train = TrainTab(host, resource_path, self.status.install, self.model.use_adapter)
-        self.cohort = CohortTab(host, self.input, resource_path)
+        self.cohort = CohortTab(host, self.input, resource_path, self.status.ask_to_install)
         self._parts = (
             self.status, self.contrast, self.input, self.segments, self.prompt_list, self.prompts, self.propagate,
             self.export, self.automatic, self.train, self.cohort, self.model, self.server,
@@ -68,6 +68,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self._connections = Connections((self.tabs, "currentChanged(int)", lambda index: host.tell("TabShown", index)))
         host.remote = self.server.remote
         self.status.check_runtime()
+        host.listen("VolumeLeft", lambda event: self.prompts.rest())
         host.listen("VolumeChosen", self._volume_chosen)
         host.listen("Turn", self._offer)
         host.listen("Dismiss", lambda event: self.status.dismiss_warnings())
@@ -237,8 +238,10 @@ class Panel(slicer.util.VTKObservationMixin):
     def _offer(self):
         """Take the first volume that is loaded while there is no input, once it has voxels."""
         session = self.host.session
-        waiting = self.shown and not self._loading and not self.input.declined and time.monotonic() >= self._offer_after
-        if not waiting or session is None or session.volume_node is not None or slicer.mrmlScene.IsBatchProcessing():
+        waiting = self.shown and not (self._loading or self.input.declined or self.cohort.is_opening)
+        if not waiting or time.monotonic() < self._offer_after:
+            return
+        if session is None or session.volume_node is not None or slicer.mrmlScene.IsBatchProcessing():
             return
         self._offer_after = time.monotonic() + OFFER_EVERY
         node = shown_volume()

@@ -49,8 +49,9 @@ class quiet:
 class TextTable:
     """A QTableWidget of texts: as high as its rows within limits, every cell with its text as tooltip."""
 
-    def __init__(self, widget, stretched, least, most):
-        """Args: stretched: columns that share the width which the others do not need; least, most: rows shown."""
+    def __init__(self, widget, stretched, least=None, most=None):
+        """Args: stretched: columns that share the width which the others do not need; least, most: rows shown, None
+        where the layout gives the table its height."""
         self.widget, self._limits = widget, (least, most)
         self._items = {}  # by (row, column): some bindings drop items that nobody in Python holds
         widget.verticalHeader().setDefaultSectionSize(_row_height(widget))
@@ -78,7 +79,8 @@ class TextTable:
 
     def fit(self, rows=None):
         """Take the height of the rows there are, or of as many as are to come."""
-        fit_height(self.widget, self.widget.rowCount if rows is None else rows, *self._limits)
+        if None not in self._limits:
+            fit_height(self.widget, self.widget.rowCount if rows is None else rows, *self._limits)
 
     @property
     def selected_rows(self):
@@ -99,6 +101,15 @@ def load_ui(resource_path, name):
     return widget, slicer.util.childWidgetVariables(widget)
 
 
+def load_dialog(resource_path, name, title):
+    """(dialog, widget in it, its named children) of a file in Resources/UI."""
+    dialog = qt.QDialog(slicer.util.mainWindow())
+    dialog.setWindowTitle(title)
+    widget, ui = load_ui(resource_path, name)
+    qt.QVBoxLayout(dialog).addWidget(widget)
+    return dialog, widget, ui
+
+
 def enable(*widgets):
     """Enable or disable: (widget, whether it can be used) each."""
     for widget, usable in widgets:
@@ -111,9 +122,10 @@ def set_text(label, text):
         label.text = text
 
 
-def set_elided(label, text):
-    """Show a text in one line, whatever its length; all of it is the tooltip."""
-    set_text(label, label.fontMetrics().elidedText(text, qt.Qt.ElideRight, max(60, label.width)))
+def set_elided(label, text, lines=1):
+    """Show a text in so many lines, whatever its length; all of it is the tooltip."""
+    room = max(60, label.width) * (lines - 0.15 * (lines - 1))  # lines break between words
+    set_text(label, label.fontMetrics().elidedText(text, qt.Qt.ElideRight, int(room)))
     if label.toolTip != text:
         label.toolTip = text
 

@@ -218,7 +218,7 @@ class Host:
             self._guarded(handler)
         if self._left_at is not None and not self.working and time.monotonic() - self._left_at > END_WORKER_AFTER:
             self.stop()
-        if self._left_at is not None and self.session is None:
+        if self._left_at is not None and self.session is None and not self._unfinished:
             self.timer.stop()
         self._pace()
 

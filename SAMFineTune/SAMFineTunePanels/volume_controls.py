@@ -48,7 +48,11 @@ class VolumeControls:
         self.ui.volumeSelector.setCurrentNode(node)
 
     def _volume_chosen(self, node):
-        """Another volume: with its own segmentation, seen in its own contrast."""
+        for _step in self.choosing_steps(node):
+            pass
+
+    def choosing_steps(self, node, window=None):
+        """Steps to another volume: with its own segmentation, seen in its own contrast, `window` where it is known."""
         session = self.host.start()
         if node is session.volume_node:
             return
@@ -56,14 +60,20 @@ class VolumeControls:
             return  # it is being loaded; the panel offers it again
         self.declined = node is None
         self.host.tell("Dismiss", None)
+        self.host.tell("VolumeLeft", None)  # else placing prompts would begin anew at each step
+        yield
         self.host.act(session.set_segmentation_node, None)
+        yield
         self.host.act(session.set_volume_node, node)
         if node is not None and session.volume_node is node:
+            yield
             self.host.act(session.set_segmentation_node, segmentation_of(node))
-            self._contrast.begin()
+            self._contrast.begin(window)
+            yield
             show_volume(node)
         self.show_session()
         if session.volume_node is not None:
+            yield
             self.host.tell("VolumeChosen", node)
 
     def _segmentation_chosen(self, node):

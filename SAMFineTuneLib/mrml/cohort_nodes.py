@@ -71,13 +71,15 @@ def _copied(path: str, image, start) -> Generator[float, None, None]:
     Path(path).unlink(missing_ok=True)
 
 
-def add_case(scene, name: str, told: Mapping[str, Any], images: tuple[Any, Any], labels: Mapping[int, str]):
-    """Add a case to the scene. -> its volume node and its segmentation node
+def add_case(
+    scene, name: str, told: Mapping[str, Any], images: tuple[Any, Any], labels: Mapping[int, str]
+) -> Generator[None, None, tuple[Any, Any]]:
+    """Add a case to the scene, in steps. -> its volume node and its segmentation node
 
     Args:
         scene: the MRML scene.
         name: of the nodes.
-        told: as for `image_steps`, with `window` (low, high) and `modality`.
+        told: as for `image_steps`, with `window` (low, high, name) and `modality`.
         images: from `image_steps`.
         labels: label value → name; every one becomes a segment, also where nothing is labelled.
     """
@@ -87,7 +89,7 @@ def add_case(scene, name: str, told: Mapping[str, Any], images: tuple[Any, Any],
     volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(name))
     display = scene.AddNewNodeByClass("vtkMRMLScalarVolumeDisplayNode")
     display.SetAutoWindowLevel(False)  # before there are voxels: choosing a window takes a look at all of them
-    display.SetWindowLevelMinMax(*told["window"])
+    display.SetWindowLevelMinMax(*told["window"][:2])
     display.SetDefaultColorMap()
     volume.SetAndObserveDisplayNodeID(display.GetID())
     volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.array(told["affine"])))
@@ -96,7 +98,9 @@ def add_case(scene, name: str, told: Mapping[str, Any], images: tuple[Any, Any],
         units = slicer.vtkCodedEntry()
         units.SetValueSchemeMeaning("[hnsf'U]", "UCUM", "Hounsfield unit")
         volume.SetVoxelValueUnits(units)
+    yield
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(f"{name} segmentation"))
+    yield
     set_up_on(node, volume)
     segmentation = node.GetSegmentation()
     segmentation.SetSourceRepresentationName(BINARY)
@@ -134,6 +138,7 @@ def content_of(segmentation_node) -> dict[str, Any]:
 def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping[int, str]) -> Steps[tuple[str, ...]]:
     """Write the segments as labels [k, j, i] of the cohort's values into an .npy file. -> sentences to show
 
+    Yields the fraction that is written, 0.0 for as long as the nodes are needed: after that they may be removed.
     Segments are matched by name. One that the cohort does not know is left out, and a sentence says so. Where segments
     overlap, the earlier one counts, or the earlier labelmap where several hold them.
     """
@@ -151,7 +156,7 @@ def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping
     layers = _layers(segmentation, segmentation_node, volume_node, known, shape)
     step = max(1, _AT_ONCE // 4 // max(1, shape[1] * shape[2]))
     if layers is None:  # the segments have voxels of their own
-        found = yield from labelmap_steps(segmentation_node, volume_node, list(known))
+        found = yield from _still_nothing(labelmap_steps(segmentation_node, volume_node, list(known)))
         notes += [note for note in found.notes if "is empty" not in note]
         layers = [(found.labels, (0, 0, 0), np.array([0, *known.values()], dtype))]
     for array, start, table in layers:
@@ -161,8 +166,18 @@ def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping
             part = array[first + start[0]:last + start[0], own[1], own[2]]
             target = file[first:last, there[1], there[2]]
             target[...] = np.where(target == 0, table[part], target)
-            yield first / shape[0]
+            yield last / shape[0]
     return tuple(notes)
+
+
+def _still_nothing(steps: Steps[Any]) -> Generator[float, None, Any]:
+    """Take steps, and yield 0.0 after each."""
+    try:
+        while True:
+            next(steps)
+            yield 0.0
+    except StopIteration as last:
+        return last.value
 
 
 def _layers(segmentation, segmentation_node, volume_node, known: Mapping[str, int], shape) -> list | None:

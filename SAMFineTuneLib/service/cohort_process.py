@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -23,13 +22,13 @@ import numpy as np
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
 from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.service import cohort_work as queue
 from SAMFineTuneLib.service.child_process import when_parent_ends
+from SAMFineTuneLib.service.folder_process import LOG, OUTLIVES, STOP, EventFile, run_in
 
 PICTURE = 48
 """Pixels of the longer side of a picture in the list of cases."""
-_LONG = ("propose", "train")
+_LONG = ("propose", "train", "add", "export", "report")
 _TRIES = 3  # times that a piece is begun before it is given up, because it ends the process
 _LOOK_EVERY = 0.03  # s between two looks at an empty queue
 _TELL_EVERY = 0.2  # s between two events of progress
@@ -39,45 +38,34 @@ _NICE = 5  # lower priority than Slicer and the worker that answers clicks
 def main(arguments: list[str]) -> int:
     """Do the pieces of the queue that is the only argument; returns the exit code."""
     folder = Path(arguments[0])
-    lock = ProcessLock(folder / queue.LOCK)
-    if not lock.take():
-        print(f"Another process works in this folder: {lock.owner}.", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in Slicer's terminal is meant for Slicer
-    alone = threading.Event()
-    if not os.environ.get(queue.OUTLIVES):
-        when_parent_ends(alone.set)
-    try:
-        _Worker(folder, alone).work()
-    finally:
-        lock.release()
-    return 0
+    return run_in(folder, lambda: _Worker(folder).work())
 
 
 class _Worker:
     """Does the pieces of one queue."""
 
-    def __init__(self, folder: Path, alone: threading.Event) -> None:
-        self.folder, self.alone = folder, alone
-        self._events = open(folder / queue.EVENTS, "ab", buffering=0)  # noqa: SIM115 - as long as the process lives
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.alone = folder, threading.Event()
+        self._events = EventFile(folder)
         self._told = 0.0
         self.number, self._what = 0, ""  # of the piece that is being done
-        self._ends = bool(os.environ.get(queue.OUTLIVES))  # when nothing is left to do
+        self._ends = bool(os.environ.get(OUTLIVES))  # when nothing is left to do
+        if not self._ends:
+            when_parent_ends(self.alone.set)
 
-    def work(self) -> None:
+    def work(self) -> int:
         self.tell("begin", pid=os.getpid())
         while True:
             waiting = queue.pieces(self.folder)
             if not waiting:
                 if self._ends or self.alone.is_set():
-                    return
+                    return 0
                 time.sleep(_LOOK_EVERY)
                 continue
             self._take(waiting[0])
 
     def tell(self, event: str, **values: Any) -> None:
-        with suppress(OSError):  # labels are written to another disk
-            self._events.write((json.dumps({"event": event, "number": self.number, **values}) + "\n").encode())
+        self._events(event, number=self.number, **values)
 
     def progress(self, done: int, total: int, text: str = "", **values: Any) -> None:
         """Tell how far the piece is, not more often than somebody looks."""
@@ -85,9 +73,19 @@ class _Worker:
             self._told = time.monotonic()
             self.tell("progress", what=self._what, done=done, total=total, text=text, **values)
 
+    def all_or_nothing(self, stopped: str) -> Callable[..., None]:
+        """As `progress`, but raises a UserError with that sentence when the piece shall stop."""
+
+        def progress(done: int, total: int, name: str = "") -> None:
+            self.progress(done, total, name)
+            if self.cancelled():
+                raise UserError(stopped)
+
+        return progress
+
     def cancelled(self) -> bool:
         """Whether the piece shall stop."""
-        return self.alone.is_set() or (self.folder / queue.STOP).exists()
+        return self.alone.is_set() or (self.folder / STOP).exists()
 
     def _take(self, path: Path) -> None:
         self.number = int(path.stem)
@@ -121,7 +119,7 @@ class _Worker:
                 "The work on the cohort ran out of memory: close other programs and try again.",
                 "The work on the cohort needs the package {}, which is not installed.",
             )
-            failed = f"This did not work ({type(error).__name__}); more is in “{self.folder / queue.LOG}”."
+            failed = f"This did not work ({type(error).__name__}); more is in “{self.folder / LOG}”."
             self.tell("failed", what=what, case=values.get("case", ""), text=sentence or failed)
             if what in ("keep", "accept"):
                 path.rename(path.with_suffix(".given-up"))
@@ -144,13 +142,40 @@ class _Worker:
 def _create(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
 
-    def progress(done: int, total: int) -> None:
-        worker.progress(done, total)
-        if worker.cancelled():
-            raise UserError("The cohort was not created, because that was cancelled.")
-
+    progress = worker.all_or_nothing("The cohort was not created, because that was cancelled.")
     made = create_cohort(values["cohort"], find_images(values["images"]), values["labels"], progress=progress)
     return {"notes": list(made.notes)}
+
+
+def _add(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
+    from SAMFineTuneLib.cases.cases import some_names
+    from SAMFineTuneLib.cohort.create_cohort import add_images, find_images
+
+    cohort = Cohort(values["cohort"])
+    before = len(cohort.state.cases)
+    progress = worker.all_or_nothing("No scans were added, because that was cancelled.")
+    notes = add_images(cohort, find_images(values["images"]), progress)
+    return {"added": len(cohort.state.cases) - before, "notes": [some_names(notes, 2, " ")] if notes else []}
+
+
+def _export(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
+    from SAMFineTuneLib.cases.cases import some_names
+    from SAMFineTuneLib.cohort.cohort_export import export
+
+    cohort, left_out = Cohort(values["cohort"]), []
+    progress = worker.all_or_nothing("Nothing was exported, because that was cancelled.")
+    export(cohort, values["folder"], values["form"], progress, left_out.append)
+    notes = [some_names(left_out, 2, " ")] if left_out else []
+    return {"folder": values["folder"], "cases": len(cohort.state.accepted) - len(left_out), "notes": notes}
+
+
+def _report(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
+    from SAMFineTuneLib.cohort.cohort_report import REPORT, write_report
+
+    cohort = Cohort(values["cohort"])
+    progress = worker.all_or_nothing("The report was not written, because that was cancelled.")
+    page = write_report(cohort, cohort.folder / REPORT, progress)
+    return {"folder": str(page.parent), "page": str(page)}
 
 
 def _open(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +231,7 @@ def _laid_out(worker: _Worker, cohort: Cohort, case: CohortCase) -> dict[str, An
             told |= {"labels": f"{stem}-labels.npy", "start": [int(one[0]) for one in reversed(found)]}
     _write_picture(cohort, case, volume)
     window = choose_window(volume)
-    return {**told, "affine": volume.affine.tolist(), "window": [window.low, window.high],
+    return {**told, "affine": volume.affine.tolist(), "window": [window.low, window.high, window.name],
             "modality": modality_of(volume), "notes": list(volume.warnings)}  # fmt: skip
 
 
@@ -296,9 +321,10 @@ def _train(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
 
 _DOES: dict[str, Callable[[_Worker, dict[str, Any]], dict[str, Any] | None]] = {
-    "create": _create, "open": _open, "picture": _picture, "take": _take_again, "keep": _keep, "accept": _accept,
-    "refuse": _of_review("refuse"), "reopen": _of_review("reopen"), "release": _of_review("release"),
-    "due": _due, "propose": _propose, "train": _train,
+    "create": _create, "add": _add, "open": _open, "picture": _picture, "take": _take_again, "keep": _keep,
+    "accept": _accept, "refuse": _of_review("refuse"), "reopen": _of_review("reopen"),
+    "release": _of_review("release"), "due": _due, "propose": _propose, "train": _train, "export": _export,
+    "report": _report,
 }  # fmt: skip
 
 

@@ -7,25 +7,22 @@ kill, the last checkpoint is at most a minute old.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.service import trainings as files
 from SAMFineTuneLib.service.child_process import when_parent_ends
-from SAMFineTuneLib.service.trainings import OUTLIVES, TrainingJob
+from SAMFineTuneLib.service.folder_process import LOG, OUTLIVES, STOP, EventFile, run_in
+from SAMFineTuneLib.service.trainings import TrainingJob
 from SAMFineTuneLib.training.stopping import Stopped, StopSigns, stopping
 
 if TYPE_CHECKING:
@@ -42,27 +39,27 @@ _NICE = 5  # lower priority than Slicer and the worker that answers clicks
 def main(arguments: list[str]) -> int:
     """Do the job of the folder that is the only argument; returns the exit code."""
     folder = Path(arguments[0])
-    lock = ProcessLock(folder / files.LOCK)
-    if not lock.take():
-        print(f"Another process works in this folder: {lock.owner}.", file=sys.stderr)
-        return 2
-    tell = _Events(folder / files.EVENTS)
+    return run_in(folder, lambda: _begin(folder))
+
+
+def _begin(folder: Path) -> int:
+    tell = EventFile(folder, files.ENDS)
 
     def leave() -> None:
         if tell("stopped"):
             os._exit(0)
 
-    stop = StopSigns([signal.SIGTERM], leave, (folder / files.STOP).exists)
-    try:
-        tell("begin", pid=os.getpid())
-        _stay_behind(stop)
-        with stop:
-            return _work(folder, tell, stop)
-    finally:
-        lock.release()
+    stop = StopSigns([signal.SIGTERM], leave, (folder / STOP).exists)
+    tell("begin", pid=os.getpid())
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
+    if not os.environ.get(OUTLIVES):
+        when_parent_ends(stop.ask)
+    with stop:
+        return _work(folder, tell, stop)
 
 
-def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
+def _work(folder: Path, tell: EventFile, stop: StopSigns) -> int:
     try:
         job = TrainingJob.read(folder)
         _check(folder, job, tell, stop) if job.only_check else _train(folder, job, tell, stop)
@@ -79,12 +76,12 @@ def _work(folder: Path, tell: _Events, stop: StopSigns) -> int:
             "pictures a step (under Advanced) or a smaller base model.",
             "Training needs the package {}, which is not installed.",
         )
-        failed = f"The training failed ({type(error).__name__}); its log is {folder / files.LOG}."
+        failed = f"The training failed ({type(error).__name__}); its log is {folder / LOG}."
         tell("failed", text=sentence or failed)
         return 1
 
 
-def _check(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
+def _check(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> None:
     """Tell what the cases contain, and how long a training would take if the packages that it needs are installed."""
     from SAMFineTuneLib.cases.case_survey import survey
     from SAMFineTuneLib.training.training_settings import Settings
@@ -117,7 +114,7 @@ def _outline(plan: Plan) -> dict[str, Any]:
     return {"trainings": len(plan.trainings), "steps": max(plan.steps)}
 
 
-def _train(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> None:
+def _train(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> None:
     from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.adapters.merged_export import add_ready, make_ready
@@ -151,7 +148,7 @@ def _train(folder: Path, job: TrainingJob, tell: _Events, stop: StopSigns) -> No
 
 
 def _fine_tune(
-    cases: tuple[Case, ...], output: Path, base: ModelFolder, settings: Settings, tell: _Events, stop: StopSigns
+    cases: tuple[Case, ...], output: Path, base: ModelFolder, settings: Settings, tell: EventFile, stop: StopSigns
 ) -> Sequence[str]:
     """Train the adapter, or go on with it; returns notes for the user."""
     from SAMFineTuneLib.training.fine_tuning import fine_tune, working_folder
@@ -179,35 +176,6 @@ def _forget_cases(folder: Path, job: TrainingJob) -> None:
     """Delete the images of patients as soon as they are not needed any more."""
     if not job.source:
         shutil.rmtree(folder / files.CASES, ignore_errors=True)
-
-
-class _Events:
-    """Writes events, one JSON object per line; none after one of ENDS, which any thread may write."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)
-        self._lock = threading.Lock()
-        self._ended = False
-
-    def __call__(self, event: str, **values: Any) -> bool:
-        """Write an event; returns False when the training has ended already."""
-        with self._lock:
-            if self._ended:
-                return False
-            self._ended = event in files.ENDS
-            with suppress(OSError):  # a training must be able to stop on a full disk
-                self._file.write((json.dumps({"event": event, **values}) + "\n").encode())
-            return True
-
-
-def _stay_behind(stop: StopSigns) -> None:
-    """Ignore signals that are meant for Slicer, and notice when the program that started this one has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in Slicer's terminal is meant for Slicer
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        os.nice(_NICE)
-    if not os.environ.get(OUTLIVES):
-        when_parent_ends(stop.ask)
 
 
 if __name__ == "__main__":

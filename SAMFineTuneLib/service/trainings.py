@@ -1,21 +1,15 @@
 """Starts and follows training processes on this computer. A training may outlive the window that started it.
 
-A training has a folder, through which it and the programs that watch it communicate: `job.json` says what to do,
-`events.jsonl` what has happened, `log.txt` what was printed. The process locks the file `lock` for as long as it lives,
-so that anyone can see whether it runs; a file `stop` asks it to stop. Nothing here waits.
+A training has a folder (see `folder_process`), in which `job.json` says what to do. Nothing here waits.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shutil
-import signal
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,18 +17,13 @@ from typing import Any
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, data_folder
-from SAMFineTuneLib.process_lock import ProcessLock
-from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
+from SAMFineTuneLib.service.folder_process import EVENTS, FolderProcess
 
-JOB, EVENTS, LOG, LOCK, STOP, CASES, OUTPUT = (
-    "job.json", "events.jsonl", "log.txt", "lock", "stop", "cases", "adapter",
-)  # fmt: skip
+JOB, CASES, OUTPUT = "job.json", "cases", "adapter"
 ENDS = ("done", "failed", "stopped", "checked")
 """Events with which a training ends."""
 _FORMAT = 1
-OUTLIVES = "SAMFINETUNE_TRAINING_OUTLIVES"
-"""Environment variable: the training goes on when the program that started it has ended."""
-_AT_ONCE = 1 << 16  # bytes of events that one call of `poll` reads, which takes a millisecond or two
+_MODULE = "SAMFineTuneLib.service.training_process"
 _CHECK = ".check"
 
 
@@ -135,21 +124,7 @@ def free_name(wished: str) -> str:
     return next(name for name in names if not any((store / name).exists() for store in stores))
 
 
-# An open pipe tells a training that this program lives. It must stay open when the panel that started the training is
-# closed or reloaded, so the processes are held here.
-_STARTED: dict[Path, ChildProcess] = {}
-
-
-def started() -> list[ChildProcess]:
-    """The running trainings that this program has started.
-
-    `close` tells one that the program ends: unless it was started with `outlives`, it writes a checkpoint and ends at
-    its next step.
-    """
-    return [starter for starter in _STARTED.values() if starter.alive()]
-
-
-class TrainingRun:
+class TrainingRun(FolderProcess):
     """One training, by its folder.
 
     `poll` brings `state` up to date: "new", "running", "done", "failed", "stopped", "checked" or "interrupted" (it
@@ -157,15 +132,10 @@ class TrainingRun:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder, _MODULE, "The training")
         self.state = "new"
         self.last: dict[str, Any] = {}
         """The event that ended the training; empty before."""
-        self._starter = ChildProcess()
-        self._lock = ProcessLock(folder / LOCK)
-        self._pid: int | None = None
-        self._position = 0
-        self._rest = b""
 
     @property
     def name(self) -> str:
@@ -184,36 +154,16 @@ class TrainingRun:
 
     def start(self, executable: str | None = None, environment: Mapping[str, str] | None = None,
               outlives: bool = False) -> None:  # fmt: skip
-        """Start the training, or resume it.
-
-        Args:
-            executable: the Python that runs it; None is this one.
-            environment: its environment variables; None is this process's.
-            outlives: whether it goes on when this program has ended.
-
-        Raises:
-            UserError: when it runs already, or cannot be started.
-        """
+        """Start the training, or resume it; UserError when it runs already, or cannot be started."""
         if self.is_running:
             raise UserError(f"The training {self.name} is running already{self.owner}.")
-        command = [executable or sys.executable, "-m", "SAMFineTuneLib.service.training_process", str(self.folder)]
         try:
-            (self.folder / STOP).unlink(missing_ok=True)
             with open(self.folder / EVENTS, "a", encoding="utf-8") as file:
                 file.write('\n{"event": "start"}\n')  # a killed process may have left half a line
-            variables = {OUTLIVES: "1" if outlives else ""}
-            self._starter.start(command, child_environment(environment, variables), self.folder / LOG)
-            _STARTED[self.folder] = self._starter
         except OSError as error:
-            raise disk_error(error) or UserError(
-                f"The training cannot be started with {command[0]} ({error.strerror or error})."
-            ) from error
+            raise disk_error(error, self.folder) or error from error
+        super().start(executable, environment, outlives)
         self.state, self.last = "running", {}
-
-    @property
-    def is_running(self) -> bool:
-        """Whether a process works on it, started by this program or another one."""
-        return self._starter.alive() or self._lock.owner is not None
 
     @property
     def owner(self) -> str:
@@ -235,49 +185,19 @@ class TrainingRun:
     def poll(self) -> list[dict[str, Any]]:
         """Read the events since the last call, at most as many as a few milliseconds allow."""
         running = self.is_running  # asked before reading: the next call reads what is written meanwhile
-        events = self._read()
+        events = super().poll()
         for event in events:
             kind = event.get("event")
             if kind in ("start", "begin"):
-                self.state, self.last, self._pid = "running", {}, event.get("pid")
+                self.state, self.last = "running", {}
             elif kind in ENDS:
                 self.last = event
         if not events and self.state == "running" and not running:
             self.state = self.last.get("event", "interrupted")
         return events
 
-    def stop(self) -> None:
-        """Ask the training to stop at its next step. It can be resumed from there."""
-        (self.folder / STOP).touch()
-
-    def kill(self) -> None:
-        """End the training at once. It can be resumed from its last checkpoint."""
-        if self._pid is not None and self._lock.owner is not None:
-            with suppress(OSError):
-                os.kill(self._pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-        self._starter.kill()
-
     def discard(self) -> None:
         """Delete the training's folder, but not the adapter that it made; UserError while it runs."""
         if self.is_running:
             raise UserError(f"The training {self.name} is running{self.owner}; stop it first.")
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def last_words(self) -> str:
-        """The last line that the training printed."""
-        return last_line(self.folder / LOG)
-
-    def _read(self) -> list[dict[str, Any]]:
-        try:
-            with open(self.folder / EVENTS, "rb") as file:
-                file.seek(self._position)
-                text = file.read(_AT_ONCE)
-        except OSError:
-            return []
-        self._position += len(text)
-        *lines, self._rest = (self._rest + text).split(b"\n")
-        events = []
-        for line in lines:
-            with suppress(ValueError):  # a killed process did not finish its line
-                events.append(json.loads(line))
-        return [event for event in events if isinstance(event, dict)]

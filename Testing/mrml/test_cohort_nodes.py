@@ -48,7 +48,7 @@ def add(scene, folder, volume, labels):
         low, high = places.min(axis=0), places.max(axis=0) + 1
         np.save(folder / "labels.npy", labels[tuple(map(slice, low, high))])
         told |= {"labels": str(folder / "labels.npy"), "start": low[::-1].tolist()}
-    return add_case(scene, "case", told, finished(image_steps(told)), LABELS)
+    return finished(add_case(scene, "case", told, finished(image_steps(told)), LABELS))
 
 
 def written(folder, nodes):

@@ -11,7 +11,8 @@ import pytest
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.images import Volume, write_labelmap
-from SAMFineTuneLib.service.cohort_work import STOP, CohortWork, picture_path, pieces, take_up
+from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, pieces, take_up
+from SAMFineTuneLib.service.folder_process import STOP
 
 PATIENCE = 60.0
 

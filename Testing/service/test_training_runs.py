@@ -23,7 +23,8 @@ from SAMFineTuneLib.cases.labelled_case import LabelChoice
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.models.adapters.tuning_method import Method
-from SAMFineTuneLib.service.trainings import CASES, EVENTS, TrainingJob, TrainingRun, find_runs, free_name, new_run
+from SAMFineTuneLib.service.folder_process import EVENTS
+from SAMFineTuneLib.service.trainings import CASES, TrainingJob, TrainingRun, find_runs, free_name, new_run
 from SAMFineTuneLib.training.training_settings import Settings
 
 PATIENCE = 300.0
@@ -133,7 +134,7 @@ def test_it_stops_in_every_phase_and_goes_on(cases):
         elif how == "signal" and os.name != "nt":
             os.kill(next(event["pid"] for event in reversed(seen) if event["event"] == "begin"), signal.SIGTERM)
         else:
-            run._starter.close()
+            run.close()
         until(run, lambda _, run=run: run.state not in ("new", "running"), "stopping")
         if stage == "export" and run.state == "done":
             return  # exporting was over before it saw the file

@@ -20,6 +20,7 @@ import standin  # noqa: E402
 standin.install()
 
 import numpy as np  # noqa: E402
+import qt  # noqa: E402
 from desktop import Desktop  # noqa: E402
 from mrml.scenes import SlicerScene  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -57,6 +58,7 @@ def draw(demo: Path, folder: Path) -> None:
     window.resize(*SMALL)
     save("small")
     window.resize(*SIZE)
+    draw_menu(desktop, tab, folder / "cohort-5.png")
     panel.input.align_views()
     tab.review.jump(12)
     desktop.pass_time(1.5)
@@ -70,12 +72,32 @@ def draw(demo: Path, folder: Path) -> None:
     Image.fromarray(np.concatenate([band, pixels])).save(folder / "cohort-4.png")
     tab.ui.trainButton.click()
     desktop.wait(lambda: "step" in tab.ui.workLabel.text, 1200)
-    window.resize(SIZE[0], 760)
     save("3")
     for _ in range(2):
         tab.ui.stopButton.click()
     desktop.close()
     scene.close()
+
+
+def draw_menu(desktop: Desktop, tab, path: Path) -> None:
+    """The menu behind ⋯, and beside it the dialog for the export."""
+    menu, export = tab.ui.moreButton.menu(), tab.menu.export
+    export.open(tab.menu.folder)
+    export.ui.folderEdit.currentPath = "Dataset001_Abdomen"
+    menu.popup(qt.QPoint(0, 0))
+    desktop.pass_time(0.5)
+    parts = []
+    for number, widget in enumerate((menu, export.dialog)):
+        part = path.with_suffix(f".{number}.png")
+        widget.grab().save(str(part))
+        parts.append(Image.open(part).convert("RGB"))
+        part.unlink()
+        widget.hide()
+    size = sum(part.width for part in parts) + 20, max(part.height for part in parts)
+    both = Image.new("RGB", size, "white")
+    both.paste(parts[0], (0, 0))
+    both.paste(parts[1], (parts[0].width + 20, 0))
+    both.save(path)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import slicer
 from mrml.scenes import segment_voxels
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, Proposal, TrainedAdapter
-from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, take
+from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, take
 from SAMFineTuneLib.images import read_volume, write_labelmap
 from SAMFineTuneLib.images.phantom import body_phantom
 
@@ -144,7 +144,8 @@ def test_made_of_a_folder_reviewed_and_accepted(work):
     work.mend()
     before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
     work.ui.acceptButton.click()
-    assert work.opened is not None and work.opened.key == coming, "the next case is shown at once"
+    work.desktop.wait(lambda: work.opened is not None, 5)
+    assert work.opened.key == coming, "what was loaded in advance is shown"
     work.wait_for_state("scan1", "accepted")
     assert (work.kept_labels(work.cohort.accepted(work.case("scan1").key)) == work.labels["scan1"]).all()
     review = work.case("scan1").review
@@ -363,5 +364,96 @@ def test_the_learning_curve(work):
     points = curve_of(work.cohort.state)
     assert points[("case", 1)] == [(1, 0.5), (2, 0.7), (3, 0.9)]
     assert points[("dice", 2)][-1] == (3, pytest.approx(0.7))
-    work.desktop.wait(lambda: not work.ui.curveButton.isHidden(), 5)
-    assert "It is the first one." in work.ui.workLabel.text
+    work.desktop.wait(lambda: work.tab.menu.curveAction.isEnabled(), 5)
+    assert "It is the first one." in work.ui.workLabel.toolTip
+
+
+def accept_all(work):
+    for case in work.cohort.state.cases:
+        accept(work.cohort, case.key, work.labels[case.name])
+
+
+def test_scans_are_added_from_the_menu(work, tmp_path, monkeypatch):
+    work.create()
+    work.desktop.wait(lambda: len(work.tab.list.keys) == 3)
+    write_scans(tmp_path / "more", count=4)  # three of them are there already
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path / "more"))
+    work.tab.menu.addAction.trigger()
+    assert not work.tab.menu.addAction.isEnabled(), "one thing at a time"
+    work.desktop.wait(lambda: len(work.tab.list.keys) == 4)
+    work.desktop.wait(lambda: work.desktop.messages())
+    said = " ".join(work.desktop.messages())
+    assert "Added: 1 scans." in said and "is the same image" in said and "1 more" in said
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path / "empty"))
+    work.desktop.wait(lambda: work.tab.menu.addAction.isEnabled())
+    work.tab.menu.addAction.trigger()
+    work.desktop.wait(lambda: any("holds no images" in text for text in work.desktop.messages()))
+    assert len(work.cohort.state.cases) == 4
+
+
+def test_accepted_cases_are_exported_and_reported_from_the_menu(work, tmp_path, monkeypatch):
+    from SAMFineTunePanels.qt_helpers import choose_in
+
+    opened = []
+    monkeypatch.setattr(qt.QDesktopServices, "openUrl", lambda address: opened.append(address.toLocalFile()))
+    work.create()
+    export, said = work.tab.menu.export, work.desktop.messages
+    work.tab.menu.reportAction.trigger()
+    work.desktop.wait(lambda: any("nothing to report" in text for text in said()))
+    accept_all(work)
+    work.desktop.wait(lambda: work.tab.menu.exportAction.isEnabled())
+    work.tab.menu.exportAction.trigger()
+    assert export.ui.folderEdit.currentPath == f"{work.folder}-cohort-nnunet" and export.ui.visibleOnlyBox.isHidden()
+    for folder, sentence in (("", "Choose a folder"), (str(work.folder), "exists already"),
+                             (str(tmp_path / "no" / "where"), "is not there")):  # fmt: skip
+        export.ui.folderEdit.currentPath = folder
+        export.ui.exportButton.click()
+        assert sentence in export.ui.problemLabel.text and export.dialog.isVisible()
+    target = tmp_path / "Dataset001_Body"
+    export.ui.folderEdit.currentPath = str(target)
+    export.ui.exportButton.click()
+    assert not export.dialog.isVisible()
+    work.desktop.wait(target.is_dir)
+    values = read_volume(target / "labelsTr" / "scan1.nii.gz").array
+    assert (values == work.labels["scan1"]).all()
+    assert json.loads((target / "dataset.json").read_text())["numTraining"] == 3
+    work.desktop.wait(lambda: any("Exported: 3 cases" in text for text in said()))
+    work.desktop.wait(lambda: work.tab.menu.exportAction.isEnabled())
+    work.tab.menu.exportAction.trigger()
+    choose_in(export.ui.formatSelector, "dicom-seg")
+    export.ui.folderEdit.currentPath = str(tmp_path / "seg")
+    export.ui.exportButton.click()
+    work.desktop.wait(lambda: any("None of the accepted cases" in text or "highdicom" in text for text in said()))
+    assert not (tmp_path / "seg").exists()
+    work.desktop.wait(lambda: work.tab.menu.reportAction.isEnabled())
+    work.tab.menu.reportAction.trigger()
+    work.desktop.wait(lambda: opened)
+    assert opened == [str(work.cohort.folder / "report" / "index.html")]
+    assert "3 cases are accepted" in (work.cohort.folder / "report" / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("size", [(400, 520), (480, 800)])
+def test_all_of_the_tab_is_seen_without_scrolling(work, size):
+    """What Slicer leaves a panel of a screen of 1280 × 720, and of 1600 × 1000."""
+    work.create()
+    work.propose("scan0")
+    accept(work.cohort, "scan1", work.labels["scan1"])
+    work.open("scan0")
+    state = work.cohort.state
+    adapter = TrainedAdapter(1, (), (), "base", {}, {}, None, True, "It is the first one, with a long reason. " * 9, "")
+    work.cohort.change(lambda _: type(state)(state.labels, state.cases, state.images, state.model, (adapter,)))
+    parent = work.desktop.widget.parent
+    parent.resize(*size)
+    work.desktop.wait(lambda: "long reason" in work.ui.workLabel.toolTip)
+    for busy in (False, True):
+        if busy:
+            work.ui.trainButton.hide()
+            work.ui.stopButton.show()
+            work.ui.workBar.show()
+        work.desktop.pass_time(0.2)
+        assert not work.panel.tabs.currentWidget().verticalScrollBar().isVisible()
+    assert work.ui.casesTable.viewport().height >= 2 * 36, "two cases at least"
+    for selector in (work.ui.waySelector, work.ui.filterSelector):
+        texts = [selector.itemText(row) for row in range(selector.count)]
+        assert selector.width >= max(map(selector.fontMetrics().horizontalAdvance, texts)) + 24

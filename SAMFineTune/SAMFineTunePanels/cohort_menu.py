@@ -1,0 +1,146 @@
+"""What is behind the ⋯ of the Cohort tab: scans are added, accepted cases exported, a report is written."""
+
+import os
+
+import ctk
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from . import packages
+from .qt_helpers import (
+    Connections,
+    chosen_in,
+    fill_menu,
+    load_dialog,
+    read_flag,
+    read_setting,
+    write_setting,
+)
+
+FORMS = (
+    ("nnunet", _("nnU-Net dataset")),
+    ("nifti", _("NIfTI label maps (.nii.gz)")),
+    ("dicom-seg", _("DICOM SEG (.dcm)")),
+)
+
+
+class CohortMenu:
+    """`begin(what, **values)` has something done in the background."""
+
+    def __init__(self, button, resource_path, ask_to_install, begin, show_curve):
+        self._begin = begin
+        self.folder = ""  # of the cohort that is open
+        self.export = CohortExport(resource_path, ask_to_install, begin)
+        self._menu = qt.QMenu(button)
+        self.addAction = self._menu.addAction(_("Add scans…"))
+        self.exportAction = self._menu.addAction(_("Export accepted cases…"))
+        self.reportAction = self._menu.addAction(_("Report"))
+        self._menu.addSeparator()
+        self.curveAction = self._menu.addAction(_("Learning curve"))
+        self.automaticAction = self._menu.addAction(_("Train and propose by itself"))
+        for action in (self.curveAction, self.automaticAction):
+            action.setCheckable(True)
+        self.automaticAction.setChecked(read_flag("CohortAutomatic"))
+        button.setMenu(self._menu)
+        self._connections = Connections(
+            (self.addAction, "triggered()", self.add),
+            (self.exportAction, "triggered()", lambda: self.export.open(self.folder)),
+            (self.reportAction, "triggered()", lambda: begin("report")),
+            (self.curveAction, "toggled(bool)", show_curve),
+            (self.automaticAction, "toggled(bool)", lambda on: write_setting("CohortAutomatic", bool(on))),
+        )
+
+    def close(self):
+        self._connections.close()
+        self.export.close()
+
+    def show(self, busy, drawable):
+        """Offer what can be done: `busy` while something runs, `drawable` where there is a curve."""
+        for action in (self.addAction, self.exportAction, self.reportAction):
+            action.setEnabled(not busy)
+        self.curveAction.setEnabled(drawable)
+
+    def add(self):
+        """Add the scans of a folder that the user chooses."""
+        start = read_setting("CohortScans", os.path.dirname(self.folder))
+        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Add the scans of a folder"), start)
+        if folder:
+            write_setting("CohortScans", folder)
+            self._begin("add", images=folder)
+
+
+class CohortExport:
+    """A dialog: in which form, and into which folder."""
+
+    def __init__(self, resource_path, ask_to_install, begin):
+        self._ask_to_install, self._begin = ask_to_install, begin
+        self._cohort = self._suggested = ""
+        self.dialog, self._widget, self.ui = load_dialog(resource_path, "ExportDialog", _("Export accepted cases"))
+        ui = self.ui
+        ui.visibleOnlyBox.hide()
+        ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
+        ui.folderEdit.toolTip = _("A new or an empty folder; what is written appears complete or not at all")
+        fill_menu(ui.formatSelector, FORMS)
+        self._connections = Connections(
+            (ui.formatSelector, "currentIndexChanged(int)", lambda index: self._suggest()),
+            (ui.exportButton, "clicked()", self.export),
+            (ui.cancelButton, "clicked()", lambda: self.dialog.hide()),
+        )
+
+    def close(self):
+        self._connections.close()
+        self.dialog.hide()
+        self.dialog.deleteLater()
+
+    def open(self, cohort):
+        """Open the dialog for the cohort of a folder."""
+        if cohort != self._cohort:
+            self._cohort = cohort
+            self.ui.folderEdit.currentPath = self._suggested
+        self._suggest()
+        self._say("")
+        self.dialog.open()
+
+    def _suggest(self):
+        """A folder beside the cohort, until the user has chosen another one."""
+        edit = self.ui.folderEdit
+        if edit.currentPath.strip() in ("", self._suggested):
+            self._suggested = f"{self._cohort}-{chosen_in(self.ui.formatSelector)}"
+            edit.currentPath = self._suggested
+
+    def export(self):
+        """Export as chosen. The dialog stays open with a sentence about what is in the way."""
+        folder, form = self.ui.folderEdit.currentPath.strip(), chosen_in(self.ui.formatSelector)
+        folder = folder and os.path.abspath(os.path.expanduser(folder))  # the process works in another folder
+        problem = in_the_way(folder)
+        self._say(problem)
+        if problem:
+            return
+        if form == "dicom-seg" and packages.DICOM_SEG.missing():
+            from SAMFineTuneLib.errors import UserError
+
+            try:
+                packages.DICOM_SEG.require_slicers()
+            except UserError as error:
+                self._say(str(error))
+                return
+            self._ask_to_install(packages.DICOM_SEG, self.export)
+            return
+        self.dialog.hide()
+        self._begin("export", folder=folder, form=form)
+
+    def _say(self, sentence):
+        self.ui.problemLabel.text = sentence
+        self.ui.problemLabel.setVisible(bool(sentence))
+
+
+def in_the_way(folder):
+    """Why nothing can be exported into a folder, as a sentence; "" where nothing is in the way."""
+    if not folder:
+        return _("Choose a folder to export into.")
+    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        return _("“{folder}” exists already; choose a new or an empty folder.").format(folder=folder)
+    if not os.path.isdir(os.path.dirname(folder)):
+        return _("“{folder}” is not there; choose a folder inside one that is.").format(folder=os.path.dirname(folder))
+    return ""
