@@ -92,14 +92,14 @@ def _acquired(volume: Volume) -> tuple[str, ...]:
     return tuple(name for name in ORIENTATIONS if 2 - view_axes(volume, name)[2] == axis)
 
 
-def objects_of(one: LabelledSlice) -> list[Object]:
-    """The pieces of every class that count, largest first within a class."""
-    return [Object(n, piece) for n in one.numbers for piece in large_pieces(one.mask(n))]
+def objects_of(one: LabelledSlice, least: int = LEAST_PIXELS) -> list[Object]:
+    """The connected pieces of every class, of `least` pixels or more, largest first within a class."""
+    return [Object(n, piece) for n in one.numbers for piece in large_pieces(one.mask(n), least)]
 
 
-def large_pieces(mask: np.ndarray) -> list[np.ndarray]:
-    """The connected pieces of a mask that have LEAST_PIXELS or more, largest first."""
-    return [piece for piece in pieces(mask) if np.count_nonzero(piece) >= LEAST_PIXELS]
+def large_pieces(mask: np.ndarray, least: int = LEAST_PIXELS) -> list[np.ndarray]:
+    """The connected pieces of a mask that have `least` pixels or more, largest first."""
+    return [piece for piece in pieces(mask) if np.count_nonzero(piece) >= least]
 
 
 def with_objects(slices: list[LabelledSlice], name: str) -> list[LabelledSlice]:
