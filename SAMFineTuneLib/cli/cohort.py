@@ -156,7 +156,7 @@ def _status(args: argparse.Namespace) -> None:
     for case in state.cases:
         name = case.name if often[case.name] == 1 else f"{case.name} ({case.key})"
         open_ = case.proposal is not None and case.state in ("proposed", "corrected")
-        dice = case.review and case.review.dice
+        dice = case.review.dice if case.review and case.state == "accepted" else {}
         slices = f"{case.proposal.doubtful} slice{'s' * (case.proposal.doubtful != 1)}" if open_ else ""
         remark = "somebody works on it" if case.taken() else case.problem if case.state == "untouched" else ""
         rows.append((name, case.state, f"{case.proposal.lowest:.2f}" if open_ else "", slices,

@@ -60,16 +60,17 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Review:
-    """What accepting a case took."""
+    """What accepting a case took. A case that is reopened keeps it, and accepting it again adds to it."""
 
     order: int
-    """Its place in the order of acceptance, from 1; numbers of reopened cases may be missing."""
+    """Its place in the order in which cases were accepted for the first time, from 1."""
     seconds: float | None = None
     """Working time; None where it was not measured."""
     prompts: int | None = None
     """Points, boxes and other prompts that were placed; None where they were not counted."""
     dice: Mapping[str, float] = field(default_factory=dict)
-    """Label → Dice of the proposal with what was accepted; empty where nothing was proposed."""
+    """Label → Dice of the proposal with what was accepted; empty where nothing was proposed, or the adapter had learned
+    from the case."""
 
 
 @dataclass(frozen=True)
@@ -173,12 +174,17 @@ class CohortState:
     @property
     def next_order(self) -> int:
         """The number of the next case to be accepted."""
-        return max((one.review.order for one in self.accepted if one.review), default=0) + 1
+        return max((one.review.order for one in self.cases if one.review), default=0) + 1
 
     @property
     def adapter(self) -> TrainedAdapter | None:
         """The adapter in use: the last one that the evidence let in."""
         return next((one for one in reversed(self.adapters) if one.in_use), None)
+
+    def taught(self, case: CohortCase) -> bool:
+        """Whether the adapter that proposed a case, or one before it, learned from the case."""
+        made_by = case.proposal.adapter if case.proposal else 0
+        return any(case.key in one.learned for one in self.adapters if one.number <= made_by)
 
     def with_case(self, key: str, **changes: Any) -> CohortState:
         """The state with one case changed."""

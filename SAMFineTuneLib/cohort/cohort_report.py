@@ -38,7 +38,8 @@ _MOST_CURVES = 6
 
 @dataclass(frozen=True)
 class Compared:
-    """An accepted case, and how near its proposal was; both empty for a case that was not proposed."""
+    """An accepted case, and how near its proposal was; both empty for a case that was not proposed, or only by an
+    adapter that had learned from it."""
 
     case: CohortCase
     dice: Mapping[str, float]
@@ -114,7 +115,7 @@ def _compare(cohort: Cohort, case: CohortCase) -> Compared:
 
 def _proposed(cohort: Cohort, case: CohortCase, shape: tuple[int, ...]) -> np.ndarray | None:
     path = cohort.proposal(case.key) / PROPOSED_LABELS
-    if case.proposal is None or not path.exists():
+    if case.proposal is None or not path.exists() or cohort.state.taught(case):
         return None
     try:
         array = read_labels(path).array
@@ -189,7 +190,8 @@ def _page(cohort: Cohort, compared: Sequence[Compared]) -> str:
              ("adapter in use", str(state.adapter.number) if state.adapter else "none")]  # fmt: skip
     parts = [report_page.heading(
         "Proposals against what was accepted",
-        "By case, in the order of acceptance. Who accepts a case begins with its proposal, so both agree more than two "
+        "By case, in the order in which they were first accepted; proposals by an adapter that had learned from the "
+        "case itself are left out. Who accepts a case begins with its proposal, so both agree more than two "
         "independent annotators would; evidence about an adapter comes from the patients held out, below.",
     )]  # fmt: skip
     parts += _curves(compared, labels)

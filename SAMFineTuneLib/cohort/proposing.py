@@ -358,9 +358,7 @@ def _calibration(state: CohortState, cohort: Cohort) -> Calibration:
     found = []
     for case in reversed(state.accepted):
         judged = _judged(cohort, state.adapter.number, case.key)
-        made_by = case.proposal.adapter if case.proposal else 0
-        taught = any(case.key in one.learned for one in state.adapters if one.number <= made_by)
-        for folder in (judged, *(() if taught else (cohort.proposal(case.key),))):
+        for folder in (judged, *(() if state.taught(case) else (cohort.proposal(case.key),))):
             if (one := _sample(folder, cohort.accepted(case.key), state.labels)) is not None:
                 found.append(one)
                 break

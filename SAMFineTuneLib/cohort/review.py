@@ -106,8 +106,8 @@ def accept(
         name: the case's key or name.
         labels: its label map, as a file or an array [k, j, i] in the image's grid; None for the correction that is
             kept, or else the proposal.
-        seconds: working time.
-        prompts: prompts that were placed.
+        seconds: working time; added to the earlier one of a case that was reopened.
+        prompts: prompts that were placed; the same.
         by: who has taken it, see `take`.
 
     Raises:
@@ -121,9 +121,11 @@ def accept(
 
         def accepted(state: CohortState) -> CohortState:
             now = _free(state, case.key, by)
-            order = now.review.order if now.state == "accepted" and now.review else state.next_order
+            before = now.review or Review(state.next_order)
+            earlier = (None, None) if now.state == "accepted" else (before.seconds, before.prompts)
+            took = (_sum(old, new) for old, new in zip(earlier, (seconds, prompts), strict=True))
             move_over(written, cohort.accepted(case.key))
-            review = Review(order, seconds, prompts, found)
+            review = Review(before.order, *took, found)
             return state.with_case(case.key, state="accepted", review=review, lease=None)
 
         done = lambda: cohort.corrected(case.key).unlink(missing_ok=True)  # noqa: E731
@@ -150,7 +152,7 @@ def reopen(cohort: Cohort, name: str, by: str = "") -> CohortCase:
             with atomic_write(corrected) as copy:
                 copy.write_bytes(accepted.read_bytes())
         now = "corrected" if corrected.exists() else "proposed" if case.proposal else "untouched"
-        return state.with_case(key, state=now, review=None)
+        return state.with_case(key, state=now)
 
     return cohort.change(reopened, lambda: accepted.unlink(missing_ok=True)).case(key)
 
@@ -161,6 +163,12 @@ def _free(state: CohortState, name: str, by: str) -> CohortCase:
     if case.taken(by):
         raise UserError(f"Somebody else works on case {case.name}; take another one, or wait until it is given back.")
     return case
+
+
+def _sum(first: float | None, second: float | None) -> float | None:
+    """The sum of what was measured; None where nothing was."""
+    measured = [one for one in (first, second) if one is not None]
+    return sum(measured) if measured else None
 
 
 def _is_newer(path: Path, other: Path) -> bool:
@@ -203,9 +211,10 @@ def _written(
 
 
 def _agreement(cohort: Cohort, case: CohortCase, accepted: np.ndarray) -> Mapping[str, float]:
-    """Dice of the proposal with what is accepted, of each structure that is in either; nothing without a proposal."""
+    """Dice of the proposal with what is accepted, of each structure that is in either; nothing without a proposal, or
+    for one by an adapter that knew the case."""
     path = cohort.proposal(case.key) / PROPOSED_LABELS
-    if case.proposal is None or not path.exists():
+    if case.proposal is None or not path.exists() or cohort.state.taught(case):
         return {}
     try:
         proposed = read_labels(path).array

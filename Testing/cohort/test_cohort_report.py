@@ -74,6 +74,11 @@ def test_what_was_not_measured_is_not_told(tmp_path):
         image.unlink()
     text, headline = page(cohort, tmp_path / "report")  # an earlier report is replaced
     assert "3 cases are accepted, 1 of which was proposed" in headline and "data:image/png" not in text
+    knew = TrainedAdapter(1, (cohort.state.case("c").key,), (), "base", {}, {}, None, True, "", "2026-01-01")
+    cohort.change(lambda state: replace(state, adapters=(knew,)))
+    assert "none had been proposed" in page(cohort, tmp_path / "report")[1]
+    cohort.change(lambda state: replace(state, adapters=()))
+    assert "1 of which was proposed" in page(cohort, tmp_path / "report")[1]
     (cohort.proposal(cohort.state.case("c").key) / "labels.nii.gz").write_bytes(b"half")
     assert "none had been proposed" in page(cohort, tmp_path / "report")[1]
 

@@ -14,7 +14,7 @@ from small_cohorts import propose_labels, small_cohort, truth
 
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort import cohort_folder
-from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, Lease
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, Lease, TrainedAdapter
 from SAMFineTuneLib.cohort.review import accept, keep_correction, labels_of, refuse, release, reopen, take
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
@@ -52,19 +52,34 @@ def test_without_labels_the_correction_is_accepted_and_else_the_proposal(cohort)
     assert not cohort.corrected(cohort.state.case("b").key).exists()
 
 
-def test_numbers_of_acceptance_never_repeat(cohort):
+def test_a_reopened_case_keeps_its_place_and_its_work_counts(cohort):
     for number, name in enumerate("abc"):
-        accept(cohort, name, truth(number))
+        accept(cohort, name, truth(number), seconds=10 if name == "a" else None, prompts=2)
     reopen(cohort, "a")
-    accept(cohort, "c", truth(1))  # once more: it keeps its place
-    assert accept(cohort, "a").review.order == 4
-    assert [case.name for case in cohort.state.accepted] == ["b", "c", "a"]
+    accept(cohort, "c", truth(1), seconds=7, prompts=3)  # once more: the figures are replaced
+    again, third = accept(cohort, "a", seconds=5), cohort.state.case("c")
+    assert (again.review.order, again.review.seconds, again.review.prompts) == (1, 15, 2)
+    assert (third.review.order, third.review.seconds, third.review.prompts) == (3, 7, 3)
+    reopen(cohort, "c")
+    assert cohort.state.next_order == 4
+    assert [case.name for case in cohort.state.accepted] == ["a", "b"]
+
+
+def test_a_proposal_by_an_adapter_that_knew_the_case_does_not_count(cohort):
+    keys = {case.name: case.key for case in cohort.state.cases}
+    adapters = [TrainedAdapter(number, (keys[name],), (), "base", {}, {}, None, True, "", "2026-01-01")
+                for number, name in ((1, "b"), (2, "a"))]  # fmt: skip
+    cohort.change(lambda state: replace(state, adapters=tuple(adapters)))
+    for name, adapter in (("a", 1), ("b", 2), ("c", 2)):
+        propose_labels(cohort, name, truth(0), adapter)
+    found = {name: accept(cohort, name, truth(0)).review.dice for name in "abc"}
+    assert found == {"a": {"blob": 1.0}, "b": {}, "c": {"blob": 1.0}}
 
 
 def test_reopening_keeps_the_work(cohort):
     accept(cohort, "a", truth(0))
     case = reopen(cohort, "a")
-    assert (case.state, case.review) == ("corrected", None)
+    assert case.state == "corrected"
     assert np.array_equal(read_labels(labels_of(cohort, case)).array, truth(0))
     assert not cohort.accepted(case.key).exists()
 
