@@ -20,12 +20,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
@@ -38,6 +41,8 @@ LEASE = 600.0
 """Seconds for which a case stays taken after the last sign of the one who works on it."""
 _FORMAT, _READABLE = 2, (1, 2)
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".dcm")
+_LARGEST_LABEL = 2**16 - 1
+_SHOWN = 40  # characters of a value that does not fit
 _PATIENCE = 20.0  # s to wait for another process that writes
 
 
@@ -229,7 +234,7 @@ class Cohort:
             raise UserError(f"“{self.folder}” holds no cohort; create one with “samfinetune cohort create”.") from None
         except UserError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"“{path}” is damaged ({error}); restore it from a backup.") from error
         except OSError as error:
             raise UserError(f"“{path}” cannot be read: {error.strerror}.") from error
@@ -333,29 +338,34 @@ def _plain(state: CohortState) -> dict[str, Any]:
 def _parsed(values: dict[str, Any], path: Path) -> CohortState:
     if values.get("format") not in _READABLE:
         raise UserError(f"“{path}” was written by another version of SAMFineTune; update this one to open it.")
-    beside, full = values["images"]
-    return CohortState(
-        labels={int(value): str(name) for value, name in values["labels"].items()},
-        cases=tuple(_case(one) for one in values["cases"]),
-        images=(str(beside), str(full)),
-        model=str(values["model"]),
-        adapters=tuple(_of(TrainedAdapter, one) for one in values["adapters"]),
-        salt=str(values.get("salt", "")),
-    )
+    state = _made(CohortState, values, "")
+    keys = {case.key for case in state.cases}
+    if len(keys) < len(state.cases) or not all(re.fullmatch(r"[\w-]+", key) for key in keys):
+        raise ValueError("keys of cases")
+    if unknown := {case.state for case in state.cases} - {*STATES}:
+        raise ValueError(f"unknown state {unknown.pop()}")
+    if not all(0 < value <= _LARGEST_LABEL for value in state.labels):
+        raise ValueError("label values")
+    bytes.fromhex(state.salt)
+    return state
 
 
-def _case(values: dict[str, Any]) -> CohortCase:
-    parts = {"proposal": Proposal, "review": Review, "lease": Lease}
-    own = {name: _of(kind, values[name]) if values.get(name) else None for name, kind in parts.items()}
-    found = _of(CohortCase, {**values, **own})
-    if found.state not in STATES:
-        raise ValueError(f"unknown state {found.state!r}")
-    return found
+def _made(kind: Any, value: Any, where: str) -> Any:
+    """A value of JSON as a field has it, by the field's type; ValueError with the place of one that does not fit."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # with None
+        return None if value is None else _made(inner[0], value, where)
+    if is_dataclass(kind) and isinstance(value, dict):
+        own = {name: _made(of, value[name], f"{where}.{name}") for name, of in _types(kind).items() if name in value}
+        return kind(**own)
+    if origin is tuple and isinstance(value, list):
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_made(of, one, f"{where}.{n}") for n, (of, one) in enumerate(zip(kinds, value, strict=True)))
+    if origin is Mapping and isinstance(value, dict):
+        return {inner[0](name): _made(inner[1], one, f"{where}.{name}") for name, one in value.items()}
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise ValueError(f"{where.lstrip('.')} is {str(value)[:_SHOWN]}")
 
 
-def _of(kind: type, values: dict[str, Any]) -> Any:
-    """A dataclass from its fields; lists become tuples."""
-    names = {one.name for one in fields(kind)}
-    return kind(**{
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names
-    })  # fmt: skip
+_types = cache(get_type_hints)  # of the fields of a dataclass

@@ -186,6 +186,17 @@ def test_names_and_keys(cohort):
         state.case("a")
 
 
+def with_case(**values):
+    """Changes the first case of a cohort's file."""
+
+    def change(text: str) -> str:
+        content = json.loads(text)
+        content["cases"][0] |= values
+        return json.dumps(content)
+
+    return change
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -199,6 +210,18 @@ def test_names_and_keys(cohort):
         lambda text: json.dumps({**json.loads(text), "images": ["x"]}),
         lambda text: json.dumps({**json.loads(text), "labels": {"one": "x"}}),
         lambda text: json.dumps({**json.loads(text), "cases": [3]}),
+        lambda text: json.dumps({**json.loads(text), "model": None}),
+        lambda text: json.dumps({**json.loads(text), "salt": "word"}),
+        lambda text: json.dumps({**json.loads(text), "labels": {"70000": "x"}}),
+        lambda text: json.dumps({**json.loads(text), "cases": 2 * json.loads(text)["cases"]}),
+        with_case(key="../../x"),
+        with_case(image=None),
+        with_case(patient=7),
+        with_case(review={"order": "first"}),
+        with_case(review="done"),
+        with_case(lease={"by": "x", "until": "soon"}),
+        with_case(proposal={"adapter": 1, "confidence": {"blob": "high"}}),
+        lambda text: "[" * 100000,
         lambda text: "\x00" * len(text),
     ],
 )
