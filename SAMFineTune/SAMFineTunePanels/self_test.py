@@ -41,6 +41,7 @@ class SelfTest:
         self.first_click()
         self.three_orientations()
         self.turned_view()
+        self.three_dimensions()
         self.neighbour_is_kept()
         self.undo_and_redo()
         self.propagate_through_a_crash()
@@ -138,6 +139,23 @@ class SelfTest:
         self.clear()
         node.GetSliceToRAS().DeepCopy(before)
         node.UpdateMatrices()
+
+    def three_dimensions(self):
+        self.say("In 3-D a box on one slice answers for the whole organ, and undo takes all of it back")
+        button = self.panel.prompts.wholeButton
+        self.panel.segments.add()
+        self.go_to("Red", self.middle_of(KIDNEY))
+        button.click()
+        self.drag_box("Red", *self.box_round(KIDNEY, self.plane("Red")))
+        # A slice beside the box's: Cancel, which the panel offers meanwhile, ends this test with a low Dice.
+        self.wait(lambda: len(self.slices_of(self.voxels())) > 1, "slices beside the box")
+        self.wait(lambda: self.settled() and not self.panel.host.jobs, "the whole organ")
+        self.test.assertGreater(dice_of(self.voxels(), self.labels == KIDNEY), 0.8, "Dice in 3-D")
+        self.panel.prompt_list.undo()
+        self.wait(lambda: not self.voxels().any(), "nothing after undo")
+        button.click()
+        self.test.assertFalse(self.session.volumetric, "In 3-D is still on")
+        self.clear()
 
     def neighbour_is_kept(self):
         self.say("A neighbour keeps its voxels")

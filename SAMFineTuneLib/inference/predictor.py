@@ -390,11 +390,14 @@ class Predictor:
 
     def _search_point(self, picture: np.ndarray, prompts: PlanePrompts) -> Prediction:
         """The reading of a lone point, whose object may have any size, from few views, since each costs an encoding:
-        the last but one, with it the widest where its answer is large, and the narrowest too where that is unsure."""
+        the last but one, or the last where that is the whole of a picture larger than the input; with it the widest
+        where its answer is large, and the narrowest too where that is unsure."""
         if not self.engine.spec.zoom:
             return self._read_point(picture, prompts, [View.whole(picture.shape)])
         views = views_of_point(picture.shape, prompts.points[0], self.engine.spec.input_size)
         first = views[-2:][0]
+        if first == View.whole(picture.shape) and max(picture.shape[:2]) > self.engine.spec.input_size:
+            first = views[-1]
         answer = self._read_point(picture, prompts, [first])
         box = bounding_box(answer.mask)
         size = 0.0 if box is None else (box[2:] - box[:2] + 1).max() / max(first.rows, first.columns)

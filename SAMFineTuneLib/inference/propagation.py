@@ -3,9 +3,9 @@
 The protocol is that of MedicoSAM's 3-D evaluation (Archit et al. 2025, arXiv 2501.11734): the mask of a slice gives the
 prompts of the next one, and a direction ends when the new mask overlaps the previous one too little. In addition, each
 connected piece of a mask is propagated on its own, so that two kidneys in one segment are two boxes rather than one
-around both. A piece also ends where its area changes too much, where the model's score is low, and where the mask
-covers grey values unlike those of the prompted slice: a mask prompt repeats its shape long after the structure has
-ended, which neither IoU nor predicted IoU reveals.
+around both. A piece also ends where its area changes too much, where the model's score is low, and where the mask looks
+unlike the prompted slice's, in its grey values or beside what is around it: a mask prompt repeats its shape long after
+the structure has ended, which neither IoU nor predicted IoU reveals.
 
 Slices that were interpolated when the volume was read (`Volume.interpolated`) never end a direction: where the model
 does not find the structure on them, they get the shape between the masks on either side.
@@ -40,7 +40,7 @@ from SAMFineTuneLib.inference.piece_tracks import large_pieces, piece_tracks, sh
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.inference.slice_stack import Stack, stack_through
-from SAMFineTuneLib.inference.unchanged_structure import SMALLEST_SPREAD
+from SAMFineTuneLib.inference.unchanged_structure import Appearance, appearance
 from SAMFineTuneLib.prompts import PlanePrompts
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ _GREY_SHIFT = 2.0
 grey values there."""
 _BOX_MARGIN = 0.05
 """The box for the next slice is wider than the mask by this fraction of its side, at least one pixel."""
+_STANDS_OUT = 1.0
+"""Standard deviations of its grey values between a structure and its rim, above which it must stay on that side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,13 +152,13 @@ def planned_planes(
 
 @dataclass(frozen=True, eq=False)
 class _Front:
-    """A mask on slice `index`, the grey values where it started, and the best score on its way."""
+    """A mask on slice `index`, how it looks where it started, and the best score on its way."""
 
     index: int
     mask: np.ndarray
     sources: tuple[str, ...]
-    grey: tuple[float, float] | None = None
-    """Mean and standard deviation of the grey values where it started."""
+    prompted: Appearance | None = None
+    """How it looks where it started."""
     best: float = 0.0
 
     def moved(self, index: int, result: PropagatedSlice) -> _Front:
@@ -349,7 +351,9 @@ class _Run:
         self.settings, self.plan, self.cancelled, self.meter = settings, plan, cancelled, meter
 
     def slices(self, kept: Mapping[int, np.ndarray | None]) -> Iterator[PropagatedSlice | PropagationEnd]:
-        starts = [self._with_grey(front) for front in self.plan.starts]
+        starts = [
+            replace(front, prompted=appearance(self._picture(front.index), front.mask)) for front in self.plan.starts
+        ]
         for lower, upper in zip(starts, starts[1:], strict=False):
             if not kept.keys() >= set(self.plan.between(lower.index, upper.index)):
                 yield from self._between(lower, upper)
@@ -357,9 +361,8 @@ class _Run:
             if not kept.keys() >= set(self.plan.beyond(step)):
                 yield from self._outward(starts[-1 if step > 0 else 0], step)
 
-    def _with_grey(self, front: _Front) -> _Front:
-        values = picture(self.volume, self.plan.stack.plane(front.index), self.window)[front.mask]
-        return replace(front, grey=(float(values.mean()), max(float(values.std()), SMALLEST_SPREAD)))
+    def _picture(self, index: int) -> np.ndarray:
+        return picture(self.volume, self.plan.stack.plane(index), self.window)
 
     def _outward(self, front: _Front, step: int) -> Iterator[PropagatedSlice | PropagationEnd]:
         wanted = self.plan.beyond(step)
@@ -456,14 +459,13 @@ class _Run:
 
     def _carry(self, front: _Front, index: int) -> PropagatedSlice | _Refused:
         """The mask on slice `index`, prompted by a neighbouring slice's mask."""
-        plane = self.plan.stack.plane(index)
-        shown = picture(self.volume, plane, self.window)
+        shown = self._picture(index)
         carried = np.zeros(front.mask.shape, dtype=bool)
         scores, refusals = [], []
         for piece in large_pieces(front.mask):
             answer = prompted_by_piece(self.predictor, shown, piece)
             new, score = answer.mask_near(piece), answer.score
-            reason = self._doubt(piece, new, score, front, None if index in self.plan.interpolated else shown)
+            reason = self._doubt(piece, new, score, front, index, None if index in self.plan.interpolated else shown)
             if reason:
                 refusals.append(reason)
             else:
@@ -471,13 +473,14 @@ class _Run:
                 scores.append(score)
         if not scores:
             return _Refused(index, refusals[0])
-        return PropagatedSlice(plane, carried, min(scores), overlap(front.mask, carried), front.sources)
+        shared = overlap(front.mask, carried)
+        return PropagatedSlice(self.plan.stack.plane(index), carried, min(scores), shared, front.sources)
 
     def _doubt(
-        self, before: np.ndarray, after: np.ndarray, score: float, front: _Front, shown: np.ndarray | None
+        self, before: np.ndarray, after: np.ndarray, score: float, front: _Front, index: int, shown: np.ndarray | None
     ) -> str | None:
-        """Why the mask `after`, which continues the piece `before`, is doubtful, or None. On an interpolated slice,
-        without grey values `shown`, only its shape counts."""
+        """Why the mask `after` on slice `index`, which continues the piece `before`, is doubtful, or None. On an
+        interpolated slice, without grey values `shown`, only its shape counts."""
         old, new = np.count_nonzero(before), np.count_nonzero(after)
         if new == 0:
             return "the structure is not found there"
@@ -490,10 +493,15 @@ class _Run:
             return f"the mask has too little in common with the slice before (IoU {shared:.2f})"
         if shown is None:
             return None
-        mean, spread = front.grey
-        grey = float(shown[after].mean())
-        if abs(grey - mean) > _GREY_SHIFT * spread:
-            return f"what the mask covers looks different (mean grey value {grey:.0f} instead of {mean:.0f})"
+        here, prompted = appearance(shown, after), front.prompted
+        if abs(here.grey - prompted.grey) > _GREY_SHIFT * prompted.spread:
+            return (f"what the mask covers looks different (mean grey value {here.grey:.0f} instead of "
+                    f"{prompted.grey:.0f})")  # fmt: skip
+        between = self.plan.starts[0].index < index < self.plan.starts[-1].index  # where it cannot have ended
+        stands_out = abs(prompted.contrast) >= _STANDS_OUT * prompted.spread
+        if stands_out and not between and here.contrast * prompted.contrast < 0:
+            was, now = ("brighter", "darker") if prompted.contrast > 0 else ("darker", "brighter")
+            return f"what the mask covers is {now} than what is around it, not {was} as on the prompted slice"
         return None
 
 

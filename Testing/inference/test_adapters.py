@@ -19,6 +19,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import aligned_plane, choose_window, picture
 from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.inference.engine import embedding_digest, open_engine
+from SAMFineTuneLib.inference.expected_iou import expected_iou
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 from SAMFineTuneLib.models.adapters.merged_export import export_adapter
@@ -105,6 +106,16 @@ def test_pytorch_and_onnx_give_the_same_masks(store, scan, name):
 
 def box_logits(engine, scan):
     return Predictor(engine, EmbeddingCache()).predict(scan[2], PROMPTS[2]).low_res
+
+
+@pytest.mark.parametrize("kind, prompts", [("point", PROMPTS[0]), ("clicks", PROMPTS[1]), ("box", PROMPTS[2])])
+def test_what_an_adapter_predicts_is_calibrated_as_its_base_is(store, scan, kind, prompts):
+    answers = [Predictor(open_one(store, name), EmbeddingCache()).predict(scan[2], prompts) for name in
+               ("decoder", "onnx-decoder")]  # fmt: skip
+    for one in answers:
+        told = expected_iou(BASE.spec.calibration, kind, one.score, one.low_res, one.agreement)
+        assert one.expected_iou == pytest.approx(told) and one.expected_iou != pytest.approx(one.score)
+    assert answers[0].expected_iou == pytest.approx(answers[1].expected_iou, abs=0.01)
 
 
 def test_an_adapter_of_the_decoder_keeps_its_bases_embeddings(store, scan):

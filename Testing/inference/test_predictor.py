@@ -12,9 +12,12 @@ from PIL import Image
 from region_engine import RegionEngine
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import aligned_plane, body_phantom, choose_window, picture
+from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.inference.engine import open_engine
 from SAMFineTuneLib.inference.input_crop import View, bounding_box
+from SAMFineTuneLib.inference.mask_shapes import interior_points
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.models.onnx_export import export_model
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
@@ -419,3 +422,15 @@ def test_a_mask_alone_is_a_prompt(random_compact):
 def test_no_prompt_is_refused_with_a_sentence(random_compact):
     with pytest.raises(UserError, match="no prompt on this slice"):
         Predictor(open_engine(random_compact)).predict(textured(), PlanePrompts(*NONE))
+
+
+@pytest.mark.parametrize("organ", ["liver", "spleen", "left kidney", "aorta"])
+def test_a_point_in_an_organ_of_the_self_tests_body_answers_with_that_organ(organ):
+    """Its pictures are a little larger than the model's input: the whole of one lacks detail."""
+    volume, labels, names = body_phantom(shape=(28, 160, 160), spacing=(2.2, 2.2, 5.0))
+    value = next(value for value, name in names.items() if name == organ)
+    plane = aligned_plane(volume, "axial", int((labels == value).sum(axis=(1, 2)).argmax()))
+    truth = extract_labels(labels, volume, plane) == value
+    point = PlanePrompts(interior_points(truth), np.ones(1, np.int64))
+    answer = Predictor(open_engine(Store().get())).predict(picture(volume, plane, choose_window(volume, None)), point)
+    assert dice(answer.mask, truth) > 0.85

@@ -241,6 +241,18 @@ def test_a_leak_ends_it():
     assert max(slices) == 14 and "the area changes" in ends[0]
 
 
+@pytest.mark.parametrize("around, ended", [(40, False), (110, False), (200, True)])
+def test_a_mask_that_is_darker_than_its_surroundings_is_not_the_bright_structure_any_more(around, ended):
+    volume, labels = phantom()
+    grey = volume.array.copy()
+    grey[15:] = np.where(labels[15:] == 0, around, grey[15:])
+    slices, ends = run(type(volume)(grey, volume.affine), [seed(volume, labels, 9)], direction="up")
+    assert max(slices) == (14 if ended else 23)
+    assert [end for end in ends if "darker than what is around it, not brighter" in end] == ends and bool(ends) == ended
+    slices, ends = run(type(volume)(grey, volume.affine), [seed(volume, labels, index) for index in (9, 20)])
+    assert {*range(10, 20)} <= set(slices), "between two prompted slices it cannot have ended"
+
+
 def test_derived_prompts():
     mask = np.zeros((40, 50), bool)
     mask[10:20, 0:41] = True

@@ -167,10 +167,9 @@ def digest_of_base(base: ModelFolder) -> str:
 
 
 def tuned_spec(base: ModelSpec, adapter: AdapterFolder) -> ModelSpec:
-    """The description of a base with an adapter in it: the base's, with the adapter's heads, and without the
-    calibration of its predicted IoU, which the adapter changes."""
+    """The description of a base with an adapter in it: the base's, with the adapter's heads."""
     method = adapter.card.method
-    return replace(base, heads=method.heads, classes=method.classes, calibration={})
+    return replace(base, heads=method.heads, classes=method.classes)
 
 
 def is_base(adapter: AdapterFolder, model: ModelFolder) -> bool:
