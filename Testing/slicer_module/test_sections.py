@@ -199,7 +199,7 @@ def test_many_objects_are_listed_in_pieces_and_can_be_dropped_in_between(work, m
 
     automatic, host = work.panel.automatic, work.panel.host
     monkeypatch.setattr(section, "_AT_ONCE", 0.001)
-    monkeypatch.setattr(host.client, "object_masks", lambda job, numbers: None)
+    monkeypatch.setattr(host.client, "ask_for_masks", lambda job, numbers: None)
     automatic._job = 99
     found = Objects(99, tuple(ObjectInfo(number, 45, 0.9, "axial", (3, 3)) for number in range(1, 181)))
     host.timer.stop()
