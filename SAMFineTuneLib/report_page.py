@@ -22,6 +22,7 @@ from SAMFineTuneLib.prompts import PlanePrompts
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
 REFERENCE = (1.0, 1.0, 1.0)
+_SENTENCE = 40  # characters, from which on a cell may be broken into lines
 """Colour of the reference's outline in pictures."""
 _ON_PICTURES = 7  # colours that are seen on grey values
 _STYLE = """
@@ -33,6 +34,7 @@ p.note{color:#57606a;max-width:52em}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
 td,th{padding:.25em .7em;text-align:left;border-bottom:1px solid #d0d7de;vertical-align:top}
 .wide td{white-space:nowrap}
+.wide td.text{white-space:normal;min-width:20em}
 img{max-width:100%}
 body>svg{display:block;width:100%;max-width:44em}
 .pictures{display:flex;flex-wrap:wrap;gap:1em}
@@ -140,10 +142,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
     shown = [place for place in range(len(header)) if any(row[place] is not None for row in rows)]
     head = "".join(f"<th>{html.escape(header[place])}" for place in shown)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape('–' if row[place] is None else row[place])}" for place in shown)
-        for row in rows
+        "<tr>" + "".join(_cell("–" if row[place] is None else row[place]) for place in shown) for row in rows
     )
     return f"<div class='wide'><table><tr>{head}{body}</table></div>"
+
+
+def _cell(text: str) -> str:
+    """A cell; sentences may be broken into lines."""
+    return f"<td{' class=text' * (len(text) > _SENTENCE)}>{html.escape(text)}"
 
 
 def image(source: str, words: str) -> str:

@@ -19,6 +19,7 @@ from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain, duration
 
 REPORT = "report"
 _WIDTH, _HEIGHT, _MARGIN = 640, 260, 46
+_LINE = 14  # of the names of curves
 
 Curve = Sequence[tuple[float, float]]
 
@@ -72,30 +73,32 @@ def draw_curves(curves: Mapping[str, Curve], title: str) -> str:
     points = [point for curve in curves.values() for point in curve]
     right = max((x for x, _ in points), default=1) or 1
     top = max((y for _, y in points), default=1.0) or 1.0
+    names = _LINE * max(0, len(curves) - 1)  # so that they stand above the curves
+    bottom = _HEIGHT + names - _MARGIN
 
     def place(x: float, y: float) -> str:
         across = _MARGIN + x / right * (_WIDTH - 2 * _MARGIN)
-        return f"{across:.1f},{_HEIGHT - _MARGIN + max(0.0, y) / top * (2 * _MARGIN - _HEIGHT):.1f}"
+        return f"{across:.1f},{bottom + max(0.0, y) / top * (2 * _MARGIN - _HEIGHT):.1f}"
 
     def text(x: float | str, y: float | str, words: str, how: str = "") -> str:
         return f'<text x="{x}" y="{y}" {how}>{html.escape(words)}</text>'
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT + names}" font-family="sans-serif" '
         'font-size="12">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT + names}" fill="white"/>',
         text(_MARGIN, 20, title),
     ]
     for share in (0, 0.5, 1):
         x, y = place(right * share, 0).split(",")[0], place(0, top * share).split(",")[1]
         parts.append(f'<line x1="{_MARGIN}" y1="{y}" x2="{_WIDTH - _MARGIN}" y2="{y}" stroke="#d0d7de"/>')
         parts.append(text(_MARGIN - 6, y, f"{top * share:.3g}", 'text-anchor="end"'))
-        parts.append(text(x, _HEIGHT - _MARGIN + 18, f"{right * share:.0f}", 'text-anchor="middle"'))
+        parts.append(text(x, bottom + 18, f"{right * share:.0f}", 'text-anchor="middle"'))
     for number, (name, curve) in enumerate(curves.items()):
         colour, width = report_page.colour(number), 1 if number else 2
         places = [place(x, y) for x, y in curve]
         line = f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
-        parts += [line, text(_WIDTH - _MARGIN, 20 + 14 * number, name, f'text-anchor="end" fill="{colour}"')]
+        parts += [line, text(_WIDTH - _MARGIN, 20 + _LINE * number, name, f'text-anchor="end" fill="{colour}"')]
         for x, y in (one.split(",") for one in places if len(places) < 20):
             parts.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>')
     return "\n".join([*parts, "</svg>", ""])
