@@ -26,14 +26,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 # The recipes' learning rates, and those of the bundled model's architecture, which takes larger steps.
 _RATES = {"lora": 3e-4, "adapter": 1e-4, "vanilla": 1e-4}
 _SMALL_RATES = {"lora": 4e-3, "adapter": 2e-3, "vanilla": 1e-3}
-_LONGEST = 4  # times a preset's steps that a training of many slices has at most
+_SHOWN = 4  # times that a preset shows each labelled slice at least, as long as ...
+_LONGEST = 4  # ... that needs at most so many times its steps
 _FULL_STRENGTH = 30  # times that a training shows each slice, from which on it is augmented in full
 _LEAST_STRENGTH = 0.3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every instance is valid: a wrong value raises `UserError`. The defaults are those of the preset `quick`."""
+    """Every instance is valid: a wrong value raises `UserError`. The defaults are those of the preset
+    `quick`, but for `least_shown`."""
 
     preset: str = "quick"
     method: Method = field(default_factory=Method)
@@ -44,9 +46,9 @@ class Settings:
     """Optimiser steps of each training; warm-up and decay are parts of it."""
     most_shown: int | None = 200
     """How often each labelled slice is shown at most: a training of a few slices is shorter. None: no limit."""
-    least_shown: int | None = 4
+    least_shown: int | None = None
     """How often each labelled slice is shown at least: a training of many slices is longer, up to four times. None: it
-    is not."""
+    is not. Presets show each four times."""
     batch: int = PRESETS["quick"]["batch"]
     """Pictures a step, of all processes together."""
     objects: int = PRESETS["quick"]["objects"]
@@ -105,7 +107,7 @@ class Settings:
             raise UserError(f"Unknown preset {preset!r}; choose one of {', '.join(PRESETS)}.")
         given = {name: value for name, value in changes.items() if value is not None}
         free = {"most_shown": None, "least_shown": None} if "steps" in given else {}  # given steps stay as they are
-        return cls(preset=preset, **{**PRESETS[preset], **free, **given})
+        return cls(preset=preset, **{"least_shown": _SHOWN, **PRESETS[preset], **free, **given})
 
     @property
     def rate(self) -> float:

@@ -225,9 +225,9 @@ def test_isotropic_volumes_are_learned_in_all_orientations_and_so_judged(tiny, t
 
     cohort, seen, whole = small_cohort(tmp_path, 3, 3, np.diag([-1.0, -1.0, 1.5, 1.0])), [], automatic_head.slice_logits
 
-    def slice_logits(*arguments):
-        seen.append(arguments[3])
-        return whole(*arguments)
+    def slice_logits(predictor, volume, window, orientations, *others, **named):
+        seen.append(orientations)
+        return whole(predictor, volume, window, orientations, *others, **named)
 
     monkeypatch.setattr(automatic_head, "slice_logits", slice_logits)
     retrain(cohort)

@@ -24,7 +24,7 @@ from SAMFineTuneLib.training.fine_tuning import Progress, Stopped, fine_tune, ma
 from SAMFineTuneLib.training.training_report import draw_curves, smooth  # noqa: E402
 from SAMFineTuneLib.training.training_settings import PRESETS, Settings  # noqa: E402
 
-SMALL = {"steps": 2, "batch": 1, "objects": 1, "rounds": 1, "test_slices": 1, "least_shown": None}
+SMALL = {"steps": 2, "batch": 1, "objects": 1, "rounds": 1, "test_slices": 1}
 
 
 @pytest.fixture(autouse=True, scope="module")

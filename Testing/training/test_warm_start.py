@@ -26,7 +26,7 @@ from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.training.fine_tuning import Stopped, fine_tune, make_plan  # noqa: E402
 from SAMFineTuneLib.training.plan import attached  # noqa: E402
 
-SMALL = {"steps": 1, "batch": 1, "objects": 1, "rounds": 1, "folds": 0, "learning_rate": 1e-3, "least_shown": None}
+SMALL = {"steps": 1, "batch": 1, "objects": 1, "rounds": 1, "folds": 0, "learning_rate": 1e-3}
 
 
 @pytest.fixture(autouse=True, scope="module")
