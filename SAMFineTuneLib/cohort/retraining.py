@@ -1,8 +1,8 @@
 """Trains a cohort's next adapter on the accepted cases, and lets patients held out decide whether it is used.
 
-Who is held out follows from a digest of the patient: a quarter of all patients always is, and while fewer than two of
-these are accepted, further ones judge for the time being. These may be learned from later; whoever was learned from
-never judges.
+Who is held out follows from a digest of the patient: a quarter of all patients always is. While these are fewer than a
+third of those accepted (at least two, at most four), further ones judge for the time being. These may be learned from
+later; whoever was learned from never judges.
 
 Two candidates learn from the others: one begins with the base, one goes on from the adapter in use. What they propose
 for the held-out cases, as whole volumes, is compared with what was accepted, and the better one is kept. It replaces
@@ -54,7 +54,7 @@ FIRST = 5
 """Accepted cases at which the first training is due."""
 _GROWTH, _LEAST_NEW = 0.2, 3  # when the next one is due: so much more than at the last one, and so many cases
 _HELD_OUT = 0.25  # part of the patients that always judges
-_JUDGES = 2  # patients that judge at least
+_JUDGES, _ENOUGH = 2, 4  # patients that judge at least: a third of all within these bounds
 _USEFUL = 0.5  # mean Dice from which on correcting a proposal is less work than drawing
 _SURE = 6  # patients who all gain, which by chance they or their opposite do one time in thirty-two
 _BASE = "base"
@@ -101,9 +101,10 @@ def held_out(state: CohortState) -> tuple[CohortCase, ...]:
     """The accepted cases that judge: those of patients that are held out."""
     accepted, learned = state.accepted, {key for one in state.adapters for key in one.learned}
     taught = {case.patient for case in state.cases if case.key in learned}
-    patients = sorted({case.patient for case in accepted} - taught, key=_rank)
+    there = {case.patient for case in accepted}
+    patients = sorted(there - taught, key=_rank)
     always = sum(_rank(patient) < _HELD_OUT for patient in patients)
-    judges = patients[: max(always, _JUDGES)]
+    judges = patients[: max(always, _JUDGES, min(_ENOUGH, len(there) // 3))]
     return tuple(case for case in accepted if case.patient in judges)
 
 
