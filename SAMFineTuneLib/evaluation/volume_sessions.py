@@ -133,7 +133,7 @@ def centre_of_largest(wrong: np.ndarray) -> tuple[int, int, int] | None:
     if not count:
         return None
     largest = int(np.argmax(np.bincount(labels.ravel())[1:])) + 1
-    around = ndimage.findlarge_pieces(labels)[largest - 1]
+    around = ndimage.find_objects(labels)[largest - 1]
     depth = ndimage.distance_transform_edt(np.pad(labels[around] == largest, 1))[1:-1, 1:-1, 1:-1]
     inside = np.unravel_index(int(np.argmax(depth)), depth.shape)
     return tuple(int(place + part.start) for place, part in zip(inside, around, strict=True))
