@@ -39,7 +39,7 @@ class CohortList:
         keys, texts = [one.key for one in cases], [self._text(one, one.key == opened, by) for one in cases]
         if keys != self.keys:
             self._steps = self._fill(keys, texts)
-        elif texts != self._texts:
+        elif texts != self._texts and len(texts) == len(self._texts):  # else it is still being filled
             with quiet(self.table.widget):
                 for row, (before, now) in enumerate(zip(self._texts, texts, strict=True)):
                     if before != now:

@@ -8,7 +8,6 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import worker_python
 from .confidence_strip import ConfidenceStrip
 
 AT_ONCE = 0.012  # s of a turn in which voxels are copied
@@ -58,11 +57,11 @@ class OpenCase:
 class CohortReview:
     """Opens, keeps and accepts the cases of one cohort; `told(event)` gets what the process says that is not for it."""
 
-    def __init__(self, host, volumes, cohort, told):
+    def __init__(self, host, volumes, cohort, told, environment):
         from SAMFineTuneLib.service.cohort_work import CohortWork
 
         self.host, self.volumes, self.cohort = host, volumes, cohort
-        self._told = told
+        self._told, self._environment = told, environment
         self.word = secrets.token_hex(8)  # of this window, so that others leave its cases alone
         self.work = CohortWork(cohort.folder, self.word)
         self.way = "random"
@@ -80,6 +79,10 @@ class CohortReview:
         self.nothing_left = False
         self._orientation = "axial"  # of the slices whose confidence is known
         self.strip = ConfidenceStrip(self.jump)
+
+    def follow(self):
+        """Have the process say how the cohort stands, which is on a server."""
+        self._put("follow")
 
     # ---- what the buttons do
 
@@ -443,7 +446,7 @@ class CohortReview:
         """Put a piece into the queue, and have the process do it."""
         number = self.work.put(what, number, **values)
         try:
-            self.work.start(sys.executable, worker_python.environment())
+            self.work.start(sys.executable, self._environment(self.cohort.folder))
         except Exception as error:
             self.host.refused(error, _("The work on the cohort"), _TOPIC)
         return number

@@ -8,7 +8,7 @@ import ctk
 import qt
 from slicer.i18n import tr as _
 
-from . import packages, worker_python
+from . import packages
 from .cohort_curve import LearningCurve
 from .cohort_list import FILTERS, CohortList
 from .cohort_menu import CohortMenu
@@ -27,6 +27,7 @@ from .qt_helpers import (
     set_text,
     write_setting,
 )
+from .served_cohorts import ServedBackground, ServedCohorts
 from .shortcuts import KeyShortcuts
 from .status_strip import time_left
 
@@ -46,7 +47,7 @@ _TYPING = ("QLineEdit", "QTextEdit", "QPlainTextEdit", "QAbstractSpinBox")
 class CohortTab:
     """Opens cohorts, lists their cases, and has models trained and cases proposed; `CohortReview` does the rest."""
 
-    def __init__(self, host, volumes, resource_path, ask_to_install):
+    def __init__(self, host, volumes, resource_path, ask_to_install, server):
         self.host, self.volumes = host, volumes
         self.widget, self.ui = load_ui(resource_path, "CohortTab")
         self.review = None  # while a cohort is open
@@ -63,6 +64,7 @@ class CohortTab:
         self.curve = LearningCurve()
         self._keys = KeyShortcuts(KEYS, self._key)
         ui = self.ui
+        self.served = ServedCohorts(host, ui, server, self._open)
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
         fill_menu(ui.filterSelector, FILTERS)
         fill_menu(ui.waySelector, WAYS, read_setting("CohortWay"))
@@ -72,6 +74,7 @@ class CohortTab:
         self._connections = Connections(
             (ui.folderEdit, "currentPathChanged(QString)", lambda path: self._look_at(path)),
             (ui.openButton, "clicked()", self.open),
+            (ui.servedButton, "clicked()", self.served.open),
             (ui.cancelButton, "clicked()", self.cancel),
             (ui.closeButton, "clicked()", self.close_cohort),
             (ui.filterSelector, "activated(int)", lambda index: self._show(True)),
@@ -100,6 +103,7 @@ class CohortTab:
         self.menu.close()
         for review in self._closing:
             review.close()
+        self.served.close()
         if self._creating is not None:
             self._creating[0].close()
 
@@ -132,7 +136,7 @@ class CohortTab:
         work = CohortWork(folder, "create")
         work.forget()
         number = work.put("create", images=images, labels=labels)
-        work.start(sys.executable, worker_python.environment())
+        work.start(sys.executable, self.served.environment(folder))
         self._creating, self._doing = (work, number), {}
 
     def cancel(self):
@@ -172,17 +176,22 @@ class CohortTab:
 
     def show_cohort(self, cohort):
         """Work on a cohort."""
+        from SAMFineTuneLib.service.cohort_client import place_of
         from SAMFineTuneLib.service.cohort_work import CohortWork, take_up
 
         self._end_cohort()
-        write_setting("CohortFolder", str(cohort.folder))
         self.menu.folder = str(cohort.folder)
-        take_up(cohort.folder, sys.executable, worker_python.environment())
-        self.review = CohortReview(self.host, self.volumes, cohort, self._told)
+        take_up(cohort.folder, sys.executable, self.served.environment(cohort.folder))
+        self.review = CohortReview(self.host, self.volumes, cohort, self._told, self.served.environment)
         self.review.way = chosen_in(self.ui.waySelector)
-        self._background = CohortWork(cohort.folder)
-        while self._background.poll():
-            pass  # what was told before this window
+        if place_of(cohort.folder) is not None:
+            self.review.follow()
+            self._background = ServedBackground(self.review.work)
+        else:
+            write_setting("CohortFolder", str(cohort.folder))
+            self._background = CohortWork(cohort.folder)
+            while self._background.poll():
+                pass  # what was told before this window
         self._pictures = CohortWork(cohort.folder, self.review.word + "-pictures")
         self._show(True)
 
@@ -220,6 +229,7 @@ class CohortTab:
         self._keys.set_active(self._keys_work())
         if self.review is None:
             self._show_creating()
+            self.served.refresh(self.host.shown and self.widget.visible)
             return
         before = self.review.open, self.review.waits
         self.review.turn(self.host.shown)
@@ -244,7 +254,9 @@ class CohortTab:
         for work in (self.review.work, self._background):
             if not work.is_empty and not work.is_running:
                 outlives = work is self._background and read_flag("TrainOutlives")
-                work.start(sys.executable, worker_python.environment(), outlives)
+                work.start(sys.executable, self._environment(), outlives)
+        if not self._is_here and not self.review.work.is_running:
+            self.review.follow()
 
     def _keys_work(self):
         """Whether Enter and Tab are for this tab: it is seen, and nobody types."""
@@ -294,6 +306,9 @@ class CohortTab:
         write_setting("CohortWay", way)
         if self.review is not None:
             self.review.way = way
+
+    def _environment(self):
+        return self.served.environment(self.review.cohort.folder)
 
     @property
     def is_opening(self):
@@ -354,16 +369,17 @@ class CohortTab:
     def _ask_picture(self, key):
         self._picturing = True
         self._pictures.put("picture", case=key)
-        self.host.act(self._pictures.start, sys.executable, worker_python.environment())
+        self.host.act(self._pictures.start, sys.executable, self._environment())
 
     # ---- in the background
 
     def train(self):
         """Train from what is accepted, then propose with what came of it."""
-        if not torch_is_there() or packages.TRAINING.missing():
+        if self._is_here and (not torch_is_there() or packages.TRAINING.missing()):
             self.host.warn(_("Training needs PyTorch and PEFT; press Install under Train."), _TOPIC)
             return
-        self._begin("train", preset="quick", device=read_setting("TrainDevice", "auto"))
+        self._begin("train", preset="quick", device=read_setting("TrainDevice", "auto"),
+                    then_propose=read_setting("Device", "auto"))
 
     def propose(self):
         """Propose the cases that are untouched, and those that an earlier adapter proposed."""
@@ -373,7 +389,7 @@ class CohortTab:
         def begin():
             self._own = self._background.put(what, **values)
             outlives = read_flag("TrainOutlives")
-            self._background.start(sys.executable, worker_python.environment(), outlives)
+            self._background.start(sys.executable, self._environment(), outlives)
 
         if self.review is None:
             return
@@ -383,6 +399,11 @@ class CohortTab:
         self._doing = {"what": what}
         self.host.act(begin)
         self._show(False)
+
+    @property
+    def _is_here(self):
+        """Whether this computer trains and proposes, rather than the cohort's server."""
+        return not isinstance(self._background, ServedBackground)
 
     @property
     def _is_busy(self):
@@ -412,19 +433,17 @@ class CohortTab:
             for note in event.get("notes", []):
                 self.host.warn(note)
             if what == "train" and event.get("in_use"):
-                self.propose_after(event)
+                self._doing = {"what": "propose"}
             if event.get("page") and event.get("number") == self._own:
                 qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(event["page"]))
 
-    def propose_after(self, event):
-        """A better adapter is there: propose with it."""
-        self._background.put("propose", again=True, device=read_setting("Device", "auto"))
-        self._doing = {"what": "propose"}
-
     def _told(self, event):
         """What the process of the review says beside the cases it opens."""
-        if event.get("event") == "failed":
-            self.host.warn(event["text"], _TOPIC)
+        if event.get("event") == "server":
+            self._background.hear(event)
+        elif event.get("event") == "failed":
+            kept = _(" The labels are kept in {folder}.").format(folder=event["kept"]) if event.get("kept") else ""
+            self.host.warn(event["text"] + kept, _TOPIC)
         elif event.get("event") == "done" and event.get("what") == "accept" and self.menu.automaticAction.isChecked():
             self.review.work.put("due")
         elif event.get("due") and not self._is_busy:
@@ -437,7 +456,7 @@ class CohortTab:
             widget.setVisible(not busy)
         for widget in (ui.stopButton, ui.workBar):
             widget.setVisible(busy)
-        self.menu.show(busy, self.curve.drawable)
+        self.menu.show(busy or not self._is_here, self.curve.drawable)
         if busy:
             set_text(ui.stopButton, _("Stop at once") if self._doing.get("stopping") else _("Stop"))
             set_elided(ui.workLabel, doing_now(self._doing), _WORK)
@@ -445,7 +464,8 @@ class CohortTab:
             ui.workBar.setMaximum(1000 if total else 0)
             ui.workBar.value = int(1000 * done / total) if total else 0
         else:
-            set_elided(ui.workLabel, standing_of(state), _WORK)
+            problem = "" if self._is_here else self._background.problem
+            set_elided(ui.workLabel, problem or standing_of(state), _WORK)
 
     def _show_creating(self):
         ui, busy = self.ui, self._creating is not None

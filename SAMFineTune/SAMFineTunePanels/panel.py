@@ -57,7 +57,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self.model = ModelSettings(host, ui)
         self.server = ServerSettings(host, ui, self._server_changed, self._remove_packages)
         self.train = TrainTab(host, resource_path, self.status.install, self.model.use_adapter)
-        self.cohort = CohortTab(host, self.input, resource_path, self.status.ask_to_install)
+        self.cohort = CohortTab(host, self.input, resource_path, self.status.ask_to_install, self.server)
         self._parts = (
             self.status, self.contrast, self.input, self.segments, self.prompt_list, self.prompts, self.propagate,
             self.export, self.automatic, self.train, self.cohort, self.model, self.server,

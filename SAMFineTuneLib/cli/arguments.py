@@ -88,11 +88,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-cache", action="store_true", help="neither read nor write embeddings on disk")
 
 
-def add_server(parser: argparse.ArgumentParser) -> None:
+def add_server(
+    parser: argparse.ArgumentParser, title: str = "another computer's model",
+    meaning: str = "let a server of `samfinetune serve` do the work, as in https://gpu.hospital:8577; --model and "
+    "--adapter are then its own",
+) -> None:  # fmt: skip
     """--server, --token-file and --tls-ca."""
-    group = parser.add_argument_group("another computer's model")
-    group.add_argument("--server", metavar="URL", help="let a server of `samfinetune serve` do the work, as in "
-                       "https://gpu.hospital:8577; --model and --adapter are then its own")  # fmt: skip
+    group = parser.add_argument_group(title)
+    group.add_argument("--server", metavar="URL", help=meaning)
     group.add_argument("--token-file", metavar="FILE", help="file with the server's token (default: the variable "
                        "SAMFINETUNE_TOKEN)")  # fmt: skip
     group.add_argument("--tls-ca", metavar="FILE", help="certificate (.pem) to trust, where this computer does not "
@@ -102,21 +105,29 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 def connection(args: argparse.Namespace) -> RemoteServer:
     """The connection to the server of --server; UserError for an address, token or options that cannot be used."""
     from SAMFineTuneLib.service.remote_server import RemoteServer
-    from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
     if args.no_cache or args.precision != "auto":
         raise UserError("The server decides about precision and cache: leave out --precision and --no-cache.")
+    return RemoteServer(args.server, *server_access(args))
+
+
+def server_access(args: argparse.Namespace) -> tuple[str, str | None]:
+    """Token and certificate for the server of --server, with a note where the network can read along; UserError
+    without a token."""
+    from SAMFineTuneLib.service.link import parse_address
+    from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
+
     if args.token_file:
         token = read_token(Path(args.token_file).expanduser())
     else:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not token:
         raise UserError(f"The server asks for its token: give --token-file FILE, or set {TOKEN_VARIABLE}.")
-    server = RemoteServer(args.server, token, args.tls_ca and str(Path(args.tls_ca).expanduser()))
-    if not server.encrypted:
-        print(f"note: images and the token travel to {server.address} without encryption; use https:// where the "
-              "server has a certificate", file=sys.stderr)  # fmt: skip
-    return server
+    address = parse_address(args.server)
+    if not (address.tls or address.is_loopback):
+        print(f"note: images and the token travel to {address} without encryption; use https:// where the server has "
+              "a certificate", file=sys.stderr)  # fmt: skip
+    return token, args.tls_ca and str(Path(args.tls_ca).expanduser())
 
 
 def read_token(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,15 +12,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import console
-from SAMFineTuneLib.cli.arguments import add_command_with_actions
+from SAMFineTuneLib.cli.arguments import add_command_with_actions, add_server, server_access
 from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from SAMFineTuneLib.cohort.choosing import Choice
     from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState
     from SAMFineTuneLib.cohort.dicomweb_store import DicomwebStore
     from SAMFineTuneLib.evaluation.executors import Engine
+    from SAMFineTuneLib.service.cohort_client import ServedCohort
 
 _EPILOG = """A cohort is a folder of its own beside the images, which are never altered. CASE is a name or key that
 `status` lists.
@@ -37,6 +44,7 @@ examples:
   samfinetune cohort export liver-cohort -o Dataset001_Liver --form nnunet
   samfinetune cohort fetch https://pacs.hospital/dicom-web -o scans --modality CT --study 1.2.840.1
   samfinetune cohort store https://pacs.hospital/dicom-web liver-cohort          as DICOM SEG
+  samfinetune cohort next liver-cohort --server https://gpu:8577 --token-file token.txt -o work      on a server
 
 A .seg.nrrd names its structures, so that their numbers do not matter. The panel in Slicer does the same with a mouse.
 Commands and windows may work on one cohort at the same time. samfinetune demo --cohort makes one to try. A DICOMweb
@@ -44,15 +52,22 @@ server's token is read from SAMFINETUNE_DICOMWEB_TOKEN; a user's name from --use
 password from SAMFINETUNE_DICOMWEB_PASSWORD or the keyboard. They are written nowhere.
 """
 _MOST_PLACES = 5  # doubtful slices that `next` lists
+_LOOK_EVERY = 0.5  # s between two looks at what a server does
 
 
 def add_parser(subparsers) -> None:
     """Add `cohort` and its actions."""
     actions = add_command_with_actions(subparsers, "cohort", "segment many cases, and learn from each one", _EPILOG)
 
-    def action(name: str, function: Callable, text: str, case: bool = False) -> argparse.ArgumentParser:
+    def action(
+        name: str, function: Callable, text: str, case: bool = False, served: bool = False
+    ) -> argparse.ArgumentParser:
         parser = actions(name, function, text)
-        parser.add_argument("cohort", metavar="COHORT", help="the cohort's folder")
+        where = "the cohort's folder, or with --server its name there" if served else "the cohort's folder"
+        parser.add_argument("cohort", metavar="COHORT", help=where)
+        if served:
+            add_server(parser, "a department's server", "the server that has the cohort (samfinetune serve --cohort), "
+                       "as in https://gpu.hospital:8577")  # fmt: skip
         if case:
             add_case = parser.add_argument("case", metavar="CASE", help="name or key")
             add_case.completer = _case_names
@@ -67,12 +82,13 @@ def add_parser(subparsers) -> None:
     added.add_argument("--labels", metavar="liver,spleen", default="", help="names of the structures, for label values "
                        "from 1 (default: those of the labels that are there)")  # fmt: skip
     added.add_argument("--model", metavar="ID", default="compact", help="the model that learns (default: compact)")
-    action("status", _status, "list the cases, the adapter in use, and what to do next")
+    action("status", _status, "list the cases, the adapter in use, and what to do next", served=True)
     added = action("add", _add, "add images to a cohort")
     added.add_argument("images", metavar="IMAGES", help=images)
     added = action("locate", _locate, "find images that were moved")
     added.add_argument("images", metavar="IMAGES", help="where they are now")
-    added = action("propose", _propose, "segment the cases that nobody has worked on with the adapter in use")
+    added = action("propose", _propose, "segment the cases that nobody has worked on with the adapter in use",
+                   served=True)  # fmt: skip
     added.add_argument("cases", metavar="CASE", nargs="*", help="only these").completer = _case_names
     added.add_argument("--again", action="store_true", help="those that an earlier adapter proposed as well")
     added.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
@@ -81,19 +97,22 @@ def add_parser(subparsers) -> None:
                        "Dask cluster, whose computers see the cohort and its images at the same paths")  # fmt: skip
     added.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster; without one a cluster is started "
                        "here")  # fmt: skip
-    added = action("next", _next, "say which case to review next, why, and where to look in it")
+    added = action("next", _next, "say which case to review next, why, and where to look in it", served=True)
     added.add_argument("--way", choices=("random", "teaching", "easiest", "order"), default="random",
                        help="any case (default), the one that teaches most, the one nearest to done, or in order")
     added.add_argument("--take", metavar="WORD", default="", help="keep it from others for ten minutes; any word that "
                        "is nobody's name, to be given to `accept --by`")  # fmt: skip
-    added = action("accept", _accept, "accept the labels of a case", case=True)
+    added.add_argument("-o", "--output", metavar="FOLDER", help="with --server, where the case's image and labels are "
+                       "downloaded to; that takes the case, too")  # fmt: skip
+    added = action("accept", _accept, "accept the labels of a case", case=True, served=True)
     added.add_argument("--labels", metavar="FILE", help="label map of any kind (default: the correction that the panel "
                        "keeps, or else the proposal)")  # fmt: skip
     added.add_argument("--seconds", type=float, metavar="S", help="working time, for the report")
     added.add_argument("--prompts", type=int, metavar="N", help="prompts that were placed, for the report")
-    action("refuse", _refuse, "leave a case out", case=True)
-    action("reopen", _reopen, "take back that a case was accepted or refused", case=True)
-    added = action("train", _train, "learn from the accepted cases; patients held out decide whether it is used")
+    action("refuse", _refuse, "leave a case out", case=True, served=True)
+    action("reopen", _reopen, "take back that a case was accepted or refused", case=True, served=True)
+    added = action("train", _train, "learn from the accepted cases; patients held out decide whether it is used",
+                   served=True)  # fmt: skip
     added.add_argument("--preset", choices=("quick", "balanced", "thorough"), default="quick", help="default: quick")
     added.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     added.add_argument("--restart", action="store_true", help="begin anew instead of going on with a stopped training")
@@ -204,6 +223,8 @@ def _locate(args: argparse.Namespace) -> None:
 def _propose(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.cohort.proposing import propose
 
+    if args.server:
+        return _by_server(args, "propose", args.cases, args.again, args.jobs, args.scheduler)
     cohort, engine = _open(args), _engine(args)
     try:
         with _counting("segmenting case") as show:
@@ -232,23 +253,28 @@ def _engine(args: argparse.Namespace) -> Engine | None:
 def _next(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.cohort.choosing import next_case
     from SAMFineTuneLib.cohort.confidence import doubtful_places, read_confidence
-    from SAMFineTuneLib.cohort.review import labels_of, take
+    from SAMFineTuneLib.cohort.review import labels_of, take_next
 
-    cohort = _open(args)
-    choice = next_case(cohort, args.way, args.take)
+    if args.server:
+        cohort, choice, image, labels = _next_on_server(args)
+    else:
+        cohort = _open(args)
+        choice = (take_next if args.take else next_case)(cohort, args.way, args.take)
     if choice is None:
         print(f"Nothing is left to review. {_advice(cohort)}")
         console.document(case=None, advice=_advice(cohort))
         return
-    case = take(cohort, choice.case.key, args.take) if args.take else choice.case
-    labels, confidence = labels_of(cohort, case), read_confidence(cohort, case.key)
+    case = cohort.state.case(choice.case.key)
+    if not args.server:
+        image, labels = cohort.image(case), labels_of(cohort, case)
+    confidence = read_confidence(cohort, case.key)
     places = doubtful_places(confidence)[:_MOST_PLACES] if confidence and case.state == "proposed" else []
-    facts = [("case", f"{case.name}, {case.state}"), ("why", choice.reason), ("image", str(cohort.image(case)))]
-    facts += [("labels", str(labels))] if labels else []
+    facts = [("case", f"{case.name}, {case.state}"), ("why", choice.reason)]
+    facts += [(word, str(path)) for word, path in (("image", image), ("labels", labels)) if path]
     if places:
         listed = "; ".join(f"{label}, slice {place} ({value:.2f})" for label, place, value in places)
         facts.append(("look at", f"{confidence.orientation}: {listed}"))
-    facts += [("accept", f"samfinetune cohort accept {_quoted(args.cohort)} {_quoted(case.name)}"
+    facts += [("accept", f"samfinetune cohort accept {_named(cohort)} {_quoted(case.name)}"
                f"{'' if labels else ' --labels FILE'}{f' --by {args.take}' if args.take else ''}")]  # fmt: skip
     print_facts(facts)
     console.document(
@@ -259,13 +285,11 @@ def _next(args: argparse.Namespace) -> None:
 
 
 def _accept(args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.cohort.review import accept
-
     for name in ("seconds", "prompts"):
         if (given := getattr(args, name)) is not None and not 0 <= given < float("inf"):
             raise UserError(f"--{name} {given:g} cannot be; give a number from 0, or leave it out.")
-    cohort = _open(args)
-    case = accept(cohort, args.case, args.labels, args.seconds, args.prompts, args.by)
+    labels = _fitted(args) if args.server and args.labels else args.labels
+    cohort, case = _reviewed(args, "accept", labels=labels, seconds=args.seconds, prompts=args.prompts)
     print(f"accepted    {case.name}")
     for label, dice in case.review.dice.items():
         print(f"            {label}: the proposal had a Dice of {dice:.3f}")
@@ -273,19 +297,13 @@ def _accept(args: argparse.Namespace) -> None:
 
 
 def _refuse(args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.cohort.review import refuse
-
-    cohort = _open(args)
-    case = refuse(cohort, args.case, args.by)
+    cohort, case = _reviewed(args, "refuse")
     print(f"refused     {case.name}; “samfinetune cohort reopen” takes it back")
     _tell_case(cohort, case)
 
 
 def _reopen(args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.cohort.review import reopen
-
-    cohort = _open(args)
-    case = reopen(cohort, args.case, args.by)
+    cohort, case = _reviewed(args, "reopen")
     print(f"reopened    {case.name}, now {case.state}")
     _tell_case(cohort, case)
 
@@ -293,6 +311,8 @@ def _reopen(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.cohort.retraining import retrain
 
+    if args.server:
+        return _by_server(args, "train", args.preset != "quick", args.restart)
     cohort = _open(args)
     with stoppable(lambda: "stopped; the same command goes on.") as stop, ProgressLine() as line:
 
@@ -330,7 +350,118 @@ def _export(args: argparse.Namespace) -> None:
     console.document(folder=args.output, form=args.form, files=[str(path) for path in files])
 
 
-# ---------------------------------------------------------------- servers
+# ---------------------------------------------------------------- a department's server
+
+
+def _served(args: argparse.Namespace) -> ServedCohort:
+    """The cohort on the server of --server, as it stands now."""
+    from SAMFineTuneLib.service.cohort_client import Place, ServedCohort, mirror
+
+    token, certificate = server_access(args)
+    served = ServedCohort(mirror(Place(args.server, args.cohort, certificate or "")), token)
+    served.follow()
+    return served
+
+
+def _reviewed(args: argparse.Namespace, action: str, **values: Any) -> tuple[Cohort, CohortCase]:
+    """Have an action of `review` done, here or by the server that has the cohort."""
+    if args.server:
+        served = _served(args)
+        served.do(action, secrets.token_hex(8), 1, case=args.case, by=args.by, **values)
+        served.follow()
+        return served.cohort, served.cohort.state.case(args.case)
+    from SAMFineTuneLib.cohort import review
+
+    cohort = _open(args)
+    return cohort, getattr(review, action)(cohort, args.case, by=args.by, **values)
+
+
+def _fitted(args: argparse.Namespace) -> np.ndarray:
+    """The labels of a file in the grid of their image, which the server has."""
+    import numpy as np
+
+    from SAMFineTuneLib.cohort.review import in_grid
+    from SAMFineTuneLib.images import Volume
+
+    served, window, by = _served(args), secrets.token_hex(8), args.by or secrets.token_hex(8)
+    told = served.do("open", window, 1, case=args.case, by=by)
+    if not args.by:
+        served.do("release", window, 2, case=args.case, by=by)
+    volume = Volume(np.broadcast_to(np.uint8(0), told["shape"]), np.array(told["affine"]))
+    return in_grid(args.labels, volume, served.cohort.state.labels, args.case)
+
+
+def _next_on_server(args: argparse.Namespace) -> tuple[Cohort, Choice | None, Path | None, Path | None]:
+    """What the server chooses, and the files of its image and labels where they are to be downloaded."""
+    from SAMFineTuneLib.cohort.choosing import Choice
+
+    served, window = _served(args), secrets.token_hex(8)
+    args.take = args.take or (secrets.token_hex(4) if args.output else "")
+    told = served.do("next", window, 1, way=args.way, by=args.take, take=bool(args.take))
+    if not told["case"]:
+        return served.cohort, None, None, None
+    choice = Choice(served.cohort.state.case(told["case"]), told["reason"])
+    image, labels = _downloaded(args, served, choice.case, window) if args.output else (None, None)
+    served.follow()
+    return served.cohort, choice, image, labels
+
+
+def _downloaded(
+    args: argparse.Namespace, served: ServedCohort, case: CohortCase, window: str
+) -> tuple[Path, Path | None]:
+    """Write a case's image, and its labels where it has some, as NIfTI files. -> their paths"""
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+    import SimpleITK as sitk
+
+    from SAMFineTuneLib.files import atomic_write
+    from SAMFineTuneLib.images import Volume, write_labelmap
+    from SAMFineTuneLib.images.sitk_images import to_sitk
+
+    told = served.do("open", window, 2, case=case.key, by=args.take)
+    stem = str(Path(args.output).expanduser() / f"{case.name}-{case.key}")
+    image, target = Path(f"{stem}.nii.gz"), Path(f"{stem}-labels.nii.gz")
+    with tempfile.TemporaryDirectory() as folder:
+        files = served.fetch_case(told, window, 2, Path(folder))
+        volume = Volume(np.load(files["voxels"]), np.array(told["affine"]))
+        with atomic_write(image) as temporary:
+            sitk.WriteImage(to_sitk(volume.array, volume.affine), str(temporary), useCompression=True)
+        if not files["labels"]:
+            return image, None
+        part, labels = np.load(files["labels"]), np.zeros(volume.shape, np.uint16)
+        place = zip(told["start"][::-1], part.shape, strict=True)
+        labels[tuple(slice(first, first + count) for first, count in place)] = part
+        write_labelmap(target, labels, volume)
+    return image, target
+
+
+def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:
+    """Have the server train or propose, and show how far it is; `own` are options that only this computer has."""
+    if any(own) or args.device != "auto":
+        raise UserError("The server decides how it trains and proposes: leave out the other options.")
+    served = _served(args)
+    served.do(what, secrets.token_hex(8), 1)
+    try:
+        with ProgressLine() as line:
+            while (news := served.follow()).busy or news.events:
+                for event in news.events:
+                    if event["event"] == "progress":
+                        line(event["text"] or f"case {event['done']} of {event['total']}")
+                    elif event["event"] == "failed":
+                        raise UserError(event["text"])
+                    elif event["event"] == "done":
+                        line.note(event.get("reason") or f"{_cases(event.get('proposed', 0))} proposed")
+                time.sleep(_LOOK_EVERY)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the server goes on; “cohort status” tells when it is done.") from None
+    served.follow()
+    _tell_how_far(served.cohort)
+    return 0
+
+
+# ---------------------------------------------------------------- servers of images
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -423,7 +554,7 @@ def _advice(cohort: Cohort) -> str:
     """What to do next, as a sentence."""
     from SAMFineTuneLib.cohort.retraining import FIRST, is_due
 
-    state, command = cohort.state, f"samfinetune cohort {{}} {_quoted(cohort.folder)}"
+    state, command = cohort.state, f"samfinetune cohort {{}} {_named(cohort)}"
     adapter = state.adapter
     if is_due(state):
         return f"Enough is accepted for a training: {command.format('train')}"
@@ -472,7 +603,15 @@ def _adapter_facts(adapter: Any) -> dict[str, Any]:
 def _open(args: argparse.Namespace) -> Cohort:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort
 
-    return Cohort(args.cohort)
+    return _served(args).cohort if hasattr(args, "token_file") and args.server else Cohort(args.cohort)
+
+
+def _named(cohort: Cohort) -> str:
+    """A cohort as commands take it."""
+    from SAMFineTuneLib.service.cohort_client import place_of
+
+    place = place_of(cohort.folder)
+    return f"{_quoted(place.cohort)} --server {place.address}" if place else _quoted(cohort.folder)
 
 
 def _is_there(cohort: Cohort, case: CohortCase) -> bool:

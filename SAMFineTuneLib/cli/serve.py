@@ -28,6 +28,7 @@ _EPILOG = """examples:
   samfinetune serve                                            try it on this computer; prints address and token
   samfinetune serve --host 0.0.0.0 --token-file token.txt --tls-cert server.pem --tls-key server.key
                                                                for the computers of a department
+  samfinetune serve --host … --cohort /data/liver-cohort       several people work on this cohort
 
 The command creates the token file when it does not exist. Give its content and the address to those who may use the
 server. docs/server.md says what is stored, and what is limited.
@@ -50,6 +51,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--token-file", metavar="FILE", help="file with the token that clients must send")
     parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--tls-key", metavar="FILE", help="private key of the certificate (PEM, without a password)")
+    parser.add_argument("--cohort", metavar="FOLDER", action="append", default=[], help="a cohort that clients may "
+                        "work on together, under the name of its folder; give the option again for others")  # fmt: skip
     parser.add_argument("--sessions", type=int, default=8, help="most sessions at a time (default: 8)")
     parser.add_argument("--memory-gb", type=float, default=16, help="most memory for volumes (default: 16)")
     parser.add_argument("--volume-gb", type=float, default=4, help="largest volume (default: 4)")
@@ -126,6 +129,7 @@ def _own_token(path: Path) -> str:
 
 
 def _server(args: argparse.Namespace, token: str, limits: Limits) -> WorkerServer:
+    from SAMFineTuneLib.service.cohort_api import CohortApi
     from SAMFineTuneLib.service.server import WorkerServer, tls_context
     from SAMFineTuneLib.service.server_app import ServerApp
 
@@ -133,7 +137,8 @@ def _server(args: argparse.Namespace, token: str, limits: Limits) -> WorkerServe
         raise UserError("TLS needs both --tls-cert and --tls-key.")
     tls = tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
     port = args.port if args.port is not None else (0 if args.handshake else _PORT)
-    return WorkerServer(ServerApp(token, limits, may_change=not args.read_only), args.host, port, tls)
+    cohorts = CohortApi(args.cohort, limits) if args.cohort else None
+    return WorkerServer(ServerApp(token, limits, may_change=not args.read_only, cohorts=cohorts), args.host, port, tls)
 
 
 def _print_welcome(args: argparse.Namespace, server: WorkerServer, token: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from SAMFineTuneLib.cases.cases import SHORT, within_sentence
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cases.label_grid import fit_labels
 from SAMFineTuneLib.cases.label_map import Meaning
+from SAMFineTuneLib.cohort.choosing import Choice, next_case
 from SAMFineTuneLib.cohort.cohort_folder import LEASE, Cohort, CohortCase, CohortState, Lease, Review
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, move_over
-from SAMFineTuneLib.images import read_volume, write_labelmap
+from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.metrics.mask_metrics import dice
 
 PROPOSED_LABELS = "labels.nii.gz"
@@ -47,6 +48,20 @@ def take(cohort: Cohort, name: str, by: str) -> CohortCase:
         return state.with_case(case.key, lease=Lease(by, time.time() + LEASE))
 
     return cohort.change(taken).case(name)
+
+
+def take_next(cohort: Cohort, way: str, by: str, without: Collection[str] = ()) -> Choice | None:
+    """Choose the next case as `next_case` does, and take it before anybody else can; None when nothing is left."""
+    found = []
+
+    def taken(state: CohortState) -> CohortState:
+        if (choice := next_case(cohort, way, by, without)) is None:
+            return state
+        found.append(choice)
+        return state.with_case(choice.case.key, lease=Lease(by, time.time() + LEASE))
+
+    cohort.change(taken)
+    return found[0] if found else None
 
 
 def release(cohort: Cohort, name: str, by: str) -> None:
@@ -187,20 +202,7 @@ def _written(
             f"The image of case {case.name} has changed since it came into the cohort; put the old one back, or add "
             "this one as a case of its own with “samfinetune cohort add”."
         )
-    if isinstance(labels, np.ndarray):
-        array, meaning = labels, Meaning()
-        if array.shape != volume.shape:
-            raise UserError(f"The labels of case {case.name} are {array.shape}, its image is {volume.shape}.")
-    else:
-        try:
-            read = read_labels(Path(labels).expanduser())
-            array, meaning = fit_labels(read, volume).array, read.meaning
-        except UserError as error:
-            raise UserError(f"The labels of case {case.name} cannot be used: {within_sentence(str(error))}") from error
-    try:
-        array, _ = renumbered(array, meaning, cohort.state.labels)
-    except UserError as error:
-        raise UserError(f"The labels of case {case.name} cannot be used: {within_sentence(str(error))}") from error
+    array = in_grid(labels, volume, cohort.state.labels, case.name)
     hidden = target.with_name(f".{uuid.uuid4().hex[:12]}.partial-{target.name}")
     try:
         write_labelmap(hidden, array, volume)
@@ -208,6 +210,31 @@ def _written(
     finally:
         with suppress(OSError):
             hidden.unlink(missing_ok=True)
+
+
+def in_grid(labels: str | Path | np.ndarray, volume: Volume, known: Mapping[int, str], name: str) -> np.ndarray:
+    """Labels of a case in its image's grid, as the cohort numbers them: uint16 [k, j, i].
+
+    Args:
+        labels: a file, or an array in that grid.
+        volume: the image.
+        known: label value → name of the cohort.
+        name: of the case.
+
+    Raises:
+        UserError: for labels that do not belong to the image, and structures that the cohort does not have.
+    """
+    if isinstance(labels, np.ndarray):
+        array, meaning = labels, Meaning()
+        if array.shape != volume.shape:
+            raise UserError(f"The labels of case {name} are {array.shape}, its image is {volume.shape}.")
+    try:
+        if not isinstance(labels, np.ndarray):
+            read = read_labels(Path(labels).expanduser())
+            array, meaning = fit_labels(read, volume).array, read.meaning
+        return renumbered(array, meaning, known)[0]
+    except UserError as error:
+        raise UserError(f"The labels of case {name} cannot be used: {within_sentence(str(error))}") from error
 
 
 def _agreement(cohort: Cohort, case: CohortCase, accepted: np.ndarray) -> Mapping[str, float]:

@@ -1,7 +1,8 @@
 """The process that works on a cohort for a panel: `python -m SAMFineTuneLib.service.cohort_process FOLDER`.
 
 It does the pieces of a queue (see `cohort_work`) one after another, and writes events about them. When the window that
-started it is gone, it does what keeps labels, and ends.
+started it is gone, it does what keeps labels, and ends. The pieces of a cohort on a server are done there: this process
+sends them, and what keeps labels stays in the queue until the server has it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import cohort_work as queue
 from SAMFineTuneLib.service.child_process import when_parent_ends
+from SAMFineTuneLib.service.cohort_client import ServedCohort, Unreached, place_of
 from SAMFineTuneLib.service.folder_process import LOG, OUTLIVES, STOP, EventFile, run_in
+from SAMFineTuneLib.service.protocol import CohortNews, CohortPiece
+from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
 PICTURE = 48
 """Pixels of the longer side of a picture in the list of cases."""
@@ -33,6 +38,9 @@ _TRIES = 3  # times that a piece is begun before it is given up, because it ends
 _LOOK_EVERY = 0.03  # s between two looks at an empty queue
 _TELL_EVERY = 0.2  # s between two events of progress
 _NICE = 5  # lower priority than Slicer and the worker that answers clicks
+_FOLLOW_EVERY = 1.0  # s between two looks at a cohort on a server
+_AGAIN_AFTER = 3.0  # s until a server that did not answer is asked again
+_ALONE_FOR = 60.0  # s for which it is asked after the window has gone; a later window goes on
 
 
 def main(arguments: list[str]) -> int:
@@ -52,17 +60,23 @@ class _Worker:
         self._ends = bool(os.environ.get(OUTLIVES))  # when nothing is left to do
         if not self._ends:
             when_parent_ends(self.alone.set)
+        self._server: ServedCohort | None = None
+        self._follow_after: float | None = None  # None: no window wants to know how the server's cohort stands
+        self._unreached = False
+        self._alone_since: float | None = None
 
     def work(self) -> int:
         self.tell("begin", pid=os.getpid())
-        while True:
+        while not self._has_waited_enough():
             waiting = queue.pieces(self.folder)
             if not waiting:
                 if self._ends or self.alone.is_set():
                     return 0
+                self._follow()
                 time.sleep(_LOOK_EVERY)
                 continue
             self._take(waiting[0])
+        return 0
 
     def tell(self, event: str, **values: Any) -> None:
         self._events(event, number=self.number, **values)
@@ -97,19 +111,27 @@ class _Worker:
             self.tell("stopped", what=what)
             return
         if tries >= _TRIES:
-            path.rename(path.with_suffix(".given-up"))  # with its labels
+            path.rename(path.with_suffix(queue.GIVEN_UP))  # with its labels
             self.tell("failed", what=what, case=values.get("case", ""), text=(
                 "The work on the cohort ended three times at the same place; close other programs, and try again. "
                 f"What was to be written is kept in “{self.folder}”."
             ))  # fmt: skip
             return
-        path.write_text(json.dumps({**values, "tries": tries + 1}), encoding="utf-8")
-        self._ends = self._ends or what in _LONG  # gives its memory back
-        if what in (*_LONG, "picture") and hasattr(os, "nice"):
+        queue.write_piece(path, {**values, "tries": tries + 1})
+        served = place_of(values["cohort"]) is not None
+        self._ends = self._ends or (what in _LONG and not served)  # gives its memory back
+        if what in (*_LONG, "picture") and hasattr(os, "nice") and not served:
             os.nice(max(0, _NICE - os.nice(0)))
         try:
-            told = _DOES[what](self, values) or {}
+            told = (self._sent(values) if served else DOES[what](self, values)) or {}
             self.tell("done", what=what, **{"case": values.get("case", ""), **told})
+        except Unreached as error:
+            queue.write_piece(path, values)  # it has not been tried
+            if what not in queue.KEEPING:
+                self._leave(path)
+                self.tell("failed", what=what, case=values.get("case", ""), text=str(error))
+                return
+            return self._wait_for_server(error)
         except Exception as error:
             if not isinstance(error, UserError):
                 traceback.print_exc()
@@ -120,20 +142,82 @@ class _Worker:
                 "The work on the cohort needs the package {}, which is not installed.",
             )
             failed = f"This did not work ({type(error).__name__}); more is in “{self.folder / LOG}”."
-            self.tell("failed", what=what, case=values.get("case", ""), text=sentence or failed)
-            if what in ("keep", "accept"):
-                path.rename(path.with_suffix(".given-up"))
+            brings_labels = what in ("keep", "accept")
+            if brings_labels:
+                path.rename(path.with_suffix(queue.GIVEN_UP))
+            self.tell("failed", what=what, case=values.get("case", ""), text=sentence or failed,
+                      kept=str(self.folder) if brings_labels else "")  # fmt: skip
+            if brings_labels:
                 return
         self._leave(path)
 
     def _leave(self, path: Path) -> None:
-        for one in (path.with_suffix(".npy"), path):
+        for one in (path, path.with_suffix(".npy")):
             with suppress(OSError):
                 one.unlink(missing_ok=True)
 
     def labels(self) -> np.ndarray:
         """The labels that came with the piece."""
-        return np.load(self.folder / f"{self.number:06d}.npy")
+        return np.load(self.folder / f"{self.number:06d}.npy", allow_pickle=False)
+
+    # ---- on a server
+
+    def _sent(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Have a piece done by the server that has the cohort."""
+        what, folder, window = values["what"], Path(values["cohort"]), self.folder.name
+        if self._server is None or self._server.folder != folder:
+            self._server = ServedCohort(folder, os.environ.get(TOKEN_VARIABLE, ""))
+        server, told = self._server, {}
+        if what == "list":
+            return {"names": server.names()}
+        if what != "follow":
+            labels = self.labels() if what in ("keep", "accept") else None
+            known = {name for one in fields(CohortPiece) if (name := one.name) not in ("cohort", "window", "number")}
+            asked = {name: value for name, value in values.items() if name in known - {"what"}}
+            told = dict(server.do(what, window, self.number, labels, **asked))
+        if what == "open" and told["case"]:
+            told |= server.fetch_case(told, window, self.number, self.folder)
+        if what in ("open", "picture") and told["case"]:
+            server.fetch("picture", told["case"], queue.picture_path(folder, told["case"]))
+        if what in ("open", "follow"):  # what is shown next is drawn from the mirror
+            self._tell_news(server.follow())
+        self._unreached = False
+        self._follow_after = 0.0 if what == "follow" or self._follow_after is not None else None
+        return {name: value for name, value in told.items() if name not in ("event", "what", "number")}
+
+    def _follow(self) -> None:
+        """Look how the cohort stands on its server, where a window wants to know."""
+        if self._follow_after is None or time.monotonic() < self._follow_after:
+            return
+        try:
+            self._tell_news(self._server.follow())
+            self._follow_after, self._unreached = time.monotonic() + _FOLLOW_EVERY, False
+        except UserError as error:
+            self._follow_after = time.monotonic() + _AGAIN_AFTER
+            self._tell_unreached(error)
+
+    def _tell_news(self, news: CohortNews) -> None:
+        self.tell("server", busy=news.busy, events=list(news.events), problem="")
+
+    def _tell_unreached(self, error: UserError) -> None:
+        if not self._unreached:
+            self._unreached = True
+            self.tell("server", busy=False, events=[], problem=f"{error} What was corrected or accepted waits on this "
+                      "computer, and is sent when the server answers.")  # fmt: skip
+
+    def _wait_for_server(self, error: UserError) -> None:
+        self._tell_unreached(error)
+        until = time.monotonic() + _AGAIN_AFTER
+        while time.monotonic() < until and not self._has_waited_enough():
+            time.sleep(_LOOK_EVERY)
+
+    def _has_waited_enough(self) -> bool:
+        """Whether the window is gone, and the server has not answered for a while since."""
+        if not (self.alone.is_set() and self._unreached):
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = time.monotonic()
+        return self._alone_since is not None and time.monotonic() - self._alone_since > _ALONE_FOR
 
 
 # ---------------------------------------------------------------- the pieces
@@ -180,20 +264,17 @@ def _report(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
 def _open(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     """Take a case, the given one or the next, and write its voxels and labels as they lie in memory."""
-    from SAMFineTuneLib.cohort.review import take
+    from SAMFineTuneLib.cohort.review import take, take_next
 
     cohort, by = Cohort(values["cohort"]), values["by"]
     reason = ""
     if values.get("case"):
-        case = cohort.state.case(values["case"])
+        case = take(cohort, values["case"], by)
     else:
-        from SAMFineTuneLib.cohort.choosing import next_case
-
-        choice = next_case(cohort, values["way"], by, without=values["without"])
+        choice = take_next(cohort, values["way"], by, values["without"])
         if choice is None:
             return {"case": "", "text": "No case is left to review."}
         case, reason = choice.case, choice.reason
-    case = take(cohort, case.key, by)
     try:
         return {"case": case.key, "reason": reason, **_laid_out(worker, cohort, case)}
     except Exception:
@@ -221,7 +302,7 @@ def _laid_out(worker: _Worker, cohort: Cohort, case: CohortCase) -> dict[str, An
         voxels = voxels.astype({"b": np.uint8, "f": np.float32}.get(voxels.dtype.kind, voxels.dtype.newbyteorder("=")))
     stem = f"{worker.folder / case.key}-{worker.number}"  # a case may be laid out anew before the last one is read
     np.save(f"{stem}-voxels.npy", voxels)
-    told = {"voxels": f"{stem}-voxels.npy", "labels": "", "start": [0, 0, 0]}
+    told = {"voxels": f"{stem}-voxels.npy", "labels": "", "start": [0, 0, 0], "shape": list(volume.shape)}
     if (path := labels_of(cohort, case)) is not None:
         labels = fit_labels(read_labels(path), volume).array
         found = [np.flatnonzero(labels.any(axis=other)) for other in ((1, 2), (0, 2), (0, 1))]
@@ -259,6 +340,16 @@ def _write_picture(cohort: Cohort, case: CohortCase, volume: Any) -> None:
     save_png(target, image)
 
 
+def _next(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
+    """Choose the next case, and take it where that is asked for."""
+    from SAMFineTuneLib.cohort.choosing import next_case
+    from SAMFineTuneLib.cohort.review import take_next
+
+    choose = take_next if values["take"] else next_case
+    choice = choose(Cohort(values["cohort"]), values["way"], values["by"], values["without"])
+    return {"case": choice.case.key if choice else "", "reason": choice.reason if choice else ""}
+
+
 def _take_again(worker: _Worker, values: dict[str, Any]) -> None:
     from SAMFineTuneLib.cohort.review import take
 
@@ -279,7 +370,8 @@ def _accept(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     from SAMFineTuneLib.cohort.review import accept
 
     cohort = Cohort(values["cohort"])
-    case = accept(cohort, values["case"], worker.labels(), values["seconds"], values["prompts"], values["by"])
+    labels = None if values.get("as_kept") else worker.labels()
+    case = accept(cohort, values["case"], labels, values["seconds"], values["prompts"], values["by"])
     return {"dice": dict(case.review.dice)}
 
 
@@ -317,12 +409,14 @@ def _train(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
         trained = retrain(Cohort(values["cohort"]), values["preset"], values["device"], progress, worker.cancelled)
     except Stopped:
         return {"cancelled": True}
+    if trained.in_use and values.get("then_propose"):
+        queue.CohortWork(values["cohort"]).put("propose", again=True, device=values["then_propose"])
     return {"reason": trained.reason, "in_use": trained.in_use}
 
 
-_DOES: dict[str, Callable[[_Worker, dict[str, Any]], dict[str, Any] | None]] = {
-    "create": _create, "add": _add, "open": _open, "picture": _picture, "take": _take_again, "keep": _keep,
-    "accept": _accept, "refuse": _of_review("refuse"), "reopen": _of_review("reopen"),
+DOES: dict[str, Callable[[_Worker, dict[str, Any]], dict[str, Any] | None]] = {
+    "create": _create, "add": _add, "open": _open, "picture": _picture, "next": _next, "take": _take_again,
+    "keep": _keep, "accept": _accept, "refuse": _of_review("refuse"), "reopen": _of_review("reopen"),
     "release": _of_review("release"), "due": _due, "propose": _propose, "train": _train, "export": _export,
     "report": _report,
 }  # fmt: skip

@@ -27,6 +27,8 @@ from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.files import atomic_write, data_folder
 from SAMFineTuneLib.service.folder_process import STOP, FolderProcess
 
+GIVEN_UP = ".given-up"
+"""Ending of a piece that could not be done, whose labels are kept."""
 KEEPING = ("keep", "accept", "refuse", "reopen", "release")
 """Pieces that are still done after the window has gone."""
 _MODULE = "SAMFineTuneLib.service.cohort_process"
@@ -38,6 +40,12 @@ def pieces(folder: Path) -> list[Path]:
     with suppress(OSError):
         return sorted(path for path in folder.iterdir() if path.suffix == ".json" and path.stem.isdigit())
     return []
+
+
+def write_piece(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a piece, which is there as a whole or not at all."""
+    with atomic_write(path, durable=False) as temporary:
+        temporary.write_text(json.dumps(values), encoding="utf-8")
 
 
 def picture_path(cohort: Path, key: str) -> Path:
@@ -58,20 +66,19 @@ class CohortWork(FolderProcess):
         super().__init__(_queues(self.cohort) / (name or _BACKGROUND), _MODULE, "The work on the cohort")
         self._number = max((int(path.stem) for path in pieces(self.folder)), default=0)
 
-    def reserve(self) -> tuple[int, Path]:
-        """A number for a piece that is put later, and the path for its labels."""
+    def reserve(self, number: int | None = None) -> tuple[int, Path]:
+        """A number, or the given one, for a piece that is put later, and the path for its labels."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(error, self.folder) or error from error
-        self._number += 1
+        self._number = self._number + 1 if number is None else number
         return self._number, self.folder / f"{self._number:06d}.npy"
 
     def put(self, what: str, number: int | None = None, **values: Any) -> int:
         """Put a piece into the queue. -> its number, which its events have."""
         number = self.reserve()[0] if number is None else number
-        with atomic_write(self.folder / f"{number:06d}.json", durable=False) as temporary:
-            temporary.write_text(json.dumps({"what": what, "cohort": str(self.cohort), **values}), encoding="utf-8")
+        write_piece(self.folder / f"{number:06d}.json", {"what": what, "cohort": str(self.cohort), **values})
         return number
 
     def start(self, executable: str | None = None, environment: Mapping[str, str] | None = None,
@@ -97,6 +104,10 @@ class CohortWork(FolderProcess):
         for path in pieces(self.folder):
             path.unlink(missing_ok=True)
 
+    def holds(self, number: int) -> bool:
+        """Whether the piece of a number is not done."""
+        return (self.folder / f"{number:06d}.json").exists()
+
     def forget(self) -> None:
         """Delete the queue with what is not done; nothing happens while its process runs."""
         if not self.is_running:
@@ -111,7 +122,8 @@ def take_up(cohort: Path, executable: str | None = None, environment: Mapping[st
         if folder.name == _BACKGROUND or work.is_running:
             continue
         if work.is_empty:
-            work.forget()
+            if not any(folder.glob(f"*{GIVEN_UP}")):
+                work.forget()
             continue
         work.start(executable, environment)
         work.close()

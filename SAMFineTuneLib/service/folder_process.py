@@ -56,7 +56,7 @@ class FolderProcess:
         self._module, self._what = module, what
         self._lock = ProcessLock(folder / LOCK)
         self._pid: int | None = None
-        self._position, self._rest = 0, b""
+        self._position = 0
 
     def start(self, executable: str | None = None, environment: Mapping[str, str] | None = None,
               outlives: bool = False) -> None:  # fmt: skip
@@ -89,23 +89,26 @@ class FolderProcess:
 
     def poll(self) -> list[dict[str, Any]]:
         """The events since the last call, at most as many as a few milliseconds allow."""
+        events, self._position = self.events_after(self._position)
+        self._pid = next((one["pid"] for one in reversed(events) if one.get("event") == "begin"), self._pid)
+        return events
+
+    def events_after(self, position: int) -> tuple[list[dict[str, Any]], int]:
+        """The events from a place in their file on, as `poll` reads them, and where the next ones begin."""
         try:
             with open(self.folder / EVENTS, "rb") as file:
-                if self._position > os.fstat(file.fileno()).st_size:  # it was begun anew
-                    self._position, self._rest = 0, b""
-                file.seek(self._position)
+                if position > os.fstat(file.fileno()).st_size:  # it was begun anew
+                    position = 0
+                file.seek(position)
                 text = file.read(_AT_ONCE)
         except OSError:
-            return []
-        self._position += len(text)
-        *lines, self._rest = (self._rest + text).split(b"\n")
-        events = []
-        for line in lines:
+            return [], position
+        text, events = text[: text.rfind(b"\n") + 1], []
+        for line in text.split(b"\n"):
             with suppress(ValueError):  # a killed process did not finish its line
                 event = json.loads(line)
                 events += [event] if isinstance(event, dict) else []
-        self._pid = next((one["pid"] for one in reversed(events) if one.get("event") == "begin"), self._pid)
-        return events
+        return events, position + len(text)
 
     def stop(self) -> None:
         """Ask the process to stop."""

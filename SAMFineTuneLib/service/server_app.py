@@ -8,6 +8,7 @@
     POST /v1/sessions/ID/uploaded     it is complete
     POST /v1/sessions/ID/sync         intents in, events out
     POST /v1/sessions/ID/close        end it
+    POST /v1/cohorts/ACTION           work on a cohort of the server (see `cohort_api`)
 
 Bodies are messages of `protocol` as bytes (see `wire`). An answer that is not 200 holds a `Refusal`.
 """
@@ -24,10 +25,11 @@ from typing import Any
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.service import protocol
+from SAMFineTuneLib.service.cohort_api import CohortApi
 from SAMFineTuneLib.service.host import HostedSession
 from SAMFineTuneLib.service.models_api import Library
 from SAMFineTuneLib.service.open_models import Engines
-from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Limits, Received, Request, Response
+from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Limits, Received, Refused, Request, Response
 from SAMFineTuneLib.service.uploads import Upload, VolumeUpload
 from SAMFineTuneLib.service.wire import WireError, decode, encode
 from SAMFineTuneLib.session.intents import SetVolume
@@ -35,14 +37,6 @@ from SAMFineTuneLib.session.intents import SetVolume
 _log = logging.getLogger(__name__)
 
 _SHOWN = 6  # characters of a session's key in logs: enough to tell sessions apart, too few to use one
-
-
-class Refused(Exception):
-    """A request that is refused: HTTP status, kind and sentence of the answer."""
-
-    def __init__(self, status: int, kind: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status, self.kind, self.sentence = status, kind, sentence
 
 
 class ServerApp:
@@ -53,6 +47,7 @@ class ServerApp:
         limits: memory, sessions, times.
         engines: what opens models.
         may_change: whether clients may add and remove models and clear the cache.
+        cohorts: the cohorts that clients may work on, if any.
     """
 
     def __init__(
@@ -61,11 +56,13 @@ class ServerApp:
         limits: Limits | None = None,
         engines: Engines | None = None,
         may_change: bool = True,
+        cohorts: CohortApi | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self._token = token.encode()
         self._engines = engines or Engines()
         self._library = Library(self._engines.store, may_change)
+        self._cohorts = cohorts
         self._lock = threading.Lock()
         self._sessions: dict[str, HostedSession] = {}
 
@@ -117,9 +114,13 @@ class ServerApp:
                         session.uploads.pop(number, None)
         for session in gone:
             session.close()
+        if self._cohorts is not None:
+            self._cohorts.expire()
 
     def close(self) -> None:
         """End all sessions."""
+        if self._cohorts is not None:
+            self._cohorts.close()
         with self._lock:
             sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
@@ -155,6 +156,8 @@ class ServerApp:
             message = decode(request.body, kind)
             answer = action(self, self._find(parts[2]), message)
             return answer, kind is protocol.Sync and not message.intents and not answer.told
+        if len(parts) == 3 and parts[1] == "cohorts" and self._cohorts is not None:
+            return self._cohorts.answer(parts[2], request.body)
         raise Refused(404, "path", "There is nothing at this address; update the server, or this program.")
 
     def _hello(self, hello: protocol.Hello) -> protocol.Hello:

@@ -180,7 +180,7 @@ class TrainingRun(FolderProcess):
 
     def rewind(self) -> None:
         """Let `poll` read all events from the first one again."""
-        self.state, self.last, self._position, self._rest = "new", {}, 0, b""
+        self.state, self.last, self._position = "new", {}, 0
 
     def poll(self) -> list[dict[str, Any]]:
         """Read the events since the last call, at most as many as a few milliseconds allow."""

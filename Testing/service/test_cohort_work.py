@@ -128,7 +128,9 @@ def test_a_piece_that_ends_its_process_is_given_up(cohort):
     work.start()
     told = answer(work, number)
     assert told["event"] == "failed" and "three times" in told["text"]
-    assert path.exists() and work.is_empty, "its labels stay"
+    work.close()
+    wait(lambda: not work.is_running)
+    assert take_up(cohort.folder) == 0 and path.exists() and work.is_empty, "its labels stay"
     work.close()
 
 

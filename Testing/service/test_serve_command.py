@@ -58,6 +58,7 @@ def test_for_others_it_makes_a_token_file_and_warns_without_tls(serve, tmp_path)
     [
         (["--host", "0.0.0.0"], "--token-file"),
         (["--tls-cert", "cert.pem"], "needs both"),
+        (["--cohort", "nowhere"], "holds no cohort"),
         (["--tls-cert", "cert.pem", "--tls-key", "key.pem"], "PEM files"),
         (["--sessions", "0"], "above 0"),
         (["--token-file", "/"], "cannot be read"),

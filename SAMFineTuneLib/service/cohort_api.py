@@ -1,0 +1,280 @@
+"""Cohorts of a server, for the windows and commands of several people.
+
+    POST /v1/cohorts/list      which there are
+    POST /v1/cohorts/follow    how far one is, and what is trained or proposed
+    POST /v1/cohorts/piece     a piece of work, with labels where it has some; the answer comes when it is done
+    POST /v1/cohorts/file      a part of a case's voxels, labels, picture or confidence
+
+The pieces are those that a window on the cohort's own computer puts into its queue, and the same program does them
+(`cohort_process`): what reads or writes images in a process for each window, so that no thread of the server is busy
+while others wait for their masks; training and proposing in one that all share; the rest at once, in the thread of the
+request. A queue lies on the disk, so that a piece which has arrived is done whatever ends, and its event tells a client
+that asks again that it is done. Clients name a cohort and a case; only their queue has a name of theirs, of letters and
+digits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+import time
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
+from SAMFineTuneLib.cohort.confidence import CONFIDENCE
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.service import protocol
+from SAMFineTuneLib.service.cohort_process import DOES
+from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
+from SAMFineTuneLib.service.protocol import Limits, Refused
+from SAMFineTuneLib.service.wire import WireError, decode
+
+_WITH_IMAGES, _LONG = ("open", "picture", "keep", "accept"), ("train", "propose", "stop")
+_AT_ONCE = ("next", "take", "release", "refuse", "reopen", "due")
+_WORD = re.compile(r"[\w-]{1,64}")
+_WINDOW = re.compile(r"[0-9a-f]{8,64}(-[a-z]{1,16})?")
+_LONGEST_WAIT = 10.0  # s that an answer is kept back while a piece is done
+_LOOK_EVERY = 0.03  # s between two looks whether it is done
+_PROCESS_RESTS = 60.0  # s without a piece after which a window's process ends; the next piece starts another one
+_PART = 8 << 20  # bytes of a file in one answer
+_KINDS = {kind: np.dtype(kind) for kind in ("|b1", "|u1", "|i1", "<u2", "<i2", "<i4")}
+_MOST_ENDED = 100  # events that are kept for a window whose answers were lost
+
+
+class CohortApi:
+    """The cohorts of one server.
+
+    Args:
+        folders: of the cohorts. Clients know each by its folder's name.
+        limits: of the server.
+
+    Raises:
+        UserError: where there is no cohort, and for two of one name.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._folders: dict[str, Path] = {}
+        self._windows: dict[tuple[str, str], _Window] = {}
+        self._lock = threading.Lock()
+        for folder in folders:
+            path = Cohort(folder).folder.resolve()
+            if self._folders.setdefault(path.name, path) != path:
+                raise UserError(f"Two cohorts are called {path.name}; rename the folder of one of them.")
+        for path in self._folders.values():
+            take_up(path)
+        self._background = {name: CohortWork(path) for name, path in self._folders.items()}
+        self.expire()
+
+    def answer(self, action: str, body: protocol.Buffer) -> tuple[Any, bool]:
+        """The answer's message, and whether nothing was asked and nothing told."""
+        if action not in _ACTIONS:
+            raise Refused(404, "path", "There is nothing at this address; update the server, or this program.")
+        kind, act = _ACTIONS[action]
+        answer = act(self, decode(body, kind))
+        return answer, isinstance(answer, protocol.CohortNews) and not answer.state and not answer.events
+
+    def expire(self) -> None:
+        """Start what was stopped from outside, and end the queues that nobody has used for long."""
+        for work in self._background.values():
+            if not work.is_empty and not work.is_running:
+                work.start(outlives=True)
+        with self._lock:
+            for key, window in list(self._windows.items()):
+                idle = time.monotonic() - window.touched
+                if idle > _PROCESS_RESTS:
+                    window.work.close()
+                if idle > self._limits.idle_seconds and window.end():
+                    del self._windows[key]
+
+    def close(self) -> None:
+        """Let the processes end when what keeps labels is done. Training and proposing go on."""
+        with self._lock:
+            for window in self._windows.values():
+                window.work.close()
+
+    # ---- inside
+
+    def _list(self, _: protocol.ListCohorts) -> protocol.Cohorts:
+        return protocol.Cohorts(tuple(self._folders))
+
+    def _follow(self, message: protocol.FollowCohort) -> protocol.CohortNews:
+        folder, work = self._folder(message.cohort), self._background[message.cohort]
+        values = json.loads((folder / STATE_FILE).read_text("utf-8"))
+        hidden = {"images": ["", ""], "salt": ""}  # where the images are, and what patients' digests are made with
+        state = json.dumps({**values, **hidden}).encode()
+        if sha256(state).hexdigest() == message.known:
+            state = b""
+        busy = not work.is_empty
+        events, after = work.events_after(max(0, message.after))
+        if message.after < 0:  # a new window wants to know what is being done, not what was done
+            while (more := work.events_after(after))[0]:
+                events, after = more
+            events = events[-1:] if busy else []
+        return protocol.CohortNews(state, busy, tuple(events), after)
+
+    def _piece(self, piece: protocol.CohortPiece) -> protocol.CohortTold:
+        folder = self._folder(piece.cohort)
+        if (piece.by or piece.take or piece.what in ("open", "take")) and not _WORD.fullmatch(piece.by):
+            raise UserError("Cases are taken under a word of letters and digits; give another one.")
+        if piece.what in _WITH_IMAGES:
+            return protocol.CohortTold(self._window(piece).done(piece, self._limits))
+        try:
+            if piece.what in _LONG:
+                told = self._begin(piece)
+            elif piece.what in _AT_ONCE:
+                told = DOES[piece.what](None, {**_values(piece), "cohort": str(folder)})
+            else:
+                raise Refused(404, "path", f"This server does not know “{piece.what[:20]}”; update it.")
+        except UserError as error:
+            return protocol.CohortTold({"event": "failed", "what": piece.what, "text": str(error)})
+        return protocol.CohortTold({"event": "done", "what": piece.what, "case": piece.case, **(told or {})})
+
+    def _begin(self, piece: protocol.CohortPiece) -> None:
+        """Begin, or stop, what takes long. The server chooses the device."""
+        work = self._background[piece.cohort]
+        with self._lock:
+            if piece.what == "stop":
+                return work.stop()
+            if not work.is_empty:
+                raise UserError("The server is training or proposing for this cohort already; wait, or stop that.")
+            values = {"preset": "quick", "then_propose": "auto"} if piece.what == "train" else {"again": True}
+            work.put(piece.what, **values, device="auto")
+        return work.start(outlives=True)
+
+    def _file(self, message: protocol.CohortFile) -> protocol.CohortPart:
+        if message.which in ("voxels", "labels"):
+            path = self._window(message).laid_out(message.number, message.which)
+        else:
+            cohort = Cohort(self._folder(message.cohort))
+            key = cohort.state.case(message.case).key
+            path = {"picture": picture_path(cohort.folder, key),
+                    "confidence": cohort.proposal(key) / CONFIDENCE}.get(message.which)  # fmt: skip
+        if path is None or not path.is_file():
+            return protocol.CohortPart(0)
+        with open(path, "rb") as file:
+            file.seek(max(0, message.offset))
+            return protocol.CohortPart(path.stat().st_size, file.read(_PART))
+
+    def _folder(self, name: str) -> Path:
+        if name not in self._folders:
+            raise Refused(404, "cohort", f"The server has no cohort {name[:100]}; ask whoever runs it.")
+        return self._folders[name]
+
+    def _window(self, message: protocol.CohortPiece | protocol.CohortFile) -> _Window:
+        folder = self._folder(message.cohort)
+        if not _WINDOW.fullmatch(message.window) or message.number < 0:
+            raise WireError("its window or number is not one")
+        with self._lock:
+            key = message.cohort, message.window
+            window = self._windows.setdefault(key, _Window(folder, message.window))
+            window.touched = time.monotonic()
+        return window
+
+
+class _Window:
+    """The queue of a client's window on one cohort, and the process that does its pieces."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.work = CohortWork(folder, name)
+        self.touched = time.monotonic()
+        self._lock = threading.Lock()
+        self._ended: dict[int, dict[str, Any]] = {}
+
+    def done(self, piece: protocol.CohortPiece, limits: Limits) -> dict[str, Any] | None:
+        """Put a piece into the queue unless it is known. -> the event with which it ended, None while it has not"""
+        until = time.monotonic() + _LONGEST_WAIT
+        while time.monotonic() < until:
+            with self._lock:
+                self.touched = time.monotonic()
+                there = self.work.holds(piece.number)  # before looking for its event, which comes first
+                event = self._event(piece.number)
+                if event is None and not there:
+                    self._put(piece, limits)
+                if event is not None:
+                    if event["event"] == "failed":
+                        for path in self.work.folder.glob(f"{piece.number:06d}.*"):
+                            path.unlink(missing_ok=True)  # the client keeps its labels
+                    return {**event, **{name: name for name in ("voxels", "labels") if event.get(name)}}
+                self.work.start()
+            time.sleep(_LOOK_EVERY)
+        return None
+
+    def laid_out(self, number: int, which: str) -> Path | None:
+        """A file that a piece has written for the client."""
+        with self._lock:
+            path = (self._event(number) or {}).get(which)
+        return Path(path) if path else None
+
+    def end(self) -> bool:
+        """Delete the queue. -> whether its process has ended and nothing is left to do"""
+        if self.work.is_running or not self.work.is_empty:
+            return False
+        self.work.forget()
+        return True
+
+    def _event(self, number: int) -> dict[str, Any] | None:
+        for event in self.work.poll():
+            if event.get("event") in ("done", "failed"):
+                self._ended[event["number"]] = event
+        while len(self._ended) > _MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
+        return self._ended.get(number)
+
+    def _put(self, piece: protocol.CohortPiece, limits: Limits) -> None:
+        for path in self.work.folder.glob("*-*.npy"):  # the client is done with what was laid out for it
+            with suppress(OSError):
+                path.unlink()
+        _, path = self.work.reserve(piece.number)
+        if piece.shape is not None:
+            _unpack(piece, path, limits.volume_bytes)
+        self.work.put(piece.what, piece.number, **_values(piece), as_kept=piece.shape is None)
+
+
+def _values(piece: protocol.CohortPiece) -> dict[str, Any]:
+    """What `cohort_process` wants to know of a piece."""
+    names = ("by", "case", "cases", "way", "without", "take", "leaves", "seconds", "prompts")
+    return {name: getattr(piece, name) for name in names}
+
+
+def _unpack(piece: protocol.CohortPiece, path: Path, largest: int) -> None:
+    """Write the labels of a piece beside its place in the queue, at most as many bytes as their shape says."""
+    shape, kind = piece.shape, _KINDS.get(piece.dtype)
+    if kind is None or min(shape) < 1 or math.prod(shape) * kind.itemsize > largest:
+        raise UserError(f"Labels of {shape} are not what this server takes; it takes {largest / 1e9:.1f} GB at most.")
+    size, unpacked = math.prod(shape) * kind.itemsize, zlib.decompressobj()
+    hidden = path.with_name(f".{path.name}.partial")
+    try:
+        with open(hidden, "wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": kind.str, "fortran_order": False, "shape": tuple(shape)}
+            )
+            data, left, part = piece.labels, size, b"\0"
+            while left >= 0 and not unpacked.eof and (data or part):
+                part = unpacked.decompress(data, _PART)
+                data, left = unpacked.unconsumed_tail, left - len(part)
+                file.write(part)
+        if left != 0 or not unpacked.eof:
+            raise UserError("The labels are not as long as their shape says; send them again.")
+        hidden.replace(path)
+    except zlib.error as error:
+        raise UserError("The labels arrived damaged; send them again.") from error
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+_ACTIONS = {
+    "list": (protocol.ListCohorts, CohortApi._list),
+    "follow": (protocol.FollowCohort, CohortApi._follow),
+    "piece": (protocol.CohortPiece, CohortApi._piece),
+    "file": (protocol.CohortFile, CohortApi._file),
+}

@@ -1,0 +1,193 @@
+"""A cohort on a server, as a computer of the department works on it.
+
+`mirror` makes a folder of the user's that holds what lists and strips are drawn from: `cohort.json` as the server last
+told it, confidence and pictures of the cases that were looked at, and `server.json`, which says where the cohort is,
+but not the token. `ServedCohort` talks to the server and waits for its answers, which in Slicer the process behind the
+panel does (`cohort_process`). NumPy alone is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import atomic_write, data_folder, write_text
+from SAMFineTuneLib.service import protocol
+from SAMFineTuneLib.service.link import HttpLink, LinkError, parse_address
+from SAMFineTuneLib.service.wire import WireError, decode, encode
+
+_SERVER_FILE = "server.json"
+_STEP = 0.05  # s of waiting for the network at a time
+_REFUSALS = ("user", "size", "message", "cohort")  # another try meets the same
+
+
+class Unreached(UserError):
+    """The server did not answer, or not as it should: another try may succeed later."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cohort is."""
+
+    address: str
+    """Of the server, as the user enters it."""
+    cohort: str = ""
+    """Its name there; empty for the server itself."""
+    certificate: str = ""
+    """File (PEM) to trust besides what the computer knows."""
+
+
+def mirror(place: Place) -> Path:
+    """The folder for what is known here of a cohort on a server; made where there is none. UserError for a name that
+    is a path."""
+    if not _is_name(place.cohort or "all"):
+        raise UserError(f"“{place.cohort}” is not the name of a cohort on a server; give the name of its folder there.")
+    digest = hashlib.sha256(f"{place.address} {place.cohort}".encode()).hexdigest()[:16]
+    folder = data_folder() / "cohorts" / f"server-{digest}" / (place.cohort or "all")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_text(folder / _SERVER_FILE, json.dumps(asdict(place)))
+    return folder
+
+
+def _is_name(text: str) -> bool:
+    return text not in ("", ".", "..") and not any(sign in text for sign in "/\\:")
+
+
+def place_of(folder: str | Path) -> Place | None:
+    """Where the cohort of a mirror is; None for a folder that is not one."""
+    try:
+        return Place(**json.loads((Path(folder) / _SERVER_FILE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+class ServedCohort:
+    """A cohort on a server. Every call waits for the answer.
+
+    Args:
+        folder: its mirror.
+        token: the server's.
+
+    Raises:
+        UserError: without a token, and for an address that cannot be used; Unreached while there is no connection.
+    """
+
+    def __init__(self, folder: Path, token: str) -> None:
+        self.folder, self.place = Path(folder), place_of(folder)
+        if not token:
+            raise Unreached(f"Connect to the server {self.place.address} first, in the tab Settings.")
+        self._link = HttpLink(parse_address(self.place.address), token, self.place.certificate or None)
+        self._known, self._after = "", -1
+
+    def names(self) -> tuple[str, ...]:
+        """The cohorts that the server has."""
+        try:
+            found = self._ask("list", protocol.ListCohorts(), protocol.Cohorts).names
+        except UserError as error:
+            if getattr(error, "kind", "") == "path":  # a server without cohorts
+                return ()
+            raise
+        return tuple(filter(_is_name, found))
+
+    def follow(self) -> protocol.CohortNews:
+        """Bring the mirror up to date. -> what came"""
+        message = protocol.FollowCohort(self.place.cohort, self._known, self._after)
+        news = self._ask("follow", message, protocol.CohortNews)
+        if news.state:
+            keys = [case["key"] for case in json.loads(news.state)["cases"]]
+            if not all(key.isalnum() for key in keys):  # they become names of files
+                raise UserError("The server's cohort has keys that cannot be used; update the server.")
+            write_text(self.folder / STATE_FILE, news.state.decode())
+            self._known = hashlib.sha256(news.state).hexdigest()
+        self._after = news.after
+        return news
+
+    @property
+    def cohort(self) -> Cohort:
+        """What is known of it; only to be read."""
+        return Cohort(self.folder)
+
+    def do(
+        self, what: str, window: str, number: int, labels: np.ndarray | None = None, **values: Any
+    ) -> Mapping[str, Any]:
+        """Have the server do a piece of work.
+
+        Args:
+            what: the piece, see `protocol.CohortPiece`.
+            window: the word of a queue, and
+            number: of a piece in it, which tell this piece from all others: asked for twice, it is done once.
+            labels: [k, j, i] that come along.
+            values: of the piece.
+
+        Returns:
+            The event with which it ended.
+
+        Raises:
+            Unreached: when it is not known whether it was done; ask again, with the same window and number.
+            UserError: what the server says against it.
+        """
+        if labels is not None:
+            plain = np.ascontiguousarray(labels, labels.dtype.newbyteorder("<"))
+            values |= {"shape": plain.shape, "dtype": plain.dtype.str, "labels": zlib.compress(plain, 1)}
+        piece = protocol.CohortPiece(self.place.cohort, window, number, what, **values)
+        while (event := self._ask("piece", piece, protocol.CohortTold).event) is None:
+            pass
+        if event["event"] == "failed":
+            raise UserError(event["text"])
+        return event
+
+    def fetch(self, which: str, case: str, target: Path, window: str = "0" * 8, number: int = 0) -> bool:
+        """Download a file of a case (see `protocol.CohortFile`). -> whether there is one"""
+        with atomic_write(target, durable=False) as temporary, open(temporary, "wb") as file:
+            size, at = 1, 0
+            while at < size:
+                message = protocol.CohortFile(self.place.cohort, window, number, which, case, at)
+                part = self._ask("file", message, protocol.CohortPart)
+                if not part.data and at < part.size:
+                    raise Unreached("The server no longer has the case that was asked for; ask for it again.")
+                size, at = part.size, at + len(part.data)
+                file.write(part.data)
+        if not size:
+            target.unlink()
+        return size > 0
+
+    def fetch_case(self, event: Mapping[str, Any], window: str, number: int, folder: Path) -> dict[str, str]:
+        """Download what the piece `open` laid out, and the case's confidence. -> the paths of voxels and labels"""
+        key, found = event["case"], {"voxels": "", "labels": ""}
+        for which in (which for which in found if event[which]):
+            path = folder / f"{key}-{number}-{which}.npy"
+            if self.fetch(which, key, path, window, number):
+                found[which] = str(path)
+        self.fetch("confidence", key, self.cohort.proposal(key) / "confidence.json")
+        return found
+
+    def close(self) -> None:
+        """End the connection."""
+        self._link.close()
+
+    def _ask(self, action: str, message: Any, kind: type) -> Any:
+        """Send a message, and wait for its answer."""
+        try:
+            self._link.send(f"/v1/cohorts/{action}", encode(message))
+            while (response := self._link.step(_STEP)) is None:
+                pass
+            if response.status == 200:
+                return decode(response.read(), kind)
+            refusal = decode(response.read(), protocol.Refusal)
+        except LinkError as error:
+            self._link.close()
+            raise Unreached(str(error)) from error
+        except WireError as error:
+            raise Unreached(f"The server's answer is not what it should be ({error}); update it.") from error
+        error = (UserError if refusal.kind in _REFUSALS else Unreached)(refusal.error)
+        error.kind = refusal.kind
+        raise error

@@ -1,0 +1,96 @@
+"""`samfinetune cohort … --server`: a cohort that a department's server holds, by commands."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from service.department import TOKEN, Department
+
+from SAMFineTuneLib.cli.main import main
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
+from SAMFineTuneLib.images.segment_info import SegmentInfo
+
+SHAPE = (5, 8, 7)
+
+
+@pytest.fixture
+def department(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SAMFINETUNE_TOKEN", TOKEN)
+    affine = np.diag([-0.8, 0.9, 2.0, 1.0])
+    affine[:3, 3] = (10.0, -20.0, 5.0)
+    for number in range(3):
+        array = np.random.default_rng(number).integers(0, 900, SHAPE).astype(np.uint16)
+        write_labelmap(tmp_path / "scans" / f"p{number}.nii.gz", array, Volume(array, affine))
+    cohort = create_cohort(tmp_path / "liver", find_images(tmp_path / "scans"), ["liver", "spleen"]).cohort
+    department = Department(cohort, tmp_path / "server")
+    yield department
+    department.kill()
+
+
+@pytest.fixture
+def run(department, capsys):
+    """Runs a command on the server's cohort; gives its exit code, document and errors."""
+
+    def run(action: str, *words: str, cohort="liver", as_json=True):
+        address = ["--server", department.address, *(["--json"] if as_json else [])]
+        code = main(["cohort", action, cohort, *words, *address])
+        out, error = capsys.readouterr()
+        return code, json.loads(out) if as_json and out else out, error
+
+    return run
+
+
+def test_a_case_is_downloaded_annotated_and_accepted(department, run, tmp_path):
+    cohort: Cohort = department.cohort
+    code, told, _ = run("next", "--way", "order", "--take", "me", "-o", str(tmp_path / "work"))
+    assert code == 0 and told["case"]["name"] == "p0" and told["labels"] is None
+    assert cohort.state.case("p0").taken("you")
+    (image,) = (tmp_path / "work").iterdir()
+    here, there = read_volume(image), read_volume(cohort.image(cohort.state.case("p0")))
+    assert (here.array == there.array).all() and np.allclose(here.affine, there.affine)
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[1:3, 2:5, 3:6] = 7
+    file = tmp_path / "p0.seg.nrrd"
+    write_labelmap(file, labels, here, [SegmentInfo("Spleen", 7, (1.0, 0.5, 0.0))])
+    code, told, _ = run("accept", "p0", "--labels", str(file), "--by", "me", "--seconds", "9")
+    assert code == 0 and told["case"]["state"] == "accepted"
+    accepted = read_volume(cohort.accepted(cohort.state.case("p0").key)).array
+    assert (accepted == 2 * (labels == 7)).all(), "it is found by its name"
+    assert cohort.state.case("p0").review.seconds == 9
+    code, told, _ = run("reopen", "p0")
+    assert code == 0 and told["case"]["state"] == "corrected"
+    code, told, _ = run("next", "-o", str(tmp_path / "again"))
+    mine = next((tmp_path / "again").glob("*-labels.nii.gz"))
+    assert told["case"]["name"] == "p0" and (read_volume(mine).array == accepted).all()
+    code, _, error = run("refuse", "p0")
+    assert code == 2 and "Somebody else" in error
+    assert run("refuse", "p1")[0] == 0 and cohort.state.case("p1").state == "refused"
+    code, told, _ = run("status")
+    assert told["counts"]["refused"] == 1 and "--server" in told["advice"]
+    assert run("status", as_json=False)[1].count("somebody works on it") == 1
+
+
+def test_what_the_server_cannot_do_is_said(department, run, tmp_path):
+    labels = tmp_path / "labels.nii.gz"
+    write_labelmap(labels, np.ones((3, 3, 3), np.uint8), Volume(np.zeros((3, 3, 3)), np.diag([1, 1, 1, 1.0])))
+    for words, text in (
+        (("accept", "p0", "--labels", str(labels)), "cannot be used"),
+        (("accept", "p0"), "no labels yet"),
+        (("accept", "p9"), "no case p9"),
+        (("train",), "patients"),
+        (("propose",), "No adapter is in use yet"),
+        (("train", "--preset", "thorough"), "server decides"),
+    ):
+        code, _, error = run(*words, as_json=False)
+        assert code == 2 and text in error, (words, error)
+    assert run("status", cohort="../liver", as_json=False)[0] == 2
+    code, _, error = run("status", cohort="spleen", as_json=False)
+    assert code == 2 and "no cohort spleen" in error
+    department.kill()
+    code, _, error = run("status", as_json=False)
+    assert code == 2 and "No server runs" in error
