@@ -128,8 +128,9 @@ def test_what_the_server_does_is_shown(work):
     accept(work.cohort, "scan0", work.labels["scan0"].astype(np.uint8))
     work.desktop.wait(lambda: work.ui.trainButton.enabled)
     work.ui.trainButton.click()
-    work.desktop.wait(lambda: not work.ui.trainButton.enabled)  # the server does one thing at a time
-    work.ui.stopButton.click()
+    work.desktop.wait(lambda: not work.ui.stopButton.isHidden() and work.ui.trainButton.isHidden())
+    work.desktop.wait(lambda: any("patients" in text for text in work.desktop.messages()))
+    work.desktop.wait(lambda: work.ui.stopButton.isHidden())
 
 
 def test_a_wrong_token_is_said(work):
