@@ -74,6 +74,7 @@ class CohortReview:
         self._wanted = None  # key of the case to show, "" for any, None while none is waited for
         self._after_rest = None  # (what to do when the model has answered, until when to wait)
         self._writing = []  # steps that write labels
+        self._leaving = set()  # keys of cases that are left, and of which the cohort has not been told
         self._look_after = self._renew_after = self._last = 0.0
         self._sign, self._signs_since = None, 0.0
         self.nothing_left = False
@@ -189,6 +190,7 @@ class CohortReview:
         if self._writing:
             return False
         self.strip.close()
+        self._put("release", by=self.word)  # also a case that was being read
         self.work.close()
         return True
 
@@ -226,10 +228,11 @@ class CohortReview:
         case, self.open = self.open, None
         if case is not None:
             if not case.is_there:
-                self._put("release", case=case.key)
+                self._put("release", case=case.key, by=self.word)
             else:
                 case.look(self.host.session)
                 _hide(case.segmentation_node)
+                self._leaving.add(case.key)
                 self._writing.append(self._put_away(case, what))
         self._wanted = key
         if key and (self.coming is None or self.coming[0]["case"] != key):
@@ -261,6 +264,7 @@ class CohortReview:
             self._put("refuse", **values)
         elif what == "keep" and not case.is_changed:
             self._put("release", **values)
+        self._leaving.discard(case.key)
         if remove:
             for node in (case.segmentation_node, case.volume_node):
                 if node.GetScene() is not None:
@@ -314,7 +318,7 @@ class CohortReview:
         """Have a case read, unless one is being read or is there."""
         if self._asked is not None or self._loading is not None or self.coming is not None:
             return
-        without = [*self.skipped, *([self.open.key] if self.open is not None else [])]
+        without = [*self.skipped, *self._leaving, *([self.open.key] if self.open is not None else [])]
         self._asked = self._put("open", case=key, way=self.way, by=self.word, without=without)
 
     def _drop_coming(self):

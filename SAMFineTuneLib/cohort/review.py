@@ -65,11 +65,14 @@ def take_next(cohort: Cohort, way: str, by: str, without: Collection[str] = ()) 
 
 
 def release(cohort: Cohort, name: str, by: str) -> None:
-    """Give a case back; nothing happens where somebody else has taken it meanwhile."""
+    """Give a case back, or with "" all that `by` has taken; nothing happens where somebody else has taken it
+    meanwhile."""
 
     def released(state: CohortState) -> CohortState:
-        case = state.case(name)
-        return state.with_case(case.key, lease=None) if case.lease and case.lease.by == by else state
+        for case in (state.case(name),) if name else state.cases:
+            if case.lease and case.lease.by == by:
+                state = state.with_case(case.key, lease=None)
+        return state
 
     cohort.change(released)
 

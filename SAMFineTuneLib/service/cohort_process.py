@@ -385,7 +385,7 @@ def _of_review(action: str) -> Callable[[_Worker, dict[str, Any]], None]:
     def do(worker: _Worker, values: dict[str, Any]) -> None:
         from SAMFineTuneLib.cohort import review
 
-        getattr(review, action)(Cohort(values["cohort"]), values["case"], values["by"])
+        getattr(review, action)(Cohort(values["cohort"]), values.get("case", ""), values["by"])
 
     return do
 

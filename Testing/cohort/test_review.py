@@ -112,8 +112,11 @@ def test_a_case_is_taken_by_one_at_a_time(cohort, monkeypatch):
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + cohort_folder.LEASE + 1)
     assert take(cohort, "a", "you").lease.by == "you"
-    release(cohort, "a", "you")
-    assert cohort.state.case("a").lease is None
+    release(cohort, "", "me")
+    assert cohort.state.case("a").taken("me")
+    take(cohort, "b", "you")
+    release(cohort, "", "you")
+    assert not any(case.lease for case in cohort.state.cases)
     assert keep_correction(cohort, "a", truth(0), by="me").state == "corrected"
 
 

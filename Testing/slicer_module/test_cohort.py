@@ -201,6 +201,24 @@ def test_a_case_that_is_left_keeps_its_correction(work):
     assert work.cohort.corrected(key).exists()
 
 
+def test_an_accepted_case_does_not_come_again_while_it_is_written(work):
+    from SAMFineTunePanels.qt_helpers import choose_in
+
+    work.create()
+    choose_in(work.ui.waySelector, "order")
+    work.ui.waySelector.activated.emit(0)
+    work.propose("scan0")
+    work.open("scan0")
+    review = work.tab.review
+    work.desktop.wait(lambda: review.coming is not None)
+    work.ui.acceptButton.click()
+    work.desktop.wait(lambda: work.opened is not None and work.opened.key == work.case("scan1").key)
+    work.desktop.wait(lambda: review.coming is not None)
+    assert review.coming[0]["case"] == work.case("scan2").key
+    work.ui.closeButton.click()
+    work.desktop.wait(lambda: not any(case.lease for case in work.cohort.state.cases))
+
+
 @pytest.mark.parametrize("how", ["scene", "slicer", "cohort", "killed"])
 def test_nothing_is_lost(work, how):
     work.create()
