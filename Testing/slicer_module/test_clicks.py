@@ -291,8 +291,7 @@ def test_clearing(work):
     work.panel.prompt_list.clear_segment()
     work.desktop.wait(lambda: not work.voxels().any() and len(work.session.prompts) == 1)
     work.panel.prompt_list.clear_all()
-    work.desktop.wait(lambda: not work.voxels(first).any())
-    assert work.session.prompts == ()
+    work.desktop.wait(lambda: not work.voxels(first).any() and work.session.prompts == ())
 
 
 def test_a_second_segment_leaves_the_first_alone(work):
