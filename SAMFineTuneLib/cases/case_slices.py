@@ -18,7 +18,7 @@ from SAMFineTuneLib.inference.mask_shapes import pieces
 
 LEAST_PIXELS = 20
 """Smaller pieces of a structure on a slice are not objects (MedicoSAM's rule)."""
-_ISOTROPIC = 2.0  # thickness of voxels in widths
+_ISOTROPIC = 1.5  # thickness of voxels in widths
 
 
 @dataclass(frozen=True, eq=False)
