@@ -319,7 +319,7 @@ class CohortReview:
         if self._asked is not None or self._loading is not None or self.coming is not None:
             return
         without = [*self.skipped, *self._leaving, *([self.open.key] if self.open is not None else [])]
-        self._asked = self._put("open", case=key, way=self.way, by=self.word, without=without)
+        self._asked = self._put("open", case=key, way=self.way, by=self.word, without=without, gives_back=True)
 
     def _drop_coming(self):
         """Give back what was loaded in advance."""

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import console
@@ -288,8 +288,7 @@ def _accept(args: argparse.Namespace) -> None:
     for name in ("seconds", "prompts"):
         if (given := getattr(args, name)) is not None and not 0 <= given < float("inf"):
             raise UserError(f"--{name} {given:g} cannot be; give a number from 0, or leave it out.")
-    labels = _fitted(args) if args.server and args.labels else args.labels
-    cohort, case = _reviewed(args, "accept", labels=labels, seconds=args.seconds, prompts=args.prompts)
+    cohort, case = _reviewed(args, "accept", labels=args.labels, seconds=args.seconds, prompts=args.prompts)
     print(f"accepted    {case.name}")
     for label, dice in case.review.dice.items():
         print(f"            {label}: the proposal had a Dice of {dice:.3f}")
@@ -366,8 +365,10 @@ def _served(args: argparse.Namespace) -> ServedCohort:
 def _reviewed(args: argparse.Namespace, action: str, **values: Any) -> tuple[Cohort, CohortCase]:
     """Have an action of `review` done, here or by the server that has the cohort."""
     if args.server:
-        served = _served(args)
-        served.do(action, secrets.token_hex(8), 1, case=args.case, by=args.by, **values)
+        served, window = _served(args), secrets.token_hex(8)
+        if values.get("labels"):
+            values["labels"] = _fitted(args, served, window)
+        served.do(action, window, 1, case=args.case, by=args.by, **values)
         served.follow()
         return served.cohort, served.cohort.state.case(args.case)
     from SAMFineTuneLib.cohort import review
@@ -376,17 +377,14 @@ def _reviewed(args: argparse.Namespace, action: str, **values: Any) -> tuple[Coh
     return cohort, getattr(review, action)(cohort, args.case, by=args.by, **values)
 
 
-def _fitted(args: argparse.Namespace) -> np.ndarray:
-    """The labels of a file in the grid of their image, which the server has."""
+def _fitted(args: argparse.Namespace, served: ServedCohort, window: str) -> np.ndarray:
+    """The labels of a file in the grid of their image, which the server has. Whoever has the case keeps it."""
     import numpy as np
 
     from SAMFineTuneLib.cohort.review import in_grid
     from SAMFineTuneLib.images import Volume
 
-    served, window, by = _served(args), secrets.token_hex(8), args.by or secrets.token_hex(8)
-    told = served.do("open", window, 1, case=args.case, by=by)
-    if not args.by:
-        served.do("release", window, 2, case=args.case, by=by)
+    told = served.do("grid", window, 0, case=args.case)
     volume = Volume(np.broadcast_to(np.uint8(0), told["shape"]), np.array(told["affine"]))
     return in_grid(args.labels, volume, served.cohort.state.labels, args.case)
 
@@ -401,7 +399,12 @@ def _next_on_server(args: argparse.Namespace) -> tuple[Cohort, Choice | None, Pa
     if not told["case"]:
         return served.cohort, None, None, None
     choice = Choice(served.cohort.state.case(told["case"]), told["reason"])
-    image, labels = _downloaded(args, served, choice.case, window) if args.output else (None, None)
+    try:
+        image, labels = _downloaded(args, served, choice.case, window) if args.output else (None, None)
+    except BaseException:  # Ctrl-C, too; nobody has been told the word under which it was taken
+        with suppress(UserError):
+            served.do("release", window, 3, case=choice.case.key, by=args.take)
+        raise
     served.follow()
     return served.cohort, choice, image, labels
 

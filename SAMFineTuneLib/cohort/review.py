@@ -86,6 +86,17 @@ def labels_of(cohort: Cohort, case: CohortCase) -> Path | None:
     return next((path for path in (corrected, proposed) if path.exists()), None)
 
 
+def image_of(cohort: Cohort, case: CohortCase) -> Volume:
+    """The image of a case; UserError where it is not there, or another one than when it came into the cohort."""
+    volume = read_volume(cohort.image(case))
+    if volume.digest[:SHORT] != case.key:
+        raise UserError(
+            f"The image of case {case.name} has changed since it came into the cohort; put the old one back, or add "
+            "this one as a case of its own with “samfinetune cohort add”."
+        )
+    return volume
+
+
 def keep_correction(cohort: Cohort, name: str, labels: str | Path | np.ndarray, by: str = "") -> CohortCase:
     """Keep work on a case that is not done. An accepted case stays accepted with what was accepted.
 
@@ -199,12 +210,7 @@ def _written(
     cohort: Cohort, case: CohortCase, target: Path, labels: str | Path | np.ndarray
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Labels in the image's grid as the cohort numbers them, in a hidden file beside `target`, and as an array."""
-    volume = read_volume(cohort.image(case))
-    if volume.digest[:SHORT] != case.key:
-        raise UserError(
-            f"The image of case {case.name} has changed since it came into the cohort; put the old one back, or add "
-            "this one as a case of its own with “samfinetune cohort add”."
-        )
+    volume = image_of(cohort, case)
     array = in_grid(labels, volume, cohort.state.labels, case.name)
     hidden = target.with_name(f".{uuid.uuid4().hex[:12]}.partial-{target.name}")
     try:

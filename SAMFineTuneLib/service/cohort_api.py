@@ -38,7 +38,7 @@ from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
 from SAMFineTuneLib.service.protocol import Limits, Refused
 from SAMFineTuneLib.service.wire import WireError, decode
 
-_WITH_IMAGES, _LONG = ("open", "picture", "keep", "accept"), ("train", "propose", "stop")
+_WITH_IMAGES, _LONG = ("open", "grid", "picture", "keep", "accept"), ("train", "propose", "stop")
 _AT_ONCE = ("next", "take", "release", "refuse", "reopen", "due")
 _WORD = re.compile(r"[\w-]{1,64}")
 _WINDOW = re.compile(r"[0-9a-f]{8,64}(-[a-z]{1,16})?")

@@ -64,12 +64,16 @@ class _Worker:
         self._follow_after: float | None = None  # None: no window wants to know how the server's cohort stands
         self._unreached = False
         self._alone_since: float | None = None
+        self._given_back: dict[str, Any] | None = None  # the piece that gives back the cases of a window that is gone
 
     def work(self) -> int:
         self.tell("begin", pid=os.getpid())
         while not self._has_waited_enough():
             waiting = queue.pieces(self.folder)
             if not waiting:
+                if self.alone.is_set() and self._given_back:
+                    queue.write_piece(self.folder / f"{self.number + 1:06d}.json", self._given_back)
+                    continue
                 if self._ends or self.alone.is_set():
                     return 0
                 self._follow()
@@ -118,6 +122,10 @@ class _Worker:
             ))  # fmt: skip
             return
         queue.write_piece(path, {**values, "tries": tries + 1})
+        if values.get("gives_back"):
+            self._given_back = {"what": "release", "cohort": values["cohort"], "by": values["by"]}
+        elif what == "release" and not values.get("case"):
+            self._given_back = None
         served = place_of(values["cohort"]) is not None
         self._ends = self._ends or (what in _LONG and not served)  # gives its memory back
         if what in (*_LONG, "picture") and hasattr(os, "nice") and not served:
@@ -287,16 +295,10 @@ def _open(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 def _laid_out(worker: _Worker, cohort: Cohort, case: CohortCase) -> dict[str, Any]:
     from SAMFineTuneLib.cases.label_files import read_labels
     from SAMFineTuneLib.cases.label_grid import fit_labels
-    from SAMFineTuneLib.cohort.review import labels_of
-    from SAMFineTuneLib.images import read_volume
+    from SAMFineTuneLib.cohort.review import image_of, labels_of
     from SAMFineTuneLib.images.intensity_window import choose_window, modality_of
 
-    volume = read_volume(cohort.image(case))
-    if not volume.digest.startswith(case.key):
-        raise UserError(
-            f"The image of case {case.name} is another one than when the cohort was made; put the old one back, or "
-            "add the new one with “samfinetune cohort add”."
-        )
+    volume = image_of(cohort, case)
     voxels = np.ascontiguousarray(volume.array)
     if voxels.dtype.kind == "b" or not voxels.dtype.isnative or voxels.dtype == np.float16:
         voxels = voxels.astype({"b": np.uint8, "f": np.float32}.get(voxels.dtype.kind, voxels.dtype.newbyteorder("=")))
@@ -314,6 +316,15 @@ def _laid_out(worker: _Worker, cohort: Cohort, case: CohortCase) -> dict[str, An
     window = choose_window(volume)
     return {**told, "affine": volume.affine.tolist(), "window": [window.low, window.high, window.name],
             "modality": modality_of(volume), "notes": list(volume.warnings)}  # fmt: skip
+
+
+def _grid(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
+    """The grid of a case's image, to which labels are brought before they are sent; nobody takes the case by that."""
+    from SAMFineTuneLib.cohort.review import image_of
+
+    cohort = Cohort(values["cohort"])
+    volume = image_of(cohort, cohort.state.case(values["case"]))
+    return {"shape": list(volume.shape), "affine": volume.affine.tolist()}
 
 
 def _picture(worker: _Worker, values: dict[str, Any]) -> None:
@@ -361,9 +372,11 @@ def _keep(worker: _Worker, values: dict[str, Any]) -> None:
     from SAMFineTuneLib.cohort.review import keep_correction, release
 
     cohort = Cohort(values["cohort"])
-    keep_correction(cohort, values["case"], worker.labels(), values["by"])
-    if values.get("leaves"):
-        release(cohort, values["case"], values["by"])
+    try:
+        keep_correction(cohort, values["case"], worker.labels(), values["by"])
+    finally:  # whoever leaves a case does not come back to it because its labels were refused
+        if values.get("leaves"):
+            release(cohort, values["case"], values["by"])
 
 
 def _accept(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
@@ -415,10 +428,10 @@ def _train(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
 
 DOES: dict[str, Callable[[_Worker, dict[str, Any]], dict[str, Any] | None]] = {
-    "create": _create, "add": _add, "open": _open, "picture": _picture, "next": _next, "take": _take_again,
-    "keep": _keep, "accept": _accept, "refuse": _of_review("refuse"), "reopen": _of_review("reopen"),
-    "release": _of_review("release"), "due": _due, "propose": _propose, "train": _train, "export": _export,
-    "report": _report,
+    "create": _create, "add": _add, "open": _open, "grid": _grid, "picture": _picture, "next": _next,
+    "take": _take_again, "release": _of_review("release"), "keep": _keep, "accept": _accept,
+    "refuse": _of_review("refuse"), "reopen": _of_review("reopen"), "due": _due, "propose": _propose, "train": _train,
+    "export": _export, "report": _report,
 }  # fmt: skip
 
 

@@ -75,6 +75,41 @@ def test_a_case_is_downloaded_annotated_and_accepted(department, run, tmp_path):
     assert run("status", as_json=False)[1].count("somebody works on it") == 1
 
 
+def test_who_has_a_case_keeps_it_when_labels_are_refused(department, run, tmp_path):
+    """A refused command leaves a case with whom it was: with nobody, or with the reviewer, to try again."""
+    cohort: Cohort = department.cohort
+    unreadable, wrong, good = tmp_path / "text.nii.gz", tmp_path / "wrong.nii.gz", tmp_path / "good.nii.gz"
+    unreadable.write_text("no image")
+    write_labelmap(wrong, np.ones((3, 3, 3), np.uint8), Volume(np.zeros((3, 3, 3)), np.diag([1, 1, 1, 1.0])))
+    volume = read_volume(cohort.image(cohort.state.case("p1")))
+    write_labelmap(good, np.full(SHAPE, 9, np.uint8), volume)
+    files = [unreadable, wrong, good, tmp_path / "missing.nii.gz"]
+    for file in files:
+        assert run("accept", "p1", "--labels", str(file))[0] == 2
+        assert run("accept", "p1", "--labels", str(file), "--by", "me")[0] == 2
+        assert cohort.state.case("p1").lease is None
+    assert run("next", "--way", "order", "--take", "me")[1]["case"]["name"] == "p0"
+    lease = cohort.state.case("p0").lease
+    for file in files:
+        assert run("accept", "p0", "--labels", str(file), "--by", "me")[0] == 2
+        assert run("accept", "p0", "--labels", str(file))[0] == 2
+    assert run("refuse", "p0")[0] == 2 and run("reopen", "p0", "--by", "me")[0] == 2
+    assert cohort.state.case("p0").lease == lease
+    assert run("refuse", "p0", "--by", "me")[0] == 0
+
+
+def test_a_case_that_cannot_be_downloaded_is_given_back(department, run, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, error = run("next", "-o", str(tmp_path / "file" / "folder"))
+    assert code == 2 and "file" in error
+    department.cohort.image(department.cohort.state.case("p2")).unlink()
+    department.cohort.change(lambda state: state.with_case(state.case("p0").key, state="refused"))
+    department.cohort.change(lambda state: state.with_case(state.case("p1").key, state="refused"))
+    code, _, error = run("next", "-o", str(tmp_path / "work"), "--take", "me")
+    assert code == 2 and "not at" in error
+    assert not any(case.lease for case in department.cohort.state.cases)
+
+
 def test_what_the_server_cannot_do_is_said(department, run, tmp_path):
     labels = tmp_path / "labels.nii.gz"
     write_labelmap(labels, np.ones((3, 3, 3), np.uint8), Volume(np.zeros((3, 3, 3)), np.diag([1, 1, 1, 1.0])))

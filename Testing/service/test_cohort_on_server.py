@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -203,6 +205,41 @@ def test_a_killed_client_gives_its_case_back_in_time(department, cohort):
     lease = cohort.state.case(key).lease
     other.do("take", "b" * 16, 3, by="you", cases=(key,))
     assert cohort.state.case(key).lease.until > lease.until, "it is renewed"
+
+
+_WINDOW = """
+import sys, time
+from pathlib import Path
+from SAMFineTuneLib.service.cohort_work import CohortWork
+
+work = CohortWork(Path(sys.argv[1]), "e" * 16)
+work.put("open", case="p06", by="e" * 16, gives_back=True)
+work.start()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_killed_window_gives_its_case_back_at_once(department, cohort, served):
+    folder = window(department).cohort if served else cohort.folder
+    program = subprocess.Popen([sys.executable, "-c", _WINDOW, str(folder)], cwd=Path(__file__).parents[2])
+    wait(lambda: cohort.state.case("p06").taken("you"))
+    program.kill()
+    program.wait()
+    wait(lambda: cohort.state.case("p06").lease is None)
+
+
+def test_a_case_that_is_left_with_labels_that_are_refused_is_given_back(department, cohort):
+    work = window(department)
+    key = answer(work, work.put("open", case="p07", by="me"))["case"]
+    for what, leaves, taken in (("accept", False, True), ("keep", True, False)):
+        number, path = work.reserve()
+        np.save(path, labels(9))
+        values = {"seconds": None, "prompts": None} if what == "accept" else {"leaves": leaves}
+        assert answer(work, work.put(what, number, case=key, by="me", **values))["event"] == "failed"
+        assert cohort.state.case(key).taken("you") is taken
+        assert path.exists(), "they are kept here"
+    end(work)
 
 
 def test_everybody_gets_another_case(department, cohort):

@@ -154,7 +154,7 @@ def test_another_image_under_the_name_is_refused(cohort, scans):
     (scans / "p2.nii.gz").replace(scans / "p1.nii.gz")
     work.start()
     told = answer(work, work.put("open", case="p1", by="me"))
-    assert told["event"] == "failed" and "another one" in told["text"]
+    assert told["event"] == "failed" and "has changed since" in told["text"]
     assert cohort.state.case("p1").lease is None
     work.close()
 
