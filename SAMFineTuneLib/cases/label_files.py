@@ -6,6 +6,7 @@ Notes say what was corrected while reading, with numbers. Files that cannot hold
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from PIL import Image
 from SAMFineTuneLib.cases.label_dicom_seg import find_dicom_seg, read_dicom_seg
 from SAMFineTuneLib.cases.label_map import LabelMap, Meaning, count_values, overlaid, voxels
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.compressed_voxels import check_compressed_voxels
 from SAMFineTuneLib.images.read_image import read_volume
 from SAMFineTuneLib.images.read_picture import PICTURES, opened_picture
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet
@@ -37,7 +39,7 @@ def read_labels(path: Path) -> LabelMap:
         return _read_picture(path)
     if name.endswith((".nrrd", ".nhdr")) and (found := _read_slicer_segmentation(path)) is not None:
         return found
-    volume = read_volume(path)
+    volume = read_volume(path, no_number=0)  # as background: programs mark it so where there is no label
     array, notes = _whole(volume.array, path)
     return LabelMap(array, volume.affine, notes=(*volume.warnings, *notes))
 
@@ -130,8 +132,9 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
     """
     with quiet():
         try:
+            check_compressed_voxels(path)
             image = sitk.ReadImage(str(path))
-        except RuntimeError as error:
+        except (OSError, RuntimeError, zlib.error) as error:
             raise UserError(f"“{path.name}” cannot be read; export it again.") from error
     fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     numbers = sorted({int(match[1]) for key in fields if (match := _SEGMENT_FIELD.fullmatch(key))})

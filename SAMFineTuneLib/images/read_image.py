@@ -16,7 +16,7 @@ from SAMFineTuneLib.images.volume import Volume
 ENDINGS = (*VOLUME_FILES, *PICTURES)
 
 
-def read_volume(path: str | Path, series: str | None = None) -> Volume:
+def read_volume(path: str | Path, series: str | None = None, no_number: float | None = None) -> Volume:
     """Read a volume.
 
     Args:
@@ -24,6 +24,7 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
             `.jpg` or `.jpeg`. It may end with a # and a `series`, as lists of cases have it: `scans/case1#2`.
         series: which of several DICOM series of a folder, or volumes of a series or file: its number in `list_series`,
             its UID, or the beginning or end of the UID.
+        no_number: the value of voxels that are not finite; default: the lowest finite one.
 
     Raises:
         UserError: one sentence about what cannot be read, and what to do.
@@ -32,12 +33,12 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
     series = series or chosen
     try:
         if path.is_dir():
-            return _with_finite_voxels(read_dicom_folder(path, series))
+            return _with_finite_voxels(read_dicom_folder(path, series), no_number)
         if not path.exists():
             raise UserError(f"“{path}” does not exist; check the path.")
         if path.stat().st_size == 0:
             raise UserError(f"“{path}” is empty; copy or export it again.")
-        return _with_finite_voxels(_read_file(path, series))
+        return _with_finite_voxels(_read_file(path, series), no_number)
     except PermissionError as error:
         raise UserError(f"“{error.filename or path}” may not be read; check its permissions.") from error
     except MemoryError as error:
@@ -66,8 +67,8 @@ def _read_file(path: Path, series: str | None) -> Volume:
     raise UserError(f"“{path.name}” is not an image that can be read; give a DICOM folder or file, or {endings}.")
 
 
-def _with_finite_voxels(volume: Volume) -> Volume:
-    """Set NaN and infinite voxels to the lowest finite value, with a warning."""
+def _with_finite_voxels(volume: Volume, value: float | None) -> Volume:
+    """Set NaN and infinite voxels to a value, None for the lowest finite one, with a warning."""
     if volume.array.dtype.kind != "f":
         return volume
     finite = np.isfinite(volume.array)
@@ -75,7 +76,8 @@ def _with_finite_voxels(volume: Volume) -> Volume:
         return volume
     if not finite.any():
         raise UserError("The image holds no real number in any voxel; export it again.")
-    array = np.where(finite, volume.array, volume.array[finite].min())
-    count = int((~finite).sum())
-    note = f"{count} voxel{'s hold' if count > 1 else ' holds'} no real number; the lowest value is used there."
+    filling = volume.array.dtype.type(volume.array[finite].min() if value is None else value)
+    array = np.where(finite, volume.array, filling)
+    count, said = int((~finite).sum()), "the lowest value" if value is None else f"{value:g}"
+    note = f"{count} voxel{'s hold' if count > 1 else ' holds'} no real number; {said} is used there."
     return replace(volume, array=array, warnings=(*volume.warnings, note))

@@ -1,7 +1,7 @@
 """Reads NIfTI, NRRD and MetaImage files through SimpleITK, which places them as Slicer does.
 
-ITK says nothing about truncated NIfTI files, voxels that are not numbers and matrices that contradict each other; this
-module checks for them.
+ITK says nothing about truncated NIfTI files, damaged compressed voxels, voxels that are not numbers and matrices that
+contradict each other; this module checks for them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.compressed_voxels import check_compressed_voxels
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet
 from SAMFineTuneLib.images.volume import Volume, VolumeSource, grid_distance
 
@@ -50,9 +51,11 @@ def read_volume_file(path: Path) -> Volume:
     kind = _format(path)
     header, no_numbers = _scan_nifti(path) if kind == "NIfTI" else (None, np.empty(0, int))
     try:
+        if kind != "NIfTI":
+            check_compressed_voxels(path)
         with quiet(), _permissive_nifti(), _plainly_named(path) as named:
             image = _read(named, path.name)
-    except RuntimeError as error:
+    except (RuntimeError, zlib.error) as error:
         raise _unreadable(path) from error
     array, colour = sitk.GetArrayFromImage(image), image.GetNumberOfComponentsPerPixel() > 1
     if colour:

@@ -334,11 +334,16 @@ def test_what_is_no_label_is_refused(tmp_path, array, match):
         read_labels(floats(tmp_path / "x.nii.gz", array))
 
 
-def test_nan_among_labels_is_background_and_said(tmp_path):
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_nan_among_labels_is_background_and_said(tmp_path, everywhere):
     labels = blob().astype(np.float32)
-    labels[0, 0, :3] = np.nan
+    unlabelled = labels == 0
+    if not everywhere:
+        unlabelled[1:] = False
+    labels[unlabelled] = np.nan
     found = read_labels(floats(tmp_path / "x.nrrd", labels))
-    assert np.array_equal(found.array, blob()) and any("3 voxels hold no real number" in note for note in found.notes)
+    assert np.array_equal(found.array, blob())
+    assert any(f"{unlabelled.sum()} voxels hold no real number" in note for note in found.notes)
 
 
 # ---- pictures

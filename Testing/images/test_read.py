@@ -325,6 +325,22 @@ def test_truncated_files_are_refused(tmp_path, ending, cut):
     refused(path, "cut off")
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_compressed_voxels_that_are_damaged_anywhere_are_refused(tmp_path, ending):
+    path = tmp_path / f"image{ending}"
+    noise = np.random.default_rng(3).integers(0, 255, (4, 30, 30)).astype(np.uint8)
+    sitk.WriteImage(sitk_image(noise, np.eye(4)), str(path), useCompression=True)
+    assert np.array_equal(read_volume(path).array, noise)
+    voxels_in = next((file for file in tmp_path.iterdir() if file != path), path)
+    whole = voxels_in.read_bytes()
+    start = whole.find(b"LOCAL") + 6 if ending == ".mha" else whole.find(b"\n\n") + 2 if ending == ".nrrd" else 0
+    for place in [*np.linspace(start + 15, len(whole) - 9, 12).astype(int), len(whole) - 2]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        voxels_in.write_bytes(damaged)
+        refused(path, "damaged|not a NIfTI-1")
+
+
 @pytest.mark.parametrize(
     "ending", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".dcm", ".txt"]
 )
