@@ -6,13 +6,16 @@ import threading
 
 import numpy as np
 import pytest
-from mrml.scene_host import held_voxels, ras, tube, turn_to
+from mrml.scene_host import held_voxels, ras, slice_node, tube, turn_to
 from mrml.scenes import oriented_image_of
 
 slicer = pytest.importorskip("slicer")
 
+from vtk.util import numpy_support  # noqa: E402
+
 from SAMFineTuneLib.images.intensity_window import IntensityWindow  # noqa: E402
 from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
+from SAMFineTuneLib.images.volume import Volume  # noqa: E402
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import prompt_nodes  # noqa: E402
 from SAMFineTuneLib.session.events import Failed, Finished, Notice, Objects  # noqa: E402
 
@@ -125,6 +128,41 @@ def test_voxels_replaced_during_propagation(host, made, red, slow_propagation):
     host.settle()
     assert len(host.session.prompts) == 1 and not host.texts(Failed)
     assert np.flatnonzero(held_voxels(host.session, "first").any(axis=(1, 2))).tolist() == [9]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_voxels_changed_anywhere_make_masks_anew(open_session, slicer_scene, load_mrb, tmp_path, saved):
+    """A structure that loses a few columns, as by another module's tool, in rows of a round number of voxels."""
+    from region_engine import WINDOW
+
+    array = np.full((32, 256, 256), 10, np.int16)
+    array[:, 100:160, 97:127] = 200
+    volume = Volume(array, np.diag([1.0, 1, 2, 1]))
+    scene, host = slicer_scene, open_session(slicer_scene)
+    host.session.set_window(WINDOW)
+    host.session.set_volume_node(scene.add_volume(volume))
+    host.session.set_segmentation_node(scene.add_segmentation(host.session.volume_node))
+    host.session.current_segment_id = "first"
+    red = slice_node(scene, volume, "axial", 9)
+    host.session.place("positive", red, [ras(volume, 103, 130, 9)])
+    host.settle()
+    assert held_voxels(host.session, "first")[9, :, 115:].any()
+    if saved:
+        path = str(tmp_path / "scene.mrb")
+        assert scene.scene.WriteToMRB(path, None)
+        scene = load_mrb(path)
+        host = open_session(scene)
+    node = scene.scene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+    scalars = node.GetImageData().GetPointData().GetScalars()
+    numpy_support.vtk_to_numpy(scalars).reshape(array.shape)[:, 100:160, 110:127] = 10
+    scalars.Modified()
+    node.Modified()
+    if saved:
+        host.session.attach()
+    host.until(lambda: any("voxels have changed" in text or "another image" in text for text in host.texts(Notice)))
+    host.settle()
+    held = held_voxels(host.session, "first")
+    assert held.any() and not held[:, :, 113:].any()
 
 
 def test_placing_goes_on_after_the_segmentation_was_deleted(host, made, red):

@@ -495,6 +495,24 @@ def test_another_image_below_the_same_prompts(host, made, red, slicer_scene, loa
     assert len(again.session.prompts) == 3
 
 
+def test_a_scene_of_an_earlier_version_goes_on(host, made, red, slicer_scene, load_mrb, open_session, tmp_path):
+    """It recognises a volume by some of its voxels."""
+    filled(host, made, red)
+    before = held_voxels(host.session, "first")
+    path = str(tmp_path / "scene.mrb")
+    assert slicer_scene.scene.WriteToMRB(path, None)
+    loaded = load_mrb(path)
+    (node,) = record_nodes(loaded.scene)
+    values = json.loads(node.GetText())
+    del values["volume"]["voxels"]
+    node.SetText(json.dumps(values))
+    again = open_session(loaded)
+    again.session.attach()
+    again.settle()
+    assert np.array_equal(held_voxels(again.session, "first"), before) and not again.texts(Notice)
+    assert '"voxels"' in node.GetText()
+
+
 def test_saving_by_the_application_waits_for_the_newest_document(host, made, red):
     filled(host, made, red)
     turn_to(red, aligned_plane(made[0], "axial", 15))
