@@ -129,8 +129,8 @@ def _about_overlap(case: Case, labelled: Labelled, value: int, numbers: Labels, 
     if exclusive:
         raise UserError(
             f"Case {case.id}: {both} overlap in {count}, and what finds labels without a prompt gives each "
-            "voxel one label: choose labels that do not overlap, or let the adapter answer prompts only (--heads "
-            "promptable; in Slicer, Answers)."
+            "voxel one label: choose labels that do not overlap, or let the adapter answer prompts only "
+            "(“samfinetune train --heads promptable”; in Slicer, Answers)."
         )
     return f"{both} overlap in {count}, counted for each."
 
@@ -172,7 +172,8 @@ def _settle(
         choice = LabelChoice(tuple(named.get(label, str(label)) for label in everything))
     if len(choice.wanted) > _MOST_CLASSES:
         raise UserError(
-            f"The cases hold {len(choice.wanted)} labels, and {_MOST_CLASSES} can be told apart: choose with --label."
+            f"The cases hold {len(choice.wanted)} labels, and {_MOST_CLASSES} can be told apart; choose some of them, "
+            "as “samfinetune train --label 1,2” does."
         )
     for wanted in choice.wanted:
         if not any(label_of(wanted, held[case.id], known[case.id]) is not None for case in cases):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import console
-from SAMFineTuneLib.cli.arguments import add_command_with_actions, add_server, server_access
+from SAMFineTuneLib.cli.arguments import add_command_with_actions, add_match_labels, add_server, server_access
 from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable
 from SAMFineTuneLib.errors import UserError
@@ -81,10 +81,12 @@ def add_parser(subparsers) -> None:
     added.add_argument("images", metavar="IMAGES", help=images)
     added.add_argument("--labels", metavar="liver,spleen", default="", help="names of the structures, for label values "
                        "from 1 (default: those of the labels that are there)")  # fmt: skip
+    add_match_labels(added)
     added.add_argument("--model", metavar="ID", default="compact", help="the model that learns (default: compact)")
     action("status", _status, "list the cases, the adapter in use, and what to do next", served=True)
     added = action("add", _add, "add images to a cohort")
     added.add_argument("images", metavar="IMAGES", help=images)
+    add_match_labels(added)
     added = action("locate", _locate, "find images that were moved")
     added.add_argument("images", metavar="IMAGES", help="where they are now")
     added = action("propose", _propose, "segment the cases that nobody has worked on with the adapter in use",
@@ -107,6 +109,7 @@ def add_parser(subparsers) -> None:
     added = action("accept", _accept, "accept the labels of a case", case=True, served=True)
     added.add_argument("--labels", metavar="FILE", help="label map of any kind (default: the correction that the panel "
                        "keeps, or else the proposal)")  # fmt: skip
+    add_match_labels(added)
     added.add_argument("--seconds", type=float, metavar="S", help="working time, for the report")
     added.add_argument("--prompts", type=int, metavar="N", help="prompts that were placed, for the report")
     action("refuse", _refuse, "leave a case out", case=True, served=True)
@@ -157,7 +160,7 @@ def _create(args: argparse.Namespace) -> None:
 
     Store().find(args.model)  # rather than after the first cases
     names = [name for name in args.labels.split(",") if name.strip()]
-    images = find_images(args.images)
+    images = find_images(args.images, args.match_labels)
     with _counting("reading image") as show:
         made = create_cohort(args.cohort, images, names, args.model, show)
     for note in made.notes:
@@ -189,9 +192,9 @@ def _status(args: argparse.Namespace) -> None:
 def _add(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.cohort.create_cohort import add_images, find_images
 
-    cohort = _open(args)
+    cohort = _here(args)
     before = len(cohort.state.cases)
-    images = find_images(args.images)
+    images = find_images(args.images, args.match_labels)
     with _counting("reading image") as show:
         notes = add_images(cohort, images, show)
     for note in notes:
@@ -204,7 +207,7 @@ def _add(args: argparse.Namespace) -> None:
 def _locate(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.cohort.create_cohort import find_images, locate_images
 
-    cohort = _open(args)
+    cohort = _here(args)
     images = find_images(args.images)
     with _counting("reading image") as show:
         found = locate_images(cohort, images, show)
@@ -285,10 +288,15 @@ def _next(args: argparse.Namespace) -> None:
 
 
 def _accept(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.review import accept
+
     for name in ("seconds", "prompts"):
         if (given := getattr(args, name)) is not None and not 0 <= given < float("inf"):
             raise UserError(f"--{name} {given:g} cannot be; give a number from 0, or leave it out.")
-    cohort, case = _reviewed(args, "accept", labels=args.labels, seconds=args.seconds, prompts=args.prompts)
+    labels = {"labels": args.labels, "match": args.match_labels}
+    if args.server:
+        labels = {"labels": _fitted(args)} if args.labels else {}
+    cohort, case = _reviewed(args, accept, **labels, seconds=args.seconds, prompts=args.prompts)
     print(f"accepted    {case.name}")
     for label, dice in case.review.dice.items():
         print(f"            {label}: the proposal had a Dice of {dice:.3f}")
@@ -296,13 +304,17 @@ def _accept(args: argparse.Namespace) -> None:
 
 
 def _refuse(args: argparse.Namespace) -> None:
-    cohort, case = _reviewed(args, "refuse")
+    from SAMFineTuneLib.cohort.review import refuse
+
+    cohort, case = _reviewed(args, refuse)
     print(f"refused     {case.name}; “samfinetune cohort reopen” takes it back")
     _tell_case(cohort, case)
 
 
 def _reopen(args: argparse.Namespace) -> None:
-    cohort, case = _reviewed(args, "reopen")
+    from SAMFineTuneLib.cohort.review import reopen
+
+    cohort, case = _reviewed(args, reopen)
     print(f"reopened    {case.name}, now {case.state}")
     _tell_case(cohort, case)
 
@@ -332,7 +344,7 @@ def _train(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.cohort.cohort_report import REPORT, write_report
 
-    cohort = _open(args)
+    cohort = _here(args)
     with _counting("comparing case") as show:
         page = write_report(cohort, args.output or cohort.folder / REPORT, show)
     print(f"report      {page}")
@@ -342,7 +354,7 @@ def _report(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.cohort.cohort_export import export
 
-    cohort = _open(args)
+    cohort = _here(args)
     with _counting("writing case") as show:
         files = export(cohort, args.output, args.form, show, console.note)
     print(f"written     {args.output}, {len(files)} files")
@@ -362,31 +374,28 @@ def _served(args: argparse.Namespace) -> ServedCohort:
     return served
 
 
-def _reviewed(args: argparse.Namespace, action: str, **values: Any) -> tuple[Cohort, CohortCase]:
-    """Have an action of `review` done, here or by the server that has the cohort."""
+def _reviewed(args: argparse.Namespace, act: Callable, **values: Any) -> tuple[Cohort, CohortCase]:
+    """Have a function of `review` done, here or by the server that has the cohort."""
     if args.server:
-        served, window = _served(args), secrets.token_hex(8)
-        if values.get("labels"):
-            values["labels"] = _fitted(args, served, window)
-        served.do(action, window, 1, case=args.case, by=args.by, **values)
+        served = _served(args)
+        served.do(act.__name__, secrets.token_hex(8), 1, case=args.case, by=args.by, **values)
         served.follow()
         return served.cohort, served.cohort.state.case(args.case)
-    from SAMFineTuneLib.cohort import review
-
     cohort = _open(args)
-    return cohort, getattr(review, action)(cohort, args.case, by=args.by, **values)
+    return cohort, act(cohort, args.case, by=args.by, **values)
 
 
-def _fitted(args: argparse.Namespace, served: ServedCohort, window: str) -> np.ndarray:
+def _fitted(args: argparse.Namespace) -> np.ndarray:
     """The labels of a file in the grid of their image, which the server has. Whoever has the case keeps it."""
     import numpy as np
 
     from SAMFineTuneLib.cohort.review import in_grid
     from SAMFineTuneLib.images import Volume
 
-    told = served.do("grid", window, 0, case=args.case)
+    served = _served(args)
+    told = served.do("grid", secrets.token_hex(8), 1, case=args.case)
     volume = Volume(np.broadcast_to(np.uint8(0), told["shape"]), np.array(told["affine"]))
-    return in_grid(args.labels, volume, served.cohort.state.labels, args.case)
+    return in_grid(args.labels, volume, served.cohort.state.labels, args.case, args.match_labels)
 
 
 def _next_on_server(args: argparse.Namespace) -> tuple[Cohort, Choice | None, Path | None, Path | None]:
@@ -501,7 +510,7 @@ def _store(args: argparse.Namespace) -> None:
 
     from SAMFineTuneLib.cohort.cohort_export import export
 
-    cohort, store = _open(args), _server(args)
+    cohort, store = _here(args), _server(args)
     with tempfile.TemporaryDirectory() as folder:
         with _counting("writing case") as show:
             made = export(cohort, Path(folder) / "seg", "dicom-seg", show, console.note, args.cases)
@@ -604,9 +613,14 @@ def _adapter_facts(adapter: Any) -> dict[str, Any]:
 
 
 def _open(args: argparse.Namespace) -> Cohort:
+    """The cohort of a command that may be about one on a server."""
+    return _served(args).cohort if args.server else _here(args)
+
+
+def _here(args: argparse.Namespace) -> Cohort:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort
 
-    return _served(args).cohort if hasattr(args, "token_file") and args.server else Cohort(args.cohort)
+    return Cohort(args.cohort)
 
 
 def _named(cohort: Cohort) -> str:
@@ -655,7 +669,7 @@ def _left(seconds: float | None) -> str:
 def _case_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """For the completion of CASE in a shell."""
     try:
-        state: CohortState = _open(parsed_args).state
+        state: CohortState = (_open if hasattr(parsed_args, "token_file") else _here)(parsed_args).state
     except (UserError, AttributeError):
         return []
     return [case.name for case in state.cases]

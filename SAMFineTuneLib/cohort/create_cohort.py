@@ -60,8 +60,12 @@ class NewCohort:
     notes: tuple[str, ...]
 
 
-def find_images(source: str | Path) -> list[FoundImage]:
+def find_images(source: str | Path, match: str = "") -> list[FoundImage]:
     """The images of a source (see the table above), by name.
+
+    Args:
+        source: a folder or a list.
+        match: how labels find their voxels, see `label_grid.MATCHES`.
 
     Raises:
         UserError: when there are none, or labels do not belong to their images.
@@ -74,14 +78,14 @@ def find_images(source: str | Path) -> list[FoundImage]:
         if source.suffix.lower() not in LISTS:
             raise UserError(f"“{source.name}” is not a folder of images or a list of image,label,patient (.csv).")
         listed = read_list(source, unlabelled=True)
-        found = [FoundImage(one.image, one.label and Case(one.image.name, one.image, one.label), one.patient)
+        found = [FoundImage(one.image, one.label and Case(one.image.name, one.image, one.label, match), one.patient)
                  for one in listed]  # fmt: skip
     elif (source / "imagesTr").is_dir():
         folders = [source / name for name in ("imagesTr", "imagesTs") if (source / name).is_dir()]
-        found = _with_labels(source, folders, source / "labelsTr", channels=True)
+        found = _with_labels(source, folders, source / "labelsTr", True, match)
     elif images.is_dir():
         labels = [source / name for name in LABEL_FOLDERS if (source / name).is_dir()]
-        found = _with_labels(source, [images], next(iter(labels), None), channels=False)
+        found = _with_labels(source, [images], next(iter(labels), None), False, match)
     else:
         found = [FoundImage(path) for path in _anywhere(source)]
     if not found:
@@ -125,7 +129,8 @@ def create_cohort(
     if not read.cases:
         raise UserError(f"None of the images can be read: {some_names(read.notes, 2, ' ')}")
     if not read.names:
-        raise UserError("The cohort needs the names of its structures: give --labels liver,spleen.")
+        raise UserError("The cohort needs the names of its structures, such as liver,spleen; give them (--labels on "
+                        "the command line).")
     state = CohortState(read.names, tuple(read.cases.values()), _places(root, folder), model, salt=salt)
     return NewCohort(Cohort.create(folder, state), tuple(read.notes))
 
@@ -181,11 +186,13 @@ def locate_images(
 # ---------------------------------------------------------------- finding
 
 
-def _with_labels(source: Path, folders: Sequence[Path], labels: Path | None, channels: bool) -> list[FoundImage]:
+def _with_labels(
+    source: Path, folders: Sequence[Path], labels: Path | None, channels: bool, match: str
+) -> list[FoundImage]:
     """The images of some folders, each with its labels where there are any."""
     labelled = {}
     if labels is not None and labels.is_dir() and any(not path.name.startswith(".") for path in labels.iterdir()):
-        labelled = {case.image: case for case in find_cases(source)}
+        labelled = {case.image: case for case in find_cases(source, match=match)}
     images = [path for folder in folders for path in images_by_name(folder, channels).values()]
     return [FoundImage(path, labelled.get(path)) for path in images]
 

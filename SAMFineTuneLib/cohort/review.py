@@ -127,6 +127,7 @@ def accept(
     seconds: float | None = None,
     prompts: int | None = None,
     by: str = "",
+    match: str = "",
 ) -> CohortCase:
     """Accept a case.
 
@@ -138,6 +139,7 @@ def accept(
         seconds: working time; added to the earlier one of a case that was reopened.
         prompts: prompts that were placed; the same.
         by: who has taken it, see `take`.
+        match: how the labels of a file find their voxels, see `label_grid.MATCHES`.
 
     Raises:
         UserError: without labels, for labels that do not belong to the image, and while somebody else works on it.
@@ -145,7 +147,7 @@ def accept(
     case = _free(cohort.state, name, by)
     if labels is None and (labels := labels_of(cohort, case)) is None:
         raise UserError(f"Case {case.name} has no labels yet; give them with --labels, or segment it first.")
-    with _written(cohort, case, cohort.accepted(case.key), labels) as (written, array):
+    with _written(cohort, case, cohort.accepted(case.key), labels, match) as (written, array):
         found = _agreement(cohort, case, array)
 
         def accepted(state: CohortState) -> CohortState:
@@ -207,11 +209,11 @@ def _is_newer(path: Path, other: Path) -> bool:
 
 @contextmanager
 def _written(
-    cohort: Cohort, case: CohortCase, target: Path, labels: str | Path | np.ndarray
+    cohort: Cohort, case: CohortCase, target: Path, labels: str | Path | np.ndarray, match: str = ""
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Labels in the image's grid as the cohort numbers them, in a hidden file beside `target`, and as an array."""
     volume = image_of(cohort, case)
-    array = in_grid(labels, volume, cohort.state.labels, case.name)
+    array = in_grid(labels, volume, cohort.state.labels, case.name, match)
     hidden = target.with_name(f".{uuid.uuid4().hex[:12]}.partial-{target.name}")
     try:
         write_labelmap(hidden, array, volume)
@@ -221,7 +223,9 @@ def _written(
             hidden.unlink(missing_ok=True)
 
 
-def in_grid(labels: str | Path | np.ndarray, volume: Volume, known: Mapping[int, str], name: str) -> np.ndarray:
+def in_grid(
+    labels: str | Path | np.ndarray, volume: Volume, known: Mapping[int, str], name: str, match: str = ""
+) -> np.ndarray:
     """Labels of a case in its image's grid, as the cohort numbers them: uint16 [k, j, i].
 
     Args:
@@ -229,6 +233,7 @@ def in_grid(labels: str | Path | np.ndarray, volume: Volume, known: Mapping[int,
         volume: the image.
         known: label value → name of the cohort.
         name: of the case.
+        match: how the labels of a file find their voxels, see `label_grid.MATCHES`.
 
     Raises:
         UserError: for labels that do not belong to the image, and structures that the cohort does not have.
@@ -240,7 +245,7 @@ def in_grid(labels: str | Path | np.ndarray, volume: Volume, known: Mapping[int,
     try:
         if not isinstance(labels, np.ndarray):
             read = read_labels(Path(labels).expanduser())
-            array, meaning = fit_labels(read, volume).array, read.meaning
+            array, meaning = fit_labels(read, volume, match).array, read.meaning
         return renumbered(array, meaning, known)[0]
     except UserError as error:
         raise UserError(f"The labels of case {name} cannot be used: {within_sentence(str(error))}") from error

@@ -92,8 +92,8 @@ def _in_processes(do: Do, jobs: Sequence[Job], count: int) -> Iterator[tuple[Job
             yield waiting.pop(future), future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "A process ended unexpectedly, probably because it ran out of memory; go on with fewer --jobs, and an "
-            "evaluation with --resume: what is done is kept."
+            "A process ended unexpectedly, probably because it ran out of memory. What is done is kept; go on with "
+            "fewer --jobs, and “samfinetune evaluate” with --resume."
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

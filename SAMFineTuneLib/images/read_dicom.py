@@ -229,7 +229,7 @@ def _choose(series: Sequence[_Series], wanted: str | None, source: Path) -> _Ser
     if len(fitting) == 1:
         return fitting[0]
     problem = "fits several series" if fitting else "is not among the series"
-    raise UserError(f"--series {wanted} {problem} in “{source}”; choose by number or UID: {listing}")
+    raise UserError(f"“{wanted}” {problem} in “{source}”; choose by number or UID: {listing}")
 
 
 def _info(number: int, series: _Series) -> SeriesInfo:

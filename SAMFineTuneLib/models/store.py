@@ -57,7 +57,8 @@ class Store(FolderStore[ModelFolder]):
         if (path / SPEC_FILE).is_file():
             return read_model_folder(path)
         if (path / CARD).is_file():
-            raise UserError(f"{id_or_folder} is an adapter, not a model: use it with --adapter {id_or_folder}.")
+            raise UserError(f"{id_or_folder} is an adapter, not a model: use it with "
+                            f"“samfinetune segment --adapter {id_or_folder}”.")
         if path.is_file():
             raise UserError(f"{id_or_folder} is a file, not a model: add it with `samfinetune models import "
                             f"{id_or_folder}` and use the id that this prints.")

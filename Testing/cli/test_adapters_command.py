@@ -264,7 +264,7 @@ def test_an_adapter_of_values_that_are_not_numbers_is_refused(samfinetune, here)
         ("nowhere", "There is no adapter 'nowhere'; the adapters on this computer are: none."),
         ("", "has no adapter: choose a folder"),
         ("empty", "has no adapter: choose a folder"),
-        ("a-model", "is a model, not an adapter: use it with --model"),
+        ("a-model", "is a model, not an adapter: use it with `samfinetune segment --model`"),
         ("checkpoints", "holds a checkpoint, not an adapter"),
         ("unfinished", "holds an unfinished training, not an adapter"),
         ("parent", "is not an adapter, but holds organs"),
@@ -287,7 +287,8 @@ def test_a_path_that_is_no_adapter_is_answered_for_what_it_is(samfinetune, adapt
 
 def test_an_adapter_or_a_file_is_not_a_model(samfinetune, here, volumes):
     command = ("segment", volumes / "three.nii.gz", "-o", "x.nii.gz", "--auto", "--model")
-    assert f"is an adapter, not a model: use it with --adapter {here}" in samfinetune(*command, here).err
+    said = samfinetune(*command, here).err
+    assert f"is an adapter, not a model: use it with “samfinetune segment --adapter {here}”" in said
     file = here / "adapter_model.safetensors"
     assert "is a file, not a model: add it with `samfinetune models import" in samfinetune(*command, file).err
     assert "is not a model folder" in samfinetune(*command, volumes).err

@@ -11,6 +11,7 @@ from case_files import image_of, save
 from small_cohorts import propose_labels, truth
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 
 
 @pytest.fixture
@@ -108,6 +109,26 @@ def test_proposing_and_what_to_review_next(samfinetune, tmp_path):
     for name in "bc":
         assert samfinetune("cohort", "refuse", "cohort", name).code == 0
     assert samfinetune("cohort", "next", "cohort").out.startswith("Nothing is left to review.")
+
+
+def test_labels_that_lie_elsewhere_are_matched_as_asked(samfinetune, scans, tmp_path):
+    labels, moved = scans / "labels" / "a.nii.gz", np.eye(4)
+    moved[0, 3] = 40.0  # mm
+    right = read_volume(labels)
+    write_labelmap(labels, right.array, Volume(right.array, right.affine @ moved))
+    made = samfinetune("cohort", "create", "without", scans, "--labels", "blob")
+    assert made.code == 0 and "--match-labels index" in made.out and "3 untouched" in made.out
+    refused = samfinetune("cohort", "accept", "without", "a", "--labels", labels)
+    assert refused.code == 2 and "add --match-labels index" in refused.err
+    shutil.copytree(scans / "images", tmp_path / "others")
+    (tmp_path / "others" / "a.nii.gz").unlink()
+    assert samfinetune("cohort", "create", "some", "others", "--labels", "blob").code == 0
+    for words in (("create", "with", scans, "--labels", "blob"), ("accept", "without", "a", "--labels", labels),
+                  ("add", "some", scans)):  # fmt: skip
+        done = samfinetune("cohort", *words, "--match-labels", "index")
+        cohort = Cohort(words[1])
+        assert done.code == 0 and cohort.state.case("a").state == "accepted", done.err
+        assert (read_volume(cohort.accepted(cohort.state.case("a").key)).array == right.array).all()
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,16 @@ def test_who_has_a_case_keeps_it_when_labels_are_refused(department, run, tmp_pa
     assert run("refuse", "p0", "--by", "me")[0] == 0
 
 
+def test_labels_that_lie_elsewhere_are_matched_as_asked(department, run, tmp_path):
+    cohort, labels = department.cohort, np.zeros(SHAPE, np.uint8)
+    labels[1:3, 2:5, 3:6] = 1
+    write_labelmap(tmp_path / "p0.nii.gz", labels, Volume(labels, np.eye(4)))
+    code, _, error = run("accept", "p0", "--labels", str(tmp_path / "p0.nii.gz"))
+    assert code == 2 and "add --match-labels index" in error
+    assert run("accept", "p0", "--labels", str(tmp_path / "p0.nii.gz"), "--match-labels", "index")[0] == 0
+    assert (read_volume(cohort.accepted(cohort.state.case("p0").key)).array == labels).all()
+
+
 def test_a_case_that_cannot_be_downloaded_is_given_back(department, run, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, error = run("next", "-o", str(tmp_path / "file" / "folder"))

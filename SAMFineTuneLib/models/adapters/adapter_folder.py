@@ -145,7 +145,8 @@ def _no_adapter(path: Path) -> str:
     if path.name == ONNX and (path.parent / CARD).is_file():
         return f"{path} is a part of the adapter {path.parent}: give that folder."
     if (path / SPEC_FILE).is_file():
-        return f"{path} is a model, not an adapter: use it with --model, or import it with `samfinetune models import`."
+        return (f"{path} is a model, not an adapter: use it with `samfinetune segment --model`, or import it with "
+                "`samfinetune models import`.")
     if (path / CONFIG).is_file():
         return (f"The folder {path} has no {CARD}, without which its base is not known: choose a folder that "
                 "`samfinetune train` wrote.")  # fmt: skip
@@ -156,7 +157,7 @@ def _no_adapter(path: Path) -> str:
         return f"{path} is not an adapter, but holds {', '.join(inside)}: give one of those folders."
     if any(file.suffix.lower() in (".pth", ".pt", ".safetensors") for file in path.iterdir()):
         return (f"{path} holds a checkpoint, not an adapter: add the checkpoint as a model with `samfinetune models "
-                "import FILE`, and use that with --model.")  # fmt: skip
+                "import FILE`, and use that with `samfinetune segment --model`.")  # fmt: skip
     return f"The folder {path} has no adapter: choose a folder that `samfinetune train` wrote."
 
 

@@ -105,12 +105,13 @@ def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tup
     if model_id in known_models():
         entry = known_models()[model_id]
         if (entry.architecture, entry.input_size) != (recognition.architecture, recognition.input_size):
-            raise UserError(f"{path} is {_kind(recognition)}, but {entry.name} is {_kind(entry)}; choose another --id.")
+            raise UserError(f"{path} is {_kind(recognition)}, but {entry.name} is {_kind(entry)}; import it "
+                            "as another one, with `samfinetune models import --id`.")
         try:
             return entry, [check_file(path, "it", entry.bytes, entry.digests)]
         except UserError as error:
             raise UserError(f"{path} is not the published {entry.name}: {error} Weights of your own are imported "
-                            f"with --like {entry.id} and another --id.") from error
+                            f"with `samfinetune models import --like {entry.id}` and another --id.") from error
     notes = []
     size = path.stat().st_size
     for entry in known_models().values():
@@ -157,7 +158,9 @@ def _preparation(recognition: Recognition, like: str | None, entry: Entry | None
             "as is usual for its architecture, because nothing beside the file says how")  # fmt: skip
     fields = ("pixel_range", "pixel_mean", "pixel_std") if own_rule else teacher.preparation
     known = like or entry
-    doubt = "" if known else ", because the file does not say how; if that is wrong, import it with --like"
+    doubt = "" if known else (
+        ", because the file does not say how; if that is wrong, import it with `samfinetune models import --like`"
+    )
     return {name: teacher.preparation[name] for name in fields}, f"pictures are prepared as for {teacher.name}{doubt}"
 
 
