@@ -216,7 +216,7 @@ def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> n
     plain.file_meta.MediaStorageSOPInstanceUID = plain.SOPInstanceUID = generate_uid()
     for keyword in _FORMAT:
         if keyword in dataset:
-            plain[keyword] = dataset[keyword]
+            setattr(plain, keyword, dataset[keyword].value)  # not the element itself, which both would share
     if int(dataset.SamplesPerPixel) == 1:
         plain.PhotometricInterpretation = "MONOCHROME2"
     plain.NumberOfFrames = len(frames)

@@ -171,6 +171,22 @@ def test_monochrome1_is_inverted_with_its_window_and_said(tmp_path):
     assert np.abs(shown + inverted.window.apply(inverted.array) - 255).max() <= 1
 
 
+@pytest.mark.parametrize("frames", ["single", "multi"])
+@pytest.mark.parametrize("syntax", [None, JPEG2000Lossless, JPEGLSLossless, RLELossless])
+def test_monochrome1_is_inverted_however_it_is_compressed(tmp_path, syntax, frames):
+    stored = smooth("u2", 0, 4095)[: 1 if frames == "single" else 3]
+    dataset = image_dataset(stored[0] if frames == "single" else stored, 12)
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    if syntax:
+        try:
+            dataset.compress(syntax, generate_instance_uid=False)
+        except RuntimeError as error:
+            pytest.skip(str(error))
+    volume = read_volume(save(dataset, tmp_path / "image.dcm"))
+    assert np.array_equal(volume.array, 4095 - stored.astype(int))
+    assert any("MONOCHROME1" in text for text in volume.warnings)
+
+
 def test_monochrome1_with_rescale_and_sign(tmp_path):
     stored = smooth("i2", -2000, 2000)
     write_series(
