@@ -36,7 +36,7 @@ _BY_WINERROR = {
     111: _LONG_NAME, 112: _FULL, 123: _BAD_NAME, 206: _LONG_NAME, 267: _FILE_IN_PATH, 1117: _BROKEN, 1295: _QUOTA,
     1392: _BROKEN,
 }  # fmt: skip
-STAGED_NAME = re.compile(r"\.[0-9a-f]{12}\.partial(-)?")
+STAGED_NAME = re.compile(r"\.[0-9a-f]{12}\.partial(-|$)")
 """Begins the hidden names under which `files` writes what is not whole yet."""
 _NUMBER = re.compile(r"[\[(](Errno|WinError|os error) (\d+)[\])]")  # Python's text, and Rust's
 

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from SAMFineTuneLib.disk_errors import STAGED_NAME, DiskError, disk_error
@@ -21,11 +22,16 @@ _PROBE = 1 << 20  # bytes that a disk which is not full takes
 _HELD = (5, 32, 33)  # Windows: another program, perhaps a virus scanner for a moment, has the file open
 _PATIENCE = 1.5  # s
 _ABANDONED = 24 * 3600  # seconds without a change after which a killed process must have left it
+_MOST_LOOKED_AT = 10_000  # names in a folder among which abandoned ones are looked for
+_looked_into: set[Path] = set()  # by this process
 
 
 @contextmanager
 def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Write a file that appears complete or not at all.
+
+    What killed processes left in its folder more than a day ago is deleted, the first time that this process writes
+    there.
 
     Args:
         path: the file; one that is there stays until the new one is complete.
@@ -41,10 +47,13 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
     path = Path(path)
     if os.path.islink(path):  # what it points to is replaced, not the link
         path = path.resolve()
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         with _disk_errors(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent not in _looked_into:
+                _looked_into.add(path.parent)
+                _remove_abandoned(path.parent)
             yield temporary
             if durable:
                 _sync(temporary)
@@ -67,7 +76,7 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
     """Write a folder that appears complete or not at all.
 
     A folder that exists at `path` keeps its other files, and gets the new ones in the order in which they were written.
-    What a killed process left beside it more than a day ago is deleted.
+    What killed processes left beside it more than a day ago is deleted.
 
     Args:
         path: the folder.
@@ -81,7 +90,7 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
     """
     path = Path(path)
     there = path.is_dir()  # an existing folder stays, since it may be the mount point of a disk
-    place = path / f".{uuid.uuid4().hex[:12]}.partial" if there else _beside(path)
+    place = path / f".{uuid.uuid4().hex[:12]}.partial" if there else beside(path)
     building = place / (path.resolve().name or "new")
     try:
         with _disk_errors(path, place):
@@ -108,18 +117,20 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
 
 def remove_folder(path: Path) -> None:
     """Delete a folder in one step, so that no program sees half of it. Raises OSError when it cannot be deleted."""
-    doomed = _beside(path)
+    doomed = beside(path)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    for left in folder.iterdir() if folder.is_dir() else ():
-        if STAGED_NAME.match(left.name) and left.is_dir():
+    with suppress(OSError):  # what cannot be listed or deleted does not keep anybody from writing
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, _MOST_LOOKED_AT) if STAGED_NAME.match(entry.name)]
+        for left in (folder / name for name in names):
             with suppress(OSError):  # another process has just finished with it
-                newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+                newest = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
                 if time.time() - newest > _ABANDONED:
-                    shutil.rmtree(left, ignore_errors=True)
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 def require_writable(folder: str | Path) -> None:
@@ -144,7 +155,7 @@ def require_writable(folder: str | Path) -> None:
         ) from error
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
     """A unique hidden name beside `path`, short enough where the name of `path` just fits."""
     return path.with_name(f".{uuid.uuid4().hex[:12]}.partial-{path.name[-40:].lower()}")
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +253,42 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_work(tmp_path):
         require_writable(tmp_path / "file" / "folder")
     with pytest.raises(DiskError):
         require_writable(Path(tmp_path / "file"))
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from SAMFineTuneLib.files import atomic_write, staged_folder
+
+folder = Path(sys.argv[1])
+with staged_folder(folder / "results") as building:
+    (building / "a.txt").write_text("half")
+    with staged_folder(folder) as more, atomic_write(folder / "labels.nii.gz") as temporary:
+        (more / "b.txt").write_text("half")
+        temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+@pytest.mark.parametrize("write", [lambda folder: files.write_text(folder / "new.txt", "whole"),
+                                   lambda folder: _stage(folder / "new")])  # fmt: skip
+def test_what_a_killed_process_left_is_deleted_a_day_later(tmp_path, root, write):
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], cwd=root)
+    assert killed.returncode == -signal.SIGKILL
+    left = set(tmp_path.iterdir())
+    assert len(left) == 3 and all(path.name.startswith(".") for path in left)
+    others = {tmp_path / ".notes.partial", tmp_path / ".0123456789ab.partially", tmp_path / "0123456789ab.partial-a"}
+    for path in others:
+        path.write_text("the user's")
+    young = next(path for path in left if path.is_dir())
+    yesterday = time.time() - 25 * 3600
+    for path in (*others, *left, *(inner for one in left - {young} for inner in one.rglob("*"))):
+        os.utime(path, (yesterday, yesterday))
+    write(tmp_path)
+    assert {path for path in tmp_path.iterdir() if path.name.startswith((".", "0"))} == others | {young}
+
+
+def _stage(folder):
+    with staged_folder(folder) as building:
+        (building / "a.txt").write_text("whole")

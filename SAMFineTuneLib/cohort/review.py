@@ -8,7 +8,6 @@ accepted yet, and never one that is accepted without its labels.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from SAMFineTuneLib.cohort.choosing import Choice, next_case
 from SAMFineTuneLib.cohort.cohort_folder import LEASE, Cohort, CohortCase, CohortState, Lease, Review
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, move_over
+from SAMFineTuneLib.files import atomic_write, beside, move_over
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.metrics.mask_metrics import dice
 
@@ -214,7 +213,7 @@ def _written(
     """Labels in the image's grid as the cohort numbers them, in a hidden file beside `target`, and as an array."""
     volume = image_of(cohort, case)
     array = in_grid(labels, volume, cohort.state.labels, case.name, match)
-    hidden = target.with_name(f".{uuid.uuid4().hex[:12]}.partial-{target.name}")
+    hidden = beside(target)
     try:
         write_labelmap(hidden, array, volume)
         yield hidden, array
