@@ -121,11 +121,11 @@ class TrainedAdapter:
     learned: tuple[str, ...]
     """Keys of the cases that it learned from."""
     held_out: tuple[str, ...]
-    """Keys of the cases that judged it and that no adapter learned from."""
+    """Keys of the cases held out, from which no adapter learned: those that judged it, and maybe others."""
     start: str
     """`base`, or `adapter N` where it went on from an earlier one."""
     dice: Mapping[str, float]
-    """Label → mean Dice of its proposals for the cases held out."""
+    """Label → mean Dice of its proposals for the cases that judged it."""
     dice_before: Mapping[str, float]
     """The same of the adapter in use before; empty for the first one."""
     interval: tuple[float, float] | None

@@ -212,7 +212,7 @@ def _page(cohort: Cohort, compared: Sequence[Compared]) -> str:
     if state.adapters:
         parts += [report_page.heading("Adapters", "An adapter replaces the one before only when cases of patients held "
                                       "out, whom no adapter learned from, say so."),
-                  report_page.table(("adapter", "date", "from", "learned from", "judged by", "Dice", "before", "gain",
+                  report_page.table(("adapter", "date", "from", "learned from", "held out", "Dice", "before", "gain",
                                      "in use", "evidence"), [_adapter_row(one) for one in state.adapters])]  # fmt: skip
     if shown := _pictures(cohort, compared):
         parts += [report_page.heading("Worst, median and best proposal", "The slice of each case that shows most."),

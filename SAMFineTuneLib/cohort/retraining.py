@@ -1,12 +1,14 @@
 """Trains a cohort's next adapter on the accepted cases, and lets patients held out decide whether it is used.
 
 Who is held out follows from a digest of the patient: a quarter of all patients always is. While these are fewer than a
-third of those accepted (at least two, at most four), further ones judge for the time being. These may be learned from
-later; whoever was learned from never judges.
+third of those accepted (at least two, at most four), further ones judge for the time being, first those who judged
+before. These may be learned from later; whoever was learned from never judges.
 
 Two candidates learn from the others: one begins with the base, one goes on from the adapter in use. What they propose
-for the held-out cases, as whole volumes, is compared with what was accepted, and the better one is kept. It replaces
-the adapter in use when its mean Dice over the held-out patients is higher. This is no proof: both of two patients gain
+for the held-out cases, as whole volumes, is compared with what was accepted, and the better one is kept. A case whose
+labels began as a proposal of the adapter in use is not compared while others of two patients are held out: who corrects
+a proposal leaves what is good enough, so that its Dice is higher than with labels from scratch. The candidate replaces
+the adapter in use when its mean Dice over the patients compared is higher. This is no proof: both of two patients gain
 by chance one time in four, so that their interval says little, and waiting for six who all gain would mean learning
 nothing from the first twenty cases. Replacing an adapter by an equally good one costs little, and no training puts one
 in use that is worse for those who judge. The interval is told, and whether chance may explain it. As the better of two
@@ -23,7 +25,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -100,11 +102,14 @@ def is_due(state: CohortState) -> bool:
 def held_out(state: CohortState) -> tuple[CohortCase, ...]:
     """The accepted cases that judge: those of patients that are held out."""
     accepted, learned = state.accepted, {key for one in state.adapters for key in one.learned}
-    taught = {case.patient for case in state.cases if case.key in learned}
+    judged = {key for one in state.adapters for key in one.held_out}
+    taught, earlier = ({case.patient for case in state.cases if case.key in keys} for keys in (learned, judged))
     there = {case.patient for case in accepted}
-    patients = sorted(there - taught, key=_rank)
-    always = sum(_rank(patient) < _HELD_OUT for patient in patients)
-    judges = patients[: max(always, _JUDGES, min(_ENOUGH, len(there) // 3))]
+    always = {patient for patient in there - taught if _rank(patient) < _HELD_OUT}
+    patients = sorted(there - taught, key=lambda one: (one not in always, one not in earlier, _rank(one)))
+    count = max(len(always), _JUDGES, min(_ENOUGH, len(there) // 3))
+    fair = [one for one in patients if one in {case.patient for case in _fair(state, accepted)}]
+    judges = {*patients[:count], *fair[:_JUDGES]}
     return tuple(case for case in accepted if case.patient in judges)
 
 
@@ -114,6 +119,18 @@ def _divided(state: CohortState) -> tuple[tuple[CohortCase, ...], tuple[CohortCa
     patients = {case.patient for case in judges}
     teachers = tuple(case for case in state.accepted if case.patient not in patients)
     return (teachers if len(patients) >= _JUDGES else ()), judges
+
+
+def _compared(state: CohortState, judges: tuple[CohortCase, ...]) -> tuple[CohortCase, ...]:
+    """The judges by whose labels adapters are compared: the fair ones, or all where these are too few."""
+    fair = _fair(state, judges)
+    return fair if len({case.patient for case in fair}) >= _JUDGES else judges
+
+
+def _fair(state: CohortState, cases: Iterable[CohortCase]) -> tuple[CohortCase, ...]:
+    """The cases whose labels did not begin as a proposal of the adapter in use."""
+    number = state.adapter.number if state.adapter else None
+    return tuple(case for case in cases if case.proposal is None or case.proposal.adapter != number)
 
 
 def _rank(patient: str) -> float:
@@ -185,6 +202,8 @@ class _Plan:
     learned: Mapping[str, str]
     """Key → digest of the accepted label map."""
     held_out: Mapping[str, str]
+    compared: tuple[str, ...]
+    """Keys of those held out whose labels favour no adapter."""
 
 
 def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
@@ -207,6 +226,7 @@ def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
         {str(value): name for value, name in state.labels.items()},
         state.adapter.number if state.adapter else None,
         {case.key: digests[case.key] for case in teachers}, {case.key: digests[case.key] for case in judges},
+        tuple(case.key for case in _compared(state, judges)),
     )  # fmt: skip
     if resume and (old := _unfinished(work / _PLAN)) and _goes_on(old, plan, digests, state):
         return old
@@ -283,6 +303,8 @@ class _Run:
             found[start] = self._judged(start, output, base, part)
         patients = {case.key: case.patient for case in self.cohort.state.cases}
         trained = decide(found, before, patients, tuple(plan.learned), plan.number)
+        if left_out := len(plan.held_out) - len(plan.compared):
+            trained = replace(trained, held_out=tuple(plan.held_out), reason=f"{trained.reason} {_about(left_out)}")
         target = self.cohort.adapter(plan.number)
         if not target.exists():  # else it was killed before it could say so
             self._tell("export", "Making the adapter ready for use", self.parts, 0, 0, None)
@@ -322,7 +344,7 @@ class _Run:
     def _dice_file(self, who: str) -> Path:
         return self.work / f"{who.replace(' ', '-')}.json"
 
-    def _cases(self, keys: Mapping[str, str]) -> list[Case]:
+    def _cases(self, keys: Iterable[str]) -> list[Case]:
         """Cases with the label maps that were accepted when the training began."""
         from SAMFineTuneLib.cases.cases import Case
         from SAMFineTuneLib.cases.label_map import Meaning
@@ -399,7 +421,7 @@ class _Run:
     # ---- judging
 
     def _judged(self, who: str, folder: Path, base: ModelFolder, part: int) -> Dice:
-        """Dice of an adapter's proposals for the held-out cases, from the file where they are known already."""
+        """Dice of an adapter's proposals for the compared cases, from the file where they are known already."""
         file = self._dice_file(who)
         if file.exists():
             return json.loads(file.read_text("utf-8"))
@@ -407,7 +429,7 @@ class _Run:
         from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
         adapter = read_adapter_folder(folder)
-        cases, labels, found = self._cases(self.plan.held_out), self.cohort.state.labels, {}
+        cases, labels, found = self._cases(self.plan.compared), self.cohort.state.labels, {}
         predictor = open_predictor(base.path, adapter, self.device, disk_cache=False)
         for done, case in enumerate(cases):
             self._look()
@@ -423,7 +445,7 @@ class _Run:
 
     def _judging_left(self, part: int, done: int = 0) -> float:
         """Seconds for judging this candidate and those after it."""
-        return ((self.parts - part + 1) * len(self.plan.held_out) - done) * self.pace.get("judging", 0.0)
+        return ((self.parts - part + 1) * len(self.plan.compared) - done) * self.pace.get("judging", 0.0)
 
     def _tell(self, stage: str, sentence: str, part: int, step: int, steps: int, left: float | None) -> None:
         known = left is not None and math.isfinite(left)
@@ -461,7 +483,7 @@ def decide(
     """Choose the better candidate, and say whether it replaces the adapter in use (see the module).
 
     Args:
-        candidates: by what each started from, Dice of its proposals for the held-out cases.
+        candidates: by what each started from, Dice of its proposals for the cases compared.
         before: the same of the adapter in use; None when there is none.
         patients: the patient of each case.
         learned: keys of the cases that taught.
@@ -521,6 +543,11 @@ def _about_gain(gain: Difference | None, in_use: bool) -> str:
         span = f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}{chance})"
     result = "so it replaces the adapter before" if in_use else "so the adapter before stays in use"
     return f"Its proposals for {_held(gain.patients)} {change} over those of the adapter before{span}, {result}."
+
+
+def _about(left_out: int) -> str:
+    those = "case is" if left_out == 1 else "cases are"
+    return f"{left_out} further {those} held out but not compared, as the labels began as the adapter's own proposals."
 
 
 def _held(patients: int) -> str:

@@ -38,7 +38,7 @@ from SAMFineTuneLib.cases.case_slices import (
 from SAMFineTuneLib.cases.cases import Case, find_cases
 from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
-from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, CohortCase
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, CohortCase, Proposal
 from SAMFineTuneLib.cohort.create_cohort import FoundImage, create_cohort
 from SAMFineTuneLib.cohort.retraining import dice_of_proposal, retrain
 from SAMFineTuneLib.cohort.review import accept
@@ -136,6 +136,8 @@ class Loop:
             before[name] = overlap.dice
         times = Seconds()
         seconds = boxes * times.box + clicks * times.point + (looks + boxes + clicks) * times.look
+        if adapter:  # what the labels began as says who may judge fairly
+            self.cohort.change(lambda state: state.with_case(case.key, proposal=Proposal(adapter, {})))
         accept(self.cohort, case.key, labels, seconds, boxes + clicks)
         reached = {name: dice(labels == value, slices.reference(value)) for value, name in PARTS.items()}
         self.done["accepted"].append({

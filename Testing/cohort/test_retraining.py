@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from small_cohorts import small_cohort, truth
 
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, Review, TrainedAdapter
+from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, Proposal, Review, TrainedAdapter
 from SAMFineTuneLib.cohort.retraining import WORK, decide, held_out, is_due, retrain
 from SAMFineTuneLib.cohort.review import accept, reopen
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
 # ---- who judges
 
@@ -40,6 +41,7 @@ def adapter_of(number: int, learned, judges, in_use: bool = True) -> TrainedAdap
 def test_who_was_learned_from_never_judges_and_two_patients_always_do():
     rng, always = np.random.default_rng(0), set()
     for _ in range(200):
+        judged = set()
         patients = [f"{rng.integers(1 << 40)}" for _ in range(rng.integers(3, 30))]
         order = [patients[place] for place in rng.integers(len(patients), size=3 * len(patients))]
         adapters, taught = (), set()
@@ -52,8 +54,9 @@ def test_who_was_learned_from_never_judges_and_two_patients_always_do():
             assert all(case in judges for case in state.accepted if case.patient in own), "whole patients"
             lowest = {one for one in there if sha256(one.encode()).hexdigest() < "4"}
             assert lowest <= own and (own == lowest or len(own) <= max(2, min(4, len(there) // 3)))
+            assert not adapters or own - lowest <= judged - taught or judged - taught <= own, "judges go on judging"
             assert len(own) >= min(4, len(there) // 3, len(there - taught))
-            always |= lowest
+            always, judged = always | lowest, judged | own
             taught |= there - own
             learned = [case.key for case in state.accepted if case not in judges]
             adapters += (adapter_of(len(adapters) + 1, learned, [case.key for case in judges]),)
@@ -172,8 +175,6 @@ def use(cohort: Cohort) -> None:
 
 
 def test_an_adapter_is_trained_then_two_candidates_and_a_new_structure_only_from_the_base(tiny, tmp_path):
-    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
-
     cohort, told = small_cohort(tmp_path, count=6, labelled=4), []
     judges = {case.key for case in held_out(cohort.state)}
     taught = next(case for case in cohort.state.accepted if case.key not in judges)
@@ -220,9 +221,38 @@ def test_an_adapter_is_trained_then_two_candidates_and_a_new_structure_only_from
     assert read_adapter_folder(cohort.adapter(3)).card.labels == ("blob", "cyst")
 
 
+def test_labels_that_began_as_its_own_proposals_do_not_judge_for_the_adapter_in_use(tiny, tmp_path):
+    cohort = small_cohort(tmp_path, count=9, labelled=4)
+    # By their digests patient 7 is always held out, and 4 and 8 would judge before 0 and 3.
+    cohort.change(lambda now: replace(now, cases=tuple(
+        replace(case, patient=f"patient {number}") for number, case in enumerate(now.cases)
+    )))  # fmt: skip
+    names = {case.key: case.patient[-1] for case in cohort.state.cases}
+
+    def accept_proposed(numbers, adapter: int) -> None:
+        for number in numbers:
+            key = cohort.state.cases[number].key
+            cohort.change(lambda now, key=key: now.with_case(key, proposal=Proposal(adapter, {"blob": 0.9})))
+            accept(cohort, key, truth(number))
+
+    def compared(number: int) -> str:
+        return "".join(sorted(names[key] for key in read_adapter_folder(cohort.adapter(number)).card.gains[0].cases))
+
+    first = retrain(cohort)
+    assert compared(1) == "03" and "not compared" not in first.reason
+    use(cohort)
+    accept_proposed(range(4, 9), adapter=1)
+    second = retrain(cohort)
+    assert "".join(sorted(names[key] for key in second.held_out)) == "037" and compared(2) == "03"
+    assert "1 further case is held out but not compared" in second.reason
+    use(cohort)
+    accept_proposed(range(9), adapter=2)  # now no other case is left
+    third = retrain(cohort)
+    assert set(third.held_out) == set(second.held_out) and compared(3) == "037" and "not compared" not in third.reason
+
+
 def test_isotropic_volumes_are_learned_in_all_orientations_and_so_judged(tiny, tmp_path, monkeypatch):
     from SAMFineTuneLib.inference import automatic_head
-    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
     cohort, seen, whole = small_cohort(tmp_path, 3, 3, np.diag([-1.0, -1.0, 1.5, 1.0])), [], automatic_head.slice_logits
 
