@@ -156,7 +156,8 @@ def _stem(path: Path) -> str:
 
 
 def _name(path: Path) -> str:
-    return _stem(path.resolve()).removesuffix(_FIRST_CHANNEL)
+    own = Path(os.path.abspath(path))  # a link's own name, not the one of what it points to
+    return _stem(own).removesuffix(_FIRST_CHANNEL)
 
 
 def _protect(source: Path, target: Path) -> None:

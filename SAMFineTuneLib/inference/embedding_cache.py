@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,6 +30,8 @@ Embedding = dict[str, np.ndarray]
 
 _FORMAT = "2"  # part of every key: raise it when the content of entries changes
 _DIGEST_BYTES = 32
+_ENTRY = re.compile(r"[0-9a-f]{64}\.npz")
+_PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial-[0-9a-f]+\.npz")  # as `atomic_write` names them
 _STALE_PARTIAL_SECONDS = 3600  # whoever began such a file was killed
 
 
@@ -174,9 +177,7 @@ class EmbeddingCache:
         if self.folder is None or not self.folder.is_dir():
             return []
         found = []
-        for path in self.folder.glob("*.npz"):
-            if path.name.startswith("."):
-                continue
+        for path in filter(lambda path: _ENTRY.fullmatch(path.name), self.folder.iterdir()):  # others are not ours
             with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append((status.st_mtime, status.st_size, path))
@@ -185,7 +186,7 @@ class EmbeddingCache:
     def _remove_partials(self, older_than: float) -> None:
         if self.folder is None or not self.folder.is_dir():
             return
-        for path in self.folder.glob(".*.partial-*"):
+        for path in filter(lambda path: _PARTIAL.fullmatch(path.name), self.folder.iterdir()):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime >= older_than:
                     path.unlink(missing_ok=True)

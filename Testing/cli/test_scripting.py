@@ -140,6 +140,20 @@ def test_several_volumes_are_segmented_from_the_prompts_of_their_names(scans, tm
         np.testing.assert_array_equal(together, sitk.GetArrayFromImage(sitk.ReadImage(str(alone))))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+def test_links_to_volumes_have_names_of_their_own(scans, tmp_path, capsys):
+    """As a store of data by content has them: both links may point to files of one name."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("one", "two"):
+        stored = tmp_path / "store" / name / "image.nii.gz"
+        stored.parent.mkdir(parents=True)
+        stored.write_bytes((scans / "volumes" / f"{name}.nii.gz").read_bytes())
+        (links / f"{name}.nii.gz").symlink_to(stored)
+    assert run("segment", links, "-o", tmp_path / "out", "--prompts", scans / "prompts") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.seg.nrrd", "two.seg.nrrd"]
+
+
 def test_prompts_and_volumes_that_do_not_belong_together_are_said(scans, tmp_path, capsys):
     prompts = tmp_path / "prompts"
     prompts.mkdir()

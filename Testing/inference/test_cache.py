@@ -124,9 +124,24 @@ def test_clear_frees_everything_and_says_how_much(tmp_path):
     cache = EmbeddingCache(tmp_path)
     cache.get_or_compute(KEY, some_embedding)
     size = cache.info().size
-    (tmp_path / ".abc.partial-x.npz").write_bytes(b"half")
+    (tmp_path / f".{KEY[:12]}.partial-{KEY[-36:]}.npz").write_bytes(b"half")
     assert cache.clear() == size > 0
     assert cache.get(KEY) is None and list(tmp_path.iterdir()) == []
+
+
+def test_other_peoples_files_in_the_folder_stay(tmp_path):
+    """The folder may be any: SAMFINETUNE_CACHE names it."""
+    others = [tmp_path / name for name in ("results.npz", f"{KEY[:-1]}.npz", ".draft.partial-results.npz")]
+    for file in others:
+        file.write_bytes(b"mine")
+        os.utime(file, (1, 1))
+    cache = EmbeddingCache(tmp_path, disk_bytes=400_000)
+    for seed in range(6):
+        cache.get_or_compute(embedding_key(np.full((2, 2), seed, np.uint8), "engine"), lambda: some_embedding(1))
+    held = cache.info()
+    assert 0 < held.entries < 6 and held.size <= 400_000
+    assert cache.clear() == held.size and cache.info().entries == 0
+    assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_answer(tmp_path):
