@@ -115,9 +115,10 @@ class ExportDialog:
         self.dialog.hide()
         self.host.run(ExportTask(text, steps, done, lambda error: self.host.refused(error, text, _TOPIC)))
 
-    def _made(self, node):
-        self.last = node
-        self.host.say(_("Made the label map {name}, which is in this scene.").format(name=node.GetName()), _TOPIC)
+    def _made(self, result):
+        self.last, notes = result
+        made = _("Made the label map {name}, which is in this scene.").format(name=self.last.GetName())
+        self.host.say(" ".join([made, *notes]), _TOPIC)
 
     def _wrote(self, path, count, notes):
         self.last = path
@@ -150,11 +151,12 @@ class ExportDialog:
 class ExportTask:
     """A task for `Host.run`: reads nodes in steps on Slicer's own thread, and writes the file in a thread of its own.
 
-    `done(result)` gets the node, or what the function returned that wrote the file; `failed(error)` what they raised.
+    `done(result)` gets the node with its notes, or what the function returned that wrote the file; `failed(error)` what
+    they raised.
     """
 
     def __init__(self, text, steps, done, failed):
-        """Args: steps: yields how far it is, and returns a node, or a function that writes the file."""
+        """Args: steps: yields how far it is, and returns a node with its notes, or a function that writes the file."""
         self.text = text
         self.fraction = 0.0
         self._steps = steps

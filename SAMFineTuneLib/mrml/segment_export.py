@@ -19,7 +19,14 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, first_voxel, geometry, image_array
+from SAMFineTuneLib.mrml.segments.labelmaps import (
+    BINARY,
+    first_voxel,
+    geometry,
+    has_no_voxels,
+    image_affine,
+    image_array,
+)
 from SAMFineTuneLib.mrml.volume_nodes import from_array, own_affine
 
 _SAME_GRID = 1e-3  # voxels: rounding of positions in headers, over the whole volume
@@ -69,7 +76,7 @@ def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | 
     affine, shape = own_affine(volume_node), volume_node.GetImageData().GetDimensions()[::-1]
     labels = np.zeros(shape, np.uint8 if len(ids) < 256 else np.uint16)
     segments = [_described(segmentation, segment_id, value) for value, segment_id in enumerate(ids, start=1)]
-    filled, lost = [False] * len(ids), 0
+    counts, lost = [0] * len(ids), 0
     slabs = _slabs(shape)
     for done, slab in enumerate(slabs):
         there = labels[slab]
@@ -78,19 +85,26 @@ def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | 
             yield (done + number / len(ids)) / len(slabs)
             mask = _mask_on(slab_affine, there.shape, volume_node, segmentation_node, segment_id)
             if mask is not None and mask.any():
-                filled[number] = True
+                counts[number] += int(np.count_nonzero(mask))
                 lost += int(np.count_nonzero(there[mask]))
                 there[mask & (there == 0)] = number + 1
-    notes = [f"Segment “{info.name}” is empty." for info, full in zip(segments, filled, strict=True) if not full]
+    notes, same_parent = [], segmentation_node.GetParentTransformNode() is volume_node.GetParentTransformNode()
+    for info, segment_id, count in zip(segments, ids, counts, strict=True):
+        yield 1.0
+        note = _what_is_lost(segmentation.GetSegment(segment_id), same_parent, affine, shape, count)
+        notes += [f"Segment “{info.name}” {note}"] if note else []
     if lost:
         notes.append(f"{lost} voxels belong to several segments; the first of them has them in the label map.")
     return Labelmap(labels, affine, tuple(segments), tuple(notes))
 
 
-def labelmap_node_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None) -> Steps[object]:
-    """A new labelmap node of the segments, under the volume's transform, with their names and colours."""
+def labelmap_node_steps(
+    segmentation_node, volume_node, segment_ids: Sequence[str] | None = None
+) -> Steps[tuple[object, tuple[str, ...]]]:
+    """A new labelmap node of the segments, under the volume's transform, with their names and colours, and sentences
+    about what it cannot hold."""
     found = yield from labelmap_steps(segmentation_node, volume_node, segment_ids)
-    return _labelmap_node(found, volume_node, f"{segmentation_node.GetName()}-label")
+    return _labelmap_node(found, volume_node, f"{segmentation_node.GetName()}-label"), found.notes
 
 
 def export_steps(
@@ -174,6 +188,21 @@ def _mask_on(affine: np.ndarray, shape, volume_node, segmentation_node, segment_
         ):
             raise UserError("The segments could not be brought onto the volume's grid; check their transforms.")
     return image_array(part) == segment.GetLabelValue()
+
+
+def _what_is_lost(segment, same_parent: bool, affine: np.ndarray, shape, count: int) -> str:
+    """The end of a sentence about a segment that has `count` voxels on the volume's grid, where its own labelmap holds
+    something else; "" where nothing is lost."""
+    image = segment.GetRepresentation(BINARY) if segment is not None else None
+    full = image is not None and not has_no_voxels(image)
+    held = int(np.count_nonzero(image_array(image) == segment.GetLabelValue())) if full else 0
+    if held == count:
+        return "" if held else "is empty."
+    if same_parent and first_voxel(image, affine, shape, _SAME_VOXEL) is not None:
+        return f"reaches beyond the volume: {held - count} of its {held} voxels are left out."
+    grids = (held, image_affine(image)), (count, affine)
+    before, after = (voxels * abs(np.linalg.det(one[:3, :3])) / 1000 for voxels, one in grids)
+    return f"has other voxels than the volume and was resampled: {before:.2f} mL became {after:.2f} mL."
 
 
 def _labelmap_node(found: Labelmap, volume_node, name: str):

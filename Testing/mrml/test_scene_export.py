@@ -100,7 +100,8 @@ def test_a_seg_nrrd_says_names_and_colours(scene_nodes, tmp_path):
 
 def test_a_labelmap_node_lies_where_the_volume_is(scene_nodes, masks):
     segmentation_node, volume_node = scene_nodes
-    node = finished(labelmap_node_steps(segmentation_node, volume_node, ["second"]))
+    node, notes = finished(labelmap_node_steps(segmentation_node, volume_node, ["second"]))
+    assert notes == ()
     assert node.GetName() == f"{segmentation_node.GetName()}-label"
     assert node.GetParentTransformNode() is volume_node.GetParentTransformNode()
     assert [node.GetIJKToRASDirectionMatrix, node.GetOrigin()][1] == pytest.approx(volume_node.GetOrigin())
@@ -126,6 +127,29 @@ def test_what_overlaps_or_is_empty_is_said(slicer_scene, volume, masks):
     assert any("“third” is empty" in note for note in found.notes)
     first, third = (segmentation_node.GetSegmentation().GetSegment(name) for name in ("first", "third"))
     assert is_empty(third) and not is_empty(first)
+
+
+def test_what_another_volumes_grid_cannot_hold_is_said_with_numbers(slicer_scene, volume, masks):
+    """Segments of one volume, exported onto a smaller one, and onto one of thicker slices."""
+    segmentation_node = slicer_scene.add_segmentation(slicer_scene.add_volume(volume))
+    for name, mask in masks.items():
+        image = oriented_image_of(mask, volume.affine)
+        slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(image, segmentation_node, name)
+    smaller = slicer_scene.add_volume(type(volume)(volume.array[:6].copy(), volume.affine), "smaller")
+    found = finished(labelmap_steps(segmentation_node, smaller))
+    left_out, all_of_it = masks["second"][6:].sum(), masks["second"].sum()
+    assert found.notes == (
+        f"Segment “second” reaches beyond the volume: {left_out} of its {all_of_it} voxels are left out.",
+    )
+    assert np.array_equal(found.labels, wanted(masks)[:6])
+    thicker = slicer_scene.add_volume(type(volume)(volume.array[::4].copy(), volume.affine @ np.diag([1, 1, 4, 1])))
+    found = finished(labelmap_steps(segmentation_node, thicker, ["first"]))
+    sizes = [masks["first"].sum(), 4 * np.count_nonzero(found.labels)]
+    before, after = (size * abs(np.linalg.det(volume.affine[:3, :3])) / 1000 for size in sizes)
+    assert found.notes == (
+        "Segment “first” has other voxels than the volume and was resampled: "
+        f"{before:.2f} mL became {after:.2f} mL.",
+    )
 
 
 @pytest.mark.parametrize("slices", ["as the series", "from the other end"])

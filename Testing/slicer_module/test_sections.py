@@ -455,8 +455,10 @@ def test_export(work, tmp_path):
     assert export.dialog.isVisible() and "not a folder" in export.ui.problemLabel.text
     export.ui.folderEdit.currentPath = str(tmp_path)
     export.ui.formatSelector.setCurrentIndex(0)
+    work.session.segmentation_node.GetSegmentation().AddEmptySegment("", "hollow")
     press_export(work.desktop)
     assert not export.dialog.isVisible() and export.last is not None
+    assert "Segment “hollow” is empty." in work.desktop.messages()[-1]
 
 
 def test_a_finished_export_says_what_and_where_with_a_link(work, tmp_path, monkeypatch):
