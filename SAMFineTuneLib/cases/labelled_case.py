@@ -109,7 +109,13 @@ def _classes(labels: np.ndarray, meaning: Meaning, choice: LabelChoice) -> tuple
         if value in meaning.ignored:
             table[value] = IGNORED
         elif len(numbers) > 1:
-            table[value] = shared.setdefault(numbers, len(chosen) + 1 + len(shared))
+            own_class = shared.setdefault(numbers, len(chosen) + 1 + len(shared))
+            if own_class >= IGNORED:
+                raise UserError(
+                    f"{len(chosen)} labels that overlap in more than {IGNORED - 1 - len(chosen)} ways cannot be told "
+                    "apart; choose some of them, as “samfinetune train --label 1,2” does."
+                )
+            table[value] = own_class
         elif numbers:
             table[value] = numbers[0]
     return table[labels], {value: numbers for numbers, value in shared.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -119,6 +120,26 @@ def test_regions_and_what_is_ignored(tmp_path):
     masks, ignored = classes_by_name(case)
     labels = case.read().labels
     assert np.array_equal(masks["whole"], (labels == 1) | (labels == 2)) and np.array_equal(ignored, labels == 3)
+
+
+@pytest.mark.parametrize(("pairs", "kept"), [(230, True), (231, False), (270, False)])
+def test_labels_that_overlap_in_more_ways_than_can_be_told_apart(tmp_path, pairs, kept):
+    """24 regions, two of which share each value."""
+    values = np.arange(1, pairs + 1)
+    shared = list(itertools.combinations(range(24), 2))[:pairs]
+    labels = {f"r{n}": values[[n in pair for pair in shared]].tolist() for n in range(24)}
+    array = np.resize(values, (2, 30, 30)).astype(np.uint16)
+    save(tmp_path / "imagesTr" / "a_0000.nii.gz", np.arange(array.size, dtype=np.int16).reshape(array.shape))
+    save(tmp_path / "labelsTr" / "a.nii.gz", array)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+    (case,) = find_cases(tmp_path)
+    if not kept:
+        with pytest.raises(UserError, match="overlap in more than 230 ways"):
+            classes_by_name(case)
+        return
+    masks, ignored = classes_by_name(case)
+    assert all(np.array_equal(masks[name], np.isin(array, own)) for name, own in labels.items())
+    assert not ignored.any()
 
 
 @pytest.mark.parametrize(
