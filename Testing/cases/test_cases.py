@@ -128,7 +128,7 @@ def test_labels_that_overlap_in_more_ways_than_can_be_told_apart(tmp_path, pairs
     values = np.arange(1, pairs + 1)
     shared = list(itertools.combinations(range(24), 2))[:pairs]
     labels = {f"r{n}": values[[n in pair for pair in shared]].tolist() for n in range(24)}
-    array = np.resize(values, (2, 30, 30)).astype(np.uint16)
+    array = np.resize(values, (3, 30, 30)).astype(np.uint16)
     save(tmp_path / "imagesTr" / "a_0000.nii.gz", np.arange(array.size, dtype=np.int16).reshape(array.shape))
     save(tmp_path / "labelsTr" / "a.nii.gz", array)
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
