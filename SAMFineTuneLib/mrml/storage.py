@@ -22,7 +22,6 @@ from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.prompts.prompt_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, belongs, new_node, nodes_of
 from SAMFineTuneLib.prompts.plane_prompts import planes_of
-from SAMFineTuneLib.prompts.prompts_file import prompts_from_dict
 from SAMFineTuneLib.session.events import Answered, Event, Failed, PromptInfo
 
 MODULE = "SAMFineTune"
@@ -226,7 +225,7 @@ def contents_of(document: dict[str, Any]) -> tuple[list[SegmentInfo], list[Promp
     try:
         segments = [SegmentInfo(one["name"], int(one["value"]), tuple(one["color"])) for one in document["segments"]]
         window = document.get("window")
-        prompts = [_prompt_info(entry) for entry in document["prompts"]]
+        prompts = [PromptInfo.from_dict(entry) for entry in document["prompts"]]
         return segments, prompts, IntensityWindow(**window) if window else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError("The session stored in the scene is damaged: masks are made anew from the prompts.") from error
@@ -236,7 +235,7 @@ def places_of(document: dict[str, Any], volume: Volume) -> set[tuple[int, str]]:
     """Label value and plane key of all masks of a stored session."""
     places = {(int(one["segment"]), SlicePlane.from_dict(one["plane"]).key) for one in document["propagated"]}
     for entry in document["prompts"]:
-        info = _prompt_info(entry)
+        info = PromptInfo.from_dict(entry)
         keys = entry.get("planes") or [plane.key for plane in planes_of(volume, info.prompt, info.view)]
         places.update((info.segment, key) for key in keys)
     return places
@@ -267,10 +266,3 @@ def same_voxels(before: dict[str, Any], now: dict[str, Any]) -> bool:
 def same_place(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether two volumes of the same size, as `recognise` has them, lie in the same place."""
     return same_grid(before.get("affine", np.nan), now["affine"], now["shape"], _SAME_AFFINE)
-
-
-def _prompt_info(entry: dict[str, Any]) -> PromptInfo:
-    (segment,) = prompts_from_dict({"version": 1, "segments": [entry["segment"]]}).segments
-    (prompt,) = segment.prompts
-    view = entry["view"] if isinstance(entry["view"], str) else SlicePlane.from_dict(entry["view"])
-    return PromptInfo(int(entry["number"]), segment.value, prompt, view)

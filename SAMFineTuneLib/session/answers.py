@@ -96,40 +96,32 @@ class Answers:
         found = self._pictures.get(key)
         return found if found is not None else self._pictures.put(key, window.apply(self._extracted(plane)))
 
-    def windows(self, task: Task) -> tuple[IntensityWindow, ...]:
-        """The windows in which the model sees the objects of a task."""
-        base = task.base.mask if task.base else None
-        asked = _asked_of_model(task.prompts, base)
-        return tuple(self._window_of(task.plane, base, own) for own in objects(asked)) if asked else ()
-
     def prepare(self, plane: SlicePlane) -> None:
         """Do what the first point on a plane needs, wherever it will be."""
         self._predictor.prepare(self.picture(plane))
 
     def answer(self, task: Task) -> Answer:
-        """The mask of a task."""
-        base = task.base.mask if task.base else None
-        if not task.prompts:
-            return Answer(base, task.base.score)
-        key = (task.plane.key, base, task.prompts)
+        """The mask of a task that has prompts."""
+        key = (task.plane.key, task.base.mask if task.base else None, task.prompts)
         found = self._answers.get(key)
         return found if found is not None else self._answers.put(key, self._compute(task))
 
     def _compute(self, task: Task) -> Answer:
         base = task.base.mask if task.base else None
         asked = _asked_of_model(task.prompts, base)
-        union, scores = np.zeros(task.plane.shape, dtype=bool), []
-        wider = tuple(window for window in self.windows(task) if window != self.window)
+        union, scores, wider = np.zeros(task.plane.shape, dtype=bool), [], []
         if task.base and not asked:
             union, scores = base.unpack(), [task.base.score]
-        for own in objects(asked) if asked else ():
+        for own in objects(asked):
+            if (window := self._window_of(task.plane, base, own)) != self.window:
+                wider.append(window)
             prediction = self._predict(task.plane, base, own)
             if prediction is not None:
                 union |= prediction.mask
                 scores.append(prediction.expected_iou)
         for part in task.prompts:
             union = part.within_regions(union)
-        return Answer(PackedMask.of(union), min(scores, default=0.0), wider)
+        return Answer(PackedMask.of(union), min(scores, default=0.0), tuple(wider))
 
     def _extracted(self, plane: SlicePlane) -> np.ndarray:
         found = self._values.get(plane.key)
@@ -258,7 +250,7 @@ def objects(prompts: tuple[PlanePrompts, ...]) -> list[tuple[PlanePrompts, ...]]
     """The prompts of each object: one object a box when there are several, else one in all."""
     boxes = [number for number, one in enumerate(prompts) if one.box is not None]
     if len(boxes) < 2:
-        return [prompts]
+        return [prompts] if prompts else []
     edges = np.stack([prompts[number].box for number in boxes])
     areas = np.prod(edges[:, 2:] - edges[:, :2], axis=1)
     owned: list[list[PlanePrompts]] = [[] for _ in boxes]

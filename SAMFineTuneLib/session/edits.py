@@ -14,9 +14,8 @@ from SAMFineTuneLib.images import SegmentInfo, SlicePlane, Volume, aligned_plane
 from SAMFineTuneLib.inference.everything_mode import Object3D
 from SAMFineTuneLib.prompts import Prompt, SegmentPrompts
 from SAMFineTuneLib.prompts.plane_prompts import placed_view, planes_of
+from SAMFineTuneLib.session.intents import Color
 from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State
-
-Color = tuple[float, float, float]
 
 
 def find_segment(state: State, value: int) -> SegmentInfo:

@@ -13,7 +13,7 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.slice_plane import SlicePlane
-from SAMFineTuneLib.prompts import Prompt
+from SAMFineTuneLib.prompts import Prompt, prompts_from_dict
 from SAMFineTuneLib.session.intents import View
 
 
@@ -51,6 +51,14 @@ class PromptInfo:
     segment: int
     prompt: Prompt
     view: View
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> PromptInfo:
+        """A prompt of a stored session, see `session_file`."""
+        (segment,) = prompts_from_dict({"version": 1, "segments": [entry["segment"]]}).segments
+        (prompt,) = segment.prompts
+        view = entry["view"] if isinstance(entry["view"], str) else SlicePlane.from_dict(entry["view"])
+        return cls(int(entry["number"]), segment.value, prompt, view)
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,13 +34,11 @@ class History:
         self._past, self._future = [], []
 
     def push(self, name: str, state: State) -> None:
-        """Make `state` the current one; what was undone cannot be redone any more."""
-        self._past = [*self._past, (name, self.state)][-_MOST_STEPS:]
-        self._future = []
-        self.state = state
-
-    def replace(self, state: State) -> None:
-        """Make `state` the current one, as part of the step before."""
+        """Make `state` the current one; what was undone cannot be redone any more. Without a name it becomes part of
+        the step before."""
+        if name:
+            self._past = [*self._past, (name, self.state)][-_MOST_STEPS:]
+            self._future = []
         self.state = state
 
     def undo(self) -> str | None:

@@ -167,7 +167,7 @@ class Session(intents.IntentMethods):
         """Continue from a state with its own moments, as a step that can be undone; without a name, as part of the step
         before."""
         self._count_from(state)
-        self._travel(*((self._history.push, name) if name else (self._history.replace,)), state)
+        self._travel(self._history.push, name, state)
 
     # ---- segments and prompts
 
@@ -530,7 +530,7 @@ class Session(intents.IntentMethods):
             values = {info.value for info in state.segments}
             changed = {value for value in values if state.prompted(value) != self.state.prompted(value)}
             stamped = replace(stamped, due=stamped.due | changed)
-        self._travel(*((self._history.push, name) if name else (self._history.replace,)), stamped)
+        self._travel(self._history.push, name, stamped)
 
     def _travel(self, change: Callable[..., str | None], *inputs: Any) -> str | None:
         """Change the history, tell what differs then, and queue the masks that follow from the new state."""

@@ -21,8 +21,9 @@ from SAMFineTuneLib.images import IntensityWindow, Volume
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane
 from SAMFineTuneLib.images.volume import same_grid
-from SAMFineTuneLib.prompts import PlanePrompts, PromptSet, SegmentPrompts, prompts_from_dict, prompts_to_dict
+from SAMFineTuneLib.prompts import PlanePrompts, PromptSet, SegmentPrompts, prompts_to_dict
 from SAMFineTuneLib.session import edits
+from SAMFineTuneLib.session.events import PromptInfo
 from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State, WholeAnswer
 
 if TYPE_CHECKING:
@@ -176,11 +177,8 @@ def _state_from_dict(values: dict[str, Any], volume: Volume) -> State:
     for entry in values["segments"]:
         state = edits.add_segment(state, entry["value"], entry["name"], tuple(entry["color"]))
     for entry in values["prompts"]:
-        (segment,) = prompts_from_dict({"version": 1, "segments": [entry["segment"]]}).segments
-        (prompt,) = segment.prompts
-        view = entry["view"] if isinstance(entry["view"], str) else SlicePlane.from_dict(entry["view"])
-        number = int(entry["number"])
-        placed = edits.place_prompt(state, volume, number, segment.value, prompt, view)
+        info = PromptInfo.from_dict(entry)
+        placed = edits.place_prompt(state, volume, info.number, info.segment, info.prompt, info.view)
         if entry["planes"] is not None:
             placed = placed.only_on(set(entry["planes"]))
         state = edits.add_prompt(state, placed)
