@@ -22,8 +22,8 @@ from SAMFineTuneLib.prompts import PlanePrompts
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
 REFERENCE = (1.0, 1.0, 1.0)
-_SENTENCE = 40  # characters, from which on a cell may be broken into lines
 """Colour of the reference's outline in pictures."""
+_SENTENCE = 40  # characters, from which on a cell may be broken into lines
 _ON_PICTURES = 7  # colours that are seen on grey values
 _STYLE = """
 body{font:15px/1.45 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#1f2328}

@@ -102,7 +102,7 @@ def _join(entry: dict, folder: Path, joined: Path, told: Path, values: Mapping[s
     from SAMFineTuneLib.cases.label_files import read_labels
     from SAMFineTuneLib.cases.label_grid import fit_labels
     from SAMFineTuneLib.cases.label_map import overlaid
-    from SAMFineTuneLib.files import atomic_write
+    from SAMFineTuneLib.files import write_text
     from SAMFineTuneLib.images.labelmap_files import write_labelmap
     from SAMFineTuneLib.images.read_image import read_volume
 
@@ -117,8 +117,7 @@ def _join(entry: dict, folder: Path, joined: Path, told: Path, values: Mapping[s
         notes += found.notes
     labels, members = overlaid(masks, volume.shape, len(values) + 1)
     write_labelmap(joined, labels, volume)
-    with atomic_write(told) as temporary:
-        temporary.write_text(json.dumps({"members": members, "notes": list(dict.fromkeys(notes))}), encoding="utf-8")
+    write_text(told, json.dumps({"members": members, "notes": list(dict.fromkeys(notes))}))
     for layer in entry["layers"]:
         (folder / layer["file"]).unlink()
 

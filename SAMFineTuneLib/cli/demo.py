@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, require_writable, sha256_of, staged_folder
+from SAMFineTuneLib.files import require_writable, sha256_of, staged_folder, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,8 +170,7 @@ def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:
 def _sign(folder: Path) -> None:
     """Remember what was written, so that a later demo can tell whether it is still its own."""
     files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
-    with atomic_write(folder / _SIGNED) as temporary:
-        temporary.write_text(json.dumps(files, indent=1), encoding="utf-8")
+    write_text(folder / _SIGNED, json.dumps(files, indent=1))
 
 
 def _box_round_each(volume: Volume, truth: np.ndarray, names: dict[int, str]) -> PromptSet:

@@ -190,7 +190,7 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
             if remote:
                 labels, segments = remote.segment_labels(args.orientation or "", progress)
             else:
-                segments = class_segments(predictor)
+                segments = class_segments(predictor.engine.spec.classes)
                 orientations = (args.orientation,) if args.orientation else learned_orientations(volume, recipe)
                 labels = segment_classes(
                     predictor, volume, window, orientations, lambda now: progress(now.done, now.total)

@@ -17,7 +17,7 @@ from SAMFineTuneLib.images.slice_extraction import picture, voxels_of_pixels, wr
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, slice_range
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
-from SAMFineTuneLib.prompts import SegmentPrompts
+from SAMFineTuneLib.prompts import segment_color
 
 _MOST_BYTES = 2 << 30  # of the shares of classes in voxels
 _LEAST_SHARE = 1e-6  # so that the logarithm is finite
@@ -135,7 +135,6 @@ def class_slices(*inputs: Any, **options: Any) -> Iterator[SliceClasses]:
         yield SliceClasses(item.index, item.plane, {int(value): PackedMask.of(classes == value) for value in found})
 
 
-def class_segments(predictor: Predictor) -> tuple[SegmentInfo, ...]:
-    """Names and colours of the label map's values."""
-    names = predictor.engine.spec.classes[1:]
-    return tuple(SegmentInfo(name, value, SegmentPrompts(name, value).color) for value, name in enumerate(names, 1))
+def class_segments(classes: Sequence[str]) -> tuple[SegmentInfo, ...]:
+    """Names and colours of the label map's values, by the names of a model's classes, background first."""
+    return tuple(SegmentInfo(name, value, segment_color(value)) for value, name in enumerate(classes[1:], start=1))

@@ -12,7 +12,7 @@ SMALLEST_PIECE = 0.1
 """Pieces of a mask below this fraction of its largest piece are not followed."""
 
 
-def large_pieces(mask: np.ndarray) -> list[np.ndarray]:
+def followed_pieces(mask: np.ndarray) -> list[np.ndarray]:
     """The connected pieces of a mask, largest first, without specks."""
     found = pieces(mask)
     sizes = [np.count_nonzero(piece) for piece in found]
@@ -32,7 +32,7 @@ def piece_tracks(known: Mapping[int, np.ndarray]) -> list[dict[int, np.ndarray]]
         Masks by slice, of each part; a part may lack slices.
     """
     order = sorted(known)
-    found = {index: large_pieces(known[index]) for index in order}
+    found = {index: followed_pieces(known[index]) for index in order}
     part = {(index, number): (index, number) for index in order for number in range(len(found[index]))}
 
     def first(piece: tuple[int, int]) -> tuple[int, int]:

@@ -36,7 +36,7 @@ from SAMFineTuneLib.inference.memory_propagation import (
     propagate_with_memory,
     together,
 )
-from SAMFineTuneLib.inference.piece_tracks import large_pieces, piece_tracks, shared_out
+from SAMFineTuneLib.inference.piece_tracks import followed_pieces, piece_tracks, shared_out
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.inference.slice_stack import Stack, stack_through
@@ -247,10 +247,10 @@ class _Remembered:
         stack = Slices(
             self._picture,
             plan.stack.count,
-            plan.stack.distance / float(np.mean(plan.stack.plane(lowest).pixel_size)),
+            plan.stack.distance / plan.stack.plane(lowest).pixel_size,
             plan.interpolated,
         )
-        parts = list(piece_tracks(self.known))
+        parts = piece_tracks(self.known)
         kept_masks = {index: mask for index, mask in kept.items() if mask is not None}
         answered = [
             _as_answers({index: own.get(index) for index in kept}, plan.starts[0].mask.shape)
@@ -291,7 +291,7 @@ class _Remembered:
             return mask.astype(np.float32)
         shares = [
             prompted_by_piece(self.predictor, self._picture(index), piece).share_near(piece)
-            for piece in large_pieces(mask)
+            for piece in followed_pieces(mask)
         ]
         return np.max(shares, axis=0)
 
@@ -462,7 +462,7 @@ class _Run:
         shown = self._picture(index)
         carried = np.zeros(front.mask.shape, dtype=bool)
         scores, refusals = [], []
-        for piece in large_pieces(front.mask):
+        for piece in followed_pieces(front.mask):
             answer = prompted_by_piece(self.predictor, shown, piece)
             new, score = answer.mask_near(piece), answer.score
             reason = self._doubt(piece, new, score, front, index, None if index in self.plan.interpolated else shown)

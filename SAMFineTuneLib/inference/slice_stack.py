@@ -9,6 +9,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SlicePlane, Volume, aligned_plane, number_of_slices
+from SAMFineTuneLib.images.slice_plane import box_corners
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +60,7 @@ def _aligned(volume: Volume, orientation: str) -> Stack:
 def _oblique(volume: Volume, plane: SlicePlane) -> Stack:
     """Parallel planes cut the volume in different places, so the stack's grid is `plane`'s, extended over the
     volume."""
-    last = np.array(volume.shape[::-1]) - 1
-    corners = volume.ijk_to_ras(np.array(np.meshgrid(*([0, end] for end in last))).reshape(3, -1).T)
+    corners = volume.ijk_to_ras(box_corners([0, 0, 0], np.array(volume.shape[::-1]) - 1))
     steps = plane.distance(corners) / plane.thickness
     below, above = (max(0, int(np.floor(reach + 0.5))) for reach in (-steps.min(), steps.max()))
     pixels = plane.ras_to_pixel(corners)

@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, sha256_of
+from SAMFineTuneLib.files import sha256_of, write_text
 
 FORMAT = 1
 """The format of `model.json`, and of an adapter's `card.json`."""
@@ -209,8 +209,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
 def write_spec(spec: ModelSpec, folder: str | Path) -> Path:
     """Write `model.json` into a folder, completely or not at all; return its path."""
     file = Path(folder) / SPEC_FILE
-    with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps(spec.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(spec.to_dict(), indent=2) + "\n")
     return file
 
 

@@ -144,8 +144,8 @@ class SceneSession(SceneSync):
     def place(self, kind: str, slice_node, ras_points: Sequence) -> int:
         """Place a prompt of the current segment in a slice view; returns its number.
 
-        `kind` is "positive", "negative" (one point), "box", "box3d" (two opposite corners), "scribble+" or
-        "scribble-" (a stroke). Points are world RAS in mm. Raises UserError and places nothing.
+        `kind` is the name of a tool (see `prompt_kind.tools`), whose gesture says what the points are: one point, two
+        opposite corners, or a line. Points are world RAS in mm. Raises UserError and places nothing.
         """
         segment_id = self._ensure_segment()
         points = [tuple(float(x) for x in point) for point in ras_points]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.files import write_text
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts.checked_json import load_json, mapping, numbers, required, sequence, text
@@ -106,8 +106,7 @@ def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> lis
     for name, markup in contents.items():
         paths.append(folder / f"{name}.mrk.json")
         content = json.dumps({"@schema": _SCHEMA, "markups": [markup]}, indent=1, allow_nan=False)
-        with atomic_write(paths[-1]) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+        write_text(paths[-1], content + "\n")
     return paths
 
 

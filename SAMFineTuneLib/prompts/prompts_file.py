@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.files import write_text
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts.checked_json import Coordinates, load_json, mapping, numbers, required, sequence, text
 from SAMFineTuneLib.prompts.fcsv_file import ENDING as FCSV_ENDING
@@ -53,8 +53,7 @@ def read_prompts(path: str | Path, volume: Volume | None = None) -> PromptSet:
 def write_prompts(path: str | Path, prompts: PromptSet) -> None:
     """Write our prompts file, which appears complete or not at all; `read_prompts` returns the same prompts."""
     content = json.dumps(prompts_to_dict(prompts), indent=1, allow_nan=False, ensure_ascii=False)
-    with atomic_write(path) as temporary:
-        temporary.write_text(content + "\n", encoding="utf-8")
+    write_text(path, content + "\n")
 
 
 def prompts_to_dict(prompts: PromptSet) -> dict:

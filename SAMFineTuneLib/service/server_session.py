@@ -11,7 +11,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
 from SAMFineTuneLib.images.slice_extraction import write
-from SAMFineTuneLib.prompts.prompt_set import segment_color
+from SAMFineTuneLib.inference.automatic_head import class_segments
 from SAMFineTuneLib.service.client import SessionClient
 from SAMFineTuneLib.service.link import Connection
 from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
@@ -122,8 +122,7 @@ class ServerSession(Session):
         masks = self._answer_to(self._client.ask_for_masks(job, [one.number for one in found.objects]))
         for value, plane, mask in masks:
             write(mask, plane, labels, self.volume, value, protect=False)
-        names = self.adapter_facts()["classes"][1:]  # the first one is the background
-        return labels, tuple(SegmentInfo(name, value, segment_color(value)) for value, name in enumerate(names, 1))
+        return labels, class_segments(self.adapter_facts()["classes"])
 
     # ---- inside
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, data_folder
+from SAMFineTuneLib.files import data_folder, write_text
 from SAMFineTuneLib.service.folder_process import EVENTS, FolderProcess
 
 JOB, CASES, OUTPUT = "job.json", "cases", "adapter"
@@ -44,8 +44,7 @@ class TrainingJob:
 
     def write(self, folder: Path) -> None:
         """Write the job into a training's folder."""
-        with atomic_write(folder / JOB) as temporary:
-            temporary.write_text(json.dumps({"format": _FORMAT, **asdict(self)}), encoding="utf-8")
+        write_text(folder / JOB, json.dumps({"format": _FORMAT, **asdict(self)}))
 
     @classmethod
     def read(cls, folder: Path) -> TrainingJob:

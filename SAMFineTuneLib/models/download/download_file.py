@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, readable_size
+from SAMFineTuneLib.files import readable_size, write_text
 from SAMFineTuneLib.models.download.file_digests import check_file
 from SAMFineTuneLib.models.download.http import Broken, host, open_safely, refusal, unreachable
 from SAMFineTuneLib.process_lock import ProcessLock
@@ -194,8 +194,7 @@ def _origin(partial: Path) -> Path:
 def _remember(partial: Path, url: str, headers) -> None:
     etag = headers.get("ETag") or ""
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
-    with atomic_write(_origin(partial)) as temporary:
-        temporary.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+    write_text(_origin(partial), json.dumps({"url": url, "validator": validator}))
 
 
 def _resumable(partial: Path, url: str) -> tuple[int, str]:
