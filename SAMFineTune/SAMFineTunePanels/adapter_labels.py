@@ -9,7 +9,8 @@ ON_SLICE = "slice"  # an entry of the menu of what to search
 
 
 class AdapterLabels:
-    """Adapters with an automatic head, and the job that asks one. `keep(job, numbers, names)` makes segments."""
+    """Adapters with an automatic head, and the job that asks one. `keep(job, numbers, names)` makes segments, with a
+    number after a name that another segment has."""
 
     def __init__(self, host, ui, keep):
         self.host, self.ui = host, ui
@@ -75,9 +76,7 @@ class AdapterLabels:
             return
         self._job = None
         numbers = [info.number for info in event.objects]
-        taken = _segment_names(self.host.session)
-        names = [_free(self._wanted["classes"][number], taken) for number in numbers]
-        self._keep(event.job, numbers, names)
+        self._keep(event.job, numbers, [self._wanted["classes"][number] for number in numbers])
 
     def _finished(self, event):
         """Say that nothing was found, when the job ended without objects."""
@@ -86,20 +85,3 @@ class AdapterLabels:
         self._job = None
         if not event.cancelled:
             self.host.say(_("{adapter} found none of its labels there.").format(adapter=self._wanted["id"]))
-
-
-def _segment_names(session):
-    node = session.segmentation_node if session is not None else None
-    if node is None:
-        return set()
-    segmentation = node.GetSegmentation()
-    return {segmentation.GetSegment(segment_id).GetName() for segment_id in segmentation.GetSegmentIDs()}
-
-
-def _free(name, taken):
-    """The name, with a number when another segment has it."""
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name} {number}"
-    return free

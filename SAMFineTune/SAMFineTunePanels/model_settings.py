@@ -90,7 +90,7 @@ class ModelSettings:
         self._describe()
 
     def _adapters_known(self, rows):
-        entries = [NO_ADAPTER, *((row["id"], row.get("label") or row["id"]) for row in rows)]
+        entries = [NO_ADAPTER, *((row["id"], row["id"]) for row in rows)]
         fill_menu(self.ui.adapterSelector, entries, self.adapter_id)
 
     @property

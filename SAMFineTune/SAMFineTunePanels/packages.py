@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 
 import qt
 import slicer
@@ -22,25 +23,16 @@ from slicer.i18n import tr as _
 _PINNED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "Resources", "Packages")
 
 
+@dataclass
 class PackageSet:
-    """Packages that are installed together.
+    """Packages that are installed together."""
 
-    Args:
-        name: of the folder that they are installed into.
-        title: what the user reads.
-        requirements: file that lists them, each with its version and hashes.
-        probe: module that can be imported once they are installed.
-        size: of download and folder, as a phrase.
-        needs: pairs of a package of Slicer and the oldest version that they work with.
-    """
-
-    def __init__(self, name, title, requirements, probe, size, needs=()):
-        self.name = name
-        self.title = title
-        self.requirements = requirements
-        self.probe = probe
-        self.size = size
-        self.needs = needs
+    name: str  # of the folder that they are installed into
+    title: str  # what the user reads
+    requirements: str  # file that lists them, each with its version and hashes
+    probe: str  # module that can be imported once they are installed
+    size: str  # of download and folder, as a phrase
+    needs: tuple = ()  # pairs of a package of Slicer and the oldest version that they work with
 
     @property
     def folder(self):

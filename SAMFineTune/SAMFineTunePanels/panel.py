@@ -197,7 +197,7 @@ class Panel(slicer.util.VTKObservationMixin):
     def _remove_packages(self):
         """Delete the installed packages. The worker uses them: it ends before and starts again afterwards."""
         if self.status.installer.running:
-            self.status.warn(_("An installation is running; wait for it or cancel it."), "install")
+            self.host.warn(_("An installation is running; wait for it or cancel it."), "install")
             return
         self.host.stop()
         try:

@@ -4,7 +4,6 @@ import slicer
 from slicer.i18n import tr as _
 
 from .qt_helpers import Connections, choose_in, chosen_in, enable, fill_menu, fit_height, quiet, set_elided
-from .volume_controls import prepare_segmentation
 
 OTHERS = (
     ("protected", _("Keep their voxels")),
@@ -116,7 +115,7 @@ class SegmentList:
             self.host.warn(_("Choose a volume first."))
             return
         if session.segmentation_node is None:
-            self.host.act(session.set_segmentation_node, _new_segmentation(session.volume_node))
+            self.host.act(session.make_segmentation)
         if session.segmentation_node is not None:
             session.current_segment_id = session.segmentation_node.GetSegmentation().AddEmptySegment("")
         self.refresh()
@@ -178,13 +177,6 @@ def save_undo_state(segmentation_node):
 
 def _segment_editor():
     return getattr(getattr(slicer.modules, "SegmentEditorWidget", None), "editor", None)
-
-
-def _new_segmentation(volume_node):
-    scene = slicer.mrmlScene
-    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName("Segmentation"))
-    prepare_segmentation(node, volume_node)
-    return node
 
 
 def _editor_node(tag):

@@ -178,7 +178,12 @@ class Host:
     @property
     def ready(self):
         """Whether the worker answers."""
-        return getattr(self.status, "state", "") == "ready"
+        return self.worker_state == "ready"
+
+    @property
+    def worker_state(self):
+        """See `events.Status`."""
+        return "stopped" if self.status is None else self.status.state
 
     @property
     def has_volume(self):
@@ -190,8 +195,7 @@ class Host:
 
     @property
     def working(self):
-        state = getattr(self.status, "state", "stopped")
-        waiting = state in ("starting", "connecting", "uploading")
+        waiting = self.worker_state in ("starting", "connecting", "uploading")
         return bool(self.jobs) or bool(self._answers) or self.task is not None or waiting
 
     def turn(self):
@@ -273,7 +277,7 @@ class Host:
                 logging.error("SAMFineTune: %s\n%s", event.text, event.details)
             if event.job is not None:
                 self.jobs.pop(event.job, None)
-            self._answers.pop(getattr(event, "request", None), None)
+            self._answers.pop(event.request, None)
         elif kind == "Answered":
             answered = self._answers.pop(event.request, None)
             if answered is not None:

@@ -7,6 +7,7 @@ import html
 import logging
 import operator
 import time
+from dataclasses import dataclass, field
 
 import qt
 import slicer
@@ -23,13 +24,16 @@ _TO_COME = object()  # the prompts that a message is about, before they are know
 _MARGINS = 8  # pixels above and below a document
 
 
+@dataclass(eq=False)
 class Message:
-    """A sentence. `topic` names what it is about: a later one on the same topic replaces it."""
+    """A sentence."""
 
-    def __init__(self, text, warning, topic="", folder=""):
-        self.text, self.warning, self.topic, self.folder = text, warning, topic, folder
-        self.since = time.monotonic()
-        self.about = None  # the prompts it is about, when it is about prompts; it goes when they change
+    text: str
+    warning: bool
+    topic: str = ""  # what it is about: a later one on the same topic replaces it
+    folder: str = ""  # that a link opens
+    about: object = None  # the prompts it is about, when it is about prompts; it goes when they change
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def html(self):
@@ -93,12 +97,6 @@ class StatusStrip:
     def messages(self):
         return [message.text for message in self._messages]
 
-    def warn(self, text, topic=""):
-        self._add(Message(text, True, topic))
-
-    def say(self, text, topic=""):
-        self._add(Message(text, False, topic))
-
     def _add(self, message):
         if not message.text:
             return
@@ -114,17 +112,13 @@ class StatusStrip:
 
     def _refused(self, text):
         """Add a message about something refused; it goes when the prompts change."""
-        message = Message(text, True)
-        message.about = self._prompts
-        self._add(message)
+        self._add(Message(text, True, about=self._prompts))
 
     def _told(self, event, warning):
         """Add a message of the session. It is about the prompts as they are when the session has come to rest."""
-        message = Message(event.text, warning)
         session = self.host.session
         known = session is not None and session.state is not None and session.at_rest
-        message.about = self._prompts if known else _TO_COME
-        self._add(message)
+        self._add(Message(event.text, warning, about=self._prompts if known else _TO_COME))
 
     def _state_changed(self, event):
         self._prompts = event.prompts
@@ -176,7 +170,7 @@ class StatusStrip:
         now = time.monotonic()
         self._keep([one for one in self._messages if one.warning or one.folder or now - one.since < NOTICE_SECONDS])
         text, fraction, cancellable = self._running()
-        failed = getattr(self.host.status, "state", "") == "failed"
+        failed = self.host.worker_state == "failed"
         self._show_standing(failed)
         set_elided(self.ui.statusLabel, text or self._status())
         self.ui.busyBar.setVisible(bool(text))
@@ -223,9 +217,8 @@ class StatusStrip:
         if jobs:
             busy = jobs[max(jobs, key=lambda number: -1 if number is None else number)]
             return busy.text + time_left(busy.seconds_left), busy.fraction, True
-        status = self.host.status
-        if status is not None and status.state in ("starting", "connecting", "uploading"):
-            return status.sentence, status.progress, False
+        if self.host.worker_state in ("starting", "connecting", "uploading"):
+            return self.host.status.sentence, self.host.status.progress, False
         if self.host.training is not None:  # the Train tab has a Stop of its own, which can be resumed
             return *self.host.training, False
         return "", None, False
@@ -273,7 +266,7 @@ class StatusStrip:
 
     def _runtime_installed(self):
         self.check_runtime()
-        self.say(_("ONNX Runtime is installed."), "install")
+        self.host.say(_("ONNX Runtime is installed."), "install")
         self.host.tell("RuntimeInstalled", None)
 
     def ask_to_install(self, wanted, afterwards):
@@ -286,7 +279,7 @@ class StatusStrip:
     def install(self, wanted, afterwards):
         """Install packages that the user has agreed to, then call `afterwards()`."""
         if self.installer.running:
-            self.warn(_("An installation is running; wait for it or cancel it."), "install")
+            self.host.warn(_("An installation is running; wait for it or cancel it."), "install")
             return
         self._after_installation = afterwards
         self.ui.installButton.setEnabled(False)
@@ -301,7 +294,7 @@ class StatusStrip:
         afterwards, self._after_installation = self._after_installation, None
         self.host.tell("Installed", None)
         if error:
-            self.warn(error, "install")
+            self.host.warn(error, "install")
         elif afterwards is not None:
             afterwards()
         self.refresh()

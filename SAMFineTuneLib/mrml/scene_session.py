@@ -257,7 +257,7 @@ class SceneSession(SceneSync):
         """Make segments of found objects, with these names or default ones."""
         self._require_volume()
         if self._work is None:
-            self._make_segmentation()
+            self.make_segmentation()
         self._table.reserve(self.client.adopt(job, objects, names=names))
         self._changed()
 

@@ -183,7 +183,8 @@ class SceneSync:
         self._awaits_state = self._scene_watch.segments_changed = False
         self._volume_watch.forget()
 
-    def _make_segmentation(self) -> None:
+    def make_segmentation(self) -> None:
+        """Work on a new segmentation of the volume."""
         node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName("Segmentation"))
         set_up_on(node, self.volume_node)
         self._set_segmentation(node)
@@ -193,7 +194,7 @@ class SceneSync:
         """The current segment; makes segmentation and segment when there is none."""
         self._require_volume()
         if self.segmentation_node is None:
-            self._make_segmentation()
+            self.make_segmentation()
         segment_id = self.current_segment_id
         if segment_id is None:
             segment_id = self.segmentation_node.GetSegmentation().AddEmptySegment("")

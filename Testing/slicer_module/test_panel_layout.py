@@ -132,7 +132,7 @@ def test_the_strip_stays_and_nothing_moves_whatever_it_says(desktop, module_pane
     before, height = places(panel), status.widget.height
     assert "startButton" in before
     for text in ("One line.", "A sentence that needs a whole line and more of the panel's width. " * 6):
-        panel.status.warn(text)
+        panel.host.warn(text)
         panel.host.jobs[1] = Working()
         desktop.pass_time(0.2)
         assert places(panel) == before and status.widget.height == height
@@ -167,7 +167,7 @@ def test_the_width_never_changes_by_itself(desktop, module_panel):
     panel.segments.add()
     segmentation = panel.host.session.segmentation_node.GetSegmentation()
     segmentation.GetNthSegment(0).SetName(long_name)
-    panel.status.warn("/a/path/without/any/place/to/break/it" * 10)
+    panel.host.warn("/a/path/without/any/place/to/break/it" * 10)
     panel.input.ui.contrastSection.collapsed = False
     panel.train.ui.advancedSection.collapsed = False
     panel.server.ui.remoteButton.checked = True
