@@ -6,6 +6,7 @@ be understood counts as missing, and an image is refused only when it lacks what
 
 from __future__ import annotations
 
+import hashlib
 import io
 import stat
 import warnings
@@ -40,6 +41,12 @@ _NOT_TO_SEGMENT = {
     "1.2.840.10008.5.1.4.1.1.66.4": "segmentation",
     "1.2.840.10008.5.1.4.1.1.66.7": "segmentation",  # label map segmentation
     "1.2.840.10008.5.1.4.1.1.481.2": "radiotherapy dose",
+}
+_SHARED = {
+    "patient": "PatientID",
+    "study": "StudyInstanceUID",
+    "frame of reference": "FrameOfReferenceUID",
+    "series number": "SeriesNumber",
 }
 _TIMES = (0x00181063, 0x00181065)  # FrameTime, FrameTimeVector: a file's frames show one place at several times
 _ENDINGS = (".dcm", ".dicom", ".ima")
@@ -103,6 +110,8 @@ class Header:
     modality: str
     frames: tuple[Frame, ...]
     notes: tuple[str, ...] = ()  # sentences about assumptions
+    belongs: Mapping[str, str] = field(default_factory=dict)
+    """Digests of what all files of one series share, such as its patient; "" where the file says nothing."""
 
 
 def read_header(path: Path) -> Header | str | None:
@@ -198,7 +207,14 @@ def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | Non
         modality=text(read_value(dataset, "Modality")).split("\\")[0].strip(),
         frames=frames,
         notes=(*notes, *_unclear_rescale(dataset)),
+        belongs={name: _digest(read_value(dataset, keyword)) for name, keyword in _SHARED.items()},
     )
+
+
+def _digest(value) -> str:
+    """A digest of a value's text; "" when it is missing."""
+    said = "" if value is None else str(value).strip().casefold()
+    return hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:16] if said else ""
 
 
 def _unclear_rescale(dataset: Dataset) -> list[str]:

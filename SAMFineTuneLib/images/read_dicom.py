@@ -167,21 +167,42 @@ def _series_of(headers: Sequence[Header]) -> list[_Series]:
     first = headers[0]
     notes = dict.fromkeys(note for header in headers for note in header.notes)
     volumes = [
-        volume
-        for group in _groups([frame for header in headers for frame in header.frames])
+        (words, own[0], volume)
+        for words, own in _told_apart(headers)
+        for group in _groups([frame for header in own for frame in header.frames])
         for volume in volumes_of(group)
     ]
     return [
         _Series(
             uid=first.series_uid + (f"#{n}" if n > 1 else ""),
             series_uid=first.series_uid,
-            description=", ".join(filter(None, (first.description, volume.label))),
-            modality=first.modality,
+            description=", ".join(filter(None, (header.description, words, volume.label))),
+            modality=header.modality,
             frames=volume.frames,
             notes=(*notes, *volume.notes),
         )
-        for n, volume in enumerate(volumes, start=1)
+        for n, (words, header, volume) in enumerate(volumes, start=1)
     ]
+
+
+def _told_apart(headers: Sequence[Header]) -> list[tuple[str, Sequence[Header]]]:
+    """Files of several patients, studies or series that have one SeriesInstanceUID, or none, as some anonymisers leave
+    them: each with words that tell it from the others.
+
+    What differs in every file, or is missing in one, tells nothing; but two patients are never one series.
+    """
+    parts: list[tuple[str, Sequence[Header]]] = [("", headers)]
+    for name in headers[0].belongs:
+        before, parts = parts, []
+        for words, own in before:
+            values = list(dict.fromkeys(header.belongs[name] for header in own))
+            if len(values) == 1 or "" in values or (len(values) == len(own) and name != "patient"):
+                parts.append((words, own))
+                continue
+            for n, value in enumerate(values, start=1):
+                told = ", ".join(filter(None, (words, f"{name} {n} of {len(values)}")))
+                parts.append((told, [header for header in own if header.belongs[name] == value]))
+    return parts
 
 
 def _left_out(unreadable: Sequence[UnreadableFile]) -> list[str]:

@@ -154,3 +154,33 @@ def test_real_labels_lie_on_the_organs_they_name():
         i, j, k = np.rint(at).astype(int).T
         inside = (k >= 0) & (k < volume.shape[0])
         assert low < np.median(volume.array[k[inside], j[inside], i[inside]]) < high
+
+
+@pytest.mark.parametrize("uid", ["1.2.3", ""], ids=["one UID", "no UID"])
+@pytest.mark.parametrize(
+    ("keyword", "values", "words"),
+    [
+        ("PatientID", ("A", "B"), "patient"),
+        ("StudyInstanceUID", ("1.2.4", "1.2.5"), "study"),
+        ("FrameOfReferenceUID", ("1.2.6", "1.2.7"), "frame of reference"),
+        ("SeriesNumber", (3, 4), "series number"),
+    ],
+)
+@pytest.mark.parametrize("apart", [0, 1.25, 8.0, 10.0])
+def test_series_that_an_anonymiser_gave_one_uid_are_told_apart(tmp_path, uid, keyword, values, words, apart):
+    """Their slices lie at the same places, in between, behind each other: never in one volume."""
+    same = {"PatientID": "TEST", "StudyInstanceUID": "1.2.8", "FrameOfReferenceUID": "1.2.9", "SeriesInstanceUID": uid}
+    for n, value in enumerate(values):
+        positions = [(0, 0, apart * n + 2.5 * k) for k in range(4)]
+        write_series(tmp_path / f"{n}", slices(4, n), positions=positions, **(same | {keyword: value}))
+    first, second = list_series(tmp_path)
+    assert f"{words} 1 of 2" in first.description and f"{words} 2 of 2" in second.description
+    for n in (1, 2):
+        volume = read_volume(tmp_path, str(n))
+        assert np.array_equal(volume.array, slices(4, n - 1)) and volume.warnings == ()
+
+
+def test_a_study_or_frame_of_reference_of_each_file_tells_nothing(tmp_path):
+    fresh = {name: lambda k: f"1.2.{k + 1}" for name in ("StudyInstanceUID", "FrameOfReferenceUID")}
+    write_series(tmp_path, slices(4), PatientID=lambda k: "TEST " if k % 2 else "test", **fresh)
+    assert np.array_equal(read_volume(tmp_path).array, slices(4))
