@@ -39,6 +39,7 @@ _HEADER = np.dtype({
 })  # fmt: skip
 """What is used of a NIfTI-1 header."""
 _FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
+_SIZES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}  # bytes of types of grey voxels
 _UNITS = {1: (1000.0, "metres"), 3: (0.001, "micrometres")}  # of lengths, in mm
 
 
@@ -224,7 +225,9 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray]:
         if header["magic"].startswith(b"ni1"):  # voxels in an .img file beside the header
             return header, no_numbers
         rank, *lengths = header["dim"].tolist()
-        expected = int(header["offset"]) + math.prod(lengths[: max(0, rank)]) * int(header["bits"]) // 8
+        start = max(_HEADER.itemsize, int(header["offset"]))  # as ITK reads it, also the next two lines
+        size = _SIZES.get(int(header["datatype"]), int(header["bits"]) // 8)
+        expected = start + math.prod(max(1, length) for length in lengths[: max(0, rank)]) * size
     except (PermissionError, UserError):
         raise
     except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
@@ -232,7 +235,6 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray]:
     if len(data) < expected:
         raise UserError(f"“{path.name}” is cut off ({len(data)} of {expected} bytes); copy or export it again.")
     if kind := _FLOATS.get(int(header["datatype"])):
-        start = max(_HEADER.itemsize, int(header["offset"]))
         kind = np.dtype(order + kind)
         voxels = np.frombuffer(data, kind, (len(data) - start) // kind.itemsize, start)
         no_numbers = np.flatnonzero(~np.isfinite(voxels))

@@ -325,6 +325,22 @@ def test_truncated_files_are_refused(tmp_path, ending, cut):
     refused(path, "cut off")
 
 
+@pytest.mark.parametrize(("at", "kind", "value"), [(72, "<i2", 0), (72, "<i2", 1), (108, "<f4", 0), (46, "<i2", 0)])
+def test_truncated_nifti_files_with_a_careless_header_are_refused(tmp_path, at, kind, value):
+    """Bits of a voxel, the voxels' place in the file, and the length of the axis of one slice."""
+    array = np.random.default_rng(4).integers(-1000, 1000, (1, 30, 40)).astype(np.int16)
+    path = save_nifti(tmp_path / "a.nii", array, np.eye(4))
+    content = bytearray(path.read_bytes())
+    number = np.array(value, kind).tobytes()
+    content[at : at + len(number)] = number
+    if at == 108:  # voxels directly behind the header
+        del content[348:352]
+    path.write_bytes(content)
+    assert np.array_equal(read_volume(path).array, array)
+    path.write_bytes(content[:-300])
+    refused(path, "cut off")
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
 def test_compressed_voxels_that_are_damaged_anywhere_are_refused(tmp_path, ending):
     path = tmp_path / f"image{ending}"
