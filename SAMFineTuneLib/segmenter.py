@@ -25,7 +25,7 @@ from SAMFineTuneLib.images import (
     picture,
     write_labelmap,
 )
-from SAMFineTuneLib.images.slice_extraction import extract_labels
+from SAMFineTuneLib.images.slice_extraction import covered_voxels, extract_labels
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics, segment_statistics
 from SAMFineTuneLib.prompts import (
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 Position = Sequence[float]
 
+_MUCH = 0.05  # of a segment: touching structures overlap by less
 _INSIDE, _OUTSIDE, _ROUGH = (0.16, 0.86, 0.24), (0.94, 0.2, 0.2), (1.0, 0.82, 0.16)
 """Colours of lassos, as of points, and of mask prompts, as of boxes."""
 
@@ -112,6 +113,7 @@ class Segmenter:
             recipe = AdapterStore().find(adapter).card.recipe
         self._tell = tell or _warn
         self._judged: State | None = None
+        self._compared: State | None = None
         self._told: set[str] = set()
         self._tell_once([*doubts_about_voxels(self.volume), *doubts_about_adapter(self.volume, recipe)])
 
@@ -326,6 +328,7 @@ class Segmenter:
         """All segments as label values, uint8 or uint16 [k, j, i]; 0 is background."""
         labelmap = self._answering().labelmap()
         self._judge()
+        self._tell_what_others_keep(labelmap)
         return labelmap
 
     def mask(self, label: str | None = None) -> np.ndarray:
@@ -444,6 +447,24 @@ class Segmenter:
             elif info.value in scores and (doubt := doubt_about_answer(info.name, scores[info.value])):
                 told.append(doubt)
         self._tell_once(told)
+
+    def _tell_what_others_keep(self, labelmap: np.ndarray) -> None:
+        """Report, once after every change, segments that lack much of what was found, as earlier ones have it."""
+        session, state = self.session, self.session.state
+        if state is self._compared:
+            return
+        self._compared = state
+        flat = labelmap.reshape(-1)
+        for info in session.segments[1:]:
+            places = [covered_voxels(session.mask(info.value, plane), plane, self.volume)
+                      for plane in session.planes(info.value)]  # fmt: skip
+            found = np.unique(np.ravel_multi_index(np.concatenate(places, axis=1), labelmap.shape)) if places else ()
+            others = np.count_nonzero((flat[found] != 0) & (flat[found] != info.value)) if len(found) else 0
+            if others > _MUCH * len(found):
+                self._tell_once([
+                    f"{info.name} lacks {others} of the {len(found)} voxels that were found for it: earlier segments "
+                    "have them and keep them; correct those, or give this one before them."
+                ])  # fmt: skip
 
     def _tell_once(self, sentences: Iterable[str]) -> None:
         for sentence in sentences:

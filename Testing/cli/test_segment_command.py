@@ -161,7 +161,8 @@ def test_prompt_files_give_several_segments_and_typed_prompts_join_the_named_one
     segments = [{"name": name, "value": value, "boxes": boxes(name)} for name, value in (("spleen", 4), ("liver", 9))]
     (tmp_path / "organs.json").write_text(json.dumps({"version": 1, "space": "ijk", "segments": segments}))
     command = ["segment", phantom.folder, "-o", "organs.nii.gz", "--prompts", "organs.json", "--overwrite"]
-    assert samfinetune(*command).code == 0
+    result = samfinetune(*command)
+    assert result.code == 0 and "that were found for it" not in result.out
     found, _ = nifti("organs.nii.gz")
     assert set(np.unique(found)) == {0, 4, 9}
     unnamed = samfinetune(*command, "--space", "ijk", "--point", "60,60,6")
@@ -170,6 +171,18 @@ def test_prompt_files_give_several_segments_and_typed_prompts_join_the_named_one
     outside = samfinetune(*command, "--space", "ijk", "--negative-point", f"100,60,{k}", "--label", "liver")
     assert outside.code == 0, outside.err
     assert set(np.unique(nifti("organs.nii.gz")[0])) == {0, 4, 9}
+
+
+def test_a_segment_that_lacks_what_earlier_ones_keep_is_said(samfinetune, phantom, tmp_path):
+    numbers = [float(number) for number in phantom.box("liver").split(",")]
+    boxes = [{"corners": [numbers[:3], numbers[3:]]}]
+    segments = [{"name": name, "boxes": boxes} for name in ("liver", "again")]
+    (tmp_path / "twice.json").write_text(json.dumps({"version": 1, "space": "ijk", "segments": segments}))
+    result = samfinetune("segment", phantom.folder, "-o", "twice.nii.gz", "--prompts", "twice.json")
+    assert result.code == 0
+    count = np.count_nonzero(nifti("twice.nii.gz")[0] == 1)
+    said = [line for line in result.out.splitlines() if "that were found for it" in line]
+    assert len(said) == 1 and f"again lacks {count} of the {count} voxels" in said[0]
 
 
 def test_the_picture_shows_the_mask(samfinetune, phantom):
