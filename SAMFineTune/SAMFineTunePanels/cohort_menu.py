@@ -46,7 +46,7 @@ class CohortMenu:
         self._connections = Connections(
             (self.addAction, "triggered()", self.add),
             (self.exportAction, "triggered()", lambda: self.export.open(self.folder)),
-            (self.reportAction, "triggered()", lambda: begin("report")),
+            (self.reportAction, "triggered()", lambda: begin("report", folder=os.path.join(self.folder, "report"))),
             (self.curveAction, "toggled(bool)", show_curve),
             (self.automaticAction, "toggled(bool)", lambda on: write_setting("CohortAutomatic", bool(on))),
         )
@@ -55,9 +55,10 @@ class CohortMenu:
         self._connections.close()
         self.export.close()
 
-    def show(self, busy, drawable):
-        """Offer what can be done: `busy` while something runs, `drawable` where there is a curve."""
-        for action in (self.addAction, self.exportAction, self.reportAction):
+    def show(self, busy, here, drawable):
+        """Offer what can be done: `busy` while one of these runs, `here` on this computer, `drawable`: the curve."""
+        self.addAction.setEnabled(here and not busy)
+        for action in (self.exportAction, self.reportAction):
             action.setEnabled(not busy)
         self.curveAction.setEnabled(drawable)
 
@@ -103,11 +104,18 @@ class CohortExport:
         self.dialog.open()
 
     def _suggest(self):
-        """A folder beside the cohort, until the user has chosen another one."""
+        """A folder until the user has chosen another one."""
         edit = self.ui.folderEdit
         if edit.currentPath.strip() in ("", self._suggested):
-            self._suggested = f"{self._cohort}-{chosen_in(self.ui.formatSelector)}"
+            self._suggested = f"{self._place()}-{chosen_in(self.ui.formatSelector)}"
             edit.currentPath = self._suggested
+
+    def _place(self):
+        """The cohort, or for one on a server a place of its name in the user's home."""
+        from SAMFineTuneLib.service.cohort_client import place_of
+
+        place = place_of(self._cohort)
+        return self._cohort if place is None else os.path.join(os.path.expanduser("~"), place.cohort)
 
     def export(self):
         """Export as chosen. The dialog stays open with a sentence about what is in the way."""

@@ -9,6 +9,7 @@ import qt
 from slicer.i18n import tr as _
 
 from . import packages
+from .background_work import BackgroundWork
 from .cohort_curve import LearningCurve
 from .cohort_list import FILTERS, CohortList
 from .cohort_menu import CohortMenu
@@ -29,7 +30,6 @@ from .qt_helpers import (
 )
 from .served_cohorts import ServedBackground, ServedCohorts
 from .shortcuts import KeyShortcuts
-from .status_strip import time_left
 
 WAYS = (
     ("random", _("Next: at random")),
@@ -53,10 +53,10 @@ class CohortTab:
         self.review = None  # while a cohort is open
         self._closing = []  # reviews that still write the labels of their last case
         self._creating = None  # (queue, number) while a cohort is being made
-        self._background = self._pictures = None  # queues
+        self._background = self._beside = None  # `BackgroundWork`: training and proposing, and what goes on beside it
+        self._pictures = None  # a queue
         self._picturing = False
-        self._doing = {}  # the last event of progress of the background work
-        self._own = None  # the number of the piece that this window put last
+        self._created = {}  # the last event of progress while a cohort is being made
         self._look_after = 0.0
         self._segments = []  # (ID, name) in the menu
         self._chosen = None  # what the folder that was typed holds: "cohort", "images", ""
@@ -137,7 +137,7 @@ class CohortTab:
         work.forget()
         number = work.put("create", images=images, labels=labels)
         work.start(sys.executable, self.served.environment(folder))
-        self._creating, self._doing = (work, number), {}
+        self._creating, self._created = (work, number), {}
 
     def cancel(self):
         """Give up making a cohort."""
@@ -152,7 +152,7 @@ class CohortTab:
             if event.get("number") != number:
                 continue
             if event["event"] == "progress":
-                self._doing = event
+                self._created = event
             elif event["event"] in ("done", "failed"):
                 self._creating = None
                 work.close()
@@ -177,7 +177,7 @@ class CohortTab:
     def show_cohort(self, cohort):
         """Work on a cohort."""
         from SAMFineTuneLib.service.cohort_client import place_of
-        from SAMFineTuneLib.service.cohort_work import CohortWork, take_up
+        from SAMFineTuneLib.service.cohort_work import BESIDE, CohortWork, take_up
 
         self._end_cohort()
         self.menu.folder = str(cohort.folder)
@@ -186,12 +186,12 @@ class CohortTab:
         self.review.way = chosen_in(self.ui.waySelector)
         if place_of(cohort.folder) is not None:
             self.review.follow()
-            self._background = ServedBackground(self.review.work)
+            self._background = BackgroundWork(ServedBackground(self.review.work))
+            self._beside = BackgroundWork(CohortWork(cohort.folder, f"{self.review.word}-{BESIDE}"))
         else:
             write_setting("CohortFolder", str(cohort.folder))
-            self._background = CohortWork(cohort.folder)
-            while self._background.poll():
-                pass  # what was told before this window
+            self._background = BackgroundWork(CohortWork(cohort.folder))
+            self._beside = BackgroundWork(CohortWork(cohort.folder, BESIDE))
         self._pictures = CohortWork(cohort.folder, self.review.word + "-pictures")
         self._show(True)
 
@@ -208,8 +208,8 @@ class CohortTab:
             review.leave()
             self._closing.append(review)
             self._pictures.close()
-        self._background = self._pictures = None
-        self._picturing, self._doing, self._own = False, {}, None
+        self._background = self._beside = self._pictures = None
+        self._picturing = False
         self.menu.curveAction.setChecked(False)
         self.list.clear()
 
@@ -235,13 +235,12 @@ class CohortTab:
         self.review.turn(self.host.shown)
         if (self.review.open, self.review.waits) != before:
             self._look_after = 0.0
-        for event in self._background.poll():
-            self._take_background(event)
+        for work in (self._background, self._beside):
+            work.look(self.host, _TOPIC)
         if self.list.go_on():
             self.host.go_on()
-        if self.host.training is None and self._doing and not self.ui.workBar.isHidden():  # for the status strip
-            done, total = self._doing.get("done", 0), self._doing.get("total", 0)
-            self.host.training = doing_now(self._doing), done / total if total else None
+        if self.host.training is None and not self.ui.workBar.isHidden():  # for the status strip
+            self.host.training = self._shown.text, self._shown.part
         self._follow_segments()
         if time.monotonic() > self._look_after and not self.host.drawing():
             self._look_after = time.monotonic() + LOOK_EVERY
@@ -251,9 +250,9 @@ class CohortTab:
 
     def _keep_running(self):
         """Start processes anew that ended with work to do, here or before this window."""
-        for work in (self.review.work, self._background):
+        for work in (self.review.work, self._background.queue, self._beside.queue):
             if not work.is_empty and not work.is_running:
-                outlives = work is self._background and read_flag("TrainOutlives")
+                outlives = work is not self.review.work and read_flag("TrainOutlives")
                 work.start(sys.executable, self._environment(), outlives)
         if not self._is_here and not self.review.work.is_running:
             self.review.follow()
@@ -386,85 +385,60 @@ class CohortTab:
         self._begin("propose", again=True, device=read_setting("Device", "auto"))
 
     def _begin(self, what, **values):
-        def begin():
-            self._own = self._background.put(what, **values)
-            outlives = read_flag("TrainOutlives")
-            self._background.start(sys.executable, self._environment(), outlives)
-
+        """Train or propose; or do what goes on beside that."""
         if self.review is None:
             return
-        if self._is_busy:
+        work = self._background if what in ("train", "propose") else self._beside
+        if work.is_busy:
             self.host.warn(_("Something else is done in the background; wait for it, or press Stop."), _TOPIC)
             return
-        self._doing = {"what": what}
-        self.host.act(begin)
+        self.host.act(lambda: work.begin(what, self._environment(), read_flag("TrainOutlives"), **values))
         self._show(False)
 
     @property
     def _is_here(self):
         """Whether this computer trains and proposes, rather than the cohort's server."""
-        return not isinstance(self._background, ServedBackground)
+        return not isinstance(self._background.queue, ServedBackground)
 
     @property
-    def _is_busy(self):
-        return self._background is not None and self._background.is_running and not self._background.is_empty
+    def _shown(self):
+        """The work in the background that is shown, and that Stop stops: what takes less long first."""
+        return self._beside if self._beside.is_busy else self._background
 
     def stop(self):
-        """Stop the work in the background at its next step; a second press ends its process."""
-        work = self._background
-        if work is not None and self._doing.get("stopping"):
-            work.drop()
-            work.kill()
-            self._doing = {}
-        elif work is not None:
-            work.stop()
-            self._doing["stopping"] = True
-
-    def _take_background(self, event):
-        kind, what = event.get("event"), event.get("what")
-        if kind == "progress":
-            self._doing = {**self._doing, **event}
-        elif kind == "failed":
-            self._doing = {}
-            self.host.warn(event["text"], _TOPIC)
-        elif kind == "done":
-            self._doing = {}
-            self.host.say(said_of(event), _TOPIC, event.get("folder", ""))
-            for note in event.get("notes", []):
-                self.host.warn(note)
-            if what == "train" and event.get("in_use"):
-                self._doing = {"what": "propose"}
-            if event.get("page") and event.get("number") == self._own:
-                qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(event["page"]))
+        """Stop the work that is shown at its next step; a second press ends its process."""
+        if self.review is not None:
+            self._shown.stop()
 
     def _told(self, event):
         """What the process of the review says beside the cases it opens."""
         if event.get("event") == "server":
-            self._background.hear(event)
+            self._background.queue.hear(event)
         elif event.get("event") == "failed":
             kept = _(" The labels are kept in {folder}.").format(folder=event["kept"]) if event.get("kept") else ""
             self.host.warn(event["text"] + kept, _TOPIC)
         elif event.get("event") == "done" and event.get("what") == "accept" and self.menu.automaticAction.isChecked():
             self.review.work.put("due")
-        elif event.get("due") and not self._is_busy:
+        elif event.get("due") and not self._background.is_busy:
             self.train()
 
     def _show_background(self, state):
-        ui, busy = self.ui, self._is_busy
+        ui, busy, beside = self.ui, self._background.is_busy, self._beside.is_busy
         enable((ui.trainButton, state.accepted), (ui.proposeButton, state.adapter))
         for widget in (ui.trainButton, ui.proposeButton):
             widget.setVisible(not busy)
         for widget in (ui.stopButton, ui.workBar):
-            widget.setVisible(busy)
-        self.menu.show(busy or not self._is_here, self.curve.drawable)
-        if busy:
-            set_text(ui.stopButton, _("Stop at once") if self._doing.get("stopping") else _("Stop"))
-            set_elided(ui.workLabel, doing_now(self._doing), _WORK)
-            done, total = self._doing.get("done", 0), self._doing.get("total", 0)
-            ui.workBar.setMaximum(1000 if total else 0)
-            ui.workBar.value = int(1000 * done / total) if total else 0
+            widget.setVisible(busy or beside)
+        self.menu.show(beside, self._is_here, self.curve.drawable)
+        if busy or beside:
+            set_text(ui.stopButton, self._shown.stop_text)
+            texts = [work.text for work in (self._beside, self._background) if work.is_busy]
+            set_elided(ui.workLabel, " ".join(texts), _WORK)
+            part = self._shown.part
+            ui.workBar.setMaximum(0 if part is None else 1000)
+            ui.workBar.value = int(1000 * (part or 0))
         else:
-            problem = "" if self._is_here else self._background.problem
+            problem = "" if self._is_here else self._background.queue.problem
             set_elided(ui.workLabel, problem or standing_of(state), _WORK)
 
     def _show_creating(self):
@@ -473,7 +447,7 @@ class CohortTab:
         enable((ui.openButton, self._chosen and not busy), (ui.folderEdit, not busy))
         if busy:
             set_text(ui.whereLabel, _("Reading scan {done} of {total}.").format(
-                done=self._doing.get("done", 0) + 1, total=self._doing.get("total") or "…"))
+                done=self._created.get("done", 0) + 1, total=self._created.get("total") or "…"))
 
     def _show_curve(self, wanted):
         if wanted != self.curve.shown:
@@ -481,42 +455,6 @@ class CohortTab:
 
 
 # ---------------------------------------------------------------- what is said
-
-_SAID = {
-    "train": "{reason}",
-    "add": _("Added: {added} scans."),
-    "export": _("Exported: {cases} cases into {folder}."),
-    "report": _("The report is in {folder}."),
-}
-_DOES = {
-    "propose": _("Proposing case {done} of {total}: {name}"),
-    "add": _("Reading scan {done} of {total}."),
-    "export": _("Exporting case {done} of {total}: {name}"),
-    "report": _("Comparing case {done} of {total}: {name}"),
-}
-
-
-def said_of(event):
-    """A sentence about work in the background that is done."""
-    if event.get("cancelled"):
-        return _("Stopped; what was done so far is kept.")
-    if event["what"] in _SAID:
-        return _SAID[event["what"]].format(**event)
-    text = _("Proposed: {count} cases.").format(count=event["proposed"])
-    return text + (_(" Failed: {count}; the list says why.").format(count=event["failed"]) if event["failed"] else "")
-
-
-def doing_now(doing):
-    """One line about the work in the background."""
-    if doing.get("stopping"):
-        return _("Stopping.")
-    if doing.get("what") == "train":
-        return doing.get("text", _("Training.")) + time_left(doing.get("seconds_left"))
-    if doing.get("total") and doing.get("what") in _DOES:
-        return _DOES[doing["what"]].format(
-            done=min(doing["done"] + 1, doing["total"]), total=doing["total"], name=doing.get("text", ""))
-    return _("Working in the background.")
-
 
 def standing_of(state):
     """How far the adapters of a cohort are, as a sentence."""

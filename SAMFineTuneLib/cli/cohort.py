@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -119,9 +119,10 @@ def add_parser(subparsers) -> None:
     added.add_argument("--preset", choices=("quick", "balanced", "thorough"), default="quick", help="default: quick")
     added.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     added.add_argument("--restart", action="store_true", help="begin anew instead of going on with a stopped training")
-    added = action("report", _report, "write the learning curve and pictures as a page that opens offline")
-    added.add_argument("-o", "--output", metavar="FOLDER", help="default: report, in the cohort's folder")
-    added = action("export", _export, "write the accepted cases for other programs")
+    added = action("report", _report, "write the learning curve and pictures as a page that opens offline", served=True)
+    added.add_argument("-o", "--output", metavar="FOLDER", help="default: report in the cohort's folder; with --server "
+                       "the cohort's name with -report, here")  # fmt: skip
+    added = action("export", _export, "write the accepted cases for other programs", served=True)
     added.add_argument("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
     added.add_argument("--form", choices=("nifti", "nnunet", "dicom-seg"), default="nifti", help="default: nifti")
     added = _server_action(actions, "fetch", _fetch, "fetch image series from a DICOMweb server, or list them")
@@ -342,21 +343,31 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.cohort.cohort_report import REPORT, write_report
+    from SAMFineTuneLib.cohort.cohort_report import PAGE, REPORT, write_report
 
-    cohort = _here(args)
     with _counting("comparing case") as show:
-        page = write_report(cohort, args.output or cohort.folder / REPORT, show)
+        if args.server:
+            folder, _ = _fetched(args, "report", args.output or f"{args.cohort}-report", show)
+            page = folder / PAGE
+        else:
+            cohort = _here(args)
+            page = write_report(cohort, args.output or cohort.folder / REPORT, show)
     print(f"report      {page}")
     console.document(report=page)
 
 
 def _export(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cli.outputs import require_new_folder
     from SAMFineTuneLib.cohort.cohort_export import export
 
-    cohort = _here(args)
     with _counting("writing case") as show:
-        files = export(cohort, args.output, args.form, show, console.note)
+        if args.server:
+            folder, told = _fetched(args, "export", require_new_folder(args.output), show, form=args.form)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            for sentence in told["notes"]:
+                console.note(sentence)
+        else:
+            files = export(_here(args), args.output, args.form, show, console.note)
     print(f"written     {args.output}, {len(files)} files")
     console.document(folder=args.output, form=args.form, files=[str(path) for path in files])
 
@@ -447,6 +458,18 @@ def _downloaded(
         labels[tuple(slice(first, first + count) for first, count in place)] = part
         write_labelmap(target, labels, volume)
     return image, target
+
+
+def _fetched(
+    args: argparse.Namespace, what: str, folder: str | Path, show: Callable[..., None], **values: Any
+) -> tuple[Path, Mapping[str, Any]]:
+    """Have the server lay out results, and download them. -> their folder, and what the server told of them"""
+    from pathlib import Path
+
+    served, window, folder = _served(args), secrets.token_hex(8), Path(folder).expanduser()
+    told = served.do(what, window, 1, progress=lambda done, total, name: total and show(done, total, name), **values)
+    served.fetch_results(window, 1, folder)
+    return folder, told
 
 
 def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:

@@ -30,10 +30,11 @@ from SAMFineTuneLib.metrics.mask_metrics import dice, mean_dice, surface_distanc
 from SAMFineTuneLib.models.adapters.adapter_card import duration
 from SAMFineTuneLib.training.training_report import draw_curves
 
-REPORT = "report"
+REPORT, PAGE = "report", "index.html"
+"""Its folder in the cohort's, and its page."""
 _FEW = 5  # cases at the beginning and at the end that are compared
 _SHOWN_SIDE, _SMALLEST = 2.0, 48  # of the structures' longer side; pixels of a picture's side at least
-_MOST_CURVES = 6
+_MOST_CURVES, _MEAN = 6, "mean of five cases"
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def write_report(
                  for label in labels]  # fmt: skip
     with staged_folder(folder) as building:
         write_text(building / "cases.csv", report_page.csv_text(rows))
-        write_text(building / "index.html", _page(cohort, compared))
-    return folder / "index.html"
+        write_text(building / PAGE, _page(cohort, compared))
+    return folder / PAGE
 
 
 def _compare(cohort: Cohort, case: CohortCase) -> Compared:
@@ -207,7 +208,7 @@ def _page(cohort: Cohort, compared: Sequence[Compared]) -> str:
         curve = [(number, float(value)) for number, one in enumerate(compared, start=1)
                  if one.case.review and (value := getattr(one.case.review, what)) is not None]  # fmt: skip
         if curve:
-            parts.append(draw_curves({"each case": curve}, f"{what} by case accepted"))
+            parts.append(draw_curves({"each case": curve}, f"{what.capitalize()} by case accepted"))
             parts.append(f"<p class='note'>Median {median(value for _, value in curve):.0f} {what} a case.</p>")
     if state.adapters:
         parts += [report_page.heading("Adapters", "An adapter replaces the one before only when cases of patients held "
@@ -224,20 +225,17 @@ def _page(cohort: Cohort, compared: Sequence[Compared]) -> str:
 
 def _curves(compared: Sequence[Compared], labels: Sequence[str]) -> list[str]:
     drawn = []
-    for name, title in (("dice", "Dice by case accepted"), ("distance", "surface distance in mm by case accepted")):
+    for name, title in (("dice", "Dice by case accepted"), ("distance", "Surface distance in mm by case accepted")):
         values = [(number, getattr(one, name)) for number, one in enumerate(compared, start=1)]
         known = [(number, float(np.mean(list(found.values())))) for number, found in values if found]
-        curves = {"mean of five cases": [
+        mean = [
             (number, float(np.mean([value for _, value in known[max(0, place - 4) : place + 1]])))
             for place, (number, _) in enumerate(known)
-        ]}  # fmt: skip
-        for label in labels if 1 < len(labels) <= _MOST_CURVES else ():
-            curves[label] = [(number, found[label]) for number, found in values if label in found]
-        if len(labels) == 1:
-            curves["each case"] = known
-        curves = {label: curve for label, curve in curves.items() if curve}
-        if curves:
-            drawn.append(draw_curves(curves, title))
+        ]
+        each = {label: [(number, found[label]) for number, found in values if label in found] for label in labels}
+        curves = {"each case": known} if len(labels) == 1 else each if len(labels) <= _MOST_CURVES else {}
+        if known:
+            drawn.append(draw_curves({**curves, _MEAN: mean}, title, _MEAN))
     return drawn
 
 
@@ -258,10 +256,14 @@ def _adapter_row(one: TrainedAdapter) -> list[str | None]:
     if gain and one.interval:
         gain += f" ({one.interval[0]:+.3f} to {one.interval[1]:+.3f})"
     return [
-        str(one.number), one.date, one.start, f"{len(one.learned)} cases", f"{len(one.held_out)} cases",
+        str(one.number), one.date, one.start, _cases(len(one.learned)), _cases(len(one.held_out)),
         None if after is None else f"{after:.3f}", None if before is None else f"{before:.3f}", gain,
         "yes" if one.in_use else "no", one.reason,
     ]  # fmt: skip
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'s' * (count != 1)}"
 
 
 def _pictures(cohort: Cohort, compared: Sequence[Compared]) -> list[tuple[str, str]]:

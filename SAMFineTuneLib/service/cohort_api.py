@@ -38,14 +38,17 @@ from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
 from SAMFineTuneLib.service.protocol import Limits, Refused
 from SAMFineTuneLib.service.wire import WireError, decode
 
-_WITH_IMAGES, _LONG = ("open", "grid", "picture", "keep", "accept"), ("train", "propose", "stop")
+_WITH_IMAGES, _RESULTS = ("open", "grid", "picture", "keep", "accept", "export", "report"), ("export", "report")
+_LONG = ("train", "propose", "stop")
 _AT_ONCE = ("next", "take", "release", "refuse", "reopen", "due")
 _WORD = re.compile(r"[\w-]{1,64}")
 _WINDOW = re.compile(r"[0-9a-f]{8,64}(-[a-z]{1,16})?")
 _LONGEST_WAIT = 10.0  # s that an answer is kept back while a piece is done
+_TELL_AFTER = 1.0  # s after which it is told how far what takes long is
 _LOOK_EVERY = 0.03  # s between two looks whether it is done
 _PROCESS_RESTS = 60.0  # s without a piece after which a window's process ends; the next piece starts another one
 _PART = 8 << 20  # bytes of a file in one answer
+_LAID_OUT = ("voxels", "labels", "results")
 _KINDS = {kind: np.dtype(kind) for kind in ("|b1", "|u1", "|i1", "<u2", "<i2", "<i4")}
 _MOST_ENDED = 100  # events that are kept for a window whose answers were lost
 
@@ -127,7 +130,7 @@ class CohortApi:
         if (piece.by or piece.take or piece.what in ("open", "take")) and not _WORD.fullmatch(piece.by):
             raise UserError("Cases are taken under a word of letters and digits; give another one.")
         if piece.what in _WITH_IMAGES:
-            return protocol.CohortTold(self._window(piece).done(piece, self._limits))
+            return self._window(piece).done(piece, self._limits)
         try:
             if piece.what in _LONG:
                 told = self._begin(piece)
@@ -152,7 +155,7 @@ class CohortApi:
         return work.start(outlives=True)
 
     def _file(self, message: protocol.CohortFile) -> protocol.CohortPart:
-        if message.which in ("voxels", "labels"):
+        if message.which in _LAID_OUT:
             path = self._window(message).laid_out(message.number, message.which)
         else:
             cohort = Cohort(self._folder(message.cohort))
@@ -189,10 +192,11 @@ class _Window:
         self.touched = time.monotonic()
         self._lock = threading.Lock()
         self._ended: dict[int, dict[str, Any]] = {}
+        self._progress: dict[str, Any] = {}  # the last event of that kind
 
-    def done(self, piece: protocol.CohortPiece, limits: Limits) -> dict[str, Any] | None:
-        """Put a piece into the queue unless it is known. -> the event with which it ended, None while it has not"""
-        until = time.monotonic() + _LONGEST_WAIT
+    def done(self, piece: protocol.CohortPiece, limits: Limits) -> protocol.CohortTold:
+        """Put a piece into the queue unless it is known, and wait for its end for a while."""
+        until = time.monotonic() + (_TELL_AFTER if piece.what in _RESULTS else _LONGEST_WAIT)
         while time.monotonic() < until:
             with self._lock:
                 self.touched = time.monotonic()
@@ -204,10 +208,11 @@ class _Window:
                     if event["event"] == "failed":
                         for path in self.work.folder.glob(f"{piece.number:06d}.*"):
                             path.unlink(missing_ok=True)  # the client keeps its labels
-                    return {**event, **{name: name for name in ("voxels", "labels") if event.get(name)}}
+                    return protocol.CohortTold({**event, **{name: name for name in _LAID_OUT if event.get(name)}})
                 self.work.start()
             time.sleep(_LOOK_EVERY)
-        return None
+        progress = self._progress if self._progress.get("number") == piece.number else None
+        return protocol.CohortTold(None, progress)
 
     def laid_out(self, number: int, which: str) -> Path | None:
         """A file that a piece has written for the client."""
@@ -226,12 +231,15 @@ class _Window:
         for event in self.work.poll():
             if event.get("event") in ("done", "failed"):
                 self._ended[event["number"]] = event
+            elif event.get("event") == "progress":
+                self._progress = event
         while len(self._ended) > _MOST_ENDED:
             del self._ended[next(iter(self._ended))]
         return self._ended.get(number)
 
     def _put(self, piece: protocol.CohortPiece, limits: Limits) -> None:
-        for path in self.work.folder.glob("*-*.npy"):  # the client is done with what was laid out for it
+        laid_out = (*self.work.folder.glob("*-*.npy"), *self.work.folder.glob("*-results.zip"))
+        for path in laid_out:  # the client is done with what was laid out for it
             with suppress(OSError):
                 path.unlink()
         _, path = self.work.reserve(piece.number)
@@ -242,7 +250,7 @@ class _Window:
 
 def _values(piece: protocol.CohortPiece) -> dict[str, Any]:
     """What `cohort_process` wants to know of a piece."""
-    names = ("by", "case", "cases", "way", "without", "take", "leaves", "seconds", "prompts")
+    names = ("by", "case", "cases", "way", "without", "take", "leaves", "form", "seconds", "prompts")
     return {name: getattr(piece, name) for name in names}
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import numpy as np
 
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, data_folder, write_text
+from SAMFineTuneLib.files import atomic_write, data_folder, staged_folder, write_text
 from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.link import HttpLink, LinkError, parse_address
 from SAMFineTuneLib.service.wire import WireError, decode, encode
@@ -117,8 +119,9 @@ class ServedCohort:
         return Cohort(self.folder)
 
     def do(
-        self, what: str, window: str, number: int, labels: np.ndarray | None = None, **values: Any
-    ) -> Mapping[str, Any]:
+        self, what: str, window: str, number: int, labels: np.ndarray | None = None,
+        progress: Callable[[int, int, str], None] | None = None, **values: Any,
+    ) -> Mapping[str, Any]:  # fmt: skip
         """Have the server do a piece of work.
 
         Args:
@@ -126,6 +129,7 @@ class ServedCohort:
             window: the word of a queue, and
             number: of a piece in it, which tell this piece from all others: asked for twice, it is done once.
             labels: [k, j, i] that come along.
+            progress: told how far what takes long is; it may raise to wait no longer.
             values: of the piece.
 
         Returns:
@@ -139,8 +143,10 @@ class ServedCohort:
             plain = np.ascontiguousarray(labels, labels.dtype.newbyteorder("<"))
             values |= {"shape": plain.shape, "dtype": plain.dtype.str, "labels": zlib.compress(plain, 1)}
         piece = protocol.CohortPiece(self.place.cohort, window, number, what, **values)
-        while (event := self._ask("piece", piece, protocol.CohortTold).event) is None:
-            pass
+        while (event := (told := self._ask("piece", piece, protocol.CohortTold)).event) is None:
+            if progress is not None:
+                now = told.progress or {}
+                progress(now.get("done", 0), now.get("total", 0), now.get("text", ""))
         if event["event"] == "failed":
             raise UserError(event["text"])
         return event
@@ -169,6 +175,15 @@ class ServedCohort:
                 found[which] = str(path)
         self.fetch("confidence", key, self.cohort.proposal(key) / "confidence.json")
         return found
+
+    def fetch_results(self, window: str, number: int, folder: Path) -> None:
+        """Download what the piece `export` or `report` laid out into a folder, which appears complete or not at all."""
+        with tempfile.TemporaryDirectory() as place:
+            packed = Path(place) / "results.zip"
+            if not self.fetch("results", "", packed, window, number):
+                raise Unreached("The server no longer has what was asked for; ask for it again.")
+            with staged_folder(folder) as building, zipfile.ZipFile(packed) as archive:
+                archive.extractall(building)
 
     def close(self) -> None:
         """End the connection."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
 PICTURE = 48
 """Pixels of the longer side of a picture in the list of cases."""
-_LONG = ("propose", "train", "add", "export", "report")
+_LONG, _BESIDE = ("propose", "train"), ("add", "export", "report")
 _TRIES = 3  # times that a piece is begun before it is given up, because it ends the process
 _LOOK_EVERY = 0.03  # s between two looks at an empty queue
 _TELL_EVERY = 0.2  # s between two events of progress
@@ -127,8 +129,8 @@ class _Worker:
         elif what == "release" and not values.get("case"):
             self._given_back = None
         served = place_of(values["cohort"]) is not None
-        self._ends = self._ends or (what in _LONG and not served)  # gives its memory back
-        if what in (*_LONG, "picture") and hasattr(os, "nice") and not served:
+        self._ends = self._ends or what in _BESIDE or (what in _LONG and not served)  # gives its memory back
+        if what in (*_LONG, *_BESIDE, "picture") and hasattr(os, "nice") and not served:
             os.nice(max(0, _NICE - os.nice(0)))
         try:
             told = (self._sent(values) if served else DOES[what](self, values)) or {}
@@ -168,6 +170,17 @@ class _Worker:
         """The labels that came with the piece."""
         return np.load(self.folder / f"{self.number:06d}.npy", allow_pickle=False)
 
+    @contextmanager
+    def results(self, folder: str | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The folder that results go into, and what is told of it; without one they are packed for a client."""
+        if folder:
+            yield Path(folder), {"folder": folder}
+            return
+        packed = self.folder / f"{self.number:06d}-results"
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            yield Path(place) / "new", {"results": f"{packed}.zip"}
+            shutil.make_archive(str(packed), "zip", Path(place) / "new")
+
     # ---- on a server
 
     def _sent(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +195,11 @@ class _Worker:
             labels = self.labels() if what in ("keep", "accept") else None
             known = {name for one in fields(CohortPiece) if (name := one.name) not in ("cohort", "window", "number")}
             asked = {name: value for name, value in values.items() if name in known - {"what"}}
-            told = dict(server.do(what, window, self.number, labels, **asked))
+            watch = self.all_or_nothing("Stopped; nothing was written.") if what in _BESIDE else None
+            told = dict(server.do(what, window, self.number, labels, watch, **asked))
+        if what in _BESIDE:
+            server.fetch_results(window, self.number, Path(values["folder"]))
+            told["folder"] = values["folder"]
         if what == "open" and told["case"]:
             told |= server.fetch_case(told, window, self.number, self.folder)
         if what in ("open", "picture") and told["case"]:
@@ -256,18 +273,20 @@ def _export(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
     cohort, left_out = Cohort(values["cohort"]), []
     progress = worker.all_or_nothing("Nothing was exported, because that was cancelled.")
-    export(cohort, values["folder"], values["form"], progress, left_out.append)
+    with worker.results(values.get("folder")) as (folder, told):
+        export(cohort, folder, values["form"], progress, left_out.append)
     notes = [some_names(left_out, 2, " ")] if left_out else []
-    return {"folder": values["folder"], "cases": len(cohort.state.accepted) - len(left_out), "notes": notes}
+    return {**told, "cases": len(cohort.state.accepted) - len(left_out), "notes": notes}
 
 
 def _report(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
-    from SAMFineTuneLib.cohort.cohort_report import REPORT, write_report
+    from SAMFineTuneLib.cohort.cohort_report import write_report
 
     cohort = Cohort(values["cohort"])
     progress = worker.all_or_nothing("The report was not written, because that was cancelled.")
-    page = write_report(cohort, cohort.folder / REPORT, progress)
-    return {"folder": str(page.parent), "page": str(page)}
+    with worker.results(values.get("folder")) as (folder, told):
+        page = write_report(cohort, folder, progress)
+    return {**told, "page": page.name}
 
 
 def _open(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,9 @@ GIVEN_UP = ".given-up"
 KEEPING = ("keep", "accept", "refuse", "reopen", "release")
 """Pieces that are still done after the window has gone."""
 _MODULE = "SAMFineTuneLib.service.cohort_process"
-_BACKGROUND = "background"  # the queue of what takes long, one for each cohort on this computer
+BESIDE = "beside"
+"""Name of the queue of what all windows share and what goes on beside training and proposing."""
+_BACKGROUND = "background"  # the one of training and proposing
 
 
 def pieces(folder: Path) -> list[Path]:
@@ -58,7 +60,8 @@ class CohortWork(FolderProcess):
 
     Args:
         cohort: the cohort's folder, which need not exist yet.
-        name: a word of the window's own; without one, the queue of what takes long, which all windows share.
+        name: a word of the window's own, or BESIDE; without one, the queue of training and proposing, which all windows
+            share, too.
     """
 
     def __init__(self, cohort: Path, name: str = "") -> None:
@@ -119,7 +122,7 @@ def take_up(cohort: Path, executable: str | None = None, environment: Mapping[st
     found = 0
     for folder in sorted(_queues(Path(cohort)).glob("*/")):
         work = CohortWork(cohort, folder.name)
-        if folder.name == _BACKGROUND or work.is_running:
+        if folder.name in (_BACKGROUND, BESIDE) or work.is_running:
             continue
         if work.is_empty:
             if not any(folder.glob(f"*{GIVEN_UP}")):

@@ -203,6 +203,7 @@ class CohortPiece:
     without: tuple[str, ...] = ()
     take: bool = False
     leaves: bool = False
+    form: str = "nifti"
     seconds: float | None = None
     prompts: int | None = None
     shape: tuple[int, int, int] | None = None
@@ -214,15 +215,16 @@ class CohortPiece:
 
 @dataclass(frozen=True)
 class CohortTold:
-    """The event with which a piece ended; None while it is not done."""
+    """The event with which a piece ended; None while it is not done, and then perhaps how far it is."""
 
     event: Any = None
+    progress: Any = None
 
 
 @dataclass(frozen=True)
 class CohortFile:
-    """A part of a file that belongs to a case: `voxels` or `labels` as a piece laid them out, `picture`, `confidence`.
-    Answer: `CohortPart`."""
+    """A part of a file: `voxels`, `labels` or `results` (.zip) as a piece laid them out, `picture` or `confidence` of a
+    case. Answer: `CohortPart`."""
 
     cohort: str
     window: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -68,17 +69,26 @@ def smooth(values: Sequence[float], points: int = 100) -> list[tuple[int, float]
     return [(end, sum(values[end - size : end]) / size) for end in ends]
 
 
-def draw_curves(curves: Mapping[str, Curve], title: str) -> str:
-    """Draw curves as SVG: steps on x, values from zero to the largest on y."""
+def draw_curves(curves: Mapping[str, Curve], title: str, main: str | None = None) -> str:
+    """Draw curves as SVG: steps on x, values from zero to a round one above the largest on y.
+
+    Args:
+        curves: By name; each keeps its colour where others are empty.
+        title: What they show.
+        main: Name of the thick one; default: the first.
+    """
     points = [point for curve in curves.values() for point in curve]
     right = max((x for x, _ in points), default=1) or 1
-    top = max((y for _, y in points), default=1.0) or 1.0
+    largest = max((y for _, y in points), default=1.0) or 1.0
+    across, up = _ticks(right, whole=True), _ticks(largest)
+    top = up[-1]
+    main = main or next(iter(curves), None)
     names = _LINE * max(0, len(curves) - 1)  # so that they stand above the curves
     bottom = _HEIGHT + names - _MARGIN
 
     def place(x: float, y: float) -> str:
-        across = _MARGIN + x / right * (_WIDTH - 2 * _MARGIN)
-        return f"{across:.1f},{bottom + max(0.0, y) / top * (2 * _MARGIN - _HEIGHT):.1f}"
+        height = max(0.0, y) / top * (_HEIGHT - 2 * _MARGIN)
+        return f"{_MARGIN + x / right * (_WIDTH - 2 * _MARGIN):.1f},{bottom - height:.1f}"
 
     def text(x: float | str, y: float | str, words: str, how: str = "") -> str:
         return f'<text x="{x}" y="{y}" {how}>{html.escape(words)}</text>'
@@ -89,19 +99,28 @@ def draw_curves(curves: Mapping[str, Curve], title: str) -> str:
         f'<rect width="{_WIDTH}" height="{_HEIGHT + names}" fill="white"/>',
         text(_MARGIN, 20, title),
     ]
-    for share in (0, 0.5, 1):
-        x, y = place(right * share, 0).split(",")[0], place(0, top * share).split(",")[1]
+    for value in up:
+        y = place(0, value).split(",")[1]
         parts.append(f'<line x1="{_MARGIN}" y1="{y}" x2="{_WIDTH - _MARGIN}" y2="{y}" stroke="#d0d7de"/>')
-        parts.append(text(_MARGIN - 6, y, f"{top * share:.3g}", 'text-anchor="end"'))
-        parts.append(text(x, bottom + 18, f"{right * share:.0f}", 'text-anchor="middle"'))
+        parts.append(text(_MARGIN - 6, y, f"{value:g}", 'text-anchor="end"'))
+    for value in across if across[-1] <= right else across[:-1]:
+        parts.append(text(place(value, 0).split(",")[0], bottom + 18, f"{value:g}", 'text-anchor="middle"'))
     for number, (name, curve) in enumerate(curves.items()):
-        colour, width = report_page.colour(number), 1 if number else 2
+        colour, width = report_page.colour(number), 2 if name == main else 1
         places = [place(x, y) for x, y in curve]
         line = f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
         parts += [line, text(_WIDTH - _MARGIN, 20 + _LINE * number, name, f'text-anchor="end" fill="{colour}"')]
         for x, y in (one.split(",") for one in places if len(places) < 20):
             parts.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _ticks(largest: float, whole: bool = False) -> list[float]:
+    """Round values from zero to the first one that is not below the largest, five at most."""
+    size = 10.0 ** math.floor(math.log10(largest / 4))
+    step = next(one * size for one in (1, 2, 5, 10) if one * size >= largest / 4)
+    step = max(1.0, step) if whole else step
+    return [number * step for number in range(math.ceil(largest / step - 1e-9) + 1)]
 
 
 def headline(gains: Sequence[Gain]) -> str:

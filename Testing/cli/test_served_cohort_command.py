@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from service.department import TOKEN, Department
 
 from SAMFineTuneLib.cli.main import main
+from SAMFineTuneLib.cohort.cohort_export import export
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 
@@ -96,6 +100,31 @@ def test_who_has_a_case_keeps_it_when_labels_are_refused(department, run, tmp_pa
     assert run("refuse", "p0")[0] == 2 and run("reopen", "p0", "--by", "me")[0] == 2
     assert cohort.state.case("p0").lease == lease
     assert run("refuse", "p0", "--by", "me")[0] == 0
+
+
+def test_results_are_fetched_in_the_chosen_form(department, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cohort = department.cohort
+    assert run("report")[0] == 2 and "liver-report" not in os.listdir()
+    for number in range(2):
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[1:3, 2:5, 3 : 5 + number] = 1 + number
+        accept(cohort, f"p{number}", labels)
+    for form in ("nifti", "nnunet"):
+        code, told, _ = run("export", "-o", form, "--form", form)
+        export(cohort, tmp_path / "there" / form, form)
+        here, there = ({path.relative_to(folder): path for path in folder.rglob("*.*")}
+                       for folder in (tmp_path / form, tmp_path / "there" / form))  # fmt: skip
+        assert code == 0 and len(told["files"]) == len(there) and here.keys() == there.keys()
+        assert all(here[path].read_bytes() == there[path].read_bytes() for path in there)
+    code, _, error = run("export", "-o", "nifti")
+    assert code == 2 and "exists already" in error
+    code, _, error = run("export", "-o", "seg", "--form", "dicom-seg")
+    assert code == 2 and not (tmp_path / "seg").exists()
+    code, told, _ = run("report")
+    assert code == 0 and told["report"] == str(Path("liver-report", "index.html"))
+    assert (tmp_path / "liver-report" / "cases.csv").read_text("utf-8").count("liver") == 2
+    assert not list(tmp_path.glob("server/cohorts/*/*/tmp*")), "only what is to be fetched lies on the server"
 
 
 def test_labels_that_lie_elsewhere_are_matched_as_asked(department, run, tmp_path):

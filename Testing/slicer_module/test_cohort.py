@@ -16,6 +16,9 @@ from SAMFineTuneLib.cohort.cohort_folder import Cohort, Proposal, TrainedAdapter
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, take
 from SAMFineTuneLib.images import read_volume, write_labelmap
 from SAMFineTuneLib.images.phantom import body_phantom
+from SAMFineTuneLib.process_lock import ProcessLock
+from SAMFineTuneLib.service.cohort_work import CohortWork as CohortQueue
+from SAMFineTuneLib.service.folder_process import LOCK
 
 LIVER, KIDNEY = 1, 4
 NAMES = "liver, left kidney"
@@ -397,7 +400,7 @@ def test_scans_are_added_from_the_menu(work, tmp_path, monkeypatch):
     write_scans(tmp_path / "more", count=4)  # three of them are there already
     monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path / "more"))
     work.tab.menu.addAction.trigger()
-    assert not work.tab.menu.addAction.isEnabled(), "one thing at a time"
+    assert not work.tab.menu.exportAction.isEnabled(), "one of these at a time"
     work.desktop.wait(lambda: len(work.tab.list.keys) == 4)
     work.desktop.wait(lambda: work.desktop.messages())
     said = " ".join(work.desktop.messages())
@@ -449,6 +452,32 @@ def test_accepted_cases_are_exported_and_reported_from_the_menu(work, tmp_path, 
     work.desktop.wait(lambda: opened)
     assert opened == [str(work.cohort.folder / "report" / "index.html")]
     assert "3 cases are accepted" in (work.cohort.folder / "report" / "index.html").read_text("utf-8")
+
+
+def test_scans_are_added_and_results_written_while_something_trains(work, tmp_path, monkeypatch):
+    """Training takes all night, and in its queue nothing else is done until then."""
+    monkeypatch.setattr(qt.QDesktopServices, "openUrl", lambda address: None)
+    work.create()
+    accept_all(work)
+    trains = CohortQueue(work.cohort.folder)
+    trains.folder.mkdir(parents=True, exist_ok=True)
+    lock = ProcessLock(trains.folder / LOCK)
+    assert lock.take()  # as the process that trains does
+    trains.put("train", preset="quick", device="cpu")
+    work.desktop.wait(lambda: work.ui.trainButton.isHidden() and not work.ui.stopButton.isHidden())
+    write_scans(tmp_path / "more", count=4)
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path / "more"))
+    for action in (work.tab.menu.addAction, work.tab.menu.reportAction):
+        work.desktop.wait(action.isEnabled)
+        action.trigger()
+        assert not action.isEnabled() and "Stop " in work.ui.stopButton.text
+    work.desktop.wait((work.cohort.folder / "report" / "index.html").exists)
+    work.desktop.wait(lambda: len(work.tab.list.keys) == 4)
+    work.desktop.wait(lambda: work.ui.stopButton.text == "Stop")
+    assert not trains.is_empty and work.ui.trainButton.isHidden(), "it still trains"
+    trains.drop()
+    lock.release()
+    work.desktop.wait(lambda: not work.ui.trainButton.isHidden() and work.ui.stopButton.isHidden())
 
 
 @pytest.mark.parametrize("size", [(400, 520), (480, 800)])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
+import qt
 import slicer
 from service.department import TOKEN, Department
 from test_cohort import NAMES, CohortWork, write_scans
@@ -84,6 +87,29 @@ def test_a_case_of_the_server_is_reviewed_and_accepted(work):
     work.desktop.wait(lambda: len(work.cohort.state.those("refused")) == 1)
     work.ui.closeButton.click()
     work.desktop.wait(lambda: not any(case.lease for case in work.cohort.state.cases))
+
+
+def test_a_report_and_an_export_come_from_the_server(work, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(qt.QDesktopServices, "openUrl", lambda address: opened.append(address.toLocalFile()))
+    work.create()
+    for case in work.cohort.state.cases[:2]:
+        accept(work.cohort, case.key, work.labels[case.name])
+    menu, export = work.tab.menu, work.tab.menu.export
+    work.desktop.wait(lambda: "2 of 3" in work.ui.cohortLabel.toolTip)
+    assert not menu.addAction.isEnabled(), "scans are added where the server's are"
+    menu.reportAction.trigger()
+    work.desktop.wait(lambda: opened)
+    page = work.tab.review.cohort.folder / "report" / "index.html"
+    assert opened == [str(page)] and "2 cases are accepted" in page.read_text("utf-8")
+    work.desktop.wait(menu.exportAction.isEnabled)
+    menu.exportAction.trigger()
+    assert export.ui.folderEdit.currentPath == os.path.expanduser("~/liver-nnunet")
+    export.ui.folderEdit.currentPath = str(tmp_path / "Dataset002")
+    export.ui.exportButton.click()
+    work.desktop.wait((tmp_path / "Dataset002").is_dir)
+    assert (work.kept_labels(tmp_path / "Dataset002" / "labelsTr" / "scan1.nii.gz") == work.labels["scan1"]).all()
+    work.desktop.wait(lambda: any("Exported: 2 cases" in text for text in work.desktop.messages()))
 
 
 def test_a_case_of_somebody_else_is_left_alone(work):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -179,6 +180,11 @@ def test_many_slices_are_learned_from_longer_and_few_shorter():
 def test_curves_are_drawn_to_scale():
     svg = draw_curves({"a": [(0, 0.0), (10, 2.0)]}, "x < y")
     assert 'points="46.0,214.0 594.0,46.0"' in svg and "x &lt; y" in svg
+    for largest, marks in ((0.93, ["0", "0.5", "1"]), (2.0, ["0", "0.5", "1", "1.5", "2"]), (1100, ["0", "500", "1000",
+                           "1500"]), (7e-5, ["0", "2e-05", "4e-05", "6e-05", "8e-05"])):  # fmt: skip
+        svg = draw_curves({"none": [], "a": [(1, largest), (12, 0.0)]}, "")
+        assert re.findall(r'"end">([\d.e-]+)<', svg) == marks
+        assert re.findall(r'"middle">([\d.]+)<', svg) == ["0", "5", "10"]
     assert smooth([1.0, 3.0, 5.0, 7.0], points=2) == [(2, 2.0), (4, 6.0)]
 
 

@@ -1,0 +1,106 @@
+"""What is done for a cohort in the background, and how far it is. All windows that have it open see the same."""
+
+import os
+import sys
+
+import qt
+from slicer.i18n import tr as _
+
+from .status_strip import time_left
+
+_SAID = {
+    "train": "{reason}",
+    "add": _("Added: {added} scans."),
+    "export": _("Exported: {cases} cases into {folder}."),
+    "report": _("The report is in {folder}."),
+}
+_DOES = {
+    "propose": _("Proposing case {done} of {total}: {name}"),
+    "add": _("Reading scan {done} of {total}."),
+    "export": _("Exporting case {done} of {total}: {name}"),
+    "report": _("Comparing case {done} of {total}: {name}"),
+}
+_STOP = {"add": _("Stop adding"), "export": _("Stop export"), "report": _("Stop report")}
+
+
+class BackgroundWork:
+    """A queue of which one piece after the other is done: `CohortWork`, or what stands for a server's."""
+
+    def __init__(self, queue):
+        self.queue = queue
+        self._now = {}  # the last event of progress
+        self._own = None  # the number of the piece that this window put last
+        while queue.poll():
+            pass  # what was told before this window
+
+    @property
+    def is_busy(self):
+        return self.queue.is_running and not self.queue.is_empty
+
+    def begin(self, what, environment, outlives, **values):
+        self._now = {"what": what}
+        self._own = self.queue.put(what, **values)
+        self.queue.start(sys.executable, environment, outlives)
+
+    def stop(self):
+        """Stop at the next step; a second time, end the process."""
+        if self._now.get("stopping"):
+            self.queue.drop()
+            self.queue.kill()
+            self._now = {}
+        else:
+            self.queue.stop()
+            self._now["stopping"] = True
+
+    def look(self, host, topic):
+        """Tell what has happened since the last look."""
+        for event in self.queue.poll():
+            kind = event.get("event")
+            if kind == "progress":
+                self._now = {**self._now, **event}
+            elif kind == "stopped":
+                self._now = {}
+            elif kind == "failed":
+                self._now = {}
+                host.warn(event["text"], topic)
+            elif kind == "done":
+                self._now = {"what": "propose"} if event.get("what") == "train" and event.get("in_use") else {}
+                host.say(said_of(event), topic, event.get("folder", ""))
+                for note in event.get("notes", []):
+                    host.warn(note)
+                if event.get("page") and event.get("number") == self._own:
+                    page = os.path.join(event["folder"], event["page"])
+                    qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(page))
+
+    @property
+    def part(self):
+        """The part of it that is done, from 0 to 1; None where that is not known."""
+        return self._now.get("done", 0) / self._now["total"] if self._now.get("total") else None
+
+    @property
+    def text(self):
+        """One line about it."""
+        now = self._now
+        if now.get("stopping"):
+            return _("Stopping.")
+        if now.get("what") == "train":
+            return now.get("text", _("Training.")) + time_left(now.get("seconds_left"))
+        if now.get("total") and now.get("what") in _DOES:
+            return _DOES[now["what"]].format(
+                done=min(now["done"] + 1, now["total"]), total=now["total"], name=now.get("text", ""))
+        return _("Working in the background.")
+
+    @property
+    def stop_text(self):
+        """What stands on the button that stops it."""
+        return _("Stop at once") if self._now.get("stopping") else _STOP.get(self._now.get("what"), _("Stop"))
+
+
+def said_of(event):
+    """A sentence about work in the background that is done."""
+    if event.get("cancelled"):
+        return _("Stopped; what was done so far is kept.")
+    if event["what"] in _SAID:
+        return _SAID[event["what"]].format(**event)
+    text = _("Proposed: {count} cases.").format(count=event["proposed"])
+    return text + (_(" Failed: {count}; the list says why.").format(count=event["failed"]) if event["failed"] else "")
