@@ -206,7 +206,7 @@ def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | Non
         description=text(read_value(dataset, "SeriesDescription")),
         modality=text(read_value(dataset, "Modality")).split("\\")[0].strip(),
         frames=frames,
-        notes=(*notes, *_unclear_rescale(dataset)),
+        notes=(*notes, *_unclear_rescale(dataset), *_mosaic(dataset)),
         belongs={name: _digest(read_value(dataset, keyword)) for name, keyword in _SHARED.items()},
     )
 
@@ -215,6 +215,16 @@ def _digest(value) -> str:
     """A digest of a value's text; "" when it is missing."""
     said = "" if value is None else str(value).strip().casefold()
     return hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:16] if said else ""
+
+
+def _mosaic(dataset: Dataset) -> list[str]:
+    """A sentence about Siemens' way to store a volume: its slices side by side in one picture."""
+    if "MOSAIC" not in str(read_value(dataset, "ImageType")).upper():
+        return []
+    return [
+        "The images are mosaics: slices side by side in one picture, which is read as one slice, so that positions are "
+        "wrong; convert them with dcm2niix first."
+    ]
 
 
 def _unclear_rescale(dataset: Dataset) -> list[str]:

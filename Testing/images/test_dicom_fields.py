@@ -125,3 +125,12 @@ def test_directions_that_span_no_plane_count_as_none(tmp_path, directions):
     volume = read_volume(tmp_path)
     assert np.array_equal(volume.array, stored()) and np.allclose(volume.spacing, (0.7, 0.8, 2.5))
     assert any("axial slices are assumed" in note for note in volume.warnings)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_mosaic_is_said(tmp_path, count):
+    """Siemens stores the slices of a functional volume side by side in one picture."""
+    stored = np.arange(count * 48).reshape(count, 6, 8).astype(np.int16)
+    write_series(tmp_path, stored, ImageType=["ORIGINAL", "PRIMARY", "FMRI", "NONE", "ND", "MOSAIC"], Modality="MR")
+    volume = read_volume(tmp_path)
+    assert volume.shape == stored.shape and any("mosaics" in text for text in volume.warnings)
