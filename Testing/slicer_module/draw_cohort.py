@@ -24,6 +24,9 @@ import qt  # noqa: E402
 from desktop import Desktop  # noqa: E402
 from mrml.scenes import SlicerScene  # noqa: E402
 from PIL import Image  # noqa: E402
+from service.department import TOKEN, Department  # noqa: E402
+
+from SAMFineTuneLib.cohort.cohort_folder import Cohort  # noqa: E402
 
 SIZE = (460, 640)
 SMALL = (400, 520)  # what Slicer leaves the panel on a screen of 1280 × 720
@@ -79,6 +82,27 @@ def draw(demo: Path, folder: Path) -> None:
     scene.close()
 
 
+def draw_served(demo: Path, folder: Path) -> None:
+    """The row of a server's cohorts."""
+    scene = SlicerScene()
+    department = Department(Cohort(demo / "cohort"), demo / "server")
+    desktop = Desktop(scene, size=(460, 340))
+    panel = desktop.open()
+    desktop.widget.parent.resize(SIZE[0], 320)
+    panel.open_tab("settings")
+    ui = panel.server.ui
+    ui.remoteButton.click()
+    ui.addressEdit.text, ui.tokenEdit.text = department.address, TOKEN
+    ui.applyButton.click()
+    panel.open_tab("cohort")
+    desktop.wait(lambda: not panel.cohort.ui.servedFrame.isHidden(), 120)
+    desktop.pass_time(1.5)
+    desktop.widget.parent.grab().save(str(folder / "cohort-6.png"))
+    desktop.close()
+    scene.close()
+    department.kill()
+
+
 def draw_menu(desktop: Desktop, tab, path: Path) -> None:
     """The menu behind ⋯, and beside it the dialog for the export."""
     menu, export = tab.ui.moreButton.menu(), tab.menu.export
@@ -110,6 +134,7 @@ def main() -> None:
         copy = Path(tempfile.gettempdir()) / "demo-cohort"  # is seen in the first picture
         shutil.copytree(arguments.demo, copy)
         try:
+            draw_served(copy, arguments.folder)
             draw(copy, arguments.folder)
         finally:
             shutil.rmtree(copy)
