@@ -66,9 +66,9 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file that appears complete or not at all, in UTF-8."""
+    """Write a text file that appears complete or not at all, in UTF-8; names of files keep bytes that are not."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 @contextmanager

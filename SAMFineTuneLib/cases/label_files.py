@@ -21,7 +21,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.compressed_voxels import check_compressed_voxels
 from SAMFineTuneLib.images.read_image import read_volume
 from SAMFineTuneLib.images.read_picture import PICTURES, opened_picture
-from SAMFineTuneLib.images.sitk_images import affine_of, quiet
+from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
 
 _MOST_VALUES = 1024  # a file with more different values is an image rather than a label map
 _ROUNDING = 0.01  # how far floating point and stored scales may be from a whole number
@@ -130,6 +130,7 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
     zeros and ones for each segment, in order, and neither of the two. Labels are numbered by their values when there
     is one layer, else by the order of the segments.
     """
+    require_utf8(path)
     with quiet():
         try:
             check_compressed_voxels(path)

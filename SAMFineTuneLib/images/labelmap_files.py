@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images.segment_info import SegmentInfo, check_segments, compact_labels, require_described
-from SAMFineTuneLib.images.sitk_images import quiet, to_sitk
+from SAMFineTuneLib.images.sitk_images import quiet, require_utf8, to_sitk
 from SAMFineTuneLib.images.volume import Volume
 
 _PLAIN = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -68,6 +68,7 @@ def check_output_path(path: str | Path) -> None:
     if not path.name.lower().endswith(OUTPUT_ENDINGS) or path.name.lower() in OUTPUT_ENDINGS:
         endings = ", ".join(OUTPUT_ENDINGS)
         raise UserError(f"“{path.name}” has no ending that can be written; use one of {endings}.")
+    require_utf8(path)
 
 
 def _verify(path: Path, labels: np.ndarray) -> None:

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.compressed_voxels import check_compressed_voxels
-from SAMFineTuneLib.images.sitk_images import affine_of, quiet
+from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
 from SAMFineTuneLib.images.volume import Volume, VolumeSource, grid_distance
 
 _FORMATS = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage",
@@ -49,6 +49,7 @@ def read_volume_file(path: Path) -> Volume:
     Raises:
         UserError: for a 4-D, coloured, sheared or damaged image.
     """
+    require_utf8(path)
     kind = _format(path)
     header, no_numbers = _scan_nifti(path) if kind == "NIfTI" else (None, np.empty(0, int))
     try:

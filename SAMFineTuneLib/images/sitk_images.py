@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import affine_from_lps, lps_from_affine
 
 
@@ -25,6 +27,16 @@ def to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
 def affine_of(image: sitk.Image) -> np.ndarray:
     """RAS affine (4×4) of a 3-D image."""
     return affine_from_lps(image.GetOrigin(), image.GetDirection(), image.GetSpacing())
+
+
+def require_utf8(path: Path) -> None:
+    """UserError for a path with bytes that are not UTF-8, as old archives have them: ITK ends the process."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The name of “{path}” is not encoded as UTF-8, which files of this format need; rename it."
+        ) from error
 
 
 @contextmanager

@@ -72,7 +72,11 @@ def segment_statistics(
 
 def write_statistics(path: str | Path, rows: Iterable[tuple[str, SegmentStatistics]]) -> None:
     """Write statistics as CSV, whole or not at all; each row begins with the name of its volume."""
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    # Names of files keep bytes that are not UTF-8.
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["volume", *(field.name for field in fields(SegmentStatistics))])
         for volume, row in rows:

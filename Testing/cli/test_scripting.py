@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from SAMFineTuneLib.cli import main as frame
 from SAMFineTuneLib.images import body_phantom
@@ -138,6 +139,27 @@ def test_several_volumes_are_segmented_from_the_prompts_of_their_names(scans, tm
         assert run("segment", volume, "-o", alone, "--prompts", prompts) == 0
         together = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / f"{name}.nii.gz")))
         np.testing.assert_array_equal(together, sitk.GetArrayFromImage(sitk.ReadImage(str(alone))))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_a_sentence(scans, tmp_path, capsys):
+    """As archives from older computers have them; ITK ends the process at such a name."""
+    odd, volumes = os.fsdecode(b"caf\xe9"), tmp_path / "volumes"
+    volumes.mkdir()
+    slices = sitk.GetArrayFromImage(sitk.ReadImage(str(scans / "volumes" / "one.nii.gz")))
+    Image.fromarray((slices[1].clip(-160, 240) + 160).astype(np.uint16)).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", tmp_path / f"{odd}.png")
+    point = ("--space", "ijk", "--point", "120,120,0")
+    table = tmp_path / "table.csv"
+    assert run("segment", tmp_path / f"{odd}.png", "-o", tmp_path / "a.nrrd", *point, "--statistics", table) == 0
+    assert b"caf\xe9.png" in table.read_bytes()
+    assert run("segment", tmp_path / f"{odd}.png", "-o", tmp_path / f"{odd}.nrrd", *point) == 2
+    assert "not encoded as UTF-8" in capsys.readouterr().err
+    for ending in (".nii.gz", ".nrrd", ".mha"):
+        sitk.WriteImage(sitk.GetImageFromArray(slices), str(tmp_path / f"b{ending}"))
+        os.rename(tmp_path / f"b{ending}", volumes / f"{odd}{ending}")
+        assert run("info", volumes / f"{odd}{ending}") == 2
+        assert "not encoded as UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
