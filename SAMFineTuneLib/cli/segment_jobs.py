@@ -63,29 +63,31 @@ def run_jobs(
     outputs.require_new([*(job.target for job in jobs), *statistics], args, advice)
     rows, facts, failed, skipped = [], [], 0, len(found) - len(jobs)
     segment = begin() if jobs else None
-    for job in jobs:
-        if args.skip_existing and os.path.lexists(job.target):  # by another run that works on the same folder
-            skipped += 1
-            continue
-        try:
-            outputs.require_new([job.target], args, advice)
-            done = segment(job)
-        except DiskError:  # the others would fail as well
-            raise
-        except UserError as error:
-            if len(jobs) == 1:
+    try:
+        for job in jobs:
+            if args.skip_existing and os.path.lexists(job.target):  # by another run that works on the same folder
+                skipped += 1
+                continue
+            try:
+                outputs.require_new([job.target], args, advice)
+                done = segment(job)
+            except DiskError:  # the others would fail as well
                 raise
-            failed += 1
-            facts.append({"volume": str(job.source), "error": str(error)})
-            print(f"samfinetune: {job.source.name}: {error}", file=sys.stderr)
-            continue
-        rows += [(str(job.source), row) for row in done.statistics]
-        rows_with_details = zip_longest(done.statistics, done.details, fillvalue={})
-        segments = [{**asdict(row), **more} for row, more in rows_with_details]
-        facts.append({"volume": str(job.source), "output": str(job.target), **done.inputs, "segments": segments})
-    if statistics and rows:
-        write_statistics(statistics[0], rows)
-        print(f"written     {statistics[0]}")
+            except UserError as error:
+                if len(jobs) == 1:
+                    raise
+                failed += 1
+                facts.append({"volume": str(job.source), "error": str(error)})
+                print(f"samfinetune: {job.source.name}: {error}", file=sys.stderr)
+                continue
+            rows += [(str(job.source), row) for row in done.statistics]
+            rows_with_details = zip_longest(done.statistics, done.details, fillvalue={})
+            segments = [{**asdict(row), **more} for row, more in rows_with_details]
+            facts.append({"volume": str(job.source), "output": str(job.target), **done.inputs, "segments": segments})
+    finally:  # also after Ctrl-C or on a full disk: --skip-existing measures nothing again
+        if statistics and rows:
+            write_statistics(statistics[0], rows)
+            print(f"written     {statistics[0]}")
     if skipped:
         print(f"skipped     {'all ' if not jobs else ''}{volumes_of(skipped)}, whose results are there already")
     if failed:

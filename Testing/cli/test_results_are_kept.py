@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from small_files import small_files_only
 
-from SAMFineTuneLib.images import body_phantom, write_dicom_series, write_labelmap
+from SAMFineTuneLib.images import body_phantom, read_image, write_dicom_series, write_labelmap
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd", ".dcm")
 
@@ -118,6 +118,34 @@ def test_a_folder_of_volumes_goes_on_where_results_are_there(samfinetune, scans,
     assert "contradict" in only_sentence(samfinetune(*command, "--skip-existing", "--overwrite"))
     assert samfinetune(*command, "--overwrite").out.count("written") == 2
     assert corrected.read_bytes() != b"corrected by hand"
+
+
+@pytest.mark.parametrize("ends_by", ["a full disk", "Ctrl-C"])
+def test_the_table_holds_what_was_done_before_the_end(samfinetune, scans, tmp_path, monkeypatch, ends_by):
+    """Those volumes are left out when the run is continued, so that nothing else would measure them."""
+    assert samfinetune("models", "import", "checkpoint.pth", "--id", "theirs").code == 0
+    volume, _, _ = body_phantom(1, shape=(3, 80, 80), spacing=(4.0, 4.0, 20.0))
+    write_labelmap(scans / "two.nii.gz", (volume.array > 0).astype(np.uint8), volume)
+    command = ["segment", scans, "-o", "out", "--auto", "--model", "theirs", "--format", ".nii", "--no-cache"]
+    if ends_by == "a full disk":
+        with small_files_only(10_000):
+            result = samfinetune(*command, "--statistics", "first.csv")
+        assert result.code == 2
+    else:
+        def interrupted(path, *_):
+            if "two" in str(path):
+                raise KeyboardInterrupt
+            return read(path, *_)
+
+        read = read_image.read_volume
+        with monkeypatch.context() as patched:
+            patched.setattr("SAMFineTuneLib.images.read_volume", interrupted)
+            assert samfinetune(*command, "--statistics", "first.csv").code == 130
+    assert os.listdir("out") == ["one.nii"]
+    assert samfinetune(*command, "--skip-existing", "--statistics", "second.csv").code == 0
+    tables = [(tmp_path / name).read_text().splitlines() for name in ("first.csv", "second.csv")]
+    assert tables[0][0] == tables[1][0] and len(tables[0]) == len(tables[1]) > 1
+    assert all("one.nii.gz" in row for row in tables[0][1:]) and all("two.nii.gz" in row for row in tables[1][1:])
 
 
 def test_a_demo_renews_its_own_files_and_no_others(samfinetune, tmp_path, monkeypatch):
