@@ -18,10 +18,10 @@ from PIL import Image
 from SAMFineTuneLib.cases.label_dicom_seg import find_dicom_seg, read_dicom_seg
 from SAMFineTuneLib.cases.label_map import LabelMap, Meaning, count_values, overlaid, voxels
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.compressed_voxels import check_compressed_voxels
 from SAMFineTuneLib.images.read_image import read_volume
 from SAMFineTuneLib.images.read_picture import PICTURES, opened_picture
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
+from SAMFineTuneLib.images.text_headers import check_text_header
 
 _MOST_VALUES = 1024  # a file with more different values is an image rather than a label map
 _ROUNDING = 0.01  # how far floating point and stored scales may be from a whole number
@@ -133,7 +133,7 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
     require_utf8(path)
     with quiet():
         try:
-            check_compressed_voxels(path)
+            check_text_header(path)
             image = sitk.ReadImage(str(path))
         except (OSError, RuntimeError, zlib.error) as error:
             raise UserError(f"“{path.name}” cannot be read; export it again.") from error

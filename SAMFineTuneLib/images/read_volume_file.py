@@ -20,8 +20,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.compressed_voxels import check_compressed_voxels
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
+from SAMFineTuneLib.images.text_headers import check_text_header
 from SAMFineTuneLib.images.volume import Volume, VolumeSource, grid_distance
 
 _FORMATS = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage",
@@ -53,8 +53,7 @@ def read_volume_file(path: Path) -> Volume:
     kind = _format(path)
     header, no_numbers = _scan_nifti(path) if kind == "NIfTI" else (None, np.empty(0, int))
     try:
-        if kind != "NIfTI":
-            check_compressed_voxels(path)
+        warnings = () if kind == "NIfTI" else check_text_header(path)
         with quiet(), _permissive_nifti(), _plainly_named(path) as named:
             image = _read(named, path.name)
     except (RuntimeError, zlib.error) as error:
@@ -72,7 +71,8 @@ def read_volume_file(path: Path) -> Volume:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
         raise _sheared(path)
-    warnings = _check_nifti(path, affine, array.shape, header) if header is not None else ()
+    if header is not None:
+        warnings = _check_nifti(path, affine, array.shape, header)
     return Volume(_compact(array), affine, source=VolumeSource((path,), kind), warnings=warnings)
 
 

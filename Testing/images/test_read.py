@@ -325,6 +325,26 @@ def test_truncated_files_are_refused(tmp_path, ending, cut):
     refused(path, "cut off")
 
 
+@pytest.mark.parametrize(
+    ("ending", "field", "said"),
+    [
+        (".nrrd", 'space units: "mm" "mm" "mm"', ""),
+        (".nrrd", 'space units: "cm" "cm" "cm"', "in cm"),
+        (".nrrd", 'space units: "microns" "microns" "mm"', "in microns"),
+        (".mha", "DistanceUnits = mm", ""),
+        (".mha", "DistanceUnits = um", "in um"),
+    ],
+)
+def test_units_that_are_ignored_are_said(tmp_path, ending, field, said):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk_image(voxels(), oblique()), str(path))
+    before = b"encoding:" if ending == ".nrrd" else b"DimSize"
+    path.write_bytes(path.read_bytes().replace(before, field.encode() + b"\n" + before, 1))
+    volume = read_volume(path)
+    assert np.array_equal(volume.array, voxels()) and np.allclose(volume.affine, oblique(), atol=1e-4)
+    assert bool(volume.warnings) == bool(said) and all(said in text for text in volume.warnings)
+
+
 @pytest.mark.parametrize(("at", "kind", "value"), [(72, "<i2", 0), (72, "<i2", 1), (108, "<f4", 0), (46, "<i2", 0)])
 def test_truncated_nifti_files_with_a_careless_header_are_refused(tmp_path, at, kind, value):
     """Bits of a voxel, the voxels' place in the file, and the length of the axis of one slice."""

@@ -1,6 +1,6 @@
-"""Checks the compressed voxels of NRRD and MetaImage files.
+"""Checks what ITK ignores in NRRD and MetaImage files: checksums of compressed voxels, and units of length.
 
-ITK does not compare checksums, and reads whatever is in memory where a MetaImage's voxels cannot be decompressed.
+ITK reads whatever is in memory where a MetaImage's voxels cannot be decompressed, and takes all lengths for mm.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ _ANY_HEADER = 47  # zlib's code: streams of zlib and of gzip
 _GZIP = b"\x1f\x8b"  # how a gzip stream begins; several may follow each other
 _PIECE = 1 << 20  # bytes
 _SAME_FILE = ("", "LOCAL")
+_MILLIMETRES = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "??", "???", "none")
 
 
-def check_compressed_voxels(path: Path) -> None:
-    """Decompress the voxels of a NRRD or MetaImage file, or of the one file that it names, and compare checksums.
+def check_text_header(path: Path) -> tuple[str, ...]:
+    """Check the voxels of a NRRD or MetaImage file, or of the one file that it names, where they are compressed.
 
-    Files without compression, and those that name several files, are not looked at.
+    Returns:
+        Sentences about units that are ignored.
 
     Raises:
         OSError: when a file cannot be read.
@@ -28,14 +30,21 @@ def check_compressed_voxels(path: Path) -> None:
         header = _header(file)
         gzipped = header.get("encoding", "").lower() in ("gzip", "gz")
         deflated = header.get("CompressedData", "").startswith(("T", "t", "1"))
-        if not (gzipped or deflated) or "line skip" in header or "lineskip" in header:
-            return
-        name = next((header[key] for key in ("data file", "datafile", "ElementDataFile") if key in header), "")
-        if name in _SAME_FILE:
-            _decompress(file)
-        elif (voxels := path.parent / name).is_file():
-            with open(voxels, "rb") as other:
-                _decompress(other)
+        if (gzipped or deflated) and not {"line skip", "lineskip"} & header.keys():
+            name = next((header[key] for key in ("data file", "datafile", "ElementDataFile") if key in header), "")
+            if name in _SAME_FILE:
+                _decompress(file)
+            elif (voxels := path.parent / name).is_file():  # else several files, or ITK finds that it is not there
+                with open(voxels, "rb") as other:
+                    _decompress(other)
+    units = header.get("space units") or header.get("units") or header.get("DistanceUnits", "")
+    others = {unit for unit in units.replace('"', " ").split() if unit.lower() not in _MILLIMETRES}
+    if not others:
+        return ()
+    return (
+        f"“{path.name}” gives its lengths in {' and '.join(sorted(others))}, but they are taken for mm, as in Slicer; "
+        "check lengths and volumes.",
+    )
 
 
 def _header(file: BinaryIO) -> dict[str, str]:
