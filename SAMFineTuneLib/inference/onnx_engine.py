@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
-from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.inference.engine import Embedding, Engine
+from SAMFineTuneLib.inference.onnx_session import Provider, open_graph, runtime
 from SAMFineTuneLib.models.spec import ModelFolder
 
 _PROVIDERS = {  # in the order in which "auto" tries them; CoreML rejects parts of SAM, so "auto" does not
@@ -32,7 +31,7 @@ _HOW_TO_GET = {
 
 def available_devices() -> list[str]:
     """Devices for which the installed ONNX Runtime was built; the driver may still be missing."""
-    providers = _runtime().get_available_providers()
+    providers = runtime().get_available_providers()
     return [device for device, provider in _PROVIDERS.items() if provider in providers]
 
 
@@ -46,7 +45,7 @@ class OnnxEngine(Engine):
         self._threads = threads
         parts = ("encoder", "decoder", *(("classes",) if model.has("classes") else ()))
         self._files = {part: model.file(part) for part in parts}
-        digests = {part: self._digest_of(path) for part, path in self._files.items()}
+        digests = {part: model.digest(part) for part in parts}
         self.digest = hashlib.sha256(f"onnx|{'|'.join(digests.values())}".encode()).hexdigest()
         self.embedding_digest = hashlib.sha256(f"onnx|{digests['encoder']}".encode()).hexdigest()
         self._asked = device
@@ -78,9 +77,6 @@ class OnnxEngine(Engine):
     def move_to_cpu(self) -> None:
         self._open()
 
-    def _digest_of(self, path: Path) -> str:
-        return self.spec.sha256.get(path.name) or sha256_of(path)
-
     @staticmethod
     def _choose(device: str, model_id: str) -> str:
         available = available_devices()
@@ -89,7 +85,7 @@ class OnnxEngine(Engine):
             return next(candidate for candidate in _AUTO if candidate in available)
         if name not in available:
             raise UserError(
-                f"The model {model_id!r} runs in ONNX Runtime, and the one installed here ({_runtime().__version__}, "
+                f"The model {model_id!r} runs in ONNX Runtime, and the one installed here ({runtime().__version__}, "
                 f"for {', '.join(available)}) cannot use '{device}': {_HOW_TO_GET[name]}; or choose the device "
                 f"{available[0]}."
             )
@@ -115,22 +111,16 @@ class OnnxEngine(Engine):
         precision = self._encoder.get_modelmeta().custom_metadata_map.get("precision", "fp32")
         self.device = f"{name.upper()} (ONNX Runtime, {precision})"
 
-    def _session(self, part: str, providers: list[tuple[str, dict[str, str]]]) -> Any:
-        runtime = _runtime()
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4  # its messages would go to stderr; errors are raised all the same
-        options.intra_op_num_threads = self._threads or 0  # 0 is as many as there are cores
-        # Threads that spin while they wait would take the cores from Slicer's window, and from each other.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    def _session(self, part: str, providers: list[Provider]) -> Any:
         try:
-            return runtime.InferenceSession(str(self._files[part]), options, providers=providers)
+            return open_graph(self._files[part], self._threads, providers)
         except Exception as error:  # ONNX Runtime raises classes of its own, some private
             if is_out_of_memory(error):
                 raise
             self._model.verify()  # raises a sentence if a file is missing or damaged
             raise UserError(
                 f"{self._files[part].name} of model '{self.spec.id}' is not an ONNX graph that this ONNX Runtime "
-                f"({runtime.__version__}) can run; import or export the model again."
+                f"({runtime().__version__}) can run; import or export the model again."
             ) from error
 
     def _require_fit(self) -> None:
@@ -157,13 +147,3 @@ class OnnxEngine(Engine):
                 f"encoder.onnx and decoder.onnx of model {spec.id!r} do not belong together: the decoder needs "
                 f"{', '.join(sorted(missing))}; export or import the model again."
             )
-
-
-def _runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(
-            'ONNX Runtime is not installed; install it with `pip install onnxruntime` (or "samfinetune[gpu]").'
-        ) from error
-    return onnxruntime

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import sha256_of
+from SAMFineTuneLib.inference.onnx_session import open_graph, runtime
 from SAMFineTuneLib.models.spec import ModelFolder
 
 
@@ -43,7 +43,7 @@ class OnnxMemory:
     def __init__(self, model: ModelFolder, threads: int | None) -> None:
         self._model, self._threads = model, threads
         role = "memory_weights" if "memory_weights" in model.spec.files else "memory"
-        self.digest = model.spec.sha256.get(model.spec.files[role]) or sha256_of(model.file(role))
+        self.digest = model.digest(role)
 
     def __call__(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         logits, presence = self._session.run(["logits", "presence"], {"block": block[None]})
@@ -56,15 +56,9 @@ class OnnxMemory:
 
     @cached_property
     def _session(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # its messages would go to stderr; errors are raised all the same
-        options.intra_op_num_threads = self._threads or 0  # 0 is as many as there are cores
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        graph = str(self._model.file("memory"))
+        version, graph = runtime().__version__, self._model.file("memory")
         try:
-            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            session = open_graph(graph, self._threads)
             if [one.name for one in session.get_inputs()] != ["block"]:
                 raise ValueError("its inputs are others")
             return session
@@ -72,5 +66,5 @@ class OnnxMemory:
             self._model.verify()  # raises a sentence if a file is missing or damaged
             raise UserError(
                 f"The volume memory of the model {self._model.spec.id!r} does not run in this ONNX Runtime "
-                f"({onnxruntime.__version__}); import the model again."
+                f"({version}); import the model again."
             ) from error

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.inference.engine import Embedding, Engine
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, tuned_spec
 from SAMFineTuneLib.models.optional_packages import require
@@ -31,13 +30,13 @@ class TorchEngine(Engine):
         threads: int | None = None,
     ):
         super().__init__()
-        weights = model.file("weights")
+        model.file("weights")  # raises a sentence for a model that has none
         self._torch = require(f"The model {model.spec.id!r}, of a checkpoint,", "torch")
         if threads is not None:
             self._torch.set_num_threads(threads)  # for the whole process: PyTorch has no finer setting
         self.spec = tuned_spec(model.spec, adapter) if adapter is not None else model.spec
         self._adapter = adapter
-        self._weights = self.spec.sha256.get(weights.name) or sha256_of(weights)
+        self._weights = model.digest("weights")
         self._model = model
         self.place, self._precision = self._choose(device, precision)
         self._network = None

@@ -174,6 +174,10 @@ class ModelFolder:
             )
         return self.path / self.spec.files[role]
 
+    def digest(self, role: str) -> str:
+        """SHA-256 of the file of a role: the one that the description states, or else computed."""
+        return self.spec.sha256.get(self.spec.files.get(role)) or sha256_of(self.file(role))
+
     @property
     def bytes(self) -> int:
         """Size of all its files."""

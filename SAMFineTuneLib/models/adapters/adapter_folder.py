@@ -161,12 +161,6 @@ def _no_adapter(path: Path) -> str:
     return f"The folder {path} has no adapter: choose a folder that `samfinetune train` wrote."
 
 
-def digest_of_base(base: ModelFolder) -> str:
-    """SHA-256 of a model's weights, by which adapters identify their base."""
-    weights = base.file("weights")
-    return base.spec.sha256.get(weights.name) or sha256_of(weights)
-
-
 def tuned_spec(base: ModelSpec, adapter: AdapterFolder) -> ModelSpec:
     """The description of a base with an adapter in it: the base's, with the adapter's heads."""
     method = adapter.card.method
@@ -177,7 +171,7 @@ def is_base(adapter: AdapterFolder, model: ModelFolder) -> bool:
     """Whether an adapter was trained on this model, or this model is its own export."""
     if model.path == adapter.path / ONNX:
         return True
-    return "weights" in model.spec.files and digest_of_base(model) == adapter.card.base_digest
+    return "weights" in model.spec.files and model.digest("weights") == adapter.card.base_digest
 
 
 def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:
@@ -186,9 +180,10 @@ def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:
         return
     card = adapter.card
     if "weights" in base.spec.files and card.base == base.spec.id:
+        here = base.digest("weights")
         raise UserError(
             f"The adapter {adapter.name} was trained on other weights of {card.base!r} than those here (SHA-256 "
-            f"{card.base_digest[:12]}… instead of {digest_of_base(base)[:12]}…): install the weights it was trained on."
+            f"{card.base_digest[:12]}… instead of {here[:12]}…): install the weights it was trained on."
         )
     which = "" if "weights" in base.spec.files else ", which has only ONNX files"
     raise UserError(

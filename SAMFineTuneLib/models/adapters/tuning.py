@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.adapter_card import Card
-from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, digest_of_base, write_adapter_folder
+from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, write_adapter_folder
 from SAMFineTuneLib.models.adapters.apply_adapter import (
     CLASS_HEAD_MODULE,
     LORA,
@@ -108,7 +108,7 @@ def save_adapter(folder: str | Path, network: nn.Module, base: ModelFolder, meth
     card = replace(
         card,
         base=base.spec.id,
-        base_digest=digest_of_base(base),
+        base_digest=base.digest("weights"),
         base_architecture=base.spec.architecture,
         method=method,
         date=card.date or datetime.now(timezone.utc).isoformat(timespec="seconds"),
