@@ -6,7 +6,6 @@ NumPy alone, because a client without SimpleITK imports this, and SimpleITK woul
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 _EXACT = 0.005  # voxels: positions this close to voxel centres count as the centres
 _TIE = 1e-6  # voxels, pixels: floating point noise does not decide to which side of an edge a point belongs
-_minimum: WeakKeyDictionary[Volume, float] = WeakKeyDictionary()
 
 Block = tuple[slice, slice, slice]
 
@@ -36,7 +34,7 @@ def extract(volume: Volume, plane: SlicePlane) -> np.ndarray:
     """
     aligned = _aligned(volume, plane)
     if aligned is None:
-        values = np.full(plane.shape, _lowest(volume), np.float32)
+        values = np.full(plane.shape, volume.lowest, np.float32)
         corner, column, row = _pixel_steps(volume, plane)
         fill_plane(values, volume.array, corner + np.arange(plane.shape[0])[:, None] * row, column)
         return values
@@ -259,17 +257,6 @@ def voxels_of_pixels(volume: Volume, plane: SlicePlane) -> tuple[tuple[np.ndarra
 def _nearest(position: np.ndarray, length: int) -> np.ndarray:
     """Index of the voxel, or pixel, in which a position lies."""
     return np.clip(np.floor(position + 0.5 + _TIE).astype(np.intp), 0, length - 1)
-
-
-def _lowest(volume: Volume) -> float:
-    """The volume's lowest finite value, computed once per volume."""
-    if volume not in _minimum:
-        lowest = float(volume.array.min())
-        if not np.isfinite(lowest):
-            finite = volume.array[np.isfinite(volume.array)]
-            lowest = float(finite.min()) if finite.size else 0.0
-        _minimum[volume] = lowest
-    return _minimum[volume]
 
 
 # ---- writing

@@ -122,6 +122,15 @@ class Volume:
         return frozenset(k for k, place in enumerate(slices) if place is None)
 
     @cached_property
+    def lowest(self) -> float:
+        """The lowest finite value; 0 when there is none."""
+        lowest = float(self.array.min())
+        if not np.isfinite(lowest):
+            finite = self.array[np.isfinite(self.array)]
+            lowest = float(finite.min()) if finite.size else 0.0
+        return lowest
+
+    @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of voxels and geometry; nothing in it identifies a patient."""
         return self._digest(self.affine.astype("<f8").tobytes())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane
 from SAMFineTuneLib.prompts.checked_json import Coordinates, mapping, required, text
 from SAMFineTuneLib.prompts.plane_prompts import PlanePrompts, PlanesOfView
@@ -58,7 +59,7 @@ class MaskPrompt(Prompt):
         return {fit: PlanePrompts(mask=self.mask)}
 
     def to_json(self) -> dict[str, Any]:
-        pixels = base64.b64encode(zlib.compress(np.packbits(self.mask).tobytes())).decode("ascii")
+        pixels = base64.b64encode(zlib.compress(PackedMask.of(self.mask).data)).decode("ascii")
         return {"plane": self.plane.to_dict(), "pixels": pixels}
 
     @classmethod
@@ -73,5 +74,4 @@ class MaskPrompt(Prompt):
             data = b""
         if len(data) != (count + 7) // 8:
             raise UserError(f"{where}.pixels is damaged: remove this mask and draw it again.")
-        bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count)
-        return cls(bits.reshape(plane.shape).astype(bool), plane)
+        return cls(PackedMask(data, plane.shape).unpack(), plane)
