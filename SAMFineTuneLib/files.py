@@ -101,18 +101,23 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
             for file in made:
                 _sync(file)
             if there:
-                made.sort(key=lambda file: file.stat().st_mtime_ns)
-                targets = {path / file.relative_to(building): file for file in made}
-                for target, file in targets.items():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    _replace(file, target)
-                for old in set(replaced) - set(targets):
-                    old.unlink(missing_ok=True)
+                _move_in(made, building, path, replaced)
             else:
                 _replace(building, path)
             _sync_folder(path if there else path.parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _move_in(made: Iterable[Path], building: Path, folder: Path, replaced: Iterable[Path]) -> None:
+    """Move new files from `building` into a folder, the oldest first; then delete the `replaced` ones."""
+    targets = []
+    for file in sorted(made, key=lambda file: file.stat().st_mtime_ns):
+        targets.append(folder / file.relative_to(building))
+        targets[-1].parent.mkdir(parents=True, exist_ok=True)
+        _replace(file, targets[-1])
+    for old in set(replaced) - set(targets):
+        old.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
@@ -131,6 +136,12 @@ def _remove_abandoned(folder: Path) -> None:
                 newest = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
                 if time.time() - newest > _ABANDONED:
                     shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def require_not_read(target: Path, read: Iterable[Path]) -> None:
+    """UserError when a file to be written is one of those that were read."""
+    if target.exists() and any(file.exists() and target.samefile(file) for file in read):
+        raise UserError(f"“{target}” is a file that was read, and those are never overwritten; choose another name.")
 
 
 def require_writable(folder: str | Path) -> None:

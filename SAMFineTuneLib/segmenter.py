@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import require_not_read
 from SAMFineTuneLib.images import (
     IntensityWindow,
     SegmentInfo,
@@ -364,9 +365,7 @@ class Segmenter:
         """
         path = Path(path).expanduser()
         check_output_path(path)
-        read = self.volume.source.files if self.volume.source is not None else ()
-        if path.exists() and any(file.exists() and path.samefile(file) for file in read):
-            raise UserError(f"“{path}” is a file that was read, and those are never overwritten; choose another name.")
+        require_not_read(path, self.volume.source.files if self.volume.source is not None else ())
         if path.exists() and not overwrite:
             raise UserError(f"“{path}” exists already: choose another name, or pass overwrite=True.")
         if path.name.lower().endswith(".dcm"):

@@ -13,6 +13,7 @@ import numpy as np
 from SAMFineTuneLib.cli import arguments, console, outputs
 from SAMFineTuneLib.cli.segment_jobs import Segmented, SegmentJob, find_jobs, run_jobs, with_prompts
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import require_not_read
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.images import IntensityWindow, Volume
@@ -114,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--skip-existing is for several volumes, with --auto or a folder of --prompts; leave it out.")
     job = SegmentJob(source, output, tuple(Path(path).expanduser() for path in args.prompts))
     targets = [path for path in _targets(args, job) if path.name]
-    _require_not_read(targets, (source, *job.prompts))
+    for target in targets:
+        require_not_read(target, (source, *job.prompts))
     outputs.require_new(targets, args)
     return run_jobs(args, [job], lambda: _from_prompts(args, None))
 
@@ -128,7 +130,8 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
         from SAMFineTuneLib.segmenter import Segmenter
 
         targets, volume = _targets(args, job), _read(args, job)
-        _require_not_read(targets, volume.source.files if volume.source is not None else ())
+        for target in targets:
+            require_not_read(target, volume.source.files if volume.source is not None else ())
         prompts = gather_prompts(args, volume, job.prompts)
         told: list[str] = []
         window = choose_window(volume, args.window)
@@ -335,9 +338,3 @@ def _report_embeddings(predictor: Predictor) -> None:
     print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
     if predictor.cache.failure is not None:
         console.note(f"embeddings are not kept for the next time: {predictor.cache.failure}")
-
-
-def _require_not_read(targets: Iterable[Path], inputs: Iterable[Path]) -> None:
-    for target in targets:
-        if target.exists() and any(file.exists() and target.samefile(file) for file in inputs):
-            raise UserError(f"{target} is a file that was read, and those are never overwritten; choose another name.")

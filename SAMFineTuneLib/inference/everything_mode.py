@@ -200,11 +200,12 @@ def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = Non
         orientation = item.plane.orientation
         masks = [found.mask.unpack() for found in item.masks]
         open_tracks = [track for track in tracks if 0 < item.index - track.last_index <= MAX_GAP + 1]
-        pairs = []
-        for t, track in enumerate(open_tracks):
-            for m, found in enumerate(item.masks):
-                if _boxes_meet(track.last_box, found.box):
-                    pairs.append((overlap(track.last_mask, masks[m]), t, m))
+        pairs = [
+            (overlap(track.last_mask, masks[m]), t, m)
+            for t, track in enumerate(open_tracks)
+            for m, found in enumerate(item.masks)
+            if _boxes_meet(track.last_box, found.box)
+        ]
         followed: dict[int, _Track] = {}
         for shared, t, m in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
             if shared >= MIN_LINK and m not in followed and open_tracks[t] not in followed.values():

@@ -116,13 +116,14 @@ def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tup
     size = path.stat().st_size
     for entry in known_models().values():
         named = path.name.lower() == entry.file.lower()
-        if _kind(entry) == _kind(recognition) and (named or entry.bytes == size):
-            try:
-                checked = check_file(path, "it", entry.bytes, entry.digests)
-                return entry, [f"the published {entry.name}: {checked}"]
-            except UserError as error:
-                if named:
-                    notes.append(f"has the name of the published {entry.name}, but is not that file: {error}")
+        if _kind(entry) != _kind(recognition) or not (named or entry.bytes == size):
+            continue
+        try:
+            checked = check_file(path, "it", entry.bytes, entry.digests)
+            return entry, [f"the published {entry.name}: {checked}"]
+        except UserError as error:
+            if named:
+                notes.append(f"has the name of the published {entry.name}, but is not that file: {error}")
     return None, notes or ["not one of the published files, so taken for your own"]
 
 
