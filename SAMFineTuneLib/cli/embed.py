@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from SAMFineTuneLib.cli import arguments
+from SAMFineTuneLib.cli import arguments, console
 from SAMFineTuneLib.errors import UserError
 
 _EPILOG = """examples:
@@ -32,8 +31,6 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute the embeddings slice by slice, with a progress bar."""
-    from tqdm import tqdm
-
     from SAMFineTuneLib.cli import describe
     from SAMFineTuneLib.images import aligned_plane, choose_window, number_of_slices, picture, read_volume
 
@@ -47,10 +44,12 @@ def run(args: argparse.Namespace) -> int:
         print("note        this model crops around prompts; only whole slices can be embedded in advance")
     count, done = number_of_slices(volume, args.orientation), 0
     try:
-        for done in tqdm(range(count), unit="slice", disable=not sys.stderr.isatty()):
-            predictor.embed(picture(volume, aligned_plane(volume, args.orientation, done), window))
-            if predictor.cache.failure is not None:
-                raise predictor.cache.failure
+        with console.progress("embed") as show:
+            for done in range(count):
+                predictor.embed(picture(volume, aligned_plane(volume, args.orientation, done), window))
+                if predictor.cache.failure is not None:
+                    raise predictor.cache.failure
+                show(done + 1, count)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped after {done} of {count} slices; the same command continues there.") from None
     print(f"embeddings  {predictor.encoder_calls} computed, {count - predictor.encoder_calls} were there already")

@@ -23,7 +23,7 @@ from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptSync, PromptWatch
 from SAMFineTuneLib.mrml.scene_watch import Observers, SceneWatch, VolumeWatch
 from SAMFineTuneLib.mrml.scene_work import MOVED, Work
 from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
-from SAMFineTuneLib.mrml.segments.mask_display import FoundObjects, MaskDisplay
+from SAMFineTuneLib.mrml.segments.mask_display import FoundDisplay, MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.mrml.slice_views import ViewFinder, plane_of_view, slice_node_under_cursor
@@ -38,6 +38,8 @@ _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
 _VIEW_RESTS = 0.08  # seconds without scrolling until the user is taken to look at a slice
 _SAME_WINDOW = 1e-3  # of the window's width
 
+_log = logging.getLogger(__name__)
+
 
 class SceneSync:
     """A volume node, a segmentation node, and the work on them. `SceneSession` adds what the panel can ask for."""
@@ -46,7 +48,6 @@ class SceneSync:
         self,
         scene,
         client,
-        log: logging.Logger | None = None,
         active_slice_node: Callable[[], object | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -54,7 +55,6 @@ class SceneSync:
         Args:
             scene: the vtkMRMLScene.
             client: a SessionClient with `segments_are_steps=False`.
-            log: where failures go.
             active_slice_node: gives the slice node in which the user clicks; the default asks the crosshair.
             clock: seconds, monotonic.
         """
@@ -71,14 +71,13 @@ class SceneSync:
         self.segmentation_node = None
         self.volume: Volume | None = None
         self.placing = Placing(scene)
-        self.found = FoundObjects(scene)
+        self.found = FoundDisplay(scene)
         self.save_undo_state: Callable[[], object] | None = None
         """Called before masks are written into a segmentation that somebody else has changed, for Slicer's own undo."""
-        self._log = log or logging.getLogger(__name__)
         self._clock = clock
         self.on_change: Callable[[], object] = lambda: None
         """Called when something changed in the scene, so that the host takes the next turn soon."""
-        self._observers = Observers(self._log, lambda: self.on_change())
+        self._observers = Observers(lambda: self.on_change())
         self._views = ViewFinder(scene, active_slice_node or slice_node_under_cursor(scene))
         self._volume_watch = VolumeWatch(self._observers, clock)
         self._prompt_watch = PromptWatch(scene, self._observers, lambda ras: self._views.view_at(ras, self.volume))
@@ -214,7 +213,7 @@ class SceneSync:
         try:
             self._move(self._clock() + budget)
         except Exception as error:
-            self._log.exception("The session on the scene failed")
+            _log.exception("The session on the scene failed")
             self._tell(events.Failed(f"Something went wrong ({type(error).__name__}); the log has the details."))
         told, self._events = self._events, []
         return told

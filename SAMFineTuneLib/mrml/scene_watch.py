@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _RESTED = {"volume": 0.3, "window": 0.5}  # seconds without another change
 
+_log = logging.getLogger(__name__)
+
 
 class Observers:
     """Adds observers to VTK objects and remembers them. A callback that raises is logged, not shown to VTK.
@@ -27,9 +29,9 @@ class Observers:
     `slicer.util.VTKObservationMixin` neither removes the observers of one object nor keeps exceptions from VTK.
     """
 
-    def __init__(self, log: logging.Logger, called: Callable[[], object] = lambda: None):
+    def __init__(self, called: Callable[[], object]):
         """`called` is called after every callback but those that return False: nothing changed."""
-        self._log, self._called = log, called
+        self._called = called
         self._added: list[tuple[object, int]] = []
 
     def __len__(self) -> int:
@@ -45,7 +47,7 @@ class Observers:
             try:
                 changed = callback(caller) if data is None else callback(caller, about)
             except Exception:
-                self._log.exception("An observer failed")
+                _log.exception("An observer failed")
             if changed is not False:
                 self._called()
 

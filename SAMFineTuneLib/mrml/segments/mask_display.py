@@ -144,7 +144,7 @@ class MaskDisplay:
         self.stored = False
 
 
-class FoundObjects:
+class FoundDisplay:
     """Shows found objects in the views, in a segmentation that is not listed and not saved.
 
     It shows one set of objects at a time, a little at each call of `step`.
