@@ -36,7 +36,7 @@ _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x
           (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # fmt: skip
 
 
-class Entry(NamedTuple):
+class ListedCase(NamedTuple):
     """A line of a list: files that exist, and the patient, "" where the line names none."""
 
     image: Path
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def read_list(path: Path, unlabelled: bool = False) -> list[Entry]:
+def read_list(path: Path, unlabelled: bool = False) -> list[ListedCase]:
     """The entries of a list, which need labels unless `unlabelled`; UserError when the file is not a list, or names
     files that do not exist."""
     text = _text(path)
@@ -72,7 +72,7 @@ def _entry(
     number: int,
     path: Path,
     notes: tuple[str, ...],
-) -> Entry:
+) -> ListedCase:
     cells = {name: row[place] if place < len(row) else "" for name, place in columns.items()}
     if not all(cells[name] for name in needed) or len(row) > most:
         shortest = ",".join(needed)
@@ -83,7 +83,7 @@ def _entry(
         files[name] = _found(cell, path.parent) if cell else None
         if cell and files[name] is None:
             raise UserError(f"“{path.name}” lists {path.parent / cell}, which does not exist; correct entry {number}.")
-    return Entry(files["image"], files["label"], cells.get("patient", ""), notes)
+    return ListedCase(files["image"], files["label"], cells.get("patient", ""), notes)
 
 
 def _found(cell: str, folder: Path) -> Path | None:

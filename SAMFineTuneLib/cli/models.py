@@ -14,7 +14,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import readable_size, staged_folder
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.models.download.manifest import Entry
+    from SAMFineTuneLib.models.download.manifest import PublishedModel
     from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec
     from SAMFineTuneLib.models.store import Store
 
@@ -94,7 +94,7 @@ def _show(store: Store, args: argparse.Namespace) -> None:
     print_facts(_facts(store, model, entry))
 
 
-def _facts(store: Store, model: ModelFolder | None, entry: Entry | None) -> list[tuple[str, str]]:
+def _facts(store: Store, model: ModelFolder | None, entry: PublishedModel | None) -> list[tuple[str, str]]:
     """What is known of a model: from its folder on this computer, and from the list of published models."""
     from SAMFineTuneLib.models.spec import ModelSpec
 
@@ -128,7 +128,7 @@ def _facts(store: Store, model: ModelFolder | None, entry: Entry | None) -> list
     return [("id", spec.id), ("name", spec.name), *facts]
 
 
-def _size(entry: Entry) -> str:
+def _size(entry: PublishedModel) -> str:
     return readable_size(entry.bytes) if entry.bytes else "size not stated"
 
 

@@ -11,7 +11,7 @@ from SAMFineTuneLib import report_page
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.example_pictures import Overlay
 from SAMFineTuneLib.evaluation.figures import all_figures
-from SAMFineTuneLib.evaluation.methods import Entry
+from SAMFineTuneLib.evaluation.methods import ListedMethod
 from SAMFineTuneLib.evaluation.result_rows import by_patient
 from SAMFineTuneLib.evaluation.tables import Results, Table, counts_of, text_of
 from SAMFineTuneLib.metrics.patient_statistics import difference, estimate
@@ -36,7 +36,7 @@ class Evaluation:
 
 def page(
     evaluation: Evaluation,
-    entries: Sequence[Entry],
+    entries: Sequence[ListedMethod],
     settings: Settings,
     results: Results,
     overlays: Sequence[Overlay],
@@ -68,7 +68,7 @@ def page(
     return report_page.page(title, headline(results, entries), facts, parts)
 
 
-def headline(results: Results, entries: Sequence[Entry]) -> str:
+def headline(results: Results, entries: Sequence[ListedMethod]) -> str:
     """Dice of the first method with a box and with a point, and what the other models and adapters gain, in words."""
     first, *others = [entry.name for entry in entries if not entry.is_baseline] or [entry.name for entry in entries]
     sentences = []

@@ -33,7 +33,7 @@ from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.evaluation_tasks import Job, Setup, Tested, do, list_jobs
 from SAMFineTuneLib.evaluation.example_pictures import draw_overlays
 from SAMFineTuneLib.evaluation.executors import Engine, local
-from SAMFineTuneLib.evaluation.methods import Entry
+from SAMFineTuneLib.evaluation.methods import ListedMethod
 from SAMFineTuneLib.evaluation.result_rows import Row, from_csv, to_csv
 from SAMFineTuneLib.evaluation.tables import Results, all_tables
 from SAMFineTuneLib.files import write_text
@@ -48,7 +48,7 @@ RESULTS, REPORT, SUMMARY, KEY = "results.csv", "report.html", "summary.json", "c
 def evaluate(
     cases: Sequence[Case],
     output: str | Path,
-    entries: Sequence[Entry],
+    entries: Sequence[ListedMethod],
     settings: Settings | None = None,
     labels: LabelChoice | None = None,
     engine: Engine | None = None,
@@ -124,7 +124,7 @@ def _tested(cases: Sequence[Case], digests: dict[str, str]) -> list[Tested]:
     return [Tested(case, digests[case.id], first[case.patient]) for case in ordered]
 
 
-def _without_taught(cases: Sequence[Tested], entries: Sequence[Entry]) -> tuple[list[Tested], list[str]]:
+def _without_taught(cases: Sequence[Tested], entries: Sequence[ListedMethod]) -> tuple[list[Tested], list[str]]:
     """Cases of patients that no adapter learned from, and a sentence for each adapter that learned from the others."""
     notes, seen = [], set()
     for entry in entries:
@@ -140,7 +140,7 @@ def _without_taught(cases: Sequence[Tested], entries: Sequence[Entry]) -> tuple[
     return rest, notes
 
 
-def _notes_on(entries: Sequence[Entry], settings: Settings) -> list[str]:
+def _notes_on(entries: Sequence[ListedMethod], settings: Settings) -> list[str]:
     notes = [f"{entry.name}: {notice}" for entry in entries for notice in entry.notices]
     if "automatic" in settings.protocols:
         without = [entry.name for entry in entries if not entry.is_baseline and "automatic" not in entry.heads]

@@ -15,7 +15,7 @@ from SAMFineTuneLib.evaluation import slice_protocols
 from SAMFineTuneLib.evaluation.automatic_protocol import automatic
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
 from SAMFineTuneLib.evaluation.factors import factor_rows
-from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
+from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row, to_csv
 from SAMFineTuneLib.evaluation.volume_protocol import volumes
@@ -64,7 +64,7 @@ class Job:
     """A protocol for a method on a case; without a method, the factors of the case's objects."""
 
     tested: Tested
-    entry: Entry | None
+    entry: ListedMethod | None
     protocol: str
     setup: Setup
 
@@ -77,7 +77,7 @@ class Job:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def list_jobs(cases: Sequence[Tested], entries: Sequence[Entry], setup: Setup) -> list[Job]:
+def list_jobs(cases: Sequence[Tested], entries: Sequence[ListedMethod], setup: Setup) -> list[Job]:
     """All jobs, case by case."""
     return [
         Job(tested, entry, protocol, setup)
@@ -98,7 +98,7 @@ def do(job: Job) -> str:
     return to_csv(replace(row, patient=job.tested.patient, case=job.tested.short) for row in rows)
 
 
-def _concerns(protocol: str, entry: Entry | None) -> bool:
+def _concerns(protocol: str, entry: ListedMethod | None) -> bool:
     if entry is None or protocol == "factors":
         return entry is None and protocol == "factors"
     if entry.is_baseline:
@@ -116,6 +116,6 @@ def subject_of(tested: Tested, setup: Setup) -> Subject:
 
 
 @functools.lru_cache(maxsize=8)
-def opened(entry: Entry, device: str) -> OpenMethod:
+def opened(entry: ListedMethod, device: str) -> OpenMethod:
     """A method that is ready to answer, kept for further jobs."""
     return OpenMethod(entry, device)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from SAMFineTuneLib.evaluation.evaluation_tasks import Setup, Tested, opened, subject_of
-from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
+from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import SliceObject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.tables import Results
@@ -38,7 +38,7 @@ class Overlay:
 
 
 def draw_overlays(
-    folder: Path, results: Results, entries: Sequence[Entry], cases: Sequence[Tested], setup: Setup
+    folder: Path, results: Results, entries: Sequence[ListedMethod], cases: Sequence[Tested], setup: Setup
 ) -> Iterator[Overlay]:
     """Draw into a folder. Baselines are not drawn."""
     by_name = {tested.short: tested for tested in cases}

@@ -23,7 +23,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that keep numerical libraries from starting as many threads in each process as there are cores."""
 
 
-class Job(Protocol):
+class AnyJob(Protocol):
     """One piece of work."""
 
     @property
@@ -42,7 +42,7 @@ def local(processes: int | None = None) -> Engine:
     if count < 1:
         raise UserError("Work is spread over 1 process or more; give --jobs 1 or more.")
 
-    def run(do: Do, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+    def run(do: Do, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Any]]:
         if min(count, len(jobs)) == 1:
             return ((job, do(job)) for job in jobs)
         return _in_processes(do, jobs, min(count, len(jobs)))
@@ -62,7 +62,7 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
             'Spreading the work over a cluster needs Dask: pip install "samfinetune[cluster]".'
         ) from error
 
-    def run(do: Do, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+    def run(do: Do, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Any]]:
         with _client(distributed, scheduler, processes) as client:
             waiting = {client.submit(do, job, key=f"{do.__name__}-{job.key}", retries=1): job for job in jobs}
             for future in distributed.as_completed(list(waiting)):
@@ -81,7 +81,7 @@ def _client(distributed, scheduler: str | None, processes: int | None):
         raise UserError(f"No Dask scheduler answers at {scheduler}; check the address and that it runs.") from error
 
 
-def _in_processes(do: Do, jobs: Sequence[Job], count: int) -> Iterator[tuple[Job, Any]]:
+def _in_processes(do: Do, jobs: Sequence[AnyJob], count: int) -> Iterator[tuple[AnyJob, Any]]:
     others = set(multiprocessing.active_children())
     for variable in _THREADS:  # read by a new process when it loads NumPy
         os.environ.setdefault(variable, "1")

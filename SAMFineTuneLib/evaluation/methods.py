@@ -29,7 +29,7 @@ _REVISION = 2  # of the baselines: raise it when an answer of theirs changes
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedMethod:
     """A method as another process needs it: names and folders."""
 
     name: str
@@ -58,7 +58,7 @@ class Entry:
 class OpenMethod:
     """A method that is ready to answer."""
 
-    def __init__(self, entry: Entry, device: str = "auto") -> None:
+    def __init__(self, entry: ListedMethod, device: str = "auto") -> None:
         self.entry, self.name = entry, entry.name
         self.predictor: Predictor | None = None
         self.recipe: Mapping[str, Any] = {}
@@ -77,7 +77,7 @@ class OpenMethod:
         return self.predictor.predict(picture, prompts, previous=previous)
 
 
-def enter(models: Sequence[str], adapters: Sequence[str], device: str = "auto") -> list[Entry]:
+def enter(models: Sequence[str], adapters: Sequence[str], device: str = "auto") -> list[ListedMethod]:
     """Entries of models and adapters by id, name or folder; the bundled model when neither is named.
 
     Each is opened once, so that a method that cannot run is refused before the long work.
@@ -91,17 +91,17 @@ def enter(models: Sequence[str], adapters: Sequence[str], device: str = "auto") 
     return _told_apart(entries)
 
 
-def enter_baselines(names: Sequence[str]) -> list[Entry]:
+def enter_baselines(names: Sequence[str]) -> list[ListedMethod]:
     """Entries of baselines by name."""
     for name in names:
         if name not in baselines.METHODS:
             raise UserError(f"There is no baseline {name!r}; choose from {', '.join(baselines.METHODS)}, or none.")
-    return [Entry(name, digest=f"baseline {name} {_REVISION}") for name in names]
+    return [ListedMethod(name, digest=f"baseline {name} {_REVISION}") for name in names]
 
 
-def _enter(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Entry:
+def _enter(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> ListedMethod:
     engine = _open(model, adapter, device).engine
-    return Entry(
+    return ListedMethod(
         f"{model.spec.id} + {adapter.name}" if adapter else model.spec.id,
         model.path.resolve(),
         adapter.path.resolve() if adapter else None,
@@ -118,7 +118,7 @@ def _open(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Pre
     return Predictor(open_engine(model, device, adapter=adapter, threads=1), EmbeddingCache(memory_bytes=_MEMORY))
 
 
-def _told_apart(entries: list[Entry]) -> list[Entry]:
+def _told_apart(entries: list[ListedMethod]) -> list[ListedMethod]:
     """UserError when two entries are the same method, or have one name."""
     for position, one in enumerate(entries):
         for other in entries[:position]:

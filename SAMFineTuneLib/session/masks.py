@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Told:
+class ToldMask:
     """A mask as listeners know it, and the moment at which it became what it is."""
 
     plane: SlicePlane = field(compare=False)
@@ -46,7 +46,7 @@ class Masks:
     ) -> None:
         self.answers: Answers | None = None
         self._history, self._propagations, self._tell = history, propagations, tell
-        self._told: dict[Place, Told] = {}
+        self._told: dict[Place, ToldMask] = {}
         self._pending: dict[Place, SlicePlane] = {}
         self._widened: set[int] = set()  # segments of which it was told that the model sees them in a wider window
         self._quiet_until = 0  # doubts about masks of that moment and before were told, perhaps in another session
@@ -112,7 +112,7 @@ class Masks:
         place = next(reversed(self._pending)) if place is None else place
         plane = self._pending.pop(place)
         answer = self.answer(place)
-        now = None if answer is None else Told(plane, answer.mask, self.since(place))
+        now = None if answer is None else ToldMask(plane, answer.mask, self.since(place))
         if now == self._told.get(place):
             return
         if now is None:

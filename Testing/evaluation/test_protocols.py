@@ -17,7 +17,7 @@ from SAMFineTuneLib.cases.labelled_case import IGNORED, Labelled
 from SAMFineTuneLib.evaluation import automatic_protocol as automatic
 from SAMFineTuneLib.evaluation import baselines, slice_protocols
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
+from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.slice_protocols import WAYS, everything, interactive, perturbation, strategy
 from SAMFineTuneLib.evaluation.volume_protocol import in_volume, volumes
@@ -34,7 +34,7 @@ class Asked(OpenMethod):
     """The region engine as a method."""
 
     def __init__(self, **changes) -> None:
-        self.entry = Entry("region", Path("nowhere"), **changes)
+        self.entry = ListedMethod("region", Path("nowhere"), **changes)
         self.name, self.predictor, self.recipe = "region", region_predictor(), {}
 
 

@@ -15,7 +15,7 @@ from region_engine import WINDOW, phantom, region_predictor
 from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.labelled_case import Labelled
 from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.methods import Entry, OpenMethod
+from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import from_csv, to_csv
 from SAMFineTuneLib.evaluation.tables import Results, volume_box_table, volume_click_table
@@ -32,7 +32,7 @@ class Region(OpenMethod):
     """The region engine as a method."""
 
     def __init__(self) -> None:
-        self.entry, self.name, self.predictor = Entry("region", Path("nowhere")), "region", region_predictor()
+        self.entry, self.name, self.predictor = ListedMethod("region", Path("nowhere")), "region", region_predictor()
 
 
 def measured(volume: Volume, labels: np.ndarray) -> list:

@@ -18,7 +18,7 @@ from SAMFineTuneLib.files import resources
 
 
 @dataclass(frozen=True)
-class Entry:
+class PublishedModel:
     """One published checkpoint. `bytes` is None and `digests` is empty where the authors state none."""
 
     id: str
@@ -44,13 +44,13 @@ class Entry:
 
 
 @cache
-def known_models() -> Mapping[str, Entry]:
+def known_models() -> Mapping[str, PublishedModel]:
     """Entries of the manifest that ships with the library by id, in the file's order."""
     rows = json.loads((resources() / "models" / "manifest.json").read_text(encoding="utf-8"))["models"]
-    return {row["id"]: Entry(**row | {"urls": tuple(row["urls"])}) for row in rows}
+    return {row["id"]: PublishedModel(**row | {"urls": tuple(row["urls"])}) for row in rows}
 
 
-def find_entry(model_id: str) -> Entry:
+def find_entry(model_id: str) -> PublishedModel:
     """The manifest's entry of that id. UserError with the nearest ids when there is none."""
     entries = known_models()
     if model_id not in entries:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.download.download_file import Progress, discard_partial, download
-from SAMFineTuneLib.models.download.manifest import Entry
+from SAMFineTuneLib.models.download.manifest import PublishedModel
 from SAMFineTuneLib.models.formats.import_model import examine
 from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.models.store import Store
 
 
-def check_possible(store: Store, entry: Entry) -> None:
+def check_possible(store: Store, entry: PublishedModel) -> None:
     """UserError when a download could not lead to a usable model; call it before downloading."""
     store.check_new(entry.id)
     if not entry.downloadable:
@@ -24,7 +24,7 @@ def check_possible(store: Store, entry: Entry) -> None:
     require(f"Running {entry.name}", "torch")
 
 
-def fetch(store: Store, entry: Entry, progress: Progress | None = None) -> tuple[ModelFolder, tuple[str, ...]]:
+def fetch(store: Store, entry: PublishedModel, progress: Progress | None = None) -> tuple[ModelFolder, tuple[str, ...]]:
     """Download and install a published model. The caller has shown its licence.
 
     An interrupted download stays in the store's folder, and the next call continues it; any other failure leaves
@@ -52,7 +52,7 @@ def fetch(store: Store, entry: Entry, progress: Progress | None = None) -> tuple
     return model, proposal.findings
 
 
-def forget(store: Store, entry: Entry) -> bool:
+def forget(store: Store, entry: PublishedModel) -> bool:
     """Delete the files of an unfinished download of a model. Returns whether there were any."""
     file = _place(store, entry)
     there = discard_partial(file)
@@ -60,7 +60,7 @@ def forget(store: Store, entry: Entry) -> bool:
     return there
 
 
-def _place(store: Store, entry: Entry) -> Path:
+def _place(store: Store, entry: PublishedModel) -> Path:
     return store.folder / ".downloads" / entry.id / entry.file
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.download.file_digests import check_file
-from SAMFineTuneLib.models.download.manifest import Entry, find_entry, known_models
+from SAMFineTuneLib.models.download.manifest import PublishedModel, find_entry, known_models
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelSpec, plain_id, read_model_folder
 from SAMFineTuneLib.models.store import Source
 
@@ -97,7 +97,7 @@ def _examine_folder(path: Path, model_id: str | None) -> Proposal:
     return Proposal(spec, sources, findings, spec.licence and f"{spec.licence}.", ask_terms=False)
 
 
-def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tuple[Entry | None, list[str]]:
+def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tuple[PublishedModel | None, list[str]]:
     """The published model that a file is, if any, and what was checked.
 
     The digest decides; when none is published, the id that the user gave, or the file's name.
@@ -127,16 +127,18 @@ def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tup
     return None, notes or ["not one of the published files, so taken for your own"]
 
 
-def _kind(thing: Entry | Recognition) -> str:
+def _kind(thing: PublishedModel | Recognition) -> str:
     return f"{thing.architecture} with {thing.input_size} pixels"
 
 
-def _family(thing: Entry | Recognition) -> str:
+def _family(thing: PublishedModel | Recognition) -> str:
     """The architecture, whatever the size of its ViT."""
     return "sam_vit" if thing.architecture.startswith("sam_vit") else thing.architecture
 
 
-def _preparation(recognition: Recognition, like: str | None, entry: Entry | None) -> tuple[Mapping[str, Any], str]:
+def _preparation(
+    recognition: Recognition, like: str | None, entry: PublishedModel | None
+) -> tuple[Mapping[str, Any], str]:
     """How pictures are prepared for a file, as fields of ModelSpec, and a sentence about it.
 
     As for the published model `like`, for the published model that the file is, or as is usual for its architecture.
