@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.images.volume import Volume, is_sheared
 
 
 def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None = None) -> Volume:
@@ -70,7 +70,6 @@ def _read(image: Any, series: str | None) -> Volume | None:
 
 def _volume(array: np.ndarray, affine: np.ndarray) -> Volume:
     volume = Volume(array, affine)
-    axes = volume.affine[:3, :3] / volume.spacing
-    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+    if is_sheared(volume.affine):
         raise UserError("The image's axes are not perpendicular (it is sheared); resample it to a straight grid first.")
     return volume

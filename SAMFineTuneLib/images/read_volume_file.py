@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
 from SAMFineTuneLib.images.text_headers import check_text_header
-from SAMFineTuneLib.images.volume import Volume, VolumeSource, grid_distance
+from SAMFineTuneLib.images.volume import Volume, VolumeSource, grid_distance, is_sheared
 
 _FORMATS = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage",
             ".mhd": "MetaImage"}  # fmt: skip
@@ -68,8 +68,7 @@ def read_volume_file(path: Path) -> Volume:
     if array.dtype.kind == "f":
         array.reshape(-1)[no_numbers[no_numbers < array.size]] = np.nan  # ITK reads them as 0
     affine = affine_of(image)
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+    if is_sheared(affine):
         raise _sheared(path)
     if header is not None:
         warnings = _check_nifti(path, affine, array.shape, header)

@@ -179,6 +179,12 @@ def lps_from_affine(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return _LPS_RAS @ affine[:3, 3], axes / spacing, spacing
 
 
+def is_sheared(affine: np.ndarray) -> bool:
+    """Whether the axes of a grid, matrix (4, 4), are not perpendicular to a thousandth."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
+
+
 def grid_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, int]) -> float:
     """Largest distance between the same voxel of two grids.
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from SAMFineTuneLib.cases.exported_cases import ExportedCase, LabelLayer
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.volume import is_sheared
 from SAMFineTuneLib.mrml.segments.labelmaps import BINARY, SURFACE, image_affine, image_array
 from SAMFineTuneLib.mrml.volume_nodes import require_linear, volume_from_node, world_matrix
 
@@ -90,12 +89,11 @@ def _patient_in_database(volume_node) -> str:
 
 def _problem(volume_node, segmentation_node) -> str:
     try:
-        axes = volume_from_node(volume_node).affine[:3, :3]
+        affine = volume_from_node(volume_node).affine
         require_linear(segmentation_node)
     except UserError as error:
         return str(error)
-    axes = axes / np.linalg.norm(axes, axis=0)
-    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+    if is_sheared(affine):
         return f"“{volume_node.GetName()}” is sheared by the transform it is under: harden the transform first."
     segmentation = segmentation_node.GetSegmentation()
     if not segmentation.ContainsRepresentation(BINARY):
