@@ -82,6 +82,7 @@ class SceneSync:
         self._volume_watch = VolumeWatch(self._observers, clock)
         self._prompt_watch = PromptWatch(scene, self._observers, lambda ras: self._views.view_at(ras, self.volume))
         self._closed = False
+        self._failing = ""  # how the last turn failed
         self._events: list[events.Event] = []
         self._own_requests: set[int] = set()
         self._work: Work | None = None
@@ -212,11 +213,20 @@ class SceneSync:
             return []
         try:
             self._move(self._clock() + budget)
+            self._failing = ""
         except Exception as error:
-            _log.exception("The session on the scene failed")
-            self._tell(events.Failed(f"Something went wrong ({type(error).__name__}); the log has the details."))
+            before, self._failing = self._failing, repr(error)
+            if self._failing != before:  # else each of many turns would say so again
+                self._say_failure(error)
         told, self._events = self._events, []
         return told
+
+    def _say_failure(self, error: Exception) -> None:
+        if isinstance(error, UserError):
+            self._tell(events.Failed(str(error)))
+            return
+        _log.error("The session on the scene failed", exc_info=error)
+        self._tell(events.Failed(f"Something went wrong ({type(error).__name__}); the log has the details."))
 
     @property
     def at_rest(self) -> bool:
@@ -428,10 +438,15 @@ class SceneSync:
             self._tell(events.Notice("The volume's voxels have changed: masks are made anew from the prompts."))
         self.volume, self._recognised = volume, now
         self._send_volume()
-        if self._work is not None:
+        if self._work is None:
+            return
+        try:
             self._work.masks.take_back()
             self._work.writer.close()
             self._open(storage.Record(values=self._table.values), None)
+        except UserError:  # the segmentation cannot be edited
+            self._drop()
+            raise
 
     def _follow_window(self) -> None:
         window = self._wanted_window()

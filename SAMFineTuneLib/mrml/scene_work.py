@@ -156,7 +156,7 @@ class Work:
 
     def check(self, end: float) -> None:
         """Write the masks once more when the segments do not hold them. Call it when the session has settled."""
-        if self.jobs or len(self.masks) or not self.masks.unchecked:
+        if self.jobs or len(self.masks) or not self.masks.unchecked or not self.writer.editable:
             return
         if self.masks.check(self._client.told, end):
             if not self.masks.unchecked:
@@ -213,7 +213,7 @@ class Work:
     def sweep(self) -> None:
         """Remove masks that the session does not have, because their prompts were deleted while the worker was away.
         Call it when the session has settled."""
-        if not self.sweep_due or self.jobs or len(self.masks) or not self.keeper.current:
+        if not self.sweep_due or self.jobs or len(self.masks) or not self.keeper.current or not self.writer.editable:
             return
         self.sweep_due = False
         places = storage.places_of(self.keeper.record.document, self.prompts.volume)

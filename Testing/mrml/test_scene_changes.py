@@ -446,3 +446,53 @@ def test_found_objects_are_shown_a_few_at_a_time_and_go(host, made):
     assert shown.node.GetSegmentation().GetNumberOfSegments() == len(objects)
     host.session.show_found([])
     assert shown.node is None and host.session.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
+
+
+def test_surfaces_made_the_source_during_the_work(host, made, red, open_session, load_mrb, slicer_scene, tmp_path):
+    """Nothing can be written then: that is said once, nothing is lost, and work goes on when they are labelmaps."""
+    propagated = {"first": 6, "last": 12}
+    host.session.current_segment_id = "first"
+    host.session.place("positive", red, [ras(made[0], *tube(9))])
+    host.session.propagate("first", propagated)
+    host.until_told(Finished)
+    host.settle()
+    before = held_voxels(host.session, "first")
+    segmentation = host.session.segmentation_node.GetSegmentation()
+    assert segmentation.CreateRepresentation("Closed surface")
+    segmentation.SetSourceRepresentationName("Closed surface")
+    turn_to(red, aligned_plane(made[0], "axial", 15))
+    host.session.place("positive", red, [ras(made[0], *tube(15))])
+    host.until(lambda: bool(host.texts(Failed)))
+    for _ in range(300):
+        host.pump()
+    (said,) = host.texts(Failed)
+    assert "Closed surface" in said and len(host.session.prompts) == 2
+    segmentation.CreateRepresentation("Binary labelmap")
+    segmentation.SetSourceRepresentationName("Binary labelmap")
+    host.session.undo()
+    host.session.redo()
+    host.settle()
+    after = held_voxels(host.session, "first")
+    assert after[15].any() and not np.delete(after, [15], axis=0)[14:].any()
+    assert np.count_nonzero(after[6:13] ^ before[6:13]) <= 0.1 * np.count_nonzero(before)  # by way of surfaces
+
+
+def test_a_volume_that_moves_while_its_segmentation_cannot_be_written(host, made, red, slicer_scene):
+    host.session.current_segment_id = "first"
+    host.session.place("positive", red, [ras(made[0], *tube(9))])
+    host.settle()
+    segmentation = host.session.segmentation_node.GetSegmentation()
+    assert segmentation.CreateRepresentation("Closed surface")
+    segmentation.SetSourceRepresentationName("Closed surface")
+    shift = np.eye(4)
+    shift[:3, 3] = made[0].affine[:3, 2]
+    host.session.volume_node.SetAndObserveTransformNodeID(slicer_scene.add_transform(shift).GetID())
+    host.until(lambda: bool(host.texts(Failed)))
+    for _ in range(300):
+        host.pump()
+    (said,) = host.texts(Failed)
+    assert "Closed surface" in said and len(list(prompt_nodes(host.session.scene))) == 1
+    segmentation.SetSourceRepresentationName("Binary labelmap")
+    host.session.attach()
+    host.settle()
+    assert len(host.session.prompts) == 1 and not host.texts(Failed)[1:]

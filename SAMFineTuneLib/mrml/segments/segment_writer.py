@@ -286,6 +286,15 @@ class SegmentWriter:
             if until():
                 return
 
+    @property
+    def editable(self) -> bool:
+        """Whether masks can be written and looked at now: binary labelmaps below linear transforms."""
+        try:
+            require_editable(self._node)
+        except UserError:
+            return False
+        return True
+
     # ---- the closed surface
 
     @property
