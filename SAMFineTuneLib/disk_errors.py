@@ -111,9 +111,9 @@ def _sentence(error: BaseException) -> str | None:
 
 
 def _final(path: Path) -> Path:
-    """The final path of a file that was to be written into one of `files.staged_folder`'s hidden places."""
+    """The final path of a file that was to be written under one of the hidden names of `files`."""
     parts = list(path.parts)
     for at in reversed(range(len(parts) - 1)):
         if found := STAGED_NAME.match(parts[at]):
             del parts[at : at + (1 if found[1] else 2)]
-    return Path(*parts)
+    return Path(*parts[:-1], STAGED_NAME.sub("", parts[-1], 1) or parts[-1])

@@ -270,6 +270,13 @@ with staged_folder(folder / "results") as building:
 """
 
 
+@pytest.mark.parametrize("place", ["labels.nii.gz", ".0123456789ab.partial-labels.nii.gz",
+                                   ".0123456789ab.partial/labels.nii.gz/labels.nii.gz"])  # fmt: skip
+def test_hidden_names_are_not_told(tmp_path, place):
+    told = str(disk_error(OSError(errno.ENOSPC, "full"), tmp_path / place))
+    assert str(tmp_path / "labels.nii.gz") in told and "partial" not in told
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 @pytest.mark.parametrize("write", [lambda folder: files.write_text(folder / "new.txt", "whole"),
                                    lambda folder: _stage(folder / "new")])  # fmt: skip

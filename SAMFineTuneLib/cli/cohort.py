@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import secrets
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +55,7 @@ password from SAMFINETUNE_DICOMWEB_PASSWORD or the keyboard. They are written no
 """
 _MOST_PLACES = 5  # doubtful slices that `next` lists
 _LOOK_EVERY = 0.5  # s between two looks at what a server does
+_PATIENCE = 120.0  # s for which a server that answered before is asked again
 
 
 def add_parser(subparsers) -> None:
@@ -278,7 +281,7 @@ def _next(args: argparse.Namespace) -> None:
     if places:
         listed = "; ".join(f"{label}, slice {place} ({value:.2f})" for label, place, value in places)
         facts.append(("look at", f"{confidence.orientation}: {listed}"))
-    facts += [("accept", f"samfinetune cohort accept {_named(cohort)} {_quoted(case.name)}"
+    facts += [("accept", f"samfinetune cohort accept {_named(cohort)} {_called(cohort, case)}"
                f"{'' if labels else ' --labels FILE'}{f' --by {args.take}' if args.take else ''}")]  # fmt: skip
     print_facts(facts)
     console.document(
@@ -294,7 +297,7 @@ def _accept(args: argparse.Namespace) -> None:
     for name in ("seconds", "prompts"):
         if (given := getattr(args, name)) is not None and not 0 <= given < float("inf"):
             raise UserError(f"--{name} {given:g} cannot be; give a number from 0, or leave it out.")
-    labels = {"labels": args.labels, "match": args.match_labels}
+    labels = {"labels": args.labels, "match": args.match_labels, "tell": console.note}
     if args.server:
         labels = {"labels": _fitted(args)} if args.labels else {}
     cohort, case = _reviewed(args, accept, **labels, seconds=args.seconds, prompts=args.prompts)
@@ -380,7 +383,7 @@ def _served(args: argparse.Namespace) -> ServedCohort:
     from SAMFineTuneLib.service.cohort_client import Place, ServedCohort, mirror
 
     token, certificate = server_access(args)
-    served = ServedCohort(mirror(Place(args.server, args.cohort, certificate or "")), token)
+    served = ServedCohort(mirror(Place(args.server, args.cohort, certificate or "")), token, _PATIENCE)
     served.follow()
     return served
 
@@ -406,7 +409,7 @@ def _fitted(args: argparse.Namespace) -> np.ndarray:
     served = _served(args)
     told = served.do("grid", secrets.token_hex(8), 1, case=args.case)
     volume = Volume(np.broadcast_to(np.uint8(0), told["shape"]), np.array(told["affine"]))
-    return in_grid(args.labels, volume, served.cohort.state.labels, args.case, args.match_labels)
+    return in_grid(args.labels, volume, served.cohort.state.labels, args.case, args.match_labels, console.note)
 
 
 def _next_on_server(args: argparse.Namespace) -> tuple[Cohort, Choice | None, Path | None, Path | None]:
@@ -604,7 +607,7 @@ def _advice(cohort: Cohort) -> str:
         more = f", until {FIRST} are accepted and a training can begin" if not state.adapters else ""
         return (
             f"Segment a case with prompts, in Slicer or with “samfinetune segment”, and accept it{more}: "
-            f"{command.format('accept')} {_quoted(untouched[0].name)} --labels FILE"
+            f"{command.format('accept')} {_called(cohort, untouched[0])} --labels FILE"
         )
     if state.accepted:
         return f"All cases are reviewed: {command.format('report')}, {command.format('export')} -o FOLDER"
@@ -661,9 +664,18 @@ def _is_there(cohort: Cohort, case: CohortCase) -> bool:
         return False
 
 
+def _called(cohort: Cohort, case: CohortCase) -> str:
+    """A case as commands take it: by its name, or by its key where the name means something to a shell or is another
+    case's, too."""
+    plain = re.fullmatch(r"\w[\w.-]*", case.name)
+    return case.name if plain and [one.name for one in cohort.state.cases].count(case.name) == 1 else case.key
+
+
 def _quoted(word: object) -> str:
     """A word of a command as shells take it."""
-    return str(word) if re.fullmatch(r"[\w./\\:~-]+", str(word)) else f'"{word}"'
+    if re.fullmatch(r"[\w./\\:~-]+", str(word)):
+        return str(word)
+    return f'"{word}"' if os.name == "nt" else shlex.quote(str(word))
 
 
 def _cases(count: int) -> str:

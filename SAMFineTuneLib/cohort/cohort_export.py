@@ -103,7 +103,8 @@ def export(
 
 def file_names(cases: tuple[CohortCase, ...]) -> dict[str, str]:
     """A name for the files of each case, by its key: the image's, with the beginning of the key where two share it."""
-    plain = {case.key: re.sub(r"[^\w.-]+", "_", case.name.removesuffix(_CHANNEL)) for case in cases}
+    words = {case.key: re.sub(r"[^\w.-]+", "_", case.name.removesuffix(_CHANNEL)).lstrip(".-") for case in cases}
+    plain = {key: word or key for key, word in words.items()}  # a dash would be an option to other programs
     often = Counter(name.casefold() for name in plain.values())
     return {key: name if often[name.casefold()] == 1 else f"{name}_{key[:6]}" for key, name in plain.items()}
 

@@ -8,7 +8,7 @@ accepted yet, and never one that is accepted without its labels.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -127,6 +127,7 @@ def accept(
     prompts: int | None = None,
     by: str = "",
     match: str = "",
+    tell: Callable[[str], None] = lambda note: None,
 ) -> CohortCase:
     """Accept a case.
 
@@ -139,6 +140,7 @@ def accept(
         prompts: prompts that were placed; the same.
         by: who has taken it, see `take`.
         match: how the labels of a file find their voxels, see `label_grid.MATCHES`.
+        tell: told sentences about what is unusual, such as labels that were resampled, or none at all.
 
     Raises:
         UserError: without labels, for labels that do not belong to the image, and while somebody else works on it.
@@ -146,7 +148,9 @@ def accept(
     case = _free(cohort.state, name, by)
     if labels is None and (labels := labels_of(cohort, case)) is None:
         raise UserError(f"Case {case.name} has no labels yet; give them with --labels, or segment it first.")
-    with _written(cohort, case, cohort.accepted(case.key), labels, match) as (written, array):
+    with _written(cohort, case, cohort.accepted(case.key), labels, match, tell) as (written, array):
+        if not array.any():
+            tell("Nothing is labelled in it.")
         found = _agreement(cohort, case, array)
 
         def accepted(state: CohortState) -> CohortState:
@@ -208,11 +212,16 @@ def _is_newer(path: Path, other: Path) -> bool:
 
 @contextmanager
 def _written(
-    cohort: Cohort, case: CohortCase, target: Path, labels: str | Path | np.ndarray, match: str = ""
+    cohort: Cohort,
+    case: CohortCase,
+    target: Path,
+    labels: str | Path | np.ndarray,
+    match: str = "",
+    tell: Callable[[str], None] = lambda note: None,
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Labels in the image's grid as the cohort numbers them, in a hidden file beside `target`, and as an array."""
     volume = image_of(cohort, case)
-    array = in_grid(labels, volume, cohort.state.labels, case.name, match)
+    array = in_grid(labels, volume, cohort.state.labels, case.name, match, tell)
     hidden = beside(target)
     try:
         write_labelmap(hidden, array, volume)
@@ -223,7 +232,12 @@ def _written(
 
 
 def in_grid(
-    labels: str | Path | np.ndarray, volume: Volume, known: Mapping[int, str], name: str, match: str = ""
+    labels: str | Path | np.ndarray,
+    volume: Volume,
+    known: Mapping[int, str],
+    name: str,
+    match: str = "",
+    tell: Callable[[str], None] = lambda note: None,
 ) -> np.ndarray:
     """Labels of a case in its image's grid, as the cohort numbers them: uint16 [k, j, i].
 
@@ -233,6 +247,7 @@ def in_grid(
         known: label value → name of the cohort.
         name: of the case.
         match: how the labels of a file find their voxels, see `label_grid.MATCHES`.
+        tell: told how they were brought there, where that is unusual.
 
     Raises:
         UserError: for labels that do not belong to the image, and structures that the cohort does not have.
@@ -244,7 +259,9 @@ def in_grid(
     try:
         if not isinstance(labels, np.ndarray):
             read = read_labels(Path(labels).expanduser())
-            array, meaning = fit_labels(read, volume, match).array, read.meaning
+            (array, notes), meaning = fit_labels(read, volume, match), read.meaning
+            for note in notes:
+                tell(note)
         return renumbered(array, meaning, known)[0]
     except UserError as error:
         raise UserError(f"The labels of case {name} cannot be used: {within_sentence(str(error))}") from error

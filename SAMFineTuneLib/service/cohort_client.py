@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -28,7 +29,8 @@ from SAMFineTuneLib.service.link import HttpLink, LinkError, parse_address
 from SAMFineTuneLib.service.wire import WireError, decode, encode
 
 _SERVER_FILE = "server.json"
-_STEP = 0.05  # s of waiting for the network at a time
+_STEP = 0.05  # s of waiting for the network at a time, and between two tries
+_ONCE = ("next", "reopen")  # pieces that do something else the second time
 _REFUSALS = ("user", "size", "message", "cohort")  # another try meets the same
 
 
@@ -78,17 +80,19 @@ class ServedCohort:
     Args:
         folder: its mirror.
         token: the server's.
+        patience: seconds for which a server that answered before is asked again when it does not answer.
 
     Raises:
         UserError: without a token, and for an address that cannot be used; Unreached while there is no connection.
     """
 
-    def __init__(self, folder: Path, token: str) -> None:
+    def __init__(self, folder: Path, token: str, patience: float = 0.0) -> None:
         self.folder, self.place = Path(folder), place_of(folder)
         if not token:
             raise Unreached(f"Connect to the server {self.place.address} first, in the tab Settings.")
         self._link = HttpLink(parse_address(self.place.address), token, self.place.certificate or None)
         self._known, self._after = "", -1
+        self._patience, self._answered = patience, False
 
     def names(self) -> tuple[str, ...]:
         """The cohorts that the server has."""
@@ -190,7 +194,20 @@ class ServedCohort:
         self._link.close()
 
     def _ask(self, action: str, message: Any, kind: type) -> Any:
-        """Send a message, and wait for its answer."""
+        """Send a message, and wait for its answer; again while patience lasts, where that does nothing twice."""
+        again = self._answered and getattr(message, "what", "") not in _ONCE
+        until = time.monotonic() + (self._patience if again else 0.0)
+        while True:
+            try:
+                answer = self._ask_once(action, message, kind)
+                self._answered = True
+                return answer
+            except Unreached:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_STEP)
+
+    def _ask_once(self, action: str, message: Any, kind: type) -> Any:
         try:
             self._link.send(f"/v1/cohorts/{action}", encode(message))
             while (response := self._link.step(_STEP)) is None:

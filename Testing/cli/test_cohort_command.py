@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 
 import numpy as np
 import pytest
-from case_files import image_of, save
+from case_files import AFFINE, image_of, save
 from small_cohorts import propose_labels, truth
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
@@ -109,6 +110,33 @@ def test_proposing_and_what_to_review_next(samfinetune, tmp_path):
     for name in "bc":
         assert samfinetune("cohort", "refuse", "cohort", name).code == 0
     assert samfinetune("cohort", "next", "cohort").out.startswith("Nothing is left to review.")
+
+
+def test_what_is_unusual_about_accepted_labels_is_said(samfinetune, cohort, tmp_path):
+    save(tmp_path / "empty.nii.gz", truth(1) * 0)
+    done = samfinetune("cohort", "accept", "mine", "b", "--labels", "empty.nii.gz")
+    assert done.code == 0 and "Nothing is labelled in it." in done.out
+    save(tmp_path / "coarse.nii.gz", truth(1)[:, ::2, ::2], AFFINE @ np.diag([2.0, 2.0, 1.0, 1.0]))
+    done = samfinetune("cohort", "accept", "mine", "b", "--labels", "coarse.nii.gz", "--json")
+    assert done.code == 0 and "were resampled onto the image's grid" in json.loads(done.out)["notes"][0]
+
+
+def test_advised_commands_work_whatever_the_scans_are_called(samfinetune, tmp_path):
+    """Names that mean something to a shell or to the command, and names that several scans have."""
+    names = ("-rf.nii.gz", "a $HOME; b.nii.gz", "one/scan.nii.gz", "two/scan.nii.gz", "it's.nii.gz")
+    for number, name in enumerate(names):
+        save(tmp_path / "odd $scans" / name, image_of(truth(number), number))
+    said = samfinetune("cohort", "create", "odd $cohort", "odd $scans", "--labels", "blob").out
+    for number in range(len(names)):
+        save(tmp_path / "labels.nii.gz", truth(number))
+        command = shlex.split(" ".join(said.split("samfinetune ")[-1].split()))
+        done = samfinetune(*["labels.nii.gz" if word == "FILE" else word for word in command])
+        assert done.code == 0, (command, done.err)
+        said = done.out
+        if number == len(names) - 2:  # it advises a training then
+            break
+    out = samfinetune("cohort", "export", "odd $cohort", "-o", "out")
+    assert out.code == 0 and not list((tmp_path / "out").glob("-*"))
 
 
 def test_labels_that_lie_elsewhere_are_matched_as_asked(samfinetune, scans, tmp_path):

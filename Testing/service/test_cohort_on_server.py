@@ -24,11 +24,11 @@ from department import TOKEN, Department
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, Lease, Proposal
 from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
-from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, take
+from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, take
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.service import protocol
-from SAMFineTuneLib.service.cohort_client import Unreached
+from SAMFineTuneLib.service.cohort_client import Place, ServedCohort, Unreached, mirror
 from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
 from SAMFineTuneLib.service.link import HttpLink, parse_address
 from SAMFineTuneLib.service.wire import decode, encode
@@ -261,6 +261,22 @@ def test_everybody_gets_another_case(department, cohort):
     for one in people:
         one.join()
     assert len(taken) == 12 == len(set(taken)), "each case was given once, and all were"
+
+
+def test_results_come_although_the_server_is_restarted_meanwhile(department, cohort, tmp_path):
+    for case in cohort.state.cases:
+        accept(cohort, case.key, labels())
+    client = ServedCohort(department.mirror, TOKEN, patience=PATIENCE)
+    client.follow()
+    department.kill()
+    starts = threading.Timer(2.0, department.start)
+    starts.start()
+    told = client.do("export", "c" * 16, 1, form="nifti")
+    client.fetch_results("c" * 16, 1, tmp_path / "out")
+    starts.join()
+    assert told["cases"] == 12 and len(list((tmp_path / "out").glob("p*.nii.gz"))) == 12
+    with pytest.raises(UserError, match="No case is accepted|no cohort"):
+        ServedCohort(mirror(Place(department.address, "spleen")), TOKEN, patience=PATIENCE).follow()
 
 
 # ---- what is refused
