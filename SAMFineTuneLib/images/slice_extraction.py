@@ -309,7 +309,7 @@ def _surroundings(mask: np.ndarray, plane: SlicePlane, volume: Volume) -> np.nda
 def _reach(gradient: np.ndarray, plane: SlicePlane) -> float:
     """Largest distance in mm, along the normal, of the centres of voxels that the plane cuts, or that its thickness
     covers; on the volume for which the plane was made, the former is never less."""
-    return max(np.abs(gradient).sum(), plane.thickness) / 2 * (1 - _TIE)
+    return max(np.abs(gradient).sum(), plane.thickness) / 2
 
 
 def _cut_voxels(
@@ -333,6 +333,9 @@ def _cut_voxels(
     gradient[np.abs(gradient) < 1e-6 * np.abs(gradient).max()] = 0
     offset = float(plane.distance(volume.affine[:3, 3]))
     reach = _reach(gradient, plane)
+    # Of two slices of the grid that a plane lies halfway between, the one further along the normal is cut. An oblique
+    # plane does not cut voxels that it only touches at a corner.
+    furthest = reach * (1 + _TIE if np.count_nonzero(gradient) == 1 else 1 - _TIE)
     steep = int(np.abs(gradient).argmax())  # the plane crosses every column of voxels along this axis once
     others = [axis for axis in range(3) if axis != steep]
     counts = np.maximum(high - low + 1, 0)
@@ -343,7 +346,7 @@ def _cut_voxels(
     for step in range(-steps, steps + 1):
         at = np.rint(crossing) + step
         distance = gradient[steep] * (at - crossing)
-        cut = (np.abs(distance) <= reach) & (at >= low[steep]) & (at <= high[steep])
+        cut = (distance >= -reach * (1 - _TIE)) & (distance <= furthest) & (at >= low[steep]) & (at <= high[steep])
         voxels = np.empty((3, int(cut.sum())), dtype=np.intp)
         voxels[others] = grid[:, cut]
         voxels[steep] = at[cut]

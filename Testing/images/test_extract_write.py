@@ -435,3 +435,21 @@ def test_a_slice_covers_its_whole_thickness_in_a_finer_grid_and_never_misses_a_c
         assert covered.shape[1] == 100 * count
         assert len(set(covered[0])) == count
         assert set(covered[0]) == set(range(15, 20) if times == 5 else (1,))
+
+
+@pytest.mark.parametrize("orientation", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize(("part", "shift"), [(2, 0), (2, 1), (0.5, 0), (0.5, -0.5), (1, 0.5)])
+def test_whole_slices_fill_a_grid_of_other_voxels_once(orientation, part, shift):
+    """Grids of half and double the resolution, also with slices halfway between those of the volume."""
+    volume = Volume(np.zeros((8, 8, 8), np.uint8), np.diag([-1.0, 1.5, 2.0, 1.0]))
+    moved = np.diag([part, part, part, 1.0])
+    moved[:3, 3] = shift
+    grid = Volume(np.zeros((round(8 / part),) * 3, np.uint8), volume.affine @ moved)
+    across = ("axial", "coronal", "sagittal").index(orientation)  # array axis: the voxels lie as the patient does
+    times = np.zeros(grid.shape[across], int)
+    for index in range(2, 6):  # well inside the grid
+        plane = aligned_plane(volume, orientation, index)
+        slices = np.unique(covered_voxels(np.ones(plane.shape, bool), plane, grid)[across])
+        assert len(slices) == max(1, round(1 / part)), "a slice is lost, or in two"
+        times[slices] += 1
+    assert times.max() <= max(1, part)

@@ -496,3 +496,40 @@ def test_a_volume_that_moves_while_its_segmentation_cannot_be_written(host, made
     host.session.attach()
     host.settle()
     assert len(host.session.prompts) == 1 and not host.texts(Failed)[1:]
+
+
+@pytest.mark.parametrize("k", [8, 9])
+def test_a_segmentation_with_coarser_voxels_gets_every_slice(host, made, red, slicer_scene, k):
+    """Of a grid of half the resolution, every second slice of the volume lies between two slices."""
+    coarse = Volume(np.zeros((12, 28, 32), np.int16), made[0].affine @ np.diag([2, 2, 2, 1.0]))
+    node = slicer_scene.add_segmentation(slicer_scene.add_volume(coarse, "coarse"), ("first",), "coarse segments")
+    host.session.set_segmentation_node(node)
+    turn_to(red, aligned_plane(made[0], "axial", k))
+    host.session.place("positive", red, [ras(made[0], *tube(k))])
+    host.settle()
+    wanted = np.count_nonzero(made[1][k] == 1) / 4
+    held = sum(held_voxels_of(node, "first", coarse).sum(axis=(1, 2)) > 0), held_voxels_of(node, "first", coarse).sum()
+    assert held[0] == 1 and held[1] == pytest.approx(wanted, rel=0.25)
+
+
+def held_voxels_of(node, segment_id, volume):
+    from mrml.scenes import segment_voxels
+
+    return segment_voxels(node, segment_id, volume)
+
+
+def test_what_lies_outside_the_segmentations_grid_is_said_once(host, made, red, slicer_scene):
+    part = slicer_scene.add_volume(Volume(made[0].array[:6].copy(), made[0].affine), "part")
+    host.session.set_segmentation_node(slicer_scene.add_segmentation(part, ("first",), "segments of a part"))
+    host.session.current_segment_id = "first"
+    for k in (5, 14):
+        turn_to(red, aligned_plane(made[0], "axial", k))
+        host.session.place("positive", red, [ras(made[0], *tube(k))])
+        host.settle()
+    host.session.propagate("first", {"first": 3, "last": 18})
+    host.until_told(Finished)
+    host.settle()
+    (said,) = host.texts(Failed)
+    assert "outside the voxel grid of “segments of a part”" in said
+    held = held_voxels(host.session, "first")
+    assert np.flatnonzero(held.any(axis=(1, 2))).tolist() == [3, 4, 5]

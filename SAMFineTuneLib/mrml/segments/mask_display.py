@@ -39,7 +39,7 @@ class MaskDisplay:
         self._table, self._tell, self._clock = table, tell, clock
         self._waiting: dict[tuple[int, str], MaskChanged] = {}
         self._last = clock()
-        self._refused: set[tuple[int, str]] = set()  # places whose mask could not be written, as the user was told
+        self._refused: dict[tuple[int, str], str] = {}  # places whose mask could not be written, and why, as was told
         self._unchecked = False
 
     def __len__(self) -> int:
@@ -132,13 +132,15 @@ class MaskDisplay:
 
     def _show(self, segment_id: str, event: MaskChanged) -> None:
         points = event.points if len(event.points) else None
-        self._refused.discard((event.segment, event.plane.key))
+        place = (event.segment, event.plane.key)
+        self._refused.pop(place, None)
         self._unchecked = True
         try:
             self.writer.write(segment_id, event.plane, event.mask, points, event.since, event.digest)
         except UserError as error:
-            self._refused.add((event.segment, event.plane.key))
-            self._tell(Failed(str(error)))
+            if str(error) not in self._refused.values():  # as it is for each slice of an object
+                self._tell(Failed(str(error)))
+            self._refused[place] = str(error)
             return
         self._last = self._clock()
         self.stored = False

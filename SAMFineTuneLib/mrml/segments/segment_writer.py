@@ -134,6 +134,11 @@ class SegmentWriter:
         """Grid voxels (3, N) as k, j, i, of those that lie in the volume."""
         grid = self._grid.volume(self._node)
         places = covered_voxels(mask, plane, grid, points)
+        if not places.size and mask.any():
+            raise UserError(
+                f"What was found lies outside the voxel grid of “{self._node.GetName()}”: choose the volume as its "
+                "source geometry in the Segment Editor, or take another segmentation."
+            )
         if grid.shape == self.volume.shape and same_grid(grid.affine, self.volume.affine, grid.shape, _SAME_GRID):
             return places
         return places[:, inside(self.volume, grid.ijk_to_ras(places[::-1].T))]
