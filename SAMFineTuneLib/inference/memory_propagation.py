@@ -7,9 +7,13 @@ the memory knows where the structure is, the slice model where its border is. Wh
 the block, the next block overlaps this one and has its answers as the earlier ones. On every slice the memory also says
 whether the structure is there at all; propagation ends at the first slice where it is not.
 
-The memory lets long structures taper and end although nothing changes. Where its answer is much smaller than the mask
-of the slice before, or there is none, the slice model is prompted with that mask, too; its answer counts where the
-structure is found unchanged (`unchanged_structure`).
+Beyond the outermost known slices the memory lets structures taper more than they do. Where its answer is much smaller
+than the nearest known mask, the slice model is therefore prompted with inner points of it alone, which leave the size
+open. Where that gives more, and most of it is the same, the memory is asked again with these answers as its earlier
+ones.
+It also lets long structures end although nothing changes. Where its answer is much smaller than the mask of the slice
+before, or there is none, the slice model is prompted with that mask, too; its answer counts where the structure is
+found unchanged (`unchanged_structure`).
 
 Slices that are much closer to each other than the cells of the block are wide are left out, and so are those that were
 interpolated when the volume was read; their masks are interpolated.
@@ -17,7 +21,7 @@ interpolated when the volume was read; their masks are interpolated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -37,10 +41,13 @@ OVERLAP = 10
 """Slices that a block shares with the one before."""
 PASSES = 8
 """How often a block is asked for at most."""
+_ROUNDS, _PASSES_AFTER = 2, 3
+"""How often the memory is asked again after the slice model found more, and how many passes that takes at most."""
 _MOVED = 0.03  # a path that moves less, in sides of the block, need not be followed again
 _FINEST = 0.5  # cells from slice to slice: slices between closer ones are left out
 _OUTLINED = 2 / 3  # share of the slice model in the mean
-_SHRUNK = 0.85  # share of the area of the slice before; below, the structure may have been lost
+_SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
+_SAME = 0.5  # least IoU of the memory's mask with what inner points of it give
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
 
 
@@ -85,7 +92,7 @@ def propagate_with_memory(
     known: Mapping[int, np.ndarray],
     first: int,
     last: int,
-    outlined: Callable[[int, np.ndarray], np.ndarray],
+    outlined: Callable[[int, np.ndarray, bool], np.ndarray],
     cancelled: Cancelled = lambda: False,
     answered: Mapping[int, SliceAnswer] = MappingProxyType({}),
 ) -> Iterator[dict[int, SliceAnswer]]:
@@ -97,7 +104,7 @@ def propagate_with_memory(
         known: masks (H, W) of some slices, not all of them empty; an empty one says that the structure is not there.
         first, last: outermost slices that are asked for.
         outlined: how likely each pixel of a slice belongs to the structure (H, W), 0 to 1, as the slice model says when
-            it is prompted with the memory's mask.
+            it is prompted with a mask; or, where the last argument says so, with inner points of the mask alone.
         cancelled: asked before each block and each slice.
         answered: answers that are there already, and stay.
 
@@ -186,11 +193,38 @@ class _Run:
             start, stop = max(start, missing[0] - OVERLAP), min(stop, missing[-1] + OVERLAP)
         indices = range(start, stop + 1)
         before = {index: self.found[index] for index in indices if index in self.found}
-        answers = dict(before)
-        path = self._path(before, indices)
-        for number in range(PASSES):
+        answers = yield from self._passes(before, before, indices, PASSES)
+        for _ in range(_ROUNDS):
+            fuller = {}
+            for index in sorted(answers.keys() - before.keys() - self.known.keys()):
+                if self.cancelled():
+                    return
+                if (found := self._fuller(index, answers[index])) is not None:
+                    fuller[index] = found
+                yield {}
+            if not fuller:
+                break
+            answers = yield from self._passes({**answers, **fuller}, before, indices, _PASSES_AFTER)
+        if self.cancelled():
+            return
+        new = {index: answer for index, answer in answers.items() if index not in self.found}
+        for index in sorted(new, key=lambda index: min(abs(index - known) for known in self.known)):
             if self.cancelled():
                 return
+            answer = self.found[index] = new[index]
+            if index not in self.known:
+                outlined = self._fuller(index, answer) or self._outlined(index, answer)
+                self.found[index] = self._unchanged(index, outlined) or outlined
+                yield {index: self.found[index]}
+
+    def _passes(
+        self, answers: dict[int, SliceAnswer], before: dict[int, SliceAnswer], indices: range, most: int
+    ) -> Generator[dict[int, SliceAnswer], None, dict[int, SliceAnswer]]:
+        """Ask for a block, given `answers`, until they change no more; those `before` stay where the path leads."""
+        path = self._path({**answers, **before}, indices)
+        for number in range(most):
+            if self.cancelled():
+                break
             there = {index for index, answer in answers.items() if answer.there}
             answers = self._ask(path, indices, answers)
             yield {}
@@ -199,19 +233,26 @@ class _Run:
             if number and still and path.moved(again, indices) < _MOVED:
                 break
             path = again
-        new = {index: answer for index, answer in answers.items() if index not in self.found}
-        for index in sorted(new, key=lambda index: min(abs(index - known) for known in self.known)):
-            if self.cancelled():
-                return
-            answer = self.found[index] = new[index]
-            if index not in self.known:
-                outlined = self._outlined(index, answer) if answer.there else answer
-                self.found[index] = self._unchanged(index, outlined) or outlined
-                yield {index: self.found[index]}
+        return answers
+
+    def _fuller(self, index: int, answer: SliceAnswer) -> SliceAnswer | None:
+        """The mean with the slice model's answer to inner points, where the memory's mask has shrunk and these give
+        more of the same."""
+        if not answer.there or min(self.known) < index < max(self.known):
+            return None
+        nearest, area = min(self.known, key=lambda known: abs(index - known)), np.count_nonzero(answer.mask)
+        if area >= _SHRUNK * np.count_nonzero(self.known[nearest]):
+            return None
+        share = self.outlined(index, answer.mask, True)
+        if np.count_nonzero(share > 0.5) <= area or overlap(share > 0.5, answer.mask) < _SAME:
+            return None
+        return replace(answer, share=(1 - _OUTLINED) * answer.share + _OUTLINED * share)
 
     def _outlined(self, index: int, answer: SliceAnswer) -> SliceAnswer:
-        """The mean of the memory's and the slice model's answer."""
-        share = (1 - _OUTLINED) * answer.share + _OUTLINED * self.outlined(index, answer.mask)
+        """The mean of the memory's and the slice model's answer to its mask."""
+        if not answer.there:
+            return answer
+        share = (1 - _OUTLINED) * answer.share + _OUTLINED * self.outlined(index, answer.mask, False)
         return replace(answer, share=share) if (share > 0.5).any() else answer
 
     def _unchanged(self, index: int, answer: SliceAnswer) -> SliceAnswer | None:
@@ -222,7 +263,7 @@ class _Run:
         area = np.count_nonzero(answer.mask) if answer.there else 0
         if not (before.any() and self.known[start].any()) or area >= _SHRUNK * np.count_nonzero(before):
             return None
-        share = self.outlined(index, before)
+        share = self.outlined(index, before, False)
         if not is_unchanged(self._prompted(start), self.slices.picture(index), share > 0.5, before):
             return None
         return SliceAnswer(share, overlap(share > 0.5, before))

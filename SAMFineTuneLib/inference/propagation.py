@@ -93,8 +93,7 @@ def derive_prompts(mask: np.ndarray, zoom: bool) -> PlanePrompts:
     with them), and the mask and a box for others.
     """
     if zoom:
-        points = interior_points(mask, 3)
-        return PlanePrompts(points, np.ones(len(points), np.int64), mask=mask)
+        return replace(_inner_points(mask), mask=mask)
     rows, columns = mask.shape
     x0, y0, x1, y1 = bounding_box(mask)
     margin = np.maximum(_BOX_MARGIN * np.array([x1 - x0 + 1, y1 - y0 + 1]), 1)
@@ -285,12 +284,13 @@ class _Remembered:
         self.meter.skip(len(self.wanted - self.masks.keys()))
         yield from self._ends(absent)
 
-    def _outlined(self, index: int, mask: np.ndarray) -> np.ndarray:
-        """How likely each pixel belongs to the structure, prompted with each piece of the memory's mask."""
+    def _outlined(self, index: int, mask: np.ndarray, by_points: bool) -> np.ndarray:
+        """How likely each pixel belongs to the structure, prompted with each piece of the memory's mask, or with inner
+        points of it alone."""
         if index in self.plan.interpolated:
             return mask.astype(np.float32)
         shares = [
-            prompted_by_piece(self.predictor, self._picture(index), piece).share_near(piece)
+            prompted_by_piece(self.predictor, self._picture(index), piece, by_points).share_near(piece)
             for piece in followed_pieces(mask)
         ]
         return np.max(shares, axis=0)
@@ -505,6 +505,11 @@ class _Run:
         return None
 
 
+def _inner_points(mask: np.ndarray) -> PlanePrompts:
+    points = interior_points(mask, 3)
+    return PlanePrompts(points, np.ones(len(points), np.int64))
+
+
 @dataclass(frozen=True, eq=False)
 class PieceAnswer:
     """The model's answer to the prompts that a piece of a mask gives."""
@@ -528,12 +533,15 @@ class PieceAnswer:
         return np.mean([_continued(level, piece) for level in levels], axis=0, dtype=np.float32)
 
 
-def prompted_by_piece(predictor: Predictor, shown: np.ndarray, piece: np.ndarray) -> PieceAnswer:
-    """Prompt the model on a picture with a piece of a mask from elsewhere."""
+def prompted_by_piece(
+    predictor: Predictor, shown: np.ndarray, piece: np.ndarray, by_points: bool = False
+) -> PieceAnswer:
+    """Prompt the model on a picture with a piece of a mask from elsewhere, or with its most interior points alone."""
     spec = predictor.engine.spec
     # The piece defines the view; points alone would not.
     view = view_of_box(shown.shape, bounding_box(piece), spec.input_size) if spec.zoom else None
-    prediction = predictor.predict(shown, derive_prompts(piece, spec.zoom), view=view)
+    prompts = _inner_points(piece) if by_points else derive_prompts(piece, spec.zoom)
+    prediction = predictor.predict(shown, prompts, view=view)
     merits = np.array([overlap(candidate, piece) for candidate in prediction.masks])
     return PieceAnswer(prediction, int(np.argmax(merits * prediction.scores)))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from region_engine import WINDOW, phantom, region_predictor
-from region_memory import RegionMemory
+from region_memory import RegionMemory, TaperingMemory
 from scipy import ndimage
 
 from SAMFineTuneLib.images import Volume, VolumeSource, body_phantom, choose_window
@@ -17,6 +17,7 @@ from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
 from SAMFineTuneLib.inference.block_path import BlockPath, path_through
 from SAMFineTuneLib.inference.engine import open_engine
+from SAMFineTuneLib.inference.memory_propagation import Slices, propagate_with_memory
 from SAMFineTuneLib.inference.piece_tracks import piece_tracks
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.progress import Progress
@@ -143,6 +144,29 @@ def test_it_ends_where_the_structure_ends_and_says_so():
     slices, ends = run(volume, [seed(volume, labels, 40)])
     assert sorted(slices) == [index for index in range(71) if index != 40]
     assert len(ends) == 1 and "ended before axial slice 71" in ends[0] and "not found there" in ends[0]
+
+
+def test_where_the_memory_tapers_inner_points_tell_how_large_the_structure_is():
+    """A cone that becomes wider away from the prompted slice; told a mask, the slice model repeats it."""
+    rows, columns = np.mgrid[:96, :96]
+    cone = np.array([np.hypot(rows - 48, columns - 48) < 12 + 0.5 * k for k in range(10)])
+
+    def answers(known: list[int], by_points: np.ndarray) -> list[float]:
+        def outlined(index: int, mask: np.ndarray, points: bool) -> np.ndarray:
+            return (by_points[index] if points else mask).astype(np.float32)
+
+        stack = Slices(lambda index: np.full((96, 96), 100, np.uint8), len(cone), 1.0)
+        masks = {index: cone[index] for index in known}
+        found = {}
+        for part in propagate_with_memory(TaperingMemory(), stack, masks, 0, 9, outlined):
+            found |= part
+        return [dice(found[index].mask, cone[index]) for index in range(1, 6)]
+
+    tapered, told = answers([0], np.zeros_like(cone)), answers([0], cone)
+    assert max(tapered[:2]) < 0.9 and min(told[:2]) > 0.95
+    assert all(after > before for before, after in zip(tapered, told, strict=True)), "it reaches further"
+    assert answers([0], np.ones_like(cone)) == tapered, "another structure"
+    assert answers([0, 9], cone) == answers([0, 9], np.zeros_like(cone)), "between prompted slices nothing tapers"
 
 
 def test_thin_slices_are_left_out_and_interpolated():
