@@ -121,6 +121,11 @@ def _moved(labels: Volume, volume: Volume, steps: np.ndarray | None) -> Fitted:
         )
     elif not np.array_equal(steps, np.eye(3)):
         notes.append("The labels are stored along other axes than the image, and were turned without loss.")
+    elif labels.shape != volume.shape:  # a cut-out, or another image's
+        notes.append(
+            f"The labels have {_size(labels.shape)} voxels, the image {_size(volume.shape)}: check that they belong "
+            "together; where there are none, nothing is labelled."
+        )
     if inside < total:
         notes.append(f"Left out, as outside the image: {total - inside} of {total} labelled voxels.")
     return Fitted(moved, tuple(notes))

@@ -467,4 +467,8 @@ def test_labels_that_reach_beyond_the_image_are_counted(tmp_path):
     found = fitted(tmp_path, np.pad(labels, ((0, 0), (0, 0), (0, 6))), affine)
     outside = int(labels[:, :, :6].sum())
     assert np.array_equal(found.array[:, :, :26], labels[:, :, 6:])
-    assert found.notes == (f"Left out, as outside the image: {outside} of {labels.sum()} labelled voxels.",)
+    assert found.notes == (
+        "The labels have 38 × 32 × 6 voxels, the image 32 × 32 × 6: check that they belong together; where there are "
+        "none, nothing is labelled.",
+        f"Left out, as outside the image: {outside} of {labels.sum()} labelled voxels.",
+    )
