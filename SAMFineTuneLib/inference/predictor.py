@@ -12,7 +12,7 @@ those that agree (see `mask_candidates`). A click that corrects an answer change
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -69,8 +69,8 @@ class Prediction:
     scores: np.ndarray
     low_res_candidates: np.ndarray
     view: View
-    to_masks: Callable[[np.ndarray], np.ndarray]
-    """Low-resolution logits (M, h, w) to masks (M, H, W)."""
+    to_masks: Callable[..., np.ndarray]
+    """Low-resolution logits (M, h, w) to masks (M, H, W), or (L M, H, W) with L `levels` at which they are cut."""
     chosen: int | None = None
     reading: np.ndarray | None = None
     """For a lone point: logits (h, w) of the best reading, before it was averaged with others."""
@@ -446,11 +446,14 @@ def _to_masks(
     prompts: PlanePrompts,
     one_piece: bool,
     low_res: np.ndarray,
+    levels: Sequence[float] = (0.0,),
     before: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Masks (M, *shape) of low-resolution logits (M, h, w) over a view; `before` is the mask that they correct."""
+    """Masks (L M, *shape) of low-resolution logits (M, h, w) over a view, cut at L `levels`; `before` is the mask that
+    they correct."""
     least = _BEYOND_BOX * view.crop(_beyond_box(prompts, shape)) if one_piece else 0.0
-    masks = view.paste(place.logits_to_picture(low_res) > least, shape, False)
+    pixels = place.logits_to_picture(low_res)
+    masks = view.paste(np.concatenate([pixels > least + np.float32(level) for level in levels]), shape, False)
     if not one_piece:
         return masks
     # Separate pieces are other objects that look alike, unless the user points at them.

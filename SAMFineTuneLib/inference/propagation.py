@@ -529,7 +529,7 @@ class PieceAnswer:
     def share_near(self, piece: np.ndarray) -> np.ndarray:
         """How likely each pixel belongs to the structure (H, W), in fifths; 0 far from the piece's own mask."""
         logits = self.prediction.low_res_candidates[self.candidate]
-        levels = self.prediction.to_masks(np.stack([logits - level for level in _LEVELS]))
+        levels = self.prediction.to_masks(logits[None], levels=_LEVELS)
         return np.mean([_continued(level, piece) for level in levels], axis=0, dtype=np.float32)
 
 
