@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,19 @@ from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
 
 
 def small_cohort(folder: Path, count: int = 3, labelled: int = 0, affine: np.ndarray = AFFINE) -> Cohort:
-    """A cohort of images a, b, c … with one structure, `blob`; the first `labelled` are accepted."""
+    """A cohort of images a, b, c … with one structure, `blob`; the first `labelled` are accepted.
+
+    Who is held out, which follows from the patients' digests, is the same in every run.
+    """
     for number in range(count):
         name = chr(ord("a") + number)
         save(folder / "images" / f"{name}.nii.gz", image_of(truth(number), number), affine)
         if number < labelled:
             save(folder / "labels" / f"{name}.nii.gz", truth(number), affine)
-    return create_cohort(folder / "cohort", find_images(folder), ["blob"]).cohort
+    cohort = create_cohort(folder / "cohort", find_images(folder), ["blob"]).cohort
+    own = tuple(replace(case, patient=f"patient {place}") for place, case in enumerate(cohort.state.cases))
+    cohort.change(lambda state: replace(state, cases=own))
+    return cohort
 
 
 def truth(number: int) -> np.ndarray:
