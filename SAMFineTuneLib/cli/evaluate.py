@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_match_labels
-from SAMFineTuneLib.cli.long_work import ProgressLine
+from SAMFineTuneLib.cli.long_work import ProgressLine, time_left
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -148,7 +148,4 @@ def _interruptible():
 
 
 def _words(progress: Progress) -> str:
-    from SAMFineTuneLib.models.adapters.adapter_card import duration
-
-    left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
-    return f"{progress.done} of {progress.total} jobs{left}"
+    return f"{progress.done} of {progress.total} jobs{time_left(progress.seconds_left)}"

@@ -78,3 +78,30 @@ def stoppable(sentence: Callable[[], str]) -> Iterator[StopSigns]:
             yield stop
         except Stopped:
             raise KeyboardInterrupt(sentence()) from None
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[..., None]]:
+    """A line of progress with the time that is left.
+
+    Args:
+        what: what is done to each thing, such as "reading image".
+
+    Yields:
+        The function to call with the number of things done, their total, and the name of the next one.
+    """
+    begun = time.monotonic()
+    with ProgressLine() as line:
+
+        def show(done: int, total: int, name: str = "") -> None:
+            left = (time.monotonic() - begun) / done * (total - done) if 0 < done < total else None
+            line(f"{what} {min(done + 1, total)} of {total}{name and f', {name}'}{time_left(left)}")
+
+        yield show
+
+
+def time_left(seconds: float | None) -> str:
+    """The end of a line of progress: “, 5 minutes left”; nothing while that is not known."""
+    from SAMFineTuneLib.models.adapters.adapter_card import duration
+
+    return "" if seconds is None else f", {duration(seconds)} left"

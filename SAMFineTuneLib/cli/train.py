@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import adapter_names, add_match_labels
-from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable
+from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable, time_left
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -371,8 +371,6 @@ class _Report(ProgressLine):
 
 def describe(progress: Progress) -> str:
     """Progress as one line for people."""
-    from SAMFineTuneLib.models.adapters.adapter_card import duration
-
     if progress.stage != "training":
         text = _STAGES[progress.stage]
     else:
@@ -381,4 +379,4 @@ def describe(progress: Progress) -> str:
             text += f", validation Dice {progress.dice:.3f}"
     if progress.parts > 1 and progress.stage not in ("cases", "report"):
         text = f"training {progress.part} of {progress.parts}: {text}"
-    return text if progress.seconds_left is None else f"{text}, {duration(progress.seconds_left)} left"
+    return text + time_left(progress.seconds_left)

@@ -202,7 +202,7 @@ def test_wrong_input_is_one_sentence(samfinetune, cohort, tmp_path, arguments):
 def test_names_of_cases_complete_in_a_shell(cohort):
     import argparse
 
-    from SAMFineTuneLib.cli.cohort import _case_names
+    from SAMFineTuneLib.cli.cohort_on_server import case_names
 
-    assert _case_names("", argparse.Namespace(cohort=str(cohort.folder))) == ["a", "b", "c"]
-    assert _case_names("", argparse.Namespace(cohort="nowhere")) == []
+    assert case_names(argparse.Namespace(cohort=str(cohort.folder))) == ["a", "b", "c"]
+    assert case_names(argparse.Namespace(cohort="nowhere")) == []

@@ -164,11 +164,11 @@ def misplaced(text: str, command: str, parsers: dict[str, argparse.ArgumentParse
 def test_errors_advise_options_of_the_command_that_shows_them(root):
     source, parsers, wrong, seen = Source(root), commands(), [], set()
     for command, parser in parsers.items():
-        module = f"SAMFineTuneLib.cli.{command.partition(' ')[0]}"
         act = parser.get_default("act")
         if command in OTHERS or (act is None and any(one.startswith(command + " ") for one in parsers)):
             continue
-        for key in source.reached((module, act.__name__ if act else "run")):
+        start = (act.__module__, act.__name__) if act else (f"SAMFineTuneLib.cli.{command}", "run")
+        for key in source.reached(start):
             for text in source.texts(key):
                 seen.add(key)
                 wrong += [f"{command}: {key}: {option} in “{text}”" for option in misplaced(text, command, parsers)]

@@ -1,0 +1,111 @@
+"""`samfinetune cohort create`, `status`, `add` and `locate`: the cases of a cohort and their images."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from SAMFineTuneLib.cli import console
+from SAMFineTuneLib.cli.arguments import add_match_labels
+from SAMFineTuneLib.cli.cohort_on_server import open_cohort, open_here
+from SAMFineTuneLib.cli.cohort_status import case_facts, count_cases, print_status
+from SAMFineTuneLib.cli.describe import print_table
+from SAMFineTuneLib.cli.long_work import counting
+from SAMFineTuneLib.errors import UserError
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
+
+
+def add_actions(action: Callable) -> None:
+    """Add the actions that say which cases there are."""
+    images = "folder of images or DICOM series, nnU-Net's layout, or a .csv of image,label,patient, in "\
+             "which labels and patients may be missing"
+    added = action("create", _create, "make a cohort of images, some of which may have labels")
+    added.add_argument("images", metavar="IMAGES", help=images)
+    added.add_argument("--labels", metavar="liver,spleen", default="", help="names of the structures, for label values "
+                       "from 1 (default: those of the labels that are there)")  # fmt: skip
+    add_match_labels(added)
+    added.add_argument("--model", metavar="ID", default="compact", help="the model that learns (default: compact)")
+    action("status", _status, "list the cases, the adapter in use, and what to do next", served=True)
+    added = action("add", _add, "add images to a cohort")
+    added.add_argument("images", metavar="IMAGES", help=images)
+    add_match_labels(added)
+    added = action("locate", _locate, "find images that were moved")
+    added.add_argument("images", metavar="IMAGES", help="where they are now")
+
+
+def _create(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+    from SAMFineTuneLib.models.store import Store
+
+    Store().find(args.model)  # rather than after the first cases
+    names = [name for name in args.labels.split(",") if name.strip()]
+    images = find_images(args.images, args.match_labels)
+    with counting("reading image") as show:
+        made = create_cohort(args.cohort, images, names, args.model, show)
+    for note in made.notes:
+        console.note(note)
+    print(f"written     {made.cohort.folder}")
+    print_status(made.cohort)
+
+
+def _status(args: argparse.Namespace) -> None:
+    cohort = open_cohort(args)
+    state = cohort.state
+    print_status(cohort)
+    rows = [("CASE", "STATE", "CONFIDENCE", "DOUBTFUL", "PROPOSAL'S DICE", "")]
+    often = Counter(case.name for case in state.cases)
+    for case in state.cases:
+        name = case.name if often[case.name] == 1 else f"{case.name} ({case.key})"
+        open_ = case.proposal is not None and case.state in ("proposed", "corrected")
+        dice = case.review.dice if case.review and case.state == "accepted" else {}
+        slices = f"{case.proposal.doubtful} slice{'s' * (case.proposal.doubtful != 1)}" if open_ else ""
+        remark = "somebody works on it" if case.taken() else case.problem if case.state == "untouched" else ""
+        rows.append((name, case.state, f"{case.proposal.lowest:.2f}" if open_ else "", slices,
+                     f"{min(dice.values()):.2f}" if dice else "", remark))  # fmt: skip
+    print()
+    print_table(rows)
+    console.document(images=cohort.images, cases=[case_facts(cohort, case) for case in state.cases],
+                     adapters=[asdict(one) for one in state.adapters])  # fmt: skip
+
+
+def _add(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.create_cohort import add_images, find_images
+
+    cohort = open_here(args)
+    before = len(cohort.state.cases)
+    images = find_images(args.images, args.match_labels)
+    with counting("reading image") as show:
+        notes = add_images(cohort, images, show)
+    for note in notes:
+        console.note(note)
+    print(f"added       {count_cases(len(cohort.state.cases) - before)}")
+    console.document(added=len(cohort.state.cases) - before)
+    print_status(cohort)
+
+
+def _locate(args: argparse.Namespace) -> None:
+    from SAMFineTuneLib.cohort.create_cohort import find_images, locate_images
+
+    cohort = open_here(args)
+    images = find_images(args.images)
+    with counting("reading image") as show:
+        found = locate_images(cohort, images, show)
+    if not found:
+        raise UserError(f"None of the cohort's images is in “{args.images}”; give the folder that they are in now.")
+    missing = sum(not _is_there(cohort, case) for case in cohort.state.cases)
+    print(f"found       {found} of {count_cases(len(cohort.state.cases))}")
+    if missing:
+        console.note(f"{missing} images are still missing; give their folder, too")
+    console.document(found=found, missing=missing)
+
+
+def _is_there(cohort: Cohort, case: CohortCase) -> bool:
+    try:
+        return bool(cohort.image(case))
+    except UserError:
+        return False

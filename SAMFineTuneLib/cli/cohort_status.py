@@ -1,0 +1,103 @@
+"""What every `samfinetune cohort` command prints: how far the cohort is, and what to do next."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from SAMFineTuneLib.cli import console
+from SAMFineTuneLib.cli.describe import print_facts
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
+
+
+def print_status(cohort: Cohort) -> None:
+    """Counts by state, the adapter in use with its evidence, what to do next."""
+    state = cohort.state
+    counts = {name: len(state.those(name)) for name in ("accepted", "corrected", "proposed", "untouched", "refused")}
+    words = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    adapter, advice = state.adapter, next_step(cohort)
+    facts = [("cases", f"{len(state.cases)}: {words}"), ("labels", ", ".join(state.labels.values()))]
+    if adapter is not None:
+        learned = f"adapter {adapter.number} of {adapter.date}, learned from {count_cases(len(adapter.learned))}"
+        facts.append(("adapter", f"{learned}; {adapter.reason}"))
+    elif state.adapters:
+        facts.append(("adapter", f"none in use; {state.adapters[-1].reason}"))
+    print_facts([*facts, ("next", advice)])
+    console.document(
+        cohort=cohort.folder, model=state.model, labels={str(value): name for value, name in state.labels.items()},
+        counts=counts, adapter=adapter.number if adapter else None, advice=advice,
+    )  # fmt: skip
+
+
+def next_step(cohort: Cohort) -> str:
+    """What to do next, as a sentence."""
+    from SAMFineTuneLib.cohort.retraining import FIRST, is_due
+
+    state, command = cohort.state, f"samfinetune cohort {{}} {cohort_word(cohort)}"
+    adapter = state.adapter
+    if is_due(state):
+        return f"Enough is accepted for a training: {command.format('train')}"
+    waiting, untouched = state.those("proposed", "corrected"), state.those("untouched")
+    if adapter is not None and any(not case.problem for case in untouched):
+        return f"{count_cases(len(untouched))} can be proposed: {command.format('propose')}"
+    if any(case.proposal and adapter and case.proposal.adapter != adapter.number for case in state.those("proposed")):
+        return f"Earlier adapters made some of the proposals: {command.format('propose')} --again"
+    if waiting:
+        return f"{count_cases(len(waiting))} to review: {command.format('next')}"
+    if untouched:
+        more = f", until {FIRST} are accepted and a training can begin" if not state.adapters else ""
+        return (
+            f"Segment a case with prompts, in Slicer or with “samfinetune segment”, and accept it{more}: "
+            f"{command.format('accept')} {case_word(cohort, untouched[0])} --labels FILE"
+        )
+    if state.accepted:
+        return f"All cases are reviewed: {command.format('report')}, {command.format('export')} -o FOLDER"
+    return f"All cases are refused; add others: {command.format('add')} IMAGES"
+
+
+def print_case(cohort: Cohort, case: CohortCase) -> None:
+    print(f"next        {next_step(cohort)}")
+    console.document(case=case_facts(cohort, case), advice=next_step(cohort))
+
+
+def case_facts(cohort: Cohort, case: CohortCase) -> dict[str, Any]:
+    """A case for a program."""
+    proposal, review = case.proposal, case.review
+    return {
+        "key": case.key, "name": case.name, "image": str(cohort.images / case.image), "state": case.state,
+        "taken": case.taken(), "problem": case.problem,
+        "proposal": proposal and {"adapter": proposal.adapter, "confidence": dict(proposal.confidence),
+                                  "doubtful_slices": proposal.doubtful},
+        "review": review and {"order": review.order, "seconds": review.seconds, "prompts": review.prompts,
+                              "dice_of_proposal": dict(review.dice)},
+    }  # fmt: skip
+
+
+def cohort_word(cohort: Cohort) -> str:
+    """A cohort as commands take it."""
+    from SAMFineTuneLib.service.cohort_client import place_of
+
+    place = place_of(cohort.folder)
+    return f"{_quoted(place.cohort)} --server {place.address}" if place else _quoted(cohort.folder)
+
+
+def case_word(cohort: Cohort, case: CohortCase) -> str:
+    """A case as commands take it: by its name, or by its key where the name means something to a shell or is another
+    case's, too."""
+    plain = re.fullmatch(r"\w[\w.-]*", case.name)
+    return case.name if plain and [one.name for one in cohort.state.cases].count(case.name) == 1 else case.key
+
+
+def _quoted(word: object) -> str:
+    """A word of a command as shells take it."""
+    if re.fullmatch(r"[\w./\\:~-]+", str(word)):
+        return str(word)
+    return f'"{word}"' if os.name == "nt" else shlex.quote(str(word))
+
+
+def count_cases(count: int) -> str:
+    return f"{count} case{'s' * (count != 1)}"
