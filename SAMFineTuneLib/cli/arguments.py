@@ -114,7 +114,7 @@ def connection(args: argparse.Namespace) -> RemoteServer:
 def server_access(args: argparse.Namespace) -> tuple[str, str | None]:
     """Token and certificate for the server of --server, with a note where the network can read along; UserError
     without a token."""
-    from SAMFineTuneLib.service.link import parse_address
+    from SAMFineTuneLib.service.server_address import parse_address
     from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
     if args.token_file:

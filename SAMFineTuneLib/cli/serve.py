@@ -104,7 +104,7 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 def _token(args: argparse.Namespace) -> str:
-    from SAMFineTuneLib.service.link import Address
+    from SAMFineTuneLib.service.server_address import Address
     from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
     given = os.environ.pop(TOKEN_VARIABLE, "")  # removed, so that child processes do not see it
@@ -142,7 +142,7 @@ def _server(args: argparse.Namespace, token: str, limits: Limits) -> WorkerServe
 
 
 def _print_welcome(args: argparse.Namespace, server: WorkerServer, token: str) -> None:
-    from SAMFineTuneLib.service.link import Address
+    from SAMFineTuneLib.service.server_address import Address
 
     address = Address(args.host, server.server_port, bool(args.tls_cert))
     scheme = "https" if args.tls_cert else "http"

@@ -27,8 +27,8 @@ from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts import LARGEST_VALUE
 from SAMFineTuneLib.service import protocol
+from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
 from SAMFineTuneLib.service.journal import LONG, Journal
-from SAMFineTuneLib.service.link import Broken, Connection, Unusable
 from SAMFineTuneLib.service.protocol import DEFAULT_MODEL, PROTOCOL, Received, Told, version_advice
 from SAMFineTuneLib.service.uploads import SendingFile, SendingVolume
 from SAMFineTuneLib.service.wire import Later, WireError, decode, encode

@@ -25,7 +25,8 @@ from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, data_folder, staged_folder, write_text
 from SAMFineTuneLib.service import protocol
-from SAMFineTuneLib.service.link import HttpLink, LinkError, parse_address
+from SAMFineTuneLib.service.link import HttpLink, LinkError
+from SAMFineTuneLib.service.server_address import parse_address
 from SAMFineTuneLib.service.wire import WireError, decode, encode
 
 _SERVER_FILE = "server.json"

@@ -1,8 +1,6 @@
-"""How a client reaches a server: `Connection`, the base of `LocalWorker` and `RemoteServer`, and the link below it.
+"""A keep-alive HTTP/1.1 connection that never blocks: one request at a time, advanced by `step`.
 
-`HttpLink` is a keep-alive HTTP/1.1 connection that never blocks: one request at a time, advanced by `step`. Every
-failure of it is a LinkError, an OSError whose text is a sentence for the user. A host name is looked up once, in a
-thread of its own, because the system offers no lookup that does not block.
+A host name is looked up once, in a thread of its own, because the system offers no lookup that does not block.
 
 Written on the standard library's sockets rather than on an HTTP library: Slicer's Python stays as it is installed, and
 its threads starve while Slicer idles, so that the panel's timer must advance a request in short steps.
@@ -11,136 +9,22 @@ its threads starve while Slicer idles, so that the panel's timer must advance a 
 from __future__ import annotations
 
 import errno
-import http.client
-import io
-import ipaddress
 import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
-from urllib.parse import urlsplit
 
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.service.http_answer import HttpAnswer
 from SAMFineTuneLib.service.protocol import MARK, Buffer, Response
+from SAMFineTuneLib.service.server_address import Address
 
 _CONNECT_SECONDS = 8.0
 _SILENCE_SECONDS = 30.0  # without a byte in either direction while a request is under way
 _LONGEST_STEP = 0.015  # seconds of sending and receiving in one call of `step`
 _PIECE = 256 << 10
-_LARGEST_HEAD = 64 << 10
-_LARGEST_BODY = 512 << 20
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Host (a name or an IP address), port, whether the server uses TLS, and a path that precedes the server's own."""
-
-    host: str
-    port: int
-    tls: bool = False
-    prefix: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.host_in_url}:{self.port}"
-
-    @property
-    def host_in_url(self) -> str:
-        """The host as URLs and the Host header write it: IPv6 addresses in brackets."""
-        return f"[{self.host}]" if ":" in self.host else self.host
-
-    @property
-    def is_number(self) -> bool:
-        """Whether the host is an IP address, which needs no lookup."""
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        return True
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it is this computer."""
-        return self.host == "localhost" or (self.is_number and ipaddress.ip_address(self.host).is_loopback)
-
-
-def parse_address(text: str) -> Address:
-    """Parse an address as people write it; without http:// or https:// it means https, except on this computer.
-
-    Raises:
-        UserError: for text that is not an address, or that contains a user name, password or query.
-    """
-    example = "give it as https://gpu.example.org:8443"
-    text = text.strip()
-    try:
-        parts = urlsplit(text if "://" in text else f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise UserError(f"“{text[:100]}” is not a server address: {example}.") from None
-    if not host or parts.scheme not in ("", "http", "https") or any(c.isspace() for c in text):
-        raise UserError(f"“{text[:100]}” is not a server address: {example}.")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(f"A server address must not contain a user name, password or query: {example}.")
-    tls = parts.scheme == "https" if parts.scheme else not Address(host, 0).is_loopback
-    return Address(host, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
-
-
-class Broken(Exception):
-    """The request failed; another try may succeed. The text is a sentence."""
-
-
-class Unusable(UserError):
-    """The request failed, and trying again does not help until the user changes what the sentence says."""
-
-
-class Connection:
-    """A connection to one server, over an HttpLink."""
-
-    is_local: ClassVar[bool]
-    """Whether the client started the server itself, and may restart it."""
-    waiting: str
-    """What the client waits for until it is `ready`, as a sentence."""
-    encrypted = True
-    """Whether nobody in the network can read what is sent."""
-
-    def __init__(self, link: HttpLink | None) -> None:
-        self._link = link
-
-    def ready(self) -> bool:
-        """Whether a request can be sent; takes the next step towards that. Raises Unusable."""
-        raise NotImplementedError
-
-    def send(self, path: str, body: Sequence[Buffer]) -> None:
-        """Begin a request. There is one at a time."""
-        self._link.send(path, body)
-
-    def receive(self, wait: float) -> Response | None:
-        """Advance the request, waiting for the network at most `wait` seconds.
-
-        Returns:
-            The answer once it is complete, None before.
-
-        Raises:
-            Broken, Unusable: when the request failed.
-        """
-        raise NotImplementedError
-
-    def drop(self) -> None:
-        """Drop the request and close the connection it uses; `ready` opens a new one."""
-        if self._link is not None:
-            self._link.close()
-
-    def retry(self) -> None:
-        """Forget earlier failures, because the user changed something."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Close the connection, and end a server that the client started."""
-        self.drop()
 
 
 class LinkError(OSError):
@@ -178,7 +62,7 @@ class HttpLink:
         self._used = False  # whether the open line has carried an answer already
         self._outgoing: list[memoryview] = []
         self._request: tuple[str, Sequence[Buffer]] | None = None
-        self._reader: _Reader | None = None
+        self._reader: HttpAnswer | None = None
         self._moved = 0.0
 
     # ---- for the caller
@@ -247,7 +131,7 @@ class HttpLink:
             f"Content-Length: {size}\r\n\r\n"
         )
         self._outgoing = [memoryview(piece).cast("B") for piece in (head.encode("latin-1", "replace"), *body)]
-        self._reader = _Reader()
+        self._reader = HttpAnswer()
 
     def _begin_connecting(self) -> bool:
         if not self._tries:
@@ -436,100 +320,6 @@ class _LookUp:
         except (OSError, UnicodeError):
             pass
         self.done = True
-
-
-class _Reader:
-    """Parses an HTTP answer as it arrives; ValueError for anything else."""
-
-    def __init__(self) -> None:
-        self.began = self.done = False
-        self.closes = False
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self._head: bytearray | None = bytearray()
-        self._data = bytearray()
-        self._length: int | None = None
-        self._chunked = False
-        self._chunks: list[bytes] = []
-
-    @property
-    def body(self) -> bytes | bytearray:
-        return b"".join(self._chunks) if self._chunked else self._data
-
-    def feed(self, data: bytes) -> None:
-        self.began = True
-        if self._head is not None:
-            self._head += data
-            end = self._head.find(b"\r\n\r\n")
-            if end < 0:
-                if len(self._head) > _LARGEST_HEAD or not self._head.startswith(b"HTTP/"[: len(self._head)]):
-                    raise ValueError("its answer is not HTTP")
-                return
-            rest = self._head[end + 4 :]
-            self._read_head(bytes(self._head[: end + 4]))
-            if self.status < 200:  # such as 100 Continue: the answer follows
-                self._head = bytearray()
-                if rest:
-                    self.feed(bytes(rest))
-                return
-            self._head = None
-            data = rest
-        self._data += data
-        if len(self._data) > _LARGEST_BODY:
-            raise ValueError("its answer is too long")
-        self._look()
-
-    def end(self) -> bool:
-        """The server closed the connection; returns whether the answer is complete."""
-        if self._head is None and not self.done and self._length is None and not self._chunked:
-            self.done = self.closes = True
-        return self.done
-
-    def _read_head(self, head: bytes) -> None:
-        first, _, rest = head.partition(b"\r\n")
-        words = first.split(None, 2)
-        if len(words) < 2 or not words[0].startswith(b"HTTP/1") or not words[1].isdigit():
-            raise ValueError("its answer is not HTTP/1")
-        self.status = int(words[1])
-        try:
-            fields = http.client.parse_headers(io.BytesIO(rest))
-            length = fields.get("Content-Length")
-            self._length = None if length is None else int(length)
-        except (http.client.HTTPException, ValueError):
-            raise ValueError("its headers are damaged") from None
-        self.headers = {name.lower(): value for name, value in fields.items()}
-        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
-        self.closes = "close" in self.headers.get("connection", "").lower() or words[0] == b"HTTP/1.0"
-        if self._length is not None and not 0 <= self._length <= _LARGEST_BODY:
-            raise ValueError("its answer is too long")
-
-    def _look(self) -> None:
-        if self._chunked:
-            while not self.done and self._take_chunk():
-                pass
-        elif self._length is not None and len(self._data) >= self._length:
-            self.closes |= len(self._data) > self._length
-            del self._data[self._length :]
-            self.done = True
-
-    def _take_chunk(self) -> bool:
-        end = self._data.find(b"\r\n")
-        if end < 0:
-            return False
-        try:
-            size = int(bytes(self._data[:end]).split(b";")[0], 16)
-        except ValueError:
-            raise ValueError("its answer is damaged") from None
-        if not 0 <= size <= _LARGEST_BODY:
-            raise ValueError("its answer is too long")
-        if size == 0:
-            self.done = b"\r\n\r\n" in self._data[end - 1 :] or self._data[end + 2 : end + 4] == b"\r\n"
-            return False
-        if len(self._data) < end + 2 + size + 2:
-            return False
-        self._chunks.append(bytes(self._data[end + 2 : end + 2 + size]))
-        del self._data[: end + 2 + size + 2]
-        return True
 
 
 def _ready(place: socket.socket, read: bool = False, write: bool = False, seconds: float = 0.0) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
-from SAMFineTuneLib.service.link import Address, Broken, Connection, HttpLink, Unusable, parse_address
+from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
+from SAMFineTuneLib.service.link import HttpLink
 from SAMFineTuneLib.service.protocol import Response
+from SAMFineTuneLib.service.server_address import Address, parse_address
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.3, 5.0  # seconds between two tries
 _PATIENCE = 120.0  # seconds for which a server that answered before is tried again

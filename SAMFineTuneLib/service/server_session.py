@@ -13,7 +13,7 @@ from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume
 from SAMFineTuneLib.images.slice_extraction import write
 from SAMFineTuneLib.inference.automatic_head import class_segments
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.link import Connection
+from SAMFineTuneLib.service.connection import Connection
 from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
 from SAMFineTuneLib.session import events, intents
 from SAMFineTuneLib.session.answers import Answer

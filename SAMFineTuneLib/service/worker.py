@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
-from SAMFineTuneLib.service.link import Address, Broken, Connection, HttpLink, Unusable
+from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
+from SAMFineTuneLib.service.link import HttpLink
 from SAMFineTuneLib.service.protocol import Response
+from SAMFineTuneLib.service.server_address import Address
 
 TOKEN_VARIABLE = "SAMFINETUNE_TOKEN"
 

@@ -15,7 +15,7 @@ slicer = pytest.importorskip("slicer")
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
 from SAMFineTuneLib.mrml import storage  # noqa: E402
-from SAMFineTuneLib.service.link import Broken  # noqa: E402
+from SAMFineTuneLib.service.connection import Broken  # noqa: E402
 from SAMFineTuneLib.session.events import Failed, Finished  # noqa: E402
 
 NAMES = ("first", "second", "third", "fourth")

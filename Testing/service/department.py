@@ -9,7 +9,7 @@ from pathlib import Path
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.service.cohort_client import Place, ServedCohort, mirror
-from SAMFineTuneLib.service.link import parse_address
+from SAMFineTuneLib.service.server_address import parse_address
 
 TOKEN = "a-token-of-the-department"
 

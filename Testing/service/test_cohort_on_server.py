@@ -30,7 +30,8 @@ from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.cohort_client import Place, ServedCohort, Unreached, mirror
 from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
-from SAMFineTuneLib.service.link import HttpLink, parse_address
+from SAMFineTuneLib.service.link import HttpLink
+from SAMFineTuneLib.service.server_address import parse_address
 from SAMFineTuneLib.service.wire import decode, encode
 
 PATIENCE = 300.0  # s: many processes start on a busy machine

@@ -6,7 +6,7 @@ import numpy as np
 
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import SlicePlane
-from SAMFineTuneLib.service.host import EventLog
+from SAMFineTuneLib.service.event_log import EventLog
 from SAMFineTuneLib.session.events import Busy, MaskChanged, Notice, StateChanged
 
 

@@ -18,10 +18,10 @@ from SAMFineTuneLib.prompts import PointPrompt
 from SAMFineTuneLib.service import link as http_link
 from SAMFineTuneLib.service import server_app as app_module
 from SAMFineTuneLib.service.client import SessionClient
-from SAMFineTuneLib.service.link import Address, parse_address
 from SAMFineTuneLib.service.protocol import MARK, Limits
 from SAMFineTuneLib.service.remote_server import RemoteServer
 from SAMFineTuneLib.service.server import tls_context
+from SAMFineTuneLib.service.server_address import Address, parse_address
 from SAMFineTuneLib.service.server_app import ServerApp
 from SAMFineTuneLib.session.events import Answered, Failed, Finished, MaskChanged, Notice, StateChanged, StatusChanged
 

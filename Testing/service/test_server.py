@@ -15,7 +15,7 @@ from servers import serving
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.service.link import Address, HttpLink, LinkError
+from SAMFineTuneLib.service.link import HttpLink, LinkError
 from SAMFineTuneLib.service.protocol import (
     MARK,
     PROTOCOL,
@@ -31,6 +31,7 @@ from SAMFineTuneLib.service.protocol import (
     Synced,
 )
 from SAMFineTuneLib.service.server import WorkerServer, tls_context
+from SAMFineTuneLib.service.server_address import Address
 from SAMFineTuneLib.service.server_app import ServerApp
 from SAMFineTuneLib.service.wire import decode, encode
 from SAMFineTuneLib.session.intents import AddSegment
