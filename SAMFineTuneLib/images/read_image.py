@@ -33,12 +33,12 @@ def read_volume(path: str | Path, series: str | None = None, no_number: float | 
     series = series or chosen
     try:
         if path.is_dir():
-            return _with_finite_voxels(read_dicom_folder(path, series), no_number)
+            return _with_usable_voxels(read_dicom_folder(path, series), no_number)
         if not path.exists():
             raise UserError(f"“{path}” does not exist; check the path.")
         if path.stat().st_size == 0:
             raise UserError(f"“{path}” is empty; copy or export it again.")
-        return _with_finite_voxels(_read_file(path, series), no_number)
+        return _with_usable_voxels(_read_file(path, series), no_number)
     except PermissionError as error:
         raise UserError(f"“{error.filename or path}” may not be read; check its permissions.") from error
     except MemoryError as error:
@@ -67,17 +67,31 @@ def _read_file(path: Path, series: str | None) -> Volume:
     raise UserError(f"“{path.name}” is not an image that can be read; give a DICOM folder or file, or {endings}.")
 
 
-def _with_finite_voxels(volume: Volume, value: float | None) -> Volume:
-    """Set NaN and infinite voxels to a value, None for the lowest finite one, with a warning."""
-    if volume.array.dtype.kind != "f":
+def _with_usable_voxels(volume: Volume, value: float | None) -> Volume:
+    """Halve the memory of 64-bit numbers: whole ones become int32 where they fit, all others float32. Set voxels that
+    are then not finite to a value, None for the lowest finite one, with a warning."""
+    array = volume.array
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        fits = array.min() >= -(2**31) and array.max() < 2**31
+        return replace(volume, array=array.astype(np.int32 if fits else np.float32))
+    if array.dtype.kind != "f":
         return volume
-    finite = np.isfinite(volume.array)
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32, copy=False)
+    finite = np.isfinite(narrow)
     if finite.all():
-        return volume
+        return replace(volume, array=narrow)
     if not finite.any():
-        raise UserError("The image holds no real number in any voxel; export it again.")
-    filling = volume.array.dtype.type(volume.array[finite].min() if value is None else value)
-    array = np.where(finite, volume.array, filling)
-    count, said = int((~finite).sum()), "the lowest value" if value is None else f"{value:g}"
-    note = f"{count} voxel{'s hold' if count > 1 else ' holds'} no real number; {said} is used there."
-    return replace(volume, array=array, warnings=(*volume.warnings, note))
+        raise UserError("The image holds no real number that 32 bits can hold in any voxel; export it again.")
+    filling = np.float32(narrow[finite].min() if value is None else value)
+    said = "the lowest value" if value is None else f"{value:g}"
+    large = array[np.isfinite(array) & ~finite]
+    notes = [
+        f"{count} voxel{'s hold' if count > 1 else ' holds'} {what}; {said} is used there."
+        for count, what in (
+            (int((~finite).sum()) - large.size, "no real number"),
+            (large.size, f"a number too large to compute with ({large[0]:.3g})" if large.size else ""),
+        )
+        if count
+    ]
+    return replace(volume, array=np.where(finite, narrow, filling), warnings=(*volume.warnings, *notes))

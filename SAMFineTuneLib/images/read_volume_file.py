@@ -72,7 +72,7 @@ def read_volume_file(path: Path) -> Volume:
         raise _sheared(path)
     if header is not None:
         warnings = _check_nifti(path, affine, array.shape, header)
-    return Volume(_compact(array), affine, source=VolumeSource((path,), kind), warnings=warnings)
+    return Volume(array, affine, source=VolumeSource((path,), kind), warnings=warnings)
 
 
 def _format(path: Path) -> str:
@@ -117,15 +117,6 @@ def _unreadable(path: Path) -> UserError:
     return UserError(
         f"“{path.name}” cannot be read: it is damaged, cut off or not what its ending says; copy or export it again."
     )
-
-
-def _compact(array: np.ndarray) -> np.ndarray:
-    """Halve the memory of 64-bit numbers: whole ones become int32 where they fit, all others float32."""
-    if array.dtype.itemsize < 8:
-        return array
-    if array.dtype.kind in "iu" and array.min() >= -(2**31) and array.max() < 2**31:
-        return array.astype(np.int32)
-    return array.astype(np.float32)
 
 
 @contextmanager

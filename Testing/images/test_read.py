@@ -256,6 +256,22 @@ def test_voxels_that_are_no_numbers_become_the_lowest_value_and_are_said(tmp_pat
         read_volume(write(f"b{ending}", np.full((2, 2, 2), np.nan, kind)))
 
 
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii.gz"])
+def test_voxels_beyond_32_bits_are_said_to_be_too_large(tmp_path, ending):
+    array = voxels(np.float64)
+    array[0, 0, 0], array[1, 1, 1], array[2, 2, 2] = 1e300, -np.finfo(np.float64).max, np.nan
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk_image(array, oblique()), str(path))
+    volume = read_volume(path)
+    usable = np.abs(array) < 1e30
+    assert np.array_equal(volume.array[usable], array[usable].astype(np.float32))
+    assert (volume.array[~usable] == array[usable].min()).all()
+    assert volume.warnings == (
+        "1 voxel holds no real number; the lowest value is used there.",
+        "2 voxels hold a number too large to compute with (1e+300); the lowest value is used there.",
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "mode", "array"),
     [
