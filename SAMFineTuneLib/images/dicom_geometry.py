@@ -24,6 +24,7 @@ _BRIDGED_MM = 30.0
 _BRIDGED_GAPS = 4.0
 _FINEST = 8.0  # uneven series get at most this many times as many slices as they have images
 _SAME_HEIGHT = 1e-3  # mm
+_MOSTLY = 0.9  # part of the gaps that are equal where images belong to one scan; others are missing slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +118,17 @@ def split_at_wide_gaps(frames: Sequence[Frame]) -> list[list[Frame]]:
     widest = max(_BRIDGED_MM, _BRIDGED_GAPS * _grid_step(gaps)) + _SAME_HEIGHT
     cuts = np.flatnonzero(gaps > widest) + 1
     return [[frames[n] for n in piece] for piece in np.split(order, cuts)]
+
+
+def evenly_spaced(frames: Sequence[Frame]) -> bool:
+    """Whether frames fit on top of each other at three or more places, most of them equally far apart, as the slices of
+    one scan do."""
+    first = frames[0]
+    if first.position is None or not all(same_stack(first, frame) for frame in frames):
+        return False
+    gaps = np.diff(_sorted_heights(frames, normal_of(first))[1])
+    gaps = gaps[gaps > _repeat_below(gaps)]
+    return len(gaps) > 1 and bool(np.mean(np.abs(gaps / np.median(gaps) - 1) <= _EVEN) >= _MOSTLY)
 
 
 def _sorted_heights(frames: Sequence[Frame], normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.dicom_geometry import Stack, same_stack, stack_frames
+from SAMFineTuneLib.images.dicom_geometry import Stack, evenly_spaced, same_stack, stack_frames
 from SAMFineTuneLib.images.dicom_headers import Frame, Header, UnreadableFile, may_be_cut_off, read_header
 from SAMFineTuneLib.images.dicom_pixels import assemble, read_frames
 from SAMFineTuneLib.images.dicom_volumes import left_out, volumes_of
@@ -18,6 +18,7 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
 
 _SHORTEST_PART = 4  # characters of a UID: fewer would choose a series by chance, or for a number not in the list
+_OF_SCANS = ("patient", "study")  # what one scan cannot have two of
 _RESOURCE_FORK = "._"  # how macOS begins the names of its own files on foreign disks
 
 
@@ -165,10 +166,11 @@ def _kind_of_name(path: Path) -> tuple[Path, str]:
 def _series_of(headers: Sequence[Header]) -> list[_Series]:
     """The volumes of the files of one series."""
     first = headers[0]
-    notes = dict.fromkeys(note for header in headers for note in header.notes)
+    parts, anew = _told_apart(headers)
+    notes = dict.fromkeys((*anew, *(note for header in headers for note in header.notes)))
     volumes = [
         (words, own[0], volume)
-        for words, own in _told_apart(headers)
+        for words, own in parts
         for group in _groups([frame for header in own for frame in header.frames])
         for volume in volumes_of(group)
     ]
@@ -185,24 +187,37 @@ def _series_of(headers: Sequence[Header]) -> list[_Series]:
     ]
 
 
-def _told_apart(headers: Sequence[Header]) -> list[tuple[str, Sequence[Header]]]:
+def _told_apart(headers: Sequence[Header]) -> tuple[list[tuple[str, Sequence[Header]]], list[str]]:
     """Files of several patients, studies or series that have one SeriesInstanceUID, or none, as some anonymisers leave
-    them: each with words that tell it from the others.
-
-    What differs in every file, or is missing in one, tells nothing; but two patients are never one series.
-    """
+    them: each with words that tell it from the others; and sentences about what was passed over."""
     parts: list[tuple[str, Sequence[Header]]] = [("", headers)]
+    notes = []
     for name in headers[0].belongs:
         before, parts = parts, []
         for words, own in before:
             values = list(dict.fromkeys(header.belongs[name] for header in own))
-            if len(values) == 1 or "" in values or (len(values) == len(own) and name != "patient"):
+            anew = len(values) == len(own) and _written_anew(name, own)
+            if anew and name in _OF_SCANS:
+                notes.append(
+                    f"Each of the {len(own)} files names another {name}, as some anonymisers leave them; they are "
+                    "taken for one scan, because their slices follow each other evenly: check that they are."
+                )
+            if len(values) == 1 or "" in values or anew:
                 parts.append((words, own))
                 continue
             for n, value in enumerate(values, start=1):
                 told = ", ".join(filter(None, (words, f"{name} {n} of {len(values)}")))
                 parts.append((told, [header for header in own if header.belongs[name] == value]))
-    return parts
+    return parts, notes
+
+
+def _written_anew(name: str, headers: Sequence[Header]) -> bool:
+    """Whether what differs in every file was written anew for each, and does not tell scans apart. Of two files nobody
+    can say; and patients and studies are told apart unless the files have a UID in common and look like one scan."""
+    if len(headers) < 3 or any(len(header.frames) > 1 for header in headers):
+        return False
+    one_scan = bool(headers[0].series_uid) and evenly_spaced([header.frames[0] for header in headers])
+    return one_scan or name not in _OF_SCANS
 
 
 def _left_out(unreadable: Sequence[UnreadableFile]) -> list[str]:

@@ -180,7 +180,27 @@ def test_series_that_an_anonymiser_gave_one_uid_are_told_apart(tmp_path, uid, ke
         assert np.array_equal(volume.array, slices(4, n - 1)) and volume.warnings == ()
 
 
-def test_a_study_or_frame_of_reference_of_each_file_tells_nothing(tmp_path):
-    fresh = {name: lambda k: f"1.2.{k + 1}" for name in ("StudyInstanceUID", "FrameOfReferenceUID")}
-    write_series(tmp_path, slices(4), PatientID=lambda k: "TEST " if k % 2 else "test", **fresh)
-    assert np.array_equal(read_volume(tmp_path).array, slices(4))
+@pytest.mark.parametrize("name", ["patient", "study"])
+def test_a_patient_study_or_frame_of_reference_of_each_file_of_one_scan_is_passed_over_and_said(tmp_path, name):
+    keyword = {"patient": "PatientID", "study": "StudyInstanceUID"}[name]
+    fresh = {key: lambda k: f"1.2.{k + 1}" for key in (keyword, "FrameOfReferenceUID")}
+    write_series(tmp_path, slices(4), **({"PatientID": lambda k: "TEST " if k % 2 else "test"} | fresh))
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.array, slices(4))
+    (note,) = volume.warnings
+    assert note.startswith(f"Each of the 4 files names another {name}")
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
+def test_two_files_that_differ_are_two_series(tmp_path, keyword):
+    write_series(tmp_path, slices(2), **{keyword: lambda k: f"1.2.{k + 1}"})
+    assert [one.size[2] for one in list_series(tmp_path)] == [1, 1]
+
+
+@pytest.mark.parametrize("lack", ["even distances", "positions", "a UID"])
+def test_single_images_of_several_patients_are_never_stacked(tmp_path, lack):
+    heights = [0, 30, 43] if lack == "even distances" else [0, 5, 10]
+    without = {"positions": {"ImagePositionPatient": None}, "a UID": {"SeriesInstanceUID": ""}}.get(lack, {})
+    positions = [(0, 0, height) for height in heights]
+    write_series(tmp_path, slices(3), positions=positions, PatientID=lambda k: f"P{k}", **without)
+    assert sorted(one.size[2] for one in list_series(tmp_path)) == [1, 1, 1]
