@@ -27,13 +27,14 @@ _LIKE_EACH_OTHER = 5  # notes that differ only in numbers, of which so many are 
 @dataclass(frozen=True)
 class Survey:
     """What was found in all cases: `names` of the labels to learn, `choice` with every label named, sentences about all
-    cases and `told` about single ones, digests and numbers of labelled slices by case."""
+    cases and `told` about single ones; by case its digest, that of its chosen labels, its number of labelled slices."""
 
     names: tuple[str, ...]
     choice: LabelChoice
     about_all: tuple[str, ...]
     told: tuple[tuple[str, str], ...]
     digests: Mapping[str, str]
+    classes: Mapping[str, str]
     slices: Mapping[str, int]
 
     @property
@@ -89,7 +90,7 @@ def survey(
             raise UserError(f"The cases {some_names(same)} hold the same image; keep one of them.")
     settled, about_all = _settle(choice, cases, held, known, counts)
     names = _names(settled, known)
-    slices = {}
+    slices, classes = {}, {}
     for case in cases:
         look()
         labelled = read_labelled(case, settled, names)
@@ -103,14 +104,14 @@ def survey(
             told.append((case.id, f"There is no {some_names(missing, joint=' and no ')}."))
         for value, numbers in labelled.overlaps.items():
             told.append((case.id, _about_overlap(case, labelled, value, numbers, exclusive)))
-        slices[case.id] = _labelled_slices(labelled)
+        slices[case.id], classes[case.id] = _labelled_slices(labelled), labelled.classes_digest
     if sum(slices.values()) < least:
         count = sum(slices.values())
         raise UserError(
             f"There {'is only 1 labelled slice' if count == 1 else f'are only {count} labelled slices'} in all; "
             f"learning needs {least} or more, so label further slices or cases."
         )
-    return Survey(names, settled, about_all, tuple(told), digests, slices)
+    return Survey(names, settled, about_all, tuple(told), digests, classes, slices)
 
 
 def _require_not_swapped(case: Case, volume: Volume, values: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -78,6 +80,13 @@ class Labelled(Classified):
     names: tuple[str, ...]
     digest: str
     overlaps: Mapping[int, Labels] = field(default_factory=dict)
+
+    @cached_property
+    def classes_digest(self) -> str:
+        """Hex SHA-256 of names and classes. Unlike `digest` it changes with what label values are said to mean."""
+        digest = hashlib.sha256(f"{self.names} {sorted(self.overlaps.items())}".encode())
+        digest.update(np.ascontiguousarray(self.classes).data)
+        return digest.hexdigest()
 
 
 def read_labelled(case: Case, choice: LabelChoice, names: Sequence[str]) -> Labelled:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cases.case_slices import LEAST_PIXELS
-from SAMFineTuneLib.cases.case_survey import survey
+from SAMFineTuneLib.cases.case_survey import Survey, survey
 from SAMFineTuneLib.cases.cases import SHORT, Case
 from SAMFineTuneLib.cases.labelled_case import LabelChoice
 from SAMFineTuneLib.errors import UserError
@@ -69,7 +69,7 @@ def evaluate(
     with owning(folder, f"The evaluation in {folder}"):
         _require_contents(folder, resume)
         found = survey(cases, labels or LabelChoice(), least=1)
-        tested, notes = _without_taught(_tested(cases, found.digests), entries)
+        tested, notes = _without_taught(_tested(cases, found), entries)
         notes += _notes_on(entries, settings)
         setup = Setup(found.choice, found.names, settings, device)
         jobs = list_jobs(tested, entries, setup)
@@ -115,13 +115,13 @@ def _require_contents(folder: Path, resume: bool) -> None:
 # ---------------------------------------------------------------- cases
 
 
-def _tested(cases: Sequence[Case], digests: dict[str, str]) -> list[Tested]:
+def _tested(cases: Sequence[Case], found: Survey) -> list[Tested]:
     """Cases in the order of digests, which renaming files does not change; a patient is named by the first case."""
-    ordered = sorted(cases, key=lambda case: digests[case.id])
+    ordered = sorted(cases, key=lambda case: found.digests[case.id])
     first: dict[str, str] = {}
     for case in ordered:
-        first.setdefault(case.patient, digests[case.id][:SHORT])
-    return [Tested(case, digests[case.id], first[case.patient]) for case in ordered]
+        first.setdefault(case.patient, found.digests[case.id][:SHORT])
+    return [Tested(case, found.digests[case.id], found.classes[case.id], first[case.patient]) for case in ordered]
 
 
 def _without_taught(cases: Sequence[Tested], entries: Sequence[ListedMethod]) -> tuple[list[Tested], list[str]]:

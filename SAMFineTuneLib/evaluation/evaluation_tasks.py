@@ -37,10 +37,11 @@ _NOT_FOR_BASELINES = ("S1", "perturbation", "3d", "automatic")
 
 @dataclass(frozen=True)
 class Tested:
-    """A case that tests, with its digest, and the digest that stands for its patient."""
+    """A case that tests, with its digest, that of its chosen labels, and the one that stands for its patient."""
 
     case: Case
     digest: str
+    classes: str
     patient: str
 
     @property
@@ -72,8 +73,8 @@ class Job:
     def key(self) -> str:
         """Hex digest of everything that decides the rows: equal for jobs with equal rows."""
         who = ("", "") if self.entry is None else (self.entry.name, self.entry.digest)
-        labels = str(self.setup.choice), self.setup.names
-        parts = [FORMAT, self.tested.digest, self.tested.patient, *labels, who, self.setup.settings.of(self.protocol)]
+        case = self.tested.digest, self.tested.classes, self.tested.patient
+        parts = [FORMAT, *case, str(self.setup.choice), who, self.setup.settings.of(self.protocol)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -110,7 +111,7 @@ def _concerns(protocol: str, entry: ListedMethod | None) -> bool:
 def subject_of(tested: Tested, setup: Setup) -> Subject:
     """The case that this process works on; jobs come case by case. UserError when its files have changed."""
     labelled = read_labelled(tested.case, setup.choice, setup.names)
-    if labelled.digest != tested.digest:
+    if (labelled.digest, labelled.classes_digest) != (tested.digest, tested.classes):
         raise UserError(f"Case {tested.case.id} has changed since the evaluation began; begin anew in another folder.")
     return Subject(labelled, setup.settings.window, setup.settings.orientation)
 

@@ -51,7 +51,7 @@ from SAMFineTuneLib.training.training_time import Clock
 
 __all__ = ["STATE", "Plan", "Progress", "Result", "Stopped", "fine_tune", "make_plan", "working_folder"]
 
-_FORMAT = 3
+_FORMAT = 4
 _PICTURES = 6  # held-out cases that the report shows
 _VALIDATION_SLICES = 4  # labelled slices of a validation case that are looked at
 _TIME = "seconds.json"  # in the working folder: how long the run has worked
@@ -191,6 +191,7 @@ class _Run:
         here = json.loads(json.dumps({
             "format": _FORMAT, "settings": settings, "base": plan.base.spec.id,
             "base_sha256": dict(plan.base.spec.sha256), "cases": sorted(plan.found.digests.values()),
+            "classes": sorted(plan.found.classes.values()),
             **({"start": plan.start.digest} if plan.start else {}),
         }))  # fmt: skip
         before = _read_json(self.work / STATE) if resume and self.group.first else here
@@ -201,8 +202,8 @@ class _Run:
             )
         if before != here:
             raise UserError(
-                "The interrupted training had other settings, another model or other cases; give the same again, or "
-                f"delete {self.work} to start anew."
+                "The interrupted training had other settings, another model, or other cases or labels; give the same "
+                f"again, or delete {self.work} to start anew."
             )
         if self.group.first:
             _write_json(self.work / STATE, here)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from case_files import case_folder, save
+from case_files import blob, case_folder, image_of, save
 
 from SAMFineTuneLib.cases.cases import find_cases
 from SAMFineTuneLib.cli import main
@@ -141,6 +141,23 @@ def test_resuming_with_more_to_ask_does_only_that(cases, tmp_path, capsys):
     assert all((tmp_path / "out" / "parts" / name).stat().st_mtime_ns == changed for name, changed in before.items())
     out, err = capsys.readouterr()
     assert "| otsu | S2: 1 point inside |" in out and "8 of 8 jobs" in err and "left" in err
+
+
+def test_resuming_after_labels_got_another_meaning_measures_them_again(tmp_path):
+    cases = tmp_path / "cases"
+    for name, seed in (("a", 0), ("b", 1)):
+        labels = blob((4, 40, 40), (12, 12), 6, 1) + blob((4, 40, 40), (28, 28), 4, 2)
+        save(cases / "imagesTr" / f"{name}_0000.nii.gz", image_of(labels, seed))
+        save(cases / "labelsTr" / f"{name}.nii.gz", labels)
+
+    def measured(folder, *more, **regions):
+        (cases / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **regions}}))
+        assert evaluate(cases, tmp_path / folder, "--protocol", "S5", "--baseline", "none", "--jobs", "1", *more) == 0
+        return (tmp_path / folder / "results.csv").read_bytes()
+
+    first = measured("out", liver=1, spleen=2)
+    again = measured("out", "--resume", liver=2, spleen=1)
+    assert again == measured("anew", liver=2, spleen=1) != first
 
 
 @pytest.mark.parametrize(

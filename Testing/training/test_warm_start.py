@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -16,6 +17,7 @@ from tuned_models import CLASSES, NETWORKS, folder_of  # noqa: E402
 from tuning_runs import same, settings  # noqa: E402
 
 from SAMFineTuneLib.cases.cases import find_cases  # noqa: E402
+from SAMFineTuneLib.cases.label_map import Meaning  # noqa: E402
 from SAMFineTuneLib.cli.main import main  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.models.adapters.adapter_card import Card  # noqa: E402
@@ -75,7 +77,7 @@ def test_the_card_says_where_it_began_and_names_all_cases(cases, earlier, tmp_pa
     longer = settings(**{**SMALL, "steps": 2})
     with pytest.raises(Stopped):
         fine_tune(cases[1:], tmp_path / "a", Store().get(), longer, told, lambda: stop[0], start=earlier)
-    with pytest.raises(UserError, match="had other settings, another model or other cases"):
+    with pytest.raises(UserError, match="had other settings, another model, or other cases"):
         fine_tune(cases[1:], tmp_path / "a", Store().get(), longer, resume=True)
     card = fine_tune(cases[1:], tmp_path / "a", Store().get(), longer, resume=True, start=earlier).card
     assert card.recipe["start"] == f"adapter {earlier.digest[:12]}"
@@ -87,6 +89,18 @@ def test_the_card_says_where_it_began_and_names_all_cases(cases, earlier, tmp_pa
     first = attached(Store().get(), settings(method=earlier.card.method), earlier)
     for name, value in trainable(first).items():
         assert torch.allclose(value, trainable(again)[name], atol=1e-6), name
+
+
+def test_labels_with_another_meaning_are_not_what_was_begun(cases, tmp_path):
+    def meaning(name):
+        return [replace(case, meaning=Meaning({1: name})) for case in cases]
+
+    steps, longer = [0], settings(**{**SMALL, "steps": 2})
+    with pytest.raises(Stopped):
+        fine_tune(meaning("liver"), tmp_path / "a", Store().get(), longer, lambda now: steps.append(now.step),
+                  lambda: max(steps) > 0)  # fmt: skip
+    with pytest.raises(UserError, match="other cases or labels"):
+        fine_tune(meaning("spleen"), tmp_path / "a", Store().get(), longer, resume=True)
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(models, cases, earlier, tmp_path):
