@@ -1,9 +1,9 @@
 """The client of a session on a server: takes intents, returns events from `pump`, and never blocks.
 
 It keeps what it needs to restore the session: volume, model, window, and a journal of intents. After a crash of the
-worker or a lost connection it sends the volume again and replays the journal; the user reads one line. The client
-chooses the numbers of prompts, jobs and segments, so that they can be used before the worker runs. There is one request
-at a time. It starts no threads and imports nothing beyond NumPy.
+worker or a lost connection, its `Conversation` sends the volume again and replays the journal; the user reads one line.
+The client chooses the numbers of prompts, jobs and segments, so that they can be used before the worker runs. It starts
+no threads and imports nothing beyond NumPy.
 """
 
 from __future__ import annotations
@@ -12,26 +12,21 @@ import functools
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-
-from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
-from SAMFineTuneLib.images.packed_mask import digest_of_masks
 from SAMFineTuneLib.images.slice_plane import SlicePlane
-from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts import LARGEST_VALUE
-from SAMFineTuneLib.service import protocol
-from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
+from SAMFineTuneLib.service.connection import Connection
+from SAMFineTuneLib.service.conversation import Conversation
 from SAMFineTuneLib.service.journal import LONG, Journal
-from SAMFineTuneLib.service.protocol import DEFAULT_MODEL, PROTOCOL, Received, Told, version_advice
-from SAMFineTuneLib.service.uploads import SendingFile, SendingVolume
-from SAMFineTuneLib.service.wire import Later, WireError, decode, encode
+from SAMFineTuneLib.service.protocol import DEFAULT_MODEL, Told
+from SAMFineTuneLib.service.shown_masks import Shown, ShownMasks
+from SAMFineTuneLib.service.uploads import SendingFile
+from SAMFineTuneLib.service.wire import WireError
 from SAMFineTuneLib.session import events, intents
 
 _log = logging.getLogger(__name__)
@@ -39,11 +34,8 @@ _log = logging.getLogger(__name__)
 _IDLE_PAUSE = 0.4  # seconds between two looks for news when nothing is expected
 _JOB_PAUSE = 0.05
 _BUSY_PAUSE = 0.004
-_KEPT_BACK = 0.25  # seconds for which the server may keep an answer back that has no news; a new intent waits for it
-_LOCAL_WAIT = 0.004  # seconds that one call waits for an answer of a local worker; saves a round of the host's timer
 _CHECKPOINT = 300  # intents after which the session is stored, so that the journal can be shortened
 _MOST_ASKED_AGAIN = 3  # in a row
-_MOST_DEFECTS = 3  # in a row
 
 _BESIDE_VOLUME = (
     intents.Ask, intents.Download, intents.Install, intents.SetModel, intents.SetVolumetric, intents.Replay
@@ -58,26 +50,6 @@ _OF_ONE_MOMENT = (intents.SetWindow, intents.SetModel, intents.Embed, intents.St
 """A new session begins with the last ones, or needs none; the journal keeps none of them."""
 
 
-class Shown(NamedTuple):
-    """A mask that the server sent: its plane, the moment since which it is as it is, and its digest."""
-
-    plane: SlicePlane
-    since: int
-    digest: str
-
-
-@dataclass
-class _Upload:
-    """A volume or file that is being sent to the server, and how much of it has arrived."""
-
-    number: int
-    what: SendingVolume | SendingFile
-    install: intents.Install | None = None
-    """What is asked for once a model's file is there; None for the volume."""
-    announced: bool = False
-    received: int = 0
-
-
 class SessionClient(intents.IntentMethods):
     """One session on a server. Intents queue; `pump` sends them, fetches events, keeps a local worker alive.
 
@@ -89,46 +61,32 @@ class SessionClient(intents.IntentMethods):
     def __init__(self, connection: Connection, segments_are_steps: bool = True) -> None:
         self.segments_are_steps = bool(segments_are_steps)
         self._connection = connection
+        self._journal = Journal()
+        self._out: list[events.Event] = []
+        self._conversation = Conversation(
+            connection, self._journal, self.segments_are_steps, self._out.append, self._begin_session,
+            self._forget_session,
+        )  # fmt: skip
         self._status = events.Status()
-        self._state, self._sentence = "stopped", ""
-        self._wanted = False  # whether anybody has asked for anything yet
         self._closed = False
 
-        self._volume: Volume | None = None
-        self._window: IntensityWindow | None = None
         self._model = intents.SetModel(DEFAULT_MODEL)
-        self._journal = Journal()
         self._moment = 0  # of the newest intent, and the same in every replay
         self._focus: intents.Embed | None = None
         self._embedding = self._volumetric = False
-        self._looked_at: SlicePlane | None = None  # what the server was not told yet
         self._prompt_number = self._job_number = self._request_number = 0
         self._segment_values: set[int] = set()
         self._jobs: dict[int, str] = {}
         self._requests: dict[int, type] = {}  # the kind of intent that asked
         self._checkpoint = 0  # intent after which the session was stored last
         self._checkpoint_request: int | None = None
-        self._uploads: list[_Upload] = []
-        self._upload_number = 0
-        self._volume_number = 0  # of the upload of the volume that counts
 
-        self._greeted = False
-        self._session: str | None = None
-        self._lost: str | None = None  # why the session must be made anew, for the notice
-        self._version = self._device = self._opening = ""
+        self._device = self._opening = ""
         self._model_open: str | None = None  # empty when none could be opened
-        self._handler: tuple[type, Callable[[Any], None]] | None = None  # of the answer: its kind, and what takes it
-        self._after = 0  # number of the last event that has come
-        self._next_look = 0.0
-        self._defects = 0
-
-        self._inbox: deque[Later[Told]] = deque()
-        self._out: list[events.Event] = []
         self._settled = True
         self._prompts: dict[int, events.PromptInfo] = {}
         self._object_masks: dict[int, list] = {}  # answers of which a part has come
-        self._told: dict[tuple[int, str], Shown] = {}  # where the host shows a mask
-        self._stale: dict[tuple[int, str], Shown] = {}  # of these, what a new session has not told of yet
+        self._shown = ShownMasks()
         self._asked_again = 0  # in a row, for all masks
 
     # ---- what the host calls
@@ -140,22 +98,23 @@ class SessionClient(intents.IntentMethods):
 
     def start(self) -> None:
         """Connect now rather than with the first intent: "Test connection"."""
-        self._wanted = True
+        self._conversation.wanted = True
 
     def retry(self) -> None:
         """Try again after a failure. Another volume or model does so, too."""
-        self._wanted = True
-        if self._state == "failed":
-            self._state = "stopped"
-            self._connection.retry()
+        self._conversation.retry()
 
     def pump(self, budget_seconds: float = 0.03) -> list[events.Event]:
         """Send and receive for at most about this long; returns the events since the last call, in order."""
         end = time.monotonic() + budget_seconds
-        while not self._closed and time.monotonic() < end and self._move():
-            pass
+        while not self._closed and time.monotonic() < end:
+            if self._conversation.inbox:
+                self._take_next()
+            elif not self._conversation.move(self._pause(), self._settled):
+                break
         self._update_status()
-        told, self._out = self._out, []
+        told = self._out[:]
+        self._out.clear()  # the conversation adds to this very list
         return told
 
     def close(self) -> None:
@@ -163,15 +122,8 @@ class SessionClient(intents.IntentMethods):
         if self._closed:
             return
         self._closed = True
-        self._say_goodbye()
-        self._connection.close()
-        self._state, self._sentence = "stopped", ""
-        self._volume = None
-        for upload in self._uploads:
-            upload.what.close()
-        self._uploads = []
+        self._conversation.close()
         self._journal.clear()
-        self._inbox.clear()
         self._update_status()
 
     # ---- intents
@@ -183,13 +135,13 @@ class SessionClient(intents.IntentMethods):
             case intents.SetVolume():
                 return self._set_volume(intent)
             case intents.SetWindow():
-                self._window = intent.window
-                if self._volume is None:
+                self._conversation.window = intent.window
+                if self._conversation.volume is None:
                     return None
             case intents.SetModel():
                 self.retry()
                 self._model = intent
-                if self._session is None:  # a new session begins with it
+                if self._conversation.session is None:  # a new session begins with it
                     return None
             case intents.SetVolumetric() if intent.on == self._volumetric:
                 return None
@@ -205,7 +157,7 @@ class SessionClient(intents.IntentMethods):
                 self._focus = None
                 self._journal.forget(lambda one: isinstance(one, intents.Embed))
             case intents.TellAgain():
-                self._stale = dict(self._told)
+                self._shown.await_again()
             case intents.Restore():
                 self._end_jobs()
         intent, number = self._numbered(intent)
@@ -214,8 +166,8 @@ class SessionClient(intents.IntentMethods):
         self._moment += 1
         self._journal.add(intent, self._moment, kept=not isinstance(intent, _OF_ONE_MOMENT))
         self._settled = False
-        self._wanted = True
-        self._next_look = 0.0
+        self._conversation.wanted = True
+        self._conversation.hurry()
         if len(self._journal) > LONG:
             self._journal.shorten()
         return number
@@ -224,8 +176,8 @@ class SessionClient(intents.IntentMethods):
 
     def look_at(self, plane: SlicePlane) -> None:
         """Have the model prepare the plane that the user looks at while it has nothing else to do."""
-        self._looked_at = plane
-        self._next_look = 0.0
+        self._conversation.looked_at = plane
+        self._conversation.hurry()
 
     # ---- requests, beside `ask`, `ask_for_masks` and `take_snapshot`: `Answered` or `Failed` comes under their number
 
@@ -242,15 +194,14 @@ class SessionClient(intents.IntentMethods):
 
         Value: a dict with model, findings, terms. UserError when the file cannot be read.
         """
-        file, upload = SendingFile(path), self._new_upload()
+        file, upload = SendingFile(path), self._conversation.new_upload_number()
         install, request = self._numbered(intents.Install(upload, file.name, model_id, like))
-        self._uploads.append(_Upload(upload, file, install))
-        self._wanted = True
+        self._conversation.send_file(file, install)
         return request
 
     def restore(self, document: dict[str, Any]) -> None:
         """Continue from such a document, with nothing to undo; call `set_volume` before."""
-        window = self._window
+        window = self._conversation.window
         try:
             self._prompt_number = max([self._prompt_number, *(int(one["number"]) for one in document["prompts"])])
             self._segment_values = {int(one["value"]) for one in document["segments"]}
@@ -271,11 +222,12 @@ class SessionClient(intents.IntentMethods):
     @property
     def outstanding(self) -> bool:
         """Whether an answer is missing or a job runs: only then do events come."""
-        if self._inbox or self._out:
+        talk = self._conversation
+        if talk.inbox or self._out:
             return True
-        if self._state == "failed" or not self._wanted:
+        if talk.failure or not talk.wanted:
             return False
-        waits = self._session is None or self._uploads or not self._journal.all_heard or not self._settled
+        waits = talk.session is None or talk.uploads or not self._journal.all_heard or not self._settled
         return bool(waits or self._jobs or self._requests or self._opening)
 
     @property
@@ -291,21 +243,22 @@ class SessionClient(intents.IntentMethods):
     @property
     def told(self) -> Mapping[tuple[int, str], Shown]:
         """The masks that the server sent, by segment and plane key; complete once the session has settled."""
-        return self._told
+        return self._shown.known
 
     # ---- inside: intents
 
     def _set_volume(self, intent: intents.SetVolume) -> None:
-        self.retry()
-        self._volume, self._window, self._focus = intent.volume, intent.window, None
-        self._looked_at = None
+        talk = self._conversation
+        talk.retry()
+        talk.volume, talk.window, talk.looked_at = intent.volume, intent.window, None
+        self._focus = None
         self._end_jobs()
         self._end_requests()
         self._journal.forget(lambda one: not isinstance(one, _BESIDE_VOLUME))
         self._segment_values = set()
-        self._told, self._stale = {}, {}
+        self._shown.clear()
         self._settled = True
-        self._send_volume()
+        talk.send_volume()
 
     def _numbered(self, intent: Any) -> tuple[Any, Any]:
         """Give an intent the numbers that it lacks; returns it and the number that its answer has."""
@@ -352,156 +305,20 @@ class SessionClient(intents.IntentMethods):
                 if number != self._checkpoint_request:
                     self._out.append(events.Failed("Another volume was opened meanwhile.", request=number))
 
-    # ---- inside: the conversation
+    # ---- inside: the server's session
 
-    def _move(self) -> bool:
-        """Take one step; returns whether there may be more to do at once."""
-        if self._inbox:
-            self._take_next()
-            return True
-        if self._state == "failed" or not self._wanted:
-            return False
-        try:
-            if self._handler is not None:
-                return self._receive()
-            if self._connection.ready():
-                return self._send_next()
-            self._greeted = False
-        except Unusable as error:
-            self._break_off(str(error))
-            self._state = "failed"
-            self._out.append(events.Failed(str(error)))
-        except Broken as error:
-            self._break_off(str(error))
-        return False
-
-    def _send_next(self) -> bool:
-        """Send the most urgent request, if there is any."""
-        if not self._greeted:
-            self._request("/v1/hello", protocol.Hello(PROTOCOL, __version__), protocol.Hello, self._hear_hello)
-        elif self._session is None:
-            opening = protocol.OpenSession(self.segments_are_steps)
-            self._request("/v1/sessions", opening, protocol.Opened, self._hear_session)
-        elif self._uploads:
-            self._send_upload(self._uploads[0])
-        elif not self._journal.all_heard or time.monotonic() >= self._next_look:
-            self._send_sync()
-        else:
-            return False
-        return True
-
-    def _request(self, path: str, message: Any, answer: type, handler: Callable[[Any], None]) -> None:
-        self._handler = answer, handler
-        self._connection.send(path, encode(message))
-
-    def _in_session(self, what: str, message: Any, answer: type, handler: Callable[[Any], None]) -> None:
-        self._request(f"/v1/sessions/{self._session}/{what}", message, answer, handler)
-
-    def _receive(self) -> bool:
-        response = self._connection.receive(_LOCAL_WAIT if self._connection.is_local else 0.0)
-        if response is None:
-            return False
-        (answer, handler), self._handler = self._handler, None
-        try:
-            if response.status == 200:
-                handler(decode(response.read(), answer))
-            else:
-                self._hear_refusal(decode(response.read(), protocol.Refusal))
-        except WireError as error:
-            self._count_defect(f"The worker's answer is not what it should be ({error}); update it, or this program.")
-        return True
-
-    # ---- inside: greeting
-
-    def _hear_hello(self, hello: protocol.Hello) -> None:
-        theirs = hello.version
-        if hello.protocol != PROTOCOL:
-            raise self._other_protocol(theirs)
-        if theirs != __version__ and self._version != theirs:
-            self._out.append(events.Notice(
-                f"The worker is SAMFineTune {theirs} and this computer's is {__version__}; they work together, but "
-                f"{version_advice(__version__, theirs)} when you can."
-            ))  # fmt: skip
-        if not self._connection.encrypted and not self._version:
-            self._out.append(events.Notice("The connection to the server is not encrypted: whoever is on the network "
-                                           "between can read along; use an https:// address."))  # fmt: skip
-        self._version = theirs
-        self._greeted = True
-
-    def _other_protocol(self, theirs: str) -> Unusable:
-        return Unusable(
-            f"The server runs SAMFineTune {theirs} and this computer {__version__}, which do not understand each "
-            f"other; {version_advice(__version__, theirs)}."
-        )
-
-    def _hear_session(self, opened: protocol.Opened) -> None:
-        self._session = opened.session
-        self._after = 0
-        if self._lost is not None:
-            self._out.append(events.Notice(self._lost))
-            self._lost = None
+    def _begin_session(self) -> None:
+        """Have a session that was just opened brought to where the one before it was."""
         self._settled = False
         focus = [] if self._focus is None else [self._focus]
         self._journal.start_over([intents.Replay(True), self._model], [*focus, intents.Replay(False)])
 
-    # ---- inside: uploads
-
-    def _new_upload(self) -> int:
-        self._upload_number += 1
-        return self._upload_number
-
-    def _send_volume(self) -> None:
-        """Begin to send the volume, before everything else; drop one that was being sent."""
-        self._uploads = [one for one in self._uploads if one.install is not None]
-        if self._volume is not None:
-            self._volume_number = self._new_upload()
-            self._uploads.insert(0, _Upload(self._volume_number, SendingVolume(self._volume)))
-
-    def _send_upload(self, upload: _Upload) -> None:
-        what, number, received = upload.what, upload.number, upload.received
-        if not upload.announced:
-            action, message = "upload", what.announcement(number)
-        elif received < what.size:
-            part = np.frombuffer(what.part(received), np.uint8)
-            action, message, received = "part", protocol.Part(number, received, part), received + len(part)
-        elif upload.install is None:
-            action, message, received = "uploaded", what.conclusion(number, self._window), 0
-        else:
-            self._uploads.remove(upload)
-            what.close()
-            self._journal.add(upload.install)
-            return
-        self._in_session(action, message, Received, functools.partial(self._hear_received, upload, action, received))
-
-    def _hear_received(self, upload: _Upload, action: str, received: int, answer: Received) -> None:
-        if answer.received < received:
-            raise WireError("parts are missing")
-        upload.announced, upload.received = True, received
-        if action == "uploaded" and upload in self._uploads:
-            self._uploads.remove(upload)
-            self._next_look = 0.0
-
-    # ---- inside: intents out, events in
-
-    def _send_sync(self) -> None:
-        entries = self._journal.unheard()
-        sent = tuple(protocol.Sent(entry.number, entry.moment, entry.intent) for entry in entries)
-        wait = 0.0 if self._settled else _KEPT_BACK
-        message = protocol.Sync(sent, self._after, wait, self._looked_at)
-        self._looked_at = None
-        self._in_session("sync", message, protocol.Synced, functools.partial(self._hear_sync, sent))
-
-    def _hear_sync(self, sent: tuple[protocol.Sent, ...], answer: protocol.Synced) -> None:
-        self._journal.hear(min(answer.accepted, sent[-1].number if sent else 0))
-        self._defects = 0
-        for later in answer.told:
-            number = later.plain.get("number") if isinstance(later.plain, dict) else None
-            if type(number) is not int:
-                raise WireError("an event has no number")
-            self._after = max(self._after, number)
-        self._inbox.extend(answer.told)
-        if not answer.more:
-            self._next_look = time.monotonic() + self._pause()
+    def _forget_session(self) -> None:
+        """The server has lost the session; a new one will tell all masks again."""
+        self._opening = self._device = ""
+        self._model_open = None
+        self._object_masks = {}
+        self._shown.await_again()
 
     def _pause(self) -> float:
         """Seconds until the next look for events."""
@@ -509,76 +326,20 @@ class SessionClient(intents.IntentMethods):
             return _BUSY_PAUSE
         return _JOB_PAUSE if self._jobs or self._embedding else _IDLE_PAUSE
 
+    # ---- inside: events
+
     def _take_next(self) -> None:
         """Handle one event. One that this version does not know is left out."""
         try:
-            told = self._inbox.popleft().read()
+            told = self._conversation.inbox.popleft().read()
         except (WireError, UserError) as error:
             _log.warning("An event was not understood: %s", error)
             return
         self._take(told)
 
-    # ---- inside: what goes wrong
-
-    def _hear_refusal(self, refusal: protocol.Refusal) -> None:
-        match refusal.kind:
-            case "session":
-                self._lose_session()
-            case "upload":
-                self._restart_uploads()
-            case "protocol":
-                raise self._other_protocol(refusal.version)
-            case "defect" | "message":
-                self._count_defect(refusal.error)
-            case _:  # token, full, memory, size, ...: another try meets the same
-                raise Unusable(refusal.error)
-
-    def _restart_uploads(self) -> None:
-        for upload in self._uploads:
-            upload.announced, upload.received = False, 0
-
-    def _count_defect(self, sentence: str) -> None:
-        self._defects += 1
-        if self._defects >= _MOST_DEFECTS:
-            self._defects = 0
-            raise Unusable(sentence)
-        raise Broken(sentence)
-
-    def _lose_session(self) -> None:
-        """The server has lost the session: begin a new one."""
-        if self._connection.is_local:
-            self._lost = "The worker had stopped and was started again; it gets the volume and your prompts anew."
-        else:
-            self._lost = "The server had lost the session; it gets the volume and your prompts anew."
-        self._session = self._model_open = None
-        self._opening = self._device = ""
-        self._inbox.clear()
-        self._stale, self._object_masks = dict(self._told), {}
-        self._restart_uploads()
-        self._send_volume()
-
-    def _break_off(self, sentence: str) -> None:
-        _log.info("%s", sentence)
-        self._sentence = sentence
-        self._handler = None
-        self._greeted = False
-        self._connection.drop()
-
-    def _say_goodbye(self) -> None:
-        """Close the session on the server if no request is under way; otherwise it expires there."""
-        if self._session is None or self._handler is not None or self._connection.is_local:
-            return
-        try:
-            self._in_session("close", protocol.Close(), Received, lambda _: None)
-            self._connection.receive(_LOCAL_WAIT)
-        except (Broken, Unusable):
-            pass
-
-    # ---- inside: events
-
     def _take(self, told: Told) -> None:
         event = told.event
-        of_this_volume = told.volume == self._volume_number
+        of_this_volume = told.volume == self._conversation.volume_number
         match event:
             case events.MaskChanged() if of_this_volume:
                 self._take_mask(event)
@@ -613,12 +374,7 @@ class SessionClient(intents.IntentMethods):
                 self._opening, self._model_open, self._device = "", event.model, event.device
 
     def _take_mask(self, event: events.MaskChanged) -> None:
-        place = event.segment, event.plane.key
-        self._stale.pop(place, None)
-        if event.packed is None:
-            self._told.pop(place, None)
-        else:
-            self._told[place] = Shown(event.plane, event.since, event.digest)
+        self._shown.take(event)
         self._out.append(event)
 
     def _take_state(self, state: events.StateChanged) -> None:
@@ -637,18 +393,14 @@ class SessionClient(intents.IntentMethods):
 
     def _take_back_stale(self) -> None:
         """Remove masks of a lost session that did not come again."""
-        if not self._settled or "propagate" in self._jobs.values():
-            return
-        for place, told in self._stale.items():
-            self._told.pop(place, None)
-            self._out.append(events.MaskChanged(place[0], told.plane))
-        self._stale = {}
+        if self._settled and "propagate" not in self._jobs.values():
+            self._out.extend(self._shown.give_up())
 
     def _compare_masks(self, theirs: str | None) -> None:
         """Request all masks once more when they differ from the session's, because some were lost."""
         if theirs is None or "propagate" in self._jobs.values():  # masks come while no state does
             return
-        if theirs == digest_of_masks((*place, told.since, told.digest) for place, told in self._told.items()):
+        if self._shown.agree(theirs):
             self._asked_again = 0
         elif self._asked_again < _MOST_ASKED_AGAIN:
             _log.warning("Masks got lost on their way; all are told once more")
@@ -725,19 +477,20 @@ class SessionClient(intents.IntentMethods):
             self._out.append(events.StatusChanged(status))
 
     def _describe(self) -> events.Status:
+        talk = self._conversation
         place, _, precision = self._device.rstrip(")").rpartition(", ")
         describe = functools.partial(
             events.Status, model=self._model_open or "", device=self._device, precision=precision if place else "",
-            version=self._version,
+            version=talk.version,
         )  # fmt: skip
-        if self._state == "failed":
-            return describe("failed", self._sentence)
-        if self._closed or not self._wanted:
+        if self._closed or not talk.wanted:
             return describe()
-        if not self._greeted or self._session is None:
+        if talk.failure:
+            return describe("failed", talk.failure)
+        if not talk.greeted or talk.session is None:
             return describe("starting" if self._connection.is_local else "connecting", self._connection.waiting)
-        if self._uploads and self._uploads[0].install is None:
-            upload = self._uploads[0]
+        if talk.uploads and talk.uploads[0].install is None:
+            upload = talk.uploads[0]
             fraction = round(upload.received / upload.what.size, 2)
             return describe("uploading", "The volume is handed to the worker.", fraction)
         if self._opening:

@@ -52,7 +52,7 @@ def test_a_segmentation_deleted_during_propagation(host, made, red, slow_propaga
     job = propagating(host, made, red)
     session, scene = host.session, host.session.scene
     if dead:
-        session.client._lose_session()
+        session.client._conversation.lose_session()
     told = len(host.told)
     scene.RemoveNode(session.segmentation_node)
     slow_propagation.set()

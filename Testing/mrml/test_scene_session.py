@@ -592,7 +592,7 @@ def test_masks_whose_prompts_went_while_the_worker_was_away_are_taken_back(host,
     gone = host.session.place("positive", red, [ras(volume, *tube(12))])
     host.settle()
     client = host.session.client
-    client._lose_session()  # as when the worker was started again
+    client._conversation.lose_session()  # as when the worker was started again
     host.session.delete(gone)
     host.settle()
     assert is_right(host, made, "first", 1, [9])

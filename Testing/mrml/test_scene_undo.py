@@ -137,7 +137,7 @@ class User:
         if self.random.random() < 0.3:
             for _ in range(self.random.randrange(10)):
                 self.host.pump()
-            self.session.client._lose_session()
+            self.session.client._conversation.lose_session()
         ended = (Finished, Failed)
         self.host.until(lambda: any(isinstance(one, ended) and one.job == job for one in self.host.told[told:]))
         self.host.settle()
@@ -155,7 +155,7 @@ class User:
                 self.host.pump()
         self.at += steps
         if self.random.random() < 0.15:
-            self.session.client._lose_session()
+            self.session.client._conversation.lose_session()
         self.host.settle()
         self.compare()
 

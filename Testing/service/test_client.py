@@ -52,7 +52,8 @@ def told(host, kind):
 def settle(host) -> StateChanged:
     """Until nothing more is to come; the last state."""
     client = host.client
-    host.until(lambda _: client._settled and not client._jobs and client._journal.all_heard and not client._inbox)
+    inbox = client._conversation.inbox
+    host.until(lambda _: client._settled and not client._jobs and client._journal.all_heard and not inbox)
     return told(host, StateChanged)[-1]
 
 
@@ -73,7 +74,7 @@ def test_a_slice_that_the_user_looks_at_is_embedded_before_the_click(scene, volu
     monkeypatch.setattr(RegionEngine, "encode", lambda self, image: embedded.append(1) or encode(self, image))
     monkeypatch.setattr("SAMFineTuneLib.inference.predictor._QUICK", np.inf)  # however busy this computer is
     scene.client.look_at(SlicePlane((0, 0, 0), (1, 0, 0), (0, 1, 0), 1.0, (16384, 16384)))  # no prompt can lie there
-    scene.until(lambda _: scene.client._looked_at is None)
+    scene.until(lambda _: scene.client._conversation.looked_at is None)
     scene.client.look_at(aligned_plane(volume, "axial", 9))
     assert not scene.client.outstanding, "nobody waits for it"
     scene.until(lambda _: embedded)

@@ -16,7 +16,7 @@ from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.prompts import segment_color
-from SAMFineTuneLib.service.client import Shown
+from SAMFineTuneLib.service.shown_masks import Shown
 from SAMFineTuneLib.session.events import Event, Failed, MaskChanged
 
 _SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is made anew
