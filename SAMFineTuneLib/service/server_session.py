@@ -17,8 +17,8 @@ from SAMFineTuneLib.service.connection import Connection
 from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
 from SAMFineTuneLib.session import events, intents
 from SAMFineTuneLib.session.answers import Answer
-from SAMFineTuneLib.session.jobs import PropagationJob
 from SAMFineTuneLib.session.masks import Masks
+from SAMFineTuneLib.session.propagation_job import PropagationJob
 from SAMFineTuneLib.session.session import Session
 from SAMFineTuneLib.session.session_file import read_document, session_to_dict
 from SAMFineTuneLib.session.state import Place, State

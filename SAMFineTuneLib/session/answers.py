@@ -85,7 +85,7 @@ class Answers:
     """Masks of one volume in one window by one model; what was asked before is remembered."""
 
     def __init__(self, predictor: Predictor, volume: Volume, window: IntensityWindow) -> None:
-        self._predictor, self._volume, self.window = predictor, volume, window
+        self.predictor, self.volume, self.window = predictor, volume, window
         self._values, self._pictures = Recent(_PICTURES), Recent(_PICTURES)
         self._predictions, self._answers = Recent(_PREDICTIONS), Recent(_ANSWERS)
 
@@ -98,7 +98,7 @@ class Answers:
 
     def prepare(self, plane: SlicePlane) -> None:
         """Do what the first point on a plane needs, wherever it will be."""
-        self._predictor.prepare(self.picture(plane))
+        self.predictor.prepare(self.picture(plane))
 
     def answer(self, task: Task) -> Answer:
         """The mask of a task that has prompts."""
@@ -125,7 +125,7 @@ class Answers:
 
     def _extracted(self, plane: SlicePlane) -> np.ndarray:
         found = self._values.get(plane.key)
-        return found if found is not None else self._values.put(plane.key, extract(self._volume, plane))
+        return found if found is not None else self._values.put(plane.key, extract(self.volume, plane))
 
     def _window_of(
         self, plane: SlicePlane, base: PackedMask | None, prompts: tuple[PlanePrompts, ...]
@@ -162,7 +162,7 @@ class Answers:
                 if corrects is not None:
                     given, taken = self._correcting(shown, corrects.unpack(), given)
                     feed = taken if feed is None else feed
-                found = _only_best(self._predictor.predict(shown, given, previous=feed))
+                found = _only_best(self.predictor.predict(shown, given, previous=feed))
                 self._predictions.put(key, found)
             previous = found
         return previous
@@ -177,7 +177,7 @@ class Answers:
         inside = interior_points(mask, _INTERIOR)
         points = np.concatenate([inside, given.points])
         labels = np.concatenate([np.ones(len(inside), np.int64), given.labels])
-        taken = self._predictor.taken(shown, mask, len(inside)) if mask.any() else None
+        taken = self.predictor.taken(shown, mask, len(inside)) if mask.any() else None
         return replace(given, points=points, labels=labels, mask=mask), taken
 
 

@@ -19,7 +19,7 @@ from SAMFineTuneLib.session.history import History
 from SAMFineTuneLib.session.state import Place, State, changes
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.session.jobs import PropagationJob
+    from SAMFineTuneLib.session.propagation_job import PropagationJob
 
 
 @dataclass(frozen=True)

@@ -24,23 +24,22 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume, choose_window
-from SAMFineTuneLib.images.intensity_window import joined
-from SAMFineTuneLib.images.slice_extraction import picture, write
-from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane, number_of_slices
+from SAMFineTuneLib.images.slice_extraction import write
+from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.inference.automatic_head import class_slices
 from SAMFineTuneLib.inference.everything_mode import everything, link
-from SAMFineTuneLib.inference.progress import Meter, Progress
-from SAMFineTuneLib.inference.propagation import PropagationEnd, Seed, planned_planes, propagate
-from SAMFineTuneLib.inference.settings import PropagationSettings
-from SAMFineTuneLib.inference.slice_stack import stack_through
+from SAMFineTuneLib.inference.progress import Progress
+from SAMFineTuneLib.inference.propagation import PropagationEnd
 from SAMFineTuneLib.session import edits, events, intents
 from SAMFineTuneLib.session.answers import Answer, Answers
 from SAMFineTuneLib.session.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels
 from SAMFineTuneLib.session.failures import as_sentence, details_of
 from SAMFineTuneLib.session.history import History
-from SAMFineTuneLib.session.jobs import EverythingJob, FoundObjects, Job, PropagationJob, joined_labels
+from SAMFineTuneLib.session.jobs import EverythingJob, FoundObjects, Job, joined_labels
 from SAMFineTuneLib.session.masks import Masks
-from SAMFineTuneLib.session.state import Place, PlacedPrompt, State, WholeAnswer
+from SAMFineTuneLib.session.propagation_job import PropagationJob, propagation_from_prompts, propagation_of_whole
+from SAMFineTuneLib.session.slice_embedding import SliceEmbedding
+from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
@@ -91,8 +90,7 @@ class Session(intents.IntentMethods):
         self._ends: dict[int, list[str]] = {}
         """By segment, the ends of its last answer in 3-D, which the user was told."""
         self.found = FoundObjects()
-        self._embedding: Iterator[SlicePlane] | None = None
-        self._focus: tuple[str, int] | None = None
+        self._embedding = SliceEmbedding(functools.partial(self._tell_busy, None, "embed"))
         if predictor is not None:
             self.set_model(predictor)
         if volume is not None:
@@ -331,26 +329,15 @@ class Session(intents.IntentMethods):
 
     @_handle.register
     def _propagate(self, intent: intents.Propagate) -> PropagationJob:
-        segment, settings, orientation = intent.segment, intent.settings, intent.orientation
-        info = edits.find_segment(self.state, segment)
-        volume, predictor = self.require_volume(), self._require_predictor()
-        if any(job.segment == segment for job in self._propagations()):
+        info = edits.find_segment(self.state, intent.segment)
+        self.require_volume()
+        self._require_predictor()
+        if any(job.segment == intent.segment for job in self._propagations()):
             raise UserError(f"Segment {info.name} is being propagated already; wait for it or cancel it.")
-        prompted = [task for place, task in self.state.tasks.items() if place[0] == segment and task.prompts]
-        orientations = sorted({task.plane.orientation for task in prompted})
-        if orientation is None and len(orientations) > 1:
-            raise UserError(f"Segment {info.name} has prompts on {' and '.join(orientations)} slices; choose which.")
-        seeds, sources, windows = [], [], [self.window]
-        for task in prompted:
-            answer = self._masks.answer((segment, task.plane.key))
-            mask = answer.mask.unpack()
-            if orientation in (None, task.plane.orientation) and mask.any():
-                seeds.append(Seed(task.plane, mask))
-                sources.append((task.plane.key, task.prompts))
-                windows += answer.windows
-        covers = frozenset(plane.key for plane in planned_planes(volume, seeds, settings))
-        job = PropagationJob(self._job_number(intent.job), segment, tuple(sources), covers, self._next_moment())
-        return self._start(job, propagate, predictor, volume, joined(windows), seeds, settings)
+        number = self._job_number(intent.job)
+        job, begin = propagation_from_prompts(self._masks, self.state, intent, number, self._moment + 1)
+        self._moment = job.moment
+        return self._start(job, begin)
 
     @property
     def _due(self) -> list[int]:
@@ -359,37 +346,9 @@ class Session(intents.IntentMethods):
             return []
         return [info.value for info in self.segments if info.value in self.state.due]
 
-    def _answer_whole(self, segment: int) -> PropagationJob:
-        """Propagate a segment from all its prompted slices that are parallel to the one prompted last. Slices between
-        prompted ones that are as they were keep their masks."""
-        seeds, windows, state = [], [self.window], self.state
-        planes = [state.tasks[(segment, key)].plane for key, _ in state.prompted(segment)]
-        stack = stack_through(self.volume, planes[-1]) if planes else None
-        for plane in planes:
-            with suppress(UserError):  # it has no mask, which the user was told, or lies across
-                answer = self._masks.answer((segment, plane.key))
-                mask = answer.mask.unpack()
-                stack.place(plane, mask)
-                if mask.any():
-                    seeds.append(Seed(plane, mask))
-                    windows += answer.windows
-        bounded = any(one.segment == segment and len(one.parts) > 1 for one in state.prompts)
-        settings = PropagationSettings(direction="fill" if bounded and len(seeds) > 1 else "both")
-        job = PropagationJob(-segment, segment, state.prompted(segment), frozenset(), self._moment, state.propagated)
-        window, kept = joined(windows), {}
-        if seeds and planes[-1].index is not None:
-            known = {seed.plane.index: state.prompts_at((segment, seed.plane.key)) for seed in seeds}
-            job.whole = WholeAnswer((planes[-1].orientation, window, self.predictor.engine.digest), known)
-            before = state.whole.get(segment)
-            for plane in planned_planes(self.volume, seeds, settings) if before is not None else ():
-                if before.holds(job.whole, plane.index):
-                    item = state.propagated.get(place := (segment, plane.key))
-                    kept[plane.index] = None if item is None else item.mask.unpack()
-                    job.again |= {} if item is None else {place: item}
-        begin = functools.partial(propagate, kept=kept) if seeds else lambda *_: iter(())
-        self._start(job, begin, self.predictor, self.volume, window, seeds, settings)
+    def _answer_whole(self, segment: int) -> None:
+        self._start(*propagation_of_whole(self._masks, self.state, segment, self._moment))
         self._jobs.insert(0, self._jobs.pop())  # the user waits for it
-        return job
 
     @_handle.register
     def _everything(self, intent: intents.Everything) -> EverythingJob:
@@ -423,17 +382,15 @@ class Session(intents.IntentMethods):
 
     @_handle.register
     def _embed(self, intent: intents.Embed) -> None:
-        volume, _ = self.require_volume(), self._require_predictor()
-        aligned_plane(volume, intent.orientation, intent.index)
-        self._focus = (intent.orientation, intent.index)
-        self._embedding = self._embed_slices(intent.orientation, intent.index)
+        volume, predictor = self.require_volume(), self._require_predictor()
+        self._embedding.begin(predictor, volume, self.window, (intent.orientation, intent.index))
         self.work_arrived.set()
 
     @_handle.register
     def _stop_embedding(self, _: intents.StopEmbedding) -> None:
-        if self._embedding is not None:
+        if self._embedding.active:
             self._tell(events.Finished(None, "embed", cancelled=True))
-        self._embedding = self._focus = None
+        self._embedding.stop()
 
     def work(self, budget_seconds: float = 0.05) -> bool:
         """Do at least one step, more until the budget is spent; returns whether anything is left to do."""
@@ -441,7 +398,7 @@ class Session(intents.IntentMethods):
         while self._step() and time.monotonic() < end:
             pass
         self._tell_state()
-        return bool(not self.settled or self._jobs or self._embedding or self.looked_at)
+        return bool(not self.settled or self._jobs or self._embedding.active or self.looked_at)
 
     def finish(self, job: Job) -> None:
         """Work until a job is done, for hosts that have nothing else to do meanwhile."""
@@ -508,8 +465,8 @@ class Session(intents.IntentMethods):
         if self.volume is None or self.predictor is None:
             return
         self._masks.restart(Answers(self.predictor, self.volume, self.window))
-        if self._focus is not None:
-            self._embed(intents.Embed(*self._focus))
+        if self._embedding.focus is not None:
+            self._embed(intents.Embed(*self._embedding.focus))
         self.work_arrived.set()
 
     def _edit_segments(self, name: str, edit: Callable[..., State], value: int, *fields: Any) -> None:
@@ -581,10 +538,9 @@ class Session(intents.IntentMethods):
                 self._step_job(job)
             elif self.looked_at is not None:
                 self._look()
-            elif self._embedding is None:
+            elif not self._embedding.active:
                 return False
-            elif next(self._embedding, None) is None:
-                self._embedding = None
+            elif not self._embedding.step():
                 self._tell(events.Finished(None, "embed"))
         except UserError as error:
             number = job.number if job is not None else None
@@ -646,17 +602,3 @@ class Session(intents.IntentMethods):
         if self._masks.answers is not None:
             with suppress(Exception):
                 self._masks.answers.prepare(plane)
-
-    def _embed_slices(self, orientation: str, focus: int) -> Iterator[SlicePlane]:
-        """Embed the slices of an orientation, one a step: `focus`, then its neighbours outwards."""
-        count = number_of_slices(self.volume, orientation)
-        meter = Meter(count, functools.partial(self._tell_busy, None, "embed"))
-        for index in sorted(range(count), key=lambda index: (abs(index - focus), index)):
-            plane = aligned_plane(self.volume, orientation, index)
-            try:
-                self.predictor.embed(picture(self.volume, plane, self.window))
-            except Exception as error:
-                self._embedding = self._focus = None
-                raise as_sentence(error, f"embed {plane}") from error
-            meter.step()
-            yield plane
