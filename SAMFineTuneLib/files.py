@@ -53,7 +53,7 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent not in _looked_into:
                 _looked_into.add(path.parent)
-                _remove_abandoned(path.parent)
+                remove_abandoned(path.parent)
             yield temporary
             if durable:
                 _sync(temporary)
@@ -94,7 +94,7 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
     building = place / (path.resolve().name or "new")
     try:
         with _disk_errors(path, place):
-            _remove_abandoned(place.parent)
+            remove_abandoned(place.parent)
             building.mkdir(parents=True)
             yield building
             made = [file for file in building.rglob("*") if file.is_file()]
@@ -127,7 +127,8 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes left in a folder under the hidden names of this module more than a day ago."""
     with suppress(OSError):  # what cannot be listed or deleted does not keep anybody from writing
         with os.scandir(folder) as entries:
             names = [entry.name for entry in islice(entries, _MOST_LOOKED_AT) if STAGED_NAME.match(entry.name)]

@@ -16,7 +16,7 @@ _SAID = {
 }
 _DOES = {
     "propose": _("Proposing case {done} of {total}: {name}"),
-    "add": _("Reading scan {done} of {total}."),
+    "add": _("Adding scan {done} of {total} {name}"),
     "export": _("Exporting case {done} of {total}: {name}"),
     "report": _("Comparing case {done} of {total}: {name}"),
 }
@@ -87,7 +87,7 @@ class BackgroundWork:
             return now.get("text", _("Training.")) + time_left(now.get("seconds_left"))
         if now.get("total") and now.get("what") in _DOES:
             return _DOES[now["what"]].format(
-                done=min(now["done"] + 1, now["total"]), total=now["total"], name=now.get("text", ""))
+                done=min(now["done"] + 1, now["total"]), total=now["total"], name=now.get("text", "")).strip()
         return _("Working in the background.")
 
     @property

@@ -55,16 +55,15 @@ class CohortMenu:
         self._connections.close()
         self.export.close()
 
-    def show(self, busy, here, drawable):
-        """Offer what can be done: `busy` while one of these runs, `here` on this computer, `drawable`: the curve."""
-        self.addAction.setEnabled(here and not busy)
-        for action in (self.exportAction, self.reportAction):
+    def show(self, busy, drawable):
+        """Offer what can be done: `busy` while one of these runs, `drawable`: the curve."""
+        for action in (self.addAction, self.exportAction, self.reportAction):
             action.setEnabled(not busy)
         self.curveAction.setEnabled(drawable)
 
     def add(self):
         """Add the scans of a folder that the user chooses."""
-        start = read_setting("CohortScans", os.path.dirname(self.folder))
+        start = read_setting("CohortScans", os.path.dirname(place_beside(self.folder)))
         folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Add the scans of a folder"), start)
         if folder:
             write_setting("CohortScans", folder)
@@ -107,15 +106,8 @@ class CohortExport:
         """A folder until the user has chosen another one."""
         edit = self.ui.folderEdit
         if edit.currentPath.strip() in ("", self._suggested):
-            self._suggested = f"{self._place()}-{chosen_in(self.ui.formatSelector)}"
+            self._suggested = f"{place_beside(self._cohort)}-{chosen_in(self.ui.formatSelector)}"
             edit.currentPath = self._suggested
-
-    def _place(self):
-        """The cohort, or for one on a server a place of its name in the user's home."""
-        from SAMFineTuneLib.service.cohort_client import place_of
-
-        place = place_of(self._cohort)
-        return self._cohort if place is None else os.path.join(os.path.expanduser("~"), place.cohort)
 
     def export(self):
         """Export as chosen. The dialog stays open with a sentence about what is in the way."""
@@ -141,6 +133,14 @@ class CohortExport:
     def _say(self, sentence):
         self.ui.problemLabel.text = sentence
         self.ui.problemLabel.setVisible(bool(sentence))
+
+
+def place_beside(cohort):
+    """A cohort's folder, or for one on a server a place of its name in the user's home."""
+    from SAMFineTuneLib.service.cohort_client import place_of
+
+    place = place_of(cohort)
+    return cohort if place is None else os.path.join(os.path.expanduser("~"), place.cohort)
 
 
 def in_the_way(folder):

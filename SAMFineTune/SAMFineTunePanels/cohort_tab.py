@@ -429,7 +429,7 @@ class CohortTab:
             widget.setVisible(not busy)
         for widget in (ui.stopButton, ui.workBar):
             widget.setVisible(busy or beside)
-        self.menu.show(beside, self._is_here, self.curve.drawable)
+        self.menu.show(beside, self.curve.drawable)
         if busy or beside:
             set_text(ui.stopButton, self._shown.stop_text)
             texts = [work.text for work in (self._beside, self._background) if work.is_busy]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import add_match_labels
-from SAMFineTuneLib.cli.cohort_on_server import open_cohort, open_here
+from SAMFineTuneLib.cli.cohort_on_server import open_cohort, open_here, open_served
 from SAMFineTuneLib.cli.cohort_status import case_facts, count_cases, print_status
 from SAMFineTuneLib.cli.describe import print_table
 from SAMFineTuneLib.cli.long_work import counting
@@ -18,6 +18,7 @@ from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
+    from SAMFineTuneLib.cohort.create_cohort import FoundImage
 
 
 def add_actions(action: Callable) -> None:
@@ -31,7 +32,7 @@ def add_actions(action: Callable) -> None:
     add_match_labels(added)
     added.add_argument("--model", metavar="ID", default="compact", help="the model that learns (default: compact)")
     action("status", _status, "list the cases, the adapter in use, and what to do next", served=True)
-    added = action("add", _add, "add images to a cohort")
+    added = action("add", _add, "add images to a cohort, here or on a server", served=True)
     added.add_argument("images", metavar="IMAGES", help=images)
     add_match_labels(added)
     added = action("locate", _locate, "find images that were moved")
@@ -76,16 +77,34 @@ def _status(args: argparse.Namespace) -> None:
 def _add(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.cohort.create_cohort import add_images, find_images
 
-    cohort = open_here(args)
-    before = len(cohort.state.cases)
-    images = find_images(args.images, args.match_labels)
-    with counting("reading image") as show:
-        notes = add_images(cohort, images, show)
+    if args.server:
+        cohort, added, notes = _send(args, find_images(args.images, args.match_labels))
+    else:
+        cohort = open_here(args)
+        before, images = len(cohort.state.cases), find_images(args.images, args.match_labels)
+        with counting("reading image") as show:
+            notes = add_images(cohort, images, show)
+        added = len(cohort.state.cases) - before
     for note in notes:
         console.note(note)
-    print(f"added       {count_cases(len(cohort.state.cases) - before)}")
-    console.document(added=len(cohort.state.cases) - before)
+    print(f"added       {count_cases(added)}")
+    console.document(added=added)
     print_status(cohort)
+
+
+def _send(args: argparse.Namespace, images: Sequence[FoundImage]) -> tuple[Cohort, int, Sequence[str]]:
+    """Send images to a server. -> its cohort, how many were added, and what is to be said of them"""
+    from SAMFineTuneLib.service.send_images import send_images
+
+    served = open_served(args)
+    try:
+        with counting("sending image") as show:
+            added, notes = send_images(served, images, lambda done, total, name, part: show(
+                done, total, f"{name} ({part:.0%})"))  # fmt: skip
+        renamed = [f"{name} is called {there} there." for name, there in added if not name.startswith(there)]
+        return served.cohort, len(added), renamed + notes
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on with the other scans.") from None
 
 
 def _locate(args: argparse.Namespace) -> None:

@@ -68,7 +68,7 @@ def case_facts(cohort: Cohort, case: CohortCase) -> dict[str, Any]:
     """A case for a program."""
     proposal, review = case.proposal, case.review
     return {
-        "key": case.key, "name": case.name, "image": str(cohort.images / case.image), "state": case.state,
+        "key": case.key, "name": case.name, "image": str(cohort.path(case)), "state": case.state,
         "taken": case.taken(), "problem": case.problem,
         "proposal": proposal and {"adapter": proposal.adapter, "confidence": dict(proposal.confidence),
                                   "doubtful_slices": proposal.doubtful},

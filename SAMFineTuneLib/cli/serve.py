@@ -58,7 +58,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--volume-gb", type=float, default=4, help="largest volume (default: 4)")
     parser.add_argument("--idle-minutes", type=float, default=30,
                         help="end a session after so long without a request (default: 30)")  # fmt: skip
-    parser.add_argument("--read-only", action="store_true", help="clients may not add or remove models or clear caches")
+    parser.add_argument("--read-only", action="store_true", help="clients may not add scans to cohorts, add or remove "
+                        "models, or clear caches")
     parser.add_argument("--access-log", metavar="FILE",
                         help="append a line for each request, without anything about patients")  # fmt: skip
     parser.add_argument("--handshake", metavar="FILE", help=argparse.SUPPRESS)  # for a client that starts its worker
@@ -137,7 +138,7 @@ def _server(args: argparse.Namespace, token: str, limits: Limits) -> WorkerServe
         raise UserError("TLS needs both --tls-cert and --tls-key.")
     tls = tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
     port = args.port if args.port is not None else (0 if args.handshake else _PORT)
-    cohorts = CohortApi(args.cohort, limits) if args.cohort else None
+    cohorts = CohortApi(args.cohort, limits, not args.read_only) if args.cohort else None
     return WorkerServer(ServerApp(token, limits, may_change=not args.read_only, cohorts=cohorts), args.host, port, tls)
 
 

@@ -10,10 +10,12 @@
 | `adapters/N/` | the adapter of training N |
 | `training/` | a training that is not finished |
 | `judged/N/KEY/` | what it proposes for an accepted case held out, by which its confidence is calibrated |
+| `added/KEY/` | an image that came through a server |
 
-A case's key is the beginning of its image's digest. Images are never altered, and apart from the path of each image
-nothing here names a patient. Every change reads `cohort.json` anew and replaces it while it holds a lock, so that
-windows and commands may work on one cohort together and a kill leaves the state before or after a change.
+A case's key is the beginning of its image's digest. Images are never altered, and apart from the path of each image,
+and from what images that came through a server hold themselves, nothing here names a patient. Every change reads
+`cohort.json` anew and replaces it while it holds a lock, so that windows and commands may work on one cohort together
+and a kill leaves the state before or after a change.
 """
 
 from __future__ import annotations
@@ -270,15 +272,25 @@ class Cohort:
         images = [one.image for one in state.cases]
         return next((place for place in places if any(_exists(place / image) for image in images)), places[0])
 
+    def path(self, case: CohortCase) -> Path:
+        """Where the image of a case is, or was when it was last found."""
+        name, added = Path(case.image).name, self.added(case.key)
+        own = added.with_name(name) if name.startswith(case.key) else added / name
+        return own if _exists(own) else self.images / case.image
+
     def image(self, case: CohortCase) -> Path:
         """The image of a case; UserError when it is not there."""
-        path = self.images / case.image
+        path = self.path(case)
         if not _exists(path):
             raise UserError(
                 f"The image of case {case.name} is not at “{path}”; if the images were moved, tell where they are with "
                 "“samfinetune cohort locate”."
             )
         return path
+
+    def added(self, key: str) -> Path:
+        """Folder of an image that came through a server, whose place is known even when the cohort alone is moved."""
+        return self.folder / "added" / key
 
     def proposal(self, key: str) -> Path:
         """Folder of what is proposed for a case."""

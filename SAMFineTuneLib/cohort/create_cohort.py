@@ -50,6 +50,8 @@ class FoundImage:
     image: Path
     labelled: Case | None = None
     patient: str = ""
+    digested: str = ""
+    """What `patient_digest` made of the patient."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def locate_images(
     progress(len(images), len(images))
 
     def moved(state: CohortState) -> CohortState:
-        here = [where[case.key] if case.key in where else cohort.images / case.image for case in state.cases]
+        here = [where[case.key] if case.key in where else cohort.path(case) for case in state.cases]
         root = _common_folder(here)
         cases = [replace(case, image=_beneath(root, path)) for case, path in zip(state.cases, here, strict=True)]
         return replace(state, cases=tuple(cases), images=_places(root, cohort.folder))
@@ -270,7 +272,8 @@ def _read(
             read.notes.append(f"{one.image.name} is left out: {same.name} is the same image.")
             continue
         patient = one.patient or _dicom_patient(volume) or pictures.get(str(one.image))
-        case = CohortCase(key, _beneath(root, one.image), _digest(patient, salt) if patient else _digest(key, ""))
+        digested = one.digested or (patient_digest(patient, salt) if patient else patient_digest(key, ""))
+        case = CohortCase(key, _beneath(root, one.image), digested)
         if one.labelled is not None:
             case = _accepted(case, one.labelled, folder, bool(names), read)
         read.cases[key] = case
@@ -286,7 +289,7 @@ def _dicom_patient(volume: Volume) -> str:
 
 
 @lru_cache
-def _digest(patient: str, salt: str) -> str:
+def patient_digest(patient: str, salt: str) -> str:
     """A digest of a patient: salted, so that those of two cohorts cannot be compared, and slow, so that it takes long
     to try numbers. Cohorts from before there was a salt keep the plain one."""
     if not salt:

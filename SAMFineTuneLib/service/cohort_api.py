@@ -4,6 +4,7 @@
     POST /v1/cohorts/follow    how far one is, and what is trained or proposed
     POST /v1/cohorts/piece     a piece of work, with labels where it has some; the answer comes when it is done
     POST /v1/cohorts/file      a part of a case's voxels, labels, picture or confidence
+    POST /v1/cohorts/upload    a part of an image that is to be added
 
 The pieces are those that a window on the cohort's own computer puts into its queue, and the same program does them
 (`cohort_process`): what reads or writes images in a process for each window, so that no thread of the server is busy
@@ -31,16 +32,21 @@ import numpy as np
 
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
 from SAMFineTuneLib.cohort.confidence import CONFIDENCE
+from SAMFineTuneLib.cohort.create_cohort import patient_digest
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.cohort_process import DOES
+from SAMFineTuneLib.service.cohort_uploads import NOTHING_ADDED, add_part, upload_path
 from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
 from SAMFineTuneLib.service.protocol import Limits, Refused
 from SAMFineTuneLib.service.wire import WireError, decode
 
-_WITH_IMAGES, _RESULTS = ("open", "grid", "picture", "keep", "accept", "export", "report"), ("export", "report")
+_WITH_IMAGES = ("open", "grid", "picture", "keep", "accept", "receive", "export", "report")
+_RESULTS = ("export", "report")
 _LONG = ("train", "propose", "stop")
 _AT_ONCE = ("next", "take", "release", "refuse", "reopen", "due")
+_FOLDERS = re.compile(r"“(?:/|[A-Za-z]:[/\\])[^”]*[/\\](?=[^/\\”])")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[\w-]{1,64}")
 _WINDOW = re.compile(r"[0-9a-f]{8,64}(-[a-z]{1,16})?")
 _LONGEST_WAIT = 10.0  # s that an answer is kept back while a piece is done
@@ -59,13 +65,14 @@ class CohortApi:
     Args:
         folders: of the cohorts. Clients know each by its folder's name.
         limits: of the server.
+        may_add: whether clients may add images.
 
     Raises:
         UserError: where there is no cohort, and for two of one name.
     """
 
-    def __init__(self, folders: Sequence[str | Path], limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+    def __init__(self, folders: Sequence[str | Path], limits: Limits | None = None, may_add: bool = True) -> None:
+        self._limits, self._may_add = limits or Limits(), may_add
         self._folders: dict[str, Path] = {}
         self._windows: dict[tuple[str, str], _Window] = {}
         self._lock = threading.Lock()
@@ -114,6 +121,8 @@ class CohortApi:
         folder, work = self._folder(message.cohort), self._background[message.cohort]
         values = json.loads((folder / STATE_FILE).read_text("utf-8"))
         hidden = {"images": ["", ""], "salt": ""}  # where the images are, and what patients' digests are made with
+        for case in values["cases"]:
+            case["problem"] = _without_folders(case.get("problem", ""))
         state = json.dumps({**values, **hidden}).encode()
         if sha256(state).hexdigest() == message.known:
             state = b""
@@ -123,14 +132,16 @@ class CohortApi:
             while (more := work.events_after(after))[0]:
                 events, after = more
             events = events[-1:] if busy else []
-        return protocol.CohortNews(state, busy, tuple(events), after)
+        told = [{**event, "text": _without_folders(event.get("text", ""))} for event in events]
+        return protocol.CohortNews(state, busy, tuple(told), after)
 
     def _piece(self, piece: protocol.CohortPiece) -> protocol.CohortTold:
         folder = self._folder(piece.cohort)
         if (piece.by or piece.take or piece.what in ("open", "take")) and not _WORD.fullmatch(piece.by):
             raise UserError("Cases are taken under a word of letters and digits; give another one.")
         if piece.what in _WITH_IMAGES:
-            return self._window(piece).done(piece, self._limits)
+            more = self._of_image(piece, folder) if piece.what == "receive" else {}
+            return self._window(piece).done(piece, self._limits, more)
         try:
             if piece.what in _LONG:
                 told = self._begin(piece)
@@ -139,8 +150,26 @@ class CohortApi:
             else:
                 raise Refused(404, "path", f"This server does not know “{piece.what[:20]}”; update it.")
         except UserError as error:
-            return protocol.CohortTold({"event": "failed", "what": piece.what, "text": str(error)})
+            return protocol.CohortTold({"event": "failed", "what": piece.what, "text": _without_folders(str(error))})
         return protocol.CohortTold({"event": "done", "what": piece.what, "case": piece.case, **(told or {})})
+
+    def _of_image(self, piece: protocol.CohortPiece, folder: Path) -> dict[str, Any]:
+        """What is to be known of an image that arrived, without its patient's name."""
+        self._require_may_add()
+        if not _DIGEST.fullmatch(piece.case):
+            raise WireError("its case is not a digest")
+        patient = piece.patient and patient_digest(piece.patient, Cohort(folder).state.salt)
+        return {"packed": str(upload_path(folder, piece.image)), "patient": patient,
+                "largest": self._limits.volume_bytes}  # fmt: skip
+
+    def _upload(self, message: protocol.CohortUpload) -> protocol.Received:
+        self._require_may_add()
+        return protocol.Received(add_part(self._folder(message.cohort), message, self._limits))
+
+    def _require_may_add(self) -> None:
+        if not self._may_add:
+            text = "Only its administrator may add scans on this server; ask for them to be added."
+            raise Refused(403, NOTHING_ADDED, text)
 
     def _begin(self, piece: protocol.CohortPiece) -> None:
         """Begin, or stop, what takes long. The server chooses the device."""
@@ -194,8 +223,8 @@ class _Window:
         self._ended: dict[int, dict[str, Any]] = {}
         self._progress: dict[str, Any] = {}  # the last event of that kind
 
-    def done(self, piece: protocol.CohortPiece, limits: Limits) -> protocol.CohortTold:
-        """Put a piece into the queue unless it is known, and wait for its end for a while."""
+    def done(self, piece: protocol.CohortPiece, limits: Limits, more: dict[str, Any]) -> protocol.CohortTold:
+        """Put a piece with `more` values into the queue unless it is known, and wait for its end for a while."""
         until = time.monotonic() + (_TELL_AFTER if piece.what in _RESULTS else _LONGEST_WAIT)
         while time.monotonic() < until:
             with self._lock:
@@ -203,12 +232,14 @@ class _Window:
                 there = self.work.holds(piece.number)  # before looking for its event, which comes first
                 event = self._event(piece.number)
                 if event is None and not there:
-                    self._put(piece, limits)
+                    self._put(piece, limits, more)
                 if event is not None:
                     if event["event"] == "failed":
                         for path in self.work.folder.glob(f"{piece.number:06d}.*"):
                             path.unlink(missing_ok=True)  # the client keeps its labels
-                    return protocol.CohortTold({**event, **{name: name for name in _LAID_OUT if event.get(name)}})
+                    hidden = {name: name for name in _LAID_OUT if event.get(name)}
+                    hidden |= {"text": _without_folders(event["text"])} if "text" in event else {}
+                    return protocol.CohortTold({**event, **hidden})
                 self.work.start()
             time.sleep(_LOOK_EVERY)
         progress = self._progress if self._progress.get("number") == piece.number else None
@@ -237,7 +268,7 @@ class _Window:
             del self._ended[next(iter(self._ended))]
         return self._ended.get(number)
 
-    def _put(self, piece: protocol.CohortPiece, limits: Limits) -> None:
+    def _put(self, piece: protocol.CohortPiece, limits: Limits, more: dict[str, Any]) -> None:
         laid_out = (*self.work.folder.glob("*-*.npy"), *self.work.folder.glob("*-results.zip"))
         for path in laid_out:  # the client is done with what was laid out for it
             with suppress(OSError):
@@ -245,7 +276,12 @@ class _Window:
         _, path = self.work.reserve(piece.number)
         if piece.shape is not None:
             _unpack(piece, path, limits.volume_bytes)
-        self.work.put(piece.what, piece.number, **_values(piece), as_kept=piece.shape is None)
+        self.work.put(piece.what, piece.number, **_values(piece), **more, as_kept=piece.shape is None)
+
+
+def _without_folders(text: str) -> str:
+    """A sentence without the folders of this server's files, which are nobody's concern."""
+    return _FOLDERS.sub("“", text)
 
 
 def _values(piece: protocol.CohortPiece) -> dict[str, Any]:
@@ -285,4 +321,5 @@ _ACTIONS = {
     "follow": (protocol.FollowCohort, CohortApi._follow),
     "piece": (protocol.CohortPiece, CohortApi._piece),
     "file": (protocol.CohortFile, CohortApi._file),
+    "upload": (protocol.CohortUpload, CohortApi._upload),
 }

@@ -23,16 +23,18 @@ import numpy as np
 
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, data_folder, staged_folder, write_text
+from SAMFineTuneLib.files import atomic_write, data_folder, sha256_of, staged_folder, write_text
 from SAMFineTuneLib.service import protocol
+from SAMFineTuneLib.service.cohort_uploads import NOTHING_ADDED
 from SAMFineTuneLib.service.link import HttpLink, LinkError
 from SAMFineTuneLib.service.server_address import parse_address
 from SAMFineTuneLib.service.wire import WireError, decode, encode
 
 _SERVER_FILE = "server.json"
+_PART = 4 << 20  # bytes of an image in one request
 _STEP = 0.05  # s of waiting for the network at a time, and between two tries
 _ONCE = ("next", "reopen")  # pieces that do something else the second time
-_REFUSALS = ("user", "size", "message", "cohort")  # another try meets the same
+_REFUSALS = ("user", "size", "message", "cohort", NOTHING_ADDED)  # another try meets the same
 
 
 class Unreached(UserError):
@@ -155,6 +157,31 @@ class ServedCohort:
         if event["event"] == "failed":
             raise UserError(event["text"])
         return event
+
+    def upload(self, packed: Path, progress: Callable[[float], None]) -> str:
+        """Send a packed image, from where an earlier try stopped.
+
+        Args:
+            packed: its file.
+            progress: told the fraction that has arrived; it may raise to stop.
+
+        Returns:
+            The digest by which the server knows it.
+
+        Raises:
+            Unreached: while there is no connection; the same call goes on.
+            UserError: when it is too large, or the server's disk is full.
+        """
+        digest, size = sha256_of(packed), packed.stat().st_size
+        with open(packed, "rb") as file:
+            at, part = -1, b""
+            while at < size:
+                message = protocol.CohortUpload(self.place.cohort, digest, size, max(at, 0), part)
+                at = self._ask("upload", message, protocol.Received).received
+                progress(at / size)
+                file.seek(at)
+                part = file.read(_PART)
+        return digest
 
     def fetch(self, which: str, case: str, target: Path, window: str = "0" * 8, number: int = 0) -> bool:
         """Download a file of a case (see `protocol.CohortFile`). -> whether there is one"""

@@ -35,7 +35,8 @@ from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
 PICTURE = 48
 """Pixels of the longer side of a picture in the list of cases."""
-_LONG, _BESIDE = ("propose", "train"), ("add", "export", "report")
+_LONG, _RESULTS = ("propose", "train"), ("export", "report")
+_BESIDE = ("add", *_RESULTS)
 _TRIES = 3  # times that a piece is begun before it is given up, because it ends the process
 _LOOK_EVERY = 0.03  # s between two looks at an empty queue
 _TELL_EVERY = 0.2  # s between two events of progress
@@ -191,24 +192,37 @@ class _Worker:
         server, told = self._server, {}
         if what == "list":
             return {"names": server.names()}
-        if what != "follow":
+        if what == "add":
+            told = self._sent_images(values["images"])
+        elif what != "follow":
             labels = self.labels() if what in ("keep", "accept") else None
             known = {name for one in fields(CohortPiece) if (name := one.name) not in ("cohort", "window", "number")}
             asked = {name: value for name, value in values.items() if name in known - {"what"}}
-            watch = self.all_or_nothing("Stopped; nothing was written.") if what in _BESIDE else None
+            watch = self.all_or_nothing("Stopped; nothing was written.") if what in _RESULTS else None
             told = dict(server.do(what, window, self.number, labels, watch, **asked))
-        if what in _BESIDE:
+        if what in _RESULTS:
             server.fetch_results(window, self.number, Path(values["folder"]))
             told["folder"] = values["folder"]
         if what == "open" and told["case"]:
             told |= server.fetch_case(told, window, self.number, self.folder)
         if what in ("open", "picture") and told["case"]:
             server.fetch("picture", told["case"], queue.picture_path(folder, told["case"]))
-        if what in ("open", "follow"):  # what is shown next is drawn from the mirror
+        if what in ("open", "follow", "add"):  # what is shown next is drawn from the mirror
             self._tell_news(server.follow())
         self._unreached = False
         self._follow_after = 0.0 if what == "follow" or self._follow_after is not None else None
         return {name: value for name, value in told.items() if name not in ("event", "what", "number")}
+
+    def _sent_images(self, source: str) -> dict[str, Any]:
+        from SAMFineTuneLib.cases.cases import some_names
+        from SAMFineTuneLib.cohort.create_cohort import find_images
+        from SAMFineTuneLib.service.send_images import send_images
+
+        self._server.follow()
+        tell = self.all_or_nothing("Stopped; the scans that had arrived by then were added.")
+        progress = lambda done, total, name, part: tell(done, total, f"({part:.0%})")  # noqa: E731 - names stay here
+        added, notes = send_images(self._server, find_images(source), progress)
+        return {"added": len(added), "notes": [some_names(notes, 2, " ")] if notes else []}
 
     def _follow(self) -> None:
         """Look how the cohort stands on its server, where a window wants to know."""
@@ -265,6 +279,19 @@ def _add(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     progress = worker.all_or_nothing("No scans were added, because that was cancelled.")
     notes = add_images(cohort, find_images(values["images"]), progress)
     return {"added": len(cohort.state.cases) - before, "notes": [some_names(notes, 2, " ")] if notes else []}
+
+
+def _receive(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
+    """Add an image that a client has uploaded."""
+    from SAMFineTuneLib.cohort.packed_images import add_packed
+
+    cohort, packed = Cohort(values["cohort"]), Path(values["packed"])
+    labels = None if values["as_kept"] else worker.labels()
+    try:
+        notes = add_packed(cohort, packed, values["case"], values["largest"], values["patient"], labels)
+    finally:
+        packed.unlink(missing_ok=True)
+    return {"notes": list(notes)}
 
 
 def _export(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
@@ -447,8 +474,8 @@ def _train(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
 
 DOES: dict[str, Callable[[_Worker, dict[str, Any]], dict[str, Any] | None]] = {
-    "create": _create, "add": _add, "open": _open, "grid": _grid, "picture": _picture, "next": _next,
-    "take": _take_again, "release": _of_review("release"), "keep": _keep, "accept": _accept,
+    "create": _create, "add": _add, "receive": _receive, "open": _open, "grid": _grid, "picture": _picture,
+    "next": _next, "take": _take_again, "release": _of_review("release"), "keep": _keep, "accept": _accept,
     "refuse": _of_review("refuse"), "reopen": _of_review("reopen"), "due": _due, "propose": _propose, "train": _train,
     "export": _export, "report": _report,
 }  # fmt: skip

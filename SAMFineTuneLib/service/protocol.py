@@ -211,6 +211,23 @@ class CohortPiece:
     dtype: str = "|u1"
     labels: bytes = b""
     """Compressed by zlib, C order."""
+    image: str = ""
+    """SHA-256 of a packed image that was uploaded, and is to be added."""
+    patient: str = ""
+    """Of that image, where its files do not tell; the server keeps a salted digest alone."""
+
+
+@dataclass(frozen=True)
+class CohortUpload:
+    """The bytes from `offset` on of a packed image (see `packed_images`) of `size` bytes. Without bytes it only asks
+    how many have arrived. Answer: `Received`, with which the next part begins."""
+
+    cohort: str
+    digest: str
+    """SHA-256 of the whole."""
+    size: int
+    offset: int = 0
+    data: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ class Department:
         self.cohort, self._home, self._port = cohort, home, 0
         self.start()
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         command = [sys.executable, "-m", "SAMFineTuneLib", "serve", "--port", str(self._port), "--cohort",
-                   str(self.cohort.folder)]
+                   str(self.cohort.folder), *options]
         environment = os.environ | {"SAMFINETUNE_HOME": str(self._home), "SAMFINETUNE_TOKEN": TOKEN}
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True,
                                         cwd=Path(__file__).parents[2])  # fmt: skip

@@ -297,7 +297,8 @@ def said(department: Department, message, token: str = TOKEN, action: str = "pie
             pass
         if response.status != 200:
             break
-        event = decode(response.read(), protocol.CohortTold).event
+        answer = decode(response.read(), protocol.CohortTold | protocol.Received)
+        event = answer.event if isinstance(answer, protocol.CohortTold) else {"received": answer.received}
     link.close()
     if event is not None:
         return event

@@ -97,7 +97,6 @@ def test_a_report_and_an_export_come_from_the_server(work, tmp_path, monkeypatch
         accept(work.cohort, case.key, work.labels[case.name])
     menu, export = work.tab.menu, work.tab.menu.export
     work.desktop.wait(lambda: "2 of 3" in work.ui.cohortLabel.toolTip)
-    assert not menu.addAction.isEnabled(), "scans are added where the server's are"
     menu.reportAction.trigger()
     work.desktop.wait(lambda: opened)
     page = work.tab.review.cohort.folder / "report" / "index.html"
@@ -110,6 +109,19 @@ def test_a_report_and_an_export_come_from_the_server(work, tmp_path, monkeypatch
     work.desktop.wait((tmp_path / "Dataset002").is_dir)
     assert (work.kept_labels(tmp_path / "Dataset002" / "labelsTr" / "scan1.nii.gz") == work.labels["scan1"]).all()
     work.desktop.wait(lambda: any("Exported: 2 cases" in text for text in work.desktop.messages()))
+
+
+def test_scans_are_added_through_the_server(work, tmp_path, monkeypatch):
+    work.create()
+    write_scans(tmp_path / "more", count=5)  # three of them are there already
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path / "more"))
+    work.desktop.wait(work.tab.menu.addAction.isEnabled)
+    work.tab.menu.addAction.trigger()
+    work.desktop.wait(lambda: len(work.tab.list.keys) == 5)
+    work.desktop.wait(lambda: any("Added: 2 scans." in text for text in work.desktop.messages()))
+    assert any("is the same image" in text and "1 more" in text for text in work.desktop.messages())
+    work.open("scan4")
+    assert work.cohort.image(work.case("scan4")).is_relative_to(work.cohort.folder / "added")
 
 
 def test_a_case_of_somebody_else_is_left_alone(work):
