@@ -33,7 +33,7 @@ _LOCKED_BYTE = 1 << 30  # far behind the text, since Windows lets nobody read a 
 
 
 @dataclass(frozen=True)
-class Owner:
+class LockOwner:
     """The process that holds a lock."""
 
     pid: int = 0
@@ -97,10 +97,10 @@ class ProcessLock:
                 self._path.unlink(missing_ok=True)
 
     @property
-    def owner(self) -> Owner | None:
+    def owner(self) -> LockOwner | None:
         """The process that holds the lock now; None when none does."""
         if self._file is not None:
-            return _described(self._path) or Owner(os.getpid(), time.time())
+            return _described(self._path) or LockOwner(os.getpid(), time.time())
         try:
             file = os.open(self._path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
         except OSError:
@@ -109,7 +109,7 @@ class ProcessLock:
             free = _locked(file, self._path, shared=True)
         finally:
             os.close(file)
-        return None if free else _described(self._path) or Owner()
+        return None if free else _described(self._path) or LockOwner()
 
     def _try(self, file: int) -> bool:
         if not _locked(file, self._path):
@@ -155,7 +155,7 @@ def owning(folder: Path, what: str) -> Iterator[None]:
             raise explained from error
         raise
     if not taken:
-        owner = lock.owner or Owner()
+        owner = lock.owner or LockOwner()
         raise UserError(f"{what} is running ({owner}); wait until it is done, or {owner.how_to_stop}.")
     try:
         yield
@@ -190,10 +190,10 @@ def _locked(file: int, path: Path, shared: bool = False) -> bool:
         return owner is None or (owner.is_here and not _lives(owner.pid))
 
 
-def _described(path: Path) -> Owner | None:
+def _described(path: Path) -> LockOwner | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Owner(int(values["pid"]), float(values["since"]), values["computer"] == _computer())
+        return LockOwner(int(values["pid"]), float(values["since"]), values["computer"] == _computer())
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -69,12 +69,12 @@ class ServedCohorts:
 
     def _put(self, what, name):
         """Have a process ask the server."""
-        from SAMFineTuneLib.service.cohort_client import Place, mirror
+        from SAMFineTuneLib.service.cohort_client import CohortPlace, mirror
         from SAMFineTuneLib.service.cohort_work import CohortWork
 
         self.close()
         address, _token, certificate = self.server.used
-        folder = mirror(Place(address, name, certificate))
+        folder = mirror(CohortPlace(address, name, certificate))
         work = CohortWork(folder, what)
         number = work.put(what)
         work.start(sys.executable, self.environment(folder))

@@ -57,7 +57,7 @@ def settings_of(ui, wanted, all_ct):
         all_ct: whether all cases are CT.
 
     Returns:
-        `Settings.to_dict()`.
+        `TrainingSettings.to_dict()`.
 
     Raises:
         UserError: the contrast is not a window.
@@ -65,14 +65,14 @@ def settings_of(ui, wanted, all_ct):
     from SAMFineTuneLib.cases.labelled_case import LabelChoice
     from SAMFineTuneLib.images.intensity_window import choose_window
     from SAMFineTuneLib.models.adapters.tuning_method import Method
-    from SAMFineTuneLib.training.training_settings import Settings
+    from SAMFineTuneLib.training.training_settings import TrainingSettings
 
     window = ui.windowEdit.text.strip() or (_CT_WINDOW if all_ct else None)
     if window is not None:
         choose_window(_any_volume(), window)
     evidence, count = chosen_in(ui.evidenceSelector), ui.evidenceSpinBox.value
     rank = ui.rankSpinBox.value
-    return Settings.of_preset(
+    return TrainingSettings.of_preset(
         chosen_in(ui.presetSelector),
         method=Method(chosen_in(ui.methodSelector), chosen_in(ui.scopeSelector), rank, rank),
         heads=tuple(chosen_in(ui.headsSelector).split("+")),

@@ -28,10 +28,10 @@ def open_here(args: argparse.Namespace) -> Cohort:
 
 def open_served(args: argparse.Namespace) -> ServedCohort:
     """The cohort on the server of --server, as it stands now."""
-    from SAMFineTuneLib.service.cohort_client import Place, ServedCohort, mirror
+    from SAMFineTuneLib.service.cohort_client import CohortPlace, ServedCohort, mirror
 
     token, certificate = server_access(args)
-    served = ServedCohort(mirror(Place(args.server, args.cohort, certificate or "")), token, _PATIENCE)
+    served = ServedCohort(mirror(CohortPlace(args.server, args.cohort, certificate or "")), token, _PATIENCE)
     served.follow()
     return served
 

@@ -90,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.cases.labelled_case import LabelChoice
     from SAMFineTuneLib.evaluation.annotator import Seconds
     from SAMFineTuneLib.evaluation.evaluation_run import PARTS, REPORT, SUMMARY, evaluate
-    from SAMFineTuneLib.evaluation.evaluation_settings import Settings, parse_protocols
+    from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings, parse_protocols
     from SAMFineTuneLib.evaluation.methods import enter, enter_baselines
 
-    settings = Settings(
+    settings = EvaluationSettings(
         parse_protocols(args.protocol), args.slices, args.steps, args.rounds, args.seed, args.tolerance, args.window,
         args.orientation,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.training.pretraining import Progress
+    from SAMFineTuneLib.training.pretraining import PretrainingProgress
 
 _EPILOG = """examples:
   samfinetune pretrain --synthetic -o compact --minutes 60
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     learn = _masked if args.volumes else _memory if args.memory else _synthetic
     with stoppable(lambda: "stopped; go on with the same command and --resume.") as stop, ProgressLine() as line:
 
-        def show(progress: Progress) -> None:
+        def show(progress: PretrainingProgress) -> None:
             stop.learning = True
             line(_words(progress, "volumes" if args.memory else "pictures"), progress.used >= 1)
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _words(progress: Progress, shown: str) -> str:
+def _words(progress: PretrainingProgress, shown: str) -> str:
     measured = ", ".join(f"{words} {progress.measured[name]:.3f}" for name, words in _MEASURED.items()
                          if name in progress.measured)  # fmt: skip
     return (

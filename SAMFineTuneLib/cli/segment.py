@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SAMFineTuneLib.cli import arguments, console, outputs
-from SAMFineTuneLib.cli.segment_jobs import Segmented, SegmentJob, find_jobs, run_jobs, with_prompts
+from SAMFineTuneLib.cli.segment_jobs import SegmentedVolume, SegmentJob, find_jobs, run_jobs, with_prompts
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import require_not_read
 
@@ -121,10 +121,10 @@ def run(args: argparse.Namespace) -> int:
     return run_jobs(args, [job], lambda: _from_prompts(args, None))
 
 
-def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Callable[[SegmentJob], Segmented]:
+def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Callable[[SegmentJob], SegmentedVolume]:
     """The function that segments a volume from prompts; without a predictor it opens the model once they are read."""
 
-    def segment(job: SegmentJob) -> Segmented:
+    def segment(job: SegmentJob) -> SegmentedVolume:
         from SAMFineTuneLib.images import choose_window
         from SAMFineTuneLib.images.overlay import save_png
         from SAMFineTuneLib.segmenter import Segmenter
@@ -163,19 +163,19 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
             if args.picture:
                 save_png(args.picture, segmenter.slice_image())
                 print(f"written     {args.picture}")
-            return Segmented(inputs, statistics, details)
+            return SegmentedVolume(inputs, statistics, details)
 
     return segment
 
 
-def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented]:
+def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], SegmentedVolume]:
     """The function that finds the classes of a model or adapter in a volume, without prompts."""
     if args.server and (not args.adapter or args.window):
         raise UserError("With --server, --auto needs --adapter, and takes the window from it: leave out --window.")
     adapter = None if args.server else arguments.find_adapter(args)
     predictor = None if args.server else arguments.open_predictor(args, adapter)
 
-    def segment(job: SegmentJob) -> Segmented:
+    def segment(job: SegmentJob) -> SegmentedVolume:
         from SAMFineTuneLib.cases.case_slices import learned_orientations
         from SAMFineTuneLib.images import choose_window, write_labelmap
         from SAMFineTuneLib.inference.automatic_head import class_segments, segment_classes
@@ -206,7 +206,7 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
         for sentence in (*told, *write_labelmap(job.target, labels, volume, segments)):
             console.note(sentence)
         print(f"written     {job.target}", flush=True)
-        return Segmented(inputs, statistics)
+        return SegmentedVolume(inputs, statistics)
 
     return segment
 

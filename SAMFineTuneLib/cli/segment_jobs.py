@@ -34,7 +34,7 @@ class SegmentJob:
 
 
 @dataclass(frozen=True)
-class Segmented:
+class SegmentedVolume:
     """What came of a job: what the model saw, rows of --statistics, and more about each of them for --json."""
 
     inputs: dict[str, Any]
@@ -43,7 +43,7 @@ class Segmented:
 
 
 def run_jobs(
-    args: argparse.Namespace, found: Sequence[SegmentJob], begin: Callable[[], Callable[[SegmentJob], Segmented]]
+    args: argparse.Namespace, found: Sequence[SegmentJob], begin: Callable[[], Callable[[SegmentJob], SegmentedVolume]]
 ) -> int:
     """Do one job after the other. One that fails does not stop the others, but makes the exit code 2.
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
-    from SAMFineTuneLib.training.fine_tuning import Plan, Progress, Result
-    from SAMFineTuneLib.training.training_settings import Settings
+    from SAMFineTuneLib.training.fine_tuning import Plan, Result, TrainingProgress
+    from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 _EPILOG = """CASES is a folder with images/ and labels/ (or masks/), pairs of one name; nnU-Net's imagesTr/ and
 labelsTr/; or a .csv of image,label[,patient].
@@ -117,22 +117,22 @@ def run(args: argparse.Namespace) -> int:
         raise
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _settings(args: argparse.Namespace) -> TrainingSettings:
     """The settings: options have their names."""
     from dataclasses import fields
 
     from SAMFineTuneLib.cases.labelled_case import LabelChoice
     from SAMFineTuneLib.models.adapters.tuning_method import Method
-    from SAMFineTuneLib.training.training_settings import Settings
+    from SAMFineTuneLib.training.training_settings import TrainingSettings
 
-    given = {one.name: getattr(args, one.name) for one in fields(Settings) if hasattr(args, one.name)}
+    given = {one.name: getattr(args, one.name) for one in fields(TrainingSettings) if hasattr(args, one.name)}
     given["labels"] = LabelChoice.parse(args.label)
     given["heads"] = ("promptable", "automatic") if args.heads == "both" else (args.heads,)
     given["method"] = Method(
         args.method, args.scope, args.rank, args.rank if args.alpha is None else args.alpha, args.dropout,
         None if args.blocks is None else _numbers(args.blocks),
     )  # fmt: skip
-    return Settings.of_preset(**given)
+    return TrainingSettings.of_preset(**given)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -175,7 +175,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _asked(
     args: argparse.Namespace,
-) -> tuple[Settings, AdapterStore, tuple[Case, ...], tuple[Case, ...], AdapterFolder | None]:
+) -> tuple[TrainingSettings, AdapterStore, tuple[Case, ...], tuple[Case, ...], AdapterFolder | None]:
     """Settings, adapters of this computer, cases, test cases, and the adapter to start from; UserError for mistakes
     that can be seen at once."""
     from SAMFineTuneLib.cases.cases import find_cases
@@ -273,7 +273,7 @@ def _train(args: argparse.Namespace) -> int:
         how = "go on with the same command and --resume" if begun.exists() else "nothing was learned yet"
         return f"stopped; {how}."
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: TrainingProgress) -> None:
         stop.learning = progress.stage == "training"
         show(progress)
 
@@ -354,7 +354,7 @@ class _Report(ProgressLine):
         for note in plan.found.notes:
             self.note(f"note        {note}")
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         from SAMFineTuneLib.models.adapters.adapter_card import duration
 
         if self._json:
@@ -369,7 +369,7 @@ class _Report(ProgressLine):
         self._stage = stage
 
 
-def describe(progress: Progress) -> str:
+def describe(progress: TrainingProgress) -> str:
     """Progress as one line for people."""
     if progress.stage != "training":
         text = _STAGES[progress.stage]

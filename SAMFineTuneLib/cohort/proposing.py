@@ -71,7 +71,7 @@ class CaseJob:
 
 
 @dataclass(frozen=True)
-class Segmented:
+class SegmentedCase:
     """A case that was segmented: the content of the files of its proposal, or the problem."""
 
     labels: bytes = b""
@@ -165,7 +165,7 @@ class _Run:
 
     def segmented(
         self, cases: Sequence[CohortCase], only_features: bool = False
-    ) -> Iterator[tuple[CaseJob, Segmented]]:
+    ) -> Iterator[tuple[CaseJob, SegmentedCase]]:
         """Each case with what came out, as it is ready."""
         folder = self.cohort.folder.resolve()
         following = {} if self.engine is not None else dict(enumerate(case.name for case in cases))
@@ -184,7 +184,7 @@ class _Run:
         except _Stopped:
             return
 
-    def _one_by_one(self, jobs: Sequence[CaseJob]) -> Iterator[tuple[CaseJob, Segmented]]:
+    def _one_by_one(self, jobs: Sequence[CaseJob]) -> Iterator[tuple[CaseJob, SegmentedCase]]:
         for job in jobs:
             yield job, segment_case(job, self.cancelled)
 
@@ -198,7 +198,7 @@ def _waits(case: CohortCase, adapter: int, again: bool) -> bool:
 # ---------------------------------------------------------------- one case
 
 
-def segment_case(job: CaseJob, cancelled: Callable[[], bool] = lambda: False) -> Segmented:
+def segment_case(job: CaseJob, cancelled: Callable[[], bool] = lambda: False) -> SegmentedCase:
     """Segment a case. What goes wrong with it becomes its problem."""
     try:
         cohort = Cohort(job.folder)
@@ -206,12 +206,12 @@ def segment_case(job: CaseJob, cancelled: Callable[[], bool] = lambda: False) ->
     except _Stopped:
         raise
     except UserError as error:
-        return Segmented(problem=str(error))
+        return SegmentedCase(problem=str(error))
     except Exception as error:  # of any kind, such as a file that a library cannot read: the other cases go on
-        return Segmented(problem=f"Segmenting it failed ({type(error).__name__}: {error}).")
+        return SegmentedCase(problem=f"Segmenting it failed ({type(error).__name__}: {error}).")
 
 
-def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callable[[], bool]) -> Segmented:
+def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callable[[], bool]) -> SegmentedCase:
     from SAMFineTuneLib.cases.case_slices import learned_orientations
     from SAMFineTuneLib.images import choose_window, read_volume
     from SAMFineTuneLib.images.slice_extraction import write
@@ -226,7 +226,7 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
     if not features_file(cohort, case.key).exists():
         features = _pooled(_base(cohort.state.model, job.device, job.threads), volume, orientation, cancelled)
     if job.only_features:
-        return Segmented(features=features)
+        return SegmentedCase(features=features)
     known = cohort.state.labels
     values = _values(predictor.engine.spec.classes, known)
     labels = np.zeros(volume.shape, np.uint16)
@@ -244,7 +244,7 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
         raise _Stopped
     signals = {known[value]: np.array(own, np.float32) for value, own in rows.items()}
     axis = 2 - view_axes(volume, orientation)[2]
-    return Segmented(_nifti(labels, volume), orientation, axis, signals, features)
+    return SegmentedCase(_nifti(labels, volume), orientation, axis, signals, features)
 
 
 def _values(classes: Sequence[str], labels: dict[int, str]) -> dict[int, int]:
@@ -308,7 +308,7 @@ def _predictor(model, device: str, threads: int | None, adapter=None) -> Predict
 # ---------------------------------------------------------------- writing
 
 
-def _put(cohort: Cohort, job: CaseJob, result: Segmented, again: bool, calibration: Calibration) -> bool:
+def _put(cohort: Cohort, job: CaseJob, result: SegmentedCase, again: bool, calibration: Calibration) -> bool:
     """Write what came out for a case, unless it is no longer open. -> whether it was"""
     still = []
 
@@ -328,7 +328,7 @@ def _put(cohort: Cohort, job: CaseJob, result: Segmented, again: bool, calibrati
     return bool(still)
 
 
-def _write(folder: Path, result: Segmented, confidence: str = "") -> None:
+def _write(folder: Path, result: SegmentedCase, confidence: str = "") -> None:
     """Write the files of a proposal."""
     with staged_folder(folder) as building:
         (building / PROPOSED_LABELS).write_bytes(result.labels)
@@ -338,7 +338,7 @@ def _write(folder: Path, result: Segmented, confidence: str = "") -> None:
             (building / CONFIDENCE).write_text(confidence, "utf-8")
 
 
-def _write_features(cohort: Cohort, key: str, result: Segmented) -> None:
+def _write_features(cohort: Cohort, key: str, result: SegmentedCase) -> None:
     if result.features is not None:
         with atomic_write(features_file(cohort, key)) as path:
             np.save(path, result.features)

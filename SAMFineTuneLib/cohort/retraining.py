@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training import fine_tuning
-    from SAMFineTuneLib.training.training_settings import Settings
+    from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 WORK = "training"
 """Folder in the cohort's that holds an unfinished training."""
@@ -67,7 +67,7 @@ Dice = Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
-class Progress:
+class RetrainingProgress:
     """How far a retraining is."""
 
     stage: str
@@ -142,7 +142,7 @@ def retrain(
     cohort: Cohort,
     preset: str = "quick",
     device: str = "auto",
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[RetrainingProgress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
     resume: bool = True,
 ) -> TrainedAdapter:
@@ -270,7 +270,7 @@ class _Run:
     cohort: Cohort
     plan: _Plan
     device: str
-    tell: Callable[[Progress], None]
+    tell: Callable[[RetrainingProgress], None]
     cancelled: Callable[[], bool]
     parts: int = 1
     pace: dict[str, float] = field(default_factory=dict)
@@ -364,12 +364,12 @@ class _Run:
 
     # ---- training
 
-    def _lesson(self, base: ModelFolder) -> tuple[list[Case], Settings]:
+    def _lesson(self, base: ModelFolder) -> tuple[list[Case], TrainingSettings]:
         """The cases that hold something to learn, and how it is learned."""
         from SAMFineTuneLib.cases.case_slices import is_isotropic
         from SAMFineTuneLib.cases.label_files import read_labels
         from SAMFineTuneLib.models.adapters.tuning_method import Method
-        from SAMFineTuneLib.training.training_settings import Settings
+        from SAMFineTuneLib.training.training_settings import TrainingSettings
 
         teachers, isotropic = [], True
         for case in self._cases(self.plan.learned):
@@ -381,13 +381,13 @@ class _Run:
         # does (docs/results.md). Patients held out judge here, so that every other case can teach.
         method = Method("vanilla" if base.spec.architecture == "compact" else "lora")
         # The mean of three orientations is better than one where the volumes resolve them (docs/results.md).
-        return teachers, Settings.of_preset(
+        return teachers, TrainingSettings.of_preset(
             self.plan.preset, method=method, orientation="all" if isotropic else "auto", folds=0, validation=0,
             device=self.device, seed=self.plan.number,
         )  # fmt: skip
 
     def _goes_on(
-        self, adapter: AdapterFolder, base: ModelFolder, teachers: Sequence[Case], settings: Settings
+        self, adapter: AdapterFolder, base: ModelFolder, teachers: Sequence[Case], settings: TrainingSettings
     ) -> bool:
         """Whether an adapter can be trained further: not where the cases now hold other structures."""
         from SAMFineTuneLib.cases.labelled_case import LabelChoice
@@ -399,14 +399,14 @@ class _Run:
         return is_base(adapter, base) and adapter.card.method == method
 
     def _train(
-        self, teachers: Sequence[Case], settings: Settings, output: Path, base: ModelFolder,
+        self, teachers: Sequence[Case], settings: TrainingSettings, output: Path, base: ModelFolder,
         start: AdapterFolder | None, part: int, name: str,
     ) -> None:  # fmt: skip
         from SAMFineTuneLib.training.fine_tuning import fine_tune, working_folder
 
         begun = time.monotonic()
 
-        def told(now: fine_tuning.Progress) -> None:
+        def told(now: fine_tuning.TrainingProgress) -> None:
             left = now.seconds_left
             if left is not None:
                 self.pace["training"] = time.monotonic() - begun + left
@@ -449,7 +449,7 @@ class _Run:
 
     def _tell(self, stage: str, sentence: str, part: int, step: int, steps: int, left: float | None) -> None:
         known = left is not None and math.isfinite(left)
-        self.tell(Progress(stage, sentence, part, self.parts, step, steps, left if known else None))
+        self.tell(RetrainingProgress(stage, sentence, part, self.parts, step, steps, left if known else None))
 
 
 def dice_of_proposal(

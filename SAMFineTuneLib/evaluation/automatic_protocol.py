@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from SAMFineTuneLib.cases.case_slices import learned_orientations
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
@@ -13,7 +13,7 @@ from SAMFineTuneLib.inference.automatic_head import segment_classes
 from SAMFineTuneLib.metrics.mask_metrics import Agreement, agreement
 
 
-def automatic(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
+def automatic(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
     """Compare the automatic head's answer on every slice with each label; nothing for methods without such a head.
 
     Where a case lacks a label, Dice is not defined; the row then holds the millilitres that were found.

@@ -33,7 +33,7 @@ _NOT_KNOWN, _INSIDE, _OUTSIDE = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class BaselineAnswer:
     """Masks (n, rows, columns) in the form of a `Prediction`; the first one is what a user gets."""
 
     masks: np.ndarray
@@ -44,18 +44,18 @@ class Answer:
         return self.masks[0]
 
 
-def answer(name: str, picture: np.ndarray, prompts: PlanePrompts) -> Answer:
+def answer(name: str, picture: np.ndarray, prompts: PlanePrompts) -> BaselineAnswer:
     """Answer of the baseline `name` to prompts on a picture uint8 (rows, columns)."""
     view = _view(picture.shape, prompts)
     step = -(-max(view.rows, view.columns) // _LONGEST)
     cropped = view.crop(picture)[::step, ::step].astype(np.float32)
     given = seeds(view, step, cropped.shape, prompts)
     if not (given == _INSIDE).any() or not (given == _OUTSIDE).any():
-        return Answer(np.zeros((1, *picture.shape), bool))
+        return BaselineAnswer(np.zeros((1, *picture.shape), bool))
     found = METHODS[name](cropped, given) | (given == _INSIDE)
     found = _connected(found & (given != _OUTSIDE), given == _INSIDE)
     enlarged = found.repeat(step, axis=0).repeat(step, axis=1)[: view.rows, : view.columns]
-    return Answer(view.paste(enlarged, picture.shape, False)[None])
+    return BaselineAnswer(view.paste(enlarged, picture.shape, False)[None])
 
 
 def seeds(view: View, step: int, shape: tuple[int, ...], prompts: PlanePrompts) -> np.ndarray:

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from SAMFineTuneLib import report_page
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.example_pictures import Overlay
 from SAMFineTuneLib.evaluation.figures import all_figures
 from SAMFineTuneLib.evaluation.methods import ListedMethod
@@ -37,7 +37,7 @@ class Evaluation:
 def page(
     evaluation: Evaluation,
     entries: Sequence[ListedMethod],
-    settings: Settings,
+    settings: EvaluationSettings,
     results: Results,
     overlays: Sequence[Overlay],
 ) -> str:

@@ -29,8 +29,8 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation import evaluation_report as report
 from SAMFineTuneLib.evaluation.annotator import Seconds
 from SAMFineTuneLib.evaluation.evaluation_report import Evaluation
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
-from SAMFineTuneLib.evaluation.evaluation_tasks import Job, Setup, Tested, do, list_jobs
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
+from SAMFineTuneLib.evaluation.evaluation_tasks import EvaluationJob, Setup, Tested, do, list_jobs
 from SAMFineTuneLib.evaluation.example_pictures import draw_overlays
 from SAMFineTuneLib.evaluation.executors import Engine, local
 from SAMFineTuneLib.evaluation.methods import ListedMethod
@@ -49,7 +49,7 @@ def evaluate(
     cases: Sequence[Case],
     output: str | Path,
     entries: Sequence[ListedMethod],
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     labels: LabelChoice | None = None,
     engine: Engine | None = None,
     resume: bool = False,
@@ -62,7 +62,7 @@ def evaluate(
     UserError where the cases cannot be used, where the folder holds something else or another process works in it, and
     where no case is left that an adapter has not learned from. An interruption loses only the jobs that were under way.
     """
-    settings, engine = settings or Settings(), engine or local()
+    settings, engine = settings or EvaluationSettings(), engine or local()
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder for the results.")
@@ -140,7 +140,7 @@ def _without_taught(cases: Sequence[Tested], entries: Sequence[ListedMethod]) ->
     return rest, notes
 
 
-def _notes_on(entries: Sequence[ListedMethod], settings: Settings) -> list[str]:
+def _notes_on(entries: Sequence[ListedMethod], settings: EvaluationSettings) -> list[str]:
     notes = [f"{entry.name}: {notice}" for entry in entries for notice in entry.notices]
     if "automatic" in settings.protocols:
         without = [entry.name for entry in entries if not entry.is_baseline and "automatic" not in entry.heads]
@@ -153,7 +153,9 @@ def _notes_on(entries: Sequence[ListedMethod], settings: Settings) -> list[str]:
 # ---------------------------------------------------------------- work
 
 
-def _do(jobs: Sequence[Job], parts: Path, engine: Engine, progress: Callable[[Progress], None] | None) -> None:
+def _do(
+    jobs: Sequence[EvaluationJob], parts: Path, engine: Engine, progress: Callable[[Progress], None] | None
+) -> None:
     """Do the missing jobs; a job's rows are on disk before it counts as done."""
     missing = [job for job in jobs if _read_part(parts, job) is None]
     meter = Meter(len(jobs), progress)
@@ -163,7 +165,7 @@ def _do(jobs: Sequence[Job], parts: Path, engine: Engine, progress: Callable[[Pr
         meter.step()
 
 
-def _read_part(parts: Path, job: Job) -> list[Row] | None:
+def _read_part(parts: Path, job: EvaluationJob) -> list[Row] | None:
     """The rows of a finished job; None where they are missing or incomplete."""
     try:
         return from_csv((parts / f"{job.key}.csv").read_text(encoding="utf-8"))

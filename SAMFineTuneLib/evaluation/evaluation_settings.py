@@ -16,7 +16,7 @@ GROUPS = {"all": PROTOCOLS, "prompts": tuple(STRATEGIES)}
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """Everything that decides the results: equal settings, cases and methods give equal rows."""
 
     protocols: tuple[str, ...] = DEFAULT_PROTOCOLS

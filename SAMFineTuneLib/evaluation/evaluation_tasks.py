@@ -13,7 +13,7 @@ from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation import slice_protocols
 from SAMFineTuneLib.evaluation.automatic_protocol import automatic
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.factors import factor_rows
 from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
@@ -24,7 +24,7 @@ from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
 FORMAT = 3
 """Part of every job's key: raise it when results of a protocol or a metric change."""
 
-_PROTOCOLS: dict[str, Callable[[OpenMethod, Subject, Settings], Iterator[Row]]] = {
+_PROTOCOLS: dict[str, Callable[[OpenMethod, Subject, EvaluationSettings], Iterator[Row]]] = {
     "S1": slice_protocols.everything,
     **{name: functools.partial(slice_protocols.strategy, name) for name in STRATEGIES},
     "perturbation": slice_protocols.perturbation,
@@ -56,12 +56,12 @@ class Setup:
 
     choice: LabelChoice
     names: tuple[str, ...]
-    settings: Settings
+    settings: EvaluationSettings
     device: str = "auto"
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """A protocol for a method on a case; without a method, the factors of the case's objects."""
 
     tested: Tested
@@ -78,10 +78,10 @@ class Job:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def list_jobs(cases: Sequence[Tested], entries: Sequence[ListedMethod], setup: Setup) -> list[Job]:
+def list_jobs(cases: Sequence[Tested], entries: Sequence[ListedMethod], setup: Setup) -> list[EvaluationJob]:
     """All jobs, case by case."""
     return [
-        Job(tested, entry, protocol, setup)
+        EvaluationJob(tested, entry, protocol, setup)
         for tested in cases
         for entry in (None, *entries)
         for protocol in setup.settings.protocols
@@ -89,7 +89,7 @@ def list_jobs(cases: Sequence[Tested], entries: Sequence[ListedMethod], setup: S
     ]
 
 
-def do(job: Job) -> str:
+def do(job: EvaluationJob) -> str:
     """The rows of a job as text."""
     subject = subject_of(job.tested, job.setup)
     if job.entry is None:

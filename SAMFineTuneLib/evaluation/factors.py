@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.metrics.mask_metrics import dice
@@ -21,7 +21,7 @@ MOST_HARMONICS = 100
 _RING = 0.2  # width of the surroundings in radii of a disc of the object's area
 
 
-def factor_rows(subject: Subject, settings: Settings) -> Iterator[Row]:
+def factor_rows(subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
     """The factors of every object, which are the same for all methods: its area in mm²; the difference of mean grey
     values to the surroundings, 0 to 1 of the window; the order of the elliptic Fourier series that describes it."""
     for thing in subject.objects(settings.slices):

@@ -21,7 +21,7 @@ from SAMFineTuneLib.models.store import DEFAULT_MODEL, Store
 from SAMFineTuneLib.prompts import PlanePrompts
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.evaluation.baselines import Answer
+    from SAMFineTuneLib.evaluation.baselines import BaselineAnswer
     from SAMFineTuneLib.inference.predictor import Prediction
 
 _MEMORY = 256 << 20
@@ -69,8 +69,8 @@ class OpenMethod:
             self.recipe = adapter.card.recipe if adapter else {}
 
     def answer(
-        self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | Answer | None = None
-    ) -> Prediction | Answer:
+        self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | BaselineAnswer | None = None
+    ) -> Prediction | BaselineAnswer:
         """Answer prompts on a picture; `previous` is fed back as a mask prompt where the method takes one."""
         if self.predictor is None:
             return baselines.answer(self.name, picture, prompts)

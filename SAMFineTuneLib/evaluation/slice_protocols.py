@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SAMFineTuneLib.evaluation.baselines import Answer
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.baselines import BaselineAnswer
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import SliceObject, Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
@@ -46,30 +46,30 @@ HEADLINE = tuple(Way(start, True, "centre") for start in ("point", "box"))
 _FIRST = {"point": "S2", "box": "S5"}
 
 
-def everything(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
+def everything(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
     """S1: the best of all masks of a slice for each object (`oracle`), and the mask with the best score.
 
     The second mask does not depend on the object, as in the study: it shows how far scores alone lead.
     """
     if method.predictor is None or "promptable" not in method.entry.heads:
         return
-    seen: dict[str, Answer] = {}
+    seen: dict[str, BaselineAnswer] = {}
     for thing in subject.objects(settings.slices):
         if thing.plane.key not in seen:
             found = automatic_masks(method.predictor, thing.picture, EverythingSettings())
             masks = [one.mask.unpack() for one in found] or [np.zeros(thing.mask.shape, bool)]
-            seen[thing.plane.key] = Answer(np.stack(masks), found[0].score if found else None)
+            seen[thing.plane.key] = BaselineAnswer(np.stack(masks), found[0].score if found else None)
         yield _judged(seen[thing.plane.key], thing, _row(method, subject, thing, "S1"), settings)
 
 
-def strategy(name: str, method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
+def strategy(name: str, method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
     """Prompt every object by one strategy."""
     for thing in subject.objects(settings.slices):
         answer = method.answer(thing.picture, prompts_for(name, thing.mask, thing.ignored))
         yield _judged(answer, thing, _row(method, subject, thing, name), settings)
 
 
-def perturbation(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
+def perturbation(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
     """Prompt every object by every perturbation; `strategy` has the prompts in their place."""
     for thing in subject.objects(settings.slices):
         for how in PERTURBATIONS:
@@ -79,7 +79,7 @@ def perturbation(method: OpenMethod, subject: Subject, settings: Settings) -> It
             yield _judged(answer, thing, _row(method, subject, thing, "perturbation", str(how)), settings)
 
 
-def interactive(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
+def interactive(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
     """Correct every object in every way; baselines, which take no mask prompt, in half of the ways."""
     for thing in subject.objects(settings.slices):
         for way in WAYS:
@@ -87,7 +87,9 @@ def interactive(method: OpenMethod, subject: Subject, settings: Settings) -> Ite
                 yield from _sequence(method, subject, thing, way, settings)
 
 
-def _sequence(method: OpenMethod, subject: Subject, thing: SliceObject, way: Way, settings: Settings) -> Iterator[Row]:
+def _sequence(
+    method: OpenMethod, subject: Subject, thing: SliceObject, way: Way, settings: EvaluationSettings
+) -> Iterator[Row]:
     rng = subject.random(settings.seed, thing.name, way.start, way.correction)
     prompts = prompts_for(_FIRST[way.start], thing.mask, thing.ignored)
     answer = method.answer(thing.picture, prompts)
@@ -107,7 +109,7 @@ def _row(method: OpenMethod, subject: Subject, thing: SliceObject, protocol: str
     return Row(method.name, "", subject.digest, thing.label, protocol, variant, thing.name)
 
 
-def _judged(answer: Prediction | Answer, thing: SliceObject, row: Row, settings: Settings) -> Row:
+def _judged(answer: Prediction | BaselineAnswer, thing: SliceObject, row: Row, settings: EvaluationSettings) -> Row:
     """The row with the measurements of an answer: of the candidate that a user gets, and of the best candidate."""
     mask = thing.counted(answer.mask)
     found = agreement(mask, thing.mask, thing.spacing, settings.tolerance or 2 * thing.spacing[0])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from SAMFineTuneLib.cases.case_slices import large_pieces
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
@@ -89,7 +89,7 @@ class _Try:
         return [mask & ~one.ignored for mask, one in zip(masks, self.subject.slices, strict=True)]
 
 
-def volumes(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
+def volumes(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
     """Segment every label of a case in all ways; baselines cannot propagate and yield nothing."""
     if method.predictor is None or len(subject.slices) < 2:
         return
@@ -104,7 +104,7 @@ def volumes(method: OpenMethod, subject: Subject, settings: Settings) -> Iterato
 
 
 def _rounds(
-    trial: _Try, label: str, number: int, start: str, middle: int, settings: Settings
+    trial: _Try, label: str, number: int, start: str, middle: int, settings: EvaluationSettings
 ) -> Iterator[Row]:
     subject, case = trial.subject, trial.subject.digest
     truth = subject.labelled.mask(number)

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from SAMFineTuneLib.cases.case_slices import large_pieces
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.methods import OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
@@ -35,7 +35,7 @@ CLICKED = "box and clicks"
 CLICKS = 5
 
 
-def volume_sessions(method: OpenMethod, subject: Subject, settings: Settings) -> Iterator[Row]:
+def volume_sessions(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
     """Segment every label of a case in each of these ways."""
     for number, label in enumerate(subject.labels, start=1):
         own = [place for place, one in enumerate(subject.slices) if large_pieces(one.mask(number))]
@@ -64,7 +64,7 @@ def spread(own: Sequence[int], count: int) -> list[int]:
 class _Trial:
     """A label of a case in a session of its own."""
 
-    def __init__(self, method: OpenMethod, subject: Subject, number: int, settings: Settings) -> None:
+    def __init__(self, method: OpenMethod, subject: Subject, number: int, settings: EvaluationSettings) -> None:
         volume = subject.labelled.volume
         self._subject, self._number = subject, number
         self._session = Session(volume, method.predictor, subject.grey)

@@ -38,7 +38,7 @@ class Slice:
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
+class DicomStack:
     """The slices, the RAS affine, and warnings, as sentences."""
 
     slices: tuple[Slice, ...]
@@ -149,7 +149,7 @@ def _grid_step(gaps: np.ndarray) -> float:
     return float(np.quantile(gaps, 0.25, method="lower"))
 
 
-def stack_frames(frames: Sequence[Frame], step: float | None = None) -> Stack:
+def stack_frames(frames: Sequence[Frame], step: float | None = None) -> DicomStack:
     """Order frames along their normal and derive the volume's geometry.
 
     Slices missing from an otherwise even stack, and slices of an even grid through an uneven one, are interpolated
@@ -187,7 +187,7 @@ def stack_frames(frames: Sequence[Frame], step: float | None = None) -> Stack:
 
     spacing = (pixel_spacing[1], pixel_spacing[0], gap)
     affine = affine_from_lps(origin, np.column_stack((row, column, normal)), spacing)
-    return Stack(tuple(slices), affine, tuple(notes))
+    return DicomStack(tuple(slices), affine, tuple(notes))
 
 
 def _directions(orientation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.dicom_geometry import Stack
+from SAMFineTuneLib.images.dicom_geometry import DicomStack
 from SAMFineTuneLib.images.dicom_headers import Frame
 from SAMFineTuneLib.images.dicom_values import number, read_value, text, whole_number
 from SAMFineTuneLib.images.sitk_images import quiet
@@ -72,7 +72,7 @@ def pixel_digest(frame: Frame) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(piece.values, np.float64).data).digest()
 
 
-def assemble(stack: Stack, pieces: Mapping[int, Piece]) -> tuple[np.ndarray, list[float | None]]:
+def assemble(stack: DicomStack, pieces: Mapping[int, Piece]) -> tuple[np.ndarray, list[float | None]]:
     """Build the volume's array from the frames of a stack.
 
     Rescale slope and intercept are each frame's own. MONOCHROME1 is inverted, so that large values are bright. Padding

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.dicom_geometry import Stack, evenly_spaced, same_stack, stack_frames
+from SAMFineTuneLib.images.dicom_geometry import DicomStack, evenly_spaced, same_stack, stack_frames
 from SAMFineTuneLib.images.dicom_headers import Frame, Header, UnreadableFile, may_be_cut_off, read_header
 from SAMFineTuneLib.images.dicom_pixels import assemble, read_frames
 from SAMFineTuneLib.images.dicom_volumes import left_out, volumes_of
@@ -314,7 +314,7 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
     )
 
 
-def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: Stack) -> None:
+def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: DicomStack) -> None:
     """UserError when a slice of the series is, or may be, in a file that the user may not read."""
     images = {_kind_of_name(frame.file) for frame in stack.sources}
     for error in unreadable:
@@ -325,7 +325,7 @@ def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: Sta
             )
 
 
-def _source(stack: Stack, series: _Series) -> VolumeSource:
+def _source(stack: DicomStack, series: _Series) -> VolumeSource:
     files = tuple(dict.fromkeys(frame.file for frame in stack.sources))
     index = {path: n for n, path in enumerate(files)}
     slices = tuple(None if frame is None else (index[frame.file], frame.number) for frame in stack.frames)

@@ -42,7 +42,7 @@ class Unreached(UserError):
 
 
 @dataclass(frozen=True)
-class Place:
+class CohortPlace:
     """Where a cohort is."""
 
     address: str
@@ -53,7 +53,7 @@ class Place:
     """File (PEM) to trust besides what the computer knows."""
 
 
-def mirror(place: Place) -> Path:
+def mirror(place: CohortPlace) -> Path:
     """The folder for what is known here of a cohort on a server; made where there is none. UserError for a name that
     is a path."""
     if not _is_name(place.cohort or "all"):
@@ -69,10 +69,10 @@ def _is_name(text: str) -> bool:
     return text not in ("", ".", "..") and not any(sign in text for sign in "/\\:")
 
 
-def place_of(folder: str | Path) -> Place | None:
+def place_of(folder: str | Path) -> CohortPlace | None:
     """Where the cohort of a mirror is; None for a folder that is not one."""
     try:
-        return Place(**json.loads((Path(folder) / _SERVER_FILE).read_text("utf-8")))
+        return CohortPlace(**json.loads((Path(folder) / _SERVER_FILE).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.cases.case_survey import Survey
     from SAMFineTuneLib.cases.cases import Case
     from SAMFineTuneLib.models.spec import ModelFolder
-    from SAMFineTuneLib.training.fine_tuning import Plan, Progress
-    from SAMFineTuneLib.training.training_settings import Settings
+    from SAMFineTuneLib.training.fine_tuning import Plan, TrainingProgress
+    from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 NEEDED = ("torch", "peft", "scipy", "safetensors")
 _NICE = 5  # lower priority than Slicer and the worker that answers clicks
@@ -84,9 +84,9 @@ def _work(folder: Path, tell: EventFile, stop: StopSigns) -> int:
 def _check(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> None:
     """Tell what the cases contain, and how long a training would take if the packages that it needs are installed."""
     from SAMFineTuneLib.cases.case_survey import survey
-    from SAMFineTuneLib.training.training_settings import Settings
+    from SAMFineTuneLib.training.training_settings import TrainingSettings
 
-    cases, settings = _cases(folder, job), Settings.from_dict(job.settings)
+    cases, settings = _cases(folder, job), TrainingSettings.from_dict(job.settings)
     if all(find_spec(name) for name in NEEDED):
         found, effort = _planned(cases, folder, job, settings, stop)
     else:
@@ -98,7 +98,7 @@ def _check(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> 
 
 
 def _planned(
-    cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings: Settings, stop: StopSigns
+    cases: tuple[Case, ...], folder: Path, job: TrainingJob, settings: TrainingSettings, stop: StopSigns
 ) -> tuple[Survey, dict[str, Any]]:
     """What the cases contain, and the estimated effort of a training."""
     from SAMFineTuneLib.models.store import Store
@@ -119,9 +119,9 @@ def _train(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> 
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.adapters.merged_export import add_ready, make_ready
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.training.training_settings import Settings
+    from SAMFineTuneLib.training.training_settings import TrainingSettings
 
-    store, base, settings = AdapterStore(), Store().get(job.model), Settings.from_dict(job.settings)
+    store, base, settings = AdapterStore(), Store().get(job.model), TrainingSettings.from_dict(job.settings)
     output = folder / files.OUTPUT
 
     def is_delivered() -> bool:
@@ -148,12 +148,17 @@ def _train(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> 
 
 
 def _fine_tune(
-    cases: tuple[Case, ...], output: Path, base: ModelFolder, settings: Settings, tell: EventFile, stop: StopSigns
+    cases: tuple[Case, ...],
+    output: Path,
+    base: ModelFolder,
+    settings: TrainingSettings,
+    tell: EventFile,
+    stop: StopSigns,
 ) -> Sequence[str]:
     """Train the adapter, or go on with it; returns notes for the user."""
     from SAMFineTuneLib.training.fine_tuning import fine_tune, working_folder
 
-    def show(progress: Progress) -> None:
+    def show(progress: TrainingProgress) -> None:
         stop.learning = progress.stage == "training"
         tell("progress", **vars(progress))
 

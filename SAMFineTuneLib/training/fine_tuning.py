@@ -44,12 +44,12 @@ from SAMFineTuneLib.training.process_group import ProcessGroup, join_process_gro
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping
 from SAMFineTuneLib.training.training_items import Items
-from SAMFineTuneLib.training.training_loop import History
+from SAMFineTuneLib.training.training_loop import TrainingHistory
 from SAMFineTuneLib.training.training_report import REPORT, smooth, write_report
-from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_settings import TrainingSettings
 from SAMFineTuneLib.training.training_time import Clock
 
-__all__ = ["STATE", "Plan", "Progress", "Result", "Stopped", "fine_tune", "make_plan", "working_folder"]
+__all__ = ["STATE", "Plan", "Result", "Stopped", "TrainingProgress", "fine_tune", "make_plan", "working_folder"]
 
 _FORMAT = 4
 _PICTURES = 6  # held-out cases that the report shows
@@ -60,7 +60,7 @@ _RESULT = "result.json"  # in the folder of a part: that it was tested, and the 
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Progress of a fine-tuning. `stage` is "cases", "before", "training", "testing" or "report"."""
 
     stage: str
@@ -91,8 +91,8 @@ def fine_tune(
     cases: Sequence[Case],
     output: str | Path,
     base: ModelFolder,
-    settings: Settings,
-    progress: Callable[[Progress], None] = lambda progress: None,
+    settings: TrainingSettings,
+    progress: Callable[[TrainingProgress], None] = lambda progress: None,
     cancel: Callable[[], bool] = lambda: False,
     resume: bool = False,
     test: Sequence[Case] = (),
@@ -121,7 +121,7 @@ def fine_tune(
     group, device = join_process_group(device_of(settings.device))
     group.part_of(settings.batch)
     if group.first:
-        progress(Progress("cases", 1, 1))
+        progress(TrainingProgress("cases", 1, 1))
     look = stopping(cancel)
     plan = make_plan(cases, output, base, settings, resume, test, look, group.first, start)
     if group.first:
@@ -162,7 +162,7 @@ class _Run:
     work: Path
     group: ProcessGroup
     device: torch.device
-    report: Callable[[Progress], None]
+    report: Callable[[TrainingProgress], None]
     look: Callable[[], None]
     """Raises Stopped when the user asked to stop."""
     clock: Clock = field(default_factory=Clock)
@@ -216,7 +216,7 @@ class _Run:
         """Report progress, and write down now and then how long the run has worked."""
         if self.group.first:
             place = self.now + 1, len(self.plan.trainings)
-            self.report(Progress(stage, *place, seconds_left=self.clock.left, **values))
+            self.report(TrainingProgress(stage, *place, seconds_left=self.clock.left, **values))
             if self.clock.is_due(_NOTE_TIME):
                 self.note_time()
 
@@ -226,7 +226,7 @@ class _Run:
             with suppress(UserError):  # what went wrong before matters more
                 _write_json(self.work / _TIME, self.clock.worked)
 
-    def part(self, number: int) -> tuple[nn.Module, History] | None:
+    def part(self, number: int) -> tuple[nn.Module, TrainingHistory] | None:
         """Train adapter `number` and test it. What an earlier session did is not done again; None where it did all."""
         plan, self.now = self.plan, number
         fold = plan.folds.parts[number] if number < len(plan.folds.parts) else None
@@ -248,7 +248,7 @@ class _Run:
         self.group.from_first(None)
         return network, history
 
-    def _train(self, folder: Path) -> tuple[nn.Module, History]:
+    def _train(self, folder: Path) -> tuple[nn.Module, TrainingHistory]:
         """Attach and train the network of the present training."""
         folder.mkdir(parents=True, exist_ok=True)
         plan, number = self.plan, self.now
@@ -259,7 +259,7 @@ class _Run:
         interruptible(network, self.within)
         begun = False
 
-        def told(history: History) -> None:
+        def told(history: TrainingHistory) -> None:
             nonlocal begun
             if begun:
                 self.clock.count("step")
@@ -349,7 +349,7 @@ def _write_json(path: Path, content: Any) -> None:
 # ---------------------------------------------------------------- card and report
 
 
-def _card(run: _Run, history: History) -> Card:
+def _card(run: _Run, history: TrainingHistory) -> Card:
     plan, before, after = run.plan, {}, {}
     for number, result in enumerate(run.results()):
         path = run.work / f"before-{number}.json"

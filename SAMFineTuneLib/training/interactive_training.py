@@ -18,7 +18,7 @@ from SAMFineTuneLib.training.losses import round_loss
 
 
 @dataclass(frozen=True)
-class Objects:
+class TrainingObjects:
     """n objects of a batch, see `training_items.Item`. `owner` (n,) is the picture of each object, `counted` (n, L, L)
     the part of each cell that counts; None: all of it."""
 
@@ -36,7 +36,7 @@ class Objects:
 
 
 def session_loss(
-    network: nn.Module, spec: ModelSpec, embedding: Mapping[str, Tensor], objects: Objects, feedback: float
+    network: nn.Module, spec: ModelSpec, embedding: Mapping[str, Tensor], objects: TrainingObjects, feedback: float
 ) -> tuple[Tensor, Tensor]:
     """Prompt and correct n objects.
 

@@ -31,7 +31,7 @@ from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.augmentation import augment
 from SAMFineTuneLib.training.memory import compute_blocks_twice, device_of, pictures_at_once
-from SAMFineTuneLib.training.pretraining import Progress, owning_model, reporter, state_of, write_weights
+from SAMFineTuneLib.training.pretraining import PretrainingProgress, owning_model, reporter, state_of, write_weights
 from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.training_loop import Schedule, Training, train
 
@@ -100,7 +100,7 @@ def pretrain_masked(
     seed: int = 0,
     resume: bool = False,
     device: str = "auto",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[PretrainingProgress], None] | None = None,
     cancel: Callable[[], bool] = lambda: False,
 ) -> ModelFolder:
     """Train a model's image encoder on unlabelled volumes and write a complete model folder.

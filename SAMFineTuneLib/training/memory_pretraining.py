@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
-from SAMFineTuneLib.models.architectures.volume_memory import VolumeMemory
+from SAMFineTuneLib.models.architectures.volume_memory import VolumeMemoryNetwork
 from SAMFineTuneLib.models.onnx_export import export_memory
 from SAMFineTuneLib.models.spec import ModelFolder, write_spec
 from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.pretraining import (
-    Progress,
+    PretrainingProgress,
     drawn_ahead,
     following,
     owning_model,
@@ -100,7 +100,7 @@ def _whole(block: Tensor) -> Tensor:
     return block
 
 
-def _answer(network: VolumeMemory, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _answer(network: VolumeMemoryNetwork, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """The network's answer, often to blocks with its own earlier one, on all slices or on some, as propagation asks."""
     count = batch["block"].shape[2]
     block = _whole(batch["block"]).contiguous(memory_format=torch.channels_last_3d)
@@ -124,7 +124,7 @@ def pretrain_memory(
     seed: int = 0,
     resume: bool = False,
     start: ModelFolder | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[PretrainingProgress], None] | None = None,
     device: str = "auto",
     workers: int = 1,
     cancel: Callable[[], bool] = lambda: False,
@@ -191,11 +191,11 @@ def pretrain_memory(
         return add_memory(average, source + (f", after: {origin}" if origin else ""), base, output_folder)
 
 
-def _new_memory(seed: int, start: ModelFolder | None) -> tuple[VolumeMemory, str]:
+def _new_memory(seed: int, start: ModelFolder | None) -> tuple[VolumeMemoryNetwork, str]:
     """A memory with random weights, or that of the model `start` and how it was made."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = VolumeMemory()
+        network = VolumeMemoryNetwork()
     if start is None:
         return network, ""
     from safetensors.torch import load_file
@@ -207,7 +207,7 @@ def _new_memory(seed: int, start: ModelFolder | None) -> tuple[VolumeMemory, str
     return network, start.spec.source.partition(_MEMORY)[2]
 
 
-def add_memory(network: VolumeMemory, source: str, base: ModelFolder, folder: Path) -> Path:
+def add_memory(network: VolumeMemoryNetwork, source: str, base: ModelFolder, folder: Path) -> Path:
     """Write a copy of a model into a folder, with `memory.safetensors` (half precision) and the graph over it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in base.spec.sha256:
@@ -216,7 +216,7 @@ def add_memory(network: VolumeMemory, source: str, base: ModelFolder, folder: Pa
     half = {name: value.detach().cpu().half() for name, value in network.state_dict().items()}
     weights = write_tensors(folder / MEMORY_WEIGHTS, half)
     # The graph is exported from the rounded weights, which it refers to.
-    rounded = VolumeMemory().eval()
+    rounded = VolumeMemoryNetwork().eval()
     rounded.load_state_dict(half)
     graph = export_memory(rounded, folder, weights)
     files = {**base.spec.files, "memory_weights": weights.name, "memory": graph.name}

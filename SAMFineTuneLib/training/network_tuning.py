@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.models.adapters.tuning import trainable
 from SAMFineTuneLib.models.spec import ModelSpec
-from SAMFineTuneLib.training.interactive_training import Objects, session_loss
+from SAMFineTuneLib.training.interactive_training import TrainingObjects, session_loss
 from SAMFineTuneLib.training.losses import class_loss
 from SAMFineTuneLib.training.memory import compute_blocks_twice, mixed_precision, pictures_at_once
 from SAMFineTuneLib.training.process_group import ProcessGroup
 from SAMFineTuneLib.training.rehearsal import Rehearsal
-from SAMFineTuneLib.training.training_items import Item, Items
-from SAMFineTuneLib.training.training_loop import History, Schedule, Training, train
-from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_items import Items, TrainingItem
+from SAMFineTuneLib.training.training_loop import Schedule, Training, TrainingHistory, train
+from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 _AUTOMATIC_WEIGHT = 1.0  # of the automatic head's loss beside the prompted one
 _EPSILON = 1e-6  # of AdamW: a gradient that is rounding noise alone moves nothing
@@ -36,7 +36,7 @@ class NetworkTuning:
 
     network: nn.Module
     spec: ModelSpec
-    settings: Settings
+    settings: TrainingSettings
     items: Items
     device: torch.device
     group: ProcessGroup = field(default_factory=ProcessGroup)
@@ -44,12 +44,12 @@ class NetworkTuning:
     """What the base must not forget; None where nothing is rehearsed."""
     validate: Callable[[], float] | None = None
     """Dice of the network as it is; None: no early stop."""
-    report: Callable[[History], None] = lambda history: None
+    report: Callable[[TrainingHistory], None] = lambda history: None
     look: Callable[[], None] = lambda: None
     """Raises Stopped when the training shall stop."""
 
 
-def tune(tuning: NetworkTuning, checkpoint: Path | None = None, part: int = 0) -> History:
+def tune(tuning: NetworkTuning, checkpoint: Path | None = None, part: int = 0) -> TrainingHistory:
     """Train a network; it then holds the best weights. `part` distinguishes trainings of one seed; else see `train`."""
     settings, network = tuning.settings, tuning.network.to(tuning.device)
     at_once, twice = pictures_at_once(
@@ -72,7 +72,7 @@ def tune(tuning: NetworkTuning, checkpoint: Path | None = None, part: int = 0) -
     )  # fmt: skip
 
 
-def make_optimiser(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def make_optimiser(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     """AdamW; a class head, which begins anew, learns faster, and what the base knew already slower than what is added.
 
     Weight decay pulls what begins at nothing (LoRA, Adapters) back to it. Modules of the base that are trained whole
@@ -115,7 +115,7 @@ def _gradients(tuning: NetworkTuning, embeddings: Embeddings, step: int) -> dict
     return {"loss": loss, "iou": iou}
 
 
-def batch_loss(tuning: NetworkTuning, embeddings: Embeddings, batch: list[Item]) -> tuple[Tensor, Tensor]:
+def batch_loss(tuning: NetworkTuning, embeddings: Embeddings, batch: list[TrainingItem]) -> tuple[Tensor, Tensor]:
     """Losses (B,) of the items, each the mean over its objects plus that of the automatic head; IoU (B,)."""
     network, settings, device = tuning.network, tuning.settings, tuning.device
     embedding, places = embeddings(batch)
@@ -137,7 +137,9 @@ def batch_loss(tuning: NetworkTuning, embeddings: Embeddings, batch: list[Item])
     return losses, iou.detach()
 
 
-def _objects(batch: list[Item], places: list[list[int]], device: torch.device) -> tuple[Objects, Tensor]:
+def _objects(
+    batch: list[TrainingItem], places: list[list[int]], device: torch.device
+) -> tuple[TrainingObjects, Tensor]:
     """All objects of a batch, and the item (n,) that each is of."""
     item_of = np.repeat(np.arange(len(batch)), [len(item.labels) for item in batch])
 
@@ -146,10 +148,10 @@ def _objects(batch: list[Item], places: list[list[int]], device: torch.device) -
 
     owner = torch.tensor([places[number][0] for number in item_of], dtype=torch.long, device=device)
     parts = [joined(name) for name in ("coords", "labels", "ambiguous", "targets", "beyond", "chances")]
-    return Objects(owner, *parts, _counted(batch, item_of, device)), torch.from_numpy(item_of).to(device)
+    return TrainingObjects(owner, *parts, _counted(batch, item_of, device)), torch.from_numpy(item_of).to(device)
 
 
-def _counted(batch: list[Item], item_of: np.ndarray, device: torch.device) -> Tensor | None:
+def _counted(batch: list[TrainingItem], item_of: np.ndarray, device: torch.device) -> Tensor | None:
     """(n, L, L): the part of each cell that counts for each object; None where everything does."""
     if all(item.ignored is None for item in batch):
         return None
@@ -166,7 +168,7 @@ class Embeddings:
         self._tuning = tuning
         self._kept = None if tuning.settings.method.trains_encoder else EmbeddingCache(memory_bytes=_EMBEDDINGS)
 
-    def __call__(self, batch: list[Item]) -> tuple[dict[str, Tensor], list[list[int]]]:
+    def __call__(self, batch: list[TrainingItem]) -> tuple[dict[str, Tensor], list[list[int]]]:
         """The embedding of all different pictures, and each item's places in it."""
         pictures: dict[tuple, np.ndarray] = {}
         for item in batch:

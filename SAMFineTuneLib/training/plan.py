@@ -25,7 +25,7 @@ from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.training.memory import device_of
-from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +41,7 @@ class Plan:
     """A fine-tuning that can begin. Only the cases themselves name patients."""
 
     base: ModelFolder
-    settings: Settings
+    settings: TrainingSettings
     output: Path
     device: str
     found: Survey
@@ -94,7 +94,7 @@ def make_plan(
     cases: Sequence[Case],
     output: str | Path,
     base: ModelFolder,
-    settings: Settings,
+    settings: TrainingSettings,
     resume: bool = False,
     test: Sequence[Case] = (),
     look: Callable[[], None] = lambda: None,
@@ -190,7 +190,7 @@ def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterat
         yield one
 
 
-def _require_same_method(start: AdapterFolder, settings: Settings) -> None:
+def _require_same_method(start: AdapterFolder, settings: TrainingSettings) -> None:
     """UserError where this training does not go on with what an adapter learned."""
     before, now = start.card.method, settings.method
     if before == now:
@@ -216,7 +216,7 @@ def _require_unseen(start: AdapterFolder, tests: Sequence[Case], found: Survey) 
         )
 
 
-def _trained_bytes(base: ModelFolder, settings: Settings, start: AdapterFolder | None) -> int:
+def _trained_bytes(base: ModelFolder, settings: TrainingSettings, start: AdapterFolder | None) -> int:
     """Size of what is trained; UserError when the method, or the adapter to start from, does not suit the base."""
     from SAMFineTuneLib.models.adapters.tuning import trainable
 
@@ -224,7 +224,7 @@ def _trained_bytes(base: ModelFolder, settings: Settings, start: AdapterFolder |
     return sum(value.numel() * value.element_size() for value in trainable(network).values())
 
 
-def attached(base: ModelFolder, settings: Settings, start: AdapterFolder | None = None) -> nn.Module:
+def attached(base: ModelFolder, settings: TrainingSettings, start: AdapterFolder | None = None) -> nn.Module:
     """The base's network with the method attached, as it is before the first step."""
     from SAMFineTuneLib.models.adapters.tuning import attach, restore
     from SAMFineTuneLib.models.load_model import load_network

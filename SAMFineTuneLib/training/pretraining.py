@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.process_lock import owning
-from SAMFineTuneLib.training.training_loop import History, Schedule
+from SAMFineTuneLib.training.training_loop import Schedule, TrainingHistory
 
 WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Progress:
+class PretrainingProgress:
     """How far a pre-training is."""
 
     step: int
@@ -33,14 +33,16 @@ class Progress:
     """What was measured in the last step, by name; `loss` among it."""
 
 
-def reporter(tell: Callable[[Progress], None] | None, schedule: Schedule, batch: int) -> Callable[[History], None]:
+def reporter(
+    tell: Callable[[PretrainingProgress], None] | None, schedule: Schedule, batch: int
+) -> Callable[[TrainingHistory], None]:
     """Turn the history of a training with `batch` pictures a step into progress for `tell`."""
 
-    def report(history: History) -> None:
+    def report(history: TrainingHistory) -> None:
         if tell:
             measured = {name: values[-1] for name, values in history.measured.items()}
             used = schedule.used(history.step, history.seconds)
-            tell(Progress(history.step, used, history.step * batch, history.seconds, measured))
+            tell(PretrainingProgress(history.step, used, history.step * batch, history.seconds, measured))
 
     return report
 

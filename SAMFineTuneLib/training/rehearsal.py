@@ -15,13 +15,13 @@ from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.simulation.first_prompts import first_prompt
 from SAMFineTuneLib.training.synthetic_pictures import Pictures, synthetic_pictures
 from SAMFineTuneLib.training.synthetic_scanner import SIZE
-from SAMFineTuneLib.training.training_items import Item
-from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_items import TrainingItem
+from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 _TOGETHER = 16  # pictures that are drawn at once, which takes a third of the time
 
 
-def rehearsal_of(spec: ModelSpec, settings: Settings, part: int = 0) -> Rehearsal | None:
+def rehearsal_of(spec: ModelSpec, settings: TrainingSettings, part: int = 0) -> Rehearsal | None:
     """The rehearsal for a base; None where its training pictures cannot be drawn again or no prompts are learned."""
     known = spec.architecture == "compact" and "promptable" in settings.method.heads
     return Rehearsal(spec, settings, part) if known else None
@@ -30,11 +30,11 @@ def rehearsal_of(spec: ModelSpec, settings: Settings, part: int = 0) -> Rehearsa
 class Rehearsal:
     """Synthetic picture `number` of training part `part`, as an item without an automatic head's target."""
 
-    def __init__(self, spec: ModelSpec, settings: Settings, part: int = 0) -> None:
+    def __init__(self, spec: ModelSpec, settings: TrainingSettings, part: int = 0) -> None:
         self._spec, self._settings, self._part = spec, settings, part
         self._block, self._drawn = -1, None
 
-    def __call__(self, number: int) -> Item:
+    def __call__(self, number: int) -> TrainingItem:
         """A pure function of (seed, part, number)."""
         settings, low = self._settings, self._spec.low_res_size
         block, place = divmod(number, _TOGETHER)
@@ -45,7 +45,7 @@ class Rehearsal:
         rows, columns = pictures.shape[place].tolist()
         image = pictures.image[place].numpy().astype(np.uint8)[:rows, :columns]
         by_box = np.array([first.box is not None for first in firsts])
-        return Item(
+        return TrainingItem(
             (prepare(image, self._spec)[0][0],),
             (("synthetic", number),),
             np.stack([first.coords for first in firsts]),

@@ -27,7 +27,14 @@ from SAMFineTuneLib.simulation.device_random import Random
 from SAMFineTuneLib.simulation.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
 from SAMFineTuneLib.training.losses import real_iou
 from SAMFineTuneLib.training.memory import device_of, mixed_precision
-from SAMFineTuneLib.training.pretraining import Progress, following, owning_model, reporter, state_of, write_weights
+from SAMFineTuneLib.training.pretraining import (
+    PretrainingProgress,
+    following,
+    owning_model,
+    reporter,
+    state_of,
+    write_weights,
+)
 from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.synthetic_batches import OBJECTS, batches
 from SAMFineTuneLib.training.synthetic_pictures import GENERATOR_VERSION
@@ -145,7 +152,7 @@ def pretrain_synthetic(
     batch_size: int | None = None,
     resume: bool = False,
     start: Path | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[PretrainingProgress], None] | None = None,
     device: str = "auto",
     workers: int = 1,
     cancel: Callable[[], bool] = lambda: False,

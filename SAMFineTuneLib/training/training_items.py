@@ -20,7 +20,7 @@ from SAMFineTuneLib.models.preprocess import MASK_LOGIT, InputGeometry, geometry
 from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.simulation.first_prompts import POINTS, First, first_prompt
 from SAMFineTuneLib.training.augmentation import augment
-from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 _EMPTY = 0.25  # part of the automatic head's pictures that show nothing labelled
 _CUTTING = 0.1  # part of the points whose view may cut the object
@@ -28,7 +28,7 @@ _LEAST = 12  # pixels of an object after augmentation
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class TrainingItem:
     """Up to two pictures of one slice with their prompts: M objects, S input side, L low-resolution side.
 
     `images` are prepared inputs (C, S, S); equal `keys` mean equal pictures, in whichever item. Objects are on the
@@ -64,7 +64,7 @@ class Items:
         slices: Sequence[LabelledSlice],
         empty: Sequence[LabelledSlice],
         spec: ModelSpec,
-        settings: Settings,
+        settings: TrainingSettings,
         part: int = 0,
     ) -> None:
         """`slices` show objects, `empty` show none."""
@@ -73,7 +73,7 @@ class Items:
         self._fixed = not settings.method.trains_encoder
         self._strength = settings.strength(len(self.slices))
 
-    def __call__(self, number: int) -> Item:
+    def __call__(self, number: int) -> TrainingItem:
         """Item `number`; slices come in a new order whenever all have been shown."""
         seed = (self._settings.seed, self._part)
         epoch, place = divmod(number, len(self.slices))
@@ -106,7 +106,7 @@ class Items:
                 images.append(prepare(shown.picture, self._spec)[0][0])
                 keys.append((index, version, whole))
             classes = class_shares(shown.classes, len(self._settings.method.classes), self._spec)
-        return Item(tuple(images), tuple(keys), *asked, classes, ignored)
+        return TrainingItem(tuple(images), tuple(keys), *asked, classes, ignored)
 
     def _augmented(self, index: int, version: int) -> LabelledSlice:
         """An augmented version of a slice; negative numbers count the empty slices."""

@@ -73,7 +73,7 @@ class Schedule:
 
 
 @dataclass
-class History:
+class TrainingHistory:
     """The course of a training."""
 
     measured: dict[str, list[float]] = field(default_factory=dict)
@@ -120,12 +120,12 @@ class Training:
     patience: int = 3
     """Validations without gain after which a training ends."""
     after_step: Callable[[int], None] = lambda steps: None
-    report: Callable[[History], None] = lambda history: None
+    report: Callable[[TrainingHistory], None] = lambda history: None
     look: Callable[[], None] = lambda: None
     """Raises Stopped when the training shall stop; asked before every step."""
 
 
-def train(training: Training, checkpoint: Path | None = None) -> History:
+def train(training: Training, checkpoint: Path | None = None) -> TrainingHistory:
     """Train until the last step, or until validation gains no more; `state` then holds the best weights.
 
     Args:
@@ -136,7 +136,7 @@ def train(training: Training, checkpoint: Path | None = None) -> History:
         Stopped: When `look` or anything within a step raises it; the checkpoint is then written.
         UserError: When the checkpoint is damaged, or is of another training or another version.
     """
-    history, best, schedule, group = History(), {}, training.schedule, training.group
+    history, best, schedule, group = TrainingHistory(), {}, training.schedule, training.group
     if checkpoint:
         _resume(checkpoint, training, history, best)
     due = _validation_steps(training)
@@ -183,7 +183,7 @@ def _shall_stop(training: Training) -> bool:
     return False
 
 
-def _step(training: Training, history: History) -> None:
+def _step(training: Training, history: TrainingHistory) -> None:
     """One optimiser step. Gradients that are not finite, as when a picture overflows bfloat16, change nothing."""
     step, group, optimiser = history.step, training.group, training.optimiser
     # Dropout inside the network follows from the step, too.
@@ -213,7 +213,7 @@ def _validation_steps(training: Training) -> frozenset[int]:
     return frozenset(round(steps * (number + 1) / count) for number in range(count))
 
 
-def _validate(training: Training, history: History, best: dict[str, Tensor]) -> None:
+def _validate(training: Training, history: TrainingHistory, best: dict[str, Tensor]) -> None:
     """Measure Dice, keep the best weights, and end the training when they were found long ago."""
     group, step = training.group, history.step
     score = group.from_first(training.validate() if group.first else None)
@@ -259,7 +259,7 @@ def _usable(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is not a usable checkpoint of this training; delete it to start anew.") from error
 
 
-def _write(path: Path, training: Training, history: History, best: Mapping[str, Tensor]) -> None:
+def _write(path: Path, training: Training, history: TrainingHistory, best: Mapping[str, Tensor]) -> None:
     content = {
         "format": _FORMAT,
         "about": dict(training.about),
@@ -272,7 +272,7 @@ def _write(path: Path, training: Training, history: History, best: Mapping[str, 
         torch.save(content, temporary)
 
 
-def _resume(path: Path, training: Training, history: History, best: dict[str, Tensor]) -> None:
+def _resume(path: Path, training: Training, history: TrainingHistory, best: dict[str, Tensor]) -> None:
     """Put back what a checkpoint holds, where there is one."""
     found = load_training(path) if training.group.first and path.exists() else None
     found = training.group.from_first(found)

@@ -33,7 +33,7 @@ _LEAST_STRENGTH = 0.3
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """Every instance is valid: a wrong value raises `UserError`. The defaults are those of the preset
     `quick`, but for `least_shown`."""
 
@@ -101,7 +101,7 @@ class Settings:
             raise UserError(problem)
 
     @classmethod
-    def of_preset(cls, preset: str, **changes: Any) -> Settings:
+    def of_preset(cls, preset: str, **changes: Any) -> TrainingSettings:
         """The preset's settings with `changes`; a change to None is left out."""
         if preset not in PRESETS:
             raise UserError(f"Unknown preset {preset!r}; choose one of {', '.join(PRESETS)}.")
@@ -124,7 +124,7 @@ class Settings:
     def _rates(self) -> dict[str, float]:
         return _SMALL_RATES if self.small_base else _RATES
 
-    def for_slices(self, slices: int) -> Settings:
+    def for_slices(self, slices: int) -> TrainingSettings:
         """With the steps that `least_shown` and `most_shown` ask for with so many labelled slices."""
         steps = self.steps
         if self.least_shown is not None:
@@ -140,7 +140,7 @@ class Settings:
         shown = self.steps * self.batch / max(1, slices)  # times that each is
         return min(1.0, max(_LEAST_STRENGTH, shown / _FULL_STRENGTH))
 
-    def for_labels(self, names: tuple[str, ...], choice: LabelChoice) -> Settings:
+    def for_labels(self, names: tuple[str, ...], choice: LabelChoice) -> TrainingSettings:
         """With the labels that the survey of the cases found, and the classes of an automatic head."""
         classes = ("background", *names) if "automatic" in self.heads else ()
         return replace(self, method=replace(self.method, heads=self.heads, classes=classes), labels=choice)
@@ -151,7 +151,7 @@ class Settings:
         return {**_plain(vars(self)), "method": _plain(asdict(self.method)), "labels": labels}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingSettings:
         """The settings that `to_dict` wrote; UserError when they are damaged."""
         try:
             labels = LabelChoice(tuple(values["labels"]["wanted"]), bool(values["labels"]["merged"]))
@@ -176,7 +176,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _problem(settings: Settings) -> str | None:
+def _problem(settings: TrainingSettings) -> str | None:
     """What is wrong, as a sentence."""
     if not settings.heads or not set(settings.heads) <= set(HEADS) or len(set(settings.heads)) < len(settings.heads):
         return f"The heads are {', '.join(settings.heads) or 'none'}; choose {', '.join(HEADS)}, or both."

@@ -14,7 +14,7 @@ MOST_SLICES = 28
 
 
 @dataclass(frozen=True)
-class Item:
+class VolumeItem:
     """`block` (6, D, 64, 64); `target` (D, 64, 64) shares 0 to 1; `present` (D,) bool; `known` (D,) bool."""
 
     block: np.ndarray
@@ -23,7 +23,7 @@ class Item:
     known: np.ndarray
 
 
-def draw_items(rng: np.random.Generator, volume: SyntheticVolume, count: int) -> list[Item]:
+def draw_items(rng: np.random.Generator, volume: SyntheticVolume, count: int) -> list[VolumeItem]:
     """Up to `count` structures of a volume, each with prompts of its own."""
     found = []
     # One length for all, so that they make one batch.
@@ -51,7 +51,7 @@ def _one_piece(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray | None:
     return mask
 
 
-def _item(rng: np.random.Generator, volume: SyntheticVolume, mask: np.ndarray, length: int) -> Item | None:
+def _item(rng: np.random.Generator, volume: SyntheticVolume, mask: np.ndarray, length: int) -> VolumeItem | None:
     areas = mask.sum((1, 2))
     there = np.flatnonzero(areas >= max(4, 0.02 * areas.max()))
     chosen = _prompted(rng, there)
@@ -92,7 +92,7 @@ def _item(rng: np.random.Generator, volume: SyntheticVolume, mask: np.ndarray, l
         return None
     block = channels(image, evidence, known, masks, earlier, ratio)
     block, target = _turned(rng, block, target.astype(np.float32))
-    return Item(block, target, target.max((1, 2)) > 0.4, block[3, :, 0, 0] > 0)
+    return VolumeItem(block, target, target.max((1, 2)) > 0.4, block[3, :, 0, 0] > 0)
 
 
 def _prompted(rng: np.random.Generator, there: np.ndarray) -> list[int]:

@@ -57,7 +57,7 @@ from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.simulation.corrections import correction, with_click
 from SAMFineTuneLib.simulation.first_prompts import exact_prompt
 from SAMFineTuneLib.training.fine_tuning import fine_tune
-from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "hippocampus-mri"
 PARTS = {1: "anterior", 2: "posterior"}
@@ -231,7 +231,7 @@ class Loop:
     def trained_on(self, cases: list[Case]) -> dict:
         output, started = self.file.parent / f"{self.way}-train", time.process_time()
         if not (output / "card.json").exists():
-            fine_tune(cases, output, Store().get(), Settings.of_preset("quick", folds=0), resume=False)
+            fine_tune(cases, output, Store().get(), TrainingSettings.of_preset("quick", folds=0), resume=False)
         adapter = read_adapter_folder(output)
         predictor, recipe = open_predictor(adapter=adapter, disk_cache=False), adapter.card.recipe
         own = {case.id: dice_of_proposal(predictor, recipe, case, PARTS) for case in self.judges}

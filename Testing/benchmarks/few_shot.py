@@ -30,7 +30,7 @@ from SAMFineTuneLib.metrics.patient_statistics import bootstrap_interval
 from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.training.fine_tuning import fine_tune
-from SAMFineTuneLib.training.training_settings import PRESETS, Settings
+from SAMFineTuneLib.training.training_settings import PRESETS, TrainingSettings
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SETS = {"hippocampus": ("hippocampus-mri", None), "prostate": ("prostate-mri-5shot", "any")}
@@ -62,7 +62,7 @@ def main() -> None:
         for name in arguments.variants.split(","):
             key = f"{arguments.cases}, {name}, {arguments.preset if VARIANTS[name] else UNET_STEPS}, seed {seed}"
             if key not in done:
-                settings = Settings.of_preset(
+                settings = TrainingSettings.of_preset(
                     arguments.preset, shots=5, seed=seed, labels=LabelChoice.parse(labels),
                     method=VARIANTS[name] or Method(),
                 )  # fmt: skip
@@ -73,7 +73,7 @@ def main() -> None:
     print_table(done, arguments)
 
 
-def tuned(cases, settings: Settings) -> dict:
+def tuned(cases, settings: TrainingSettings) -> dict:
     """Dice by way of prompting, before and after, a value a test case; seconds of the whole and of the training."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +85,7 @@ def tuned(cases, settings: Settings) -> dict:
     return found
 
 
-def from_scratch(cases, settings: Settings) -> dict:
+def from_scratch(cases, settings: TrainingSettings) -> dict:
     """The same of a U-Net, which knows no prompts."""
     fold = split(cases, settings.shots, seed=settings.seed).parts[0]
     found = survey([*fold.train, *fold.test], settings.labels)

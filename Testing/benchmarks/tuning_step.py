@@ -61,12 +61,13 @@ def measure(architecture: str, kind: str, scope: str, steps: int, device: str) -
     from SAMFineTuneLib.models.spec import ModelSpec
     from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
     from SAMFineTuneLib.training.training_items import Items
-    from SAMFineTuneLib.training.training_settings import Settings
+    from SAMFineTuneLib.training.training_settings import TrainingSettings
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     spec = ModelSpec("random", "Random weights", architecture)
-    settings = Settings(method=Method(kind, scope), heads=("promptable",), steps=steps + 1, batch=1, small_base=False)
+    method = Method(kind, scope)
+    settings = TrainingSettings(method=method, heads=("promptable",), steps=steps + 1, batch=1, small_base=False)
     classes = np.zeros((512, 512), np.uint8)
     classes[100:200, 150:260], classes[300:420, 80:200] = 1, 2
     slices = [LabelledSlice(rng.integers(0, 255, classes.shape).astype(np.uint8), classes, None) for _ in range(5)]

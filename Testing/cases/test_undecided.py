@@ -18,11 +18,11 @@ from SAMFineTuneLib.cases.labelled_case import IGNORED  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.training import evidence  # noqa: E402
-from SAMFineTuneLib.training.interactive_training import Objects, session_loss  # noqa: E402
+from SAMFineTuneLib.training.interactive_training import TrainingObjects, session_loss  # noqa: E402
 from SAMFineTuneLib.training.losses import class_loss, round_loss  # noqa: E402
 from SAMFineTuneLib.training.network_tuning import _counted  # noqa: E402
 from SAMFineTuneLib.training.training_items import Items, class_shares  # noqa: E402
-from SAMFineTuneLib.training.training_settings import Settings  # noqa: E402
+from SAMFineTuneLib.training.training_settings import TrainingSettings  # noqa: E402
 
 
 def undecided_slice():
@@ -51,7 +51,7 @@ def test_nothing_undecided_is_learned_or_clicked(ranks_all):
     target, counted = torch.zeros(3, side, side), torch.ones(3, side, side)
     target[:, 4:8, 4:8], counted[:, :, 8:] = 1, 0
     generator = torch.Generator().manual_seed(1)
-    objects = Objects(
+    objects = TrainingObjects(
         torch.zeros(3, dtype=torch.long), torch.full((3, 2, 2), 20.0), torch.tensor([[1.0, -1.0]] * 3),
         torch.tensor([True, False, True]), target, torch.zeros(3), torch.rand(3, 4, 7, generator=generator), counted,
     )  # fmt: skip
@@ -92,7 +92,8 @@ def test_the_automatic_head_learns_nothing_where_nothing_was_decided():
 @pytest.mark.parametrize("prompts", ["boxes", "points"])
 def test_items_say_what_does_not_count(prompts):
     spec = Store().get().spec
-    settings = Settings(prompts=prompts, augment=0.0, method=Method(heads=("promptable",)), heads=("promptable",))
+    method = Method(heads=("promptable",))
+    settings = TrainingSettings(prompts=prompts, augment=0.0, method=method, heads=("promptable",))
     one = undecided_slice()
     assert [thing.mask.sum() for thing in objects_of(one)] == [(one.classes == 1).sum()]
     item = Items([one], [], spec, settings)(0)

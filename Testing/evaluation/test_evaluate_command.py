@@ -24,7 +24,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation import evaluation_run as run
 from SAMFineTuneLib.evaluation import executors as engines
 from SAMFineTuneLib.evaluation import methods
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings, parse_protocols
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings, parse_protocols
 
 FEW = ("--slices", "1", "--steps", "2", "--rounds", "1", "--baseline", "growing")
 
@@ -193,7 +193,7 @@ def test_folders_of_others_are_left_alone(cases, tmp_path, capsys):
 def test_cases_that_taught_an_adapter_do_not_test_it(cases, tmp_path):
     found = find_cases(cases)
     compact = methods.enter([], [])[0]
-    settings = Settings(("S5",), slices=1)
+    settings = EvaluationSettings(("S5",), slices=1)
     taught = replace(compact, name="pupil", taught=(found[0].digest,))
     result = run.evaluate(found, tmp_path / "out", [compact, taught], settings, engine=engines.local(1))
     assert result.cases == 1 and "pupil learned from 1 of the patients" in " ".join(result.notes)
@@ -258,5 +258,5 @@ def test_an_image_that_changes_meanwhile_is_noticed(tmp_path):
         return engines.local(1)(do, jobs)
 
     with pytest.raises(UserError, match="Case a has changed since the evaluation began"):
-        run.evaluate(found, tmp_path / "out", methods.enter_baselines(["otsu"]), Settings(("S5",)),
+        run.evaluate(found, tmp_path / "out", methods.enter_baselines(["otsu"]), EvaluationSettings(("S5",)),
                      engine=change_then_do)  # fmt: skip

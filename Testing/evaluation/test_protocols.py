@@ -16,7 +16,7 @@ from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.labelled_case import IGNORED, Labelled
 from SAMFineTuneLib.evaluation import automatic_protocol as automatic
 from SAMFineTuneLib.evaluation import baselines, slice_protocols
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.slice_protocols import WAYS, everything, interactive, perturbation, strategy
@@ -56,7 +56,7 @@ def test_objects_lie_on_evenly_spread_slices_and_have_names_of_their_own(subject
 
 def test_one_prompt_one_row(subject):
     for name in STRATEGIES:
-        rows = list(strategy(name, Asked(), subject, Settings(slices=1)))
+        rows = list(strategy(name, Asked(), subject, EvaluationSettings(slices=1)))
         assert [row.label for row in rows] == list(NAMES) and {row.case for row in rows} == {"c" * 64}
         # The best score is token 0's, the region itself; the reference can do no better than it.
         assert all(row.dice > 0.95 and row.oracle >= row.dice and row.score == pytest.approx(0.92) for row in rows
@@ -65,9 +65,9 @@ def test_one_prompt_one_row(subject):
 
 
 def test_prompts_out_of_place_are_the_same_at_every_asking(subject):
-    first, again = (list(perturbation(Asked(), subject, Settings(slices=1, seed=4))) for _ in range(2))
+    first, again = (list(perturbation(Asked(), subject, EvaluationSettings(slices=1, seed=4))) for _ in range(2))
     assert first == again and len(first) == 3 * len(PERTURBATIONS)
-    other = list(perturbation(Asked(), subject, Settings(slices=1, seed=5)))
+    other = list(perturbation(Asked(), subject, EvaluationSettings(slices=1, seed=5)))
     assert first != other
     far = [row.dice for row in first if row.variant == "S2 point shift 20–30 px"]
     near = [row.dice for row in first if row.variant == "S2 point shift 0–10 %"]
@@ -75,7 +75,7 @@ def test_prompts_out_of_place_are_the_same_at_every_asking(subject):
 
 
 def test_every_way_has_every_step_and_stops_clicking_when_nothing_is_wrong(subject):
-    rows = list(interactive(Asked(), subject, Settings(slices=1, steps=4)))
+    rows = list(interactive(Asked(), subject, EvaluationSettings(slices=1, steps=4)))
     assert len(rows) == 3 * len(WAYS) * 4
     for way in WAYS:
         assert [row.step for row in rows if row.variant == str(way)] == [1, 2, 3, 4] * 3
@@ -83,7 +83,7 @@ def test_every_way_has_every_step_and_stops_clicking_when_nothing_is_wrong(subje
 
 
 def test_a_volume_is_carried_from_its_middle_and_mended_by_rounds(subject):
-    rows = list(volumes(Asked(), subject, Settings(rounds=2)))
+    rows = list(volumes(Asked(), subject, EvaluationSettings(rounds=2)))
     whole = [row for row in rows if row.variant == "box"]
     assert [(row.label, row.step) for row in whole] == [(name, step) for name in NAMES for step in (1, 2, 3)]
     assert all(row.dice > 0.85 for row in whole if row.step == 3)
@@ -107,7 +107,7 @@ def test_without_prompts_what_is_found_where_nothing_is_is_told_apart(subject, m
     monkeypatch.setattr(automatic, "segment_classes", lambda *_: found)
     lacking = Labelled(subject.labelled.case, subject.labelled.volume, subject.labelled.classes, (*NAMES, "cyst"), "d")
     asked = Asked(heads=("automatic",), classes=("Tube", "ball", "second tube", "cyst"))
-    rows = {row.label: row for row in automatic.automatic(asked, Subject(lacking, "0,255"), Settings())}
+    rows = {row.label: row for row in automatic.automatic(asked, Subject(lacking, "0,255"), EvaluationSettings())}
     assert (rows["tube"].dice, rows["tube"].false_ml) == (1.0, None)
     assert (rows["second tube"].dice, rows["second tube"].hd95) == (0.0, None)
     assert rows["cyst"].dice is None and rows["cyst"].false_ml == pytest.approx(10 * 1.5 * 1.5 * 4 / 1000)
@@ -115,11 +115,11 @@ def test_without_prompts_what_is_found_where_nothing_is_is_told_apart(subject, m
 
 def test_everything_offers_the_best_of_all_masks(subject, monkeypatch):
     monkeypatch.setattr(slice_protocols, "EverythingSettings", lambda: EverythingSettings(points_per_side=8))
-    rows = list(everything(Asked(), subject, Settings(slices=1)))
+    rows = list(everything(Asked(), subject, EvaluationSettings(slices=1)))
     assert [row.label for row in rows] == list(NAMES)
     assert all(row.oracle > 0.9 and row.oracle >= row.dice and row.score for row in rows)
     assert min(row.dice for row in rows) < 0.1  # one best score cannot be meant for several objects
-    assert not list(everything(Asked(heads=("automatic",)), subject, Settings()))
+    assert not list(everything(Asked(heads=("automatic",)), subject, EvaluationSettings()))
 
 
 def test_classes_are_matched_by_name_then_by_order():
@@ -202,9 +202,9 @@ def test_what_was_left_undecided_counts_for_nothing(undecided, protocol):
 
     asked = [Answering(ignored, flooding) for flooding in (False, True)]
     if protocol == "interactive":
-        plain, flooded = (list(interactive(one, undecided, Settings(slices=1, steps=3))) for one in asked)
+        plain, flooded = (list(interactive(one, undecided, EvaluationSettings(slices=1, steps=3))) for one in asked)
     else:
-        plain, flooded = (list(strategy(protocol, one, undecided, Settings(slices=1))) for one in asked)
+        plain, flooded = (list(strategy(protocol, one, undecided, EvaluationSettings(slices=1))) for one in asked)
     assert plain == flooded and plain
     for prompts, nowhere in asked[1].asked:
         x, y = prompts.points[prompts.labels == 0].astype(int).T
@@ -214,7 +214,7 @@ def test_what_was_left_undecided_counts_for_nothing(undecided, protocol):
 def test_without_prompts_what_was_left_undecided_counts_for_nothing(undecided, monkeypatch):
     labels = np.where(undecided.labelled.ignored, 1, undecided.labelled.classes)
     monkeypatch.setattr(automatic, "segment_classes", lambda *_: labels)
-    rows = list(automatic.automatic(Asked(heads=("automatic",), classes=NAMES), undecided, Settings()))
+    rows = list(automatic.automatic(Asked(heads=("automatic",), classes=NAMES), undecided, EvaluationSettings()))
     assert [row.dice for row in rows] == [1.0, 1.0, 1.0]
 
 
@@ -224,6 +224,6 @@ def test_labels_that_overlap_are_asked_for_whole(subject):
     middle = ndimage.binary_erosion(ball, iterations=3, structure=np.ones((1, 3, 3)))
     classes[middle] = 4
     both = Labelled(subject.labelled.case, subject.labelled.volume, classes, (*NAMES, "core"), "d" * 64, {4: (2, 4)})
-    rows = list(strategy("S5", Asked(), Subject(both, "0,255"), Settings(slices=1)))
+    rows = list(strategy("S5", Asked(), Subject(both, "0,255"), EvaluationSettings(slices=1)))
     assert [row.label for row in rows] == [*NAMES, "core"] and min(row.dice for row in rows[:3]) > 0.9
     assert np.array_equal(both.mask(2), ball) and np.array_equal(both.mask(4), middle)

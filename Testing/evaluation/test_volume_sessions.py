@@ -14,7 +14,7 @@ from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.labelled_case import Labelled
-from SAMFineTuneLib.evaluation.evaluation_settings import Settings
+from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import from_csv, to_csv
@@ -37,7 +37,8 @@ class Region(OpenMethod):
 
 def measured(volume: Volume, labels: np.ndarray) -> list:
     subject = Subject(Labelled(Case("phantom", Path("a"), Path("b")), volume, labels, NAMES, "c" * 64), "0,255")
-    return [row for row in volumes(Region(), subject, Settings(rounds=0)) if row.variant in (*BOXES.values(), CLICKED)]
+    rows = volumes(Region(), subject, EvaluationSettings(rounds=0))
+    return [row for row in rows if row.variant in (*BOXES.values(), CLICKED)]
 
 
 @pytest.fixture(scope="module")

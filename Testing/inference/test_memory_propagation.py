@@ -373,10 +373,10 @@ def test_the_bundled_memory_answers_alike_in_onnx_and_in_pytorch(bundled):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    from SAMFineTuneLib.models.architectures.volume_memory import VolumeMemory
+    from SAMFineTuneLib.models.architectures.volume_memory import VolumeMemoryNetwork
 
     model = read_model_folder(BUNDLED)
-    network = VolumeMemory().eval()
+    network = VolumeMemoryNetwork().eval()
     network.load_state_dict(load_file(model.file("memory_weights")))
     block = np.sin(np.arange(6 * 12 * CELLS * CELLS, dtype=np.float32)).reshape(6, 12, CELLS, CELLS)
     block = ndimage.gaussian_filter(block, (0, 1, 2, 2)).astype(np.float32)

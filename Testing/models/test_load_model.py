@@ -13,7 +13,7 @@ import small_models  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
-from SAMFineTuneLib.models.architectures.tiny_vit import Attention, TinyViTBlock  # noqa: E402
+from SAMFineTuneLib.models.architectures.tiny_vit import TinyViTBlock, WindowAttention  # noqa: E402
 from SAMFineTuneLib.models.formats.recognise_checkpoint import recognise  # noqa: E402
 from SAMFineTuneLib.models.load_model import load_network, load_torch_model  # noqa: E402
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec  # noqa: E402
@@ -265,7 +265,7 @@ def test_tiny_vits_have_the_published_tensors(stride, kernel):
 
 
 def test_tiny_vit_attention_is_biased_by_distance():
-    attention = small_models.randomise(Attention(8, 2, 3))
+    attention = small_models.randomise(WindowAttention(8, 2, 3))
     x = noise(1, 9, 8, scale=1.0)
     rows = attention.qkv(attention.norm(x))[0].reshape(9, 2, 12)
     expected = torch.zeros(9, 2, 4)

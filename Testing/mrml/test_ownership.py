@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SAMFineTuneLib.mrml.segments.ownership import Membership, Owner, Owners, Runs, merged, write_new
+from SAMFineTuneLib.mrml.segments.ownership import Membership, OwnedMask, Owners, Runs, merged, write_new
 
 SHAPE = (3, 4, 5)
 SIZE = 60
@@ -56,7 +56,7 @@ class Voxels:
         self.now = {name: set(voxels) for name, voxels in ground.items()}
         self.owners = Owners(SHAPE)
 
-    def put(self, place, owner: Owner | None, wanted=None) -> None:
+    def put(self, place, owner: OwnedMask | None, wanted=None) -> None:
         """Put a owner in the place of another; it gets the `wanted` voxels when it is a new one."""
         old = self.owners.get(*place)
         parts = [set(wanted or ())] + [set(one.voxels.voxels().tolist()) for one in (old, owner) if one is not None]
@@ -84,10 +84,10 @@ class Voxels:
     def _members(self, work) -> Membership:
         return Membership("ABC", lambda name: np.array([v in self.now[name] for v in work], bool), len(work))
 
-    def new(self, place, way: str) -> Owner:
+    def new(self, place, way: str) -> OwnedMask:
         takes_from, keeps_off = {"takes": (None, frozenset()), "beside": (frozenset(), frozenset()),
                                  "protects": (frozenset(), None)}[way]  # fmt: skip
-        return Owner(*place, takes_from, keeps_off, self.owners.next_number())
+        return OwnedMask(*place, takes_from, keeps_off, self.owners.next_number())
 
     def _settle(self, owner, voxels, work, members) -> None:
         at = np.searchsorted(work, voxels)
@@ -169,25 +169,25 @@ def test_what_is_drawn_in_between_is_never_lost(ground, steps, seed):
 
 def test_the_oldest_of_very_many_former_owners_are_forgotten():
     kept = Owners(SHAPE, most=3)
-    owners = [Owner("A", f"axial:{n}", since=1, voxels=Runs.of(np.array([2 * n]))) for n in range(5)]
+    owners = [OwnedMask("A", f"axial:{n}", since=1, voxels=Runs.of(np.array([2 * n]))) for n in range(5)]
     for owner in owners:
         kept.put_aside(owner)
     found = [kept.take_former("A", f"axial:{n}", 1) for n in range(5)]
     assert found == [None, None, *owners[2:]]
     assert kept.take_former("A", "axial:4", 1) is None  # it was taken
-    kept.put_aside(Owner("A", "axial:0"))  # without a moment it could not be asked for
+    kept.put_aside(OwnedMask("A", "axial:0"))  # without a moment it could not be asked for
     assert kept.take_former("A", "axial:0", 0) is None
 
 
 def test_owners_survive_being_stored():
     voxels = np.arange(5, 30)
     takes = {"B": np.isin(voxels, [11, 13])}
-    owner = Owner("A", "axial:3", frozenset("BC"), None, 7, 12, "abc", 40, Runs.of(voxels), takes)
+    owner = OwnedMask("A", "axial:3", frozenset("BC"), None, 7, 12, "abc", 40, Runs.of(voxels), takes)
     owner.held, owner.added, owner.took = voxels < 20, voxels < 9, takes
-    again = Owner.from_dict(owner.to_dict())
+    again = OwnedMask.from_dict(owner.to_dict())
     assert again.to_dict() == owner.to_dict() and again.takes_from == frozenset("BC") and again.keeps_off is None
     assert (again.number, again.since, again.digest, again.wanted) == (7, 12, "abc", 40)
-    assert Owner.from_dict(Owner("A", "x", None).to_dict()).takes_from is None
+    assert OwnedMask.from_dict(OwnedMask("A", "x", None).to_dict()).takes_from is None
 
 
 def test_owners_of_an_earlier_version_are_read():
@@ -196,11 +196,11 @@ def test_owners_of_an_earlier_version_are_read():
     none = Runs.of(np.empty(0, np.int64)).to_text()
     old = {"segment": "A", "plane": "axial:3", "takes_from": None, "voxels": voxels, "added": voxels,
            "took": {"B": took}, "weak": none}  # fmt: skip
-    owner = Owner.from_dict(old)
+    owner = OwnedMask.from_dict(old)
     assert owner.held.tolist() == [True] * 4 and owner.since == 0
     assert owner.takes["B"].tolist() == owner.took["B"].tolist() == [False, True, False, False]
     assert owner.keeps_off == frozenset()
-    assert Owner.from_dict(old | {"takes_from": [], "took": {}}).keeps_off is None
+    assert OwnedMask.from_dict(old | {"takes_from": [], "took": {}}).keeps_off is None
 
 
 def test_importing_the_layer_loads_neither_slicer_nor_vtk(root):

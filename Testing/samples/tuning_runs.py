@@ -16,13 +16,13 @@ from SAMFineTuneLib.training.network_tuning import NetworkTuning
 from SAMFineTuneLib.training.process_group import ProcessGroup
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.training_items import Items
-from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 
-def settings(**changes) -> Settings:
+def settings(**changes) -> TrainingSettings:
     """A training of few steps."""
     small = {"steps": 4, "batch": 2, "objects": 1, "rounds": 2, "test_slices": 1, "learning_rate": 1e-3}
-    return Settings(**{**small, **changes})
+    return TrainingSettings(**{**small, **changes})
 
 
 def training(folder, group: ProcessGroup | None = None, part: int = 0, **changes) -> NetworkTuning:

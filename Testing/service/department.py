@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
-from SAMFineTuneLib.service.cohort_client import Place, ServedCohort, mirror
+from SAMFineTuneLib.service.cohort_client import CohortPlace, ServedCohort, mirror
 from SAMFineTuneLib.service.server_address import parse_address
 
 TOKEN = "a-token-of-the-department"
@@ -38,7 +38,7 @@ class Department:
     @property
     def mirror(self) -> Path:
         """Of the cohort, on the client's computer."""
-        return mirror(Place(self.address, self.cohort.folder.name))
+        return mirror(CohortPlace(self.address, self.cohort.folder.name))
 
     def client(self, token: str = TOKEN) -> ServedCohort:
         return ServedCohort(self.mirror, token)

@@ -28,7 +28,7 @@ from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, take
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.service import protocol
-from SAMFineTuneLib.service.cohort_client import Place, ServedCohort, Unreached, mirror
+from SAMFineTuneLib.service.cohort_client import CohortPlace, ServedCohort, Unreached, mirror
 from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
 from SAMFineTuneLib.service.link import HttpLink
 from SAMFineTuneLib.service.server_address import parse_address
@@ -277,7 +277,7 @@ def test_results_come_although_the_server_is_restarted_meanwhile(department, coh
     starts.join()
     assert told["cases"] == 12 and len(list((tmp_path / "out").glob("p*.nii.gz"))) == 12
     with pytest.raises(UserError, match="no cohort"):
-        ServedCohort(mirror(Place(department.address, "spleen")), TOKEN, patience=PATIENCE).follow()
+        ServedCohort(mirror(CohortPlace(department.address, "spleen")), TOKEN, patience=PATIENCE).follow()
 
 
 # ---- what is refused

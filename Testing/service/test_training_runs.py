@@ -25,7 +25,7 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.service.folder_process import EVENTS
 from SAMFineTuneLib.service.trainings import CASES, TrainingJob, TrainingRun, find_runs, free_name, new_run
-from SAMFineTuneLib.training.training_settings import Settings
+from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 PATIENCE = 300.0
 
@@ -43,7 +43,7 @@ def cases(tmp_path):
 
 def job(name: str, cases: Path | str = "", steps: int = 2, check: bool = False, **changes) -> TrainingJob:
     """A training of few steps, the decoder only, which learns fastest."""
-    settings = Settings(steps=steps, batch=1, objects=1, rounds=1, test_slices=1, folds=0, device="cpu",
+    settings = TrainingSettings(steps=steps, batch=1, objects=1, rounds=1, test_slices=1, folds=0, device="cpu",
                         method=Method(scope="decoder"), heads=("promptable",), **changes)  # fmt: skip
     return TrainingJob(name, settings=settings.to_dict(), source=str(cases), only_check=check)
 

@@ -21,9 +21,9 @@ from SAMFineTuneLib.cases.cases import find_cases  # noqa: E402
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.training.evidence import advice, gains  # noqa: E402
-from SAMFineTuneLib.training.fine_tuning import Progress, Stopped, fine_tune, make_plan, working_folder  # noqa: E402
+from SAMFineTuneLib.training.fine_tuning import Stopped, TrainingProgress, fine_tune, make_plan, working_folder  # noqa: E402
 from SAMFineTuneLib.training.training_report import draw_curves, smooth  # noqa: E402
-from SAMFineTuneLib.training.training_settings import PRESETS, Settings  # noqa: E402
+from SAMFineTuneLib.training.training_settings import PRESETS, TrainingSettings  # noqa: E402
 
 SMALL = {"steps": 2, "batch": 1, "objects": 1, "rounds": 1, "test_slices": 1}
 
@@ -44,9 +44,9 @@ def cases(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(cases, tmp_path_factory):
     """Three cases, leave one out."""
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     output = tmp_path_factory.mktemp("out") / "adapter"
-    result = fine_tune(cases, output, Store().get(), Settings(**SMALL), told.append)
+    result = fine_tune(cases, output, Store().get(), TrainingSettings(**SMALL), told.append)
     return SimpleNamespace(result=result, told=told, output=output)
 
 
@@ -102,18 +102,18 @@ def test_nothing_is_left_beside_the_adapter(done):
 
 def test_a_finished_adapter_is_not_overwritten(done, cases):
     with pytest.raises(UserError, match="holds an adapter already"):
-        fine_tune(cases, done.output, Store().get(), Settings(**SMALL))
+        fine_tune(cases, done.output, Store().get(), TrainingSettings(**SMALL))
 
 
 def test_shots_test_the_adapter_itself_and_a_cancelled_run_goes_on(cases, tmp_path):
-    settings = Settings(**SMALL, shots=1, heads=("promptable",))
+    settings = TrainingSettings(**SMALL, shots=1, heads=("promptable",))
     told = []
     with pytest.raises(Stopped):
         fine_tune(cases, tmp_path / "a", Store().get(), settings, told.append, lambda: told[-1].step == 1)
     assert working_folder(tmp_path / "a").is_dir() and not (tmp_path / "a").exists()
     with pytest.raises(UserError, match="go on with --resume"):
         fine_tune(cases, tmp_path / "a", Store().get(), settings)
-    other = Settings(**{**SMALL, "steps": 3}, shots=1, heads=("promptable",))
+    other = TrainingSettings(**{**SMALL, "steps": 3}, shots=1, heads=("promptable",))
     with pytest.raises(UserError, match="had other settings"):
         fine_tune(cases, tmp_path / "a", Store().get(), other, resume=True)
     told.clear()
@@ -137,17 +137,18 @@ def test_shots_test_the_adapter_itself_and_a_cancelled_run_goes_on(cases, tmp_pa
 
 def test_resuming_what_was_never_begun_is_refused(cases, tmp_path):
     with pytest.raises(UserError, match="no interrupted training"):
-        fine_tune(cases, tmp_path / "a", Store().get(), Settings(**SMALL), resume=True)
+        fine_tune(cases, tmp_path / "a", Store().get(), TrainingSettings(**SMALL), resume=True)
 
 
 def test_an_adapter_knows_the_modality_that_all_its_cases_have(cases, tmp_path):
-    assert make_plan(cases, tmp_path / "a", Store().get(), Settings(**SMALL)).modality == "", "the files do not say"
+    plan = make_plan(cases, tmp_path / "a", Store().get(), TrainingSettings(**SMALL))
+    assert plan.modality == "", "the files do not say"
     folder = case_folder(tmp_path / "ct", count=2, shape=(4, 32, 32))
     for path in (folder / "images").iterdir():
         image = sitk.ReadImage(str(path))
         sitk.WriteImage(sitk.ShiftScale(image, -1024), str(path))
     found = find_cases(folder)
-    settings = Settings(**SMALL, folds=0)
+    settings = TrainingSettings(**SMALL, folds=0)
     plan = make_plan(found, tmp_path / "a", Store().get(), settings)
     assert plan.modality == "CT" and [len(fold.train) for fold in plan.trainings] == [2] and plan.steps == (2,)
     assert make_plan([*found, cases[0]], tmp_path / "a", Store().get(), settings).modality == "", "they differ"
@@ -156,25 +157,25 @@ def test_an_adapter_knows_the_modality_that_all_its_cases_have(cases, tmp_path):
 
 def test_too_many_set_aside_for_validation(cases, tmp_path):
     with pytest.raises(UserError, match="2 patients cannot be set aside for validation from 2"):
-        fine_tune(cases, tmp_path / "a", Store().get(), Settings(**SMALL, validation=2, shots=2))
+        fine_tune(cases, tmp_path / "a", Store().get(), TrainingSettings(**SMALL, validation=2, shots=2))
 
 
 def test_settings_survive_json_and_refuse_nonsense():
     for preset in PRESETS:
-        settings = Settings.of_preset(preset, seed=3)
-        assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+        settings = TrainingSettings.of_preset(preset, seed=3)
+        assert TrainingSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
     for wrong in ({"steps": 0}, {"augment": 3.0}, {"heads": ()}, {"orientation": "diagonal"}, {"learning_rate": -1.0}):
         with pytest.raises(UserError):
-            Settings(**wrong)
+            TrainingSettings(**wrong)
     with pytest.raises(UserError, match="Unknown preset"):
-        Settings.of_preset("instant")
+        TrainingSettings.of_preset("instant")
 
 
 def test_many_slices_are_learned_from_longer_and_few_shorter():
-    quick = Settings.of_preset("quick")
+    quick = TrainingSettings.of_preset("quick")
     lengths = {slices: quick.for_slices(slices).steps for slices in (2, 5, 100, 250, 400, 1000, 100_000)}
     assert lengths == {2: 100, 5: 250, 100: 250, 250: 250, 400: 400, 1000: 1000, 100_000: 1000}
-    assert Settings.of_preset("quick", steps=30).for_slices(1000).steps == 30, "as it was asked for"
+    assert TrainingSettings.of_preset("quick", steps=30).for_slices(1000).steps == 30, "as it was asked for"
 
 
 def test_curves_are_drawn_to_scale():

@@ -159,7 +159,7 @@ class PromptEncoder(nn.Module):
         return self.embed_points(point_coords, point_labels), dense, pictures, self.get_dense_pe()
 
 
-class Attention(nn.Module):
+class DownscaledAttention(nn.Module):
     """Multi-head attention with separate projections and a narrower inner width."""
 
     def __init__(self, width: int, heads: int, downsample: int = 1) -> None:
@@ -185,13 +185,13 @@ class TwoWayAttentionBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
         super().__init__()
-        self.self_attn = Attention(width, heads)
+        self.self_attn = DownscaledAttention(width, heads)
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attn_token_to_image = Attention(width, heads, 2)
+        self.cross_attn_token_to_image = DownscaledAttention(width, heads, 2)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLPBlock(width, hidden)
         self.norm3 = nn.LayerNorm(width)
-        self.cross_attn_image_to_token = Attention(width, heads, 2)
+        self.cross_attn_image_to_token = DownscaledAttention(width, heads, 2)
         self.norm4 = nn.LayerNorm(width)
         self.skip_first_layer_pe = first
 
@@ -217,7 +217,7 @@ class TwoWayTransformer(nn.Module):
         self.layers = nn.ModuleList(
             TwoWayAttentionBlock(WIDTH, DECODER_HEADS, 2 * WIDTH, i == 0) for i in range(DECODER_DEPTH)
         )
-        self.final_attn_token_to_image = Attention(WIDTH, DECODER_HEADS, 2)
+        self.final_attn_token_to_image = DownscaledAttention(WIDTH, DECODER_HEADS, 2)
         self.norm_final_attn = nn.LayerNorm(WIDTH)
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ class MBConv(ThreeConvolutions):
         return F.gelu(x + super().forward(x))
 
 
-class Attention(nn.Module):
+class WindowAttention(nn.Module):
     """Self-attention in a window, with a learned bias for each distance along rows and columns."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
@@ -150,7 +150,7 @@ class TinyViTBlock(nn.Module):
     def __init__(self, shape: StageShape) -> None:
         super().__init__()
         self.window_size = shape.window
-        self.attn = Attention(shape.width, shape.heads, shape.window)
+        self.attn = WindowAttention(shape.width, shape.heads, shape.window)
         self.mlp = Mlp(shape.width, shape.hidden)
         self.local_conv = ConvNorm(shape.width, shape.width, 3, groups=shape.width)
         self.Space_Adapter: nn.Module = nn.Identity()

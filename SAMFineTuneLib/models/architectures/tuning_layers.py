@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.architectures.third_party_adapters import Bottleneck
-from SAMFineTuneLib.models.architectures.tiny_vit import Attention as TinyAttention
+from SAMFineTuneLib.models.architectures.tiny_vit import WindowAttention as TinyAttention
 from SAMFineTuneLib.models.optional_packages import require
 
 if TYPE_CHECKING:

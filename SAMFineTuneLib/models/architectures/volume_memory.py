@@ -43,7 +43,7 @@ class Comparison(nn.Module):
         return x + self.mix(torch.cat(parts, 1))
 
 
-class VolumeMemory(nn.Module):
+class VolumeMemoryNetwork(nn.Module):
     """Block (B, CHANNELS, D, H, W) -> logits of the structure (B, D, H, W) and of its presence (B, D)."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import readable_size, write_text
 from SAMFineTuneLib.models.download.file_digests import check_file
-from SAMFineTuneLib.models.download.http import Broken, host, open_safely, refusal, unreachable
+from SAMFineTuneLib.models.download.http import BrokenDownload, host, open_safely, refusal, unreachable
 from SAMFineTuneLib.process_lock import ProcessLock
 
 Progress = Callable[[int, "int | None"], None]  # bytes here so far, bytes in all (None when not known)
@@ -111,7 +111,7 @@ def _persist(transfer: _Transfer, pause: float) -> None:
         before = _length(transfer.partial)
         try:
             return _connect(transfer, opener)
-        except Broken as error:
+        except BrokenDownload as error:
             failures = 1 if _length(transfer.partial) > before else failures + 1
             if failures >= _ATTEMPTS:
                 raise UserError(
@@ -138,7 +138,7 @@ def _connect(transfer: _Transfer, opener: urllib.request.OpenerDirector) -> None
             if _content_range(error.headers)[1] == here:
                 return
             _origin(partial).unlink()
-            raise Broken("the server refused to continue the file") from error
+            raise BrokenDownload("the server refused to continue the file") from error
         raise refusal(url, error) from error
     except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
         raise unreachable(url, error) from error
@@ -148,7 +148,7 @@ def _connect(transfer: _Transfer, opener: urllib.request.OpenerDirector) -> None
         resumed = response.status == 206 and start == here
         if response.status == 206 and not resumed:
             _origin(partial).unlink()
-            raise Broken("the server sent another part of the file than the one asked for")
+            raise BrokenDownload("the server sent another part of the file than the one asked for")
         received = here if resumed else 0
         length = response.headers.get("Content-Length") or ""
         if total is None and length.isdigit():
@@ -161,7 +161,7 @@ def _connect(transfer: _Transfer, opener: urllib.request.OpenerDirector) -> None
         with open(partial, "ab") as file:
             received = _pour(response, file, received, total, transfer.progress)
     if total is not None and received < total:
-        raise Broken(f"{received:,} of {total:,} bytes arrived")
+        raise BrokenDownload(f"{received:,} of {total:,} bytes arrived")
 
 
 def _pour(response, file: BinaryIO, received: int, total: int | None, progress: Progress) -> int:
@@ -171,7 +171,7 @@ def _pour(response, file: BinaryIO, received: int, total: int | None, progress: 
         try:
             block = response.read(_BLOCK)
         except (OSError, http.client.HTTPException) as error:
-            raise Broken(str(error) or type(error).__name__) from error
+            raise BrokenDownload(str(error) or type(error).__name__) from error
         if not block:
             break
         file.write(block)

@@ -19,7 +19,7 @@ from SAMFineTuneLib.errors import UserError
 _TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers worth another attempt
 
 
-class Broken(Exception):
+class BrokenDownload(Exception):
     """The connection failed, and another attempt may succeed; the text says why."""
 
 
@@ -71,7 +71,7 @@ def _proxy_for(url: str) -> str:
 def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
     """An HTTP error as a sentence; Broken when it may be temporary."""
     if error.code in _TEMPORARY:
-        return Broken(f"HTTP {error.code} {error.reason}")
+        return BrokenDownload(f"HTTP {error.code} {error.reason}")
     if error.code == 407:
         return _proxy_wants_password(url)
     if error.code in (404, 410):
@@ -102,7 +102,7 @@ def unreachable(url: str, error: Exception) -> Exception:
     if "Tunnel connection failed: 407" in str(reason):
         return _proxy_wants_password(url)
     if isinstance(reason, (TimeoutError, ConnectionResetError, http.client.RemoteDisconnected)):
-        return Broken("no answer in time" if isinstance(reason, TimeoutError) else "the connection closed")
+        return BrokenDownload("no answer in time" if isinstance(reason, TimeoutError) else "the connection closed")
     if isinstance(reason, socket.gaierror):
         return UserError(f"The address of {proxy or host(url)} cannot be found; {advice}.")
     if "unknown url type" in str(reason):

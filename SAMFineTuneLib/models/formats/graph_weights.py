@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from SAMFineTuneLib.files import atomic_write
-from SAMFineTuneLib.models.formats.safetensors_file import Place, read_places
+from SAMFineTuneLib.models.formats.safetensors_file import TensorPlace, read_places
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -43,13 +43,13 @@ def take_from(weights: Path, graph: Path) -> None:
     it."""
     from onnx import TensorProto
 
-    by_shape: dict[tuple[int, ...], list[Place]] = {}
+    by_shape: dict[tuple[int, ...], list[TensorPlace]] = {}
     for place in read_places(weights).values():
         if place.dtype in _TYPES:
             by_shape.setdefault(place.shape, []).append(place)
     content = np.memmap(weights, np.uint8, "r")
 
-    def stored(place: Place) -> np.ndarray:
+    def stored(place: TensorPlace) -> np.ndarray:
         return content[place.offset : place.offset + place.length].view(_TYPES[place.dtype]).reshape(place.shape)
 
     def taken(name: str, values: np.ndarray) -> tuple[TensorProto, list[NodeProto]] | None:

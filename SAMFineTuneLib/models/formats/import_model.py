@@ -23,7 +23,7 @@ _SETTINGS = "args.json"  # finetune-SAM's, read from beside its checkpoint
 
 
 @dataclass(frozen=True)
-class Proposal:
+class ImportProposal:
     """A model to install."""
 
     spec: ModelSpec
@@ -39,7 +39,7 @@ class Proposal:
 
 def examine(
     path: str | Path, model_id: str | None = None, like: str | None = None, base: str | Path | None = None
-) -> Proposal:
+) -> ImportProposal:
     """Examine a checkpoint file, or a model folder that `export` wrote.
 
     Args:
@@ -78,12 +78,12 @@ def examine(
         sources[_SETTINGS] = path.with_name(_SETTINGS)
     findings = (*recognition.summary().splitlines(), *notes, preparation)
     if entry:
-        return Proposal(spec, sources, findings, f"{entry.licence}. {entry.licence_note}", entry.ask_terms)
+        return ImportProposal(spec, sources, findings, f"{entry.licence}. {entry.licence_note}", entry.ask_terms)
     # Only of an encoder the terms are asked: it was pre-trained by others; an unpublished complete file is the user's.
-    return Proposal(spec, sources, findings, "not known; ask whoever made the file." if base else "", bool(base))
+    return ImportProposal(spec, sources, findings, "not known; ask whoever made the file." if base else "", bool(base))
 
 
-def _examine_folder(path: Path, model_id: str | None) -> Proposal:
+def _examine_folder(path: Path, model_id: str | None) -> ImportProposal:
     model = read_model_folder(path)
     model.verify()
     spec = replace(model.spec, id=model_id or model.spec.id)
@@ -94,7 +94,7 @@ def _examine_folder(path: Path, model_id: str | None) -> Proposal:
         f"its {SPEC_FILE} has no digest of {unchecked}" if unchecked else f"every file is the one {SPEC_FILE} means",
     )
     sources = {name: path / name for name in names}
-    return Proposal(spec, sources, findings, spec.licence and f"{spec.licence}.", ask_terms=False)
+    return ImportProposal(spec, sources, findings, spec.licence and f"{spec.licence}.", ask_terms=False)
 
 
 def _identify(path: Path, model_id: str | None, recognition: Recognition) -> tuple[PublishedModel | None, list[str]]:

@@ -20,7 +20,7 @@ _FLOATS = {  # a value with all bits of the exponent set is not finite; NumPy ha
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """The place of one tensor: its type as the format names it (`F16`, `F32`, …), shape, offset and length in bytes."""
 
     dtype: str
@@ -42,7 +42,7 @@ def first_not_finite(path: str | Path) -> str:
     return ""
 
 
-def read_places(path: str | Path) -> dict[str, Place]:
+def read_places(path: str | Path) -> dict[str, TensorPlace]:
     """The places of a file's tensors by name. UserError when it is truncated or not a safetensors file."""
     path = Path(path)
     size = path.stat().st_size
@@ -54,7 +54,7 @@ def read_places(path: str | Path) -> dict[str, Place]:
         for name, entry in header.items():
             if name != "__metadata__":
                 begin, end = entry["data_offsets"]
-                places[name] = Place(entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
+                places[name] = TensorPlace(entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a complete safetensors file: get it again.") from error
     if any(place.offset + place.length > size for place in places.values()):

@@ -97,7 +97,7 @@ _NONE = Runs.of(np.empty(0, np.int64))
 
 
 @dataclass(eq=False)
-class Owner:
+class OwnedMask:
     """One segment's mask on one plane, and the voxels that it owns. Flags are bool (N,), one for each of its voxels."""
 
     segment: str
@@ -160,7 +160,7 @@ class Owner:
         return self._stored
 
     @classmethod
-    def from_dict(cls, values: dict) -> Owner:
+    def from_dict(cls, values: dict) -> OwnedMask:
         """Raises ValueError, TypeError or KeyError when `to_dict`, in this or an earlier version, did not make it."""
         takes_from = values["takes_from"]
         keeps_off = values.get("keeps_off", None if takes_from == [] else [])
@@ -224,7 +224,7 @@ class Membership:
 class _Overlap(NamedTuple):
     """An owner among some of the voxels under work."""
 
-    owner: Owner
+    owner: OwnedMask
     at: np.ndarray  # positions of the common voxels among the voxels under work
     own: np.ndarray  # positions of the same voxels among the owner's
 
@@ -239,15 +239,15 @@ class Owners:
     def __init__(self, shape: tuple[int, int, int], most: int = 30_000_000):
         """`most` is how many voxels of replaced owners are kept, some three bytes each."""
         self.shape = shape
-        self._owners: dict[tuple[str, str], Owner] = {}
+        self._owners: dict[tuple[str, str], OwnedMask] = {}
         self._last = 0
-        self._former: dict[tuple[str, str, int], Owner] = {}
+        self._former: dict[tuple[str, str, int], OwnedMask] = {}
         self._most, self._former_count = most, 0
 
-    def __iter__(self) -> Iterator[Owner]:
+    def __iter__(self) -> Iterator[OwnedMask]:
         return iter(self._owners.values())
 
-    def get(self, segment: str, plane: str) -> Owner | None:
+    def get(self, segment: str, plane: str) -> OwnedMask | None:
         return self._owners.get((segment, plane))
 
     def next_number(self) -> int:
@@ -255,7 +255,7 @@ class Owners:
         self._last += 1
         return self._last
 
-    def add(self, owner: Owner) -> None:
+    def add(self, owner: OwnedMask) -> None:
         """At its place in the order."""
         self._owners.pop((owner.segment, owner.plane), None)
         last = next(reversed(self._owners.values())).number if self._owners else 0
@@ -264,7 +264,7 @@ class Owners:
         if owner.number < last:
             self._owners = dict(sorted(self._owners.items(), key=lambda item: item[1].number))
 
-    def put_aside(self, owner: Owner) -> None:
+    def put_aside(self, owner: OwnedMask) -> None:
         """Remove an owner, which releases its voxels. One that has a moment is kept."""
         self._owners.pop((owner.segment, owner.plane), None)
         owner.release()
@@ -275,7 +275,7 @@ class Owners:
             while self._former_count > self._most:
                 self.take_former(*next(iter(self._former)))
 
-    def take_former(self, segment: str, plane: str, since: int) -> Owner | None:
+    def take_former(self, segment: str, plane: str, since: int) -> OwnedMask | None:
         """Return a replaced owner of a moment, which is no longer kept; None without one."""
         owner = self._former.pop((segment, plane, since), None)
         self._former_count -= 0 if owner is None else len(owner.voxels)
@@ -313,8 +313,8 @@ class Owners:
         voxels: np.ndarray,
         overlaps: list[_Overlap],
         members: Membership,
-        without: Owner | None,
-        also: Owner | None,
+        without: OwnedMask | None,
+        also: OwnedMask | None,
     ) -> None:
         """Write the owners of restored `overlaps` again, apart from one, and `also` another one that had released its
         voxels, each at its place in the order, into what `members` of ascending `voxels` holds."""
@@ -324,7 +324,7 @@ class Owners:
         for overlap in overlaps:
             _write_one(overlap, members)
 
-    def _overlaps(self, voxels: np.ndarray, owners: Iterable[Owner] | None = None) -> list[_Overlap]:
+    def _overlaps(self, voxels: np.ndarray, owners: Iterable[OwnedMask] | None = None) -> list[_Overlap]:
         """The owners of any of the voxels. Most lie elsewhere: they must cost next to nothing."""
         if not len(voxels):
             return []
@@ -350,7 +350,7 @@ class Owners:
 
 
 def write_new(
-    owner: Owner, voxels: np.ndarray, at: np.ndarray, takes: dict[str, np.ndarray], members: Membership
+    owner: OwnedMask, voxels: np.ndarray, at: np.ndarray, takes: dict[str, np.ndarray], members: Membership
 ) -> None:
     """Decide what a new owner has, and write it over all others.
 

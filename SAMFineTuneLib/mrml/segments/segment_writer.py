@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.slice_plane import SlicePlane, inside
 from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layers, refresh_surface, require_editable
 from SAMFineTuneLib.mrml.segments.masking import editable_at, editing_rules
-from SAMFineTuneLib.mrml.segments.ownership import Membership, Owner, Owners, merged, write_new
+from SAMFineTuneLib.mrml.segments.ownership import Membership, OwnedMask, Owners, merged, write_new
 
 _SAME_GRID = 1e-3  # mm
 
@@ -115,7 +115,7 @@ class SegmentWriter:
             voxels, new = owner.voxels.voxels(), None
         else:
             voxels = new = np.sort(np.ravel_multi_index(tuple(self._covered(mask, plane, points)), grid.shape))
-            owner = Owner(segment_id, plane.key, number=self._owners.next_number(), since=since, digest=digest)
+            owner = OwnedMask(segment_id, plane.key, number=self._owners.next_number(), since=since, digest=digest)
         if old not in (None, owner):
             voxels = merged(old.voxels.voxels(), voxels)
         return self._rearrange(voxels, old, owner, new)
@@ -144,7 +144,7 @@ class SegmentWriter:
         return places[:, inside(self.volume, grid.ijk_to_ras(places[::-1].T))]
 
     def _rearrange(
-        self, voxels: np.ndarray, old: Owner | None, owner: Owner | None, new: np.ndarray | None = None
+        self, voxels: np.ndarray, old: OwnedMask | None, owner: OwnedMask | None, new: np.ndarray | None = None
     ) -> bool:
         """Restore the voxels to what they are without masks, then write all owners again but `old`, and `owner`: at its
         place in the order when it had its voxels before, over all others when it gets `new` ones now. Returns whether
@@ -162,7 +162,7 @@ class SegmentWriter:
             owner.to_dict()  # packs its voxels, so that storing hundreds of owners later takes no time
         return self._write(work)
 
-    def _settle(self, owner: Owner, voxels: np.ndarray, work: _Work) -> None:
+    def _settle(self, owner: OwnedMask, voxels: np.ndarray, work: _Work) -> None:
         """Give a new owner what the Segment Editor's settings let it have of the voxels."""
         rules = editing_rules(owner.segment, self._node, self.editor_node())
         at = np.searchsorted(work.voxels, voxels)
@@ -278,7 +278,9 @@ class SegmentWriter:
         """Whether there is anything left to look at."""
         return bool(self._to_verify)
 
-    def _work_on(self, places: dict[tuple[str, str], None], until: Callable[[], bool]) -> Iterator[tuple[Owner, _Work]]:
+    def _work_on(
+        self, places: dict[tuple[str, str], None], until: Callable[[], bool]
+    ) -> Iterator[tuple[OwnedMask, _Work]]:
         """The owners of places, and their voxels. Each is removed from `places`, until `until()`."""
         if not places:
             return
@@ -338,7 +340,7 @@ class SegmentWriter:
                 return False
             owners = Owners(self._grid.shape)
             for entry in values["claims"]:
-                owner = Owner.from_dict(entry)
+                owner = OwnedMask.from_dict(entry)
                 owner.number = owner.number or owners.next_number()
                 if not len(owner.voxels) or owner.voxels.last() < np.prod(self._grid.shape):
                     owners.add(owner)  # also one that got nothing, or it would get something now
@@ -372,7 +374,7 @@ class SegmentWriter:
             self._changed_by_others = self._edited = True
 
 
-def _info(owner: Owner) -> WrittenMask:
+def _info(owner: OwnedMask) -> WrittenMask:
     return WrittenMask(owner.segment, owner.plane, int(owner.held.sum()), owner.wanted, owner.since, owner.digest)
 
 
