@@ -164,6 +164,17 @@ def owning(folder: Path, what: str) -> Iterator[None]:
         _remove_empty(made)
 
 
+def this_process() -> str:
+    """A word for this process, by which `has_ended` knows it later."""
+    return f"{_computer()} {os.getpid()}"
+
+
+def has_ended(process: str) -> bool:
+    """Whether the process of a word of `this_process` has ended; False for one of another computer."""
+    computer, _, pid = process.partition(" ")
+    return computer == _computer() and pid.isdecimal() and not _lives(int(pid))
+
+
 def _remove_empty(folders: list[Path]) -> None:
     with suppress(OSError):
         for folder in folders:

@@ -58,11 +58,13 @@ class CohortReview:
     """Opens, keeps and accepts the cases of one cohort; `told(event)` gets what the process says that is not for it."""
 
     def __init__(self, host, volumes, cohort, told, environment):
+        from SAMFineTuneLib.process_lock import this_process
         from SAMFineTuneLib.service.cohort_work import CohortWork
 
         self.host, self.volumes, self.cohort = host, volumes, cohort
         self._told, self._environment = told, environment
         self.word = secrets.token_hex(8)  # of this window, so that others leave its cases alone
+        self._process = this_process()  # its cases are given back with its end, also of a kill
         self.work = CohortWork(cohort.folder, self.word)
         self.way = "random"
         self.open = None
@@ -319,7 +321,8 @@ class CohortReview:
         if self._asked is not None or self._loading is not None or self.coming is not None:
             return
         without = [*self.skipped, *self._leaving, *([self.open.key] if self.open is not None else [])]
-        self._asked = self._put("open", case=key, way=self.way, by=self.word, without=without, gives_back=True)
+        self._asked = self._put("open", case=key, way=self.way, by=self.word, without=without, gives_back=True,
+                                process=self._process)
 
     def _drop_coming(self):
         """Give back what was loaded in advance."""
@@ -424,7 +427,7 @@ class CohortReview:
         if now > self._renew_after:
             self._renew_after = now + RENEW_EVERY
             coming = [self.coming[0]["case"]] if self.coming is not None else []
-            self._put("take", cases=[case.key, *coming], by=self.word)
+            self._put("take", cases=[case.key, *coming], by=self.word, process=self._process)
 
     def _kept_meanwhile(self, case):
         """Steps: keep the correction of the case that is open."""

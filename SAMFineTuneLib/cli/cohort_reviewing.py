@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
     from SAMFineTuneLib.service.cohort_client import ServedCohort
 
+_WHILE_DOWNLOADING = 60.0  # s for which a case is taken until it has arrived: a killed command gives it back soon
 _MOST_PLACES = 5  # doubtful slices that `next` lists
 
 
@@ -118,7 +120,8 @@ def _next_on_server(args: argparse.Namespace) -> tuple[Cohort, Choice | None, Pa
 
     served, window = open_served(args), secrets.token_hex(8)
     args.take = args.take or (secrets.token_hex(4) if args.output else "")
-    told = served.do("next", window, 1, way=args.way, by=args.take, take=bool(args.take))
+    seconds = _WHILE_DOWNLOADING if args.output else None
+    told = served.do("next", window, 1, way=args.way, by=args.take, take=bool(args.take), seconds=seconds)
     if not told["case"]:
         return served.cohort, None, None, None
     choice = Choice(served.cohort.state.case(told["case"]), told["reason"])
@@ -143,14 +146,23 @@ def _downloaded(
     from SAMFineTuneLib.images import Volume, write_labelmap
     from SAMFineTuneLib.images.sitk_images import to_sitk
 
-    told = served.do("open", window, 2, case=case.key, by=args.take)
+    told = served.do("open", window, 2, case=case.key, by=args.take, seconds=_WHILE_DOWNLOADING)
+    renewed = time.monotonic()
+
+    def keep() -> None:
+        nonlocal renewed
+        if time.monotonic() - renewed > _WHILE_DOWNLOADING / 4:
+            renewed = time.monotonic()
+            served.do("take", window, 0, cases=(case.key,), by=args.take, seconds=_WHILE_DOWNLOADING)
+
     stem = str(Path(args.output).expanduser() / f"{case.name}-{case.key}")
     image, target = Path(f"{stem}.nii.gz"), Path(f"{stem}-labels.nii.gz")
     with tempfile.TemporaryDirectory() as folder:
-        files = served.fetch_case(told, window, 2, Path(folder))
+        files = served.fetch_case(told, window, 2, Path(folder), keep)
         volume = Volume(np.load(files["voxels"]), np.array(told["affine"]))
         with atomic_write(image) as temporary:
             sitk.WriteImage(to_sitk(volume.array, volume.affine), str(temporary), useCompression=True)
+        served.do("take", window, 0, cases=(case.key,), by=args.take)
         if not files["labels"]:
             return image, None
         part, labels = np.load(files["labels"]), np.zeros(volume.shape, np.uint16)

@@ -35,7 +35,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import write_text
-from SAMFineTuneLib.process_lock import LOCK, ProcessLock
+from SAMFineTuneLib.process_lock import LOCK, ProcessLock, has_ended
 
 STATE_FILE = "cohort.json"
 STATES = ("untouched", "proposed", "corrected", "accepted", "refused")
@@ -86,6 +86,8 @@ class Lease:
 
     by: str
     until: float
+    process: str = ""
+    """The process with whose end it ends as well, see `process_lock.this_process`; "" for none."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class CohortCase:
 
     def taken(self, by: str = "") -> bool:
         """Whether somebody other than `by` works on it."""
-        return self.lease is not None and self.lease.by != by and self.lease.until > time.time()
+        lease = self.lease
+        return lease is not None and lease.by != by and lease.until > time.time() and not has_ended(lease.process)
 
 
 @dataclass(frozen=True)

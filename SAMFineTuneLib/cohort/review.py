@@ -30,13 +30,15 @@ PROPOSED_LABELS = "labels.nii.gz"
 """Label map in the folder of a proposal."""
 
 
-def take(cohort: Cohort, name: str, by: str) -> CohortCase:
-    """Take a case, or keep it taken for another `LEASE` seconds, so that others leave it alone.
+def take(cohort: Cohort, name: str, by: str, seconds: float = LEASE, process: str = "") -> CohortCase:
+    """Take a case, or keep it taken, so that others leave it alone.
 
     Args:
         cohort: the cohort.
         name: the case's key or name.
         by: a random word of the one who works on it; never a person's name.
+        seconds: for how long; `LEASE` at most.
+        process: the process with whose end it is given back, see `process_lock.this_process`; "" for none.
 
     Raises:
         UserError: while somebody else works on it.
@@ -44,20 +46,22 @@ def take(cohort: Cohort, name: str, by: str) -> CohortCase:
 
     def taken(state: CohortState) -> CohortState:
         case = _free(state, name, by)
-        return state.with_case(case.key, lease=Lease(by, time.time() + LEASE))
+        return state.with_case(case.key, lease=Lease(by, time.time() + min(seconds, LEASE), process))
 
     return cohort.change(taken).case(name)
 
 
-def take_next(cohort: Cohort, way: str, by: str, without: Collection[str] = ()) -> Choice | None:
-    """Choose the next case as `next_case` does, and take it before anybody else can; None when nothing is left."""
+def take_next(
+    cohort: Cohort, way: str, by: str, without: Collection[str] = (), seconds: float = LEASE, process: str = ""
+) -> Choice | None:
+    """Choose the next case as `next_case` does, and `take` it before anybody else can; None when nothing is left."""
     found = []
 
     def taken(state: CohortState) -> CohortState:
         if (choice := next_case(cohort, way, by, without)) is None:
             return state
         found.append(choice)
-        return state.with_case(choice.case.key, lease=Lease(by, time.time() + LEASE))
+        return state.with_case(choice.case.key, lease=Lease(by, time.time() + min(seconds, LEASE), process))
 
     cohort.change(taken)
     return found[0] if found else None

@@ -183,8 +183,12 @@ class ServedCohort:
                 part = file.read(_PART)
         return digest
 
-    def fetch(self, which: str, case: str, target: Path, window: str = "0" * 8, number: int = 0) -> bool:
-        """Download a file of a case (see `protocol.CohortFile`). -> whether there is one"""
+    def fetch(
+        self, which: str, case: str, target: Path, window: str = "0" * 8, number: int = 0,
+        each: Callable[[], None] = lambda: None,
+    ) -> bool:  # fmt: skip
+        """Download a file of a case (see `protocol.CohortFile`), and call `each` after each part. -> whether there is
+        one"""
         with atomic_write(target, durable=False) as temporary, open(temporary, "wb") as file:
             size, at = 1, 0
             while at < size:
@@ -194,16 +198,20 @@ class ServedCohort:
                     raise Unreached("The server no longer has the case that was asked for; ask for it again.")
                 size, at = part.size, at + len(part.data)
                 file.write(part.data)
+                each()
         if not size:
             target.unlink()
         return size > 0
 
-    def fetch_case(self, event: Mapping[str, Any], window: str, number: int, folder: Path) -> dict[str, str]:
-        """Download what the piece `open` laid out, and the case's confidence. -> the paths of voxels and labels"""
+    def fetch_case(
+        self, event: Mapping[str, Any], window: str, number: int, folder: Path, each: Callable[[], None] = lambda: None
+    ) -> dict[str, str]:
+        """Download what the piece `open` laid out, and the case's confidence, and call `each` after each part. -> the
+        paths of voxels and labels"""
         key, found = event["case"], {"voxels": "", "labels": ""}
         for which in (which for which in found if event[which]):
             path = folder / f"{key}-{number}-{which}.npy"
-            if self.fetch(which, key, path, window, number):
+            if self.fetch(which, key, path, window, number, each):
                 found[which] = str(path)
         self.fetch("confidence", key, self.cohort.proposal(key) / "confidence.json")
         return found

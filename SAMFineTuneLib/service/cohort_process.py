@@ -323,9 +323,9 @@ def _open(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     cohort, by = Cohort(values["cohort"]), values["by"]
     reason = ""
     if values.get("case"):
-        case = take(cohort, values["case"], by)
+        case = take(cohort, values["case"], by, *_lease(values))
     else:
-        choice = take_next(cohort, values["way"], by, values["without"])
+        choice = take_next(cohort, values["way"], by, values["without"], *_lease(values))
         if choice is None:
             return {"case": "", "text": "No case is left to review."}
         case, reason = choice.case, choice.reason
@@ -336,6 +336,13 @@ def _open(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
         release(cohort, case.key, by)
         raise
+
+
+def _lease(values: dict[str, Any]) -> tuple[float, str]:
+    """For how long a case is taken, and with which process that ends."""
+    from SAMFineTuneLib.cohort.cohort_folder import LEASE
+
+    return LEASE if values.get("seconds") is None else values["seconds"], values.get("process", "")
 
 
 def _laid_out(worker: _Worker, cohort: Cohort, case: CohortCase) -> dict[str, Any]:
@@ -402,8 +409,8 @@ def _next(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     from SAMFineTuneLib.cohort.choosing import next_case
     from SAMFineTuneLib.cohort.review import take_next
 
-    choose = take_next if values["take"] else next_case
-    choice = choose(Cohort(values["cohort"]), values["way"], values["by"], values["without"])
+    asked = Cohort(values["cohort"]), values["way"], values["by"], values["without"]
+    choice = take_next(*asked, *_lease(values)) if values["take"] else next_case(*asked)
     return {"case": choice.case.key if choice else "", "reason": choice.reason if choice else ""}
 
 
@@ -411,7 +418,7 @@ def _take_again(worker: _Worker, values: dict[str, Any]) -> None:
     from SAMFineTuneLib.cohort.review import take
 
     for name in values["cases"]:
-        take(Cohort(values["cohort"]), name, values["by"])
+        take(Cohort(values["cohort"]), name, values["by"], *_lease(values))
 
 
 def _keep(worker: _Worker, values: dict[str, Any]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +150,21 @@ def test_a_case_that_cannot_be_downloaded_is_given_back(department, run, tmp_pat
     code, _, error = run("next", "-o", str(tmp_path / "work"), "--take", "me")
     assert code == 2 and "not at" in error
     assert not any(case.lease for case in department.cohort.state.cases)
+
+
+def test_a_download_that_is_killed_keeps_its_case_for_a_minute_only(department, run, tmp_path):
+    cohort = department.cohort
+    command = [sys.executable, "-m", "SAMFineTuneLib", "cohort", "next", "liver", "--server", department.address, "-o",
+               str(tmp_path / "work")]  # fmt: skip
+    program = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+    while not any(case.lease for case in cohort.state.cases):
+        time.sleep(0.01)
+    program.kill()
+    program.wait()
+    (lease,) = (case.lease for case in cohort.state.cases if case.lease)
+    assert 0 < lease.until - time.time() < 61
+    key = run("next", "-o", str(tmp_path / "work"))[1]["case"]["key"]
+    assert 590 < cohort.state.case(key).lease.until - time.time() < 601
 
 
 def test_what_the_server_cannot_do_is_said(department, run, tmp_path):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from small_cohorts import propose_labels, small_cohort, truth
 
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort import cohort_folder
+from SAMFineTuneLib.cohort.choosing import next_case
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, Lease, TrainedAdapter
 from SAMFineTuneLib.cohort.review import accept, keep_correction, labels_of, refuse, release, reopen, take
 from SAMFineTuneLib.disk_errors import DiskError
@@ -99,6 +103,36 @@ def test_reopening_keeps_the_work(cohort):
     assert reopen(cohort, "c").state == "proposed"
     with pytest.raises(UserError, match="only accepted and refused cases"):
         reopen(cohort, "c")
+
+
+_TAKES = """
+import sys, time
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.review import take, take_next
+from SAMFineTuneLib.process_lock import this_process
+
+cohort = Cohort(sys.argv[1])
+take(cohort, "a", "me", process=this_process())
+take_next(cohort, "order", "me", [cohort.state.case("a").key], process=this_process())
+take(cohort, "c", "me")
+print("taken", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_case_is_free_as_soon_as_the_process_that_took_it_is_killed(cohort):
+    program = subprocess.Popen([sys.executable, "-c", _TAKES, str(cohort.folder)], stdout=subprocess.PIPE, text=True,
+                               cwd=Path(__file__).parents[2])  # fmt: skip
+    assert program.stdout.readline() == "taken\n"
+    assert all(case.taken("you") for case in cohort.state.cases)
+    program.kill()
+    program.communicate()
+    assert [case.taken("you") for case in cohort.state.cases] == [False, False, True], "the third is of no process"
+    assert take(cohort, "a", "you").taken("me") and next_case(cohort, "order", "she").case.name == "b"
+    other = cohort.state.case("b").lease
+    elsewhere = replace(other, process=f"another-computer {other.process.split()[1]}")
+    cohort.change(lambda state: state.with_case(state.case("b").key, lease=elsewhere))
+    assert cohort.state.case("b").taken("you"), "nobody here knows what runs there"
 
 
 def test_a_case_is_taken_by_one_at_a_time(cohort, monkeypatch):
