@@ -31,6 +31,7 @@ from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics, segment_statistics
 from SAMFineTuneLib.prompts import (
     BoxPrompt,
+    ObliqueView,
     PlanePrompts,
     PointPrompt,
     Prompt,
@@ -39,6 +40,8 @@ from SAMFineTuneLib.prompts import (
     prompt_planes,
     read_prompts,
     segment_color,
+    write_markups,
+    write_prompts,
 )
 from SAMFineTuneLib.prompts.checked_json import Coordinates
 from SAMFineTuneLib.session import events
@@ -375,6 +378,41 @@ class Segmenter:
         for note in write_labelmap(path, self.labelmap, self.volume, self.segments):
             self._tell(note)
         return path
+
+    def save_prompts(self, path: str | Path) -> list[Path]:
+        """Write the prompts, for `prompts`, the command line or Slicer to read.
+
+        Args:
+            path: a new .json file; or a new or empty folder for Slicer's markups, one .mrk.json for each point list,
+                box and line.
+
+        Returns:
+            The files.
+
+        Raises:
+            UserError: for prompts on slices of several orientations, for what exists already, and for prompts that
+                markups cannot hold.
+        """
+        path = Path(path).expanduser()
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UserError(f"“{path}” exists already: choose another name.")
+        views = {getattr(one.view, "key", one.view): one.view for one in self.session.prompts}
+        if len(views) > 1:
+            raise UserError("The prompts lie on slices of several orientations, and a prompts file holds those of one.")
+        view = next(iter(views.values()), "axial")
+        segments = tuple(
+            SegmentPrompts(info.name, info.value, info.color, prompts)
+            for info in self.segments
+            if (prompts := tuple(one.prompt for one in self.session.prompts if one.segment == info.value))
+        )
+        if isinstance(view, str):
+            found = PromptSet(segments, view)
+        else:
+            found = PromptSet(segments, view=ObliqueView(view.origin, view.right, view.down))
+        if path.suffix.lower() != ".json":
+            return write_markups(path, found, self.volume)
+        write_prompts(path, found)
+        return [path]
 
     # ---- pictures
 

@@ -43,6 +43,29 @@ def dice(a, b):
     return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
 
 
+def test_prompts_are_written_for_another_program_and_for_slicer(body, tmp_path):
+    volume, _, _ = body
+    lasso = LassoPrompt(((0.0, 0.0, 0.0), (20.0, 0.0, 0.0), (20.0, 20.0, 0.0)))
+    scan = Segmenter(volume).point((10, 20, 0), "Liver").point((-30, 0, 8), "Liver", positive=False)
+    scan.box((-20, -20, 0), (20, 20, 0), "Spleen").prompt(lasso, "Spleen")
+
+    [path] = scan.save_prompts(tmp_path / "prompts.json")
+    placed = [(one.segment, one.prompt, one.view) for one in scan.session.prompts]
+    again = [(one.segment, one.prompt, one.view) for one in Segmenter(volume).prompts(path).session.prompts]
+    assert again == sorted(placed, key=lambda one: one[0])
+    with pytest.raises(UserError, match="exists already"):
+        scan.save_prompts(path)
+
+    copy = Segmenter(volume)
+    for file in scan.save_prompts(tmp_path / "markups"):
+        copy.prompts(file)
+    assert sorted(info.name for info in copy.segments) == ["Liver", "Spleen"] and len(copy.session.prompts) == 4
+
+    scan.point((0, 0, 0), "Liver", orientation="coronal")
+    with pytest.raises(UserError, match="several orientations"):
+        scan.save_prompts(tmp_path / "both.json")
+
+
 def test_a_box_becomes_a_mask_that_propagates_and_is_saved(body, predictor, liver, tmp_path):
     volume, _, _ = body
     truth, low, high = liver
