@@ -262,7 +262,11 @@ class CohortTab:
         if self.review is None or not self.host.shown or not self.widget.visible:
             return False
         focused = qt.QApplication.focusWidget()
-        return focused is None or not any(focused.inherits(kind) for kind in _TYPING)
+        if focused is None:
+            return True
+        if focused.inherits("QComboBox"):  # it has the focus when somebody types into its line
+            return not focused.editable
+        return not any(focused.inherits(kind) for kind in _TYPING)
 
     def _key(self, action):
         if self._keys_work():

@@ -6,7 +6,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from .qt_helpers import pixmap_of
-from .shown_views import shown_slice
+from .shown_views import shown_slice, shown_slice_nodes
 
 # Blue, grey and orange differ for colour-blind people, too.
 SURE, FAIR, DOUBTFUL = (0, 114, 178), (190, 190, 190), (230, 97, 0)
@@ -99,17 +99,14 @@ class ConfidenceStrip:
 
     def _place(self):
         """Into the slice view of the orientation, between its slider and its picture."""
-        manager = slicer.app.layoutManager()
+        manager, shown = slicer.app.layoutManager(), shown_slice_nodes()
         for name in manager.sliceViewNames() if manager is not None else ():
             view = manager.sliceWidget(name)
             node = view.mrmlSliceNode()
-            if node.IsMappedInLayout() and looks_along(node, self._volume, self._orientation):
+            if node in shown and looks_along(node, self._volume, self._orientation):
                 column = view.layout()
                 if column.indexOf(self.widget) < 0:
-                    if hasattr(column, "insertWidget"):
-                        column.insertWidget(max(0, column.count() - 1), self.widget)
-                    else:  # not a column of widgets in this version of Slicer
-                        column.addWidget(self.widget)
+                    column.insertWidget(column.count() - 1, self.widget)
                 self.widget.show()
                 return
 

@@ -55,7 +55,6 @@ class SegmentList:
         enable(
             (self.ui.addButton, session.volume_node is not None),
             (self.ui.removeButton, there and session.current_segment_id),
-            (self.ui.show3DButton, there),
             (self.ui.editorButton, there),
         )
 

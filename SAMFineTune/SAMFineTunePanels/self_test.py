@@ -1,14 +1,18 @@
 """Slicer's self test: uses the module with mouse events in real slice views, without network."""
 
+import json
 import os
 import shutil
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
+import qt
 import slicer
 
-from .qt_helpers import choose_in
+from .qt_helpers import choose_in, read_setting, write_setting
+from .shown_views import shown_slice
 
 PATIENCE = 120.0  # s for anything that the worker does
 SHAPE, SPACING = (28, 160, 160), (2.2, 2.2, 5.0)
@@ -34,7 +38,7 @@ class SelfTest:
     def __init__(self, test):
         self.test = test
         self.folder = tempfile.mkdtemp(prefix="samfinetune-self-test-")
-        self.clicks = 0
+        self.cohort_folder = read_setting("CohortFolder")  # the user's, which the test changes
 
     def run(self):
         self.open()
@@ -49,12 +53,15 @@ class SelfTest:
         self.export()
         self.transformed_volume()
         self.training()
+        self.cohort()
         self.close_the_scene()
 
     def finish(self):
         if self.panel is not None:
+            self.panel.cohort.close_cohort()
             self.panel.prompts.rest()
             self.panel.prompts.chosen = "positive"
+        write_setting("CohortFolder", self.cohort_folder or None)
         slicer.mrmlScene.Clear(False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -299,6 +306,78 @@ class SelfTest:
         ui.deleteButton.click()
         self.panel.open_tab("segment")
         AdapterStore().remove(name)
+
+    def cohort(self):
+        """A cohort of two scans: a proposal is looked at where it is doubtful, corrected with a click, and accepted."""
+        from SAMFineTuneLib.images import read_volume
+
+        self.say("A proposal of a cohort is corrected and accepted")
+        slicer.mrmlScene.Clear(False)
+        tab, ui = self.panel.cohort, self.panel.cohort.ui
+        self.panel.open_tab("cohort")
+        scans, self.volume, truth = self.write_scans()
+        ui.folderEdit.currentPath = str(scans)
+        ui.labelsEdit.setText("liver")
+        self.wait(lambda: ui.openButton.enabled, "the button that makes a cohort")
+        ui.openButton.click()
+        self.wait(lambda: tab.review is not None, "the cohort to be made")
+        cohort, review = tab.review.cohort, tab.review
+        key, doubtful = self.propose(cohort, truth)
+        review.choose(key)
+        self.wait(lambda: review.open is not None and review.open.key == key, "the case")
+        self.panel.input.align_views()
+        ui.doubtButton.click()
+        self.test.assertEqual(shown_slice(self.session.volume, "axial"), doubtful, "the slice of the doubtful place")
+        strip = review.strip.widget
+        self.wait(lambda: strip.width > 20 and not strip.isHidden(), "the strip of confidence")
+        at = strip.width // 4
+        where = qt.QPointF(at, 3.0)
+        qt.QCoreApplication.sendEvent(strip, qt.QMouseEvent(
+            qt.QEvent.MouseButtonPress, where, where, qt.Qt.LeftButton, qt.Qt.LeftButton, qt.Qt.NoModifier))
+        self.test.assertEqual(shown_slice(self.session.volume, "axial"), review.strip.slice_at(at), "the strip's slice")
+        rows, columns = truth[doubtful].nonzero()
+        middle = np.abs(rows - rows.mean()) + np.abs(columns - columns.mean())
+        self.click("Red", self.volume.ijk_to_ras((columns[middle.argmin()], rows[middle.argmin()], doubtful)))
+        self.panel.prompts.choose(None)
+        self.wait(lambda: self.voxels()[doubtful].any(), "the slice that the proposal lacks")
+        ui.acceptButton.click()
+        self.wait(lambda: cohort.state.case(key).state == "accepted", "the case to be accepted")
+        accepted = read_volume(cohort.accepted(key)).array
+        self.test.assertGreater(dice_of(accepted == 1, truth), 0.95, "Dice of the accepted labels")
+        ui.closeButton.click()
+        self.wait(lambda: not any(case.lease for case in cohort.state.cases), "the cases to be given back")
+        self.panel.open_tab("segment")
+
+    def write_scans(self):
+        """(folder, Volume of its first scan, where its liver is)"""
+        from SAMFineTuneLib.images import write_labelmap
+        from SAMFineTuneLib.images.phantom import body_phantom
+
+        folder = Path(self.folder) / "scans"
+        folder.mkdir()
+        made = [body_phantom(seed=seed, shape=SHAPE, spacing=SPACING)[:2] for seed in (1, 2)]
+        for number, (volume, _) in enumerate(made):
+            write_labelmap(folder / f"scan{number}.nii.gz", (volume.array.astype(int) + 1024).astype(np.uint16), volume)
+        return folder, made[0][0], made[0][1] == LIVER
+
+    def propose(self, cohort, truth):
+        """Give the first case the proposal that an adapter might make, which lacks a slice. -> its key, that slice"""
+        from SAMFineTuneLib.cohort.cohort_folder import Proposal
+        from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
+        from SAMFineTuneLib.images import write_labelmap
+
+        there = self.slices_of(truth)
+        doubtful = int(there[len(there) // 2])
+        proposed = truth.astype(np.uint8)
+        proposed[doubtful] = 0
+        confidence = [0.9 if index in there else None for index in range(len(truth))]
+        confidence[doubtful] = 0.3
+        key = cohort.state.case("scan0").key
+        write_labelmap(cohort.proposal(key) / PROPOSED_LABELS, proposed, self.volume)
+        said = {"orientation": "axial", "slices": {"liver": confidence}}
+        (cohort.proposal(key) / "confidence.json").write_text(json.dumps(said), encoding="utf-8")
+        cohort.change(lambda state: state.with_case(key, state="proposed", proposal=Proposal(1, {"liver": 0.5}, 1)))
+        return key, doubtful
 
     def close_the_scene(self):
         self.say("Closing the scene ends the session")

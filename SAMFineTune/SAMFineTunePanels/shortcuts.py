@@ -23,8 +23,8 @@ class KeyShortcuts:
         self.install() if active else self.remove()
 
     def install(self):
-        window = slicer.util.mainWindow()
-        if self._shortcuts or window is None:
+        window = None if self._shortcuts else slicer.util.mainWindow()  # which looks at all windows
+        if window is None:
             return
         for key, action in self._keys:
             shortcut = qt.QShortcut(window)

@@ -287,6 +287,8 @@ def test_the_strip_and_the_doubtful_places(work):
     work.open("scan0")
     strip = work.tab.review.strip
     assert strip.labels == ["liver", "left kidney"] and not strip.widget.isHidden()
+    view = slicer.app.layoutManager().sliceWidget("Red")
+    assert qt.QWidget.layout(view).indexOf(strip.widget) == 1, "between the slider and the picture"
     assert work.opened.places[0] == ("liver", 3, 0.3)
     work.panel.input.align_views()
     assert work.has_shortcut("Tab") and work.has_shortcut("Return")
@@ -324,12 +326,16 @@ def test_keys_are_left_to_whoever_types(work):
     work.desktop.wait(lambda: not work.has_shortcut("Return"), 5)
     work.panel.open_tab("cohort")
     work.desktop.wait(lambda: work.has_shortcut("Return"), 5)
-    edit = qt.QLineEdit(work.tab.widget)
-    edit.show()
+    path = qt.QComboBox(work.tab.widget)  # has the focus for its line of text, as in a field for a path
+    path.editable = True
     work.desktop.widget.parent.activateWindow()
-    edit.setFocus()
-    if qt.QApplication.focusWidget() is edit:
+    for typed in (qt.QLineEdit(work.tab.widget), path):
+        typed.show()
+        typed.setFocus()
+        assert qt.QApplication.focusWidget() is typed
         work.desktop.wait(lambda: not work.has_shortcut("Return"), 5)
+        work.ui.waySelector.setFocus()
+        work.desktop.wait(lambda: work.has_shortcut("Return"), 5)
     work.desktop.leave()
     work.desktop.wait(lambda: not work.has_shortcut("Tab"), 5)
 

@@ -41,6 +41,16 @@ def slices(work):
     return np.flatnonzero(work.voxels().any(axis=(1, 2)))
 
 
+def test_the_surface_is_shown_only_where_there_is_something_to_show(work):
+    button = work.ui.show3DButton
+    assert not button.enabled
+    work.panel.segments.add()
+    work.desktop.wait(lambda: button.enabled)
+    work.panel.segments.remove()
+    work.desktop.pass_time(0.5)
+    assert not button.enabled
+
+
 # ---- prompts in 3-D
 
 

@@ -39,8 +39,13 @@ class _SliceWidget(QtWidgets.QWidget):
     def __init__(self, view, parent=None):
         super().__init__(parent)
         self._view, self._slice_view = view, _SliceView(view, self)
-        column = QtWidgets.QVBoxLayout(self)  # the real one begins with the controller
-        column.addWidget(self._slice_view)
+        column = QtWidgets.QVBoxLayout(self)  # the controller, and below it the view beside another controller
+        column.setSpacing(0)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(QtWidgets.QSlider(QtCore.Qt.Horizontal))
+        row = QtWidgets.QHBoxLayout()
+        row.addWidget(self._slice_view)
+        column.addLayout(row)
 
     def sliceView(self):
         return self._slice_view

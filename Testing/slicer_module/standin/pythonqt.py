@@ -49,6 +49,9 @@ def _setattr(self, name, value):
     if name == "name":
         name = "objectName"
     if name not in _property_names(self):
+        own = isinstance(value, (QtCore.QObject, QtCore.SignalInstance))  # PySide keeps those as attributes
+        if type(self).__module__.startswith("PySide6") and not own:
+            raise AttributeError(f"'{name}' does not exist on {type(self).__name__}")
         _get(self, "__dict__")[name] = value
     elif not self.setProperty(name, value):
         raise TypeError(f"{type(self).__name__}.{name} does not take {value!r}")

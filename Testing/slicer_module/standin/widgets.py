@@ -286,12 +286,13 @@ class qMRMLSegmentsTableView(qMRMLWidget):
 
 
 class qMRMLSegmentationShow3DButton(QtWidgets.QPushButton):
-    """Makes and removes the closed surface."""
+    """Makes and removes the closed surface; enabled and pressed as the segmentation says."""
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self._node = None
+        self._node, self._tags = None, []
         self.setCheckable(True)
+        self.setEnabled(False)
         self.toggled.connect(self._show)
 
     def segmentationNode(self):
@@ -299,7 +300,24 @@ class qMRMLSegmentationShow3DButton(QtWidgets.QPushButton):
 
     @Slot(object)
     def setSegmentationNode(self, node):
-        self._node = node
+        if node is self._node:
+            return
+        for tag in self._tags:
+            self._node.RemoveObserver(tag)
+        self._node, self._tags = node, []
+        if node is not None:
+            kinds = slicer.vtkSegmentation
+            for event in ("ModifiedEvent", kinds.SegmentAdded, kinds.SegmentRemoved,
+                          kinds.ContainedRepresentationNamesModified):
+                self._tags.append(node.AddObserver(event, lambda *_: self._update()))
+        self._update()
+
+    def _update(self):
+        segmentation = self._node.GetSegmentation() if self._node is not None else None
+        self.setEnabled(segmentation is not None and segmentation.GetNumberOfSegments() > 0)
+        before = self.blockSignals(True)
+        self.setChecked(segmentation is not None and segmentation.ContainsRepresentation("Closed surface"))
+        self.blockSignals(before)
 
     def _show(self, shown):
         if self._node is not None and shown:
