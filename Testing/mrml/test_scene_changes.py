@@ -23,16 +23,16 @@ from SAMFineTuneLib.session.events import Failed, Finished, Notice, Objects  # n
 @pytest.fixture
 def slow_propagation(monkeypatch):
     """Propagation waits at each slice until this is set."""
-    from SAMFineTuneLib.session import session
+    from SAMFineTuneLib.session import propagation_job
 
-    gate, propagate = threading.Event(), session.propagate
+    gate, propagate = threading.Event(), propagation_job.propagate
 
     def slow(*arguments, **options):
         for item in propagate(*arguments, **options):
             yield item
             gate.wait(20)
 
-    monkeypatch.setattr(session, "propagate", slow)
+    monkeypatch.setattr(propagation_job, "propagate", slow)
     yield gate
     gate.set()
 
@@ -516,6 +516,25 @@ def held_voxels_of(node, segment_id, volume):
     from mrml.scenes import segment_voxels
 
     return segment_voxels(node, segment_id, volume)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_segmentations_grid_that_cuts_an_object_is_said_once(host, made, red, slicer_scene, cut):
+    columns = np.flatnonzero((made[1][9] == 1).any(axis=0))
+    first = int(columns.mean()) if cut else int(columns[0])
+    shifted = np.eye(4)
+    shifted[0, 3] = first
+    rest = Volume(made[0].array[:, :, first:].copy(), made[0].affine @ shifted)
+    node = slicer_scene.add_segmentation(slicer_scene.add_volume(rest, "rest"), ("first",), "segments of the rest")
+    host.session.set_segmentation_node(node)
+    for k in (9, 10):
+        turn_to(red, aligned_plane(made[0], "axial", k))
+        host.session.place("positive", red, [ras(made[0], *tube(k))])
+        host.settle()
+    said = [text for text in host.texts(Notice) if "beyond the segmentation's voxel grid" in text]
+    assert len(said) == cut and not host.texts(Failed)
+    held = held_voxels_of(node, "first", rest)
+    assert np.array_equal(held[9], made[1][9, :, first:] == 1)
 
 
 def test_what_lies_outside_the_segmentations_grid_is_said_once(host, made, red, slicer_scene):

@@ -17,7 +17,7 @@ from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.prompts import segment_color
 from SAMFineTuneLib.service.shown_masks import Shown
-from SAMFineTuneLib.session.events import Event, Failed, MaskChanged
+from SAMFineTuneLib.session.events import Event, Failed, MaskChanged, Notice
 
 _SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is made anew
 _OPACITY = 0.35  # of found objects
@@ -39,6 +39,8 @@ class MaskDisplay:
         self._table, self._tell, self._clock = table, tell, clock
         self._waiting: dict[tuple[int, str], MaskChanged] = {}
         self._last = clock()
+        self._cut: set[str] = set()  # segments that reach beyond the segmentation's grid, as was told
+        writer.tell_cut = self._say_cut
         self._refused: dict[tuple[int, str], str] = {}  # places whose mask could not be written, and why, as was told
         self._unchecked = False
 
@@ -144,6 +146,15 @@ class MaskDisplay:
             return
         self._last = self._clock()
         self.stored = False
+
+    def _say_cut(self, segment_id: str) -> None:
+        if segment_id not in self._cut:
+            self._cut.add(segment_id)
+            segmentation = self._table.segmentation
+            self._tell(Notice(
+                f"{segmentation.GetSegment(segment_id).GetName()} reaches beyond the segmentation's voxel grid, and is "
+                "cut there: choose the volume as its source geometry in the Segment Editor, and prompt it again."
+            ))  # fmt: skip
 
 
 class FoundDisplay:

@@ -15,11 +15,12 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
-from SAMFineTuneLib.images.slice_plane import SlicePlane, inside
+from SAMFineTuneLib.images.slice_plane import SlicePlane, box_corners, inside
 from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layers, refresh_surface, require_editable
 from SAMFineTuneLib.mrml.segments.masking import editable_at, editing_rules
 from SAMFineTuneLib.mrml.segments.ownership import Membership, OwnedMask, Owners, merged, write_new
+from SAMFineTuneLib.mrml.volume_nodes import from_array
 
 _SAME_GRID = 1e-3  # mm
 
@@ -56,6 +57,8 @@ class SegmentWriter:
         self.save_undo_state: Callable[[], object] | None = None
         """Called before the first change after one by somebody else, for Slicer's own undo: for instance
         `vtkSlicerSegmentEditorLogic.SaveStateForUndo`."""
+        self.tell_cut: Callable[[str], object] = lambda segment_id: None
+        """Called with a segment when a mask of it reaches beyond the segmentation's voxel grid and is cut there."""
         require_editable(segmentation_node)
         self._grid = Grid.of(segmentation_node, volume_node)
         self._owners = Owners(self._grid.shape)
@@ -114,7 +117,8 @@ class SegmentWriter:
         if since and owner is not None and owner.digest == digest:
             voxels, new = owner.voxels.voxels(), None
         else:
-            voxels = new = np.sort(np.ravel_multi_index(tuple(self._covered(mask, plane, points)), grid.shape))
+            covered = self._covered(segment_id, mask, plane, points)
+            voxels = new = np.sort(np.ravel_multi_index(tuple(covered), grid.shape))
             owner = OwnedMask(segment_id, plane.key, number=self._owners.next_number(), since=since, digest=digest)
         if old not in (None, owner):
             voxels = merged(old.voxels.voxels(), voxels)
@@ -130,18 +134,28 @@ class SegmentWriter:
             return False  # it belonged to another grid, which the user has replaced
         return self._rearrange(owner.voxels.voxels(), owner, None)
 
-    def _covered(self, mask: np.ndarray, plane: SlicePlane, points) -> np.ndarray:
+    def _covered(self, segment_id: str, mask: np.ndarray, plane: SlicePlane, points) -> np.ndarray:
         """Grid voxels (3, N) as k, j, i, of those that lie in the volume."""
         grid = self._grid.volume(self._node)
-        places = covered_voxels(mask, plane, grid, points)
-        if not places.size and mask.any():
+        if grid.shape == self.volume.shape and same_grid(grid.affine, self.volume.affine, grid.shape, _SAME_GRID):
+            return covered_voxels(mask, plane, grid, points)
+        # The grid goes on as far as the volume, to see what is left out.
+        ends = grid.ras_to_ijk(self.volume.ijk_to_ras(box_corners([0, 0, 0], np.array(self.volume.shape[::-1]) - 1)))
+        before = np.maximum(0, np.ceil(-ends.min(axis=0))).astype(int)[::-1]
+        beyond = np.maximum(0, np.ceil(ends.max(axis=0)).astype(int)[::-1] - np.array(grid.shape) + 1)
+        shape = before + grid.shape + beyond
+        longer = Volume(np.broadcast_to(np.uint8(0), shape), from_array(grid.affine, -before[::-1]))
+        places = covered_voxels(mask, plane, longer, points)
+        places = places[:, inside(self.volume, longer.ijk_to_ras(places[::-1].T))] - before[:, None]
+        within = ((places >= 0) & (places < np.array(grid.shape)[:, None])).all(axis=0)
+        if not within.any() and mask.any():
             raise UserError(
                 f"What was found lies outside the voxel grid of “{self._node.GetName()}”: choose the volume as its "
                 "source geometry in the Segment Editor, or take another segmentation."
             )
-        if grid.shape == self.volume.shape and same_grid(grid.affine, self.volume.affine, grid.shape, _SAME_GRID):
-            return places
-        return places[:, inside(self.volume, grid.ijk_to_ras(places[::-1].T))]
+        if not within.all():
+            self.tell_cut(segment_id)
+        return places[:, within]
 
     def _rearrange(
         self, voxels: np.ndarray, old: OwnedMask | None, owner: OwnedMask | None, new: np.ndarray | None = None
