@@ -54,7 +54,7 @@ def run_jobs(
 
     if args.skip_existing and args.overwrite:
         raise UserError("--skip-existing and --overwrite contradict each other; leave one of them out.")
-    for job in found:
+    for job in found if len(found) == 1 else ():  # of several, each is told with its own volume
         check_output_path(job.target)
     jobs = [job for job in found if not (args.skip_existing and os.path.lexists(job.target))]
     several = len(found) > 1 or args.skip_existing
@@ -69,6 +69,7 @@ def run_jobs(
                 skipped += 1
                 continue
             try:
+                check_output_path(job.target)
                 outputs.require_new([job.target], args, advice)
                 done = segment(job)
             except DiskError:  # the others would fail as well

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -160,6 +161,18 @@ def test_names_that_are_not_utf8_are_a_sentence(scans, tmp_path, capsys):
         os.rename(tmp_path / f"b{ending}", volumes / f"{odd}{ending}")
         assert run("info", volumes / f"{odd}{ending}") == 2
         assert "not encoded as UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_does_not_stop_the_others(scans, tmp_path, capsys):
+    shutil.copytree(scans, tmp_path / "scans")
+    for kind, ending in (("volumes", ".nii.gz"), ("prompts", ".json")):
+        folder = tmp_path / "scans" / kind
+        os.rename(folder / f"one{ending}", folder / os.fsdecode(b"\xe9" + ending.encode()))
+    folders = tmp_path / "scans" / "volumes", "-o", tmp_path / "out", "--prompts", tmp_path / "scans" / "prompts"
+    assert run("segment", *folders) == 2
+    assert "not encoded as UTF-8" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["two.seg.nrrd"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
