@@ -31,13 +31,14 @@ VOLUME_FILES = tuple(_FORMATS)
 _SMALLEST = 0.01  # mm: voxels of scanners and of microscopes are larger along one axis at least
 _PERMISSIVE = "ITK_NIFTI_SFORM_PERMISSIVE"
 _HEADER = np.dtype({
-    "names": ["size", "dim", "datatype", "bits", "pixdim", "offset", "units", "qform_code", "sform_code", "quaternion",
-              "shift", "srow", "magic"],
-    "formats": ["i4", "8i2", "i2", "i2", "8f4", "f4", "u1", "i2", "i2", "3f4", "3f4", "(3,4)f4", "S4"],
-    "offsets": [0, 40, 70, 72, 76, 108, 123, 252, 254, 256, 268, 280, 344],
+    "names": ["size", "dim", "datatype", "bits", "pixdim", "offset", "slope", "intercept", "units", "qform_code",
+              "sform_code", "quaternion", "shift", "srow", "magic"],
+    "formats": ["i4", "8i2", "i2", "i2", "8f4", "f4", "f4", "f4", "u1", "i2", "i2", "3f4", "3f4", "(3,4)f4", "S4"],
+    "offsets": [0, 40, 70, 72, 76, 108, 112, 116, 123, 252, 254, 256, 268, 280, 344],
     "itemsize": 348,
 })  # fmt: skip
 """What is used of a NIfTI-1 header."""
+_VOXELS_FROM = 352  # byte from which on a NIfTI-1 file may hold voxels
 _FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
 _SIZES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}  # bytes of types of grey voxels
 _UNITS = {1: (1000.0, "metres"), 3: (0.001, "micrometres")}  # of lengths, in mm
@@ -51,9 +52,9 @@ def read_volume_file(path: Path) -> Volume:
     """
     require_utf8(path)
     kind = _format(path)
-    header, no_numbers = _scan_nifti(path) if kind == "NIfTI" else (None, np.empty(0, int))
+    header, no_numbers, warnings = _scan_nifti(path) if kind == "NIfTI" else (None, np.empty(0, int), ())
     try:
-        warnings = () if kind == "NIfTI" else check_text_header(path)
+        warnings += () if kind == "NIfTI" else check_text_header(path)
         with quiet(), _permissive_nifti(), _plainly_named(path) as named:
             image = _read(named, path.name)
     except (RuntimeError, zlib.error) as error:
@@ -71,7 +72,7 @@ def read_volume_file(path: Path) -> Volume:
     if is_sheared(affine):
         raise _sheared(path)
     if header is not None:
-        warnings = _check_nifti(path, affine, array.shape, header)
+        warnings += _check_nifti(path, affine, array.shape, header)
     return Volume(array, affine, source=VolumeSource((path,), kind), warnings=warnings)
 
 
@@ -152,6 +153,18 @@ def _check_nifti(path: Path, affine: np.ndarray, shape: tuple[int, ...], header:
             f"“{path.name}” gives its lengths in {unit_name}, which makes voxels of {said} mm; if that is wrong, "
             "correct its unit (xyzt_units)."
         )
+    sizes = header["pixdim"][1 : 1 + min(3, max(0, int(header["dim"][0])))]
+    if not (sizes > 0).all() or not np.isfinite(sizes).all():
+        given = " × ".join(f"{size:.4g}" for size in sizes)
+        notes.append(
+            f"“{path.name}” gives pixel sizes (pixdim) of {given}, which no voxel can have; {said} mm are "
+            "used, as in Slicer, so check lengths, and left and right."
+        )
+    if header["slope"] == 0 and header["intercept"] != 0 and np.isfinite(header["intercept"]):
+        notes.append(
+            f"“{path.name}” gives an offset of values (scl_inter, {header['intercept']:g}) without a scale "
+            "(scl_slope), which Slicer adds, and so does this program, but others do not."
+        )
     matrices = _matrices(header, unit)
     if not matrices:
         notes.append(f"“{path.name}” does not say where it lies in the patient; its axes are taken as they come.")
@@ -199,8 +212,9 @@ def _matrices(header: np.void, unit: float) -> dict[str, np.ndarray]:
     return found
 
 
-def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray]:
-    """The header of a NIfTI file, and the indices of its voxels, in their order, that are not finite.
+def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
+    """The header of a NIfTI file, the indices of its voxels, in their order, that are not finite, and sentences about
+    what its header leaves out.
 
     ITK fills up a truncated file with zeros, so its length is compared with the one that the header states.
     """
@@ -214,19 +228,30 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray]:
             raise UserError(f"“{path.name}” is not a NIfTI-1 file, and NIfTI-2 is not supported; save it as NIfTI-1.")
         header = orders[order]
         if header["magic"].startswith(b"ni1"):  # voxels in an .img file beside the header
-            return header, no_numbers
+            return header, no_numbers, ()
         rank, *lengths = header["dim"].tolist()
         start = max(_HEADER.itemsize, int(header["offset"]))  # as ITK reads it, also the next two lines
         size = _SIZES.get(int(header["datatype"]), int(header["bits"]) // 8)
-        expected = start + math.prod(max(1, length) for length in lengths[: max(0, rank)]) * size
+        voxels = math.prod(max(1, length) for length in lengths[: max(0, rank)]) * size
     except (PermissionError, UserError):
         raise
     except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise _unreadable(path) from error
-    if len(data) < expected:
-        raise UserError(f"“{path.name}” is cut off ({len(data)} of {expected} bytes); copy or export it again.")
+    if len(data) < start + voxels:
+        raise UserError(f"“{path.name}” is cut off ({len(data)} of {start + voxels} bytes); copy or export it again.")
+    if start < _VOXELS_FROM <= len(data) - voxels:
+        raise UserError(
+            f"“{path.name}” does not say where its voxels begin (vox_offset), and they would be read shifted; save it "
+            "again with another program."
+        )
+    notes = ()
+    if len(data) >= start + 2 * voxels:
+        lengths = " × ".join(str(max(1, length)) for length in lengths[: max(0, rank)])
+        notes = (
+            f"“{path.name}” is longer than the {lengths} voxels that its header states; what follows them is left out.",
+        )
     if kind := _FLOATS.get(int(header["datatype"])):
         kind = np.dtype(order + kind)
-        voxels = np.frombuffer(data, kind, (len(data) - start) // kind.itemsize, start)
-        no_numbers = np.flatnonzero(~np.isfinite(voxels))
-    return header, no_numbers
+        values = np.frombuffer(data, kind, (len(data) - start) // kind.itemsize, start)
+        no_numbers = np.flatnonzero(~np.isfinite(values))
+    return header, no_numbers, notes

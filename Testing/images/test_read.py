@@ -3,6 +3,7 @@
 import gzip
 import os
 import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -254,6 +255,37 @@ def test_voxels_that_are_no_numbers_become_the_lowest_value_and_are_said(tmp_pat
     assert "3 voxels" in volume.warnings[0]
     with pytest.raises(UserError, match="no real number"):
         read_volume(write(f"b{ending}", np.full((2, 2, 2), np.nan, kind)))
+
+
+@pytest.mark.parametrize(
+    ("at", "kind", "values", "said"),
+    [
+        (80, "f", [0], "pixel sizes (pixdim) of 0 ×"),
+        (84, "f", [-1.2], "pixel sizes (pixdim) of 0.7 × -1.2 ×"),
+        (88, "f", [np.nan], "× nan, which no voxel can have"),
+        (112, "ff", [0, -1024], "an offset of values (scl_inter, -1024) without a scale"),
+        (46, "h", [0], "longer than the 5 × 4 × 1 voxels"),
+        (40, "h", [2], "longer than the 5 × 4 voxels"),
+    ],
+)
+def test_what_a_nifti_header_leaves_out_is_said(tmp_path, at, kind, values, said):
+    path = save_nifti(tmp_path / "a.nii", voxels(), np.diag([0.7, 1.2, 3, 1]), sform=0)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(f"<{kind}", content, at, *values)
+    path.write_bytes(content)
+    assert any(said in note for note in read_volume(path).warnings)
+
+
+@pytest.mark.parametrize("offset", [0, 348])
+def test_nifti_voxels_that_would_be_read_shifted_are_refused(tmp_path, offset):
+    path = save_nifti(tmp_path / "a.nii", voxels(), oblique())
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 108, offset)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="where its voxels begin"):
+        read_volume(path)
+    path.write_bytes(content[:348] + content[352:])  # a file without the four bytes that follow the header
+    assert np.array_equal(read_volume(path).array, voxels())
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii.gz"])
