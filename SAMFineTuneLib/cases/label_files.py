@@ -135,7 +135,7 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
         try:
             check_text_header(path)
             image = sitk.ReadImage(str(path))
-        except (OSError, RuntimeError, zlib.error) as error:
+        except (OSError, RuntimeError, ValueError, zlib.error) as error:
             raise UserError(f"“{path.name}” cannot be read; export it again.") from error
     fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     numbers = sorted({int(match[1]) for key in fields if (match := _SEGMENT_FIELD.fullmatch(key))})

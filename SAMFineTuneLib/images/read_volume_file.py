@@ -57,7 +57,9 @@ def read_volume_file(path: Path) -> Volume:
         warnings += () if kind == "NIfTI" else check_text_header(path)
         with quiet(), _permissive_nifti(), _plainly_named(path) as named:
             image = _read(named, path.name)
-    except (RuntimeError, zlib.error) as error:
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, zlib.error) as error:
         raise _unreadable(path) from error
     array, colour = sitk.GetArrayFromImage(image), image.GetNumberOfComponentsPerPixel() > 1
     if colour:

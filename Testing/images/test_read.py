@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -255,6 +256,73 @@ def test_voxels_that_are_no_numbers_become_the_lowest_value_and_are_said(tmp_pat
     assert "3 voxels" in volume.warnings[0]
     with pytest.raises(UserError, match="no real number"):
         read_volume(write(f"b{ending}", np.full((2, 2, 2), np.nan, kind)))
+
+
+def save_metaimage(path, fields, content=b""):
+    header = {
+        "ObjectType": "Image", "NDims": "3", "BinaryData": "True", "BinaryDataByteOrderMSB": "False",
+        "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "1 2 3", "ElementSpacing": "2 3 4", "DimSize": "5 4 3",
+        "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL",
+    } | fields  # fmt: skip
+    data = header.pop("ElementDataFile")
+    text = "".join(f"{key} = {value}\n" for key, value in header.items() if value) + f"ElementDataFile = {data}\n"
+    path.write_bytes(text.encode() + content)
+    return path
+
+
+@pytest.mark.parametrize("stated", [None, 0, 20])
+def test_a_compressed_metaimage_that_itk_would_make_up_is_refused(tmp_path, stated):
+    packed = zlib.compress(voxels().tobytes())
+    fields = {"CompressedData": "True", "CompressedDataSize": len(packed)}
+    assert np.array_equal(read_volume(save_metaimage(tmp_path / "a.mha", fields, packed)).array, voxels())
+    refused(save_metaimage(tmp_path / "b.mha", fields | {"CompressedDataSize": stated}, packed), "cannot be read")
+    short = zlib.compress(voxels().tobytes()[:-2])
+    refused(save_metaimage(tmp_path / "c.mha", fields | {"CompressedDataSize": len(short)}, short), "cannot be read")
+
+
+def test_a_metaimage_needs_a_file_for_each_slice(tmp_path):
+    for k, one in enumerate(voxels()):
+        (tmp_path / f"s{k}.raw").write_bytes(one.tobytes())
+    for count in (3, 2):
+        names = "".join(f"s{k}.raw\n" for k in range(count)).encode()
+        listed = save_metaimage(tmp_path / f"list{count}.mhd", {"ElementDataFile": "LIST"}, names)
+        numbered = save_metaimage(tmp_path / f"numbers{count}.mhd", {"ElementDataFile": f"s%d.raw 0 {count - 1} 1"})
+        for path in (listed, numbered):
+            if count == 3:
+                assert np.array_equal(read_volume(path).array, voxels())
+            else:
+                refused(path, "names 2 files for its 3 slices")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"ElementSpacing": None}, "how large its voxels are"),
+        ({"TransformMatrix": None, "Offset": None}, "where it lies in the patient"),
+        ({"ElementToIntensityFunctionSlope": "2"}, "a scale of its values (2, offset 0)"),
+    ],
+)
+def test_what_a_metaimage_leaves_out_is_said(tmp_path, fields, said):
+    assert read_volume(save_metaimage(tmp_path / "a.mha", {}, voxels().tobytes())).warnings == ()
+    (note,) = read_volume(save_metaimage(tmp_path / "b.mha", fields, voxels().tobytes())).warnings
+    assert said in note
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["spacings: 2 3 4"], ["where it lies"]),
+        (["space: scanner-xyz", "space directions: (2,0,0) (0,3,0) (0,0,4)"], ["where it lies"]),
+        (["space: LPS", "space directions: (2,0,0) none (0,0,4)"], ["how large its voxels are"]),
+        (["spacings: 2 3 nan"], ["how large its voxels are", "where it lies"]),
+        (["space: left-anterior-superior", "space directions: (2,0,0) (0,3,0) (0,0,4)"], []),
+    ],
+)
+def test_what_a_nrrd_leaves_out_is_said(tmp_path, lines, said):
+    header = ["NRRD0004", "type: short", "dimension: 3", "sizes: 5 4 3", "endian: little", "encoding: raw", *lines]
+    (tmp_path / "a.nrrd").write_bytes("\n".join([*header, "", ""]).encode() + voxels().tobytes())
+    warnings = read_volume(tmp_path / "a.nrrd").warnings
+    assert len(warnings) == len(said) and all(part in note for part, note in zip(said, warnings, strict=True))
 
 
 @pytest.mark.parametrize(
