@@ -206,7 +206,7 @@ def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | Non
         description=text(read_value(dataset, "SeriesDescription")),
         modality=text(read_value(dataset, "Modality")).split("\\")[0].strip(),
         frames=frames,
-        notes=(*notes, *_unclear_rescale(dataset), *_mosaic(dataset)),
+        notes=(*notes, *_unclear_rescale(dataset), *_mosaic(dataset), *_detector(dataset)),
         belongs={name: _digest(read_value(dataset, keyword)) for name, keyword in _SHARED.items()},
     )
 
@@ -224,6 +224,17 @@ def _mosaic(dataset: Dataset) -> list[str]:
     return [
         "The images are mosaics: slices side by side in one picture, which is read as one slice, so that positions are "
         "wrong; convert them with dcm2niix first."
+    ]
+
+
+def _detector(dataset: Dataset) -> list[str]:
+    """A sentence about radiographs whose only pixel size is the detector's."""
+    own, detector = (_positive(numbers(read_value(dataset, f"{of}PixelSpacing"), 2)) for of in ("", "Imager"))
+    if own is not None or detector is None or "SharedFunctionalGroupsSequence" in dataset:
+        return []
+    return [
+        "The images give the size of a pixel on the detector (ImagerPixelSpacing) and not in the patient, where "
+        "lengths are smaller."
     ]
 
 

@@ -38,6 +38,7 @@ from SAMFineTuneLib.images.sitk_images import quiet
 
 _FORMAT = ("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated",
            "BitsStored", "HighBit", "PixelRepresentation")  # fmt: skip
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 _LOSSY_GREY = 2  # grey pictures stored in colour differ by this much between channels after lossy compression
 
@@ -130,7 +131,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path, force=True)
-            if "PixelData" not in dataset:
+            if not any(name in dataset for name in _PIXELS):
                 raise UserError(f"“{path.name}” holds no pixels: it is cut off or no image; copy it again.")
             kind = text(_syntax(dataset).name)
             _complete(dataset)
@@ -185,7 +186,7 @@ def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
         dataset.file_meta.TransferSyntaxUID = syntax
         for table in _OFFSETS:  # they concern compressed pixels only
             dataset.pop(table, None)
-        values = np.asarray(pixel_array(dataset))
+        values = _shifted_down(dataset)
         values = values if int(dataset.get("NumberOfFrames") or 1) > 1 else values[None]
         values = values[list(frames)]
     else:
@@ -195,6 +196,18 @@ def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
     if int(np.ptp(values.astype(np.int32), axis=-1).max()) > _LOSSY_GREY:
         raise UserError("This DICOM image is in colour; only grey images can be segmented.")
     return values[..., 1]
+
+
+def _shifted_down(dataset: Dataset) -> np.ndarray:
+    """Uncompressed stored values. Old images may keep them in the upper bits of each pixel, above zeros."""
+    stored, high = int(dataset.BitsStored), int(dataset.HighBit)
+    if not stored <= high < int(dataset.BitsAllocated):
+        return np.asarray(pixel_array(dataset))
+    dataset.BitsStored = high + 1
+    values = np.asarray(pixel_array(dataset))
+    dataset.BitsStored = stored
+    below = (1 << high + 1 - stored) - 1
+    return np.asarray(pixel_array(dataset)) if (values & below).any() else values >> high + 1 - stored
 
 
 def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> np.ndarray:
@@ -274,7 +287,8 @@ def _rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     if slope == 1 and intercept == 0 and stored.dtype in (np.uint8, np.int16):
         return stored.copy()
     values = stored.astype(np.float64) * slope + intercept  # float64 holds all 32-bit whole numbers
-    for dtype in (np.int16, np.int32) if slope.is_integer() and intercept.is_integer() else ():
+    whole = stored.dtype.kind != "f" and slope.is_integer() and intercept.is_integer()
+    for dtype in (np.int16, np.int32) if whole else ():
         if np.iinfo(dtype).min <= values.min() and values.max() <= np.iinfo(dtype).max:
             return values.astype(dtype)
     return values.astype(np.float32)

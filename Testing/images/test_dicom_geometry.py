@@ -204,7 +204,9 @@ def test_without_positions_slices_follow_their_numbers_and_every_assumption_is_s
 
 def test_pixel_spacing_of_the_detector_is_used_when_there_is_no_other(tmp_path):
     write_series(tmp_path, stack(1), PixelSpacing=None, ImagerPixelSpacing=["0.2", "0.1"])
-    assert np.allclose(read_volume(tmp_path).spacing, (0.1, 0.2, 2.5))
+    volume = read_volume(tmp_path)
+    assert np.allclose(volume.spacing, (0.1, 0.2, 2.5))
+    assert any("on the detector" in note for note in volume.warnings)
 
 
 def test_a_single_file_is_one_slice_and_says_so(tmp_path):

@@ -43,6 +43,30 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("dtype", ["u2", "i2"])
+@pytest.mark.parametrize("high_bit", [13, 15])
+@pytest.mark.parametrize("filled", [False, True])
+def test_values_in_the_upper_bits_of_a_pixel(tmp_path, dtype, high_bit, filled):
+    """As images of before 2013 may have them; where there is anything below, the header is wrong."""
+    values = smooth(dtype, 0 if dtype == "u2" else -2048, 2047 if dtype == "i2" else 4095)
+    shift = 0 if filled else high_bit - 11
+    write_series(tmp_path, (values << shift).astype(dtype), BitsStored=12, HighBit=high_bit)
+    assert np.array_equal(read_volume(tmp_path).array, values)
+
+
+@pytest.mark.parametrize(("keyword", "dtype"), [("FloatPixelData", "f4"), ("DoubleFloatPixelData", "f8")])
+def test_floating_point_pixels(tmp_path, keyword, dtype):
+    values = smooth("i2", -100, 100) + np.array(0.25, dtype)
+    write_series(tmp_path, values.astype("i2"), shuffle=False)
+    for file, one in zip(sorted(tmp_path.iterdir()), values, strict=True):
+        dataset = pydicom.dcmread(file)
+        for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+            del dataset[name]
+        save(dataset, file, BitsAllocated=8 * values.itemsize, **{keyword: one.tobytes()})
+    volume = read_volume(tmp_path)
+    assert volume.array.dtype == np.float32 and np.array_equal(volume.array, values)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("frames", ["single", "multi"])
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, RLELossless], ids=lambda uid: uid.name)
