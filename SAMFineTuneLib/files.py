@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from SAMFineTuneLib.disk_errors import STAGED_NAME, DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
@@ -236,7 +237,11 @@ def _refusal(path: Path, temporary: Path) -> DiskError | None:
 
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file as hexadecimal text."""
-    digest = hashlib.sha256()
+    return hex_digest(path, hashlib.sha256())
+
+
+def hex_digest(path: str | Path, digest: Any) -> str:
+    """What a new hash object of hashlib, or one like it, makes of a file, as hexadecimal text."""
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

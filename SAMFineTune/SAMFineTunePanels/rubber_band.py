@@ -20,9 +20,6 @@ class DrawingView:
         self.renderer = view.renderWindow().GetRenderers().GetItemAsObject(0)
         self.redraw = view.scheduleRender
 
-    def ras_of(self, xy):
-        return self.node.GetXYToRAS().MultiplyPoint((float(xy[0]), float(xy[1]), 0.0, 1.0))[:3]
-
 
 class RubberBand:
     """Lets the user draw in the views until it is closed. `shape` is "box", "stroke" or "loop".
@@ -107,7 +104,9 @@ class RubberBand:
             (x0, y0), (x1, y1) = points[0], points[-1]
             if min(abs(x1 - x0), abs(y1 - y0)) < SMALLEST_BOX:
                 return True
-        self._finished(drawn_in.node, [drawn_in.ras_of(point) for point in points])
+        from SAMFineTuneLib.mrml.slice_views import ras_at
+
+        self._finished(drawn_in.node, [ras_at(drawn_in.node, point) for point in points])
         return True
 
     # ---- the line that is seen meanwhile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -99,9 +99,16 @@ def merge_prompts(sets: Sequence[PromptSet]) -> PromptSet:
     return PromptSet(tuple(merged.values()), sets[0].orientation, view)
 
 
-def free_value(taken: set[int]) -> int:
+def free_value(taken: Collection[int]) -> int:
     """The lowest label value that is not taken."""
     return next(value for value in itertools.count(1) if value not in taken)
+
+
+def free_segment_name(name: str, taken: Collection[str], number: int | None = None) -> str:
+    """The name, followed by a number from 2 on if it is taken; with `number`, always by one, from this one on."""
+    if number is None and name not in taken:
+        return name
+    return next(free for count in itertools.count(number or 2) if (free := f"{name} {count}") not in taken)
 
 
 def segment_color(value: int) -> tuple[float, float, float]:

@@ -5,7 +5,6 @@ Wrong input raises UserError.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from SAMFineTuneLib.images import SegmentInfo, SlicePlane, Volume, aligned_plane
 from SAMFineTuneLib.inference.everything_mode import Object3D
 from SAMFineTuneLib.prompts import Prompt, SegmentPrompts
 from SAMFineTuneLib.prompts.plane_prompts import placed_view, planes_of
+from SAMFineTuneLib.prompts.prompt_set import free_segment_name, free_value
 from SAMFineTuneLib.session.intents import Color
 from SAMFineTuneLib.session.state import PlacedPrompt, PropagatedMask, State
 
@@ -100,7 +100,9 @@ def adopt_objects(
             raise UserError(f"{len(objects)} objects need as many {what}, not {len(given)}.")
     segments, propagated = state.segments, dict(state.propagated)
     for item, value, name in zip(objects, values, names, strict=True):
-        info = _checked_segment(segments, _free_name(segments, name.strip(), item.value), value, None)
+        taken, wished = {info.name for info in segments}, name.strip()
+        free = free_segment_name(wished or "Object", taken, None if wished else item.value)
+        info = _checked_segment(segments, free, value, None)
         segments = (*segments, info)
         for index, mask in item.masks.items():
             plane = aligned_plane(volume, item.orientation, index)
@@ -127,7 +129,7 @@ def _checked_segment(
 ) -> SegmentInfo:
     taken = {item.value for item in others}
     if value is None:
-        value = next(number for number in range(1, len(taken) + 2) if number not in taken)
+        value = free_value(taken)
     checked = SegmentPrompts(name, value, color)
     name = name.strip()
     if value in taken:
@@ -135,12 +137,3 @@ def _checked_segment(
     if name in {item.name for item in others}:
         raise UserError(f"There is a segment named {name} already; choose another name.")
     return SegmentInfo(name, value, checked.color)
-
-
-def _free_name(segments: tuple[SegmentInfo, ...], name: str, number: int) -> str:
-    """A name that no segment has: this one, if need be with a number; without one "Object" and a number."""
-    taken = {info.name for info in segments}
-    if name and name not in taken:
-        return name
-    numbers = itertools.count(2 if name else number)
-    return next(free for count in numbers if (free := f"{name or 'Object'} {count}") not in taken)

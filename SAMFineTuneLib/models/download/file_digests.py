@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import hex_digest
 
 _STRONGEST_FIRST = ("sha256", "md5", "xxh128")
 
 
-def digest_of(path: str | Path, kind: str) -> str | None:
+def file_digest(path: str | Path, kind: str) -> str | None:
     """Hex digest of a file, or None when this Python cannot compute that kind.
 
     "xxh128" needs the package xxhash, which is not a dependency; a strict system may forbid "md5".
@@ -25,10 +26,7 @@ def digest_of(path: str | Path, kind: str) -> str | None:
             digest = hashlib.new(kind, usedforsecurity=False)
     except (ImportError, ValueError):  # not installed, or forbidden by the system's policy
         return None
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hex_digest(path, digest)
 
 
 def check_file(path: str | Path, what: str, size: int | None, digests: Mapping[str, str]) -> str:
@@ -53,7 +51,7 @@ def check_file(path: str | Path, what: str, size: int | None, digests: Mapping[s
                         "the file is incomplete or another version, so get it again from its source.")
     verdict = "its authors publish no digest"
     for kind in sorted(digests, key=_STRONGEST_FIRST.index):
-        actual = digest_of(path, kind)
+        actual = file_digest(path, kind)
         if actual is None:
             why = " without the package xxhash" if kind == "xxh128" else ""
             verdict = f"its published {kind} could not be checked here{why}"

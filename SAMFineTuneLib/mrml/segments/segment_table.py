@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from SAMFineTuneLib.images.segment_info import SegmentInfo
+from SAMFineTuneLib.prompts.prompt_set import free_segment_name, free_value
 
 
 class SegmentTable:
@@ -83,7 +84,8 @@ class SegmentTable:
         """Add a segment to Slicer's table for one that the session made; returns its ID. A segment that comes back gets
         its former ID."""
         before = self._former.get(info.value, "")
-        segment_id = self.segmentation.AddEmptySegment(before, self._free_name(info.name), info.color)
+        taken = {self.segmentation.GetSegment(segment_id).GetName() for segment_id in self.ids()}
+        segment_id = self.segmentation.AddEmptySegment(before, free_segment_name(info.name, taken), info.color)
         self.values[segment_id] = info.value
         self._used.add(info.value)
         self._told[info.value] = self._described(segment_id, info.value)
@@ -122,13 +124,6 @@ class SegmentTable:
         return name[:200], tuple(float(min(max(part, 0.0), 1.0)) for part in segment.GetColor())
 
     def _free_value(self) -> int:
-        value = next(number for number in range(1, 65536) if number not in self._used)
+        value = free_value(self._used)
         self._used.add(value)
         return value
-
-    def _free_name(self, name: str) -> str:
-        taken = {self.segmentation.GetSegment(segment_id).GetName() for segment_id in self.ids()}
-        free, number = name, 2
-        while free in taken:
-            free, number = f"{name} {number}", number + 1
-        return free
