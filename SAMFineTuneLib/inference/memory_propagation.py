@@ -11,6 +11,7 @@ Beyond the outermost known slices the memory lets structures taper more than the
 than the nearest known mask, the slice model is therefore prompted with inner points of it alone, which leave the size
 open. Where that gives more, and most of it is the same, the memory is asked again with these answers as its earlier
 ones.
+A mask that spreads steeply into other grey values has leaked: the structure ends there.
 It also lets long structures end although nothing changes. Where its answer is much smaller than the mask of the slice
 before, or there is none, the slice model is prompted with that mask, too; its answer counts where the structure is
 found unchanged (`unchanged_structure`).
@@ -48,6 +49,10 @@ _FINEST = 0.5  # cells from slice to slice: slices between closer ones are left 
 _OUTLINED = 2 / 3  # share of the slice model in the mean
 _SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
 _SAME = 0.5  # least IoU of the memory's mask with what inner points of it give
+_STEEP = 1.0
+"""A mask has leaked where its radius grows from slice to slice by more than this many distances between them,"""
+_GREY_SHIFT = 2.0
+"""and what is new differs in its mean grey value from the prompted slice by more than this many standard deviations."""
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
 
 
@@ -213,9 +218,17 @@ class _Run:
                 return
             answer = self.found[index] = new[index]
             if index not in self.known:
-                outlined = self._fuller(index, answer) or self._outlined(index, answer)
-                self.found[index] = self._unchanged(index, outlined) or outlined
+                self.found[index] = self._answer(index, answer)
                 yield {index: self.found[index]}
+
+    def _answer(self, index: int, answer: SliceAnswer) -> SliceAnswer:
+        """What counts on a slice, given the memory's answer."""
+        before = self._mask(self._towards_known(index))
+        if self._is_beyond(index) and not before.any():  # the structure has ended on the way
+            return replace(answer, presence=0.0)
+        outlined = self._fuller(index, answer) or self._outlined(index, answer)
+        outlined = self._unchanged(index, outlined) or outlined
+        return replace(outlined, presence=0.0) if self._leaks(index, outlined) else outlined
 
     def _passes(
         self, answers: dict[int, SliceAnswer], before: dict[int, SliceAnswer], indices: range, most: int
@@ -238,10 +251,10 @@ class _Run:
     def _fuller(self, index: int, answer: SliceAnswer) -> SliceAnswer | None:
         """The mean with the slice model's answer to inner points, where the memory's mask has shrunk and these give
         more of the same."""
-        if not answer.there or min(self.known) < index < max(self.known):
+        if not answer.there or not self._is_beyond(index):
             return None
-        nearest, area = min(self.known, key=lambda known: abs(index - known)), np.count_nonzero(answer.mask)
-        if area >= _SHRUNK * np.count_nonzero(self.known[nearest]):
+        area = np.count_nonzero(answer.mask)
+        if area >= _SHRUNK * np.count_nonzero(self.known[self._nearest(index)]):
             return None
         share = self.outlined(index, answer.mask, True)
         if np.count_nonzero(share > 0.5) <= area or overlap(share > 0.5, answer.mask) < _SAME:
@@ -258,8 +271,7 @@ class _Run:
     def _unchanged(self, index: int, answer: SliceAnswer) -> SliceAnswer | None:
         """The slice model's answer to the mask of the slice before, where the memory's falls behind it and the
         structure goes on as it was prompted."""
-        start = min(self.known, key=lambda known: abs(index - known))
-        before = self._mask(index + (1 if start > index else -1))
+        start, before = self._nearest(index), self._mask(self._towards_known(index))
         area = np.count_nonzero(answer.mask) if answer.there else 0
         if not (before.any() and self.known[start].any()) or area >= _SHRUNK * np.count_nonzero(before):
             return None
@@ -267,6 +279,30 @@ class _Run:
         if not is_unchanged(self._prompted(start), self.slices.picture(index), share > 0.5, before):
             return None
         return SliceAnswer(share, overlap(share > 0.5, before))
+
+    def _leaks(self, index: int, answer: SliceAnswer) -> bool:
+        """Whether a mask beyond the outermost known slices spreads from the slice before into something else."""
+        start, before = self._nearest(index), self._mask(self._towards_known(index))
+        if not (answer.there and self._is_beyond(index) and self.known[start].any()):
+            return False
+        new = answer.mask & ~before
+        grown = np.sqrt(np.count_nonzero(answer.mask) / np.pi) - np.sqrt(np.count_nonzero(before) / np.pi)
+        if grown <= _STEEP * self.slices.distance or not new.any():
+            return False
+        like = self._prompted(start)
+        return abs(float(self.slices.picture(index)[new].mean()) - like.grey) > _GREY_SHIFT * like.spread
+
+    def _is_beyond(self, index: int) -> bool:
+        """Whether a slice is beyond the outermost known ones."""
+        return not min(self.known) < index < max(self.known)
+
+    def _nearest(self, index: int) -> int:
+        """The known slice nearest to a slice."""
+        return min(self.known, key=lambda known: abs(index - known))
+
+    def _towards_known(self, index: int) -> int:
+        """The next slice on the way to the nearest known one."""
+        return index + (1 if self._nearest(index) > index else -1)
 
     def _mask(self, index: int) -> np.ndarray:
         """What is known or answered of a slice; empty where nothing is."""

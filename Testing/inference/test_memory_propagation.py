@@ -169,6 +169,37 @@ def test_where_the_memory_tapers_inner_points_tell_how_large_the_structure_is():
     assert answers([0, 9], cone) == answers([0, 9], np.zeros_like(cone)), "between prompted slices nothing tapers"
 
 
+class LooseMemory(RegionMemory):
+    """Takes everything that is brighter than the surroundings for the structure."""
+
+    def __call__(self, block):
+        region = block[0] > -0.6
+        found = np.where(block[3] > 0, block[2] > 0, region)
+        return np.where(found, 6.0, -6.0).astype(np.float32), np.where(found.any((1, 2)), 6.0, -6.0)
+
+
+@pytest.mark.parametrize(("grey", "last"), [(90, 14), (195, 29)])
+def test_a_mask_that_spreads_into_other_grey_values_has_leaked(grey, last):
+    """A rod of 200 before a mass that has another grey value, or its own."""
+    rows, columns = np.mgrid[:96, :96]
+    distance = np.hypot(rows - 48, columns - 48)
+    pictures = np.where(distance < 8, 200, 20) * np.ones((30, 1, 1))
+    pictures[15:] = np.where(distance < 20, grey, 20)
+    pictures += np.random.default_rng(0).normal(0, 5, pictures.shape)
+    asked = []
+
+    def outlined(index: int, mask: np.ndarray, points: bool) -> np.ndarray:
+        asked.append(index)
+        return mask.astype(np.float32)
+
+    stack = Slices(lambda index: pictures[index].astype(np.uint8), len(pictures), 1.0)
+    found = {}
+    for part in propagate_with_memory(LooseMemory(), stack, {5: distance < 8}, 0, 29, outlined):
+        found |= part
+    assert max(index for index, answer in found.items() if answer.there) == last
+    assert max(asked) <= last + 1, "what lies behind an end is not asked for"
+
+
 def test_thin_slices_are_left_out_and_interpolated():
     volume, labels = long_tube(spacing=(1.0, 1.0, 0.05), drift=0.1)
     memory = RegionMemory()
