@@ -130,7 +130,7 @@ def _export(args: argparse.Namespace) -> None:
 def _fetched(
     args: argparse.Namespace, what: str, folder: str | Path, show: Callable[..., None], **values: Any
 ) -> tuple[Path, Mapping[str, Any]]:
-    """Have the server lay out results, and download them. -> their folder, and what the server told of them"""
+    """Have the server make results, and download them. Returns their folder, and the server's event about them."""
     served, window, folder = open_served(args), secrets.token_hex(8), Path(folder).expanduser()
     told = served.do(what, window, 1, progress=lambda done, total, name: total and show(done, total, name), **values)
     served.fetch_results(window, 1, folder)

@@ -138,7 +138,7 @@ def _next_on_server(args: argparse.Namespace) -> tuple[Cohort, Choice | None, Pa
 def _downloaded(
     args: argparse.Namespace, served: ServedCohort, case: CohortCase, window: str
 ) -> tuple[Path, Path | None]:
-    """Write a case's image, and its labels where it has some, as NIfTI files. -> their paths"""
+    """Write a case's image, and its labels if it has any, as NIfTI files. Returns their paths."""
     import numpy as np
     import SimpleITK as sitk
 

@@ -163,7 +163,7 @@ def add_images(
 def locate_images(
     cohort: Cohort, images: Sequence[FoundImage], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> int:
-    """Find moved images again by their digests. -> how many of the cohort's images were found."""
+    """Find moved images again by their digests. Returns how many of the cohort's images were found."""
     where = {}
     for done, one in enumerate(images):
         progress(done, len(images))

@@ -66,7 +66,7 @@ class CaseJob:
 
     @property
     def key(self) -> str:
-        """Tells it from other jobs, also from those of other adapters and cohorts."""
+        """Identifies the job among those of all adapters and cohorts."""
         return f"{self.folder}:{self.case}:{self.adapter}:{self.only_features}"
 
 
@@ -85,7 +85,7 @@ class SegmentedCase:
 
 
 class _Stopped(Exception):
-    """Whoever asked for the proposals no longer wants them."""
+    """The proposals are no longer wanted."""
 
 
 def propose(
@@ -199,7 +199,7 @@ def _waits(case: CohortCase, adapter: int, again: bool) -> bool:
 
 
 def segment_case(job: CaseJob, cancelled: Callable[[], bool] = lambda: False) -> SegmentedCase:
-    """Segment a case. What goes wrong with it becomes its problem."""
+    """Segment a case. An error becomes the case's `problem`."""
     try:
         cohort = Cohort(job.folder)
         return _segmented(cohort, cohort.state.case(job.case), job, cancelled)
@@ -309,7 +309,7 @@ def _predictor(model, device: str, threads: int | None, adapter=None) -> Predict
 
 
 def _put(cohort: Cohort, job: CaseJob, result: SegmentedCase, again: bool, calibration: Calibration) -> bool:
-    """Write what came out for a case, unless it is no longer open. -> whether it was"""
+    """Write the proposal of a case, unless the case is no longer open. Returns whether it was written."""
     still = []
 
     def changed(state: CohortState) -> CohortState:

@@ -102,7 +102,7 @@ class IntensityWindow:
 
 
 def joined(windows: Sequence[IntensityWindow]) -> IntensityWindow:
-    """The window that shows what any of these shows; the name is that of the last one."""
+    """The narrowest window that shows everything that any of these shows; it has the name of the last one."""
     lows, highs = zip(*((window.low, window.high) for window in windows), strict=True)
     return IntensityWindow(min(lows), max(highs), windows[-1].name)
 

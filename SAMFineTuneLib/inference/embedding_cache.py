@@ -50,7 +50,7 @@ def embedding_key(picture: np.ndarray, engine_digest: str) -> str:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What lies in the disk cache; sizes in bytes."""
+    """Number and size in bytes of the entries in the disk cache."""
 
     folder: Path
     entries: int

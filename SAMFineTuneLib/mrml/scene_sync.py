@@ -469,14 +469,14 @@ class SceneSync:
         self.start_placing(kind)  # into the segment's list, if the segment is a new one
 
     def _view_at(self, ras) -> View:
-        """The view in which a prompt was placed of which that is not known: one that shows it, else the axial one."""
+        """The view for a prompt whose view is not known: one that shows it, else the axial one."""
         view = self._views.view_at(ras, self.volume)
         return "axial" if view is None else view
 
     # ---- what happens in the scene and cannot wait: called by `scene_watch`
 
     def input_removed(self, node) -> bool:
-        """A node is about to be removed. Returns whether it is the volume or segmentation, whose prompts go with it."""
+        """Drop the work on a node that is about to be removed. Returns whether it is the volume or the segmentation."""
         if node is not self.volume_node and node is not self.segmentation_node:
             return False
         work, table, kind = self._work, self._table, self.placing.kind

@@ -30,7 +30,7 @@ class Observers:
     """
 
     def __init__(self, called: Callable[[], object]):
-        """`called` is called after every callback but those that return False: nothing changed."""
+        """`called` is called after every callback, except after one that returns False because nothing changed."""
         self._called = called
         self._added: list[tuple[object, int]] = []
 
@@ -118,7 +118,7 @@ class SceneWatch:
     """Observes a scene, and the segments of one segmentation node."""
 
     def __init__(self, scene, observers: Observers, prompts: PromptWatch, session):
-        """`session` is the SceneSession that is told at once of what cannot wait."""
+        """`session` is the SceneSession, which is called at once about what cannot wait."""
         import slicer
 
         self.segments_changed = False

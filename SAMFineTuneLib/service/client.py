@@ -227,7 +227,7 @@ class SessionClient(intents.IntentMethods):
             return True
         if talk.failure or not talk.wanted:
             return False
-        waits = talk.session is None or talk.uploads or not self._journal.all_heard or not self._settled
+        waits = talk.session is None or talk.uploads or not self._journal.all_confirmed or not self._settled
         return bool(waits or self._jobs or self._requests or self._opening)
 
     @property

@@ -79,7 +79,7 @@ class CohortWork(FolderProcess):
         return self._number, self.folder / f"{self._number:06d}.npy"
 
     def put(self, what: str, number: int | None = None, **values: Any) -> int:
-        """Put a piece into the queue. -> its number, which its events have."""
+        """Append a piece of work to the queue. Returns its number, which its events carry."""
         number = self.reserve()[0] if number is None else number
         write_piece(self.folder / f"{number:06d}.json", {"what": what, "cohort": str(self.cohort), **values})
         return number
@@ -118,7 +118,7 @@ class CohortWork(FolderProcess):
 
 
 def take_up(cohort: Path, executable: str | None = None, environment: Mapping[str, str] | None = None) -> int:
-    """Have done what windows left that ended early. -> the number of their queues."""
+    """Start the queues of windows that ended early. Returns how many there are."""
     found = 0
     for folder in sorted(_queues(Path(cohort)).glob("*/")):
         work = CohortWork(cohort, folder.name)

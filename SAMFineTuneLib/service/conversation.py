@@ -177,7 +177,7 @@ class Conversation:
             self._request("/v1/sessions", opening, protocol.Opened, self._hear_session)
         elif self.uploads:
             self._send_upload(self.uploads[0])
-        elif not self._journal.all_heard or time.monotonic() >= self._next_look:
+        elif not self._journal.all_confirmed or time.monotonic() >= self._next_look:
             self._send_sync()
         else:
             return False
@@ -262,7 +262,7 @@ class Conversation:
     # ---- inside: intents out, events in
 
     def _send_sync(self) -> None:
-        entries = self._journal.unheard()
+        entries = self._journal.unconfirmed()
         sent = tuple(protocol.Sent(entry.number, entry.moment, entry.intent) for entry in entries)
         message = protocol.Sync(sent, self._after, 0.0 if self._settled else _KEPT_BACK, self.looked_at)
         self.looked_at = None

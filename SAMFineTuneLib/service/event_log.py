@@ -47,8 +47,16 @@ class EventLog:
             self._changed.notify_all()
 
     def fetch(self, after: int, wait: float = 0.0, most_bytes: int = _MOST_BYTES) -> tuple[tuple[Told, ...], bool]:
-        """What came after number `after` (what came before is forgotten), and whether there is more. While nothing
-        has come, waits for at most `wait` seconds."""
+        """Return the events after number `after`, and drop those up to it.
+
+        Args:
+            after: number of the last event that the client has.
+            wait: seconds to wait for an event while there is none.
+            most_bytes: about how large the events may be together.
+
+        Returns:
+            The events, and whether there are more.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._last > after, min(wait, _LONGEST_WAIT))
             for number in [number for number in self._told if number <= after]:
@@ -66,7 +74,7 @@ class EventLog:
 
 
 def _key(event: events.Event) -> Hashable:
-    """The same for two events of which only the later one counts; None for one that always counts."""
+    """Equal for two events of which the later one replaces the earlier; None for an event that is never replaced."""
     match event:
         case events.MaskChanged():
             return events.MaskChanged, event.segment, event.plane.key

@@ -43,7 +43,7 @@ def started() -> list[ChildProcess]:
 
 
 class FolderProcess:
-    """The process of a folder, as those see it who start and follow it.
+    """Starts, follows and stops the process that works in a folder.
 
     Args:
         folder: its folder.
@@ -124,7 +124,7 @@ class FolderProcess:
             child.kill()
 
     def close(self) -> None:
-        """Tell the process that this window needs no more of it."""
+        """Let the process end: this window no longer needs it."""
         if child := _STARTED.get(self.folder):
             child.close()
 
@@ -156,9 +156,9 @@ class EventFile:
 
 
 def run_in(folder: Path, work: Callable[[], int]) -> int:
-    """Do the work of a process, unless another one works in the folder. -> the exit code
+    """Do the work of the process, unless another process works in the folder. Returns the exit code.
 
-    Signals that are meant for the program that started it, such as Ctrl+C in Slicer's terminal, are ignored.
+    Signals meant for the program that started the process, such as Ctrl+C in Slicer's terminal, are ignored.
     """
     lock = ProcessLock(folder / LOCK)
     if not lock.take():

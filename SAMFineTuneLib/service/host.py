@@ -66,15 +66,23 @@ class HostedSession:
 
     @property
     def held_bytes(self) -> int:
-        """Of the volume, of one that waits to take its place, and of uploads."""
+        """Bytes of the volume, of one that is queued to replace it, and of uploads."""
         volume = self._session.volume
         held = volume.array.nbytes if volume is not None else 0
         return held + self._waiting_bytes + sum(one.size for one in list(self.uploads.values()))
 
     def put(self, sent: Sequence[Later[Sent]]) -> int:
-        """Queue intents; those that were queued before (the answer was lost) are ignored. Returns the last number.
+        """Queue intents, except those that were queued before because an answer was lost.
 
-        Raises WireError when they have no numbers. An intent that is not understood fails in its turn.
+        Args:
+            sent: the intents, in ascending order of their numbers.
+
+        Returns:
+            The number of the last intent that was queued.
+
+        Raises:
+            WireError: for an intent without a number. Any other intent that cannot be read fails in its turn.
+            UserError: when too many intents are waiting.
         """
         with self._lock:
             if len(self._queue) + len(sent) > self._limits.waiting_intents:
@@ -92,25 +100,25 @@ class HostedSession:
         return accepted
 
     def look_at(self, plane: Later[SlicePlane]) -> None:
-        """Have the plane that the user looks at prepared, if there can be a prompt on it."""
+        """Prepare the plane that the user looks at, once nothing else is to be done."""
         with contextlib.suppress(WireError, UserError):
             self._session.looked_at = plane.read()
             self._session.work_arrived.set()
 
     def end_jobs(self) -> None:
-        """Another volume is on its way: let nobody wait for the one before."""
+        """Cancel all jobs, because another volume is being sent."""
         for job in self._session.jobs:
             job.cancel(keep_results=False)
 
     def put_volume(self, upload: int, intent: intents.SetVolume) -> None:
-        """Queue a volume: intents that come after it are about it, and events say the number of its upload."""
+        """Queue a volume. Later intents are about it, and events carry the number of its upload."""
         with self._lock:
             self._waiting_bytes = intent.volume.array.nbytes
             self._queue.append((upload, None, intent))
         self._session.work_arrived.set()
 
     def close(self) -> None:
-        """End the thread after its current step; memory goes with it."""
+        """End the thread after its current step, and free its memory."""
         self._closed = True
         self.end_jobs()
         for cancelled in list(self._downloads.values()):
@@ -171,7 +179,7 @@ class HostedSession:
         self._applied = max(self._applied, number)
 
     def _fail(self, error: Exception, number: int | None = None, intent: Any = None) -> None:
-        """Tell what went wrong, as a sentence whatever it was."""
+        """Send what went wrong, as a sentence for the user."""
         text = explained(
             error,
             "The worker has too little memory for that; close other programs, or take a smaller model or volume.",
@@ -331,7 +339,7 @@ _HANDLERS: dict[type, Callable[[HostedSession, int, Any], None]] = {
 
 @dataclasses.dataclass(frozen=True)
 class _NotUnderstood:
-    """In place of an intent, with what of it could be read."""
+    """Stands for an intent that could not be read."""
 
     error: Exception
     job: int | None

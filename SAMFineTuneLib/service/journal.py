@@ -1,8 +1,8 @@
-"""The intents that a server must get: those it has not confirmed, and after a restart all that made the session.
+"""The intents that a server still has to confirm, and those that a replay needs to rebuild the session after a restart.
 
-Where a job's results were taken over, a stored session stands in the journal as a step that can be undone, so that a
-replay brings back results, undo and redo without running the job again. What failed, was answered or has ended is
-forgotten. When the journal has grown long, what lies before a stored session is forgotten as well: history ends there.
+When a job has ended, the journal holds the stored session in its place, as a step that can be undone: a replay restores
+results, undo and redo without running the job again. Intents that failed, were answered or have ended are dropped. When
+the journal has grown long, everything before a stored session is dropped as well, and undo ends there.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _LASTING = (
 
 @dataclass
 class Entry:
-    """An intent under its number and moment.
+    """An intent with its number and moment.
 
-    `kept` says whether a replay needs it; what concerns one moment, or stands elsewhere, does not. `checkpoint` is the
-    session after a `Checkpoint`, which only the client knows.
+    `kept` says whether a replay needs it. `checkpoint` is the session after a `Checkpoint`, which only the client
+    knows.
     """
 
     number: int
@@ -51,26 +51,26 @@ class Journal:
         self._entries: list[Entry] = []
         self.last = 0
         """Number of the newest intent."""
-        self._heard = 0
+        self._confirmed = 0
 
     @property
-    def all_heard(self) -> bool:
+    def all_confirmed(self) -> bool:
         """Whether the server has confirmed every intent."""
-        return self._heard >= self.last
+        return self._confirmed >= self.last
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def add(self, intent: intents.Intent, moment: int | None = None, kept: bool = True) -> Entry:
-        """A new intent."""
+        """Append a new intent."""
         self.last += 1
         self._entries.append(Entry(self.last, intent, moment, kept))
         return self._entries[-1]
 
-    def unheard(self, most: int = 200) -> list[Entry]:
+    def unconfirmed(self, most: int = 200) -> list[Entry]:
         """The oldest intents that the server has not confirmed, as many as go into one request."""
         first = len(self._entries)
-        while first and self._entries[first - 1].number > self._heard:
+        while first and self._entries[first - 1].number > self._confirmed:
             first -= 1
         found, size = [], 0
         for entry in self._entries[first : first + most]:
@@ -80,17 +80,17 @@ class Journal:
             found.append(entry)
         return found
 
-    def hear(self, number: int) -> None:
-        """The server has all intents up to this one."""
-        if number > self._heard:
-            self._heard = number
+    def confirm(self, number: int) -> None:
+        """Note that the server has all intents up to this number."""
+        if number > self._confirmed:
+            self._confirmed = number
             self._entries = [entry for entry in self._entries if entry.kept or entry.number > number]
 
     def start_over(self, first: list[intents.Intent], last: list[intents.Intent]) -> None:
-        """A new server session: it has heard nothing. `first` and `last` are told before and after the rest."""
+        """Send everything once more, to a new server session, with `first` before it and `last` after it."""
         entries = [entry for entry in self._entries if entry.kept]
         self._entries = []
-        self._heard = self.last
+        self._confirmed = self.last
         for intent in first:
             self.add(intent, kept=False)
         for entry in entries:
@@ -99,18 +99,18 @@ class Journal:
             self.add(intent, kept=False)
 
     def forget(self, unwanted: Callable[[Any], bool]) -> None:
-        """Drop intents."""
+        """Drop the intents for which `unwanted` is true."""
         self._entries = [entry for entry in self._entries if not unwanted(entry.intent)]
         self._mend_end()
 
     def drop(self, number: int) -> None:
-        """Drop what has this number."""
+        """Drop the intent with this number."""
         self._entries = [entry for entry in self._entries if entry.number != number]
         self._mend_end()
 
     def insert(self, number: int, intent: intents.Restore, replaces: bool = False) -> None:
-        """Insert the session's state after intent `number`; with `replaces`, in the place of that intent, whose result
-        it is."""
+        """Insert the stored session after intent `number`; with `replaces`, instead of that intent, whose result it
+        is."""
         at = next((i for i, entry in enumerate(self._entries) if entry.number > number), len(self._entries))
         before = self._entries[:at]
         if replaces and before and before[-1].number == number and before[-1].document is None:
@@ -119,7 +119,7 @@ class Journal:
         self._limit_bytes()
 
     def keep_checkpoint(self, request: int, document: bytes) -> None:
-        """Keep the answer to a snapshot that was requested for the journal."""
+        """Keep the stored session that answers this request for a checkpoint."""
         for entry in self._entries:
             if isinstance(entry.intent, intents.TakeSnapshot) and entry.intent.request == request:
                 entry.intent, entry.checkpoint = intents.Checkpoint(), document
@@ -128,10 +128,10 @@ class Journal:
     def clear(self) -> None:
         """Forget everything."""
         self._entries = []
-        self._heard = self.last
+        self._confirmed = self.last
 
     def shorten(self) -> None:
-        """Begin with a stored session that has enough after it, if there is one."""
+        """Begin with a stored session, if there is one with enough intents after it."""
         bases = [at for at in self._bases() if at <= len(self._entries) - _KEPT]
         if bases:
             self._begin_with(bases[-1])
@@ -139,9 +139,9 @@ class Journal:
     # ---- inside
 
     def _bases(self) -> list[int]:
-        """Where the server has been told a stored session."""
+        """Positions of the stored sessions that the server has confirmed."""
         entries = enumerate(self._entries)
-        return [at for at, entry in entries if at and entry.document is not None and entry.number <= self._heard]
+        return [at for at, entry in entries if at and entry.document is not None and entry.number <= self._confirmed]
 
     def _begin_with(self, at: int) -> None:
         base = self._entries[at]
@@ -156,5 +156,5 @@ class Journal:
 
     def _mend_end(self) -> None:
         """Add an empty intent when the newest one was dropped, because its number must reach the server."""
-        if self.last > self._heard and (not self._entries or self._entries[-1].number != self.last):
+        if self.last > self._confirmed and (not self._entries or self._entries[-1].number != self.last):
             self.add(intents.Checkpoint(), kept=False)

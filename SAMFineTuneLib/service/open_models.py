@@ -49,7 +49,7 @@ class SharedEngine:
 
 
 class Engines:
-    """Opens models by id from a store; what no session uses any more is closed."""
+    """Opens models by id from a store, and closes those that no session uses any more."""
 
     def __init__(self, store: Store | None = None) -> None:
         from SAMFineTuneLib.models.store import Store

@@ -272,7 +272,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits that keep a server alive whatever clients do. Bytes and seconds."""
+    """Limits in bytes and seconds that keep the server running whatever clients send."""
 
     sessions: int = 8
     volume_bytes: int = 4 << 30

@@ -69,7 +69,7 @@ class ServerApp:
     # ---- requests
 
     def admit(self, request: Request, length: int) -> Response | None:
-        """The refusal of a request of which only the head was read, None when its body may come."""
+        """Check a request by its head alone. Returns the refusal, or None when the body may be read."""
         try:
             self._check_head(request, length)
         except Refused as refused:

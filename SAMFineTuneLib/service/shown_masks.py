@@ -10,7 +10,7 @@ from SAMFineTuneLib.session import events
 
 
 class Shown(NamedTuple):
-    """A mask that the server sent: its plane, the moment since which it is as it is, and its digest."""
+    """A mask that the server sent: its plane, the moment of its last change, and its digest."""
 
     plane: SlicePlane
     since: int
@@ -25,7 +25,7 @@ class ShownMasks:
         self._awaited: dict[tuple[int, str], Shown] = {}  # of these, what must come again to stay
 
     def take(self, event: events.MaskChanged) -> None:
-        """Note a mask that came or went."""
+        """Record a mask that was sent or removed."""
         place = event.segment, event.plane.key
         self._awaited.pop(place, None)
         if event.packed is None:
@@ -49,5 +49,5 @@ class ShownMasks:
         self.known, self._awaited = {}, {}
 
     def agree(self, digest: str) -> bool:
-        """Whether these are the masks of which the session has told the digest."""
+        """Whether the digest that the session sent is that of these masks."""
         return digest == digest_of_masks((*place, one.since, one.digest) for place, one in self.known.items())

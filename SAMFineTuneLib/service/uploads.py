@@ -1,5 +1,8 @@
-"""Volumes and model files in parts, small enough to be handed over between two frames of a window: sent by the client,
-collected by the server in memory that was reserved before, hashed on both sides."""
+"""Sends volumes and model files in parts, and collects them on the server.
+
+A part is small enough to be sent between two frames of a window. The server reserves the memory before the first part,
+and both sides hash the voxels.
+"""
 
 from __future__ import annotations
 
@@ -109,11 +112,11 @@ class Upload:
         self.touched = time.monotonic()
 
     def reserve(self) -> None:
-        """Take the memory; MemoryError when there is not enough."""
+        """Reserve the memory. MemoryError when there is not enough."""
         self.data = np.empty(self.size, np.uint8)
 
     def add(self, offset: int, part: np.ndarray) -> None:
-        """Take the next part; one that came before (its answer was lost) is taken as known."""
+        """Append the next part. A part that has arrived before, because its answer was lost, is ignored."""
         self.touched = time.monotonic()
         end = offset + part.size
         if end <= self.received:

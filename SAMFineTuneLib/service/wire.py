@@ -46,7 +46,7 @@ class WireError(ValueError):
 
 
 class Later(Generic[Value]):
-    """A part of a message that is read when it is asked for, so that a wrong or slow one does not hold up the rest."""
+    """A part of a message that is decoded on demand, so that one wrong or slow part does not hold up the rest."""
 
     def __init__(self, plain: Any, read: Callable[[], Value]) -> None:
         self.plain = plain

@@ -31,7 +31,7 @@ class Job:
     """Whether prompts, window or model have changed since."""
 
     def cancel(self, keep_results: bool = True) -> None:
-        """Stop before the next slice; what was found so far stays (and can be undone) unless told otherwise."""
+        """Stop before the next slice. With `keep_results`, what was found so far stays and can be undone."""
         self.cancelled = True
         self.keep_results = self.keep_results and keep_results
 
@@ -65,7 +65,7 @@ class FoundObjects(dict[int, EverythingJob]):
     """The objects of the last jobs, which may become segments."""
 
     def keep(self, job: EverythingJob) -> Objects:
-        """Join what a job found on its slices to objects and forget the oldest job; returns the event for listeners."""
+        """Join the masks that a job found into objects, and drop those of the oldest job. Returns the event to send."""
         job.objects, job.slices = job.join(job.slices), []
         self[job.number] = job
         for number in list(self)[:-_MOST_FOUND]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ToldMask:
-    """A mask as listeners know it, and the moment at which it became what it is."""
+    """A mask as listeners know it, and the moment of its last change."""
 
     plane: SlicePlane = field(compare=False)
     mask: PackedMask
@@ -32,10 +32,12 @@ class ToldMask:
 
 
 class Masks:
-    """Keeps the masks in step with the current state of a history.
+    """Makes the masks that follow from the current state of a history, and sends those that have changed.
 
-    `propagations` gives the running propagations, whose slices count where there are no prompts. Without `answers`
-    (no volume or no model) masks wait.
+    Args:
+        history: of the session.
+        propagations: returns the running propagations, whose slices count where there are no prompts.
+        tell: called with each event.
     """
 
     def __init__(
@@ -53,16 +55,20 @@ class Masks:
 
     @property
     def settled(self) -> bool:
-        """Whether every mask is made that follows from the state, or there is nothing to make it with."""
+        """Whether all masks are made, or there is no volume or model to make them with."""
         return not (self._pending and self.answers)
 
     @property
     def digest(self) -> str:
-        """Identifies all masks that were told, with their moments."""
+        """Identifies all masks that listeners know, with their moments."""
         return digest_of_masks((*place, told.since, told.mask.digest) for place, told in self._told.items())
 
     def answer(self, place: Place) -> Answer | None:
-        """The mask of a place and its score, made now if need be; None where there is none. May raise UserError."""
+        """The mask of a place and its score, which are made now if necessary. None where there is none.
+
+        Raises:
+            UserError: when the model fails, or there is none.
+        """
         state = self._history.state
         if (carried := self._carried(place)) is not None:
             item = carried.masks[place]
@@ -80,7 +86,7 @@ class Masks:
             raise as_sentence(error, f"segment {task.plane}") from error
 
     def since(self, place: Place) -> int:
-        """The moment at which the mask of a place became what it is; 0 where there is none."""
+        """The moment at which the mask of a place last changed; 0 where there is none."""
         carried = self._carried(place)
         return self._history.state.since.get(place, 0) if carried is None else carried.moment
 
@@ -104,11 +110,15 @@ class Masks:
                 self.refresh(place)
 
     def forget_doubts(self, moment: int) -> None:
-        """Raise no doubts about masks of this moment and before."""
+        """Send no more doubts about masks up to this moment."""
         self._quiet_until = moment
 
     def refresh(self, place: Place | None = None) -> None:
-        """Make and tell the mask of a place, or of the one that changed last. May raise UserError."""
+        """Make the mask of a place, by default of the place that changed last, and send it when it differs.
+
+        Raises:
+            UserError: when the model fails.
+        """
         place = next(reversed(self._pending)) if place is None else place
         plane = self._pending.pop(place)
         answer = self.answer(place)
@@ -135,7 +145,7 @@ class Masks:
             self.refresh()
 
     def tell_again(self) -> None:
-        """Tell every mask once more, to listeners that missed some."""
+        """Send every mask once more, because listeners missed some."""
         for place, told in list(self._told.items()):
             self._tell(self._event(place, told.plane, self.answer(place)))
 

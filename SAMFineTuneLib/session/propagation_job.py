@@ -69,10 +69,11 @@ class PropagationJob(Job):
         return state.prompted(self.segment) == self.sources
 
     def commit(self, state: State) -> State:
-        """The state with the results. A complete run replaces all earlier masks where it could have gone.
+        """The state with the results.
 
-        Where there are prompts by now that say what is meant, they count alone; negative points correct what came.
-        The answer to a prompt in 3-D replaces the one before wherever that was, but not found objects.
+        A complete run replaces all earlier masks on the slices that it could have reached. Where the user has placed
+        prompts meanwhile that define the object, the result is dropped; negative points correct it. The answer to a
+        prompt in 3-D replaces the whole answer before it, but no found objects.
         """
         results = self.masks | self.again
 

@@ -52,7 +52,12 @@ _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": 
 class Session(intents.IntentMethods):
     """Volume, window, model, and a history of states, from which masks follow.
 
-    A wrong intent raises UserError and changes nothing. Masks are made when asked for, or by `work`.
+    A wrong intent raises UserError and changes nothing. Masks are made when they are asked for, or by `work`.
+
+    Args:
+        volume: what is segmented; None until `set_volume`.
+        predictor: the model that answers; None until `set_model`.
+        window: how grey values become pictures; None is the default of the volume's modality.
     """
 
     def __init__(
@@ -97,10 +102,17 @@ class Session(intents.IntentMethods):
             self.set_volume(volume, window)
 
     def do(self, intent: Any, moment: int | None = None) -> Any:
-        """Do what an intent asks for; returns the new segment, the prompt's number or the job, where there is one.
+        """Do what an intent asks for.
 
-        `moment` is the caller's count of intents, which never decreases; without it the session counts. UserError
-        when it cannot be done.
+        Args:
+            intent: one of `intents`.
+            moment: the caller's count of intents, which never decreases; by default the session counts.
+
+        Returns:
+            The new segment, the prompt's number or the job, where there is one.
+
+        Raises:
+            UserError: when it cannot be done; nothing has changed then.
         """
         moment = self._moment + 1 if moment is None else moment
         self._moment = moment - 1
@@ -146,7 +158,10 @@ class Session(intents.IntentMethods):
     def set_model(self, predictor: Predictor, adapter: str = "", recipe: Mapping[str, Any] | None = None) -> None:
         """Use another model. Jobs end, and `work` makes all masks of prompts again.
 
-        `recipe` is that of the adapter's card; listeners hear when it does not fit the volume.
+        Args:
+            predictor: the model that answers from now on.
+            adapter: name of the adapter that it carries.
+            recipe: the recipe on the adapter's card; a notice says when it does not fit the volume.
         """
         self._stop_jobs()
         self.predictor, self.adapter, self._recipe = predictor, adapter, recipe or {}
@@ -162,8 +177,12 @@ class Session(intents.IntentMethods):
         self._travel(self._history.reset, state)
 
     def put(self, name: str, state: State) -> None:
-        """Continue from a state with its own moments, as a step that can be undone; without a name, as part of the step
-        before."""
+        """Continue from a state that carries its own moments.
+
+        Args:
+            name: of the step, which can be undone; empty to make it part of the step before.
+            state: the new state.
+        """
         self._count_from(state)
         self._travel(self._history.push, name, state)
 
@@ -176,7 +195,7 @@ class Session(intents.IntentMethods):
 
     @property
     def segments(self) -> tuple[SegmentInfo, ...]:
-        """In the order in which they are protected: an earlier one keeps its voxels."""
+        """The segments in the order in which they are protected: an earlier one keeps its voxels."""
         return self.state.segments
 
     @property
@@ -307,12 +326,12 @@ class Session(intents.IntentMethods):
         return labelmap
 
     def listen(self, listener: events.Listener) -> Callable[[], None]:
-        """Tell a listener every event from now on; returns the function that ends it."""
+        """Call a listener with every event from now on. Returns the function that ends this."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
     def notice(self, *sentences: str) -> None:
-        """Tell listeners sentences that the user should read."""
+        """Send sentences that the user should read."""
         for sentence in sentences:
             self._tell(events.Notice(sentence))
 
@@ -360,8 +379,14 @@ class Session(intents.IntentMethods):
     def find_labels_with(
         self, predictor: Predictor, window: IntensityWindow, orientations: Sequence[str], intent: intents.FindLabels
     ) -> EverythingJob:
-        """Find the labels of a model with an automatic head, which need not be the one that answers prompts; what the
-        job finds can be adopted as segments."""
+        """Find the labels of a model with an automatic head; the job's objects can be adopted as segments.
+
+        Args:
+            predictor: the model, which need not be the one that answers prompts.
+            window: how grey values become pictures for it.
+            orientations: the slices to look at; answers of several are averaged.
+            intent: the first and the last slice, and the job's number.
+        """
         job, volume = EverythingJob(self._job_number(intent.job), joined_labels), self.require_volume()
         return self._start(job, class_slices, predictor, volume, window, orientations, intent.first, intent.last)
 
@@ -408,7 +433,7 @@ class Session(intents.IntentMethods):
     # ---- inside
 
     def _tell(self, event: events.Event) -> None:
-        """Tell every listener; one that fails is logged and does not stop the others."""
+        """Call every listener; one that fails is logged and does not stop the others."""
         for listener in tuple(self._listeners):
             try:
                 listener(event)
@@ -416,7 +441,7 @@ class Session(intents.IntentMethods):
                 logging.getLogger(__name__).exception("A listener failed on %s", type(event).__name__)
 
     def _tell_state(self) -> None:
-        """Tell the state if it has changed, or if a caller has asked for it."""
+        """Send the state if it has changed, or if a caller has asked for it."""
         if not self.state_due and self.settled == self._settled:
             return
         self.state_due, self._settled = False, self.settled
@@ -470,7 +495,7 @@ class Session(intents.IntentMethods):
         self.work_arrived.set()
 
     def _edit_segments(self, name: str, edit: Callable[..., State], value: int, *fields: Any) -> None:
-        """A step, or an edit of all states in which the segment is there (or not there, to be added)."""
+        """Edit segments in a step, or where segments are not steps, in every state of the history that it fits."""
         if self.segments_are_steps:
             self._apply(name, edit(self.state, value, *fields))
             return
@@ -490,7 +515,7 @@ class Session(intents.IntentMethods):
         self._travel(self._history.push, name, stamped)
 
     def _travel(self, change: Callable[..., str | None], *inputs: Any) -> str | None:
-        """Change the history, tell what differs then, and queue the masks that follow from the new state."""
+        """Change the history, send what changed with it, and queue the masks that follow from the new state."""
         before, name = self.state, change(*inputs)
         after = self.state
         for job in self._propagations():

@@ -24,7 +24,7 @@ class SliceEmbedding:
 
     def __init__(self, report: Callable[[Progress], None]) -> None:
         self.focus: tuple[str, int] | None = None
-        """Orientation and index of the slice that was begun with; None when embedding was not asked for."""
+        """Orientation and index of the slice to begin with; None when embedding was not asked for."""
         self._report = report
         self._steps: Iterator[None] | None = None
 

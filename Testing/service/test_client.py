@@ -53,7 +53,7 @@ def settle(host) -> StateChanged:
     """Until nothing more is to come; the last state."""
     client = host.client
     inbox = client._conversation.inbox
-    host.until(lambda _: client._settled and not client._jobs and client._journal.all_heard and not inbox)
+    host.until(lambda _: client._settled and not client._jobs and client._journal.all_confirmed and not inbox)
     return told(host, StateChanged)[-1]
 
 

@@ -103,7 +103,7 @@ class Both:
 
     def compare(self) -> None:
         client = self.client
-        self.host.until(lambda _: client._settled and client._journal.all_heard and not client._conversation.inbox)
+        self.host.until(lambda _: client._settled and client._journal.all_confirmed and not client._conversation.inbox)
         while self.session.work():
             pass
         state = [event for event in self.host.told if isinstance(event, StateChanged)][-1]

@@ -1,4 +1,4 @@
-"""Slicer's place mode for prompts: real clicks in slice views become control points of a list of ours.
+"""Slicer's place mode for prompts: clicks in slice views become control points of a list of this module.
 
 Points go straight into the segment's list, once there is a segment. Until then, and for the two corners of boxes,
 clicks go into a list that is not saved.

@@ -256,7 +256,7 @@ class Owners:
         return self._last
 
     def add(self, owner: OwnedMask) -> None:
-        """At its place in the order."""
+        """Insert an owner at its place in the order."""
         self._owners.pop((owner.segment, owner.plane), None)
         last = next(reversed(self._owners.values())).number if self._owners else 0
         self._owners[owner.segment, owner.plane] = owner
