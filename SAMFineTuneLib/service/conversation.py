@@ -269,7 +269,7 @@ class Conversation:
         self._in_session("sync", message, protocol.Synced, functools.partial(self._hear_sync, sent))
 
     def _hear_sync(self, sent: tuple[protocol.Sent, ...], answer: protocol.Synced) -> None:
-        self._journal.hear(min(answer.accepted, sent[-1].number if sent else 0))
+        self._journal.confirm(min(answer.accepted, sent[-1].number if sent else 0))
         self._defects = 0
         for later in answer.told:
             number = later.plain.get("number") if isinstance(later.plain, dict) else None
