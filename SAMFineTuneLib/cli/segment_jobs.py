@@ -62,14 +62,18 @@ def run_jobs(
     statistics = [Path(args.statistics).expanduser()] if args.statistics else []
     outputs.require_new([*(job.target for job in jobs), *statistics], args, advice)
     rows, facts, failed, skipped = [], [], 0, len(found) - len(jobs)
+    written: set[tuple[int, int] | None] = set()
     segment = begin() if jobs else None
     try:
         for job in jobs:
-            if args.skip_existing and os.path.lexists(job.target):  # by another run that works on the same folder
+            twice = _file(job.target) in written
+            if args.skip_existing and os.path.lexists(job.target) and not twice:  # by another run on the same folder
                 skipped += 1
                 continue
             try:
                 check_output_path(job.target)
+                if twice:  # by a link, or on a disk that takes A and a for one letter
+                    raise UserError(f"“{job.target}” is the file that holds the result of another volume; rename one.")
                 outputs.require_new([job.target], args, advice)
                 done = segment(job)
             except DiskError:  # the others would fail as well
@@ -81,6 +85,7 @@ def run_jobs(
                 facts.append({"volume": str(job.source), "error": str(error)})
                 print(f"samfinetune: {job.source.name}: {error}", file=sys.stderr)
                 continue
+            written.add(_file(job.target))
             rows += [(str(job.source), row) for row in done.statistics]
             rows_with_details = zip_longest(done.statistics, done.details, fillvalue={})
             segments = [{**asdict(row), **more} for row, more in rows_with_details]
@@ -98,6 +103,15 @@ def run_jobs(
     else:
         console.document(**facts[0])
     return 2 if failed else 0
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """What identifies a file, whatever its names; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def volumes_of(count: int) -> str:

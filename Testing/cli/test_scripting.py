@@ -189,6 +189,22 @@ def test_links_to_volumes_have_names_of_their_own(scans, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.seg.nrrd", "two.seg.nrrd"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+def test_two_results_never_become_one_file(scans, tmp_path, capsys):
+    """As on a disk that takes A and a for one letter."""
+    out, shared = tmp_path / "out", tmp_path / "shared.seg.nrrd"
+    out.mkdir()
+    shared.touch()
+    for name in ("one", "two"):
+        (out / f"{name}.seg.nrrd").symlink_to(shared)
+    assert run("segment", scans / "volumes", "-o", out, "--prompts", scans / "prompts", "--overwrite") == 2
+    assert "holds the result of another volume" in capsys.readouterr().err
+    alone = tmp_path / "alone.seg.nrrd"
+    volume, prompts = scans / "volumes" / "one.nii.gz", scans / "prompts" / "one.json"
+    assert run("segment", volume, "-o", alone, "--prompts", prompts) == 0
+    assert np.array_equal(*(sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (alone, shared)))
+
+
 def test_prompts_and_volumes_that_do_not_belong_together_are_said(scans, tmp_path, capsys):
     prompts = tmp_path / "prompts"
     prompts.mkdir()
