@@ -29,6 +29,10 @@ def read_meaning(path: Path) -> Meaning:
         raise UserError(f"“{path}” cannot be read ({error.strerror}); check its permissions.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"“{path}” is not a usable dataset.json of nnU-Net; correct or remove it.") from error
+    if len(named) < len(content["labels"]):
+        raise UserError(f"“{path}” gives several labels one name; give each its own.")
+    if twice := [name for name, values in named.items() if list(named.values()).count(values) > 1]:
+        raise UserError(f"“{path}” gives {' and '.join(twice)} the same values; give each name its own.")
     ignored = tuple(value for name, values in named.items() if name.casefold() == IGNORE for value in values)
     regions = {name: tuple(value for value in values if value) for name, values in named.items()
                if name.casefold() != IGNORE and any(values)}  # fmt: skip

@@ -100,6 +100,16 @@ def test_what_nnunet_ignores_is_no_label(tmp_path, ignore):
     assert np.array_equal(merged["foreground"], (labels == 1) | (labels == 2)) and ignored.sum() == 36
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [({"background": 0, "liver": 1, "spleen": 1}, "liver and spleen the same values"),
+     ({"0": "background", "1": "liver", "2": "liver"}, "several labels one name")],
+)  # fmt: skip
+def test_labels_of_nnunet_that_cannot_be_told_apart_are_refused(tmp_path, labels, said):
+    with pytest.raises(UserError, match=said):
+        nnunet(tmp_path, labels)
+
+
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
 def test_regions_of_nnunet_have_all_their_values(tmp_path, order):
     regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
