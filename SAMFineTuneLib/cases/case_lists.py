@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ _COLUMNS = {
               "segmentations", "seg", "annotation", "gt", "ground truth", "maske", "masken", "segmentierung"),
     "patient": ("patient", "patient id", "patientid", "patients", "subject", "subject id", "case", "case id"),
 }  # fmt: skip
+_ABOUT_PATIENTS = re.compile("age|sex|gender|weight|height|birth|alter|geschlecht|gewicht|geburt|größe")
 _IN_ORDER = {"image": 0, "label": 1, "patient": 2}
 _NOT_TEXT = {
     b"PK\x03\x04": "a packed file, such as an Excel workbook (.xlsx) or a .zip",
@@ -59,8 +61,20 @@ def read_list(path: Path, unlabelled: bool = False) -> list[ListedCase]:
     rows = rows[1:] if columns else rows
     if not rows:
         raise UserError(f"“{path.name}” lists no cases; write a line {','.join(needed)} for each.")
-    return [
+    entries = [
         _entry(row, columns or _IN_ORDER, most, needed, number, path, notes) for number, row in enumerate(rows, start=1)
+    ]
+    return _with_patients(entries) if any(entry.patient for entry in entries) else entries
+
+
+def _with_patients(entries: Sequence[ListedCase]) -> list[ListedCase]:
+    """Entries whose patients are spelled as at first, since P1 and p1 are one; those without one say so."""
+    spelled: dict[str, str] = {}
+    return [
+        entry._replace(patient=spelled.setdefault(entry.patient.casefold(), entry.patient))
+        if entry.patient
+        else entry._replace(notes=(*entry.notes, "The list names no patient for it, so it counts as another one."))
+        for entry in entries
     ]
 
 
@@ -165,7 +179,7 @@ def _columns(row: Sequence[str], path: Path, needed: Sequence[str]) -> tuple[dic
     found: dict[str, int] = {}
     for place, word in reversed(list(enumerate(words))):
         found |= {name: place for name, known in _COLUMNS.items() if word in known}
-        if word.startswith("patient"):  # such as `Patient ID (hospital)`
+        if word.startswith("patient") and not _ABOUT_PATIENTS.search(word):  # such as `Patient ID (hospital)`
             found["patient"] = place
     if all(name in found for name in needed):
         return found, ()

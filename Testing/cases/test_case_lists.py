@@ -67,6 +67,21 @@ def test_what_spreadsheets_and_people_write(folder, text):
     assert read(folder, text) == EXPECTED
 
 
+@pytest.mark.parametrize("column", ["PatientAge", "Patient sex", "patient_weight", "Patientenalter"])
+def test_what_is_said_about_patients_does_not_name_them(folder, column):
+    rows = [(image, label, "50") for image, label, _ in ROWS]
+    assert [patient for *_, patient in read(folder, lines(header=f"image,label,{column}", rows=rows))] == ["a", "b"]
+
+
+def test_a_patient_spelled_in_two_ways_is_one_and_a_missing_one_is_said(folder):
+    files = [row[:2] for row in ROWS]
+    both = [(*files[0], "p1"), (*files[1], "P1 ")]
+    assert [patient for *_, patient in read(folder, lines(rows=both))] == ["p1", "p1"]
+    merged = [(*files[0], "p1"), (*files[1], "")]
+    assert [patient for *_, patient in read(folder, lines(rows=merged))] == ["p1", "b"]
+    assert ["names no patient" in "".join(case.notes) for case in find_cases(folder / "list.csv")] == [False, True]
+
+
 @pytest.mark.parametrize("name", ["list.tsv", "list.txt", "LIST.CSV"])
 def test_endings(folder, name):
     assert read(folder, lines("\t"), name) == EXPECTED
