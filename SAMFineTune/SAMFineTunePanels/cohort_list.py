@@ -10,6 +10,12 @@ from .qt_helpers import TextTable, quiet
 
 STATES = {"untouched": _("Untouched"), "proposed": _("Proposed"), "corrected": _("Corrected"),
           "accepted": _("Accepted"), "refused": _("Refused")}  # fmt: skip
+TROUBLES = {
+    "moved": (_(", moved"), _("The image was moved; find it with “samfinetune cohort locate”.")),
+    "gone": (_(", image gone"), _("The image is gone; find it with “samfinetune cohort locate”, or put it back.")),
+    "changed": (_(", image changed"), _("The image has changed since it came into the cohort; put the old one back.")),
+    "unreadable": (_(", unreadable"), _("The image cannot be read any more; put the old one back.")),
+}  # of images: in the list, and as a hint
 FILTERS = (("", _("All cases")), ("todo", _("To do")), *STATES.items())
 _TO_DO = ("untouched", "proposed", "corrected")
 _LEAST = 2  # rows seen in a low window
@@ -103,6 +109,6 @@ class CohortList:
     @staticmethod
     def _text(case, is_open, by):
         """(name, state, confidence, whether it is open, hint)"""
-        state = STATES[case.state] + (_(", taken") if case.taken(by) else "")
+        state = STATES[case.state] + (_(", taken") if case.taken(by) else "") + TROUBLES.get(case.trouble, ("", ""))[0]
         sure = "" if case.proposal is None else f"{case.proposal.lowest:.2f}"
-        return case.name, state, sure, is_open, case.problem
+        return case.name, state, sure, is_open, TROUBLES[case.trouble][1] if case.trouble in TROUBLES else case.problem

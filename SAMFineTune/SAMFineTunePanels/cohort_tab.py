@@ -193,6 +193,8 @@ class CohortTab:
             self._background = BackgroundWork(CohortWork(cohort.folder))
             self._beside = BackgroundWork(CohortWork(cohort.folder, BESIDE))
         self._pictures = CohortWork(cohort.folder, self.review.word + "-pictures")
+        self._pictures.put("check")
+        self.host.act(self._pictures.start, sys.executable, self._environment())
         self._show(True)
 
     def close_cohort(self):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import add_match_labels
-from SAMFineTuneLib.cli.cohort_on_server import open_cohort, open_here, open_served
+from SAMFineTuneLib.cli.cohort_on_server import open_here, open_served
 from SAMFineTuneLib.cli.cohort_status import case_facts, count_cases, print_status
 from SAMFineTuneLib.cli.describe import print_table
 from SAMFineTuneLib.cli.long_work import counting
@@ -55,7 +57,9 @@ def _create(args: argparse.Namespace) -> None:
 
 
 def _status(args: argparse.Namespace) -> None:
-    cohort = open_cohort(args)
+    from SAMFineTuneLib.cohort.image_check import TROUBLES
+
+    cohort = _checked(args)
     state = cohort.state
     print_status(cohort)
     rows = [("CASE", "STATE", "CONFIDENCE", "DOUBTFUL", "PROPOSAL'S DICE", "")]
@@ -65,13 +69,31 @@ def _status(args: argparse.Namespace) -> None:
         open_ = case.proposal is not None and case.state in ("proposed", "corrected")
         dice = case.review.dice if case.review and case.state == "accepted" else {}
         slices = f"{case.proposal.doubtful} slice{'s' * (case.proposal.doubtful != 1)}" if open_ else ""
-        remark = "somebody works on it" if case.taken() else case.problem if case.state == "untouched" else ""
+        remark = TROUBLES.get(case.trouble) or ("somebody works on it" if case.taken() else "")
+        remark = remark or (case.problem if case.state == "untouched" else "")
         rows.append((name, case.state, f"{case.proposal.lowest:.2f}" if open_ else "", slices,
                      f"{min(dice.values()):.2f}" if dice else "", remark))  # fmt: skip
     print()
     print_table(rows)
     console.document(images=cohort.images, cases=[case_facts(cohort, case) for case in state.cases],
                      adapters=[asdict(one) for one in state.adapters])  # fmt: skip
+
+
+def _checked(args: argparse.Namespace) -> Cohort:
+    """The cohort after a look at its images, here or on its server."""
+    from SAMFineTuneLib.cohort.image_check import check_images
+    from SAMFineTuneLib.service.cohort_client import Unreached
+
+    if not args.server:
+        cohort = open_here(args)
+        with counting("reading image") as show:
+            check_images(cohort, show)
+        return cohort
+    served = open_served(args)
+    with suppress(Unreached):  # a server of an older version looks at none
+        served.do("check", secrets.token_hex(8), 1)
+    served.follow()
+    return served.cohort
 
 
 def _add(args: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import console
@@ -26,11 +28,31 @@ def print_status(cohort: Cohort) -> None:
         facts.append(("adapter", f"{learned}; {adapter.reason}"))
     elif state.adapters:
         facts.append(("adapter", f"none in use; {state.adapters[-1].reason}"))
+    if wrong := [case for case in state.cases if case.trouble]:
+        facts.append(("images", _about_images(cohort, wrong)))
     print_facts([*facts, ("next", advice)])
     console.document(
         cohort=cohort.folder, model=state.model, labels={str(value): name for value, name in state.labels.items()},
         counts=counts, adapter=adapter.number if adapter else None, advice=advice,
     )  # fmt: skip
+
+
+def _about_images(cohort: Cohort, wrong: Sequence[CohortCase]) -> str:
+    """Which images are not as they were, and what to do, as a sentence."""
+    from SAMFineTuneLib.cohort.image_check import TROUBLES
+    from SAMFineTuneLib.service.cohort_client import place_of
+
+    counts = Counter(case.trouble for case in wrong)
+    said = ", ".join(f"{counts[trouble]} {trouble}" for trouble in TROUBLES if counts[trouble])
+    if place_of(cohort.folder):
+        return f"{said}; ask whoever runs the server"
+    advice = []
+    if counts["moved"] + counts["gone"]:
+        where = "FOLDER" if counts["gone"] else _quoted(cohort.images)
+        advice.append(f"find what was moved: samfinetune cohort locate {cohort_word(cohort)} {where}")
+    if counts["changed"] + counts["unreadable"]:
+        advice.append("put the old files back")
+    return f"{said}; {', '.join(advice)}"
 
 
 def next_step(cohort: Cohort) -> str:
@@ -69,7 +91,7 @@ def case_facts(cohort: Cohort, case: CohortCase) -> dict[str, Any]:
     proposal, review = case.proposal, case.review
     return {
         "key": case.key, "name": case.name, "image": str(cohort.path(case)), "state": case.state,
-        "taken": case.taken(), "problem": case.problem,
+        "taken": case.taken(), "problem": case.problem, "trouble": case.trouble,
         "proposal": proposal and {"adapter": proposal.adapter, "confidence": dict(proposal.confidence),
                                   "doubtful_slices": proposal.doubtful},
         "review": review and {"order": review.order, "seconds": review.seconds, "prompts": review.prompts,

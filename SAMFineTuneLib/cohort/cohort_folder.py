@@ -105,6 +105,10 @@ class CohortCase:
     lease: Lease | None = None
     problem: str = ""
     """Why proposing failed, as a sentence."""
+    stamp: str = ""
+    """Sizes and times of the image's files when it was last known to be the same, see `image_check`."""
+    trouble: str = ""
+    """What is wrong with the image: one of `image_check.TROUBLES`, or ""."""
 
     @property
     def name(self) -> str:

@@ -35,6 +35,7 @@ from SAMFineTuneLib.cases.cases import (
 )
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, CohortCase, CohortState, Review, require_no_cohort
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
+from SAMFineTuneLib.cohort.image_check import stamp_of
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.read_dicom import look_into
@@ -176,7 +177,10 @@ def locate_images(
     def moved(state: CohortState) -> CohortState:
         here = [where[case.key] if case.key in where else cohort.path(case) for case in state.cases]
         root = _common_folder(here)
-        cases = [replace(case, image=_beneath(root, path)) for case, path in zip(state.cases, here, strict=True)]
+        found = [{"stamp": stamp_of(path), "trouble": ""} if case.key in where else {}
+                 for case, path in zip(state.cases, here, strict=True)]  # fmt: skip
+        cases = [replace(case, image=_beneath(root, path), **more)
+                 for case, path, more in zip(state.cases, here, found, strict=True)]  # fmt: skip
         return replace(state, cases=tuple(cases), images=_places(root, cohort.folder))
 
     found = sum(case.key in where for case in cohort.state.cases)
@@ -273,7 +277,7 @@ def _read(
             continue
         patient = one.patient or _dicom_patient(volume) or pictures.get(str(one.image))
         digested = one.digested or (patient_digest(patient, salt) if patient else patient_digest(key, ""))
-        case = CohortCase(key, _beneath(root, one.image), digested)
+        case = CohortCase(key, _beneath(root, one.image), digested, stamp=stamp_of(one.image))
         if one.labelled is not None:
             case = _accepted(case, one.labelled, folder, bool(names), read)
         read.cases[key] = case

@@ -41,7 +41,7 @@ from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
 from SAMFineTuneLib.service.protocol import Limits, Refused
 from SAMFineTuneLib.service.wire import WireError, decode
 
-_WITH_IMAGES = ("open", "grid", "picture", "keep", "accept", "receive", "export", "report")
+_WITH_IMAGES = ("open", "grid", "picture", "check", "keep", "accept", "receive", "export", "report")
 _RESULTS = ("export", "report")
 _LONG = ("train", "propose", "stop")
 _AT_ONCE = ("next", "take", "release", "refuse", "reopen", "due")

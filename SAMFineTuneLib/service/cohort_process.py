@@ -380,6 +380,12 @@ def _grid(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     return {"shape": list(volume.shape), "affine": volume.affine.tolist()}
 
 
+def _check(worker: _Worker, values: dict[str, Any]) -> None:
+    from SAMFineTuneLib.cohort.image_check import check_images
+
+    check_images(Cohort(values["cohort"]), lambda done, total, name: worker.progress(done, total))
+
+
 def _picture(worker: _Worker, values: dict[str, Any]) -> None:
     from SAMFineTuneLib.images import read_volume
 
@@ -482,9 +488,9 @@ def _train(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
 DOES: dict[str, Callable[[_Worker, dict[str, Any]], dict[str, Any] | None]] = {
     "create": _create, "add": _add, "receive": _receive, "open": _open, "grid": _grid, "picture": _picture,
-    "next": _next, "take": _take_again, "release": _of_review("release"), "keep": _keep, "accept": _accept,
-    "refuse": _of_review("refuse"), "reopen": _of_review("reopen"), "due": _due, "propose": _propose, "train": _train,
-    "export": _export, "report": _report,
+    "check": _check, "next": _next, "take": _take_again, "release": _of_review("release"), "keep": _keep,
+    "accept": _accept, "refuse": _of_review("refuse"), "reopen": _of_review("reopen"), "due": _due, "propose": _propose,
+    "train": _train, "export": _export, "report": _report,
 }  # fmt: skip
 
 

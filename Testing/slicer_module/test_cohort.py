@@ -419,6 +419,16 @@ def test_scans_are_added_from_the_menu(work, tmp_path, monkeypatch):
     assert len(work.cohort.state.cases) == 4
 
 
+def test_a_scan_that_is_gone_is_shown_in_the_list(work):
+    work.create()
+    work.ui.closeButton.click()
+    (work.folder / "scan1.nii.gz").unlink()
+    work.ui.openButton.click()
+    work.desktop.wait(lambda: len(work.tab.list.keys) == 3 and work.ui.casesTable.item(2, 1) is not None)
+    work.desktop.wait(lambda: work.ui.casesTable.item(1, 1).text() == "Untouched, image gone")
+    assert "locate" in work.ui.casesTable.item(1, 0).toolTip()
+
+
 def test_accepted_cases_are_exported_and_reported_from_the_menu(work, tmp_path, monkeypatch):
     from SAMFineTunePanels.qt_helpers import choose_in
 
