@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, data_folder, sha256_of, staged_folder, write_text
@@ -95,7 +96,7 @@ class ServedCohort:
             raise Unreached(f"Connect to the server {self.place.address} first, in the tab Settings.")
         self._link = HttpLink(parse_address(self.place.address), token, self.place.certificate or None)
         self._known, self._after = "", -1
-        self._patience, self._answered = patience, False
+        self._patience, self._answered, self._greeted = patience, False, False
 
     def names(self) -> tuple[str, ...]:
         """The cohorts that the server has."""
@@ -244,8 +245,14 @@ class ServedCohort:
                 time.sleep(_STEP)
 
     def _ask_once(self, action: str, message: Any, kind: type) -> Any:
+        if not self._greeted:
+            self._exchange("hello", protocol.Hello(protocol.PROTOCOL, __version__), protocol.Hello)
+            self._greeted = True
+        return self._exchange(f"cohorts/{action}", message, kind)
+
+    def _exchange(self, path: str, message: Any, kind: type) -> Any:
         try:
-            self._link.send(f"/v1/cohorts/{action}", encode(message))
+            self._link.send(f"/v1/{path}", encode(message))
             while (response := self._link.step(_STEP)) is None:
                 pass
             if response.status == 200:
@@ -253,9 +260,12 @@ class ServedCohort:
             refusal = decode(response.read(), protocol.Refusal)
         except LinkError as error:
             self._link.close()
+            self._greeted = False  # the next one may be of another version
             raise Unreached(str(error)) from error
         except WireError as error:
             raise Unreached(f"The server's answer is not what it should be ({error}); update it.") from error
-        error = (UserError if refusal.kind in _REFUSALS else Unreached)(refusal.error)
+        other = refusal.kind == "protocol"
+        text = protocol.other_protocol(__version__, refusal.version) if other else refusal.error
+        error = (UserError if refusal.kind in _REFUSALS else Unreached)(text)
         error.kind = refusal.kind
         raise error

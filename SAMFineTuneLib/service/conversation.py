@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
 from SAMFineTuneLib.service.journal import Journal
-from SAMFineTuneLib.service.protocol import PROTOCOL, Received, Told, version_advice
+from SAMFineTuneLib.service.protocol import PROTOCOL, Received, Told, other_protocol, version_advice
 from SAMFineTuneLib.service.uploads import SendingFile, SendingVolume
 from SAMFineTuneLib.service.wire import Later, WireError, decode, encode
 from SAMFineTuneLib.session import events, intents
@@ -209,7 +209,7 @@ class Conversation:
     def _hear_hello(self, hello: protocol.Hello) -> None:
         theirs = hello.version
         if hello.protocol != PROTOCOL:
-            raise _other_protocol(theirs)
+            raise Unusable(other_protocol(__version__, theirs))
         if theirs != __version__ and self.version != theirs:
             self._tell(events.Notice(
                 f"The worker is SAMFineTune {theirs} and this computer's is {__version__}; they work together, but "
@@ -289,7 +289,7 @@ class Conversation:
             case "upload":
                 self._restart_uploads()
             case "protocol":
-                raise _other_protocol(refusal.version)
+                raise Unusable(other_protocol(__version__, refusal.version))
             case "defect" | "message":
                 self._count_defect(refusal.error)
             case _:  # token, full, memory, size, ...: another try meets the same
@@ -317,10 +317,3 @@ class Conversation:
             self._connection.receive(_LOCAL_WAIT)
         except (Broken, Unusable):
             pass
-
-
-def _other_protocol(theirs: str) -> Unusable:
-    return Unusable(
-        f"The server runs SAMFineTune {theirs} and this computer {__version__}, which do not understand each "
-        f"other; {version_advice(__version__, theirs)}."
-    )

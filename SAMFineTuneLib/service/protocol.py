@@ -321,5 +321,13 @@ def version_advice(ours: str, theirs: str) -> str:
     return "update the server" if _numbers(theirs) < _numbers(ours) else "update SAMFineTune on this computer"
 
 
+def other_protocol(ours: str, theirs: str) -> str:
+    """The sentence for two versions of SAMFineTune with different protocols."""
+    return (
+        f"The server runs SAMFineTune {theirs} and this computer {ours}, which do not understand each other; "
+        f"{version_advice(ours, theirs)}."
+    )
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in str(version).split("."))

@@ -358,6 +358,15 @@ def test_nothing_without_the_token(department, cohort, token):
     assert department.client().names() == ("liver",)
 
 
+def test_a_server_of_another_protocol_is_told_apart(department, monkeypatch):
+    client = department.client()
+    monkeypatch.setattr(protocol, "PROTOCOL", protocol.PROTOCOL + 1)
+    with pytest.raises(Unreached, match="do not understand each other; update"):
+        client.names()
+    monkeypatch.undo()
+    assert client.names() == ("liver",)
+
+
 def test_an_upload_that_breaks_off_leaves_nothing(department, cohort):
     message = protocol.CohortPiece("liver", "d" * 16, 1, "accept", by="me", case="p00", shape=SHAPE,
                                    labels=zlib.compress(labels().tobytes()))  # fmt: skip
