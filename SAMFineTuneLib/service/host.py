@@ -21,7 +21,8 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import choose_window
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane
 from SAMFineTuneLib.service.event_log import EventLog
-from SAMFineTuneLib.service.models_api import Cancelled, Library
+from SAMFineTuneLib.service.library_requests import LibraryRequests
+from SAMFineTuneLib.service.models_api import Library
 from SAMFineTuneLib.service.open_models import Engines
 from SAMFineTuneLib.service.protocol import Limits, Sent
 from SAMFineTuneLib.service.uploads import Upload
@@ -45,7 +46,8 @@ class HostedSession:
         self.log = EventLog()
         self.uploads: dict[int, Upload] = {}
         self.finished_upload: int | None = None
-        self._engines, self._library, self._limits = engines, library, limits
+        self._engines, self._limits = engines, limits
+        self._requests = LibraryRequests(library, self.uploads, self._tell, self._fail)
         self._session = Session()
         self._session.segments_are_steps = segments_are_steps
         self._session.listen(self._hear)
@@ -54,7 +56,6 @@ class HostedSession:
         self._lock = threading.Lock()
         self._accepted = 0
         self._applied = 0
-        self._downloads: dict[int, threading.Event] = {}
         self._waiting_for_objects: list[tuple[int, intents.Adopt]] = []
         self._restoring = False
         self._volume_number = self._waiting_bytes = 0
@@ -121,8 +122,7 @@ class HostedSession:
         """End the thread after its current step, and free its memory."""
         self._closed = True
         self.end_jobs()
-        for cancelled in list(self._downloads.values()):
-            cancelled.set()
+        self._requests.close()
         self.uploads.clear()
         self._session.work_arrived.set()
 
@@ -261,8 +261,7 @@ class HostedSession:
         for job in self._session.jobs:
             if job.number == intent.job:
                 job.cancel(intent.keep_results)
-        if intent.job in self._downloads:
-            self._downloads[intent.job].set()
+        self._requests.cancel(intent.job)
 
     def _take_snapshot(self, _: int, intent: intents.TakeSnapshot) -> None:
         self._tell(events.Snapshot(intent.request, self._document()))
@@ -277,48 +276,6 @@ class HostedSession:
     def _replay(self, _: int, intent: intents.Replay) -> None:
         self._restoring = intent.begins  # what the user was told once is not told again
 
-    # ---- questions to the library, which may take long: each in a thread of its own
-
-    def _ask(self, number: int, intent: intents.Ask) -> None:
-        self._beside(number, intent, lambda: self._library.answer(intent.question, intent.model))
-
-    def _download(self, number: int, intent: intents.Download) -> None:
-        if intent.job in self._downloads:
-            raise UserError(f"Job {intent.job} is there already.")
-        cancelled = self._downloads[intent.job] = threading.Event()
-
-        def report(fraction: float, left: float | None, text: str) -> None:
-            self._tell(events.Busy(intent.job, "download", fraction, left, text))
-
-        def work():
-            try:
-                return self._library.download(intent.model, report, cancelled.is_set)
-            finally:
-                del self._downloads[intent.job]
-                self._tell(events.Finished(intent.job, "download", cancelled.is_set()))
-
-        self._beside(number, intent, work)
-
-    def _install(self, number: int, intent: intents.Install) -> None:
-        upload = self.uploads.pop(intent.upload, None)
-        if upload is None:
-            raise UserError("The model's file has not arrived; import it again.")
-        upload.require_whole()
-        self._beside(
-            number, intent, lambda: self._library.install(upload.data, intent.name, intent.model, intent.like)
-        )
-
-    def _beside(self, number: int, intent: Any, work: Callable[[], Any]) -> None:
-        def run() -> None:
-            try:
-                self._tell(events.Answered(intent.request, work()))
-            except Cancelled:
-                self._tell(events.Answered(intent.request, None))
-            except Exception as error:
-                self._fail(error, number, intent)
-
-        threading.Thread(target=run, name="samfinetune-library", daemon=True).start()
-
 
 _HANDLERS: dict[type, Callable[[HostedSession, int, Any], None]] = {
     intents.SetModel: HostedSession._set_model,
@@ -330,9 +287,9 @@ _HANDLERS: dict[type, Callable[[HostedSession, int, Any], None]] = {
     intents.Restore: HostedSession._restore,
     intents.Replay: HostedSession._replay,
     intents.Checkpoint: lambda host, _, intent: None,
-    intents.Ask: HostedSession._ask,
-    intents.Download: HostedSession._download,
-    intents.Install: HostedSession._install,
+    intents.Ask: lambda host, number, intent: host._requests.ask(number, intent),
+    intents.Download: lambda host, number, intent: host._requests.download(number, intent),
+    intents.Install: lambda host, number, intent: host._requests.install(number, intent),
 }
 """Every other intent goes to the session."""
 
