@@ -49,10 +49,7 @@ _FINEST = 0.5  # cells from slice to slice: slices between closer ones are left 
 _OUTLINED = 2 / 3  # share of the slice model in the mean
 _SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
 _SAME = 0.5  # least IoU of the memory's mask with what inner points of it give
-_STEEP = 1.0
-"""A mask has leaked where its radius grows from slice to slice by more than this many distances between them,"""
-_GREY_SHIFT = 2.0
-"""and what is new differs in its mean grey value from the prompted slice by more than this many standard deviations."""
+_STEEP = 1.0  # growth of a mask's radius, in distances from slice to slice, above which it may have leaked
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
 
 
@@ -287,10 +284,10 @@ class _Run:
             return False
         new = answer.mask & ~before
         grown = np.sqrt(np.count_nonzero(answer.mask) / np.pi) - np.sqrt(np.count_nonzero(before) / np.pi)
-        if grown <= _STEEP * self.slices.distance or not new.any():
+        if grown <= max(_STEEP * self.slices.distance, 1) or not new.any():
             return False
         like = self._prompted(start)
-        return abs(float(self.slices.picture(index)[new].mean()) - like.grey) > _GREY_SHIFT * like.spread
+        return abs(float(self.slices.picture(index)[new].mean()) - like.grey) > like.grey_tolerance
 
     def _is_beyond(self, index: int) -> bool:
         """Whether a slice is beyond the outermost known ones."""

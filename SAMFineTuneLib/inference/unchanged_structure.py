@@ -18,7 +18,7 @@ SMALLEST_SPREAD = 12.0
 _RIM = (1.0, 4.0)  # pixels from the outline
 _STANDS_OUT = 2.0  # standard deviations of its grey values between a structure and its rim, at least
 _LEAST_CONTRAST = 0.5  # share of the prompted slice's contrast that must be left
-_GREY_SHIFT = 0.25  # of the contrast: the mean grey value may differ as much, if that is more than a standard deviation
+_GREY_SHIFT = 0.25  # share of the contrast by which mean grey values may differ, where a standard deviation is less
 _LEAST_OVERLAP = 0.7  # IoU with the slice before
 _AREA = 0.75  # least ratio of the areas here and on the prompted slice, the smaller to the larger
 
@@ -31,6 +31,11 @@ class Appearance:
     grey: float
     spread: float
     contrast: float
+
+    @property
+    def grey_tolerance(self) -> float:
+        """How far from it the mean grey value of the same structure may be on another slice."""
+        return max(self.spread, _GREY_SHIFT * abs(self.contrast))
 
 
 def appearance(picture: np.ndarray, mask: np.ndarray) -> Appearance:
@@ -52,10 +57,9 @@ def is_unchanged(prompted: Appearance, picture: np.ndarray, mask: np.ndarray, be
     if not mask.any() or overlap(mask, before) < _LEAST_OVERLAP:
         return False
     here = appearance(picture, mask)
-    shift = max(prompted.spread, _GREY_SHIFT * abs(prompted.contrast))
     return (
         abs(prompted.contrast) >= _STANDS_OUT * prompted.spread
         and _AREA <= here.area / prompted.area <= 1 / _AREA
-        and abs(here.grey - prompted.grey) <= shift
+        and abs(here.grey - prompted.grey) <= prompted.grey_tolerance
         and here.contrast / prompted.contrast >= _LEAST_CONTRAST
     )
