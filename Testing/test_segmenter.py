@@ -66,6 +66,22 @@ def test_prompts_are_written_for_another_program_and_for_slicer(body, tmp_path):
         scan.save_prompts(tmp_path / "both.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values, False),
+        (lambda values: values / 1e30, False),
+        (lambda values: values * 1e38, True),
+        (lambda values: values / 1e300, True),
+        (lambda values: values.astype(np.int64) + 2**40, True),
+    ],
+)
+def test_values_that_32_bits_cannot_tell_apart_are_said(body, change, said):
+    told = []
+    Segmenter(change(body[0].array.astype(float)), affine=body[0].affine, tell=told.append)
+    assert any("numbers of 32 bits" in sentence for sentence in told) == said
+
+
 def test_a_box_becomes_a_mask_that_propagates_and_is_saved(body, predictor, liver, tmp_path):
     volume, _, _ = body
     truth, low, high = liver

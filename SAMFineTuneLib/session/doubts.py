@@ -16,16 +16,26 @@ from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
 LEAST_IOU = 0.4
 """An answer of which less is to be expected is doubtful."""
+_LEAST_STEPS = 64
+"""Of 32-bit numbers between a volume's lowest and highest value: with fewer, structures may look alike."""
 _AROUND = 1  # pixels on each side of a point that are looked at
 
 
 def doubts_about_voxels(volume: Volume) -> list[str]:
-    """Warnings about a volume with a single grey value, or with values that are not numbers."""
+    """Warnings about a volume with a single grey value, or with values that are not numbers or no 32-bit ones."""
     array = volume.array
     if array.dtype.kind == "f" and (count := array.size - np.count_nonzero(np.isfinite(array))):
         return [f"{count} of {array.size} voxels hold no real number and are treated as black."]
-    if array.min() == array.max():
-        return [f"All voxels of the volume hold the value {array.flat[0]:g}, so there is nothing to be found."]
+    low, high = float(array.min()), float(array.max())
+    if low == high:
+        return [f"All voxels of the volume hold the value {low:g}, so there is nothing to be found."]
+    with np.errstate(over="ignore", invalid="ignore"):
+        step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if not step <= (high - low) / _LEAST_STEPS:
+        return [
+            f"The volume's values, {low:g} to {high:g}, are too large or too close together for numbers of 32 bits, "
+            "with which models compute; rescale them first."
+        ]
     return []
 
 
