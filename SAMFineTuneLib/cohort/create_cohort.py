@@ -53,6 +53,8 @@ class FoundImage:
     patient: str = ""
     digested: str = ""
     """What `patient_digest` made of the patient."""
+    notes: tuple[str, ...] = ()
+    """Sentences about how it was found."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,15 @@ def find_images(source: str | Path, match: str = "") -> list[FoundImage]:
         if source.suffix.lower() not in LISTS:
             raise UserError(f"“{source.name}” is not a folder of images or a list of image,label,patient (.csv).")
         listed = read_list(source, unlabelled=True)
-        found = [FoundImage(one.image, one.label and Case(one.image.name, one.image, one.label, match), one.patient)
-                 for one in listed]  # fmt: skip
+        found = [
+            FoundImage(
+                one.image,
+                one.label and Case(one.image.name, one.image, one.label, match=match),
+                one.patient,
+                notes=one.notes,
+            )
+            for one in listed
+        ]
     elif (source / "imagesTr").is_dir():
         folders = [source / name for name in ("imagesTr", "imagesTs") if (source / name).is_dir()]
         found = _with_labels(source, folders, source / "labelsTr", True, match)
@@ -281,7 +290,7 @@ def _read(
         if one.labelled is not None:
             case = _accepted(case, one.labelled, folder, bool(names), read)
         read.cases[key] = case
-        read.notes += [f"{case.name}: {warning}" for warning in volume.warnings]
+        read.notes += [f"{case.name}: {note}" for note in (*one.notes, *volume.warnings)]
     progress(len(images), len(images))
     return read
 
@@ -309,6 +318,8 @@ def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read:
     except UserError as error:
         read.notes.append(f"The labels of {case.name} are not used: {within_sentence(str(error))}")
         return case
+    about_labels = (note for note in annotated.notes if note not in annotated.volume.warnings)
+    read.notes += [f"The labels of {case.name}: {within_sentence(note)}" for note in about_labels]
     write_labelmap(folder / "accepted" / f"{case.key}.nii.gz", array, annotated.volume)
     order = sum(other.state == "accepted" for other in read.cases.values()) + 1
     return replace(case, state="accepted", review=Review(order))

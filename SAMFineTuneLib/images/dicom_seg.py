@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +96,12 @@ def write_dicom_seg(
     if not segments:
         raise UserError("All segments are empty, and a DICOM SEG cannot be; segment something first.")
 
+    notes += [
+        f"Segment “{one.name}” is called “{_dicom_name(one)}” in the DICOM SEG, where names have 64 characters at most "
+        "and no backslash."
+        for one in segments
+        if _dicom_name(one) != one.name.strip()
+    ]
     numbers = np.zeros(max(held) + 1, np.uint8 if len(segments) < 256 else np.uint16)
     for number, segment in enumerate(segments, start=1):
         numbers[segment.value] = number
@@ -257,10 +264,14 @@ def _refer_to_source(seg: Dataset, sop_class: str, frames: list[int]) -> None:
             element.value = frames[int(element.value) - 1]
 
 
+def _dicom_name(segment: SegmentInfo) -> str:
+    return re.sub(r"[\\\x00-\x1f]", " ", segment.name.strip())[:64]
+
+
 def _description(highdicom, number: int, segment: SegmentInfo, provenance: Mapping[str, str] | None = None):
     return highdicom.seg.SegmentDescription(
         segment_number=number,
-        segment_label=segment.name.strip()[:64],  # the longest that DICOM allows
+        segment_label=_dicom_name(segment),
         segmented_property_category=_TISSUE,
         segmented_property_type=_TISSUE,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,

@@ -199,6 +199,23 @@ def test_labels_are_matched_by_the_names_in_their_files(tmp_path):
     assert np.array_equal(found[1], swapped) and np.array_equal(found[2], np.array([0, 1, 3])[labels])
 
 
+def test_a_list_is_matched_as_asked_and_what_became_of_its_labels_is_said(tmp_path):
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 40
+    for name, affine in (("a", shifted), ("b", AFFINE), ("c", AFFINE)):
+        save(tmp_path / f"{name}.nii.gz", image_of(blob(), ord(name)))
+        save(tmp_path / f"{name}_seg.nii.gz", blob(), affine)
+    (tmp_path / "list.csv").write_text("image,label,patient\n" + "".join(
+        f"{name}.nii.gz,{name}_seg.nii.gz,{patient}\n" for name, patient in (("a", "x"), ("b", "y"), ("c", ""))
+    ))  # fmt: skip
+    new = create_cohort(tmp_path / "cohort", find_images(tmp_path / "list.csv", "index"), ("blob",))
+    assert [case.state for case in new.cohort.state.cases] == ["accepted"] * 3
+    assert len({case.patient for case in new.cohort.state.cases}) == 3
+    voxel_by_voxel, patient = new.notes
+    assert voxel_by_voxel.startswith("The labels of a: the labels were taken voxel by voxel")
+    assert patient.startswith("c: The list names no patient")
+
+
 @pytest.mark.parametrize("wrong", ["missing", "empty", "file", "unnamed", "twice", "inside"])
 def test_what_cannot_become_a_cohort_is_one_sentence(tmp_path, wrong):
     small_cohort(tmp_path / "good")

@@ -237,6 +237,16 @@ def test_source_files_that_are_gone_are_said(tmp_path):
         write_labelmap(tmp_path / "out.dcm", labels_of(volume), volume, SEGMENTS)
 
 
+@pytest.mark.parametrize("name", ["lobe\\upper", "lobe\nupper", "lobe " * 20])
+def test_names_that_dicom_cannot_hold_are_changed_and_said(tmp_path, name):
+    write_series(tmp_path / "in", stored())
+    volume = read_volume(tmp_path / "in")
+    segments = [SegmentInfo(name, 1, (1.0, 0.0, 0.0)), *SEGMENTS[1:]]
+    (note,) = write_labelmap(tmp_path / "out.dcm", labels_of(volume) > 0, volume, segments[:1])
+    (item,) = pydicom.dcmread(tmp_path / "out.dcm").SegmentSequence
+    assert item.SegmentLabel == name.replace("\\", " ").replace("\n", " ")[:64].strip() and name.strip() in note
+
+
 def test_without_highdicom_the_extra_is_named(tmp_path, monkeypatch):
     write_series(tmp_path / "in", stored())
     volume = read_volume(tmp_path / "in")
