@@ -13,6 +13,7 @@ import numpy as np
 
 from SAMFineTuneLib.cases.label_map import LabelMap, Meaning, overlaid
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.read_image import is_dicom
 from SAMFineTuneLib.models.optional_packages import require
 
 SEGMENTATION, LABELMAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -42,11 +43,8 @@ def find_dicom_seg(path: Path) -> Path | None:
 def _is_seg(path: Path) -> bool:
     import pydicom
 
-    if not path.is_file():
+    if not path.is_file() or not is_dicom(path):
         return False
-    with open(path, "rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            return False
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
     except Exception:  # a damaged file is reported when it is read

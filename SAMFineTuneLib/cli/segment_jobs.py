@@ -146,7 +146,7 @@ def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[Seg
 
 
 def _volumes(source: Path) -> list[Path]:
-    from SAMFineTuneLib.images.read_image import ENDINGS
+    from SAMFineTuneLib.images.read_image import ENDINGS, is_dicom
 
     if not source.is_dir():
         return [source]
@@ -158,6 +158,11 @@ def _volumes(source: Path) -> list[Path]:
         return [source]
     if not images and not folders:
         raise UserError(f"The folder {source} is empty; give one with images, or with a folder for each DICOM series.")
+    if dicom := [path.name for path in loose if os.access(path, os.R_OK) and is_dicom(path)]:
+        console.note(
+            f"left out, as they lie beside the volumes of {source}: {len(dicom)} DICOM file{'s' * (len(dicom) > 1)}, "
+            f"such as {dicom[0]}; give each series a folder of its own"
+        )
     first = [path for path in images if _stem(path).endswith(_FIRST_CHANNEL)]
     if first and all(re.search(r"_\d{4}$", _stem(path)) for path in images):
         images = first

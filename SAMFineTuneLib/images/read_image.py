@@ -53,15 +53,19 @@ def split_choice(path: Path) -> tuple[Path, str | None]:
     return path, None
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def _read_file(path: Path, series: str | None) -> Volume:
     name = path.name.lower()
     if name.endswith(VOLUME_FILES):
         return read_volume_file(path)
     if name.endswith(PICTURES):
         return read_picture(path)
-    with open(path, "rb") as file:
-        marked = file.read(132)[128:] == b"DICM"
-    if marked or name.endswith((".dcm", ".ima", ".dicom")):
+    if is_dicom(path) or name.endswith((".dcm", ".ima", ".dicom")):
         return read_dicom_file(path, series)
     endings = ", ".join(ENDINGS[:-1]) + f" or {ENDINGS[-1]}"
     raise UserError(f"“{path.name}” is not an image that can be read; give a DICOM folder or file, or {endings}.")

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_samples import image_dataset, save
 from PIL import Image
 
 from SAMFineTuneLib.cli import main as frame
@@ -161,6 +162,15 @@ def test_names_that_are_not_utf8_are_a_sentence(scans, tmp_path, capsys):
         os.rename(tmp_path / f"b{ending}", volumes / f"{odd}{ending}")
         assert run("info", volumes / f"{odd}{ending}") == 2
         assert "not encoded as UTF-8" in capsys.readouterr().err
+
+
+def test_dicom_files_beside_volumes_are_said_to_be_left_out(scans, tmp_path, capsys):
+    shutil.copytree(scans, tmp_path / "scans")
+    save(image_dataset(np.zeros((4, 4), np.int16)), tmp_path / "scans" / "volumes" / "three.dcm")
+    (tmp_path / "scans" / "volumes" / "notes.txt").write_text("no image")
+    folders = tmp_path / "scans" / "volumes", "-o", tmp_path / "out", "--prompts", tmp_path / "scans" / "prompts"
+    assert run("segment", *folders) == 0
+    assert "1 DICOM file, such as three.dcm; give each series a folder" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
