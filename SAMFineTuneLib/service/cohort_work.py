@@ -71,12 +71,15 @@ class CohortWork(FolderProcess):
 
     def reserve(self, number: int | None = None) -> tuple[int, Path]:
         """A number, or the given one, for a piece that is put later, and the path for its labels."""
+        self._make_folder()
+        self._number = self._number + 1 if number is None else number
+        return self._number, self.folder / f"{self._number:06d}.npy"
+
+    def _make_folder(self) -> None:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(error, self.folder) or error from error
-        self._number = self._number + 1 if number is None else number
-        return self._number, self.folder / f"{self._number:06d}.npy"
 
     def put(self, what: str, number: int | None = None, **values: Any) -> int:
         """Append a piece of work to the queue. Returns its number, which its events carry."""
@@ -91,10 +94,7 @@ class CohortWork(FolderProcess):
             (self.folder / STOP).unlink(missing_ok=True)
         if self.is_running:
             return
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, self.folder) or error from error
+        self._make_folder()
         super().start(executable, environment, outlives)
 
     @property
