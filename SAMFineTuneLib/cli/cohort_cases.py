@@ -115,7 +115,7 @@ def _add(args: argparse.Namespace) -> None:
 
 
 def _send(args: argparse.Namespace, images: Sequence[FoundImage]) -> tuple[Cohort, int, Sequence[str]]:
-    """Send images to a server. -> its cohort, how many were added, and what is to be said of them"""
+    """Send images to a server. Returns its cohort, how many were added, and notes about them."""
     from SAMFineTuneLib.service.send_images import send_images
 
     served = open_served(args)

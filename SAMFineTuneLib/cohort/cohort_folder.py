@@ -231,7 +231,7 @@ class Cohort:
 
     @property
     def state(self) -> CohortState:
-        """What the file says now."""
+        """The state that the file holds now."""
         path = self.folder / STATE_FILE
         try:
             stat = path.stat()
@@ -252,11 +252,15 @@ class Cohort:
     def change(
         self, change: Callable[[CohortState], CohortState], after: Callable[[], None] = lambda: None
     ) -> CohortState:
-        """Replace the state by what `change` makes of it, which may raise to leave it as it is.
+        """Replace the state, while nobody else can change the cohort.
 
-        Both functions run while nobody else changes the cohort, so that files which belong to a state are moved in
-        them: those that the new state needs in `change`, those that it no longer needs in `after`, which is called when
-        the new state is on disk. -> the new state
+        Args:
+            change: makes the new state of the present one, and moves the files that the new state needs. It may raise
+                to leave the state as it is.
+            after: called when the new state is on disk; removes the files that it no longer needs.
+
+        Returns:
+            The new state.
         """
         with _alone(self.folder):
             self._read = None
@@ -329,7 +333,7 @@ def _exists(image: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else changes the cohort while the block runs."""
+    """Lock the cohort while the block runs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = ProcessLock(folder / LOCK)

@@ -50,7 +50,7 @@ def signals_of(mask: np.ndarray, shares: np.ndarray, before: np.ndarray | None) 
 
 @dataclass(frozen=True)
 class Confidence:
-    """What is to be expected of a proposal."""
+    """The Dice to expect of a proposal, by label and slice."""
 
     orientation: str
     """Of its slices: `axial`, `coronal` or `sagittal`."""
@@ -216,7 +216,7 @@ def _logistic(value: np.ndarray) -> np.ndarray:
 
 
 def as_text(confidence: Confidence) -> str:
-    """What `read_confidence` reads."""
+    """The content of the file that `read_confidence` reads."""
     rounded = {
         label: [None if value is None else round(float(value), 3) for value in own]
         for label, own in confidence.slices.items()

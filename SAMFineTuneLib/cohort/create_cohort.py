@@ -152,7 +152,7 @@ def add_images(
     images: Sequence[FoundImage],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[str, ...]:
-    """Add images to a cohort, with their labels if they have any. -> sentences as in `NewCohort`."""
+    """Add images to a cohort, with their labels if they have any. Returns sentences as in `NewCohort`."""
     state = cohort.state
     known = {case.key: case for case in state.cases}
     read = _read(images, cohort.images, cohort.folder, dict(state.labels), known, state.salt, progress)

@@ -102,7 +102,7 @@ def _in_processes(do: Do, jobs: Sequence[AnyJob], count: int) -> Iterator[tuple[
 
 
 def _begin_process() -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
+    """Ignore Ctrl-C, which the parent handles, and end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -88,7 +88,7 @@ def enter(models: Sequence[str], adapters: Sequence[str], device: str = "auto") 
     for name in adapters:
         adapter = AdapterStore().find(name)
         entries.append(_enter(given.get(adapter.card.base) or Store().to_run(adapter), adapter, device))
-    return _told_apart(entries)
+    return _require_distinct(entries)
 
 
 def enter_baselines(names: Sequence[str]) -> list[ListedMethod]:
@@ -118,7 +118,7 @@ def _open(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Pre
     return Predictor(open_engine(model, device, adapter=adapter, threads=1), EmbeddingCache(memory_bytes=_MEMORY))
 
 
-def _told_apart(entries: list[ListedMethod]) -> list[ListedMethod]:
+def _require_distinct(entries: list[ListedMethod]) -> list[ListedMethod]:
     """UserError when two entries are the same method, or have one name."""
     for position, one in enumerate(entries):
         for other in entries[:position]:

@@ -74,7 +74,7 @@ def _copied(path: str, image, start) -> Generator[float, None, None]:
 def add_case(
     scene, name: str, told: Mapping[str, Any], images: tuple[Any, Any], labels: Mapping[int, str]
 ) -> Generator[None, None, tuple[Any, Any]]:
-    """Add a case to the scene, in steps. -> its volume node and its segmentation node
+    """Add a case to the scene, in steps.
 
     Args:
         scene: the MRML scene.
@@ -82,6 +82,9 @@ def add_case(
         told: as for `image_steps`, with `window` (low, high, name) and `modality`.
         images: from `image_steps`.
         labels: label value → name; every one becomes a segment, also where nothing is labelled.
+
+    Returns:
+        The volume node and the segmentation node.
     """
     import slicer
 
@@ -125,7 +128,7 @@ def _empty(told: Mapping[str, Any]):
 
 
 def content_of(segmentation_node) -> dict[str, Any]:
-    """What changes when a segment is edited, renamed, added or removed: compare two of them."""
+    """A value that differs after a segment was edited, renamed, added or removed: name, label value and time by ID."""
     segmentation, found = segmentation_node.GetSegmentation(), {}
     for segment_id in segmentation.GetSegmentIDs():
         segment = segmentation.GetSegment(segment_id)
@@ -136,11 +139,16 @@ def content_of(segmentation_node) -> dict[str, Any]:
 
 
 def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping[int, str]) -> Steps[tuple[str, ...]]:
-    """Write the segments as labels [k, j, i] of the cohort's values into an .npy file. -> sentences to show
+    """Write the segments as labels [k, j, i] of the cohort's values into an .npy file.
 
-    Yields the fraction that is written, 0.0 for as long as the nodes are needed: after that they may be removed.
     Segments are matched by name. One that the cohort does not know is left out, and a sentence says so. Where segments
     overlap, the earlier one counts, or the earlier labelmap where several hold them.
+
+    Yields:
+        The fraction that is written. It is 0.0 for as long as the nodes are needed; after that they may be removed.
+
+    Returns:
+        Sentences to show.
     """
     segmentation = segmentation_node.GetSegmentation()
     values = {name.casefold(): value for value, name in labels.items()}

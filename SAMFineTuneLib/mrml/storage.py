@@ -160,8 +160,8 @@ def write_record(scene, volume_node, segmentation_node, record: Record) -> None:
 class RecordKeeper:
     """Keeps the record of one volume and segmentation current.
 
-    Saving a scene cannot wait for the worker, and whoever saves it need not announce it. The keeper therefore asks for
-    the document whenever the session has come to rest, and has it stored in the scene at once.
+    Saving a scene cannot wait for the worker, and may come without warning. The keeper therefore requests the document
+    whenever the session has come to rest, and has it stored in the scene at once.
     """
 
     def __init__(self, record: Record, client, own_requests: set[int], clock: Callable[[], float]):
@@ -175,7 +175,7 @@ class RecordKeeper:
         self._last_change = clock()
 
     def changed(self) -> None:
-        """The session has changed, or will when it has heard what it was asked for."""
+        """Note that the session has changed, or will when it gets the intents that are on their way."""
         self._stale = True
         self._last_change = self._clock()
 

@@ -252,7 +252,7 @@ class _Window:
         return Path(path) if path else None
 
     def end(self) -> bool:
-        """Delete the queue. -> whether its process has ended and nothing is left to do"""
+        """Delete the queue. Returns whether its process has ended and nothing is left to do."""
         if self.work.is_running or not self.work.is_empty:
             return False
         self.work.forget()

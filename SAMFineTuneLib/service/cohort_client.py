@@ -109,7 +109,7 @@ class ServedCohort:
         return tuple(filter(_is_name, found))
 
     def follow(self) -> protocol.CohortNews:
-        """Bring the mirror up to date. -> what came"""
+        """Bring the mirror up to date. Returns what has changed."""
         message = protocol.FollowCohort(self.place.cohort, self._known, self._after)
         news = self._ask("follow", message, protocol.CohortNews)
         if news.state:
@@ -123,7 +123,7 @@ class ServedCohort:
 
     @property
     def cohort(self) -> Cohort:
-        """What is known of it; only to be read."""
+        """The cohort as the mirror has it; read only."""
         return Cohort(self.folder)
 
     def do(
@@ -188,8 +188,11 @@ class ServedCohort:
         self, which: str, case: str, target: Path, window: str = "0" * 8, number: int = 0,
         each: Callable[[], None] = lambda: None,
     ) -> bool:  # fmt: skip
-        """Download a file of a case (see `protocol.CohortFile`), and call `each` after each part. -> whether there is
-        one"""
+        """Download a file of a case (see `protocol.CohortFile`), and call `each` after each part.
+
+        Returns:
+            Whether the server has this file.
+        """
         with atomic_write(target, durable=False) as temporary, open(temporary, "wb") as file:
             size, at = 1, 0
             while at < size:
@@ -207,8 +210,17 @@ class ServedCohort:
     def fetch_case(
         self, event: Mapping[str, Any], window: str, number: int, folder: Path, each: Callable[[], None] = lambda: None
     ) -> dict[str, str]:
-        """Download what the piece `open` laid out, and the case's confidence, and call `each` after each part. -> the
-        paths of voxels and labels"""
+        """Download the voxels and labels that the piece `open` laid out, and the case's confidence.
+
+        Args:
+            event: the one with which the piece ended.
+            window, number: of the piece.
+            folder: where the files go.
+            each: called after each part.
+
+        Returns:
+            The paths of `voxels` and `labels`, empty for one that is not there.
+        """
         key, found = event["case"], {"voxels": "", "labels": ""}
         for which in (which for which in found if event[which]):
             path = folder / f"{key}-{number}-{which}.npy"

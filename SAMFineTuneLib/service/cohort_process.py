@@ -89,7 +89,7 @@ class _Worker:
         self._events(event, number=self.number, **values)
 
     def progress(self, done: int, total: int, text: str = "", **values: Any) -> None:
-        """Tell how far the piece is, not more often than somebody looks."""
+        """Report how far the piece is, at most as often as a window looks."""
         if time.monotonic() - self._told > _TELL_EVERY:
             self._told = time.monotonic()
             self.tell("progress", what=self._what, done=done, total=total, text=text, **values)

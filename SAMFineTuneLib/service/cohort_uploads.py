@@ -31,7 +31,10 @@ def upload_path(cohort: Path, digest: str) -> Path:
 
 
 def add_part(cohort: Path, message: CohortUpload, limits: Limits) -> int:
-    """Add a part that comes in its turn. -> the bytes that have arrived, with which the next part begins
+    """Append the next part of an image.
+
+    Returns:
+        The number of bytes that have arrived; the next part begins there.
 
     Raises:
         UserError: for an image that is too large or damaged.

@@ -95,7 +95,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def compute_blocks_twice(network: nn.Module) -> None:
-    """Let encoder blocks drop their activations and compute them again in the backward pass: checkpointing."""
+    """Checkpoint the encoder's blocks: they drop their activations, and compute them again in the backward pass."""
     for block in _blocks(network):
         if getattr(block, "_computed_twice", False):
             continue

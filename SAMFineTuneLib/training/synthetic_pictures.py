@@ -109,7 +109,7 @@ def _draw(rng: Random, areas: Tensor, allowed: Tensor, number: int) -> Tensor:
 
 def _views(rng: Random, tissue: Tensor, made_of: Tensor, registered: Tensor) -> tuple[Tensor, Tensor]:
     """Where to look: often at two to four times an object's box, as the predictor does around a prompt, else from
-    anywhere near it, or at all. -> left and top (n, 2), side (n,), in canvas pixels."""
+    anywhere near it, or at all. Returns left and top (n, 2) and side (n,) in canvas pixels."""
     count = len(tissue)
     coarse = tissue[:, ::2, ::2]
     areas = 4 * _areas(coarse, made_of)

@@ -70,7 +70,7 @@ class Canvas:
         self, mask: Tensor, tone: Tensor, inside: Tensor | int | None = None, register: Tensor | bool = True
     ) -> int:
         """Paint `mask` (n, S, S) as a new tissue, cut to tissue `inside` of each picture if that is given, of whose
-        objects it then is a part. -> its number."""
+        objects it then is a part. Returns its number."""
         number = self._add(tone, register)
         if inside is not None:
             host = torch.as_tensor(inside, device=self.rng.device).expand(self.count)
@@ -80,7 +80,7 @@ class Canvas:
         return number
 
     def paint_all(self, label: Tensor, tones: list[Tensor], where: Tensor, register: Tensor | bool = True) -> range:
-        """Paint tissues by `label` (n, S, S), which counts `tones`, where `where` is true. -> their numbers."""
+        """Paint tissues by `label` (n, S, S), which counts `tones`, where `where` is true. Returns their numbers."""
         first = self.used
         for tone in tones:
             self._add(tone, register)

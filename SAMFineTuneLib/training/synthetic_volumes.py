@@ -120,7 +120,7 @@ class _Scene:
         register: bool = True,
     ) -> int:  # fmt: skip
         """Paint `mask`, which covers the part `where` of the canvas, as a new tissue, cut to tissue `inside` if given,
-        of whose objects it then is a part. -> its number."""
+        of whose objects it then is a part. Returns its number."""
         part = self.tissue[where]
         if inside is not None:
             mask = mask & (part == inside)

@@ -15,7 +15,7 @@ from SAMFineTuneLib.prompts.prompt_set import free_segment_name, free_value
 
 
 class SegmentTable:
-    """Which segment has which label value in the session, and what the session was told of it."""
+    """The label value of each segment, and the names and colours that the session knows."""
 
     def __init__(self, segmentation_node, values: dict[str, int] | None = None, used: Iterable[int] = ()):
         """`used` are values that the session has given to other segments."""
@@ -43,7 +43,7 @@ class SegmentTable:
         return next((segment_id for segment_id, own in self.values.items() if own == value), None)
 
     def knows(self, value: int) -> bool:
-        """Whether the session was told of a value."""
+        """Whether the session has a segment of this value, as far as is known."""
         return value in self._told
 
     def remove_all(self, client) -> None:
@@ -53,7 +53,7 @@ class SegmentTable:
         self._told = {}
 
     def use(self, segment_id: str, client) -> int:
-        """The value of a segment, of which the session is told if it was not yet."""
+        """The label value of a segment, which is added to the session if it is not there yet."""
         value = self.values.get(segment_id)
         if value is None:
             value = self.values[segment_id] = self._free_value()
@@ -71,11 +71,11 @@ class SegmentTable:
         self._awaited.update(values)
 
     def awaits(self, value: int) -> bool:
-        """Whether the session makes a segment of this value itself and has not told its name yet."""
+        """Whether the session makes a segment of this value itself, and its name is not known yet."""
         return value in self._awaited
 
     def take_over(self, segments: Iterable[SegmentInfo]) -> None:
-        """Take over which segments the session has."""
+        """Note the segments that the session has."""
         self._told = {info.value: (info.name, tuple(info.color)) for info in segments}
         self._used.update(self._told)
         self._awaited.difference_update(self._told)

@@ -219,7 +219,7 @@ class SegmentWriter:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Tell views and other modules once, at the end, of all masks that are written in between."""
+        """Notify views and other modules once, at the end of the block, of all masks that are written in it."""
         self._batched = True
         try:
             yield
@@ -230,7 +230,7 @@ class SegmentWriter:
 
     @contextmanager
     def _own_change(self) -> Iterator[None]:
-        """Changes to the segmentation that are not somebody else's."""
+        """Mark changes to the segmentation in the block as this writer's own."""
         self._writing = True
         try:
             yield
