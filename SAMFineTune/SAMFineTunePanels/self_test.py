@@ -361,7 +361,7 @@ class SelfTest:
         return folder, made[0][0], made[0][1] == LIVER
 
     def propose(self, cohort, truth):
-        """Give the first case the proposal that an adapter might make, which lacks a slice. Returns its key and that slice."""
+        """Give the first case a proposal like an adapter's that lacks a slice. Returns its key and that slice."""
         from SAMFineTuneLib.cohort.cohort_folder import Proposal
         from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
         from SAMFineTuneLib.images import write_labelmap
