@@ -165,6 +165,11 @@ def _volumes(source: Path) -> list[Path]:
         )
     first = [path for path in images if _stem(path).endswith(_FIRST_CHANNEL)]
     if first and all(re.search(r"_\d{4}$", _stem(path)) for path in images):
+        if others := len(images) - len(first):
+            console.note(
+                f"left out: {others} file{'s' * (others > 1)} with further channels by the name (_0001 …), as in "
+                "nnU-Net; rename what is a volume of its own"
+            )
         images = first
     return [*images, *folders]
 
