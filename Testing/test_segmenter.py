@@ -107,6 +107,8 @@ def images_of(volume: Volume, tmp_path) -> dict:
     nifti = nibabel.Nifti1Image(volume.array.T, volume.affine)
     path = tmp_path / "scan.nii.gz"
     nibabel.save(nifti, path)
+    in_metres = nibabel.Nifti1Image(volume.array.T, np.diag([0.001, 0.001, 0.001, 1]) @ volume.affine)
+    in_metres.header.set_xyzt_units("meter")
     return {
         "array": (volume.array, volume.affine),
         "not contiguous": (np.asfortranarray(volume.array), volume.affine),
@@ -114,6 +116,7 @@ def images_of(volume: Volume, tmp_path) -> dict:
         "nibabel": (nifti, None),
         "one time point": (nibabel.Nifti1Image(volume.array.T[..., None], volume.affine), None),
         "nibabel file": (nibabel.load(path), None),
+        "nibabel in metres": (in_metres, None),
         "path": (path, None),
         "text": (str(path), None),
     }

@@ -10,6 +10,9 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume, is_sheared
 
+_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+"""nibabel's names of units of length, other than mm."""
+
 
 def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None = None) -> Volume:
     """Read or wrap an image.
@@ -64,7 +67,9 @@ def _read(image: Any, series: str | None) -> Volume | None:
         shape = tuple(image.shape)
         if len(shape) < 3 or any(length > 1 for length in shape[3:]):
             raise UserError(f"The nibabel image has the shape {shape}; take one volume of it, with three axes.")
-        return _volume(np.asanyarray(image.dataobj).reshape(shape[:3]).T, image.affine)
+        unit = getattr(image.header, "get_xyzt_units", lambda: ("mm", ""))()[0]
+        in_mm = np.diag([_MILLIMETRES.get(unit, 1.0)] * 3 + [1.0]) @ image.affine
+        return _volume(np.asanyarray(image.dataobj).reshape(shape[:3]).T, in_mm)
     return None
 
 
