@@ -38,8 +38,8 @@ from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.cohort.image_check import stamp_of
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
-from SAMFineTuneLib.images.read_dicom import look_into
-from SAMFineTuneLib.images.read_image import ENDINGS, split_choice
+from SAMFineTuneLib.images.read_dicom import NoDicomImages, look_into
+from SAMFineTuneLib.images.read_image import ENDINGS, is_dicom, split_choice
 
 _LOCALIZER = 4  # slices: a series of so few is hardly the one to be segmented
 
@@ -225,8 +225,11 @@ def _anywhere(source: Path) -> list[Path]:
     for folder in sorted(one for one in dicom if not dicom.intersection(one.parents)):
         try:
             series, _ = look_into(folder)
+        except NoDicomImages:
+            continue
         except UserError:
-            continue  # holds no DICOM images
+            images.append(folder)  # reading it will raise the error, which is told
+            continue
         own = [one for one in series if one.size[2] > _LOCALIZER] or series
         names = (one.uid or str(one.number) for one in own)
         images += [folder.with_name(f"{folder.name}#{name}") if len(series) > 1 else folder for name in names]
@@ -243,8 +246,7 @@ def _may_be_dicom(path: Path) -> bool:
     if not path.suffix or path.suffix.lower() in (".dcm", ".ima", ".dicom") or path.suffix[1:].isdigit():
         return True
     try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        return is_dicom(path)
     except OSError:
         return False
 

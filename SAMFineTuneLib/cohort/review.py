@@ -264,7 +264,7 @@ def in_grid(
         if not isinstance(labels, np.ndarray):
             read = read_labels(Path(labels).expanduser())
             (array, notes), meaning = fit_labels(read, volume, match), read.meaning
-            for note in notes:
+            for note in (*read.notes, *notes):
                 tell(note)
         return renumbered(array, meaning, known)[0]
     except UserError as error:

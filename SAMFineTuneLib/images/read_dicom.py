@@ -22,6 +22,10 @@ _OF_SCANS = ("patient", "study")  # what one scan cannot have two of
 _RESOURCE_FORK = "._"  # how macOS begins the names of its own files on foreign disks
 
 
+class NoDicomImages(UserError):
+    """A folder holds no DICOM images, not even damaged ones."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Series:
     """Frames that can form one volume."""
@@ -140,7 +144,7 @@ def _scan(folder: Path) -> tuple[list[_Series], list[UnreadableFile]]:
                 "the permission to read them."
             )
         only = f" (only {' and '.join(sorted(others))})" if others else ""
-        raise UserError(f"There are no DICOM images in “{folder}”{only}; give a DICOM folder or one image file.")
+        raise NoDicomImages(f"There are no DICOM images in “{folder}”{only}; give a DICOM folder or one image file.")
     ordered = sorted(by_uid.items(), key=lambda item: (min(h.series_number for h in item[1]), item[0]))
     return [one for _, headers in ordered for one in _series_of(headers)], unreadable
 

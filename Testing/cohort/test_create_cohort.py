@@ -199,6 +199,18 @@ def test_labels_are_matched_by_the_names_in_their_files(tmp_path):
     assert np.array_equal(found[1], swapped) and np.array_equal(found[2], np.array([0, 1, 3])[labels])
 
 
+def test_a_damaged_series_is_said_to_be_left_out(tmp_path):
+    write_series(tmp_path / "scans" / "good", np.zeros((6, 8, 8), np.int16) + np.arange(8, dtype=np.int16))
+    write_series(tmp_path / "scans" / "bad", np.ones((3, 8, 8), np.int16))
+    for file in (tmp_path / "scans" / "bad").iterdir():
+        file.write_bytes(file.read_bytes()[:400])
+    (tmp_path / "scans" / "other").mkdir()
+    (tmp_path / "scans" / "other" / "README").write_text("no image")
+    new = made(tmp_path / "cohort", tmp_path / "scans", "blob")
+    assert [case.name for case in new.cohort.state.cases] == ["good"]
+    assert len(new.notes) == 1 and new.notes[0].startswith("bad is left out: No DICOM image in")
+
+
 def test_a_list_is_matched_as_asked_and_what_became_of_its_labels_is_said(tmp_path):
     shifted = AFFINE.copy()
     shifted[0, 3] += 40

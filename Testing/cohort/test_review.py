@@ -178,6 +178,16 @@ def test_labels_in_another_grid_and_by_other_names(cohort, tmp_path):
     assert not cohort.accepted(cohort.state.case("b").key).exists()
 
 
+def test_labels_that_their_file_gives_no_name_are_said_to_be_left_out(cohort, tmp_path):
+    labels = truth(0).copy()
+    labels[0, 0, :3] = 7
+    fields = {"Segment0_ID": "s", "Segment0_Name": "blob", "Segment0_LabelValue": "1", "Segment0_Layer": "0"}
+    told = []
+    accept(cohort, "a", save(tmp_path / "a.seg.nrrd", labels, fields=fields), tell=told.append)
+    assert told == ["Left out, as the file names no segment for them: 3 voxels of the labels."]
+    assert np.array_equal(accepted(cohort, "a"), truth(0))
+
+
 def test_overlapping_segments_are_refused(cohort, tmp_path):
     layers = np.stack([truth(0), truth(1)], axis=-1)
     import SimpleITK as sitk
