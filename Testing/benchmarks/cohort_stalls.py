@@ -4,8 +4,9 @@
 
 The panel in the stand-in for Slicer's desktop with three rendered views, and three phantoms whose labels are corrected.
 Each turn of the panel's timer and each action is timed by the clock and by the processor time of the whole process,
-which a busy computer does not lengthen. Rendering between the turns is not counted, nor is Slicer's window itself; the
-widgets that list nodes are the stand-in's.
+which a busy computer does not lengthen. Rendering between the turns is not counted, nor is Slicer's window itself, nor
+the stand-in's selectors, which list all nodes whenever one comes or goes. Of closing the scene the panel's part has a
+row of its own; the other row has MRML's, too.
 """
 
 from __future__ import annotations
@@ -32,16 +33,32 @@ class Pieces:
 
     def __init__(self):
         self.found: list[tuple[float, float]] = []
+        self._left_out = 0.0, 0.0  # processor and clock, s
 
     def timed(self, function):
         def call(*arguments):
-            clock, busy = time.perf_counter(), time.process_time()
+            busy, clock = self._now()
             try:
                 return function(*arguments)
             finally:
-                self.found.append((1000 * (time.process_time() - busy), 1000 * (time.perf_counter() - clock)))
+                now = self._now()
+                self.found.append((1000 * (now[0] - busy), 1000 * (now[1] - clock)))
 
         return call
+
+    def left_out(self, function):
+        def call(*arguments):
+            begun = time.process_time(), time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                spent = time.process_time() - begun[0], time.perf_counter() - begun[1]
+                self._left_out = self._left_out[0] + spent[0], self._left_out[1] + spent[1]
+
+        return call
+
+    def _now(self) -> tuple[float, float]:
+        return time.process_time() - self._left_out[0], time.perf_counter() - self._left_out[1]
 
 
 def make_cohort(folder: Path, shape: tuple[int, int, int]):
@@ -73,8 +90,8 @@ def make_cohort(folder: Path, shape: tuple[int, int, int]):
 class Sitting:
     """What a reviewer does, one thing after the other."""
 
-    def __init__(self, desktop, cohort, pieces: Pieces):
-        self.desktop, self.pieces = desktop, pieces
+    def __init__(self, desktop, cohort, pieces: Pieces, closing: Pieces):
+        self.desktop, self.pieces, self.closing = desktop, pieces, closing
         self.panel = desktop.open()
         self.panel.open_tab("cohort")
         self.tab = self.panel.cohort
@@ -91,6 +108,8 @@ class Sitting:
             review.open not in (None, before) and not review._writing and not review.waits))  # fmt: skip
         self._edited()
         self._measure("scene closed", lambda: slicer.mrmlScene.Clear(False), lambda: not review._writing)
+        busy, clock = max(self.closing.found)
+        self.rows["scene closed, the panel's part"] = {"processor": busy, "clock": clock}
         return self.rows
 
     def _edited(self):
@@ -122,17 +141,22 @@ def main() -> int:
     standin.install()
     from desktop import Desktop
     from mrml.scenes import SlicerScene, quiet_vtk
+    from SAMFineTunePanels.panel import Panel
     from SAMFineTunePanels.session_host import Host
+    from standin.widgets import qMRMLNodeComboBox
 
-    pieces = Pieces()
+    pieces, closing = Pieces(), Pieces()
+    for name in ("_scene_starts_closing", "_scene_closed"):
+        setattr(Panel, name, closing.timed(getattr(Panel, name)))
     Host.turn = pieces.timed(Host.turn)
+    qMRMLNodeComboBox._nodes = pieces.left_out(closing.left_out(qMRMLNodeComboBox._nodes))
     with quiet_vtk(), tempfile.TemporaryDirectory(prefix="cohort-stalls-") as folder:
         os.environ["SAMFINETUNE_HOME"] = str(Path(folder) / "home")
         cohort = make_cohort(Path(folder), tuple(map(int, arguments.shape.split(","))))
         slicer_scene = SlicerScene()
         desktop = Desktop(slicer_scene, size=(500, 500))
         try:
-            rows = Sitting(desktop, cohort, pieces).run()
+            rows = Sitting(desktop, cohort, pieces, closing).run()
         finally:
             desktop.close()
             slicer_scene.close()
