@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli.arguments import server_access
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortState
     from SAMFineTuneLib.service.cohort_client import ServedCohort
 
+_given: dict[Path, tuple[str, ...]] = {}
 _PATIENCE = 120.0  # s for which a server that answered before is asked again
 
 
@@ -32,8 +34,15 @@ def open_served(args: argparse.Namespace) -> ServedCohort:
 
     token, certificate = server_access(args)
     served = ServedCohort(mirror(CohortPlace(args.server, args.cohort, certificate or "")), token, _PATIENCE)
+    options = [("--server", args.server), ("--token-file", args.token_file), ("--tls-ca", args.tls_ca)]
+    _given[served.folder] = tuple(word for option, value in options if value for word in (option, value))
     served.follow()
     return served
+
+
+def server_options(folder: Path) -> tuple[str, ...]:
+    """The options with which this command reached the server of a cohort's mirror, for the commands that it advises."""
+    return _given.get(folder, ())
 
 
 def case_names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:

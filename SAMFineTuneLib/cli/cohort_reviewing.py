@@ -176,7 +176,9 @@ def _reviewed(args: argparse.Namespace, act: Callable, **values: Any) -> tuple[C
     """Have a function of `review` done, here or by the server that has the cohort."""
     if args.server:
         served = open_served(args)
-        served.do(act.__name__, secrets.token_hex(8), 1, case=args.case, by=args.by, **values)
+        told = served.do(act.__name__, secrets.token_hex(8), 1, case=args.case, by=args.by, **values)
+        for note in told.get("notes", ()):
+            console.note(note)
         served.follow()
         return served.cohort, served.cohort.state.case(args.case)
     cohort = open_cohort(args)

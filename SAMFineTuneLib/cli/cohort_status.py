@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import console
+from SAMFineTuneLib.cli.cohort_on_server import server_options
 from SAMFineTuneLib.cli.describe import print_facts
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def cohort_word(cohort: Cohort) -> str:
     from SAMFineTuneLib.service.cohort_client import place_of
 
     place = place_of(cohort.folder)
-    return f"{_quoted(place.cohort)} --server {place.address}" if place else _quoted(cohort.folder)
+    if place is None:
+        return _quoted(cohort.folder)
+    return " ".join(map(_quoted, (place.cohort, *server_options(cohort.folder))))
 
 
 def case_word(cohort: Cohort, case: CohortCase) -> str:

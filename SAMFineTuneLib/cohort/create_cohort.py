@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -275,16 +276,19 @@ def _read(
     """Read images and their labels; the labels of each become its accepted label map."""
     read = _Read({}, dict(names), [])
     pictures = patients_of_pictures({str(one.image): one.image for one in images})
+    often = Counter(one.image.name for one in images)
     for done, one in enumerate(images):
         progress(done, len(images))
+        name = one.image.name if often[one.image.name] == 1 else _beneath(root, one.image)
         try:
             volume = read_volume(one.image)
         except UserError as error:
-            read.notes.append(f"{one.image.name} is left out: {error}")
+            read.notes.append(f"{name} is left out: {error}")
             continue
         key = volume.digest[:SHORT]
         if same := read.cases.get(key) or known.get(key):
-            read.notes.append(f"{one.image.name} is left out: {same.name} is the same image.")
+            there = same.name if often[Path(same.image).name] <= 1 else same.image
+            read.notes.append(f"{name} is left out: {there} is the same image.")
             continue
         patient = one.patient or _dicom_patient(volume) or pictures.get(str(one.image))
         digested = one.digested or (patient_digest(patient, salt) if patient else patient_digest(key, ""))
@@ -322,6 +326,8 @@ def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read:
         return case
     about_labels = (note for note in annotated.notes if note not in annotated.volume.warnings)
     read.notes += [f"The labels of {case.name}: {within_sentence(note)}" for note in about_labels]
+    if not array.any():
+        read.notes.append(f"The labels of {case.name}: nothing is labelled.")
     write_labelmap(folder / "accepted" / f"{case.key}.nii.gz", array, annotated.volume)
     order = sum(other.state == "accepted" for other in read.cases.values()) + 1
     return replace(case, state="accepted", review=Review(order))

@@ -441,10 +441,11 @@ def _keep(worker: _Worker, values: dict[str, Any]) -> None:
 def _accept(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
     from SAMFineTuneLib.cohort.review import accept
 
-    cohort = Cohort(values["cohort"])
+    cohort, notes = Cohort(values["cohort"]), []
     labels = None if values.get("as_kept") else worker.labels()
-    case = accept(cohort, values["case"], labels, values["seconds"], values["prompts"], values["by"])
-    return {"dice": dict(case.review.dice)}
+    asked = values["case"], labels, values["seconds"], values["prompts"], values["by"]
+    case = accept(cohort, *asked, tell=notes.append)
+    return {"dice": dict(case.review.dice), "notes": notes}
 
 
 def _due(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:

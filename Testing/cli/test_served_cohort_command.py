@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -150,6 +151,19 @@ def test_a_case_that_cannot_be_downloaded_is_given_back(department, run, tmp_pat
     code, _, error = run("next", "-o", str(tmp_path / "work"), "--take", "me")
     assert code == 2 and "not at" in error
     assert not any(case.lease for case in department.cohort.state.cases)
+
+
+def test_advised_commands_reach_the_server_and_empty_labels_are_told(department, run, tmp_path, monkeypatch):
+    monkeypatch.delenv("SAMFINETUNE_TOKEN")
+    (tmp_path / "a token.txt").write_text(TOKEN)
+    advice = run("next", "--token-file", str(tmp_path / "a token.txt"), as_json=False)[1]
+    command = shlex.split(advice.split("samfinetune ")[-1])
+    labels, cohort = tmp_path / "empty.nii.gz", department.cohort
+    write_labelmap(labels, np.zeros(SHAPE, np.uint8), read_volume(cohort.image(cohort.state.cases[0])))
+    assert main([str(labels) if word == "FILE" else word for word in command]) == 0
+    assert len(cohort.state.accepted) == 1
+    again = ("accept", "p1", "--labels", str(labels), "--token-file", str(tmp_path / "a token.txt"))
+    assert "Nothing is labelled in it." in run(*again, as_json=False)[1]
 
 
 def test_a_download_that_is_killed_keeps_its_case_for_a_minute_only(department, run, tmp_path):

@@ -294,6 +294,20 @@ def test_adding_images_keeps_what_is_there(tmp_path):
     assert all(cohort.image(case).exists() for case in cohort.state.cases)
 
 
+def test_what_is_unusual_about_images_and_labels_is_said(tmp_path):
+    for number, name in enumerate("abcd"):
+        save(tmp_path / "images" / f"{name}.nii.gz", image_of(truth(number), number))
+    for name, labels in (("a", truth(0)), ("b", truth(1)[:4, :20]), ("c", truth(2) * 0)):
+        save(tmp_path / "labels" / f"{name}.nii.gz", labels)
+    notes = made(tmp_path / "cohort", tmp_path, "blob").notes
+    assert "labels of b" in notes[0] and "32 × 20 × 4" in notes[0]
+    assert "labels of c" in notes[1] and "nothing is labelled" in notes[1]
+    for name in ("one/scan", "two/scan", "other"):
+        save(tmp_path / "many" / f"{name}.nii.gz", image_of(truth(5), 5))
+    notes = made(tmp_path / "again", tmp_path / "many", "blob").notes
+    assert any("two/scan.nii.gz is left out" in note for note in notes), "of two of one name it is said which"
+
+
 def test_links_to_images_keep_their_names(tmp_path):
     save(tmp_path / "store" / "blob.nii.gz", image_of(blob()))
     (tmp_path / "images").mkdir()
