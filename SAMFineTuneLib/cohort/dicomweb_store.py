@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, require_writable
+from SAMFineTuneLib.images.pydicom_versions import save
 
 TOKEN, USER, PASSWORD = "SAMFINETUNE_DICOMWEB_TOKEN", "SAMFINETUNE_DICOMWEB_USER", "SAMFINETUNE_DICOMWEB_PASSWORD"
 """Variables that hold a token, or a user's name and password."""
@@ -141,7 +142,7 @@ class DicomwebStore:
             with self._in_words():
                 image = self._client.retrieve_instance(series.study, series.series, name)
             with atomic_write(file, durable=False) as temporary:
-                image.save_as(temporary, enforce_file_format=True)
+                save(image, temporary)
         progress(len(names), len(names))
         with suppress(FileExistsError):  # another process was faster
             partial.rename(target)

@@ -18,8 +18,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels import apply_modality_lut, pixel_array
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
@@ -34,6 +33,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.dicom_geometry import DicomStack
 from SAMFineTuneLib.images.dicom_headers import Frame
 from SAMFineTuneLib.images.dicom_values import number, read_value, text, whole_number
+from SAMFineTuneLib.images.pydicom_versions import apply_modality_lut, encoded_frames, save, stored_values
 from SAMFineTuneLib.images.sitk_images import quiet
 
 _FORMAT = ("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated",
@@ -202,24 +202,18 @@ def _shifted_down(dataset: Dataset) -> np.ndarray:
     """Uncompressed stored values. Old images may keep them in the upper bits of each pixel, above zeros."""
     stored, high = int(dataset.BitsStored), int(dataset.HighBit)
     if not stored <= high < int(dataset.BitsAllocated):
-        return np.asarray(pixel_array(dataset))
+        return stored_values(dataset)
     dataset.BitsStored = high + 1
-    values = np.asarray(pixel_array(dataset))
+    values = stored_values(dataset)
     dataset.BitsStored = stored
     below = (1 << high + 1 - stored) - 1
-    return np.asarray(pixel_array(dataset)) if (values & below).any() else values >> high + 1 - stored
+    return stored_values(dataset) if (values & below).any() else values >> high + 1 - stored
 
 
 def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> np.ndarray:
     count = int(dataset.get("NumberOfFrames") or 1)
     tables = [table for name in _OFFSETS if isinstance(table := read_value(dataset, name), bytes)]
-    encoded = list(
-        generate_frames(
-            dataset.PixelData,
-            number_of_frames=count,
-            extended_offsets=tuple(tables) if len(tables) == 2 else None,
-        )
-    )
+    encoded = encoded_frames(dataset.PixelData, count, tuple(tables) if len(tables) == 2 else None)
     plain = Dataset()
     plain.file_meta = FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = syntax
@@ -236,7 +230,7 @@ def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> n
     plain.PixelData = encapsulate([encoded[n] for n in frames])
     with tempfile.TemporaryDirectory() as folder, quiet(native=True):
         path = Path(folder) / "frames.dcm"
-        plain.save_as(path, enforce_file_format=True)
+        save(plain, path)
         values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     channels = () if int(dataset.SamplesPerPixel) == 1 else (int(dataset.SamplesPerPixel),)
     return values.reshape(len(frames), int(dataset.Rows), int(dataset.Columns), *channels)

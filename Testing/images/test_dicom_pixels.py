@@ -21,7 +21,7 @@ from pydicom.uid import (
 )
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import read_volume
+from SAMFineTuneLib.images import pydicom_versions, read_volume
 
 SAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -209,6 +209,19 @@ def test_monochrome1_is_inverted_however_it_is_compressed(tmp_path, syntax, fram
     volume = read_volume(save(dataset, tmp_path / "image.dcm"))
     assert np.array_equal(volume.array, 4095 - stored.astype(int))
     assert any("MONOCHROME1" in text for text in volume.warnings)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("syntax", [None, RLELossless])
+def test_frames_are_read_with_pydicom_2_as_slicer_5_10_has_it(tmp_path, monkeypatch, syntax):
+    """By the names of pydicom 2, which are still in 3."""
+    stored = smooth("i2", -1024, 2000)[:3]
+    dataset = image_dataset(stored, 12)
+    if syntax:
+        dataset.compress(syntax, generate_instance_uid=False)
+    path = save(dataset, tmp_path / "image.dcm")
+    monkeypatch.setattr(pydicom_versions, "_is_2", lambda: True)
+    assert np.array_equal(read_volume(path).array, stored)
 
 
 def test_monochrome1_with_rescale_and_sign(tmp_path):
