@@ -342,7 +342,8 @@ class SessionClient(intents.IntentMethods):
         of_this_volume = told.volume == self._conversation.volume_number
         match event:
             case events.MaskChanged() if of_this_volume:
-                self._take_mask(event)
+                self._shown.take(event)
+                self._out.append(event)
             case events.StateChanged() if of_this_volume and told.applied >= self._journal.last:
                 self._take_state(event)
             case events.Busy():
@@ -372,10 +373,6 @@ class SessionClient(intents.IntentMethods):
                 self._opening = event.model
             case events.ModelChanged():
                 self._opening, self._model_open, self._device = "", event.model, event.device
-
-    def _take_mask(self, event: events.MaskChanged) -> None:
-        self._shown.take(event)
-        self._out.append(event)
 
     def _take_state(self, state: events.StateChanged) -> None:
         known, self._prompts = self._prompts, {info.number: info for info in state.prompts}

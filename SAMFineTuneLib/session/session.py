@@ -469,10 +469,6 @@ class Session(intents.IntentMethods):
         self._next_number = max([self._next_number, *(placed.id + 1 for placed in state.prompts)])
         self._moment = max([self._moment, *state.since.values()])
 
-    def _next_moment(self) -> int:
-        self._moment += 1
-        return self._moment
-
     def require_volume(self) -> Volume:
         """The volume; UserError without one."""
         if self.volume is None:
@@ -507,7 +503,9 @@ class Session(intents.IntentMethods):
         self._travel(self._history.rewrite, where_it_fits)
 
     def _apply(self, name: str, state: State, moment: int | None = None) -> None:
-        stamped = state.stamped(self.state, self._next_moment() if moment is None else moment)
+        if moment is None:
+            moment = self._moment = self._moment + 1
+        stamped = state.stamped(self.state, moment)
         if self.volumetric and name:
             values = {info.value for info in state.segments}
             changed = {value for value in values if state.prompted(value) != self.state.prompted(value)}
@@ -608,18 +606,25 @@ class Session(intents.IntentMethods):
         if isinstance(job, EverythingJob):
             self._tell(self.found.keep(job))
         else:
-            self._masks.expect((place, item.plane) for place, item in job.masks.items())
-            whole = job.known is not None
-            if not job.keep_results:
-                job.masks, job.again = {}, {}
-            if whole and not job.cancelled:
-                self.notice(*(reason for reason in job.ends if reason not in self._ends.get(job.segment, ())))
-                self._ends[job.segment] = job.ends
-            wanted = not job.overtaken if whole else job.keep_results
-            if wanted and (state := job.commit(self.state)) is not self.state:
-                step = "" if whole else "propagate"
-                self._apply(step, state, job.moment)
+            step = self._end_propagation(job)
         self._tell(events.Finished(job.number, job.what, job.cancelled, step))
+
+    def _end_propagation(self, job: PropagationJob) -> str | None:
+        """Put the results into the state. Returns the name of the step, empty for part of the one before, None when the
+        state stays as it is."""
+        self._masks.expect((place, item.plane) for place, item in job.masks.items())
+        whole = job.known is not None
+        if not job.keep_results:
+            job.masks, job.again = {}, {}
+        if whole and not job.cancelled:
+            self.notice(*(reason for reason in job.ends if reason not in self._ends.get(job.segment, ())))
+            self._ends[job.segment] = job.ends
+        wanted = not job.overtaken if whole else job.keep_results
+        if not wanted or (state := job.commit(self.state)) is self.state:
+            return None
+        step = "" if whole else "propagate"
+        self._apply(step, state, job.moment)
+        return step
 
     def _look(self) -> None:
         """Prepare the plane that the user looks at. Failing does no harm: a prompt says what is wrong with it."""
