@@ -91,11 +91,13 @@ def write_markups(folder: str | Path, prompts: PromptSet, volume: Volume) -> lis
     """
     folder = Path(folder)
     contents: dict[str, dict] = {}
+    read_as: set[str] = set()
     plane = next(iter(prompt_planes(volume, prompts)), None) or aligned_plane(volume, prompts.orientation, 0)
     for segment in prompts.segments:
         stem = re.sub(r"[^\w .()-]", "_", segment.name).strip(" .") or _NAMELESS
-        if any(name.startswith(f"{stem}_") for name in contents):
-            stem = f"{stem} {segment.value}"
+        if segment_name(stem).casefold() in read_as:  # also "liver" beside "Liver", and "liver_positive" beside "liver"
+            stem = f"{segment.value} {stem}"
+        read_as.add(segment_name(stem).casefold())
         for name, markup in _segment_markups(segment, plane):
             color = list(segment.color)
             markup["display"] = {"visibility": True, "color": color, "selectedColor": color}

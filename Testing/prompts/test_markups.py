@@ -20,6 +20,7 @@ from SAMFineTuneLib.prompts import (
     PromptSet,
     ScribblePrompt,
     SegmentPrompts,
+    merge_prompts,
     planes_of,
     read_markups,
     read_prompts,
@@ -236,6 +237,19 @@ def test_names_that_are_no_file_names_and_names_that_clash_still_get_files_of_th
     paths = write_markups(tmp_path, PromptSet(tuple(segments)), TILTED)
     assert len(set(paths)) == 4 and all(path.parent == tmp_path and path.exists() for path in paths)
     assert {segment_name(path.name.removesuffix(".mrk.json")) for path in paths} >= {"a_b", "été"}
+
+
+@pytest.mark.parametrize("names", [("Liver", "liver"), ("liver", "liver_positive"), ("a point 2", "a", "a box")])
+def test_segments_stay_apart_whatever_their_names_say(tmp_path, names):
+    """Also on disks that do not tell A from a."""
+    segments = [
+        SegmentPrompts(name, value, prompts=(PointPrompt((30, 12, value)), PointPrompt((20, 12, value), False)))
+        for value, name in enumerate(names, 1)
+    ]
+    paths = write_markups(tmp_path, PromptSet(tuple(segments)), TILTED)
+    assert len({path.name.casefold() for path in paths}) == len(paths)
+    again = merge_prompts([read_prompts(path, TILTED) for path in paths])
+    assert [set(one.prompts) for one in again.segments] == [set(one.prompts) for one in segments]
 
 
 def test_what_markups_cannot_hold_is_refused_before_anything_is_written(tmp_path):
