@@ -26,7 +26,7 @@ from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
 from SAMFineTuneLib.mrml.segments.mask_display import FoundDisplay, MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
-from SAMFineTuneLib.mrml.slice_views import ViewFinder, plane_of_view, slice_node_under_cursor
+from SAMFineTuneLib.mrml.slice_views import RestingView, ViewFinder, plane_of_view, slice_node_under_cursor
 from SAMFineTuneLib.mrml.volume_nodes import displayed_window, volume_from_node
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.intents import View
@@ -35,7 +35,6 @@ _STOPPED = (
     "The propagation was stopped, because another volume or segmentation was chosen: come back and propagate again."
 )
 _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
-_VIEW_RESTS = 0.08  # seconds without scrolling until the user is taken to look at a slice
 _SAME_WINDOW = 1e-3  # of the window's width
 
 _log = logging.getLogger(__name__)
@@ -93,8 +92,7 @@ class SceneSync:
         self._model: tuple[str, str, str] = ("", "", "auto")
         self._next_state: events.StateChanged | None = None  # told, but not yet written into the nodes
         self._awaits_state = False
-        self._view: tuple | None = None  # the view that the user looks at, in which volume, window and model
-        self._at_rest_from: float | None = None  # when it has been at rest for long enough, None once that was told
+        self._resting_view = RestingView(clock)
         self._look: tuple | None = None  # the segment and the views for which the prompts are drawn
         self._place_again: str | None = None  # the kind to go on placing at the next turn
         self._scene_watch = SceneWatch(scene, self._observers, self._prompt_watch, self)
@@ -284,10 +282,7 @@ class SceneSync:
         if self.placing.kind is None or self.volume is None or node is None:
             return
         view = node.GetID(), node.GetSliceToRAS().GetMTime(), id(self.volume), self._given_window, self._model
-        if view != self._view:
-            self._view, self._at_rest_from = view, self._clock() + _VIEW_RESTS
-        elif self._at_rest_from is not None and self._clock() >= self._at_rest_from:
-            self._at_rest_from = None
+        if self._resting_view.has_come_to_rest(view):
             with contextlib.suppress(UserError):
                 self.client.look_at(plane_of_view(node, self.volume))
                 self._pump_client(0.001)

@@ -30,6 +30,7 @@ from SAMFineTuneLib.session.intents import View
 _DRIFT = 0.1
 _CLEAR = 1e-3  # slices between a settled view and the edge of its slice
 _ON_SLICE = 0.1  # mm: how far a point may be off a view that shows it
+_RESTS = 0.08  # seconds without scrolling until the user is taken to look at a slice
 
 
 def plane_of_view(slice_node, volume: Volume, ras=None) -> SlicePlane:
@@ -199,6 +200,24 @@ class ViewFinder:
             return None if node is None else view_of(plane_of_view(node, volume, ras))
         except UserError:
             return None
+
+
+class RestingView:
+    """Notices when the user has stopped scrolling."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
+        self._view: object = None
+        self._rests_from: float | None = None  # None once that was said
+
+    def has_come_to_rest(self, view: object) -> bool:
+        """Whether the view has stayed equal for a while; True once for each view."""
+        if view != self._view:
+            self._view, self._rests_from = view, self._clock() + _RESTS
+        elif self._rests_from is not None and self._clock() >= self._rests_from:
+            self._rests_from = None
+            return True
+        return False
 
 
 def shows(slice_node, ras) -> bool:
