@@ -8,7 +8,11 @@ import sys
 import pytest
 import qt
 import slicer
+from desktop import Desktop
+from mrml.scenes import SlicerScene
 from test_clicks import KIDNEY, LIVER, Work
+
+from SAMFineTuneLib.images.phantom import body_phantom
 
 
 def observers_of(thing) -> int:
@@ -33,6 +37,13 @@ def settle(desktop):
     """Deferred deletions happen."""
     slicer.app.sendPostedEvents(None, int(qt.QEvent.DeferredDelete))
     desktop.pass_time(0.1)
+
+
+@pytest.fixture
+def slicer_scene():
+    scene = SlicerScene()
+    yield scene
+    scene.close()
 
 
 @pytest.fixture
@@ -294,6 +305,25 @@ def test_the_layout_changes_while_a_tool_is_active(work):
     slicer.app.layoutManager().show(views[:1])
     after = [observers_of(view.interactor) for view in views]
     assert after[0] == before[0] and after[1] == before[1] - 3 and after[2] == before[2] - 3
+
+
+def test_without_a_main_window_it_is_made_and_goes_again(slicer_scene, monkeypatch, caplog):
+    """As Slicer's own tests of every module do: `--no-main-window`, and therefore no views."""
+    desktop = Desktop(slicer_scene, views=())
+    with monkeypatch.context() as patch:
+        patch.setattr(slicer.util, "mainWindow", lambda: None)
+        patch.setattr(slicer.app, "_layout", None)
+        panel = desktop.open()
+        for name in ("automatic", "train", "cohort", "settings"):
+            panel.open_tab(name)
+            desktop.pass_time(0.2)
+        slicer_scene.add_volume(body_phantom(shape=(8, 32, 32), spacing=(10.0, 10.0, 15.0))[0])
+        desktop.wait(lambda: panel.host.session.volume_node is not None, 10)
+        panel.prompts.choose("box")
+        desktop.pass_time(0.2)
+        desktop.widget.cleanup()
+    desktop.close()
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
 def test_importing_the_module_loads_nothing_of_others():
