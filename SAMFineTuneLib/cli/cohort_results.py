@@ -127,6 +127,13 @@ def _export(args: argparse.Namespace) -> None:
     console.document(folder=args.output, form=args.form, files=[str(path) for path in files])
 
 
+def _how_far(event: Mapping[str, Any]) -> str:
+    """An event of progress on the server, as a line."""
+    if event["what"] == "train":
+        return event["text"]
+    return f"segmenting case {min(event['done'] + 1, event['total'])} of {event['total']}, {event['text']}"
+
+
 def _fetched(
     args: argparse.Namespace, what: str, folder: str | Path, show: Callable[..., None], **values: Any
 ) -> tuple[Path, Mapping[str, Any]]:
@@ -148,7 +155,7 @@ def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:
             while (news := served.follow()).busy or news.events:
                 for event in news.events:
                     if event["event"] == "progress":
-                        line(event["text"] or f"case {event['done']} of {event['total']}")
+                        line(_how_far(event))
                     elif event["event"] == "failed":
                         raise UserError(event["text"])
                     elif event["event"] == "done":

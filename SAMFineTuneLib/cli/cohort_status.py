@@ -65,8 +65,9 @@ def next_step(cohort: Cohort) -> str:
     if is_due(state):
         return f"Enough is accepted for a training: {command.format('train')}"
     waiting, untouched = state.those("proposed", "corrected"), state.those("untouched")
-    if adapter is not None and any(not case.problem for case in untouched):
-        return f"{count_cases(len(untouched))} can be proposed: {command.format('propose')}"
+    free = [case for case in untouched if not case.problem and not case.taken()]
+    if adapter is not None and free:
+        return f"{count_cases(len(free))} can be proposed: {command.format('propose')}"
     if any(case.proposal and adapter and case.proposal.adapter != adapter.number for case in state.those("proposed")):
         return f"Earlier adapters made some of the proposals: {command.format('propose')} --again"
     if waiting:

@@ -97,7 +97,7 @@ def _most_teaching(cohort: Cohort, cases: Sequence[CohortCase], known: Sequence[
     return Choice(
         case,
         f"It should teach most: of {_cases(len(cases))} proposed it is {_rank(place)} most doubtful "
-        f"({_expected(case)}), and {_rank(far)} most unlike the {_cases(len(known))} accepted.",
+        f"({_expected(case)}), and {_rank(far)} most unlike the {_cases(len(known))} accepted or being reviewed.",
     )
 
 
