@@ -233,9 +233,9 @@ def patients_of_pictures(images: Mapping[str, Path]) -> dict[str, str]:
 
 
 def dicom_patient(image: Path) -> str:
-    """A digest of the PatientID in the first file of a DICOM folder; "" when there is none."""
+    """A digest of the PatientID in a DICOM file, or in the first one below a folder; "" when there is none."""
     image, _ = split_choice(image)
-    return patient_of_files(sorted(image.iterdir())) if image.is_dir() else ""
+    return patient_of_files(sorted(image.rglob("*")) if image.is_dir() else [image])
 
 
 def patient_of_files(files: Iterable[Path]) -> str:
@@ -243,7 +243,7 @@ def patient_of_files(files: Iterable[Path]) -> str:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    for file in files:
+    for file in filter(Path.is_file, files):  # reading a pipe would wait
         try:
             number = str(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID"))
         except (InvalidDicomError, OSError):

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from case_files import AFFINE, blob, case_folder, image_of, save
+from dicom_samples import write_enhanced, write_series
 from PIL import Image
 
 from SAMFineTuneLib.cases.case_survey import survey
@@ -225,6 +226,19 @@ def test_notes_that_differ_only_in_numbers_are_told_by_a_few(tmp_path):
     assert len(found.notes) == 6 and found.notes[5] == "The same, with other figures, holds for cases c5, c6, c7."
     assert not any("cases c5" in note for note in found.nameless_notes)
     assert found.nameless_notes[0].startswith(f"Case {found.digests['c0'][:12]}: rounded to whole numbers")
+
+
+def test_the_patient_of_dicom_images_is_known_however_they_are_stored(tmp_path):
+    """As files with all slices, folders of slices, and folders with folders of these."""
+    stored = np.zeros((4, 16, 16), np.int16)
+    for name, patient in (("a", "Miller"), ("b", "Miller"), ("c", "Smith")):
+        write_enhanced(tmp_path / "images" / f"{name}.dcm", stored, range(4), PatientID=patient)
+    write_series(tmp_path / "images" / "d", stored, PatientID="Smith")
+    write_series(tmp_path / "images" / "e" / "series" / "1", stored, PatientID="Smith")
+    for name in "abcde":
+        save(tmp_path / "labels" / f"{name}.nii.gz", blob((4, 16, 16)))
+    a, b, c, d, e = (case.patient for case in find_cases(tmp_path))
+    assert a == b != c == d == e
 
 
 @pytest.mark.parametrize("header", ["", "image,label,patient\n"])
