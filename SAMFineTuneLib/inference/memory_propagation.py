@@ -223,9 +223,8 @@ class _Run:
         before = self._mask(self._towards_known(index))
         if self._is_beyond(index) and not before.any():  # the structure has ended on the way
             return replace(answer, presence=0.0)
-        outlined = self._fuller(index, answer) or self._outlined(index, answer)
-        outlined = self._unchanged(index, outlined) or outlined
-        return replace(outlined, presence=0.0) if self._leaks(index, outlined) else outlined
+        found = self._unchanged(index, answer) or self._fuller(index, answer) or self._outlined(index, answer)
+        return replace(found, presence=0.0) if self._leaks(index, found) else found
 
     def _passes(
         self, answers: dict[int, SliceAnswer], before: dict[int, SliceAnswer], indices: range, most: int
