@@ -25,7 +25,8 @@ SYSTEMS = (
     "aarch64-manylinux_2_28",
 )
 OF_SLICER = {"numpy": ("2.0.2", "2.4.0"), "pydicom": ("3.0.1", "3.0.1"), "pillow": ("10.4.0", "11.3.0")}
-"""What Slicer has, in its oldest and newest version that the panel runs in."""
+"""What Slicer has, in its oldest and newest version that the panel runs in. Slicer 5.10 has pydicom 2.4, and there the
+panel does not install highdicom."""
 
 # 1.23 is the last ONNX Runtime with wheels for Macs with an Intel processor. It imports NumPy alone; what more it
 # declares is for its converters.
