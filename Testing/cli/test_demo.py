@@ -33,9 +33,7 @@ def test_the_demo_measures_what_it_wrote(samfinetune, tmp_path):
     for value, name in names.items():
         both, sizes = (written == value) & (labels == value), (written == value).sum() + (labels == value).sum()
         assert found[name][1] == pytest.approx(2 * both.sum() / sizes, abs=0.006)
-    assert found["liver"][0] > 0.85
-    assert np.mean([on_slice for on_slice, _ in found.values()]) > 0.85
-    assert np.mean([whole for _, whole in found.values()]) > 0.65
+    assert min(min(dice) for dice in found.values()) > 0.93, "also structures that run through all slices"
 
     prompts = read_prompts(tmp_path / "demo" / "prompts.json")
     assert {segment.value: segment.name for segment in prompts.segments} == names
