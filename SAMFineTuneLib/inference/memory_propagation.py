@@ -13,8 +13,8 @@ open. Where that gives more, and most of it is the same, the memory is asked aga
 ones.
 A mask that spreads steeply into other grey values has leaked: the structure ends there.
 It also lets long structures end although nothing changes. Where its answer is much smaller than the mask of the slice
-before, or there is none, the slice model is prompted with that mask, too; its answer counts where the structure is
-found unchanged (`unchanged_structure`).
+before or the nearest known one, or there is none, the slice model is prompted with the mask of the slice before, too;
+its answer counts where the structure is found unchanged (`unchanged_structure`).
 
 Slices that are much closer to each other than the cells of the block are wide are left out, and so are those that were
 interpolated when the volume was read; their masks are interpolated.
@@ -223,7 +223,8 @@ class _Run:
         before = self._mask(self._towards_known(index))
         if self._is_beyond(index) and not before.any():  # the structure has ended on the way
             return replace(answer, presence=0.0)
-        found = self._unchanged(index, answer) or self._fuller(index, answer) or self._outlined(index, answer)
+        outlined = self._fuller(index, answer) or self._outlined(index, answer)
+        found = self._unchanged(index, outlined) or outlined
         return replace(found, presence=0.0) if self._leaks(index, found) else found
 
     def _passes(
@@ -265,16 +266,22 @@ class _Run:
         return replace(answer, share=share) if (share > 0.5).any() else answer
 
     def _unchanged(self, index: int, answer: SliceAnswer) -> SliceAnswer | None:
-        """The slice model's answer to the mask of the slice before, where the memory's falls behind it and the
-        structure goes on as it was prompted."""
+        """The slice model's answer to the mask of the slice before, where the structure goes on as it was prompted and
+        `answer` falls behind that mask or the prompted one."""
         start, before = self._nearest(index), self._mask(self._towards_known(index))
         area = np.count_nonzero(answer.mask) if answer.there else 0
-        if not (before.any() and self.known[start].any()) or area >= _SHRUNK * np.count_nonzero(before):
+        largest = max(np.count_nonzero(before), np.count_nonzero(self.known[start]))
+        if not (before.any() and self.known[start].any()) or area >= _SHRUNK * largest:
+            return None
+        if not self._prompted(start).stands_out:
             return None
         share = self.outlined(index, before, False)
-        if not is_unchanged(self._prompted(start), self.slices.picture(index), share > 0.5, before):
+        mask = share > 0.5
+        if np.count_nonzero(mask) <= area or not is_unchanged(
+            self._prompted(start), self.slices.picture(index), mask, before
+        ):
             return None
-        return SliceAnswer(share, overlap(share > 0.5, before))
+        return SliceAnswer(share, overlap(mask, before))
 
     def _leaks(self, index: int, answer: SliceAnswer) -> bool:
         """Whether a mask beyond the outermost known slices spreads from the slice before into something else."""

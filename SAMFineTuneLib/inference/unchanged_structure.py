@@ -37,6 +37,11 @@ class Appearance:
         """How far from it the mean grey value of the same structure may be on another slice."""
         return max(self.spread, _GREY_SHIFT * abs(self.contrast))
 
+    @property
+    def stands_out(self) -> bool:
+        """Whether it differs enough from its rim to be recognised."""
+        return abs(self.contrast) >= _STANDS_OUT * self.spread
+
 
 def appearance(picture: np.ndarray, mask: np.ndarray) -> Appearance:
     """The appearance of what a non-empty mask (H, W) covers on a picture (H, W), 0 to 255."""
@@ -58,7 +63,7 @@ def is_unchanged(prompted: Appearance, picture: np.ndarray, mask: np.ndarray, be
         return False
     here = appearance(picture, mask)
     return (
-        abs(prompted.contrast) >= _STANDS_OUT * prompted.spread
+        prompted.stands_out
         and _AREA <= here.area / prompted.area <= 1 / _AREA
         and abs(here.grey - prompted.grey) <= prompted.grey_tolerance
         and here.contrast / prompted.contrast >= _LEAST_CONTRAST

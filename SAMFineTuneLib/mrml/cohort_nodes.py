@@ -7,6 +7,7 @@ milliseconds, so that the window does not stop.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,9 @@ def content_of(segmentation_node) -> dict[str, Any]:
 def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping[int, str]) -> Steps[tuple[str, ...]]:
     """Write the segments as labels [k, j, i] of the cohort's values into an .npy file.
 
-    Segments are matched by name. One that the cohort does not know is left out, and a sentence says so. Where segments
-    overlap, the earlier one counts, or the earlier labelmap where several hold them.
+    Segments are matched by name. One that the cohort does not know is left out, and several of one name become one
+    structure; a sentence says so. Where segments overlap, the earlier one counts, or the earlier labelmap where several
+    hold them.
 
     Yields:
         The fraction that is written. It is 0.0 for as long as the nodes are needed; after that they may be removed.
@@ -158,6 +160,9 @@ def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping
             known[segment_id] = values[name.casefold()]
         elif stamp:
             notes.append(f"Segment “{name}” was left out: the cohort's structures are {', '.join(labels.values())}.")
+    for value, count in Counter(known.values()).items():
+        if count > 1:
+            notes.append(f"{count} segments are named “{labels[value]}”; they became one structure.")
     dtype = np.uint8 if max(labels) < 256 else np.uint16
     shape = tuple(volume_node.GetImageData().GetDimensions()[::-1])
     file = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # of zeros

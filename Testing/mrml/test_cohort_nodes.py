@@ -91,6 +91,12 @@ def test_segments_of_other_names_and_grids(case, tmp_path):
     nodes[1].AddSegmentFromBinaryLabelmapRepresentation(oriented_image_of(extra, volume.affine), "scratch")
     out, notes = written(tmp_path, nodes)
     assert (out == labels).all() and len(notes) == 1 and "scratch" in notes[0] and "liver, spleen" in notes[0]
+    again = extra[::-1].copy()
+    nodes[1].AddSegmentFromBinaryLabelmapRepresentation(oriented_image_of(again, volume.affine), "Liver")
+    out, notes = written(tmp_path, nodes)
+    assert any("2 segments are named “liver”" in note for note in notes)
+    assert ((out == 1) == ((labels == 1) | ((labels == 0) & (again == 1)))).all()
+    segmentation.RemoveSegment(segmentation.GetNthSegmentID(3))
     coarse = volume.affine.copy()
     coarse[:3, :3] *= 2  # another grid, where every voxel holds eight
     coarse[:3, 3] = (volume.affine @ (0.5, 0.5, 0.5, 1))[:3]
