@@ -19,7 +19,7 @@ from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.images import dicom_values
-from SAMFineTuneLib.images.dicom_values import decimals, first_item, read_value, uid, whole_number
+from SAMFineTuneLib.images.dicom_values import decimals, first_item, in_groups, number, read_value, uid, whole_number
 from SAMFineTuneLib.images.segment_info import SegmentInfo, require_described
 from SAMFineTuneLib.images.volume import Volume, describe_place, lps_from_affine
 
@@ -103,8 +103,8 @@ def write_dicom_seg(
         if _dicom_name(one) != one.name.strip()
     ]
     numbers = np.zeros(max(held) + 1, np.uint8 if len(segments) < 256 else np.uint16)
-    for number, segment in enumerate(segments, start=1):
-        numbers[segment.value] = number
+    for n, segment in enumerate(segments, start=1):
+        numbers[segment.value] = n
     descriptions = [_description(highdicom, n, one, provenance) for n, one in enumerate(segments, start=1)]
     seg = _segmentation(highdicom, volume, present, numbers[labels[present]], descriptions)
     with atomic_write(path) as temporary, warnings.catch_warnings():
@@ -207,7 +207,7 @@ def _as_single_frames(datasets: list[Dataset], volume: Volume, present: list[int
         raise UserError("A DICOM SEG cannot refer to several multi-frame files; write .seg.nrrd instead.")
     for k, (file, _) in zip(present, places, strict=True):
         dataset = datasets[file]
-        measures, orientation, position = _geometry(volume, k, read_value(dataset, "ImagePositionPatient"))
+        measures, orientation, position = _geometry(volume, k, dataset, read_value(dataset, "ImagePositionPatient"))
         for keyword in _GROUPS:
             dataset.pop(keyword, None)
         dataset.SOPClassUID = CTImageStorage
@@ -223,7 +223,7 @@ def _as_multi_frame(dataset: Dataset, volume: Volume, present: list[int]) -> Dat
     for k in present:
         groups = own[volume.source.slices[k][1] - 1] if own else Dataset()
         plane = first_item(read_value(groups, "PlanePositionSequence")) or Dataset()
-        measures, orientation, position = _geometry(volume, k, read_value(plane, "ImagePositionPatient"))
+        measures, orientation, position = _geometry(volume, k, dataset, read_value(plane, "ImagePositionPatient"))
         frames.append(Dataset())
         frames[-1].PlanePositionSequence = [_with(ImagePositionPatient=position)]
     shared = Dataset()
@@ -234,18 +234,28 @@ def _as_multi_frame(dataset: Dataset, volume: Volume, present: list[int]) -> Dat
     return dataset
 
 
-def _geometry(volume: Volume, k: int, stored) -> tuple[Dataset, list[str], list[str]]:
-    """(pixel measures, orientation, position) of slice k as DICOM writes them; a `stored` position is kept."""
+def _geometry(volume: Volume, k: int, dataset: Dataset, stored) -> tuple[Dataset, list[str], list[str]]:
+    """(pixel measures, orientation, position) of slice k as DICOM writes them; a `stored` position is kept, and the
+    thickness that the image's `dataset` states: slices may be thinner or thicker than they are apart."""
     origin, directions, spacing = lps_from_affine(volume.affine)
     position = dicom_values.numbers(stored, 3)
     if position is None:
         position = origin + k * spacing[2] * directions[:, 2]
     measures = _with(
         PixelSpacing=decimals(spacing[1::-1]),
-        SliceThickness=decimals(spacing[2:])[0],
+        SliceThickness=decimals([_thickness(dataset, volume.source.slices[k][1]) or spacing[2]])[0],
         SpacingBetweenSlices=decimals(spacing[2:])[0],
     )
     return measures, decimals([*directions[:, 0], *directions[:, 1]]), decimals(position)
+
+
+def _thickness(dataset: Dataset, frame: int) -> float | None:
+    """mm, as an image states it for one of its frames (counted from 1); None where it does not."""
+    frames = read_value(dataset, "PerFrameFunctionalGroupsSequence")
+    shared = first_item(read_value(dataset, "SharedFunctionalGroupsSequence"))
+    groups = (in_groups(frames[frame - 1] if frames else None), in_groups(shared), dataset)
+    stated = (number(read_value(one, "SliceThickness")) or 0 for one in groups)
+    return next((mm for mm in stated if mm > 0), None)
 
 
 def _with(**attributes) -> Dataset:

@@ -97,6 +97,27 @@ def test_an_enhanced_file_with_frames_in_any_order(tmp_path):
     assert read_back(tmp_path / "out.dcm") == expected(volume, labels)
 
 
+@pytest.mark.parametrize("enhanced", [False, True])
+@pytest.mark.parametrize(("thickness", "stated"), [("2.5", 2.5), ("8", 8), ("0", 5), (None, 5)])
+def test_slices_that_are_not_as_thick_as_they_are_apart(tmp_path, enhanced, thickness, stated):
+    """As every second slice of a scan: the thickness is the images' own, as highdicom states it, too."""
+    source = tmp_path / "in" / "a.dcm"
+    if enhanced:
+        write_enhanced(source, stored(), order=(3, 0, 4, 2, 1), step=5)
+        dataset = pydicom.dcmread(source)
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness = thickness
+        dataset.save_as(source)
+    else:
+        write_series(source.parent, stored(), step=5, SliceThickness=thickness)
+    volume = read_volume(source.parent)
+    labels = labels_of(volume)
+    write_labelmap(tmp_path / "out.dcm", labels, volume, SEGMENTS)
+    assert read_back(tmp_path / "out.dcm") == expected(volume, labels)
+    (measures,) = pydicom.dcmread(tmp_path / "out.dcm").SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert (measures.SliceThickness, measures.SpacingBetweenSlices) == (stated, 5)
+    assert highdicom.seg.segread(tmp_path / "out.dcm").get_volume().spacing[0] == 5
+
+
 PLACED = ("PixelMeasuresSequence", "PlaneOrientationSequence")
 
 
