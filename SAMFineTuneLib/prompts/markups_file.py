@@ -171,6 +171,11 @@ def _read_prompts(
             for point, ras in points
         ]
     elif markup_type == "ROI":
+        if markup.get("insideOut", False):
+            raise UserError(
+                f"{where} is an ROI that is inside out, and a box cannot mean everything outside it: switch Inside out "
+                "off in Slicer's Markups module, or place negative points."
+            )
         center = numbers(required(markup, "center", where), f"{where}.center", 3) * to_ras
         size = numbers(required(markup, "size", where), f"{where}.size", 3)
         axes = _orientation(markup, where, to_ras)

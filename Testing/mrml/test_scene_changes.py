@@ -275,6 +275,16 @@ def test_a_box_pulled_to_nothing_is_put_back_and_that_is_said(host, made, red, s
     assert len(host.texts(Failed)) == 1
 
 
+def test_a_box_turned_inside_out_is_turned_back_and_that_is_said(host, made, red):
+    node = a_box(host, made, red)
+    before, kept = host.session.prompts, held_voxels(host.session, "first")
+    node.InsideOutOn()
+    host.settle()
+    assert not node.GetInsideOut() and host.session.prompts == before
+    assert np.array_equal(held_voxels(host.session, "first"), kept)
+    assert len(host.texts(Failed)) == 1
+
+
 # ---- masks that get nothing
 
 

@@ -355,6 +355,18 @@ def test_we_read_slicers_rois_turned_by_any_angle(slicer, tmp_path):
     assert np.allclose(np.array(box.axes) @ (corner[:3] - box.center), np.array(box.size) / 2)
 
 
+def test_slicers_rois_inside_out_are_refused(slicer, tmp_path):
+    node = slicer.vtkMRMLMarkupsROINode()
+    node.SetCenter([10, 20, 30])
+    node.SetSize(5, 6, 7)
+    path = slicer_writes(slicer, node, tmp_path / "R.mrk.json", "vtkMRMLMarkupsROIJsonStorageNode")
+    assert read_markups(path).segments[0].prompts
+    node.InsideOutOn()
+    path = slicer_writes(slicer, node, tmp_path / "R.mrk.json", "vtkMRMLMarkupsROIJsonStorageNode")
+    with pytest.raises(UserError, match="inside out"):
+        read_markups(path)
+
+
 def test_an_roi_that_was_never_placed_is_no_prompt(slicer, tmp_path):
     node = slicer.vtkMRMLMarkupsROINode()
     path = slicer_writes(slicer, node, tmp_path / "R.mrk.json", "vtkMRMLMarkupsROIJsonStorageNode")

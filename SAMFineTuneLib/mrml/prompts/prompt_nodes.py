@@ -387,6 +387,14 @@ def is_collapsed(node) -> bool:
     return is_roi(node) and min(node.GetSize()) <= 0 and _is_placed(node)
 
 
+def turn_inside_in(node) -> bool:
+    """Make a box that the user has turned inside out an ordinary one again; returns whether it was such a box."""
+    if not is_roi(node) or not node.GetInsideOut():
+        return False
+    node.InsideOutOff()
+    return True
+
+
 # ---- writing one node
 
 

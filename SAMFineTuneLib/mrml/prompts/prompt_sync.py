@@ -21,6 +21,7 @@ from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
     is_collapsed,
     prompt_nodes,
     same_prompt,
+    turn_inside_in,
 )
 from SAMFineTuneLib.mrml.scene_watch import Observers
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
@@ -175,6 +176,9 @@ class PromptSync:
 
     def _move(self, marked: MarkedPrompt) -> bool:
         given = self.given[marked.number]
+        if turn_inside_in(self.nodes.scene.GetNodeByID(marked.node_id)):
+            self._tell(Failed("A box cannot mean everything outside it, and is not inside out any more; place negative "
+                              "points instead."))  # fmt: skip
         if given.said is not None and marked.same_as(given.said):
             return False
         try:
