@@ -169,8 +169,7 @@ def _settle(
     if not choice.wanted and not choice.merged:
         if all(case.label.suffix.lower() in PICTURES for case in cases):
             return _settle_pictures(everything, counts)
-        named = _consistent_names(known)
-        choice = LabelChoice(tuple(named.get(label, str(label)) for label in everything))
+        choice = LabelChoice(_every_label(everything, held, known))
     if len(choice.wanted) > _MOST_CLASSES:
         raise UserError(
             f"The cases hold {len(choice.wanted)} labels, and {_MOST_CLASSES} can be told apart; choose some of them, "
@@ -181,7 +180,31 @@ def _settle(
             names = sorted({name for by_label in known.values() for name in by_label.values()})
             there = some_names(list(map(str, everything)), 40) + (f" ({some_names(names, 40)})" if names else "")
             raise UserError(f"No case has the label {wanted}; the cases hold {there}.")
-    return choice, ()
+    return choice, tuple(
+        f"Label {one} is named {some_names(names, joint=' and ')} in different cases, and counts as one label: choose "
+        "labels by name (--label) if these are several structures."
+        for one in choice.wanted
+        if len(names := _names_of(one, known)) > 1
+    )
+
+
+def _every_label(everything: Sequence[int], held: Mapping, known: Mapping) -> tuple[str, ...]:
+    """Each label by the name that it has in all cases, or else all by name where cases number them differently; by
+    number where names do not tell them apart."""
+    consistent = _consistent_names(known)
+    if not consistent.keys() >= set(everything):
+        names = [[known[case].get(label, "").casefold() for label in labels] for case, labels in held.items()]
+        told_apart = all(len(set(own)) == len(own) and "" not in own and "," not in "".join(own) for own in names)
+        if told_apart:
+            spelled = {known[case][label].casefold(): known[case][label] for case in held for label in held[case]}
+            return tuple(spelled[name] for name in sorted(spelled))
+    return tuple(consistent.get(label, str(label)) for label in everything)
+
+
+def _names_of(number: str, known: Mapping) -> list[str]:
+    """The names that a label chosen by number has in the cases, without those that differ in case alone."""
+    found = [by_label[int(number)] for by_label in known.values() if number.isdigit() and int(number) in by_label]
+    return sorted({name.casefold(): name for name in found}.values())
 
 
 def _settle_pictures(everything: Sequence[int], counts: Mapping) -> tuple[LabelChoice, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ _SEGMENT_FIELD = re.compile(r"Segment(\d+)_(?:ID|Name|LabelValue|Layer)")
 
 def read_labels(path: Path) -> LabelMap:
     """Read a label map from a file or a DICOM folder; UserError when it does not hold labels."""
+    labels = _read(path)
+    return replace(labels, notes=(*labels.notes, *_namesakes(labels)))
+
+
+def _read(path: Path) -> LabelMap:
     if (seg := find_dicom_seg(path)) is not None:
         return read_dicom_seg(seg)
     name = path.name.lower()
@@ -42,6 +48,21 @@ def read_labels(path: Path) -> LabelMap:
     volume = read_volume(path, no_number=0)  # as background: programs mark it so where there is no label
     array, notes = _whole(volume.array, path)
     return LabelMap(array, volume.affine, notes=(*volume.warnings, *notes))
+
+
+def _namesakes(labels: LabelMap) -> list[str]:
+    """A sentence for each name that several labels have; a label without voxels does not count."""
+    alike: dict[str, list[int]] = {}
+    names = labels.meaning.names
+    for label in labels.meaning.labels_in(count_values(labels.array)) if names else ():
+        if label in names:
+            alike.setdefault(names[label].casefold(), []).append(label)
+    return [
+        f"{len(own)} segments are named “{names[own[0]]}” (labels {', '.join(map(str, own))}): a cohort takes them for "
+        "one structure; elsewhere each is its own label, chosen by number."
+        for own in alike.values()
+        if len(own) > 1
+    ]
 
 
 def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -543,3 +543,39 @@ def test_reading_cases_needs_no_pytorch(root):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+# ---- names of segments that differ from case to case
+
+
+def segmentations(folder, *names):
+    """Cases whose labels 1 and 2 have these names each; returns the labels, which all have in common."""
+    labels = np.maximum(blob(), 2 * blob(centre=(5, 5), radius=3))
+    for number, pair in enumerate(names):
+        fields = {f"Segment{n}_{key}": value for n, name in enumerate(pair) for key, value in
+                  (("Name", name), ("ID", f"s{n}"), ("LabelValue", str(n + 1)), ("Layer", "0"))}  # fmt: skip
+        save(folder / "images" / f"{number}.nrrd", image_of(labels, number))
+        save(folder / "labels" / f"{number}.seg.nrrd", labels, fields=fields)
+    return labels
+
+
+def test_segments_in_another_order_are_matched_by_name(tmp_path):
+    labels = segmentations(tmp_path, ("liver", "spleen"), ("Spleen", "Liver"))
+    cases = find_cases(tmp_path)
+    found = survey(cases, LabelChoice())
+    assert [name.casefold() for name in found.names] == ["liver", "spleen"] and not found.notes
+    first, second = (read_labelled(case, found.choice, found.names).classes for case in cases)
+    assert np.array_equal(first, labels) and np.array_equal(second, np.array([0, 2, 1])[labels])
+
+
+def test_one_number_with_several_names_is_told(tmp_path):
+    segmentations(tmp_path, ("liver", "spleen"), ("spleen", "liver"))
+    (note,) = survey(find_cases(tmp_path), LabelChoice.parse("1")).notes
+    assert note.startswith("Label 1 is named liver and spleen in different cases")
+
+
+def test_segments_of_one_name_are_told(tmp_path):
+    segmentations(tmp_path, ("liver", "Liver"))
+    found = survey(find_cases(tmp_path), LabelChoice.parse("1,2"))
+    assert len(found.names) == 2
+    assert found.notes[0].startswith("Case 0: 2 segments are named “liver” (labels 1, 2)")
