@@ -6,7 +6,8 @@
 | a folder with `imagesTr/` and `labelsTr/` | nnU-Net's layout; the first channel, `_0000`; names, regions and ignored labels from `dataset.json` |
 | a `.csv` file | lines of `image,label` or `image,label,patient`, paths relative to the file; see `case_lists` |
 
-An image without labels is not annotated yet and is left out. Labels without an image are an error.
+An image without labels is not annotated yet and is left out. Labels without an image are an error, but for a cohort,
+which leaves them out.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -95,18 +96,21 @@ def digest_of(volume: Volume, labels: np.ndarray) -> str:
 # ---------------------------------------------------------------- finding
 
 
-def find_cases(path: str | Path, match: str = "") -> tuple[Case, ...]:
+def find_cases(
+    path: str | Path, match: str = "", about_orphans: Callable[[str], None] | None = None
+) -> tuple[Case, ...]:
     """Find annotated cases.
 
     Args:
         path: A folder, or a list such as a .csv file.
         match: How labels find their voxels, one of `label_grid.MATCHES`.
+        about_orphans: Told, in a sentence, of labels without an image, which are then left out.
 
     Returns:
         The cases, sorted by name.
 
     Raises:
-        UserError: When there are none, when a name occurs twice, and when labels have no image.
+        UserError: When there are none, when a name occurs twice, and when labels have no image and nobody is told.
     """
     path = Path(path).expanduser()
     if match not in MATCHES:
@@ -116,13 +120,13 @@ def find_cases(path: str | Path, match: str = "") -> tuple[Case, ...]:
     if path.is_file():
         cases = _from_list(path)
     elif (path / "imagesTr").is_dir():
-        cases = _from_nnunet(path)
+        cases = _from_nnunet(path, about_orphans)
     else:
-        cases = _from_folder(path)
+        cases = _from_folder(path, about_orphans)
     return tuple(sorted(_with_patients([replace(case, match=match) for case in cases]), key=lambda case: case.id))
 
 
-def _from_folder(path: Path) -> list[Case]:
+def _from_folder(path: Path, about_orphans: Callable[[str], None] | None) -> list[Case]:
     images = path / "images"
     found = [path / name for name in LABEL_FOLDERS if (path / name).is_dir()]
     if not images.is_dir() or not found:
@@ -133,24 +137,31 @@ def _from_folder(path: Path) -> list[Case]:
     if len(found) > 1:
         names = " and ".join(f"{folder.name}/" for folder in found)
         raise UserError(f"“{path}” holds {names}; keep the one whose labels are meant.")
-    return _pairs(images, found[0])
+    return _pairs(images, found[0], about_orphans)
 
 
-def _from_nnunet(path: Path) -> list[Case]:
+def _from_nnunet(path: Path, about_orphans: Callable[[str], None] | None) -> list[Case]:
     if not (path / "labelsTr").is_dir():
         raise UserError(f"“{path}” has imagesTr/ but no labelsTr/; put the labels there.")
-    return _pairs(path / "imagesTr", path / "labelsTr", read_meaning(path / "dataset.json"), channels=True)
+    meaning = read_meaning(path / "dataset.json")
+    return _pairs(path / "imagesTr", path / "labelsTr", about_orphans, meaning, channels=True)
 
 
-def _pairs(images: Path, labels: Path, meaning: Meaning = Meaning(), channels: bool = False) -> list[Case]:  # noqa: B008
+def _pairs(
+    images: Path,
+    labels: Path,
+    about_orphans: Callable[[str], None] | None,
+    meaning: Meaning = Meaning(),  # noqa: B008
+    channels: bool = False,
+) -> list[Case]:
     pictures, maps = images_by_name(images, channels), images_by_name(labels, label=True)
     if orphans := sorted(maps.keys() - pictures.keys()):
-        raise UserError(
-            f"There are labels without an image of that name in {images}: {some_names(orphans)}; give both the same "
-            "name."
-        )
+        lacking = f"labels without an image of that name in {images}: {some_names(orphans)}"
+        if about_orphans is None:
+            raise UserError(f"There are {lacking}; give both the same name.")
+        about_orphans(f"Left out: {lacking}.")
     both = sorted(pictures.keys() & maps.keys())
-    if not both:
+    if not both and about_orphans is None:
         raise UserError(f"No image in {images} has labels of its name in {labels}; give both the same name.")
     counts = Counter(_without_channel(path)[0] for path in images.iterdir()) if channels else {}
     return [

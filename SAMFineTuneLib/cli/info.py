@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.images.slice_plane import format_bounds
 
     if Path(args.volume).is_dir() and args.series is None:
-        series, notes = look_into(args.volume)
+        series, _, notes = look_into(args.volume)
         if len(series) > 1:
             print(f"{args.volume} holds {len(series)} series or volumes; ask for one with --series, by number or UID:")
             for entry in series:

@@ -26,6 +26,7 @@ from SAMFineTuneLib.cases.case_lists import LISTS, read_list
 from SAMFineTuneLib.cases.cases import (
     LABEL_FOLDERS,
     SHORT,
+    Annotated,
     Case,
     find_cases,
     images_by_name,
@@ -56,6 +57,8 @@ class FoundImage:
     """What `patient_digest` made of the patient."""
     notes: tuple[str, ...] = ()
     """Sentences about how it was found."""
+    beside: tuple[str, ...] = ()
+    """Sentences about what was left out beside it."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def find_images(source: str | Path, match: str = "") -> list[FoundImage]:
         labels = [source / name for name in LABEL_FOLDERS if (source / name).is_dir()]
         found = _with_labels(source, [images], next(iter(labels), None), False, match)
     else:
-        found = [FoundImage(path) for path in _anywhere(source)]
+        found = _anywhere(source)
     if not found:
         raise UserError(f"“{source}” holds no images; it needs NIfTI, NRRD, MetaImage, PNG or DICOM files.")
     return sorted(found, key=lambda one: split_choice(one.image)[0])  # series of a folder stay in their order
@@ -206,14 +209,19 @@ def _with_labels(
     source: Path, folders: Sequence[Path], labels: Path | None, channels: bool, match: str
 ) -> list[FoundImage]:
     """The images of some folders, each with its labels where there are any."""
-    labelled = {}
+    labelled, orphans = {}, []
     if labels is not None and labels.is_dir() and any(not path.name.startswith(".") for path in labels.iterdir()):
-        labelled = {case.image: case for case in find_cases(source, match=match)}
+        labelled = {case.image: case for case in find_cases(source, match, orphans.append)}
     images = [path for folder in folders for path in images_by_name(folder, channels).values()]
-    return [FoundImage(path, labelled.get(path)) for path in images]
+    return _told([FoundImage(path, labelled.get(path)) for path in images], orphans)
 
 
-def _anywhere(source: Path) -> list[Path]:
+def _told(images: list[FoundImage], about: Sequence[str]) -> list[FoundImage]:
+    """The images, the first of which has the sentences about what was left out beside them."""
+    return [replace(one, beside=tuple(about)) for one in images[:1]] + images[1:]
+
+
+def _anywhere(source: Path) -> list[FoundImage]:
     """Image files below a folder, and each DICOM series; one of few slices, a localizer, only if there is no other."""
     files = []
     for parent, folders, names in os.walk(source):
@@ -221,19 +229,22 @@ def _anywhere(source: Path) -> list[Path]:
             folders[:], names = [], []
         folders[:] = [one for one in folders if not one.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    images = [path for path in files if path.name.lower().endswith(ENDINGS) and not _is_segmentation(path)]
+    images = [FoundImage(path) for path in files if path.name.lower().endswith(ENDINGS) and not _is_segmentation(path)]
     dicom = {path.parent for path in files if _may_be_dicom(path)}
     for folder in sorted(one for one in dicom if not dicom.intersection(one.parents)):
         try:
-            series, _ = look_into(folder)
+            series, lost, _ = look_into(folder)
         except NoDicomImages:
             continue
         except UserError:
-            images.append(folder)  # reading it will raise the error, which is told
+            images.append(FoundImage(folder))  # reading it will raise the error, which is told
             continue
         own = [one for one in series if one.size[2] > _LOCALIZER] or series
         names = (one.uid or str(one.number) for one in own)
-        images += [folder.with_name(f"{folder.name}#{name}") if len(series) > 1 else folder for name in names]
+        if len(series) == 1:
+            images.append(FoundImage(folder))
+        else:
+            images += _told([FoundImage(folder.with_name(f"{folder.name}#{name}")) for name in names], lost)
     return images
 
 
@@ -280,6 +291,7 @@ def _read(
     for done, one in enumerate(images):
         progress(done, len(images))
         name = one.image.name if often[one.image.name] == 1 else _beneath(root, one.image)
+        read.notes += one.beside
         try:
             volume = read_volume(one.image)
         except UserError as error:
@@ -324,13 +336,18 @@ def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read:
     except UserError as error:
         read.notes.append(f"The labels of {case.name} are not used: {within_sentence(str(error))}")
         return case
-    about_labels = (note for note in annotated.notes if note not in annotated.volume.warnings)
-    read.notes += [f"The labels of {case.name}: {within_sentence(note)}" for note in about_labels]
+    read.notes += about_labels(case.name, annotated)
     if not array.any():
         read.notes.append(f"The labels of {case.name}: nothing is labelled.")
     write_labelmap(folder / "accepted" / f"{case.key}.nii.gz", array, annotated.volume)
     order = sum(other.state == "accepted" for other in read.cases.values()) + 1
     return replace(case, state="accepted", review=Review(order))
+
+
+def about_labels(name: str, annotated: Annotated) -> list[str]:
+    """Sentences about what became of the labels of an image when they were read."""
+    notes = (note for note in annotated.notes if note not in annotated.volume.warnings)
+    return [f"The labels of {name}: {within_sentence(note)}" for note in notes]
 
 
 # ---------------------------------------------------------------- places

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,14 +45,25 @@ def list_series(folder: str | Path) -> list[SeriesInfo]:
     Raises:
         UserError: when there is none.
     """
-    return look_into(folder)[0]
+    return look_into(folder).series
 
 
-def look_into(folder: str | Path) -> tuple[list[SeriesInfo], list[str]]:
-    """`list_series`, and sentences about files left out and assumptions."""
+class SeriesFound(NamedTuple):
+    """The series of a folder, and sentences: `lost` about unreadable files of none of these series, `notes` about all
+    unreadable files, and assumptions."""
+
+    series: list[SeriesInfo]
+    lost: list[str]
+    notes: list[str]
+
+
+def look_into(folder: str | Path) -> SeriesFound:
+    """`list_series`, and what there is to say about it."""
     series, unreadable = _scan(Path(folder))
     listed = [_info(number, one) for number, one in enumerate(series, start=1)]
-    return listed, [*_left_out(unreadable), *dict.fromkeys(note for one in series for note in one.notes)]
+    lost = [error for error in unreadable if not any(_may_be_of(error, one) for one in series)]
+    notes = dict.fromkeys(note for one in series for note in one.notes)
+    return SeriesFound(listed, _left_out(lost), [*_left_out(unreadable), *notes])
 
 
 def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
@@ -60,7 +72,10 @@ def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
     `wanted` is a number of `list_series`, a UID, or the beginning or end of a UID that fits only one series.
     """
     series, unreadable = _scan(folder)
-    return _volume(_choose(series, wanted, folder), unreadable)
+    chosen = _choose(series, wanted, folder)
+    if len(series) > 1:  # without a choice, a series that cannot be read may have been meant
+        unreadable = [error for error in unreadable if _may_be_of(error, chosen)]
+    return _volume(chosen, unreadable)
 
 
 def read_dicom_file(path: Path, wanted: str | None = None) -> Volume:
@@ -291,7 +306,7 @@ def _info(number: int, series: _Series) -> SeriesInfo:
 
 
 def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volume:
-    """Read pixels and geometry, without the files whose pixels are damaged."""
+    """Read pixels and geometry, without the files whose pixels are damaged; `unreadable` files are told."""
     stack = stack_frames(series.frames)
     pieces, failures = read_frames(stack.sources)
     notes = [*series.notes]
@@ -302,9 +317,8 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
         stack = stack_frames(whole, step=float(np.linalg.norm(stack.affine[:3, 2])))
         first = {frame.file: frame for frame in reversed(series.frames)}
         notes += [left_out(first[path], error) for path, error in failures.items()]
-    own = [one for one in unreadable if series.series_uid.startswith(one.series_uid)]  # "", or cut off itself
-    _require_no_forbidden_slice(own, stack)
-    notes = [*_left_out(own), *notes, *stack.warnings]
+    _require_no_forbidden_slice([error for error in unreadable if _may_be_of(error, series)], stack)
+    notes = [*_left_out(unreadable), *notes, *stack.warnings]
     array, mirrors = assemble(stack, pieces)
     if any(mirror is not None for mirror in mirrors):
         notes.append("The image is stored with dark as bright (MONOCHROME1); its values are inverted.")
@@ -316,6 +330,10 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
         source=_source(stack, series),
         warnings=tuple(notes),
     )
+
+
+def _may_be_of(error: UnreadableFile, series: _Series) -> bool:
+    return series.series_uid.startswith(error.series_uid)  # which is "", or cut off itself
 
 
 def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: DicomStack) -> None:

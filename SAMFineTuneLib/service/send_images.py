@@ -12,7 +12,7 @@ import numpy as np
 
 from SAMFineTuneLib.cases.cases import SHORT, Case, patients_of_pictures, within_sentence
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
-from SAMFineTuneLib.cohort.create_cohort import FoundImage
+from SAMFineTuneLib.cohort.create_cohort import FoundImage, about_labels
 from SAMFineTuneLib.cohort.packed_images import pack_image
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import read_volume
@@ -44,6 +44,7 @@ def send_images(
         packed = Path(place, "image.zip")
         for done, one in enumerate(images):
             name = one.image.name
+            notes += one.beside
             tell = partial(progress, done, len(images), name)
             tell(0.0)
             try:
@@ -64,7 +65,7 @@ def send_images(
                     raise
                 notes.append(f"{name} is left out: {error}")
                 continue
-            notes += told["notes"]
+            notes += [*(f"{name}: {note}" for note in one.notes), *told["notes"]]
             served.follow()
             added.append((name, served.cohort.state.case(volume.digest[:SHORT]).name))
     return added, notes
@@ -74,6 +75,7 @@ def _labels(served: ServedCohort, labelled: Case, name: str, notes: list[str]) -
     """Labels as the cohort numbers them; None, with a note, where they cannot be used."""
     try:
         annotated = labelled.read()
+        notes += about_labels(name, annotated)
         return renumbered(annotated.labels, annotated.meaning, served.cohort.state.labels)[0]
     except UserError as error:
         notes.append(f"The labels of {name} are not used: {within_sentence(str(error))}")

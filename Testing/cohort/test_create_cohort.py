@@ -211,6 +211,50 @@ def test_a_damaged_series_is_said_to_be_left_out(tmp_path):
     assert len(new.notes) == 1 and new.notes[0].startswith("bad is left out: No DICOM image in")
 
 
+@pytest.mark.parametrize("others", [0, 1, 2])
+def test_a_series_none_of_whose_files_can_be_read_is_said_beside_others(tmp_path, others):
+    """All in one folder, where the files of the broken one still say which series they are of."""
+    scans, stored = tmp_path / "scans", (image_of(blob((8, 32, 32))) + 100).astype(np.uint16)
+    for number in range(others):
+        write_series(scans / f"p{number}", stored + number, SeriesNumber=number)
+    write_series(scans, stored[:5])
+    for file in scans.iterdir():
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: -stored[0].nbytes - 30])
+    if not others:
+        with pytest.raises(UserError, match="can be read"):
+            made(tmp_path / "cohort", scans, "blob")
+        return
+    new = made(tmp_path / "cohort", scans, "blob")
+    assert len(new.cohort.state.cases) == others
+    assert sum("and 2 more were left out" in note for note in new.notes) == 1
+
+
+def test_labels_without_an_image_are_left_out_and_named(tmp_path):
+    small_cohort(tmp_path / "all", count=3, labelled=2)
+    (tmp_path / "all" / "images" / "b.nii.gz").unlink()
+    new = made(tmp_path / "cohort", tmp_path / "all")
+    assert [(case.name, case.state) for case in new.cohort.state.cases] == [("a", "accepted"), ("c", "untouched")]
+    (note,) = new.notes
+    assert note.startswith("Left out: labels without an image of that name in") and note.endswith(": b.")
+    (tmp_path / "all" / "images" / "a.nii.gz").unlink()
+    again = made(tmp_path / "again", tmp_path / "all", "blob")
+    assert [case.name for case in again.cohort.state.cases] == ["c"] and again.notes[0].endswith(": a, b.")
+
+
+def test_segments_of_one_name_in_a_file_are_told(tmp_path):
+    labels = np.maximum(blob(), 2 * blob(centre=(5, 5), radius=3))
+    fields = {f"Segment{n}_{key}": value for n, name in enumerate(("liver", "Liver")) for key, value in
+              (("Name", name), ("ID", f"s{n}"), ("LabelValue", str(n + 1)), ("Layer", "0"))}  # fmt: skip
+    save(tmp_path / "images" / "a.nrrd", image_of(labels))
+    save(tmp_path / "labels" / "a.seg.nrrd", labels, fields=fields)
+    new = made(tmp_path / "cohort", tmp_path)
+    (note,) = new.notes
+    assert note.startswith("The labels of a: 2 segments are named “liver” (labels 1, 2)")
+    assert new.cohort.state.labels == {1: "liver"}
+    assert np.array_equal(read_labels(new.cohort.accepted(new.cohort.state.cases[0].key)).array, labels > 0)
+
+
 def test_a_list_is_matched_as_asked_and_what_became_of_its_labels_is_said(tmp_path):
     shifted = AFFINE.copy()
     shifted[0, 3] += 40

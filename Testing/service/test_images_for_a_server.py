@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from case_files import image_of, save
+from case_files import AFFINE, image_of, save
 from department import TOKEN, Department
 from dicom_samples import write_series
 from small_cohorts import small_cohort, truth
@@ -213,3 +213,12 @@ def test_an_older_server_is_told_apart(department, monkeypatch, tmp_path):
     monkeypatch.setattr(client, "_ask", lambda action, *rest: ask("uploads", *rest))
     with pytest.raises(Unreached, match="update the server"):
         client.upload(tmp_path / "x.zip", lambda part: None)
+
+
+def test_what_became_of_labels_is_told_as_for_a_cohort_beside(department, add, tmp_path):
+    coarse = np.diag([2, 2, 1, 1]) @ AFFINE
+    save(tmp_path / "more" / "images" / "x.nii.gz", image_of(truth(1), 1))
+    save(tmp_path / "more" / "labels" / "x.nii.gz", truth(1)[:, ::2, ::2], coarse)
+    save(tmp_path / "more" / "labels" / "y.nii.gz", truth(1))
+    orphans, resampled = add(tmp_path / "more")["notes"]
+    assert orphans.endswith(": y.") and resampled.startswith("The labels of x.nii.gz: the labels (")
