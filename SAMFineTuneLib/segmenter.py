@@ -43,7 +43,7 @@ from SAMFineTuneLib.prompts import (
     write_markups,
     write_prompts,
 )
-from SAMFineTuneLib.prompts.checked_json import Coordinates
+from SAMFineTuneLib.prompts.checked_json import Coordinates, numbers
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.doubts import (
     doubt_about_answer,
@@ -106,7 +106,7 @@ class Segmenter:
         if window is None or isinstance(window, str):
             window = choose_window(self.volume, window)
         elif not isinstance(window, IntensityWindow):
-            window = IntensityWindow(*window, "as given")
+            window = IntensityWindow(*numbers(np.asarray(window).tolist(), "window", 2), "as given")
         self.session = session or Session(self.volume, None, window)
         self._answered_elsewhere = session is not None
         self._model, self._adapter, self._device, self._predictor = model, adapter, device, predictor
@@ -143,7 +143,9 @@ class Segmenter:
             UserError: for a position outside the volume.
         """
         [position] = self._ras([position], space, "The point")
-        return self.prompt(PointPrompt(position, positive), label, orientation)
+        if positive not in (True, False):
+            raise UserError("positive must be True or False.")
+        return self.prompt(PointPrompt(position, bool(positive)), label, orientation)
 
     def box(
         self, corner: Position, opposite: Position, label: str = "Segment 1", *, space: str = "ras",

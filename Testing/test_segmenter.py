@@ -143,6 +143,17 @@ def test_millimetres_and_voxels_of_a_tilted_flipped_volume_are_the_same_place(bo
     assert dice(other[::-1, :, ::-1][low[2]], truth[low[2]]) > 0.85
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+def test_masked_voxels_hold_no_value(body, kind):
+    told, array = [], body[0].array.astype(kind)
+    hidden = np.zeros(array.shape, bool)
+    hidden[0, :5] = True
+    scan = Segmenter(np.ma.array(np.where(hidden, 30000, array), mask=hidden), affine=body[0].affine, tell=told.append)
+    assert np.isnan(scan.volume.array[hidden]).all() and np.array_equal(scan.volume.array[~hidden], array[~hidden])
+    assert any("hold no real number" in sentence for sentence in told)
+    assert scan.session.window.high < 30000
+
+
 def sheared(volume):
     affine = np.array(volume.affine)
     affine[:3, 1] += 0.3 * affine[:3, 0]
@@ -166,6 +177,11 @@ def sheared(volume):
         (lambda v: sitk.Image([4, 4, 4], sitk.sitkVectorFloat32, 3), {}, "one value a voxel"),
         (lambda v: v, {"window": "no-such"}, "window"),
         (lambda v: v, {"window": (10, 10)}, "window"),
+        (lambda v: v, {"window": (1, 2, 3)}, "window must be a list of 2 numbers"),
+        (lambda v: v, {"window": 40}, "window must be a list of 2 numbers"),
+        (lambda v: v.array, {"affine": "identity"}, "4×4"),
+        (lambda v: nibabel.Nifti1Image(v.array.T, None), {}, "no affine"),
+        (lambda v: sitk.Cast(sitk.Image([4, 4, 4], sitk.sitkUInt8), sitk.sitkLabelUInt8), {}, "LabelMap"),
     ],
 )
 def test_what_cannot_be_an_image_is_one_sentence(body, image, options, words):
@@ -195,6 +211,7 @@ def test_a_prompt_that_fails_leaves_nothing_behind(body, predictor, tmp_path):
         lambda: scan.box((1, 2, 3), (4, 5), "Lost", space="ijk"),
         lambda: scan.point((1, 2, 3), "Lost", space="lps"),
         lambda: scan.point((40, 60, 5), " ", space="ijk"),
+        lambda: scan.point((40, 60, 5), "Lost", space="ijk", positive="no"),
         lambda: scan.prompts(PromptSet((
             SegmentPrompts("A", 7, prompts=(PointPrompt(tuple(body[0].ijk_to_ras((40, 60, 5)))),)),
             SegmentPrompts("B", 8, prompts=(PointPrompt((9999, 0, 0)),)),

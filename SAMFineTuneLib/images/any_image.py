@@ -42,7 +42,7 @@ def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None =
         raise UserError(f"{kind} is not an image: give a path, a SimpleITK or nibabel image, or an array with affine=.")
     if affine is None:
         raise UserError("An array needs affine=, the 4 × 4 matrix from voxels (i, j, k) to RAS in mm.")
-    array = np.asarray(image)
+    array = np.asanyarray(image)  # keeps the mask of a masked one
     return _volume(array[None] if array.ndim == 2 else array, affine)
 
 
@@ -59,6 +59,8 @@ def _read(image: Any, series: str | None) -> Volume | None:
 
         from SAMFineTuneLib.images.sitk_images import affine_of
 
+        if image.GetPixelIDTypeAsString().startswith("label of"):  # any other access would end the process
+            raise UserError("A SimpleITK LabelMap holds no voxels; convert it with SimpleITK.Cast, to sitkUInt16.")
         if image.GetDimension() not in (2, 3) or image.GetNumberOfComponentsPerPixel() != 1:
             raise UserError("The SimpleITK image must be one volume with one value a voxel; extract that first.")
         image = sitk.JoinSeries(image) if image.GetDimension() == 2 else image
@@ -67,6 +69,8 @@ def _read(image: Any, series: str | None) -> Volume | None:
         shape = tuple(image.shape)
         if len(shape) < 3 or any(length > 1 for length in shape[3:]):
             raise UserError(f"The nibabel image has the shape {shape}; take one volume of it, with three axes.")
+        if image.affine is None:
+            raise UserError("The nibabel image has no affine; give its array with affine=.")
         unit = getattr(image.header, "get_xyzt_units", lambda: ("mm", ""))()[0]
         in_mm = np.diag([_MILLIMETRES.get(unit, 1.0)] * 3 + [1.0]) @ image.affine
         return _volume(np.asanyarray(image.dataobj).reshape(shape[:3]).T, in_mm)

@@ -77,12 +77,18 @@ class Volume:
     warnings: tuple[str, ...] = ()  # sentences for the user, for example about uneven slices
 
     def __post_init__(self) -> None:
-        array = np.asarray(self.array)
+        array = self.array
+        if np.ma.is_masked(array):  # what is masked holds no value
+            array = array.astype(np.result_type(array.dtype, np.float32)).filled(np.nan)
+        array = np.asarray(array)
         if array.ndim != 3 or array.size == 0:
             raise UserError(f"A volume needs three non-empty dimensions, but this image is {array.shape}.")
         if array.dtype.kind not in "iufb":
             raise UserError(f"A volume needs real numbers as voxels, but this image holds {array.dtype}.")
-        affine = np.array(self.affine, dtype=np.float64)
+        try:
+            affine = np.array(self.affine, dtype=np.float64)
+        except (TypeError, ValueError):
+            affine = np.array(np.nan)
         usable = affine.shape == (4, 4) and np.isfinite(affine).all()
         if not usable or not np.array_equal(affine[3], (0, 0, 0, 1)):
             raise UserError("The image's geometry is not a finite 4×4 matrix; export the image again.")
