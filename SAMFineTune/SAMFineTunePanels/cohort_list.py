@@ -14,7 +14,8 @@ TROUBLES = {
     "moved": (_(", moved"), _("The image was moved; find it with “samfinetune cohort locate”.")),
     "gone": (_(", image gone"), _("The image is gone; find it with “samfinetune cohort locate”, or put it back.")),
     "changed": (_(", image changed"), _("The image has changed since it came into the cohort; put the old one back.")),
-    "unreadable": (_(", unreadable"), _("The image cannot be read any more; put the old one back.")),
+    "unreadable": (_(", unreadable"),
+                   _("The image cannot be read any more; put the old one back, or ask for permission to read it.")),
 }  # of images: in the list, and as a hint
 FILTERS = (("", _("All cases")), ("todo", _("To do")), *STATES.items())
 _TO_DO = ("untouched", "proposed", "corrected")

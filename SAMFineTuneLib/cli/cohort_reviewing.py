@@ -16,6 +16,7 @@ from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.cli.cohort_on_server import open_cohort, open_served
 from SAMFineTuneLib.cli.cohort_status import case_facts, case_word, cohort_word, next_step, print_case
 from SAMFineTuneLib.cli.describe import print_facts
+from SAMFineTuneLib.cohort.cohort_folder import LEASE_ON_SERVER
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
     from SAMFineTuneLib.service.cohort_client import ServedCohort
 
-_WHILE_DOWNLOADING = 60.0  # s for which a case is taken until it has arrived: a killed command gives it back soon
 _MOST_PLACES = 5  # doubtful slices that `next` lists
 
 
@@ -51,7 +51,7 @@ def add_actions(action: Callable) -> None:
 def _next(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.cohort.choosing import next_case
     from SAMFineTuneLib.cohort.confidence import doubtful_places, read_confidence
-    from SAMFineTuneLib.cohort.review import labels_of, take_next
+    from SAMFineTuneLib.cohort.review import labels_of, release, take_next
 
     if args.server:
         cohort, choice, image, labels = _next_on_server(args)
@@ -64,7 +64,11 @@ def _next(args: argparse.Namespace) -> None:
         return
     case = cohort.state.case(choice.case.key)
     if not args.server:
-        image, labels = cohort.image(case), labels_of(cohort, case)
+        try:
+            image, labels = cohort.image(case), labels_of(cohort, case)
+        except UserError:
+            release(cohort, case.key, args.take)
+            raise
     confidence = read_confidence(cohort, case.key)
     places = doubtful_places(confidence)[:_MOST_PLACES] if confidence and case.state == "proposed" else []
     facts = [("case", f"{case.name}, {case.state}"), ("why", choice.reason)]
@@ -120,7 +124,7 @@ def _next_on_server(args: argparse.Namespace) -> tuple[Cohort, Choice | None, Pa
 
     served, window = open_served(args), secrets.token_hex(8)
     args.take = args.take or (secrets.token_hex(4) if args.output else "")
-    seconds = _WHILE_DOWNLOADING if args.output else None
+    seconds = LEASE_ON_SERVER if args.output else None
     told = served.do("next", window, 1, way=args.way, by=args.take, take=bool(args.take), seconds=seconds)
     if not told["case"]:
         return served.cohort, None, None, None
@@ -146,14 +150,14 @@ def _downloaded(
     from SAMFineTuneLib.images import Volume, write_labelmap
     from SAMFineTuneLib.images.sitk_images import to_sitk
 
-    told = served.do("open", window, 2, case=case.key, by=args.take, seconds=_WHILE_DOWNLOADING)
+    told = served.do("open", window, 2, case=case.key, by=args.take, seconds=LEASE_ON_SERVER)
     renewed = time.monotonic()
 
     def keep() -> None:
         nonlocal renewed
-        if time.monotonic() - renewed > _WHILE_DOWNLOADING / 4:
+        if time.monotonic() - renewed > LEASE_ON_SERVER / 4:
             renewed = time.monotonic()
-            served.do("take", window, 0, cases=(case.key,), by=args.take, seconds=_WHILE_DOWNLOADING)
+            served.do("take", window, 0, cases=(case.key,), by=args.take, seconds=LEASE_ON_SERVER)
 
     stem = str(Path(args.output).expanduser() / f"{case.name}-{case.key}")
     image, target = Path(f"{stem}.nii.gz"), Path(f"{stem}-labels.nii.gz")

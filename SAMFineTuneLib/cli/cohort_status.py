@@ -53,6 +53,8 @@ def _about_images(cohort: Cohort, wrong: Sequence[CohortCase]) -> str:
         advice.append(f"find what was moved: samfinetune cohort locate {cohort_word(cohort)} {where}")
     if counts["changed"] + counts["unreadable"]:
         advice.append("put the old files back")
+    if counts["unreadable"]:
+        advice.append("or ask for permission to read them")
     return f"{said}; {', '.join(advice)}"
 
 

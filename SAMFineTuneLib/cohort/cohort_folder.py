@@ -41,6 +41,8 @@ STATE_FILE = "cohort.json"
 STATES = ("untouched", "proposed", "corrected", "accepted", "refused")
 LEASE = 600.0
 """Seconds for which a case stays taken after the last sign of the one who works on it."""
+LEASE_ON_SERVER = 60.0
+"""The same for a window on a server's cohort, of which the server hears every second."""
 _FORMAT, _READABLE = 2, (1, 2)
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".dcm")
 _LARGEST_LABEL = 2**16 - 1
@@ -226,7 +228,7 @@ class Cohort:
         folder = Path(folder).expanduser()
         with _alone(folder):
             require_no_cohort(folder)
-            write_text(folder / STATE_FILE, json.dumps(_plain(state), indent=1))
+            write_text(folder / STATE_FILE, as_json(state))
         return cls(folder)
 
     @property
@@ -267,7 +269,7 @@ class Cohort:
             old = self.state
             new = change(old)
             if new != old:
-                write_text(self.folder / STATE_FILE, json.dumps(_plain(new), indent=1))
+                write_text(self.folder / STATE_FILE, as_json(new))
             after()
             return self.state
 
@@ -293,6 +295,12 @@ class Cohort:
         """The image of a case; UserError when it is not there."""
         path = self.path(case)
         if not _exists(path):
+            try:
+                path.stat()
+            except PermissionError as error:
+                raise disk_error(error, path) from error
+            except OSError:
+                pass
             raise UserError(
                 f"The image of case {case.name} is not at “{path}”; if the images were moved, tell where they are with "
                 "“samfinetune cohort locate”."
@@ -328,7 +336,8 @@ def require_no_cohort(folder: Path) -> None:
 
 def _exists(image: Path) -> bool:
     """Whether an image is there; the choice of a DICOM series may follow its name behind a #."""
-    return image.exists() or ("#" in image.name and image.with_name(image.name.partition("#")[0]).exists())
+    places = (image, image.with_name(image.name.partition("#")[0])) if "#" in image.name else (image,)
+    return any(map(os.path.exists, places))  # unlike Path's, it does not raise where looking is not permitted
 
 
 @contextmanager
@@ -352,10 +361,9 @@ def _alone(folder: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- the file
 
 
-def _plain(state: CohortState) -> dict[str, Any]:
-    plain = asdict(state)
-    plain["labels"] = {str(value): name for value, name in state.labels.items()}
-    return {"format": _FORMAT, **plain}
+def as_json(state: CohortState) -> str:
+    """A state as `cohort.json` has it."""
+    return json.dumps({"format": _FORMAT, **asdict(state)}, indent=1)
 
 
 def _parsed(values: dict[str, Any], path: Path) -> CohortState:

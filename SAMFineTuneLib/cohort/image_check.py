@@ -24,7 +24,7 @@ TROUBLES = {
     "moved": "its image was moved, to another place in the folder of images",
     "gone": "its image is gone",
     "changed": "its image has changed since it came into the cohort",
-    "unreadable": "its image cannot be read any more",
+    "unreadable": "its image cannot be read any more, or you are not permitted to",
 }
 """What can be wrong with the image of a case → the same in words."""
 
@@ -61,8 +61,8 @@ def check_images(cohort: Cohort, progress: Callable[[int, int, str], None] = lam
     for done, case in enumerate(state.cases):
         stamp = stamp_of(cohort.path(case))
         if not stamp:
-            checked[case.key] = case.stamp, "gone"
-        elif stamp != case.stamp or case.trouble in ("moved", "gone"):
+            checked[case.key] = case.stamp, "gone" if _is_missing(cohort.path(case)) else "unreadable"
+        elif stamp != case.stamp or case.trouble in ("moved", "gone", "unreadable"):
             progress(done, len(state.cases), case.name)
             checked[case.key] = stamp, _trouble(cohort, case)
     gone = {case.key: case.stamp for case in state.cases if checked.get(case.key, ("", ""))[1] == "gone" and case.stamp}
@@ -77,6 +77,17 @@ def check_images(cohort: Cohort, progress: Callable[[int, int, str], None] = lam
     if noted(state) != state:
         with suppress(DiskError):
             cohort.change(noted)
+
+
+def _is_missing(image: Path) -> bool:
+    """Whether an image is not there, rather than out of reach."""
+    try:
+        split_choice(image)[0].stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _trouble(cohort: Cohort, case: CohortCase) -> str:

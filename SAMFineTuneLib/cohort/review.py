@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,21 @@ def take_next(
 
     cohort.change(taken)
     return found[0] if found else None
+
+
+def stay_taken(cohort: Cohort, by: str, seconds: float) -> None:
+    """Renew all that `by` has taken, to so many seconds from now, where half of them or more have passed. What somebody
+    else has taken meanwhile stays theirs."""
+    half = time.time() + seconds / 2
+
+    def renewed(state: CohortState) -> CohortState:
+        for case in state.cases:
+            if case.lease and case.lease.by == by and case.lease.until < half:
+                state = state.with_case(case.key, lease=replace(case.lease, until=time.time() + seconds))
+        return state
+
+    if renewed(state := cohort.state) != state:
+        cohort.change(renewed)
 
 
 def release(cohort: Cohort, name: str, by: str) -> None:

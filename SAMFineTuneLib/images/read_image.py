@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def read_volume(path: str | Path, series: str | None = None, no_number: float | 
 def split_choice(path: Path) -> tuple[Path, str | None]:
     """Split a path from the choice of a series that follows a #; None without one."""
     name, mark, chosen = path.name.partition("#")
-    if mark and name and not path.exists() and path.with_name(name).exists():
+    if mark and name and not os.path.exists(path) and os.path.exists(path.with_name(name)):
         return path.with_name(name), chosen or None
     return path, None
 

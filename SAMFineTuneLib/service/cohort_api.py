@@ -16,7 +16,6 @@ digits.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import threading
@@ -24,15 +23,17 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
+from SAMFineTuneLib.cohort.cohort_folder import LEASE_ON_SERVER, Cohort, CohortState, Lease, as_json
 from SAMFineTuneLib.cohort.confidence import CONFIDENCE
 from SAMFineTuneLib.cohort.create_cohort import patient_digest
+from SAMFineTuneLib.cohort.review import stay_taken
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.cohort_process import DOES
@@ -56,6 +57,7 @@ _PROCESS_RESTS = 60.0  # s without a piece after which a window's process ends; 
 _PART = 8 << 20  # bytes of a file in one answer
 _LAID_OUT = ("voxels", "labels", "results")
 _KINDS = {kind: np.dtype(kind) for kind in ("|b1", "|u1", "|i1", "<u2", "<i2", "<i4")}
+_UNTIL_TOLD = 1e11  # s since 1970, which no clock shows: the next news say when a case is free
 _MOST_ENDED = 100  # events that are kept for a window whose answers were lost
 
 
@@ -73,16 +75,20 @@ class CohortApi:
 
     def __init__(self, folders: Sequence[str | Path], limits: Limits | None = None, may_add: bool = True) -> None:
         self._limits, self._may_add = limits or Limits(), may_add
-        self._folders: dict[str, Path] = {}
+        self._cohorts: dict[str, Cohort] = {}
+        self._told: dict[str, tuple[CohortState, list[str], bytes]] = {}  # the state, which cases are taken, as JSON
         self._windows: dict[tuple[str, str], _Window] = {}
         self._lock = threading.Lock()
         for folder in folders:
-            path = Cohort(folder).folder.resolve()
-            if self._folders.setdefault(path.name, path) != path:
+            path = Path(folder).expanduser().resolve()
+            if self._cohorts.setdefault(path.name, Cohort(path)).folder != path:
                 raise UserError(f"Two cohorts are called {path.name}; rename the folder of one of them.")
-        for path in self._folders.values():
-            take_up(path)
-        self._background = {name: CohortWork(path) for name, path in self._folders.items()}
+        for cohort in self._cohorts.values():
+            take_up(cohort.folder)
+            with suppress(UserError):  # no window could say that it is there while no server ran
+                for by in {case.lease.by for case in cohort.state.cases if case.lease}:
+                    stay_taken(cohort, by, LEASE_ON_SERVER)
+        self._background = {name: CohortWork(cohort.folder) for name, cohort in self._cohorts.items()}
         self.expire()
 
     def answer(self, action: str, body: protocol.Buffer) -> tuple[Any, bool]:
@@ -115,15 +121,14 @@ class CohortApi:
     # ---- inside
 
     def _list(self, _: protocol.ListCohorts) -> protocol.Cohorts:
-        return protocol.Cohorts(tuple(self._folders))
+        return protocol.Cohorts(tuple(self._cohorts))
 
     def _follow(self, message: protocol.FollowCohort) -> protocol.CohortNews:
-        folder, work = self._folder(message.cohort), self._background[message.cohort]
-        values = json.loads((folder / STATE_FILE).read_text("utf-8"))
-        hidden = {"images": ["", ""], "salt": ""}  # where the images are, and what patients' digests are made with
-        for case in values["cases"]:
-            case["problem"] = _without_folders(case.get("problem", ""))
-        state = json.dumps({**values, **hidden}).encode()
+        cohort, work = self._cohort(message.cohort), self._background[message.cohort]
+        if message.by:
+            with suppress(UserError):  # on a full disk, too, it is told how the cohort stands
+                stay_taken(cohort, message.by, LEASE_ON_SERVER)
+        state = self._as_told(message.cohort)
         if sha256(state).hexdigest() == message.known:
             state = b""
         busy = not work.is_empty
@@ -136,35 +141,35 @@ class CohortApi:
         return protocol.CohortNews(state, busy, tuple(told), after)
 
     def _piece(self, piece: protocol.CohortPiece) -> protocol.CohortTold:
-        folder = self._folder(piece.cohort)
+        cohort = self._cohort(piece.cohort)
         if (piece.by or piece.take or piece.what in ("open", "take")) and not _WORD.fullmatch(piece.by):
             raise UserError("Cases are taken under a word of letters and digits; give another one.")
         if piece.what in _WITH_IMAGES:
-            more = self._of_image(piece, folder) if piece.what == "receive" else {}
+            more = self._of_image(piece, cohort) if piece.what == "receive" else {}
             return self._window(piece).done(piece, self._limits, more)
         try:
             if piece.what in _LONG:
                 told = self._begin(piece)
             elif piece.what in _AT_ONCE:
-                told = DOES[piece.what](None, {**_values(piece), "cohort": str(folder)})
+                told = DOES[piece.what](None, {**_values(piece), "cohort": str(cohort.folder)})
             else:
                 raise Refused(404, "path", f"This server does not know “{piece.what[:20]}”; update it.")
         except UserError as error:
             return protocol.CohortTold({"event": "failed", "what": piece.what, "text": _without_folders(str(error))})
         return protocol.CohortTold({"event": "done", "what": piece.what, "case": piece.case, **(told or {})})
 
-    def _of_image(self, piece: protocol.CohortPiece, folder: Path) -> dict[str, Any]:
+    def _of_image(self, piece: protocol.CohortPiece, cohort: Cohort) -> dict[str, Any]:
         """What is to be known of an image that arrived, without its patient's name."""
         self._require_may_add()
         if not _DIGEST.fullmatch(piece.case):
             raise WireError("its case is not a digest")
-        patient = piece.patient and patient_digest(piece.patient, Cohort(folder).state.salt)
-        return {"packed": str(upload_path(folder, piece.image)), "patient": patient,
+        patient = piece.patient and patient_digest(piece.patient, cohort.state.salt)
+        return {"packed": str(upload_path(cohort.folder, piece.image)), "patient": patient,
                 "largest": self._limits.volume_bytes}  # fmt: skip
 
     def _upload(self, message: protocol.CohortUpload) -> protocol.Received:
         self._require_may_add()
-        return protocol.Received(add_part(self._folder(message.cohort), message, self._limits))
+        return protocol.Received(add_part(self._cohort(message.cohort).folder, message, self._limits))
 
     def _require_may_add(self) -> None:
         if not self._may_add:
@@ -187,7 +192,7 @@ class CohortApi:
         if message.which in _LAID_OUT:
             path = self._window(message).laid_out(message.number, message.which)
         else:
-            cohort = Cohort(self._folder(message.cohort))
+            cohort = self._cohort(message.cohort)
             key = cohort.state.case(message.case).key
             path = {"picture": picture_path(cohort.folder, key),
                     "confidence": cohort.proposal(key) / CONFIDENCE}.get(message.which)  # fmt: skip
@@ -197,13 +202,29 @@ class CohortApi:
             file.seek(max(0, message.offset))
             return protocol.CohortPart(path.stat().st_size, file.read(_PART))
 
-    def _folder(self, name: str) -> Path:
-        if name not in self._folders:
+    def _cohort(self, name: str) -> Cohort:
+        if name not in self._cohorts:
             raise Refused(404, "cohort", f"The server has no cohort {name[:100]}; ask whoever runs it.")
-        return self._folders[name]
+        return self._cohorts[name]
+
+    def _as_told(self, name: str) -> bytes:
+        """A cohort's state as JSON, without where the images are, what patients' digests are made with, and what only
+        this computer's clock and processes tell: until when a case is taken."""
+        state = self._cohorts[name].state
+        taken = [case.key for case in state.cases if case.taken()]
+        known = self._told.get(name)
+        if known is None or known[:2] != (state, taken):
+            cases = (
+                replace(case, problem=_without_folders(case.problem),
+                        lease=Lease(case.lease.by, _UNTIL_TOLD) if case.key in taken else None)
+                for case in state.cases
+            )  # fmt: skip
+            told = as_json(replace(state, cases=tuple(cases), images=("", ""), salt="")).encode()
+            self._told[name] = known = state, taken, told
+        return known[2]
 
     def _window(self, message: protocol.CohortPiece | protocol.CohortFile) -> _Window:
-        folder = self._folder(message.cohort)
+        folder = self._cohort(message.cohort).folder
         if not _WINDOW.fullmatch(message.window) or message.number < 0:
             raise WireError("its window or number is not one")
         with self._lock:

@@ -108,9 +108,9 @@ class ServedCohort:
             raise
         return tuple(filter(_is_name, found))
 
-    def follow(self) -> protocol.CohortNews:
-        """Bring the mirror up to date. Returns what has changed."""
-        message = protocol.FollowCohort(self.place.cohort, self._known, self._after)
+    def follow(self, by: str = "") -> protocol.CohortNews:
+        """Bring the mirror up to date, and keep taken what `by` has taken. Returns what has changed."""
+        message = protocol.FollowCohort(self.place.cohort, self._known, self._after, by)
         news = self._ask("follow", message, protocol.CohortNews)
         if news.state:
             keys = [case["key"] for case in json.loads(news.state)["cases"]]

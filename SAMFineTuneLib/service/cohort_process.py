@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
+from SAMFineTuneLib.cohort.cohort_folder import LEASE_ON_SERVER, Cohort, CohortCase
 from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import cohort_work as queue
@@ -198,13 +198,16 @@ class _Worker:
             labels = self.labels() if what in ("keep", "accept") else None
             known = {name for one in fields(CohortPiece) if (name := one.name) not in ("cohort", "window", "number")}
             asked = {name: value for name, value in values.items() if name in known - {"what"}}
-            watch = self.all_or_nothing("Stopped; nothing was written.") if what in _RESULTS else None
+            if what in ("open", "take"):
+                asked["seconds"] = LEASE_ON_SERVER
+            follow = lambda *_: self._follow()  # noqa: E731 - a case stays taken while it is read and fetched
+            watch = self.all_or_nothing("Stopped; nothing was written.") if what in _RESULTS else follow
             told = dict(server.do(what, window, self.number, labels, watch, **asked))
         if what in _RESULTS:
             server.fetch_results(window, self.number, Path(values["folder"]))
             told["folder"] = values["folder"]
         if what == "open" and told["case"]:
-            told |= server.fetch_case(told, window, self.number, self.folder)
+            told |= server.fetch_case(told, window, self.number, self.folder, follow)
         if what in ("open", "picture") and told["case"]:
             server.fetch("picture", told["case"], queue.picture_path(folder, told["case"]))
         if what in ("open", "follow", "add"):  # what is shown next is drawn from the mirror
@@ -229,7 +232,7 @@ class _Worker:
         if self._follow_after is None or time.monotonic() < self._follow_after:
             return
         try:
-            self._tell_news(self._server.follow())
+            self._tell_news(self._server.follow((self._given_back or {}).get("by", "")))
             self._follow_after, self._unreached = time.monotonic() + _FOLLOW_EVERY, False
         except UserError as error:
             self._follow_after = time.monotonic() + _AGAIN_AFTER

@@ -173,6 +173,8 @@ class FollowCohort:
     """SHA-256 of the state that the client has."""
     after: int = -1
     """Where the events begin that the client does not have, as told before; at first -1."""
+    by: str = ""
+    """The word of a window whose cases stay taken, because it is there."""
 
 
 @dataclass(frozen=True)

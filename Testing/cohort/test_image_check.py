@@ -51,6 +51,22 @@ def test_what_happened_to_images_is_told(tmp_path, status):
     assert status(cohort)[0] == {"e": "unreadable"}
 
 
+def test_images_that_nobody_may_read_are_told(tmp_path, status, capsys):
+    cohort, images = small_cohort(tmp_path, count=2), tmp_path / "images"
+    images.chmod(0)
+    try:
+        if os.access(images, os.X_OK):
+            pytest.skip("permissions do not bind this user")
+        found, said = status(cohort)
+        assert found == {"a": "unreadable", "b": "unreadable"} and "ask for permission to read them" in said
+        assert main(["cohort", "next", str(cohort.folder), "--take", "me"]) == 2
+        assert "not permitted to use" in capsys.readouterr().err
+    finally:
+        images.chmod(0o755)
+    assert not any(case.lease for case in cohort.state.cases), "nobody gets it as the next one"
+    assert status(cohort)[0] == {}
+
+
 def test_images_that_are_as_they_were_are_not_read(tmp_path, status):
     cohort, image = small_cohort(tmp_path, count=2), tmp_path / "images" / "b.nii.gz"
     before = image.stat()

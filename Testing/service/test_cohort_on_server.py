@@ -153,6 +153,25 @@ def test_what_others_do_is_seen(department, cohort):
     end(work)
 
 
+def test_whether_a_case_is_taken_is_told_by_the_clock_of_the_server(department, cohort, monkeypatch):
+    take(cohort, "p05", "another", 30.0)
+    here = department.client()
+    here.follow()
+    now = time.time()
+    for wrong in (-86_400, 86_400):  # s by which this computer's clock is
+        monkeypatch.setattr(time, "time", lambda wrong=wrong: now + wrong)
+        assert here.cohort.state.case("p05").taken("me")
+    monkeypatch.undo()
+
+
+def test_a_restarted_server_waits_for_the_windows_that_had_cases(department, cohort):
+    key = take(cohort, "p05", "another").key
+    department.kill()
+    cohort.change(lambda state: state.with_case(key, lease=Lease("another", time.time() - 300)))
+    department.start()
+    assert 40 < cohort.state.case(key).lease.until - time.time() < 61
+
+
 def test_what_is_accepted_without_a_connection_is_sent_later(department, cohort):
     work = window(department)
     key = answer(work, work.put("open", case="p01", by="me"))["case"]
@@ -191,12 +210,57 @@ def test_a_killed_server_loses_nothing(department, cohort, pause):
     end(work)
 
 
+def leave(cohort: Cohort, key: str, seconds: float) -> float:
+    """Have `me` only so many seconds left of what was taken. Returns until when that is."""
+    until = time.time() + seconds
+    cohort.change(lambda state: state.with_case(key, lease=Lease("me", until)))
+    return until
+
+
+def test_a_case_stays_taken_while_its_window_is_there(department, cohort):
+    work = window(department)
+    key = answer(work, work.put("open", case="p04", by="me", gives_back=True))["case"]
+    assert 40 < cohort.state.case(key).lease.until - time.time() < 61
+    for left in (20.0, 2.0, -5.0):  # the last as after a while without a connection, or an hour of sleep
+        until = leave(cohort, key, left)
+        wait(lambda until=until: cohort.state.case(key).lease.until > until + 30)
+    cohort.change(lambda state: state.with_case(key, lease=Lease("you", time.time() + 5)))
+    time.sleep(3.0)
+    assert cohort.state.case(key).lease.by == "you", "what somebody else took meanwhile is theirs"
+    end(work)
+
+
+def test_a_case_stays_taken_while_it_is_read(department, cohort):
+    work = window(department)
+    answer(work, work.put("open", case="p04", by="me", gives_back=True))
+    reading = psutil.Process(department.process.pid).children()
+    for process in reading:
+        process.suspend()  # as one that reads from a slow disk
+    number = work.put("open", case="p05", by="me", gives_back=True)
+    key = cohort.state.case("p04").key
+    time.sleep(1.0)
+    until = leave(cohort, key, 5.0)
+    wait(lambda: cohort.state.case(key).lease.until > until + 30)
+    assert number not in {one["number"] for one in work.poll() if one["event"] in ("done", "failed")}
+    for process in reading:
+        process.resume()
+    assert answer(work, number)["event"] == "done"
+    end(work)
+
+
 def test_a_killed_client_gives_its_case_back_in_time(department, cohort):
     work = window(department)
-    key = answer(work, work.put("open", case="p04", by="me"))["case"]
+    key = answer(work, work.put("open", case="p04", by="me", gives_back=True))["case"]
+    others = window(department, "b" * 16)
     work.kill()
     assert cohort.state.case(key).taken("you")
-    cohort.change(lambda state: state.with_case(key, lease=Lease("me", time.time() + 1.0)))  # as after nine minutes
+    time.sleep(1.5)
+    leave(cohort, key, 2.0)  # as after a minute
+    assert Cohort(others.cohort).state.case(key).taken("you")
+    wait(lambda: not Cohort(others.cohort).state.case(key).taken("you"))
+    assert not cohort.state.case(key).taken("you")
+    end(others)
+    leave(cohort, key, 1.0)
     other = department.client()
     with pytest.raises(UserError, match="Somebody else"):
         other.do("take", "b" * 16, 1, by="you", cases=(key,))
