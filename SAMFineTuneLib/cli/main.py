@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         # OpenBLAS's threads spin after each of NumPy's products, and take the cores from those that run the model: a
         # click takes up to a third longer. This is read when NumPy is first imported, which nothing has done yet.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for name in ("stdin", "stdout", "stderr"):  # None where a caller has closed it; a file could get its number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the program
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

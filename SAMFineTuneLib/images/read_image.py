@@ -37,6 +37,8 @@ def read_volume(path: str | Path, series: str | None = None, no_number: float | 
             return _with_usable_voxels(read_dicom_folder(path, series), no_number)
         if not path.exists():
             raise UserError(f"“{path}” does not exist; check the path.")
+        if not path.is_file():
+            raise UserError(f"“{path}” is a pipe or a device; save the image as a file, and give that.")
         if path.stat().st_size == 0:
             raise UserError(f"“{path}” is empty; copy or export it again.")
         return _with_usable_voxels(_read_file(path, series), no_number)

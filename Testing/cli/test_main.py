@@ -142,6 +142,16 @@ def test_a_reader_that_goes_away_is_no_trace(root, tmp_path):
         assert process.wait(60) == 141
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shells close streams")
+@pytest.mark.parametrize(("closed", "said"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)])
+def test_streams_that_are_closed(root, tmp_path, closed, said):
+    environment = os.environ | {"SAMFINETUNE_MODELS": str(tmp_path)}
+    command = f"exec {sys.executable} -m SAMFineTuneLib.cli models list {closed}"
+    done = subprocess.run(["/bin/sh", "-c", command], cwd=root, env=environment, capture_output=True, text=True,
+                          timeout=60)  # fmt: skip
+    assert done.returncode == 0 and ("compact" in done.stdout) == said and not done.stderr
+
+
 @pytest.mark.skipif(os.name == "nt" or signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
                     reason="POSIX signals, which a job in the background of a script is started without")
 def test_ctrl_c_is_no_trace(root, tmp_path):

@@ -526,6 +526,12 @@ def test_files_that_may_not_be_read_are_refused(tmp_path):
     refused(path, "permissions")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no named pipes")
+def test_a_pipe_is_called_one(tmp_path):
+    os.mkfifo(tmp_path / "a.nii.gz")
+    refused(tmp_path / "a.nii.gz", "is a pipe or a device")
+
+
 def test_reading_changes_nothing_on_disk(tmp_path):
     path = save_nifti(tmp_path / "a.nii.gz", voxels(), oblique())
     before = path.read_bytes()
