@@ -9,6 +9,7 @@ from typing import Any
 
 from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.prompts.checked_json import without_doubles
 
 IGNORE = "ignore"
 
@@ -23,13 +24,13 @@ def read_meaning(path: Path) -> Meaning:
     if not path.is_file():
         return Meaning()
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_doubles)
         named = _values_by_name(content["labels"])
     except OSError as error:
         raise UserError(f"“{path}” cannot be read ({error.strerror}); check its permissions.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"“{path}” is not a usable dataset.json of nnU-Net; correct or remove it.") from error
-    if len(named) < len(content["labels"]):
+    if len({name.casefold() for name in named}) < len(content["labels"]):
         raise UserError(f"“{path}” gives several labels one name; give each its own.")
     if twice := [name for name, values in named.items() if list(named.values()).count(values) > 1]:
         raise UserError(f"“{path}” gives {' and '.join(twice)} the same values; give each name its own.")

@@ -60,7 +60,8 @@ def run_jobs(
     several = len(found) > 1 or args.skip_existing
     advice = _OTHERS if several else "choose another name"
     statistics = [Path(args.statistics).expanduser()] if args.statistics else []
-    outputs.require_new([*(job.target for job in jobs), *statistics], args, advice)
+    outputs.require_new(statistics, args)
+    outputs.require_new([job.target for job in jobs], args, advice)
     rows, facts, failed, skipped = [], [], 0, len(found) - len(jobs)
     written: set[tuple[int, int] | None] = set()
     segment = begin() if jobs else None
@@ -135,6 +136,9 @@ def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[Seg
         raise UserError(f"{source} holds {len(volumes)} volumes, so -o needs a folder, not the file {output}.")
     if source.is_dir() and source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"The folder {output} lies among what is read, which is never changed; choose another -o.")
+    ending = f".{ending.lstrip('.')}"
+    if ending.lower() not in OUTPUT_ENDINGS:
+        raise UserError(f"--format {ending} cannot be written; use one of {', '.join(OUTPUT_ENDINGS)}.")
     jobs: dict[Path, Path] = {}
     for volume in volumes:
         target = output / f"{_name(volume)}{ending}"
@@ -197,6 +201,8 @@ def _protect(source: Path, target: Path) -> None:
 def with_prompts(jobs: Sequence[SegmentJob], folder: Path) -> list[SegmentJob]:
     """The jobs that have files with prompts in a folder: those named like the volume, or like it with more behind an
     underscore (`case1.json`, `case1_negative.mrk.json`)."""
+    from SAMFineTuneLib.cases.cases import some_names
+
     files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(_PROMPT_ENDINGS))
     found: dict[str, list[Path]] = {_name(job.source): [] for job in jobs}
     for file in files:
@@ -212,6 +218,6 @@ def with_prompts(jobs: Sequence[SegmentJob], folder: Path) -> list[SegmentJob]:
             f"No file in {folder} is named after a volume: the prompts of {jobs[0].source.name} belong into "
             f"{_name(jobs[0].source)}.json or {_name(jobs[0].source)}.mrk.json."
         )
-    if len(prompted) < len(jobs):
-        console.note(f"{volumes_of(len(jobs) - len(prompted))} without prompts in {folder} are left out")
+    if lacking := [job.source.name for job in jobs if not found[_name(job.source)]]:
+        console.note(f"left out, as {folder} holds no prompts for them: {some_names(lacking)}")
     return prompted

@@ -29,16 +29,26 @@ def load_json(path: Path) -> dict:
     """The object in a JSON file. Raises UserError when it cannot be read, or does not hold a JSON object."""
     content = load_file(path)
     try:
-        values = json.loads(content.decode("utf-8-sig"))
+        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=without_doubles)
     except UnicodeDecodeError:
         raise UserError(f"The prompts file {path} cannot be read: it is not text in UTF-8.") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"The prompts file {path.name} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}."
         ) from None
+    except KeyError as error:
+        raise UserError(f"The prompts file {path.name} has {error.args[0]}; join them, or remove one.") from None
     except (RecursionError, ValueError):  # nested too deeply, or numbers too long
         raise UserError(f"The prompts file {path.name} is not JSON that this program can read.") from None
     return mapping(values, path.name)
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object for `json.loads`, which would keep the last value of a key only. Raises KeyError for two of one."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise KeyError(f'the key "{next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))}" twice')
+    return values
 
 
 def mapping(value: Any, where: str, allowed: tuple[str, ...] | None = None) -> dict:

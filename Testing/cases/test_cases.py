@@ -104,7 +104,8 @@ def test_what_nnunet_ignores_is_no_label(tmp_path, ignore):
 @pytest.mark.parametrize(
     ("labels", "said"),
     [({"background": 0, "liver": 1, "spleen": 1}, "liver and spleen the same values"),
-     ({"0": "background", "1": "liver", "2": "liver"}, "several labels one name")],
+     ({"0": "background", "1": "liver", "2": "liver"}, "several labels one name"),
+     ({"background": 0, "liver": 1, "Liver": 2}, "several labels one name")],
 )  # fmt: skip
 def test_labels_of_nnunet_that_cannot_be_told_apart_are_refused(tmp_path, labels, said):
     with pytest.raises(UserError, match=said):
@@ -543,6 +544,14 @@ def test_reading_cases_needs_no_pytorch(root):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_a_key_twice_in_dataset_json_is_refused(tmp_path):
+    save(tmp_path / "imagesTr" / "c_001_0000.nii.gz", image_of(blob()))
+    save(tmp_path / "labelsTr" / "c_001.nii.gz", blob())
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "liver": 2}}')
+    with pytest.raises(UserError, match="not a usable dataset.json"):
+        find_cases(tmp_path)
 
 
 # ---- names of segments that differ from case to case

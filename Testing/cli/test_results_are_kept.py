@@ -102,11 +102,12 @@ def test_a_file_that_appears_during_the_work_is_kept(segment, tmp_path, monkeypa
 
 def test_a_folder_of_volumes_goes_on_where_results_are_there(samfinetune, scans, tmp_path):
     assert samfinetune("models", "import", "checkpoint.pth", "--id", "theirs").code == 0
-    command = ("segment", scans, "-o", "out", "--auto", "--model", "theirs", "--format", ".nii.gz")
+    command = ("segment", scans, "-o", "out", "--auto", "--model", "theirs", "--format", "nii.gz")
     assert samfinetune(*command).code == 0
     corrected = tmp_path / "out" / "one.nii.gz"
     corrected.write_bytes(b"corrected by hand")
     (tmp_path / "out" / "two.nii.gz").unlink()
+    assert "use one of .nii.gz" in only_sentence(samfinetune(*command[:-1], ".png"))
     said = only_sentence(samfinetune(*command))
     assert "one.nii.gz” exists already" in said and "--skip-existing" in said and "--overwrite" in said
     assert os.listdir(tmp_path / "out") == ["one.nii.gz"]
@@ -116,6 +117,9 @@ def test_a_folder_of_volumes_goes_on_where_results_are_there(samfinetune, scans,
     result = samfinetune(*command, "--skip-existing")
     assert result.code == 0 and "skipped     all 2 volumes" in result.out
     assert "contradict" in only_sentence(samfinetune(*command, "--skip-existing", "--overwrite"))
+    (tmp_path / "all.csv").write_text("of yesterday")
+    said = only_sentence(samfinetune(*command, "--skip-existing", "--statistics", "all.csv"))
+    assert "“all.csv” exists already: choose another name" in said and "--skip-existing" not in said
     assert samfinetune(*command, "--overwrite").out.count("written") == 2
     assert corrected.read_bytes() != b"corrected by hand"
 

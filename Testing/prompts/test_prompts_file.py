@@ -229,6 +229,8 @@ def test_damaged_masks_are_refused(pixels):
         (b'"text"', "must be a JSON object"),
         (b"\xff\xfe\x00", "not text in UTF-8"),
         (b"[" * 100000, "JSON"),
+        (b'{"version": 1, "segments": [], "segments": []}', 'has the key "segments" twice'),
+        (b'{"version": 1, "segments": [{"name": "a", "points": [], "boxes": [], "points": []}]}', 'key "points" twice'),
         (b'{"version": 1, "segments": [{"name": "a", "points": [{"position": [1, 2, NaN]}]}]}', "finite"),
         (b'{"version": 1, "segments": [{"name": "a", "points": [{"position": [1, 2, 1e999]}]}]}', "finite"),
         (
