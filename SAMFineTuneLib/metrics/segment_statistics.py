@@ -17,7 +17,8 @@ from SAMFineTuneLib.images.volume import Volume
 
 @dataclass(frozen=True)
 class SegmentStatistics:
-    """One segment in one volume; grey values and extent are None where the segment is empty.
+    """One segment in one volume; grey values and extent are None where the segment is empty. Voxels without a real
+    number as value count for its size alone.
 
     Extents are measured along the volume's own axes, each named after the direction of the patient closest to it, and
     include the outermost voxels whole.
@@ -60,13 +61,10 @@ def segment_statistics(
             measured.append(SegmentStatistics(info.name, info.value, 0, 0.0))
             continue
         values = volume.array[where].astype(np.float64)
+        values = values[np.isfinite(values)]
+        grey = [float(of(values)) for of in (np.mean, np.std, np.min, np.max)] if len(values) else [None] * 4
         extent = [float(np.ptp(where[2 - axis]) + 1) * float(volume.spacing[axis]) for axis in axes]
-        measured.append(
-            SegmentStatistics(
-                info.name, info.value, count, count * milliliters,
-                float(values.mean()), float(values.std()), float(values.min()), float(values.max()), *extent,
-            )  # fmt: skip
-        )
+        measured.append(SegmentStatistics(info.name, info.value, count, count * milliliters, *grey, *extent))
     return measured
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 
+from SAMFineTuneLib.images import SegmentInfo, Volume
 from SAMFineTuneLib.metrics.mask_metrics import Agreement, agreement, boundary, dice
+from SAMFineTuneLib.metrics.segment_statistics import segment_statistics
 
 SPACINGS = st.floats(0.3, 4.0).map(lambda value: round(value, 2))
 
@@ -106,3 +108,16 @@ def test_spacing_is_that_of_the_axes_and_the_tolerance_counts_millimetres():
 def test_masks_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 2\).*\(3, 2\)"):
         agreement(np.ones((2, 2), bool), np.ones((3, 2), bool), (1, 1), 1)
+
+
+def test_voxels_without_a_real_number_count_for_size_alone():
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    values[0, 0, :3] = np.nan, np.inf, -np.inf
+    labels = np.zeros(values.shape, np.uint8)
+    labels[0], labels[1] = 1, 2
+    labels[0, 0, :3], labels[1, 0, 0] = (1, 1, 3), 0
+    segments = [SegmentInfo(name, value, (1, 0, 0)) for value, name in enumerate("abc", start=1)]
+    first, second, third = segment_statistics(Volume(values, np.diag([1, 1, 2, 1.0])), labels, segments)
+    assert (first.voxels, first.milliliters) == (11, 0.022) and (first.minimum, first.maximum) == (3, 11)
+    assert first.mean == values[0].ravel()[3:].mean() and second.mean == values[1].ravel()[1:].mean()
+    assert (third.voxels, third.mean, third.maximum) == (1, None, None)
