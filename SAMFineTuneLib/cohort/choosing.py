@@ -47,7 +47,8 @@ def features_file(cohort: Cohort, key: str) -> Path:
 def next_case(
     cohort: Cohort, way: str = "random", by: str = "", without: Collection[str] = ()
 ) -> Choice | None:
-    """Choose the next case among those that are neither accepted nor refused nor taken by somebody else.
+    """Choose the next case among those that are neither accepted nor refused nor taken by somebody else. Those with an
+    image in trouble come last.
 
     Args:
         cohort: the cohort.
@@ -65,8 +66,11 @@ def next_case(
         raise UserError(f"There is no way “{way}” to choose the next case; choose one of {', '.join(WAYS)}.")
     state = cohort.state
     left = [case for case in state.those(*_OPEN) if not case.taken(by) and case.key not in without]
+    left = [case for case in left if not case.trouble] or left
     if not left:
         return None
+    if len(left) == 1:
+        return Choice(left[0], "It is the only case left.")
     if way == "order":
         return Choice(left[0], f"It is the first of the {_cases(len(left))} left.")
     begun = next((case for case in left if case.state == "corrected"), None)

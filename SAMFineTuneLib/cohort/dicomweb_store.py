@@ -181,10 +181,10 @@ class DicomwebStore:
         except requests.exceptions.SSLError as error:
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):
                 raise UserError(f"“{self._host}” does not encrypt as https:// needs it; check the address.") from error
-            raise UserError(
-                f"The certificate of “{self._host}” cannot be verified; give the one of who signed it with "
-                "--tls-ca."
-            ) from error
+            wrong, advice = "cannot be verified", "give the one of who signed it with --tls-ca"
+            if "mismatch" in str(error):
+                wrong, advice = "is not issued for this name", "use the name that it is issued for"
+            raise UserError(f"The certificate of “{self._host}” {wrong}; {advice}.") from error
         except requests.exceptions.HTTPError as error:
             raise UserError(f"“{self._host}” {_refusal(error.response)}") from error
         except requests.exceptions.RequestException as error:

@@ -83,6 +83,14 @@ def test_by_default_any_case_may_come(tmp_path):
     assert {next_case(cohort).case.key for _ in range(100)} == {*"abc"}
 
 
+def test_cases_whose_images_are_not_there_come_last(tmp_path):
+    cohort = cohort_of(tmp_path, *(proposed(key, 0.1, trouble="gone") for key in "abcdefgh"), proposed("there", 0.9))
+    for way in ("random", "teaching", "easiest", "order"):
+        choice = next_case(cohort, way)
+        assert choice.case.key == "there" and choice.reason == "It is the only case left."
+    assert next_case(cohort, "random", without=["there"]).case.key in "abcdefgh", "the image may be back"
+
+
 def test_an_unknown_way_is_refused(tmp_path):
     with pytest.raises(UserError, match="random, teaching, easiest, order"):
         next_case(cohort_of(tmp_path, proposed("a", 0.1)), "hardest")

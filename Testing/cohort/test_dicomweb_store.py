@@ -273,6 +273,9 @@ def test_certificates_are_verified_and_tokens_sent(tmp_path):
             DicomwebStore(address, certificate=tmp_path / "ca.pem").list_series()
         with pytest.raises(UserError, match="cannot be verified"):
             DicomwebStore(address, token="word").list_series()
+        with pytest.raises(UserError, match="“localhost:.*” is not issued for this name"):
+            named = address.replace("127.0.0.1", "localhost")
+            DicomwebStore(named, token="word", certificate=tmp_path / "ca.pem").list_series()
         server.shutdown()
 
 
