@@ -64,15 +64,11 @@ def _labelled(mask: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
     box = bounding_box(mask)
     if box is None:
         return np.zeros((0, 0), np.int64), (slice(0, 0), slice(0, 0))
-    import SimpleITK as sitk
+    from scipy.ndimage import label  # on a slice many times as fast as ITK's filter, which a click would notice
 
     x0, y0, x1, y1 = box.astype(int)
     inside = slice(y0, y1 + 1), slice(x0, x1 + 1)
-    label = sitk.ConnectedComponentImageFilter()
-    label.FullyConnectedOn()
-    label.SetNumberOfThreads(1)  # a slice is too small for more, and they would wait for the inference engine's threads
-    picture = sitk.GetImageFromArray(np.ascontiguousarray(mask[inside], dtype=np.uint8))
-    return sitk.GetArrayFromImage(label.Execute(picture)), inside
+    return label(mask[inside], np.ones((3, 3)))[0], inside
 
 
 def stability_score(logits: np.ndarray, offset: float) -> np.ndarray:
