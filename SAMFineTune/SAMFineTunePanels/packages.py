@@ -61,7 +61,7 @@ class PackageSet:
                         title=self.title, package=package, least=least, there=there if there != "0" else _("none")))
 
 
-# NumPy, Pillow and pydicom are not among them, since Slicer has them.
+# NumPy, SciPy, Pillow and pydicom are not among them, since Slicer has them.
 ONNX_RUNTIME = PackageSet(
     "onnxruntime",
     _("ONNX Runtime, which runs the models"),

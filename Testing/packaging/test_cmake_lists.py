@@ -62,7 +62,7 @@ import importlib.metadata, sys
 
 class Absent:
     names = set(importlib.metadata.packages_distributions()) - {
-        "numpy", "SimpleITK", "pydicom", "PIL", "onnxruntime", "SAMFineTuneLib"}
+        "numpy", "scipy", "SimpleITK", "pydicom", "PIL", "onnxruntime", "SAMFineTuneLib"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:
