@@ -248,13 +248,6 @@ def hex_digest(path: str | Path, digest: Any) -> str:
     return digest.hexdigest()
 
 
-def readable_size(count: int) -> str:
-    """A size for people: 375 MB, 2.6 GB, 40.7 MB."""
-    for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= divisor:
-            return f"{count / divisor:.3g} {unit}"
-    return f"{count / 1e3:.3g} kB"
-
 
 def resources() -> Path:
     """The folder with models and data that ship with the package: inside it when installed, beside it in a checkout."""

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from SAMFineTuneLib.images import overlay_picture
-from SAMFineTuneLib.inference.input_crop import View
+from SAMFineTuneLib.inference.input_crop import View, bounding_box, square_view
 from SAMFineTuneLib.prompts import PlanePrompts
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
 REFERENCE = (1.0, 1.0, 1.0)
 """Colour of the reference's outline in pictures."""
 _SENTENCE = 40  # characters, from which on a cell may be broken into lines
+_SMALLEST = 48  # pixels of a picture's side at least
 _ON_PICTURES = 7  # colours that are seen on grey values
 _STYLE = """
 body{font:15px/1.45 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#1f2328}
@@ -64,6 +65,13 @@ def paint(number: int) -> tuple[float, float, float]:
     """Colour of a label, counted from 0, on a picture: red, green, blue from 0 to 1."""
     text = COLOURS[number % _ON_PICTURES]
     return tuple(int(text[place : place + 2], 16) / 255 for place in (1, 3, 5))
+
+
+def close_up(mask: np.ndarray, sides: float) -> View:
+    """The square around what a mask (rows, columns) shows, `sides` times as wide as that, for a picture."""
+    box = bounding_box(mask).reshape(2, 2)
+    side = max(_SMALLEST, sides * float(np.ptp(box, axis=0).max() + 1))
+    return square_view(mask.shape, tuple(box.mean(axis=0)), side)
 
 
 def draw_answers(

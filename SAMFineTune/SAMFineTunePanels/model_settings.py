@@ -295,6 +295,6 @@ def install_torch(host, what=_THIS_MODEL, then=_CHOOSE_AGAIN):
 
 def readable_size(count):
     """ "375 MB"; empty when unknown or nothing."""
-    from SAMFineTuneLib.files import readable_size
+    from SAMFineTuneLib.wording import readable_size
 
     return readable_size(count) if count else ""

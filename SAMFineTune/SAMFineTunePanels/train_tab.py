@@ -272,7 +272,7 @@ class TrainTab:
     @staticmethod
     def _effort(trainings, steps, seconds):
         """How many steps the training takes, and how long."""
-        from SAMFineTuneLib.models.adapters.adapter_card import duration
+        from SAMFineTuneLib.wording import duration
 
         if trainings == 1:
             text = _("One training of {steps} steps takes about {time} on this computer.")

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SAMFineTuneLib.cases.cases import SHORT, Case, digest_of, some_names, within_sentence
-from SAMFineTuneLib.cases.label_map import Labels, count_values, voxels
+from SAMFineTuneLib.cases.cases import SHORT, Case, digest_of
+from SAMFineTuneLib.cases.label_map import Labels, count_values
 from SAMFineTuneLib.cases.labelled_case import LabelChoice, Labelled, label_of, read_labelled, slice_axis
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read_picture import PICTURES
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.wording import counted, some_names, within_sentence
 
 _MOST_CLASSES = 254
 _MANY_VALUES = 16  # of labels, of which an image should have more
@@ -84,7 +85,7 @@ def survey(
         same_voxels.setdefault(volume.voxels_digest, []).append(case.id)
         told += [(case.id, note) for note in notes]
         if undecided := sum(counts[case.id].get(value, 0) for value in meaning.ignored):
-            told.append((case.id, f"Not counted, as they are labelled “ignore”: {voxels(undecided)}."))
+            told.append((case.id, f"Not counted, as they are labelled “ignore”: {counted(undecided, 'voxel')}."))
     for same in same_voxels.values():
         if len(same) > 1:
             raise UserError(f"The cases {some_names(same)} hold the same image; keep one of them.")
@@ -126,7 +127,7 @@ def _require_not_swapped(case: Case, volume: Volume, values: int) -> None:
 def _about_overlap(case: Case, labelled: Labelled, value: int, numbers: Labels, exclusive: bool) -> str:
     """A sentence about the voxels of several labels; UserError where they must be `exclusive`."""
     both = " and ".join(f"“{labelled.names[number - 1]}”" for number in numbers)
-    count = voxels(int(np.count_nonzero(labelled.classes == value)))
+    count = counted(int(np.count_nonzero(labelled.classes == value)), "voxel")
     if exclusive:
         raise UserError(
             f"Case {case.id}: {both} overlap in {count}, and what finds labels without a prompt gives each "

@@ -32,6 +32,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read_image import ENDINGS, read_volume, split_choice
 from SAMFineTuneLib.images.read_picture import PICTURES
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.wording import some_names, within_sentence
 
 LABEL_FOLDERS = ("labels", "masks", "segmentations")
 _LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|masks|gt)$", re.IGNORECASE)
@@ -80,10 +81,6 @@ class Case:
         annotated = self.read()
         return digest_of(annotated.volume, annotated.labels)
 
-
-def within_sentence(text: str) -> str:
-    """A sentence as it reads after a colon."""
-    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
 def digest_of(volume: Volume, labels: np.ndarray) -> str:
@@ -261,7 +258,3 @@ def patient_of_files(files: Iterable[Path]) -> str:
             continue
         return hashlib.sha256(number.encode()).hexdigest()[:16] if number not in ("", "None") else ""
     return ""
-
-
-def some_names(names: Sequence[str], most: int = 4, joint: str = ", ") -> str:
-    return joint.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

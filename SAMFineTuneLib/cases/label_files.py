@@ -17,12 +17,13 @@ import SimpleITK as sitk
 from PIL import Image
 
 from SAMFineTuneLib.cases.label_dicom_seg import find_dicom_seg, read_dicom_seg
-from SAMFineTuneLib.cases.label_map import LabelMap, Meaning, count_values, overlaid, voxels
+from SAMFineTuneLib.cases.label_map import LabelMap, Meaning, count_values, overlaid
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read_image import read_volume
 from SAMFineTuneLib.images.read_picture import PICTURES, opened_picture
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
 from SAMFineTuneLib.images.text_headers import check_text_header
+from SAMFineTuneLib.wording import counted
 
 _MOST_VALUES = 1024  # a file with more different values is an image rather than a label map
 _ROUNDING = 0.01  # how far floating point and stored scales may be from a whole number
@@ -75,13 +76,13 @@ def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         if off.max() > _ROUNDING:
             example, count = float(array.flat[int(off.argmax())]), int((off > _ROUNDING).sum())
             raise UserError(
-                f"“{path.name}” holds fractions ({example:.4g} for one, in {voxels(count)}), and "
+                f"“{path.name}” holds fractions ({example:.4g} for one, in {counted(count, 'voxel')}), and "
                 "labels are whole numbers: save labels rather than probabilities or an interpolated mask, and check "
                 "that image and labels are not mixed up."
             )
         if off.any():
-            count = int((off > 0).sum())
-            notes = (f"Rounded to whole numbers: {voxels(count)} of the labels, by up to {float(off.max()):.2g}.",)
+            changed = counted(int((off > 0).sum()), "voxel")
+            notes = (f"Rounded to whole numbers: {changed} of the labels, by up to {float(off.max()):.2g}.",)
         array = rounded
     low, high = array.min(), array.max()
     if low < 0 or high > np.iinfo(np.uint16).max:
@@ -180,7 +181,8 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
     described = sum(int(np.count_nonzero(layers[..., one.layer] == one.value)) for one in segments)
     nameless = int(np.count_nonzero(layers)) - described
     if nameless:
-        notes = (*notes, f"Left out, as the file names no segment for them: {voxels(nameless)} of the labels.")
+        left_out = counted(nameless, "voxel")
+        notes = (*notes, f"Left out, as the file names no segment for them: {left_out} of the labels.")
     names = {label: one.name for label, one in labelled.items()}
     return LabelMap(joined, affine_of(image), Meaning(names, members), notes=notes)
 

@@ -57,11 +57,6 @@ def count_values(array: np.ndarray) -> dict[int, int]:
     return {value: int(totals[value]) for value in np.flatnonzero(totals).tolist()}
 
 
-def voxels(count: int) -> str:
-    """Such as `1 voxel`, for sentences."""
-    return f"{count} voxel{'s' * (count != 1)}"
-
-
 def overlaid(
     masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...], free: int
 ) -> tuple[np.ndarray, dict[int, Labels]]:

@@ -9,10 +9,11 @@ from functools import cached_property
 
 import numpy as np
 
-from SAMFineTuneLib.cases.cases import Case, digest_of, some_names
+from SAMFineTuneLib.cases.cases import Case, digest_of
 from SAMFineTuneLib.cases.label_map import Labels, Meaning, count_values
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.wording import some_names
 
 IGNORED = 255
 """The class of voxels that were left undecided: they count for nothing."""

@@ -11,7 +11,8 @@ from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.cli.models import print_graphs, print_importable
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import readable_size, staged_folder
+from SAMFineTuneLib.files import staged_folder
+from SAMFineTuneLib.wording import duration, readable_size
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapters.adapter_card import Card
@@ -160,7 +161,7 @@ def _base(adapter: AdapterFolder) -> ModelFolder:
 
 def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
     """The facts of a card, a line each; a gain's label is its kind of prompt."""
-    from SAMFineTuneLib.models.adapters.adapter_card import dice_text, duration
+    from SAMFineTuneLib.models.adapters.adapter_card import dice_text
     card, method = adapter.card, adapter.card.method
     facts = [
         ("name", adapter.name),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
+    from SAMFineTuneLib.evaluation.executors import Engine
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
     from SAMFineTuneLib.service.remote_server import RemoteServer
@@ -98,8 +99,33 @@ def add_server(
     group.add_argument("--server", metavar="URL", help=meaning)
     group.add_argument("--token-file", metavar="FILE", help="file with the server's token (default: the variable "
                        "SAMFINETUNE_TOKEN)")  # fmt: skip
-    group.add_argument("--tls-ca", metavar="FILE", help="certificate (.pem) to trust, where this computer does not "
-                       "know the one that signed the server's")  # fmt: skip
+    add_certificate(group)
+
+
+def add_certificate(parser: argparse._ActionsContainer) -> None:
+    """--tls-ca."""
+    parser.add_argument("--tls-ca", metavar="FILE", help="certificate (.pem) to trust, where this computer does not "
+                        "know the one that signed the server's")  # fmt: skip
+
+
+def add_engine(parser: argparse._ActionsContainer, default: str) -> None:
+    """--jobs, --engine and --scheduler; `default` are the processes at once without --jobs, in words."""
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"processes at once (default: {default})")
+    parser.add_argument("--engine", choices=("local", "dask"), default="local", help="processes here (default), or a "
+                        "Dask cluster, whose computers see the files at the same paths")  # fmt: skip
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster; without one a cluster is started "
+                        "here")  # fmt: skip
+
+
+def chosen_engine(args: argparse.Namespace) -> Engine:
+    """What spreads the work, by the options of `add_engine`; UserError for options that contradict each other."""
+    from SAMFineTuneLib.evaluation import executors
+
+    if args.engine == "dask":
+        return executors.dask(args.scheduler, args.jobs)
+    if args.scheduler:
+        raise UserError("--scheduler is an address of a Dask cluster; add --engine dask.")
+    return executors.local(args.jobs)
 
 
 def connection(args: argparse.Namespace) -> RemoteServer:

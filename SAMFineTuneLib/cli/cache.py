@@ -6,6 +6,7 @@ import argparse
 
 from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.wording import counted
 
 _EPILOG = """examples:
   samfinetune cache info           where the embeddings are, how many and how large
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     cache = open_cache()
     info = cache.info()
-    held = f"{_count(info.entries)}, {info.size / 1e6:.1f} MB"
+    held = f"{counted(info.entries, 'embedding')}, {info.size / 1e6:.1f} MB"
     if args.action == "info":
         print(f"folder    {info.folder}")
         print(f"holds     {held}")
@@ -46,10 +47,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     freed = cache.clear()
     if left := cache.info().entries:
-        raise UserError(f"{_count(left)} in {info.folder} cannot be removed; end what uses them, or check permissions.")
-    print(f"Removed {_count(info.entries)}, {freed / 1e6:.1f} MB, from {info.folder}.")
+        raise UserError(
+            f"{counted(left, 'embedding')} in {info.folder} cannot be removed; end what uses them, or check "
+            "permissions."
+        )
+    print(f"Removed {counted(info.entries, 'embedding')}, {freed / 1e6:.1f} MB, from {info.folder}.")
     return 0
-
-
-def _count(entries: int) -> str:
-    return "1 embedding" if entries == 1 else f"{entries} embeddings"

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.cli.cohort_on_server import open_here, open_served
-from SAMFineTuneLib.cli.cohort_status import case_facts, count_cases, print_status
+from SAMFineTuneLib.cli.cohort_status import case_facts, print_status
 from SAMFineTuneLib.cli.describe import print_table
 from SAMFineTuneLib.cli.long_work import counting
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
@@ -68,7 +69,7 @@ def _status(args: argparse.Namespace) -> None:
         name = case.name if often[case.name] == 1 else f"{case.name} ({case.key})"
         open_ = case.proposal is not None and case.state in ("proposed", "corrected")
         dice = case.review.dice if case.review and case.state == "accepted" else {}
-        slices = f"{case.proposal.doubtful} slice{'s' * (case.proposal.doubtful != 1)}" if open_ else ""
+        slices = counted(case.proposal.doubtful, "slice") if open_ else ""
         remark = TROUBLES.get(case.trouble) or ("somebody works on it" if case.taken() else "")
         remark = remark or (case.problem if case.state == "untouched" else "")
         rows.append((name, case.state, f"{case.proposal.lowest:.2f}" if open_ else "", slices,
@@ -109,7 +110,7 @@ def _add(args: argparse.Namespace) -> None:
         added = len(cohort.state.cases) - before
     for note in notes:
         console.note(note)
-    print(f"added       {count_cases(added)}")
+    print(f"added       {counted(added, 'case')}")
     console.document(added=added)
     print_status(cohort)
 
@@ -139,7 +140,7 @@ def _locate(args: argparse.Namespace) -> None:
     if not found:
         raise UserError(f"None of the cohort's images is in “{args.images}”; give the folder that they are in now.")
     missing = sum(not _is_there(cohort, case) for case in cohort.state.cases)
-    print(f"found       {found} of {count_cases(len(cohort.state.cases))}")
+    print(f"found       {found} of {counted(len(cohort.state.cases), 'case')}")
     if missing:
         console.note(f"{missing} images are still missing; give their folder, too")
     console.document(found=found, missing=missing)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console
+from SAMFineTuneLib.cli.arguments import add_certificate
 from SAMFineTuneLib.cli.cohort_on_server import case_names, open_here
 from SAMFineTuneLib.cli.describe import print_table
 from SAMFineTuneLib.cli.long_work import counting
@@ -40,8 +41,7 @@ def _add_action(actions: Callable, name: str, function: Callable, text: str) -> 
     parser = actions(name, function, text)
     parser.add_argument("server", metavar="URL", help="address of the DICOMweb service")
     parser.add_argument("--user", metavar="NAME", help="who signs in")
-    parser.add_argument("--tls-ca", metavar="FILE", help="certificate (.pem) to trust, where this computer does not "
-                        "know the one that signed the server's")  # fmt: skip
+    add_certificate(parser)
     console.add_json(parser)
     return parser
 

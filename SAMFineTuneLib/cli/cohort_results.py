@@ -8,16 +8,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from SAMFineTuneLib.cli import console
+from SAMFineTuneLib.cli.arguments import add_engine, chosen_engine
 from SAMFineTuneLib.cli.cohort_on_server import case_names, open_cohort, open_here, open_served
-from SAMFineTuneLib.cli.cohort_status import count_cases, print_status
+from SAMFineTuneLib.cli.cohort_status import print_status
 from SAMFineTuneLib.cli.long_work import ProgressLine, counting, stoppable
 from SAMFineTuneLib.errors import UserError
-
-if TYPE_CHECKING:
-    from SAMFineTuneLib.evaluation.executors import Engine
+from SAMFineTuneLib.wording import counted
 
 _LOOK_EVERY = 0.5  # s between two looks at what a server does
 
@@ -29,11 +28,7 @@ def add_actions(action: Callable) -> None:
     added.add_argument("cases", metavar="CASE", nargs="*", help="only these").completer = case_names
     added.add_argument("--again", action="store_true", help="those that an earlier adapter proposed as well")
     added.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    added.add_argument("--jobs", type=int, metavar="N", help="processes at once (default: this one)")
-    added.add_argument("--engine", choices=("local", "dask"), default="local", help="processes here (default), or a "
-                       "Dask cluster, whose computers see the cohort and its images at the same paths")  # fmt: skip
-    added.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster; without one a cluster is started "
-                       "here")  # fmt: skip
+    add_engine(added, "this one")
     added = action("train", _train, "learn from the accepted cases; patients held out decide whether it is used",
                    served=True)  # fmt: skip
     added.add_argument("--preset", choices=("quick", "balanced", "thorough"), default="quick", help="default: quick")
@@ -53,29 +48,20 @@ def _propose(args: argparse.Namespace) -> int:
 
     if args.server:
         return _by_server(args, "propose", args.cases, args.again, args.jobs, args.scheduler)
-    cohort, engine = open_cohort(args), _engine(args)
+    several = args.jobs is not None or args.scheduler or args.engine == "dask"
+    cohort, engine = open_cohort(args), chosen_engine(args) if several else None
     try:
         with counting("segmenting case") as show:
             done = propose(cohort, args.cases or None, args.device, args.again, show, engine=engine)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command goes on with the other cases.") from None
     state = cohort.state
-    print(f"proposed    {count_cases(len(done.done))}")
+    print(f"proposed    {counted(len(done.done), 'case')}")
     for key in done.failed:
         console.note(f"{state.case(key).name} failed: {state.case(key).problem}")
     console.document(proposed=list(done.done), failed=list(done.failed))
     print_status(cohort)
     return 2 if done.failed else 0
-
-
-def _engine(args: argparse.Namespace) -> Engine | None:
-    from SAMFineTuneLib.evaluation import executors
-
-    if args.engine == "dask":
-        return executors.dask(args.scheduler, args.jobs)
-    if args.scheduler:
-        raise UserError("--scheduler is an address of a Dask cluster; add --engine dask.")
-    return None if args.jobs is None else executors.local(args.jobs)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -159,7 +145,7 @@ def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:
                     elif event["event"] == "failed":
                         raise UserError(event["text"])
                     elif event["event"] == "done":
-                        line.note(event.get("reason") or f"{count_cases(event.get('proposed', 0))} proposed")
+                        line.note(event.get("reason") or f"{counted(event.get('proposed', 0), 'case')} proposed")
                 time.sleep(_LOOK_EVERY)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the server goes on; “cohort status” tells when it is done.") from None

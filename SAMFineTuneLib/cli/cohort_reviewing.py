@@ -144,11 +144,10 @@ def _downloaded(
 ) -> tuple[Path, Path | None]:
     """Write a case's image, and its labels if it has any, as NIfTI files. Returns their paths."""
     import numpy as np
-    import SimpleITK as sitk
 
     from SAMFineTuneLib.files import atomic_write
     from SAMFineTuneLib.images import Volume, write_labelmap
-    from SAMFineTuneLib.images.sitk_images import to_sitk
+    from SAMFineTuneLib.images.sitk_images import write_image
 
     told = served.do("open", window, 2, case=case.key, by=args.take, seconds=LEASE_ON_SERVER)
     renewed = time.monotonic()
@@ -165,7 +164,7 @@ def _downloaded(
         files = served.fetch_case(told, window, 2, Path(folder), keep)
         volume = Volume(np.load(files["voxels"]), np.array(told["affine"]))
         with atomic_write(image) as temporary:
-            sitk.WriteImage(to_sitk(volume.array, volume.affine), str(temporary), useCompression=True)
+            write_image(temporary, volume)
         served.do("take", window, 0, cases=(case.key,), by=args.take)
         if not files["labels"]:
             return image, None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.cohort_on_server import server_options
 from SAMFineTuneLib.cli.describe import print_facts
+from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
@@ -25,7 +26,7 @@ def print_status(cohort: Cohort) -> None:
     adapter, advice = state.adapter, next_step(cohort)
     facts = [("cases", f"{len(state.cases)}: {words}"), ("labels", ", ".join(state.labels.values()))]
     if adapter is not None:
-        learned = f"adapter {adapter.number} of {adapter.date}, learned from {count_cases(len(adapter.learned))}"
+        learned = f"adapter {adapter.number} of {adapter.date}, learned from {counted(len(adapter.learned), 'case')}"
         facts.append(("adapter", f"{learned}; {adapter.reason}"))
     elif state.adapters:
         facts.append(("adapter", f"none in use; {state.adapters[-1].reason}"))
@@ -69,11 +70,11 @@ def next_step(cohort: Cohort) -> str:
     waiting, untouched = state.those("proposed", "corrected"), state.those("untouched")
     free = [case for case in untouched if not case.problem and not case.taken()]
     if adapter is not None and free:
-        return f"{count_cases(len(free))} can be proposed: {command.format('propose')}"
+        return f"{counted(len(free), 'case')} can be proposed: {command.format('propose')}"
     if any(case.proposal and adapter and case.proposal.adapter != adapter.number for case in state.those("proposed")):
         return f"Earlier adapters made some of the proposals: {command.format('propose')} --again"
     if waiting:
-        return f"{count_cases(len(waiting))} to review: {command.format('next')}"
+        return f"{counted(len(waiting), 'case')} to review: {command.format('next')}"
     if untouched:
         more = f", until {FIRST} are accepted and a training can begin" if not state.adapters else ""
         return (
@@ -125,7 +126,3 @@ def _quoted(word: object) -> str:
     if re.fullmatch(r"[\w./\\:~-]+", str(word)):
         return str(word)
     return f'"{word}"' if os.name == "nt" else shlex.quote(str(word))
-
-
-def count_cases(count: int) -> str:
-    return f"{count} case{'s' * (count != 1)}"

@@ -109,11 +109,10 @@ def _demonstrate(folder: Path, seed: int) -> tuple[Segmenter, np.ndarray]:
 def _make_cohort(folder: Path, seed: int) -> int:
     """Write bodies that differ, a cohort of them, and the right labels of those that are still to be segmented."""
     import numpy as np
-    import SimpleITK as sitk
 
     from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
     from SAMFineTuneLib.images import body_phantom, write_labelmap
-    from SAMFineTuneLib.images.sitk_images import to_sitk
+    from SAMFineTuneLib.images.sitk_images import write_image
 
     with staged_folder(folder) as building:
         (building / "images").mkdir()
@@ -126,7 +125,7 @@ def _make_cohort(folder: Path, seed: int) -> int:
                 if name in _ORGANS:
                     labels[truth == value] = _ORGANS.index(name) + 1
             name = f"body{number}.nii.gz"
-            sitk.WriteImage(to_sitk(volume.array, volume.affine), str(building / "images" / name), useCompression=True)
+            write_image(building / "images" / name, volume)
             write_labelmap(building / ("labels" if number <= _ACCEPTED else "answers") / name, labels, volume)
     cohort = create_cohort(folder / "cohort", find_images(folder), _ORGANS).cohort
     left = [case.name for case in cohort.state.those("untouched")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from SAMFineTuneLib.cli import console
+from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.images import IntensityWindow, Volume
@@ -78,8 +79,7 @@ def what(volume: Volume) -> str:
     if source is not None:
         if source.description:
             words.append(f"“{source.description}”")
-        count = len(source.files)
-        words.append(f"{count} {source.format} file{'s' if count != 1 else ''}")
+        words.append(counted(len(source.files), f"{source.format} file"))
     return ", ".join(words)
 
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console, outputs
-from SAMFineTuneLib.cli.arguments import add_match_labels
+from SAMFineTuneLib.cli.arguments import add_engine, add_match_labels, chosen_engine
 from SAMFineTuneLib.cli.long_work import ProgressLine, time_left
-from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.evaluation.executors import Engine
     from SAMFineTuneLib.inference.progress import Progress
 
 _EPILOG = """CASES is what `samfinetune train` takes: a folder with images/ and labels/ (or masks/), pairs of one name;
@@ -69,9 +67,7 @@ def add_parser(subparsers) -> None:
     add("--resume", action="store_true", help="continue the evaluation in OUT: do only what is missing")
     more = parser.add_argument_group("details")
     add = more.add_argument
-    add("--jobs", type=int, metavar="N", help="processes at once (default: one for each core)")
-    add("--engine", choices=("local", "dask"), default="local", help="processes here (default), or a Dask cluster")
-    add("--scheduler", metavar="ADDRESS", help="of the Dask cluster; without one a cluster is started here")
+    add_engine(more, "one for each core")
     add("--steps", type=int, default=8, help="answers of an interactive sequence (default 8)")
     add("--rounds", type=int, default=3, help="corrections of a volume (default 3)")
     add("--tolerance", type=float, metavar="MM", help="of the NSD (default: two pixels, or a voxel's largest side)")
@@ -98,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         args.orientation,
     )  # fmt: skip
     seconds = Seconds.parse(args.seconds)
-    engine = _engine(args)
+    engine = chosen_engine(args)
     baselines = [] if args.baseline == "none" else [name.strip() for name in args.baseline.split(",")]
     cases = find_cases(args.cases, match=args.match_labels)
     entries = [*enter(args.model, args.adapter, args.device), *enter_baselines(baselines)]
@@ -127,16 +123,6 @@ def _require_packages() -> None:
     from SAMFineTuneLib.models.optional_packages import require
 
     require("Evaluating", "scipy", "skimage", "matplotlib", extra="evaluation")
-
-
-def _engine(args: argparse.Namespace) -> Engine:
-    from SAMFineTuneLib.evaluation import executors as engines
-
-    if args.engine == "dask":
-        return engines.dask(args.scheduler, args.jobs)
-    if args.scheduler:
-        raise UserError("--scheduler is an address of a Dask cluster; add --engine dask.")
-    return engines.local(args.jobs)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console
+from SAMFineTuneLib.wording import duration
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.training.stopping import StopSigns
@@ -102,6 +103,4 @@ def counting(what: str) -> Iterator[Callable[..., None]]:
 
 def time_left(seconds: float | None) -> str:
     """The end of a line of progress: “, 5 minutes left”; nothing while that is not known."""
-    from SAMFineTuneLib.models.adapters.adapter_card import duration
-
     return "" if seconds is None else f", {duration(seconds)} left"

@@ -11,7 +11,8 @@ from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import readable_size, staged_folder
+from SAMFineTuneLib.files import staged_folder
+from SAMFineTuneLib.wording import readable_size
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.download.manifest import PublishedModel

@@ -14,6 +14,7 @@ from SAMFineTuneLib.cli import arguments, console, outputs
 from SAMFineTuneLib.cli.segment_jobs import SegmentedVolume, SegmentJob, find_jobs, run_jobs, with_prompts
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import require_not_read
+from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.images import IntensityWindow, Volume
@@ -326,7 +327,7 @@ def _report(
         prompted = [plane for value, plane in segmenter.prompted_planes if value == info.value]
         where = str(prompted[0]) if len(prompted) == 1 else f"{len(prompted)} {prompted[0].orientation} slices"
         filled = len(segmenter.filled_planes(info.value))
-        slices, score = "1 slice" if filled == 1 else f"{filled} slices", scores[info.value]
+        slices, score = counted(filled, "slice"), scores[info.value]
         print(f"segment     {info.name}: {row.milliliters:.2f} mL on {slices}, "
               f"prompted on {where}, predicted IoU {score:.2f}")  # fmt: skip
         details.append({"slices": filled, "prompted_slices": len(prompted), "predicted_iou": round(float(score), 4)})

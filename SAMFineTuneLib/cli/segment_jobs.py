@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.wording import counted, some_names
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics
@@ -96,7 +97,7 @@ def run_jobs(
             write_statistics(statistics[0], rows)
             print(f"written     {statistics[0]}")
     if skipped:
-        print(f"skipped     {'all ' if not jobs else ''}{volumes_of(skipped)}, whose results are there already")
+        print(f"skipped     {'all ' if not jobs else ''}{counted(skipped, 'volume')}, whose results are there already")
     if failed:
         print(f"failed      {failed} of {len(jobs)} volumes")
     if several:
@@ -113,11 +114,6 @@ def _file(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def volumes_of(count: int) -> str:
-    """"1 volume", "2 volumes", …"""
-    return "1 volume" if count == 1 else f"{count} volumes"
 
 
 def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[SegmentJob]:
@@ -164,14 +160,14 @@ def _volumes(source: Path) -> list[Path]:
         raise UserError(f"The folder {source} is empty; give one with images, or with a folder for each DICOM series.")
     if dicom := [path.name for path in loose if os.access(path, os.R_OK) and is_dicom(path)]:
         console.note(
-            f"left out, as they lie beside the volumes of {source}: {len(dicom)} DICOM file{'s' * (len(dicom) > 1)}, "
+            f"left out, as they lie beside the volumes of {source}: {counted(len(dicom), 'DICOM file')}, "
             f"such as {dicom[0]}; give each series a folder of its own"
         )
     first = [path for path in images if _stem(path).endswith(_FIRST_CHANNEL)]
     if first and all(re.search(r"_\d{4}$", _stem(path)) for path in images):
         if others := len(images) - len(first):
             console.note(
-                f"left out: {others} file{'s' * (others > 1)} with further channels by the name (_0001 …), as in "
+                f"left out: {counted(others, 'file')} with further channels by the name (_0001 …), as in "
                 "nnU-Net; rename what is a volume of its own"
             )
         images = first
@@ -201,7 +197,6 @@ def _protect(source: Path, target: Path) -> None:
 def with_prompts(jobs: Sequence[SegmentJob], folder: Path) -> list[SegmentJob]:
     """The jobs that have files with prompts in a folder: those named like the volume, or like it with more behind an
     underscore (`case1.json`, `case1_negative.mrk.json`)."""
-    from SAMFineTuneLib.cases.cases import some_names
 
     files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(_PROMPT_ENDINGS))
     found: dict[str, list[Path]] = {_name(job.source): [] for job in jobs}

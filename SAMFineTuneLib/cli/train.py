@@ -15,6 +15,7 @@ from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import adapter_names, add_match_labels
 from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable, time_left
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.wording import counted, duration, readable_size
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cases.case_survey import Survey
@@ -155,7 +156,6 @@ def _check(args: argparse.Namespace) -> int:
         exclusive = "automatic" in settings.heads
         _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
         raise
-    from SAMFineTuneLib.models.adapters.adapter_card import duration
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.fine_tuning import make_plan
     from SAMFineTuneLib.training.training_time import measure_pace
@@ -229,13 +229,12 @@ def _trainings(plan: Plan) -> list[tuple[Fold, tuple[Case, ...]]]:
 
 
 def _show_plan(plan: Plan) -> None:
-    from SAMFineTuneLib.files import readable_size
 
     settings, spec = plan.settings, plan.base.spec
     print(f"base        {spec.id} ({spec.name})")
     if plan.start is not None:
         learned = len(plan.start.card.cases)
-        print(f"start       adapter {plan.start.name}, which learned from {learned} case{'s' * (learned != 1)}")
+        print(f"start       adapter {plan.start.name}, which learned from {counted(learned, 'case')}")
     print(f"recipe      {settings.method}; {' and '.join(settings.heads)}; {settings.batch} pictures a step, "
           f"{settings.rounds} rounds on each object, learning rate {settings.rate:g}")  # fmt: skip
     print(f"preset      {settings.preset}: {_trainings_of(plan)}")
@@ -257,7 +256,7 @@ def _trainings_of(plan: Plan) -> str:
 
 def _named(cases: Sequence[Case]) -> str:
     names = ", ".join(case.id for case in cases[:5]) + (", …" if len(cases) > 5 else "")
-    return f"{len(cases)} case{'s' * (len(cases) != 1)} ({names})"
+    return f"{counted(len(cases), 'case')} ({names})"
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -324,7 +323,7 @@ def _finish(result: Result, args: argparse.Namespace, added: str, note: str) -> 
         print(f"note        {note}")
     print(f"evidence    {result.evidence}")
     for gain in result.card.gains:
-        cases = f"{len(gain.cases)} case{'s' * (len(gain.cases) != 1)}"
+        cases = counted(len(gain.cases), "case")
         print(f"Dice        {gain.prompt}, {gain.label}: {gain_in_words(gain)}, {cases}")
     print(f"report      {result.report / 'index.html'}")
     print(f"written     {result.adapter}")
@@ -355,7 +354,6 @@ class _Report(ProgressLine):
             self.note(f"note        {note}")
 
     def __call__(self, progress: TrainingProgress) -> None:
-        from SAMFineTuneLib.models.adapters.adapter_card import duration
 
         if self._json:
             _emit({"event": "progress", **vars(progress)})

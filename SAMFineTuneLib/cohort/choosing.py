@@ -26,6 +26,7 @@ import numpy as np
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.wording import counted
 
 WAYS = ("random", "teaching", "easiest", "order")
 _OPEN = ("untouched", "proposed", "corrected")
@@ -72,12 +73,12 @@ def next_case(
     if len(left) == 1:
         return Choice(left[0], "It is the only case left.")
     if way == "order":
-        return Choice(left[0], f"It is the first of the {_cases(len(left))} left.")
+        return Choice(left[0], f"It is the first of the {counted(len(left), 'case')} left.")
     begun = next((case for case in left if case.state == "corrected"), None)
     if begun is not None:
         return Choice(begun, "Work on it has begun.")
     if way == "random":
-        return Choice(random.choice(left), f"It was chosen at random among the {_cases(len(left))} left.")
+        return Choice(random.choice(left), f"It was chosen at random among the {counted(len(left), 'case')} left.")
     proposed = [case for case in left if case.proposal is not None]
     if not proposed:
         return Choice(left[0], "It is the first one left; nothing is proposed yet that one could choose by.")
@@ -100,8 +101,9 @@ def _most_teaching(cohort: Cohort, cases: Sequence[CohortCase], known: Sequence[
     place, far = int((doubt > doubt[best]).sum()), int((distance > distance[best]).sum())
     return Choice(
         case,
-        f"It should teach most: of {_cases(len(cases))} proposed it is {_rank(place)} most doubtful "
-        f"({_expected(case)}), and {_rank(far)} most unlike the {_cases(len(known))} accepted or being reviewed.",
+        f"It should teach most: of {counted(len(cases), 'case')} proposed it is {_rank(place)} most doubtful "
+        f"({_expected(case)}), and {_rank(far)} most unlike the {counted(len(known), 'case')} accepted or being "
+        "reviewed.",
     )
 
 
@@ -134,10 +136,6 @@ def _features(cohort: Cohort, key: str) -> np.ndarray | None:
 def _expected(case: CohortCase) -> str:
     label, value = min(case.proposal.confidence.items(), key=lambda one: one[1], default=("", 0.0))
     return f"a Dice of {value:.2f} is expected of {label}" if label else "nothing was found"
-
-
-def _cases(count: int) -> str:
-    return "1 case" if count == 1 else f"{count} cases"
 
 
 def _rank(before: int) -> str:

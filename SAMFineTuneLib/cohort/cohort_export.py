@@ -20,16 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from SAMFineTuneLib import __version__
-from SAMFineTuneLib.cases.cases import some_names
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import staged_folder, write_text
 from SAMFineTuneLib.images import SegmentInfo, Volume, read_volume, write_labelmap
-from SAMFineTuneLib.images.sitk_images import to_sitk
+from SAMFineTuneLib.images.sitk_images import write_image
 from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.report_page import paint
+from SAMFineTuneLib.wording import some_names
 
 FORMS = ("nifti", "nnunet", "dicom-seg")
 PROVENANCE = "provenance.json"
@@ -144,12 +144,10 @@ def _write_nifti(cohort: Cohort, case: CohortCase, folder: Path, name: str, sour
 
 
 def _write_nnunet(cohort: Cohort, case: CohortCase, folder: Path, name: str, source: Mapping[str, str]) -> str:
-    import SimpleITK as sitk
-
     volume, labels = _read(cohort, case)
     image = folder / "imagesTr" / f"{name}{_CHANNEL}.nii.gz"
     image.parent.mkdir(exist_ok=True)
-    sitk.WriteImage(to_sitk(volume.array, volume.affine), str(image), useCompression=True)
+    write_image(image, volume)
     numbers = np.zeros(max(*cohort.state.labels, int(labels.max())) + 1, np.uint16)
     numbers[list(cohort.state.labels)] = range(1, len(cohort.state.labels) + 1)
     write_labelmap(folder / "labelsTr" / f"{name}.nii.gz", numbers[labels], volume)

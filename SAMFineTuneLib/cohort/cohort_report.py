@@ -18,22 +18,21 @@ from SAMFineTuneLib import report_page
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cases.labelled_case import slice_axis
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, TrainedAdapter
-from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
+from SAMFineTuneLib.cohort.review import fair_proposal
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation.annotator import Seconds
 from SAMFineTuneLib.files import staged_folder, write_text
 from SAMFineTuneLib.images import Volume, aligned_plane, choose_window, overlay_image, picture, read_volume
 from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, view_axes
-from SAMFineTuneLib.inference.input_crop import bounding_box, square_view
 from SAMFineTuneLib.metrics.mask_metrics import dice, mean_dice, surface_distances
-from SAMFineTuneLib.models.adapters.adapter_card import duration
 from SAMFineTuneLib.training.training_report import draw_curves
+from SAMFineTuneLib.wording import counted, duration
 
 REPORT, PAGE = "report", "index.html"
 """Its folder in the cohort's, and its page."""
 _FEW = 5  # cases at the beginning and at the end that are compared
-_SHOWN_SIDE, _SMALLEST = 2.0, 48  # of the structures' longer side; pixels of a picture's side at least
+_SHOWN_SIDE = 2.0  # of the structures' longer side
 _MOST_CURVES, _MEAN = 6, "mean of five cases"
 
 
@@ -100,7 +99,7 @@ def _compare(cohort: Cohort, case: CohortCase) -> Compared:
     labels = cohort.state.labels
     axes = tuple(axis for axis in range(3) if axis != slice_axis(Volume(accepted.array, accepted.affine)))
     outlines = sum(int((accepted.array == value).any(axis=axes).sum()) for value in labels)
-    proposed = _proposed(cohort, case, accepted.array.shape)
+    proposed = fair_proposal(cohort, case, accepted.array.shape)
     if proposed is None:
         return Compared(case, {}, {}, outlines)
     spacing = np.linalg.norm(accepted.affine[:3, :3], axis=0)[::-1]
@@ -114,24 +113,13 @@ def _compare(cohort: Cohort, case: CohortCase) -> Compared:
     return Compared(case, found, distances, outlines)
 
 
-def _proposed(cohort: Cohort, case: CohortCase, shape: tuple[int, ...]) -> np.ndarray | None:
-    path = cohort.proposal(case.key) / PROPOSED_LABELS
-    if case.proposal is None or not path.exists() or cohort.state.taught(case):
-        return None
-    try:
-        array = read_labels(path).array
-    except UserError:  # a damaged one says nothing
-        return None
-    return array if array.shape == shape else None
-
-
 # ---------------------------------------------------------------- in words
 
 
 def headline(compared: Sequence[Compared]) -> str:
     """How good proposals are now and were at first, and what a case takes, in words."""
     count = len(compared)
-    begin = f"{count} case{'s' * (count != 1)} {'are' if count != 1 else 'is'} accepted"
+    begin = f"{counted(count, 'case')} {'are' if count != 1 else 'is'} accepted"
     known = [one.mean for one in compared if one.mean is not None]
     if not known:
         return f"{begin}; none had been proposed by an adapter, so nothing can be said about proposals yet."
@@ -256,14 +244,10 @@ def _adapter_row(one: TrainedAdapter) -> list[str | None]:
     if gain and one.interval:
         gain += f" ({one.interval[0]:+.3f} to {one.interval[1]:+.3f})"
     return [
-        str(one.number), one.date, one.start, _cases(len(one.learned)), _cases(len(one.held_out)),
+        str(one.number), one.date, one.start, counted(len(one.learned), "case"), counted(len(one.held_out), "case"),
         None if after is None else f"{after:.3f}", None if before is None else f"{before:.3f}", gain,
         "yes" if one.in_use else "no", one.reason,
     ]  # fmt: skip
-
-
-def _cases(count: int) -> str:
-    return f"{count} case{'s' * (count != 1)}"
 
 
 def _pictures(cohort: Cohort, compared: Sequence[Compared]) -> list[tuple[str, str]]:
@@ -278,7 +262,7 @@ def _pictures(cohort: Cohort, compared: Sequence[Compared]) -> list[tuple[str, s
         except UserError:
             continue  # the image was moved; the figures stand without it
         accepted = read_labels(cohort.accepted(one.case.key)).array
-        proposed = _proposed(cohort, one.case, accepted.shape)
+        proposed = fair_proposal(cohort, one.case, accepted.shape)
         if proposed is not None and accepted.shape == volume.shape and accepted.any():
             shown.append((report_page.embedded(_drawn(cohort, volume, accepted, proposed)),
                           f"{places[place]}, case {one.case.key}: Dice {one.mean:.3f}"))  # fmt: skip
@@ -292,9 +276,7 @@ def _drawn(cohort: Cohort, volume: Volume, accepted: np.ndarray, proposed: np.nd
     others = tuple(other for other in range(3) if other != axis)
     plane = aligned_plane(volume, orientation, int((accepted > 0).sum(axis=others).argmax()))
     found, right = (extract_labels(array, volume, plane) for array in (proposed, accepted))
-    box = bounding_box((found > 0) | (right > 0)).reshape(2, 2)
-    side = max(_SMALLEST, _SHOWN_SIDE * float(np.ptp(box, axis=0).max() + 1))
-    view = square_view(found.shape, tuple(box.mean(axis=0)), side)
+    view = report_page.close_up((found > 0) | (right > 0), _SHOWN_SIDE)
     values = list(enumerate(cohort.state.labels))
     image = overlay_image(
         view.crop(picture(volume, plane, choose_window(volume))),

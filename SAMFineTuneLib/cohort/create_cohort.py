@@ -32,8 +32,6 @@ from SAMFineTuneLib.cases.cases import (
     images_by_name,
     patient_of_files,
     patients_of_pictures,
-    some_names,
-    within_sentence,
 )
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, CohortCase, CohortState, Review, require_no_cohort
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
@@ -42,6 +40,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.read_dicom import NoDicomImages, look_into
 from SAMFineTuneLib.images.read_image import ENDINGS, is_dicom, split_choice
+from SAMFineTuneLib.wording import some_names, within_sentence
 
 _LOCALIZER = 4  # slices: a series of so few is hardly the one to be segmented
 

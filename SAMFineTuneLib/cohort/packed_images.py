@@ -21,6 +21,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import remove_folder, staged_folder
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.read_image import split_choice
+from SAMFineTuneLib.images.sitk_images import write_image
 
 _AS_THEY_ARE = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
 _NAME = re.compile(r"[\w()+-][\w .()+-]*(\.dcm|\.nii|\.nii\.gz|\.png|\.jpe?g)", re.IGNORECASE)
@@ -63,11 +64,7 @@ def pack_image(image: Path, volume: Volume, target: Path) -> Volume:
 
 
 def _as_nifti(volume: Volume, path: Path) -> tuple[dict[str, Path], Volume]:
-    import SimpleITK as sitk
-
-    from SAMFineTuneLib.images.sitk_images import to_sitk
-
-    sitk.WriteImage(to_sitk(volume.array, volume.affine), str(path), useCompression=True)
+    write_image(path, volume)
     return {path.name: path}, read_volume(path)
 
 

@@ -40,6 +40,7 @@ from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState,
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import move_over, sha256_of, write_text
 from SAMFineTuneLib.process_lock import LOCK, owning
+from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cases.cases import Case
@@ -551,4 +552,4 @@ def _about(left_out: int) -> str:
 
 
 def _held(patients: int) -> str:
-    return f"{patients} patient{'s' * (patients != 1)} held out"
+    return f"{counted(patients, 'patient')} held out"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SAMFineTuneLib.cases.cases import SHORT, within_sentence
+from SAMFineTuneLib.cases.cases import SHORT
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cases.label_grid import fit_labels
 from SAMFineTuneLib.cases.label_map import Meaning
@@ -26,6 +26,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, beside, move_over
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.metrics.mask_metrics import dice
+from SAMFineTuneLib.wording import within_sentence
 
 PROPOSED_LABELS = "labels.nii.gz"
 """Label map in the folder of a proposal."""
@@ -287,17 +288,32 @@ def in_grid(
         raise UserError(f"The labels of case {name} cannot be used: {within_sentence(str(error))}") from error
 
 
-def _agreement(cohort: Cohort, case: CohortCase, accepted: np.ndarray) -> Mapping[str, float]:
-    """Dice of the proposal with what is accepted, of each structure that is in either; nothing without a proposal, or
-    for one by an adapter that knew the case."""
+def fair_proposal(cohort: Cohort, case: CohortCase, shape: tuple[int, ...]) -> np.ndarray | None:
+    """What is proposed for a case, to be compared with what is accepted.
+
+    Args:
+        cohort: the cohort.
+        case: one of its cases.
+        shape: of the accepted label map.
+
+    Returns:
+        Its label map [k, j, i]; None without one, for a damaged one or one of another shape, and for one by an adapter
+        that had learned from the case.
+    """
     path = cohort.proposal(case.key) / PROPOSED_LABELS
     if case.proposal is None or not path.exists() or cohort.state.taught(case):
-        return {}
+        return None
     try:
-        proposed = read_labels(path).array
-    except UserError:  # a damaged proposal must not keep anybody from accepting
-        return {}
-    if proposed.shape != accepted.shape:
+        array = read_labels(path).array
+    except UserError:
+        return None
+    return array if array.shape == shape else None
+
+
+def _agreement(cohort: Cohort, case: CohortCase, accepted: np.ndarray) -> Mapping[str, float]:
+    """Dice of a fair proposal with what is accepted, of each structure that is in either."""
+    proposed = fair_proposal(cohort, case, accepted.shape)
+    if proposed is None:
         return {}
     found = {name: dice(proposed == value, accepted == value) for value, name in cohort.state.labels.items()}
     return {name: value for name, value in found.items() if value is not None}

@@ -10,20 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from SAMFineTuneLib.evaluation.evaluation_tasks import Setup, Tested, opened, subject_of
 from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import SliceObject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.tables import Results
-from SAMFineTuneLib.inference.input_crop import bounding_box, square_view
-from SAMFineTuneLib.report_page import draw_answers
+from SAMFineTuneLib.report_page import close_up, draw_answers
 from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
 
 SHOWN = ("S2", "S5")
 _SHOWN_SIDE = 2.5  # of the object's longer side
-_SMALLEST = 48  # pixels of a picture's side at least
 
 
 @dataclass(frozen=True)
@@ -68,8 +64,6 @@ def ranked(rows: Sequence[Row]) -> list[tuple[str, Row]]:
 def _draw(file: Path, thing: SliceObject, row: Row, strategy: str, method: OpenMethod) -> None:
     prompts = prompts_for(strategy, thing.mask, thing.ignored)
     answer = thing.counted(method.answer(thing.picture, prompts).mask)
-    box = bounding_box(thing.mask).reshape(2, 2)
-    side = max(_SMALLEST, _SHOWN_SIDE * float(np.ptp(box, axis=0).max() + 1))
-    view = square_view(thing.picture.shape, tuple(box.mean(axis=0)), side)
     draw_answers(file, thing.picture, {thing.number - 1: answer}, [thing.mask], [prompts],
-                 {thing.number - 1: f"{row.label}, {strategy}: Dice {row.dice:.3f}"}, view)  # fmt: skip
+                 {thing.number - 1: f"{row.label}, {strategy}: Dice {row.dice:.3f}"},
+                 close_up(thing.mask, _SHOWN_SIDE))  # fmt: skip

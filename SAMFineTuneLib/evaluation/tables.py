@@ -18,6 +18,7 @@ from SAMFineTuneLib.evaluation.volume_sessions import BOXES, CLICKED, CLICKS
 from SAMFineTuneLib.metrics import patient_statistics
 from SAMFineTuneLib.metrics.patient_statistics import Difference, Estimate, difference, estimate
 from SAMFineTuneLib.simulation.cosmos_prompts import MOVES, STRATEGIES
+from SAMFineTuneLib.wording import counted
 
 WANTED = (0.85, 0.9)
 """Dice to reach when prompts are counted."""
@@ -264,7 +265,7 @@ def volume_click_table(results: Results) -> Table:
 def volume_table(results: Results) -> Table:
     """Whole volumes, after the first prompt and after each round of correction."""
     rows = [
-        (name, start, f"{step} correction{'s' * (step > 1)}" if step else "first prompt",
+        (name, start, counted(step, "correction") if step else "first prompt",
          *(mean(found, column) for column in ("dice", "hd95", "nsd")), _counts(found))
         for start, name, _ in results.each("3d", STARTS)
         for step, found in enumerate(results.course(name, "3d", start))

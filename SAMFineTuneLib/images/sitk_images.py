@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.volume import affine_from_lps, lps_from_affine
+from SAMFineTuneLib.images.volume import Volume, affine_from_lps, lps_from_affine
 
 
 def to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
@@ -22,6 +22,15 @@ def to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
     image.SetSpacing(spacing.tolist())
     image.SetDirection(directions.ravel().tolist())
     return image
+
+
+def write_image(path: str | Path, volume: Volume) -> None:
+    """Write the voxels and the place of a volume, compressed; the path's ending chooses the format.
+
+    Raises:
+        RuntimeError: when it cannot be written; `files.atomic_write` makes a sentence of that.
+    """
+    sitk.WriteImage(to_sitk(volume.array, volume.affine), str(path), useCompression=True)
 
 
 def affine_of(image: sitk.Image) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.wording import counted
 
 _ANY_HEADER = 47  # zlib's code: streams of zlib and of gzip
 _GZIP = b"\x1f\x8b"  # how a gzip stream begins; several may follow each other
@@ -100,7 +101,7 @@ def _require_all_files(path: Path, header: Mapping[str, str], file: BinaryIO) ->
     slices = math.prod(_whole_numbers(header.get("DimSize", ""))[2:])
     if named < slices:
         raise UserError(
-            f"“{path.name}” names {named} file{'s' * (named != 1)} for its {slices} slices; give it a file for each "
+            f"“{path.name}” names {counted(named, 'file')} for its {slices} slices; give it a file for each "
             "slice, or save the image as one file."
         )
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
+from SAMFineTuneLib.wording import counted
 
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -53,7 +54,7 @@ class SeriesInfo:
     def __str__(self) -> str:
         size = "×".join(str(n) for n in self.size)
         spacing = "×".join(f"{mm:.4g}" for mm in self.spacing)
-        files = f"{self.files} file{'s' if self.files != 1 else ''}"
+        files = counted(self.files, "file")
         modality, description = self.modality or "unknown modality", self.description or "no description"
         uid = self.uid or "no UID"
         return f"{self.number}: {modality}, “{description}”, {size} voxels of {spacing} mm, {files}, {uid}"

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -32,6 +32,7 @@ from SAMFineTuneLib.service.cohort_client import ServedCohort, Unreached, place_
 from SAMFineTuneLib.service.folder_process import LOG, OUTLIVES, STOP, EventFile, run_in
 from SAMFineTuneLib.service.protocol import CohortNews, CohortPiece
 from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
+from SAMFineTuneLib.wording import some_names
 
 PICTURE = 48
 """Pixels of the longer side of a picture in the list of cases."""
@@ -217,7 +218,6 @@ class _Worker:
         return {name: value for name, value in told.items() if name not in ("event", "what", "number")}
 
     def _sent_images(self, source: str) -> dict[str, Any]:
-        from SAMFineTuneLib.cases.cases import some_names
         from SAMFineTuneLib.cohort.create_cohort import find_images
         from SAMFineTuneLib.service.send_images import send_images
 
@@ -225,7 +225,7 @@ class _Worker:
         tell = self.all_or_nothing("Stopped; the scans that had arrived by then were added.")
         progress = lambda done, total, name, part: tell(done, total, f"({part:.0%})")  # noqa: E731 - names stay here
         added, notes = send_images(self._server, find_images(source), progress)
-        return {"added": len(added), "notes": [some_names(notes, 2, " ")] if notes else []}
+        return {"added": len(added), "notes": _few(notes)}
 
     def _follow(self) -> None:
         """Look how the cohort stands on its server, where a window wants to know."""
@@ -274,14 +274,13 @@ def _create(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
-    from SAMFineTuneLib.cases.cases import some_names
     from SAMFineTuneLib.cohort.create_cohort import add_images, find_images
 
     cohort = Cohort(values["cohort"])
     before = len(cohort.state.cases)
     progress = worker.all_or_nothing("No scans were added, because that was cancelled.")
     notes = add_images(cohort, find_images(values["images"]), progress)
-    return {"added": len(cohort.state.cases) - before, "notes": [some_names(notes, 2, " ")] if notes else []}
+    return {"added": len(cohort.state.cases) - before, "notes": _few(notes)}
 
 
 def _receive(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
@@ -298,15 +297,18 @@ def _receive(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _export(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
-    from SAMFineTuneLib.cases.cases import some_names
     from SAMFineTuneLib.cohort.cohort_export import export
 
     cohort, left_out = Cohort(values["cohort"]), []
     progress = worker.all_or_nothing("Nothing was exported, because that was cancelled.")
     with worker.results(values.get("folder")) as (folder, told):
         export(cohort, folder, values["form"], progress, left_out.append)
-    notes = [some_names(left_out, 2, " ")] if left_out else []
-    return {**told, "cases": len(cohort.state.accepted) - len(left_out), "notes": notes}
+    return {**told, "cases": len(cohort.state.accepted) - len(left_out), "notes": _few(left_out)}
+
+
+def _few(notes: Sequence[str]) -> list[str]:
+    """The first notes as one, since a panel shows each in a line of its own."""
+    return [some_names(notes, 2, " ")] if notes else []
 
 
 def _report(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:

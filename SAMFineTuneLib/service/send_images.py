@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SAMFineTuneLib.cases.cases import SHORT, Case, patients_of_pictures, within_sentence
+from SAMFineTuneLib.cases.cases import SHORT, Case, patients_of_pictures
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.cohort.create_cohort import FoundImage, about_labels
 from SAMFineTuneLib.cohort.packed_images import pack_image
@@ -18,6 +18,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import read_volume
 from SAMFineTuneLib.service.cohort_client import ServedCohort, Unreached
 from SAMFineTuneLib.service.cohort_uploads import NOTHING_ADDED
+from SAMFineTuneLib.wording import within_sentence
 
 
 def send_images(

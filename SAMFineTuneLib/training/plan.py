@@ -19,13 +19,13 @@ from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.labelled_case import read_labelled
 from SAMFineTuneLib.cases.splits import Fold, Folds, set_aside, split
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import readable_size
 from SAMFineTuneLib.images.intensity_window import modality_of
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.training_settings import TrainingSettings
+from SAMFineTuneLib.wording import readable_size
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,8 @@ from typing import Any
 
 from SAMFineTuneLib import report_page
 from SAMFineTuneLib.files import write_text
-from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain, duration
+from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain
+from SAMFineTuneLib.wording import counted, duration
 
 REPORT = "report"
 _WIDTH, _HEIGHT, _MARGIN = 640, 260, 46
@@ -131,7 +132,7 @@ def headline(gains: Sequence[Gain]) -> str:
         if after is None:
             continue
         how = "Without a prompt" if gain.prompt == "automatic" else f"With {gain.prompt.replace('1 ', 'one ')}"
-        cases = f"{len(gain.cases)} held-out case{'s' * (len(gain.cases) != 1)}"
+        cases = counted(len(gain.cases), "held-out case")
         words = f"{how}, the adapter reaches a Dice of {_figures(gain)[1]} on {cases}"
         if before is not None:
             change = "more" if after >= before else "less"

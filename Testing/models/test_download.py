@@ -18,9 +18,9 @@ import pytest
 from http_fixtures import FileServer, Proxy, serving
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import readable_size
 from SAMFineTuneLib.models.download import download_file as download_module
 from SAMFineTuneLib.models.download.download_file import discard_partial, download
+from SAMFineTuneLib.wording import readable_size
 
 BODY = random.Random(7).randbytes(3_000_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()

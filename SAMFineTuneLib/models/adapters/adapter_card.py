@@ -13,6 +13,7 @@ from typing import Any
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.models.spec import FORMAT, fields_of
+from SAMFineTuneLib.wording import duration
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,6 @@ def as_markdown(card: Card, name: str) -> str:
         lines += ["No case was held out, so its gain is not known."]
     return "\n".join(lines) + "\n"
 
-
-def duration(seconds: float) -> str:
-    """`48 s`, `9 min`, `2 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _plain(value: Any) -> Any:

@@ -22,10 +22,11 @@ from typing import BinaryIO
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import readable_size, write_text
+from SAMFineTuneLib.files import write_text
 from SAMFineTuneLib.models.download.file_digests import check_file
 from SAMFineTuneLib.models.download.http import BrokenDownload, host, open_safely, refusal, unreachable
 from SAMFineTuneLib.process_lock import ProcessLock
+from SAMFineTuneLib.wording import readable_size
 
 Progress = Callable[[int, "int | None"], None]  # bytes here so far, bytes in all (None when not known)
 
