@@ -2,7 +2,7 @@
 
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, chosen_in, enable, fill_menu
+from .qt_helpers import chosen_in, enable, fill_menu
 from .shown_views import shown_slice
 
 ON_SLICE = "slice"  # an entry of the menu of what to search
@@ -19,16 +19,13 @@ class AdapterLabels:
         self._asked = False
         self._job = None
         self._wanted = None  # the adapter that the job asks
-        self._connections = Connections((ui.labelsButton, "clicked()", self.find))
+        host.connect((ui.labelsButton, "clicked()", self.find))
         host.listen("Turn", self.refresh)
         host.listen("Objects", self._found)
         host.listen("Finished", self._finished)
         for event in ("TabShown", "SessionEnded", "TrainingDone"):
             host.listen(event, lambda _: self.forget())
         ui.labelsFrame.setVisible(False)
-
-    def close(self):
-        self._connections.close()
 
     def forget(self):
         """Ask the worker again which adapters there are."""

@@ -6,7 +6,7 @@ import qt
 from slicer.i18n import tr as _
 
 from .adapter_labels import ON_SLICE, AdapterLabels
-from .qt_helpers import Connections, TextTable, chosen_in, enable, fill_menu, load_ui, quiet, succeeded
+from .qt_helpers import TextTable, chosen_in, enable, fill_menu, load_ui, quiet, succeeded
 from .shown_views import shown_slice
 
 WHERE = ((ON_SLICE, _("On the slice shown")), ("volume", _("In the whole volume")))
@@ -35,7 +35,7 @@ class AutomaticTab:
         fill_menu(ui.viewSelector, ORIENTATIONS)
         fill_menu(ui.detailSelector, POINTS_PER_SIDE, 24)
         self._table = TextTable(ui.objectsTable, (0,), *_ROWS)
-        self._connections = Connections(
+        host.connect(
             (ui.findButton, "clicked()", self.find),
             (ui.keepButton, "clicked()", self.keep),
             (ui.dropButton, "clicked()", self.drop_selected),
@@ -50,8 +50,6 @@ class AutomaticTab:
         host.listen("VolumeChosen", lambda event: self.drop_all())
 
     def close(self):
-        self._connections.close()
-        self.labels.close()
         self._wipe()
 
     def refresh(self):

@@ -16,7 +16,6 @@ from .cohort_menu import CohortMenu
 from .cohort_review import CohortReview
 from .model_settings import torch_is_there
 from .qt_helpers import (
-    Connections,
     choose_in,
     chosen_in,
     enable,
@@ -71,7 +70,7 @@ class CohortTab:
         self.menu = CohortMenu(ui.moreButton, resource_path, ask_to_install, self._begin, self._show_curve)
         for label, lines in ((ui.reasonLabel, _REASON), (ui.workLabel, _WORK)):
             label.setFixedHeight(lines * label.fontMetrics().lineSpacing() + 2)
-        self._connections = Connections(
+        host.connect(
             (ui.folderEdit, "currentPathChanged(QString)", lambda path: self._look_at(path)),
             (ui.openButton, "clicked()", self.open),
             (ui.servedButton, "clicked()", self.served.open),
@@ -96,8 +95,6 @@ class CohortTab:
         self._show(False)
 
     def close(self):
-        self._connections.close()
-        self._keys.remove()
         self.curve.close()
         self._end_cohort()
         self.menu.close()

@@ -5,7 +5,7 @@ import time
 import qt
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, choose_in, chosen_in, fill_menu, pixmap_of, quiet, set_text
+from .qt_helpers import choose_in, chosen_in, fill_menu, pixmap_of, quiet, set_text
 from .shown_views import looked_at_slice_node
 
 AUTOMATIC, DISPLAYED, CUSTOM = "auto", "displayed", "custom"
@@ -23,7 +23,7 @@ class ContrastControls:
         self._pictured = None  # what the picture shows
         self._look_after = 0.0
         self._fill_selector(None)
-        self._connections = Connections(
+        host.connect(
             (ui.windowSelector, "currentIndexChanged(int)", self._chosen),
             (ui.lowSpinBox, "valueChanged(double)", self._range_changed),
             (ui.highSpinBox, "valueChanged(double)", self._range_changed),
@@ -31,9 +31,6 @@ class ContrastControls:
         host.listen("Turn", self._refresh)
         host.listen("StateChanged", self._state_changed)
         ui.windowRangeRow.setVisible(False)
-
-    def close(self):
-        self._connections.close()
 
     @property
     def choice(self):

@@ -10,7 +10,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import packages
-from .qt_helpers import Connections, chosen_in, confirmed, enable, fill_menu, load_dialog, read_setting, write_setting
+from .qt_helpers import chosen_in, confirmed, enable, fill_menu, load_dialog, read_setting, write_setting
 
 ENDINGS = (
     ("", _("Label map in this scene")),
@@ -37,7 +37,7 @@ class ExportDialog:
         fill_menu(ui.formatSelector, ENDINGS)
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
         ui.folderEdit.currentPath = read_setting("ExportFolder", os.path.expanduser("~"))
-        self._connections = Connections(
+        host.connect(
             (open_button, "clicked()", self.open),
             (ui.formatSelector, "currentIndexChanged(int)", self._format_chosen),
             (ui.exportButton, "clicked()", self.export),
@@ -48,7 +48,6 @@ class ExportDialog:
         self._format_chosen(0)
 
     def close(self):
-        self._connections.close()
         self.dialog.hide()
         self.dialog.deleteLater()
 

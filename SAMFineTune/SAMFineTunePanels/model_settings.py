@@ -5,7 +5,6 @@ import slicer
 from slicer.i18n import tr as _
 
 from .qt_helpers import (
-    Connections,
     choose_in,
     chosen_in,
     confirmed,
@@ -36,7 +35,7 @@ class ModelSettings:
         self.host, self.ui = host, ui
         self._rows = {}  # by ID, as the worker lists them
         self._asked = False
-        self._connections = Connections(
+        host.connect(
             (ui.modelSelector, "activated(int)", self._model_chosen),
             (ui.adapterSelector, "activated(int)", self._adapter_chosen),
             (ui.deviceSelector, "activated(int)", self._device_chosen),
@@ -55,9 +54,6 @@ class ModelSettings:
         host.listen("SessionEnded", lambda _: self._reset())
         host.listen("TabShown", lambda _: self._ask_again())
         host.listen("Turn", self.refresh)
-
-    def close(self):
-        self._connections.close()
 
     # ---- the list
 

@@ -16,7 +16,7 @@ from .model_settings import ModelSettings
 from .prompt_list import PromptList
 from .prompt_tools import PromptTools
 from .propagation_controls import PropagationControls
-from .qt_helpers import Connections, load_ui
+from .qt_helpers import load_ui
 from .segment_list import SegmentList, save_undo_state
 from .server_settings import ServerSettings
 from .session_host import Host
@@ -58,14 +58,10 @@ class Panel(slicer.util.VTKObservationMixin):
         self.server = ServerSettings(host, ui, self._server_changed, self._remove_packages)
         self.train = TrainTab(host, resource_path, self.status.install, self.model.use_adapter)
         self.cohort = CohortTab(host, self.input, resource_path, self.status.ask_to_install, self.server)
-        self._parts = (
-            self.status, self.contrast, self.input, self.segments, self.prompt_list, self.prompts, self.propagate,
-            self.export, self.automatic, self.train, self.cohort, self.model, self.server,
-        )  # fmt: skip
         self.widget, self.tabs = qt.QWidget(), qt.QTabWidget()
         own = (self.automatic.widget, self.train.widget, self.cohort.widget)
         self._lay_out(layout, (self.segment_tab, *own, settings_tab))
-        self._connections = Connections((self.tabs, "currentChanged(int)", lambda index: host.tell("TabShown", index)))
+        host.connect((self.tabs, "currentChanged(int)", lambda index: host.tell("TabShown", index)))
         host.remote = self.server.remote
         self.status.check_runtime()
         host.listen("VolumeLeft", lambda event: self.prompts.rest())
@@ -114,14 +110,14 @@ class Panel(slicer.util.VTKObservationMixin):
             self.addObserver(slicer.mrmlScene, event, callback)
         manager = slicer.app.layoutManager()
         if manager is not None:
-            self._connections.add(manager, "layoutChanged(int)", lambda layout: self.prompts.views_changed())
+            self.host.connect((manager, "layoutChanged(int)", lambda layout: self.prompts.views_changed()))
 
     def close(self):
         """Remove every observer, connection, shortcut and timer, and end the worker."""
         self.leave()
         self.removeObservers()
-        self._connections.close()
-        for part in self._parts:
+        self.host.disconnect()
+        for part in (self.status, self.segments, self.export, self.automatic, self.train, self.cohort, self.server):
             part.close()
         self.segment_tab.setMRMLScene(None)  # no widget may observe the scene any longer than the panel lives
         self.host.close()

@@ -5,7 +5,7 @@ import time
 import qt
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, TextTable, enable, quiet
+from .qt_helpers import TextTable, enable, quiet
 from .shown_views import looked_at_slice_node
 
 LIST_EVERY = 0.1  # s between two looks at what there is to list
@@ -20,7 +20,7 @@ class PromptList:
         self._listed = None
         self._list_after = 0.0
         self._table = TextTable(ui.promptsTable, (1,), *_ROWS)
-        self._connections = Connections(
+        host.connect(
             (ui.undoButton, "clicked()", self.undo),
             (ui.redoButton, "clicked()", self.redo),
             (ui.deleteButton, "clicked()", self.delete_selected),
@@ -33,13 +33,10 @@ class PromptList:
             (_("Selected segment"), self.clear_segment),
             (_("All segments"), self.clear_all),
         ):
-            self._connections.add(self._menu.addAction(text), "triggered()", handler)
+            host.connect((self._menu.addAction(text), "triggered()", handler))
         ui.clearButton.setMenu(self._menu)
         host.listen("Turn", self._refresh)
         host.listen("SessionEnded", lambda event: self._look())
-
-    def close(self):
-        self._connections.close()
 
     # ---- history
 

@@ -4,7 +4,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, set_elided
+from .qt_helpers import set_elided
 from .rubber_band import RubberBand
 from .shortcuts import Shortcuts
 from .shown_views import drawing_views
@@ -31,7 +31,6 @@ class PromptTools:
         self.tool = None  # the active one: at rest without a volume, and while the module is not shown
         self.placed = 0  # by tools, since the panel was made
         self._band = None
-        self._connections = Connections()
         self.buttons = {tool.name: self._tool_button(tool, resource_path) for tool in self.tools.values()}
         for number, button in enumerate(self.buttons.values()):
             ui.toolsPlace.layout().addWidget(button, number % 2, number // 2)
@@ -40,7 +39,7 @@ class PromptTools:
             "after each correction. Cancel keeps what has come; undo takes a prompt back with its slices."
         ))  # fmt: skip
         ui.toolsPlace.layout().addWidget(self.wholeButton, 0, len(self.buttons) // 2, 2, 1)
-        self._connections.add(self.wholeButton, "clicked(bool)", self._set_volumetric)
+        host.connect((self.wholeButton, "clicked(bool)", self._set_volumetric))
         self.shortcuts = Shortcuts(self.tools.values(), self.act)
         host.drawing = lambda: self._band is not None and self._band.drawing
         host.listen("Turn", self._refresh)
@@ -49,7 +48,7 @@ class PromptTools:
     def _tool_button(self, tool, resource_path):
         icon = resource_path("Icons/" + tool.icon + ".svg")
         button = self._button(_(tool.label), icon, f"{_(tool.hint)} ({tool.key})")
-        self._connections.add(button, "clicked(bool)", lambda checked: self.choose(tool.name if checked else None))
+        self.host.connect((button, "clicked(bool)", lambda checked: self.choose(tool.name if checked else None)))
         return button
 
     def _button(self, text, icon, hint):
@@ -66,10 +65,6 @@ class PromptTools:
 
     def _set_volumetric(self, on):
         self.host.act(setattr, self.host.start(), "volumetric", on)
-
-    def close(self):
-        self.leave()
-        self._connections.close()
 
     # ---- shown and not
 

@@ -2,7 +2,7 @@
 
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, chosen_in, enable, fill_menu
+from .qt_helpers import chosen_in, enable, fill_menu
 from .shown_views import shown_slice
 
 DIRECTIONS = (
@@ -28,7 +28,7 @@ class PropagationControls:
         self._volume = None
         fill_menu(ui.directionSelector, DIRECTIONS)
         fill_menu(ui.orientationSelector, ORIENTATIONS)
-        self._connections = Connections(
+        host.connect(
             (ui.propagateButton, "clicked()", self.propagate),
             (ui.rangeBox, "toggled(bool)", self._show_range),
             (ui.orientationSelector, "currentIndexChanged(int)", lambda index: self._limit_range()),
@@ -37,9 +37,6 @@ class PropagationControls:
         )
         host.listen("Turn", self._refresh)
         ui.sliceRangeRow.setVisible(False)
-
-    def close(self):
-        self._connections.close()
 
     @property
     def orientation(self):

@@ -3,7 +3,7 @@
 import slicer
 from slicer.i18n import tr as _
 
-from .qt_helpers import Connections, choose_in, chosen_in, enable, fill_menu, fit_height, quiet, set_elided
+from .qt_helpers import choose_in, chosen_in, enable, fill_menu, fit_height, quiet, set_elided
 
 OTHERS = (
     ("protected", _("Keep their voxels")),
@@ -25,7 +25,7 @@ class SegmentList:
         ui.segmentsTable.setSelectionMode(1)  # QAbstractItemView.SingleSelection
         self._count = 0  # segments that the list has its height of
         fit_height(ui.segmentsTable, 0, *_ROWS)
-        self._connections = Connections(
+        host.connect(
             (ui.segmentsTable, "selectionChanged(QItemSelection,QItemSelection)", self._selected),
             (ui.addButton, "clicked()", self.add),
             (ui.removeButton, "clicked()", self.remove),
@@ -37,7 +37,6 @@ class SegmentList:
         host.listen("MaskChanged", self._judge)
 
     def close(self):
-        self._connections.close()
         self._show(None)
 
     def refresh(self):

@@ -4,7 +4,7 @@ import ctk
 from slicer.i18n import tr as _
 
 from . import packages
-from .qt_helpers import Connections, confirmed, read_flag, read_setting, set_text, write_setting
+from .qt_helpers import confirmed, read_flag, read_setting, set_text, write_setting
 
 
 class ServerSettings:
@@ -24,7 +24,7 @@ class ServerSettings:
         ui.remoteButton.checked = remote
         ui.localButton.checked = not remote
         self.used = self._entered() if remote else None  # (address, token, certificate) in use, None: this computer
-        self._connections = Connections(
+        host.connect(
             (ui.remoteButton, "toggled(bool)", self._show),
             (ui.testButton, "clicked()", self.test),
             (ui.applyButton, "clicked()", self.apply),
@@ -36,7 +36,6 @@ class ServerSettings:
         self.show_packages()
 
     def close(self):
-        self._connections.close()
         self._end_test()
 
     @property

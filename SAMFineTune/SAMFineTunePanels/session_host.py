@@ -11,6 +11,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from .qt_helpers import Connections
 from .status_strip import Message
 
 SOON = 1  # ms until the turn after something happened, and while the user waits for an answer: a turn waits for it, too
@@ -32,6 +33,7 @@ class Host:
     def __init__(self, parent, make_client, make_session):
         self._make_client = make_client
         self._make_session = make_session
+        self._connections = Connections()
         self._listeners = []
         self._answers = {}
         self._every_turn = []
@@ -91,6 +93,15 @@ class Host:
         self.timer.deleteLater()
 
     # ---- talking
+
+    def connect(self, *connections):
+        """Connect signals, (sender, signal, handler) each, until `disconnect`."""
+        for connection in connections:
+            self._connections.add(*connection)
+
+    def disconnect(self):
+        """Undo all of `connect`: the panel closes."""
+        self._connections.close()
 
     def listen(self, kind, handler):
         """Have `handler(event)` called at every event of a class name; "Turn" is every turn of the timer."""

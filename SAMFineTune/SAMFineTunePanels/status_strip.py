@@ -14,7 +14,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import packages
-from .qt_helpers import Connections, confirmed, load_ui, set_elided
+from .qt_helpers import confirmed, load_ui, set_elided
 
 MOST_MESSAGES = 3
 MESSAGE_LINES = 3  # that are seen; more can be scrolled to
@@ -58,7 +58,7 @@ class StatusStrip:
         self._install_fraction = None
         self._after_installation = None
         self._runtime_is_missing = False
-        self._connections = Connections(
+        host.connect(
             (self.ui.dismissButton, "clicked()", self.dismiss),
             (self.ui.cancelButton, "clicked()", self.cancel),
             (self.ui.installButton, "clicked()", self.install_runtime),
@@ -79,7 +79,6 @@ class StatusStrip:
         self.refresh()
 
     def close(self):
-        self._connections.close()
         self.installer.close()
 
     def _fix_height(self):

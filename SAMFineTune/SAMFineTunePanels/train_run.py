@@ -6,7 +6,7 @@ import time
 from slicer.i18n import tr as _
 
 from . import worker_python
-from .qt_helpers import Connections, fill_menu, read_flag, set_text, succeeded
+from .qt_helpers import fill_menu, read_flag, set_text, succeeded
 from .status_strip import time_left
 from .train_curves import Curves
 from .train_results import TrainResults
@@ -31,7 +31,7 @@ class TrainRuns:
         self.run = None
         self.curves = Curves()
         self.results = TrainResults(ui)
-        self._connections = Connections(
+        host.connect(
             (ui.runSelector, "activated(int)", self._chosen),
             (ui.deleteButton, "clicked()", self.delete),
             (ui.stopButton, "clicked()", self.stop),
@@ -44,7 +44,6 @@ class TrainRuns:
 
     def close(self):
         """Leave the training to itself: `TrainingRun.start` decides whether it goes on."""
-        self._connections.close()
         self.curves.close()
 
     # ---- which one

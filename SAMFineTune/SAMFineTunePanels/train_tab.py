@@ -10,7 +10,6 @@ from slicer.i18n import tr as _
 from . import packages, worker_python
 from .model_settings import BUNDLED, install_torch, torch_is_there
 from .qt_helpers import (
-    Connections,
     choose_in,
     chosen_in,
     enable,
@@ -48,7 +47,7 @@ class TrainTab:
         fill_menus(ui)
         choose_in(ui.deviceSelector, read_setting("TrainDevice"))
         ui.outlivesBox.checked = read_flag("TrainOutlives")
-        self._connections = Connections(
+        host.connect(
             (ui.checkButton, "clicked()", self.check),
             (ui.startButton, "clicked()", self.start),
             (ui.useButton, "clicked()", self.use),
@@ -62,7 +61,6 @@ class TrainTab:
         ui.packagesFrame.setVisible(False)
 
     def close(self):
-        self._connections.close()
         self._give_up_writing()
         if self._check is not None:
             self._check.kill()

@@ -4,7 +4,7 @@ import time
 
 import slicer
 
-from .qt_helpers import Connections, enable, quiet
+from .qt_helpers import enable, quiet
 from .shown_views import show_volume, shown_slice_nodes, views_are_oblique
 
 LOOK_EVERY = 0.3  # s between two looks at the views
@@ -18,16 +18,13 @@ class VolumeControls:
         self._contrast = contrast
         self.declined = False  # whether the user has chosen to have no volume
         self._look_after = 0.0
-        self._connections = Connections(
+        host.connect(
             (ui.volumeSelector, "currentNodeChanged(vtkMRMLNode*)", self._volume_chosen),
             (ui.segmentationSelector, "currentNodeChanged(vtkMRMLNode*)", self._segmentation_chosen),
             (ui.alignButton, "clicked()", self.align_views),
         )
         host.listen("Turn", self._refresh)
         host.listen("SessionStarted", lambda session: self.show_session())
-
-    def close(self):
-        self._connections.close()
 
     @property
     def volume_node(self):

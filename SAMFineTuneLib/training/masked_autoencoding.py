@@ -31,7 +31,14 @@ from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.augmentation import augment
 from SAMFineTuneLib.training.memory import compute_blocks_twice, device_of, pictures_at_once
-from SAMFineTuneLib.training.pretraining import PretrainingProgress, owning_model, reporter, state_of, write_weights
+from SAMFineTuneLib.training.pretraining import (
+    WEIGHTS,
+    PretrainingProgress,
+    owning_model,
+    reporter,
+    state_of,
+    write_tensors,
+)
 from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.training_loop import Schedule, Training, train
 
@@ -221,7 +228,7 @@ def _blank_error(guess: Tensor, whole: Tensor, blank: Tensor, block: int) -> Ten
 
 
 def _write_model(network: nn.Module, base: ModelFolder, folder: Path, how: str) -> ModelFolder:
-    weights = write_weights(folder, network.state_dict())
+    weights = write_tensors(folder / WEIGHTS, network.state_dict())
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.resolve().name).lstrip(".") or "pretrained"
     before = f"; before: {base.spec.source}" if base.spec.source else ""
     spec = replace(

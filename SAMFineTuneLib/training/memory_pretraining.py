@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +25,15 @@ from SAMFineTuneLib.models.onnx_export import export_memory
 from SAMFineTuneLib.models.spec import ModelFolder, write_spec
 from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.pretraining import (
+    AveragedTraining,
     PretrainingProgress,
+    begun,
     drawn_ahead,
-    following,
     owning_model,
-    reporter,
-    state_of,
     write_tensors,
 )
-from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.synthetic_volumes import GENERATOR_VERSION, synthetic_volume
-from SAMFineTuneLib.training.training_loop import Schedule, Training, load_training, train
+from SAMFineTuneLib.training.training_loop import Schedule
 from SAMFineTuneLib.training.volume_items import draw_items
 
 STRUCTURES = 4
@@ -158,32 +156,21 @@ def pretrain_memory(
     output_folder = Path(output_folder).expanduser()
     checkpoint = output_folder / CHECKPOINT_NAME
     with owning_model(checkpoint, resume):
-        about = load_training(checkpoint)["about"] if resume and checkpoint.exists() else {}
+        about = begun(checkpoint, resume)
         network, origin = _new_memory(seed, None if about else start)
         origin = about.get("origin", origin)
         network = network.to(place).to(memory_format=torch.channels_last_3d).train()
-        average = deepcopy(network).eval().requires_grad_(False)
-        look, schedule = stopping(cancel), Schedule(LEARNING_RATE, WARM_UP, steps, minutes)
-        interruptible(network, look)
-        batches = None
 
-        def gradients(step: int) -> dict[str, float]:
-            nonlocal batches
-            batches = batches or drawn_ahead(MemoryBatches(seed), step, workers)
-            batch = {name: value.to(place) for name, value in next(batches).items()}
+        def measure(batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+            batch = {name: value.to(place) for name, value in batch.items()}
             loss, dice = _loss(*_answer(network, batch, np.random.default_rng((seed, step, 2))), batch)
-            loss.backward()
-            return {"loss": float(loss.detach()), "dice": float(dice.detach())}
+            return {"loss": loss, "dice": dice}
 
-        history = train(
-            Training(
-                state=state_of(model=network, average=average),
-                optimiser=torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY),
-                gradients=gradients, schedule=schedule, seed=(seed,), about={"seed": seed, "origin": origin},
-                after_step=following(average, network, EMA_DECAY), report=reporter(progress, schedule, 1), look=look,
-            ),
-            checkpoint,
-        )  # fmt: skip
+        optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        draw = partial(drawn_ahead, MemoryBatches(seed), workers=workers)
+        training = AveragedTraining(network, optimiser, draw, measure, EMA_DECAY, pictures=1)
+        schedule = Schedule(LEARNING_RATE, WARM_UP, steps, minutes)
+        average, history = training.run(checkpoint, schedule, {"seed": seed, "origin": origin}, progress, cancel)
         source = (
             f"samfinetune pretrain --memory: generator {GENERATOR_VERSION}, seed {seed}, {history.step} volumes, "
             f"{history.seconds / 60:.0f} minutes"

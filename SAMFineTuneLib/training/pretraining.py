@@ -1,12 +1,14 @@
-"""What the pre-trainings share: the folder that receives the model, progress, moving averages, batches that are drawn
-ahead, and writing the weights."""
+"""What the pre-trainings share: the folder that receives the model, progress, training on drawn batches with a moving
+average of the weights, and writing the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.process_lock import owning
-from SAMFineTuneLib.training.training_loop import Schedule, TrainingHistory
+from SAMFineTuneLib.training.stopping import interruptible, stopping
+from SAMFineTuneLib.training.training_loop import Schedule, Training, TrainingHistory, load_training, train
 
 WEIGHTS = "model.safetensors"
 
@@ -47,15 +50,62 @@ def reporter(
     return report
 
 
-def following(average: nn.Module, network: nn.Module, decay: float) -> Callable[[int], None]:
-    """A function that moves an average towards a network after a step, faster than `decay` in the first steps."""
+@dataclass
+class AveragedTraining:
+    """A network that learns from drawn batches; the result is a moving average of its weights."""
 
-    def follow(steps: int) -> None:
-        share = 1 - min(decay, steps / (steps + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), share)
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    draw: Callable[[int], Iterator[dict[str, Tensor]]]
+    """Returns the batches from a step on."""
+    measure: Callable[[dict[str, Tensor], int], Mapping[str, Tensor]]
+    """Returns what is measured on the batch of a step, by name; the network learns from `loss`."""
+    decay: float
+    """Of the average; it follows faster in the first steps."""
+    pictures: int
+    """Pictures of a step."""
 
-    return follow
+    def run(
+        self, checkpoint: Path, schedule: Schedule, about: Mapping[str, Any],
+        progress: Callable[[PretrainingProgress], None] | None, cancel: Callable[[], bool],
+    ) -> tuple[nn.Module, TrainingHistory]:  # fmt: skip
+        """Train, or go on from a checkpoint.
+
+        Args:
+            checkpoint: file that a stopped training goes on from.
+            schedule: length and learning rate.
+            about: plain values that must be equal where the training is resumed, `seed` among them.
+            progress: told after every step.
+            cancel: asked many times a second whether to stop.
+
+        Returns:
+            The averaged network, and the course of the training.
+
+        Raises:
+            Stopped: when `cancel` says so.
+            UserError: when the checkpoint is of another training.
+        """
+        average, look, batches = deepcopy(self.network).eval().requires_grad_(False), stopping(cancel), None
+        interruptible(self.network, look)
+
+        def gradients(step: int) -> dict[str, float]:
+            nonlocal batches
+            batches = batches or self.draw(step)
+            measured = self.measure(next(batches), step)
+            measured["loss"].backward()
+            return {name: float(value.detach()) for name, value in measured.items()}
+
+        def follow(steps: int) -> None:
+            share = 1 - min(self.decay, steps / (steps + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(self.network.parameters()), share)
+
+        training = Training(
+            state=state_of(model=self.network, average=average), optimiser=self.optimiser, gradients=gradients,
+            schedule=schedule, seed=(about["seed"],), about=about, after_step=follow,
+            report=reporter(progress, schedule, self.pictures), look=look,
+        )  # fmt: skip
+        return average, train(training, checkpoint)
 
 
 def drawn_ahead(dataset: torch.utils.data.Dataset, start: int, workers: int) -> Iterator[dict[str, Tensor]]:
@@ -90,9 +140,10 @@ def owning_model(checkpoint: Path, resume: bool) -> Iterator[None]:
         yield
 
 
-def write_weights(folder: Path, state: Mapping[str, Tensor]) -> Path:
-    """Write the tensors of a model into a folder and return the file."""
-    return write_tensors(folder / WEIGHTS, state)
+def begun(checkpoint: Path, resume: bool) -> Mapping[str, Any]:
+    """What a run that goes on was told about itself when it began; nothing for a new run. UserError for a damaged
+    checkpoint."""
+    return load_training(checkpoint)["about"] if resume and checkpoint.exists() else {}
 
 
 def write_tensors(file: Path, state: Mapping[str, Tensor]) -> Path:

@@ -8,9 +8,9 @@ Everything random in step n follows from (seed, n) alone, so that a resumed run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,17 +28,16 @@ from SAMFineTuneLib.simulation.simulated_annotator import correct, first_prompts
 from SAMFineTuneLib.training.losses import real_iou
 from SAMFineTuneLib.training.memory import device_of, mixed_precision
 from SAMFineTuneLib.training.pretraining import (
+    WEIGHTS,
+    AveragedTraining,
     PretrainingProgress,
-    following,
+    begun,
     owning_model,
-    reporter,
-    state_of,
-    write_weights,
+    write_tensors,
 )
-from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.synthetic_batches import OBJECTS, batches
 from SAMFineTuneLib.training.synthetic_pictures import GENERATOR_VERSION
-from SAMFineTuneLib.training.training_loop import Schedule, Training, load_training, train
+from SAMFineTuneLib.training.training_loop import Schedule
 
 ROUNDS = (2, 2, 2, 2, 2, 2, 3, 3, 3, 5)
 """Answers of a session, drawn from these; most are short, because decoding costs more than encoding here."""
@@ -186,7 +185,7 @@ def pretrain_synthetic(
     output_folder = Path(output_folder).expanduser()
     checkpoint = output_folder / CHECKPOINT_NAME
     with owning_model(checkpoint, resume):
-        about = load_training(checkpoint)["about"] if resume and checkpoint.exists() else {}
+        about = begun(checkpoint, resume)
         batch = batch_size or about.get(_BATCH) or (8 if place.type == "cpu" else 256)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -195,27 +194,16 @@ def pretrain_synthetic(
         if start and not about:
             origin = _start_from(model, start)
         model.to(place).train()
-        average = deepcopy(model).eval().requires_grad_(False)
-        look, schedule = stopping(cancel), Schedule(LEARNING_RATE, WARM_UP, steps, minutes)
-        interruptible(model, look)
-        shown: Iterator[dict[str, Tensor]] | None = None
 
-        def gradients(step: int) -> dict[str, float]:
-            nonlocal shown
-            shown = shown or batches(seed, batch, place, step, workers)
-            loss, iou = _rounds(model, next(shown), Random((seed, step, 2), place))
-            loss.backward()
-            return {"loss": float(loss.detach()), "iou": float(iou)}
+        def measure(shown: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+            loss, iou = _rounds(model, shown, Random((seed, step, 2), place))
+            return {"loss": loss, "iou": iou}
 
-        history = train(
-            Training(
-                state=state_of(model=model, average=average), optimiser=_optimiser(model), gradients=gradients,
-                schedule=schedule, seed=(seed,),
-                about={"seed": seed, _BATCH: batch, "origin": origin}, after_step=following(average, model, EMA_DECAY),
-                report=reporter(progress, schedule, batch), look=look,
-            ),
-            checkpoint,
-        )  # fmt: skip
+        draw = partial(batches, seed, batch, place, workers=workers)
+        training = AveragedTraining(model, _optimiser(model), draw, measure, EMA_DECAY, batch)
+        about = {"seed": seed, _BATCH: batch, "origin": origin}
+        schedule = Schedule(LEARNING_RATE, WARM_UP, steps, minutes)
+        average, history = training.run(checkpoint, schedule, about, progress, cancel)
         source = (
             f"trained by samfinetune pretrain --synthetic: generator {GENERATOR_VERSION}, seed {seed}, "
             f"{history.step * batch} pictures in {history.step} steps, {history.seconds / 60:.0f} minutes"
@@ -270,7 +258,7 @@ def write_model_folder(average: compact.CompactModel, source: str, folder: Path)
     from SAMFineTuneLib.models.onnx_export import export_onnx
 
     half = {name: value.detach().cpu().half() for name, value in average.state_dict().items()}
-    weights = write_weights(folder, half)
+    weights = write_tensors(folder / WEIGHTS, half)
     files = {"weights": weights.name, "encoder": "encoder.onnx", "decoder": "decoder.onnx"}
     # That of any compact model; predicted IoU of new weights has to be calibrated anew.
     spec = replace(Store().get("compact").spec, source=source, files=files, sha256={}, calibration={})
