@@ -1,7 +1,7 @@
 """The interactive session on a scene: everything that the panel can ask for.
 
-Its base `SceneSync` synchronises the nodes of the scene, the session and the segments. The host calls `pump` from a
-timer. Nothing here waits.
+Below it, `SceneInput` holds the volume and the segmentation, and `SceneSync` synchronises the nodes of the scene, the
+session and the segments. The host calls `pump` from a timer. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class ScenePrompt:
 
 class SceneSession(SceneSync):
     """One session on a scene: a volume node, a segmentation node, and the prompts and masks between them."""
+
+    _place_again: str | None = None  # the kind to go on placing at the next turn
 
     # ---- what it works on
 
@@ -123,17 +125,7 @@ class SceneSession(SceneSync):
     def editor_node(self, node) -> None:
         self.parameters.refer("editor", node)
 
-    @property
-    def current_segment_id(self) -> str | None:
-        """The segment for which prompts are placed; the first one when none was chosen."""
-        if self._table is None:
-            return None
-        if self._current is None or not self._table.has(self._current):
-            ids = self._table.ids()
-            self._current = ids[0] if ids else None
-        return self._current
-
-    @current_segment_id.setter
+    @SceneSync.current_segment_id.setter
     def current_segment_id(self, segment_id: str | None) -> None:
         changed, self._current = segment_id != self._current, segment_id
         if changed and self.placing.kind is not None:
@@ -176,6 +168,48 @@ class SceneSession(SceneSync):
         self.placing.stop()
         if self._work is not None:
             self._work.nodes.remove_empty()
+
+    def _follow_tool(self) -> None:
+        kind, self._place_again = self._place_again, None
+        if kind is not None and self.volume is not None and self.placing.kind is None:
+            self.start_placing(kind)
+        if self.placing.list_is_gone and self.volume is not None:
+            self.start_placing(self.placing.kind)
+        elif self.placing.ended_elsewhere:
+            self.stop_placing()
+        elif self.placing.clicks():
+            self._place_clicks()
+
+    def _place_clicks(self) -> None:
+        kind, clicks = self.placing.kind, self.placing.clicks()
+        self.placing.clear_clicks()
+        try:
+            self.place(kind, self._views.node_at(clicks[0]), clicks)
+        except UserError as error:
+            self._tell(Failed(str(error)))
+        self.start_placing(kind)  # into the segment's list, if the segment is a new one
+
+    def _ensure_segment(self) -> str:
+        """The current segment; makes segmentation and segment when there is none."""
+        self._require_volume()
+        if self.segmentation_node is None:
+            self.make_segmentation()
+        segment_id = self.current_segment_id
+        if segment_id is None:
+            segment_id = self.segmentation_node.GetSegmentation().AddEmptySegment("")
+            self._current = segment_id
+        return segment_id
+
+    def input_removed(self, node) -> bool:
+        kind = self.placing.kind
+        removed = super().input_removed(node)
+        if removed:
+            self._place_again = kind  # not now, while the scene removes a node
+        return removed
+
+    def scene_closes(self) -> None:
+        self._place_again = None
+        super().scene_closes()
 
     def delete(self, number: int) -> None:
         """Delete a prompt."""

@@ -54,7 +54,7 @@ class SegmentWriter:
         self.volume = volume
         self.editor_node: Callable[[], object | None] = lambda: None
         """Returns the vtkMRMLSegmentEditorNode whose masking, intensity range and overwrite mode are honoured."""
-        self.save_undo_state: Callable[[], object] | None = None
+        self.save_undo_state: Callable[[], object] = lambda: None
         """Called before the first change after one by somebody else, for Slicer's own undo: for instance
         `vtkSlicerSegmentEditorLogic.SaveStateForUndo`."""
         self.tell_cut: Callable[[str], object] = lambda segment_id: None
@@ -200,7 +200,7 @@ class SegmentWriter:
         changes = list(work.members.changed())
         if not changes:
             return False
-        if self._changed_by_others and self.save_undo_state is not None:
+        if self._changed_by_others:
             self.save_undo_state()
         self._changed_by_others = False
         segmentation = self._segmentation()
