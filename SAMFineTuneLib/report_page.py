@@ -135,7 +135,13 @@ def page(title: str, headline: str, facts: Iterable[tuple[str, str]], parts: Ite
 
 
 def heading(text: str, note: str = "", name: str = "") -> str:
-    """Heading of a section, with a sentence or two on how to read it; `name` is its anchor."""
+    """Heading of a section, with a sentence or two on how to read it.
+
+    Args:
+        text: the heading.
+        note: the sentences.
+        name: anchor for links, none for "".
+    """
     anchor = f" id='{html.escape(name)}'" if name else ""
     return f"<h2{anchor}>{html.escape(text)}</h2>" + (f"<p class='note'>{html.escape(note)}</p>" if note else "")
 
@@ -173,7 +179,13 @@ def pictures(shown: Iterable[tuple[str, str]]) -> str:
 
 
 def key(labels: Sequence[str], filled: str = "the answer", outlined: str = "the reference") -> str:
-    """What the colours in pictures mean."""
+    """What the colours in pictures mean.
+
+    Args:
+        labels: in the order of their colours.
+        filled: what filled areas are.
+        outlined: what white lines are.
+    """
     boxes = "".join(
         f"<span style='background:{COLOURS[number % _ON_PICTURES]}'></span>{html.escape(label)}"
         for number, label in enumerate(labels)

@@ -169,7 +169,13 @@ class Segmenter:
         return self.prompt(BoxPrompt(*self._ras([corner, opposite], space, "The box")), label, orientation)
 
     def prompt(self, prompt: Prompt, label: str = "Segment 1", view: str | SlicePlane = "axial") -> Segmenter:
-        """Place a prompt of any kind (see `SAMFineTuneLib.prompts`) on slices of an orientation or an oblique plane."""
+        """Place a prompt.
+
+        Args:
+            prompt: of any kind, see `SAMFineTuneLib.prompts`.
+            label: the segment's name.
+            view: the orientation of the slices on which it lies, or an oblique plane.
+        """
         return self.prompts(PromptSet((SegmentPrompts(label, prompts=(prompt,)),)), view)
 
     def prompts(self, prompts: PromptSet | str | Path, view: str | SlicePlane | None = None) -> Segmenter:

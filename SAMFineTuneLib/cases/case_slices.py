@@ -32,6 +32,7 @@ class LabelledSlice(Classified):
 
     @property
     def labelled(self) -> bool:
+        """Whether the slice shows any label."""
         return bool(self.numbers)
 
 

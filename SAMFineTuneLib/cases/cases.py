@@ -179,7 +179,13 @@ def _without_channel(path: Path) -> tuple[str | None, str]:
 
 
 def images_by_name(folder: Path, channels: bool = False, label: bool = False) -> dict[str, Path]:
-    """Images, or labels, of a folder by the name that both share. Folders count as DICOM series."""
+    """Images, or labels, of a folder by the name that both share. Folders count as DICOM series.
+
+    Args:
+        folder: where they lie, without its sub-folders.
+        channels: the names end with a channel, as nnU-Net writes them; only the first channel of a case is an image.
+        label: drop the endings that label files have, such as "_label", so that image and label get one name.
+    """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         name, channel = _without_channel(path) if channels else (_bare_name(path), "0000")

@@ -132,7 +132,16 @@ def _classes(labels: np.ndarray, meaning: Meaning, choice: LabelChoice) -> tuple
 
 
 def label_of(wanted: str, there: Sequence[int], names: Mapping[int, str]) -> int | None:
-    """The label that a name or number means in a case, None when the case lacks it; UserError when it has two."""
+    """The label that a name or number means in a case; UserError when two labels of the case have the name.
+
+    Args:
+        wanted: the name, in any case of letters, or the number as text. A name counts before a number.
+        there: the labels that the case has.
+        names: what labels are called.
+
+    Returns:
+        The label, or None when the case lacks it.
+    """
     named = [label for label, name in names.items() if name.casefold() == wanted.casefold() and label in there]
     if len(named) > 1:
         raise UserError(

@@ -96,9 +96,15 @@ def require_separate(train: Sequence[Case], test: Sequence[Case]) -> None:
 
 
 def set_aside(cases: Sequence[Case], count: int | None, seed: int) -> Fold:
-    """Cases of `count` patients for validation, the rest for training; None: a tenth of ten patients or more.
+    """Hold out the cases of some patients, chosen at random, for validation.
 
-    UserError when no patient would be left to learn from.
+    Args:
+        cases: all of them; a patient's cases stay together.
+        count: how many patients; None is a tenth of ten patients or more, and nobody of fewer.
+        seed: the same seed chooses the same patients.
+
+    Raises:
+        UserError: when no patient would be left to learn from.
     """
     patients = _shuffled(cases, seed)
     if count is None:

@@ -36,8 +36,16 @@ class Parser(argparse.ArgumentParser):
 def add_command_with_actions(subparsers, name: str, text: str, epilog: str) -> Callable:
     """Add a command that consists of actions, such as `models list`.
 
-    Returns the function that adds the parser of an action; it takes the action's name, the function that does it, and
-    its description."""
+    Args:
+        subparsers: those of the program.
+        name: what is typed.
+        text: what it does, as the program's help says it.
+        epilog: examples, at the end of the command's help.
+
+    Returns:
+        The function that adds the parser of an action; it takes the action's name, the function that does it, and its
+        description.
+    """
     parser = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -94,7 +102,7 @@ def add_server(
     meaning: str = "let a server of `samfinetune serve` do the work, as in https://gpu.hospital:8577; --model and "
     "--adapter are then its own",
 ) -> None:  # fmt: skip
-    """--server, --token-file and --tls-ca."""
+    """--server, --token-file and --tls-ca, in a group of options with a `title`; `meaning` is the help of --server."""
     group = parser.add_argument_group(title)
     group.add_argument("--server", metavar="URL", help=meaning)
     group.add_argument("--token-file", metavar="FILE", help="file with the server's token (default: the variable "
@@ -191,6 +199,7 @@ def _model_ids(**_) -> list[str]:
 
 
 def adapter_names(**_) -> list[str]:
+    """Names of the adapters in the store, which a shell offers to complete."""
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     return [adapter.name for adapter in AdapterStore().list()]

@@ -23,6 +23,7 @@ def open_cohort(args: argparse.Namespace) -> Cohort:
 
 
 def open_here(args: argparse.Namespace) -> Cohort:
+    """Open the cohort that the command names, in a folder of this computer."""
     from SAMFineTuneLib.cohort.cohort_folder import Cohort
 
     return Cohort(args.cohort)

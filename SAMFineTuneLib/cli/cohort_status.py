@@ -87,6 +87,7 @@ def next_step(cohort: Cohort) -> str:
 
 
 def print_case(cohort: Cohort, case: CohortCase) -> None:
+    """Print what to do next, and give a program the facts of a case."""
     print(f"next        {next_step(cohort)}")
     console.document(case=case_facts(cohort, case), advice=next_step(cohort))
 

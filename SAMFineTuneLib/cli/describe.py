@@ -36,7 +36,17 @@ class Answering(NamedTuple):
 def print_inputs(
     volume: Volume, window: IntensityWindow, answering: Answering, adapter: str | None = None
 ) -> dict[str, Any]:
-    """Print what a model is about to see; the same for a program."""
+    """Print what a model is about to see.
+
+    Args:
+        volume: what was read.
+        window: the grey values that the model sees.
+        answering: the model, and where it runs.
+        adapter: the adapter's name, None without one.
+
+    Returns:
+        The same for a program's document.
+    """
     print(f"volume      {what(volume)}")
     print(f"            {grid(volume)}")
     print(f"            {orientation(volume)}")

@@ -19,8 +19,17 @@ def add_overwrite(parser) -> None:
 
 
 def require_new(targets: Iterable[str | Path], args: argparse.Namespace, others: str = "choose another name") -> None:
-    """Before the work, and again before its result is written: UserError that names the first file that is there
-    already, or DiskError when one could not be written. `others` is what can be done but `--overwrite`."""
+    """Check files that a command is about to write: before the work, and again before its result is written.
+
+    Args:
+        targets: the files.
+        args: the command's options, of which `overwrite` counts.
+        others: what the user can do but `--overwrite`, as part of the message.
+
+    Raises:
+        UserError: when one is there already; the message names the first.
+        DiskError: when one could not be written.
+    """
     targets = [Path(target).expanduser() for target in targets]
     there = [target for target in targets if os.path.lexists(target)]
     if there and not args.overwrite:

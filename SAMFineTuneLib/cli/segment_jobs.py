@@ -48,7 +48,13 @@ def run_jobs(
 ) -> int:
     """Do one job after the other. One that fails does not stop the others, but makes the exit code 2.
 
-    `begin` is called when there is anything to do, and returns the function that does a job.
+    Args:
+        args: the command's options: `overwrite`, `skip_existing`, `statistics`.
+        found: the jobs, from `find_jobs`.
+        begin: opens the model and returns the function that does a job; not called when nothing is to be done.
+
+    Returns:
+        The exit code.
     """
     from SAMFineTuneLib.images import check_output_path
     from SAMFineTuneLib.metrics.segment_statistics import write_statistics
@@ -119,8 +125,14 @@ def _file(path: Path) -> tuple[int, int] | None:
 def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[SegmentJob]:
     """Which volumes are read, and which label map is written for each.
 
-    A folder is a DICOM series when it holds files of no other kind; else its images, and its folders, are volumes. A
-    volume alone goes into the file `output`, unless that is a folder or ends like none.
+    Args:
+        source: a volume, or a folder. A folder is a DICOM series when it holds files of no other kind; else its images,
+            and its folders, are volumes.
+        output: a folder; or, for a volume alone, a file when the name ends like one.
+        ending: of the files in a folder.
+
+    Raises:
+        UserError: when two volumes would get one file, or a file that is read would be written.
     """
     from SAMFineTuneLib.images import OUTPUT_ENDINGS
 

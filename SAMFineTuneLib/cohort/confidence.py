@@ -101,7 +101,15 @@ class Judged:
     def of(
         cls, signals: Signals, proposed: np.ndarray, accepted: np.ndarray, axis: int, labels: Mapping[int, str]
     ) -> Judged:
-        """Compare two label maps [k, j, i], slice by slice across an axis."""
+        """Compare two label maps [k, j, i], slice by slice.
+
+        Args:
+            signals: what the model said of the slices of the proposal.
+            proposed: the proposal.
+            accepted: what the reader made of it.
+            axis: of the arrays, along which slices are counted.
+            labels: names by value.
+        """
         size = max([*labels, int(proposed.max()), int(accepted.max())]) + 1
         counted = np.array([
             [np.bincount(values.ravel().astype(np.intp), minlength=size) for values in (one, other, one[one == other])]
@@ -164,8 +172,17 @@ def _newton(features: np.ndarray, target: np.ndarray, prior: np.ndarray) -> np.n
 def expected(
     signals: Signals, orientation: str, calibration: Calibration | None = None
 ) -> tuple[Confidence, dict[str, float]]:
-    """The confidence that signals give, and the expected Dice of each whole structure; of one that is found nowhere the
-    probability that it is not there."""
+    """The confidence that signals give.
+
+    Args:
+        signals: what the model said of each slice, by label.
+        orientation: along which its slices lie.
+        calibration: of this cohort; None is the one that this package ships.
+
+    Returns:
+        The confidence, and the expected Dice of each whole structure; of one that is found nowhere the probability that
+        it is not there.
+    """
     calibration = calibration or Calibration()
     slices, whole = {}, {}
     for label, rows in signals.items():

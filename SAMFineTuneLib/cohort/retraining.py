@@ -457,7 +457,18 @@ def dice_of_proposal(
     predictor: Predictor, recipe: Mapping[str, Any], case: Case, labels: Mapping[int, str],
     look: Callable[[], None] = lambda: None,
 ) -> dict[str, float | None]:
-    """Dice by label of what an adapter, whose card holds `recipe`, proposes for an accepted case, as whole volumes."""
+    """Measure what an adapter proposes for an accepted case, as whole volumes.
+
+    Args:
+        predictor: the adapter on its base.
+        recipe: what the adapter's card holds: window and orientations that it has learned.
+        case: with the accepted labels.
+        labels: the cohort's structures, names by value.
+        look: called after each slice; it raises to stop the work.
+
+    Returns:
+        Dice by label; None for a label that neither side shows.
+    """
     from SAMFineTuneLib.cases.case_slices import learned_orientations
     from SAMFineTuneLib.images import choose_window
     from SAMFineTuneLib.inference.automatic_head import segment_classes

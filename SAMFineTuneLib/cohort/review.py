@@ -56,7 +56,19 @@ def take(cohort: Cohort, name: str, by: str, seconds: float = LEASE, process: st
 def take_next(
     cohort: Cohort, way: str, by: str, without: Collection[str] = (), seconds: float = LEASE, process: str = ""
 ) -> Choice | None:
-    """Choose the next case as `next_case` does, and `take` it before anybody else can; None when nothing is left."""
+    """Choose the next case as `next_case` does, and `take` it before anybody else can.
+
+    Args:
+        cohort: whose case.
+        way: how to choose, one of `WAYS`.
+        by: who takes it.
+        without: keys of cases that are not to be chosen.
+        seconds: for how long it is taken, `LEASE` at most.
+        process: of whom; see `Lease`.
+
+    Returns:
+        The choice, None when nothing is left.
+    """
     found = []
 
     def taken(state: CohortState) -> CohortState:
@@ -85,8 +97,13 @@ def stay_taken(cohort: Cohort, by: str, seconds: float) -> None:
 
 
 def release(cohort: Cohort, name: str, by: str) -> None:
-    """Give a case back, or with "" all that `by` has taken; nothing happens where somebody else has taken it
-    meanwhile."""
+    """Give cases back; nothing happens where somebody else has taken one meanwhile.
+
+    Args:
+        cohort: whose cases.
+        name: of the case; "" is all that `by` has taken.
+        by: who took it.
+    """
 
     def released(state: CohortState) -> CohortState:
         for case in (state.case(name),) if name else state.cases:
@@ -188,14 +205,20 @@ def accept(
 
 
 def refuse(cohort: Cohort, name: str, by: str = "") -> CohortCase:
-    """Leave a case out: it is neither proposed nor learned from. What was corrected or accepted stays on disk."""
+    """Leave a case out: it is neither proposed nor learned from. What was corrected or accepted stays on disk.
+
+    UserError when somebody else than `by` has taken it.
+    """
     key = _free(cohort.state, name, by).key
     change = lambda state: state.with_case(_free(state, key, by).key, state="refused", lease=None)  # noqa: E731
     return cohort.change(change).case(key)
 
 
 def reopen(cohort: Cohort, name: str, by: str = "") -> CohortCase:
-    """Take back that a case was accepted or refused; an accepted label map becomes a correction."""
+    """Take back that a case was accepted or refused; an accepted label map becomes a correction.
+
+    UserError when somebody else than `by` has taken it, or it is neither accepted nor refused.
+    """
     key = cohort.state.case(name).key
     accepted, corrected = cohort.accepted(key), cohort.corrected(key)
 

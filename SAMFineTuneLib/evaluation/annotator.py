@@ -57,7 +57,14 @@ def clicks_to(dice: Sequence[float | None], wanted: float) -> int | None:
 
 
 def seconds_for_object(dice: Sequence[float | None], start: str, seconds: Seconds, wanted: float) -> float:
-    """Seconds until an object on a slice is good enough, with a look at every answer; else it is drawn by hand."""
+    """Estimate the seconds for an object on a slice, with a look at every answer; one that no answer fits is outlined.
+
+    Args:
+        dice: after each prompt.
+        start: the first prompt: "box", or anything else for a point.
+        seconds: what an annotator's actions take.
+        wanted: the Dice that is good enough.
+    """
     needed = clicks_to(dice, wanted)
     prompts = needed or len(dice)
     first = seconds.box if start == "box" else seconds.point
@@ -66,11 +73,17 @@ def seconds_for_object(dice: Sequence[float | None], start: str, seconds: Second
 
 
 def seconds_for_volume(rows: Iterable[Row], start: str, seconds: Seconds, wanted: float) -> tuple[float, float]:
-    """Seconds for a label in a volume with the model's help, and by hand, from its rows by slice.
+    """Estimate the seconds for a label in a volume with the model's help, and by hand.
 
     With help: one prompted slice, a look at every slice that shows the label or got a mask, an outline for each that is
     not good enough, and a click to empty each that should be empty. By hand: an outline for each slice that shows the
     label.
+
+    Args:
+        rows: one a slice.
+        start: the prompt of the slice: "box", or anything else for two points.
+        seconds: what an annotator's actions take.
+        wanted: the Dice that is good enough.
     """
     rows = list(rows)
     shown = [row for row in rows if row.area]

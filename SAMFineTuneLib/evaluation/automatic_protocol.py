@@ -14,9 +14,15 @@ from SAMFineTuneLib.metrics.mask_metrics import Agreement, agreement
 
 
 def automatic(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
-    """Compare the automatic head's answer on every slice with each label; nothing for methods without such a head.
+    """Compare the automatic head's answer with each label as whole volumes.
 
-    Where a case lacks a label, Dice is not defined; the row then holds the millilitres that were found.
+    Yields nothing for a method without such a head. Where a case lacks a label, Dice is not defined; the row then holds
+    the millilitres that were found.
+
+    Args:
+        method: the open method.
+        subject: the case.
+        settings: of the evaluation.
     """
     if "automatic" not in method.entry.heads:
         return

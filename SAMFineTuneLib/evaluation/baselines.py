@@ -41,6 +41,7 @@ class BaselineAnswer:
 
     @property
     def mask(self) -> np.ndarray:
+        """The mask to compare with, as `Prediction` has it."""
         return self.masks[0]
 
 
@@ -59,10 +60,19 @@ def answer(name: str, picture: np.ndarray, prompts: PlanePrompts) -> BaselineAns
 
 
 def seeds(view: View, step: int, shape: tuple[int, ...], prompts: PlanePrompts) -> np.ndarray:
-    """Seeds from prompts: uint8 (rows, columns) of the view's pixels, 1 inside, 2 outside, 0 not known.
+    """Seeds from prompts.
 
     Inside: the middle of the box, and around positive points. Outside: beyond the box, the view's edge, and around
     negative points. Points overrule the box, and later points overrule earlier ones.
+
+    Args:
+        view: the part of the picture that the baseline sees.
+        step: pixels of the picture for each pixel of the view.
+        shape: of the view, (rows, columns).
+        prompts: in pixels of the picture.
+
+    Returns:
+        uint8 (rows, columns): 1 inside, 2 outside, 0 not known.
     """
     rows, columns = (np.indices(shape) * step).astype(np.float32)
     rows, columns = rows + view.top, columns + view.left

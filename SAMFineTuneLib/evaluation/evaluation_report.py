@@ -41,7 +41,15 @@ def page(
     results: Results,
     overlays: Sequence[Overlay],
 ) -> str:
-    """The whole report as HTML."""
+    """Write the whole report as HTML.
+
+    Args:
+        evaluation: what came out: tables, notes, numbers of cases and patients.
+        entries: the methods.
+        settings: of the evaluation.
+        results: all rows.
+        overlays: the example pictures, drawn already.
+    """
     labels = ", ".join(evaluation.labels)
     facts = [
         ("cases", f"{evaluation.cases}, of {evaluation.patients} patients"),

@@ -57,10 +57,23 @@ def evaluate(
     seconds: Seconds | None = None,
     device: str = "auto",
 ) -> Evaluation:
-    """Evaluate methods on cases and write everything into the folder `output`.
+    """Evaluate methods on cases and write everything into a folder. An interruption loses only the jobs under way.
 
-    UserError where the cases cannot be used, where the folder holds something else or another process works in it, and
-    where no case is left that an adapter has not learned from. An interruption loses only the jobs that were under way.
+    Args:
+        cases: images with labels, as `cases.find_cases` returns them.
+        output: the folder, new unless `resume`.
+        entries: the methods, from `methods.enter` and `methods.enter_baselines`.
+        settings: protocols, slices, seed and so on.
+        labels: which labels count, by default all.
+        engine: where the jobs run, by default in processes of this computer.
+        resume: continue an evaluation in the folder.
+        progress: told after each job.
+        seconds: what an annotator's actions take.
+        device: where the models run, such as "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: where the cases cannot be used, where the folder holds something else or another process works in it,
+            and where no case is left that an adapter has not learned from.
     """
     settings, engine = settings or EvaluationSettings(), engine or local()
     folder = Path(output).expanduser()

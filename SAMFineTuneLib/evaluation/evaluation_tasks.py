@@ -79,7 +79,7 @@ class EvaluationJob:
 
 
 def list_jobs(cases: Sequence[Tested], entries: Sequence[ListedMethod], setup: Setup) -> list[EvaluationJob]:
-    """All jobs, case by case."""
+    """All jobs, case by case: of each protocol one for every method that it concerns."""
     return [
         EvaluationJob(tested, entry, protocol, setup)
         for tested in cases

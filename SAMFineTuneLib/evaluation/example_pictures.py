@@ -36,7 +36,18 @@ class Overlay:
 def draw_overlays(
     folder: Path, results: Results, entries: Sequence[ListedMethod], cases: Sequence[Tested], setup: Setup
 ) -> Iterator[Overlay]:
-    """Draw into a folder. Baselines are not drawn."""
+    """Draw the best, the median and the worst answer of each method by some strategies. Baselines are not drawn.
+
+    Args:
+        folder: that gets a file for each picture.
+        results: all rows, of which the pictures are chosen.
+        entries: the methods.
+        cases: the tested cases.
+        setup: of the evaluation.
+
+    Yields:
+        Each picture once its file is written.
+    """
     by_name = {tested.short: tested for tested in cases}
     wanted = [
         (row, number, entry, strategy, rank)

@@ -33,8 +33,13 @@ def factor_rows(subject: Subject, settings: EvaluationSettings) -> Iterator[Row]
 
 
 def contrast(picture: np.ndarray, mask: np.ndarray, ignored: np.ndarray | None = None) -> float:
-    """Absolute difference of the mean grey values of an object and of the ring around it without `ignored` pixels, in
-    parts of 255."""
+    """How much an object stands out: the difference of its mean grey value and its surroundings', in parts of 255.
+
+    Args:
+        picture: uint8 (rows, columns).
+        mask: the object, bool of one shape with it, not empty.
+        ignored: pixels that do not count as surroundings.
+    """
     from scipy.ndimage import distance_transform_edt
 
     width = max(2.0, _RING * np.sqrt(np.count_nonzero(mask) / np.pi))
@@ -90,7 +95,7 @@ def elliptic_fourier(outline: np.ndarray, order: int) -> tuple[np.ndarray, np.nd
 
 
 def series(coefficients: np.ndarray, centre: np.ndarray, points: int) -> np.ndarray:
-    """The polygon (points, 2) that a series describes."""
+    """The polygon (points, 2) that coefficients and centre from `elliptic_fourier` describe."""
     n = np.arange(1, len(coefficients) + 1)
     angle = 2 * np.pi * np.arange(points)[:, None] / points * n
     a, b, c, d = coefficients.T

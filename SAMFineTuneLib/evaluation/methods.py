@@ -47,6 +47,7 @@ class ListedMethod:
 
     @property
     def is_baseline(self) -> bool:
+        """Whether it is a classical method without a model."""
         return self.model is None
 
     @property

@@ -56,14 +56,17 @@ class Subject:
 
     @property
     def digest(self) -> str:
+        """Digest of the case's image and labels."""
         return self.labelled.digest
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """Names of the labels; label number 1 is the first."""
         return self.labelled.names
 
     @cached_property
     def grey(self) -> IntensityWindow:
+        """The grey values that models see."""
         return choose_window(self.labelled.volume, self.window)
 
     @cached_property

@@ -50,6 +50,11 @@ def everything(method: OpenMethod, subject: Subject, settings: EvaluationSetting
     """S1: the best of all masks of a slice for each object (`oracle`), and the mask with the best score.
 
     The second mask does not depend on the object, as in the study: it shows how far scores alone lead.
+
+    Args:
+        method: the open method.
+        subject: the case.
+        settings: of the evaluation.
     """
     if method.predictor is None or "promptable" not in method.entry.heads:
         return
@@ -63,14 +68,27 @@ def everything(method: OpenMethod, subject: Subject, settings: EvaluationSetting
 
 
 def strategy(name: str, method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
-    """Prompt every object by one strategy."""
+    """Prompt every object of a case by one strategy.
+
+    Args:
+        name: a key of `STRATEGIES`.
+        method: the open method.
+        subject: the case.
+        settings: of the evaluation.
+    """
     for thing in subject.objects(settings.slices):
         answer = method.answer(thing.picture, prompts_for(name, thing.mask, thing.ignored))
         yield _judged(answer, thing, _row(method, subject, thing, name), settings)
 
 
 def perturbation(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
-    """Prompt every object by every perturbation; `strategy` has the prompts in their place."""
+    """Prompt every object of a case by every perturbation; `strategy` has the prompts in their place.
+
+    Args:
+        method: the open method.
+        subject: the case.
+        settings: of the evaluation.
+    """
     for thing in subject.objects(settings.slices):
         for how in PERTURBATIONS:
             rng = subject.random(settings.seed, thing.name, str(how).replace(how.strategy, "", 1))
@@ -80,7 +98,13 @@ def perturbation(method: OpenMethod, subject: Subject, settings: EvaluationSetti
 
 
 def interactive(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
-    """Correct every object in every way; baselines, which take no mask prompt, in half of the ways."""
+    """Correct every object of a case in every way; baselines, which take no mask prompt, in half of the ways.
+
+    Args:
+        method: the open method.
+        subject: the case.
+        settings: of the evaluation.
+    """
     for thing in subject.objects(settings.slices):
         for way in WAYS:
             if way.feedback or not method.entry.is_baseline:

@@ -78,6 +78,7 @@ class Results:
             self._by.setdefault((row.method, row.protocol, row.variant, row.step), []).append(row)
 
     def of(self, method: str, protocol: str, variant: str = "", step: int = 1) -> list[Row]:
+        """The rows of a method by a protocol, after a step."""
         return self._by.get((method, protocol, variant, step), [])
 
     def each(self, protocol: str, variants: Iterable[str] = ("",)) -> Iterator[tuple[str, str, list[Row]]]:
@@ -88,7 +89,7 @@ class Results:
                     yield variant, name, found
 
     def course(self, method: str, protocol: str, variant: str) -> list[list[Row]]:
-        """The rows of every step, from the first to the last."""
+        """The rows of a method by a protocol, of every step from the first to the last."""
         steps = sorted(key[3] for key in self._by if key[:3] == (method, protocol, variant))
         return [self.of(method, protocol, variant, step) for step in steps]
 

@@ -90,7 +90,13 @@ class _Try:
 
 
 def volumes(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
-    """Segment every label of a case in all ways; baselines cannot propagate and yield nothing."""
+    """Segment every label of a case in all ways; baselines cannot propagate and yield nothing.
+
+    Args:
+        method: the open method.
+        subject: the case.
+        settings: of the evaluation.
+    """
     if method.predictor is None or len(subject.slices) < 2:
         return
     yield from volume_sessions(method, subject, settings)

@@ -36,7 +36,13 @@ CLICKS = 5
 
 
 def volume_sessions(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
-    """Segment every label of a case in each of these ways."""
+    """Segment every label of a case in each of these ways.
+
+    Args:
+        method: the open method.
+        subject: the case.
+        settings: of the evaluation.
+    """
     for number, label in enumerate(subject.labels, start=1):
         own = [place for place, one in enumerate(subject.slices) if large_pieces(one.mask(number))]
         if not own:

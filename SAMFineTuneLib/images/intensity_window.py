@@ -76,10 +76,12 @@ class IntensityWindow:
 
     @property
     def level(self) -> float:
+        """Its middle, as in "level and width"."""
         return (self.low + self.high) / 2
 
     @property
     def width(self) -> float:
+        """From its lower to its upper end."""
         return self.high - self.low
 
     def apply(self, array: np.ndarray) -> np.ndarray:

@@ -113,8 +113,12 @@ def write(
 def covered_voxels(mask: np.ndarray, plane: SlicePlane, volume: Volume, points: np.ndarray | None = None) -> np.ndarray:
     """Find the voxels that `write` gives the label when nothing is protected.
 
-    Only the volume's grid counts, not its values. It may differ from the grid for which the plane was made: of a finer
-    grid, all voxels are covered whose centres lie within half the plane's thickness.
+    Args:
+        mask: bool (rows, columns) of the plane.
+        plane: where the mask lies.
+        volume: only its grid counts, not its values. It may differ from the grid for which the plane was made: of a
+            finer grid, all voxels are covered whose centres lie within half the plane's thickness.
+        points: x and y (N, 2) in pixels of points that the user placed; see `write`.
 
     Returns:
         Indices (3, N) as k, j, i, each voxel once.

@@ -142,7 +142,17 @@ def number_of_slices(volume: Volume, orientation: str) -> int:
 
 
 def slice_range(volume: Volume, orientation: str, first: int | None = None, last: int | None = None) -> range:
-    """Indices of the aligned planes from `first` to `last`, by default all. UserError when there are no such ones."""
+    """Indices of a volume's slices of an orientation.
+
+    Args:
+        volume: whose slices.
+        orientation: "axial", "coronal" or "sagittal".
+        first: the first index, by default 0.
+        last: the last index, which belongs to the range, by default that of the last slice.
+
+    Raises:
+        UserError: when there are no such slices.
+    """
     count = number_of_slices(volume, orientation)
     first, last = 0 if first is None else first, count - 1 if last is None else last
     if not 0 <= first <= last < count:
@@ -188,7 +198,16 @@ def aligned_plane(volume: Volume, orientation: str, index: int) -> SlicePlane:
 
 
 def plane_through(volume: Volume, orientation: str, ras_point) -> SlicePlane:
-    """The aligned plane nearest to a RAS point. UserError when the point is outside the volume."""
+    """The slice of an orientation whose plane lies nearest to a point.
+
+    Args:
+        volume: whose slice.
+        orientation: "axial", "coronal" or "sagittal".
+        ras_point: world RAS in mm.
+
+    Raises:
+        UserError: when the point is outside the volume.
+    """
     require_inside(volume, ras_point, "The point")
     axis = view_axes(volume, orientation)[2]
     return aligned_plane(volume, orientation, nearest_slice(volume, axis, volume.ras_to_ijk(ras_point)[axis]))
@@ -242,10 +261,15 @@ def _unit_vectors(right: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def cross_section(corners: np.ndarray, origin, normal) -> np.ndarray:
-    """Corner points (N, 3), in any order, of the polygon in which a plane cuts a box; fewer than three when it does
-    not.
+    """Cut a box with a plane.
 
-    `corners` (8, 3) are in binary order (last axis fastest), as from `box_corners`.
+    Args:
+        corners: the box's (8, 3) in binary order (last axis fastest), as from `box_corners`.
+        origin: a point (3,) of the plane.
+        normal: (3,), of length 1.
+
+    Returns:
+        Corner points (N, 3) of the polygon, in any order; fewer than three when the plane misses the box.
     """
     distances = (corners - np.asarray(origin)) @ np.asarray(normal)
     touching = np.abs(distances) <= 1e-9 * (1 + np.abs(corners).max())

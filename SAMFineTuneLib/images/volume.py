@@ -211,7 +211,7 @@ def grid_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, 
 
 
 def same_grid(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, int], tolerance: float) -> bool:
-    """Whether two grids of one shape have every voxel in the same place, up to `tolerance`; see `grid_distance`."""
+    """Whether no voxel of two grids lies further apart than `tolerance`; the arguments are those of `grid_distance`."""
     return grid_distance(first, second, shape) <= tolerance
 
 

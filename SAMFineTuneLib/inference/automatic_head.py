@@ -32,6 +32,13 @@ def segment_classes(
 ) -> np.ndarray:
     """Label map of a volume, uint8 [k, j, i]: 0 is background, then the model's classes in their order.
 
+    Args:
+        predictor: the open model.
+        volume: what is segmented.
+        window: the grey values that the model sees.
+        orientations: one, or several whose answers are averaged.
+        report: told after each slice; what it raises ends the work.
+
     Raises:
         UserError: for a model without an automatic head.
     """

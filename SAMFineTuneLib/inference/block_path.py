@@ -50,7 +50,16 @@ class BlockPath:
         return weights[0] @ np.asarray(picture[tuple(parts)], np.float32) @ weights[1].T
 
     def paste(self, cells: np.ndarray, index: int, shape: tuple[int, int]) -> np.ndarray:
-        """A slice (H, W) that `cells` are cut from, interpolated, and 0 beyond them; float32."""
+        """Put what the network says of a block's slice back where it was cut.
+
+        Args:
+            cells: (CELLS, CELLS).
+            index: of the slice in the stack.
+            shape: of the whole slice (H, W).
+
+        Returns:
+            float32 (H, W): the cells interpolated, and 0 beyond them.
+        """
         full = np.zeros(shape, np.float32)
         parts, weights = [], []
         for start, size in zip(self._starts(index, shape), shape, strict=True):

@@ -89,7 +89,17 @@ class Object3D:
 def automatic_masks(
     predictor: Predictor, shown: np.ndarray, settings: EverythingSettings, cancelled: Cancelled = lambda: False
 ) -> list[AutomaticMask]:
-    """All objects of a picture, uint8 (rows, columns), best score first; when cancelled, those found so far."""
+    """All objects of a picture.
+
+    Args:
+        predictor: the open model.
+        shown: the picture, uint8 (rows, columns).
+        settings: how densely to ask and what to keep.
+        cancelled: looked at between requests to the model.
+
+    Returns:
+        The masks, best score first; when cancelled, those found so far.
+    """
     layers = settings.layers
     if layers is None:
         layers = 1 if predictor.engine.spec.zoom else 0
@@ -167,10 +177,24 @@ def everything(
     progress: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[SliceMasks]:
-    """Yield the masks of each slice from `first` to `last`, by default all; `link` joins them to 3-D objects.
+    """Find the masks of slices; `link` joins them to 3-D objects.
+
+    Args:
+        predictor: the open model.
+        volume: what is segmented.
+        window: the grey values that the model sees.
+        orientation: of the slices.
+        settings: by default `EverythingSettings()`.
+        first: index of the first slice, by default 0.
+        last: index of the last slice, which belongs to them, by default the volume's last.
+        progress: told after each slice.
+        cancelled: looked at between requests to the model.
+
+    Yields:
+        Each slice with its masks; nothing further when cancelled.
 
     Raises:
-        UserError: when the volume has no such slices.
+        UserError: when the volume has no such slices; at once, not with the first slice.
     """
     settings = settings or EverythingSettings()
     indices = slice_range(volume, orientation, first, last)

@@ -29,7 +29,16 @@ def kind_of(prompts: PlanePrompts, corrected: bool) -> str:
 
 
 def evidence(score: float, low_res: np.ndarray, agreement: float) -> np.ndarray:
-    """What the map weighs: 1, and the logits of predicted IoU, stability and agreement, each 0 to 1."""
+    """What the map from signals to the expected IoU weighs.
+
+    Args:
+        score: the model's predicted IoU.
+        low_res: logits (h, w) of the mask, which show how stable it is.
+        agreement: IoU of the views' or readings' masks with each other.
+
+    Returns:
+        1, and the logits of predicted IoU, stability and agreement.
+    """
     shares = np.clip([score, stability_score(low_res, _OFFSET), agreement], _LEAST, 1 - _LEAST)
     return np.concatenate([[1.0], np.log(shares / (1 - shares))])
 

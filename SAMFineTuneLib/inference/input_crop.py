@@ -41,9 +41,11 @@ class View:
 
     @classmethod
     def whole(cls, shape: tuple[int, ...]) -> View:
+        """The view that shows all of a picture of this shape."""
         return cls(0, 0, shape[0], shape[1])
 
     def crop(self, picture: np.ndarray) -> np.ndarray:
+        """The part of a picture (rows, columns) that the view shows."""
         return picture[self.top : self.top + self.rows, self.left : self.left + self.columns]
 
     def to_view(self, points: np.ndarray) -> np.ndarray:

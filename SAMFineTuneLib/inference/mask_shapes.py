@@ -79,9 +79,14 @@ def stability_score(logits: np.ndarray, offset: float) -> np.ndarray:
 
 
 def interpolate(first: np.ndarray, second: np.ndarray, position: float) -> np.ndarray:
-    """The shape `position` (0 to 1) of the way from one non-empty mask to another (Raya and Udupa 1990).
+    """The shape between two masks of one object (Raya and Udupa 1990).
 
     Signed distances to the two outlines are blended; the new outline is where the blend is 0.
+
+    Args:
+        first: the mask at position 0, not empty.
+        second: the mask at position 1, not empty.
+        position: 0 to 1, where the shape lies between them.
     """
     return (1 - position) * _signed_distance(first) + position * _signed_distance(second) > 0
 
@@ -97,7 +102,16 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
 
 
 def rim(mask: np.ndarray, nearest: float, furthest: float) -> np.ndarray:
-    """Pixels outside a non-empty mask whose distance to its outline lies between two bounds."""
+    """A ring around a mask.
+
+    Args:
+        mask: bool (rows, columns), not empty.
+        nearest: pixels from the outline from which the ring begins.
+        furthest: pixels from the outline up to which it reaches.
+
+    Returns:
+        Bool (rows, columns).
+    """
     x0, y0, x1, y1 = bounding_box(mask).astype(int)
     reach = int(np.ceil(furthest)) + 1
     near = slice(max(y0 - reach, 0), y1 + reach + 1), slice(max(x0 - reach, 0), x1 + reach + 1)

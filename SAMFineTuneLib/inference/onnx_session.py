@@ -14,7 +14,16 @@ _ON_CPU: tuple[Provider, ...] = (("CPUExecutionProvider", {}),)
 
 
 def open_graph(graph: Path, threads: int | None, providers: Sequence[Provider] = _ON_CPU) -> Any:
-    """An ONNX Runtime session; `threads` None is as many as there are cores. Raises errors of ONNX Runtime's own."""
+    """Open an ONNX graph.
+
+    Args:
+        graph: the file.
+        threads: how many to compute with; None is as many as there are cores.
+        providers: where ONNX Runtime computes, by default on the processor.
+
+    Returns:
+        An `onnxruntime.InferenceSession`. Errors are ONNX Runtime's own.
+    """
     options = runtime().SessionOptions()
     options.log_severity_level = 4  # its messages would go to stderr; errors are raised all the same
     options.intra_op_num_threads = threads or 0

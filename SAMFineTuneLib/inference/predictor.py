@@ -83,18 +83,22 @@ class Prediction:
 
     @cached_property
     def masks(self) -> np.ndarray:
+        """All candidates (M, H, W), bool."""
         return self.to_masks(self.low_res_candidates)
 
     @cached_property
     def mask(self) -> np.ndarray:
+        """The answer: the chosen candidate, else the best; bool (H, W)."""
         return self.to_masks(self.low_res[None])[0]
 
     @property
     def best(self) -> int:
+        """Number of the candidate that is the answer."""
         return int(np.argmax(self.scores)) if self.chosen is None else self.chosen
 
     @property
     def score(self) -> float:
+        """The model's predicted IoU of the answer."""
         return float(self.scores[self.best])
 
     @property
@@ -104,10 +108,12 @@ class Prediction:
 
     @property
     def low_res(self) -> np.ndarray:
+        """Logits (h, w) of the answer."""
         return self.low_res_candidates[self.best]
 
     @property
     def fed_back(self) -> np.ndarray:
+        """Logits (h, w) that the next prediction gets as its mask prompt."""
         return self.low_res if self.reading is None else self.reading
 
 

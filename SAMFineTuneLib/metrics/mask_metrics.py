@@ -29,9 +29,15 @@ class Agreement:
 
 
 def agreement(answer: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float) -> Agreement:
-    """Compare two bool arrays of one shape; `spacing` in mm along their axes, `tolerance` of the NSD in mm.
+    """Compare two masks.
 
     With one mask empty Dice, IoU and NSD are 0; with both empty nothing is said, which is not agreement.
+
+    Args:
+        answer: bool array.
+        reference: bool array of one shape with it.
+        spacing: mm along the arrays' axes.
+        tolerance: of the NSD in mm.
     """
     if answer.shape != reference.shape:
         raise ValueError(f"The answer is {answer.shape}, the reference {reference.shape}.")
@@ -89,7 +95,16 @@ def mean_dice(values: Iterable[float | None]) -> float | None:
 def surface_distances(
     first: np.ndarray, second: np.ndarray, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (n,) in mm from each boundary pixel of one non-empty mask to the other's boundary, both ways."""
+    """Distances between the boundaries of two masks.
+
+    Args:
+        first: bool array, not empty.
+        second: bool array of one shape with it, not empty.
+        spacing: mm along the arrays' axes.
+
+    Returns:
+        mm (n,) from each boundary pixel of the first mask to the second's boundary, and the other way round.
+    """
     from scipy.ndimage import distance_transform_edt, find_objects
 
     (around,) = find_objects((first | second).astype(np.uint8))  # distances need nothing beyond

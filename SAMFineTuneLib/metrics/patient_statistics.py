@@ -116,7 +116,16 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def partial_spearman(first: Sequence[float], second: Sequence[float], others: Sequence[Sequence[float]]) -> float:
-    """Rank correlation of two variables (n,), without what `others` explain of both; NaN where one is constant."""
+    """Rank correlation of two variables, without what others explain of both.
+
+    Args:
+        first: one value a case (n,).
+        second: one value a case.
+        others: the variables that are taken out, each with one value a case.
+
+    Returns:
+        -1 to 1; NaN where nothing is left that varies.
+    """
     from scipy.stats import rankdata
 
     ranks = np.stack([rankdata(one) for one in (first, second, *others)], axis=1)

@@ -140,11 +140,17 @@ def content_of(segmentation_node) -> dict[str, Any]:
 
 
 def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping[int, str]) -> Steps[tuple[str, ...]]:
-    """Write the segments as labels [k, j, i] of the cohort's values into an .npy file.
+    """Write segments as labels [k, j, i] of the cohort's values into an .npy file.
 
     Segments are matched by name. One that the cohort does not know is left out, and several of one name become one
     structure; a sentence says so. Where segments overlap, the earlier one counts, or the earlier labelmap where several
     hold them.
+
+    Args:
+        path: the file.
+        segmentation_node: whose segments.
+        volume_node: whose voxels the labels have.
+        labels: the cohort's structures, names by value.
 
     Yields:
         The fraction that is written. It is 0.0 for as long as the nodes are needed; after that they may be removed.
@@ -237,7 +243,19 @@ def _common(shape, array_shape, start) -> tuple[list[slice], list[slice]]:
 
 
 def place_on_slice(volume: Volume, volume_node, segmentation_node, segment_id: str, orientation: str, index: int):
-    """World RAS (3,) in mm of the middle of a segment on a slice; of the slice where the segment is not there."""
+    """The middle of a segment on a slice; of the slice where the segment is not there.
+
+    Args:
+        volume: the voxels of the volume node.
+        volume_node: the volume's node.
+        segmentation_node: that has the segment; None means that it is not there.
+        segment_id: of the segment.
+        orientation: of the slice.
+        index: of the slice.
+
+    Returns:
+        World RAS (3,) in mm.
+    """
     plane = aligned_plane(volume, orientation, index)
     middle = plane.pixel_to_ras((np.array(plane.shape[::-1]) - 1) / 2)
     segment = segmentation_node.GetSegmentation().GetSegment(segment_id) if segmentation_node is not None else None

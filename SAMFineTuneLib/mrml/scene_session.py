@@ -134,10 +134,19 @@ class SceneSession(SceneSync):
     # ---- prompts
 
     def place(self, kind: str, slice_node, ras_points: Sequence) -> int:
-        """Place a prompt of the current segment in a slice view; returns its number.
+        """Place a prompt of the current segment in a slice view, or nothing when that fails.
 
-        `kind` is the name of a tool (see `prompt_kind.tools`), whose gesture says what the points are: one point, two
-        opposite corners, or a line. Points are world RAS in mm. Raises UserError and places nothing.
+        Args:
+            kind: name of a tool, see `prompt_kind.tools`, whose gesture says what the points are: one point, two
+                opposite corners, or a line.
+            slice_node: of the view.
+            ras_points: world RAS in mm.
+
+        Returns:
+            The prompt's number.
+
+        Raises:
+            UserError: when there is no volume, or the prompt cannot be placed.
         """
         segment_id = self._ensure_segment()
         points = [tuple(float(x) for x in point) for point in ras_points]
@@ -201,6 +210,7 @@ class SceneSession(SceneSync):
         return segment_id
 
     def input_removed(self, node) -> bool:
+        """As `SceneInput.input_removed`; a tool that was held is taken up again when the scene is quiet."""
         kind = self.placing.kind
         removed = super().input_removed(node)
         if removed:
@@ -208,6 +218,7 @@ class SceneSession(SceneSync):
         return removed
 
     def scene_closes(self) -> None:
+        """As `SceneInput.scene_closes`; the tool that was held is put away."""
         self._place_again = None
         super().scene_closes()
 
@@ -264,9 +275,18 @@ class SceneSession(SceneSync):
         self._changed()
 
     def propagate(self, segment_id: str | None = None, settings=None, orientation: str | None = None) -> int:
-        """Carry a segment's prompted slices through the volume; returns the job's number.
+        """Carry a segment's prompted slices through the volume.
 
-        `settings` are fields of `PropagationSettings`. Raises UserError.
+        Args:
+            segment_id: of the segment; None is the current one.
+            settings: fields of `PropagationSettings`, the others keep their defaults.
+            orientation: of the slices; None is that of the last prompt.
+
+        Returns:
+            The job's number.
+
+        Raises:
+            UserError: when the segment has no prompts, or there is no volume.
         """
         self._require_volume()
         self._reconcile()
@@ -280,9 +300,19 @@ class SceneSession(SceneSync):
         return job
 
     def everything(self, orientation: str, settings=None, first: int | None = None, last: int | None = None) -> int:
-        """Find all objects of a range of slices; returns the job's number.
+        """Find all objects of a range of slices.
 
-        `settings` are fields of `EverythingSettings`. Raises UserError.
+        Args:
+            orientation: of the slices.
+            settings: fields of `EverythingSettings`, the others keep their defaults.
+            first: index of the first slice, by default 0.
+            last: index of the last slice, which belongs to the range, by default the volume's last.
+
+        Returns:
+            The job's number.
+
+        Raises:
+            UserError: when there is no volume, or it has no such slices.
         """
         self._require_volume()
         return self.client.everything(orientation, EverythingSettings(**(settings or {})), first, last)

@@ -60,10 +60,12 @@ class Work:
 
     @property
     def nodes(self) -> PromptNodes:
+        """The nodes of the prompts."""
         return self.prompts.nodes
 
     @property
     def writer(self) -> SegmentWriter:
+        """Who writes masks into the segments."""
         return self.masks.writer
 
     @property
@@ -220,7 +222,13 @@ class Work:
         self.masks.keep_only({(self.table.id_of(value), key) for value, key in places})
 
     def write_record(self, model: str, adapter: str, recognised: dict[str, Any]) -> None:
-        """Store the record in the scene."""
+        """Store the record in the scene.
+
+        Args:
+            model: id of the model.
+            adapter: name of the adapter, "" without one.
+            recognised: by what the volume is known again.
+        """
         self.keeper.outdated, self.masks.stored = False, True
         record = self.keeper.record
         if record.document is None and not len(self.writer.masks()):

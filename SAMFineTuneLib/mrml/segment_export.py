@@ -58,10 +58,17 @@ def finished(steps: Steps[Result]) -> Result:
 
 
 def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | None = None) -> Steps[Labelmap]:
-    """The segments (all without `segment_ids`) as label values from 1, in their order.
+    """Make segments a label map, with values from 1 in their order.
 
-    Where segments overlap, the earlier one counts. Edits in between may be included or not. Raises UserError when there
-    is nothing to export.
+    Where segments overlap, the earlier one counts. Edits in between may be included or not.
+
+    Args:
+        segmentation_node: whose segments.
+        volume_node: whose voxels the label map has.
+        segment_ids: which segments, by default all.
+
+    Raises:
+        UserError: when there is nothing to export.
     """
     if volume_node is None or volume_node.GetImageData() is None:
         raise UserError("There is no volume to export onto; choose the one that was segmented.")
@@ -101,8 +108,16 @@ def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | 
 def labelmap_node_steps(
     segmentation_node, volume_node, segment_ids: Sequence[str] | None = None
 ) -> Steps[tuple[object, tuple[str, ...]]]:
-    """A new labelmap node of the segments, under the volume's transform, with their names and colours, and sentences
-    about what it cannot hold."""
+    """Add a labelmap node of segments to the scene, under the volume's transform, with their names and colours.
+
+    Args:
+        segmentation_node: whose segments.
+        volume_node: whose voxels the label map has.
+        segment_ids: which segments, by default all.
+
+    Returns:
+        The node, and sentences about what it cannot hold.
+    """
     found = yield from labelmap_steps(segmentation_node, volume_node, segment_ids)
     return _labelmap_node(found, volume_node, f"{segmentation_node.GetName()}-label"), found.notes
 
@@ -114,10 +129,21 @@ def export_steps(
     segment_ids: Sequence[str] | None = None,
     dicom_files: Sequence[str | Path] = (),
 ) -> Steps[Callable[[], tuple[str, ...]]]:
-    """Prepare a file of the segments, whose ending chooses the format (see `images.labelmap_files.write_labelmap`).
+    """Prepare a file of segments.
 
-    Returns the function that writes it and returns sentences to show. It uses no node, so it may run in a thread beside
-    the scene. A DICOM SEG (`.dcm`) needs the files of the series that the volume was loaded from. Both raise UserError.
+    Args:
+        path: its ending chooses the format, see `images.labelmap_files.write_labelmap`.
+        segmentation_node: whose segments.
+        volume_node: whose voxels the file has.
+        segment_ids: which segments, by default all.
+        dicom_files: those that the volume was loaded from; a DICOM SEG (`.dcm`) needs them.
+
+    Returns:
+        The function that writes the file and returns sentences to show. It uses no node, so it may run in a thread
+        beside the scene. It raises UserError as well.
+
+    Raises:
+        UserError: when there is nothing to export, or the files of the series are missing.
     """
     is_dicom = str(path).lower().endswith(".dcm")
     if is_dicom:

@@ -56,10 +56,12 @@ class ParameterNode:
         return self.scene.GetSingletonNode(MODULE, "vtkMRMLScriptedModuleNode")
 
     def get(self, name: str, default: str = "") -> str:
+        """A parameter as text; `default` where it is missing or empty."""
         node = self.find()
         return (node.GetParameter(name) if node is not None else "") or default
 
     def set(self, name: str, value: str) -> None:
+        """Store a parameter; one that has the value already does not count as changed."""
         if self.get(name) != value:
             self.node.SetParameter(name, value)
 
@@ -75,6 +77,7 @@ class ParameterNode:
 
     @property
     def window(self) -> IntensityWindow | None:
+        """The grey values that the user chose for the model; None when the program chooses them."""
         try:
             values = json.loads(self.get("Window", "null"))
             return None if values is None else IntensityWindow(**values)

@@ -62,19 +62,21 @@ def mapping(value: Any, where: str, allowed: tuple[str, ...] | None = None) -> d
 
 
 def sequence(value: Any, where: str) -> list:
+    """A list; else UserError, in which `where` names the value."""
     if not isinstance(value, list):
         raise UserError(f"{where} must be a list in brackets.")
     return value
 
 
 def required(values: dict, key: str, where: str) -> Any:
+    """The value of a key; UserError when `where` lacks it."""
     if key not in values:
         raise UserError(f'{where} lacks its "{key}".')
     return values[key]
 
 
 def numbers(value: Any, where: str, count: int) -> list[float]:
-    """`count` finite numbers."""
+    """A list of `count` finite numbers; else UserError, in which `where` names the value."""
     good = isinstance(value, list) and len(value) == count
     if not good or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in value):
         raise UserError(f"{where} must be a list of {count} numbers.")
@@ -88,7 +90,20 @@ def numbers(value: Any, where: str, count: int) -> list[float]:
 
 
 def vectors(value: Any, where: str, count: int, what: str) -> np.ndarray:
-    """(count, 3): a list of lists of three numbers. `what` is their name in messages."""
+    """A list of lists of three numbers.
+
+    Args:
+        value: what the file holds.
+        where: its name in messages.
+        count: how many lists there must be.
+        what: the lists' name in messages.
+
+    Returns:
+        (count, 3).
+
+    Raises:
+        UserError: for anything else.
+    """
     entries = sequence(value, where)
     if len(entries) != count:
         raise UserError(f"{where} must be a list of {count} {what}.")
@@ -96,12 +111,14 @@ def vectors(value: Any, where: str, count: int, what: str) -> np.ndarray:
 
 
 def flag(value: Any, where: str) -> bool:
+    """True or false; else UserError, in which `where` names the value."""
     if not isinstance(value, bool):
         raise UserError(f"{where} must be true or false.")
     return value
 
 
 def text(value: Any, where: str) -> str:
+    """A text; else UserError, in which `where` names the value."""
     if not isinstance(value, str):
         raise UserError(f"{where} must be a text in quotes.")
     return value
@@ -135,7 +152,19 @@ class Coordinates:
         return point
 
     def points(self, value: Any, where: str, count: int | None = None) -> tuple:
-        """Points, `count` of them, at least one of which must lie in the volume, if the file is in voxels."""
+        """Read points, at least one of which must lie in the volume if the file is in voxels.
+
+        Args:
+            value: what the file holds.
+            where: its name in messages.
+            count: how many points there must be, by default any number.
+
+        Returns:
+            The points in world RAS.
+
+        Raises:
+            UserError: for anything else.
+        """
         entries = sequence(value, where)
         positions = vectors(value, where, len(entries) if count is None else count, "positions")
         if entries:

@@ -45,6 +45,7 @@ class MaskPrompt(Prompt):
 
     @property
     def own_plane(self) -> SlicePlane:
+        """The plane that it was drawn on."""
         return self.plane
 
     @property

@@ -122,7 +122,16 @@ class Prompt(ABC):
     @classmethod
     @abstractmethod
     def from_json(cls, values: Any, where: str, coordinates: Coordinates) -> Prompt:
-        """Read an entry of a prompts file. `where` names it in messages; raises UserError for what is wrong."""
+        """Read an entry of a prompts file.
+
+        Args:
+            values: what the file holds.
+            where: its name in messages.
+            coordinates: those of the file.
+
+        Raises:
+            UserError: for what is wrong.
+        """
 
     def to_markup(self, plane: SlicePlane) -> Markup:
         """What a markup of the type of `marker` holds. `plane` is one of the slices that the prompt is meant on."""
@@ -135,7 +144,16 @@ class Prompt(ABC):
 
     @classmethod
     def drawn(cls, plane: SlicePlane, points: Sequence[Ras], positive: bool) -> Prompt:
-        """Make a prompt of what a tool drew on a plane. Raises UserError when that is too little."""
+        """Make a prompt of what a tool drew.
+
+        Args:
+            plane: that was drawn on.
+            points: world RAS in mm.
+            positive: whether they say what belongs to the object, or what does not.
+
+        Raises:
+            UserError: when that is too little.
+        """
         raise NotImplementedError
 
     @property

@@ -67,7 +67,16 @@ def prompts_to_dict(prompts: PromptSet) -> dict:
 
 
 def prompts_from_dict(values: dict, volume: Volume | None = None, where: str = "The prompts") -> PromptSet:
-    """The inverse of `prompts_to_dict`; also takes voxel coordinates. Raises UserError naming the key."""
+    """The inverse of `prompts_to_dict`; also takes voxel coordinates.
+
+    Args:
+        values: what a prompts file holds.
+        volume: whose voxels are meant; not needed for coordinates in mm.
+        where: the file's name in messages.
+
+    Raises:
+        UserError: that names the key, when something is wrong.
+    """
     mapping(values, where, ("version", "space", "orientation", "plane", "segments"))
     version = required(values, "version", where)
     if version != VERSION or isinstance(version, bool):

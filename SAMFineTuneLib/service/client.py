@@ -192,7 +192,16 @@ class SessionClient(intents.IntentMethods):
     def import_model(self, path: str, model_id: str | None = None, like: str | None = None) -> int:
         """Send a checkpoint file of this computer to the worker and install it there.
 
-        Value: a dict with model, findings, terms. UserError when the file cannot be read.
+        Args:
+            path: the file.
+            model_id: of the new model, by default made of the file's name.
+            like: id of the model whose architecture it has.
+
+        Returns:
+            Number of the request, whose answer's value is a dict with model, findings, terms.
+
+        Raises:
+            UserError: when the file cannot be read.
         """
         file, upload = SendingFile(path), self._conversation.new_upload_number()
         install, request = self._numbered(intents.Install(upload, file.name, model_id, like))

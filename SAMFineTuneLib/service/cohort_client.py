@@ -188,7 +188,15 @@ class ServedCohort:
         self, which: str, case: str, target: Path, window: str = "0" * 8, number: int = 0,
         each: Callable[[], None] = lambda: None,
     ) -> bool:  # fmt: skip
-        """Download a file of a case (see `protocol.CohortFile`), and call `each` after each part.
+        """Download a file of a case.
+
+        Args:
+            which: see `protocol.CohortFile`.
+            case: its key, "" for a file of the whole cohort.
+            target: where the file is written.
+            window: which panel or program asked for the file to be made.
+            number: of its piece of work.
+            each: called after each part; it raises to stop the download.
 
         Returns:
             Whether the server has this file.
@@ -230,7 +238,13 @@ class ServedCohort:
         return found
 
     def fetch_results(self, window: str, number: int, folder: Path) -> None:
-        """Download what the piece `export` or `report` laid out into a folder, which appears complete or not at all."""
+        """Download what a piece of work, `export` or `report`, has laid out.
+
+        Args:
+            window: which program asked for the piece.
+            number: of the piece.
+            folder: new; it appears complete or not at all.
+        """
         with tempfile.TemporaryDirectory() as place:
             packed = Path(place) / "results.zip"
             if not self.fetch("results", "", packed, window, number):

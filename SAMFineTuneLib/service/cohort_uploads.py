@@ -33,6 +33,11 @@ def upload_path(cohort: Path, digest: str) -> Path:
 def add_part(cohort: Path, message: CohortUpload, limits: Limits) -> int:
     """Append the next part of an image.
 
+    Args:
+        cohort: the cohort's folder.
+        message: the part.
+        limits: the server's.
+
     Returns:
         The number of bytes that have arrived; the next part begins there.
 

@@ -118,7 +118,16 @@ class CohortWork(FolderProcess):
 
 
 def take_up(cohort: Path, executable: str | None = None, environment: Mapping[str, str] | None = None) -> int:
-    """Start the queues of windows that ended early. Returns how many there are."""
+    """Start the queues of windows that ended early.
+
+    Args:
+        cohort: the cohort's folder.
+        executable: Python, by default this one's.
+        environment: variables, by default those of this process.
+
+    Returns:
+        How many there are.
+    """
     found = 0
     for folder in sorted(_queues(Path(cohort)).glob("*/")):
         work = CohortWork(cohort, folder.name)

@@ -141,6 +141,7 @@ class Conversation:
         self.wanted = True
 
     def new_upload_number(self) -> int:
+        """A number that no other upload of this conversation has."""
         self._upload_number += 1
         return self._upload_number
 

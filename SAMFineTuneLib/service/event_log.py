@@ -32,7 +32,7 @@ class EventLog:
         return len(self._told)
 
     def add(self, event: events.Event, volume: int = 0, applied: int = 0) -> None:
-        """Append an event; see `Told`."""
+        """Append an event; `volume` and `applied` are those of `Told`."""
         key = _key(event)
         with self._changed:
             self._last += 1

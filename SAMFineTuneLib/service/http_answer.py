@@ -25,9 +25,11 @@ class HttpAnswer:
 
     @property
     def body(self) -> bytes | bytearray:
+        """What has arrived of the body."""
         return b"".join(self._chunks) if self._chunked else self._data
 
     def feed(self, data: bytes) -> None:
+        """Take the next bytes from the socket; ValueError when they are no answer."""
         self.began = True
         if self._head is not None:
             self._head += data

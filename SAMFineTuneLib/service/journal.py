@@ -62,7 +62,7 @@ class Journal:
         return len(self._entries)
 
     def add(self, intent: intents.Intent, moment: int | None = None, kept: bool = True) -> Entry:
-        """Append a new intent."""
+        """Append a new intent; `moment` and `kept` are those of `Entry`."""
         self.last += 1
         self._entries.append(Entry(self.last, intent, moment, kept))
         return self._entries[-1]

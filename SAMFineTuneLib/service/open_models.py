@@ -59,7 +59,16 @@ class Engines:
         self._open: weakref.WeakValueDictionary[tuple[str, ...], SharedEngine] = weakref.WeakValueDictionary()
 
     def predictor(self, model: str, adapter: str, device: str) -> Predictor:
-        """A session's own predictor, with its own cache in memory. UserError when it cannot be opened here."""
+        """A session's own predictor, with its own cache in memory.
+
+        Args:
+            model: id of the model.
+            adapter: name of the adapter, "" without one.
+            device: where it runs.
+
+        Raises:
+            UserError: when it cannot be opened here.
+        """
         from SAMFineTuneLib.inference.embedding_cache import open_cache
         from SAMFineTuneLib.inference.predictor import Predictor
 

@@ -48,6 +48,7 @@ class OpenSession:
 
 @dataclass(frozen=True)
 class Opened:
+    """The new session, by which further messages name it."""
     session: str
 
 
@@ -161,6 +162,7 @@ class ListCohorts:
 
 @dataclass(frozen=True)
 class Cohorts:
+    """Names of the cohorts, in order."""
     names: tuple[str, ...]
 
 

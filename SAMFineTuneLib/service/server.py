@@ -126,6 +126,7 @@ class WorkerServer(ThreadingHTTPServer):
         _log.debug("A connection ended early", exc_info=True)
 
     def server_close(self) -> None:
+        """Stop listening, end all connections, and close sessions and models."""
         super().server_close()
         self._hang_up(float("inf"))
         self.app.close()

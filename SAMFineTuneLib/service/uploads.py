@@ -87,9 +87,11 @@ class SendingFile:
             raise UserError(f"The file {self._path} is empty; choose another one.")
 
     def announcement(self, upload: int) -> AnnounceFile:
+        """The message that announces the file as an upload of this number."""
         return AnnounceFile(upload, self.size)
 
     def part(self, offset: int) -> Buffer:
+        """The bytes from `offset` on, as many as go into one message; UserError when the file cannot be read."""
         try:
             self._file.seek(offset)
             return self._file.read(PART_BYTES)
@@ -97,6 +99,7 @@ class SendingFile:
             raise UserError(f"The file {self._path} cannot be read: {error.strerror or error}.") from error
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

@@ -74,6 +74,7 @@ class Recent:
         return self._items[key]
 
     def put(self, key: Hashable, item: Any) -> Any:
+        """Keep an item as the most recent, drop the oldest beyond the limit, and return the item."""
         self._items[key] = item
         self._items.move_to_end(key)
         while len(self._items) > self._limit:

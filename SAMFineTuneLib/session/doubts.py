@@ -57,7 +57,13 @@ def doubts_about_placing(volume: Volume, placed: PlacedPrompt) -> list[str]:
 
 
 def doubts_about_points(volume: Volume, window: IntensityWindow, state: State) -> list[str]:
-    """Warnings about positive points outside the box of their segment, or where all is black or white."""
+    """Warnings about positive points outside the box of their segment, or where all is black or white.
+
+    Args:
+        volume: what is segmented.
+        window: the grey values that the model sees.
+        state: with the prompts.
+    """
     names = {info.value: info.name for info in state.segments}
     told = []
     for (value, _), task in state.tasks.items():
@@ -91,7 +97,13 @@ def _uniform_shade(values: np.ndarray, point: np.ndarray, window: IntensityWindo
 
 
 def doubts_about_window(name: str, window: IntensityWindow, answer: Answer) -> list[str]:
-    """Sentences that say in which window the model saw a slice, where it is not the volume's."""
+    """Sentences that say in which window the model saw a slice, where it is not the volume's.
+
+    Args:
+        name: of the segment.
+        window: the volume's.
+        answer: the model's.
+    """
     return [
         f"The window {window.low:g} to {window.high:g} hides what is prompted of {name}, so the model sees "
         f"{wider.low:.0f} to {wider.high:.0f} there."
@@ -105,7 +117,13 @@ def is_doubtful(score: float, mask: PackedMask) -> bool:
 
 
 def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None) -> str | None:
-    """A warning about a mask that is not empty when little IoU is to be expected of it; else None."""
+    """A warning about a mask that is not empty when little IoU is to be expected of it; else None.
+
+    Args:
+        name: of the segment.
+        score: the expected IoU.
+        plane: of the mask, which the warning then names.
+    """
     if score >= LEAST_IOU:
         return None
     where = "" if plane is None else f" on {plane}"
@@ -118,7 +136,14 @@ def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None)
 def doubt_about_place(state: State, place: Place, answer: Answer) -> str | None:
     """A warning about the mask that a prompt on one slice has just made.
 
-    None for prompts over many slices and for propagated masks: their callers judge these as a whole.
+    Args:
+        state: with the prompts.
+        place: segment and key of the plane.
+        answer: the model's.
+
+    Returns:
+        None without a doubt, for prompts over many slices, and for propagated masks: their callers judge these as a
+        whole.
     """
     value, key = place
     there = [one for one in state.prompts if one.segment == value and any(plane.key == key for plane, _ in one.parts)]

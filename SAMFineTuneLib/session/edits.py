@@ -35,12 +35,26 @@ def find_prompt(state: State, number: int) -> PlacedPrompt:
 
 
 def add_segment(state: State, value: int | None, name: str, color: Color | None = None) -> State:
-    """The state with a new last segment; by default with the lowest free value and the colour of that value."""
+    """The state with a new last segment; UserError when it cannot be added.
+
+    Args:
+        state: before.
+        value: its label value, by default the lowest free one.
+        name: what it is called.
+        color: by default that of its value.
+    """
     return replace(state, segments=(*state.segments, _checked_segment(state.segments, name, value, color)))
 
 
 def change_segment(state: State, value: int, name: str | None = None, color: Color | None = None) -> State:
-    """The state with another name or colour of a segment."""
+    """The state with another name or colour of a segment; UserError when the name is taken.
+
+    Args:
+        state: before.
+        value: the segment's label value.
+        name: None keeps it.
+        color: None keeps it.
+    """
     old = find_segment(state, value)
     others = tuple(item for item in state.segments if item is not old)
     new = _checked_segment(
@@ -59,7 +73,19 @@ def remove_segment(state: State, value: int) -> State:
 def place_prompt(
     state: State, volume: Volume, number: int, segment: int, prompt: Prompt, view: str | SlicePlane
 ) -> PlacedPrompt:
-    """A prompt on the slices of an orientation, or on an oblique plane; a mask prompt lies on its own plane."""
+    """Put a prompt on the slices that it concerns; the state does not change.
+
+    Args:
+        state: with the segment.
+        volume: whose slices.
+        number: what the prompt is called by.
+        segment: its label value.
+        prompt: what it is; a mask prompt lies on its own plane.
+        view: orientation of the slices, or an oblique plane.
+
+    Raises:
+        UserError: when it cannot be placed there.
+    """
     view = placed_view(prompt, view)
     parts = planes_of(volume, prompt, view, find_segment(state, segment).name)
     return PlacedPrompt(number, segment, prompt, view, tuple(parts.items()))
@@ -89,8 +115,16 @@ def adopt_objects(
 ) -> State:
     """The state with a new segment for each object that was found without prompts.
 
-    `values` are their label values. `names` are what they are called, with a number where another segment has the
-    name; without a name it is "Object" and a number.
+    Args:
+        state: before.
+        volume: whose slices.
+        objects: what was found.
+        values: label values, by default free ones.
+        names: what they are called, with a number where another segment has the name; without a name it is "Object" and
+            a number.
+
+    Raises:
+        UserError: when a value is taken, or an object is a segment already.
     """
     _refuse_kept(state, volume, objects)
     values = [None] * len(objects) if values is None else values

@@ -334,10 +334,12 @@ class IntentMethods(ABC):
     ask = asks(Ask)
 
     def ask_for_masks(self, job: int, objects: Sequence[int]) -> Any:
+        """Ask for the masks of some `objects` that a job has found; see `AskForMasks`."""
         return self.do(AskForMasks(job, tuple(objects)))
 
     def adopt(
         self, job: int, objects: Sequence[int], values: Sequence[int] | None = None, names: Sequence[str] | None = None
     ) -> Any:
+        """Make `objects` that a job has found segments, with these label `values` and `names`; see `Adopt`."""
         values, names = (None if given is None else tuple(given) for given in (values, names))
         return self.do(Adopt(job, tuple(objects), values, names))

@@ -134,8 +134,16 @@ def propagation_from_prompts(
 def propagation_of_whole(masks: Masks, state: State, segment: int, moment: int) -> tuple[PropagationJob, Begin]:
     """Plan the answer for a whole object, from all its prompted slices that are parallel to the one prompted last.
 
-    Slices between prompted ones that are as they were keep their masks. Arguments and result are those of
-    `propagation_from_prompts`; the number of the job is the segment's value, negative.
+    Slices between prompted ones that are as they were keep their masks.
+
+    Args:
+        masks: of the session.
+        state: with the prompts.
+        segment: its label value.
+        moment: when the answer was asked for.
+
+    Returns:
+        The job, whose number is the negative of the segment's value, and the function that begins it.
     """
     seen = masks.answers
     start = _Start(seen)

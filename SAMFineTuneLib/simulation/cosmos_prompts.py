@@ -112,7 +112,14 @@ PERTURBATIONS = [how for bands in MOVES.values() for how in bands]
 def perturbed(
     prompts: PlanePrompts, how: Perturbation, mask: np.ndarray, rng: np.random.Generator
 ) -> PlanePrompts:
-    """Perturb the prompts of an object's mask; what would leave the picture stays at its edge."""
+    """Perturb the prompts of an object; what would leave the picture stays at its edge.
+
+    Args:
+        prompts: in their place.
+        how: what moves, and how far.
+        mask: of the object.
+        rng: chooses direction and distance.
+    """
     amount, angle, sign = rng.uniform(how.low, how.high), rng.uniform(0, 2 * np.pi), rng.choice((-1, 1))
     if how.unit == "%":
         x0, y0, x1, y1 = bounding_box(mask)

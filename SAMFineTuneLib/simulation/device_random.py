@@ -23,12 +23,15 @@ class Random:
         self._generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Numbers from `low` to `high`."""
         return low + (high - low) * torch.rand(shape, generator=self._generator, device=self.device)
 
     def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Numbers from `low` to `high` whose logarithms are uniform."""
         return self.uniform(math.log(low), math.log(high), *shape).exp()
 
     def normal(self, *shape: int) -> Tensor:
+        """Numbers of mean 0 and standard deviation 1."""
         return torch.randn(shape, generator=self._generator, device=self.device)
 
     def chance(self, probability: float, *shape: int) -> Tensor:

@@ -58,9 +58,17 @@ def measure_case(
     ways: Iterable[str],
     most: int = 1000,
 ) -> dict[str, tuple[float | None, ...]]:
-    """Dice of a case for each way of prompting, one value a class (1 to `classes`), None where it has none.
+    """Measure the Dice of a case.
 
-    `slices` are all slices of the case; up to `most` that show something are prompted.
+    Args:
+        engine: the network.
+        slices: all slices of the case.
+        classes: the number of classes, which are 1 to `classes`.
+        ways: of prompting, `WAYS` or some of them.
+        most: at most this many slices that show something are prompted.
+
+    Returns:
+        For each way one value a class, None where it has none.
     """
     labelled = [one for one in slices if objects_of(one)]
     found = {}
@@ -79,10 +87,18 @@ def answer_slice(
     engine: NetworkEngine, one: LabelledSlice, way: str, classes: int,
     asked: Callable[[PlanePrompts], None] = lambda prompts: None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Masks (classes, rows, columns) that a way of prompting gives on a slice, and the reference masks.
+    """Ask for all objects of a slice.
 
-    A class that the slice does not show has an empty mask, unless the automatic head finds it. Ignored pixels are in no
-    mask. `asked` is told every prompt.
+    Args:
+        engine: the network.
+        one: the slice.
+        way: of prompting.
+        classes: the number of classes.
+        asked: told every prompt.
+
+    Returns:
+        Masks (classes, rows, columns), and the reference masks. A class that the slice does not show has an empty mask,
+        unless the automatic head finds it. Ignored pixels are in no mask.
     """
     numbers = range(1, classes + 1)
     if way == "automatic":
@@ -136,7 +152,15 @@ def advice(gains: Sequence[Gain]) -> tuple[str, ...]:
 def gains(
     before: Measured, after: Measured, patients: Mapping[str, str], names: Sequence[str], ways: Sequence[str]
 ) -> tuple[Gain, ...]:
-    """Dice before and after of every way of prompting and label, with intervals; `patients` by the cases' digests."""
+    """Compare Dice before and after a training, for every way of prompting and label, with intervals.
+
+    Args:
+        before: the base's.
+        after: the adapter's.
+        patients: by the cases' digests.
+        names: of the classes.
+        ways: of prompting.
+    """
     labels = [(name, [number]) for number, name in enumerate(names)]
     if len(names) > 1:
         labels.append(("all labels", list(range(len(names)))))

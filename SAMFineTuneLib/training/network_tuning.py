@@ -50,7 +50,13 @@ class NetworkTuning:
 
 
 def tune(tuning: NetworkTuning, checkpoint: Path | None = None, part: int = 0) -> TrainingHistory:
-    """Train a network; it then holds the best weights. `part` distinguishes trainings of one seed; else see `train`."""
+    """Train a network; it then holds the best weights.
+
+    Args:
+        tuning: network, data and settings.
+        checkpoint: where to continue, see `train`.
+        part: distinguishes trainings of one seed.
+    """
     settings, network = tuning.settings, tuning.network.to(tuning.device)
     at_once, twice = pictures_at_once(
         network, tuning.spec, tuning.device, settings.batch, settings.micro_batch, settings.checkpointing,

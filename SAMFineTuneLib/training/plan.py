@@ -225,7 +225,13 @@ def _trained_bytes(base: ModelFolder, settings: TrainingSettings, start: Adapter
 
 
 def attached(base: ModelFolder, settings: TrainingSettings, start: AdapterFolder | None = None) -> nn.Module:
-    """The base's network with the method attached, as it is before the first step."""
+    """The base's network with the method attached, as it is before the first step.
+
+    Args:
+        base: the model.
+        settings: of the training, with the method.
+        start: an adapter whose weights it begins with.
+    """
     from SAMFineTuneLib.models.adapters.tuning import attach, restore
     from SAMFineTuneLib.models.load_model import load_network
 

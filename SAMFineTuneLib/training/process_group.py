@@ -31,6 +31,7 @@ class ProcessGroup:
 
     @property
     def first(self) -> bool:
+        """Whether this process is the one that reports and writes files."""
         return self.rank == 0
 
     def alone(self, look: Callable[[], None]) -> Callable[[], None]:

@@ -22,7 +22,16 @@ _TOGETHER = 16  # pictures that are drawn at once, which takes a third of the ti
 
 
 def rehearsal_of(spec: ModelSpec, settings: TrainingSettings, part: int = 0) -> Rehearsal | None:
-    """The rehearsal for a base; None where its training pictures cannot be drawn again or no prompts are learned."""
+    """The rehearsal for a base.
+
+    Args:
+        spec: the base's.
+        settings: of the training.
+        part: distinguishes trainings of one seed.
+
+    Returns:
+        None where the base's training pictures cannot be drawn again, or no prompts are learned.
+    """
     known = spec.architecture == "compact" and "promptable" in settings.method.heads
     return Rehearsal(spec, settings, part) if known else None
 

@@ -71,7 +71,15 @@ class SyntheticBatches(torch.utils.data.Dataset):
 def batches(
     seed: int, batch_size: int, device: torch.device, start: int, workers: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches from step `start` on: drawn on a graphics card, else rendered ahead in `workers` processes."""
+    """Batches without end.
+
+    Args:
+        seed: of the whole training.
+        batch_size: pictures in a batch.
+        device: a graphics card draws the pictures itself.
+        start: the first step.
+        workers: processes that render ahead for a processor.
+    """
     if device.type == "cpu":
         dataset = SyntheticBatches(seed, batch_size)
     else:

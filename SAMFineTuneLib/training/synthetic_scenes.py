@@ -69,8 +69,18 @@ class Canvas:
     def paint(
         self, mask: Tensor, tone: Tensor, inside: Tensor | int | None = None, register: Tensor | bool = True
     ) -> int:
-        """Paint `mask` (n, S, S) as a new tissue, cut to tissue `inside` of each picture if that is given, of whose
-        objects it then is a part. Returns its number."""
+        """Paint a new tissue.
+
+        Args:
+            mask: (n, S, S).
+            tone: of each picture's tissue.
+            inside: number of the tissue, of each picture or of all, to which the mask is cut, and of whose objects the
+                new tissue is then a part.
+            register: whether it is an object of its own.
+
+        Returns:
+            Its number.
+        """
         number = self._add(tone, register)
         if inside is not None:
             host = torch.as_tensor(inside, device=self.rng.device).expand(self.count)

@@ -89,6 +89,7 @@ class TrainingHistory:
 
     @property
     def loss(self) -> list[float]:
+        """The loss of each step that was measured."""
         return self.measured.get("loss", [])
 
     @property

@@ -42,6 +42,7 @@ class AdapterFolder:
 
     @property
     def name(self) -> str:
+        """The folder's name, which is the adapter's in the store."""
         return self.path.name
 
     @property
@@ -64,6 +65,7 @@ class AdapterFolder:
 
     @property
     def bytes(self) -> int:
+        """Size of its files on disk, without exported graphs."""
         return sum((self.path / name).stat().st_size for name in (*self.card.files, CARD))
 
 
@@ -99,6 +101,13 @@ def write_adapter_folder(
     """Write an adapter's files into a folder, in an order that never leaves a mixture of old and new.
 
     Other files in the folder stay.
+
+    Args:
+        folder: made if needed.
+        config: PEFT's configuration.
+        tensors: content of the weights' file, in the format safetensors.
+        class_head: the same of the class head, None without one.
+        card: what the adapter is; its `files` are replaced.
 
     Returns:
         The card with the files' digests.

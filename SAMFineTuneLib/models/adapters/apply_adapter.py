@@ -118,6 +118,7 @@ def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor], adapter: str)
 
 
 def copy_tensor(target: Tensor, value: Tensor, name: str, adapter: str) -> None:
+    """Copy a tensor of an adapter's file into the network; UserError, which names both, when the shapes differ."""
     import torch
 
     if target.shape != value.shape:

@@ -52,6 +52,12 @@ def make_ready(folder: str | Path, base: ModelFolder) -> str:
 def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFolder) -> str:
     """`make_ready`, then copy the adapter into a store.
 
+    Args:
+        store: that gets the adapter.
+        folder: the adapter's.
+        name: of the adapter in the store.
+        base: the model that it was trained on.
+
     Returns:
         A sentence when the export failed, else "".
 
@@ -66,7 +72,18 @@ def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFol
 def export_merged(
     adapter: AdapterFolder, base: ModelFolder, folder: Path, model_id: str, int8: bool = False
 ) -> ModelFolder:
-    """Write ONNX graphs into a new folder, as a model of that id that any computer can import."""
+    """Write a base with an adapter in it as ONNX graphs: a model that any computer can import.
+
+    Args:
+        adapter: what goes into the base.
+        base: the model that it was trained on, with PyTorch weights.
+        folder: new.
+        model_id: of the new model.
+        int8: quantise the encoder; see `onnx_export.export_onnx`.
+
+    Returns:
+        The model in its folder, not in a store.
+    """
     from SAMFineTuneLib.models.load_model import load_torch_model
     from SAMFineTuneLib.models.onnx_export import describe_graphs, export_onnx, require_exporter
 
@@ -84,7 +101,17 @@ def export_merged(
 
 
 def add_merged(adapter: AdapterFolder, base: ModelFolder, store: Store, model_id: str) -> ModelFolder:
-    """Install the base with the adapter in it as a model of its own, to run or to fine-tune further."""
+    """Install a base with an adapter in it as a model of its own, to run or to fine-tune further.
+
+    Args:
+        adapter: what goes into the base.
+        base: the model that it was trained on, with PyTorch weights.
+        store: that gets the model.
+        model_id: of the new model.
+
+    Raises:
+        UserError: when the store has a model of this id.
+    """
     require("Merging an adapter", "torch", "safetensors")
     from safetensors.torch import save_file
 

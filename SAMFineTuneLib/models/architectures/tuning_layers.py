@@ -74,7 +74,13 @@ def add_lora(network: nn.Module, method: Method) -> nn.Module:
 
 
 def lora_config(network: nn.Module, method: Method, modules_to_save: list[str] | None = None) -> Any:
-    """PEFT's configuration of a method. Its scale alpha / r is the same for both ranks."""
+    """PEFT's configuration of a method. Its scale alpha / r is the same for both ranks.
+
+    Args:
+        network: whose layers get the low-rank matrices.
+        method: rank, blocks and so on.
+        modules_to_save: names of modules that are trained whole and saved beside them.
+    """
     targets = [f"{name}.attn.qkv" for name in chosen_blocks(network, method)]
     return require("LoRA", "peft", extra="training").LoraConfig(
         r=method.rank,

@@ -61,6 +61,7 @@ class VolumeMemoryNetwork(nn.Module):
         self.presence = nn.Linear(2 * WIDTHS[1] + 2, 1)
 
     def forward(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Blocks (B, CHANNELS, D, H, W) -> logits (B, D, H, W), and logits (B, D) that a slice shows it."""
         known, there, earlier = block[:, 2:3], block[:, 3:4], block[:, 4:5]
         inside = F.relu(known) * there + _EARLIER * F.relu(earlier)
         outside = F.relu(-known) * there + _EARLIER * F.relu(-earlier)

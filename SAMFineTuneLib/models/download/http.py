@@ -55,6 +55,7 @@ def _tls() -> ssl.SSLContext:
 
 
 def host(url: str) -> str:
+    """The name of the computer in an address, for messages."""
     return urlsplit(url).hostname or url
 
 

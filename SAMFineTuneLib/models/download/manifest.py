@@ -40,6 +40,7 @@ class PublishedModel:
 
     @property
     def downloadable(self) -> bool:
+        """Whether `fetch` can download it; else the user imports a file."""
         return bool(self.urls)
 
 

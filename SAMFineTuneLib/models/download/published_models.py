@@ -30,8 +30,16 @@ def fetch(store: Store, entry: PublishedModel, progress: Progress | None = None)
     An interrupted download stays in the store's folder, and the next call continues it; any other failure leaves
     nothing.
 
+    Args:
+        store: that gets the model.
+        entry: from `manifest.known_models`.
+        progress: told about the download.
+
     Returns:
         The model, and what was checked and recognised, a line each.
+
+    Raises:
+        UserError: when no address has the file, or the file is another.
     """
     check_possible(store, entry)
     file = _place(store, entry)

@@ -29,7 +29,13 @@ class Placing:
         self.node = None
 
     def start(self, kind: str, nodes: PromptNodes | None, segment_id: str | None) -> None:
-        """Enter Slicer's place mode for a tool, until `stop`. Without a segment, `clicks` returns what was clicked."""
+        """Enter Slicer's place mode for a tool, until `stop`.
+
+        Args:
+            kind: name of a tool that is placed by clicks.
+            nodes: the prompts' nodes; None without a segmentation.
+            segment_id: the segment that gets what is clicked; without one, `clicks` returns it.
+        """
         if kind not in tools() or tools()[kind].gesture not in _CLICKS_NEEDED:
             raise ValueError(f'"{kind}" is not placed by clicks.')
         self._leave_list()
@@ -83,6 +89,7 @@ class Placing:
             self.node.RemoveNthControlPoint(self.node.GetNthControlPointIndexByID(point_id))
 
     def is_click_list(self, node) -> bool:
+        """Whether a node is a list that this tool collects clicks in."""
         return node is not None and node.GetAttribute(_CLICKS) is not None
 
     # ---- inside

@@ -103,7 +103,14 @@ def handles_of(node, slice_node) -> np.ndarray:
 
 
 def grabs(node, slice_node, position, screen_size) -> bool:
-    """Whether a press at `position` (x, y in pixels) takes a handle of a box. `screen_size` as the window says it."""
+    """Whether a press takes a handle of a box.
+
+    Args:
+        node: of the box.
+        slice_node: of the view.
+        position: of the press, x and y in pixels of the view.
+        screen_size: of the screen, as the view's window says it.
+    """
     handles = handles_of(node, slice_node)
     if not len(handles):
         return False

@@ -113,7 +113,15 @@ class PromptNodes:
     # ---- writing
 
     def write(self, number: int, segment_id: str, prompt: Prompt, view: View, volume: Volume) -> None:
-        """Add a prompt to the scene, or move it there. Prompts without a marker, such as masks, are not shown."""
+        """Add a prompt to the scene, or move it there. Prompts without a marker, such as masks, are not shown.
+
+        Args:
+            number: of the prompt in the session.
+            segment_id: of its segment.
+            prompt: what it is.
+            view: the orientation, or oblique view, on whose slices it lies.
+            volume: whose slices.
+        """
         marker = prompt.marker
         if marker is None:
             return
@@ -189,7 +197,13 @@ class PromptNodes:
             self._name(node)
 
     def look(self, chosen_id: str | None, slice_nodes: Sequence, volume: Volume) -> None:
-        """Set how all nodes are drawn in these views while `chosen_id` is the selected segment."""
+        """Set how all nodes are drawn.
+
+        Args:
+            chosen_id: of the selected segment, whose prompts stand out.
+            slice_nodes: of the views.
+            volume: what the views show.
+        """
         for node in self.nodes():
             segment = self.segmentation_node.GetSegmentation().GetSegment(segment_of(node))
             if segment is not None:

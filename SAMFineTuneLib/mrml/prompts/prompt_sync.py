@@ -131,7 +131,19 @@ class PromptSync:
         return bool(told or added)
 
     def add(self, segment_id: str, prompt: Prompt, view: View) -> int:
-        """Add a prompt to session and nodes; returns its number. Raises UserError when it cannot be placed."""
+        """Add a prompt to session and nodes.
+
+        Args:
+            segment_id: of its segment.
+            prompt: what it is.
+            view: the orientation, or oblique view, on whose slices it lies.
+
+        Returns:
+            Its number.
+
+        Raises:
+            UserError: when it cannot be placed.
+        """
         self._check(segment_id, prompt, view)
         number = self._client.add_prompt(self._table.use(segment_id, self._client), prompt, view)
         with self.own_writes():

@@ -51,6 +51,7 @@ class Grid:
         return cls(image_affine(image), image.GetDimensions()[::-1])
 
     def same_as(self, other: Grid) -> bool:
+        """Whether another grid has the same voxels, up to rounding."""
         return self.shape == other.shape and np.allclose(self.affine, other.affine)
 
     def volume(self, segmentation_node) -> Volume:
@@ -60,6 +61,7 @@ class Grid:
         return Volume(np.broadcast_to(np.uint8(0), self.shape), affine)
 
     def to_dict(self) -> dict:
+        """Its entry in the record that a scene stores."""
         return {"matrix": self.affine.tolist(), "start": [0, 0, 0], "shape": list(self.shape)}
 
     @classmethod
@@ -102,6 +104,7 @@ class Layer:
         self._segments: list = []
 
     def add(self, segment_id: str, segment) -> None:
+        """Add a segment that shares the labelmap."""
         self.labels[segment_id] = segment.GetLabelValue()
         self._segments.append(segment)
 
@@ -210,8 +213,18 @@ def image_affine(image) -> np.ndarray:
 
 
 def first_voxel(image, affine: np.ndarray, shape: tuple[int, int, int], tolerance: float = _SAME) -> np.ndarray | None:
-    """Array index (i, j, k), which may be negative, of the first voxel of a grid in a labelmap; None when their voxels
-    are further apart anywhere in the grid than `tolerance` voxels."""
+    """Where a grid begins in a labelmap.
+
+    Args:
+        image: the labelmap.
+        affine: of the grid, from (i, j, k, 1) to mm.
+        shape: slices, rows, columns of the grid.
+        tolerance: in voxels.
+
+    Returns:
+        Array index (i, j, k), which may be negative, of the grid's first voxel; None when their voxels lie further
+        apart anywhere in the grid than `tolerance`.
+    """
     between = np.linalg.inv(image_affine(image)) @ affine
     first = np.round(between[:3, 3])
     moved = np.eye(4)
@@ -225,6 +238,7 @@ def _smallest_type(largest: int) -> np.dtype:
 
 
 def has_no_voxels(image) -> bool:
+    """Whether a labelmap is empty, or was never filled."""
     return image.IsEmpty() or image.GetPointData().GetScalars() is None
 
 
@@ -252,7 +266,13 @@ def geometry(affine: np.ndarray, shape: tuple[int, int, int]):
 
 
 def new_labelmap(like, extent: np.ndarray, dtype: np.dtype):
-    """A labelmap of 0 with the voxels of another one and an extent (2, 3): first and last (i, j, k)."""
+    """A labelmap of 0.
+
+    Args:
+        like: the labelmap whose voxels it has.
+        extent: (2, 3), first and last (i, j, k).
+        dtype: of its values.
+    """
     import slicer
     from vtk.util.numpy_support import get_vtk_array_type
 

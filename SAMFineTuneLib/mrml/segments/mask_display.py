@@ -171,7 +171,13 @@ class FoundDisplay:
         self._waiting: deque[tuple[int, SlicePlane, np.ndarray]] = deque()
 
     def show(self, masks: Sequence[tuple[int, SlicePlane, np.ndarray]], volume_node, volume: Volume) -> None:
-        """Show these (object number, plane, mask bool [rows, columns]) instead of the former ones."""
+        """Show masks of found objects instead of the former ones.
+
+        Args:
+            masks: each as object number, plane, and bool [rows, columns].
+            volume_node: what they lie on.
+            volume: its voxels.
+        """
         self.clear()
         self._waiting.extend(masks)
         if masks:

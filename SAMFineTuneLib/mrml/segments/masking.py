@@ -43,7 +43,13 @@ class Rules:
 
 
 def editing_rules(segment: str, segmentation_node, editor_node) -> Rules:
-    """The rules of the Segment Editor's node; without one all other segments are protected."""
+    """Where the Segment Editor lets a segment be changed.
+
+    Args:
+        segment: id of the segment.
+        segmentation_node: that has it.
+        editor_node: the Segment Editor's node; without one all other segments are protected.
+    """
     import slicer
 
     segments = tuple(segmentation_node.GetSegmentation().GetSegmentIDs())
@@ -75,10 +81,18 @@ def _visible(segments, segmentation_node) -> tuple[str, ...]:
 
 
 def editable_at(volume_node, ras: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Whether intensities lie in the editable range, limits included: bool (N,) at world RAS points (N, 3).
+    """Whether intensities lie in the editable range.
 
     A volume node's intensities are interpolated linearly, in the node's own type; its background value counts outside
-    the volume. Limits are truncated for integer intensities.
+    the volume.
+
+    Args:
+        volume_node: whose intensities.
+        ras: world RAS points (N, 3).
+        limits: of the range, which belong to it; truncated for integer intensities.
+
+    Returns:
+        Bool (N,).
     """
     from scipy.ndimage import map_coordinates
 

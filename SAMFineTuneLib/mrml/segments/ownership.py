@@ -49,6 +49,7 @@ class Runs:
         return int(self._ends[-1]) - 1
 
     def voxels(self) -> np.ndarray:
+        """The voxels one by one, in ascending order."""
         lengths = np.diff(self._before)
         return np.repeat(self._starts - self._before[:-1], lengths) + np.arange(len(self))
 
@@ -122,6 +123,7 @@ class OwnedMask:
         self._stored: dict | None = None
 
     def may_take_from(self, segment: str) -> bool:
+        """Whether the mask may take voxels of another segment."""
         return segment != self.segment and (self.takes_from is None or segment in self.takes_from)
 
     def may_lie_over(self, segment: str) -> bool:
@@ -130,7 +132,13 @@ class OwnedMask:
         return segment == self.segment or not (kept_off or self.may_take_from(segment))
 
     def set(self, flags: np.ndarray, at: np.ndarray, now: np.ndarray) -> None:
-        """Change some of its flags."""
+        """Change some flags of its voxels.
+
+        Args:
+            flags: one of its arrays.
+            at: which of its voxels.
+            now: what the flags become.
+        """
         if (flags[at] != now).any():
             flags[at] = now
             self._stored = None
@@ -248,6 +256,7 @@ class Owners:
         return iter(self._owners.values())
 
     def get(self, segment: str, plane: str) -> OwnedMask | None:
+        """The owner of the voxels of a segment on a plane, None without one."""
         return self._owners.get((segment, plane))
 
     def next_number(self) -> int:
@@ -276,7 +285,16 @@ class Owners:
                 self.take_former(*next(iter(self._former)))
 
     def take_former(self, segment: str, plane: str, since: int) -> OwnedMask | None:
-        """Return a replaced owner of a moment, which is no longer kept; None without one."""
+        """Return an owner that was replaced, and keep it no longer.
+
+        Args:
+            segment: of the owner.
+            plane: key of its plane.
+            since: the moment when it was replaced.
+
+        Returns:
+            The owner, None without one.
+        """
         owner = self._former.pop((segment, plane, since), None)
         self._former_count -= 0 if owner is None else len(owner.voxels)
         return owner

@@ -29,6 +29,7 @@ class SegmentTable:
 
     @property
     def segmentation(self):
+        """The node's vtkSegmentation."""
         return self._node.GetSegmentation()
 
     def ids(self) -> list[str]:
@@ -36,6 +37,7 @@ class SegmentTable:
         return list(self.segmentation.GetSegmentIDs())
 
     def has(self, segment_id: str) -> bool:
+        """Whether the segmentation has a segment of this id."""
         return self.segmentation.GetSegment(segment_id) is not None
 
     def id_of(self, value: int) -> str | None:
