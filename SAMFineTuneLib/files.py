@@ -248,7 +248,6 @@ def hex_digest(path: str | Path, digest: Any) -> str:
     return digest.hexdigest()
 
 
-
 def resources() -> Path:
     """The folder with models and data that ship with the package: inside it when installed, beside it in a checkout."""
     installed = _PACKAGE / "Resources"

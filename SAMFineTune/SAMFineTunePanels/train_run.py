@@ -235,4 +235,3 @@ def fraction_of(progress):
     parts = max(1, progress.get("parts", 1))
     own = progress["step"] / progress["steps"] if progress.get("steps") else float(progress.get("stage") == "testing")
     return min(1.0, (progress.get("part", 1) - 1 + own) / parts)
-

@@ -82,7 +82,6 @@ class Case:
         return digest_of(annotated.volume, annotated.labels)
 
 
-
 def digest_of(volume: Volume, labels: np.ndarray) -> str:
     """Hex SHA-256 of an image and its labels [k, j, i]."""
     digest = hashlib.sha256(volume.digest.encode())

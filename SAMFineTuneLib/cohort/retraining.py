@@ -403,7 +403,8 @@ class _Run:
         self, teachers: Sequence[Case], settings: TrainingSettings, output: Path, base: ModelFolder,
         start: AdapterFolder | None, part: int, name: str,
     ) -> None:  # fmt: skip
-        from SAMFineTuneLib.training.fine_tuning import fine_tune, working_folder
+        from SAMFineTuneLib.training.fine_tuning import fine_tune
+        from SAMFineTuneLib.training.plan import working_folder
 
         begun = time.monotonic()
 

@@ -42,14 +42,12 @@ from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
 from SAMFineTuneLib.training.plan import STATE, Plan, attached, check_folders, looking, make_plan, working_folder
 from SAMFineTuneLib.training.process_group import ProcessGroup, join_process_group
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
-from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping
+from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.training_items import Items
 from SAMFineTuneLib.training.training_loop import TrainingHistory
 from SAMFineTuneLib.training.training_report import REPORT, smooth, write_report
 from SAMFineTuneLib.training.training_settings import TrainingSettings
 from SAMFineTuneLib.training.training_time import Clock
-
-__all__ = ["STATE", "Plan", "Result", "Stopped", "TrainingProgress", "fine_tune", "make_plan", "working_folder"]
 
 _FORMAT = 4
 _PICTURES = 6  # held-out cases that the report shows

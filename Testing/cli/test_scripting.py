@@ -227,4 +227,3 @@ def test_prompts_and_volumes_that_do_not_belong_together_are_said(scans, tmp_pat
     out = capsys.readouterr().out
     assert "holds no prompts for them: two.nii.gz" in out and "three.json is named after none" in out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["one.seg.nrrd"]
-

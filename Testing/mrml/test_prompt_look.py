@@ -112,7 +112,6 @@ def test_scribbles_stand_out_and_differ(bench):
         assert light[4, 4] > 0.6 > 0.35 > dark[4, 4]
 
 
-
 def test_handles_are_where_the_box_is_drawn_and_only_for_the_chosen_segment(bench):
     def pictures():
         return {name: view.pixels() for name, view in bench.views.items()}

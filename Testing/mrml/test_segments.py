@@ -1043,6 +1043,7 @@ def test_storage_and_status_know_of_the_change(bench):
     assert logic.GetSegmentStatus(bench.segmentation.GetSegment("first")) == logic.InProgress
     assert logic.GetSegmentStatus(bench.segmentation.GetSegment("second")) == logic.NotStarted
 
+
 @pytest.mark.parametrize("surface", [False, True])
 def test_the_slice_view_is_redrawn_with_the_mask(slicer_scene, phantom, surface):
     bench = Bench(slicer_scene, volume=phantom)

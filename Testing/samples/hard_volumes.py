@@ -23,7 +23,6 @@ DIRECTIONS = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 """Axes (R, A, S are 0, 1, 2) along columns, rows and slices."""
 
 
-
 def hard_volumes() -> Iterator[tuple[str, Volume, np.ndarray]]:
     """Name, volume and mask [k, j, i] of each phantom, the same at every call."""
     for number, kind in enumerate(KINDS):

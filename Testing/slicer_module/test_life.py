@@ -372,5 +372,3 @@ def test_the_library_is_found_beside_the_module_and_above_it(tmp_path):
         run = [sys.executable, "-P", "-c", text]
         done = subprocess.run(run, capture_output=True, text=True, timeout=120, cwd=tmp_path)
         assert done.stdout.strip() == layout, done.stderr
-
-

@@ -25,8 +25,9 @@ from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder  #
 from SAMFineTuneLib.models.adapters.tuning import save_adapter, trainable  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
-from SAMFineTuneLib.training.fine_tuning import Stopped, fine_tune, make_plan  # noqa: E402
-from SAMFineTuneLib.training.plan import attached  # noqa: E402
+from SAMFineTuneLib.training.fine_tuning import fine_tune  # noqa: E402
+from SAMFineTuneLib.training.plan import attached, make_plan  # noqa: E402
+from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
 
 SMALL = {"steps": 1, "batch": 1, "objects": 1, "rounds": 1, "folds": 0, "learning_rate": 1e-3}
 

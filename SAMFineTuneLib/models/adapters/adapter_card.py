@@ -139,7 +139,6 @@ def as_markdown(card: Card, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-
 def _plain(value: Any) -> Any:
     """A value as JSON can hold it."""
     if isinstance(value, Mapping):

@@ -129,4 +129,3 @@ def copy_tensor(target: Tensor, value: Tensor, name: str, adapter: str) -> None:
 
 def _misfit(adapter: str, why: str) -> UserError:
     return UserError(f"The adapter {adapter} does not fit its base ({why}): use another copy, or train it again.")
-

@@ -213,6 +213,17 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self.setCurrentNode(self._scene.GetNodeByID(node_id) if node_id else None)
 
 
+def _show_node(widget, node, events, update):
+    """Make a widget show another segmentation node: `update` now, and at each of its events."""
+    if node is widget._node:
+        return
+    for tag in widget._tags:
+        widget._node.RemoveObserver(tag)
+    widget._node = node
+    widget._tags = [] if node is None else [node.AddObserver(event, lambda *_: update()) for event in events]
+    update()
+
+
 class qMRMLSegmentsTableView(qMRMLWidget):
     """The segments of a segmentation by name, one of them selected."""
 
@@ -240,16 +251,8 @@ class qMRMLSegmentsTableView(qMRMLWidget):
 
     @Slot(object)
     def setSegmentationNode(self, node):
-        if node is self._node:
-            return
-        for tag in self._tags:
-            self._node.RemoveObserver(tag)
-        self._node, self._tags = node, []
-        if node is not None:
-            kinds = slicer.vtkSegmentation
-            for event in (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified):
-                self._tags.append(node.AddObserver(event, lambda *_: self._fill()))
-        self._fill()
+        kinds = slicer.vtkSegmentation
+        _show_node(self, node, (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified), self._fill)
 
     def _ids(self):
         if self._node is None or self._node.GetSegmentation() is None:
@@ -300,17 +303,9 @@ class qMRMLSegmentationShow3DButton(QtWidgets.QPushButton):
 
     @Slot(object)
     def setSegmentationNode(self, node):
-        if node is self._node:
-            return
-        for tag in self._tags:
-            self._node.RemoveObserver(tag)
-        self._node, self._tags = node, []
-        if node is not None:
-            kinds = slicer.vtkSegmentation
-            for event in ("ModifiedEvent", kinds.SegmentAdded, kinds.SegmentRemoved,
-                          kinds.ContainedRepresentationNamesModified):
-                self._tags.append(node.AddObserver(event, lambda *_: self._update()))
-        self._update()
+        kinds = slicer.vtkSegmentation
+        _show_node(self, node, ("ModifiedEvent", kinds.SegmentAdded, kinds.SegmentRemoved,
+                                kinds.ContainedRepresentationNamesModified), self._update)
 
     def _update(self):
         segmentation = self._node.GetSegmentation() if self._node is not None else None
