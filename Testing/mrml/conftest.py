@@ -21,6 +21,15 @@ def slicer_scene():
     scene.close()
 
 
+@pytest.fixture(scope="module")
+def lasting_scene():
+    """One scene for all examples of a property test."""
+    pytest.importorskip("slicer", reason="slicer-core is not installed")
+    scene = SlicerScene()
+    yield scene
+    scene.close()
+
+
 @pytest.fixture
 def scene(slicer_scene):
     """The vtkMRMLScene itself."""

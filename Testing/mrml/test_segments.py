@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mrml.conftest import tilted_volume
-from mrml.scenes import SlicerScene, oriented_image_of, protect_others, segment_voxels
+from mrml.scenes import oriented_image_of, protect_others, segment_voxels
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
@@ -95,14 +95,6 @@ def same(one: dict, other: dict) -> bool:
 @pytest.fixture
 def bench(slicer_scene):
     return Bench(slicer_scene)
-
-
-@pytest.fixture(scope="module")
-def lasting_scene():
-    pytest.importorskip("slicer", reason="slicer-core is not installed")
-    scene = SlicerScene()
-    yield scene
-    scene.close()
 
 
 # ---- showing and taking back

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mrml.conftest import tilted_volume
-from mrml.scenes import SlicerScene, array_of
+from mrml.scenes import array_of
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, aligned_plane, number_of_slices, view_axes
@@ -55,14 +55,6 @@ class Looking:
 @pytest.fixture
 def looking(slicer_scene, a_tilted_volume):
     return Looking(slicer_scene, a_tilted_volume)
-
-
-@pytest.fixture(scope="module")
-def lasting_scene():
-    pytest.importorskip("slicer", reason="slicer-core is not installed")
-    scene = SlicerScene()
-    yield scene
-    scene.close()
 
 
 def straight_volume(shape=(7, 12, 10), spacing=(0.8, 1.1, 2.5)) -> Volume:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mrml.conftest import tilted_volume
-from mrml.scenes import SlicerScene, array_of, image_of, matrix_of
+from mrml.scenes import array_of, image_of, matrix_of
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
@@ -15,15 +15,6 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.mrml.volume_nodes import displayed_window, volume_from_node
 
 LPS = np.array([-1.0, -1.0, 1.0])
-
-
-@pytest.fixture(scope="module")
-def lasting_scene():
-    """One scene for all examples of a property test."""
-    pytest.importorskip("slicer", reason="slicer-core is not installed")
-    scene = SlicerScene()
-    yield scene
-    scene.close()
 
 
 def rotation(a: float, b: float, c: float) -> np.ndarray:

@@ -40,18 +40,12 @@ from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping  #
 from SAMFineTuneLib.training.training_items import Items, class_shares  # noqa: E402
 from SAMFineTuneLib.training.training_loop import Schedule  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return case_folder(tmp_path_factory.mktemp("cases"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def mask_of(rows=60, columns=80, top=20, left=30, height=14, width=22) -> np.ndarray:

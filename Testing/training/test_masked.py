@@ -20,18 +20,12 @@ from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
 from SAMFineTuneLib.training import masked_autoencoding as masked  # noqa: E402
 from SAMFineTuneLib.training import training_loop  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def volumes(tmp_path):
     return case_folder(tmp_path / "cases", count=2, shape=(4, 32, 32)) / "images"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pretrain(volumes, output, **options):

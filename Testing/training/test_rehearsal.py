@@ -20,18 +20,12 @@ from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.training import network_tuning as tuning  # noqa: E402
 from SAMFineTuneLib.training.rehearsal import Rehearsal, rehearsal_of  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return case_folder(tmp_path_factory.mktemp("cases"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_prompts_of_a_rehearsed_picture_lie_on_its_objects():

@@ -27,15 +27,9 @@ from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
 from SAMFineTuneLib.training.training_report import draw_curves, smooth  # noqa: E402
 from SAMFineTuneLib.training.training_settings import PRESETS, TrainingSettings  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"steps": 2, "batch": 1, "objects": 1, "rounds": 1, "test_slices": 1}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -29,15 +29,9 @@ from SAMFineTuneLib.training.fine_tuning import fine_tune  # noqa: E402
 from SAMFineTuneLib.training.plan import attached, make_plan  # noqa: E402
 from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"steps": 1, "batch": 1, "objects": 1, "rounds": 1, "folds": 0, "learning_rate": 1e-3}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
