@@ -5,7 +5,8 @@ intents (`do`, or the methods named after them) and draw what it tells: events s
 give the results. Masks follow from prompts (see `answers`), so undo and redo only exchange states, and a new window or
 model makes all masks again.
 
-`work` does anything long, a step at a time: masks that have to be made, then jobs, then embedding in the background.
+`work` does anything long, a step at a time: masks that have to be made, then jobs (see `running_jobs`), then embedding
+in the background.
 A session belongs to the thread that calls it; other threads may only set `work_arrived` and cancel jobs.
 """
 
@@ -28,25 +29,20 @@ from SAMFineTuneLib.images.slice_extraction import write
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.inference.automatic_head import class_slices
 from SAMFineTuneLib.inference.everything_mode import everything, link
-from SAMFineTuneLib.inference.progress import Progress
-from SAMFineTuneLib.inference.propagation import PropagationEnd
 from SAMFineTuneLib.session import edits, events, intents
 from SAMFineTuneLib.session.answers import Answer, Answers
 from SAMFineTuneLib.session.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels
-from SAMFineTuneLib.session.failures import as_sentence, details_of
+from SAMFineTuneLib.session.failures import details_of
 from SAMFineTuneLib.session.history import History
-from SAMFineTuneLib.session.jobs import EverythingJob, FoundObjects, Job, joined_labels
+from SAMFineTuneLib.session.jobs import EverythingJob, Job, joined_labels
 from SAMFineTuneLib.session.masks import Masks
 from SAMFineTuneLib.session.propagation_job import PropagationJob, propagation_from_prompts, propagation_of_whole
+from SAMFineTuneLib.session.running_jobs import RunningJobs, busy_with
 from SAMFineTuneLib.session.slice_embedding import SliceEmbedding
 from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
-
-_END = object()  # of a job's steps
-_VERBS = {"propagate": "propagate the segment", "everything": "find objects"}
-_DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": "Preparing slices"}
 
 
 class Session(intents.IntentMethods):
@@ -85,17 +81,14 @@ class Session(intents.IntentMethods):
         None. Another thread may set it, and then `work_arrived`."""
         self._listeners: list[events.Listener] = []
         self._history = History(State())
-        self._masks = Masks(self._history, self._propagations, self._tell)
+        self._masks = Masks(self._history, lambda: self._jobs.propagations, self._tell)
+        self._jobs = RunningJobs(self._history, self._masks, self._apply, self._tell)
+        self.found = self._jobs.found
         self._recipe: Mapping[str, Any] = {}
         self._next_number = 1  # of a prompt
-        self._next_job = 1
         self._moment = 0
         self._settled = True  # as listeners know it
-        self._jobs: list[Job] = []
-        self._ends: dict[int, list[str]] = {}
-        """By segment, the ends of its last answer in 3-D, which the user was told."""
-        self.found = FoundObjects()
-        self._embedding = SliceEmbedding(functools.partial(self._tell_busy, None, "embed"))
+        self._embedding = SliceEmbedding(lambda progress: self._tell(busy_with("embed", progress)))
         if predictor is not None:
             self.set_model(predictor)
         if volume is not None:
@@ -130,7 +123,7 @@ class Session(intents.IntentMethods):
     def _set_volume(self, intent: intents.SetVolume) -> None:
         volume = intent.volume
         window = intent.window or choose_window(volume, None)
-        self._stop_jobs()
+        self._jobs.stop()
         self.found.clear()
         self._stop_embedding(intents.StopEmbedding())
         self.reset(State())
@@ -143,16 +136,15 @@ class Session(intents.IntentMethods):
     def _set_window(self, intent: intents.SetWindow) -> None:
         window = intent.window or choose_window(self.require_volume(), None)
         if window != self.window:
-            self._stop_jobs()
+            self._jobs.stop()
             self.window = window
             self._restart_masks()
 
     @_handle.register
     def _set_volumetric(self, intent: intents.SetVolumetric) -> None:
         self.volumetric, self.state_due = intent.on, True
-        for job in self._propagations():
-            if not intent.on and job.known is not None:
-                job.cancel()
+        if not intent.on:
+            self._jobs.stop_answers()
         self.work_arrived.set()
 
     def set_model(self, predictor: Predictor, adapter: str = "", recipe: Mapping[str, Any] | None = None) -> None:
@@ -163,7 +155,7 @@ class Session(intents.IntentMethods):
             adapter: name of the adapter that it carries.
             recipe: the recipe on the adapter's card; a notice says when it does not fit the volume.
         """
-        self._stop_jobs()
+        self._jobs.stop()
         self.predictor, self.adapter, self._recipe = predictor, adapter, recipe or {}
         self.notice(*predictor.engine.notices)
         if self.volume is not None:
@@ -303,7 +295,7 @@ class Session(intents.IntentMethods):
     def planes(self, segment: int) -> list[SlicePlane]:
         """The planes on which a segment has prompts or propagated masks."""
         found = {key: task.plane for (owner, key), task in self.state.tasks.items() if owner == segment}
-        for job in self._propagations():
+        for job in self._jobs.propagations:
             found |= {key: item.plane for (owner, key), item in job.masks.items() if owner == segment}
         return list(found.values())
 
@@ -344,16 +336,16 @@ class Session(intents.IntentMethods):
     @property
     def jobs(self) -> tuple[Job, ...]:
         """The jobs that run. `Job.cancel` may be called from any thread, also while a step is under way."""
-        return tuple(self._jobs)
+        return self._jobs.all
 
     @_handle.register
     def _propagate(self, intent: intents.Propagate) -> PropagationJob:
         info = edits.find_segment(self.state, intent.segment)
         self.require_volume()
         self._require_predictor()
-        if any(job.segment == intent.segment for job in self._propagations()):
+        if any(job.segment == intent.segment for job in self._jobs.propagations):
             raise UserError(f"Segment {info.name} is being propagated already; wait for it or cancel it.")
-        number = self._job_number(intent.job)
+        number = self._jobs.new_number(intent.job)
         job, begin = propagation_from_prompts(self._masks, self.state, intent, number, self._moment + 1)
         self._moment = job.moment
         return self._start(job, begin)
@@ -366,14 +358,13 @@ class Session(intents.IntentMethods):
         return [info.value for info in self.segments if info.value in self.state.due]
 
     def _answer_whole(self, segment: int) -> None:
-        self._start(*propagation_of_whole(self._masks, self.state, segment, self._moment))
-        self._jobs.insert(0, self._jobs.pop())  # the user waits for it
+        self._start(*propagation_of_whole(self._masks, self.state, segment, self._moment), first=True)
 
     @_handle.register
     def _everything(self, intent: intents.Everything) -> EverythingJob:
         volume, predictor = self.require_volume(), self._require_predictor()
         asked = intent.orientation, intent.settings, intent.first, intent.last
-        job = EverythingJob(self._job_number(intent.job), functools.partial(link, settings=intent.settings))
+        job = EverythingJob(self._jobs.new_number(intent.job), functools.partial(link, settings=intent.settings))
         return self._start(job, everything, predictor, volume, self.window, *asked)
 
     def find_labels_with(
@@ -387,7 +378,7 @@ class Session(intents.IntentMethods):
             orientations: the slices to look at; answers of several are averaged.
             intent: the first and the last slice, and the job's number.
         """
-        job, volume = EverythingJob(self._job_number(intent.job), joined_labels), self.require_volume()
+        job, volume = EverythingJob(self._jobs.new_number(intent.job), joined_labels), self.require_volume()
         return self._start(job, class_slices, predictor, volume, window, orientations, intent.first, intent.last)
 
     @_handle.register
@@ -401,9 +392,7 @@ class Session(intents.IntentMethods):
 
     @_handle.register
     def _cancel(self, intent: intents.Cancel) -> None:
-        for job in self._jobs:
-            if job.number == intent.job:
-                job.cancel(intent.keep_results)
+        self._jobs.cancel(intent.job, intent.keep_results)
 
     @_handle.register
     def _embed(self, intent: intents.Embed) -> None:
@@ -423,7 +412,7 @@ class Session(intents.IntentMethods):
         while self._step() and time.monotonic() < end:
             pass
         self._tell_state()
-        return bool(not self.settled or self._jobs or self._embedding.active or self.looked_at)
+        return bool(not self.settled or self._jobs.all or self._embedding.active or self.looked_at)
 
     def finish(self, job: Job) -> None:
         """Work until a job is done, for hosts that have nothing else to do meanwhile."""
@@ -458,12 +447,6 @@ class Session(intents.IntentMethods):
                 self._masks.digest if self._settled else None,
             )
         )
-
-    def _tell_busy(self, job: int | None, what: str, progress: Progress) -> None:
-        done, total = progress.done, progress.total
-        text = f"{_DOING[what]}: {done} of {total} slices"
-        fraction = done / total if total else 1.0
-        self._tell(events.Busy(job, what, fraction, progress.seconds_left, text, done, total))
 
     def _count_from(self, state: State) -> None:
         self._next_number = max([self._next_number, *(placed.id + 1 for placed in state.prompts)])
@@ -516,12 +499,7 @@ class Session(intents.IntentMethods):
         """Change the history, send what changed with it, and queue the masks that follow from the new state."""
         before, name = self.state, change(*inputs)
         after = self.state
-        for job in self._propagations():
-            if not job.cancelled and not job.holds(after):
-                job.cancel(keep_results=False)
-                job.overtaken = True
-                if job.known is None:
-                    self.notice("The propagation was stopped because the prompts it started from changed.")
+        self._jobs.stop_overtaken()
         for info in after.segments:
             if info.value not in after.due and after.outdated(info.value) and not before.outdated(info.value):
                 self.notice(f"Slices of {info.name} were propagated from prompts that have changed since; "
@@ -531,20 +509,9 @@ class Session(intents.IntentMethods):
         self.work_arrived.set()
         return name
 
-    def _propagations(self) -> list[PropagationJob]:
-        return [job for job in self._jobs if isinstance(job, PropagationJob)]
-
-    def _job_number(self, number: int | None) -> int:
-        number = self._next_job if number is None else number
-        if any(job.number == number for job in self._jobs) or number in self.found:
-            raise UserError(f"Job {number} is there already.")
-        self._next_job = max(self._next_job, number + 1)
-        return number
-
-    def _start(self, job: Job, begin: Callable[..., Iterator], *inputs: Any) -> Any:
-        """Begin a job, whose steps `begin` makes of these inputs."""
-        job.steps = begin(*inputs, functools.partial(self._tell_busy, job.number, job.what), lambda: job.cancelled)
-        self._jobs.append(job)
+    def _start(self, job: Job, begin: Callable[..., Iterator], *inputs: Any, first: bool = False) -> Any:
+        """Begin a job; see `RunningJobs.start`."""
+        self._jobs.start(job, begin, *inputs, first=first)
         self.work_arrived.set()
         return job
 
@@ -554,11 +521,11 @@ class Session(intents.IntentMethods):
         try:
             if not self._masks.settled:
                 self._masks.refresh()
-            elif (segment := next(iter(set(self._due) - {one.segment for one in self._propagations()}), None)):
+            elif (segment := next(iter(set(self._due) - {one.segment for one in self._jobs.propagations}), None)):
                 self._answer_whole(segment)
-            elif self._jobs:
-                job = self._jobs[0]
-                self._step_job(job)
+            elif self._jobs.all:
+                job = self._jobs.all[0]
+                self._jobs.step(job)
             elif self.looked_at is not None:
                 self._look()
             elif not self._embedding.active:
@@ -569,62 +536,6 @@ class Session(intents.IntentMethods):
             number = job.number if job is not None else None
             self._tell(events.Failed(str(error), number, details_of(error)))
         return True
-
-    def _step_job(self, job: Job) -> None:
-        try:
-            item = _END if job.cancelled and not job.keep_results else next(job.steps, _END)
-        except Exception as error:
-            job.cancel()
-            self._end_job(job)
-            raise as_sentence(error, _VERBS[job.what]) from error
-        if item is _END:
-            self._end_job(job)
-        elif item is None:
-            return
-        elif isinstance(item, PropagationEnd):
-            job.ends.append(item.reason)
-            if job.known is None:  # an answer to a prompt tells only what is new, when it is complete
-                self.notice(item.reason)
-        elif isinstance(job, PropagationJob):
-            place = job.take(item)
-            if place in job.masks:
-                self._masks.expect([(place, item.plane)])
-                self._masks.refresh(place)
-        else:
-            job.slices.append(item)
-
-    def _stop_jobs(self) -> None:
-        for job in list(self._jobs):
-            job.cancel(keep_results=False)
-            job.overtaken = True
-            self._end_job(job)
-
-    def _end_job(self, job: Job) -> None:
-        self._jobs.remove(job)
-        job.done = True
-        step = None
-        if isinstance(job, EverythingJob):
-            self._tell(self.found.keep(job))
-        else:
-            step = self._end_propagation(job)
-        self._tell(events.Finished(job.number, job.what, job.cancelled, step))
-
-    def _end_propagation(self, job: PropagationJob) -> str | None:
-        """Put the results into the state. Returns the name of the step, empty for part of the one before, None when the
-        state stays as it is."""
-        self._masks.expect((place, item.plane) for place, item in job.masks.items())
-        whole = job.known is not None
-        if not job.keep_results:
-            job.masks, job.again = {}, {}
-        if whole and not job.cancelled:
-            self.notice(*(reason for reason in job.ends if reason not in self._ends.get(job.segment, ())))
-            self._ends[job.segment] = job.ends
-        wanted = not job.overtaken if whole else job.keep_results
-        if not wanted or (state := job.commit(self.state)) is self.state:
-            return None
-        step = "" if whole else "propagate"
-        self._apply(step, state, job.moment)
-        return step
 
     def _look(self) -> None:
         """Prepare the plane that the user looks at. Failing does no harm: a prompt says what is wrong with it."""
