@@ -12,7 +12,7 @@ from .qt_helpers import (
     Connections,
     chosen_in,
     fill_menu,
-    load_dialog,
+    load_export_dialog,
     read_flag,
     read_setting,
     write_setting,
@@ -76,7 +76,7 @@ class CohortExport:
     def __init__(self, resource_path, ask_to_install, begin):
         self._ask_to_install, self._begin = ask_to_install, begin
         self._cohort = self._suggested = ""
-        self.dialog, self._widget, self.ui = load_dialog(resource_path, "ExportDialog", _("Export accepted cases"))
+        self.dialog, self._widget, self.ui = load_export_dialog(resource_path, _("Export accepted cases"))
         ui = self.ui
         ui.visibleOnlyBox.hide()
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs

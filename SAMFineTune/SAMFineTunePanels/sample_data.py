@@ -41,12 +41,15 @@ def register():
         logging.exception("SAMFineTune: sample data could not be registered")
 
 
-def make_phantom(source=None, shape=(40, 256, 256), spacing=(1.4, 1.4, 3.0), name=PHANTOM):
-    """A volume node of the body phantom, made here and now and shown in the views; returned in a list."""
+def make_phantom(source=None, shape=(40, 256, 256), spacing=(1.4, 1.4, 3.0)):
+    """A volume node of the body phantom, made here and now and shown in the views; returned in a list.
+
+    `source` is what Slicer calls a downloader with.
+    """
     from SAMFineTuneLib.images.phantom import body_phantom
 
     volume, _, _ = body_phantom(shape=shape, spacing=spacing)
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", PHANTOM)
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(volume.affine))
     slicer.util.updateVolumeFromArray(node, volume.array)
     node.CreateDefaultDisplayNodes()

@@ -255,7 +255,6 @@ class StatusStrip:
         """Check whether the worker on this computer can run."""
         self._runtime_is_missing = self.runtime_missing()
         self.refresh()
-        return self._runtime_is_missing
 
     def runtime_missing(self):
         return not self.host.remote and packages.ONNX_RUNTIME.missing()

@@ -136,15 +136,15 @@ def headline(compared: Sequence[Compared]) -> str:
         first, last = _ends(_taken(compared, what))
         if first is not None:
             sentences.append(f"The last {_FEW} cases took {last:.0f} {unit} each, the first {_FEW} took {first:.0f}.")
-    return " ".join([*sentences, *([saved] if (saved := time_saved(compared)) else [])])
+    return " ".join([*sentences, *([saved] if (saved := _time_saved(compared)) else [])])
 
 
-def time_saved(compared: Sequence[Compared], seconds: Seconds | None = None) -> str:
+def _time_saved(compared: Sequence[Compared]) -> str:
     """Working time compared with contouring, with the assumption it rests on; empty where no time was measured."""
     measured = [one for one in compared if one.case.review and one.case.review.seconds is not None and one.outlines]
     if not measured:
         return ""
-    outline = (seconds or Seconds()).outline
+    outline = Seconds().outline
     taken = sum(one.case.review.seconds for one in measured)
     by_hand = sum(one.outlines for one in measured) * outline
     share = f"{100 * (1 - taken / by_hand):.0f} % less" if taken <= by_hand else f"{taken / by_hand:.1f} times as much"
@@ -191,7 +191,7 @@ def _page(cohort: Cohort, compared: Sequence[Compared]) -> str:
     ))  # fmt: skip
     parts.append("<p class='note'>Distance: mean distance between the surfaces of both, in mm. A case without an "
                  "adapter was annotated by prompts alone. cases.csv holds the same.</p>")  # fmt: skip
-    parts.append(report_page.heading("Work", time_saved(compared) or "No working time was measured."))
+    parts.append(report_page.heading("Work", _time_saved(compared) or "No working time was measured."))
     for what in ("prompts", "seconds"):
         curve = [(number, float(value)) for number, one in enumerate(compared, start=1)
                  if one.case.review and (value := getattr(one.case.review, what)) is not None]  # fmt: skip

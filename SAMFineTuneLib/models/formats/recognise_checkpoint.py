@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.finetune_sam_lora import merge_lora
 from SAMFineTuneLib.models.formats.checkpoint import read_checkpoint, unwrap
 from SAMFineTuneLib.models.spec import ARCHITECTURES
+from SAMFineTuneLib.wording import counted, some_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,7 +79,7 @@ class Recognition:
             (self.misshapen, "it has {} of another shape"),
             (self.unexpected, "it has {} that the network does not have"),
         )
-        return tuple(text.format(_some(names)) for names, text in kinds if names)
+        return tuple(text.format(_tensors(names)) for names, text in kinds if names)
 
     @property
     def encoder_only(self) -> bool:
@@ -94,8 +95,8 @@ class Recognition:
             if not broken:
                 return
             raise UserError(
-                f"{self.path} holds values that are not numbers, in {_some(broken)}: its training failed or the file "
-                "is damaged; use an earlier checkpoint or another copy."
+                f"{self.path} holds values that are not numbers, in {_tensors(broken)}: its training failed or the "
+                "file is damaged; use an earlier checkpoint or another copy."
             )
         title = ARCHITECTURES[self.architecture]
         if self.encoder_only and not self.misshapen and not self.unexpected:
@@ -129,7 +130,7 @@ class Recognition:
         if self.lora:
             lines.append(f"LoRA merged into {len(self.lora)} layers")
         if self.ignored:
-            lines.append(f"not used: {_some(self.ignored, '')}")
+            lines.append(f"not used: {some_names(self.ignored)}")
         return "\n".join(lines + [f"does not fit: {problem}" for problem in self.problems])
 
 
@@ -231,7 +232,7 @@ def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[s
     if not marked:
         if any(".trunk." in name for name in tensors):
             raise UserError(f"{path} is a SAM 2 checkpoint, which this version cannot run yet.")
-        raise UserError(f"{path} is not a known SAM: its tensors are {_some(tuple(tensors), '')}.")
+        raise UserError(f"{path} is not a known SAM: its tensors are {some_names(tuple(tensors))}.")
     whole = marked[0][0].removesuffix(marked[0][1])
     prefix = whole.removesuffix("image_encoder.")
     bare = "" if prefix != whole else "image_encoder."
@@ -272,8 +273,6 @@ def _settings(path: Path, mask_tokens: int) -> dict[str, Any] | None:
     return settings
 
 
-def _some(names: Iterable[str], noun: str = "tensors") -> str:
-    """A count and the first few names."""
-    names = tuple(names)
-    listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return f"{len(names)} {noun.removesuffix('s') if len(names) == 1 else noun} ({listed})" if noun else listed
+def _tensors(names: Sequence[str]) -> str:
+    """`2 tensors (a, b)`."""
+    return f"{counted(len(names), 'tensor')} ({some_names(names)})"
