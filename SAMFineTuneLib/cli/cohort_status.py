@@ -61,7 +61,7 @@ def _about_images(cohort: Cohort, wrong: Sequence[CohortCase]) -> str:
 
 def next_step(cohort: Cohort) -> str:
     """What to do next, as a sentence."""
-    from SAMFineTuneLib.cohort.retraining import FIRST, is_due
+    from SAMFineTuneLib.cohort.judges import FIRST, is_due
 
     state, command = cohort.state, f"samfinetune cohort {{}} {cohort_word(cohort)}"
     adapter = state.adapter

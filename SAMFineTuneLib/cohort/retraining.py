@@ -1,19 +1,7 @@
-"""Trains a cohort's next adapter on the accepted cases, and lets patients held out decide whether it is used.
+"""Trains a cohort's next adapter on the accepted cases.
 
-Who is held out follows from a digest of the patient: a quarter of all patients always is. While these are fewer than a
-third of those accepted (at least two, at most four), further ones judge for the time being, first those who judged
-before. These may be learned from later; whoever was learned from never judges.
-
-Two candidates learn from the others: one begins with the base, one goes on from the adapter in use. What they propose
-for the held-out cases, as whole volumes, is compared with what was accepted, and the better one is kept. A case whose
-labels began as a proposal of the adapter in use is not compared while others of two patients are held out: who corrects
-a proposal leaves what is good enough, so that its Dice is higher than with labels from scratch. The candidate replaces
-the adapter in use when its mean Dice over the patients compared is higher. This is no proof: both of two patients gain
-by chance one time in four, so that their interval says little, and waiting for six who all gain would mean learning
-nothing from the first twenty cases. Replacing an adapter by an equally good one costs little, and no training puts one
-in use that is worse for those who judge. The interval is told, and whether chance may explain it. As the better of two
-is chosen by the patients that judge it, its figure is a little too high. The first adapter is used when it finds at
-least one structure with a mean Dice above one half: from there on it is less work to correct a proposal than to draw.
+Two candidates learn from the cases that teach: one begins with the base, one goes on from the adapter in use. `judges`
+says which cases teach and which judge, `adapter_decision` what follows from the Dice of the candidates' proposals.
 
 `training/` in the cohort's folder holds what is not finished, with the label maps as they were accepted when it began,
 so that a training that was stopped or killed goes on, and reviewers may change cases meanwhile.
@@ -28,24 +16,22 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from SAMFineTuneLib import __version__
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, TrainedAdapter
+from SAMFineTuneLib.cohort.adapter_decision import Dice, about_left_out, decide
+from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortState, TrainedAdapter
+from SAMFineTuneLib.cohort.judges import JUDGES, compared, divided
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import move_over, sha256_of, write_text
 from SAMFineTuneLib.process_lock import LOCK, owning
-from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cases.cases import Case
     from SAMFineTuneLib.inference.predictor import Predictor
-    from SAMFineTuneLib.metrics.patient_statistics import Difference
     from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training import fine_tuning
@@ -53,18 +39,8 @@ if TYPE_CHECKING:
 
 WORK = "training"
 """Folder in the cohort's that holds an unfinished training."""
-FIRST = 5
-"""Accepted cases at which the first training is due."""
-_GROWTH, _LEAST_NEW = 0.2, 3  # when the next one is due: so much more than at the last one, and so many cases
-_HELD_OUT = 0.25  # part of the patients that always judges
-_JUDGES, _ENOUGH = 2, 4  # patients that judge at least: a third of all within these bounds
-_USEFUL = 0.5  # mean Dice from which on correcting a proposal is less work than drawing
-_SURE = 6  # patients who all gain, which by chance they or their opposite do one time in thirty-two
 _BASE = "base"
 _PLAN, _LABELS = "plan.json", "labels"
-
-Dice = Mapping[str, Mapping[str, float | None]]
-"""By case and label: Dice of the whole volume, None where neither proposal nor reference holds anything."""
 
 
 @dataclass(frozen=True)
@@ -83,60 +59,6 @@ class RetrainingProgress:
     steps: int = 0
     seconds_left: float | None = None
     """Of all that is still to come; None while that is not known."""
-
-
-def is_due(state: CohortState) -> bool:
-    """Whether enough was accepted since the last training.
-
-    The first is due at five cases. Then what more cases bring falls as they become many, roughly with their logarithm,
-    so the next is due when they have grown by a fifth; and by three, since fewer seldom change much.
-    """
-    if not _divided(state)[0]:
-        return False
-    if not state.adapters:
-        return len(state.accepted) >= FIRST
-    known = {*state.adapters[-1].learned, *state.adapters[-1].held_out}
-    new = sum(case.key not in known for case in state.accepted)
-    return new >= max(_LEAST_NEW, _GROWTH * len(known))
-
-
-def held_out(state: CohortState) -> tuple[CohortCase, ...]:
-    """The accepted cases that judge: those of patients that are held out."""
-    accepted, learned = state.accepted, {key for one in state.adapters for key in one.learned}
-    judged = {key for one in state.adapters for key in one.held_out}
-    taught, earlier = ({case.patient for case in state.cases if case.key in keys} for keys in (learned, judged))
-    there = {case.patient for case in accepted}
-    always = {patient for patient in there - taught if _rank(patient) < _HELD_OUT}
-    patients = sorted(there - taught, key=lambda one: (one not in always, one not in earlier, _rank(one)))
-    count = max(len(always), _JUDGES, min(_ENOUGH, len(there) // 3))
-    fair = [one for one in patients if one in {case.patient for case in _fair(state, accepted)}]
-    judges = {*patients[:count], *fair[:_JUDGES]}
-    return tuple(case for case in accepted if case.patient in judges)
-
-
-def _divided(state: CohortState) -> tuple[tuple[CohortCase, ...], tuple[CohortCase, ...]]:
-    """The accepted cases that teach and those that judge; none teaches while too few judge."""
-    judges = held_out(state)
-    patients = {case.patient for case in judges}
-    teachers = tuple(case for case in state.accepted if case.patient not in patients)
-    return (teachers if len(patients) >= _JUDGES else ()), judges
-
-
-def _compared(state: CohortState, judges: tuple[CohortCase, ...]) -> tuple[CohortCase, ...]:
-    """The judges by whose labels adapters are compared: the fair ones, or all where these are too few."""
-    fair = _fair(state, judges)
-    return fair if len({case.patient for case in fair}) >= _JUDGES else judges
-
-
-def _fair(state: CohortState, cases: Iterable[CohortCase]) -> tuple[CohortCase, ...]:
-    """The cases whose labels did not begin as a proposal of the adapter in use."""
-    number = state.adapter.number if state.adapter else None
-    return tuple(case for case in cases if case.proposal is None or case.proposal.adapter != number)
-
-
-def _rank(patient: str) -> float:
-    """Where a patient stands in an order that nothing about the cohort changes, 0 to 1."""
-    return int(sha256(patient.encode()).hexdigest()[:12], 16) / 16**12
 
 
 def retrain(
@@ -212,10 +134,10 @@ def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
     from SAMFineTuneLib.models.store import Store
 
     work, state = cohort.folder / WORK, cohort.state
-    teachers, judges = _divided(state)
+    teachers, judges = divided(state)
     if not teachers:
         raise UserError(
-            f"Training needs accepted cases of {_JUDGES + 1} patients or more, {_JUDGES} to judge the result and the "
+            f"Training needs accepted cases of {JUDGES + 1} patients or more, {JUDGES} to judge the result and the "
             f"others to learn from; {len({case.patient for case in state.accepted})} are there, so accept further ones."
         )
     digests = {case.key: sha256_of(cohort.accepted(case.key)) for case in state.accepted}
@@ -227,7 +149,7 @@ def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
         {str(value): name for value, name in state.labels.items()},
         state.adapter.number if state.adapter else None,
         {case.key: digests[case.key] for case in teachers}, {case.key: digests[case.key] for case in judges},
-        tuple(case.key for case in _compared(state, judges)),
+        tuple(case.key for case in compared(state, judges)),
     )  # fmt: skip
     if resume and (old := _unfinished(work / _PLAN)) and _goes_on(old, plan, digests, state):
         return old
@@ -292,7 +214,7 @@ class _Run:
         candidates: dict[str, AdapterFolder | None] = {_BASE: None}
         if plan.before is not None:
             now = read_adapter_folder(self.cohort.adapter(plan.before))
-            if self._goes_on(now, base, teachers, settings):
+            if self._may_start_from(now, base, teachers, settings):
                 candidates[f"adapter {plan.before}"] = now
             self.parts = len(candidates)
             before = self._judged("before", self.cohort.adapter(plan.before), base, 0)
@@ -305,7 +227,8 @@ class _Run:
         patients = {case.key: case.patient for case in self.cohort.state.cases}
         trained = decide(found, before, patients, tuple(plan.learned), plan.number)
         if left_out := len(plan.held_out) - len(plan.compared):
-            trained = replace(trained, held_out=tuple(plan.held_out), reason=f"{trained.reason} {_about(left_out)}")
+            reason = f"{trained.reason} {about_left_out(left_out)}"
+            trained = replace(trained, held_out=tuple(plan.held_out), reason=reason)
         target = self.cohort.adapter(plan.number)
         if not target.exists():  # else it was killed before it could say so
             self._tell("export", "Making the adapter ready for use", self.parts, 0, 0, None)
@@ -387,7 +310,7 @@ class _Run:
             device=self.device, seed=self.plan.number,
         )  # fmt: skip
 
-    def _goes_on(
+    def _may_start_from(
         self, adapter: AdapterFolder, base: ModelFolder, teachers: Sequence[Case], settings: TrainingSettings
     ) -> bool:
         """Whether an adapter can be trained further: not where the cases now hold other structures."""
@@ -484,84 +407,3 @@ def dice_of_proposal(
         name: dice(classes == numbers.get(name.casefold(), -1), annotated.labels == value)
         for value, name in labels.items()
     }
-
-
-# ---------------------------------------------------------------- the decision
-
-
-def decide(
-    candidates: Mapping[str, Dice], before: Dice | None, patients: Mapping[str, str], learned: tuple[str, ...],
-    number: int,
-) -> TrainedAdapter:  # fmt: skip
-    """Choose the better candidate, and say whether it replaces the adapter in use (see the module).
-
-    Args:
-        candidates: by what each started from, Dice of its proposals for the cases compared.
-        before: the same of the adapter in use; None when there is none.
-        patients: the patient of each case.
-        learned: keys of the cases that taught.
-        number: of the training.
-    """
-    from SAMFineTuneLib.metrics.patient_statistics import difference, patient_means
-
-    def by_patient(found: Dice) -> dict[str, float]:
-        return patient_means(
-            ((patients[case], case, label), value) for case, own in found.items() for label, value in own.items()
-        )
-
-    means = {start: by_patient(found) for start, found in candidates.items()}
-    start = max(means, key=lambda one: np.mean(list(means[one].values()) or [0.0]))
-    dice, dice_before = _by_label(candidates[start]), _by_label(before or {})
-    nothing = {patient: 0.0 for patient in means[start]}
-    gain = difference(by_patient(before) if before is not None else nothing, means[start])
-    interval = (gain.low, gain.high) if gain is not None and gain.low is not None else None
-    if before is None:
-        in_use = max(dice.values(), default=0.0) > _USEFUL
-        reason = _about_first(dice, gain.patients if gain else 0, in_use)
-    else:
-        in_use = gain is not None and gain.mean > 0
-        reason = _about_gain(gain, in_use)
-    if len(candidates) > 1:
-        other = next(one for one in candidates if one != start)
-        reason += f" It started from the {start}, which was better than to start from the {other}."
-    today = datetime.now(timezone.utc).date().isoformat()
-    return TrainedAdapter(
-        number, learned, tuple(candidates[start]), start, dice, dice_before, interval, in_use, reason, today
-    )
-
-
-def _by_label(found: Dice) -> dict[str, float]:
-    """Mean Dice of each label over the cases that have it."""
-    from SAMFineTuneLib.metrics.mask_metrics import mean_dice
-
-    labels = dict.fromkeys(label for own in found.values() for label in own)
-    means = {label: mean_dice(own[label] for own in found.values()) for label in labels}
-    return {label: value for label, value in means.items() if value is not None}
-
-
-def _about_first(dice: Mapping[str, float], patients: int, in_use: bool) -> str:
-    told = ", ".join(f"{label} {value:.3f}" for label, value in dice.items()) or "nothing"
-    result = "it is used from now on" if in_use else f"no structure is above {_USEFUL:g}, so it is not used yet"
-    return f"It is the first: its proposals reach a Dice of {told} for {_held(patients)}; {result}."
-
-
-def _about_gain(gain: Difference | None, in_use: bool) -> str:
-    if gain is None:
-        return "Nothing could be compared, so the adapter before stays in use."
-    change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.3f} Dice"
-    span = ""
-    if gain.low is not None:
-        by_chance = gain.low <= 0 <= gain.high or gain.patients < _SURE
-        chance = f"; with {gain.patients} patients it may be chance" if by_chance else ""
-        span = f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}{chance})"
-    result = "so it replaces the adapter before" if in_use else "so the adapter before stays in use"
-    return f"Its proposals for {_held(gain.patients)} {change} over those of the adapter before{span}, {result}."
-
-
-def _about(left_out: int) -> str:
-    those = "case is" if left_out == 1 else "cases are"
-    return f"{left_out} further {those} held out but not compared, as the labels began as the adapter's own proposals."
-
-
-def _held(patients: int) -> str:
-    return f"{counted(patients, 'patient')} held out"

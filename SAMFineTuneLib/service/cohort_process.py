@@ -454,7 +454,7 @@ def _accept(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _due(worker: _Worker, values: dict[str, Any]) -> dict[str, Any]:
-    from SAMFineTuneLib.cohort.retraining import is_due
+    from SAMFineTuneLib.cohort.judges import is_due
 
     return {"due": bool(is_due(Cohort(values["cohort"]).state))}
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from small_cohorts import small_cohort, truth
 
+from SAMFineTuneLib.cohort.adapter_decision import decide
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, Proposal, Review, TrainedAdapter
-from SAMFineTuneLib.cohort.retraining import WORK, decide, held_out, is_due, retrain
+from SAMFineTuneLib.cohort.judges import held_out, is_due
+from SAMFineTuneLib.cohort.retraining import WORK, retrain
 from SAMFineTuneLib.cohort.review import accept, reopen
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder

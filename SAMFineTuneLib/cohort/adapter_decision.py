@@ -1,0 +1,110 @@
+"""Decides which of a training's candidates is kept, and whether it replaces a cohort's adapter in use.
+
+What the candidates propose for the held-out cases, as whole volumes, is compared with what was accepted, and the better
+one is kept. It replaces the adapter in use when its mean Dice over the patients compared is higher. This is no proof:
+both of two patients gain by chance one time in four, so that their interval says little, and waiting for six who all
+gain would mean learning nothing from the first twenty cases. Replacing an adapter by an equally good one costs little,
+and no training puts one in use that is worse for those who judge. The interval is told, and whether chance may explain
+it. As the better of two is chosen by the patients that judge it, its figure is a little too high. The first adapter is
+used when it finds at least one structure with a mean Dice above one half: from there on it is less work to correct a
+proposal than to draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAMFineTuneLib.cohort.cohort_folder import TrainedAdapter
+from SAMFineTuneLib.wording import counted
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.metrics.patient_statistics import Difference
+
+_USEFUL = 0.5  # mean Dice from which on correcting a proposal is less work than drawing
+_SURE = 6  # patients who all gain, which by chance they or their opposite do one time in thirty-two
+
+Dice = Mapping[str, Mapping[str, float | None]]
+"""By case and label: Dice of the whole volume, None where neither proposal nor reference holds anything."""
+
+
+def decide(
+    candidates: Mapping[str, Dice], before: Dice | None, patients: Mapping[str, str], learned: tuple[str, ...],
+    number: int,
+) -> TrainedAdapter:  # fmt: skip
+    """Choose the better candidate, and say whether it replaces the adapter in use (see the module).
+
+    Args:
+        candidates: by what each started from, Dice of its proposals for the cases compared.
+        before: the same of the adapter in use; None when there is none.
+        patients: the patient of each case.
+        learned: keys of the cases that taught.
+        number: of the training.
+    """
+    from SAMFineTuneLib.metrics.patient_statistics import difference, patient_means
+
+    def by_patient(found: Dice) -> dict[str, float]:
+        return patient_means(
+            ((patients[case], case, label), value) for case, own in found.items() for label, value in own.items()
+        )
+
+    means = {start: by_patient(found) for start, found in candidates.items()}
+    start = max(means, key=lambda one: np.mean(list(means[one].values()) or [0.0]))
+    dice, dice_before = _by_label(candidates[start]), _by_label(before or {})
+    nothing = {patient: 0.0 for patient in means[start]}
+    gain = difference(by_patient(before) if before is not None else nothing, means[start])
+    interval = (gain.low, gain.high) if gain is not None and gain.low is not None else None
+    if before is None:
+        in_use = max(dice.values(), default=0.0) > _USEFUL
+        reason = _about_first(dice, gain.patients if gain else 0, in_use)
+    else:
+        in_use = gain is not None and gain.mean > 0
+        reason = _about_gain(gain, in_use)
+    if len(candidates) > 1:
+        other = next(one for one in candidates if one != start)
+        reason += f" It started from the {start}, which was better than to start from the {other}."
+    today = datetime.now(timezone.utc).date().isoformat()
+    return TrainedAdapter(
+        number, learned, tuple(candidates[start]), start, dice, dice_before, interval, in_use, reason, today
+    )
+
+
+def _by_label(found: Dice) -> dict[str, float]:
+    """Mean Dice of each label over the cases that have it."""
+    from SAMFineTuneLib.metrics.mask_metrics import mean_dice
+
+    labels = dict.fromkeys(label for own in found.values() for label in own)
+    means = {label: mean_dice(own[label] for own in found.values()) for label in labels}
+    return {label: value for label, value in means.items() if value is not None}
+
+
+def _about_first(dice: Mapping[str, float], patients: int, in_use: bool) -> str:
+    told = ", ".join(f"{label} {value:.3f}" for label, value in dice.items()) or "nothing"
+    result = "it is used from now on" if in_use else f"no structure is above {_USEFUL:g}, so it is not used yet"
+    return f"It is the first: its proposals reach a Dice of {told} for {_held(patients)}; {result}."
+
+
+def _about_gain(gain: Difference | None, in_use: bool) -> str:
+    if gain is None:
+        return "Nothing could be compared, so the adapter before stays in use."
+    change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.3f} Dice"
+    span = ""
+    if gain.low is not None:
+        by_chance = gain.low <= 0 <= gain.high or gain.patients < _SURE
+        chance = f"; with {gain.patients} patients it may be chance" if by_chance else ""
+        span = f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}{chance})"
+    result = "so it replaces the adapter before" if in_use else "so the adapter before stays in use"
+    return f"Its proposals for {_held(gain.patients)} {change} over those of the adapter before{span}, {result}."
+
+
+def about_left_out(left_out: int) -> str:
+    """A sentence about held-out cases that were not compared."""
+    those = "case is" if left_out == 1 else "cases are"
+    return f"{left_out} further {those} held out but not compared, as the labels began as the adapter's own proposals."
+
+
+def _held(patients: int) -> str:
+    return f"{counted(patients, 'patient')} held out"
