@@ -15,7 +15,7 @@ from collections.abc import Callable
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.mrml import storage
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import segment_of
+from SAMFineTuneLib.mrml.prompts.node_content import segment_of
 from SAMFineTuneLib.mrml.scene_input import SceneInput
 from SAMFineTuneLib.mrml.scene_work import MOVED
 from SAMFineTuneLib.mrml.slice_views import plane_of_view

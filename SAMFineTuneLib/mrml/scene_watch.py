@@ -7,13 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.mrml import storage
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
-    PromptNodes,
-    companions_of,
-    is_orphan,
-    marker_of,
-    prompt_nodes,
-)
+from SAMFineTuneLib.mrml.prompts.node_content import marker_of
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, prompt_nodes
+from SAMFineTuneLib.mrml.scene_nodes import companions_of, is_orphan
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptWatch

@@ -20,7 +20,7 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.segment_info import SegmentInfo
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume, same_grid
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, belongs, new_node, nodes_of
+from SAMFineTuneLib.mrml.scene_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, belongs, new_node, nodes_of
 from SAMFineTuneLib.prompts.plane_prompts import planes_of
 from SAMFineTuneLib.session.events import Answered, Event, Failed, PromptInfo
 

@@ -36,7 +36,8 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, aligned_plane, number_of_slices, oblique_plane
 from SAMFineTuneLib.images.phantom import body_phantom
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import is_roi, prompt_nodes, world_points
+from SAMFineTuneLib.mrml.prompts.node_content import is_roi, world_points
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import prompt_nodes
 from SAMFineTuneLib.mrml.scene_session import SceneSession
 from SAMFineTuneLib.mrml.slice_views import plane_of_view
 from SAMFineTuneLib.mrml.storage import read_record, record_nodes

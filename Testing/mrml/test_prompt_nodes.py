@@ -12,7 +12,8 @@ from SAMFineTuneLib.prompts.box_prompts import box_along_plane, box_on_slice
 
 slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, prompt_nodes, same_prompt  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.node_content import same_prompt  # noqa: E402
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, prompt_nodes  # noqa: E402
 
 
 @pytest.fixture

@@ -6,13 +6,9 @@ clicks go into a list that is not saved.
 
 from __future__ import annotations
 
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
-    PromptNodes,
-    companions_of,
-    new_node,
-    remove_those_left,
-    world_points,
-)
+from SAMFineTuneLib.mrml.prompts.node_content import world_points
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes
+from SAMFineTuneLib.mrml.scene_nodes import companions_of, new_node, remove_those_left
 from SAMFineTuneLib.prompts.prompt_kind import tools
 
 _CLICKS = "SAMFineTune.clicks"

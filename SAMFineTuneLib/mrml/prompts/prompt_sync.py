@@ -15,14 +15,8 @@ from dataclasses import dataclass
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import (
-    MarkedPrompt,
-    PromptNodes,
-    is_collapsed,
-    prompt_nodes,
-    same_prompt,
-    turn_inside_in,
-)
+from SAMFineTuneLib.mrml.prompts.node_content import MarkedPrompt, is_collapsed, same_prompt, turn_inside_in
+from SAMFineTuneLib.mrml.prompts.prompt_nodes import PromptNodes, prompt_nodes
 from SAMFineTuneLib.mrml.scene_watch import Observers
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.slice_views import parallel_view

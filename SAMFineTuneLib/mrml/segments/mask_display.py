@@ -11,7 +11,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.mrml.prompts.prompt_nodes import new_node
+from SAMFineTuneLib.mrml.scene_nodes import new_node
 from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
