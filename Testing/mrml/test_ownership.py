@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SAMFineTuneLib.mrml.segments.ownership import Membership, OwnedMask, Owners, Runs, merged, write_new
+from SAMFineTuneLib.mrml.segments.ownership import Membership, OwnedMask, Owners, write_new
+from SAMFineTuneLib.mrml.segments.voxel_runs import Runs, merged
 
 SHAPE = (3, 4, 5)
 SIZE = 60

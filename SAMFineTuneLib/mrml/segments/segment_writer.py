@@ -19,7 +19,8 @@ from SAMFineTuneLib.images.slice_plane import SlicePlane, box_corners, inside
 from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layers, refresh_surface, require_editable
 from SAMFineTuneLib.mrml.segments.masking import editable_at, editing_rules
-from SAMFineTuneLib.mrml.segments.ownership import Membership, OwnedMask, Owners, merged, write_new
+from SAMFineTuneLib.mrml.segments.ownership import Membership, OwnedMask, Owners, write_new
+from SAMFineTuneLib.mrml.segments.voxel_runs import merged
 from SAMFineTuneLib.mrml.volume_nodes import from_array
 
 _SAME_GRID = 1e-3  # mm
