@@ -311,8 +311,11 @@ def _surroundings(mask: np.ndarray, plane: SlicePlane, volume: Volume) -> np.nda
 
 
 def _reach(gradient: np.ndarray, plane: SlicePlane) -> float:
-    """Largest distance in mm, along the normal, of the centres of voxels that the plane cuts, or that its thickness
-    covers; on the volume for which the plane was made, the former is never less."""
+    """How far, along the normal, the centres of voxels lie from a plane that covers them, in mm at most.
+
+    A plane covers the voxels that it cuts and those within its thickness; on the volume for which the plane was made,
+    the former reach at least as far.
+    """
     return max(np.abs(gradient).sum(), plane.thickness) / 2
 
 

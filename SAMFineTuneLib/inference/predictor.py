@@ -204,7 +204,7 @@ class Predictor:
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
 
     def taken(self, picture: np.ndarray, mask: np.ndarray, points: int) -> Prediction:
-        """A mask (H, W), not empty, in the form of an answer to so many points, for use as `previous`."""
+        """Turn a mask (H, W), not empty, into an answer to so many `points`, for use as `previous`."""
         view = self._zoomed(picture, bounding_box(mask))
         low_res = geometry((view.rows, view.columns), self.engine.spec).mask_to_low_res(view.crop(mask))
         return Prediction(np.ones(1, np.float32), low_res, view, lambda _: mask[None], points=points)
@@ -372,8 +372,11 @@ class Predictor:
         return self._zoomed(picture, asked)
 
     def _kept_view(self, picture: np.ndarray, asked: np.ndarray | None, previous: Prediction) -> View:
-        """The view of the `previous` answer, unless it does not hold the box `asked` (x0, y0, x1, y1) or is much too
-        wide for that and the answer."""
+        """The view of the `previous` answer, or another one where that does not fit.
+
+        It does not fit where it lacks a part of the box `asked` (x0, y0, x1, y1), or is much too wide for that box and
+        the answer.
+        """
         kept, answer = previous.view, bounding_box(previous.mask)
         filled = [box for box in (asked, answer) if box is not None]
         if not filled:
@@ -395,9 +398,12 @@ class Predictor:
         return views_around(shape, view, np.concatenate(corners))
 
     def _search_point(self, picture: np.ndarray, prompts: PlanePrompts) -> Prediction:
-        """The reading of a lone point, whose object may have any size, from few views, since each costs an encoding:
-        the last but one, or the last where that is the whole of a picture larger than the input; with it the widest
-        where its answer is large, and the narrowest too where that is unsure."""
+        """Read a lone point, whose object may have any size, in few views: each costs an encoding.
+
+        The first view is the last but one; or the last, where the last but one is the whole of a picture larger than
+        the input. Where its answer is large, the widest view is read as well; where it is unsure, the widest and the
+        narrowest.
+        """
         if not self.engine.spec.zoom:
             return self._read_point(picture, prompts, [View.whole(picture.shape)])
         views = views_of_point(picture.shape, prompts.points[0], self.engine.spec.input_size)
@@ -413,8 +419,10 @@ class Predictor:
         return self._read_point(picture, prompts, list(dict.fromkeys(seen)))
 
     def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> Prediction:
-        """The best reading of a lone point: good by itself and in agreement with others, of all views, averaged with
-        those that agree; followed by the candidates of its view."""
+        """The best reading of a lone point in some views, averaged with those that agree with it.
+
+        The best one is good by itself and agrees with many others. The candidates of its view follow it.
+        """
         decoded = self._decode_views(picture, prompts, views)
         logits = [one.logits(0, slice(0, 4)) for one in decoded]
         trust = [
