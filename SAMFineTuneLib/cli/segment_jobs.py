@@ -209,7 +209,6 @@ def _protect(source: Path, target: Path) -> None:
 def with_prompts(jobs: Sequence[SegmentJob], folder: Path) -> list[SegmentJob]:
     """The jobs that have files with prompts in a folder: those named like the volume, or like it with more behind an
     underscore (`case1.json`, `case1_negative.mrk.json`)."""
-
     files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(_PROMPT_ENDINGS))
     found: dict[str, list[Path]] = {_name(job.source): [] for job in jobs}
     for file in files:
