@@ -84,7 +84,7 @@ WITHOUT_PYTORCH = """
 import sys
 
 class Absent:
-    names = {"torch", "onnx", "onnxscript", "peft", "safetensors", "segment_anything", "scipy", "skimage", "highdicom"}
+    names = {"torch", "onnx", "onnxscript", "peft", "safetensors", "segment_anything", "skimage", "highdicom"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:

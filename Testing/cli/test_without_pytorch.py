@@ -7,7 +7,7 @@ import sys
 import pytest
 
 INSTALL = 'pip install "samfinetune['
-WITH_PYTORCH = ("torch", "onnx", "onnxscript", "peft", "safetensors", "segment_anything", "scipy", "skimage")
+WITH_PYTORCH = ("torch", "onnx", "onnxscript", "peft", "safetensors", "segment_anything", "skimage")
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def test_every_command_that_needs_more_than_segmenting_says_so(
         ("segment", phantom.folder, *box, "--adapter", "./tuned"),
         ("embed", phantom.folder, "--model", "weights-only"),
     )
-    for missing in (WITH_PYTORCH, ("onnx", "safetensors", "peft", "scipy")):
+    for missing in (WITH_PYTORCH, ("onnx", "safetensors", "peft")):
         with monkeypatch.context() as patch:
             for name in missing:
                 patch.setitem(sys.modules, name, None)
-            for command in commands if missing == WITH_PYTORCH else commands[:1] + commands[4:9]:
+            for command in commands if missing == WITH_PYTORCH else commands[:1] + commands[4:8]:
                 result = samfinetune(*command)
                 assert result.code == 2 and INSTALL in result.err, (command, result.err)
                 assert result.err.count("\n") == 1 and "which is not installed" in result.err
