@@ -129,10 +129,9 @@ class CohortTab:
         from SAMFineTuneLib.service.cohort_work import CohortWork
 
         folder = beside(images)
-        labels = [one.strip() for one in self.ui.labelsEdit.text.split(",") if one.strip()]
         work = CohortWork(folder, "create")
         work.forget()
-        number = work.put("create", images=images, labels=labels)
+        number = work.put("create", images=images, labels=self.ui.labelsEdit.text.split(","))
         work.start(sys.executable, self.served.environment(folder))
         self._creating, self._created = (work, number), {}
 

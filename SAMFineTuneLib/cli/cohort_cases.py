@@ -47,10 +47,9 @@ def _create(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.models.store import Store
 
     Store().find(args.model)  # rather than after the first cases
-    names = [name for name in args.labels.split(",") if name.strip()]
     images = find_images(args.images, args.match_labels)
     with counting("reading image") as show:
-        made = create_cohort(args.cohort, images, names, args.model, show)
+        made = create_cohort(args.cohort, images, args.labels.split(","), args.model, show)
     for note in made.notes:
         console.note(note)
     print(f"written     {made.cohort.folder}")

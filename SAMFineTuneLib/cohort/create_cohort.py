@@ -135,9 +135,14 @@ def create_cohort(
     require_no_cohort(folder)
     if folder.resolve() in {place.resolve() for one in images for place in (one.image, one.image.parent)}:
         raise UserError(f"“{folder}” holds images; give the cohort a folder of its own beside them.")
-    names = {value: name.strip() for value, name in enumerate(labels, start=1)}
-    if not all(names.values()) or len({name.casefold() for name in names.values()}) < len(names):
-        raise UserError(f"The structures need names that differ, and are called {', '.join(labels)}; name each once.")
+    given = [name.strip() for name in labels]
+    while given and not given[-1]:  # a comma at the end
+        given.pop()
+    names = dict(enumerate(given, start=1))
+    if not all(given) or len({name.casefold() for name in given}) < len(given):
+        told = ", ".join(f"“{name}”" for name in given)
+        raise UserError(f"The structures of label values 1, 2, … need a name each, and are called {told}; give all a "
+                        "name of their own.")  # fmt: skip
     root = _common_folder([one.image for one in images])
     salt = secrets.token_hex(16)
     read = _read(images, root, folder, names, {}, salt, progress)

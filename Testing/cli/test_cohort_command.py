@@ -116,6 +116,11 @@ def test_what_is_unusual_about_accepted_labels_is_said(samfinetune, cohort, tmp_
     save(tmp_path / "empty.nii.gz", truth(1) * 0)
     done = samfinetune("cohort", "accept", "mine", "b", "--labels", "empty.nii.gz")
     assert done.code == 0 and "Nothing is labelled in it." in done.out
+    accepted = cohort.accepted(cohort.state.case("b").key)
+    before = accepted.read_bytes()
+    done = samfinetune("cohort", "accept", "mine", "b", "--labels", "empty.nii.gz")
+    assert done.code == 2 and "cohort reopen" in done.err and accepted.read_bytes() == before
+    assert samfinetune("cohort", "reopen", "mine", "b").code == 0
     save(tmp_path / "coarse.nii.gz", truth(1)[:, ::2, ::2], AFFINE @ np.diag([2.0, 2.0, 1.0, 1.0]))
     done = samfinetune("cohort", "accept", "mine", "b", "--labels", "coarse.nii.gz", "--json")
     assert done.code == 0 and "were resampled onto the image's grid" in json.loads(done.out)["notes"][0]

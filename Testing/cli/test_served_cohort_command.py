@@ -162,7 +162,11 @@ def test_advised_commands_reach_the_server_and_empty_labels_are_told(department,
     write_labelmap(labels, np.zeros(SHAPE, np.uint8), read_volume(cohort.image(cohort.state.cases[0])))
     assert main([str(labels) if word == "FILE" else word for word in command]) == 0
     assert len(cohort.state.accepted) == 1
-    again = ("accept", "p1", "--labels", str(labels), "--token-file", str(tmp_path / "a token.txt"))
+    code, _, error = run("accept", cohort.state.accepted[0].name, "--labels", str(labels), "--token-file",
+                         str(tmp_path / "a token.txt"), as_json=False)  # fmt: skip
+    assert code == 2 and "cohort reopen" in error
+    other = next(case.name for case in cohort.state.cases if case.state == "untouched")
+    again = ("accept", other, "--labels", str(labels), "--token-file", str(tmp_path / "a token.txt"))
     assert "Nothing is labelled in it." in run(*again, as_json=False)[1]
 
 

@@ -272,6 +272,15 @@ def test_a_list_is_matched_as_asked_and_what_became_of_its_labels_is_said(tmp_pa
     assert patient.startswith("c: The list names no patient")
 
 
+def test_a_gap_in_the_names_moves_no_value(tmp_path):
+    images = find_images(small_cohort(tmp_path).images)
+    with pytest.raises(UserError, match="called “liver”, “”, “spleen”"):
+        create_cohort(tmp_path / "new", images, ["liver", " ", "spleen"])
+    assert create_cohort(tmp_path / "new", images, ["liver", "spleen", ""]).cohort.state.labels == {
+        1: "liver", 2: "spleen"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("wrong", ["missing", "empty", "file", "unnamed", "twice", "inside"])
 def test_what_cannot_become_a_cohort_is_one_sentence(tmp_path, wrong):
     small_cohort(tmp_path / "good")
