@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import qt
+from PIL import Image
 from test_clicks import LIVER, Work
 
 ROOM = 800  # pixels that Slicer leaves a panel on a screen of 1600 × 1000
@@ -47,6 +49,27 @@ def test_on_a_small_screen_the_tools_and_the_segments_are_seen_at_once(desktop):
     work.panel.tabs.currentWidget().ensureWidgetVisible(work.ui.propagateButton)
     desktop.pass_time(0.1)
     assert bottom_of(work.ui.propagateButton, parent) < top
+
+
+def test_messages_can_be_read_when_the_style_becomes_dark(desktop, tmp_path):
+    """As in Slicer's settings, while the panel is there."""
+    from PySide6.QtGui import QColor, QPalette
+    from PySide6.QtWidgets import QApplication
+
+    panel = desktop.open()
+    panel.host.say("Something has happened.", "test")
+    desktop.pass_time(0.2)
+    before, dark = QApplication.palette(), QPalette()
+    for role, grey in (("Window", 50), ("Base", 25), ("WindowText", 255), ("Text", 255)):
+        dark.setColor(getattr(QPalette, role), QColor(grey, grey, grey))
+    QApplication.setPalette(dark)
+    try:
+        desktop.pass_time(0.2)
+        panel.status.ui.messageText.grab().save(str(tmp_path / "message.png"))
+    finally:
+        QApplication.setPalette(before)
+    seen = np.asarray(Image.open(tmp_path / "message.png").convert("L"))
+    assert np.median(seen) == 50 and seen.max() > 200
 
 
 def shown_in_full(button):
