@@ -134,11 +134,11 @@ def _sources(cohort: Cohort) -> dict[str, dict[str, str]]:
 
 
 def _read(cohort: Cohort, case: CohortCase) -> tuple[Volume, np.ndarray]:
-    return read_volume(cohort.image(case)), read_labels(cohort.accepted(case.key)).array
+    return read_volume(cohort.image(case)), read_labels(cohort.accepted_labels(case)).array
 
 
 def _write_nifti(cohort: Cohort, case: CohortCase, folder: Path, name: str, source: Mapping[str, str]) -> str:
-    labels = read_labels(cohort.accepted(case.key))
+    labels = read_labels(cohort.accepted_labels(case))
     write_labelmap(folder / f"{name}.nii.gz", labels.array, Volume(labels.array, labels.affine))
     return f"{name}.nii.gz"
 

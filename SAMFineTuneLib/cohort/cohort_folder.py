@@ -323,6 +323,16 @@ class Cohort:
         """Accepted label map of a case."""
         return self.folder / "accepted" / f"{key}.nii.gz"
 
+    def accepted_labels(self, case: CohortCase) -> Path:
+        """Label map of an accepted case; UserError when it is not there."""
+        path = self.accepted(case.key)
+        if not path.exists():
+            raise UserError(
+                f"The accepted labels of case {case.name} are not at “{path}”; put them back, or accept the case "
+                "anew: “samfinetune cohort accept”."
+            )
+        return path
+
     def adapter(self, number: int) -> Path:
         """Folder of the adapter of a training."""
         return self.folder / "adapters" / str(number)

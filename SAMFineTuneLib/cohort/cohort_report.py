@@ -95,7 +95,7 @@ def write_report(
 
 
 def _compare(cohort: Cohort, case: CohortCase) -> Compared:
-    accepted = read_labels(cohort.accepted(case.key))
+    accepted = read_labels(cohort.accepted_labels(case))
     labels = cohort.state.labels
     axes = tuple(axis for axis in range(3) if axis != slice_axis(Volume(accepted.array, accepted.affine)))
     outlines = sum(int((accepted.array == value).any(axis=axes).sum()) for value in labels)

@@ -140,7 +140,7 @@ def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
             f"Training needs accepted cases of {JUDGES + 1} patients or more, {JUDGES} to judge the result and the "
             f"others to learn from; {len({case.patient for case in state.accepted})} are there, so accept further ones."
         )
-    digests = {case.key: sha256_of(cohort.accepted(case.key)) for case in state.accepted}
+    digests = {case.key: sha256_of(cohort.accepted_labels(case)) for case in state.accepted}
     numbers = [one.number for one in state.adapters]
     with suppress(FileNotFoundError):
         numbers += [int(path.name) for path in (cohort.folder / "adapters").iterdir() if path.name.isdigit()]

@@ -117,10 +117,10 @@ def release(cohort: Cohort, name: str, by: str) -> None:
 def labels_of(cohort: Cohort, case: CohortCase) -> Path | None:
     """The label map to go on with: the newest of those accepted and corrected, else the one that is proposed; None for
     an untouched case."""
-    corrected, proposed = cohort.corrected(case.key), cohort.proposal(case.key) / PROPOSED_LABELS
-    if case.state == "accepted" and not _is_newer(corrected, cohort.accepted(case.key)):
-        return cohort.accepted(case.key)
-    return next((path for path in (corrected, proposed) if path.exists()), None)
+    accepted, corrected = cohort.accepted(case.key), cohort.corrected(case.key)
+    if case.state == "accepted" and accepted.exists() and not _is_newer(corrected, accepted):
+        return accepted
+    return next((path for path in (corrected, cohort.proposal(case.key) / PROPOSED_LABELS) if path.exists()), None)
 
 
 def image_of(cohort: Cohort, case: CohortCase) -> Volume:

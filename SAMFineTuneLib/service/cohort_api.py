@@ -96,7 +96,11 @@ class CohortApi:
         if action not in _ACTIONS:
             raise Refused(404, "path", "There is nothing at this address; update the server, or this program.")
         kind, act = _ACTIONS[action]
-        answer = act(self, decode(body, kind))
+        message = decode(body, kind)
+        try:
+            answer = act(self, message)
+        except UserError as error:
+            raise UserError(_without_folders(str(error))) from error
         return answer, isinstance(answer, protocol.CohortNews) and not answer.state and not answer.events
 
     def expire(self) -> None:

@@ -16,6 +16,7 @@ from case_files import blob, image_of, save
 from small_cohorts import propose_labels, small_cohort, truth
 
 from SAMFineTuneLib.cases.label_files import read_labels
+from SAMFineTuneLib.cli.main import main
 from SAMFineTuneLib.cohort import cohort_folder
 from SAMFineTuneLib.cohort.choosing import next_case
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, Lease, TrainedAdapter
@@ -280,6 +281,20 @@ def test_a_damaged_file_is_one_sentence_and_stays(cohort, change):
         with pytest.raises(UserError, match="is damaged.*restore it from a backup"):
             act()
     assert path.read_bytes() == damaged
+
+
+def test_accepted_labels_that_are_gone_are_one_sentence_and_can_be_given_anew(cohort, tmp_path, capsys):
+    for name in "abc":
+        accept(cohort, name, truth(0))
+    cohort.accepted(cohort.state.case("b").key).unlink()
+    folder = str(cohort.folder)
+    export = ["export", folder, "-o", str(tmp_path / "out"), "--form", "nifti"]
+    for command in (["train", folder], ["report", folder], export):
+        assert main(["cohort", *command]) == 2
+        assert "The accepted labels of case b are not at" in capsys.readouterr().err
+    assert labels_of(cohort, cohort.state.case("b")) is None
+    accept(cohort, "b", truth(1))
+    assert main(["cohort", "report", folder]) == 0
 
 
 def test_a_newer_version_says_so(cohort):

@@ -153,6 +153,20 @@ def test_what_others_do_is_seen(department, cohort):
     end(work)
 
 
+def test_a_damaged_cohort_is_told_without_its_folder(department, cohort):
+    here = department.client()
+    here.follow()
+    state = (cohort.folder / "cohort.json").read_text()
+    (cohort.folder / "cohort.json").write_text(state[:-100])
+    for ask in (here.follow, lambda: here.do("next", "a" * 16, 1)):
+        with pytest.raises(UserError, match="“cohort.json” is damaged") as told:
+            ask()
+        assert str(cohort.folder.parent) not in str(told.value)
+    (cohort.folder / "cohort.json").write_text(state)
+    here.follow()
+    assert len(here.cohort.state.cases) == 12
+
+
 def test_whether_a_case_is_taken_is_told_by_the_clock_of_the_server(department, cohort, monkeypatch):
     take(cohort, "p05", "another", 30.0)
     here = department.client()
