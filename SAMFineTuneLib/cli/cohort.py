@@ -19,7 +19,7 @@ examples:
   samfinetune cohort accept liver-cohort p07 --labels p07.seg.nrrd      the first cases, annotated by prompts
   samfinetune cohort train liver-cohort               learn from what is accepted; patients held out decide
   samfinetune cohort propose liver-cohort             segment the others
-  samfinetune cohort next liver-cohort                which case teaches most, and where to look in it
+  samfinetune cohort next liver-cohort                the next case, and where to look in it
   samfinetune cohort accept liver-cohort p12 --labels corrected.nii.gz --seconds 95 --prompts 4
   samfinetune cohort report liver-cohort              the learning curve, as a page that opens offline
   samfinetune cohort export liver-cohort -o Dataset001_Liver --form nnunet
