@@ -328,8 +328,8 @@ class Cohort:
         path = self.accepted(case.key)
         if not path.exists():
             raise UserError(
-                f"The accepted labels of case {case.name} are not at “{path}”; put them back, or accept the case "
-                "anew: “samfinetune cohort accept”."
+                f"The accepted labels of case {case.name} are not at “{path}”; put them back, or take back that it was "
+                "accepted with “samfinetune cohort reopen”."
             )
         return path
 

@@ -23,6 +23,7 @@ from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, Lease, Train
 from SAMFineTuneLib.cohort.review import accept, keep_correction, labels_of, refuse, release, reopen, take
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images import read_volume, write_labelmap
 
 
 @pytest.fixture
@@ -292,8 +293,10 @@ def test_accepted_labels_that_are_gone_are_one_sentence_and_can_be_given_anew(co
     for command in (["train", folder], ["report", folder], export):
         assert main(["cohort", *command]) == 2
         assert "The accepted labels of case b are not at" in capsys.readouterr().err
-    assert labels_of(cohort, cohort.state.case("b")) is None
-    accept(cohort, "b", truth(1))
+    assert labels_of(cohort, cohort.state.case("b")) is None, "the panel opens it without labels"
+    write_labelmap(tmp_path / "b.nii.gz", truth(1), read_volume(cohort.image(cohort.state.case("b"))))
+    for command in (["reopen", folder, "b"], ["accept", folder, "b", "--labels", str(tmp_path / "b.nii.gz")]):
+        assert main(["cohort", *command]) == 0
     assert main(["cohort", "report", folder]) == 0
 
 
