@@ -119,7 +119,8 @@ class Segmenter:
         self._judged: State | None = None
         self._compared: State | None = None
         self._told: set[str] = set()
-        self._tell_once([*doubts_about_voxels(self.volume), *doubts_about_adapter(self.volume, recipe)])
+        read_here = () if isinstance(image, Volume) else self.volume.warnings
+        self._tell_once([*read_here, *doubts_about_voxels(self.volume), *doubts_about_adapter(self.volume, recipe)])
 
     # ---- prompts
 

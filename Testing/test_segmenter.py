@@ -13,7 +13,7 @@ from PIL import Image
 
 from SAMFineTuneLib import Segmenter
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import Volume, body_phantom, read_volume
+from SAMFineTuneLib.images import Volume, body_phantom, read_volume, write_dicom_series
 from SAMFineTuneLib.images.sitk_images import to_sitk
 from SAMFineTuneLib.inference.open_predictor import open_predictor
 from SAMFineTuneLib.prompts import LassoPrompt, PointPrompt, PromptSet, ScribblePrompt, SegmentPrompts, write_prompts
@@ -141,6 +141,17 @@ def test_millimetres_and_voxels_of_a_tilted_flipped_volume_are_the_same_place(bo
     other = Segmenter(flipped, predictor=predictor).box(*corners).mask()
     assert dice(first, other[::-1, :, ::-1]) > 0.98
     assert dice(other[::-1, :, ::-1][low[2]], truth[low[2]]) > 0.85
+
+
+def test_what_reading_decided_is_told_once(body, tmp_path):
+    """As a missing slice. Who gives a volume has read it, and knows."""
+    write_dicom_series(body[0], tmp_path / "dicom")
+    sorted((tmp_path / "dicom").iterdir())[3].unlink()
+    told = []
+    scan = Segmenter(tmp_path / "dicom", tell=told.append)
+    assert len(told) == 1 and "missing" in told[0] and told == list(scan.volume.warnings)
+    Segmenter(scan.volume, tell=told.append)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int16])
