@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 def _require_packages() -> None:
     from SAMFineTuneLib.models.optional_packages import require
 
-    require("Evaluating", "scipy", "skimage", "matplotlib", extra="evaluation")
+    require("Evaluating", "skimage", "matplotlib", extra="evaluation")
 
 
 @contextmanager

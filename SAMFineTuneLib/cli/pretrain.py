@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--seed must be a whole number from 0.")
     from SAMFineTuneLib.models.optional_packages import require
 
-    require("Pre-training", "scipy", "torch", extra="training")
+    require("Pre-training", "torch", extra="training")
     from SAMFineTuneLib.training.memory import device_of
 
     options = {"steps": args.steps, "seed": args.seed, "resume": args.resume, "device": device_of(args.device)}

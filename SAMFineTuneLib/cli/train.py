@@ -200,7 +200,7 @@ def _name(args: argparse.Namespace) -> str:
 def _require_packages() -> None:
     from SAMFineTuneLib.models.optional_packages import require
 
-    require("Training", "peft", "scipy", "torch", extra="training")
+    require("Training", "peft", "torch", extra="training")
 
 
 def _show_cases(args: argparse.Namespace, cases: Sequence[Case], test: Sequence[Case], found: Survey) -> None:

@@ -88,7 +88,7 @@ def retrain(
     """
     from SAMFineTuneLib.models.optional_packages import require
 
-    require("Training", "peft", "scipy", "torch", "safetensors", extra="training")
+    require("Training", "peft", "torch", "safetensors", extra="training")
     try:
         with owning(cohort.folder / WORK, "The training of this cohort"):
             run = _Run(cohort, _plan(cohort, preset, resume), device, progress, cancelled)
