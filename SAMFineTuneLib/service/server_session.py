@@ -27,6 +27,16 @@ _PAUSE = 0.004  # seconds between two looks for news
 _FAREWELL = 1.0  # seconds that `close` waits for answers
 
 
+class _ServerMasks(Masks):
+    """Masks that a server makes where there are prompts: `ask` gets them."""
+
+    ask: Callable[[Place], Answer]
+
+    def answer(self, place: Place) -> Answer | None:
+        task = self._history.state.tasks.get(place)
+        return self.ask(place) if task is not None and task.prompts else super().answer(place)
+
+
 class ServerSession(Session):
     """Segments, prompts and undo are kept here; the server gets them when a mask is asked for. Close it at the end.
 
@@ -39,6 +49,8 @@ class ServerSession(Session):
         tell: called with each sentence that the server has for the user.
         told: sentences that the user knows already.
     """
+
+    _kind_of_masks = _ServerMasks
 
     def __init__(
         self,
@@ -58,7 +70,6 @@ class ServerSession(Session):
         self._say, self._known = tell, set(told)
         self._received: dict[Place, events.MaskChanged] = {}
         self._sent: State | None = None
-        self._masks = _ServerMasks(self._history, self._propagations, self._tell)
         self._masks.ask = self._ask
         self.set_volume(volume, window)
 
@@ -146,7 +157,7 @@ class ServerSession(Session):
         _, state, _ = read_document(self._answer_to(self._client.take_snapshot()), self.require_volume())
         self.put("propagate", state)
         self._sent = self.state
-        job = PropagationJob(self._job_number(intent.job), intent.segment)
+        job = PropagationJob(self._jobs.new_number(intent.job), intent.segment)
         job.done = True
         return job
 
@@ -196,13 +207,3 @@ class ServerSession(Session):
                 if wanted(event):
                     return event
             time.sleep(_PAUSE)
-
-
-class _ServerMasks(Masks):
-    """Masks that a server makes where there are prompts: `ask` gets them."""
-
-    ask: Callable[[Place], Answer]
-
-    def answer(self, place: Place) -> Answer | None:
-        task = self._history.state.tasks.get(place)
-        return self.ask(place) if task is not None and task.prompts else super().answer(place)

@@ -56,6 +56,8 @@ class Session(intents.IntentMethods):
         window: how grey values become pictures; None is the default of the volume's modality.
     """
 
+    _kind_of_masks = Masks  # other ones where something else makes them
+
     def __init__(
         self,
         volume: Volume | None = None,
@@ -81,7 +83,7 @@ class Session(intents.IntentMethods):
         None. Another thread may set it, and then `work_arrived`."""
         self._listeners: list[events.Listener] = []
         self._history = History(State())
-        self._masks = Masks(self._history, lambda: self._jobs.propagations, self._tell)
+        self._masks = self._kind_of_masks(self._history, lambda: self._jobs.propagations, self._tell)
         self._jobs = RunningJobs(self._history, self._masks, self._apply, self._tell)
         self.found = self._jobs.found
         self._recipe: Mapping[str, Any] = {}
