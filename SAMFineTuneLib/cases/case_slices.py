@@ -14,7 +14,6 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SlicePlane, Volume, aligned_plane, choose_window, number_of_slices, picture
 from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, view_axes
-from SAMFineTuneLib.inference.mask_shapes import pieces
 
 LEAST_PIXELS = 20
 """Smaller pieces of a structure on a slice are not objects (MedicoSAM's rule)."""
@@ -100,6 +99,8 @@ def objects_of(one: LabelledSlice, least: int = LEAST_PIXELS) -> list[Object]:
 
 def large_pieces(mask: np.ndarray, least: int = LEAST_PIXELS) -> list[np.ndarray]:
     """The connected pieces of a mask that have `least` pixels or more, largest first."""
+    from SAMFineTuneLib.inference.mask_shapes import pieces  # with SciPy, for which Slicer's window would have to wait
+
     return [piece for piece in pieces(mask) if np.count_nonzero(piece) >= least]
 
 
