@@ -362,7 +362,7 @@ class SelfTest:
 
     def propose(self, cohort, truth):
         """Give the first case a proposal like an adapter's that lacks a slice. Returns its key and that slice."""
-        from SAMFineTuneLib.cohort.cohort_folder import Proposal
+        from SAMFineTuneLib.cohort.cohort_state import Proposal
         from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
         from SAMFineTuneLib.images import write_labelmap
 

@@ -20,8 +20,9 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
-    from SAMFineTuneLib.cohort.create_cohort import FoundImage
+    from SAMFineTuneLib.cohort.cohort_folder import Cohort
+    from SAMFineTuneLib.cohort.cohort_state import CohortCase
+    from SAMFineTuneLib.cohort.find_images import FoundImage
 
 
 def add_actions(action: Callable) -> None:
@@ -43,7 +44,8 @@ def add_actions(action: Callable) -> None:
 
 
 def _create(args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+    from SAMFineTuneLib.cohort.create_cohort import create_cohort
+    from SAMFineTuneLib.cohort.find_images import find_images
     from SAMFineTuneLib.models.store import Store
 
     Store().find(args.model)  # rather than after the first cases
@@ -97,7 +99,8 @@ def _checked(args: argparse.Namespace) -> Cohort:
 
 
 def _add(args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.cohort.create_cohort import add_images, find_images
+    from SAMFineTuneLib.cohort.create_cohort import add_images
+    from SAMFineTuneLib.cohort.find_images import find_images
 
     if args.server:
         cohort, added, notes = _send(args, find_images(args.images, args.match_labels))
@@ -130,7 +133,8 @@ def _send(args: argparse.Namespace, images: Sequence[FoundImage]) -> tuple[Cohor
 
 
 def _locate(args: argparse.Namespace) -> None:
-    from SAMFineTuneLib.cohort.create_cohort import find_images, locate_images
+    from SAMFineTuneLib.cohort.create_cohort import locate_images
+    from SAMFineTuneLib.cohort.find_images import find_images
 
     cohort = open_here(args)
     images = find_images(args.images)

@@ -10,7 +10,8 @@ from SAMFineTuneLib.cli.arguments import server_access
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortState
+    from SAMFineTuneLib.cohort.cohort_folder import Cohort
+    from SAMFineTuneLib.cohort.cohort_state import CohortState
     from SAMFineTuneLib.service.cohort_client import ServedCohort
 
 _given: dict[Path, tuple[str, ...]] = {}

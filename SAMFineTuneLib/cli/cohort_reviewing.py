@@ -16,14 +16,15 @@ from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.cli.cohort_on_server import open_cohort, open_served
 from SAMFineTuneLib.cli.cohort_status import case_facts, case_word, cohort_word, next_step, print_case
 from SAMFineTuneLib.cli.describe import print_facts
-from SAMFineTuneLib.cohort.cohort_folder import LEASE_ON_SERVER
+from SAMFineTuneLib.cohort.cohort_state import LEASE_ON_SERVER
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from SAMFineTuneLib.cohort.choosing import Choice
-    from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
+    from SAMFineTuneLib.cohort.cohort_folder import Cohort
+    from SAMFineTuneLib.cohort.cohort_state import CohortCase
     from SAMFineTuneLib.service.cohort_client import ServedCohort
 
 _MOST_PLACES = 5  # doubtful slices that `next` lists

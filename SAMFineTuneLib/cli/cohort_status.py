@@ -15,7 +15,8 @@ from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
+    from SAMFineTuneLib.cohort.cohort_folder import Cohort
+    from SAMFineTuneLib.cohort.cohort_state import CohortCase
 
 
 def print_status(cohort: Cohort) -> None:

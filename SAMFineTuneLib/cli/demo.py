@@ -110,7 +110,8 @@ def _make_cohort(folder: Path, seed: int) -> int:
     """Write bodies that differ, a cohort of them, and the right labels of those that are still to be segmented."""
     import numpy as np
 
-    from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+    from SAMFineTuneLib.cohort.create_cohort import create_cohort
+    from SAMFineTuneLib.cohort.find_images import find_images
     from SAMFineTuneLib.images import body_phantom, write_labelmap
     from SAMFineTuneLib.images.sitk_images import write_image
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SAMFineTuneLib.cohort.cohort_folder import TrainedAdapter
+from SAMFineTuneLib.cohort.cohort_state import TrainedAdapter
 from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:

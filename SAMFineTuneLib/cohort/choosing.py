@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortCase
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.wording import counted
 

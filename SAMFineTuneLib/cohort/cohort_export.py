@@ -21,7 +21,8 @@ import numpy as np
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cases.label_files import read_labels
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortCase
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import staged_folder, write_text

@@ -17,7 +17,8 @@ import numpy as np
 from SAMFineTuneLib import report_page
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cases.labelled_case import slice_axis
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, TrainedAdapter
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortCase, TrainedAdapter
 from SAMFineTuneLib.cohort.review import fair_proposal
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation.annotator import Seconds

@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from SAMFineTuneLib.cases.cases import SHORT
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import read_volume

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import sha256
 
-from SAMFineTuneLib.cohort.cohort_folder import CohortCase, CohortState
+from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState
 
 FIRST = 5
 """Accepted cases at which the first training is due."""

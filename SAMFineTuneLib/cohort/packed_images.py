@@ -16,7 +16,8 @@ import numpy as np
 
 from SAMFineTuneLib.cases.cases import SHORT, Case
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
-from SAMFineTuneLib.cohort.create_cohort import FoundImage, add_images, find_images
+from SAMFineTuneLib.cohort.create_cohort import add_images
+from SAMFineTuneLib.cohort.find_images import FoundImage, find_images
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import remove_folder, staged_folder
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from SAMFineTuneLib.cohort.choosing import features_file
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, Proposal
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, Proposal
 from SAMFineTuneLib.cohort.confidence import (
     CONFIDENCE,
     Calibration,

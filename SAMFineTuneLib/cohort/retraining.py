@@ -23,7 +23,8 @@ import numpy as np
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cohort.adapter_decision import Dice, about_left_out, decide
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortState, TrainedAdapter
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortState, TrainedAdapter
 from SAMFineTuneLib.cohort.judges import JUDGES, compared, divided
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import move_over, sha256_of, write_text

@@ -20,8 +20,9 @@ from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cases.label_grid import fit_labels
 from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.cohort.choosing import Choice, next_case
-from SAMFineTuneLib.cohort.cohort_folder import LEASE, Cohort, CohortCase, CohortState, Lease, Review
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
+from SAMFineTuneLib.cohort.cohort_state import LEASE, CohortCase, CohortState, Lease, Review
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, beside, move_over
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap

@@ -30,22 +30,21 @@ from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.cohort.cohort_folder import LEASE_ON_SERVER, Cohort, CohortState, Lease, as_json
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import LEASE_ON_SERVER, CohortState, Lease, as_json
 from SAMFineTuneLib.cohort.confidence import CONFIDENCE
 from SAMFineTuneLib.cohort.create_cohort import patient_digest
 from SAMFineTuneLib.cohort.review import stay_taken
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import protocol
-from SAMFineTuneLib.service.cohort_process import DOES
+from SAMFineTuneLib.service.cohort_pieces import AT_ONCE, RESULTS
 from SAMFineTuneLib.service.cohort_uploads import NOTHING_ADDED, add_part, upload_path
 from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
 from SAMFineTuneLib.service.protocol import Limits, Refused
 from SAMFineTuneLib.service.wire import WireError, decode
 
-_WITH_IMAGES = ("open", "grid", "picture", "check", "keep", "accept", "receive", "export", "report")
-_RESULTS = ("export", "report")
+_WITH_IMAGES = ("open", "grid", "picture", "check", "keep", "accept", "receive", *RESULTS)
 _LONG = ("train", "propose", "stop")
-_AT_ONCE = ("next", "take", "release", "refuse", "reopen", "due")
 _FOLDERS = re.compile(r"“(?:/|[A-Za-z]:[/\\])[^”]*[/\\](?=[^/\\”])")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[\w-]{1,64}")
@@ -154,8 +153,8 @@ class CohortApi:
         try:
             if piece.what in _LONG:
                 told = self._begin(piece)
-            elif piece.what in _AT_ONCE:
-                told = DOES[piece.what](None, {**_values(piece), "cohort": str(cohort.folder)})
+            elif piece.what in AT_ONCE:
+                told = AT_ONCE[piece.what](cohort, _values(piece))
             else:
                 raise Refused(404, "path", f"This server does not know “{piece.what[:20]}”; update it.")
         except UserError as error:
@@ -250,7 +249,7 @@ class _Window:
 
     def done(self, piece: protocol.CohortPiece, limits: Limits, more: dict[str, Any]) -> protocol.CohortTold:
         """Put a piece with `more` values into the queue unless it is known, and wait for its end for a while."""
-        until = time.monotonic() + (_TELL_AFTER if piece.what in _RESULTS else _LONGEST_WAIT)
+        until = time.monotonic() + (_TELL_AFTER if piece.what in RESULTS else _LONGEST_WAIT)
         while time.monotonic() < until:
             with self._lock:
                 self.touched = time.monotonic()

@@ -12,7 +12,8 @@ import numpy as np
 
 from SAMFineTuneLib.cases.cases import SHORT, Case, patients_of_pictures
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
-from SAMFineTuneLib.cohort.create_cohort import FoundImage, about_labels
+from SAMFineTuneLib.cohort.create_cohort import about_labels
+from SAMFineTuneLib.cohort.find_images import FoundImage
 from SAMFineTuneLib.cohort.packed_images import pack_image
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import read_volume

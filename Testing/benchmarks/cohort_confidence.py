@@ -25,9 +25,11 @@ import numpy as np
 
 from SAMFineTuneLib.cases.cases import digest_of, find_cases
 from SAMFineTuneLib.cases.label_files import read_labels
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, TrainedAdapter
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import TrainedAdapter
 from SAMFineTuneLib.cohort.confidence import DOUBTFUL, Calibration, Judged, calibrate, expected
-from SAMFineTuneLib.cohort.create_cohort import FoundImage, create_cohort
+from SAMFineTuneLib.cohort.create_cohort import create_cohort
+from SAMFineTuneLib.cohort.find_images import FoundImage
 from SAMFineTuneLib.cohort.proposing import propose, read_signals
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder

@@ -38,8 +38,10 @@ from SAMFineTuneLib.cases.case_slices import (
 from SAMFineTuneLib.cases.cases import Case, find_cases
 from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.cases.labelled_case import LabelChoice, read_labelled
-from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, CohortCase, Proposal
-from SAMFineTuneLib.cohort.create_cohort import FoundImage, create_cohort
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortCase, Proposal
+from SAMFineTuneLib.cohort.create_cohort import create_cohort
+from SAMFineTuneLib.cohort.find_images import FoundImage
 from SAMFineTuneLib.cohort.retraining import dice_of_proposal, retrain
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.evaluation.annotator import Seconds

@@ -65,7 +65,8 @@ def make_cohort(folder: Path, shape: tuple[int, int, int]):
     """Three scans as files, and a cohort in which all have a correction."""
     import SimpleITK as sitk
 
-    from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+    from SAMFineTuneLib.cohort.create_cohort import create_cohort
+    from SAMFineTuneLib.cohort.find_images import find_images
     from SAMFineTuneLib.cohort.review import keep_correction
     from SAMFineTuneLib.images.phantom import body_phantom
     from SAMFineTuneLib.images.sitk_images import to_sitk

@@ -17,7 +17,8 @@ from service.department import TOKEN, Department
 from SAMFineTuneLib.cli.main import main
 from SAMFineTuneLib.cohort.cohort_export import export
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
-from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+from SAMFineTuneLib.cohort.create_cohort import create_cohort
+from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.segment_info import SegmentInfo

@@ -19,7 +19,8 @@ import numpy as np
 
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
-from SAMFineTuneLib.cohort.create_cohort import add_images, find_images
+from SAMFineTuneLib.cohort.create_cohort import add_images
+from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import accept, keep_correction, labels_of, refuse, reopen
 
 _EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")

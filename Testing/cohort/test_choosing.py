@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SAMFineTuneLib.cohort.choosing import WAYS, features_file, next_case
-from SAMFineTuneLib.cohort.cohort_folder import STATES, Cohort, CohortCase, CohortState, Lease, Proposal, Review
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import STATES, CohortCase, CohortState, Lease, Proposal, Review
 from SAMFineTuneLib.errors import UserError
 
 

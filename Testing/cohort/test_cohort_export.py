@@ -15,7 +15,8 @@ from small_cohorts import propose_labels, small_cohort, truth
 from SAMFineTuneLib.cases.cases import find_cases
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort.cohort_export import FORMS, PROVENANCE, export
-from SAMFineTuneLib.cohort.create_cohort import add_images, create_cohort, find_images
+from SAMFineTuneLib.cohort.create_cohort import add_images, create_cohort
+from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError

@@ -12,8 +12,8 @@ import pytest
 from case_files import AFFINE, blob
 from small_cohorts import propose_labels, small_cohort, truth
 
-from SAMFineTuneLib.cohort.cohort_folder import TrainedAdapter
 from SAMFineTuneLib.cohort.cohort_report import write_report
+from SAMFineTuneLib.cohort.cohort_state import TrainedAdapter
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.metrics.mask_metrics import dice, surface_distances

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortState
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortState
 from SAMFineTuneLib.cohort.confidence import (
     CONFIDENCE,
     DOUBTFUL,

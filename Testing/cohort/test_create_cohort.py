@@ -16,7 +16,8 @@ from small_cohorts import small_cohort, truth
 from SAMFineTuneLib.cases.cases import find_cases, patient_of_files
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
-from SAMFineTuneLib.cohort.create_cohort import add_images, create_cohort, find_images, locate_images
+from SAMFineTuneLib.cohort.create_cohort import add_images, create_cohort, locate_images
+from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import read_volume

@@ -29,8 +29,8 @@ from pydicom.uid import generate_uid
 
 from SAMFineTuneLib.cli.main import main
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
-from SAMFineTuneLib.cohort.create_cohort import find_images
 from SAMFineTuneLib.cohort.dicomweb_store import PASSWORD, USER, DicomwebStore
+from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import read_volume

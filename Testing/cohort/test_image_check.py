@@ -14,7 +14,8 @@ from small_cohorts import small_cohort, truth
 
 from SAMFineTuneLib.cli.main import main
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
-from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+from SAMFineTuneLib.cohort.create_cohort import create_cohort
+from SAMFineTuneLib.cohort.find_images import find_images
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 from small_cohorts import small_cohort, truth
 
 from SAMFineTuneLib.cohort.adapter_decision import decide
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, CohortState, Proposal, Review, TrainedAdapter
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, Proposal, Review, TrainedAdapter
 from SAMFineTuneLib.cohort.judges import held_out, is_due
 from SAMFineTuneLib.cohort.retraining import WORK, retrain
 from SAMFineTuneLib.cohort.review import accept, reopen

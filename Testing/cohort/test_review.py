@@ -17,9 +17,10 @@ from small_cohorts import propose_labels, small_cohort, truth
 
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cli.main import main
-from SAMFineTuneLib.cohort import cohort_folder
+from SAMFineTuneLib.cohort import cohort_state
 from SAMFineTuneLib.cohort.choosing import next_case
-from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort, Lease, TrainedAdapter
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
+from SAMFineTuneLib.cohort.cohort_state import Lease, TrainedAdapter
 from SAMFineTuneLib.cohort.review import accept, keep_correction, labels_of, refuse, release, reopen, take
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
@@ -146,7 +147,7 @@ def test_a_case_is_taken_by_one_at_a_time(cohort, monkeypatch):
     assert cohort.state.case("a").taken("you")
     take(cohort, "a", "me")
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + cohort_folder.LEASE + 1)
+    monkeypatch.setattr(time, "time", lambda: now + cohort_state.LEASE + 1)
     assert take(cohort, "a", "you").lease.by == "you"
     release(cohort, "", "me")
     assert cohort.state.case("a").taken("me")

@@ -11,8 +11,10 @@ from pathlib import Path
 from case_files import case_folder
 from tuned_models import shake
 
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, TrainedAdapter
-from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import TrainedAdapter
+from SAMFineTuneLib.cohort.create_cohort import create_cohort
+from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 from SAMFineTuneLib.models.adapters.merged_export import export_adapter
 from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, save_adapter

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from case_files import AFFINE, blob, image_of, save
 
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, CohortCase, Proposal
-from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import CohortCase, Proposal
+from SAMFineTuneLib.cohort.create_cohort import create_cohort
+from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
 
 

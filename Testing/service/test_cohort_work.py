@@ -36,7 +36,8 @@ def scans(tmp_path):
 
 @pytest.fixture
 def cohort(scans):
-    from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+    from SAMFineTuneLib.cohort.create_cohort import create_cohort
+    from SAMFineTuneLib.cohort.find_images import find_images
 
     return create_cohort(f"{scans}-cohort", find_images(scans), ["liver"]).cohort
 

@@ -12,7 +12,8 @@ import qt
 import slicer
 from mrml.scenes import segment_voxels
 
-from SAMFineTuneLib.cohort.cohort_folder import Cohort, Proposal, TrainedAdapter
+from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_state import Proposal, TrainedAdapter
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, take
 from SAMFineTuneLib.images import read_volume, write_labelmap
 from SAMFineTuneLib.images.phantom import body_phantom
@@ -379,7 +380,7 @@ def test_what_cannot_be_done_is_said(work):
 def test_the_learning_curve(work):
     from SAMFineTunePanels.cohort_curve import curve_of
 
-    from SAMFineTuneLib.cohort.cohort_folder import Review
+    from SAMFineTuneLib.cohort.cohort_state import Review
 
     work.create()
     for order, (case, dice) in enumerate(zip(work.cohort.state.cases, (0.5, 0.7, 0.9), strict=True), start=1):

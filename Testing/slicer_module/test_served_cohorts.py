@@ -11,7 +11,8 @@ import slicer
 from service.department import TOKEN, Department
 from test_cohort import NAMES, CohortWork, write_scans
 
-from SAMFineTuneLib.cohort.create_cohort import create_cohort, find_images
+from SAMFineTuneLib.cohort.create_cohort import create_cohort
+from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import accept, take
 from SAMFineTuneLib.service.cohort_client import place_of
 
