@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,14 @@ from SAMFineTuneLib.images import (
     check_output_path,
     choose_window,
     number_of_slices,
-    overlay_image,
-    picture,
     write_labelmap,
 )
-from SAMFineTuneLib.images.slice_extraction import covered_voxels, extract_labels
+from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.segment_statistics import SegmentStatistics, segment_statistics
 from SAMFineTuneLib.prompts import (
     BoxPrompt,
     ObliqueView,
-    PlanePrompts,
     PointPrompt,
     Prompt,
     PromptSet,
@@ -46,24 +43,21 @@ from SAMFineTuneLib.prompts import (
 from SAMFineTuneLib.prompts.checked_json import Coordinates, numbers
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.doubts import (
-    doubt_about_answer,
     doubts_about_adapter,
+    doubts_about_masks,
+    doubts_about_overlaps,
     doubts_about_placing,
     doubts_about_points,
     doubts_about_voxels,
-    doubts_about_window,
 )
 from SAMFineTuneLib.session.session import Session
+from SAMFineTuneLib.session.slice_drawing import draw_slice
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.session.state import State
 
 Position = Sequence[float]
-
-_MUCH = 0.05  # of a segment: touching structures overlap by less
-_INSIDE, _OUTSIDE, _ROUGH = (0.16, 0.86, 0.24), (0.94, 0.2, 0.2), (1.0, 0.82, 0.16)
-"""Colours of lassos, as of points, and of mask prompts, as of boxes."""
 
 
 class Segmenter:
@@ -442,19 +436,7 @@ class Segmenter:
             plane = self.busiest_plane()
         elif not isinstance(plane, SlicePlane):
             plane = aligned_plane(self.volume, "axial", int(plane))
-        labels = extract_labels(self.labelmap, self.volume, plane) if self.segments else None
-        here = [task for (_, key), task in self.session.state.tasks.items() if key == plane.key]
-        given = [part for task in here for part in task.prompts]
-        names = {info.value: info.name for info in self.segments}
-        return overlay_image(
-            picture(self.volume, plane, self.session.window),
-            [(labels == info.value, info.color) for info in self.segments],
-            [(*point, bool(sign)) for part in given for point, sign in zip(part.points, part.labels, strict=True)],
-            [part.box for part in given if part.box is not None],
-            [(text, info.color) for info in self.segments for value, text in (legend or names).items()
-             if value == info.value and (labels == value).any()],
-            [(shape, color) for part in given for shape, color in _outlined(part) if shape.any()],
-        )  # fmt: skip
+        return draw_slice(self.session, self.labelmap if self.segments else None, plane, legend)
 
     def busiest_plane(self) -> SlicePlane:
         """The prompted plane that the segments cover most; without prompts the middle axial slice."""
@@ -478,39 +460,15 @@ class Segmenter:
 
     def _judge(self) -> None:
         """Report, once after every change, what may be wrong with prompts and masks."""
-        session, state = self.session, self.session.state
-        if state is self._judged:
-            return
-        self._judged = state
-        told = doubts_about_points(self.volume, session.window, state)
-        scores = self.scores
-        names = {info.value: info.name for info in session.segments}
-        for value, plane in self.prompted_planes:
-            told += doubts_about_window(names[value], session.window, session.answer(value, plane))
-        for info in session.segments:
-            if not self.filled_planes(info.value):
-                told.append(f"Nothing was found for {info.name}: check prompts and window, or add a point.")
-            elif info.value in scores and (doubt := doubt_about_answer(info.name, scores[info.value])):
-                told.append(doubt)
-        self._tell_once(told)
+        if self.session.state is not self._judged:
+            self._judged = self.session.state
+            self._tell_once(doubts_about_masks(self.session))
 
     def _tell_what_others_keep(self, labelmap: np.ndarray) -> None:
         """Report, once after every change, segments that lack much of what was found, as earlier ones have it."""
-        session, state = self.session, self.session.state
-        if state is self._compared:
-            return
-        self._compared = state
-        flat = labelmap.reshape(-1)
-        for info in session.segments[1:]:
-            places = [covered_voxels(session.mask(info.value, plane), plane, self.volume)
-                      for plane in session.planes(info.value)]  # fmt: skip
-            found = np.unique(np.ravel_multi_index(np.concatenate(places, axis=1), labelmap.shape)) if places else ()
-            others = np.count_nonzero((flat[found] != 0) & (flat[found] != info.value)) if len(found) else 0
-            if others > _MUCH * len(found):
-                self._tell_once([
-                    f"{info.name} lacks {others} of the {len(found)} voxels that were found for it: earlier segments "
-                    "have them and keep them; correct those, or give this one before them."
-                ])  # fmt: skip
+        if self.session.state is not self._compared:
+            self._compared = self.session.state
+            self._tell_once(doubts_about_overlaps(self.session, labelmap))
 
     def _tell_once(self, sentences: Iterable[str]) -> None:
         for sentence in sentences:
@@ -547,15 +505,6 @@ class Segmenter:
         points = [coordinates.point(position, what) for position in given]
         coordinates.require_inside(given, what)
         return points
-
-
-def _outlined(part: PlanePrompts) -> Iterator[tuple[np.ndarray, tuple[float, float, float]]]:
-    """Shapes among the prompts of a plane, bool (rows, columns), each with its colour."""
-    if part.mask is not None:
-        yield part.mask, _ROUGH
-    if part.region is not None:
-        yield part.region > 0, _INSIDE
-        yield part.region < 0, _OUTSIDE
 
 
 def _warn(sentence: str) -> None:

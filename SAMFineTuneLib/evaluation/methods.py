@@ -22,7 +22,7 @@ from SAMFineTuneLib.prompts import PlanePrompts
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.evaluation.baselines import BaselineAnswer
-    from SAMFineTuneLib.inference.predictor import Prediction
+    from SAMFineTuneLib.inference.prediction import Prediction
 
 _MEMORY = 256 << 20
 _REVISION = 2  # of the baselines: raise it when an answer of theirs changes

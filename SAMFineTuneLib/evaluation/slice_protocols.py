@@ -26,7 +26,7 @@ from SAMFineTuneLib.simulation.corrections import correction, with_click
 from SAMFineTuneLib.simulation.cosmos_prompts import PERTURBATIONS, perturbed, prompts_for
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.inference.predictor import Prediction
+    from SAMFineTuneLib.inference.prediction import Prediction
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.evaluation.volume_sessions import volume_sessions
 from SAMFineTuneLib.images import write
-from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, propagate
+from SAMFineTuneLib.inference.propagation import propagate
+from SAMFineTuneLib.inference.propagation_plan import PropagatedSlice, Seed
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.metrics.mask_metrics import agreement, dice
 from SAMFineTuneLib.simulation.cosmos_prompts import exact_prompts

@@ -1,16 +1,16 @@
-"""Everything mode: segments all objects of a slice without prompts, and joins them through the slices.
+"""Everything mode: segments all objects of a slice without prompts.
 
 Each slice is prompted with a grid of single points (strategy S1 of the COSMOS study, arXiv 2304.14660). The masks are
 filtered as in Segment Anything (Kirillov et al. 2023, appendix B): by predicted IoU, by stability (how little a mask
 depends on the threshold), and by non-maximum suppression of their boxes. Models differ in the range of their scores
 and the steepness of their logits, so both are compared with the model's own on that slice; stability is measured before
 masks are enlarged. Finer layers repeat this on overlapping tiles: a mask cut by a tile's edge is dropped, and of two
-equal masks that of the smaller tile stays. `link` then joins masks of neighbouring slices that overlap enough.
+equal masks that of the smaller tile stays. `object_linking` joins the masks through the slices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,13 @@ from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_plane import slice_range
 from SAMFineTuneLib.inference.input_crop import View, bounding_box
 from SAMFineTuneLib.inference.mask_candidates import edges_that_cut
-from SAMFineTuneLib.inference.mask_shapes import interpolate, overlap, pieces, stability_score
+from SAMFineTuneLib.inference.mask_shapes import pieces, stability_score
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.inference.settings import EverythingSettings
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.inference.predictor import Decoded, Predictor
+    from SAMFineTuneLib.inference.prediction import Decoded
+    from SAMFineTuneLib.inference.predictor import Predictor
     from SAMFineTuneLib.models.preprocess import InputGeometry
 
 POINTS_PER_BATCH = 64
@@ -44,10 +45,6 @@ MIN_AREA = 20
 """Smallest mask, and smallest piece of a mask, in pixels."""
 MAX_AREA = 0.5
 """Largest mask as a fraction of the slice; what is larger is background."""
-MIN_LINK = 0.5
-"""Smallest IoU of two masks of one object in neighbouring slices."""
-MAX_GAP = 1
-"""Up to this many slices without the object are interpolated between two that show it."""
 TILE_OVERLAP = 512 / 1500
 """How far neighbouring tiles overlap, as a fraction of the picture's shorter side over the tiles per side."""
 
@@ -70,20 +67,6 @@ class SliceMasks:
     index: int
     plane: SlicePlane
     masks: tuple[AutomaticMask, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Object3D:
-    """Masks of neighbouring slices that belong together."""
-
-    value: int
-    masks: dict[int, PackedMask]
-    """By slice index."""
-    score: float
-    """Mean predicted IoU of its masks."""
-    orientation: str
-    area: int
-    """Pixels over all slices."""
 
 
 def automatic_masks(
@@ -177,7 +160,7 @@ def everything(
     progress: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[SliceMasks]:
-    """Find the masks of slices; `link` joins them to 3-D objects.
+    """Find the masks of slices; `object_linking.link` joins them to 3-D objects.
 
     Args:
         predictor: the open model.
@@ -210,63 +193,6 @@ def everything(
             yield SliceMasks(index, plane, tuple(masks))
 
     return found()
-
-
-def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = None) -> list[Object3D]:
-    """Join masks of neighbouring slices to objects, largest first, with label values 1, 2, …
-
-    On each slice, pairs of an object and a mask are matched in the order of their overlap, each mask once.
-    """
-    settings = settings or EverythingSettings()
-    tracks: list[_Track] = []
-    orientation = "axial"
-    for item in sorted(slices, key=lambda item: item.index):
-        orientation = item.plane.orientation
-        masks = [found.mask.unpack() for found in item.masks]
-        open_tracks = [track for track in tracks if 0 < item.index - track.last_index <= MAX_GAP + 1]
-        pairs = [
-            (overlap(track.last_mask, masks[m]), t, m)
-            for t, track in enumerate(open_tracks)
-            for m, found in enumerate(item.masks)
-            if _boxes_meet(track.last_box, found.box)
-        ]
-        followed: dict[int, _Track] = {}
-        for shared, t, m in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
-            if shared >= MIN_LINK and m not in followed and open_tracks[t] not in followed.values():
-                followed[m] = open_tracks[t]
-        for m, found in enumerate(item.masks):
-            if m not in followed:
-                tracks.append(_Track())
-            followed.get(m, tracks[-1]).extend(item.index, masks[m], found)
-    long = [track for track in tracks if len(track.scores) >= settings.min_slices]
-    long.sort(key=lambda track: -track.area)
-    return [
-        Object3D(value, track.masks, float(np.mean(track.scores)), orientation, track.area)
-        for value, track in enumerate(long, start=1)
-    ]
-
-
-class _Track:
-    """An object while it is being followed."""
-
-    def __init__(self) -> None:
-        self.masks: dict[int, PackedMask] = {}
-        self.scores: list[float] = []
-        self.area = 0
-
-    def extend(self, index: int, mask: np.ndarray, found: AutomaticMask) -> None:
-        """Add the mask that was found on a slice, and interpolated ones on the slices between it and the last one."""
-        if self.masks:
-            gap = index - self.last_index
-            for step in range(1, gap):
-                self._add(self.last_index + step, interpolate(self.last_mask, mask, step / gap))
-        self._add(index, mask)
-        self.scores.append(found.score)
-        self.last_index, self.last_mask, self.last_box = index, mask, found.box
-
-    def _add(self, index: int, mask: np.ndarray) -> None:
-        self.masks[index] = PackedMask.of(mask)
-        self.area += int(np.count_nonzero(mask))
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,5 +269,3 @@ def _edges(masks: Sequence[AutomaticMask]) -> np.ndarray:
     return np.array([mask.box for mask in masks], dtype=float).reshape(-1, 4) + (0, 0, 1, 1)
 
 
-def _boxes_meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]

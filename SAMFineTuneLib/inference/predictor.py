@@ -12,10 +12,10 @@ those that agree (see `mask_candidates`). A click that corrects an answer change
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -34,12 +34,11 @@ from SAMFineTuneLib.inference.input_crop import (
     views_of_point,
 )
 from SAMFineTuneLib.inference.mask_candidates import joined, most_agreed, of_largest_expected_dice, weights
-from SAMFineTuneLib.inference.mask_shapes import overlap, pieces_asked_for
+from SAMFineTuneLib.inference.mask_shapes import overlap
+from SAMFineTuneLib.inference.prediction import Decoded, Prediction, masks_of_logits
 from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
-_BEYOND_BOX = 2.0
-"""Logits by which pixels outside a box must be surer to belong to the object than pixels inside."""
 _SURE = 8.0
 """Logits are clipped to this before they are averaged, so that no view overrules the others."""
 _NEGLIGIBLE = 0.05
@@ -54,81 +53,6 @@ _LARGE = 0.6
 """Longer side of a lone point's answer, in sides of its view, above which the whole picture is looked at as well."""
 _UNSURE = 0.5
 """Predicted IoU of a lone point's answer below which the whole picture and a narrower view are looked at as well."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The answer for one set of prompts on a picture of H x W pixels.
-
-    `masks` (M, H, W) bool and `scores` (M,) predicted IoU are the candidates, M = 1, 3, 4 or 5; `mask` and `score` are
-    those of the `chosen` one, or else of the one with the best predicted IoU. `low_res` (h, w) are its logits on the
-    model's small grid over `view`. A further prediction gets `fed_back` (h, w) as its mask prompt. Masks are computed
-    on first access.
-    """
-
-    scores: np.ndarray
-    low_res_candidates: np.ndarray
-    view: View
-    to_masks: Callable[..., np.ndarray]
-    """Low-resolution logits (M, h, w) to masks (M, H, W), or (L M, H, W) with L `levels` at which they are cut."""
-    chosen: int | None = None
-    reading: np.ndarray | None = None
-    """For a lone point: logits (h, w) of the best reading, before it was averaged with others."""
-    points: int = 0
-    """How many points this answer knows; further ones are new to the next prediction."""
-    agreement: float = 1.0
-    """IoU of the views' or readings' masks with each other."""
-    calibrated: float | None = None
-    """The IoU to expect of `mask`, where the model's predicted IoU is calibrated."""
-
-    @cached_property
-    def masks(self) -> np.ndarray:
-        """All candidates (M, H, W), bool."""
-        return self.to_masks(self.low_res_candidates)
-
-    @cached_property
-    def mask(self) -> np.ndarray:
-        """The answer: the chosen candidate, else the best; bool (H, W)."""
-        return self.to_masks(self.low_res[None])[0]
-
-    @property
-    def best(self) -> int:
-        """Number of the candidate that is the answer."""
-        return int(np.argmax(self.scores)) if self.chosen is None else self.chosen
-
-    @property
-    def score(self) -> float:
-        """The model's predicted IoU of the answer."""
-        return float(self.scores[self.best])
-
-    @property
-    def expected_iou(self) -> float:
-        """What to tell a user; `score` is what to choose by."""
-        return self.score if self.calibrated is None else self.calibrated
-
-    @property
-    def low_res(self) -> np.ndarray:
-        """Logits (h, w) of the answer."""
-        return self.low_res_candidates[self.best]
-
-    @property
-    def fed_back(self) -> np.ndarray:
-        """Logits (h, w) that the next prediction gets as its mask prompt."""
-        return self.low_res if self.reading is None else self.reading
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """Raw decoder output for B prompts in one view: logits (B, 4, h, w), predicted IoU (B, 4)."""
-
-    low_res: np.ndarray
-    scores: np.ndarray
-    view: View
-    geometry: InputGeometry
-
-    def logits(self, prompt: int, tokens: slice | list[int]) -> np.ndarray:
-        """Logits (M, rows, columns) of the view's own pixels."""
-        return self.geometry.logits_to_picture(self.low_res[prompt, tokens])
 
 
 class Predictor:
@@ -243,7 +167,7 @@ class Predictor:
     ) -> Callable[[], Decoded]:
         """Embed now, and return what runs the decoder."""
         embedding, place = self.embed(picture, view)
-        coords = _to_input(view.to_view(coords), labels, place)
+        coords = place.prompts_to_input(view.to_view(coords), labels)
         size = self.engine.spec.low_res_size
         given = mask_input is not None
         masks = np.zeros((len(coords), size, size), np.float32) if mask_input is None else mask_input
@@ -298,7 +222,7 @@ class Predictor:
         self, decoded: Decoded, tokens: slice, shape: tuple[int, ...], prompts: PlanePrompts
     ) -> Prediction:
         one_piece = self.engine.spec.one_piece
-        to_masks = partial(_to_masks, decoded.geometry, decoded.view, (shape[0], shape[1]), prompts, one_piece)
+        to_masks = partial(masks_of_logits, decoded.geometry, decoded.view, (shape[0], shape[1]), prompts, one_piece)
         return Prediction(decoded.scores[0, tokens], decoded.low_res[0, tokens], decoded.view, to_masks)
 
     def _joined(self, decoded: list[Decoded], shape: tuple[int, ...], prompts: PlanePrompts) -> Prediction:
@@ -453,66 +377,7 @@ class Predictor:
         )
 
 
-def _to_masks(
-    place: InputGeometry,
-    view: View,
-    shape: tuple[int, int],
-    prompts: PlanePrompts,
-    one_piece: bool,
-    low_res: np.ndarray,
-    levels: Sequence[float] = (0.0,),
-    before: np.ndarray | None = None,
-) -> np.ndarray:
-    """Masks (L M, *shape) of low-resolution logits (M, h, w) over a view, cut at L `levels`; `before` is the mask that
-    they correct."""
-    least = _BEYOND_BOX * view.crop(_beyond_box(prompts, shape)) if one_piece else 0.0
-    pixels = place.logits_to_picture(low_res)
-    masks = view.paste(np.concatenate([pixels > least + np.float32(level) for level in levels]), shape, False)
-    if not one_piece:
-        return masks
-    # Separate pieces are other objects that look alike, unless the user points at them.
-    marked = _marked(prompts, shape)
-    return np.stack([pieces_asked_for(mask, marked, prompts.box is not None, before) for mask in masks])
-
-
-def _to_input(coords: np.ndarray, labels: np.ndarray, place: InputGeometry) -> np.ndarray:
-    """Convert prompts from a view's pixels to the model's input.
-
-    A box is given by its outermost pixels. For a model with pixel centres at integers, an enlarged pixel is several
-    input pixels, and the box must reach the outermost of those.
-    """
-    inputs = place.to_input(coords)
-    if place.coordinates == "centred":
-        half_pixel = (np.float32(place.scale) - 1) / 2
-        inputs[labels == 2] -= half_pixel
-        inputs[labels == 3] += half_pixel
-    inputs[labels == -1] = 0.0
-    return inputs
-
-
 def _union(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.concatenate([np.minimum(first[:2], second[:2]), np.maximum(first[2:], second[2:])])
 
 
-def _beyond_box(prompts: PlanePrompts, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels (rows, columns) outside the box; none without a box, or when a positive point lies outside it."""
-    beyond = np.zeros(shape, bool)
-    if prompts.box is None:
-        return beyond
-    low, high = np.asarray(prompts.box, np.float32).reshape(2, 2)
-    positive = prompts.points[prompts.labels == 1].reshape(-1, 2)
-    if ((positive < low - 0.5) | (positive > high + 0.5)).any():
-        return beyond
-    left, top = np.floor(low).astype(int).clip(0)
-    right, bottom = (np.ceil(high).astype(int) + 1).clip(0)
-    beyond[:] = True
-    beyond[top:bottom, left:right] = False
-    return beyond
-
-
-def _marked(prompts: PlanePrompts, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels (rows, columns) of positive points and of the mask prompt."""
-    marked = np.zeros(shape, bool) if prompts.mask is None else np.array(prompts.mask, bool)
-    columns, rows = np.rint(prompts.points[prompts.labels == 1].reshape(-1, 2)).astype(int).T
-    marked[rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1)] = True
-    return marked

@@ -52,6 +52,20 @@ class InputGeometry:
             return ((points + 0.5) * scale - 0.5).astype(np.float32)
         return (points * scale).astype(np.float32)
 
+    def prompts_to_input(self, coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Prompts of the picture, x and y (..., 2) with their `labels` (...,) as of `Engine.decode`, in input pixels.
+
+        A box is given by its outermost pixels. For a model with pixel centres at integers, an enlarged pixel is several
+        input pixels, and the box must reach the outermost of those.
+        """
+        inputs = self.to_input(coords)
+        if self.coordinates == "centred":
+            half_pixel = (np.float32(self.scale) - 1) / 2
+            inputs[labels == 2] -= half_pixel
+            inputs[labels == 3] += half_pixel
+        inputs[labels == -1] = 0.0  # padding
+        return inputs
+
     def to_low_res(self, points: np.ndarray) -> np.ndarray:
         """Picture pixels (..., 2) as x, y -> cells of the low-resolution logits, whose centres are integers."""
         cells = np.asarray(self.scale) * self.low_res_size / self.input_size

@@ -178,7 +178,9 @@ class SceneSession(SceneSync):
         if self._work is not None:
             self._work.nodes.remove_empty()
 
-    def _follow_tool(self) -> None:
+    def _follow_changes(self) -> None:
+        """Follow also what the user did with the tool in hand."""
+        super()._follow_changes()
         kind, self._place_again = self._place_again, None
         if kind is not None and self.volume is not None and self.placing.kind is None:
             self.start_placing(kind)

@@ -226,11 +226,6 @@ class SceneSync(SceneInput):
             self._follow_window()
         if self._scene_watch.segments_changed:
             self._follow_table()
-        self._follow_tool()
-
-    def _follow_tool(self) -> None:
-        """Follow what the user did with the tool in hand."""
-        raise NotImplementedError
 
     def _follow_table(self) -> None:
         """Follow segments that were removed, renamed or recoloured in Slicer's table."""

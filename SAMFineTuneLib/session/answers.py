@@ -34,7 +34,8 @@ from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.session.state import Task
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.inference.predictor import Prediction, Predictor
+    from SAMFineTuneLib.inference.prediction import Prediction
+    from SAMFineTuneLib.inference.predictor import Predictor
 
 _PREDICTIONS = 64
 _ANSWERS = 1024

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
 from SAMFineTuneLib.images.intensity_window import modality_of
 from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import format_ras
 from SAMFineTuneLib.session.answers import Answer
 from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.session.session import Session
 
 LEAST_IOU = 0.4
 """An answer of which less is to be expected is doubtful."""
 _LEAST_STEPS = 64
 """Of 32-bit numbers between a volume's lowest and highest value: with fewer, structures may look alike."""
 _AROUND = 1  # pixels on each side of a point that are looked at
+_MUCH = 0.05  # of a segment: touching structures overlap by less
 
 
 def doubts_about_voxels(volume: Volume) -> list[str]:
@@ -154,3 +159,39 @@ def doubt_about_place(state: State, place: Place, answer: Answer) -> str | None:
     if not answer.mask.unpack().any():
         return f"Nothing was found for {name} on {plane}: check prompts and window, or add a point."
     return doubt_about_answer(name, answer.score, plane)
+
+
+def doubts_about_masks(session: Session) -> list[str]:
+    """Warnings about all prompts of a session and the masks that follow from them, which are made where need be."""
+    state = session.state
+    told = doubts_about_points(session.volume, session.window, state)
+    names = {info.value: info.name for info in session.segments}
+    scores: dict[int, float] = {}  # the lowest of each segment
+    for (value, _), task in state.tasks.items():
+        if task.prompts:
+            answer = session.answer(value, task.plane)
+            scores[value] = min(scores.get(value, 1.0), answer.score)
+            told += doubts_about_window(names[value], session.window, answer)
+    for value, name in names.items():
+        if not any(session.mask(value, plane).any() for plane in session.planes(value)):
+            told.append(f"Nothing was found for {name}: check prompts and window, or add a point.")
+        elif value in scores and (doubt := doubt_about_answer(name, scores[value])):
+            told.append(doubt)
+    return told
+
+
+def doubts_about_overlaps(session: Session, labelmap: np.ndarray) -> list[str]:
+    """Warnings about segments that lack much of what was found for them in a label map [k, j, i] of a session, because
+    earlier segments have it."""
+    told, flat = [], labelmap.reshape(-1)
+    for info in session.segments[1:]:
+        places = [covered_voxels(session.mask(info.value, plane), plane, session.volume)
+                  for plane in session.planes(info.value)]  # fmt: skip
+        found = np.unique(np.ravel_multi_index(np.concatenate(places, axis=1), labelmap.shape)) if places else ()
+        others = np.count_nonzero((flat[found] != 0) & (flat[found] != info.value)) if len(found) else 0
+        if others > _MUCH * len(found):
+            told.append(
+                f"{info.name} lacks {others} of the {len(found)} voxels that were found for it: earlier segments have "
+                "them and keep them; correct those, or give this one before them."
+            )
+    return told

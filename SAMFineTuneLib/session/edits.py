@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SegmentInfo, SlicePlane, Volume, aligned_plane
-from SAMFineTuneLib.inference.everything_mode import Object3D
+from SAMFineTuneLib.inference.object_linking import Object3D
 from SAMFineTuneLib.prompts import Prompt, SegmentPrompts
 from SAMFineTuneLib.prompts.plane_prompts import placed_view, planes_of
 from SAMFineTuneLib.prompts.prompt_set import free_segment_name, free_value

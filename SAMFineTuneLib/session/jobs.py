@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.automatic_head import SliceClasses
-from SAMFineTuneLib.inference.everything_mode import Object3D
+from SAMFineTuneLib.inference.object_linking import Object3D
 from SAMFineTuneLib.session.events import ObjectInfo, Objects
 
 _MOST_FOUND = 2  # jobs whose objects are kept

@@ -12,7 +12,8 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane
 from SAMFineTuneLib.images.intensity_window import joined
 from SAMFineTuneLib.images.packed_mask import PackedMask
-from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, planned_planes, propagate
+from SAMFineTuneLib.inference.propagation import planned_planes, propagate
+from SAMFineTuneLib.inference.propagation_plan import PropagatedSlice, Seed
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.inference.slice_stack import stack_through
 from SAMFineTuneLib.session import edits, intents

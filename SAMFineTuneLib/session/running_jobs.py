@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.inference.progress import Progress
-from SAMFineTuneLib.inference.propagation import PropagationEnd
+from SAMFineTuneLib.inference.propagation_plan import PropagationEnd
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.failures import as_sentence
 from SAMFineTuneLib.session.jobs import EverythingJob, FoundObjects, Job

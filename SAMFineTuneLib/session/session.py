@@ -28,7 +28,8 @@ from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume, choose_w
 from SAMFineTuneLib.images.slice_extraction import write
 from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.inference.automatic_head import class_slices
-from SAMFineTuneLib.inference.everything_mode import everything, link
+from SAMFineTuneLib.inference.everything_mode import everything
+from SAMFineTuneLib.inference.object_linking import link
 from SAMFineTuneLib.session import edits, events, intents
 from SAMFineTuneLib.session.answers import Answer, Answers
 from SAMFineTuneLib.session.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels

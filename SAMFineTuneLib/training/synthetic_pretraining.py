@@ -88,7 +88,7 @@ def _session_loss(
 
 
 def _joined(logits: Tensor, predicted_iou: Tensor) -> Tensor:
-    """`inference.candidates.joined` of n answers (n, 4, 64, 64), (n, 4) -> logits (n, 64, 64)."""
+    """`inference.mask_candidates.joined` of n answers (n, 4, 64, 64), (n, 4) -> logits (n, 64, 64)."""
     scores, trusted = predicted_iou.topk(JOINED, dim=1)
     inside = logits.gather(1, trusted[:, :, None, None].expand(-1, -1, *logits.shape[2:])).sigmoid().mean(1)
     score = scores.mean(1)

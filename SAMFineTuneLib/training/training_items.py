@@ -15,7 +15,6 @@ import numpy as np
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, Object, objects_of
 from SAMFineTuneLib.cases.labelled_case import IGNORED
 from SAMFineTuneLib.inference.input_crop import View, bounding_box, view_of_box, views_around, views_of_point
-from SAMFineTuneLib.inference.predictor import _to_input
 from SAMFineTuneLib.models.preprocess import MASK_LOGIT, InputGeometry, geometry, prepare
 from SAMFineTuneLib.models.spec import ModelSpec
 from SAMFineTuneLib.simulation.first_prompts import POINTS, First, first_prompt
@@ -150,7 +149,7 @@ class Items:
         """`coords`, `labels`, `ambiguous`, `targets`, `beyond`, `chances` of an item."""
         place = geometry((view.rows, view.columns), self._spec)
         low, count = place.low_res_size, len(chosen)
-        coords = [_to_input(view.to_view(first.coords), first.labels, place) for first in firsts]
+        coords = [place.prompts_to_input(view.to_view(first.coords), first.labels) for first in firsts]
         targets = np.array([_shares(view.crop(one.mask), place) for one in chosen], np.float32).reshape(-1, low, low)
         cells = np.prod(place.scale) * (low / place.input_size) ** 2  # of one of the slice's pixels
         outside = np.array([cells * one.mask.sum() for one in chosen]) - targets.sum((1, 2))

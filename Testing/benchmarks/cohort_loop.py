@@ -50,7 +50,8 @@ from SAMFineTuneLib.images import choose_window, write
 from SAMFineTuneLib.inference.automatic_head import class_slices
 from SAMFineTuneLib.inference.open_predictor import open_predictor
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, propagate
+from SAMFineTuneLib.inference.propagation import propagate
+from SAMFineTuneLib.inference.propagation_plan import PropagatedSlice, Seed
 from SAMFineTuneLib.metrics.mask_metrics import Overlap, dice
 from SAMFineTuneLib.metrics.patient_statistics import bootstrap_interval
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder

@@ -22,7 +22,8 @@ from SAMFineTuneLib.images import choose_window
 from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.inference.open_predictor import open_predictor
 from SAMFineTuneLib.inference.predictor import Predictor
-from SAMFineTuneLib.inference.propagation import PropagatedSlice, Seed, propagate
+from SAMFineTuneLib.inference.propagation import propagate
+from SAMFineTuneLib.inference.propagation_plan import PropagatedSlice, Seed
 from SAMFineTuneLib.metrics.mask_metrics import dice
 from SAMFineTuneLib.segmenter import Segmenter
 

@@ -21,11 +21,11 @@ from SAMFineTuneLib.inference.everything_mode import (
     box_nms,
     everything,
     grid_points,
-    link,
     tiles,
 )
 from SAMFineTuneLib.inference.input_crop import View
 from SAMFineTuneLib.inference.mask_shapes import overlap, stability_score
+from SAMFineTuneLib.inference.object_linking import link
 from SAMFineTuneLib.inference.settings import EverythingSettings
 
 SURE = 0.7  # the share of the best score that the engine's thinner and thicker masks do not reach

@@ -21,7 +21,8 @@ from SAMFineTuneLib.inference.memory_propagation import Slices, propagate_with_m
 from SAMFineTuneLib.inference.piece_tracks import piece_tracks
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.progress import Progress
-from SAMFineTuneLib.inference.propagation import PropagatedSlice, PropagationEnd, Seed, propagate
+from SAMFineTuneLib.inference.propagation import propagate
+from SAMFineTuneLib.inference.propagation_plan import PropagatedSlice, PropagationEnd, Seed
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.models.spec import read_model_folder
 from SAMFineTuneLib.models.volume_block import CELLS, grey_evidence, sampling

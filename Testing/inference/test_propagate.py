@@ -10,17 +10,11 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, VolumeSource
 from SAMFineTuneLib.images.slice_extraction import extract_labels, picture
 from SAMFineTuneLib.images.slice_plane import aligned_plane, oblique_plane
-from SAMFineTuneLib.inference.predictor import Prediction
+from SAMFineTuneLib.inference.piece_prompts import PieceAnswer, derive_prompts, touching_pieces
+from SAMFineTuneLib.inference.prediction import Prediction
 from SAMFineTuneLib.inference.progress import Progress
-from SAMFineTuneLib.inference.propagation import (
-    PieceAnswer,
-    PropagatedSlice,
-    PropagationEnd,
-    Seed,
-    derive_prompts,
-    propagate,
-    touching_pieces,
-)
+from SAMFineTuneLib.inference.propagation import propagate
+from SAMFineTuneLib.inference.propagation_plan import PropagatedSlice, PropagationEnd, Seed
 from SAMFineTuneLib.inference.settings import PropagationSettings
 
 

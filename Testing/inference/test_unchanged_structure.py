@@ -11,7 +11,8 @@ from scipy import ndimage
 from SAMFineTuneLib.images import Volume
 from SAMFineTuneLib.images.slice_extraction import extract_labels
 from SAMFineTuneLib.images.slice_plane import aligned_plane
-from SAMFineTuneLib.inference.propagation import PropagatedSlice, PropagationEnd, Seed, propagate
+from SAMFineTuneLib.inference.propagation import propagate
+from SAMFineTuneLib.inference.propagation_plan import PropagatedSlice, PropagationEnd, Seed
 
 SIZE = 64
 ORIENTATIONS = ("axial", "coronal", "sagittal")  # along the array's axes
