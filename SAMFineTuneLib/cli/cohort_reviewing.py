@@ -95,9 +95,11 @@ def _accept(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {given:g} cannot be; give a number from 0, or leave it out.")
     if args.labels:
         state = (open_served(args).cohort if args.server else open_cohort(args)).state
-        if (case := state.case(args.case)).state == "accepted":
-            raise UserError(f"Case {case.name} is accepted, and its labels would be lost; to replace them, take that "
-                            "back first with “samfinetune cohort reopen”.")  # fmt: skip
+        case = state.case(args.case)
+        if case.state == "accepted" or (case.state == "refused" and case.review):
+            before = "" if case.state == "accepted" else ", and was accepted before"
+            raise UserError(f"Case {case.name} is {case.state}{before}, and its labels would be lost; to replace them, "
+                            "take that back first with “samfinetune cohort reopen”.")  # fmt: skip
     labels = {"labels": args.labels, "match": args.match_labels, "tell": console.note}
     if args.server:
         labels = {"labels": _fitted(args)} if args.labels else {}

@@ -201,6 +201,9 @@ def parsed(values: dict[str, Any], path: Path) -> CohortState:
         raise ValueError(f"unknown state {unknown.pop()}")
     if not all(0 < value <= _LARGEST_LABEL for value in state.labels):
         raise ValueError("label values")
+    names = {name.strip().casefold() for name in state.labels.values()}
+    if len(names) < len(state.labels) or "" in names:
+        raise UserError(f"“{path}” gives several labels one name, or a label none; give each a name of its own there.")
     bytes.fromhex(state.salt)
     return state
 

@@ -116,10 +116,10 @@ def release(cohort: Cohort, name: str, by: str) -> None:
 
 
 def labels_of(cohort: Cohort, case: CohortCase) -> Path | None:
-    """The label map to go on with: the newest of those accepted and corrected, else the one that is proposed; None for
-    an untouched case."""
+    """The label map to go on with: the newest of those accepted and corrected, also of a case that was refused since,
+    else the one that is proposed; None for an untouched case."""
     accepted, corrected = cohort.accepted(case.key), cohort.corrected(case.key)
-    if case.state == "accepted" and accepted.exists() and not _is_newer(corrected, accepted):
+    if case.state in ("accepted", "refused") and accepted.exists() and not _is_newer(corrected, accepted):
         return accepted
     return next((path for path in (corrected, cohort.proposal(case.key) / PROPOSED_LABELS) if path.exists()), None)
 

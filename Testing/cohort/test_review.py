@@ -285,6 +285,32 @@ def test_a_damaged_file_is_one_sentence_and_stays(cohort, change):
     assert path.read_bytes() == damaged
 
 
+@pytest.mark.parametrize("names", [("liver", "Liver "), ("liver", " ")])
+def test_labels_of_one_name_are_refused(cohort, names):
+    path = cohort.folder / STATE_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "labels": dict(zip("12", names, strict=True))}))
+    for act in (lambda: cohort.state, lambda: Cohort(cohort.folder), lambda: accept(cohort, "a", truth(0))):
+        with pytest.raises(UserError, match="cohort.json” gives several labels one name"):
+            act()
+
+
+def test_labels_of_a_case_that_was_accepted_and_then_refused_stay(cohort, tmp_path, capsys):
+    folder, case = str(cohort.folder), cohort.state.case("a")
+    propose_labels(cohort, "a", truth(1))
+    accept(cohort, "a", truth(0))
+    refuse(cohort, "a")
+    write_labelmap(tmp_path / "other.nii.gz", truth(2), read_volume(cohort.image(case)))
+    other = ["cohort", "accept", folder, "a", "--labels", str(tmp_path / "other.nii.gz")]
+    assert main(other) == 2
+    assert "Case a is refused, and was accepted before" in capsys.readouterr().err
+    assert np.array_equal(accepted(cohort, "a"), truth(0))
+    assert main(["cohort", "accept", folder, "a"]) == 0, "with the labels that it had"
+    assert np.array_equal(accepted(cohort, "a"), truth(0))
+    refuse(cohort, "a")
+    assert main(["cohort", "reopen", folder, "a"]) == 0 and main(other) == 0
+    assert np.array_equal(accepted(cohort, "a"), truth(2))
+
+
 def test_accepted_labels_that_are_gone_are_one_sentence_and_can_be_given_anew(cohort, tmp_path, capsys):
     for name in "abc":
         accept(cohort, name, truth(0))
