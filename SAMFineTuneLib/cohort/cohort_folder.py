@@ -15,7 +15,8 @@
 A case's key is the beginning of its image's digest. Images are never altered, and apart from the path of each image,
 and from what images that came through a server hold themselves, nothing here names a patient. Every change reads
 `cohort.json` anew and replaces it while it holds a lock, so that windows and commands may work on one cohort together
-and a kill leaves the state before or after a change.
+and a kill leaves the state before or after a change. The times in it are those of the drive that the folder is on,
+since the clocks of computers that share one may differ.
 """
 
 from __future__ import annotations
@@ -24,17 +25,19 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, as_json, parsed
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import write_text
+from SAMFineTuneLib.files import beside, write_text
 from SAMFineTuneLib.process_lock import LOCK, ProcessLock
 
 STATE_FILE = "cohort.json"
 _PATIENCE = 20.0  # s to wait for another process that writes
+_CLOCKS_AGREE = 5.0  # s of difference that make none to who has a case; file times may be rounded to 2 s
 
 
 class Cohort:
@@ -50,6 +53,7 @@ class Cohort:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self._read: tuple[tuple[int, ...], CohortState] | None = None
+        self._ahead: float | None = None  # s by which the drive's clock is ahead of ours; None while nobody needs it
         self.state  # noqa: B018 - refuses a folder that holds no cohort
 
     @classmethod
@@ -70,7 +74,10 @@ class Cohort:
             stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             known = self._read
             if known is None or known[0] != stamp:
-                self._read = known = (stamp, parsed(json.loads(path.read_text("utf-8")), path))
+                state = parsed(json.loads(path.read_text("utf-8")), path)
+                if self._ahead is None and any(case.lease for case in state.cases):
+                    self._ahead = _drive_ahead(self.folder)
+                self._read = known = (stamp, _later(state, -(self._ahead or 0.0)))
         except FileNotFoundError:
             raise UserError(f"“{self.folder}” holds no cohort; create one with “samfinetune cohort create”.") from None
         except UserError:
@@ -95,11 +102,11 @@ class Cohort:
             The new state.
         """
         with _alone(self.folder):
-            self._read = None
+            self._read, self._ahead = None, _drive_ahead(self.folder)
             old = self.state
             new = change(old)
             if new != old:
-                write_text(self.folder / STATE_FILE, as_json(new))
+                write_text(self.folder / STATE_FILE, as_json(_later(new, self._ahead)))
             after()
             return self.state
 
@@ -196,3 +203,26 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _drive_ahead(folder: Path) -> float:
+    """Seconds by which the clock that gives files in a folder their times, perhaps a server's, is ahead of ours; 0
+    where that is little, or nothing can be written."""
+    probe = beside(folder / "clock")
+    try:
+        probe.write_bytes(b"\0")
+        ahead = probe.stat().st_mtime - time.time()
+    except OSError:
+        return 0.0
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return ahead if abs(ahead) > _CLOCKS_AGREE else 0.0
+
+
+def _later(state: CohortState, seconds: float) -> CohortState:
+    """A state whose leases end so much later."""
+    if not seconds:
+        return state
+    leases = ((case, case.lease and replace(case.lease, until=case.lease.until + seconds)) for case in state.cases)
+    return replace(state, cases=tuple(replace(case, lease=lease) for case, lease in leases))

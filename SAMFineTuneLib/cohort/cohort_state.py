@@ -61,7 +61,8 @@ class Review:
 
 @dataclass(frozen=True)
 class Lease:
-    """Who works on a case, as a random word, and until when others leave it alone, in seconds since 1970."""
+    """Who works on a case, as a random word, and until when others leave it alone: seconds since 1970 by the clock
+    of this computer."""
 
     by: str
     until: float

@@ -138,7 +138,7 @@ def test_a_case_is_free_as_soon_as_the_process_that_took_it_is_killed(cohort):
     assert cohort.state.case("b").taken("you"), "nobody here knows what runs there"
 
 
-def test_a_case_is_taken_by_one_at_a_time(cohort, monkeypatch):
+def test_a_case_is_taken_by_one_at_a_time(cohort):
     assert take(cohort, "a", "me").lease.by == "me"
     for act in (take, refuse, reopen, accept, keep_correction):
         with pytest.raises(UserError, match="Somebody else works on case a"):
@@ -146,8 +146,10 @@ def test_a_case_is_taken_by_one_at_a_time(cohort, monkeypatch):
     release(cohort, "a", "you")
     assert cohort.state.case("a").taken("you")
     take(cohort, "a", "me")
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + cohort_state.LEASE + 1)
+    case, later = cohort.state.case("a"), time.time() + cohort_state.LEASE - 5
+    assert later < case.lease.until < later + 10
+    take(cohort, "a", "me", seconds=0.01)
+    time.sleep(0.02)
     assert take(cohort, "a", "you").lease.by == "you"
     release(cohort, "", "me")
     assert cohort.state.case("a").taken("me")
@@ -155,6 +157,31 @@ def test_a_case_is_taken_by_one_at_a_time(cohort, monkeypatch):
     release(cohort, "", "you")
     assert not any(case.lease for case in cohort.state.cases)
     assert keep_correction(cohort, "a", truth(0), by="me").state == "corrected"
+
+
+@pytest.mark.parametrize("ahead", [-7200, 7200])
+def test_clocks_of_computers_on_one_drive_may_differ(cohort, monkeypatch, ahead, capsys):
+    """File times are the drive's, also where `time.time` of a computer is hours away."""
+    now, key = time.time, cohort.state.case("a").key
+
+    def at(difference):
+        monkeypatch.setattr(time, "time", lambda: now() + difference)
+        return Cohort(cohort.folder)
+
+    take(at(ahead), "a", "me")
+    assert at(0).state.case("a").taken("you") and at(ahead).state.case("a").taken("you")
+    with pytest.raises(UserError, match="Somebody else works on case a"):
+        refuse(at(0), "a", "you")
+    written = json.loads((cohort.folder / STATE_FILE).read_text())["cases"]
+    until = next(case["lease"]["until"] for case in written if case["key"] == key)
+    assert until == pytest.approx(now() + cohort_state.LEASE, abs=30)
+    take(at(ahead), "a", "me", seconds=0.01)
+    time.sleep(0.02)
+    assert take(at(0), "a", "you").lease.by == "you"
+    assert at(ahead).state.case("a").taken("me")
+    assert main(["cohort", "status", str(cohort.folder)]) == 0
+    assert "somebody works on it" in capsys.readouterr().out
+    assert not list(cohort.folder.glob(".*partial*"))
 
 
 def test_labels_in_another_grid_and_by_other_names(cohort, tmp_path):
