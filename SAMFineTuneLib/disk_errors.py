@@ -24,7 +24,8 @@ _NO_TEMPORARY = "No folder for temporary files is writable; free some space on t
 _SENTENCES = {
     "ENOSPC": _FULL, "EDQUOT": _QUOTA, "EFBIG": _TOO_LARGE, "EROFS": _READ_ONLY, "EACCES": _FORBIDDEN,
     "EPERM": _FORBIDDEN, "ENAMETOOLONG": _LONG_NAME, "EILSEQ": _BAD_NAME, "ENOTDIR": _FILE_IN_PATH,
-    "EEXIST": _FILE_IN_PATH, "EISDIR": "{place} is a folder, not a file; choose another name.",
+    "EEXIST": _FILE_IN_PATH, "ENOTEMPTY": "{place} was written by another program meanwhile; choose another name.",
+    "EISDIR": "{place} is a folder, not a file; choose another name.",
     "EBUSY": _OPEN, "ETXTBSY": _OPEN, "EIO": _BROKEN, "ENXIO": _BROKEN, "ENODEV": _BROKEN, "ESTALE": _BROKEN,
     "ENOMEDIUM": _BROKEN, "EUCLEAN": _BROKEN,
 }  # fmt: skip

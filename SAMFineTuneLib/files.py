@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _PATIENCE = 1.5  # s
 _ABANDONED = 24 * 3600  # seconds without a change after which a killed process must have left it
 _MOST_LOOKED_AT = 10_000  # names in a folder among which abandoned ones are looked for
 _looked_into: set[Path] = set()  # by this process
+_replaces = ContextVar("replaces", default=True)  # whether what is written may replace what is there
 
 
 @contextmanager
@@ -58,12 +60,23 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
             yield temporary
             if durable:
                 _sync(temporary)
-                move_over(temporary, path)
-            else:
-                _replace(temporary, path)
+            _place(temporary, path)
+            if durable:
+                _sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_new(yes: bool = True) -> Iterator[None]:
+    """Whether files that are written inside the block must be new, also where another process writes one of that name
+    at the same time: then `atomic_write` and `staged_folder` raise UserError."""
+    token = _replaces.set(not yes)
+    try:
+        yield
+    finally:
+        _replaces.reset(token)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -97,7 +110,8 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
         with _disk_errors(path, place):
             remove_abandoned(place.parent)
             building.mkdir(parents=True)
-            yield building
+            with only_new(False):  # what is not there yet for anybody else
+                yield building
             made = [file for file in building.rglob("*") if file.is_file()]
             for file in made:
                 _sync(file)
@@ -116,7 +130,7 @@ def _move_in(made: Iterable[Path], building: Path, folder: Path, replaced: Itera
     for file in sorted(made, key=lambda file: file.stat().st_mtime_ns):
         targets.append(folder / file.relative_to(building))
         targets[-1].parent.mkdir(parents=True, exist_ok=True)
-        _replace(file, targets[-1])
+        _place(file, targets[-1])
     for old in set(replaced) - set(targets):
         old.unlink(missing_ok=True)
 
@@ -193,6 +207,23 @@ def move_over(source: Path, target: Path) -> None:
     """Move a complete file to another name on the same disk, in one step, over what is there."""
     _replace(source, target)
     _sync_folder(target.parent)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Give a complete file its final name, within `only_new` if nothing has it."""
+    if _replaces.get():
+        return _replace(source, target)
+    try:
+        try:
+            os.link(source, target)  # unlike renaming, it never replaces
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without links
+            with open(target, "xb"):
+                pass
+            _replace(source, target)
+    except FileExistsError:
+        raise UserError(f"“{target}” was written by another program meanwhile, and stays; choose another name.") from None
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import require_not_read
+from SAMFineTuneLib.files import only_new, require_not_read
 from SAMFineTuneLib.images import (
     IntensityWindow,
     SegmentInfo,
@@ -378,7 +378,10 @@ class Segmenter:
             from SAMFineTuneLib.images.dicom_seg import check_dicom_seg
 
             check_dicom_seg(self.volume)  # before the masks are made
-        for note in write_labelmap(path, self.labelmap, self.volume, self.segments):
+        labelmap = self.labelmap
+        with only_new(not overwrite):
+            notes = write_labelmap(path, labelmap, self.volume, self.segments)
+        for note in notes:
             self._tell(note)
         return path
 
@@ -412,9 +415,10 @@ class Segmenter:
             found = PromptSet(segments, view)
         else:
             found = PromptSet(segments, view=ObliqueView(view.origin, view.right, view.down))
-        if path.suffix.lower() != ".json":
-            return write_markups(path, found, self.volume)
-        write_prompts(path, found)
+        with only_new():
+            if path.suffix.lower() != ".json":
+                return write_markups(path, found, self.volume)
+            write_prompts(path, found)
         return [path]
 
     # ---- pictures

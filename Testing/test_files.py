@@ -18,7 +18,7 @@ from small_files import LIMIT, small_files_only
 from SAMFineTuneLib import files
 from SAMFineTuneLib.disk_errors import DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, require_writable, staged_folder
+from SAMFineTuneLib.files import atomic_write, only_new, require_writable, staged_folder
 
 
 def noise():
@@ -108,6 +108,42 @@ def test_a_renewed_folder_keeps_what_is_not_replaced(tmp_path):
         (building / "dicom" / "2").write_text("new")
     found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
     assert found == {"notes.txt": "old", "dicom/2": "new"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_programs_that_write_one_new_file_the_first_does(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuse(*names):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    for durable in (True, False):
+        with pytest.raises(UserError, match="a.txt” was written by another program meanwhile"):
+            with only_new(), atomic_write(tmp_path / "a.txt", durable) as late:
+                late.write_text("late")
+                with only_new(), atomic_write(tmp_path / "a.txt") as first:
+                    first.write_text("first")
+        assert (tmp_path / "a.txt").read_text() == "first" and os.listdir(tmp_path) == ["a.txt"]
+        with atomic_write(tmp_path / "a.txt", durable) as other:
+            other.write_text("replaced")
+        (tmp_path / "a.txt").unlink()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_of_two_programs_that_write_one_new_folder_the_first_does(tmp_path, there):
+    folder = tmp_path / "model"
+    if there:
+        folder.mkdir()
+    with pytest.raises(UserError, match="model.* was written by another program meanwhile"):
+        with only_new(), staged_folder(folder) as late:
+            for text in ("draft", "late"):
+                with atomic_write(late / "a.txt") as file:
+                    file.write_text(text)
+            with only_new(), staged_folder(folder) as first:
+                (first / "a.txt").write_text("first")
+    assert [path.read_text() for path in folder.iterdir() if path.is_file()] == ["first"]
+    assert os.listdir(folder) == ["a.txt"] and os.listdir(tmp_path) == ["model"]
 
 
 def test_a_defect_stays_one(tmp_path):

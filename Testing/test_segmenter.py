@@ -337,3 +337,20 @@ def test_an_adapter_answers_by_name_and_by_folder(body, predictor, liver, tmp_pa
     assert np.array_equal(masks[0], masks[1]) and np.array_equal(masks[0], masks[2])
     assert masks[0].any() and not np.array_equal(masks[0], plain)
     assert sum("learned from MR" in sentence for sentence in told) == 3
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".seg.nrrd"])
+def test_what_another_program_writes_meanwhile_stays(body, predictor, tmp_path, monkeypatch, ending):
+    scan, path, write = Segmenter(body[0], predictor=predictor), tmp_path / f"organs{ending}", sitk.WriteImage
+    scan.point((40, 60, 5), "Kept", space="ijk")
+
+    def overtaken(*arguments, **options):
+        write(*arguments, **options)
+        path.write_bytes(b"another's")
+
+    monkeypatch.setattr(sitk, "WriteImage", overtaken)
+    with pytest.raises(UserError, match="written by another program meanwhile"):
+        scan.save(path)
+    assert path.read_bytes() == b"another's" and len(list(tmp_path.iterdir())) == 1
+    scan.save(path, overwrite=True)
+    assert path.read_bytes() != b"another's"

@@ -11,7 +11,7 @@ from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.cli.models import print_graphs, print_importable
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import staged_folder
+from SAMFineTuneLib.files import only_new, staged_folder
 from SAMFineTuneLib.wording import duration, readable_size
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _export(store: AdapterStore, args: argparse.Namespace) -> None:
         print(f"--adapter {args.name} now runs without PyTorch.")
         return
     output = outputs.require_new_folder(args.output)
-    with staged_folder(output) as building:
+    with only_new(), staged_folder(output) as building:
         model = export_merged(adapter, base, building, adapter.name, args.int8)
     print_graphs(output)
     print_importable(output, model.spec.id)

@@ -11,7 +11,7 @@ from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import staged_folder
+from SAMFineTuneLib.files import only_new, staged_folder
 from SAMFineTuneLib.wording import readable_size
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _export(store: Store, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.models.onnx_export import export_model
 
     output = outputs.require_new_folder(args.output)
-    with staged_folder(output) as building:
+    with only_new(), staged_folder(output) as building:
         model = export_model(store.get(args.id), building, int8=args.int8)
     print_graphs(output)
     print_importable(output, model.spec.id)

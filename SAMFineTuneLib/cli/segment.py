@@ -13,7 +13,7 @@ import numpy as np
 from SAMFineTuneLib.cli import arguments, console, outputs
 from SAMFineTuneLib.cli.segment_jobs import SegmentedVolume, SegmentJob, find_jobs, run_jobs, with_prompts
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import require_not_read
+from SAMFineTuneLib.files import only_new, require_not_read
 from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
@@ -157,12 +157,14 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
             if model:
                 _report_embeddings(model)
             outputs.require_new(targets, args)  # somebody may have written there meanwhile
-            segmenter.save(job.target, overwrite=True)
+            segmenter.save(job.target, args.overwrite)
             for sentence in told:
                 console.note(sentence)
             print(f"written     {job.target}", flush=True)
             if args.picture:
-                save_png(args.picture, segmenter.slice_image())
+                picture = segmenter.slice_image()
+                with only_new(not args.overwrite):
+                    save_png(args.picture, picture)
                 print(f"written     {args.picture}")
             return SegmentedVolume(inputs, statistics, details)
 
@@ -204,7 +206,9 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
             size = f"{row.milliliters:.2f} mL" + ("" if row.voxels else ", nothing was found")
             print(f"segment     {row.value} {row.segment}: {size}")
         outputs.require_new([job.target], args)  # somebody may have written there meanwhile
-        for sentence in (*told, *write_labelmap(job.target, labels, volume, segments)):
+        with only_new(not args.overwrite):
+            told += write_labelmap(job.target, labels, volume, segments)
+        for sentence in told:
             console.note(sentence)
         print(f"written     {job.target}", flush=True)
         return SegmentedVolume(inputs, statistics)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import only_new
 from SAMFineTuneLib.wording import counted, some_names
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def run_jobs(
             facts.append({"volume": str(job.source), "output": str(job.target), **done.inputs, "segments": segments})
     finally:  # also after Ctrl-C or on a full disk: --skip-existing measures nothing again
         if statistics and rows:
-            write_statistics(statistics[0], rows)
+            with only_new(not args.overwrite):
+                write_statistics(statistics[0], rows)
             print(f"written     {statistics[0]}")
     if skipped:
         print(f"skipped     {'all ' if not jobs else ''}{counted(skipped, 'volume')}, whose results are there already")

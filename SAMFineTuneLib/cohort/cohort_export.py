@@ -25,7 +25,7 @@ from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import CohortCase
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import staged_folder, write_text
+from SAMFineTuneLib.files import only_new, staged_folder, write_text
 from SAMFineTuneLib.images import SegmentInfo, Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.sitk_images import write_image
 from SAMFineTuneLib.models.optional_packages import require
@@ -77,7 +77,7 @@ def export(
     called, sources = file_names(state.accepted), _sources(cohort)
     written: dict[str, CohortCase] = {}
     left_out: list[str] = []
-    with staged_folder(folder) as building:
+    with only_new(), staged_folder(folder) as building:
         write = {"nifti": _write_nifti, "nnunet": _write_nnunet, "dicom-seg": _write_dicom_seg}[form]
         for done, case in enumerate(cases):
             progress(done, len(cases), case.name)
