@@ -223,7 +223,7 @@ def _place(source: Path, target: Path) -> None:
                 pass
             _replace(source, target)
     except FileExistsError:
-        raise UserError(f"“{target}” was written by another program meanwhile, and stays; choose another name.") from None
+        raise UserError(f"“{target}” was written by another program meanwhile; choose another name.") from None
 
 
 def _replace(source: Path, target: Path) -> None:
