@@ -24,7 +24,7 @@ import numpy as np
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cohort.adapter_decision import Dice, about_left_out, decide
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
-from SAMFineTuneLib.cohort.cohort_state import CohortState, TrainedAdapter
+from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, TrainedAdapter
 from SAMFineTuneLib.cohort.judges import JUDGES, compared, divided
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import move_over, sha256_of, write_text
@@ -89,6 +89,7 @@ def retrain(
     """
     from SAMFineTuneLib.models.optional_packages import require
 
+    _divided(cohort.state)  # before PyTorch is loaded, which may take a while
     require("Training", "peft", "torch", "safetensors", extra="training")
     try:
         with owning(cohort.folder / WORK, "The training of this cohort"):
@@ -135,12 +136,7 @@ def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
     from SAMFineTuneLib.models.store import Store
 
     work, state = cohort.folder / WORK, cohort.state
-    teachers, judges = divided(state)
-    if not teachers:
-        raise UserError(
-            f"Training needs accepted cases of {JUDGES + 1} patients or more, {JUDGES} to judge the result and the "
-            f"others to learn from; {len({case.patient for case in state.accepted})} are there, so accept further ones."
-        )
+    teachers, judges = _divided(state)
     digests = {case.key: sha256_of(cohort.accepted_labels(case)) for case in state.accepted}
     numbers = [one.number for one in state.adapters]
     with suppress(FileNotFoundError):
@@ -160,6 +156,17 @@ def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
         shutil.copyfile(cohort.accepted(case.key), work / _LABELS / f"{case.key}.nii.gz")
     write_text(work / _PLAN, json.dumps(asdict(plan)))
     return plan
+
+
+def _divided(state: CohortState) -> tuple[tuple[CohortCase, ...], tuple[CohortCase, ...]]:
+    """As `divided`, but UserError while patients are too few."""
+    teachers, judges = divided(state)
+    if not teachers:
+        raise UserError(
+            f"Training needs accepted cases of {JUDGES + 1} patients or more, {JUDGES} to judge the result and the "
+            f"others to learn from; {len({case.patient for case in state.accepted})} are there, so accept further ones."
+        )
+    return teachers, judges
 
 
 def _unfinished(path: Path) -> _Plan | None:

@@ -20,6 +20,7 @@ from SAMFineTuneLib.cohort.judges import held_out, is_due
 from SAMFineTuneLib.cohort.retraining import WORK, retrain
 from SAMFineTuneLib.cohort.review import accept, reopen
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models import optional_packages
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
 # ---- who judges
@@ -137,10 +138,9 @@ def test_the_better_start_is_kept():
 # ---- refusals
 
 
-def test_too_few_patients_are_refused(tmp_path):
-    pytest.importorskip("torch")
-    pytest.importorskip("peft")
+def test_too_few_patients_are_refused_before_pytorch_is_loaded(tmp_path, monkeypatch):
     cohort = small_cohort(tmp_path, count=3, labelled=2)
+    monkeypatch.setattr(optional_packages, "require", lambda *_, **__: pytest.fail("PyTorch takes long to load"))
     with pytest.raises(UserError, match="accepted cases of 3 patients or more, .* 2 are there"):
         retrain(cohort)
     assert not (cohort.folder / WORK).exists()
