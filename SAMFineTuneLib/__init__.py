@@ -10,8 +10,7 @@ Importing this package loads nothing heavier than the standard library.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # for type checkers True, as in `typing`, which takes longer to import than all of this
 if TYPE_CHECKING:
     from SAMFineTuneLib.segmenter import Segmenter as Segmenter
 

@@ -1,8 +1,18 @@
-"""`python -m SAMFineTuneLib`, for where the script `samfinetune` is not on the path."""
+"""`samfinetune`, and `python -m SAMFineTuneLib` where that script is not on the path."""
 
 import sys
 
-from SAMFineTuneLib.cli.main import main
+
+def main() -> int:
+    """Run the process's command; returns the exit code. Ctrl-C while modules are loaded is one line, too."""
+    try:
+        from SAMFineTuneLib.cli import main as command
+
+        return command.main()
+    except KeyboardInterrupt:
+        print("samfinetune: interrupted.", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -167,6 +167,23 @@ def test_ctrl_c_is_no_trace(root, tmp_path):
         os.close(writer)
 
 
+def test_ctrl_c_while_modules_are_loaded_is_one_line(root):
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'SAMFineTuneLib.cli.console':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from SAMFineTuneLib.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, text=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "samfinetune: interrupted.\n")
+    declared = (root / "pyproject.toml").read_text()
+    assert 'samfinetune = "SAMFineTuneLib.__main__:main"' in declared
+
+
 def test_names_a_terminal_cannot_show_do_not_end_the_program(root, tmp_path):
     environment = os.environ | {"SAMFINETUNE_MODELS": str(tmp_path / "Größe"), "PYTHONIOENCODING": "ascii"}
     done = started(root, "models", "list", env=environment)
