@@ -5,14 +5,17 @@ A sub-command is the module of its name in this package. It offers `add_parser(s
 loaded, and only help needs all of them.
 
 Exit codes: 0 done, 2 wrong input, a missing package or a disk that refuses (one sentence on stderr), 130
-interrupted, 141 the reader of the output went away; anything else is a defect.
+interrupted, 141 done, but the reader of the output went away; anything else is a defect.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cli import console
@@ -52,20 +55,46 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the program
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    try:
-        code = _dispatch(argv)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        _discard_stdout()
-        return 141
-    except KeyboardInterrupt as error:
-        return _say(str(error) or "interrupted; nothing half-written was left behind.", 130)
-    except Exception as error:
-        sentence = explained(error, _OUT_OF_MEMORY, _MISSING_PACKAGE)
-        if not sentence:
-            raise
-        return _say(sentence, 2)
+    stdout, stderr = _Output(sys.stdout), _Output(sys.stderr)
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            code = _dispatch(argv)
+            sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            return _say(str(error) or "interrupted; nothing half-written was left behind.", 130)
+        except Exception as error:
+            sentence = explained(error, _OUT_OF_MEMORY, _MISSING_PACKAGE)
+            if not sentence:
+                raise
+            return _say(sentence, 2)
+    return code or 141 * (stdout.unread or stderr.unread)
+
+
+class _Output:
+    """A stream of text whose reader may go away, as in `samfinetune segment … | head`: the command goes on, unheard."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self.unread = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._unheard():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._unheard():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _unheard(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self.unread = True
+            _discard(self._stream)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -102,14 +131,11 @@ def _say(sentence: str, code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        _discard_stdout()
-    try:
-        print("samfinetune:", " ".join(sentence.splitlines()), file=sys.stderr)
-    except BrokenPipeError:
-        pass
+        _discard(sys.stdout)
+    print("samfinetune:", " ".join(sentence.splitlines()), file=sys.stderr)
     return code
 
 
-def _discard_stdout() -> None:
+def _discard(stream: TextIO) -> None:
     """After the reader of a pipe has gone, or its disk is full, keep the interpreter's last flush from complaining."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import random
+import sys
 import time
 
 import nibabel
@@ -232,6 +233,15 @@ def test_the_input_is_never_overwritten(samfinetune, tmp_path):
     seg = samfinetune("segment", "scan.nii.gz", "-o", "scan.dcm", "--space", "ijk", "--point", "24,24,2")
     assert seg.code == 2 and "DICOM" in seg.err
     assert hashlib.sha256((tmp_path / "scan.nii.gz").read_bytes()).hexdigest() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_the_label_map_is_written_though_nobody_reads_what_is_printed(fresh_python, phantom, tmp_path):
+    command = (*SEGMENT, str(phantom.folder), "-o", "liver.nii.gz", "--space", "ijk", "--box", phantom.box("liver"))
+    process = fresh_python(*command)
+    process.stdout.close()
+    assert not process.stderr.read() and process.wait(120) == 141
+    assert nifti(tmp_path / "liver.nii.gz")[0].any()
 
 
 def test_no_torch_is_needed(fresh_python, phantom, tmp_path):
