@@ -10,6 +10,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.models.formats.checkpoint import load_own_checkpoint, read_checkpoint  # noqa: E402
+from SAMFineTuneLib.models.formats.import_model import examine  # noqa: E402
 from SAMFineTuneLib.models.load_model import load_network  # noqa: E402
 
 
@@ -65,3 +66,35 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, ending):
         path.write_bytes(content[:length])
         with pytest.raises(UserError, match="cut"):
             load_network(path)
+
+
+def test_a_changed_byte_is_not_imported(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(small_models.state(small_models.sam()), path)
+    assert examine(path).findings
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="weights.pth is damaged in .*download it again"):
+        examine(path)
+
+
+def test_a_file_without_checksums_or_with_another_ending_is_imported(tmp_path):
+    state, path = small_models.state(small_models.sam()), tmp_path / "weights.safetensors"
+    torch.save(state, path)
+    content = path.read_bytes()
+    if hasattr(torch.serialization, "set_crc32_options"):
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(state, path)
+        finally:
+            torch.serialization.set_crc32_options(True)
+        assert path.read_bytes() != content
+    assert examine(path).findings
+
+
+def test_a_file_that_git_lfs_has_not_fetched(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(UserError, match="git lfs pull"):
+        examine(path)

@@ -38,6 +38,8 @@ def read_checkpoint(path: str | Path) -> Any:
         raise UserError(f"{path} is empty: download it again.")
     if head.lstrip()[:1] == b"<" and re.search(rb"<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
         raise UserError(f"{path} is a web page, not a checkpoint: the download failed, get the file again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} stands for a file that Git LFS has not fetched: run “git lfs pull” where it is from.")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < max(size, 1 << 27):
         return _read_safetensors(path)
     if head[:4] == b"PK\x03\x04":
@@ -46,6 +48,21 @@ def read_checkpoint(path: str | Path) -> Any:
     elif head[:1] != b"\x80":
         raise UserError(f"{path} is not a checkpoint: expected a PyTorch (.pth, .pt) or a safetensors file.")
     return _read_torch(path)
+
+
+def require_undamaged(path: str | Path) -> None:
+    """UserError where a PyTorch file differs from its own checksums, which PyTorch does not compare."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            try:
+                with archive.open(entry) as file:
+                    while file.read(1 << 20):
+                        pass
+            except zipfile.BadZipFile as error:
+                if entry.CRC:  # PyTorch writes 0 where it is told to write no checksums
+                    raise UserError(f"{path} is damaged in {entry.filename}: download it again.") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -64,7 +81,8 @@ def _read_torch(path: Path) -> Any:
     try:
         with _harmless_globals(torch), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles; errors are raised all the same
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with open(path, "rb") as file:  # not by its name, which may end like another format's
+                return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise UserError(f"{path} does not fit into this computer's memory.") from None
     except Exception as error:  # PyTorch raises errors of many kinds on damaged files

@@ -56,9 +56,12 @@ def examine(
         if like or base:
             raise UserError(f"{path} is a folder described by its {SPEC_FILE}; --like and --base are for files.")
         return _examine_folder(path, model_id)
+    from SAMFineTuneLib.models.formats.checkpoint import require_undamaged
     from SAMFineTuneLib.models.formats.recognise_checkpoint import recognise
 
     recognition = recognise(path, base)
+    for file in (path, base) if base else (path,):
+        require_undamaged(file)
     recognition.require_fit()
     entry, notes = _identify(path, model_id, recognition)
     pixels, preparation = _preparation(recognition, like, entry)
