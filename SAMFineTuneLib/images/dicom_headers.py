@@ -93,6 +93,7 @@ class Frame:
     slice_gap: float | None  # SpacingBetweenSlices
     slope: float
     intercept: float
+    has_rescale: bool  # whether the file gives one of the two
     window: IntensityWindow | None
     instance: float | None
     backwards: bool = False  # the positions of the file's frames decrease along the normal
@@ -243,7 +244,8 @@ def _unclear_rescale(dataset: Dataset) -> list[str]:
     unclear = [
         keyword
         for keyword in ("RescaleSlope", "RescaleIntercept")
-        if keyword in dataset and dataset.get_item(keyword).value and number(read_value(dataset, keyword)) is None
+        if keyword in dataset and dataset.get_item(keyword).value not in (None, "", b"")
+        and number(read_value(dataset, keyword)) in (None, *(0.0,) * (keyword == "RescaleSlope"))
     ]
     return [f"The images' {word} cannot be understood and is not applied; check grey values." for word in unclear]
 
@@ -281,6 +283,7 @@ def _frame(path: Path, rows: int, columns: int, found: Attributes) -> Frame:
         slice_gap=number(found["SpacingBetweenSlices"]),
         slope=number(found["RescaleSlope"]) or 1.0,
         intercept=number(found["RescaleIntercept"]) or 0.0,
+        has_rescale=any(number(found[name]) is not None for name in ("RescaleSlope", "RescaleIntercept")),
         window=_window(found["WindowCenter"], found["WindowWidth"], found["VOILUTFunction"]),
         instance=number(found["InstanceNumber"]),
         traits=traits(found),

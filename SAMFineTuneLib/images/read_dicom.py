@@ -320,6 +320,12 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
     _require_no_forbidden_slice([error for error in unreadable if _may_be_of(error, series)], stack)
     notes = [*_left_out(unreadable), *notes, *stack.warnings]
     array, mirrors = assemble(stack, pieces)
+    lacking = sum(not frame.has_rescale for frame in stack.sources)
+    if 0 < lacking < len(stack.sources):
+        notes.append(
+            f"{lacking} of {len(stack.sources)} images lack the rescale (RescaleSlope, RescaleIntercept) that the "
+            "others have, so that their grey values may be others; check them."
+        )
     if any(mirror is not None for mirror in mirrors):
         notes.append("The image is stored with dark as bright (MONOCHROME1); its values are inverted.")
     return Volume(

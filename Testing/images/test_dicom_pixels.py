@@ -155,6 +155,27 @@ def test_rescale_is_each_slices_own_and_whole_numbers_stay_whole(tmp_path):
     assert np.array_equal(volume.array, [stored[k] * (k + 1) - 100 * k for k in range(3)])
 
 
+def test_slices_without_the_rescale_of_the_others_are_said(tmp_path):
+    stored = smooth("i2", 0, 1000)
+    write_series(tmp_path, stored, RescaleSlope="1", RescaleIntercept="-1024")
+    assert read_volume(tmp_path).warnings == ()
+    path = sorted(tmp_path.iterdir())[1]
+    dataset = pydicom.dcmread(path)
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    dataset.save_as(path)
+    volume = read_volume(tmp_path)
+    assert sorted(volume.array.min(axis=(1, 2)) - stored.min(axis=(1, 2))) == [-1024, -1024, 0]
+    (note,) = volume.warnings
+    assert note.startswith("1 of 3 images lack the rescale")
+
+
+def test_a_slope_of_zero_is_not_applied_and_said(tmp_path):
+    stored = smooth("i2", 0, 1000)
+    write_series(tmp_path, stored, RescaleSlope="0", RescaleIntercept="5")
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.array, stored + 5) and "RescaleSlope cannot be understood" in volume.warnings[0]
+
+
 def test_fractional_rescale_gives_float32(tmp_path):
     stored = smooth("u2", 0, 30000)
     write_series(tmp_path, stored, RescaleSlope="0.0125", RescaleIntercept="-1.5", Modality="PT")
