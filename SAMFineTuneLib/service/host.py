@@ -161,6 +161,9 @@ class HostedSession:
         if isinstance(intent, intents.SetVolume):
             try:
                 self._session.do(intent)
+            except Exception as error:
+                self._session.forget_volume()  # intents that follow are not about the former one
+                self._fail(error)
             finally:
                 self._waiting_bytes = 0
                 self._volume_number = number
@@ -188,9 +191,10 @@ class HostedSession:
         if isinstance(error, WireError):
             text = "The worker did not understand what was asked; update it, or this program."
         text = text or f"The worker failed ({type(error).__name__}); try again, and report it if it stays."
+        details = details_of(error)
         if not isinstance(error, UserError):
             _log.error("Failed at %s", type(intent).__name__ if intent is not None else "work", exc_info=error)
-        details = details_of(error) or f"{type(error).__name__}: {error}"
+            details = details or f"{type(error).__name__}: {error}"
         job, request = getattr(intent, "job", None), getattr(intent, "request", None)
         self._tell(events.Failed(text, job, details, request, number))
 

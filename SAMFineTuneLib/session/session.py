@@ -126,14 +126,19 @@ class Session(intents.IntentMethods):
     def _set_volume(self, intent: intents.SetVolume) -> None:
         volume = intent.volume
         window = intent.window or choose_window(volume, None)
+        self.forget_volume()
+        self.volume, self.window = volume, window
+        self.notice(*doubts_about_voxels(volume), *doubts_about_adapter(volume, self._recipe))
+        self._restart_masks()
+
+    def forget_volume(self) -> None:
+        """Have no volume, and nothing that was made on one."""
         self._jobs.stop()
         self.found.clear()
         self._stop_embedding(intents.StopEmbedding())
         self.reset(State())
         self._masks.finish()  # nothing but masks that are gone
-        self.volume, self.window = volume, window
-        self.notice(*doubts_about_voxels(volume), *doubts_about_adapter(volume, self._recipe))
-        self._restart_masks()
+        self.volume = self.window = self._masks.answers = None
 
     @_handle.register
     def _set_window(self, intent: intents.SetWindow) -> None:

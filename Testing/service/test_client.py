@@ -209,6 +209,25 @@ def test_a_volume_chosen_during_the_upload_of_another_wins(host, volume):
     assert len(told(host, MaskChanged)) == 1
 
 
+def test_a_volume_that_cannot_be_shown_is_a_sentence_and_the_next_one_is_answered(scene, volume):
+    client = scene.client
+    client.add_prompt(1, tube(volume, 9))
+    settle(scene)
+    client.set_volume(Volume(np.full(volume.shape, np.nan, np.float32), volume.affine))
+    client.add_segment("tube", 1)
+    client.add_prompt(1, tube(volume, 9))
+    state = settle(scene)
+    assert state.prompts == () and state.window is None
+    said = [event.text for event in told(scene, Failed)]
+    assert "no finite voxel" in said[0] and "There is no volume" in said[1]
+    assert not any(event.details for event in told(scene, Failed))  # which would be an error in Slicer's log
+    client.set_volume(volume, WINDOW)
+    client.add_segment("tube", 1)
+    client.add_prompt(1, tube(volume, 9))
+    assert len(settle(scene).prompts) == 1
+    assert len(told(scene, MaskChanged)) == 2
+
+
 @pytest.mark.parametrize("kind", [">i2", "f4", "f8", "f2", "u1", "bool", "i8", "longdouble"])
 def test_voxels_of_every_type_arrive(host, kind):
     array = np.zeros((12, 64, 64), kind)
