@@ -4,10 +4,12 @@ import time
 
 import slicer
 
-from .qt_helpers import enable, quiet
+from .qt_helpers import enable, quiet, succeeded
 from .shown_views import show_volume, shown_slice_nodes, views_are_oblique
 
 LOOK_EVERY = 0.3  # s between two looks at the views
+# With Qt 6 a selector emits the first one only when the name of the node differs, too.
+_CHOSEN = ("currentNodeChanged(vtkMRMLNode*)", "nodeActivated(vtkMRMLNode*)")
 
 
 class VolumeControls:
@@ -19,8 +21,8 @@ class VolumeControls:
         self.declined = False  # whether the user has chosen to have no volume
         self._look_after = 0.0
         host.connect(
-            (ui.volumeSelector, "currentNodeChanged(vtkMRMLNode*)", self._volume_chosen),
-            (ui.segmentationSelector, "currentNodeChanged(vtkMRMLNode*)", self._segmentation_chosen),
+            *((ui.volumeSelector, signal, self.choose_volume) for signal in _CHOSEN),
+            *((ui.segmentationSelector, signal, self._segmentation_chosen) for signal in _CHOSEN),
             (ui.alignButton, "clicked()", self.align_views),
         )
         host.listen("Turn", self._refresh)
@@ -42,19 +44,19 @@ class VolumeControls:
             self._contrast.show_session(session)
 
     def choose_volume(self, node):
-        self.ui.volumeSelector.setCurrentNode(node)
-
-    def _volume_chosen(self, node):
+        """Work on a volume from now on; None for no volume."""
         for _step in self.choosing_steps(node):
             pass
 
     def choosing_steps(self, node, window=None):
         """Steps to another volume: with its own segmentation, seen in its own contrast, `window` where it is known."""
+        from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
+
         session = self.host.start()
         if node is session.volume_node:
             return
-        if node is not None and node.GetImageData() is None:
-            return  # it is being loaded; the panel offers it again
+        if node is not None and not succeeded(self.host, volume_from_node, node):
+            return  # the one before stays; one that is being loaded is offered again by the panel
         self.declined = node is None
         self.host.tell("Dismiss", None)
         self.host.tell("VolumeLeft", None)  # else placing prompts would begin anew at each step

@@ -8,6 +8,7 @@ import sys
 import pytest
 import qt
 import slicer
+import vtk
 from desktop import Desktop
 from mrml.scenes import SlicerScene
 from test_clicks import KIDNEY, LIVER, Work
@@ -232,6 +233,44 @@ def test_switching_volumes_and_back(work):
     work.desktop.wait(lambda: work.session.segmentation_node is segmentation and len(work.session.prompts) == 1, 10)
     work.rest()
     assert (work.voxels() == kept).all()
+
+
+def test_nodes_of_one_name_are_told_apart_in_both_selectors(work):
+    """As two exams of a patient are, or the segmentations that two of Slicer's modules made."""
+    ui, scene = work.panel.input.ui, work.desktop.scene
+    same, *_ = work.desktop.load_phantom(seed=2)
+    same.SetName(work.node.GetName())
+    first, second = (work.desktop.slicer_scene.add_segmentation(same, name="Segmentation") for _ in range(2))
+    menu = ui.volumeSelector.findChild(qt.QComboBox)
+    qt.QTest.keyClick(menu, qt.Qt.Key_Down)
+    assert ui.volumeSelector.currentNode() is same
+    work.desktop.wait(lambda: work.session.volume_node is same, 5)
+    assert work.session.segmentation_node is second  # the newer one
+    qt.QTest.keyClick(ui.segmentationSelector.findChild(qt.QComboBox), qt.Qt.Key_Up)
+    work.desktop.pass_time(0.2)
+    assert work.session.segmentation_node is first and ui.segmentationSelector.currentNode() is first
+    assert scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 2
+
+
+@pytest.mark.parametrize("reason", ["holds no voxels", "non-linear transform"])
+def test_a_volume_that_cannot_be_segmented_leaves_the_one_before(work, reason):
+    work.click("Red", work.middle_of(LIVER))
+    work.desktop.wait(lambda: work.session.prompts, 5)
+    scene = work.desktop.slicer_scene
+    if reason == "holds no voxels":
+        other = scene.add("vtkMRMLScalarVolumeNode", "other")
+    else:
+        other = scene.add_volume(work.volume, "other", scene.add("vtkMRMLBSplineTransformNode", "bent"))
+        grid = slicer.vtkOrientedGridTransform()
+        grid.SetDisplacementGridData(vtk.vtkImageData())
+        other.GetParentTransformNode().SetAndObserveTransformToParent(grid)
+    selector = work.panel.input.ui.volumeSelector
+    selector.setCurrentNode(other)
+    work.desktop.pass_time(0.5)
+    assert work.session.volume_node is work.node and selector.currentNode() is work.node
+    assert len(work.session.prompts) == 1
+    assert [reason in text for text in work.desktop.messages()] == [True]
+    assert work.panel.prompts.tool == "positive"
 
 
 @pytest.mark.parametrize("what", ["volume", "segmentation", "prompts"])

@@ -154,7 +154,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     renameEnabled = _option("renameEnabled", bool, False)
 
     currentNodeChanged = Signal(object)
-    nodeAddedByUser = Signal(object)
+    nodeActivated = Signal(object)
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -162,8 +162,9 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         row.setContentsMargins(0, 0, 0, 0)
         self._combo = QtWidgets.QComboBox()
         row.addWidget(self._combo)
-        self._combo.activated.connect(lambda _: self._changed())
+        self._combo.activated.connect(self._activated)
         self._scene, self._tags, self._current, self._options = None, [], None, {}
+        self._name = ""
 
     def setMRMLScene(self, scene):
         for tag in self._tags:
@@ -199,7 +200,13 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         now = self._combo.currentData or None
         if now != self._current:
             self._current = now
-            self.currentNodeChanged.emit(self.currentNode())
+            before, self._name = self._name, self._combo.currentText
+            if self._name != before:  # as with Qt 6, where nothing is told of another node with the same name
+                self.currentNodeChanged.emit(self.currentNode())
+
+    def _activated(self, _):
+        self._changed()
+        self.nodeActivated.emit(self.currentNode())
 
     def currentNode(self):
         return self._scene.GetNodeByID(self._current) if self._current and self._scene is not None else None
