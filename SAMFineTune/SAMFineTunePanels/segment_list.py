@@ -115,7 +115,8 @@ class SegmentList:
         if session.segmentation_node is None:
             self.host.act(session.make_segmentation)
         if session.segmentation_node is not None:
-            session.current_segment_id = session.segmentation_node.GetSegmentation().AddEmptySegment("")
+            added = session.segmentation_node.GetSegmentation().AddEmptySegment("")
+            self.host.act(setattr, session, "current_segment_id", added)
         self.refresh()
 
     def remove(self):

@@ -157,7 +157,7 @@ class TrainTab:
                 show_values(self.ui, values)
                 self.cases.show_stored(parameters, values)
                 choose_in(self.ui.baseSelector, values.get("base"))
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError):
             pass  # written by something else
 
     def _outlives_chosen(self, wanted):

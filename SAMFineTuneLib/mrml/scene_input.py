@@ -167,6 +167,12 @@ class SceneInput:
         if self.volume is None:
             raise UserError("There is no volume; choose one first.")
 
+    def _require_input(self) -> None:
+        """Raise UserError unless there is a volume, and the segmentation, where there is one, can be edited."""
+        self._require_volume()
+        if self._work is None:
+            self._enter()
+
     def _wanted_window(self) -> IntensityWindow | None:
         return self.parameters.window or displayed_window(self.volume_node)
 

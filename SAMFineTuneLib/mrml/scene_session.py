@@ -162,8 +162,8 @@ class SceneSession(SceneSync):
 
     def start_placing(self, kind: str) -> None:
         """Enter Slicer's place mode: every click places a prompt of the current segment, until `stop_placing`. When
-        there is no segment, the first click makes one."""
-        self._require_volume()
+        there is no segment, the first click makes one. Raises UserError."""
+        self._require_input()
         for slice_node in self._views.nodes():
             settle_view(slice_node, self.volume)
         self.placing.start(kind, self._nodes, self.current_segment_id)
@@ -202,7 +202,7 @@ class SceneSession(SceneSync):
 
     def _ensure_segment(self) -> str:
         """The current segment; makes segmentation and segment when there is none."""
-        self._require_volume()
+        self._require_input()
         if self.segmentation_node is None:
             self.make_segmentation()
         segment_id = self.current_segment_id
@@ -321,7 +321,7 @@ class SceneSession(SceneSync):
 
     def adopt(self, job: int, objects: Sequence[int], names: Sequence[str] | None = None) -> None:
         """Make segments of found objects, with these names or default ones."""
-        self._require_volume()
+        self._require_input()
         if self._work is None:
             self.make_segmentation()
         self._table.reserve(self.client.adopt(job, objects, names=names))

@@ -13,6 +13,7 @@ slicer = pytest.importorskip("slicer")
 
 from vtk.util import numpy_support  # noqa: E402
 
+from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images.intensity_window import IntensityWindow  # noqa: E402
 from SAMFineTuneLib.images.slice_plane import aligned_plane  # noqa: E402
 from SAMFineTuneLib.images.volume import Volume  # noqa: E402
@@ -479,12 +480,35 @@ def test_surfaces_made_the_source_during_the_work(host, made, red, open_session,
     assert "Closed surface" in said and len(host.session.prompts) == 2
     segmentation.CreateRepresentation("Binary labelmap")
     segmentation.SetSourceRepresentationName("Binary labelmap")
-    host.session.undo()
-    host.session.redo()
     host.settle()
     after = held_voxels(host.session, "first")
     assert after[15].any() and not np.delete(after, [15], axis=0)[14:].any()
     assert np.count_nonzero(after[6:13] ^ before[6:13]) <= 0.1 * np.count_nonzero(before)  # by way of surfaces
+
+
+def test_a_segmentation_of_surfaces_is_refused_at_each_use_until_it_has_labelmaps(host, made, red, slicer_scene):
+    other = slicer_scene.add_segmentation(host.session.volume_node, ("ball",), "surfaces")
+    segmentation = other.GetSegmentation()
+    segmentation.GetSegment("ball").AddRepresentation(
+        "Binary labelmap", oriented_image_of((made[1] == 2).astype(np.uint8), made[0].affine))  # fmt: skip
+    segmentation.CreateRepresentation("Closed surface")
+    segmentation.SetSourceRepresentationName("Closed surface")
+    for use in (
+        lambda: host.session.set_segmentation_node(other),
+        lambda: host.session.start_placing("positive"),
+        lambda: host.session.place("positive", red, [ras(made[0], *tube(9))]),
+    ):
+        with pytest.raises(UserError, match="Closed surface"):
+            use()
+    for _ in range(50):
+        host.pump()
+    assert not host.texts(Failed) and host.session.placing.kind is None
+    segmentation.CreateRepresentation("Binary labelmap")
+    segmentation.SetSourceRepresentationName("Binary labelmap")
+    host.session.start_placing("positive")
+    host.session.place("positive", red, [ras(made[0], *tube(9))])
+    host.settle()
+    assert held_voxels(host.session, "ball")[9].any() and len(host.session.prompts) == 1
 
 
 def test_a_volume_that_moves_while_its_segmentation_cannot_be_written(host, made, red, slicer_scene):

@@ -42,6 +42,7 @@ class MaskDisplay:
         self._cut: set[str] = set()  # segments that reach beyond the segmentation's grid, as was told
         writer.tell_cut = self._say_cut
         self._refused: dict[tuple[int, str], str] = {}  # places whose mask could not be written, and why, as was told
+        self._put_off = False  # whether some of these could not because the segmentation could not be edited
         self._unchecked = False
 
     def __len__(self) -> int:
@@ -102,13 +103,17 @@ class MaskDisplay:
         return self._unchecked or self.writer.edits_to_notice or self.writer.to_verify
 
     def check(self, told: Mapping[tuple[int, str], Shown], end: float) -> bool:
-        """Whether the segments hold the masks `told` by the session, as far as there is time to look until `end`. Call
-        it when no mask waits. Voxels that the user has drawn over since do not count.
+        """Whether the segments hold the masks `told` by the session, as far as there is time to look until `end`.
+        Voxels that the user has drawn over since do not count. Call it when no mask waits and the segmentation can be
+        edited.
         """
 
         def late() -> bool:
             return self._clock() >= end
 
+        if self._put_off:
+            self._put_off = False
+            self._refused.clear()
         self.writer.notice_edits(late)
         if self.writer.edits_to_notice:
             return True
@@ -143,6 +148,7 @@ class MaskDisplay:
             if str(error) not in self._refused.values():  # as it is for each slice of an object
                 self._tell(Failed(str(error)))
             self._refused[place] = str(error)
+            self._put_off = self._put_off or not self.writer.editable
             return
         self._last = self._clock()
         self.stored = False
