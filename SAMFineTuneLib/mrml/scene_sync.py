@@ -222,6 +222,8 @@ class SceneSync(SceneInput):
         """Follow what was changed in Slicer's other modules and has come to rest."""
         if self._volume_watch.has_changed("volume"):
             self._follow_volume()
+        if self._volume_watch.has_changed("place"):
+            self._follow_volume(only_moved=True)
         if self._volume_watch.has_changed("window"):
             self._follow_window()
         if self._scene_watch.segments_changed:
@@ -242,8 +244,12 @@ class SceneSync(SceneInput):
         if gone or changed:
             self._changed()
 
-    def _follow_volume(self) -> None:
-        """When the volume's voxels or place changed, begin a new session with the same prompts."""
+    def _follow_volume(self, only_moved: bool = False) -> None:
+        """When the volume's voxels or place changed, begin a new session with the same prompts.
+
+        Args:
+            only_moved: whether its voxels need no look, which takes a third of a second for a gigabyte.
+        """
         if self.volume_node is None:
             return
         try:
@@ -254,7 +260,8 @@ class SceneSync(SceneInput):
             self._set_volume(None, None)
             self._tell(events.Failed(f"{error} The volume “{node.GetName()}” was put aside."))
             return
-        before, now = self._recognised, storage.recognise(volume)
+        before = self._recognised
+        now = before | storage.place_of(volume) if only_moved else storage.recognise(volume)
         if storage.same_voxels(before, now):
             if storage.same_place(before, now):
                 return

@@ -14,7 +14,7 @@ from SAMFineTuneLib.mrml.scene_nodes import companions_of, is_orphan
 if TYPE_CHECKING:
     from SAMFineTuneLib.mrml.prompts.prompt_sync import PromptWatch
 
-_RESTED = {"volume": 0.3, "window": 0.5}  # seconds without another change
+_RESTED = {"volume": 0.3, "place": 0.3, "window": 0.5}  # seconds without another change
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class Observers:
 
 
 class VolumeWatch:
-    """Observes one volume node, its "volume" (voxels and place), and the "window" of its display node."""
+    """Observes one volume node, its "volume" (voxels and place), its "place" where transforms moved it, and the "window"
+    of its display node."""
 
     def __init__(self, observers: Observers, clock: Callable[[], float]):
         self._observers, self._clock = observers, clock
@@ -72,7 +73,8 @@ class VolumeWatch:
             self._observers.remove(self._node)
         self._node = node
         if node is not None:
-            for event in (node.TransformModifiedEvent, node.ImageDataModifiedEvent, "ModifiedEvent"):
+            self._observers.add(node, node.TransformModifiedEvent, lambda _: self._note("place"))
+            for event in (node.ImageDataModifiedEvent, "ModifiedEvent"):
                 self._observers.add(node, event, self._on_change)
         self._watch_display()
 
@@ -86,7 +88,7 @@ class VolumeWatch:
         return bool(self._changes)
 
     def has_changed(self, what: str) -> bool:
-        """Whether "volume" or "window" has changed and is stable again; True once for each change."""
+        """Whether "volume", "place" or "window" has changed and is stable again; True once for each change."""
         rested = what in self._changes and self._clock() - self._changes[what] >= _RESTED[what]
         if rested:
             del self._changes[what]
@@ -100,14 +102,14 @@ class VolumeWatch:
             self._observers.remove(self._display)
         self._display = display
         if display is not None:
-            self._observers.add(display, "ModifiedEvent", self._on_display)
+            self._observers.add(display, "ModifiedEvent", lambda _: self._note("window"))
 
     def _on_change(self, _) -> None:
-        self._changes["volume"] = self._clock()
+        self._note("volume")
         self._watch_display()
 
-    def _on_display(self, _) -> None:
-        self._changes["window"] = self._clock()
+    def _note(self, what: str) -> None:
+        self._changes[what] = self._clock()
 
 
 class SceneWatch:

@@ -252,12 +252,15 @@ def recognise(volume: Volume) -> dict[str, Any]:
         checksum = zlib.crc32(np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")), checksum)
     flat = volume.array.reshape(-1)
     sample = np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLES)])
-    return {
-        "shape": list(volume.shape),
-        "affine": volume.affine.tolist(),
+    return place_of(volume) | {
         "voxels": f"{volume.array.dtype.str[1:]} {checksum:08x}",
         "sample": hashlib.sha256(sample.astype("<f8").tobytes()).hexdigest(),
     }
+
+
+def place_of(volume: Volume) -> dict[str, Any]:
+    """The part of `recognise` that says where a volume is."""
+    return {"shape": list(volume.shape), "affine": volume.affine.tolist()}
 
 
 def same_voxels(before: dict[str, Any], now: dict[str, Any]) -> bool:
