@@ -21,6 +21,10 @@ class ServerSettings:
         ui.certificateEdit.filters = ctk.ctkPathLineEdit.Files
         ui.certificateEdit.currentPath = read_setting("ServerCertificate")
         remote = read_flag("UseServer") and bool(ui.addressEdit.text)
+        problem = self._problem() if remote else ""
+        if problem:  # the settings were edited by hand, or by an earlier version
+            host.warn(_("{problem} Models run on this computer meanwhile.").format(problem=problem))
+            remote = False
         ui.remoteButton.checked = remote
         ui.localButton.checked = not remote
         self.used = self._entered() if remote else None  # (address, token, certificate) in use, None: this computer
@@ -56,16 +60,22 @@ class ServerSettings:
         if not keep:
             write_setting("ServerToken", None)
 
-    def apply(self):
-        """Use what is entered from now on."""
+    def _problem(self):
+        """A sentence about an address that cannot be used, empty when it can."""
         from SAMFineTuneLib.errors import UserError
 
-        remote = self.ui.remoteButton.checked
         try:
-            if remote:
-                self.connection(self._entered()).close()  # raises UserError when the address is wrong
+            self.connection(self._entered()).close()
         except UserError as error:
-            set_text(self.ui.serverLabel, str(error))
+            return str(error)
+        return ""
+
+    def apply(self):
+        """Use what is entered from now on."""
+        remote = self.ui.remoteButton.checked
+        problem = self._problem() if remote else ""
+        if problem:
+            set_text(self.ui.serverLabel, problem)
             return
         self._end_test()
         self.used = self._entered() if remote else None

@@ -346,6 +346,15 @@ def test_the_layout_changes_while_a_tool_is_active(work):
     assert after[0] == before[0] and after[1] == before[1] - 3 and after[2] == before[2] - 3
 
 
+def test_a_server_in_the_settings_that_cannot_be_used_is_said(desktop):
+    for name, value in (("UseServer", "true"), ("ServerAddress", "gpu.example.org:99999999")):
+        qt.QSettings().setValue("SAMFineTune/" + name, value)
+    panel = desktop.open()
+    (said,) = desktop.messages()
+    assert "99999999" in said and "not a server address" in said and "on this computer" in said
+    assert panel.host.session is not None and not panel.server.remote and panel.server.ui.localButton.checked
+
+
 def test_without_a_main_window_it_is_made_and_goes_again(slicer_scene, monkeypatch, caplog):
     """As Slicer's own tests of every module do: `--no-main-window`, and therefore no views."""
     desktop = Desktop(slicer_scene, views=())
