@@ -59,8 +59,8 @@ class Observers:
 
 
 class VolumeWatch:
-    """Observes one volume node, its "volume" (voxels and place), its "place" where transforms moved it, and the "window"
-    of its display node."""
+    """Observes one volume node, its "volume" (voxels and place), its "place" where a transform above it moved, and the
+    "window" of its display node."""
 
     def __init__(self, observers: Observers, clock: Callable[[], float]):
         self._observers, self._clock = observers, clock
