@@ -9,7 +9,7 @@ from .adapter_labels import ON_SLICE, AdapterLabels
 from .qt_helpers import TextTable, chosen_in, enable, fill_menu, load_ui, quiet, succeeded
 from .shown_views import shown_slice
 
-WHERE = ((ON_SLICE, _("On the slice shown")), ("volume", _("In the whole volume")))
+WHERE = ((ON_SLICE, _("Slice shown")), ("volume", _("Whole volume")))
 ORIENTATIONS = (("axial", _("Axial")), ("coronal", _("Coronal")), ("sagittal", _("Sagittal")))
 POINTS_PER_SIDE = ((12, _("Quick")), (24, _("Normal")), (32, _("Thorough")))
 _SHOWN = 200  # objects in the list

@@ -207,6 +207,7 @@ class TrainCases:
             view.clear()
             for row, (title, _) in enumerate(labels):
                 view.addItem(title)
+                view.item(row).setToolTip(title)  # which may be cut
                 view.item(row).setCheckState(qt.Qt.Unchecked if title in self._unlearned else qt.Qt.Checked)
         fit_height(view, len(labels), *_LABELS_SHOWN)
 

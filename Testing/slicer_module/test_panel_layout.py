@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import qt
+from mrml.scenes import oriented_image_of
 from PIL import Image
 from test_clicks import LIVER, Work
 
@@ -271,3 +272,27 @@ def test_prompts_are_told_apart_in_the_list_however_narrow_it_is(desktop):
         item = table.item(row, 0)
         needed = table.fontMetrics().horizontalAdvance(item.text())
         assert table.columnWidth(0) > needed and item.toolTip() == item.text()
+
+
+def test_long_names_hide_no_label_and_choices_are_not_cut(desktop):
+    """On a small screen: a bar to scroll sideways would lie over the last label."""
+    node, volume, labels = desktop.load_phantom()
+    names = [f"{side} lower lobe of the lung, with its vessels and airways" for side in ("left", "right")]
+    segmentation = desktop.slicer_scene.add_segmentation(node, ())
+    for value, name in enumerate(names, 1):
+        image = oriented_image_of((labels == value).astype(np.uint8), volume.affine)
+        segmentation.AddSegmentFromBinaryLabelmapRepresentation(image, name)
+    panel = desktop.open()
+    desktop.widget.parent.resize(400, 520)
+    panel.open_tab("train")
+    view = panel.train.ui.labelsList
+    desktop.wait(lambda: view.count == 2, 10)
+    desktop.pass_time(0.1)
+    assert not view.horizontalScrollBar().isVisible()
+    assert view.visualItemRect(view.item(1)).bottom() <= view.viewport().height
+    assert view.item(1).toolTip() == names[1]
+    panel.open_tab("automatic")
+    desktop.pass_time(0.1)
+    menu = panel.automatic.ui.whereSelector
+    longest = max(menu.fontMetrics().horizontalAdvance(menu.itemText(row)) for row in range(menu.count))
+    assert longest <= menu.width - 28  # what arrow and frame take
