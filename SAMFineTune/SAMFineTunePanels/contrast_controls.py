@@ -90,13 +90,18 @@ class ContrastControls:
             self.host.act(self._set_window, session, automatic)
 
     def _set_window(self, session, automatic):
+        from SAMFineTuneLib.errors import UserError
         from SAMFineTuneLib.images.intensity_window import IntensityWindow, choose_window
 
         choice = self.choice
         if choice == DISPLAYED:
             window = None  # the session follows it
         elif choice == CUSTOM:
-            window = IntensityWindow(self.ui.lowSpinBox.value, self.ui.highSpinBox.value, _("as given"))
+            try:
+                window = IntensityWindow(self.ui.lowSpinBox.value, self.ui.highSpinBox.value, _("as given"))
+            except UserError as error:  # as long as one of the two values is still to be given
+                set_text(self.ui.windowLabel, str(error))
+                return
         elif choice == AUTOMATIC:
             window = automatic or choose_window(session.volume)
         else:

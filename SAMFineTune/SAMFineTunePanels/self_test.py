@@ -21,13 +21,16 @@ VIEWS = ("Red", "Green", "Yellow")
 
 
 def run(test):
-    """Run all steps in order; `test` is a unittest.TestCase."""
+    """Run all steps in order; `test` is a unittest.TestCase. What fails is told with the step in which it did."""
     if slicer.app.layoutManager() is None:
         test.delayDisplay("There are no slice views without Slicer's main window: nothing was tested")
         return
     selfTest = SelfTest(test)
     try:
         selfTest.run()
+    except Exception as error:
+        why = str(error) or type(error).__name__
+        test.fail(f"The step “{selfTest.step}” failed, and those after it were not run: {why}")
     finally:
         selfTest.finish()
 
@@ -39,6 +42,7 @@ class SelfTest:
         self.test = test
         self.folder = tempfile.mkdtemp(prefix="samfinetune-self-test-")
         self.cohort_folder = read_setting("CohortFolder")  # the user's, which the test changes
+        self.step = ""  # what is being done
 
     def run(self):
         self.open()
@@ -76,6 +80,9 @@ class SelfTest:
         self.passing(0.1)
         self.test.assertFalse(
             self.panel.status.runtime_missing(), "ONNX Runtime is missing: press Install in the panel first"
+        )
+        self.test.assertFalse(
+            self.panel.server.remote, "models run on a server: choose This computer in the Settings tab first"
         )
         self.panel.prompts.chosen = "positive"  # as when Slicer has just been started
         self.load()
@@ -281,8 +288,9 @@ class SelfTest:
         train = self.panel.train
         self.panel.open_tab("train")
         self.passing(1.5)
-        if not train.ui.packagesFrame.isHidden():
-            self.say("Training is not tested: " + train.ui.packagesLabel.text)
+        missing = "" if train.ui.packagesFrame.isHidden() else train.ui.packagesLabel.text
+        if missing or train.runs.is_running:
+            self.say(f"Training is not tested: {missing or 'another one runs.'}")
             self.panel.open_tab("segment")
             return
         self.say("Two steps of training")
@@ -450,6 +458,7 @@ class SelfTest:
     # ---- doing
 
     def say(self, text):
+        self.step = text
         self.test.delayDisplay(text)
 
     def clear(self):

@@ -578,7 +578,9 @@ def test_the_contrast(work):
     ui.lowSpinBox.value, ui.highSpinBox.value = 0, 200
     assert (work.session.window.low, work.session.window.high) == (0, 200)
     ui.highSpinBox.value = -5
-    assert any("empty" in text for text in work.desktop.messages())
+    assert "empty" in ui.windowLabel.text and (work.session.window.low, work.session.window.high) == (0, 200)
+    ui.highSpinBox.value = 50  # nothing is left of what was said while it was wrong
+    assert "white from 50" in ui.windowLabel.text and work.desktop.messages() == []
     ui.windowSelector.setCurrentIndex(1)  # as displayed
     assert work.session.window is None
 

@@ -11,6 +11,16 @@ def test_the_self_test_passes(desktop):
     SAMFineTune.SAMFineTuneTest().runTest()
 
 
+def test_what_fails_is_told_with_its_step(desktop, monkeypatch):
+    from SAMFineTunePanels import self_test
+
+    monkeypatch.setattr(self_test, "PATIENCE", 0.5)
+    monkeypatch.setattr(self_test.SelfTest, "click", lambda *_: None)  # as if the views did not hear the mouse
+    with pytest.raises(AssertionError, match="step “The first click .* failed.*Waited in vain for the first mask"):
+        SAMFineTune.SAMFineTuneTest().runTest()
+    assert desktop.scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
+
+
 @pytest.mark.parametrize("size", [(350, 200), (2000, 1500)])
 def test_its_mouse_works_in_views_of_any_size(size):
     """What it does in the views; in small ones things lie close together."""

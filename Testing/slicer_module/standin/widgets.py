@@ -213,8 +213,11 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
 
     @Slot(object)
     def setCurrentNode(self, node):
+        before = self._current
         self._combo.setCurrentIndex(max(0, self._combo.findData(node.GetID())) if node else 0)
         self._changed()
+        if node is not None and self._current != before:  # it is chosen by a key press that the widget makes up
+            self.nodeActivated.emit(node)
 
     def setCurrentNodeID(self, node_id):
         self.setCurrentNode(self._scene.GetNodeByID(node_id) if node_id else None)
