@@ -28,7 +28,7 @@ def read_meaning(path: Path) -> Meaning:
         named = _values_by_name(content["labels"])
     except OSError as error:
         raise UserError(f"“{path}” cannot be read ({error.strerror}); check its permissions.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"“{path}” is not a usable dataset.json of nnU-Net; correct or remove it.") from error
     if len({name.casefold() for name in named}) < len(content["labels"]):
         raise UserError(f"“{path}” gives several labels one name; give each its own.")
@@ -39,8 +39,10 @@ def read_meaning(path: Path) -> Meaning:
                if name.casefold() != IGNORE and any(values)}  # fmt: skip
     if all(len(values) == 1 for values in regions.values()):
         return Meaning({values[0]: name for name, values in regions.items()}, ignored=ignored)
-    order = content.get("regions_class_order") or range(1, len(regions) + 1)
-    if len(order) != len(regions) or len(set(order)) < len(order) or not all(isinstance(n, int) for n in order):
+    order = content.get("regions_class_order") or list(range(1, len(regions) + 1))
+    if not isinstance(order, list) or not all(type(n) is int and n > 0 for n in order):
+        raise UserError(f"“{path}” has a regions_class_order that does not list whole numbers from 1 on; correct it.")
+    if len(order) != len(regions) or len(set(order)) < len(order):
         raise UserError(
             f"“{path}” names {len(regions)} regions, and its regions_class_order {len(order)}; give each a number of "
             "its own."

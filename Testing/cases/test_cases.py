@@ -156,7 +156,9 @@ def test_labels_that_overlap_in_more_ways_than_can_be_told_apart(tmp_path, pairs
 
 @pytest.mark.parametrize(
     "content", ['{"labels": 3}', "[]", "{", '{"labels": {"liver": "one"}}', '{"labels": {"a": [1, 2], "b": 2},'
-                ' "regions_class_order": [1]}'],
+                ' "regions_class_order": [1]}', "[" * 100000,
+                *(f'{{"labels": {{"a": [1, 2], "b": 2}}, "regions_class_order": {order}}}' for order in
+                  ("[0, 1]", "[[1], 2]", "[{}, 1]", "3", '"12"', "[true, 2]"))],
 )  # fmt: skip
 def test_a_dataset_json_that_says_nothing_clear(tmp_path, content):
     nnunet(tmp_path, {"background": 0, "liver": 1})
