@@ -6,14 +6,13 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.process_lock import has_ended
+from SAMFineTuneLib.typed_json import made
 
 STATES = ("untouched", "proposed", "corrected", "accepted", "refused")
 LEASE = 600.0
@@ -23,8 +22,6 @@ LEASE_ON_SERVER = 60.0
 _FORMAT, _READABLE = 2, (1, 2)
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".dcm")
 _LARGEST_LABEL = 2**16 - 1
-_SHOWN = 40  # characters of a value that does not fit
-_types = cache(get_type_hints)  # of the fields of a dataclass
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ def parsed(values: dict[str, Any], path: Path) -> CohortState:
     """The state in the JSON of a file; UserError for one of another version, ValueError for one that is damaged."""
     if values.get("format") not in _READABLE:
         raise UserError(f"“{path}” was written by another version of SAMFineTune; update this one to open it.")
-    state = _made(CohortState, values, "")
+    state = made(CohortState, values)
     keys = {case.key for case in state.cases}
     if len(keys) < len(state.cases) or not all(re.fullmatch(r"[\w-]+", key) for key in keys):
         raise ValueError("keys of cases")
@@ -207,21 +204,3 @@ def parsed(values: dict[str, Any], path: Path) -> CohortState:
         raise UserError(f"“{path}” gives several labels one name, or a label none; give each a name of its own there.")
     bytes.fromhex(state.salt)
     return state
-
-
-def _made(kind: Any, value: Any, where: str) -> Any:
-    """A value of JSON as a field has it, by the field's type; ValueError with the place of one that does not fit."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is UnionType:  # with None
-        return None if value is None else _made(inner[0], value, where)
-    if is_dataclass(kind) and isinstance(value, dict):
-        own = {name: _made(of, value[name], f"{where}.{name}") for name, of in _types(kind).items() if name in value}
-        return kind(**own)
-    if origin is tuple and isinstance(value, list):
-        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(_made(of, one, f"{where}.{n}") for n, (of, one) in enumerate(zip(kinds, value, strict=True)))
-    if origin is Mapping and isinstance(value, dict):
-        return {inner[0](name): _made(inner[1], one, f"{where}.{name}") for name, one in value.items()}
-    if type(value) is kind or (kind is float and type(value) is int):
-        return value
-    raise ValueError(f"{where.lstrip('.')} is {str(value)[:_SHOWN]}")

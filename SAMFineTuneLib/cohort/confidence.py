@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from SAMFineTuneLib.typed_json import made
+
 if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort
 
@@ -54,7 +56,7 @@ class Confidence:
 
     orientation: str
     """Of its slices: `axial`, `coronal` or `sagittal`."""
-    slices: Mapping[str, Sequence[float | None]]
+    slices: Mapping[str, tuple[float | None, ...]]
     """Label → expected Dice by slice index; None where nothing is expected. Of a slice without a mask it is the
     probability that it shows nothing of the structure."""
 
@@ -69,9 +71,8 @@ class Confidence:
 def read_confidence(cohort: Cohort, key: str) -> Confidence | None:
     """The confidence of a case's proposal; None where there is no proposal, or it cannot be read."""
     try:
-        values = json.loads((cohort.proposal(key) / CONFIDENCE).read_text("utf-8"))
-        return Confidence(str(values["orientation"]), {str(label): own for label, own in values["slices"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return made(Confidence, json.loads((cohort.proposal(key) / CONFIDENCE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -192,7 +193,7 @@ def expected(
         sure, there = _of_found(rows) @ calibration.found, _of_missing(rows) @ calibration.missing
         values = np.where(found, _logistic(sure), _logistic(-there))
         told = found | (values < 1 - _PRESENT)
-        slices[label] = [float(value) if here else None for value, here in zip(values, told, strict=True)]
+        slices[label] = tuple(float(value) if here else None for value, here in zip(values, told, strict=True))
         # The Dice of a structure is the mean of its slices', weighted with the pixels of both masks.
         weights = np.where(told, np.maximum(area, mass), 0)
         absent = 1 - calibration.present.get(label, 1.0)

@@ -205,7 +205,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not a model folder: it has no {SPEC_FILE}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}): import the model again.") from error
     return ModelFolder(ModelSpec.from_dict(content, str(file)), path)
 

@@ -89,6 +89,22 @@ def test_a_damaged_adapter_is_listed_as_such_and_can_be_removed(samfinetune, her
     assert not (tmp_path / "home" / "adapters" / "mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("labels", [1]), ("labels", "liver"), ("recipe", 3), ("date", ["x"]), ("seconds", "long"), ("files", 3),
+     ("gains", [{"prompt": "1 box", "cases": ["a"], "before": [0.5], "after": ["high"]}]),
+     ("gains", [{"prompt": "1 box", "cases": ["a"], "before": [0.5], "after": [0.6], "interval_after": [0.5]}]),
+     ("gains", [{"prompt": 1, "cases": [], "before": [], "after": []}]), ("method", None), ("curves", {"loss": 1})],
+    ids=str,
+)  # fmt: skip
+def test_a_card_with_other_values_is_one_sentence(samfinetune, here, field, value):
+    card = json.loads((here / "card.json").read_text())
+    (here / "card.json").write_text(json.dumps(card | {field: value}))
+    for command in (("show", here), ("compare", here, here), ("import", here)):
+        done = samfinetune("adapters", *command)
+        assert done.code == 2 and "card.json is damaged" in done.err and done.err.count("\n") == 1
+
+
 def test_a_name_comes_before_a_folder_of_that_name(samfinetune, here, monkeypatch):
     samfinetune("adapters", "import", here)
     monkeypatch.chdir(here.parent)

@@ -88,7 +88,7 @@ def test_whatever_was_accepted_a_surer_slice_is_never_trusted_less(slices):
 def test_what_is_found_nowhere_is_as_sure_as_other_cases_lack_it():
     nothing = {"ball": np.zeros((5, 5))}
     confidence, whole = expected(nothing, "axial", None)
-    assert confidence.slices["ball"] == [None] * 5 and whole == {"ball": 0.0}
+    assert confidence.slices["ball"] == (None,) * 5 and whole == {"ball": 0.0}
     without = Judged.of(nothing, np.zeros((5, 4, 4), int), np.zeros((5, 4, 4), int), 0, {1: "ball"})
     _, whole = expected(nothing, "axial", calibrate([without] * 3))
     assert whole["ball"] == pytest.approx(0.75)
@@ -150,7 +150,11 @@ def test_confidence_survives_its_file(tmp_path_factory, slices):
         assert all(one is None or abs(one - other) <= 5e-4 for one, other in zip(own, read.slices[label], strict=True))
 
 
-@pytest.mark.parametrize("text", ["", "{}", json.dumps({"orientation": "axial", "slices": 3}), "[1]"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", "[" * 100000, *(json.dumps({"orientation": "axial", "slices": slices}) for slices in
+             (3, {"liver": True}, {"liver": [0.5, "high"]}, {"liver": [0.5, {}]}))],
+    ids=range(8),
+)  # fmt: skip
 def test_a_damaged_file_counts_as_missing(tmp_path, text):
     cohort = Cohort.create(tmp_path / "own", CohortState({1: "liver"}, (), ("", "")))
     cohort.proposal("key").mkdir(parents=True)

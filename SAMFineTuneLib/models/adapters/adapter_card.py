@@ -13,6 +13,7 @@ from typing import Any
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.models.spec import FORMAT, fields_of
+from SAMFineTuneLib.typed_json import made
 from SAMFineTuneLib.wording import duration
 
 
@@ -96,13 +97,8 @@ class Card:
         """Read a JSON object; `where` names it in the sentence of a `UserError`."""
         content = fields_of(cls, content, where, "train the adapter again")
         try:
-            content["method"] = Method(**content["method"])
-            content["gains"] = tuple(Gain(**gain) for gain in content.get("gains", ()))
-            card = cls(**content)
-            if not all(isinstance(getattr(card, name), str) for name in ("base", "base_digest", "base_architecture")):
-                raise TypeError("its base must be text")
-            return card
-        except (KeyError, TypeError, AttributeError) as error:
+            return made(cls, {"method": None, **content})
+        except (ValueError, TypeError) as error:
             raise UserError(f"{where} is damaged ({error}): use another copy of the adapter.") from error
 
 

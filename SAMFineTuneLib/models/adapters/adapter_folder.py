@@ -75,8 +75,8 @@ def read_adapter_folder(path: str | Path) -> AdapterFolder:
     if not (path / CARD).is_file():
         raise UserError(_no_adapter(path))
     try:
-        content = json.loads((path / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads((path / CARD).read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN is none
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path / CARD} cannot be read ({error}): use another copy of the adapter.") from error
     card = Card.from_dict(content, str(path / CARD))
     if not {CONFIG, TENSORS} <= set(card.files):
