@@ -12,7 +12,7 @@ from .qt_helpers import (
     Connections,
     chosen_in,
     fill_menu,
-    load_export_dialog,
+    load_dialog,
     read_flag,
     read_setting,
     write_setting,
@@ -28,13 +28,15 @@ FORMS = (
 class CohortMenu:
     """`begin(what, **values)` has something done in the background."""
 
-    def __init__(self, button, resource_path, ask_to_install, begin, show_curve):
-        self._begin = begin
+    def __init__(self, button, resource_path, ask_to_install, begin, show_curve, dicomweb):
+        self._begin, self._dicomweb = begin, dicomweb
         self.folder = ""  # of the cohort that is open
         self.export = CohortExport(resource_path, ask_to_install, begin)
         self._menu = qt.QMenu(button)
         self.addAction = self._menu.addAction(_("Add scans…"))
+        self.fetchAction = self._menu.addAction(_("Add scans from a PACS…"))
         self.exportAction = self._menu.addAction(_("Export accepted cases…"))
+        self.storeAction = self._menu.addAction(_("Store accepted cases on a PACS…"))
         self.reportAction = self._menu.addAction(_("Report"))
         self._menu.addSeparator()
         self.curveAction = self._menu.addAction(_("Learning curve"))
@@ -45,6 +47,8 @@ class CohortMenu:
         button.setMenu(self._menu)
         self._connections = Connections(
             (self.addAction, "triggered()", self.add),
+            (self.fetchAction, "triggered()", self.add_fetched),
+            (self.storeAction, "triggered()", lambda: dicomweb.store(self.folder)),
             (self.exportAction, "triggered()", lambda: self.export.open(self.folder)),
             (self.reportAction, "triggered()", lambda: begin("report", folder=os.path.join(self.folder, "report"))),
             (self.curveAction, "toggled(bool)", show_curve),
@@ -69,6 +73,11 @@ class CohortMenu:
             write_setting("CohortScans", folder)
             self._begin("add", images=folder)
 
+    def add_fetched(self):
+        """Add the scans that the user fetches from a DICOMweb server, unless another cohort is open by then."""
+        cohort = self.folder
+        self._dicomweb.fetch(lambda folder: self.folder == cohort and self._begin("add", images=folder))
+
 
 class CohortExport:
     """A dialog: in which form, and into which folder."""
@@ -76,7 +85,7 @@ class CohortExport:
     def __init__(self, resource_path, ask_to_install, begin):
         self._ask_to_install, self._begin = ask_to_install, begin
         self._cohort = self._suggested = ""
-        self.dialog, self._widget, self.ui = load_export_dialog(resource_path, _("Export accepted cases"))
+        self.dialog, self._widget, self.ui = load_dialog(resource_path, "ExportDialog", _("Export accepted cases"))
         ui = self.ui
         ui.visibleOnlyBox.hide()
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs

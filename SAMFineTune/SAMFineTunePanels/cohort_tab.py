@@ -14,6 +14,7 @@ from .cohort_curve import LearningCurve
 from .cohort_list import FILTERS, CohortList
 from .cohort_menu import CohortMenu
 from .cohort_review import CohortReview
+from .dicomweb_dialog import DicomwebDialog
 from .model_settings import torch_is_there
 from .qt_helpers import (
     choose_in,
@@ -67,13 +68,17 @@ class CohortTab:
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
         fill_menu(ui.filterSelector, FILTERS)
         fill_menu(ui.waySelector, WAYS, read_setting("CohortWay"))
-        self.menu = CohortMenu(ui.moreButton, resource_path, ask_to_install, self._begin, self._show_curve)
+        self.dicomweb = DicomwebDialog(host, resource_path, ask_to_install, self.served.environment)
+        self.menu = CohortMenu(
+            ui.moreButton, resource_path, ask_to_install, self._begin, self._show_curve, self.dicomweb
+        )
         for label, lines in ((ui.reasonLabel, _REASON), (ui.workLabel, _WORK)):
             label.setFixedHeight(lines * label.fontMetrics().lineSpacing() + 2)
         host.connect(
             (ui.folderEdit, "currentPathChanged(QString)", lambda path: self._look_at(path)),
             (ui.openButton, "clicked()", self.open),
             (ui.servedButton, "clicked()", self.served.open),
+            (ui.pacsButton, "clicked()", lambda: self.dicomweb.fetch(self._fetched)),
             (ui.cancelButton, "clicked()", self.cancel),
             (ui.closeButton, "clicked()", self.close_cohort),
             (ui.filterSelector, "activated(int)", lambda index: self._show(True)),
@@ -98,6 +103,7 @@ class CohortTab:
         self.curve.close()
         self._end_cohort()
         self.menu.close()
+        self.dicomweb.close()
         for review in self._closing:
             review.close()
         self.served.close()
@@ -116,6 +122,10 @@ class CohortTab:
             where = _("Makes the cohort in {folder}, beside the scans, which stay as they are.")
             set_text(ui.whereLabel, where.format(folder=beside(path)))
         enable((ui.openButton, self._chosen))
+
+    def _fetched(self, folder):
+        """Choose the folder of fetched scans."""
+        self.ui.folderEdit.currentPath = folder
 
     def open(self):
         """Open the cohort of the folder that is chosen, or make one of its scans."""
@@ -223,6 +233,7 @@ class CohortTab:
 
     def refresh(self):
         self._follow_creation()
+        self.dicomweb.refresh()
         self._closing = [review for review in self._closing if not review.close_some()]
         self._keys.set_active(self._keys_work())
         if self.review is None:
@@ -425,8 +436,12 @@ class CohortTab:
             self.train()
 
     def _show_background(self, state):
+        from SAMFineTuneLib.cohort.running_work import running
+
         ui, busy, beside = self.ui, self._background.is_busy, self._beside.is_busy
-        enable((ui.trainButton, state.accepted), (ui.proposeButton, state.adapter))
+        elsewhere = {} if busy or not self._is_here else running(self.review.cohort.folder)
+        enable((ui.trainButton, state.accepted and "train" not in elsewhere),
+               (ui.proposeButton, state.adapter and "propose" not in elsewhere))
         for widget in (ui.trainButton, ui.proposeButton):
             widget.setVisible(not busy)
         for widget in (ui.stopButton, ui.workBar):
@@ -441,12 +456,12 @@ class CohortTab:
             ui.workBar.value = int(1000 * (part or 0))
         else:
             problem = "" if self._is_here else self._background.queue.problem
-            set_elided(ui.workLabel, problem or standing_of(state), _WORK)
+            set_elided(ui.workLabel, problem or " · ".join(elsewhere.values()) or standing_of(state), _WORK)
 
     def _show_creating(self):
         ui, busy = self.ui, self._creating is not None
         ui.cancelButton.setVisible(busy)
-        enable((ui.openButton, self._chosen and not busy), (ui.folderEdit, not busy))
+        enable((ui.openButton, self._chosen and not busy), (ui.folderEdit, not busy), (ui.pacsButton, not busy))
         if busy:
             set_text(ui.whereLabel, _("Reading scan {done} of {total}.").format(
                 done=self._created.get("done", 0) + 1, total=self._created.get("total") or "…"))

@@ -10,7 +10,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import packages
-from .qt_helpers import chosen_in, confirmed, enable, fill_menu, load_export_dialog, read_setting, write_setting
+from .qt_helpers import chosen_in, confirmed, enable, fill_menu, load_dialog, read_setting, write_setting
 
 ENDINGS = (
     ("", _("Label map in this scene")),
@@ -32,7 +32,7 @@ class ExportDialog:
         self._open_button = open_button
         self._ask_to_install = ask_to_install
         self.last = None  # what was written last: a path or a node
-        self.dialog, self.widget, self.ui = load_export_dialog(resource_path, _("Export segments"))
+        self.dialog, self.widget, self.ui = load_dialog(resource_path, "ExportDialog", _("Export segments"))
         ui = self.ui
         fill_menu(ui.formatSelector, ENDINGS)
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs

@@ -105,8 +105,8 @@ def packages_folder():
 
 
 def installed_folders():
-    """The folders that the worker adds to its module path."""
-    return [packages.folder for packages in (ONNX_RUNTIME, TRAINING) if os.path.isdir(packages.folder)]
+    """The folders that the processes behind the panel add to their module path."""
+    return [packages.folder for packages in (ONNX_RUNTIME, TRAINING, DICOM_SEG) if os.path.isdir(packages.folder)]
 
 
 def anything_installed():

@@ -101,11 +101,11 @@ def load_ui(resource_path, name):
     return widget, slicer.util.childWidgetVariables(widget)
 
 
-def load_export_dialog(resource_path, title):
-    """(dialog, widget in it, its named children): a choice of format and folder, with buttons to export and cancel."""
+def load_dialog(resource_path, name, title):
+    """(dialog, widget in it, its named children) of a file in Resources/UI."""
     dialog = qt.QDialog(slicer.util.mainWindow())
     dialog.setWindowTitle(title)
-    widget, ui = load_ui(resource_path, "ExportDialog")
+    widget, ui = load_ui(resource_path, name)
     qt.QVBoxLayout(dialog).addWidget(widget)
     return dialog, widget, ui
 

@@ -40,7 +40,8 @@ def add_actions(actions: Callable) -> None:
 def _add_action(actions: Callable, name: str, function: Callable, text: str) -> argparse.ArgumentParser:
     parser = actions(name, function, text)
     parser.add_argument("server", metavar="URL", help="address of the DICOMweb service")
-    parser.add_argument("--user", metavar="NAME", help="who signs in")
+    parser.add_argument("--user", metavar="NAME", help="who signs in; the password is asked for, or read from "
+                        "SAMFINETUNE_DICOMWEB_PASSWORD, and a token from SAMFINETUNE_DICOMWEB_TOKEN")  # fmt: skip
     add_certificate(parser)
     console.add_json(parser)
     return parser
@@ -56,14 +57,9 @@ def _fetch(args: argparse.Namespace) -> None:
     if not found:
         raise UserError(f"“{args.server}” has no image series like that; leave out some of the options.")
     if not args.list:
-        images = sum(one.images for one in found)
-        before = 0
         try:
             with counting("fetching image") as show:
-                for one in found:
-                    tell = lambda done, total, before=before: show(before + done, max(images, before + total))  # noqa: E731
-                    store.fetch(one, args.output, tell)
-                    before += one.images
+                store.fetch_all(found, args.output, show)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped; the same command goes on.") from None
         print(f"fetched     {len(found)} series into {args.output}")
@@ -87,7 +83,7 @@ def _store(args: argparse.Namespace) -> None:
 
 def _server(args: argparse.Namespace) -> DicomwebStore:
     """The server, signed in to as the options and variables say; what is secret is asked for, and kept nowhere."""
-    from SAMFineTuneLib.cohort.dicomweb_store import PASSWORD, TOKEN, USER, DicomwebStore
+    from SAMFineTuneLib.cohort.dicomweb_store import PASSWORD, TOKEN, USER, DicomwebStore, is_private
 
     name, password = args.user or os.environ.get(USER, ""), os.environ.get(PASSWORD, "")
     token = "" if args.user else os.environ.get(TOKEN, "").strip()
@@ -96,6 +92,6 @@ def _server(args: argparse.Namespace) -> DicomwebStore:
             raise UserError(f"The password of {name} is missing; set {PASSWORD}.")
         password = getpass.getpass(f"Password of {name}: ")
     store = DicomwebStore(args.server, token, (name, password) if name else None, args.tls_ca)
-    if not store.encrypted:
+    if not is_private(args.server):
         console.note("images and passwords travel without encryption; use https:// where the server has a certificate")
     return store

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_state import CohortState
     from SAMFineTuneLib.service.cohort_client import ServedCohort
 
-_given: dict[Path, tuple[str, ...]] = {}
+_opened: dict[Path, tuple[ServedCohort, tuple[str, ...]]] = {}
 _PATIENCE = 120.0  # s for which a server that answered before is asked again
 
 
@@ -37,14 +37,21 @@ def open_served(args: argparse.Namespace) -> ServedCohort:
     token, certificate = server_access(args)
     served = ServedCohort(mirror(CohortPlace(args.server, args.cohort, certificate or "")), token, _PATIENCE)
     options = [("--server", args.server), ("--token-file", args.token_file), ("--tls-ca", args.tls_ca)]
-    _given[served.folder] = tuple(word for option, value in options if value for word in (option, value))
+    _opened[served.folder] = served, tuple(word for option, value in options if value for word in (option, value))
     served.follow()
     return served
 
 
 def server_options(folder: Path) -> tuple[str, ...]:
     """The options with which this command reached the server of a cohort's mirror, for the commands that it advises."""
-    return _given.get(folder, ())
+    return _opened[folder][1] if folder in _opened else ()
+
+
+def running_now(cohort: Cohort) -> dict[str, str]:
+    """What is done for a cohort now, here or on its server, see `running_work.running`."""
+    from SAMFineTuneLib.cohort.running_work import running
+
+    return _opened[cohort.folder][0].running if cohort.folder in _opened else running(cohort.folder)
 
 
 def case_names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:

@@ -113,13 +113,6 @@ def _export(args: argparse.Namespace) -> None:
     console.document(folder=args.output, form=args.form, files=[str(path) for path in files])
 
 
-def _how_far(event: Mapping[str, Any]) -> str:
-    """An event of progress on the server, as a line."""
-    if event["what"] == "train":
-        return event["text"]
-    return f"segmenting case {min(event['done'] + 1, event['total'])} of {event['total']}, {event['text']}"
-
-
 def _fetched(
     args: argparse.Namespace, what: str, folder: str | Path, show: Callable[..., None], **values: Any
 ) -> tuple[Path, Mapping[str, Any]]:
@@ -134,6 +127,8 @@ def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:
     """Have the server train or propose, and show how far it is; `own` are options that only this computer has."""
     if any(own) or args.device != "auto":
         raise UserError("The server decides how it trains and proposes: leave out the other options.")
+    from SAMFineTuneLib.service.cohort_client import how_far
+
     served = open_served(args)
     served.do(what, secrets.token_hex(8), 1)
     try:
@@ -141,7 +136,7 @@ def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:
             while (news := served.follow()).busy or news.events:
                 for event in news.events:
                     if event["event"] == "progress":
-                        line(_how_far(event))
+                        line(how_far(event))
                     elif event["event"] == "failed":
                         raise UserError(event["text"])
                     elif event["event"] == "done":

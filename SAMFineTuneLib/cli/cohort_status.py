@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.cli import console
-from SAMFineTuneLib.cli.cohort_on_server import server_options
+from SAMFineTuneLib.cli.cohort_on_server import running_now, server_options
 from SAMFineTuneLib.cli.describe import print_facts
 from SAMFineTuneLib.wording import counted
 
@@ -24,7 +24,7 @@ def print_status(cohort: Cohort) -> None:
     state = cohort.state
     counts = {name: len(state.those(name)) for name in ("accepted", "corrected", "proposed", "untouched", "refused")}
     words = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    adapter, advice = state.adapter, next_step(cohort)
+    adapter, busy, advice = state.adapter, running_now(cohort), next_step(cohort)
     facts = [("cases", f"{len(state.cases)}: {words}"), ("labels", ", ".join(state.labels.values()))]
     if adapter is not None:
         learned = f"adapter {adapter.number} of {adapter.date}, learned from {counted(len(adapter.learned), 'case')}"
@@ -33,10 +33,11 @@ def print_status(cohort: Cohort) -> None:
         facts.append(("adapter", f"none in use; {state.adapters[-1].reason}"))
     if wrong := [case for case in state.cases if case.trouble]:
         facts.append(("images", _about_images(cohort, wrong)))
+    facts += [("running", sentence) for sentence in busy.values()]
     print_facts([*facts, ("next", advice)])
     console.document(
         cohort=cohort.folder, model=state.model, labels={str(value): name for value, name in state.labels.items()},
-        counts=counts, adapter=adapter.number if adapter else None, advice=advice,
+        counts=counts, adapter=adapter.number if adapter else None, running=busy, advice=advice,
     )  # fmt: skip
 
 
@@ -65,17 +66,22 @@ def next_step(cohort: Cohort) -> str:
     from SAMFineTuneLib.cohort.judges import FIRST, is_due
 
     state, command = cohort.state, f"samfinetune cohort {{}} {cohort_word(cohort)}"
-    adapter = state.adapter
-    if is_due(state):
+    adapter, busy = state.adapter, running_now(cohort)
+    if is_due(state) and not busy:
         return f"Enough is accepted for a training: {command.format('train')}"
     waiting, untouched = state.those("proposed", "corrected"), state.those("untouched")
     free = [case for case in untouched if not case.problem and not case.taken()]
-    if adapter is not None and free:
+    if adapter is not None and free and not busy:
         return f"{counted(len(free), 'case')} can be proposed: {command.format('propose')}"
-    if any(case.proposal and adapter and case.proposal.adapter != adapter.number for case in state.those("proposed")):
+    earlier = [case for case in state.those("proposed")
+               if adapter and case.proposal and case.proposal.adapter != adapter.number]  # fmt: skip
+    if earlier and not busy:
         return f"Earlier adapters made some of the proposals: {command.format('propose')} --again"
     if waiting:
         return f"{counted(len(waiting), 'case')} to review: {command.format('next')}"
+    if busy:
+        work = {"train": "the training", "propose": "the proposals"}.get(next(iter(busy)), "the server")
+        return f"Wait for {work}; this tells how far that is: {command.format('status')}"
     if untouched:
         more = f", until {FIRST} are accepted and a training can begin" if not state.adapters else ""
         return (

@@ -18,15 +18,22 @@ from urllib.parse import urlsplit
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, require_writable
-from SAMFineTuneLib.images.pydicom_versions import save
 
 TOKEN, USER, PASSWORD = "SAMFINETUNE_DICOMWEB_TOKEN", "SAMFINETUNE_DICOMWEB_USER", "SAMFINETUNE_DICOMWEB_PASSWORD"
 """Variables that hold a token, or a user's name and password."""
+PATIENT = "SAMFINETUNE_DICOMWEB_PATIENT"
+"""A variable by which the panel hands over the PatientID whose series it asks for, so that it is written nowhere."""
 _SHORT = 12  # digits of a digest
 _FIELDS = {"study": "0020000D", "series": "0020000E", "modality": "00080060", "description": "0008103E",
            "images": "00201209"}  # fmt: skip
 _IMAGE = "00080018"  # SOPInstanceUID
 _NOT_IMAGES = ("SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "DOC")
+
+
+def is_private(url: str) -> bool:
+    """Whether nobody on the network can read what is sent to an address."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,7 @@ class DicomwebStore:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"“{url}” is not the address of a DICOMweb service, such as https://pacs.hospital/dicom-web.")
         if "@" in parts.netloc:
-            raise UserError(f"Leave user and password out of the address; set {USER} and {PASSWORD} instead.")
-        self.encrypted = parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
-        """Whether nobody on the network can read along."""
+            raise UserError("Leave user and password out of the address; give them apart from it.")
         self._host = parts.netloc
         session = requests.Session()
         if certificate:
@@ -126,6 +131,8 @@ class DicomwebStore:
         if target.exists():
             return target
         require_writable(folder)
+        from SAMFineTuneLib.images.pydicom_versions import save
+
         partial = target.with_name(f".{series.folder}.fetching")
         listed = self._found(_IMAGE, self._client.search_for_instances, series.study, series.series)
         names = [_value(one, _IMAGE) for one in listed]
@@ -148,11 +155,29 @@ class DicomwebStore:
             partial.rename(target)
         return target
 
-    def store(self, files: Sequence[str | Path]) -> None:
-        """Store DICOM files on the server; UserError when it refuses one."""
+    def fetch_all(
+        self, found: Sequence[RemoteSeries], folder: str | Path, progress: Callable[[int, int], None]
+    ) -> None:
+        """Fetch several series, as `fetch` does; `progress` is told of the images of all."""
+        images, before = sum(one.images for one in found), 0
+        for one in found:
+            tell = lambda done, total, before=before: progress(before + done, max(images, before + total))  # noqa: E731
+            self.fetch(one, folder, tell)
+            before += one.images
+
+    def store(
+        self, files: Sequence[str | Path], progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        """Store DICOM files on the server; UserError when it refuses one.
+
+        Args:
+            files: the files.
+            progress: told how many are stored, and how many there are; it may raise to stop.
+        """
         import pydicom
 
-        for file in files:
+        for done, file in enumerate(files):
+            progress(done, len(files))
             with self._in_words():
                 answer = self._client.store_instances([pydicom.dcmread(file)])
             if answer is not None and answer.get("FailedSOPSequence"):
@@ -181,7 +206,7 @@ class DicomwebStore:
         except requests.exceptions.SSLError as error:
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):
                 raise UserError(f"“{self._host}” does not encrypt as https:// needs it; check the address.") from error
-            wrong, advice = "cannot be verified", "give the one of who signed it with --tls-ca"
+            wrong, advice = "cannot be verified", "give the certificate (.pem) of who signed it"
             if "mismatch" in str(error):
                 wrong, advice = "is not issued for this name", "use the name that it is issued for"
             raise UserError(f"The certificate of “{self._host}” {wrong}; {advice}.") from error
@@ -211,7 +236,7 @@ def _bearer(token: str) -> Callable[[Any], Any]:
 def _refusal(response: Any) -> str:
     code = getattr(response, "status_code", 0)
     if code in (401, 403):
-        return f"does not let you in ({code}); set {TOKEN}, or {USER} and {PASSWORD}, or check them."
+        return f"does not let you in ({code}); check the user and the password, or the token."
     if code == 404:
         return "does not have this (404); check the address and the UIDs."
     return f"refuses with {code}; try again later, or ask its administrator."

@@ -31,6 +31,7 @@ from SAMFineTuneLib.cohort.confidence import (
     signals_of,
 )
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
+from SAMFineTuneLib.cohort.running_work import PROPOSALS, announced
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, staged_folder
 
@@ -131,20 +132,26 @@ def propose(
     judges = [case for case in state.accepted if case.key in state.adapter.held_out][-_JUDGES:]
     judges = [case for case in judges if not _judged(cohort, number, case.key).exists()]
     others = [case for case in state.accepted if case not in judges and not features_file(cohort, case.key).exists()]
-    run = _Run(cohort, number, device, engine, len(judges) + len(others) + len(cases), progress, cancelled)
-    _opened(cohort.folder.resolve(), number, device, run.threads)  # refuses here what no case could be segmented with
-    for job, result in run.segmented(judges):
-        if not result.problem:
-            _write(_judged(cohort, number, job.case), result)
+    with announced(cohort.folder / PROPOSALS) as announce:
+
+        def tell(done: int, total: int, name: str) -> None:
+            announce(f"Proposing case {min(done + 1, total)} of {total}")
+            progress(done, total, name)
+
+        run = _Run(cohort, number, device, engine, len(judges) + len(others) + len(cases), tell, cancelled)
+        _opened(cohort.folder.resolve(), number, device, run.threads)  # refuses what no case could be segmented with
+        for job, result in run.segmented(judges):
+            if not result.problem:
+                _write(_judged(cohort, number, job.case), result)
+                _write_features(cohort, job.case, result)
+        for job, result in run.segmented(others, only_features=True):
             _write_features(cohort, job.case, result)
-    for job, result in run.segmented(others, only_features=True):
-        _write_features(cohort, job.case, result)
-    calibration = _calibration(cohort.state, cohort)
-    done, failed = [], []
-    for job, result in run.segmented(cases):
-        if _put(cohort, job, result, again, calibration):
-            (failed if result.problem else done).append(job.case)
-    return Proposed(tuple(done), tuple(failed))
+        calibration = _calibration(cohort.state, cohort)
+        done, failed = [], []
+        for job, result in run.segmented(cases):
+            if _put(cohort, job, result, again, calibration):
+                (failed if result.problem else done).append(job.case)
+        return Proposed(tuple(done), tuple(failed))
 
 
 @dataclass

@@ -26,6 +26,7 @@ from SAMFineTuneLib.cohort.adapter_decision import Dice, about_left_out, decide
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, TrainedAdapter
 from SAMFineTuneLib.cohort.judges import JUDGES, compared, divided
+from SAMFineTuneLib.cohort.running_work import TRAINING, sentence_writer
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import move_over, sha256_of, write_text
 from SAMFineTuneLib.process_lock import LOCK, owning
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.training import fine_tuning
     from SAMFineTuneLib.training.training_settings import TrainingSettings
 
-WORK = "training"
-"""Folder in the cohort's that holds an unfinished training."""
 _BASE = "base"
 _PLAN, _LABELS = "plan.json", "labels"
 
@@ -92,8 +91,14 @@ def retrain(
     _divided(cohort.state)  # before PyTorch is loaded, which may take a while
     require("Training", "peft", "torch", "safetensors", extra="training")
     try:
-        with owning(cohort.folder / WORK, "The training of this cohort"):
-            run = _Run(cohort, _plan(cohort, preset, resume), device, progress, cancelled)
+        with owning(cohort.folder / TRAINING, "The training of this cohort"):
+            announce = sentence_writer(cohort.folder / TRAINING)
+
+            def tell(now: RetrainingProgress) -> None:
+                announce(now.sentence)
+                progress(now)
+
+            run = _Run(cohort, _plan(cohort, preset, resume), device, tell, cancelled)
             trained = run.trained()
             _clear(run.work)
         with suppress(OSError):  # a resumed training finds it there, and leaves it
@@ -135,7 +140,7 @@ def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
     """The unfinished plan where it is still valid, else a new one; in that case what was unfinished is deleted."""
     from SAMFineTuneLib.models.store import Store
 
-    work, state = cohort.folder / WORK, cohort.state
+    work, state = cohort.folder / TRAINING, cohort.state
     teachers, judges = _divided(state)
     digests = {case.key: sha256_of(cohort.accepted_labels(case)) for case in state.accepted}
     numbers = [one.number for one in state.adapters]
@@ -209,7 +214,7 @@ class _Run:
 
     @property
     def work(self) -> Path:
-        return self.cohort.folder / WORK
+        return self.cohort.folder / TRAINING
 
     def trained(self) -> TrainedAdapter:
         """Train the candidates, judge them, and record the better one."""

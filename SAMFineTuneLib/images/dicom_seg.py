@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,8 @@ def write_dicom_seg(
     provenance: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
     """Write a binary DICOM SEG; its segment numbers count from 1 in the order of label values.
+
+    The same segments of the same images have the same UIDs, so that a server to which they are sent twice keeps one.
 
     Args:
         path: the file, which appears complete or not at all.
@@ -133,6 +136,8 @@ def _require(volume: Volume):
 def _segmentation(highdicom, volume: Volume, present: list[int], numbers: np.ndarray, descriptions: Sequence):
     """The DICOM SEG of segment `numbers` (from 1) on the slices `present`."""
     datasets = _source_headers(volume)
+    content = [*(str(one.SOPInstanceUID) for one in datasets), *map(str, descriptions), str(numbers.shape)]
+    content.append(hashlib.sha256(np.ascontiguousarray(numbers)).hexdigest())
     sop_class = datasets[0].SOPClassUID
     if len(datasets) == 1 and (whole_number(read_value(datasets[0], "NumberOfFrames")) or 1) > 1:
         sources = [_as_multi_frame(datasets[0], volume, present)]
@@ -146,9 +151,9 @@ def _segmentation(highdicom, volume: Volume, present: list[int], numbers: np.nda
                 pixel_array=numbers,
                 segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=descriptions,
-                series_instance_uid=generate_uid(),
+                series_instance_uid=generate_uid(entropy_srcs=["series", *content]),
                 series_number=300,
-                sop_instance_uid=generate_uid(),
+                sop_instance_uid=generate_uid(entropy_srcs=content),
                 instance_number=1,
                 manufacturer="SAMFineTune",
                 manufacturer_model_name="SAMFineTune",

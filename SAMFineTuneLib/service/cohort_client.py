@@ -78,6 +78,13 @@ def place_of(folder: str | Path) -> CohortPlace | None:
         return None
 
 
+def how_far(event: Mapping[str, Any]) -> str:
+    """An event of progress of a training, or of proposing, as a sentence without a full stop."""
+    if event["what"] == "train":
+        return event["text"]
+    return f"Proposing case {min(event['done'] + 1, event['total'])} of {event['total']}"
+
+
 class ServedCohort:
     """A cohort on a server. Every call waits for the answer.
 
@@ -96,6 +103,8 @@ class ServedCohort:
             raise Unreached(f"Connect to the server {self.place.address} first, in the tab Settings.")
         self._link = HttpLink(parse_address(self.place.address), token, self.place.certificate or None)
         self._known, self._after = "", -1
+        self.running: dict[str, str] = {}
+        """What the server does for the cohort, `train` or `propose` → how far it is, as `follow` last heard."""
         self._patience, self._answered, self._greeted = patience, False, False
 
     def names(self) -> tuple[str, ...]:
@@ -119,6 +128,10 @@ class ServedCohort:
             write_text(self.folder / STATE_FILE, news.state.decode())
             self._known = hashlib.sha256(news.state).hexdigest()
         self._after = news.after
+        self.running = (self.running or {"": "The server trains or proposes"}) if news.busy else {}
+        for event in news.events:
+            if news.busy and event["event"] == "progress":
+                self.running = {event["what"]: how_far(event)}
         return news
 
     @property

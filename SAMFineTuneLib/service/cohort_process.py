@@ -24,9 +24,10 @@ from SAMFineTuneLib.service.child_process import when_parent_ends
 from SAMFineTuneLib.service.cohort_client import Unreached, place_of
 from SAMFineTuneLib.service.cohort_pieces import RESULTS, Piece, do_piece
 from SAMFineTuneLib.service.cohort_relay import CohortRelay
+from SAMFineTuneLib.service.dicomweb_pieces import DICOMWEB, do_dicomweb
 from SAMFineTuneLib.service.folder_process import LOG, OUTLIVES, STOP, EventFile, run_in
 
-_LONG, _BESIDE = ("propose", "train"), ("add", *RESULTS)
+_LONG, _BESIDE = ("propose", "train"), ("add", *RESULTS, *DICOMWEB)
 _TRIES = 3  # times that a piece is begun before it is given up, because it ends the process
 _LOOK_EVERY = 0.03  # s between two looks at an empty queue
 _NICE = 5  # lower priority than Slicer and the worker that answers clicks
@@ -101,7 +102,8 @@ class _Worker:
             os.nice(max(0, _NICE - os.nice(0)))
         try:
             piece = Piece(self.folder, self.number, values, self.tell, self.cancelled)
-            told = self._relay.do(piece) if served else do_piece(piece)
+            do = self._relay.do if served else do_piece
+            told = do_dicomweb(piece, do) if what in DICOMWEB else do(piece)
             self.tell("done", what=what, **{"case": values.get("case", ""), **told})
         except Unreached as error:
             queue.write_piece(path, values)  # it has not been tried

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 from small_cohorts import small_cohort, truth
 
+from SAMFineTuneLib.cli.main import main
 from SAMFineTuneLib.cohort.adapter_decision import decide
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, Proposal, Review, TrainedAdapter
 from SAMFineTuneLib.cohort.judges import held_out, is_due
-from SAMFineTuneLib.cohort.retraining import WORK, retrain
+from SAMFineTuneLib.cohort.proposing import propose
+from SAMFineTuneLib.cohort.retraining import retrain
 from SAMFineTuneLib.cohort.review import accept, reopen
+from SAMFineTuneLib.cohort.running_work import PROPOSALS, TRAINING, running
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models import optional_packages
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
@@ -143,7 +147,7 @@ def test_too_few_patients_are_refused_before_pytorch_is_loaded(tmp_path, monkeyp
     monkeypatch.setattr(optional_packages, "require", lambda *_, **__: pytest.fail("PyTorch takes long to load"))
     with pytest.raises(UserError, match="accepted cases of 3 patients or more, .* 2 are there"):
         retrain(cohort)
-    assert not (cohort.folder / WORK).exists()
+    assert not (cohort.folder / TRAINING).exists()
 
 
 def test_without_pytorch_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):
@@ -197,7 +201,7 @@ def test_an_adapter_is_trained_then_two_candidates_and_a_new_structure_only_from
     assert folder.card.recipe["evidence"] == first.reason
     assert folder.card.recipe["orientation"] == "auto", "its slices are thick"
     assert folder.card.labels == ("blob",) and len(folder.card.cases) == len(first.learned)
-    assert {one.stage for one in told} == {"training", "judging", "export"} and not (cohort.folder / WORK).exists()
+    assert {one.stage for one in told} == {"training", "judging", "export"} and not (cohort.folder / TRAINING).exists()
     assert "Training 1 of 1, from the base: step 2 of 2" in {one.sentence for one in told}
     assert any(one.seconds_left for one in told)
 
@@ -222,6 +226,29 @@ def test_an_adapter_is_trained_then_two_candidates_and_a_new_structure_only_from
     third = retrain(cohort, progress=told.append)
     assert third.start == "base" and {one.parts for one in told} == {1}, "adapter 1 does not know the new structure"
     assert read_adapter_folder(cohort.adapter(3)).card.labels == ("blob", "cyst")
+
+
+def test_everybody_sees_that_an_adapter_is_trained_and_cases_are_proposed(tiny, tmp_path, capsys):
+    cohort, told = small_cohort(tmp_path, count=6, labelled=5), []
+
+    def status(*_) -> None:
+        capsys.readouterr()
+        assert main(["cohort", "status", str(cohort.folder), "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+
+    status()
+    retrain(cohort, progress=status)
+    use(cohort)
+    propose(cohort, device="cpu", progress=status)
+    status()
+    assert "cohort train" in told[0]["advice"] and not told[0]["running"] and not told[-1]["running"]
+    assert all("Wait for the" in one["advice"] for one in told[1:-2])
+    sentences = [sentence for one in told for sentence in one["running"].values()]
+    assert sentences[0].startswith("Training 1 of 1") and f"(process {os.getpid()}, for 0 min)" in sentences[0]
+    assert any(sentence.startswith("Proposing case") for sentence in sentences)
+    assert not running(cohort.folder) and {*(cohort.folder / PROPOSALS).iterdir()} == {
+        cohort.proposal(case.key) for case in cohort.state.those("proposed")
+    }
 
 
 def test_labels_that_began_as_its_own_proposals_do_not_judge_for_the_adapter_in_use(tiny, tmp_path):
@@ -272,7 +299,7 @@ def test_a_stopped_training_goes_on_and_a_changed_case_begins_it_anew(tiny, tmp_
     cohort, told = small_cohort(tmp_path, count=4, labelled=4), []
     with pytest.raises(Stopped):
         retrain(cohort, progress=told.append, cancelled=lambda: any(one.step == 1 for one in told))
-    assert (cohort.folder / WORK).is_dir() and not cohort.state.adapters
+    assert (cohort.folder / TRAINING).is_dir() and not cohort.state.adapters
     learned = next(case for case in cohort.state.accepted if case not in held_out(cohort.state))
     accept(cohort, learned.key, np.roll(truth(1), 2, axis=1))
     told.clear()
@@ -291,7 +318,7 @@ def test_running_out_of_memory_is_one_sentence_and_one_process_trains(tiny, tmp_
         retrain(cohort, progress=fail)
     code = "import sys; from SAMFineTuneLib.process_lock import owning; from pathlib import Path\n"
     code += "with owning(Path(sys.argv[1]), 'It'): print('owned', flush=True); sys.stdin.readline()"
-    other = subprocess.Popen([sys.executable, "-c", code, str(cohort.folder / WORK)], stdin=subprocess.PIPE,
+    other = subprocess.Popen([sys.executable, "-c", code, str(cohort.folder / TRAINING)], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, text=True)  # fmt: skip
     try:
         assert other.stdout.readline() == "owned\n"
@@ -347,4 +374,4 @@ def test_a_kill_at_any_moment_leaves_a_cohort_that_opens_and_a_training_that_goe
     assert replace(trained, date="") == replace(other, date="") and cohort.state.adapters == (trained,)
     names = ("adapter_model.safetensors", "class_head.safetensors")
     assert all((cohort.adapter(1) / name).read_bytes() == (whole.adapter(1) / name).read_bytes() for name in names)
-    assert not (cohort.folder / WORK).exists()
+    assert not (cohort.folder / TRAINING).exists()

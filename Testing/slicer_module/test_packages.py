@@ -174,6 +174,16 @@ def test_what_was_installed_is_removed_on_demand(desktop, wheels, pins, monkeypa
     assert panel.host.session is None and not desktop.processes()
 
 
+def test_processes_behind_the_panel_find_every_set(desktop, pins, monkeypatch):
+    from SAMFineTunePanels import packages
+
+    for name in ("ONNX_RUNTIME", "TRAINING", "DICOM_SEG"):
+        own = packages.PackageSet(name, "a set", pins, "smallpackage", "1 kB")
+        monkeypatch.setattr(packages, name, own)
+        os.makedirs(own.folder)
+        assert own.folder in panel_environment(packages)["PYTHONPATH"].split(os.pathsep)
+
+
 def panel_environment(packages):
     from SAMFineTunePanels import worker_python as worker
 

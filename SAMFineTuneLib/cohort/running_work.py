@@ -1,0 +1,83 @@
+"""Lets everybody who looks at a cohort see that an adapter is trained or cases are proposed, and how far that is.
+
+Whoever does it holds a lock in the folder that it writes into, and writes a sentence beside it now and then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from SAMFineTuneLib.disk_errors import disk_error
+from SAMFineTuneLib.files import atomic_write
+from SAMFineTuneLib.process_lock import LOCK, ProcessLock
+
+TRAINING, PROPOSALS = "training", "proposals"
+"""Folders in the cohort's: of an unfinished training, and of what is proposed."""
+_WORK = {"train": TRAINING, "propose": PROPOSALS}
+_SENTENCE = ".progress.txt"
+_WRITE_EVERY = 1.0  # s
+
+
+def running(cohort: Path) -> dict[str, str]:
+    """What is done for a cohort now, by any process.
+
+    Args:
+        cohort: the cohort's folder.
+
+    Returns:
+        `train`, `propose`, both or neither → how far it is and which process does it, without a full stop.
+    """
+    found = {}
+    for what, name in _WORK.items():
+        if owner := ProcessLock(cohort / name / LOCK).owner:
+            sentence = "Training" if what == "train" else "Proposing cases"
+            with suppress(OSError, UnicodeError):  # it has only begun
+                sentence = (cohort / name / _SENTENCE).read_text("utf-8")
+            found[what] = f"{sentence} ({owner})"
+    return found
+
+
+@contextmanager
+def announced(folder: Path) -> Iterator[Callable[[str], None]]:
+    """Let others see what is proposed while the block runs. Of two processes that propose, one is seen.
+
+    Args:
+        folder: of the proposals.
+
+    Returns:
+        A function that is told how far it is, as a sentence without a full stop.
+
+    Raises:
+        DiskError: when nothing can be written there.
+    """
+    lock = ProcessLock(folder / LOCK)
+    try:
+        folder.mkdir(exist_ok=True)
+        taken = lock.take()
+    except OSError as error:
+        raise disk_error(error, folder) or error from error
+    if not taken:
+        yield lambda sentence: None
+        return
+    try:
+        yield sentence_writer(folder)
+    finally:
+        (folder / _SENTENCE).unlink(missing_ok=True)
+        lock.release(remove=True)
+
+
+def sentence_writer(folder: Path) -> Callable[[str], None]:
+    """A function that writes how far the work in a folder is, at most once a second."""
+    after = 0.0
+
+    def write(sentence: str) -> None:
+        nonlocal after
+        if time.monotonic() > after:
+            after = time.monotonic() + _WRITE_EVERY
+            with suppress(OSError), atomic_write(folder / _SENTENCE, durable=False) as temporary:
+                temporary.write_text(sentence, "utf-8")
+
+    return write
