@@ -1,12 +1,15 @@
 """Limits what a corrective click changes in a mask, and sets the clicked pixels to what the user said.
 
 A click corrects its surroundings, but the model's new answer may differ anywhere. So the mask far from a click changes
-only where the model is sure.
+only where the model is sure. Its outline, however, is often off by the same small step all around; one click tells.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
+
+from SAMFineTuneLib.inference.mask_shapes import overlap
 
 _REACH = 2.0
 """How far a click counts for its surroundings, in units of its distance from the outline."""
@@ -14,6 +17,10 @@ _LOGITS_PER_REACH = 4.0
 """Logits by which the model must be surer, for each further reach away from the click, to change the mask."""
 _CONTRARY = 4.0
 """Logits by which the model must be surer to take away after positive clicks alone, or to add after negative ones."""
+_AT_OUTLINE = 0.5
+"""Logits by which the model must be surer, at most, to move the outline by one cell, anywhere."""
+_SMALL_STEP = 0.7
+"""IoU of the masks before and after, below which this does not count."""
 _FIRST_READING = 0.5
 """Share of these logits when the earlier answer is one reading of a lone point, which the next click may revise."""
 _MARGIN = 1.0
@@ -27,9 +34,11 @@ def changed_near(
 ) -> np.ndarray:
     """Keep an earlier answer where a new one differs far from all clicks and without certainty.
 
-    A click close to the outline points at a small error and counts for few cells, one far from it for many. Clicks that
-    are all positive seldom mean that something is to be taken away, nor negative ones that something is missing. An
-    answer without an outline, with nothing or everything inside, may change anywhere.
+    A click close to the outline points at a small error and counts for few cells, one far from it for many. A missing
+    part is seldom thicker than the mask that is there, so a positive click does not count for more than that, however
+    far it is. Anywhere else the outline may move by one cell, unless that changes much of the mask, as in a thin one.
+    Clicks that are all positive seldom mean that something is to be taken away, nor negative ones that something is
+    missing. An answer without an outline, with nothing or everything inside, may change anywhere.
 
     Args:
         before: logits (h, w) of the answer that the user corrects.
@@ -44,13 +53,17 @@ def changed_near(
     inside = before > 0
     if not len(clicks) or inside.all() or not inside.any():
         return after
-    needed = np.min([_needed(inside, click) for click in clicks], axis=0)
-    if first_reading:
-        needed = needed * _FIRST_READING
-    if positive.all() or not positive.any():
-        needed = needed + _CONTRARY * (inside == positive[0])
-    stays = (inside != (after > 0)) & (np.abs(after) < needed)
-    return np.where(stays, before, after)
+    thickness = max(ndimage.distance_transform_edt(inside).max(), 1.0)
+    needed = np.min([_needed(inside, click, thickness) for click in clicks], axis=0)
+    contrary = _CONTRARY * (inside == positive[0]) if positive.all() or not positive.any() else 0.0
+    share = _FIRST_READING if first_reading else 1.0
+    for most in (_AT_OUTLINE, np.inf):
+        least = np.where(_at_outline(inside), np.minimum(needed, most), needed) * share + contrary
+        stays = (inside != (after > 0)) & (np.abs(after) < least)
+        answer = np.where(stays, before, after)
+        if overlap(answer > 0, inside) >= _SMALL_STEP:
+            break
+    return answer
 
 
 def as_told(logits: np.ndarray, clicks: np.ndarray, shares: np.ndarray, positive: np.ndarray) -> np.ndarray:
@@ -84,9 +97,15 @@ def as_told(logits: np.ndarray, clicks: np.ndarray, shares: np.ndarray, positive
     return logits
 
 
-def _needed(inside: np.ndarray, click: np.ndarray) -> np.ndarray:
+def _needed(inside: np.ndarray, click: np.ndarray, thickness: float) -> np.ndarray:
     """How large logits must be in each cell (h, w) to overrule the mask `inside`, for one click."""
     rows, columns = np.indices(inside.shape)
     away = np.hypot(columns - click[0], rows - click[1])
     here = inside[np.unravel_index(np.argmin(away), away.shape)]
-    return _LOGITS_PER_REACH * (away / (_REACH * away[inside != here].min()) - 1)
+    to_outline = away[inside != here].min()
+    return _LOGITS_PER_REACH * (away / (_REACH * (to_outline if here else min(to_outline, thickness))) - 1)
+
+
+def _at_outline(inside: np.ndarray) -> np.ndarray:
+    """Cells (h, w) that have a neighbour on the other side of the outline."""
+    return (inside & ~ndimage.binary_erosion(inside, border_value=1)) | (~inside & ndimage.binary_dilation(inside))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from SAMFineTuneLib.inference.click_corrections import as_told, changed_near
 from SAMFineTuneLib.inference.engine import open_engine
@@ -42,7 +43,32 @@ def test_an_unsure_change_stays_out_where_nobody_clicked():
     before = disc(32, 32, 12)
     answer = changed_near(before, grown(1.0), click(17, 32), POSITIVE) > 0
     assert answer[32, 15] and not answer[32, 49], "only the piece that was clicked"
-    assert np.array_equal(answer[:, 32:], before[:, 32:] > 0)
+    far = answer ^ (before > 0)
+    far[:, :32] = False
+    assert not (far & ~ndimage.binary_dilation(before > 0)).any(), "and elsewhere one cell at most"
+
+
+@pytest.mark.parametrize("radius", [11, 13])
+def test_the_outline_may_move_by_one_cell_all_around(radius):
+    before, after = disc(32, 32, 12), disc(32, 32, radius, 1.0)
+    answer = changed_near(before, after, click(44 if radius < 12 else 45, 32), NEGATIVE if radius < 12 else POSITIVE)
+    one_cell = (ndimage.binary_erosion if radius < 12 else ndimage.binary_dilation)(before > 0)
+    assert np.array_equal(answer > 0, (after > 0) & one_cell if radius > 12 else (after > 0) | one_cell)
+    assert (answer > 0)[32, 20 if radius < 12 else 19] == (radius > 12), "on the far side, too"
+
+
+def test_a_thin_mask_is_not_taken_away_by_a_click_at_one_end():
+    before = np.full((SIDE, SIDE), -5, np.float32)
+    before[31:34, 10:54] = 5  # three cells wide
+    after = np.where(before > 0, np.float32(-1), before)
+    answer = changed_near(before, after, click(12, 32), NEGATIVE) > 0
+    assert not answer[32, 12] and answer[31:34, 24:54].all()
+
+
+def test_a_click_far_from_a_small_mask_does_not_flood_the_view():
+    before, after = disc(10, 32, 3), np.full((SIDE, SIDE), 3, np.float32)
+    answer = changed_near(before, after, click(50, 32), POSITIVE) > 0
+    assert answer[32, 50] and answer[32, 44] and not answer[32, 30] and not answer[5, 50]
 
 
 def test_a_sure_change_is_made_anywhere():
