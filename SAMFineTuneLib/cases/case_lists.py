@@ -26,6 +26,7 @@ _COLUMNS = {
     "patient": ("patient", "patient id", "patientid", "patients", "subject", "subject id", "case", "case id"),
 }  # fmt: skip
 _ABOUT_PATIENTS = re.compile("age|sex|gender|weight|height|birth|alter|geschlecht|gewicht|geburt|größe")
+_PARTS = ("split", "set", "subset", "fold", "partition", "part", "train test")  # columns that divide the lines
 _IN_ORDER = {"image": 0, "label": 1, "patient": 2}
 _NOT_TEXT = {
     b"PK\x03\x04": "a packed file, such as an Excel workbook (.xlsx) or a .zip",
@@ -97,6 +98,8 @@ def _entry(
         files[name] = _found(cell, path.parent) if cell else None
         if cell and files[name] is None:
             raise UserError(f"“{path.name}” lists {path.parent / cell}, which does not exist; correct entry {number}.")
+    if files["label"] is not None and files["image"].is_file() and files["image"].resolve() == files["label"].resolve():
+        raise UserError(f"Entry {number} of “{path.name}” gives one file as image and as labels; correct it.")
     return ListedCase(files["image"], files["label"], cells.get("patient", ""), notes)
 
 
@@ -173,8 +176,8 @@ def _is_file(cell: str, folder: Path) -> bool:
 
 
 def _columns(row: Sequence[str], path: Path, needed: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The columns by the names in the first line, and a sentence for the user where that is a guess; nothing where the
-    first line is already an entry."""
+    """The columns by the names in the first line, and sentences for the user where that is a guess, or columns are not
+    used that divide the lines; nothing where the first line is already an entry."""
     words = [" ".join(cell.casefold().replace("_", " ").replace("-", " ").split()) for cell in row]
     found: dict[str, int] = {}
     for place, word in reversed(list(enumerate(words))):
@@ -182,7 +185,12 @@ def _columns(row: Sequence[str], path: Path, needed: Sequence[str]) -> tuple[dic
         if word.startswith("patient") and not _ABOUT_PATIENTS.search(word):  # such as `Patient ID (hospital)`
             found["patient"] = place
     if all(name in found for name in needed):
-        return found, ()
+        parts = [cell for cell, word in zip(row, words, strict=True) if word in _PARTS]
+        told = (
+            f"The column “{cell}” of “{path.name}” is not used: every line counts. Give each part as a list of its own."
+            for cell in parts
+        )
+        return found, tuple(told)
     is_entry = any(_is_file(cell, path.parent) or "/" in cell or "\\" in cell for cell in row[:2])
     if is_entry or len(row) < 2:
         return {}, ()

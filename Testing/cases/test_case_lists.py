@@ -105,6 +105,20 @@ def test_a_first_line_that_may_be_a_header_is_said(folder):
     ).notes
 
 
+@pytest.mark.parametrize("column", ["split", "Fold", "SET"])
+def test_a_column_that_divides_the_lines_is_said_not_to(folder, column):
+    rows = [(*row[:2], part) for row, part in zip(ROWS, ("train", "test"), strict=True)]
+    (folder / "list.csv").write_text(lines(header=f"image,label,{column}", rows=rows))
+    notes = survey(find_cases(folder / "list.csv"), LabelChoice()).notes
+    assert f"Cases a, b: the column “{column}” of “list.csv” is not used: every line counts." in notes[0]
+
+
+def test_one_file_as_image_and_labels_is_refused(folder):
+    rows = [ROWS[0], (ROWS[1][0], f"./{ROWS[1][0]}", "")]
+    with pytest.raises(UserError, match="Entry 2 of “list.csv” gives one file as image and as labels"):
+        read(folder, lines(rows=rows))
+
+
 def workbook(folder):
     with zipfile.ZipFile(folder / "list.csv", "w") as file:
         file.writestr("xl/workbook.xml", "<workbook/>")
