@@ -106,6 +106,9 @@ class Panel(slicer.util.VTKObservationMixin):
             (slicer.vtkMRMLScene.StartImportEvent, self._scene_starts_importing),
             (slicer.vtkMRMLScene.EndImportEvent, self._scene_imported),
             (slicer.vtkMRMLScene.NodeAddedEvent, self._node_added),
+            # Before and after the selectors hear of it.
+            (slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, self._node_goes),
+            (slicer.vtkMRMLScene.NodeRemovedEvent, self._node_is_gone),
         ):
             self.addObserver(slicer.mrmlScene, event, callback)
         manager = slicer.app.layoutManager()
@@ -230,6 +233,12 @@ class Panel(slicer.util.VTKObservationMixin):
     def _node_added(self, caller, event, node):
         if node.IsA("vtkMRMLScalarVolumeNode"):
             self.input.declined = False
+
+    def _node_goes(self, caller, event):
+        self.input.removing += 1
+
+    def _node_is_gone(self, caller, event):
+        self.input.removing -= 1
 
     def _offer(self):
         """Take the first volume that is loaded while there is no input, once it has voxels."""

@@ -20,13 +20,18 @@ class VolumeControls:
         self._contrast = contrast
         self.declined = False  # whether the user has chosen to have no volume
         self._look_after = 0.0
-        host.connect(
-            *((ui.volumeSelector, signal, self.choose_volume) for signal in _CHOSEN),
-            *((ui.segmentationSelector, signal, self._segmentation_chosen) for signal in _CHOSEN),
-            (ui.alignButton, "clicked()", self.align_views),
-        )
+        self.removing = 0  # nodes that the scene removes just now, one because of another
+        for selector, choose in (
+            (ui.volumeSelector, self.choose_volume), (ui.segmentationSelector, self._segmentation_chosen)
+        ):  # fmt: skip
+            host.connect(*((selector, signal, self._unless_removing(choose)) for signal in _CHOSEN))
+        host.connect((ui.alignButton, "clicked()", self.align_views))
         host.listen("Turn", self._refresh)
         host.listen("SessionStarted", lambda session: self.show_session())
+
+    def _unless_removing(self, choose):
+        """A handler of the selectors: they go to a neighbour of a node that is removed, which nobody has chosen."""
+        return lambda node: None if self.removing else choose(node)
 
     @property
     def volume_node(self):

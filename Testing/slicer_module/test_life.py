@@ -252,6 +252,26 @@ def test_nodes_of_one_name_are_told_apart_in_both_selectors(work):
     assert scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 2
 
 
+def test_another_segmentation_is_not_taken_when_the_one_worked_on_is_deleted(work):
+    """Slicer's selector goes to a neighbour by itself: the next click would change a segmentation nobody chose."""
+    scene = work.desktop.slicer_scene
+    other = scene.add_segmentation(work.node, ("reference",), "drawn by an expert")
+    work.panel.segments.add()
+    selector = work.panel.input.ui.segmentationSelector
+    work.desktop.wait(lambda: selector.currentNode() is work.session.segmentation_node is not other, 5)
+    display = work.session.segmentation_node.GetDisplayNode()  # which Slicer removes in between
+    gone = scene.scene.AddObserver(slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, lambda *_: (
+        scene.scene.RemoveObserver(gone), scene.scene.RemoveNode(display)))  # fmt: skip
+    scene.scene.RemoveNode(work.session.segmentation_node)
+    work.desktop.pass_time(0.3)
+    work.desktop.wait(lambda: selector.currentNode() is None, 5)
+    assert work.session.segmentation_node is None
+    work.panel.prompts.choose("positive")
+    work.click("Red", work.middle_of(LIVER))
+    work.desktop.wait(lambda: work.session.prompts, 10)
+    assert work.session.segmentation_node is not other and other.GetSegmentation().GetNumberOfSegments() == 1
+
+
 @pytest.mark.parametrize("reason", ["holds no voxels", "non-linear transform"])
 def test_a_volume_that_cannot_be_segmented_leaves_the_one_before(work, reason):
     work.click("Red", work.middle_of(LIVER))

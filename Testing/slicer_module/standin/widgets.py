@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 
 import slicer
+import vtk
 from PySide6 import QtCore, QtWidgets
 
 Property, Signal, Slot = QtCore.Property, QtCore.Signal, QtCore.Slot
@@ -174,7 +175,18 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
             for event in (slicer.vtkMRMLScene.NodeAddedEvent, slicer.vtkMRMLScene.NodeRemovedEvent,
                           slicer.vtkMRMLScene.EndBatchProcessEvent):
                 self._tags.append(scene.AddObserver(event, lambda *_: self._fill()))
+            self._tags.append(scene.AddObserver(slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, self._goes, -10.0))
         self._fill()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _goes(self, scene, event, going):
+        """Select a neighbour of the current node that is removed, as Qt does when a row goes."""
+        nodes = self._nodes()
+        if going.GetID() == self._current and not scene.IsClosing():
+            at = nodes.index(going)
+            del nodes[at]
+            self._combo.removeItem(self._combo.findData(going.GetID()))
+            self.setCurrentNode(nodes[min(at, len(nodes) - 1)] if nodes else None)
 
     def _nodes(self):
         if self._scene is None:
