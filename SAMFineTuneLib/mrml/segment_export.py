@@ -32,6 +32,7 @@ from SAMFineTuneLib.mrml.volume_nodes import from_array, own_affine
 _SAME_GRID = 1e-3  # voxels: rounding of positions in headers, over the whole volume
 _SAME_VOXEL = 1e-2  # voxels by which a labelmap may be shifted and still lie on the grid
 _AT_ONCE = 1 << 21  # voxels in a step, which takes some milliseconds
+_REMOVED = "A segment was removed during the export; export again."
 
 Result = TypeVar("Result")
 Steps = Generator[float, None, Result]
@@ -97,8 +98,11 @@ def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | 
                 there[mask & (there == 0)] = number + 1
     notes, same_parent = [], segmentation_node.GetParentTransformNode() is volume_node.GetParentTransformNode()
     for info, segment_id, count in zip(segments, ids, counts, strict=True):
-        yield 1.0
-        note = _what_is_lost(segmentation.GetSegment(segment_id), same_parent, affine, shape, count)
+        segment = segmentation.GetSegment(segment_id)
+        if segment is None:
+            raise UserError(_REMOVED)
+        held = yield from _held_voxels(segment)
+        note = _what_is_lost(segment.GetRepresentation(BINARY), held, same_parent, affine, shape, count)
         notes += [f"Segment “{info.name}” {note}"] if note else []
     if lost:
         notes.append(f"{lost} voxels belong to several segments; the first of them has them in the label map.")
@@ -196,7 +200,7 @@ def _mask_on(affine: np.ndarray, shape, volume_node, segmentation_node, segment_
     segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
     image = segment.GetRepresentation(BINARY) if segment is not None else None
     if image is None:
-        raise UserError("A segment was removed during the export; export again.")
+        raise UserError(_REMOVED)
     if image.IsEmpty():
         return None
     source, target = segmentation_node.GetParentTransformNode(), volume_node.GetParentTransformNode()
@@ -216,14 +220,25 @@ def _mask_on(affine: np.ndarray, shape, volume_node, segmentation_node, segment_
     return image_array(part) == segment.GetLabelValue()
 
 
-def _what_is_lost(segment, same_parent: bool, affine: np.ndarray, shape, count: int) -> str:
+def _held_voxels(segment) -> Steps[int]:
+    """Count the voxels of a segment in its own labelmap."""
+    image = segment.GetRepresentation(BINARY)
+    if image is None or has_no_voxels(image):
+        return 0
+    array, held = image_array(image), 0
+    for slab in _slabs(array.shape):
+        yield 1.0
+        held += int(np.count_nonzero(array[slab] == segment.GetLabelValue()))
+    return held
+
+
+def _what_is_lost(image, held: int, same_parent: bool, affine: np.ndarray, shape, count: int) -> str:
     """The end of a sentence about a segment that has `count` voxels on the volume's grid, where its own labelmap holds
-    something else; "" where nothing is lost."""
-    image = segment.GetRepresentation(BINARY) if segment is not None else None
-    full = image is not None and not has_no_voxels(image)
-    held = int(np.count_nonzero(image_array(image) == segment.GetLabelValue())) if full else 0
+    another number; "" where nothing is lost."""
+    if not held:  # when something was copied nevertheless, it was erased since
+        return "" if count else "is empty."
     if held == count:
-        return "" if held else "is empty."
+        return ""
     if same_parent and first_voxel(image, affine, shape, _SAME_VOXEL) is not None:
         return f"reaches beyond the volume: {held - count} of its {held} voxels are left out."
     grids = (held, image_affine(image)), (count, affine)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import nibabel
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ slicer = pytest.importorskip("slicer")
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images import read_volume  # noqa: E402
 from SAMFineTuneLib.images.phantom import body_phantom, write_dicom_series  # noqa: E402
+from SAMFineTuneLib.images.volume import Volume  # noqa: E402
 from SAMFineTuneLib.mrml.segment_export import (  # noqa: E402
     export_steps,
     finished,
@@ -212,3 +215,23 @@ def test_what_cannot_be_exported_is_said(slicer_scene, volume, tmp_path):
     ):
         with pytest.raises(UserError, match=match):
             finished(export_steps(*arguments))()
+
+
+def test_a_large_segmentation_is_exported_in_short_steps_and_a_segment_removed_meanwhile_is_said(slicer_scene):
+    volume = Volume(np.zeros((80, 1024, 1024), np.uint8), np.diag([-0.5, -0.5, 1.0, 1.0]))
+    node = slicer_scene.add_volume(volume)
+    segmentation = slicer_scene.add_segmentation(node, ())
+    segment_id = segmentation.AddSegmentFromBinaryLabelmapRepresentation(
+        oriented_image_of(np.ones(volume.shape, np.uint8), volume.affine), "all")  # fmt: skip
+    steps, longest, ended = labelmap_steps(segmentation, node), 0.0, False
+    while not ended:
+        begun = time.thread_time()
+        ended = next(steps, None) is None
+        longest = max(longest, time.thread_time() - begun)
+    assert longest < 0.05
+    steps = labelmap_steps(segmentation, node)
+    while next(steps) < 0.5:
+        pass
+    segmentation.GetSegmentation().RemoveSegment(segment_id)
+    with pytest.raises(UserError, match="removed during the export"):
+        finished(steps)
