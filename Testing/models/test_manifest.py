@@ -29,6 +29,7 @@ def test_an_entry_describes_a_valid_model_with_terms_and_a_way_to_get_it(entry):
     assert entry.source.startswith("https://")
     assert all(url.startswith("https://") for url in entry.urls)
     assert entry.downloadable != bool(entry.how_to_get)
+    assert "above" not in entry.how_to_get  # the panel shows it alone
     for kind, digest in entry.digests.items():
         assert re.fullmatch(f"[0-9a-f]{{{HEX_LENGTH[kind]}}}", digest)
 
