@@ -171,7 +171,7 @@ def stack_frames(frames: Sequence[Frame], step: float | None = None) -> DicomSta
         row, column = _directions(first.orientation)
     normal = np.cross(row, column) * (-1 if first.backwards else 1)
     if first.pixel_spacing is None:
-        notes.append("The images do not say how large a pixel is; 1 mm is assumed.")
+        notes.append("The images do not say how large a pixel is in the patient; 1 mm is assumed.")
         pixel_spacing = np.ones(2)
     else:
         pixel_spacing = first.pixel_spacing

@@ -50,6 +50,11 @@ _SHARED = {
 }
 _TIMES = (0x00181063, 0x00181065)  # FrameTime, FrameTimeVector: a file's frames show one place at several times
 _ENDINGS = (".dcm", ".dicom", ".ima")
+_OTHER_PIXEL_SIZES = {
+    "SequenceOfUltrasoundRegions": "for regions of the picture",
+    "NominalScannedPixelSpacing": "on the film that was scanned",
+    "PixelAspectRatio": "as the ratio of its sides alone",
+}
 _AFTER_PLACE = 0x00200038  # the first tag after those with an image's position
 _SHORTEST = 132  # bytes: preamble and the letters DICM
 
@@ -207,7 +212,7 @@ def _header(path: Path, dataset: Dataset, at_pixels: bool) -> Header | str | Non
         description=text(read_value(dataset, "SeriesDescription")),
         modality=text(read_value(dataset, "Modality")).split("\\")[0].strip(),
         frames=frames,
-        notes=(*notes, *_unclear_rescale(dataset), *_mosaic(dataset), *_detector(dataset)),
+        notes=(*notes, *_unclear_rescale(dataset), *_mosaic(dataset), *_pixel_size_elsewhere(dataset)),
         belongs={name: _digest(read_value(dataset, keyword)) for name, keyword in _SHARED.items()},
     )
 
@@ -228,14 +233,22 @@ def _mosaic(dataset: Dataset) -> list[str]:
     ]
 
 
-def _detector(dataset: Dataset) -> list[str]:
-    """A sentence about radiographs whose only pixel size is the detector's."""
+def _pixel_size_elsewhere(dataset: Dataset) -> list[str]:
+    """Sentences about images whose pixel size is not that in the patient, or stands where it is not read."""
     own, detector = (_positive(numbers(read_value(dataset, f"{of}PixelSpacing"), 2)) for of in ("", "Imager"))
-    if own is not None or detector is None or "SharedFunctionalGroupsSequence" in dataset:
+    if own is not None or "SharedFunctionalGroupsSequence" in dataset:
         return []
+    if detector is not None:
+        return [
+            "The images give the size of a pixel on the detector (ImagerPixelSpacing) and not in the patient, where "
+            "lengths are smaller."
+        ]
+    ratio = numbers(read_value(dataset, "PixelAspectRatio"), 2)
+    square = ratio is None or ratio[0] == ratio[1]
     return [
-        "The images give the size of a pixel on the detector (ImagerPixelSpacing) and not in the patient, where "
-        "lengths are smaller."
+        f"The images give the size of a pixel {how} ({keyword}), which is not used, so that lengths are wrong."
+        for keyword, how in _OTHER_PIXEL_SIZES.items()
+        if keyword in dataset and not (keyword == "PixelAspectRatio" and square)
     ]
 
 

@@ -209,6 +209,22 @@ def test_pixel_spacing_of_the_detector_is_used_when_there_is_no_other(tmp_path):
     assert any("on the detector" in note for note in volume.warnings)
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [({"PixelAspectRatio": ["2", "1"]}, ["PixelAspectRatio"]), ({"PixelAspectRatio": ["1", "1"]}, []),
+     ({"NominalScannedPixelSpacing": ["0.2", "0.2"]}, ["NominalScannedPixelSpacing"]),
+     ({"SequenceOfUltrasoundRegions": [Dataset()]}, ["SequenceOfUltrasoundRegions"])],
+    ids=str,
+)  # fmt: skip
+def test_a_pixel_size_that_is_not_used_is_said(tmp_path, field, said):
+    write_series(tmp_path, stack(2), PixelSpacing=None, **field)
+    volume = read_volume(tmp_path)
+    assert np.allclose(volume.spacing[:2], 1), "as SimpleITK and Slicer have it"
+    assert [word for note in volume.warnings if "is not used" in note for word in said if word in note] == said
+    write_series(tmp_path / "known", stack(2), **field)
+    assert not any("is not used" in note for note in read_volume(tmp_path / "known").warnings)
+
+
 def test_a_single_file_is_one_slice_and_says_so(tmp_path):
     write_series(tmp_path, stack(3), shuffle=False)
     volume = read_volume(tmp_path / "001")
