@@ -114,7 +114,7 @@ class CohortTab:
 
     def _look_at(self, path):
         """Say what Open will do with the folder that was chosen."""
-        path, ui = path.strip(), self.ui
+        path, ui = typed_folder(path), self.ui
         self._chosen = what_is_in(path)
         ui.labelsFrame.setVisible(self._chosen == "images")
         set_text(ui.openButton, _("Create cohort") if self._chosen == "images" else _("Open"))
@@ -129,7 +129,7 @@ class CohortTab:
 
     def open(self):
         """Open the cohort of the folder that is chosen, or make one of its scans."""
-        path = self.ui.folderEdit.currentPath.strip()
+        path = typed_folder(self.ui.folderEdit.currentPath)
         if self._chosen == "cohort":
             self._open(cohort_in(path))
         elif self._chosen == "images":
@@ -489,9 +489,14 @@ def standing_of(state):
 # ---------------------------------------------------------------- folders
 
 
+def typed_folder(path):
+    """The whole path of a folder that was typed, since processes work in folders of their own; "" for none."""
+    return os.path.abspath(os.path.expanduser(path.strip())) if path.strip() else ""
+
+
 def beside(path):
     """Where the cohort of a folder of scans is made."""
-    return os.path.abspath(path) + "-cohort"
+    return path + "-cohort"
 
 
 def cohort_in(path):

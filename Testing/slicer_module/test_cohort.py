@@ -160,6 +160,18 @@ def test_made_of_a_folder_reviewed_and_accepted(work):
     work.desktop.wait(lambda: "1 of 3" in work.ui.cohortLabel.toolTip)
 
 
+def test_a_folder_may_be_typed_from_where_the_program_is(work, monkeypatch):
+    monkeypatch.chdir(work.folder.parent)
+    work.ui.folderEdit.currentPath = work.folder.name
+    work.ui.labelsEdit.setText(NAMES)
+    for _ in range(2):  # made of the scans, then opened as it is
+        work.ui.openButton.click()
+        work.desktop.wait(lambda: work.tab.review is not None)
+        work.open("scan1")
+        assert work.desktop.messages() == []
+        work.ui.closeButton.click()
+
+
 def test_prompts_correct_a_proposal(work):
     work.create()
     work.propose("scan0")
