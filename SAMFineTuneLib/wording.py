@@ -34,3 +34,8 @@ def readable_size(count: int) -> str:
         if count >= divisor:
             return f"{count / divisor:.3g} {unit}"
     return f"{count / 1e3:.3g} kB"
+
+
+def in_brackets(interval: tuple[float, float] | None, what: str = "") -> str:
+    """An interval of Dice behind its mean, as ` (0.893 to 0.931)`; nothing without one."""
+    return f" ({what}{interval[0]:.3f} to {interval[1]:.3f})" if interval else ""

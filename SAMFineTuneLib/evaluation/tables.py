@@ -18,7 +18,7 @@ from SAMFineTuneLib.evaluation.volume_sessions import BOXES, CLICKED, CLICKS
 from SAMFineTuneLib.metrics import patient_statistics
 from SAMFineTuneLib.metrics.patient_statistics import Difference, Estimate, difference, estimate
 from SAMFineTuneLib.simulation.cosmos_prompts import MOVES, STRATEGIES
-from SAMFineTuneLib.wording import counted
+from SAMFineTuneLib.wording import counted, in_brackets
 
 WANTED = (0.85, 0.9)
 """Dice to reach when prompts are counted."""
@@ -63,8 +63,7 @@ def text_of(cell: Cell) -> str:
     if isinstance(cell, float):
         return "–" if np.isnan(cell) else "<0.001" if 0 < cell < 0.001 else f"{cell:.3f}"
     if isinstance(cell, Estimate):
-        span = "" if cell.low is None else f" ({cell.low:.3f} to {cell.high:.3f})"
-        return f"{cell.mean:.3f}{span}"
+        return f"{cell.mean:.3f}{in_brackets(None if cell.low is None else (cell.low, cell.high))}"
     return str(cell)
 
 

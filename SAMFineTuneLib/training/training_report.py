@@ -17,7 +17,7 @@ from typing import Any
 from SAMFineTuneLib import report_page
 from SAMFineTuneLib.files import write_text
 from SAMFineTuneLib.models.adapters.adapter_card import Card, Gain
-from SAMFineTuneLib.wording import counted, duration
+from SAMFineTuneLib.wording import counted, duration, in_brackets
 
 REPORT = "report"
 _WIDTH, _HEIGHT, _MARGIN = 640, 260, 46
@@ -136,7 +136,8 @@ def headline(gains: Sequence[Gain]) -> str:
         words = f"{how}, the adapter reaches a Dice of {_figures(gain)[1]} on {cases}"
         if before is not None:
             change = "more" if after >= before else "less"
-            words += f", {abs(after - before):.3f} {change} than the base{_span(gain.interval_gain, 'difference ')}"
+            span = in_brackets(gain.interval_gain, "difference ")
+            words += f", {abs(after - before):.3f} {change} than the base{span}"
         sentences.append(f"{words}.")
     return " ".join(sentences) or "No case was held out, so the gain of this adapter is not known."
 
@@ -190,11 +191,7 @@ def _figures(gain: Gain) -> tuple[str | None, str | None, str | None]:
     """Dice before, after, and the difference, with their intervals; None where there is no answer."""
     before, after = gain.means
     return (
-        None if before is None else f"{before:.3f}{_span(gain.interval_before)}",
-        None if after is None else f"{after:.3f}{_span(gain.interval_after)}",
-        None if None in gain.means else f"{after - before:+.3f}{_span(gain.interval_gain)}",
+        None if before is None else f"{before:.3f}{in_brackets(gain.interval_before)}",
+        None if after is None else f"{after:.3f}{in_brackets(gain.interval_after)}",
+        None if None in gain.means else f"{after - before:+.3f}{in_brackets(gain.interval_gain)}",
     )
-
-
-def _span(span: tuple[float, float] | None, what: str = "") -> str:
-    return f" ({what}{span[0]:.3f} to {span[1]:.3f})" if span else ""

@@ -14,7 +14,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.tuning_method import Method
 from SAMFineTuneLib.models.spec import FORMAT, fields_of
 from SAMFineTuneLib.typed_json import made
-from SAMFineTuneLib.wording import duration
+from SAMFineTuneLib.wording import duration, in_brackets
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,7 @@ def _heads(method: Method) -> str:
 
 def dice_text(mean: float | None, interval: tuple[float, float] | None = None) -> str:
     """`0.912 (0.893 to 0.931)`, without an interval `0.912`, and `-` without a mean."""
-    if mean is None:
-        return "-"
-    return f"{mean:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    return "-" if mean is None else f"{mean:.3f}{in_brackets(interval)}"
 
 
 def _mean(values: tuple[float | None, ...]) -> float | None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.models.adapters.finetune_sam_lora import merge_lora
 from SAMFineTuneLib.models.formats.checkpoint import read_checkpoint, unwrap
+from SAMFineTuneLib.models.formats.finetune_sam_lora import merge_lora
 from SAMFineTuneLib.models.spec import ARCHITECTURES
 from SAMFineTuneLib.wording import counted, some_names
 
