@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.models.optional_packages import require
 
     require("Pre-training", "torch", extra="training")
-    from SAMFineTuneLib.training.memory import device_of
+    from SAMFineTuneLib.training.device_memory import device_of
 
     options = {"steps": args.steps, "seed": args.seed, "resume": args.resume, "device": device_of(args.device)}
     learn = _masked if args.volumes else _memory if args.memory else _synthetic

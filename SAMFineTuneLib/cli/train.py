@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.fine_tuning import Result, TrainingProgress
-    from SAMFineTuneLib.training.plan import Plan
+    from SAMFineTuneLib.training.training_plan import Plan
     from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 _EPILOG = """CASES is a folder with images/ and labels/ (or masks/), pairs of one name; nnU-Net's imagesTr/ and
@@ -158,7 +158,7 @@ def _check(args: argparse.Namespace) -> int:
         _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
         raise
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.training.plan import make_plan
+    from SAMFineTuneLib.training.training_plan import make_plan
     from SAMFineTuneLib.training.training_time import measure_pace
 
     plan = make_plan(cases, args.output, Store().find(args.model), settings, args.resume, test, start=start)
@@ -265,8 +265,8 @@ def _train(args: argparse.Namespace) -> int:
     from SAMFineTuneLib.errors import is_out_of_memory
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.fine_tuning import fine_tune
-    from SAMFineTuneLib.training.plan import STATE, working_folder
     from SAMFineTuneLib.training.stopping import Stopped
+    from SAMFineTuneLib.training.training_plan import STATE, working_folder
 
     settings, store, cases, test, start = _asked(args)
     base, begun = Store().find(args.model), working_folder(args.output) / STATE

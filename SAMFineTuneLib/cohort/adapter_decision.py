@@ -56,7 +56,7 @@ def decide(
     dice, dice_before = _by_label(candidates[start]), _by_label(before or {})
     nothing = {patient: 0.0 for patient in means[start]}
     gain = difference(by_patient(before) if before is not None else nothing, means[start])
-    interval = (gain.low, gain.high) if gain is not None and gain.low is not None else None
+    interval = gain and gain.interval
     if before is None:
         in_use = max(dice.values(), default=0.0) > _USEFUL
         reason = _about_first(dice, gain.patients if gain else 0, in_use)

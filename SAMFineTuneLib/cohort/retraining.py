@@ -340,7 +340,7 @@ class _Run:
         start: AdapterFolder | None, part: int, name: str,
     ) -> None:  # fmt: skip
         from SAMFineTuneLib.training.fine_tuning import fine_tune
-        from SAMFineTuneLib.training.plan import working_folder
+        from SAMFineTuneLib.training.training_plan import working_folder
 
         begun = time.monotonic()
 

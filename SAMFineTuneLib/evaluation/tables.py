@@ -63,7 +63,7 @@ def text_of(cell: Cell) -> str:
     if isinstance(cell, float):
         return "–" if np.isnan(cell) else "<0.001" if 0 < cell < 0.001 else f"{cell:.3f}"
     if isinstance(cell, Estimate):
-        return f"{cell.mean:.3f}{in_brackets(None if cell.low is None else (cell.low, cell.high))}"
+        return f"{cell.mean:.3f}{in_brackets(cell.interval)}"
     return str(cell)
 
 

@@ -26,6 +26,11 @@ class Estimate:
     high: float | None
     patients: int
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends; None for a single patient."""
+        return None if self.low is None else (self.low, self.high)
+
 
 @dataclass(frozen=True)
 class Difference(Estimate):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.cases.cases import Case
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.fine_tuning import TrainingProgress
-    from SAMFineTuneLib.training.plan import Plan
+    from SAMFineTuneLib.training.training_plan import Plan
     from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 NEEDED = ("torch", "peft", "scipy", "safetensors")
@@ -103,7 +103,7 @@ def _planned(
 ) -> tuple[Survey, dict[str, Any]]:
     """What the cases contain, and the estimated effort of a training."""
     from SAMFineTuneLib.models.store import Store
-    from SAMFineTuneLib.training.plan import make_plan
+    from SAMFineTuneLib.training.training_plan import make_plan
     from SAMFineTuneLib.training.training_time import measure_pace
 
     look = stopping(lambda: stop.asked)
@@ -158,7 +158,7 @@ def _fine_tune(
 ) -> Sequence[str]:
     """Train the adapter, or go on with it; returns notes for the user."""
     from SAMFineTuneLib.training.fine_tuning import fine_tune
-    from SAMFineTuneLib.training.plan import working_folder
+    from SAMFineTuneLib.training.training_plan import working_folder
 
     def show(progress: TrainingProgress) -> None:
         stop.learning = progress.stage == "training"

@@ -20,7 +20,7 @@ from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.torch_engine import TorchEngine
 from SAMFineTuneLib.metrics.mask_metrics import Overlap, mean_dice
-from SAMFineTuneLib.metrics.patient_statistics import Difference, Estimate, difference, estimate, patient_means
+from SAMFineTuneLib.metrics.patient_statistics import difference, estimate, patient_means
 from SAMFineTuneLib.models.adapters.adapter_card import Gain
 from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelSpec
@@ -173,12 +173,6 @@ def gains(
                 for measured in (before, after)
             ]  # fmt: skip
             by_patient = [patient_means(((patients[case], case), value) for case, value in one.items()) for one in dice]
-            found.append(Gain(
-                way, tuple(after), *(tuple(one.values()) for one in dice), label,
-                *(_span(estimate(one)) for one in by_patient), _span(difference(*by_patient)),
-            ))  # fmt: skip
+            spans = [one and one.interval for one in (*map(estimate, by_patient), difference(*by_patient))]
+            found.append(Gain(way, tuple(after), *(tuple(one.values()) for one in dice), label, *spans))
     return tuple(found)
-
-
-def _span(found: Estimate | Difference | None) -> tuple[float, float] | None:
-    return None if found is None or found.low is None else (found.low, found.high)

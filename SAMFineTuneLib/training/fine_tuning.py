@@ -36,15 +36,23 @@ from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.report_page import draw_answers
 from SAMFineTuneLib.training import evidence
+from SAMFineTuneLib.training.device_memory import device_of
 from SAMFineTuneLib.training.evidence import NetworkEngine
-from SAMFineTuneLib.training.memory import device_of
 from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
-from SAMFineTuneLib.training.plan import STATE, Plan, attached, check_folders, looking, make_plan, working_folder
 from SAMFineTuneLib.training.process_group import ProcessGroup, join_process_group
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.training_items import Items
 from SAMFineTuneLib.training.training_loop import TrainingHistory
+from SAMFineTuneLib.training.training_plan import (
+    STATE,
+    Plan,
+    attached,
+    check_folders,
+    looking,
+    make_plan,
+    working_folder,
+)
 from SAMFineTuneLib.training.training_report import REPORT, smooth, write_report
 from SAMFineTuneLib.training.training_settings import TrainingSettings
 from SAMFineTuneLib.training.training_time import Clock

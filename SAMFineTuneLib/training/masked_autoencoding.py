@@ -24,13 +24,14 @@ from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.cases.labelled_case import Labelled
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of
-from SAMFineTuneLib.images.read_image import ENDINGS, read_volume
+from SAMFineTuneLib.images.images_below import images_below
+from SAMFineTuneLib.images.read_image import read_volume
 from SAMFineTuneLib.inference.input_crop import View, square_view
 from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.models.preprocess import prepare
 from SAMFineTuneLib.models.spec import ModelFolder, ModelSpec, read_model_folder, write_spec
 from SAMFineTuneLib.training.augmentation import augment
-from SAMFineTuneLib.training.memory import compute_blocks_twice, device_of, pictures_at_once
+from SAMFineTuneLib.training.device_memory import compute_blocks_twice, device_of, pictures_at_once
 from SAMFineTuneLib.training.pretraining import (
     WEIGHTS,
     PretrainingProgress,
@@ -54,17 +55,11 @@ _LEAST_CONTRAST = 2.0  # grey levels of deviation; slices with less show nothing
 
 
 def find_volumes(folder: str | Path) -> list[Path]:
-    """Image files in a folder and below it, and folders of other files (DICOM); UserError without any."""
+    """Image files in a folder and below it, and DICOM series, see `images_below`; UserError without any."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"“{folder}” is not a folder; give one with volumes in it.")
-    found = []
-    for place in sorted([folder, *(path for path in folder.rglob("*") if path.is_dir())]):
-        files = [path for path in sorted(place.iterdir()) if path.is_file() and not path.name.startswith(".")]
-        images = [path for path in files if path.name.lower().endswith(ENDINGS)]
-        found += images
-        if files and not images and not any(path.suffix.lower() in (".csv", ".json", ".txt", ".md") for path in files):
-            found.append(place)
+    found = sorted(images_below(folder))
     if not found:
         raise UserError(f"“{folder}” holds no volumes; give a folder of NIfTI, NRRD, MetaImage, PNG or DICOM files.")
     return found

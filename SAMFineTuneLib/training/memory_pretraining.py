@@ -23,7 +23,7 @@ from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.models.architectures.volume_memory import VolumeMemoryNetwork
 from SAMFineTuneLib.models.onnx_export import export_memory
 from SAMFineTuneLib.models.spec import ModelFolder, write_spec
-from SAMFineTuneLib.training.memory import device_of
+from SAMFineTuneLib.training.device_memory import device_of
 from SAMFineTuneLib.training.pretraining import (
     AveragedTraining,
     PretrainingProgress,

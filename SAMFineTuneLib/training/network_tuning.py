@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.models.adapters.tuning import trainable
 from SAMFineTuneLib.models.spec import ModelSpec
+from SAMFineTuneLib.training.device_memory import compute_blocks_twice, mixed_precision, pictures_at_once
 from SAMFineTuneLib.training.interactive_training import TrainingObjects, session_loss
 from SAMFineTuneLib.training.losses import class_loss
-from SAMFineTuneLib.training.memory import compute_blocks_twice, mixed_precision, pictures_at_once
 from SAMFineTuneLib.training.process_group import ProcessGroup
 from SAMFineTuneLib.training.rehearsal import Rehearsal
 from SAMFineTuneLib.training.training_items import Items, TrainingItem

@@ -25,8 +25,8 @@ from SAMFineTuneLib.models.spec import read_model_folder, write_spec
 from SAMFineTuneLib.models.store import Store
 from SAMFineTuneLib.simulation.device_random import Random
 from SAMFineTuneLib.simulation.simulated_annotator import correct, first_prompts, more_points, offer_neighbour_masks
+from SAMFineTuneLib.training.device_memory import device_of, mixed_precision
 from SAMFineTuneLib.training.losses import real_iou
-from SAMFineTuneLib.training.memory import device_of, mixed_precision
 from SAMFineTuneLib.training.pretraining import (
     WEIGHTS,
     AveragedTraining,

@@ -14,10 +14,10 @@ from SAMFineTuneLib.models.adapters.tuning import attach
 from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.training.evidence import NetworkEngine, measure_case, ways_of
 from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
-from SAMFineTuneLib.training.plan import Plan, looking
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping
 from SAMFineTuneLib.training.training_items import Items
+from SAMFineTuneLib.training.training_plan import Plan, looking
 
 _STEPS = 5  # trial steps at most
 _SECONDS = 6.0  # s after the first step, when no more steps are tried

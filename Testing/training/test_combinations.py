@@ -20,7 +20,7 @@ from SAMFineTuneLib.cases.labelled_case import LabelChoice  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning import attach  # noqa: E402
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.architectures import tiny_vit  # noqa: E402
-from SAMFineTuneLib.training import memory  # noqa: E402
+from SAMFineTuneLib.training import device_memory  # noqa: E402
 from SAMFineTuneLib.training import network_tuning as tuning  # noqa: E402
 from SAMFineTuneLib.training.training_items import Items  # noqa: E402
 
@@ -79,9 +79,9 @@ def test_a_network_learns_one_picture(models):
 
 def test_encoder_blocks_are_computed_twice_only_when_memory_is_short(models, monkeypatch):
     run = run_of(models("vit"), Method())
-    need = memory.activation_bytes(run.network, run.spec)
+    need = device_memory.activation_bytes(run.network, run.spec)
     for free, expected in ((1e12, (1, False)), (need, (1, True))):
-        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
-        assert memory.pictures_at_once(run.network, run.spec, run.device, run.settings.batch, 1) == expected
+        monkeypatch.setattr(device_memory, "free_memory", lambda device, free=free: free)
+        assert device_memory.pictures_at_once(run.network, run.spec, run.device, run.settings.batch, 1) == expected
     frozen = run_of(models("vit"), Method(scope="decoder"))
-    assert memory.pictures_at_once(frozen.network, frozen.spec, frozen.device, 1, learns=False)[1] is False
+    assert device_memory.pictures_at_once(frozen.network, frozen.spec, frozen.device, 1, learns=False)[1] is False

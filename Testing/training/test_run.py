@@ -22,8 +22,8 @@ from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.training.evidence import advice, gains  # noqa: E402
 from SAMFineTuneLib.training.fine_tuning import TrainingProgress, fine_tune  # noqa: E402
-from SAMFineTuneLib.training.plan import make_plan, working_folder  # noqa: E402
 from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
+from SAMFineTuneLib.training.training_plan import make_plan, working_folder  # noqa: E402
 from SAMFineTuneLib.training.training_report import draw_curves, smooth  # noqa: E402
 from SAMFineTuneLib.training.training_settings import PRESETS, TrainingSettings  # noqa: E402
 

@@ -26,8 +26,8 @@ from SAMFineTuneLib.models.adapters.tuning import save_adapter, trainable  # noq
 from SAMFineTuneLib.models.adapters.tuning_method import Method  # noqa: E402
 from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.training.fine_tuning import fine_tune  # noqa: E402
-from SAMFineTuneLib.training.plan import attached, make_plan  # noqa: E402
 from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
+from SAMFineTuneLib.training.training_plan import attached, make_plan  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.models.architectures.tuning_layers import encoder_blocks
 from SAMFineTuneLib.models.spec import ModelSpec
 
 _PATCH = 16
@@ -51,7 +52,7 @@ def pictures_at_once(
     one = activation_bytes(network, spec) if learns else activation_bytes(network, spec) / 20
     twice = checkpointing == "on" or (checkpointing == "auto" and learns and one > free)
     if twice:
-        one /= max(1, len(_blocks(network)))
+        one /= max(1, len(encoder_blocks(network)))
     return micro_batch or int(max(1, min(batch, free // max(one, 1)))), twice and learns
 
 
@@ -72,10 +73,9 @@ def mixed_precision(device: torch.device, wanted: str = "auto", on_processor: bo
 
 def activation_bytes(network: nn.Module, spec: ModelSpec) -> float:
     """Roughly what the image encoder keeps of one picture for its backward pass, in float32."""
-    blocks = _blocks(network)
     tokens = (spec.input_size / _PATCH) ** 2 if spec.input_size > 256 else (spec.input_size / 8) ** 2
     total = 0.0
-    for block in blocks:
+    for block in encoder_blocks(network).values():
         width = block.attn.qkv.in_features if hasattr(block.attn.qkv, "in_features") else 768
         window = getattr(block, "window_size", 0) or 0
         heads = getattr(block.attn, "num_heads", 12)
@@ -96,7 +96,7 @@ def free_memory(device: torch.device) -> float:
 
 def compute_blocks_twice(network: nn.Module) -> None:
     """Checkpoint the encoder's blocks: they drop their activations, and compute them again in the backward pass."""
-    for block in _blocks(network):
+    for block in encoder_blocks(network).values():
         if getattr(block, "_computed_twice", False):
             continue
         block.forward = _twice(block.forward)
@@ -110,9 +110,3 @@ def _twice(forward):
         return checkpoint(forward, *inputs, use_reentrant=False)
 
     return again
-
-
-def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The image encoder's transformer blocks: modules whose attention has a fused `qkv`."""
-    encoder = network.image_encoder
-    return [module for module in encoder.modules() if hasattr(getattr(module, "attn", None), "qkv")]

@@ -23,7 +23,7 @@ from SAMFineTuneLib.images.intensity_window import modality_of
 from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder, require_base
 from SAMFineTuneLib.models.spec import ModelFolder
 from SAMFineTuneLib.process_lock import owning
-from SAMFineTuneLib.training.memory import device_of
+from SAMFineTuneLib.training.device_memory import device_of
 from SAMFineTuneLib.training.training_settings import TrainingSettings
 from SAMFineTuneLib.wording import readable_size
 

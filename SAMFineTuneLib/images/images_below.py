@@ -1,0 +1,65 @@
+"""Finds the images below a folder: image files, and each DICOM series."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.read_dicom import NoDicomImages, look_into
+from SAMFineTuneLib.images.read_image import ENDINGS, is_dicom
+
+_LOCALIZER = 4  # slices: a series of so few is hardly the one to be segmented
+
+
+def images_below(
+    folder: Path, passed_over: Callable[[Sequence[str]], bool] = lambda names: False
+) -> dict[Path, tuple[str, ...]]:
+    """Find images. Slicer segmentations (`.seg.nrrd`) are none, and localizers only where there is no other series.
+
+    Args:
+        folder: where to look.
+        passed_over: whether to pass over a folder and what is below it, by the names of its files.
+
+    Returns:
+        Each image as `read_volume` takes it: a file, a DICOM folder, or such a folder with a # and the UID of one of
+        its series; and sentences about what was left out beside it.
+    """
+    files = []
+    for parent, folders, names in os.walk(folder):
+        if passed_over(names):
+            folders[:], names = [], []
+        folders[:] = [one for one in folders if not one.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    images = {path: () for path in files if path.name.lower().endswith(ENDINGS) and not _is_segmentation(path)}
+    dicom = {path.parent for path in files if _may_be_dicom(path)}
+    for place in sorted(one for one in dicom if not dicom.intersection(one.parents)):
+        try:
+            series, lost, _ = look_into(place)
+        except NoDicomImages:
+            continue
+        except UserError:  # reading it will raise the error
+            series, lost = (), ()
+        if len(series) < 2:
+            images[place] = ()
+            continue
+        own = [one for one in series if one.size[2] > _LOCALIZER] or series
+        chosen = [place.with_name(f"{place.name}#{one.uid or one.number}") for one in own]
+        images |= dict.fromkeys(chosen, ()) | {chosen[0]: tuple(lost)}
+    return images
+
+
+def _is_segmentation(path: Path) -> bool:
+    """Whether a file is Slicer's kind of label map."""
+    return path.name.lower().endswith(".seg.nrrd")
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file is marked as DICOM, or has a name that DICOM files have."""
+    if not path.suffix or path.suffix.lower() in (".dcm", ".ima", ".dicom") or path.suffix[1:].isdigit():
+        return True
+    try:
+        return is_dicom(path)
+    except OSError:
+        return False
