@@ -31,6 +31,13 @@ class RegionEngines(Engines):
         return RegionEngine()
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home of the test's own, for this process and those that it starts, each on one core."""
+    monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(autouse=True)
 def the_window_never_waits(monkeypatch):
     """Whatever happens on the line, a client neither blocks on it nor sleeps for long."""

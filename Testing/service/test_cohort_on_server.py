@@ -42,10 +42,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="ports are reused at onc
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path / "home"))
+def token(home, monkeypatch):
     monkeypatch.setenv("SAMFINETUNE_TOKEN", TOKEN)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

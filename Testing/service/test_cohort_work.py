@@ -15,12 +15,7 @@ from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, pieces,
 from SAMFineTuneLib.service.folder_process import STOP
 
 PATIENCE = 60.0
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

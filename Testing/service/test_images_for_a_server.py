@@ -35,10 +35,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="ports are reused at onc
 
 
 @pytest.fixture
-def cohort(tmp_path, monkeypatch):
-    for name, value in (("SAMFINETUNE_HOME", str(tmp_path / "home")), ("SAMFINETUNE_TOKEN", TOKEN),
-                        ("OMP_NUM_THREADS", "1")):  # fmt: skip
-        monkeypatch.setenv(name, value)
+def cohort(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMFINETUNE_TOKEN", TOKEN)
     return small_cohort(tmp_path / "there", count=1)
 
 

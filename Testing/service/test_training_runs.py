@@ -28,12 +28,7 @@ from SAMFineTuneLib.service.trainings import CASES, TrainingJob, TrainingRun, fi
 from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 PATIENCE = 300.0
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
