@@ -121,6 +121,28 @@ def rim(mask: np.ndarray, nearest: float, furthest: float) -> np.ndarray:
     return found
 
 
+def moved_to(mask: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """A mask that shows a point: itself, or moved so that its most interior pixel lies there.
+
+    Args:
+        mask: bool (rows, columns), not empty.
+        point: x and y in its pixels.
+
+    Returns:
+        Bool (rows, columns), without what would lie outside.
+    """
+    x, y = np.rint(point).astype(int)
+    rows, columns = mask.shape
+    if 0 <= x < columns and 0 <= y < rows and mask[y, x]:
+        return mask
+    deepest = np.rint(interior_points(mask)[0]).astype(int)
+    places = np.argwhere(mask) + ([y, x] - deepest[::-1])
+    places = places[((places >= 0) & (places < mask.shape)).all(axis=1)]
+    found = np.zeros_like(mask)
+    found[tuple(places.T)] = True
+    return found
+
+
 def interior_points(mask: np.ndarray, count: int = 1) -> np.ndarray:
     """Up to `count` well separated points (n, 2), x and y, that lie deepest in a mask.
 

@@ -50,6 +50,7 @@ _OUTLINED = 2 / 3  # share of the slice model in the mean
 _SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
 _SAME = 0.5  # least IoU of the memory's mask with what inner points of it give
 _STEEP = 1.0  # growth of a mask's radius, in distances from slice to slice, above which it may have leaked
+_ALIKE = 0.7  # IoU with the slice before, from which on a mask has not leaked, however much it grew
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
 
 
@@ -290,7 +291,7 @@ class _Run:
             return False
         new = answer.mask & ~before
         grown = np.sqrt(np.count_nonzero(answer.mask) / np.pi) - np.sqrt(np.count_nonzero(before) / np.pi)
-        if grown <= max(_STEEP * self.slices.distance, 1) or not new.any():
+        if grown <= max(_STEEP * self.slices.distance, 1) or not new.any() or overlap(answer.mask, before) >= _ALIKE:
             return False
         like = self._prompted(start)
         return abs(float(self.slices.picture(index)[new].mean()) - like.grey) > like.grey_tolerance

@@ -10,6 +10,8 @@ from dataclasses import replace
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import SegmentInfo, SlicePlane, Volume, aligned_plane
+from SAMFineTuneLib.images.packed_mask import PackedMask
+from SAMFineTuneLib.inference.mask_shapes import moved_to
 from SAMFineTuneLib.inference.object_linking import Object3D
 from SAMFineTuneLib.prompts import Prompt, SegmentPrompts
 from SAMFineTuneLib.prompts.plane_prompts import placed_view, planes_of
@@ -94,6 +96,38 @@ def place_prompt(
 def add_prompt(state: State, placed: PlacedPrompt) -> State:
     """The state with one more prompt, the last in order."""
     return replace(state, prompts=(*state.prompts, placed))
+
+
+def carry_to_point(state: State, placed: PlacedPrompt) -> State:
+    """The state with a mask that a point can correct on a slice that propagation has left empty.
+
+    A lone point says where the structure is, but not how large; the nearest propagated mask does. Where that does not
+    show the point, it is moved there.
+
+    Args:
+        state: before.
+        placed: the prompt that is going to be added.
+
+    Returns:
+        The same state where the slice has a mask or prompts, the prompt is not a positive point, or nothing was
+        propagated along these slices.
+    """
+    (plane, part), *others = placed.parts
+    place = (placed.segment, plane.key)
+    shape = next((one for one in (part.box, part.mask, part.region) if one is not None), None)
+    lone_point = shape is None and len(part.points) == 1 and part.labels[0] == 1
+    if others or not lone_point or plane.index is None or place in state.tasks:
+        return state
+    near = [
+        item
+        for (segment, _), item in state.propagated.items()
+        if segment == placed.segment and item.sources and item.plane.orientation == plane.orientation
+    ]
+    if not near:
+        return state
+    nearest = min(near, key=lambda item: abs(item.plane.index - plane.index))
+    mask = PackedMask.of(moved_to(nearest.mask.unpack(), part.points[0]))
+    return replace(state, propagated={**state.propagated, place: replace(nearest, plane=plane, mask=mask)})
 
 
 def move_prompt(state: State, placed: PlacedPrompt) -> State:

@@ -227,7 +227,7 @@ class Session(intents.IntentMethods):
         volume = self.require_volume()
         placed = edits.place_prompt(self.state, volume, number, intent.segment, intent.prompt, intent.view)
         self._next_number = number + 1
-        self._apply("add prompt", edits.add_prompt(self.state, placed))
+        self._apply("add prompt", edits.add_prompt(edits.carry_to_point(self.state, placed), placed))
         self.notice(*doubts_about_placing(volume, placed))
         for plane, _ in placed.parts:
             task = self.state.tasks[(placed.segment, plane.key)]

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from SAMFineTuneLib.images.packed_mask import PackedMask
-from SAMFineTuneLib.inference.mask_shapes import interior_points, interpolate, overlap, pieces, pieces_asked_for
+from SAMFineTuneLib.inference.mask_shapes import (
+    interior_points,
+    interpolate,
+    moved_to,
+    overlap,
+    pieces,
+    pieces_asked_for,
+)
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=19)
 
@@ -30,6 +37,19 @@ def test_pieces_partition_the_mask_and_agree_with_scipy(mask):
     assert np.array_equal(np.sum(found, axis=0) if found else np.zeros(mask.shape), mask.astype(int))
     sizes = [int(piece.sum()) for piece in found]
     assert sizes == sorted(sizes, reverse=True)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(bool, (7, 9)).filter(np.any), st.integers(0, 8), st.integers(0, 6))
+def test_a_mask_is_moved_to_a_point_only_where_it_does_not_show_it(mask, x, y):
+    moved = moved_to(mask, np.float32([x, y]))
+    assert moved[y, x] and moved.sum() <= mask.sum()
+    if mask[y, x]:
+        assert np.array_equal(moved, mask)
+    else:
+        places, before = np.argwhere(moved), {tuple(place) for place in np.argwhere(mask)}
+        deepest = interior_points(mask)[0][::-1].astype(int)
+        assert {tuple(place) for place in places - [y, x] + deepest} <= before, "the same shape"
 
 
 def test_pieces_that_were_mostly_there_before_are_kept():

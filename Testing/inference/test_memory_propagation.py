@@ -179,12 +179,12 @@ class LooseMemory(RegionMemory):
         return np.where(found, 6.0, -6.0).astype(np.float32), np.where(found.any((1, 2)), 6.0, -6.0)
 
 
-@pytest.mark.parametrize(("grey", "last"), [(90, 14), (195, 29)])
-def test_a_mask_that_spreads_into_other_grey_values_has_leaked(grey, last):
-    """A rod of 200 before a mass that has another grey value, or its own."""
+@pytest.mark.parametrize(("radius", "grey", "last"), [(8, 90, 14), (8, 195, 29), (17.5, 90, 29)])
+def test_a_mask_that_spreads_into_other_grey_values_has_leaked(radius, grey, last):
+    """A rod of 200 before a mass that has another grey value, or its own; or of which it is most."""
     rows, columns = np.mgrid[:96, :96]
     distance = np.hypot(rows - 48, columns - 48)
-    pictures = np.where(distance < 8, 200, 20) * np.ones((30, 1, 1))
+    pictures = np.where(distance < radius, 200, 20) * np.ones((30, 1, 1))
     pictures[15:] = np.where(distance < 20, grey, 20)
     pictures += np.random.default_rng(0).normal(0, 5, pictures.shape)
     asked = []
@@ -195,7 +195,7 @@ def test_a_mask_that_spreads_into_other_grey_values_has_leaked(grey, last):
 
     stack = Slices(lambda index: pictures[index].astype(np.uint8), len(pictures), 1.0)
     found = {}
-    for part in propagate_with_memory(LooseMemory(), stack, {5: distance < 8}, 0, 29, outlined):
+    for part in propagate_with_memory(LooseMemory(), stack, {5: distance < radius}, 0, 29, outlined):
         found |= part
     assert max(index for index, answer in found.items() if answer.there) == last
     assert max(asked) <= last + 1, "what lies behind an end is not asked for"

@@ -12,6 +12,7 @@ from test_session import Heard, box, point, ras, tube
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow
+from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import Box3DPrompt, PointPrompt
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.session import Session
@@ -282,6 +283,34 @@ def test_a_negative_point_corrects_the_slice_it_is_on(scene):
     session.undo()
     settle(session)
     assert np.array_equal(shown(session), before)
+
+
+def test_a_point_on_a_slice_left_empty_means_what_the_nearest_mask_shows(scene):
+    session, labels, told = scene
+    session.set_volumetric(False)
+    session.add_prompt(1, point(session, *tube(11)))
+    session.finish(session.propagate(1, PropagationSettings(first=8, last=14)))
+    assert {plane.index for plane in session.planes(1)} == set(range(8, 15))
+    corrected = []
+    predict = session.predictor.predict
+
+    def remembered(shown, prompts, previous=None, view=None):
+        corrected.append(previous)
+        return predict(shown, prompts, previous, view)
+
+    session.predictor.predict = remembered
+    session.add_prompt(1, point(session, *tube(17)))
+    settle(session)
+    (previous,) = corrected
+    assert previous is not None and previous.mask.sum() == (labels[14] == 1).sum(), "the mask of slice 14"
+    assert np.array_equal(shown(session)[17], labels[17] == 1)
+    session.undo()
+    settle(session)
+    assert 17 not in [plane.index for plane in session.planes(1)]
+    i, j, k = tube(17)
+    session.add_prompt(1, box(session, (i - 5, j - 5), (i + 5, j + 5), k))
+    settle(session)
+    assert corrected[-1] is None, "a box says itself how large the structure is"
 
 
 def test_a_box_in_3d_says_where_the_object_ends(scene):
