@@ -114,7 +114,7 @@ def test_a_killed_fetch_is_one_sentence_and_goes_on(server, desktop, tmp_path):
     pacs.ui.goButton.click()
     desktop.wait(lambda: len([*tmp_path.glob("scans/.*/*.dcm")]) > 3)
     for process in desktop.processes():
-        if process.cmdline()[-1].endswith("-pacs"):
+        if process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[-1].endswith("-pacs"):
             process.kill()
             psutil.wait_procs([process])
     pacs.wait()
