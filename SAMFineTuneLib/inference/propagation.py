@@ -47,7 +47,7 @@ def propagate(
         progress: called after each slice.
         cancelled: asked before each slice.
         kept: masks, by index, of slices between two prompted ones, or beyond the last, that have their answer; None
-            where the structure is not. These slices do not come again.
+            where the structure is not, so that it ends there. These slices do not come again.
 
     Yields:
         The masks, those nearest to their seed first, without the seeds' own; and why a direction ended early. None

@@ -68,9 +68,11 @@ class StepwisePropagation:
     ) -> None:
         self.predictor, self._picture, self.settings = predictor, shown, settings
         self.plan, self.cancelled, self.meter = plan, cancelled, meter
+        self._absent: set[int] = set()
 
     def slices(self, kept: Mapping[int, np.ndarray | None]) -> Iterator[PropagatedSlice | PropagationEnd]:
         """Yield as `propagation.propagate` does."""
+        self._absent = {index for index, mask in kept.items() if mask is None}
         starts = [
             replace(front, prompted=appearance(self._picture(front.index), front.mask)) for front in self.plan.starts
         ]
@@ -176,6 +178,8 @@ class StepwisePropagation:
 
     def _carry(self, front: Front, index: int) -> PropagatedSlice | _Refused:
         """The mask on slice `index`, prompted by a neighbouring slice's mask."""
+        if index in self._absent:
+            return _Refused(index, "the structure is not there")
         shown = self._picture(index)
         carried = np.zeros(front.mask.shape, dtype=bool)
         scores, refusals = [], []

@@ -7,7 +7,8 @@ answer is a function of the ordered prompts alone: replaying them, after undo or
 
 Several boxes on one plane are several objects. Each point then belongs to the nearest box, and the segment's mask
 is the union. On a plane that holds a propagated mask, points correct that mask, as if it had been the answer to points
-in its interior; a box or a mask replaces it. Without a box, a mask, a lasso or a positive point there is nothing to
+in its interior; a box or a mask replaces it, and a negative point in the middle of a piece of it removes that piece.
+Without a box, a mask, a lasso or a positive point there is nothing to
 segment, and the mask is empty.
 
 A lasso that begins an answer is asked as a rough mask with points spread over it: of points, box and mask, alone and
@@ -24,12 +25,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import ndimage
 
 from SAMFineTuneLib.images import IntensityWindow, SlicePlane, Volume, extract
 from SAMFineTuneLib.images.intensity_window import widened_where_hidden
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.inference.input_crop import bounding_box
-from SAMFineTuneLib.inference.mask_shapes import interior_points, pieces_with
+from SAMFineTuneLib.inference.mask_shapes import interior_points, pieces, pieces_with
 from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.session.state import Task
 
@@ -42,6 +44,8 @@ _ANSWERS = 1024
 _PICTURES = 8
 _INTERIOR = 3
 """Points that stand for a mask that is corrected, at most."""
+_MIDDLE = 0.3
+"""Least share of a piece that the largest disc in it around a point covers when the point is in its middle."""
 _LASSO_POINTS = 8
 """Points inside a lasso that the model is told, at most."""
 _FRAME = 0.15
@@ -109,7 +113,9 @@ class Answers:
         return found if found is not None else self._answers.put(key, self._compute(task))
 
     def _compute(self, task: Task) -> Answer:
-        base = task.base.mask if task.base else None
+        base = _without_denied(task.base.mask, task.prompts) if task.base else None
+        if base is not None and not any(base.data) and not any(part.says_where for part in task.prompts):
+            return Answer(base, 0.0)
         asked = _asked_of_model(task.prompts, base)
         union, scores, wider = np.zeros(task.plane.shape, dtype=bool), [], []
         if task.base and not asked:
@@ -181,6 +187,22 @@ class Answers:
         labels = np.concatenate([np.ones(len(inside), np.int64), given.labels])
         taken = self.predictor.taken(shown, mask, len(inside)) if mask.any() else None
         return replace(given, points=points, labels=labels, mask=mask), taken
+
+
+def _without_denied(base: PackedMask, prompts: tuple[PlanePrompts, ...]) -> PackedMask:
+    """A propagated mask without the pieces that have a negative point in their middle, where no prompt says what
+    belongs to it: who means a part of a piece seldom points there."""
+    points = np.concatenate([one.points for one in prompts]).astype(int) if prompts else np.zeros((0, 2), int)
+    if not len(points) or any(one.says_where for one in prompts):
+        return base
+    mask = base.unpack()
+    points = points[((points >= 0) & (points < mask.shape[::-1])).all(axis=1)]
+    kept = mask.copy()
+    for piece in pieces(mask):
+        depth = ndimage.distance_transform_edt(np.pad(piece, 1))[1:-1, 1:-1]
+        if np.pi * depth[points[:, 1], points[:, 0]].max(initial=0) ** 2 >= _MIDDLE * np.count_nonzero(piece):
+            kept &= ~piece
+    return PackedMask.of(kept)
 
 
 def _asked_of_model(prompts: tuple[PlanePrompts, ...], base: PackedMask | None) -> tuple[PlanePrompts, ...]:

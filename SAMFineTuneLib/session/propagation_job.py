@@ -121,15 +121,17 @@ def propagation_from_prompts(
     if orientation is None and len(orientations) > 1:
         name = edits.find_segment(state, segment).name
         raise UserError(f"Segment {name} has prompts on {' and '.join(orientations)} slices; choose which.")
-    start, sources = _Start(masks.answers), []
+    start, sources, kept = _Start(masks.answers), [], {}
     for task in prompted:
         if orientation in (None, task.plane.orientation):
             answer = masks.answer((segment, task.plane.key))
             if start.add(task.plane, answer):
                 sources.append((task.plane.key, task.prompts))
+            elif task.base is not None and task.plane.index is not None:  # what was propagated there was denied
+                kept[task.plane.index] = None
     covers = frozenset(plane.key for plane in planned_planes(masks.answers.volume, start.seeds, intent.settings))
     job = PropagationJob(number, segment, tuple(sources), covers, moment)
-    return job, start.begin(intent.settings)
+    return job, start.begin(intent.settings, kept=kept)
 
 
 def propagation_of_whole(masks: Masks, state: State, segment: int, moment: int) -> tuple[PropagationJob, Begin]:
@@ -147,26 +149,30 @@ def propagation_of_whole(masks: Masks, state: State, segment: int, moment: int) 
         The job, whose number is the negative of the segment's value, and the function that begins it.
     """
     seen = masks.answers
-    start = _Start(seen)
+    start, kept = _Start(seen), {}
     planes = [state.tasks[(segment, key)].plane for key, _ in state.prompted(segment)]
     stack = stack_through(seen.volume, planes[-1]) if planes else None
     for plane in planes:
         with suppress(UserError):  # it has no mask, which the user was told, or lies across
             answer = masks.answer((segment, plane.key))
             stack.place(plane, answer.mask.unpack())
-            start.add(plane, answer)
+            denied = state.tasks[(segment, plane.key)].base is not None
+            if not start.add(plane, answer) and denied and plane.index is not None:
+                kept[plane.index] = None
     bounded = any(one.segment == segment and len(one.parts) > 1 for one in state.prompts)
     settings = PropagationSettings(direction="fill" if bounded and len(start.seeds) > 1 else "both")
     job = PropagationJob(-segment, segment, state.prompted(segment), frozenset(), moment, state.propagated)
     if not start.seeds:
         return job, lambda *_: iter(())
-    kept = {}
     if planes[-1].index is not None:
-        known = {seed.plane.index: state.prompts_at((segment, seed.plane.key)) for seed in start.seeds}
+        seeds = {seed.plane.index for seed in start.seeds}
+        known = {
+            plane.index: state.prompts_at((segment, plane.key)) for plane in planes if plane.index in seeds | kept.keys()
+        }
         job.whole = WholeAnswer((planes[-1].orientation, start.window, seen.predictor.engine.digest), known)
         before = state.whole.get(segment)
         for plane in planned_planes(seen.volume, start.seeds, settings) if before is not None else ():
-            if before.holds(job.whole, plane.index):
+            if plane.index not in kept and before.holds(job.whole, plane.index):
                 item = state.propagated.get(place := (segment, plane.key))
                 kept[plane.index] = None if item is None else item.mask.unpack()
                 job.again |= {} if item is None else {place: item}

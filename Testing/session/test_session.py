@@ -446,7 +446,8 @@ def test_a_propagated_slice_is_corrected_by_a_point(scene):
     session.finish(session.propagate(1))
     plane = aligned_plane(session.volume, "axial", 12)
     carried = session.mask(1, plane)
-    session.add_prompt(1, point(session, *tube(12), positive=False))
+    i, j, k = tube(12)
+    session.add_prompt(1, point(session, i + 3, j, k, positive=False))
     corrected = session.mask(1, plane)
     assert corrected.any() and (corrected & carried).sum() == corrected.sum() < carried.sum()
     session.delete_prompt(session.prompts[-1].id)
@@ -455,7 +456,8 @@ def test_a_propagated_slice_is_corrected_by_a_point(scene):
 
 def test_negative_points_wait_for_what_a_propagation_brings(scene):
     session, labels, _ = scene
-    session.add_prompt(1, point(session, *tube(12), positive=False))
+    i, j, k = tube(12)
+    session.add_prompt(1, point(session, i + 3, j, k, positive=False))
     session.add_prompt(1, point(session, *tube(9)))
     plane = aligned_plane(session.volume, "axial", 12)
     assert not session.mask(1, plane).any()

@@ -285,6 +285,34 @@ def test_a_negative_point_corrects_the_slice_it_is_on(scene):
     assert np.array_equal(shown(session), before)
 
 
+@pytest.mark.parametrize("volumetric", [True, False])
+def test_a_negative_point_in_the_middle_of_a_propagated_mask_ends_the_object_there(scene, volumetric):
+    session, labels, told = scene
+    session.set_volumetric(volumetric)
+    session.add_prompt(1, point(session, *tube(11)))
+    if not volumetric:
+        session.finish(session.propagate(1))
+    settle(session)
+    session.add_prompt(1, point(session, *tube(16), positive=False))
+    if not volumetric:
+        assert not shown(session)[16].any() and np.array_equal(shown(session)[17:], labels[17:] == 1)
+        session.finish(session.propagate(1))
+    settle(session)
+    assert np.array_equal(shown(session)[:16], labels[:16] == 1) and not shown(session)[16:].any()
+    (said,) = [text for text in notices(told) if "ended before" in text]
+    assert "ended before axial slice 16" in said
+    session.undo()
+    settle(session)
+    if not volumetric:
+        session.undo()
+    assert np.array_equal(shown(session), labels == 1)
+    session.redo()
+    i, j, k = tube(16)
+    session.add_prompt(1, point(session, i + 2, j, k))
+    settle(session)
+    assert shown(session)[16].any(), "what is said to belong to it stays"
+
+
 def test_a_point_on_a_slice_left_empty_means_what_the_nearest_mask_shows(scene):
     session, labels, told = scene
     session.set_volumetric(False)
