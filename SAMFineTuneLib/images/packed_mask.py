@@ -28,6 +28,11 @@ class PackedMask:
         """BLAKE2b of the mask, 16 hexadecimal digits."""
         return hashlib.blake2b(self.data, digest_size=8).hexdigest()
 
+    @cached_property
+    def count(self) -> int:
+        """Number of pixels inside."""
+        return int.from_bytes(self.data, "big").bit_count()
+
     def unpack(self) -> np.ndarray:
         """The bool (rows, columns) array."""
         rows, columns = self.shape

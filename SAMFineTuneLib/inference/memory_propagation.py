@@ -50,7 +50,7 @@ _OUTLINED = 2 / 3  # share of the slice model in the mean
 _SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
 _SAME = 0.5  # least IoU of the memory's mask with what inner points of it give
 _STEEP = 1.0  # growth of a mask's radius, in distances from slice to slice, above which it may have leaked
-_ALIKE = 0.7  # IoU with the slice before, from which on a mask has not leaked, however much it grew
+_ALIKE = 0.85  # IoU with the slice before, from which on a mask has not leaked, however much it grew
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
 
 

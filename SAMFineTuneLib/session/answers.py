@@ -114,7 +114,7 @@ class Answers:
 
     def _compute(self, task: Task) -> Answer:
         base = _without_denied(task.base.mask, task.prompts) if task.base else None
-        if base is not None and not any(base.data) and not any(part.says_where for part in task.prompts):
+        if base is not None and not base.count and not any(part.says_where for part in task.prompts):
             return Answer(base, 0.0)
         asked = _asked_of_model(task.prompts, base)
         union, scores, wider = np.zeros(task.plane.shape, dtype=bool), [], []

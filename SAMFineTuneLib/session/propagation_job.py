@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,13 @@ from SAMFineTuneLib.inference.slice_stack import stack_through
 from SAMFineTuneLib.session import edits, intents
 from SAMFineTuneLib.session.answers import Answer, Answers
 from SAMFineTuneLib.session.jobs import Job
-from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State, WholeAnswer
+from SAMFineTuneLib.session.state import Place, PropagatedMask, Sources, State, Task, WholeAnswer
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.session.masks import Masks
+
+_OVERGROWN = 2.0
+"""Area, in those of the largest mask with positive prompts, above which what negative points leave is not believed."""
 
 Begin = Callable[..., Iterator[Any]]
 """Begins a job's steps; called with what takes a Progress, and what says whether the job was cancelled."""
@@ -122,13 +125,15 @@ def propagation_from_prompts(
         name = edits.find_segment(state, segment).name
         raise UserError(f"Segment {name} has prompts on {' and '.join(orientations)} slices; choose which.")
     start, sources, kept = _Start(masks.answers), [], {}
-    for task in prompted:
-        if orientation in (None, task.plane.orientation):
-            answer = masks.answer((segment, task.plane.key))
-            if start.add(task.plane, answer):
-                sources.append((task.plane.key, task.prompts))
-            elif task.base is not None and task.plane.index is not None:  # what was propagated there was denied
-                kept[task.plane.index] = None
+    chosen = [task for task in prompted if orientation in (None, task.plane.orientation)]
+    found = [(task, masks.answer((segment, task.plane.key))) for task in chosen]
+    for task, answer in found:
+        if _is_overgrown(task, answer, found):
+            continue
+        if start.add(task.plane, answer):
+            sources.append((task.plane.key, task.prompts))
+        elif task.base is not None and task.plane.index is not None:  # what was propagated there was denied
+            kept[task.plane.index] = None
     covers = frozenset(plane.key for plane in planned_planes(masks.answers.volume, start.seeds, intent.settings))
     job = PropagationJob(number, segment, tuple(sources), covers, moment)
     return job, start.begin(intent.settings, kept=kept)
@@ -152,13 +157,16 @@ def propagation_of_whole(masks: Masks, state: State, segment: int, moment: int) 
     start, kept = _Start(seen), {}
     planes = [state.tasks[(segment, key)].plane for key, _ in state.prompted(segment)]
     stack = stack_through(seen.volume, planes[-1]) if planes else None
+    found = []
     for plane in planes:
         with suppress(UserError):  # it has no mask, which the user was told, or lies across
             answer = masks.answer((segment, plane.key))
             stack.place(plane, answer.mask.unpack())
-            denied = state.tasks[(segment, plane.key)].base is not None
-            if not start.add(plane, answer) and denied and plane.index is not None:
-                kept[plane.index] = None
+            found.append((state.tasks[(segment, plane.key)], answer))
+    for task, answer in found:
+        plane = task.plane
+        if not _is_overgrown(task, answer, found) and not start.add(plane, answer) and task.base is not None:
+            kept |= {plane.index: None} if plane.index is not None else {}
     bounded = any(one.segment == segment and len(one.parts) > 1 for one in state.prompts)
     settings = PropagationSettings(direction="fill" if bounded and len(start.seeds) > 1 else "both")
     job = PropagationJob(-segment, segment, state.prompted(segment), frozenset(), moment, state.propagated)
@@ -166,9 +174,8 @@ def propagation_of_whole(masks: Masks, state: State, segment: int, moment: int) 
         return job, lambda *_: iter(())
     if planes[-1].index is not None:
         seeds = {seed.plane.index for seed in start.seeds}
-        known = {
-            plane.index: state.prompts_at((segment, plane.key)) for plane in planes if plane.index in seeds | kept.keys()
-        }
+        counted = seeds | kept.keys()
+        known = {plane.index: state.prompts_at((segment, plane.key)) for plane in planes if plane.index in counted}
         job.whole = WholeAnswer((planes[-1].orientation, start.window, seen.predictor.engine.digest), known)
         before = state.whole.get(segment)
         for plane in planned_planes(seen.volume, start.seeds, settings) if before is not None else ():
@@ -177,6 +184,15 @@ def propagation_of_whole(masks: Masks, state: State, segment: int, moment: int) 
                 kept[plane.index] = None if item is None else item.mask.unpack()
                 job.again |= {} if item is None else {place: item}
     return job, start.begin(settings, kept=kept)
+
+
+def _is_overgrown(task: Task, answer: Answer, found: Sequence[tuple[Task, Answer]]) -> bool:
+    """Whether a mask that was propagated, and that negative points alone correct, is still so large beside those that
+    positive prompts define that it says nothing of the structure."""
+    if any(part.says_where for part in task.prompts):
+        return False
+    defined = [other.mask.count for one, other in found if any(part.says_where for part in one.prompts)]
+    return bool(defined) and answer.mask.count > _OVERGROWN * max(defined)
 
 
 class _Start:

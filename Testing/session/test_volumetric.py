@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -311,6 +312,28 @@ def test_a_negative_point_in_the_middle_of_a_propagated_mask_ends_the_object_the
     session.add_prompt(1, point(session, i + 2, j, k))
     settle(session)
     assert shown(session)[16].any(), "what is said to belong to it stays"
+
+
+def test_what_exclusions_leave_of_a_flood_is_not_taken_for_the_structure(scene):
+    session, labels, told = scene
+    session.set_volumetric(False)
+    session.add_prompt(1, point(session, *tube(11)))
+    session.finish(session.propagate(1))
+    predict = session.predictor.predict
+
+    def flooded(shown, prompts, previous=None, view=None):
+        answer = predict(shown, prompts, previous, view)
+        if not (prompts.labels == 0).any():
+            return answer
+        return replace(answer, to_masks=lambda *_: np.ones((1, *shown.shape), bool))
+
+    session.predictor.predict = flooded
+    i, j, k = tube(16)
+    session.add_prompt(1, point(session, i + 4, j, k, positive=False))
+    assert shown(session)[16].all()
+    session.finish(session.propagate(1))
+    assert np.array_equal(shown(session)[:16], labels[:16] == 1)
+    assert np.array_equal(shown(session)[17:], labels[17:] == 1), "nothing follows from it"
 
 
 def test_a_point_on_a_slice_left_empty_means_what_the_nearest_mask_shows(scene):
