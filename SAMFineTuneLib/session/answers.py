@@ -44,7 +44,7 @@ _ANSWERS = 1024
 _PICTURES = 8
 _INTERIOR = 3
 """Points that stand for a mask that is corrected, at most."""
-_MIDDLE = 0.3
+_MIDDLE = 0.4
 """Least share of a piece that the largest disc in it around a point covers when the point is in its middle."""
 _LASSO_POINTS = 8
 """Points inside a lasso that the model is told, at most."""

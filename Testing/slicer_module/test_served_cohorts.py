@@ -167,9 +167,15 @@ def test_what_the_server_does_is_shown(work):
     accept(work.cohort, "scan0", work.labels["scan0"].astype(np.uint8))
     work.desktop.wait(lambda: work.ui.trainButton.enabled)
     work.ui.trainButton.click()
+    work.desktop.wait(lambda: any("3 patients or more" in text for text in work.desktop.messages()))
+    for name in ("scan1", "scan2"):
+        accept(work.cohort, name, work.labels[name].astype(np.uint8))
+    work.desktop.wait(lambda: "3 of 3" in work.ui.cohortLabel.toolTip and work.ui.trainButton.enabled)
+    work.ui.trainButton.click()
     work.desktop.wait(lambda: not work.ui.stopButton.isHidden() and work.ui.trainButton.isHidden())
-    work.desktop.wait(lambda: any("patients" in text for text in work.desktop.messages()))
-    work.desktop.wait(lambda: work.ui.stopButton.isHidden())
+    work.ui.stopButton.click()
+    work.desktop.wait(lambda: work.ui.stopButton.isHidden() and not work.ui.trainButton.isHidden())
+    assert work.cohort.state.adapter is None
 
 
 def test_a_wrong_token_is_said(work):
