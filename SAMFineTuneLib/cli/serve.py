@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     limits = _limits(args)
     token = _token(args)
     server = _server(args, token, limits)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start())
+    for sign in (signal.SIGTERM, signal.SIGINT):  # KeyboardInterrupt is lost where it comes in a callback
+        signal.signal(sign, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start())
     try:
         if args.handshake:
             _end_with_parent(Path(args.handshake))
@@ -84,8 +85,6 @@ def run(args: argparse.Namespace) -> int:
         else:
             _print_welcome(args, server, token)
         server.serve_forever(poll_interval=0.5)
-    except KeyboardInterrupt:
-        pass
     finally:
         server.server_close()
     return 0
