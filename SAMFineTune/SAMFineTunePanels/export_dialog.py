@@ -1,5 +1,6 @@
 """Export of the segments, as a label map of the scene or as a file beside the others of the study."""
 
+import logging
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ ENDINGS = (
     (".dcm", _("DICOM SEG (.dcm)")),
 )
 AT_ONCE = 0.015  # s of a turn
+MOST_WAITING = 60.0  # s that a file which is being written delays the end of the panel
 YIELD = 0.008  # s of a turn in which the writing thread may run: threads starve while Slicer idles
 _TOPIC = "export"
 
@@ -116,6 +118,8 @@ class ExportDialog:
 
     def _made(self, result):
         self.last, notes = result
+        if slicer.mrmlScene.IsClosing():  # and the label map with it
+            return
         made = _("Made the label map {name}, which is in this scene.").format(name=self.last.GetName())
         self.host.say(" ".join([made, *notes]), _TOPIC)
 
@@ -168,6 +172,8 @@ class ExportTask:
     def cancellable(self):
         return self._thread is None
 
+    needs_scene = cancellable
+
     def step(self):
         """Go on for a moment; returns whether there is more to do."""
         if self._thread is not None:
@@ -188,10 +194,13 @@ class ExportTask:
         return True
 
     def close(self):
-        """Finish the file that is being written and drop everything else, without a message."""
+        """Finish the file that is being written, with a word in Slicer's log if it cannot be, and drop all else."""
         self._steps.close()
         if self._thread is not None:
-            self._thread.join(10.0)
+            self._thread.join(MOST_WAITING)
+            error = self._outcome[1] if self._outcome else _("it took too long")
+            if error is not None:
+                logging.error("SAMFineTune: %s failed: %s", self.text, error)
 
     def _write(self, write):
         try:

@@ -207,12 +207,13 @@ class Panel(slicer.util.VTKObservationMixin):
     # ---- the scene
 
     def _scene_starts_closing(self, caller, event):
+        self.status.dismiss()
         self.prompts.rest()
         self.cohort.scene_closes()
+        self.host.finish_reading()
         self.host.stop()
         self.train.scene_closes()
         self.input.declined = False
-        self.status.dismiss()
 
     def _scene_closed(self, caller, event):
         if self.shown:  # enter() does not come again

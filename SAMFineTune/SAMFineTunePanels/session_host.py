@@ -70,7 +70,6 @@ class Host:
         self.jobs.clear()
         self._answers.clear()
         self.status = None
-        self.end_task()
         if session is not None:
             for ending in (session.close, client.close):  # the worker ends even if one fails
                 self._guarded(ending)
@@ -88,6 +87,8 @@ class Host:
     def close(self):
         self.timer.stop()
         self.timer.disconnect("timeout()", self.turn)
+        self.finish_reading()
+        self.end_task()
         self.stop()
         self._listeners, self._every_turn = [], []
         self.timer.deleteLater()
@@ -143,7 +144,8 @@ class Host:
         return None
 
     def run(self, task):
-        """Take a step of a task at every turn: `step()` says whether there are more, `close()` ends the task."""
+        """Take a step of a task at every turn: `step()` says whether there are more, `close()` ends the task, and it
+        `needs_scene` until it has read its nodes."""
         self.end_task()
         self.task = task
         self.wake()
@@ -152,6 +154,12 @@ class Host:
         task, self.task = self.task, None
         if task is not None:
             task.close()
+
+    def finish_reading(self):
+        """Have the task read at once what it needs of the scene, whose nodes are about to go."""
+        task = self.task
+        while task is not None and task is self.task and task.needs_scene:
+            self._guarded(self._step, task)
 
     def refused(self, error, what, topic=""):
         """Show what went wrong, and return it. What is not a UserError is logged, too."""
@@ -233,7 +241,7 @@ class Host:
             self._guarded(handler)
         if self._left_at is not None and not self.working and time.monotonic() - self._left_at > END_WORKER_AFTER:
             self.stop()
-        if self._left_at is not None and self.session is None and not self._unfinished:
+        if self._left_at is not None and self.session is None and not (self._unfinished or self.working):
             self.timer.stop()
         self._pace()
 

@@ -135,6 +135,8 @@ def test_a_cancelled_propagation_keeps_what_it_has(work):
 
 def test_a_worker_that_is_killed_in_between_is_one_line(work):
     boxed(work)
+    told = []  # a notice leaves the panel after a while
+    work.panel.host.listen("Notice", lambda event: told.append(event.text))
     work.panel.propagate.propagate()
     work.desktop.wait(lambda: work.panel.host.jobs)
     work.panel.starter.kill()
@@ -142,7 +144,7 @@ def test_a_worker_that_is_killed_in_between_is_one_line(work):
     work.rest()
     truth = work.labels == KIDNEY
     assert 2 * (work.voxels() & truth).sum() / (work.voxels().sum() + truth.sum()) > 0.75
-    assert sum("started again" in text for text in work.desktop.messages()) == 1
+    assert sum("started again" in text for text in told) == 1
 
 
 def test_a_table_that_chooses_by_itself_does_not_move_prompts_to_another_segment(work):
@@ -428,20 +430,62 @@ def press_export(desktop):
     desktop.wait(lambda: desktop.panel.host.task is None)
 
 
-def test_an_export_can_be_cancelled_and_ends_with_the_panel(work, tmp_path):
+def start_export(work, folder, index=1):
+    """Into a new folder, of which some steps are taken but not all."""
+    folder.mkdir()
+    export = work.panel.export
+    export.ui.folderEdit.currentPath = str(folder)
+    export.ui.formatSelector.setCurrentIndex(index)
+    work.panel.host.timer.stop()
+    export.export()
+    work.panel.status.refresh()
+    assert work.panel.host.task.needs_scene
+    return folder
+
+
+def test_an_export_can_be_cancelled(work, tmp_path):
     boxed(work)
     panel = work.panel
-    folder = tmp_path / "exports"
-    folder.mkdir()
-    panel.export.ui.folderEdit.currentPath = str(folder)
-    panel.export.ui.formatSelector.setCurrentIndex(1)
-    for ending in (panel.status.cancel, panel.host.stop):
-        panel.export.export()
-        panel.status.refresh()
-        assert "Writing" in panel.status.ui.statusLabel.text and not panel.status.ui.cancelButton.isHidden()
-        ending()
-        work.desktop.pass_time(0.2)
-        assert panel.host.task is None and list(folder.iterdir()) == []
+    folder = start_export(work, tmp_path / "exports")
+    assert "Writing" in panel.status.ui.statusLabel.text and not panel.status.ui.cancelButton.isHidden()
+    panel.status.ui.cancelButton.click()
+    panel.host.timer.start()
+    work.desktop.pass_time(0.2)
+    assert panel.host.task is None and list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_an_export_is_finished_when_the_scene_is_closed_meanwhile(work, tmp_path, shown):
+    boxed(work)
+    expected, panel = work.voxels(), work.panel
+    folder = start_export(work, tmp_path / "exports")
+    panel.host.timer.start()
+    if not shown:
+        work.desktop.leave()
+    slicer.mrmlScene.Clear(False)
+    work.desktop.wait(lambda: panel.host.task is None)
+    (file,) = folder.iterdir()
+    assert ((sitk.GetArrayFromImage(sitk.ReadImage(file)) > 0) == expected).all()
+    assert any(file.name in text and str(folder) in text for text in work.desktop.messages())
+
+
+def test_an_export_is_finished_when_the_panel_is_closed_meanwhile(work, tmp_path):
+    boxed(work)
+    expected = work.voxels()
+    folder = start_export(work, tmp_path / "exports")
+    work.desktop.widget.cleanup()
+    (file,) = folder.iterdir()
+    assert ((sitk.GetArrayFromImage(sitk.ReadImage(file)) > 0) == expected).all()
+
+
+def test_a_label_map_is_not_promised_to_a_scene_that_is_closed(work, tmp_path):
+    boxed(work)
+    start_export(work, tmp_path / "exports", 0)
+    slicer.mrmlScene.Clear(False)
+    work.panel.host.timer.start()
+    work.desktop.pass_time(0.3)
+    assert work.desktop.messages() == [] and work.panel.host.task is None
+    assert work.desktop.scene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode") == 0
 
 
 def test_export(work, tmp_path):
