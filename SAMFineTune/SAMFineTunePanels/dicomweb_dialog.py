@@ -128,25 +128,21 @@ class DicomwebDialog:
         if self._work is None:
             return
         work, number, what = self._work
-        for event in work.poll():
-            kind = event.get("event")
-            if event.get("number") != number:
-                continue
+        for event in work.poll_piece(number):
+            kind = event["event"]
             if kind == "progress":
                 self._show_progress(what, event["done"], event["total"])
             elif kind == "series":
                 self._listed += event["rows"]
-            elif kind in ("done", "failed", "stopped"):
+            elif kind in ("done", "failed", "stopped", "ended"):
                 self._end()
                 self._told(what, event)
                 return
-        if not work.is_running:
-            why = work.last_words() or _("its process ended")
-            self._end()
-            self._tell(_("The server could not be asked ({why}); try again.").format(why=why))
 
     def _told(self, what, event):
-        if event["event"] != "done":
+        if event["event"] == "ended":
+            self._tell(_("The server could not be asked ({why}); try again.").format(**event))
+        elif event["event"] != "done":
             self._tell(event.get("text") or _("Stopped."))
         elif what == "list_series":
             self._rows = self._listed

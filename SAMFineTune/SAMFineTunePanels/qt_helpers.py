@@ -130,6 +130,11 @@ def set_elided(label, text, lines=1):
         label.toolTip = text
 
 
+def keep_lines(label, lines):
+    """Give a label the height of so many lines for good, so that no button moves when its text changes."""
+    label.setFixedHeight(lines * label.fontMetrics().lineSpacing() + 2)
+
+
 def fill_menu(selector, entries, chosen=None):
     """Give a QComboBox its entries, (what it means, what is shown) each; the first is chosen unless told otherwise."""
     with quiet(selector):

@@ -52,20 +52,19 @@ class ServedCohorts:
         if self._work is None:
             return
         work, number, what = self._work
-        for event in work.poll():
-            if event.get("number") == number and event["event"] in ("done", "failed"):
-                self.close()
-                if event["event"] == "failed":
-                    self.host.warn(event["text"], _TOPIC)
-                elif what == "list":
-                    self._show(event["names"])
-                else:
-                    self._opened(str(work.cohort))
-                return
-        if not work.is_running:
+        for event in work.poll_piece(number):
+            if event["event"] not in ("done", "failed", "ended"):
+                continue
             self.close()
-            self.host.warn(_("The server could not be asked ({why}); try again.").format(
-                why=work.last_words() or _("its process ended")), _TOPIC)
+            if event["event"] == "ended":
+                self.host.warn(_("The server could not be asked ({why}); try again.").format(**event), _TOPIC)
+            elif event["event"] == "failed":
+                self.host.warn(event["text"], _TOPIC)
+            elif what == "list":
+                self._show(event["names"])
+            else:
+                self._opened(str(work.cohort))
+            return
 
     def _put(self, what, name):
         """Have a process ask the server."""

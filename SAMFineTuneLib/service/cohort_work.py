@@ -111,6 +111,23 @@ class CohortWork(FolderProcess):
         """Whether the piece of a number is not done."""
         return (self.folder / f"{number:06d}.json").exists()
 
+    def poll_piece(self, number: int) -> list[dict[str, Any]]:
+        """The events of one piece since the last call.
+
+        Args:
+            number: of the piece, as `put` returned it.
+
+        Returns:
+            The events. When the process ended without finishing the piece, the last one is `ended`, with the reason in
+            `why`.
+        """
+        running = self.is_running  # asked first: what the process wrote before it ended is in the events
+        events = self.poll()
+        found = [event for event in events if event.get("number") == number]
+        if not events and not running:
+            found.append({"event": "ended", "why": self.last_words() or "its process ended"})
+        return found
+
     def forget(self) -> None:
         """Delete the queue with what is not done; nothing happens while its process runs."""
         if not self.is_running:

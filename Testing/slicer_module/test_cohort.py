@@ -381,7 +381,7 @@ def test_states_are_listed_and_filtered(work):
 def test_what_cannot_be_done_is_said(work):
     work.create()
     assert not work.ui.trainButton.enabled and not work.ui.proposeButton.enabled
-    work.tab.propose()
+    work.tab.background.propose()
     work.desktop.wait(lambda: work.desktop.messages())
     assert "adapter" in work.desktop.messages()[-1] and "train" in work.desktop.messages()[-1].lower()
     work.open("scan0")

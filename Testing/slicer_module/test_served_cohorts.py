@@ -161,7 +161,7 @@ def test_what_is_accepted_while_the_server_is_away_arrives_later(work):
 
 def test_what_the_server_does_is_shown(work):
     work.create()
-    work.tab.propose()
+    work.tab.background.propose()
     work.desktop.wait(lambda: any("No adapter is in use yet" in text for text in work.desktop.messages()))
     assert not work.ui.trainButton.enabled
     accept(work.cohort, "scan0", work.labels["scan0"].astype(np.uint8))

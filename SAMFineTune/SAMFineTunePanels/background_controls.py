@@ -1,0 +1,151 @@
+"""Train, Propose and Stop of the Cohort tab, and a line that says what is done in the background."""
+
+import sys
+
+from slicer.i18n import tr as _
+
+from . import packages
+from .background_work import BackgroundWork
+from .model_settings import torch_is_there
+from .qt_helpers import enable, keep_lines, read_flag, read_setting, set_elided, set_text
+from .served_cohorts import ServedBackground
+
+_LINES = 3  # of the text
+_TOPIC = "cohort"
+
+
+class BackgroundControls:
+    """Trains and proposes, and beside that adds, exports and reports; `begun()` is called when one of these begins."""
+
+    def __init__(self, host, ui, environment, begun):
+        self.host, self.ui = host, ui
+        self._environment_of, self._begun = environment, begun
+        self._folder = None  # of the cohort that is open
+        self._main = self._beside = None  # `BackgroundWork`: training and proposing, and what goes on beside it
+        keep_lines(ui.workLabel, _LINES)
+        host.connect(
+            (ui.trainButton, "clicked()", self.train),
+            (ui.proposeButton, "clicked()", self.propose),
+            (ui.stopButton, "clicked()", self.stop),
+        )
+
+    def open(self, review):
+        """Follow what is done for the cohort of a `CohortReview`."""
+        from SAMFineTuneLib.service.cohort_client import place_of
+        from SAMFineTuneLib.service.cohort_work import BESIDE, CohortWork
+
+        self._folder = folder = review.cohort.folder
+        if place_of(folder) is not None:
+            self._main = BackgroundWork(ServedBackground(review.work))
+            self._beside = BackgroundWork(CohortWork(folder, f"{review.word}-{BESIDE}"))
+        else:
+            self._main = BackgroundWork(CohortWork(folder))
+            self._beside = BackgroundWork(CohortWork(folder, BESIDE))
+
+    def close(self):
+        """Follow it no longer; it goes on."""
+        self._folder = self._main = self._beside = None
+
+    @property
+    def is_here(self):
+        """Whether this computer trains and proposes, rather than the cohort's server."""
+        return not isinstance(self._main.queue, ServedBackground)
+
+    @property
+    def is_busy(self):
+        """Whether something is trained or proposed."""
+        return self._main.is_busy
+
+    # ---- what the buttons do
+
+    def train(self):
+        """Train from what is accepted, then propose with what came of it."""
+        if self.is_here and (not torch_is_there() or packages.TRAINING.missing()):
+            self.host.warn(_("Training needs PyTorch and PEFT; press Install under Train."), _TOPIC)
+            return
+        self.begin("train", preset="quick", device=read_setting("TrainDevice", "auto"),
+                   then_propose=read_setting("Device", "auto"))
+
+    def propose(self):
+        """Propose the cases that are untouched, and those that an earlier adapter proposed."""
+        self.begin("propose", again=True, device=read_setting("Device", "auto"))
+
+    def begin(self, what, **values):
+        """Train or propose; or do what goes on beside that."""
+        if self._folder is None:
+            return
+        work = self._main if what in ("train", "propose") else self._beside
+        if work.is_busy:
+            self.host.warn(_("Something else is done in the background; wait for it, or press Stop."), _TOPIC)
+            return
+        self.host.act(lambda: work.begin(what, self._environment(), read_flag("TrainOutlives"), **values))
+        self._begun()
+
+    def stop(self):
+        """Stop the work that is shown at its next step; a second press ends its process."""
+        if self._folder is not None:
+            self._shown.stop()
+
+    # ---- every turn
+
+    def refresh(self):
+        """Tell what has happened."""
+        for work in (self._main, self._beside):
+            work.look(self.host, _TOPIC)
+        if self.host.training is None and not self.ui.workBar.isHidden():  # for the status strip
+            self.host.training = self._shown.text, self._shown.part
+
+    def keep_running(self):
+        """Start processes anew that ended with work to do, here or before this window."""
+        for queue in (self._main.queue, self._beside.queue):
+            if not queue.is_empty and not queue.is_running:
+                queue.start(sys.executable, self._environment(), read_flag("TrainOutlives"))
+
+    def hear(self, event):
+        """Take what the cohort's server does."""
+        self._main.queue.hear(event)
+
+    def show(self, state):
+        """Show what is done for a cohort in this state. Returns whether something is done beside training."""
+        from SAMFineTuneLib.cohort.running_work import running
+
+        ui, busy, beside = self.ui, self._main.is_busy, self._beside.is_busy
+        elsewhere = {} if busy or not self.is_here else running(self._folder)
+        enable((ui.trainButton, state.accepted and "train" not in elsewhere),
+               (ui.proposeButton, state.adapter and "propose" not in elsewhere))
+        for widget in (ui.trainButton, ui.proposeButton):
+            widget.setVisible(not busy)
+        for widget in (ui.stopButton, ui.workBar):
+            widget.setVisible(busy or beside)
+        if busy or beside:
+            set_text(ui.stopButton, self._shown.stop_text)
+            texts = [work.text for work in (self._beside, self._main) if work.is_busy]
+            set_elided(ui.workLabel, " ".join(texts), _LINES)
+            part = self._shown.part
+            ui.workBar.setMaximum(0 if part is None else 1000)
+            ui.workBar.value = int(1000 * (part or 0))
+        else:
+            problem = "" if self.is_here else self._main.queue.problem
+            set_elided(ui.workLabel, problem or " · ".join(elsewhere.values()) or standing_of(state), _LINES)
+        return beside
+
+    @property
+    def _shown(self):
+        """The work that is shown, and that Stop stops: what takes less long first."""
+        return self._beside if self._beside.is_busy else self._main
+
+    def _environment(self):
+        return self._environment_of(self._folder)
+
+
+def standing_of(state):
+    """How far the adapters of a cohort are, as a sentence."""
+    if not state.accepted:
+        return _("Segment and accept a few cases first; then train.")
+    if state.adapters:
+        last = state.adapters[-1]
+        known = {*last.learned, *last.held_out}
+        new = sum(case.key not in known for case in state.accepted)
+        return _("Training {number}: {reason} Newly accepted since: {new}.").format(
+            number=last.number, reason=last.reason, new=new)
+    return _("{count} accepted; no adapter yet.").format(count=len(state.accepted))
