@@ -120,15 +120,16 @@ class CohortExport:
 
     def export(self):
         """Export as chosen. The dialog stays open with a sentence about what is in the way."""
+        from SAMFineTuneLib.errors import UserError
+        from SAMFineTuneLib.service.cohort_client import place_of
+
         folder, form = self.ui.folderEdit.currentPath.strip(), chosen_in(self.ui.formatSelector)
         folder = folder and os.path.abspath(os.path.expanduser(folder))  # the process works in another folder
         problem = in_the_way(folder)
         self._say(problem)
         if problem:
             return
-        if form == "dicom-seg" and packages.DICOM_SEG.missing():
-            from SAMFineTuneLib.errors import UserError
-
+        if form == "dicom-seg" and place_of(self._cohort) is None and packages.DICOM_SEG.missing():
             try:
                 packages.DICOM_SEG.require_slicers()
             except UserError as error:

@@ -82,8 +82,10 @@ class DicomwebDialog:
 
     def go(self):
         """Fetch the series that are selected, or store the accepted cases."""
+        from SAMFineTuneLib.service.cohort_client import place_of
+
         if self._cohort:
-            if packages.DICOM_SEG.missing():
+            if place_of(self._cohort) is None and packages.DICOM_SEG.missing():  # a server has its own
                 packages.DICOM_SEG.require_slicers()
                 self._ask_to_install(packages.DICOM_SEG, self.go)
                 return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import urlsplit
 
@@ -19,7 +17,7 @@ import pydicom
 import pytest
 from case_files import blob, image_of
 from dicom_samples import write_series
-from orthanc_server import running_orthanc
+from orthanc_server import running_orthanc, tls_proxy
 from pydicom.uid import generate_uid
 
 from SAMFineTuneLib.cli.main import main
@@ -139,36 +137,6 @@ def test_what_goes_wrong_is_one_sentence(orthanc, store, tmp_path):
     other.save_as(tmp_path / "x.dcm")
     with pytest.raises(UserError):
         store.store([tmp_path / "x.dcm"])
-
-
-@contextmanager
-def tls_proxy(port: int, tls: ssl.SSLContext):
-    """The address of a proxy that encrypts for a server, which Debian's Orthanc cannot do itself: it crashes."""
-
-    async def carry(source, target):
-        while data := await source.read(65536):
-            target.write(data)
-            await target.drain()
-        target.close()
-
-    async def meet(client, to_client):
-        server, to_server = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(carry(client, to_server), carry(server, to_client), return_exceptions=True)
-
-    loop = asyncio.new_event_loop()
-    listening = loop.run_until_complete(asyncio.start_server(meet, "127.0.0.1", 0, ssl=tls))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/dicom-web"
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        listening.close()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
 
 
 def test_over_tls_with_a_password(orthanc, tmp_path, monkeypatch, capsys):

@@ -5,11 +5,15 @@ The variable ORTHANC names a folder into which orthanc and orthanc-dicomweb were
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
+import ssl
 import subprocess
+import threading
 import time
+from base64 import b64encode
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,3 +57,41 @@ def running_orthanc(folder: Path):
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@contextmanager
+def tls_proxy(port: int, tls: ssl.SSLContext, token: str = ""):
+    """The address of a proxy that encrypts for a server, which Debian's Orthanc cannot do itself: it crashes.
+
+    With a token, that lets in instead of `me` and `secret`.
+    """
+    password = b"Basic " + b64encode(b"me:secret")
+    exchanged = ((password, b"Basic no"), (f"Bearer {token}".encode(), password)) if token else ()
+
+    async def carry(source, target, exchanged=()):
+        while data := await source.read(65536):
+            for words in exchanged:
+                data = data.replace(*words)
+            target.write(data)
+            await target.drain()
+        target.close()
+
+    async def meet(client, to_client):
+        server, to_server = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(client, to_server, exchanged), carry(server, to_client),
+                             return_exceptions=True)  # fmt: skip
+
+    loop = asyncio.new_event_loop()
+    listening = loop.run_until_complete(asyncio.start_server(meet, "127.0.0.1", 0, ssl=tls))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/dicom-web"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        listening.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ssl
+from urllib.parse import urlsplit
+
 import numpy as np
 import psutil
 import pytest
 import qt
 from dicom_samples import write_series
-from orthanc_server import running_orthanc
+from orthanc_server import running_orthanc, tls_proxy
+from SAMFineTunePanels import packages
+from service.department import Department
+from test_served_cohorts import use_server
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.create_cohort import create_cohort
 from SAMFineTuneLib.cohort.dicomweb_store import DicomwebStore
+from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.images import read_volume
 from SAMFineTuneLib.images.phantom import body_phantom
@@ -140,3 +148,78 @@ def test_stop_and_an_address_that_does_not_answer(server, desktop, tmp_path):
     pacs.ui.addressEdit.text = "http://127.0.0.1:1/dicom-web"
     pacs.press(pacs.ui.listButton)
     assert "cannot be reached" in pacs.ui.statusLabel.text and not pacs.ui.goButton.enabled
+
+
+@pytest.fixture(scope="module")
+def encrypted(server, tmp_path_factory):
+    """The server's address over TLS, where the token `word` signs in, and a folder with certificates."""
+    trustme = pytest.importorskip("trustme")
+    folder, authority = tmp_path_factory.mktemp("certificates"), trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    trustme.CA().cert_pem.write_to_path(folder / "other.pem")
+    (folder / "none.pem").write_text("none")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    with tls_proxy(urlsplit(server[0]).port, tls, "word") as address:
+        yield address, folder
+
+
+def test_over_tls_with_a_token(server, encrypted, desktop, tmp_path):
+    address, certificates = encrypted
+    pacs = Pacs(desktop, address, tmp_path / "scans")
+    ui = pacs.ui
+    ui.userEdit.text, ui.passwordEdit.text = "", "word"
+    for certificate, words in (("", "cannot be verified"), ("other.pem", "cannot be verified"),
+                               ("none.pem", "holds no certificate"), ("gone.pem", "cannot be read")):  # fmt: skip
+        ui.certificateEdit.currentPath = certificate and str(certificates / certificate)
+        pacs.press(ui.listButton)
+        assert words in ui.statusLabel.text and not ui.goButton.enabled
+    ui.certificateEdit.currentPath = str(certificates / "ca.pem")
+    ui.addressEdit.text = address.replace("127.0.0.1", "localhost")
+    pacs.press(ui.listButton)
+    assert "is not issued for this name" in ui.statusLabel.text
+    ui.addressEdit.text = address
+    for user, secret in (("", "another"), ("", ""), ("me", "secret")):  # this server does not know users
+        ui.userEdit.text, ui.passwordEdit.text = user, secret
+        pacs.press(ui.listButton)
+        assert "does not let you in (401)" in ui.statusLabel.text
+    ui.userEdit.text, ui.passwordEdit.text = "", "word"
+    pacs.press(ui.listButton)
+    pacs.press(ui.goButton)
+    fetched = {read_volume(folder).digest for folder in (tmp_path / "scans").iterdir()}
+    sent = {one.description: one for one in server[1].list_series()}
+    assert len(sent) == len(fetched) == 2
+    settings = qt.QSettings()
+    kept = {key: str(settings.value(key)) for key in settings.allKeys()}
+    assert str(certificates / "ca.pem") in kept.values()
+    written = b"".join(path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file())
+    assert "word" not in kept.values() and b"Bearer" not in written and b"word" not in written
+
+
+def test_cases_of_a_departments_server_are_stored_on_a_pacs(server, encrypted, desktop, tmp_path, monkeypatch):
+    monkeypatch.setattr(packages.PackageSet, "missing", lambda _: True)  # here; the server writes DICOM SEG
+    address, certificates = encrypted
+    before = stored(server[1])
+    server[1].fetch_all(server[1].list_series(), tmp_path / "scans", lambda done, total: None)
+    cohort = create_cohort(tmp_path / "liver", find_images(tmp_path / "scans"), ["liver"]).cohort
+    labels = np.zeros((_IMAGES, 64, 64), np.uint8)
+    labels[5:9, 20:40, 20:40] = 1
+    accept(cohort, cohort.state.cases[0].key, labels)
+    department = Department(cohort, tmp_path / "server")
+    try:
+        panel = desktop.open()
+        use_server(panel, department.address)
+        tab = panel.cohort
+        desktop.wait(lambda: not tab.ui.servedFrame.isHidden() and tab.ui.servedButton.enabled)
+        tab.ui.servedButton.click()
+        desktop.wait(lambda: tab.review is not None)
+        tab.menu.storeAction.trigger()
+        ui = tab.dicomweb.ui
+        ui.addressEdit.text, ui.userEdit.text, ui.passwordEdit.text = address, "", "word"
+        ui.certificateEdit.currentPath = str(certificates / "ca.pem")
+        ui.goButton.click()
+        desktop.wait(lambda: ui.stopButton.isHidden())
+        assert ui.statusLabel.text == "Stored: 1 DICOM SEG."
+        assert stored(server[1]) == before + 1
+    finally:
+        department.kill()

@@ -19,6 +19,16 @@ from SAMFineTuneLib.service.cohort_client import place_of
 PATIENCE = 300.0  # s: several processes start one after the other
 
 
+def use_server(panel, address, token=TOKEN):
+    """Enter a server in the tab Settings, and go to Cohort."""
+    panel.open_tab("settings")
+    ui = panel.server.ui
+    ui.remoteButton.click()
+    ui.addressEdit.text, ui.tokenEdit.text = address, token
+    ui.applyButton.click()
+    panel.open_tab("cohort")
+
+
 class ServedWork(CohortWork):
     """The tab of somebody who uses the server; `cohort` is the server's own."""
 
@@ -37,12 +47,7 @@ class ServedWork(CohortWork):
         return self.department.cohort
 
     def use_server(self, token=TOKEN):
-        self.panel.open_tab("settings")
-        ui = self.panel.server.ui
-        ui.remoteButton.click()
-        ui.addressEdit.text, ui.tokenEdit.text = self.department.address, token
-        ui.applyButton.click()
-        self.panel.open_tab("cohort")
+        use_server(self.panel, self.department.address, token)
         return self
 
     def create(self):
