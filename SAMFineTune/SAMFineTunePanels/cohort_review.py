@@ -4,54 +4,19 @@ import secrets
 import sys
 import time
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
 from .confidence_strip import ConfidenceStrip
+from .next_case import NextCase, forget_files
+from .open_case import OpenCase
 
-AT_ONCE = 0.012  # s of a turn in which voxels are copied
+AT_ONCE = 0.012  # s of a turn in which labels are written
 KEEP_AFTER = 30.0  # s without a change after which a correction is kept
 RENEW_EVERY = 150.0  # s between two signs that somebody works on a case
-IDLE = 60.0  # s without any sign of the user that do not count as work
 LOOK_EVERY = 0.5  # s between two looks at prompts and segments
 PATIENCE = 20.0  # s that accepting waits for answers of the model
 _TOPIC = "cohort"
-
-
-class OpenCase:
-    """The case in the views."""
-
-    def __init__(self, key, volume_node, segmentation_node, reason):
-        self.key, self.reason = key, reason
-        self.volume_node, self.segmentation_node = volume_node, segmentation_node
-        self.seconds, self.prompts = 0.0, set()
-        self.places, self.place = [], -1  # doubtful (label, slice, value), and which was jumped to
-        self.kept = self.content = content_of(segmentation_node)
-        self.changed_at = None  # when the segments were last seen to change
-        self.may_be_empty = False  # whether the user has said so
-
-    @property
-    def is_labelled(self):
-        """Whether any segment has voxels."""
-        return any(stamp for _name, _value, stamp in content_of(self.segmentation_node).values())
-
-    @property
-    def is_changed(self):
-        return self.content != self.kept
-
-    @property
-    def is_there(self):
-        """Whether nobody deleted its nodes."""
-        return None not in (self.volume_node.GetScene(), self.segmentation_node.GetScene())
-
-    def look(self, session):
-        """Note prompts and edits since the last look."""
-        if session is not None and session.volume_node is self.volume_node:
-            self.prompts |= {prompt.number for prompt in session.prompts}
-        now = content_of(self.segmentation_node)
-        if now != self.content:
-            self.content, self.changed_at = now, time.monotonic()
 
 
 class CohortReview:
@@ -69,16 +34,13 @@ class CohortReview:
         self.way = "random"
         self.open = None
         self.skipped = set()
-        self.coming = None  # what was told of the case that is opened next, once it is loaded with its images
-        self._loading = None  # (what was told of it, steps that load it)
-        self._showing = None  # (what was told of it, steps that show it)
-        self._asked = None  # number of the piece that opens a case
+        self.coming = NextCase(host, self._put)
+        self._showing = None  # (what was told of the case that is about to be open, steps that show it)
         self._wanted = None  # key of the case to show, "" for any, None while none is waited for
         self._after_rest = None  # (what to do when the model has answered, until when to wait)
         self._writing = []  # steps that write labels
         self._leaving = set()  # keys of cases that are left, and of which the cohort has not been told
-        self._look_after = self._renew_after = self._last = 0.0
-        self._sign, self._signs_since = None, 0.0
+        self._look_after = self._renew_after = 0.0
         self.nothing_left = False
         self._orientation = "axial"  # of the slices whose confidence is known
         self.strip = ConfidenceStrip(self.jump)
@@ -145,7 +107,7 @@ class CohortReview:
         if case is None or not case.is_there:
             return
         at = place_on_slice(volume_from_node(case.volume_node), case.volume_node, case.segmentation_node,
-                            self._segment_of(label), self._orientation, index)  # fmt: skip
+                            self._segment_named(label), self._orientation, index)  # fmt: skip
         slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *at, slicer.vtkMRMLSliceNode.OffsetJumpSlice)
 
     def reopen(self, key):
@@ -160,11 +122,13 @@ class CohortReview:
             self._take(event)
         if self._showing is None:
             self._write_some()
-            self._load_some()
+            if self.coming.load_some():
+                self._show_coming()
         else:
             self._show_some()
         now = time.monotonic()
-        self._count(now, shown)
+        if self.open is not None:
+            self.open.count(shown)
         if now > self._look_after:
             self._look_after = now + LOOK_EVERY
             self._look(now)
@@ -233,11 +197,11 @@ class CohortReview:
                 self._put("release", case=case.key, by=self.word)
             else:
                 case.look(self.host.session)
-                _hide(case.segmentation_node)
+                case.hide()
                 self._leaving.add(case.key)
                 self._writing.append(self._put_away(case, what))
         self._wanted = key
-        if key and (self.coming is None or self.coming[0]["case"] != key):
+        if key and self.coming.key != key:
             self._drop_coming()
             self._ask(key)
         if not self._show_coming():
@@ -268,15 +232,13 @@ class CohortReview:
             self._put("release", **values)
         self._leaving.discard(case.key)
         if remove:
-            for node in (case.segmentation_node, case.volume_node):
-                if node.GetScene() is not None:
-                    slicer.mrmlScene.RemoveNode(node)
+            case.remove()
 
     def _show_coming(self):
         """Show the case that was loaded in advance; returns whether it was there."""
-        if self.coming is None or self._wanted is None or self._wanted not in ("", self.coming[0]["case"]):
+        if self.coming.key is None or self._wanted not in ("", self.coming.key):
             return False
-        (told, images), self.coming, self._wanted = self.coming, None, None
+        (told, images), self._wanted = self.coming.take(), None
         self._showing = told, self._show_steps(told, images)
         return True
 
@@ -311,43 +273,25 @@ class CohortReview:
             self.open.places = list(doubtful_places(confidence))
         for note in told["notes"]:
             self.host.say(note)
-        self._sign, self._signs_since = None, time.monotonic()
         self._ask()
 
     # ---- inside: the next case
 
     def _ask(self, key=""):
         """Have a case read, unless one is being read or is there."""
-        if self._asked is not None or self._loading is not None or self.coming is not None:
-            return
         without = [*self.skipped, *self._leaving, *([self.open.key] if self.open is not None else [])]
-        self._asked = self._put("open", case=key, way=self.way, by=self.word, without=without, gives_back=True,
-                                process=self._process)
+        self.coming.ask(case=key, way=self.way, by=self.word, without=without, process=self._process)
 
     def _drop_coming(self):
         """Give back what was loaded in advance."""
-        dropped = [one for one in (self._loading, self._showing, self.coming) if one is not None]
-        for _told, steps in (one for one in (self._loading, self._showing) if one is not None):
+        dropped = self.coming.drop()
+        if self._showing is not None:
+            told, steps = self._showing
             steps.close()
-        self._loading = self._showing = self.coming = self._asked = None  # what is being read is given back later
-        for told, _rest in dropped:
-            self._put("release", case=told["case"], by=self.word)
-
-    def _load_some(self):
-        if self._loading is None:
-            return
-        self.host.go_on()
-        told, steps = self._loading
-        end = time.monotonic() + AT_ONCE
-        try:
-            while time.monotonic() < end:
-                next(steps)
-        except StopIteration as last:
-            self._loading, self.coming = None, (told, last.value)
-            self._show_coming()
-        except OSError as error:
-            self._loading = None
-            self.host.refused(error, _("Loading a case"), _TOPIC)
+            self._showing = None
+            dropped.append(told["case"])
+        for key in dropped:
+            self._put("release", case=key, by=self.word)
 
     def _take(self, event):
         kind, what = event.get("event"), event.get("what")
@@ -357,18 +301,14 @@ class CohortReview:
             self._told(event)
 
     def _opened(self, event):
-        from SAMFineTuneLib.mrml.cohort_nodes import image_steps
-
-        if event["number"] != self._asked:
+        if not self.coming.awaits(event):
             if event["event"] == "done" and event["case"]:
-                self._forget_files(event)
+                forget_files(event)
                 if event["case"] not in (self._wanted, self.open.key if self.open is not None else None):
                     self._put("release", case=event["case"], by=self.word)
             return
-        self._asked = None
         self.nothing_left = event["event"] == "done" and not event["case"]
-        if event["event"] == "done" and event["case"]:
-            self._loading = event, image_steps(event)
+        if self.coming.answered(event):
             return
         waited, self._wanted = self._wanted, None
         if event["event"] == "failed":
@@ -377,13 +317,6 @@ class CohortReview:
                 self.skipped.add(event["case"])
         elif waited is not None:
             self.host.say(event.get("text", ""), _TOPIC)
-
-    @staticmethod
-    def _forget_files(event):
-        from pathlib import Path
-
-        for path in filter(None, (event["voxels"], event["labels"])):
-            Path(path).unlink(missing_ok=True)
 
     # ---- inside: keeping
 
@@ -426,7 +359,7 @@ class CohortReview:
             self._writing.append(self._kept_meanwhile(case))
         if now > self._renew_after:
             self._renew_after = now + RENEW_EVERY
-            coming = [self.coming[0]["case"]] if self.coming is not None else []
+            coming = [self.coming.key] if self.coming.key is not None else []
             self._put("take", cases=[case.key, *coming], by=self.word, process=self._process)
 
     def _kept_meanwhile(self, case):
@@ -436,18 +369,6 @@ class CohortReview:
         number, path = self.work.reserve()
         yield from label_file_steps(path, case.segmentation_node, case.volume_node, self.cohort.state.labels)
         self._put("keep", number, case=case.key, by=self.word)
-
-    def _count(self, now, shown):
-        """Count the time in which the user does something in Slicer."""
-        since, self._last = now - self._last, now
-        if self.open is None or not shown:
-            return
-        mouse = qt.QCursor.pos()
-        sign = (mouse.x(), mouse.y(), len(self.open.prompts), self.open.changed_at, _offsets())
-        if sign != self._sign:
-            self._sign, self._signs_since = sign, now
-        if now - self._signs_since < IDLE:
-            self.open.seconds += min(since, 1.0)
 
     def _put(self, what, number=None, **values):
         """Put a piece into the queue, and have the process do it."""
@@ -460,33 +381,13 @@ class CohortReview:
 
     # ---- inside: segments
 
-    def _segment_of(self, label):
-        segmentation = self.open.segmentation_node.GetSegmentation()
-        for segment_id in segmentation.GetSegmentIDs():
-            if segmentation.GetSegment(segment_id).GetName() == label:
-                return segment_id
+    def _segment_named(self, label):
+        """ID of the segment with this name; else of the one that gets the prompts."""
         session = self.host.session
-        return (session.current_segment_id if session is not None else None) or ""
+        return self.open.segment_of(label) or (session.current_segment_id if session is not None else None) or ""
 
     def _select(self, label):
         """Prompts go to the segment that is doubtful."""
         session = self.host.session
         if session is not None and session.segmentation_node is self.open.segmentation_node:
-            session.current_segment_id = self._segment_of(label) or None
-
-
-def content_of(segmentation_node):
-    from SAMFineTuneLib.mrml import cohort_nodes
-
-    return cohort_nodes.content_of(segmentation_node)
-
-
-def _hide(segmentation_node):
-    display = segmentation_node.GetDisplayNode()
-    if display is not None:
-        display.SetVisibility(False)
-
-
-def _offsets():
-    """Where the slice views are, which tells whether somebody scrolls."""
-    return tuple(round(node.GetSliceOffset(), 2) for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"))
+            session.current_segment_id = self._segment_named(label) or None

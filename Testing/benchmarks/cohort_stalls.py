@@ -117,7 +117,7 @@ class Sitting:
     def _edited(self):
         """The open case, with labels that are to be written; the next one is loaded."""
         review = self.tab.review
-        self.desktop.wait(lambda: review.coming is not None and self.panel.host.session.at_rest, PATIENCE)
+        self.desktop.wait(lambda: review.coming.key is not None and self.panel.host.session.at_rest, PATIENCE)
         image = review.open.segmentation_node.GetSegmentation().GetNthSegment(0).GetRepresentation("Binary labelmap")
         image.GetPointData().GetScalars().Modified()
         self.desktop.pass_time(2.0)

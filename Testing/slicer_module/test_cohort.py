@@ -142,8 +142,8 @@ def test_made_of_a_folder_reviewed_and_accepted(work):
     assert (work.shown_labels() == proposed).all()
     volume, own = work.session.volume, read_volume(work.cohort.image(work.case("scan1")))
     assert (volume.array == own.array).all() and np.allclose(volume.affine, own.affine)
-    work.desktop.wait(lambda: work.tab.review.coming is not None)
-    coming = work.tab.review.coming[0]["case"]
+    work.desktop.wait(lambda: work.tab.review.coming.key is not None)
+    coming = work.tab.review.coming.key
     assert work.case(coming).lease is not None, "others leave it alone"
     work.mend()
     before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
@@ -226,11 +226,11 @@ def test_an_accepted_case_does_not_come_again_while_it_is_written(work):
     work.propose("scan0")
     work.open("scan0")
     review = work.tab.review
-    work.desktop.wait(lambda: review.coming is not None)
+    work.desktop.wait(lambda: review.coming.key is not None)
     work.ui.acceptButton.click()
     work.desktop.wait(lambda: work.opened is not None and work.opened.key == work.case("scan1").key)
-    work.desktop.wait(lambda: review.coming is not None)
-    assert review.coming[0]["case"] == work.case("scan2").key
+    work.desktop.wait(lambda: review.coming.key is not None)
+    assert review.coming.key == work.case("scan2").key
     work.ui.closeButton.click()
     work.desktop.wait(lambda: not any(case.lease for case in work.cohort.state.cases))
 
@@ -249,7 +249,7 @@ def test_nothing_is_lost(work, how):
         work.ui.closeButton.click()
         assert work.tab.review is None
     else:
-        work.desktop.wait(lambda: work.tab.review.work._pid and work.tab.review.coming is not None)
+        work.desktop.wait(lambda: work.tab.review.work._pid and work.tab.review.coming.key is not None)
         os.kill(work.tab.review.work._pid, signal.SIGSTOP)  # it gets no further
         work.ui.acceptButton.click()
         work.desktop.wait(lambda: not work.tab.review._writing)

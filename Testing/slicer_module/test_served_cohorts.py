@@ -76,8 +76,8 @@ def test_a_case_of_the_server_is_reviewed_and_accepted(work):
     assert place_of(work.tab.review.cohort.folder).cohort == "liver"
     assert (work.shown_labels() == proposed).all() and work.tab.review.strip.labels == ["liver", "left kidney"]
     assert work.opened.places[0] == ("liver", 3, 0.3)
-    work.desktop.wait(lambda: work.tab.review.coming is not None)
-    coming = work.tab.review.coming[0]["case"]
+    work.desktop.wait(lambda: work.tab.review.coming.key is not None)
+    coming = work.tab.review.coming.key
     assert work.case(coming).lease.by == work.tab.review.word, "the case loaded in advance is taken on the server"
     work.mend()
     work.ui.acceptButton.click()
