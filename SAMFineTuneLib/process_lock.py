@@ -23,6 +23,7 @@ from pathlib import Path
 
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.typed_json import loaded
 
 LOCK = ".lock"
 """Name of the file that a process locks in the folder that it owns."""
@@ -203,7 +204,7 @@ def _locked(file: int, path: Path, shared: bool = False) -> bool:
 
 def _described(path: Path) -> LockOwner | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = loaded(path.read_text(encoding="utf-8"))
         return LockOwner(int(values["pid"]), float(values["since"]), values["computer"] == _computer())
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,7 +1,9 @@
-"""Values of JSON as the fields of dataclasses have them, by the types of these fields."""
+"""Reads JSON that anybody may have written, and its values as the fields of dataclasses have them, by their types."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import cache
@@ -10,6 +12,33 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 _SHOWN = 40  # characters of a value that does not fit
 _types = cache(get_type_hints)  # of the fields of a dataclass
+_ODD = re.compile(r"(?<!\\)(?:\\\\)*\\u(0000|[dD][89a-fA-F])")  # escapes of NUL and of halves of characters
+
+
+def loaded(text: str | bytes, **options: Any) -> Any:
+    """The value in a JSON text, which can be written again.
+
+    Args:
+        text: UTF-8 where it is bytes.
+        options: of `json.loads`.
+
+    Raises:
+        ValueError: for what is not JSON or nested too deeply, and for texts with NUL or half a character, which no file
+            could take. Names of files that are not UTF-8 (bytes are U+DC80 to U+DCFF in Python) are let through.
+    """
+    text = text.decode() if isinstance(text, bytes) else text
+    try:
+        value = json.loads(text, **options)
+        odd = {found[1] for found in _ODD.finditer(text)} if "\\u" in text else ()
+        if "0000" in odd:
+            raise ValueError("it contains a NUL character")
+        if odd:
+            json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it contains half a character (a lone surrogate)") from None
+    return value
 
 
 def made(kind: Any, value: Any, where: str = "") -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume, lps_from_affine
+from SAMFineTuneLib.typed_json import loaded
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cases.cases import Case
@@ -79,7 +80,7 @@ def read_cases(folder: Path) -> tuple[Case, ...]:
     from SAMFineTuneLib.cases.label_map import Meaning
 
     try:
-        listed = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        listed = loaded((folder / LIST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError("The cases of this training are no longer there; start it anew.") from error
     names = sorted({name for entry in listed for layer in entry["layers"] for name in layer["names"].values()})
@@ -89,7 +90,7 @@ def read_cases(folder: Path) -> tuple[Case, ...]:
         joined, told = folder / f"{entry['id']}-labels.nrrd", folder / f"{entry['id']}-labels.json"
         if not told.exists():
             _join(entry, folder, joined, told, values)
-        known = json.loads(told.read_text(encoding="utf-8"))
+        known = loaded(told.read_text(encoding="utf-8"))
         members = {int(value): tuple(labels) for value, labels in known["members"].items()}
         meaning = Meaning({value: name for name, value in values.items()}, members)
         image, notes = folder / entry["image"], tuple(known["notes"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.prompts.checked_json import without_doubles
+from SAMFineTuneLib.typed_json import loaded
 
 IGNORE = "ignore"
 
@@ -24,11 +24,11 @@ def read_meaning(path: Path) -> Meaning:
     if not path.is_file():
         return Meaning()
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_doubles)
+        content = loaded(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_doubles)
         named = _values_by_name(content["labels"])
     except OSError as error:
         raise UserError(f"“{path}” cannot be read ({error.strerror}); check its permissions.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"“{path}” is not a usable dataset.json of nnU-Net; correct or remove it.") from error
     if len({name.casefold() for name in named}) < len(content["labels"]):
         raise UserError(f"“{path}” gives several labels one name; give each its own.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import require_writable, sha256_of, staged_folder, write_text
+from SAMFineTuneLib.typed_json import loaded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +153,7 @@ def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:
     if any(place.exists() and not place.is_dir() for place in (folder, series)):
         raise UserError(f"{folder} is a file; give the demo another folder with -o.")
     try:
-        signed = json.loads((folder / _SIGNED).read_text(encoding="utf-8"))
+        signed = loaded((folder / _SIGNED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         signed = {}
     there = [path for path in (folder / PROMPTS, folder / LABELS, folder / PICTURE) if os.path.lexists(path)]

@@ -21,7 +21,6 @@ since the clocks of computers that share one may differ.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import beside, write_text
 from SAMFineTuneLib.process_lock import LOCK, ProcessLock
+from SAMFineTuneLib.typed_json import loaded
 
 STATE_FILE = "cohort.json"
 _PATIENCE = 20.0  # s to wait for another process that writes
@@ -74,7 +74,7 @@ class Cohort:
             stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             known = self._read
             if known is None or known[0] != stamp:
-                state = parsed(json.loads(path.read_text("utf-8")), path)
+                state = parsed(loaded(path.read_text("utf-8")), path)
                 if self._ahead is None and any(case.lease for case in state.cases):
                     self._ahead = _drive_ahead(self.folder)
                 self._read = known = (stamp, _later(state, -(self._ahead or 0.0)))
@@ -82,7 +82,7 @@ class Cohort:
             raise UserError(f"“{self.folder}” holds no cohort; create one with “samfinetune cohort create”.") from None
         except UserError:
             raise
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"“{path}” is damaged ({error}); restore it from a backup.") from error
         except OSError as error:
             raise UserError(f"“{path}” cannot be read: {error.strerror}.") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.segment_info import check_name
 from SAMFineTuneLib.process_lock import has_ended
 from SAMFineTuneLib.typed_json import made
 
@@ -202,5 +203,7 @@ def parsed(values: dict[str, Any], path: Path) -> CohortState:
     names = {name.strip().casefold() for name in state.labels.values()}
     if len(names) < len(state.labels) or "" in names:
         raise UserError(f"“{path}” gives several labels one name, or a label none; give each a name of its own there.")
+    for name in names:
+        check_name(name)
     bytes.fromhex(state.salt)
     return state

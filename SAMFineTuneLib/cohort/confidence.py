@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SAMFineTuneLib.typed_json import made
+from SAMFineTuneLib.typed_json import loaded, made
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort
@@ -71,8 +71,8 @@ class Confidence:
 def read_confidence(cohort: Cohort, key: str) -> Confidence | None:
     """The confidence of a case's proposal; None where there is no proposal, or it cannot be read."""
     try:
-        return made(Confidence, json.loads((cohort.proposal(key) / CONFIDENCE).read_text("utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return made(Confidence, loaded((cohort.proposal(key) / CONFIDENCE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -19,6 +19,7 @@ from SAMFineTuneLib.cohort.find_images import FoundImage
 from SAMFineTuneLib.cohort.image_check import stamp_of
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
+from SAMFineTuneLib.images.segment_info import check_name
 from SAMFineTuneLib.wording import some_names, within_sentence
 
 
@@ -65,6 +66,8 @@ def create_cohort(
         told = ", ".join(f"“{name}”" for name in given)
         raise UserError(f"The structures of label values 1, 2, … need a name each, and are called {told}; give all a "
                         "name of their own.")  # fmt: skip
+    for name in given:
+        check_name(name)
     root = _common_folder([one.image for one in images])
     salt = secrets.token_hex(16)
     read = _read(images, root, folder, names, {}, salt, progress)

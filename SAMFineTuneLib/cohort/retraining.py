@@ -30,6 +30,7 @@ from SAMFineTuneLib.cohort.running_work import TRAINING, sentence_writer
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import move_over, sha256_of, write_text
 from SAMFineTuneLib.process_lock import LOCK, owning
+from SAMFineTuneLib.typed_json import loaded
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cases.cases import Case
@@ -176,7 +177,7 @@ def _divided(state: CohortState) -> tuple[tuple[CohortCase, ...], tuple[CohortCa
 
 def _unfinished(path: Path) -> _Plan | None:
     with suppress(OSError, ValueError, TypeError):  # without it, or written by another version: begin anew
-        return _Plan(**json.loads(path.read_text("utf-8")))
+        return _Plan(**loaded(path.read_text("utf-8")))
     return None
 
 
@@ -362,7 +363,7 @@ class _Run:
         """Dice of an adapter's proposals for the compared cases, from the file where they are known already."""
         file = self._dice_file(who)
         if file.exists():
-            return json.loads(file.read_text("utf-8"))
+            return loaded(file.read_text("utf-8"))
         from SAMFineTuneLib.inference.open_predictor import open_predictor
         from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 

@@ -22,12 +22,19 @@ class SegmentInfo:
     color: tuple[float, float, float]
 
 
+def check_name(name: str) -> None:
+    """UserError unless files of all formats can hold a segment's name."""
+    if not isinstance(name, str) or not name.strip():
+        raise UserError("A segment needs a name.")
+    if "\x00" in name or name.encode("utf-8", "replace").decode() != name:
+        raise UserError(f"The segment {ascii(name)} has a character that no file can hold; give it another name.")
+
+
 def check_segments(segments: Sequence[SegmentInfo]) -> None:
-    """UserError unless values are distinct whole numbers from 1, names not empty, colours within 0 to 1."""
+    """UserError unless values are distinct whole numbers from 1, names writable, colours within 0 to 1."""
     seen: dict[int, str] = {}
     for segment in segments:
-        if not segment.name.strip():
-            raise UserError(f"The segment of value {segment.value} has no name; give it one.")
+        check_name(segment.name)
         if int(segment.value) != segment.value or not 1 <= segment.value <= _LARGEST:
             raise UserError(f"Segment “{segment.name}” has value {segment.value}; use 1 to {_LARGEST}.")
         if segment.value in seen:

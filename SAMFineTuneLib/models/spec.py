@@ -15,6 +15,7 @@ from typing import Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import sha256_of, write_text
+from SAMFineTuneLib.typed_json import loaded
 
 FORMAT = 1
 """The format of `model.json`, and of an adapter's `card.json`."""
@@ -202,10 +203,10 @@ def read_model_folder(path: str | Path) -> ModelFolder:
     path = Path(path)
     file = path / SPEC_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = loaded(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not a model folder: it has no {SPEC_FILE}.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}): import the model again.") from error
     return ModelFolder(ModelSpec.from_dict(content, str(file)), path)
 

@@ -23,6 +23,7 @@ from SAMFineTuneLib.images.volume import Volume, same_grid
 from SAMFineTuneLib.mrml.scene_nodes import SEGMENTATION_ROLE, VOLUME_ROLE, belongs, new_node, nodes_of
 from SAMFineTuneLib.prompts.plane_prompts import planes_of
 from SAMFineTuneLib.session.events import Answered, Event, Failed, PromptInfo
+from SAMFineTuneLib.typed_json import loaded
 
 MODULE = "SAMFineTune"
 FORMAT = "samfinetune-scene"
@@ -79,7 +80,7 @@ class ParameterNode:
     def window(self) -> IntensityWindow | None:
         """The grey values that the user chose for the model; None when the program chooses them."""
         try:
-            values = json.loads(self.get("Window", "null"))
+            values = loaded(self.get("Window", "null"))
             return None if values is None else IntensityWindow(**values)
         except (ValueError, TypeError):
             return None
@@ -129,7 +130,7 @@ def read_record(scene, volume_node, segmentation_node) -> Record:
     """The record of a volume and segmentation; an empty one when there is none, or it is damaged."""
     node = find_record(scene, volume_node, segmentation_node)
     try:
-        values = json.loads(node.GetText()) if node is not None else {}
+        values = loaded(node.GetText()) if node is not None else {}
         if values.pop("format", None) != FORMAT or values.pop("version", None) != VERSION:
             return Record()
         record = Record(owners=values.pop("claims", None), **values)

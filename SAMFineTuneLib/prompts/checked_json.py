@@ -13,6 +13,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_plane import require_voxels
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.typed_json import loaded
 
 
 def load_file(path: Path) -> bytes:
@@ -29,7 +30,7 @@ def load_json(path: Path) -> dict:
     """The object in a JSON file. Raises UserError when it cannot be read, or does not hold a JSON object."""
     content = load_file(path)
     try:
-        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=without_doubles)
+        values = loaded(content.decode("utf-8-sig"), object_pairs_hook=without_doubles)
     except UnicodeDecodeError:
         raise UserError(f"The prompts file {path} cannot be read: it is not text in UTF-8.") from None
     except json.JSONDecodeError as error:
@@ -38,8 +39,8 @@ def load_json(path: Path) -> dict:
         ) from None
     except KeyError as error:
         raise UserError(f"The prompts file {path.name} has {error.args[0]}; join them, or remove one.") from None
-    except (RecursionError, ValueError):  # nested too deeply, or numbers too long
-        raise UserError(f"The prompts file {path.name} is not JSON that this program can read.") from None
+    except ValueError as error:
+        raise UserError(f"The prompts file {path.name} is not JSON that this program can read: {error}.") from None
     return mapping(values, path.name)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.segment_info import check_name
 from SAMFineTuneLib.images.slice_plane import ORIENTATIONS, SlicePlane, oblique_plane
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.prompts.prompt_kind import Prompt, Ras, checked_ras, require_kind
@@ -26,8 +27,7 @@ class SegmentPrompts:
     prompts: tuple[Prompt, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise UserError("A segment needs a name.")
+        check_name(self.name)
         value = self.value
         if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= LARGEST_VALUE:
             raise UserError(f"The label value of segment {self.name} must be a whole number from 1 to {LARGEST_VALUE}.")

@@ -30,6 +30,7 @@ from SAMFineTuneLib.service.cohort_uploads import NOTHING_ADDED
 from SAMFineTuneLib.service.link import HttpLink, LinkError
 from SAMFineTuneLib.service.server_address import parse_address
 from SAMFineTuneLib.service.wire import WireError, decode, encode
+from SAMFineTuneLib.typed_json import loaded
 
 _SERVER_FILE = "server.json"
 _PART = 4 << 20  # bytes of an image in one request
@@ -73,7 +74,7 @@ def _is_name(text: str) -> bool:
 def place_of(folder: str | Path) -> CohortPlace | None:
     """Where the cohort of a mirror is; None for a folder that is not one."""
     try:
-        return CohortPlace(**json.loads((Path(folder) / _SERVER_FILE).read_text("utf-8")))
+        return CohortPlace(**loaded((Path(folder) / _SERVER_FILE).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -122,7 +123,7 @@ class ServedCohort:
         message = protocol.FollowCohort(self.place.cohort, self._known, self._after, by)
         news = self._ask("follow", message, protocol.CohortNews)
         if news.state:
-            keys = [case["key"] for case in json.loads(news.state)["cases"]]
+            keys = [case["key"] for case in loaded(news.state)["cases"]]
             if not all(key.isalnum() for key in keys):  # they become names of files
                 raise UserError("The server's cohort has keys that cannot be used; update the server.")
             write_text(self.folder / STATE_FILE, news.state.decode())

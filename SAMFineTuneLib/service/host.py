@@ -32,6 +32,7 @@ from SAMFineTuneLib.session.doubts import doubts_about_adapter
 from SAMFineTuneLib.session.failures import details_of
 from SAMFineTuneLib.session.session import Session
 from SAMFineTuneLib.session.session_file import restore, session_to_dict
+from SAMFineTuneLib.typed_json import loaded
 
 _log = logging.getLogger(__name__)
 
@@ -272,8 +273,8 @@ class HostedSession:
 
     def _restore(self, _: int, intent: intents.Restore) -> None:
         try:
-            document = json.loads(intent.document)
-        except (ValueError, RecursionError) as error:
+            document = loaded(intent.document)
+        except ValueError as error:
             raise UserError("The stored session is damaged; use another copy of it.") from error
         restore(self._session, document, intent.step)
 

@@ -18,6 +18,7 @@ from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import data_folder, write_text
 from SAMFineTuneLib.service.folder_process import EVENTS, FolderProcess
+from SAMFineTuneLib.typed_json import loaded
 
 JOB, CASES, OUTPUT = "job.json", "cases", "adapter"
 ENDS = ("done", "failed", "stopped", "checked")
@@ -50,7 +51,7 @@ class TrainingJob:
     def read(cls, folder: Path) -> TrainingJob:
         """Read the job from a training's folder; UserError when there is none."""
         try:
-            values = json.loads((folder / JOB).read_text(encoding="utf-8"))
+            values = loaded((folder / JOB).read_text(encoding="utf-8"))
             if values.pop("format", None) != _FORMAT:
                 raise UserError(f"The training in {folder} is of another version of SAMFineTune; delete that folder.")
             return cls(**values)

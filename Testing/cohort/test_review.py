@@ -299,6 +299,8 @@ def with_case(**values):
         with_case(lease={"by": "x", "until": "soon"}),
         with_case(proposal={"adapter": 1, "confidence": {"blob": "high"}}),
         lambda text: "[" * 100000,
+        lambda text: text.replace('"blob"', '"blob \\ud800"'),
+        lambda text: text.replace('"a.nii.gz"', '"a\\u0000.nii.gz"'),
         lambda text: "\x00" * len(text),
     ],
 )

@@ -159,7 +159,9 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path, labels, match):
     ("segments", "match"),
     [
         ([SegmentInfo("a", 1, (1, 1, 1)), SegmentInfo("b", 1, (1, 1, 1))], "both have value 1"),
-        ([SegmentInfo(" ", 1, (1, 1, 1))], "no name"),
+        ([SegmentInfo(" ", 1, (1, 1, 1))], "needs a name"),
+        ([SegmentInfo("a\ud800", 1, (1, 1, 1))], "a character that no file can hold"),
+        ([SegmentInfo("a\x00", 1, (1, 1, 1))], "a character that no file can hold"),
         ([SegmentInfo("a", 0, (1, 1, 1))], "value 0"),
         ([SegmentInfo("a", 65536, (1, 1, 1))], "65536"),
         ([SegmentInfo("a", 1, (1, 255, 1))], "colour"),

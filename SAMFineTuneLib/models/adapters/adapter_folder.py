@@ -26,6 +26,7 @@ from SAMFineTuneLib.files import atomic_write, sha256_of
 from SAMFineTuneLib.models.adapters.adapter_card import Card, as_markdown
 from SAMFineTuneLib.models.formats.safetensors_file import first_not_finite
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder
+from SAMFineTuneLib.typed_json import loaded
 
 CARD, CARD_TEXT = "card.json", "card.md"
 CONFIG, TENSORS, CLASS_HEAD = "adapter_config.json", "adapter_model.safetensors", "class_head.safetensors"
@@ -75,8 +76,8 @@ def read_adapter_folder(path: str | Path) -> AdapterFolder:
     if not (path / CARD).is_file():
         raise UserError(_no_adapter(path))
     try:
-        content = json.loads((path / CARD).read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN is none
-    except (OSError, ValueError, RecursionError) as error:
+        content = loaded((path / CARD).read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN is none
+    except (OSError, ValueError) as error:
         raise UserError(f"{path / CARD} cannot be read ({error}): use another copy of the adapter.") from error
     card = Card.from_dict(content, str(path / CARD))
     if not {CONFIG, TENSORS} <= set(card.files):

@@ -26,6 +26,7 @@ from SAMFineTuneLib.files import write_text
 from SAMFineTuneLib.models.download.file_digests import check_file
 from SAMFineTuneLib.models.download.http import BrokenDownload, host, open_safely, refusal, unreachable
 from SAMFineTuneLib.process_lock import ProcessLock
+from SAMFineTuneLib.typed_json import loaded
 from SAMFineTuneLib.wording import readable_size
 
 Progress = Callable[[int, "int | None"], None]  # bytes here so far, bytes in all (None when not known)
@@ -201,7 +202,7 @@ def _remember(partial: Path, url: str, headers) -> None:
 def _resumable(partial: Path, url: str) -> tuple[int, str]:
     """Length of the partial file and its validator; (0, "") when it cannot be continued."""
     try:
-        origin = json.loads(_origin(partial).read_text(encoding="utf-8"))
+        origin = loaded(_origin(partial).read_text(encoding="utf-8"))
         if origin["url"] == url:
             return _length(partial), origin["validator"]
     except (OSError, ValueError, KeyError, TypeError):

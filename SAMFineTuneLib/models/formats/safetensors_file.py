@@ -3,13 +3,13 @@ safetensors."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.typed_json import loaded
 
 _FLOATS = {  # a value with all bits of the exponent set is not finite; NumPy has no bfloat16 to test it
     "F64": (np.uint64, np.uint64(0x7FF0000000000000)),
@@ -49,7 +49,7 @@ def read_places(path: str | Path) -> dict[str, TensorPlace]:
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= size - 8 else None
+            header = loaded(file.read(length)) if length <= size - 8 else None
         places = {}
         for name, entry in header.items():
             if name != "__metadata__":

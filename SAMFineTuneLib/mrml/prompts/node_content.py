@@ -21,6 +21,7 @@ from SAMFineTuneLib.mrml.volume_nodes import world_matrix
 from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.prompts.prompt_kind import Marker, Markup, markers
 from SAMFineTuneLib.session.intents import View
+from SAMFineTuneLib.typed_json import loaded
 
 WHOLE_NODE = ""  # the key of a prompt that is a node rather than one of its points
 KIND = "SAMFineTune.kind"
@@ -180,7 +181,7 @@ def write_roi(node, markup: Markup) -> None:
 def entries(node) -> dict[str, tuple[int, View | None]]:
     """Number and view of prompts by the ID of their control point; damaged attributes count as missing."""
     try:
-        values = json.loads(node.GetAttribute(_PROMPTS) or "{}")
+        values = loaded(node.GetAttribute(_PROMPTS) or "{}")
         return {
             key: (int(one["number"]), _view_from(one["view"]))
             for key, one in values.items()
