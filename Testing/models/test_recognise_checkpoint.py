@@ -162,14 +162,43 @@ def test_finetune_sam_is_known_by_its_settings(tmp_path):
         recognise(path)
     (tmp_path / "args.json").write_text(json.dumps(settings | {"num_cls": 9}))  # another run's settings
     assert recognise(path).architecture == "sam_vit"
-    (tmp_path / "args.json").write_text("{")
-    assert recognise(path).architecture == "sam_vit"
+    for damaged in ("{", "[" * 100000, '{"finetune_type": "\\ud800"}'):
+        (tmp_path / "args.json").write_text(damaged)
+        with pytest.raises(UserError, match="args.json, which says how pictures are prepared"):
+            recognise(path)
 
 
 def test_more_classes_than_sam_has_masks_are_finetune_sams(tmp_path):
     found = recognise(saved(tmp_path, small_models.sam(outputs=6).state_dict()))
     assert found.architecture == "finetune_sam" and not found.problems
     assert found.spec_fields()["classes"] == ("background", *(f"class {i}" for i in range(1, 5)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.int(),
+        lambda weight: weight.bool(),
+        lambda weight: weight.to(torch.complex64),
+        lambda weight: weight.to(torch.float8_e4m3fn),
+        lambda weight: weight.to_sparse(),
+        lambda weight: weight.to("meta"),
+    ],
+)
+def test_weights_that_are_not_plain_numbers_are_refused(tmp_path, sam_state, change):
+    name = "image_encoder.blocks.0.mlp.lin1.weight"
+    path = saved(tmp_path, sam_state | {name: change(sam_state[name])})
+    with pytest.raises(UserError, match=f"not plain floating point numbers, in 1 tensor .{name}"):
+        recognise(path)
+
+
+def test_weights_without_a_number_are_refused(tmp_path, sam_state):
+    name = "image_encoder.blocks.0.mlp.lin1.weight"
+    for value, sentence in ((sam_state[name] * torch.nan, "values that are not numbers"),
+                            (sam_state[name] / 0, "values that are not numbers"),
+                            (torch.zeros(0), "has shape")):  # fmt: skip
+        with pytest.raises(UserError, match=sentence):
+            recognise(saved(tmp_path, sam_state | {name: value})).require_fit()
 
 
 def test_incomplete_lora_is_named(tmp_path, sam_state):

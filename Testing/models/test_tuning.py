@@ -20,12 +20,14 @@ import peft
 import pytest
 import small_models
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tuned_models import CLASSES, NETWORKS, answers, distance, folder_of, fresh, load_adapter, same, shake, trained
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import sha256_of
 from SAMFineTuneLib.models.adapters.adapter_card import Gain
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+from SAMFineTuneLib.models.adapters.apply_adapter import LORA
 from SAMFineTuneLib.models.adapters.tuning import Card, Method, attach, restore, save_adapter, trainable
 from SAMFineTuneLib.models.architectures import tiny_vit
 from SAMFineTuneLib.models.architectures.compact import CompactModel
@@ -476,6 +478,37 @@ def test_tensors_of_another_network_are_refused(small, tmp_path):
     change_card(tmp_path / "a", base_digest=lambda _: digest)
     sentence = refused(tmp_path / "a", small)
     assert re.search(r"does not fit its base \(its matrices for image_encoder.blocks.\d.attn.qkv are inc", sentence)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "[" * 100000,
+        {"r": 0},
+        {"lora_alpha": 10**400},
+        {"lora_alpha": "two"},
+        {"alpha_pattern": 3},
+        {"rank_pattern": {"((": 1}},
+        {"rank_pattern": {"qkv": -1}},
+        {"r": None},
+    ],
+)
+def test_settings_that_are_not_of_a_lora_are_refused(adapter, small, values):
+    file = adapter / "adapter_config.json"
+    file.write_text(values if isinstance(values, str) else json.dumps(json.loads(file.read_text()) | values))
+    change_card(adapter, files=lambda files: files | {file.name: sha256_of(file)})
+    assert re.search(r"adapter_config.json is not the LoRA it should be \(.+\)", refused(adapter, small))
+
+
+def test_weights_that_are_not_floats_are_refused(adapter, small):
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    own = next(name for name in tensors if not LORA.fullmatch(name))
+    lora = tensors.keys() - {own}
+    for changed, sentence in ((lora, "are not floating point numbers"), ({own}, "instead of torch.f")):
+        save_file({name: value.int() if name in changed else value for name, value in tensors.items()}, file)
+        change_card(adapter, files=lambda files: files | {file.name: sha256_of(file)})
+        assert sentence in refused(adapter, small)
 
 
 def change_card(folder, **changes):

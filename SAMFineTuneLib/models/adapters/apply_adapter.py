@@ -6,14 +6,16 @@ Own code rather than `peft.merge_and_unload`: running an adapter must not need P
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.adapter_folder import CLASS_HEAD, CONFIG, TENSORS, AdapterFolder
 from SAMFineTuneLib.models.formats.checkpoint import read_checkpoint
+from SAMFineTuneLib.typed_json import loaded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,11 +69,15 @@ def read_tensors(adapter: AdapterFolder) -> dict[str, Tensor]:
 def _lora_config(adapter: AdapterFolder) -> dict[str, Any]:
     """PEFT's configuration of a LoRA."""
     try:
-        config = json.loads((adapter.path / CONFIG).read_text(encoding="utf-8"))
+        config = loaded((adapter.path / CONFIG).read_text(encoding="utf-8"))
         if config["peft_type"] != "LORA" or config.get("use_rslora") or config.get("use_dora"):
             raise ValueError("it is not a plain LoRA")
+        patterns = [(config.get(name) or {}).items() for name in ("rank_pattern", "alpha_pattern")]
+        sizes = [("", config["r"]), ("", config["lora_alpha"]), *chain(*patterns)]
+        if not all(re.compile(pattern) and 0 < float(size) < math.inf for pattern, size in sizes):
+            raise ValueError("its rank or alpha is not a positive number")
         return config
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, re.error) as error:
         raise UserError(f"{adapter.path / CONFIG} is not the LoRA it should be ({error}): use another copy.") from error
 
 
@@ -101,6 +107,8 @@ def _merged(
             raise _misfit(adapter, f"the base has no layer {layer}") from None
         if up is None or (up.shape[0], down.shape[1], up.shape[1]) != (*weight.shape, down.shape[0]):
             raise _misfit(adapter, f"its matrices for {layer} are incomplete or of another shape")
+        if not (up.is_floating_point() and down.is_floating_point()):
+            raise _misfit(adapter, f"its matrices for {layer} are not floating point numbers")
         weights[f"{layer}.weight"] = weight.detach() + _scale(config, layer) * (up.float() @ down.float())
     return weights
 
@@ -118,11 +126,13 @@ def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor], adapter: str)
 
 
 def copy_tensor(target: Tensor, value: Tensor, name: str, adapter: str) -> None:
-    """Copy a tensor of an adapter's file into the network; UserError, which names both, when the shapes differ."""
+    """Copy a tensor of an adapter's file into the network; UserError, which names both, when shapes or kinds differ."""
     import torch
 
     if target.shape != value.shape:
         raise _misfit(adapter, f"{name} has shape {tuple(value.shape)} instead of {tuple(target.shape)}")
+    if target.is_floating_point() != value.is_floating_point():
+        raise _misfit(adapter, f"{name} is {value.dtype} instead of {target.dtype}")
     with torch.no_grad():
         target.copy_(value)
 

@@ -6,7 +6,6 @@ tensors are compared with the file's one by one: a file that fits only in part i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.formats.checkpoint import read_checkpoint, unwrap
 from SAMFineTuneLib.models.formats.finetune_sam_lora import merge_lora
 from SAMFineTuneLib.models.spec import ARCHITECTURES
+from SAMFineTuneLib.typed_json import loaded
 from SAMFineTuneLib.wording import counted, some_names
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
     from torch import nn
 
     prefix, state = _plain_names(tensors, path)
+    _require_weights(state, path)
     state, lora = merge_lora(state)
     idle = sorted(name for name in state if _IDLE.fullmatch(name))
     for name in idle:
@@ -242,6 +243,21 @@ def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[s
     return prefix, plain
 
 
+def _require_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """UserError for tensors that are quantised, counts, complex, sparse, or without values."""
+    import torch
+
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    odd = [name for name, value in state.items()
+           if value.dtype not in kinds or value.layout is not torch.strided or value.is_meta]  # fmt: skip
+    odd = [name for name in odd if not _IDLE.fullmatch(name) and not name.endswith(".num_batches_tracked")]
+    if odd:
+        raise UserError(
+            f"{path} holds weights that are not plain floating point numbers, in {_tensors(odd)}: save the model's "
+            "state dict as it was trained."
+        )
+
+
 def _rest_of(base: str | Path, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Prompt encoder and mask decoder of the checkpoint `base`, for an image encoder alone."""
     if any(name.startswith(("prompt_encoder.", "mask_decoder.")) for name in state):
@@ -262,9 +278,14 @@ def _rest_of(base: str | Path, state: Mapping[str, Tensor], path: Path) -> dict[
 def _settings(path: Path, mask_tokens: int) -> dict[str, Any] | None:
     """finetune-SAM's `args.json` beside the file, when it describes a network with this many mask tokens."""
     try:
-        settings = json.loads((path.parent / "args.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        settings = loaded((path.parent / "args.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path.parent / 'args.json'}, which says how pictures are prepared for {path.name}, cannot be read "
+            f"({error}); get it again, or move the checkpoint to a folder of its own."
+        ) from error
     known = isinstance(settings, dict) and "finetune_type" in settings
     if not known or settings.get("num_cls") != mask_tokens - 1:
         return None
