@@ -1,6 +1,7 @@
 """Carries out jobs in processes on this computer or on a Dask cluster, and yields results as they are ready.
 
-A job has a `key`. The function and the jobs must be picklable.
+A job has a `key`. The function and the jobs must be picklable. A job that ends its process, as where memory is too
+small, does not stop the others: it has no result, and an error at the end says so.
 
 Dask rather than Ray: both are well maintained, but Dask is pure Python and installs wherever this library does, and it
 reaches a hospital's cluster (Slurm, Kubernetes, SSH) without further code here.
@@ -66,7 +67,17 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
         with _client(distributed, scheduler, processes) as client:
             waiting = {client.submit(do, job, key=f"{do.__name__}-{job.key}", retries=1): job for job in jobs}
             for future in distributed.as_completed(list(waiting)):
-                yield waiting.pop(future), future.result()
+                try:
+                    result = future.result()
+                except distributed.KilledWorker:  # it ended several
+                    continue
+                except distributed.CancelledError as error:
+                    raise UserError(
+                        "The Dask scheduler does not answer any more. What is done is kept; start it again, then give "
+                        "the same command, “samfinetune evaluate” with --resume."
+                    ) from error
+                yield waiting.pop(future), result
+        _require_all(len(jobs), len(waiting))
 
     return run
 
@@ -82,23 +93,41 @@ def _client(distributed, scheduler: str | None, processes: int | None):
 
 
 def _in_processes(do: Do, jobs: Sequence[AnyJob], count: int) -> Iterator[tuple[AnyJob, Any]]:
+    left, lost = list(jobs), 0
+    while left:
+        try:
+            for job, result in _in_pool(do, left, count):
+                left.remove(job)
+                yield job, result
+        except BrokenProcessPool:
+            if count == 1:  # of several processes nobody knows which ended
+                del left[0]
+                lost += 1
+            count = 1
+    _require_all(len(jobs), lost)
+
+
+def _in_pool(do: Do, jobs: Sequence[AnyJob], count: int) -> Iterator[tuple[AnyJob, Any]]:
     others = set(multiprocessing.active_children())
     for variable in _THREADS:  # read by a new process when it loads NumPy
         os.environ.setdefault(variable, "1")
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin_process)
     try:
         waiting = {pool.submit(do, job): job for job in jobs}
-        for future in as_completed(waiting):
+        for future in as_completed(waiting) if count > 1 else list(waiting):
             yield waiting.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A process ended unexpectedly, probably because it ran out of memory. What is done is kept; go on with "
-            "fewer --jobs, and “samfinetune evaluate” with --resume."
-        ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - others:
             child.terminate()  # --resume does its job again
+
+
+def _require_all(jobs: int, lost: int) -> None:
+    if lost:
+        raise UserError(
+            f"{lost} of {jobs} jobs ended their process, probably because it ran out of memory. What is done is kept; "
+            "go on with fewer --jobs, and “samfinetune evaluate” with --resume."
+        )
 
 
 def _begin_process() -> None:
