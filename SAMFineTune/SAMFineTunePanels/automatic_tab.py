@@ -26,6 +26,8 @@ class AutomaticTab:
         self.host = host
         self.widget, self.ui = load_ui(resource_path, "AutomaticTab")
         self._job = None
+        self._volume = None  # in which the objects in the list were found
+        self._awaits = False  # whether its objects are still to come
         self._found_none = False
         self._numbers = []  # of the objects in the list, by row
         self._drawn = []  # those that the views show
@@ -47,12 +49,13 @@ class AutomaticTab:
         host.listen("Finished", self._finished)
         host.listen("Turn", self.refresh)
         host.listen("SessionEnded", lambda event: self.drop_all())
-        host.listen("VolumeChosen", lambda event: self.drop_all())
 
     def close(self):
         self._wipe()
 
     def refresh(self):
+        if self._numbers and not self._is_current:
+            self.drop_all()
         self._go_on_listing()
         enable(
             (self.ui.findButton, self.host.has_volume and not self.host.runs("everything")),
@@ -61,9 +64,14 @@ class AutomaticTab:
             (self.ui.dropAllButton, self._numbers),
         )
 
+    @property
+    def _is_current(self):
+        """Whether the volume in which the objects were found is still the session's, with the same voxels."""
+        return self.host.session is not None and self.host.session.volume is self._volume
+
     def find(self):
         session = self.host.session
-        if session is None:
+        if session is None or session.volume is None:
             return
         orientation = chosen_in(self.ui.viewSelector)
         first = last = None
@@ -78,13 +86,14 @@ class AutomaticTab:
         self.drop_all()
         self._found_none = False
         self._job = self.host.act(session.everything, orientation, settings=settings, first=first, last=last)
-        if self._job is not None:
+        self._awaits = self._job is not None
+        if self._awaits:
             self.ui.findButton.setEnabled(False)
 
     def _found(self, event):
-        if event.job == self._job:
-            self._found_none = not event.objects
-            self._listing = self._list(event.objects)
+        if event.job == self._job and self._awaits:  # they come again after the worker was started again
+            self._awaits, self._found_none = False, not event.objects
+            self._volume, self._listing = self.host.session.volume, self._list(event.objects)
             self.host.wake()
 
     def _finished(self, event):
@@ -165,7 +174,14 @@ class AutomaticTab:
         if numbers and self.host.client is not None and self._job is not None:
             request = self.host.act(self.host.client.ask_for_masks, self._job, numbers)
             if request is not None:
-                self.host.ask(request, lambda masks: self._draw(masks) if numbers == self._drawn else None)
+                self.host.ask(
+                    request, lambda masks: self._draw(masks) if numbers == self._drawn else None, self._not_drawn
+                )
+
+    def _not_drawn(self, event):
+        """Say why, unless the list goes because of another volume."""
+        if self._is_current:
+            self.host.warn(event.text, _TOPIC)
 
     def _draw(self, masks):
         if self.host.session is not None:

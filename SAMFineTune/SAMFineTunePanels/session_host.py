@@ -116,9 +116,10 @@ class Host:
             if wanted == kind:
                 self._guarded(handler, event)
 
-    def ask(self, request, answered):
-        """Have `answered(value)` called when the answer to a request number comes."""
-        self._answers[request] = answered
+    def ask(self, request, answered, failed=None):
+        """Have `answered(value)` called when the answer to a request number comes. When none can come the user is told
+        why, unless `failed(event)` deals with it."""
+        self._answers[request] = answered, failed
         self.wake()
 
     def wake(self):
@@ -296,9 +297,11 @@ class Host:
                 logging.error("SAMFineTune: %s\n%s", event.text, event.details)
             if event.job is not None:
                 self.jobs.pop(event.job, None)
-            self._answers.pop(event.request, None)
+            _answered, failed = self._answers.pop(event.request, (None, None))
+            if failed is not None:
+                return self._guarded(failed, event)
         elif kind == "Answered":
-            answered = self._answers.pop(event.request, None)
+            answered, _failed = self._answers.pop(event.request, (None, None))
             if answered is not None:
                 self._guarded(answered, event.value)
         self.tell(kind, event)

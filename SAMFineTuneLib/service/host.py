@@ -57,7 +57,7 @@ class HostedSession:
         self._lock = threading.Lock()
         self._accepted = 0
         self._applied = 0
-        self._waiting_for_objects: list[tuple[int, intents.Adopt]] = []
+        self._waiting_for_objects: list[tuple[int, intents.Adopt | intents.AskForMasks]] = []
         self._restoring = False
         self._volume_number = self._waiting_bytes = 0
         self._closed = False
@@ -244,14 +244,22 @@ class HostedSession:
             self._hear(events.Notice(sentence))
         self._session.find_labels_with(predictor, window, orientations, intent)
 
-    def _adopt(self, number: int, intent: intents.Adopt) -> None:
-        if any(job.number == intent.job for job in self._session.jobs):  # a replay runs the job again
+    def _must_wait(self, number: int, intent: intents.Adopt | intents.AskForMasks) -> bool:
+        """Whether the job whose objects are meant runs, because a replay runs it again; the intent then waits."""
+        runs = any(job.number == intent.job for job in self._session.jobs)
+        if runs:
             self._waiting_for_objects.append((number, intent))
+        return runs
+
+    def _adopt(self, number: int, intent: intents.Adopt) -> None:
+        if self._must_wait(number, intent):
             return
         self._session.do(intent)
         self._tell(events.Stored("add found objects", self._document(), number))
 
-    def _ask_for_masks(self, _: int, intent: intents.AskForMasks) -> None:
+    def _ask_for_masks(self, number: int, intent: intents.AskForMasks) -> None:
+        if self._must_wait(number, intent):
+            return
         volume = self._session.require_volume()
         masks = [
             (item.value, aligned_plane(volume, item.orientation, index), mask)

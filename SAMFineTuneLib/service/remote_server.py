@@ -31,11 +31,16 @@ class RemoteServer(Connection):
 
     def __init__(self, address: str | Address, token: str, ca_file: str | None = None) -> None:
         self.address = address if isinstance(address, Address) else parse_address(address)
-        self.waiting = f"Connecting to {self.address}."
         self.encrypted = self.address.tls or self.address.is_loopback
         super().__init__(HttpLink(self.address, token, ca_file))
         self._answered = False
         self.retry()
+
+    @property
+    def waiting(self) -> str:
+        if self._failing_since is None:
+            return f"Connecting to {self.address}."
+        return f"{self.address} does not answer and is tried again; what you do meanwhile is kept."
 
     def retry(self) -> None:
         self._failures = 0

@@ -48,6 +48,7 @@ from SAMFineTuneLib.session.events import Failed, MaskChanged, Objects
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 MOST_PROMPTS = 25  # then some are cleared: every reload makes all masks anew
 _KILL_PAUSE = 25.0  # seconds
+_PATIENCE = 600.0  # seconds without any news while something is outstanding: a starved worker needs minutes to start
 _GROWTH = 0.15  # of the memory after the first third
 _GROWTH_BYTES = 80 << 20
 
@@ -146,8 +147,13 @@ class RandomUse:
         self.listened = len(self.host.told)
 
     def settle(self) -> None:
-        """Until everything has come to rest."""
-        self.host.settle(180)
+        """Until everything has come to rest. On a busy machine a propagation takes minutes, but tells of each slice."""
+        heard = time.monotonic()
+        while not self.session.at_rest:
+            if self.host.pump():
+                heard = time.monotonic()
+            assert time.monotonic() - heard < _PATIENCE, f"in vain: {self.host.told[-3:]}, {self.session.client.status}"
+            time.sleep(0.001)
 
     def place(self) -> None:
         plane = self._look()
