@@ -39,6 +39,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self.shown = False
         self._loading = False
         self._offer_after = 0.0
+        self._offered = None  # the volume that was chosen for the user last, and as what
         self.starter = None  # of the worker's process, None when it runs elsewhere
         self.host = host = Host(parent, self._make_client, self._make_session)
         host.remote = False
@@ -251,5 +252,7 @@ class Panel(slicer.util.VTKObservationMixin):
             return
         self._offer_after = time.monotonic() + OFFER_EVERY
         node = shown_volume()
-        if node is not None:
+        state = None if node is None else (node.GetID(), node.GetMTime(), node.GetImageData().GetMTime())
+        if state is not None and state != self._offered:  # one that was refused is not offered again as it is
+            self._offered = state
             self.input.choose_volume(node)

@@ -6,13 +6,11 @@ from .rubber_band import DrawingView
 
 
 def shown_volume():
-    """The volume in the background of a slice view, else the first one of the scene; None without."""
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        volume_id = composite.GetBackgroundVolumeID()
-        node = slicer.mrmlScene.GetNodeByID(volume_id) if volume_id else None
-        if _usable(node):
-            return node
-    return next(filter(_usable, slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")), None)
+    """The volume in the background of a slice view; without any there, the first one of the scene; None without."""
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    shown = [slicer.mrmlScene.GetNodeByID(one.GetBackgroundVolumeID() or "") for one in composites]
+    candidates = [node for node in shown if node is not None]
+    return next(filter(_usable, candidates or slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")), None)
 
 
 def show_volume(node):

@@ -68,8 +68,8 @@ class StatusStrip:
         host.listen("Warning", self._add)
         host.listen("Say", self._add)
         host.listen("Refused", self._refused)
-        host.listen("Notice", lambda event: self._told(event, False))
-        host.listen("Failed", lambda event: self._told(event, True))
+        host.listen("Notice", lambda event: self._told(event.text, False))
+        host.listen("Failed", lambda event: self._told(event.text, True))
         host.listen("StateChanged", self._state_changed)
         host.listen("Turn", self.refresh)
         self._icons = {}
@@ -111,13 +111,13 @@ class StatusStrip:
 
     def _refused(self, text):
         """Add a message about something refused; it goes when the prompts change."""
-        self._add(Message(text, True, about=self._prompts))
+        self._told(text, True)
 
-    def _told(self, event, warning):
-        """Add a message of the session. It is about the prompts as they are when the session has come to rest."""
+    def _told(self, text, warning):
+        """Add a message about the prompts as they are when the session has come to rest."""
         session = self.host.session
         known = session is not None and session.state is not None and session.at_rest
-        self._add(Message(event.text, warning, about=self._prompts if known else _TO_COME))
+        self._add(Message(text, warning, about=self._prompts if known else _TO_COME))
 
     def _state_changed(self, event):
         self._prompts = event.prompts

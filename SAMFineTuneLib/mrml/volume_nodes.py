@@ -17,12 +17,16 @@ def volume_from_node(node) -> Volume:
     """The volume of a vtkMRMLScalarVolumeNode where the user sees it, below all its linear parent transforms.
 
     The array is a view: call again when the node's voxels or transforms change. Raises UserError when there are
-    no voxels, several values a voxel or several frames, or when a parent transform is not linear.
+    no voxels, several values a voxel or several frames, no value that is a number, or when a parent transform is not
+    linear.
     """
     require_volume(node)
     affine = world_matrix(node) @ own_affine(node)
     affine[3] = (0, 0, 0, 1)
-    return Volume(_voxels(node, node.GetImageData()), affine, modality=_modality(node))
+    volume = Volume(_voxels(node, node.GetImageData()), affine, modality=_modality(node))
+    if volume.array.dtype.kind == "f" and not any(np.isfinite(piece).any() for piece in volume.array):
+        raise UserError(f"No voxel of “{node.GetName()}” holds a real number: choose another volume.")
+    return volume
 
 
 def require_volume(node) -> None:

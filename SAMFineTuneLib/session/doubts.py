@@ -12,10 +12,10 @@ from SAMFineTuneLib.images.intensity_window import modality_of
 from SAMFineTuneLib.images.packed_mask import PackedMask
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import format_ras
-from SAMFineTuneLib.session.answers import Answer
 from SAMFineTuneLib.session.state import Place, PlacedPrompt, State
 
 if TYPE_CHECKING:
+    from SAMFineTuneLib.session.answers import Answer
     from SAMFineTuneLib.session.session import Session
 
 LEAST_IOU = 0.4

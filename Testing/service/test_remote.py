@@ -289,6 +289,18 @@ def test_a_line_that_breaks_during_the_upload_goes_on(app, remote):
         line.close()
 
 
+def test_while_a_server_is_gone_the_status_says_that_it_is_tried_again(app, remote, volume):
+    with serving(app) as server:
+        host = remote(server.server_port)
+        use(host, volume)
+    host.client.add_prompt(1, tube(volume, 12))
+    host.until(lambda _: "does not answer and is tried again" in host.client.status.sentence)
+    assert host.client.status.state == "connecting"
+    with serving(ServerApp(TOKEN, engines=RegionEngines()), port=server.server_port):
+        host.until_told(StateChanged, settled=True)
+    assert host.client.status.state == "ready"
+
+
 def test_a_server_that_restarts_gets_everything_anew(remote, volume):
     with serving(ServerApp(TOKEN, engines=RegionEngines())) as server:
         port = server.server_port

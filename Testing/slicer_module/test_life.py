@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import qt
 import slicer
 import vtk
 from desktop import Desktop
-from mrml.scenes import SlicerScene
+from mrml.scenes import SlicerScene, image_of
 from test_clicks import KIDNEY, LIVER, Work
 
 from SAMFineTuneLib.images.phantom import body_phantom
@@ -440,3 +442,64 @@ def test_the_library_is_found_beside_the_module_and_above_it(tmp_path):
         run = [sys.executable, "-P", "-c", text]
         done = subprocess.run(run, capture_output=True, text=True, timeout=120, cwd=tmp_path)
         assert done.stdout.strip() == layout, done.stderr
+
+
+# ---- volumes that cannot be used, and what the window loads
+
+
+def test_a_volume_without_numbers_is_refused_at_once_and_the_one_before_stays(work):
+    values = np.full(work.volume.shape, np.nan, np.float32)
+    hollow = work.desktop.slicer_scene.add_volume(work.volume, "hollow")
+    hollow.SetAndObserveImageData(image_of(values))
+    work.panel.input.ui.volumeSelector.setCurrentNode(hollow)
+    work.desktop.pass_time(0.5)
+    assert work.session.volume_node is work.node and work.panel.input.volume_node is work.node
+    assert ["hollow" in text for text in work.desktop.messages()] == [True]
+    clicked(work)
+
+
+def test_a_volume_put_aside_is_not_exchanged_for_another_one_behind_the_users_back(work):
+    work.desktop.slicer_scene.add_volume(work.volume, "another")
+    clicked(work)
+    bend = vtk.vtkThinPlateSplineTransform()
+    points, moved = vtk.vtkPoints(), vtk.vtkPoints()
+    for point in ((0, 0, 0), (50, 0, 0), (0, 50, 0), (0, 0, 50), (30, 30, 30)):
+        points.InsertNextPoint(point)
+        moved.InsertNextPoint(point[0] + point[1] ** 2 / 100, point[1], point[2])
+    bend.SetSourceLandmarks(points)
+    bend.SetTargetLandmarks(moved)
+    bend.SetBasisToR()
+    transform = work.desktop.slicer_scene.add("vtkMRMLTransformNode", "bend")
+    transform.SetAndObserveTransformToParent(bend)
+    work.node.SetAndObserveTransformNodeID(transform.GetID())
+    work.desktop.wait(lambda: work.session.volume_node is None)
+    work.desktop.pass_time(1.0)
+    assert work.session.volume_node is None and any("put aside" in text for text in work.desktop.messages())
+    work.node.SetAndObserveTransformNodeID(None)
+    work.desktop.wait(lambda: work.session.volume_node is work.node)
+    assert len(work.session.prompts) == 1
+
+
+def test_a_volume_that_is_refused_is_offered_once(desktop, caplog):
+    panel = desktop.open()
+    flat = desktop.slicer_scene.add_volume(body_phantom(seed=1, shape=(8, 32, 32), spacing=(8, 8, 9))[0], "flat")
+    matrix = vtk.vtkMatrix4x4()
+    matrix.SetElement(2, 2, 0)
+    flat.SetIJKToRASMatrix(matrix)
+    desktop.wait(lambda: any("geometry" in text for text in desktop.messages()))
+    desktop.pass_time(1.0)
+    assert len([record for record in caplog.records if "geometry" in record.getMessage()]) == 1
+    flat.SetIJKToRASMatrix(vtk.vtkMatrix4x4())
+    desktop.wait(lambda: panel.host.session.volume_node is flat)
+
+
+def test_the_panel_loads_no_library_that_stops_the_window_for_long(root):
+    files = (root / "SAMFineTune").rglob("*.py")
+    found = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    names = sorted({node.module for node in found if isinstance(node, ast.ImportFrom) and node.module is not None
+                    and node.module.startswith("SAMFineTuneLib")})  # fmt: skip
+    assert len(names) > 20
+    code = f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n"
+    code += "print({name.split('.')[0] for name in sys.modules} & {'scipy', 'torch', 'onnxruntime', 'matplotlib'})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "set()", result.stdout + result.stderr
