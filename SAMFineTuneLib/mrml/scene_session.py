@@ -172,8 +172,9 @@ class SceneSession(SceneSync):
         self._look = None
 
     def stop_placing(self) -> None:
-        """Leave Slicer's place mode."""
+        """Leave Slicer's place mode. A click that no turn has seen yet still places its prompt."""
         self._place_again = None
+        self._place_clicks_that_wait()
         self.placing.stop()
         if self._work is not None:
             self._work.nodes.remove_empty()
@@ -190,6 +191,16 @@ class SceneSession(SceneSync):
             self.stop_placing()
         elif self.placing.clicks():
             self._place_clicks()
+
+    def _place_clicks_that_wait(self) -> None:
+        if self.volume is not None and self.placing.clicks():
+            self._place_clicks()
+
+    def store(self, patience: float = 0.0) -> None:
+        """As `SceneSync.store`; a click that no turn has seen yet counts. Slicer does not say when it saves a scene, so
+        a program that saves right after placing prompts calls this first."""
+        self._place_clicks_that_wait()
+        super().store(patience)
 
     def _place_clicks(self) -> None:
         kind, clicks = self.placing.kind, self.placing.clicks()

@@ -106,7 +106,7 @@ class SceneSync(SceneInput):
             if self._settled:
                 self._work.sweep()
                 self._work.check(end)
-            if self._work.unwritten and not len(self._work.masks) and self._work.keeper.rested:
+            if self._work.time_to_write:
                 self._write_record()
         if self._work is None or not len(self._work.masks):
             self.found.step(late)
@@ -197,7 +197,7 @@ class SceneSync(SceneInput):
         self._write_record()
 
     def scene_saves(self) -> None:
-        """The scene is about to be saved: `scene_watch` says so."""
+        """The scene is about to be saved, by an application that says so beforehand; Slicer 5.12 does not."""
         self.store(_SAVE_PATIENCE)
 
     def _write_record(self) -> None:

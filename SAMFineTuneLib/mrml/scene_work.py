@@ -30,6 +30,7 @@ _NOT_KEPT = (
 )
 _MOST_REPAIRS = 3  # in a row
 _MOST_NAMED = 3
+_FEW_MASKS = 30  # whose record is written within milliseconds
 _OTHER_IMAGE = (
     "The prompts were placed on another image than this one: masks are made anew, propagated slices stay as they are."
 )
@@ -88,6 +89,13 @@ class Work:
     def unwritten(self) -> bool:
         """Whether the record in the scene is older than the keeper's."""
         return self.keeper.outdated or not self.masks.stored
+
+    @property
+    def time_to_write(self) -> bool:
+        """Whether to store the record now: soon, as Slicer does not say when it saves; once things are at rest where
+        the record is large or a job goes on changing it."""
+        small = not self.jobs and len(self.writer.masks()) <= _FEW_MASKS
+        return self.unwritten and not len(self.masks) and (small or self.keeper.rested)
 
     # ---- opening
 

@@ -488,6 +488,45 @@ def test_a_scene_saved_before_the_worker_ever_answered(
     assert is_right(again, made, prompt.segment_id, 1, [9])
 
 
+def test_a_mask_that_was_saved_at_once_goes_with_its_prompt_later(
+    host, made, red, slicer_scene, load_mrb, open_session, tmp_path
+):
+    """Slicer does not say when it saves: what belongs to which prompt is stored soon after every mask."""
+    session = host.session
+    host.settle()
+    turn_to(red, aligned_plane(made[0], "axial", 9))
+    session.place("positive", red, [ras(made[0], *tube(9))])
+    host.until(lambda: held_voxels(session, "first").any())
+    for _ in range(2):  # in the next turn the views are drawn, and then it is stored
+        host.pump()
+    path = str(tmp_path / "scene.mrb")
+    assert slicer_scene.scene.WriteToMRB(path, None)
+    again = open_session(load_mrb(path))
+    again.session.attach()
+    again.settle()
+    (prompt,) = again.session.prompts
+    assert held_voxels(again.session, "first").any()
+    again.session.delete(prompt.number)
+    again.settle()
+    assert not held_voxels(again.session, "first").any()
+
+
+def test_prompts_whose_segments_were_lost_are_spoken_of(
+    host, made, red, slicer_scene, load_mrb, open_session, tmp_path
+):
+    """As when the file of the segmentation is missing."""
+    filled(host, made, red)
+    path = str(tmp_path / "scene.mrb")
+    assert slicer_scene.scene.WriteToMRB(path, None)
+    loaded = load_mrb(path)
+    loaded.scene.GetFirstNodeByClass("vtkMRMLSegmentationNode").GetSegmentation().RemoveAllSegments()
+    again = open_session(loaded)
+    again.session.attach()
+    again.settle()
+    assert again.session.prompts == ()
+    assert ["3 prompts went" in text for text in again.texts(Failed)] == [True]
+
+
 def test_another_image_below_the_same_prompts(host, made, red, slicer_scene, load_mrb, open_session, tmp_path):
     filled(host, made, red)
     path = str(tmp_path / "scene.mrb")

@@ -15,6 +15,13 @@ VIEWS = (("Red", "Axial"), ("Green", "Coronal"), ("Yellow", "Sagittal"))
 PATIENCE = 60.0  # s
 
 
+def _runs(process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Desktop:
     """Stands where Slicer's main window stands."""
 
@@ -38,8 +45,11 @@ class Desktop:
         slicer.util.loadScene = self.load
 
     def processes(self) -> set:
-        """Those that were started since the desktop was there, and still run."""
-        return set(psutil.Process().children(recursive=True)) - self._others
+        """Those that were started since the desktop was there, and still run.
+
+        One that was killed on a busy machine may wait to be seen as ended until the next one is started.
+        """
+        return {one for one in set(psutil.Process().children(recursive=True)) - self._others if _runs(one)}
 
     # ---- the module
 

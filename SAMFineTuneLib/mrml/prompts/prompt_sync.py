@@ -24,6 +24,7 @@ from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.prompts.plane_prompts import planes_of
 from SAMFineTuneLib.session.events import Event, Failed, Notice, PromptInfo
 from SAMFineTuneLib.session.intents import View
+from SAMFineTuneLib.wording import counted
 
 _HELD_FOR = 3.0  # seconds without a change after which a node counts as let go
 
@@ -104,10 +105,11 @@ class PromptSync:
             self.dirty = dirty
 
     def _tell_differences(self) -> bool:
-        known, told, added = set(self.given), False, []
+        known, told, added, homeless = set(self.given), False, [], 0
         for marked in self.nodes.read(self.volume):
             if not self._table.has(marked.segment_id):
                 self._remove(marked)
+                homeless += 1
             elif marked.number not in known:
                 added += self._add(marked)
             else:
@@ -122,6 +124,9 @@ class PromptSync:
             self._client.delete_prompt(number)
             told = True
         self.placed_on.clear()
+        if homeless:
+            name = self.nodes.segmentation_node.GetName()
+            self._tell(Failed(f"{counted(homeless, 'prompt')} went, because “{name}” no longer has their segments."))
         return bool(told or added)
 
     def add(self, segment_id: str, prompt: Prompt, view: View) -> int:
